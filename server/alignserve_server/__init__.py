@@ -1,0 +1,1 @@
+"""The alignserve server: ALIGN over gRPC, batched across callers."""

@@ -1,0 +1,153 @@
+"""Every error that a caller can meet, as one table of codes and reasons.
+
+Raise these where the fact is known; `rpc.interceptors` turns them into rich statuses. The same rows stand
+in `protos/README.md`, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+DOMAIN = "alignserve.v1"  # google.rpc.ErrorInfo.domain
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field at fault, as google.rpc.BadRequest reports it."""
+
+    field: str  # path from the request, such as images[3].content
+    description: str
+    reason: str
+
+
+class ServingError(Exception):
+    """An answer to a caller: a gRPC code, a stable reason and a message for people."""
+
+    code: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+    is_retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        violations: Sequence[FieldViolation] = (),
+        retry_delay_seconds: float | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.violations = tuple(violations)
+        self.retry_delay_seconds = retry_delay_seconds
+        self.metadata = metadata or {}
+
+
+class InvalidArgument(ServingError):
+    """The request can never succeed as it is."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "ARGUMENT_INVALID"
+
+    @classmethod
+    def at(cls, field: str, message: str) -> InvalidArgument:
+        """Builds the error with `field` named as the one at fault."""
+        return cls(message, violations=[FieldViolation(field, message, cls.reason)])
+
+    def under(self, field: str) -> InvalidArgument:
+        """Returns the same error, raised without a path, as the fault of `field`."""
+        return type(self).at(field, self.message)
+
+
+class ImageUnreadable(InvalidArgument):
+    reason = "IMAGE_UNREADABLE"
+
+
+class ImageTooLarge(InvalidArgument):
+    reason = "IMAGE_TOO_LARGE"
+
+
+class TextEmpty(InvalidArgument):
+    reason = "TEXT_EMPTY"
+
+
+class TextTooLong(InvalidArgument):
+    reason = "TEXT_TOO_LONG"
+
+
+class LabelsInvalid(InvalidArgument):
+    reason = "LABELS_INVALID"
+
+
+class TemplateInvalid(InvalidArgument):
+    reason = "TEMPLATE_INVALID"
+
+
+class RequestEmpty(InvalidArgument):
+    reason = "REQUEST_EMPTY"
+
+
+class RequestMalformed(InvalidArgument):
+    reason = "REQUEST_MALFORMED"
+
+
+class BatchTooLarge(InvalidArgument):
+    reason = "BATCH_TOO_LARGE"
+
+
+class CorrelationIdInvalid(InvalidArgument):
+    reason = "CORRELATION_ID_INVALID"
+
+
+class QueueFull(ServingError):
+    """The queue has no room; the retry delay comes from the measured drain rate."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "QUEUE_FULL"
+    is_retryable = True
+
+
+class ModelLoading(ServingError):
+    code = "UNAVAILABLE"
+    reason = "MODEL_LOADING"
+    is_retryable = True
+
+
+class ShuttingDown(ServingError):
+    code = "UNAVAILABLE"
+    reason = "SHUTTING_DOWN"
+    is_retryable = True
+
+
+class ModelStalled(ServingError):
+    code = "UNAVAILABLE"
+    reason = "MODEL_STALLED"
+    is_retryable = True
+
+
+class ExpiredInQueue(ServingError):
+    code = "DEADLINE_EXCEEDED"
+    reason = "EXPIRED_IN_QUEUE"
+
+
+class InferenceFailed(ServingError):
+    """The model failed on this item; the log has the cause under the same error id."""
+
+    code = "INTERNAL"
+    reason = "INFERENCE_FAILED"
+
+
+class InternalError(ServingError):
+    """A bug: the log has the cause under the same error id."""
+
+    code = "INTERNAL"
+    reason = "INTERNAL"
+
+
+def merge(errors: Sequence[InvalidArgument]) -> InvalidArgument:
+    """Joins the errors of several items into the first one's kind, keeping every field at fault."""
+    first = errors[0]
+    violations = [violation for error in errors for violation in error.violations]
+    message = first.message if len(errors) == 1 else f"{first.message} (and {len(errors) - 1} more)"
+    return type(first)(message, violations=violations)

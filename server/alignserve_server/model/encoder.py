@@ -1,0 +1,84 @@
+"""What the rest of the server needs of a model: the `Encoder` protocol and its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+PixelValues: TypeAlias = NDArray[np.uint8]  # (height, width, 3), resized and cropped, not yet rescaled
+Embeddings: TypeAlias = NDArray[np.float32]  # (batch, embedding_dimension), not normalized
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """One text as the model reads it."""
+
+    input_ids: tuple[int, ...]  # with special tokens, without padding
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is being served; the fields of `GetModelInfoResponse` that belong to the model."""
+
+    model_id: str
+    model_revision: str
+    fingerprint: str  # of weights, preprocessing, tokenizer, runtime and dtype
+    runtime: str
+    dtype: str
+    device: str
+    embedding_dimension: int
+    temperature: float
+    max_text_tokens: int
+
+
+class Encoder(Protocol):
+    """A loaded ALIGN model with its preprocessing.
+
+    `preprocess_image` and `tokenize` are called from several threads at once; they release the GIL for their
+    heavy part. `encode_images` and `encode_texts` are called from the threads of the lanes, one call at a
+    time per lane.
+    """
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def preprocess_image(self, content: bytes) -> PixelValues:
+        """Decodes, resizes and crops an encoded image.
+
+        Raises:
+            ImageUnreadable: The bytes are not an image of an accepted format, or it is broken.
+            ImageTooLarge: It has more bytes or pixels than the limits allow.
+        """
+        ...
+
+    def tokenize(self, text: str, *, truncate: bool) -> TokenizedText:
+        """Splits a text into the model's tokens, with special tokens.
+
+        Raises:
+            TextEmpty: The text is empty or blank.
+            TextTooLong: It has more bytes than the limit, or more tokens and `truncate` is false.
+        """
+        ...
+
+    def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
+        """Embeds images of one size. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
+        ...
+
+    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
+        ...
+
+
+class OutOfDeviceMemory(Exception):
+    """The batch did not fit the device; a smaller one may."""
+
+
+def l2_normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales each vector to length 1; a zero vector stays zero. Shape is kept, the last axis is the vector."""
+    norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
