@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+_T = TypeVar("_T")
 
 DOMAIN = "alignserve.v1"  # google.rpc.ErrorInfo.domain
 
@@ -53,7 +55,7 @@ class InvalidArgument(ServingError):
     @classmethod
     def at(cls, field: str, message: str) -> InvalidArgument:
         """Builds the error with `field` named as the one at fault."""
-        return cls(message, violations=[FieldViolation(field, message, cls.reason)])
+        return cls(f"{field}: {message}", violations=[FieldViolation(field, message, cls.reason)])
 
     def under(self, field: str) -> InvalidArgument:
         """Returns the same error, raised without a path, as the fault of `field`."""
@@ -145,8 +147,24 @@ class InternalError(ServingError):
     reason = "INTERNAL"
 
 
-def merge(errors: Sequence[InvalidArgument]) -> InvalidArgument:
-    """Joins the errors of several items into the first one's kind, keeping every field at fault."""
+def all_valid(answers: Sequence[_T | InvalidArgument], path: str) -> list[_T]:
+    """Returns the answers if none is an error.
+
+    Raises:
+        InvalidArgument: Some are; of the first one's kind, naming each field at fault by `path`, in which
+            `{}` stands for the position.
+    """
+    errors = [
+        answer.under(path.format(position))
+        for position, answer in enumerate(answers)
+        if isinstance(answer, InvalidArgument)
+    ]
+    if errors:
+        raise _merge(errors)
+    return [answer for answer in answers if not isinstance(answer, InvalidArgument)]
+
+
+def _merge(errors: Sequence[InvalidArgument]) -> InvalidArgument:
     first = errors[0]
     violations = [violation for error in errors for violation in error.violations]
     message = first.message if len(errors) == 1 else f"{first.message} (and {len(errors) - 1} more)"

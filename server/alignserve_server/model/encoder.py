@@ -47,6 +47,15 @@ class Encoder(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
+    @property
+    def device_memory_bytes(self) -> int:
+        """Memory that the model holds on its device now."""
+        ...
+
+    def enter_lane(self) -> None:
+        """Prepares the calling thread, once, for the `encode_*` calls that it is going to make."""
+        ...
+
     def preprocess_image(self, content: bytes) -> PixelValues:
         """Decodes, resizes and crops an encoded image.
 
@@ -79,6 +88,7 @@ class OutOfDeviceMemory(Exception):
 
 
 def l2_normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scales each vector to length 1; a zero vector stays zero. Shape is kept, the last axis is the vector."""
+    """Scales each vector (the last axis) to length 1; a zero vector stays zero."""
     norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
-    return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
+    normalized: NDArray[np.float32] = embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
+    return normalized

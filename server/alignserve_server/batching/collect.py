@@ -1,0 +1,62 @@
+"""Which of the waiting entries form the next batch: a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+from alignserve_server.batching.queue import Entry
+
+_WINDOW = 8  # batches' worth of oldest entries that are looked at, so that a long queue costs no more
+
+
+def collect(waiting: Iterable[Entry], limit: int, overhead: int = 0) -> list[Entry]:
+    """Chooses the oldest entry and, of those near it in length, as many as pay.
+
+    A batch is padded to its longest entry. So a neighbour joins only while the padding that it causes, in
+    itself or in the entries already chosen, is at most `overhead`: past that, a batch of its own is cheaper.
+    Entries of one length, such as images, come out oldest first.
+
+    Args:
+        waiting: Entries, oldest first.
+        limit: Most entries in the batch.
+        overhead: Fixed cost of a batch, in units of `Entry.length`.
+
+    Returns:
+        At most `limit` entries, the oldest among them; empty only if nothing waits.
+    """
+    window = list(islice(waiting, _WINDOW * limit))
+    if not window:
+        return []
+    oldest = window[0]
+    window.sort(key=lambda entry: entry.length)  # stable: equal lengths stay oldest first
+    low = high = window.index(oldest)
+    while high - low + 1 < limit:
+        shorter, longer = low - 1, high + 1
+        padding_below = _padding_of_shorter(window, shorter, high)
+        padding_above = _padding_of_longer(window, longer, low, high)
+        if min(padding_below, padding_above) > overhead:
+            break
+        if padding_above <= padding_below:
+            high = longer
+        else:
+            low = shorter
+    return window[low : high + 1]
+
+
+def _padding_of_shorter(window: list[Entry], shorter: int, high: int) -> float:
+    if shorter < 0:
+        return float("inf")
+    return window[high].length - window[shorter].length
+
+
+def _padding_of_longer(window: list[Entry], longer: int, low: int, high: int) -> float:
+    if longer >= len(window):
+        return float("inf")
+    return (window[longer].length - window[high].length) * (high - low + 1)
+
+
+def padding_ratio(batch: list[Entry]) -> float:
+    """Returns the share of a batch that is padding, from 0 to below 1."""
+    longest = max(entry.length for entry in batch)
+    return 1.0 - sum(entry.length for entry in batch) / (longest * len(batch))

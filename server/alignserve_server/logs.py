@@ -1,0 +1,54 @@
+"""Structured logs on standard error: one event a line, as JSON for machines or coloured for people."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import Processor
+
+
+def configure_logs(level: str, log_format: Literal["auto", "json", "console"]) -> None:
+    """Sends the server's events, and those of the libraries it uses, through one format.
+
+    Args:
+        level: Lowest level that is written, such as `info`.
+        log_format: `auto` is `console` on a terminal and `json` elsewhere.
+    """
+    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if is_console
+        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # A request line per hub look-up and gRPC's own tracebacks of killed calls are noise at `info`.
+    for name in ("httpx", "httpcore", "asyncio", "grpc"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
+    """Returns the logger for a module; call with keyword arguments, `log.info("batch_failed", size=3)`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(name)
+    return logger

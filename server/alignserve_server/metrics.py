@@ -1,0 +1,186 @@
+"""Every metric of the server, by name. Label values come from closed sets only, never from a client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from alignserve_server.errors import ExpiredInQueue, ServingError
+
+MODALITIES = ("image", "text")
+OUTCOMES = ("ok", "failed", "cancelled", "expired")
+
+_LATENCY_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0),
+)
+_BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_RATIO_BUCKETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
+
+
+class Metrics:
+    """The server's metrics, registered in the given registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        disable_created_metrics()  # a second series beside every counter, which nobody reads
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._define_rpcs()
+        self._define_items()
+        self._define_batches()
+        self._define_label_cache()
+        self._create_series()
+
+    def _define_rpcs(self) -> None:
+        # The names and labels of the gRPC ecosystem, so that existing dashboards work.
+        method = ["grpc_type", "grpc_service", "grpc_method"]
+        self.rpcs_started = self._counter("grpc_server_started", "RPCs started.", method)
+        self.rpcs_handled = self._counter("grpc_server_handled", "RPCs completed.", [*method, "grpc_code"])
+        self.rpc_seconds = self._histogram(
+            "grpc_server_handling_seconds", "Time from an RPC's start to its end.", _LATENCY_BUCKETS, method
+        )
+
+    def _define_items(self) -> None:
+        modality = ["modality"]
+        self.items_accepted = self._counter(
+            "alignserve_items_accepted",
+            "Images and texts (label prompts too) admitted: the sum of items by outcome and in flight.",
+            modality,
+        )
+        self.items = self._counter(
+            "alignserve_items", "Images and texts that have left, by outcome.", [*modality, "outcome"]
+        )
+        self.items_in_flight = self._gauge(
+            "alignserve_items_in_flight", "Images and texts admitted and not yet answered.", modality
+        )
+        self.rejected = self._counter(
+            "alignserve_rejected",
+            "Calls and stream items refused, by the reason they were given.",
+            ["reason"],
+        )
+        self.preprocess_seconds = self._histogram(
+            "alignserve_preprocess_seconds",
+            "Time to decode or tokenize a call's items.",
+            _LATENCY_BUCKETS,
+            modality,
+        )
+        self.queue_wait_seconds = self._histogram(
+            "alignserve_queue_wait_seconds", "Time an entry waited for its batch.", _LATENCY_BUCKETS, modality
+        )
+        self.queue_entries = self._gauge("alignserve_queue_entries", "Entries waiting for a batch.", modality)
+        self.queue_bytes = self._gauge(
+            "alignserve_queue_bytes",
+            "Bytes, as sent by callers, of the entries waiting for a batch.",
+            modality,
+        )
+
+    def _define_batches(self) -> None:
+        modality = ["modality"]
+        self.batch_size = self._histogram(
+            "alignserve_batch_size", "Entries per batch. Its sum counts the entries that reached the device.",
+            _BATCH_SIZE_BUCKETS, modality,
+        )  # fmt: skip
+        self.batch_compute_seconds = self._histogram(
+            "alignserve_batch_compute_seconds", "Time a batch spent in the model.", _LATENCY_BUCKETS, modality
+        )
+        self.batch_padding_ratio = self._histogram(
+            "alignserve_batch_padding_ratio",
+            "Share of a text batch's tokens that are padding.",
+            _RATIO_BUCKETS,
+        )
+        self.batch_splits = self._counter(
+            "alignserve_batch_splits", "Batches that failed whole and were retried in halves.", ["reason"]
+        )
+        self.device_busy_seconds = self._counter(
+            "alignserve_device_busy_seconds", "Time that lanes spent in the model, summed over lanes."
+        )
+        self.lanes = self._gauge("alignserve_lanes", "Batches that the device can run at once.")
+        self.device_memory_bytes = self._gauge(
+            "alignserve_device_memory_bytes", "Memory that the model holds on its device."
+        )
+        self.last_forward_timestamp = self._gauge(
+            "alignserve_last_forward_timestamp_seconds", "Unix time of the last successful batch."
+        )
+        self.model_info = self._gauge(
+            "alignserve_model_info",
+            "Always 1; what is being served stands in the labels.",
+            ["model_id", "fingerprint", "runtime", "dtype", "device", "server_version"],
+        )
+
+    def _define_label_cache(self) -> None:
+        self.label_cache_hits = self._counter("alignserve_label_cache_hits", "Labels found in the cache.")
+        self.label_cache_misses = self._counter(
+            "alignserve_label_cache_misses", "Labels that had to be embedded."
+        )
+        self.label_cache_coalesced = self._counter(
+            "alignserve_label_cache_coalesced",
+            "Labels that waited for another call's embedding of the same label.",
+        )
+        self.label_cache_entries = self._gauge("alignserve_label_cache_entries", "Labels in the cache.")
+
+    def _create_series(self) -> None:
+        # A series that appears only with its first event makes rates and alerts miss that event.
+        for modality in MODALITIES:
+            self.items_accepted.labels(modality)
+            self.items_in_flight.labels(modality)
+            self.preprocess_seconds.labels(modality)
+            self.queue_wait_seconds.labels(modality)
+            self.queue_entries.labels(modality)
+            self.queue_bytes.labels(modality)
+            self.batch_size.labels(modality)
+            self.batch_compute_seconds.labels(modality)
+            for outcome in OUTCOMES:
+                self.items.labels(modality, outcome)
+        for reason in ("error", "out_of_memory"):
+            self.batch_splits.labels(reason)
+
+    @contextmanager
+    def track_items(self, modality: str, count: int, is_expired: Callable[[], bool]) -> Iterator[None]:
+        """Counts `count` items in at entry and, by how the block ends, out again with their outcome."""
+        in_flight = self.items_in_flight.labels(modality)
+        self.items_accepted.labels(modality).inc(count)
+        in_flight.inc(count)
+        outcome = "failed"
+        try:
+            yield
+            outcome = "ok"
+        except ExpiredInQueue:
+            outcome = "expired"
+            raise
+        except asyncio.CancelledError:
+            # gRPC cancels the handler both when the caller leaves and when its deadline passes
+            outcome = "expired" if is_expired() else "cancelled"
+            raise
+        finally:
+            in_flight.dec(count)
+            self.items.labels(modality, outcome).inc(count)
+
+    def count_refusal(self, error: ServingError) -> None:
+        """Counts an error that refuses a call or stream item, rather than reports its failure."""
+        if error.code not in ("INTERNAL", "DEADLINE_EXCEEDED"):
+            self.rejected.labels(error.reason).inc()
+
+    def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
+        return Counter(name, text, labels or (), registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
+        return Gauge(name, text, labels or (), registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: list[str] | None = None
+    ) -> Histogram:
+        return Histogram(name, text, labels or (), buckets=buckets, registry=self.registry)

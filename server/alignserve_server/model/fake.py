@@ -1,0 +1,157 @@
+"""An `Encoder` without a model: deterministic embeddings, and faults on demand.
+
+Tests of the batcher and of the server use it, and so do load tests of everything but the model
+(`--checkpoint fake`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignserve_server.errors import ImageUnreadable, TextEmpty, TextTooLong
+from alignserve_server.model.encoder import (
+    Embeddings,
+    ModelInfo,
+    OutOfDeviceMemory,
+    PixelValues,
+    TokenizedText,
+    l2_normalize,
+)
+
+_SIDE = 4  # of an image's pixels; the 48 bytes are one digest
+_MAX_TEXT_TOKENS = 64
+_START, _END = 1, 2  # special tokens
+_FIRST_WORD = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FakeBatch:
+    """A batch that reached the device."""
+
+    modality: str  # image or text
+    keys: tuple[bytes, ...]  # of its entries, in order; see `FakeEncoder.key`
+
+
+class FakeEncoder:
+    """Embeds by hashing: equal inputs agree, others point elsewhere.
+
+    An image is any bytes but empty ones and those that start with `broken`. A text has a token per word.
+
+    Attributes:
+        gate: Forwards wait until it is set; it is set at first.
+        max_batch_size: Larger batches raise `OutOfDeviceMemory`; None for no limit.
+        failing: Keys of entries whose batch raises RuntimeError.
+        not_finite: Keys of entries whose embedding is NaN.
+        batches: Every batch that reached the device, in order, if `is_recording`.
+    """
+
+    def __init__(
+        self,
+        embedding_dimension: int = 8,
+        *,
+        is_recording: bool = True,
+        seconds_per_batch: float = 0.0,
+        seconds_per_entry: float = 0.0,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Simulates the time of a forward by `sleep`; recording is for tests, as it grows without bound."""
+        self.info = ModelInfo(
+            model_id="fake",
+            model_revision="",
+            fingerprint=f"fake-{embedding_dimension}",
+            runtime="fake",
+            dtype="float32",
+            device="cpu",
+            embedding_dimension=embedding_dimension,
+            temperature=0.1,
+            max_text_tokens=_MAX_TEXT_TOKENS,
+        )
+        self.gate = threading.Event()
+        self.gate.set()
+        self.max_batch_size: int | None = None
+        self.failing: set[bytes] = set()
+        self.not_finite: set[bytes] = set()
+        self.batches: list[FakeBatch] = []
+        self._is_recording = is_recording
+        self._seconds_per_batch = seconds_per_batch
+        self._seconds_per_entry = seconds_per_entry
+        self._sleep = sleep
+
+    @property
+    def device_memory_bytes(self) -> int:
+        return 0
+
+    def enter_lane(self) -> None:
+        """Does nothing: hashing has no threads."""
+
+    def preprocess_image(self, content: bytes) -> PixelValues:
+        """Returns (4, 4, 3) pixels that stand for the bytes."""
+        if not content or content.startswith(b"broken"):
+            raise ImageUnreadable("image is empty or broken")
+        digest = hashlib.blake2b(content, digest_size=_SIDE * _SIDE * 3).digest()
+        return np.frombuffer(digest, np.uint8).reshape(_SIDE, _SIDE, 3)
+
+    def tokenize(self, text: str, *, truncate: bool) -> TokenizedText:
+        """Returns a token per word, between two special ones."""
+        words = text.split()
+        room = _MAX_TEXT_TOKENS - 2
+        if not words:
+            raise TextEmpty("text is empty or blank")
+        if len(words) > room and not truncate:
+            raise TextTooLong(f"text has {len(words) + 2} tokens, limit {_MAX_TEXT_TOKENS}")
+        ids = (_START, *(_word_id(word) for word in words[:room]), _END)
+        return TokenizedText(ids, truncated=len(words) > room)
+
+    def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
+        return self._forward("image", [pixels.tobytes() for pixels in batch])
+
+    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+        return self._forward("text", [_text_key(text) for text in batch])
+
+    def key(self, payload: bytes | str) -> bytes:
+        """Names an input in `failing`, `not_finite` and `batches`."""
+        if isinstance(payload, str):
+            return _text_key(self.tokenize(payload, truncate=True))
+        return self.preprocess_image(payload).tobytes()
+
+    def embedding_of(self, payload: bytes | str) -> Embeddings:
+        """Returns what an image or a text must come out as: (embedding_dimension,), length 1."""
+        return self._embed(self.key(payload))
+
+    def _forward(self, modality: str, keys: list[bytes]) -> Embeddings:
+        if self._is_recording:
+            self.batches.append(FakeBatch(modality, tuple(keys)))
+        self.gate.wait()
+        self._spend(len(keys))
+        if self.max_batch_size is not None and len(keys) > self.max_batch_size:
+            raise OutOfDeviceMemory(f"{len(keys)} entries, room for {self.max_batch_size}")
+        if self.failing.intersection(keys):
+            raise RuntimeError("poisonous entry in the batch")
+        embeddings = np.stack([self._embed(key) for key in keys])
+        embeddings[[key in self.not_finite for key in keys]] = np.nan
+        return embeddings
+
+    def _spend(self, entries: int) -> None:
+        seconds = self._seconds_per_batch + entries * self._seconds_per_entry
+        if seconds:
+            self._sleep(seconds)
+
+    def _embed(self, key: bytes) -> Embeddings:
+        dimension = self.info.embedding_dimension
+        raw = np.frombuffer(hashlib.shake_256(key).digest(4 * dimension), np.int32)
+        return l2_normalize(raw.astype(np.float32))
+
+
+def _word_id(word: str) -> int:
+    digest = hashlib.blake2b(word.encode(errors="replace"), digest_size=4).digest()
+    return _FIRST_WORD + int.from_bytes(digest, "little")
+
+
+def _text_key(text: TokenizedText) -> bytes:
+    return np.asarray(text.input_ids, np.int64).tobytes()

@@ -1,0 +1,69 @@
+"""Whether calls can be served now, as the servicer and grpc.health.v1 see it."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from alignserve.v1 import align_service_pb2 as pb
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio
+
+from alignserve_server.errors import ModelLoading, ModelStalled, ShuttingDown
+
+SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"].full_name
+_SERVICES = ("", SERVICE)
+
+
+class State(Enum):
+    """Where the server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    STALLED = "stalled"
+    DRAINING = "draining"
+
+
+class Readiness:
+    """The state, and its view by grpc.health.v1: SERVING only when ready, for the server and per service."""
+
+    def __init__(self) -> None:
+        self.state = State.LOADING
+        self.servicer = aio.HealthServicer()
+
+    async def start(self) -> None:
+        """Publishes NOT_SERVING, before the port opens."""
+        await self._publish(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def enter(self, state: State) -> None:
+        """Changes the state. Draining is final."""
+        if State.DRAINING in (self.state, state):
+            self.state = State.DRAINING
+            await self.servicer.enter_graceful_shutdown()
+            return
+        self.state = state
+        is_ready = state is State.READY
+        await self._publish(
+            health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+
+    def check(self) -> None:
+        """Passes if calls can be served. A draining server still serves those that come.
+
+        Raises:
+            ModelLoading, ModelStalled: They cannot, for now.
+        """
+        if self.state is State.LOADING:
+            raise ModelLoading("the model is loading; retry after the delay", retry_delay_seconds=1.0)
+        if self.state is State.STALLED:
+            raise ModelStalled("the model is stuck; retry on another server", retry_delay_seconds=5.0)
+
+    async def _publish(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in _SERVICES:
+            await self.servicer.set(service, status)
+
+
+def shutting_down() -> ShuttingDown:
+    """Builds the error that ends streams when the server shuts down."""
+    return ShuttingDown(
+        "the server is shutting down; send unanswered items on a new stream", retry_delay_seconds=0.1
+    )

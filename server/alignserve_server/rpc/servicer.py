@@ -1,0 +1,137 @@
+"""The RPCs of `alignserve.v1.AlignService`, each a straight way from message to engine to message."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+
+from alignserve_server.batching.engine import Call, Engine
+from alignserve_server.errors import RequestEmpty
+from alignserve_server.metrics import Metrics
+from alignserve_server.rpc import convert
+from alignserve_server.rpc.health import Readiness, shutting_down
+from alignserve_server.rpc.streaming import InferStream
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AlignServicer(pb_grpc.AlignServiceServicer):
+    """Serves the API once `engine` is set; until then `readiness` refuses calls."""
+
+    def __init__(
+        self, readiness: Readiness, limits: convert.RequestLimits, metrics: Metrics, server_version: str
+    ) -> None:
+        self.engine: Engine | None = None
+        self._readiness = readiness
+        self._limits = limits
+        self._metrics = metrics
+        self._server_version = server_version
+        self._streams: set[InferStream] = set()
+        self._is_draining = False
+
+    async def EmbedImage(self, request: pb.EmbedImageRequest, context: Context) -> pb.EmbedImageResponse:
+        return await self._embed_image(request, _call(context))
+
+    async def EmbedText(self, request: pb.EmbedTextRequest, context: Context) -> pb.EmbedTextResponse:
+        return await self._embed_text(request, _call(context))
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        return await self._classify(request, _call(context))
+
+    async def GetModelInfo(
+        self,
+        request: pb.GetModelInfoRequest,  # noqa: ARG002 — the message is empty
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetModelInfoResponse:
+        return convert.model_info(self._ready_engine().info, self._limits, self._server_version)
+
+    async def StreamInfer(  # type: ignore[override]  # a coroutine that writes is gRPC's other kind of handler
+        self, requests: AsyncIterator[pb.StreamInferRequest], context: Context
+    ) -> None:
+        if self._is_draining:
+            raise shutting_down()
+        deadline = _call(context).deadline
+        stream = InferStream(
+            self._infer,
+            context.write,
+            Call(deadline, waits_for_room=True),
+            self._metrics,
+            max_in_flight=self._limits.max_stream_in_flight,
+        )
+        self._streams.add(stream)
+        try:
+            await stream.run(requests)
+        finally:
+            self._streams.discard(stream)
+
+    def drain_streams(self) -> None:
+        """Lets every stream answer what it has read and end, and refuses new ones."""
+        self._is_draining = True
+        for stream in self._streams:
+            stream.drain()
+
+    async def _infer(self, request: pb.StreamInferRequest, call: Call) -> pb.StreamInferResponse:
+        kind = request.WhichOneof("request")
+        if kind == "embed_image":
+            return pb.StreamInferResponse(embed_image=await self._embed_image(request.embed_image, call))
+        if kind == "embed_text":
+            return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call))
+        if kind == "classify":
+            return pb.StreamInferResponse(classify=await self._classify(request.classify, call))
+        raise RequestEmpty.at("request", "no request; set embed_image, embed_text or classify")
+
+    async def _embed_image(self, request: pb.EmbedImageRequest, call: Call) -> pb.EmbedImageResponse:
+        start = time.perf_counter()
+        engine = self._ready_engine()
+        contents = convert.image_contents(request.images, self._limits)
+        encode = convert.embedding_encoder(request.embedding_options)
+        result = await engine.embed_images(contents, call)
+        return pb.EmbedImageResponse(
+            embeddings=encode(result.embeddings),
+            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
+        )
+
+    async def _embed_text(self, request: pb.EmbedTextRequest, call: Call) -> pb.EmbedTextResponse:
+        start = time.perf_counter()
+        engine = self._ready_engine()
+        texts = convert.texts(request.texts, self._limits)
+        encode = convert.embedding_encoder(request.embedding_options)
+        result = await engine.embed_texts(texts, call, truncate=request.truncate)
+        return pb.EmbedTextResponse(
+            embeddings=encode(result.embeddings),
+            tokenizations=convert.tokenizations(result.texts),
+            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
+        )
+
+    async def _classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
+        start = time.perf_counter()
+        engine = self._ready_engine()
+        contents = convert.image_contents(request.images, self._limits)
+        labels = convert.labels(request.labels, self._limits)
+        templates = convert.prompt_templates(request.prompt_templates, self._limits)
+        top_k = convert.top_k(request.top_k)
+        found = await engine.classify(contents, labels, templates, top_k, call)
+        stats = convert.inference_stats(found.timings, start, found.cached_label_count)
+        return pb.ClassifyResponse(
+            results=convert.classification_results(found, labels),
+            stats=stats if request.include_stats else None,
+        )
+
+    def _ready_engine(self) -> Engine:
+        self._readiness.check()
+        assert self.engine is not None  # noqa: S101 — `server` sets it before it reports ready
+        return self.engine
+
+
+def _call(context: Context) -> Call:
+    remaining = context.time_remaining()
+    if remaining is None or not math.isfinite(remaining):
+        return Call()
+    return Call(deadline=asyncio.get_running_loop().time() + remaining)

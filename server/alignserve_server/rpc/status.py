@@ -1,0 +1,89 @@
+"""A `ServingError` as google.rpc.Status, for the end of a call or inside a stream.
+
+Details follow https://google.aip.dev/193.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from alignserve_server.errors import DOMAIN, InvalidArgument, ServingError
+
+# Trailers larger than 8 KiB are dropped by common proxies, and clients accept no more by default.
+_MAX_VIOLATIONS = 16
+_MAX_MESSAGE_CHARACTERS = 512
+_JITTER = 0.25  # spreads callers that were refused together
+
+
+def to_status_proto(error: ServingError) -> status_pb2.Status:
+    """Builds the status with ErrorInfo, and BadRequest or RetryInfo where they apply."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    ]
+    if isinstance(error, InvalidArgument) and error.violations:
+        details.append(_bad_request(error))
+    delay = _retry_delay_seconds(error)
+    if delay is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(delay)))
+    status = status_pb2.Status(
+        code=_code(error).value[0],  # (number, text)
+        message=error.message[:_MAX_MESSAGE_CHARACTERS],
+    )
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def to_grpc_status(error: ServingError) -> Any:
+    """Builds the same as the trailing metadata that ends a call.
+
+    `grpc-retry-pushback-ms` makes the retry policies that are built into gRPC clients, in every language,
+    wait as long as RetryInfo says.
+    """
+    proto = to_status_proto(error)
+    status = rpc_status.to_status(proto)  # a namedtuple of code, details, trailing_metadata; typed as Any
+    for detail in proto.details:
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            pushback = ("grpc-retry-pushback-ms", str(retry.retry_delay.ToMilliseconds()))
+            status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
+    return status
+
+
+def _code(error: ServingError) -> grpc.StatusCode:
+    return grpc.StatusCode[error.code]
+
+
+def _bad_request(error: ServingError) -> error_details_pb2.BadRequest:
+    return error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(
+                field=violation.field,
+                description=violation.description[:_MAX_MESSAGE_CHARACTERS],
+                reason=violation.reason,
+            )
+            for violation in error.violations[:_MAX_VIOLATIONS]
+        ]
+    )
+
+
+def _retry_delay_seconds(error: ServingError) -> float | None:
+    if not error.is_retryable:
+        return None
+    delay = error.retry_delay_seconds if error.retry_delay_seconds is not None else 1.0
+    return delay * (1.0 + _JITTER * random.random())  # noqa: S311 — not a secret
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromMilliseconds(round(seconds * 1000))
+    return duration

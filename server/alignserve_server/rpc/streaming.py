@@ -1,0 +1,162 @@
+"""One `StreamInfer` call: items run side by side, responses leave in the order that the client chose.
+
+A slot of the window is taken before a message is read and freed when its response is written. So a client
+that sends faster than the model runs, or stops reading, is paused by HTTP/2 flow control, and a stream holds
+at most `max_in_flight` items.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from alignserve.v1 import align_service_pb2 as pb
+
+from alignserve_server.batching.engine import Call
+from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError
+from alignserve_server.metrics import Metrics
+from alignserve_server.rpc.health import shutting_down
+from alignserve_server.rpc.interceptors import internal_error
+from alignserve_server.rpc.status import to_status_proto
+
+Infer = Callable[[pb.StreamInferRequest, Call], Awaitable[pb.StreamInferResponse]]
+_Answer = asyncio.Task[pb.StreamInferResponse]
+
+_MAX_CORRELATION_ID_BYTES = 128
+_ORDERS = (
+    pb.DELIVERY_ORDER_UNSPECIFIED,
+    pb.DELIVERY_ORDER_AS_COMPLETED,
+    pb.DELIVERY_ORDER_AS_REQUESTED,
+)
+
+
+class InferStream:
+    """Runs the items of one stream."""
+
+    def __init__(
+        self,
+        infer: Infer,
+        write: Callable[[pb.StreamInferResponse], Awaitable[None]],
+        call: Call,
+        metrics: Metrics,
+        *,
+        max_in_flight: int,
+    ) -> None:
+        self._infer = infer
+        self._write = write
+        self._call = call
+        self._metrics = metrics
+        self._window = asyncio.Semaphore(max_in_flight)
+        self._answers: set[_Answer] = set()  # in flight, and finished but not yet written
+        self._outbox: asyncio.Queue[_Answer | None] = asyncio.Queue()  # bounded by the window; None ends it
+        self._ids_in_flight: set[str] = set()
+        self._is_ordered = False
+        self._is_draining = False
+        self._reader: asyncio.Task[None] | None = None
+
+    async def run(self, requests: AsyncIterator[pb.StreamInferRequest]) -> None:
+        """Answers every request that it reads.
+
+        Raises:
+            ServingError: The stream cannot go on; everything read before has been answered.
+        """
+        self._reader = asyncio.create_task(self._read(requests))
+        try:
+            await self._write_answers()
+            await self._finish_reading()
+        finally:
+            for task in (self._reader, *self._answers):
+                task.cancel()
+            await asyncio.gather(self._reader, *self._answers, return_exceptions=True)
+
+    def drain(self) -> None:
+        """Stops reading; `run` answers what was read and then raises `ShuttingDown`."""
+        self._is_draining = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def _read(self, requests: AsyncIterator[pb.StreamInferRequest]) -> None:
+        is_first = True
+        try:
+            while True:
+                await self._window.acquire()
+                try:
+                    request = await requests.__anext__()
+                except StopAsyncIteration:
+                    return
+                options_only = is_first and self._take_options(request)
+                if options_only:
+                    self._window.release()
+                else:
+                    self._start(request, is_first=is_first)
+                is_first = False
+        finally:
+            self._outbox.put_nowait(None)
+
+    def _take_options(self, request: pb.StreamInferRequest) -> bool:
+        """Applies the options of the first message; says whether it carries nothing else."""
+        order = request.stream_options.delivery_order
+        if order not in _ORDERS:
+            raise InvalidArgument.at(
+                "stream_options.delivery_order", f"order {order} is unknown; use one of DeliveryOrder"
+            )
+        self._is_ordered = order == pb.DELIVERY_ORDER_AS_REQUESTED
+        return request.WhichOneof("request") is None and request.HasField("stream_options")
+
+    def _start(self, request: pb.StreamInferRequest, *, is_first: bool) -> None:
+        answer = asyncio.create_task(self._answer(request, is_first=is_first))
+        self._answers.add(answer)
+        if self._is_ordered:
+            self._outbox.put_nowait(answer)
+        else:
+            answer.add_done_callback(self._outbox.put_nowait)
+
+    async def _answer(self, request: pb.StreamInferRequest, *, is_first: bool) -> pb.StreamInferResponse:
+        correlation_id = request.correlation_id
+        is_ours = False
+        try:
+            if request.HasField("stream_options") and not is_first:
+                raise InvalidArgument.at("stream_options", "sent too late; send them first")
+            self._check_id(correlation_id)
+            self._ids_in_flight.add(correlation_id)
+            is_ours = True
+            response = await self._infer(request, self._call)
+        except ServingError as error:
+            self._metrics.count_refusal(error)
+            response = pb.StreamInferResponse(error=to_status_proto(error))
+        except Exception as error:  # noqa: BLE001 — one item's bug must not end the stream
+            response = pb.StreamInferResponse(error=to_status_proto(internal_error("StreamInfer", error)))
+        finally:
+            if is_ours:
+                self._ids_in_flight.discard(correlation_id)
+        response.correlation_id = correlation_id
+        return response
+
+    def _check_id(self, correlation_id: str) -> None:
+        size = len(correlation_id.encode())
+        if not 1 <= size <= _MAX_CORRELATION_ID_BYTES:
+            raise CorrelationIdInvalid.at(
+                "correlation_id", f"id has {size} bytes; send from 1 to {_MAX_CORRELATION_ID_BYTES}"
+            )
+        if correlation_id in self._ids_in_flight:
+            raise CorrelationIdInvalid.at(
+                "correlation_id", f"{correlation_id!r} is in flight on this stream; ids must differ"
+            )
+
+    async def _write_answers(self) -> None:
+        is_reading = True
+        while is_reading or self._answers:
+            answer = await self._outbox.get()
+            if answer is None:
+                is_reading = False
+                continue
+            response = await answer
+            await self._write(response)
+            self._answers.discard(answer)
+            self._window.release()
+
+    async def _finish_reading(self) -> None:
+        if self._is_draining:
+            raise shutting_down()
+        if self._reader is not None:
+            await self._reader  # raises what ended it

@@ -1,0 +1,147 @@
+"""Every setting of the server, by flag, environment variable (`ALIGNSERVE_…`) or TOML file.
+
+A flag wins over the environment, which wins over the file, which wins over the default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+def _check_address(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not host or not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051 or [::]:50051")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Settings of `alignserve-server`."""
+
+    model_config = SettingsConfigDict(env_prefix="ALIGNSERVE_", extra="forbid", frozen=True)
+
+    # Where
+    listen: Address = Field("127.0.0.1:50051", description="HOST:PORT for gRPC; port 0 takes a free one")
+    metrics_listen: Address = Field("127.0.0.1:9464", description="HOST:PORT for Prometheus, at /metrics")
+    metrics: bool = Field(True, description="serve /metrics")
+    reflection: bool = Field(True, description="serve gRPC reflection, for grpcurl and the like")
+
+    # Model
+    checkpoint: str = Field(
+        "mini", description="folder or hub id of an ALIGN checkpoint; 'mini' is embedded and works offline"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="data type of the computation; auto is float32 on a CPU and float16 on a GPU"
+    )
+    lanes: Positive | None = Field(
+        None, description="batches run at once; default: one per core on a CPU, one on a GPU"
+    )
+    threads_per_lane: Positive = Field(1, description="CPU threads that one batch uses")
+    decode_threads: Positive | None = Field(
+        None, description="threads that decode images; default: one per core"
+    )
+
+    # Batching
+    max_batch_size: Positive = Field(32, description="most entries in one batch")
+    max_image_batch_size: Positive | None = Field(
+        None, description="the same for images alone; default: 4 on a CPU, max_batch_size on a GPU"
+    )
+    max_queue_delay_ms: float = Field(
+        0.0, ge=0, description="longest that a free device waits to fill a batch; 0 never waits"
+    )
+    max_queue_size: Positive = Field(1024, description="most items waiting, per modality")
+    max_queue_bytes: Positive = Field(
+        256 << 20, description="most bytes waiting, per modality, as callers sent them"
+    )
+
+    # Limits of a request
+    max_client_batch_size: Positive = Field(64, description="most images or texts in one request")
+    max_labels: Positive = Field(1000, description="most labels in one Classify request")
+    max_prompt_templates: Positive = Field(100, description="most prompt templates in one Classify request")
+    max_image_bytes: Positive = Field(10 << 20, description="largest encoded image")
+    max_image_pixels: Positive = Field(25_000_000, description="largest decoded image, width times height")
+    max_text_bytes: Positive = Field(32 << 10, description="longest text, before tokenization")
+    max_request_bytes: Positive = Field(16 << 20, description="largest request message")
+    max_stream_in_flight: Positive = Field(32, description="most items in flight on one stream")
+    label_cache_size: Positive = Field(10_000, description="labels whose embeddings are kept")
+
+    # Life
+    warmup: bool = Field(True, description="run a batch of each modality before reporting ready")
+    drain_delay_seconds: float = Field(
+        2.0, ge=0, description="after SIGTERM, time to go on serving while balancers see NOT_SERVING"
+    )
+    shutdown_grace_seconds: float = Field(30.0, ge=0, description="then, time for accepted calls to finish")
+    stall_timeout_seconds: float = Field(
+        60.0, gt=0, description="a batch that runs longer turns health to NOT_SERVING"
+    )
+
+    # Connections
+    keepalive_time_seconds: float = Field(
+        30.0, gt=0, description="idle time before the server pings a client"
+    )
+    keepalive_timeout_seconds: float = Field(10.0, gt=0, description="time for a client to answer a ping")
+    max_connection_age_seconds: float | None = Field(
+        None, gt=0, description="age at which a connection is told to reconnect; default: never"
+    )
+    max_connection_age_grace_seconds: float = Field(
+        60.0, gt=0, description="time for the calls of an aged connection to finish"
+    )
+
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest level written"
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto is console on a terminal and json elsewhere"
+    )
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Settings:
+        if self.max_client_batch_size > self.max_queue_size:
+            raise ValueError(
+                f"max_client_batch_size ({self.max_client_batch_size}) is larger than max_queue_size "
+                f"({self.max_queue_size}), so the largest requests could never be admitted"
+            )
+        if self.max_image_bytes > min(self.max_request_bytes, self.max_queue_bytes):
+            raise ValueError("max_image_bytes is larger than max_request_bytes or max_queue_bytes")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 — the names are pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Orders the sources: what is passed in (flags), environment, file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(flags: dict[str, object], file: Path | None = None) -> Settings:
+    """Builds the settings from the flags that were given, the environment and an optional TOML file.
+
+    Raises:
+        pydantic.ValidationError: A value is out of range or a name is unknown.
+    """
+
+    class FileSettings(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    return FileSettings(**flags)  # type: ignore[arg-type]  # pydantic checks the values
