@@ -40,8 +40,8 @@ LoadEncoder = Callable[[Settings], Encoder]
 
 _CPU_IMAGE_BATCH_SIZE = 4  # larger image batches are slower on a CPU: their activations leave its caches
 _TEXT_BATCH_OVERHEAD_TOKENS = 16  # a text forward's fixed cost is about that of so many tokens
-_WATCHDOG_SECONDS = 1.0
 _LANES_STOP_SECONDS = 5.0
+_REFUSAL_SECONDS = 0.25
 
 
 class StartupError(Exception):
@@ -128,15 +128,22 @@ class Server:
         )
 
     async def drain(self, delay_seconds: float) -> None:
-        """Reports NOT_SERVING and goes on serving for a while, so that balancers look elsewhere first."""
+        """Reports NOT_SERVING and goes on serving for a while, so that balancers look elsewhere first.
+
+        Then refuses new calls for a moment. gRPC itself would cut off those that come while it closes with
+        CANCELLED, which no client retries; UNAVAILABLE is retried elsewhere.
+        """
         _log.info("draining", delay_seconds=delay_seconds)
         if self._watchdog is not None:
             self._watchdog.cancel()
         await self._readiness.enter(State.DRAINING)
         await asyncio.sleep(delay_seconds)
+        await self._readiness.enter(State.STOPPING)
+        await asyncio.sleep(min(delay_seconds, _REFUSAL_SECONDS))
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes no new calls, lets accepted ones finish within the grace, and closes everything."""
+        await self._readiness.enter(State.STOPPING)
         self._servicer.drain_streams()
         await self._grpc.stop(grace_seconds)
         if self._batcher is not None and not await self._batcher.stop(_LANES_STOP_SECONDS):
@@ -191,7 +198,7 @@ class Server:
     async def _watch(self, batcher: Batcher) -> None:
         """Ties health to progress: a batch that runs too long turns it to NOT_SERVING until it ends."""
         while True:
-            await asyncio.sleep(_WATCHDOG_SECONDS)
+            await asyncio.sleep(self._settings.watchdog_interval_seconds)
             running_seconds = batcher.longest_running_seconds()
             is_stalled = running_seconds > self._settings.stall_timeout_seconds
             if is_stalled and self._readiness.state is State.READY:
@@ -294,7 +301,7 @@ def load_encoder(settings: Settings) -> Encoder:
         StartupError: The device does not exist.
     """
     if settings.checkpoint == "fake":
-        return FakeEncoder()
+        return FakeEncoder(embedding_dimension=640, is_recording=False)
     from alignserve_server.model.align import load_align  # brings torch, which takes seconds
 
     try:

@@ -89,6 +89,7 @@ class Settings(BaseSettings):
     stall_timeout_seconds: float = Field(
         60.0, gt=0, description="a batch that runs longer turns health to NOT_SERVING"
     )
+    watchdog_interval_seconds: float = Field(1.0, gt=0, description="time between looks at that")
 
     # Connections
     keepalive_time_seconds: float = Field(

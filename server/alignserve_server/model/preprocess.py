@@ -120,6 +120,7 @@ def _crop_axis(pixels: PixelValues, axis: int, length: int) -> PixelValues:
     return np.pad(pixels, padding)
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # the check below covers them
 def _affine(config: Json) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Composes rescaling, normalizing and, of include_top, the second division by the deviation."""
     mean, std = (
@@ -132,8 +133,8 @@ def _affine(config: Json) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         scale, offset = scale / std, (offset - mean) / std
     if config["include_top"]:
         scale, offset = scale / std, offset / std
-    if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
-        raise ValueError("image_std has a zero")
+    if not np.isfinite([scale, offset]).all():
+        raise ValueError("image_mean or image_std is missing or zero")
     return scale.astype(np.float32), offset.astype(np.float32)
 
 

@@ -20,7 +20,8 @@ class State(Enum):
     LOADING = "loading"
     READY = "ready"
     STALLED = "stalled"
-    DRAINING = "draining"
+    DRAINING = "draining"  # on its way out, still serving
+    STOPPING = "stopping"
 
 
 class Readiness:
@@ -35,27 +36,30 @@ class Readiness:
         await self._publish(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def enter(self, state: State) -> None:
-        """Changes the state. Draining is final."""
-        if State.DRAINING in (self.state, state):
-            self.state = State.DRAINING
-            await self.servicer.enter_graceful_shutdown()
+        """Changes the state. There is no way back from draining, nor from stopping."""
+        if self.state is State.STOPPING or (self.state is State.DRAINING and state is not State.STOPPING):
             return
         self.state = state
-        is_ready = state is State.READY
-        await self._publish(
-            health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
+        if state in (State.DRAINING, State.STOPPING):
+            await self.servicer.enter_graceful_shutdown()
+        elif state is State.READY:
+            await self._publish(health_pb2.HealthCheckResponse.SERVING)
+        else:
+            await self._publish(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def check(self) -> None:
         """Passes if calls can be served. A draining server still serves those that come.
 
         Raises:
             ModelLoading, ModelStalled: They cannot, for now.
+            ShuttingDown: They cannot any more.
         """
         if self.state is State.LOADING:
             raise ModelLoading("the model is loading; retry after the delay", retry_delay_seconds=1.0)
         if self.state is State.STALLED:
             raise ModelStalled("the model is stuck; retry on another server", retry_delay_seconds=5.0)
+        if self.state is State.STOPPING:
+            raise shutting_down()
 
     async def _publish(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in _SERVICES:
@@ -65,5 +69,5 @@ class Readiness:
 def shutting_down() -> ShuttingDown:
     """Builds the error that ends streams when the server shuts down."""
     return ShuttingDown(
-        "the server is shutting down; send unanswered items on a new stream", retry_delay_seconds=0.1
+        "the server is shutting down; send what is unanswered to another", retry_delay_seconds=0.1
     )

@@ -16,7 +16,7 @@ from alignserve_server.batching.engine import Call, Engine
 from alignserve_server.errors import RequestEmpty
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc import convert
-from alignserve_server.rpc.health import Readiness, shutting_down
+from alignserve_server.rpc.health import Readiness
 from alignserve_server.rpc.streaming import InferStream
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -34,7 +34,6 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         self._metrics = metrics
         self._server_version = server_version
         self._streams: set[InferStream] = set()
-        self._is_draining = False
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Context) -> pb.EmbedImageResponse:
         return await self._embed_image(request, _call(context))
@@ -55,8 +54,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     async def StreamInfer(  # type: ignore[override]  # a coroutine that writes is gRPC's other kind of handler
         self, requests: AsyncIterator[pb.StreamInferRequest], context: Context
     ) -> None:
-        if self._is_draining:
-            raise shutting_down()
+        self._readiness.check()
         deadline = _call(context).deadline
         stream = InferStream(
             self._infer,
@@ -72,8 +70,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
             self._streams.discard(stream)
 
     def drain_streams(self) -> None:
-        """Lets every stream answer what it has read and end, and refuses new ones."""
-        self._is_draining = True
+        """Lets every stream answer what it has read and end."""
         for stream in self._streams:
             stream.drain()
 

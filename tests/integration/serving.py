@@ -1,0 +1,144 @@
+"""A real server on port 0 in the test's event loop, with a fake encoder, and a channel to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.server import Server
+from alignserve_server.settings import Settings
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the event loop run until the condition holds; the test's timeout bounds it."""
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+@dataclass
+class RunningServer:
+    """A server that is ready, what it runs, and a client of it."""
+
+    server: Server
+    encoder: FakeEncoder
+    channel: grpc.aio.Channel
+    stub: pb_grpc.AlignServiceAsyncStub
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Returns one value of /metrics; 0 if it is not there yet."""
+        return self.server.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def items(self, modality: str) -> dict[str, float]:
+        """Returns the account of a modality: accepted, in_flight, and each outcome."""
+        outcomes = ("ok", "failed", "cancelled", "expired")
+        return {
+            "accepted": self.sample("alignserve_items_accepted_total", modality=modality),
+            "in_flight": self.sample("alignserve_items_in_flight", modality=modality),
+            **{o: self.sample("alignserve_items_total", modality=modality, outcome=o) for o in outcomes},
+        }
+
+    def waiting(self, modality: str) -> float:
+        """Returns how many entries wait in a queue."""
+        return self.sample("alignserve_queue_entries", modality=modality)
+
+
+def settings(**overrides: Any) -> Settings:
+    """Builds settings for a test: free ports, no drain delay."""
+    values = {
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "127.0.0.1:0",
+        "drain_delay_seconds": 0.0,
+        "shutdown_grace_seconds": 5.0,
+        "lanes": 1,
+    }
+    return Settings(**{**values, **overrides})
+
+
+@asynccontextmanager
+async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> AsyncIterator[RunningServer]:
+    """Runs a server for the length of the block."""
+    encoder = encoder or FakeEncoder()
+    server = Server(settings(**overrides), lambda _: encoder)
+    await server.start()
+    await server.load()
+    encoder.batches.clear()  # of the warm-up
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        try:
+            yield RunningServer(server, encoder, channel, pb_grpc.AlignServiceStub(channel))
+        finally:
+            encoder.gate.set()
+            await server.drain(0.0)
+            await server.stop(5.0)
+
+
+def image_request(*contents: bytes, **fields: Any) -> pb.EmbedImageRequest:
+    """Builds a request for packed embeddings of images."""
+    return pb.EmbedImageRequest(
+        images=[pb.Image(content=content) for content in contents], embedding_options=PACKED, **fields
+    )
+
+
+def text_request(*texts: str, **fields: Any) -> pb.EmbedTextRequest:
+    """Builds a request for packed embeddings of texts."""
+    return pb.EmbedTextRequest(texts=texts, embedding_options=PACKED, **fields)
+
+
+def classify_request(content: bytes, *labels: str, **fields: Any) -> pb.ClassifyRequest:
+    """Builds a request to classify one image."""
+    return pb.ClassifyRequest(images=[pb.Image(content=content)], labels=labels, **fields)
+
+
+PACKED = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_FLOAT32)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a failed call told its caller."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    fields: list[str]
+    retry_delay_seconds: float | None
+    metadata: dict[str, str]
+    trailers: dict[str, Any]
+
+
+async def refused(call: Any) -> Refusal:
+    """Awaits a call that must fail, and reads its status."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return refusal_of(caught.value)
+
+
+def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
+    """Reads the rich status of a failed call."""
+    trailers = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
+    refusal = read_status(status)
+    return Refusal(error.code(), error.details() or "", *refusal[2:6], trailers)
+
+
+def read_status(
+    status: status_pb2.Status,
+) -> tuple[int, str, str, list[str], float | None, dict[str, str]]:
+    """Reads a google.rpc.Status: code, message, reason, fields, retry delay, metadata."""
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+        delay = error_details_pb2.RetryInfo()
+        if detail.Unpack(delay):
+            retry = delay.retry_delay.ToMilliseconds() / 1000
+    fields = [violation.field for violation in bad.field_violations]
+    return status.code, status.message, info.reason, fields, retry, dict(info.metadata)

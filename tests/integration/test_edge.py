@@ -1,0 +1,166 @@
+"""The edge of RPCs: malformed messages and unexpected exceptions leak nothing and never answer UNKNOWN."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve_server.metrics import Metrics
+from alignserve_server.rpc.interceptors import ServingInterceptor
+from tests.integration.serving import RunningServer, image_request, refused, text_request
+
+SECRET = "secret=/etc/passwd"
+
+
+class Failing(grpc.GenericRpcHandler):
+    """A service of all four kinds of RPC, each of which raises once it has read its request."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        kind = details.method.rpartition("/")[2]
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            getattr(self, kind),
+            request_deserializer=pb.EmbedTextRequest.FromString,
+            response_serializer=pb.EmbedTextResponse.SerializeToString,
+        )
+
+    async def unary_unary(self, request: Any, context: Any) -> None:
+        raise ValueError(SECRET)
+
+    async def unary_stream(self, request: Any, context: Any) -> AsyncIterator[pb.EmbedTextResponse]:
+        yield pb.EmbedTextResponse()
+        raise ValueError(SECRET)
+
+    async def stream_unary(self, requests: AsyncIterator[Any], context: Any) -> None:
+        async for _ in requests:
+            raise ValueError(SECRET)
+
+    async def stream_stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for _ in requests:
+            yield pb.EmbedTextResponse()
+            raise ValueError(SECRET)
+
+
+KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
+
+
+@pytest.fixture
+async def channel() -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a server with the interceptor and the failing service."""
+    server = grpc.aio.server(interceptors=[ServingInterceptor(Metrics(CollectorRegistry()))])
+    server.add_generic_rpc_handlers((Failing(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+        yield opened
+    await server.stop(None)
+
+
+async def call(channel: grpc.aio.Channel, kind: str, message: bytes) -> None:
+    """Sends raw bytes as one kind of RPC and reads it to its end."""
+    rpc = getattr(channel, kind)(f"/test.Failing/{kind}")(
+        iter([message]) if kind.startswith("stream") else message
+    )
+    if kind.endswith("unary"):
+        await rpc
+    else:
+        async for _ in rpc:
+            pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_malformed_protobuf_is_an_invalid_argument(channel: grpc.aio.Channel, kind: str) -> None:
+    """Bytes that are no message are the caller's fault, in every kind of RPC."""
+    error = await refused(call(channel, kind, b"\xff\xff\xff"))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_unexpected_exception_leaks_nothing_but_an_id(channel: grpc.aio.Channel, kind: str) -> None:
+    """The caller gets INTERNAL and an id to report; the exception's text stays in the log."""
+    error = await refused(call(channel, kind, b""))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert error.metadata["error_id"] in error.message
+    assert SECRET not in error.message
+    assert SECRET not in str(error.trailers)
+
+
+async def test_bad_utf8_in_a_string_is_an_invalid_argument(served: RunningServer) -> None:
+    """A protobuf string that is not UTF-8 is refused like any malformed message."""
+    raw = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
+
+    error = await refused(raw(b"\x0a\x02\xff\xfe"))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
+
+
+async def test_an_unknown_method_is_unimplemented_and_no_metric(served: RunningServer) -> None:
+    """Names that callers make up do not become series."""
+    error = await refused(served.channel.unary_unary("/alignserve.v1.AlignService/MadeUp")(b""))
+
+    names = {
+        sample.labels["grpc_method"]
+        for family in served.server.metrics.registry.collect()
+        for sample in family.samples
+        if "grpc_method" in sample.labels
+    }
+    assert error.code is grpc.StatusCode.UNIMPLEMENTED
+    assert "MadeUp" not in names
+
+
+async def test_a_message_over_the_limit_is_refused_before_it_is_read(served: RunningServer) -> None:
+    """gRPC's own limit answers RESOURCE_EXHAUSTED."""
+    error = await refused(served.stub.EmbedImage(image_request(b"x" * (17 << 20))))
+
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_reflection_lists_the_services(served: RunningServer) -> None:
+    """Tools find the API without the protos."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+
+    (response,) = [r async for r in stub.ServerReflectionInfo(iter([request]))]
+
+    names = {service.name for service in response.list_services_response.service}
+    assert {"alignserve.v1.AlignService", "grpc.health.v1.Health"} <= names
+
+
+async def test_known_traffic_gives_exactly_the_expected_counts(served: RunningServer) -> None:
+    """accepted = ok + failed + cancelled + expired + in flight, and calls by code."""
+    for i in range(7):
+        await served.stub.EmbedText(text_request(f"a {i}", f"b {i}"))
+    for i in range(3):
+        await served.stub.EmbedImage(image_request(f"image {i}".encode()))
+    for _ in range(2):
+        await refused(served.stub.EmbedImage(image_request(b"fine", b"broken")))
+    await refused(served.stub.EmbedText(pb.EmbedTextRequest()))
+
+    def handled(method: str, code: str) -> float:
+        return served.sample(
+            "grpc_server_handled_total",
+            grpc_type="unary",
+            grpc_service="alignserve.v1.AlignService",
+            grpc_method=method,
+            grpc_code=code,
+        )
+
+    zero = {"in_flight": 0, "cancelled": 0, "expired": 0}
+    assert served.items("text") == {"accepted": 14, "ok": 14, "failed": 0, **zero}
+    assert served.items("image") == {"accepted": 7, "ok": 3, "failed": 4, **zero}
+    assert handled("EmbedText", "OK") == 7
+    assert handled("EmbedText", "INVALID_ARGUMENT") == 1
+    assert handled("EmbedImage", "OK") == 3
+    assert handled("EmbedImage", "INVALID_ARGUMENT") == 2
+    assert served.sample("alignserve_rejected_total", reason="IMAGE_UNREADABLE") == 2
+    assert served.sample("alignserve_rejected_total", reason="REQUEST_EMPTY") == 1
+    assert served.sample("alignserve_batch_size_sum", modality="text") == 14
+    assert served.sample("alignserve_batch_size_sum", modality="image") == 3

@@ -1,0 +1,100 @@
+"""More than fits: unary calls are refused at once with a delay, streams wait."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from alignserve.v1 import align_service_pb2 as pb
+from tests.integration.serving import classify_request, image_request, refused, running, text_request, until
+
+
+async def test_a_full_queue_refuses_unary_calls_with_a_retry_delay() -> None:
+    """RESOURCE_EXHAUSTED says when to come back, to people, programs and gRPC's own retries."""
+    async with running(max_queue_size=4, max_client_batch_size=4) as served:
+        served.encoder.gate.clear()
+        plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
+        await until(lambda: len(served.encoder.batches) == 1)
+        waiting = asyncio.ensure_future(served.stub.EmbedText(text_request("a", "b", "c", "d")))
+        await until(lambda: served.waiting("text") == 4)
+
+        error = await refused(served.stub.EmbedText(text_request("one too many")))
+        image = asyncio.ensure_future(served.stub.EmbedImage(image_request(b"other queue")))
+        await until(lambda: served.waiting("image") == 1)
+        served.encoder.gate.set()
+        await asyncio.gather(plug, waiting, image)
+
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert error.retry_delay_seconds is not None
+        assert 0.02 <= error.retry_delay_seconds <= 40
+        assert int(error.trailers["grpc-retry-pushback-ms"]) == round(error.retry_delay_seconds * 1000)
+        assert served.sample("alignserve_rejected_total", reason="QUEUE_FULL") == 1
+        assert served.items("text")["accepted"] == 5
+
+
+async def test_a_queue_is_full_by_bytes_too() -> None:
+    """Few large images fill the room that many small ones would."""
+    async with running(max_queue_bytes=2000, max_image_bytes=1000) as served:
+        served.encoder.gate.clear()
+        plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
+        await until(lambda: len(served.encoder.batches) == 1)
+        waiting = [
+            asyncio.ensure_future(served.stub.EmbedImage(image_request(b"x" * 900 + bytes([i]))))
+            for i in range(2)
+        ]
+        await until(lambda: served.waiting("image") == 2)
+
+        error = await refused(served.stub.EmbedImage(image_request(b"y" * 900)))
+        served.encoder.gate.set()
+        await asyncio.gather(plug, *waiting)
+
+        assert error.reason == "QUEUE_FULL"
+
+
+async def test_a_stream_waits_for_room_and_leaves_some_to_unary_calls() -> None:
+    """A bulk stream is paused, not refused, and cannot fill the queue so that others starve."""
+    async with running(max_queue_size=8, max_client_batch_size=2) as served:
+        served.encoder.gate.clear()
+        plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
+        await until(lambda: len(served.encoder.batches) == 1)
+        call = served.stub.StreamInfer()
+        for i in range(20):
+            await call.write(pb.StreamInferRequest(correlation_id=str(i), embed_text=text_request(f"s {i}")))
+        await until(lambda: served.waiting("text") == 6)  # three quarters of 8
+
+        unary = asyncio.ensure_future(served.stub.EmbedText(text_request("u 1", "u 2")))
+        await until(lambda: served.waiting("text") == 8)
+        served.encoder.gate.set()
+        await call.done_writing()
+        answers = [response.WhichOneof("result") async for response in call]
+        await asyncio.gather(plug, unary)
+
+        assert answers == ["embed_text"] * 20
+        assert served.sample("alignserve_rejected_total", reason="QUEUE_FULL") == 0
+
+
+async def test_many_label_prompts_wait_for_room() -> None:
+    """A label set larger than the queue is embedded bit by bit instead of being refused."""
+    async with running(max_queue_size=8, max_client_batch_size=2) as served:
+        response = await served.stub.Classify(classify_request(b"x", *(f"label {i}" for i in range(300))))
+
+        assert len(response.results[0].classifications) == 300
+
+
+async def test_two_modalities_share_one_device() -> None:
+    """A backlog of images delays a text by about one batch, not by the backlog."""
+    async with running(max_image_batch_size=1) as served:
+        served.encoder.gate.clear()
+        images = [
+            asyncio.ensure_future(served.stub.EmbedImage(image_request(f"{i}".encode()))) for i in range(100)
+        ]
+        await until(lambda: served.waiting("image") == 99)
+        text = asyncio.ensure_future(served.stub.EmbedText(text_request("text")))
+        await until(lambda: served.waiting("text") == 1)
+
+        served.encoder.gate.set()
+        await asyncio.gather(text, *images)
+
+        position = [batch.modality for batch in served.encoder.batches].index("text")
+        assert position <= 2
