@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-STUBS := client/python/alignserve/v1
-PROTO := alignserve/v1/align_service.proto
+IMAGE := $(VENV)/protos.binpb
+BASELINE := protos/baseline.binpb
 
-.PHONY: help setup run test lint format typecheck protos bench clean
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format typecheck protos baseline bench clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(STAMP) ## Start a server on the embedded checkpoint, classify a photo, keep serving
-	@$(BIN)/python -m deploy.quickstart
+	@$(BIN)/python -m deploy.quickstart $(if $(PORT),--port $(PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(FLAGS)
 
 test: lint typecheck ## Run every check and every test
 	$(BIN)/python -m pytest
@@ -27,8 +28,13 @@ test: lint typecheck ## Run every check and every test
 lint: $(STAMP) ## Check style, import direction, protos and generated stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
-	$(BIN)/python protos/check.py
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/buf format --diff --exit-code protos
+	@# buf would fetch google/rpc from its registry; protoc has it at hand, so buf reads protoc's image.
+	$(BIN)/python protos/generate.py --image $(IMAGE)
+	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml
+	$(BIN)/buf breaking $(IMAGE) --against $(BASELINE) --config protos/buf.yaml
 
 format: $(STAMP) ## Rewrite Python and protos in the project's format
 	$(BIN)/ruff check --fix .
@@ -39,7 +45,10 @@ typecheck: $(STAMP) ## Check types
 	$(BIN)/mypy
 
 protos: $(STAMP) ## Generate the Python stubs from the protos
-	$(BIN)/python protos/generate.py $(STUBS)/../..
+	$(BIN)/python protos/generate.py
+
+baseline: $(STAMP) ## At a release, record its API as what later ones must not break
+	$(BIN)/python protos/generate.py --image $(BASELINE)
 
 bench: $(STAMP) ## Measure latency and throughput on this machine
 	$(BIN)/python -m tests.load

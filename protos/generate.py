@@ -1,8 +1,8 @@
 """Generates the Python stubs, or checks that the committed ones equal the protos.
 
-    python protos/generate.py            write client/python/alignserve/v1/
-    python protos/generate.py --check    exit 1 if a stub differs
-    python protos/generate.py --image F  write the descriptor set that buf lints and compares
+python protos/generate.py            write client/python/alignserve/v1/
+python protos/generate.py --check    exit 1 if a stub differs
+python protos/generate.py --image F  write the descriptor set that buf lints and compares
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ def _run_protoc(*options: str) -> None:
 
 def _compare(fresh: Path) -> int:
     names = sorted(path.name for path in fresh.iterdir())
-    stale = [name for name in names if not (STUBS / name).is_file() or not filecmp.cmp(fresh / name, STUBS / name, False)]
+    stale = [
+        name
+        for name in names
+        if not (STUBS / name).is_file() or not filecmp.cmp(fresh / name, STUBS / name, False)
+    ]
     for name in stale:
         print(f"{STUBS.relative_to(PROTOS.parent)}/{name} does not equal the protos; run `make protos`")
     return 1 if stale else 0

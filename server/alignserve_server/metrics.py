@@ -35,7 +35,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        disable_created_metrics()  # a second series beside every counter, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody reads
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
