@@ -172,7 +172,6 @@ class Batcher:
             return self._scheduler.discard(modality, entry)
 
     def _deliver(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
-        self._observe(batch, outcomes, seconds)
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             future = entry.future
             if future.done():  # the caller left while the batch ran
@@ -181,6 +180,7 @@ class Batcher:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+        self._observe(batch, outcomes, seconds)
 
     def _observe(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
         metrics, modality = self._metrics, batch.modality

@@ -37,25 +37,22 @@ class _Lineup:
         self.policy = policy
         self.queue = EntryQueue()
         self.max_batch_size = policy.max_batch_size  # halved when the device runs out of memory
-        self.used_seconds = 0.0  # virtual device time; the lineup with less goes first
+        self.used_seconds = 0.0  # the lineup with less goes first
         self.seconds_per_entry = 0.0
-        self.running_batches = 0
-
-    @property
-    def is_active(self) -> bool:
-        return bool(self.queue) or self.running_batches > 0
 
 
 class Scheduler:
     """Work-conserving and fair: what waits runs as soon as a lane is free.
 
     Of two modalities that both wait, the one that has used less device time goes first, so neither can
-    starve the other. A modality that comes back from idleness starts level: it has saved up no credit.
+    starve the other. One that had nothing waiting starts level with the latest batch: it has saved up no
+    credit. This is start-time fair queueing (Goyal et al., 1996), with lineups as flows.
     """
 
     def __init__(self, policies: Mapping[str, BatchPolicy], max_queue_delay_seconds: float = 0.0) -> None:
         self._lineups = {modality: _Lineup(policy) for modality, policy in policies.items()}
         self._max_queue_delay = max_queue_delay_seconds
+        self._level_seconds = 0.0  # what the lineup of the latest batch had used before it
 
     def waiting(self, modality: str) -> int:
         """Returns how many entries wait."""
@@ -72,9 +69,8 @@ class Scheduler:
     def push(self, modality: str, entry: Entry) -> None:
         """Adds an entry to the end of its queue."""
         lineup = self._lineups[modality]
-        if not lineup.is_active:
-            others = [other.used_seconds for other in self._lineups.values() if other.is_active]
-            lineup.used_seconds = max([lineup.used_seconds, *([min(others)] if others else [])])
+        if not lineup.queue:
+            lineup.used_seconds = max(lineup.used_seconds, self._level_seconds)
         lineup.queue.push(entry)
 
     def discard(self, modality: str, entry: Entry) -> bool:
@@ -102,8 +98,8 @@ class Scheduler:
         entries = collect(lineup.queue, min(lineup.max_batch_size, share), lineup.policy.overhead)
         lineup.queue.take(entries)
         estimate = lineup.seconds_per_entry * len(entries)
+        self._level_seconds = lineup.used_seconds
         lineup.used_seconds += estimate
-        lineup.running_batches += 1
         return Batch(modality, entries, now, estimate)
 
     def next_ripe_time(self) -> float | None:
@@ -114,7 +110,6 @@ class Scheduler:
     def finish(self, batch: Batch, seconds: float) -> None:
         """Charges the device time that a batch really took."""
         lineup = self._lineups[batch.modality]
-        lineup.running_batches -= 1
         lineup.used_seconds += seconds - batch.estimated_seconds
         per_entry = seconds / len(batch.entries)
         if lineup.seconds_per_entry:

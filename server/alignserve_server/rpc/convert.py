@@ -18,8 +18,8 @@ from alignserve_server.errors import (
     RequestEmpty,
     TemplateInvalid,
 )
-from alignserve_server.model.encoder import ModelInfo, TokenizedText, l2_normalize
 from alignserve_server.model.decode import IMAGE_FORMATS
+from alignserve_server.model.encoder import ModelInfo, TokenizedText, l2_normalize
 from alignserve_server.model.zero_shot import PLACEHOLDER, is_template
 
 
