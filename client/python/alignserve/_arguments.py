@@ -1,0 +1,166 @@
+"""The command line of `alignserve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from alignserve import __version__
+
+_EPILOG = """\
+examples:
+  alignserve info
+  alignserve classify cat.jpg --label cat --label dog --template 'a photo of a {label}'
+  alignserve embed cat.jpg dog.jpg --text 'a cat' 'a dog'
+  alignserve embed cat.jpg --npy vectors.npy
+  alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl
+
+exit codes:
+  0  all is well
+  1  some inputs of embed or stream failed; the others were written
+  2  the command line is wrong
+  3  no server, a busy one, or no answer in time: worth trying again
+  4  the request was refused, or an input cannot be read: trying again will not help
+  5  the server failed
+  130  interrupted
+  141  the reader of the output went away
+
+The server is --server, else the environment variable ALIGNSERVE_SERVER, else 127.0.0.1:50051.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser; the namespace that it fills has the name of the command in `command`."""
+    top = argparse.ArgumentParser(
+        prog="alignserve",
+        description="Embeds images and texts and classifies images, on an alignserve server.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"alignserve {__version__}")
+    _add_connection(top)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_info(commands)
+    _add_embed(commands)
+    _add_classify(commands)
+    _add_stream(commands)
+    return top
+
+
+def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    # The same options stand before and after the command; those after it must not undo those before.
+    def default(value: object) -> Any:
+        return argparse.SUPPRESS if again else value
+
+    group = parser.add_argument_group("connection")
+    group.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        default=default(os.environ.get("ALIGNSERVE_SERVER", "127.0.0.1:50051")),
+        help="address of the server (default: ALIGNSERVE_SERVER, else 127.0.0.1:50051)",
+    )
+    group.add_argument(
+        "--timeout-seconds",
+        metavar="S",
+        type=_positive_float,
+        default=default(30.0),
+        help="longest wait for an answer (default: 30); stream has no limit as a whole",
+    )
+    group.add_argument(
+        "--wait-seconds",
+        metavar="S",
+        type=_positive_float,
+        default=default(0.0),
+        help="first wait up to this long until the server is ready (default: do not wait)",
+    )
+
+
+def _add_info(commands: Any) -> None:
+    parser = _add_command(commands, "info", "print the model and the limits of the server")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_embed(commands: Any) -> None:
+    parser = _add_command(commands, "embed", "embed images and texts")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="*", type=Path, help="image file; files come before --text"
+    )
+    parser.add_argument(
+        "--text", metavar="TEXT", nargs="+", action="extend", default=[], help="text; may be repeated"
+    )
+    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument(
+        "--npy",
+        metavar="OUT",
+        type=Path,
+        help="save (inputs, dimension) float32 in input order; the row of an input that failed is NaN",
+    )
+
+
+def _add_classify(commands: Any) -> None:
+    parser = _add_command(commands, "classify", "score an image against labels (zero-shot)")
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="image file")
+    _add_labels(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_stream(commands: Any) -> None:
+    parser = _add_command(commands, "stream", "embed or classify folders of images")
+    parser.add_argument("path", metavar="PATH", nargs="+", type=Path, help="image file, or folder of such")
+    _add_labels(parser)
+    parser.add_argument("--ordered", action="store_true", help="write in the order of the files")
+    parser.add_argument(
+        "--window", metavar="N", type=_positive_int, default=32, help="images in flight (default: 32)"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--output",
+        metavar="OUT",
+        default="-",
+        help="JSON Lines, one line an image (default: - for stdout)",
+    )
+    output.add_argument(
+        "--npy",
+        metavar="OUT",
+        type=Path,
+        help="save (images, dimension) float32 in file order, and the names beside it as .txt",
+    )
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label", action="append", default=[], help="candidate label; may be repeated")
+    parser.add_argument("--labels-file", metavar="FILE", type=Path, help="labels, one a line")
+    parser.add_argument(
+        "--template", action="append", default=[], help="prompt with {label} in it; several are averaged"
+    )
+    parser.add_argument(
+        "--top-k", metavar="N", type=int, default=0, help="only the best N labels (default: all)"
+    )
+
+
+def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    # Any: argparse names the type of `commands` privately.
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+    )
+    _add_connection(parser, again=True)
+    return parser
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value

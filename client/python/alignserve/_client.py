@@ -1,0 +1,372 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, overload
+
+import grpc
+import numpy as np
+
+from alignserve import _requests, _responses
+from alignserve._channel import ChannelOptions, channel_options
+from alignserve._clock import Clock
+from alignserve._health import (
+    CHECK,
+    POLL_SECONDS,
+    SERVICE_NAME,
+    check_means_not_ready,
+    decode_is_serving,
+    encode_request,
+    not_ready,
+)
+from alignserve._images import ImageInput, as_list
+from alignserve._items import Dtype, Item, StreamResult
+from alignserve._requests import Limits
+from alignserve._results import (
+    Classification,
+    EmbeddingArray,
+    ImageClassifications,
+    ImageEmbeddings,
+    ModelInfo,
+    TextEmbeddings,
+)
+from alignserve._retry import RetryPolicy
+from alignserve._stream import Stream
+from alignserve._unary import UnaryCaller
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
+
+
+class Client:
+    """A connection to an alignserve server. Threads may share it; close it, or use it in a `with` statement.
+
+    A call that fails raises a subclass of `AlignserveError`; an input that cannot be read raises what reading
+    it raises, such as `FileNotFoundError`. A list too long for one request is split into several.
+
+    Args:
+        target: Address of the server, `HOST:PORT` or any gRPC target. Calls are spread over all the addresses
+            that it stands for.
+        timeout_seconds: Deadline of each request, over all its attempts. Streams have none of their own.
+        credentials: TLS, such as `grpc.ssl_channel_credentials()`. Without, the connection is not encrypted.
+        metadata: Sent with every call, such as `[("authorization", "Bearer …")]`; keys in lower case.
+        retry: When failed calls are repeated.
+        wait_for_ready: Waits for a server that cannot be reached, up to the deadline, rather than failing.
+        max_in_flight: Most requests in flight for one call that is split.
+        options: gRPC channel options, which win over those set here.
+    """
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        timeout_seconds: float = 30.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str | bytes]] = (),
+        retry: RetryPolicy | None = None,
+        wait_for_ready: bool = False,
+        max_in_flight: int = 4,
+        options: ChannelOptions = (),
+        _clock: Clock | None = None,
+    ) -> None:
+        self.target = target
+        self._timeout_seconds = timeout_seconds
+        self._metadata = tuple(metadata)
+        self._retry = retry or RetryPolicy()
+        self._clock = _clock or Clock()
+        self._caller = UnaryCaller(
+            self._retry, self._metadata, wait_for_ready, max(1, max_in_flight), self._clock
+        )
+        channel_args = channel_options(self._retry, options)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, channel_args)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, channel_args)
+        self._stub = AlignServiceStub(self._channel)
+        self._check = self._channel.unary_unary(CHECK, encode_request, decode_is_serving)
+        self._info: ModelInfo | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.target!r})"
+
+    def close(self) -> None:
+        """Closes the connection; calls in flight are cancelled."""
+        self._channel.close()
+
+    def embed_image(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        *,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+    ) -> EmbeddingArray:
+        """Embeds an image, or several.
+
+        Args:
+            image: A path, the bytes of an image file, a Pillow image, or uint8 pixels of shape
+                (height, width, 3) or (height, width); or a list of such.
+            normalize: Scales embeddings to length 1.
+            dtype: Data type of the embeddings; `float16` halves the bytes that travel.
+            timeout_seconds: Instead of the client's.
+
+        Returns:
+            (embedding_dimension,) for one image, (images, embedding_dimension) for a list.
+        """
+        images, is_one = as_list(image)
+        found = self.embed_image_detailed(
+            images, normalize=normalize, dtype=dtype, timeout_seconds=timeout_seconds
+        )
+        return found.embeddings[0] if is_one else found.embeddings
+
+    def embed_image_detailed(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        *,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+    ) -> ImageEmbeddings:
+        """Embeds like `embed_image`, and returns timings too; one image gives one row."""
+        images, _ = as_list(image)
+        if not images:
+            return ImageEmbeddings(self._no_embeddings(dtype), ())
+        parts = _requests.embed_image_parts(
+            images, self._limits(images), normalize=normalize, dtype=dtype, include_stats=True
+        )
+        responses = self._caller.call_parts(self._stub.EmbedImage, parts, self._timeout(timeout_seconds))
+        return _responses.image_embeddings(responses)
+
+    def embed_text(
+        self,
+        text: str | Iterable[str],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+    ) -> EmbeddingArray:
+        """Embeds a text, or several.
+
+        Args:
+            text: A text, or a list of texts. None may be blank.
+            truncate: Cuts texts longer than `ModelInfo.max_text_tokens`, which otherwise fail.
+            normalize: Scales embeddings to length 1.
+            dtype: Data type of the embeddings; `float16` halves the bytes that travel.
+            timeout_seconds: Instead of the client's.
+
+        Returns:
+            (embedding_dimension,) for one text, (texts, embedding_dimension) for a list.
+        """
+        found = self.embed_text_detailed(
+            text, truncate=truncate, normalize=normalize, dtype=dtype, timeout_seconds=timeout_seconds
+        )
+        return found.embeddings[0] if isinstance(text, str) else found.embeddings
+
+    def embed_text_detailed(
+        self,
+        text: str | Iterable[str],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+    ) -> TextEmbeddings:
+        """Embeds like `embed_text`, and returns token counts and timings too; one text gives one row."""
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            return TextEmbeddings(self._no_embeddings(dtype), (), ())
+        parts = _requests.embed_text_parts(
+            texts,
+            self._limits(texts),
+            truncate=truncate,
+            normalize=normalize,
+            dtype=dtype,
+            include_stats=True,
+        )
+        responses = self._caller.call_parts(self._stub.EmbedText, parts, self._timeout(timeout_seconds))
+        return _responses.text_embeddings(responses)
+
+    # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        labels: Sequence[str],
+        *,
+        prompt_templates: Sequence[str] = (),
+        top_k: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> list[Classification]: ...
+
+    @overload
+    def classify(
+        self,
+        image: Iterable[ImageInput],
+        labels: Sequence[str],
+        *,
+        prompt_templates: Sequence[str] = (),
+        top_k: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> list[list[Classification]]: ...
+
+    def classify(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        labels: Sequence[str],
+        *,
+        prompt_templates: Sequence[str] = (),
+        top_k: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> list[Classification] | list[list[Classification]]:
+        """Scores an image, or several, against labels that the model was never trained on.
+
+        Args:
+            image: As for `embed_image`.
+            labels: Candidate labels. Repeating a set of labels costs the server next to nothing.
+            prompt_templates: Prompts with one `{label}` each, such as `a photo of a {label}`; several are
+                averaged. Without, labels are embedded as they are.
+            top_k: Most labels to return; 0 is all.
+            timeout_seconds: Instead of the client's.
+
+        Returns:
+            The labels, best first; for a list of images, one such list for each.
+        """
+        images, is_one = as_list(image)
+        found = self.classify_detailed(
+            images,
+            labels,
+            prompt_templates=prompt_templates,
+            top_k=top_k,
+            timeout_seconds=timeout_seconds,
+        )
+        return found.classifications[0] if is_one else list(found.classifications)
+
+    def classify_detailed(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        labels: Sequence[str],
+        *,
+        prompt_templates: Sequence[str] = (),
+        top_k: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> ImageClassifications:
+        """Classifies like `classify`, and returns timings too; one image gives one list."""
+        images, _ = as_list(image)
+        parts = _requests.classify_parts(
+            images,
+            self._limits(images),
+            labels=labels,
+            prompt_templates=prompt_templates,
+            top_k=top_k,
+            include_stats=True,
+        )
+        responses = self._caller.call_parts(self._stub.Classify, parts, self._timeout(timeout_seconds))
+        return _responses.image_classifications(responses)
+
+    def stream(
+        self,
+        items: Iterable[Item],
+        *,
+        ordered: bool = False,
+        window: int = 32,
+        timeout_seconds: float | None = None,
+    ) -> Generator[StreamResult, None, None]:
+        """Runs any number of items over one stream, with a bounded number of them in flight.
+
+        An item that fails yields a result with its `error` and the stream goes on. A stream that breaks is
+        opened again, and the items without an answer are sent again; none is yielded twice.
+
+        Args:
+            items: Read in a thread, never more than `window` ahead of what was yielded.
+            ordered: Yields in the order of the items, rather than as they are ready.
+            window: Most items that are read and not yet yielded. The server has a limit of its own,
+                `ModelInfo.max_stream_in_flight`.
+            timeout_seconds: Deadline of the whole stream. Without, it runs as long as the items last.
+
+        Yields:
+            A result for every item. Leaving early, by `close()` or `break`, cancels the stream.
+        """
+        if window < 1:
+            raise ValueError(f"window is {window}; at least one item must be in flight")
+        return self._stream(items, ordered, window, timeout_seconds)
+
+    def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
+        """Returns the model being served and the limits that apply to requests."""
+        request = pb.GetModelInfoRequest()
+        response = self._caller.call(self._stub.GetModelInfo, request, self._timeout(timeout_seconds))
+        self._info = _responses.model_info(response)
+        return self._info
+
+    def is_ready(self, *, timeout_seconds: float = 5.0) -> bool:
+        """Says whether the server can be reached and serves calls."""
+        return self._is_serving(timeout_seconds, wait_for_ready=False)
+
+    def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
+        """Returns once the server can be reached and serves calls.
+
+        Raises:
+            DeadlineExceededError: It did not within the time given.
+        """
+        deadline = self._clock.monotonic() + timeout_seconds
+        remaining = timeout_seconds
+        while not self._is_serving(remaining, wait_for_ready=True):
+            remaining = deadline - self._clock.monotonic() - POLL_SECONDS
+            if remaining <= 0:
+                raise not_ready(self.target, timeout_seconds)
+            self._clock.sleep(POLL_SECONDS)
+
+    def _stream(
+        self, items: Iterable[Item], ordered: bool, window: int, timeout_seconds: float | None
+    ) -> Generator[StreamResult, None, None]:
+        stream = Stream(
+            functools.partial(self._open_stream, self._deadline(timeout_seconds)),
+            items,
+            ordered=ordered,
+            window=window,
+            max_request_bytes=self._known_info().max_request_bytes,
+            policy=self._retry,
+            clock=self._clock,
+        )
+        yield from stream.results()
+
+    def _open_stream(self, deadline: float | None, requests: Any) -> Any:
+        timeout = None if deadline is None else deadline - self._clock.monotonic()
+        return self._stub.StreamInfer(requests, timeout=timeout, metadata=self._metadata)
+
+    def _is_serving(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
+        try:
+            return self._check(
+                SERVICE_NAME,
+                timeout=timeout_seconds,
+                metadata=self._metadata,
+                wait_for_ready=wait_for_ready,
+            )
+        except grpc.RpcError as error:
+            return not check_means_not_ready(error)
+
+    def _limits(self, items: Sequence[object]) -> Limits:
+        # One item fits into one request or into none, so there is nothing to ask.
+        return Limits.of(self._known_info()) if len(items) > 1 else Limits()
+
+    def _no_embeddings(self, dtype: Dtype) -> EmbeddingArray:
+        return np.empty((0, self._known_info().embedding_dimension), dtype)
+
+    def _known_info(self) -> ModelInfo:
+        return self._info or self.model_info()
+
+    def _deadline(self, timeout_seconds: float | None) -> float | None:
+        return None if timeout_seconds is None else self._clock.monotonic() + timeout_seconds
+
+    def _timeout(self, timeout_seconds: float | None) -> float:
+        return self._timeout_seconds if timeout_seconds is None else timeout_seconds

@@ -1,0 +1,381 @@
+"""The fake server's inside: what a test has asked of it, and the RPCs that answer accordingly."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf import any_pb2, wrappers_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from numpy.typing import NDArray
+
+from alignserve._health import HEALTH_SERVICE
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+_DOMAIN = "alignserve.v1"
+_LENGTH_UNNORMALIZED = 3.0  # of embeddings, where normalization is skipped
+_SERVING, _NOT_SERVING = 1, 2  # grpc.health.v1.HealthCheckResponse
+_PACKED = {
+    pb.EMBEDDING_FORMAT_PACKED_FLOAT32: ("packed_float32", "<f4"),
+    pb.EMBEDDING_FORMAT_PACKED_FLOAT16: ("packed_float16", "<f2"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedCall:
+    """A message that reached the fake.
+
+    Attributes:
+        method: Name of the RPC, such as `EmbedText`. Each message of a stream counts as one.
+        request: The message.
+        metadata: What the client sent with the call.
+    """
+
+    method: str
+    request: Any  # one of the request messages
+    metadata: dict[str, str | bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A status to answer with."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    retry_delay_seconds: float | None = None
+    error_id: str = ""
+    field: str = ""
+
+    def at(self, path: str) -> Failure:
+        """Returns the same failure as the fault of a field."""
+        return replace(self, field=path)
+
+    @property
+    def status_message(self) -> str:
+        """Returns the message with the field in front, as the server has it."""
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class Script:
+    """The failures that a test has asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: deque[Failure] = deque()
+        self._breaks: deque[tuple[int, Failure]] = deque()
+        self._inputs: dict[str | bytes, Iterator[Failure]] = {}
+
+    def fail_next(self, failure: Failure, times: int) -> None:
+        """Fails the next calls."""
+        with self._lock:
+            self._calls.extend(itertools.repeat(failure, times))
+
+    def fail_input(self, content: str | bytes, failure: Failure, times: int | None) -> None:
+        """Fails an input, a number of times or always."""
+        with self._lock:
+            self._inputs[content] = itertools.repeat(failure, *([] if times is None else [times]))
+
+    def break_stream(self, after: int, failure: Failure) -> None:
+        """Ends a stream after a number of answers."""
+        with self._lock:
+            self._breaks.append((after, failure))
+
+    def next_failure(self) -> Failure | None:
+        """Returns how the call that has just come fails, if it does."""
+        with self._lock:
+            return self._calls.popleft() if self._calls else None
+
+    def failure_of(self, content: str | bytes) -> Failure | None:
+        """Returns how an input fails, if it does."""
+        with self._lock:
+            return next(self._inputs.get(content, iter(())), None)
+
+    def next_break(self) -> tuple[int, Failure] | None:
+        """Returns when and how the stream that has just come ends, if it does."""
+        with self._lock:
+            return self._breaks.popleft() if self._breaks else None
+
+
+@dataclass(slots=True)
+class FakeState:
+    """What the fake is and does now."""
+
+    info: pb.GetModelInfoResponse
+    script: Script = field(default_factory=Script)
+    received: list[ReceivedCall] = field(default_factory=list)
+    arrived: threading.Condition = field(default_factory=threading.Condition)  # guards `received`
+    gate: threading.Event = field(default_factory=threading.Event)  # set while answers may leave
+    is_ready: bool = True
+
+
+def fake_embedding(content: str | bytes, dimension: int) -> NDArray[np.float32]:
+    """Returns a vector of length 1, (dimension,), drawn from a hash of the content."""
+    data = content.encode() if isinstance(content, str) else content
+    seed = int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+    vector = np.random.default_rng(seed).standard_normal(dimension)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def health_handler(state: FakeState) -> grpc.GenericRpcHandler:
+    """Returns the handler of grpc.health.v1, which follows the fake's readiness."""
+
+    def check(request: bytes, context: Any) -> bytes:  # noqa: ARG001 — gRPC's signature
+        status = _SERVING if state.is_ready else _NOT_SERVING
+        return wrappers_pb2.Int32Value(value=status).SerializeToString()
+
+    # No deserializer: the request stays bytes, whatever it asks about.
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(check)
+    return grpc.method_handlers_generic_handler(HEALTH_SERVICE, {"Check": handler})
+
+
+class _Failed(Exception):
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class FakeServicer(pb_grpc.AlignServiceServicer):
+    """Answers the RPCs."""
+
+    def __init__(self, state: FakeState) -> None:
+        self._state = state
+
+    def EmbedImage(self, request: pb.EmbedImageRequest, context: Any) -> pb.EmbedImageResponse:
+        return self._unary("EmbedImage", request, context, self._embed_image)
+
+    def EmbedText(self, request: pb.EmbedTextRequest, context: Any) -> pb.EmbedTextResponse:
+        return self._unary("EmbedText", request, context, self._embed_text)
+
+    def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
+        return self._unary("Classify", request, context, self._classify)
+
+    def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:
+        return self._unary("GetModelInfo", request, context, lambda _: self._state.info)
+
+    def StreamInfer(
+        self, request_iterator: Iterator[pb.StreamInferRequest], context: Any
+    ) -> Iterator[pb.StreamInferResponse]:
+        try:
+            self._check_state()
+            yield from self._answers(request_iterator, context)
+        except _Failed as failed:
+            _abort(context, failed.failure)
+
+    def _answers(
+        self, requests: Iterator[pb.StreamInferRequest], context: Any
+    ) -> Iterator[pb.StreamInferResponse]:
+        end = self._state.script.next_break()
+        answered = 0
+        if end is not None and end[0] == 0:
+            raise _Failed(end[1])
+        for request in requests:
+            self._record("StreamInfer", request, context)
+            if request.WhichOneof("request") is None:
+                continue  # carries options only
+            self._state.gate.wait()
+            yield self._answer(request)
+            answered += 1
+            if end is not None and answered == end[0]:
+                raise _Failed(end[1])
+
+    def _answer(self, request: pb.StreamInferRequest) -> pb.StreamInferResponse:
+        kind = request.WhichOneof("request")
+        response = pb.StreamInferResponse(correlation_id=request.correlation_id)
+        try:
+            if kind == "embed_image":
+                response.embed_image.CopyFrom(self._embed_image(request.embed_image))
+            elif kind == "embed_text":
+                response.embed_text.CopyFrom(self._embed_text(request.embed_text))
+            else:
+                response.classify.CopyFrom(self._classify(request.classify))
+        except _Failed as failed:
+            response.error.CopyFrom(_status(failed.failure))
+        return response
+
+    def _unary(
+        self, method: str, request: _Request, context: Any, answer: Callable[[_Request], _Response]
+    ) -> _Response:
+        self._record(method, request, context)
+        self._state.gate.wait()
+        try:
+            self._check_state()
+            return answer(request)
+        except _Failed as failed:
+            _abort(context, failed.failure)
+
+    def _record(self, method: str, request: Any, context: Any) -> None:
+        call = ReceivedCall(method, request, dict(context.invocation_metadata()))
+        with self._state.arrived:
+            self._state.received.append(call)
+            self._state.arrived.notify_all()
+
+    def _check_state(self) -> None:
+        failure = self._state.script.next_failure()
+        if failure is not None:
+            raise _Failed(failure)
+        if not self._state.is_ready:
+            raise _Failed(Failure(grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", "the model is loading", 0.01))
+
+    def _embed_image(self, request: pb.EmbedImageRequest) -> pb.EmbedImageResponse:
+        contents = self._contents(request.images)
+        return pb.EmbedImageResponse(
+            embeddings=self._embeddings(contents, request.embedding_options),
+            stats=_stats(len(contents), request.include_stats),
+        )
+
+    def _embed_text(self, request: pb.EmbedTextRequest) -> pb.EmbedTextResponse:
+        self._check_count("texts", len(request.texts))
+        tokenizations = [
+            self._tokenization(text, request.truncate, f"texts[{position}]")
+            for position, text in enumerate(request.texts)
+        ]
+        return pb.EmbedTextResponse(
+            embeddings=self._embeddings(request.texts, request.embedding_options),
+            tokenizations=tokenizations,
+            stats=_stats(len(request.texts), request.include_stats),
+        )
+
+    def _classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        contents = self._contents(request.images)
+        if not request.labels:
+            raise _invalid("LABELS_INVALID", "labels", "0 labels; send from 1 to 1000")
+        return pb.ClassifyResponse(
+            results=[self._classification(content, request) for content in contents],
+            stats=_stats(len(contents), request.include_stats),
+        )
+
+    def _contents(self, images: Sequence[pb.Image]) -> list[bytes]:
+        self._check_count("images", len(images))
+        for position, image in enumerate(images):
+            self._check_input(image.content, f"images[{position}].content")
+        return [image.content for image in images]
+
+    def _tokenization(self, text: str, truncate: bool, path: str) -> pb.Tokenization:
+        self._check_input(text, path)
+        if not text.strip():
+            raise _invalid("TEXT_EMPTY", path, "text is blank; leave it out")
+        count, limit = len(text.split()) + 2, self._state.info.max_text_tokens
+        if count > limit and not truncate:
+            message = f"text has {count} tokens, limit {limit}; shorten it or set truncate"
+            raise _invalid("TEXT_TOO_LONG", path, message)
+        return pb.Tokenization(token_count=min(count, limit), truncated=count > limit)
+
+    def _check_input(self, content: str | bytes, path: str) -> None:
+        failure = self._state.script.failure_of(content)
+        if failure is not None:
+            raise _Failed(failure.at(path))
+
+    def _check_count(self, name: str, count: int) -> None:
+        limit = self._state.info.max_client_batch_size
+        if not 1 <= count <= limit:
+            reason = "BATCH_TOO_LARGE" if count else "REQUEST_EMPTY"
+            raise _invalid(reason, name, f"{count} {name}; send from 1 to {limit}")
+
+    def _embeddings(
+        self, contents: Sequence[str | bytes], options: pb.EmbeddingOptions
+    ) -> list[pb.Embedding]:
+        length = _LENGTH_UNNORMALIZED if options.skip_normalization else 1.0
+        return [_embedding(length * self._vector(content), options) for content in contents]
+
+    def _classification(self, content: bytes, request: pb.ClassifyRequest) -> pb.ClassificationResult:
+        image = self._vector(content)
+        similarities = np.array([image @ self._label(label, request) for label in request.labels])
+        logits = similarities / self._state.info.temperature
+        scores = np.exp(logits - logits.max())
+        scores /= scores.sum()
+        best = np.argsort(-scores, kind="stable")[: request.top_k or None]
+        return pb.ClassificationResult(
+            classifications=[
+                pb.Classification(
+                    label=request.labels[position],
+                    label_index=position,
+                    score=scores[position],
+                    similarity=similarities[position],
+                    logit=logits[position],
+                )
+                for position in best.tolist()
+            ]
+        )
+
+    def _vector(self, content: str | bytes) -> NDArray[np.float32]:
+        return fake_embedding(content, self._state.info.embedding_dimension)
+
+    def _label(self, label: str, request: pb.ClassifyRequest) -> NDArray[np.float32]:
+        templates = request.prompt_templates or ["{label}"]
+        prompts = [template.replace("{label}", label) for template in templates]
+        mean = np.mean([self._vector(prompt) for prompt in prompts], axis=0)
+        return np.asarray(mean / np.linalg.norm(mean), np.float32)
+
+
+def _embedding(vector: NDArray[np.float32], options: pb.EmbeddingOptions) -> pb.Embedding:
+    packed = _PACKED.get(options.format)
+    if packed is None:
+        return pb.Embedding(values=vector.tolist())
+    name, dtype = packed
+    embedding = pb.Embedding()
+    setattr(embedding, name, vector.astype(dtype).tobytes())
+    return embedding
+
+
+def _stats(batch_size: int, include_stats: bool) -> pb.InferenceStats | None:
+    if not include_stats:
+        return None
+    stats = pb.InferenceStats(batch_size=batch_size)
+    stats.total_duration.FromMilliseconds(1)
+    return stats
+
+
+def _invalid(reason: str, path: str, message: str) -> _Failed:
+    return _Failed(Failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message).at(path))
+
+
+def _status(failure: Failure) -> status_pb2.Status:
+    info = error_details_pb2.ErrorInfo(reason=failure.reason, domain=_DOMAIN)
+    if failure.error_id:
+        info.metadata["error_id"] = failure.error_id
+    details: list[Message] = [info]
+    if failure.field:
+        bad_request = error_details_pb2.BadRequest()
+        bad_request.field_violations.add(
+            field=failure.field, description=failure.message, reason=failure.reason
+        )
+        details.append(bad_request)
+    if failure.retry_delay_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(failure.retry_delay_seconds * 1000))
+        details.append(retry)
+    return status_pb2.Status(
+        code=failure.code.value[0],
+        message=failure.status_message,
+        details=[_packed(detail) for detail in details],
+    )
+
+
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _abort(context: Any, failure: Failure) -> NoReturn:
+    trailers: list[tuple[str, str | bytes]] = [
+        ("grpc-status-details-bin", _status(failure).SerializeToString())
+    ]
+    if failure.retry_delay_seconds is not None:
+        trailers.append(("grpc-retry-pushback-ms", str(round(failure.retry_delay_seconds * 1000))))
+    context.set_trailing_metadata(trailers)
+    context.abort(failure.code, failure.status_message)
+    raise AssertionError  # abort has raised

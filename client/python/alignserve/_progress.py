@@ -1,0 +1,50 @@
+"""A progress bar on a terminal, and nothing elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+_WIDTH = 30
+_REDRAW_SECONDS = 0.1
+
+
+class Progress:
+    """Counts items as they finish, and shows it if `out` is a terminal."""
+
+    def __init__(self, total: int, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self.done = 0
+        self.failed = 0
+        self._total = total
+        self._out = out
+        self._clock = clock
+        self._start = clock()
+        self._drawn = self._start
+        self._is_shown = out.isatty()
+
+    def advance(self, *, failed: bool) -> None:
+        """Counts one more item."""
+        self.done += 1
+        self.failed += failed
+        now = self._clock()
+        if self._is_shown and (now - self._drawn >= _REDRAW_SECONDS or self.done == self._total):
+            self._drawn = now
+            self._out.write(f"\r\x1b[K{self._bar()} {self.summary()}")
+            self._out.flush()
+
+    def finish(self) -> None:
+        """Ends the bar's line, so that what follows starts on its own."""
+        if self._is_shown:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+
+    def summary(self) -> str:
+        """Returns the counts, the time and the rate so far."""
+        seconds = self._clock() - self._start
+        rate = self.done / seconds if seconds > 0 else 0.0
+        return f"{self.done}/{self._total} in {seconds:.1f} s, {rate:.1f}/s, {self.failed} failed"
+
+    def _bar(self) -> str:
+        filled = _WIDTH * self.done // max(self._total, 1)
+        return "█" * filled + "░" * (_WIDTH - filled)

@@ -1,0 +1,134 @@
+"""What calls return, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+EmbeddingArray: TypeAlias = NDArray[np.floating[Any]]  # float32 or float16, as asked for
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model being served and the limits that apply to requests.
+
+    `fingerprint` is a digest of weights, preprocessing, tokenizer, runtime and data type: embeddings are
+    comparable only within one, so store it with them. `temperature` turns similarities into logits.
+    """
+
+    model_id: str
+    model_revision: str
+    fingerprint: str
+    runtime: str
+    dtype: str
+    device: str
+    embedding_dimension: int
+    temperature: float
+    max_text_tokens: int
+    max_client_batch_size: int
+    max_labels: int
+    max_prompt_templates: int
+    max_image_bytes: int
+    max_image_pixels: int
+    max_text_bytes: int
+    max_request_bytes: int
+    max_stream_in_flight: int
+    image_formats: tuple[str, ...]
+    server_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """A candidate label and how well it matches an image.
+
+    Attributes:
+        label: The label, as given.
+        label_index: Its position among the labels given.
+        score: Probability among the labels given, from 0 to 1.
+        similarity: Cosine similarity of image and label, from -1 to 1.
+        logit: `similarity` divided by the model's temperature.
+    """
+
+    label: str
+    label_index: int
+    score: float
+    similarity: float
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenization:
+    """How a text was tokenized.
+
+    Attributes:
+        token_count: Tokens that the model read, including special ones.
+        truncated: Whether the text was longer and was cut.
+    """
+
+    token_count: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceStats:
+    """Where the time of one request went, in the server.
+
+    Attributes:
+        preprocess_seconds: Decoding, resizing and tokenizing.
+        queue_seconds: Longest time an item waited for a batch.
+        compute_seconds: Longest time an item spent in the model.
+        total_seconds: From the request's arrival to its answer.
+        batch_size: Size of the largest batch that served the request.
+        cached_label_count: Labels whose embeddings were at hand, for a classification.
+    """
+
+    preprocess_seconds: float
+    queue_seconds: float
+    compute_seconds: float
+    total_seconds: float
+    batch_size: int
+    cached_label_count: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value to compare by
+class ImageEmbeddings:
+    """Embeddings of images, with what else is known.
+
+    Attributes:
+        embeddings: (images, embedding_dimension), in the order given.
+        stats: One per request; a long list is split into several.
+    """
+
+    embeddings: EmbeddingArray
+    stats: tuple[InferenceStats, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextEmbeddings:
+    """Embeddings of texts, with what else is known.
+
+    Attributes:
+        embeddings: (texts, embedding_dimension), in the order given.
+        tokenizations: One per text.
+        stats: One per request; a long list is split into several.
+    """
+
+    embeddings: EmbeddingArray
+    tokenizations: tuple[Tokenization, ...]
+    stats: tuple[InferenceStats, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageClassifications:
+    """Classifications of images, with what else is known.
+
+    Attributes:
+        classifications: For each image, its labels, best first.
+        stats: One per request; a long list is split into several.
+    """
+
+    classifications: tuple[list[Classification], ...]
+    stats: tuple[InferenceStats, ...]

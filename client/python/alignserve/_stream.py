@@ -1,0 +1,203 @@
+"""One stream over a blocking channel: it reads ahead by a window, reconnects, and answers every item once.
+
+Three threads share a ledger under one condition. The feeder reads the caller's items and prepares them,
+gRPC's own thread sends what is unsent, and the receiver takes the answers and opens the next connection when
+one breaks. The caller's thread only takes results.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from alignserve._clock import Clock
+from alignserve._items import Item, StreamResult
+from alignserve._ledger import Ledger
+from alignserve._requests import prepared, stream_options
+from alignserve._responses import item_failure
+from alignserve._retry import RetryPolicy, reconnect_delay_seconds
+from alignserve.errors import AlignserveError, UnavailableError, error_from_call
+from alignserve.v1 import align_service_pb2 as pb
+
+# Any: gRPC's call is an iterator that can be cancelled, a type that its stubs do not name.
+OpenCall = Callable[[Iterator[pb.StreamInferRequest]], Any]
+
+_LAST_STATUS_SECONDS = 5.0  # longest wait for the status of a stream whose items are all answered
+
+
+class Stream:
+    """Runs the items of one stream."""
+
+    def __init__(
+        self,
+        open_call: OpenCall,
+        items: Iterable[Item],
+        *,
+        ordered: bool,
+        window: int,
+        max_request_bytes: int,
+        policy: RetryPolicy,
+        clock: Clock,
+    ) -> None:
+        self._open_call = open_call
+        self._items = items
+        self._ordered = ordered
+        self._max_request_bytes = max_request_bytes
+        self._policy = policy
+        self._clock = clock
+        self._ledger = Ledger(window, ordered=ordered)
+        self._changed = threading.Condition()  # guards all that follows, and the ledger
+        self._closed = threading.Event()
+        self._call: Any = None
+        self._connection = 0
+        self._answers = 0
+        self._failure: Exception | None = None  # of the stream: nothing more will come
+        self._source_failure: BaseException | None = None  # of the caller's items
+
+    def results(self) -> Generator[StreamResult, None, None]:
+        """Yields a result for every item. Closing the generator cancels the stream.
+
+        Raises:
+            AlignserveError: The stream broke and could not be opened again.
+        """
+        feeder = threading.Thread(target=self._feed, name="alignserve-feed", daemon=True)
+        receiver = threading.Thread(target=self._receive, name="alignserve-receive", daemon=True)
+        feeder.start()
+        receiver.start()
+        try:
+            while (result := self._next()) is not None:
+                yield result
+            receiver.join(_LAST_STATUS_SECONDS)
+        finally:
+            self._close()
+        if self._source_failure is not None:
+            raise self._source_failure
+
+    def _next(self) -> StreamResult | None:
+        with self._changed:
+            while True:
+                result = self._ledger.take()
+                if result is not None:
+                    self._changed.notify_all()
+                    return result
+                if self._failure is not None:
+                    raise self._failure
+                if self._ledger.is_done:
+                    return None
+                self._changed.wait()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._closed.set()
+            self._changed.notify_all()
+        if self._call is not None:
+            self._call.cancel()  # does nothing to a call that has ended
+
+    def _feed(self) -> None:
+        try:
+            self._read_items()
+        except BaseException as error:  # noqa: BLE001 — the caller's own, raised again in the caller's thread
+            self._source_failure = error
+        with self._changed:
+            self._ledger.is_complete = True
+            self._changed.notify_all()
+
+    def _read_items(self) -> None:
+        for item in self._items:
+            request = prepared(item, self._max_request_bytes)
+            with self._changed:
+                self._ledger.enter(item, request)
+                self._changed.notify_all()
+            if not self._wait_for_room():
+                return
+
+    def _wait_for_room(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed.is_set() or self._ledger.has_room)
+            return not self._closed.is_set()
+
+    def _receive(self) -> None:
+        try:
+            self._run_connections()
+        except Exception as error:  # noqa: BLE001 — raised again in the caller's thread, which waits for it
+            self._fail(error)
+
+    def _run_connections(self) -> None:
+        attempt = 0
+        while self._wait_for_work():
+            answers = self._answers
+            error = self._run_connection()
+            if error is None:
+                continue
+            attempt = attempt + 1 if self._answers == answers else 1
+            delay = reconnect_delay_seconds(self._policy, error, attempt, self._clock.random)
+            if delay is None:
+                raise error
+            if self._clock.wait(self._closed, delay):
+                return
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed.is_set() or self._ledger.has_unanswered or self._ledger.is_complete
+            )
+            return self._ledger.has_unanswered and not self._closed.is_set()
+
+    def _run_connection(self) -> AlignserveError | None:
+        with self._changed:
+            if self._closed.is_set():
+                return None
+            self._connection += 1
+            self._call = call = self._open_call(self._requests(self._connection))
+        try:
+            error = self._take_answers(call)
+        except grpc.RpcError as cause:
+            error = error_from_call(cause)
+        finally:
+            with self._changed:
+                self._connection += 1  # ends the sender of this one
+                self._changed.notify_all()
+        if error is None and self._ledger.has_unanswered:
+            return UnavailableError("the server ended the stream early", grpc.StatusCode.UNAVAILABLE)
+        return error
+
+    def _take_answers(self, call: Any) -> AlignserveError | None:
+        for response in call:
+            failure = item_failure(response)
+            if isinstance(failure, UnavailableError):
+                # The server cannot work now, for this item or another one: come back, and ask again.
+                call.cancel()
+                return failure
+            with self._changed:
+                self._ledger.answer(response)
+                self._answers += 1
+                self._changed.notify_all()
+        return None
+
+    def _requests(self, connection: int) -> Iterator[pb.StreamInferRequest]:
+        yield stream_options(ordered=self._ordered)
+        sequence = -1
+        while True:
+            unsent = self._wait_for_unsent(sequence, connection)
+            if unsent is None:
+                return
+            sequence, request = unsent
+            yield request
+
+    def _wait_for_unsent(self, after: int, connection: int) -> tuple[int, pb.StreamInferRequest] | None:
+        def is_over() -> bool:
+            return self._connection != connection or self._closed.is_set()
+
+        with self._changed:
+            self._changed.wait_for(
+                lambda: is_over() or self._ledger.next_unsent(after) or self._ledger.is_complete
+            )
+            return None if is_over() else self._ledger.next_unsent(after)
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()

@@ -1,0 +1,270 @@
+"""The command `alignserve`: what the client can do, from a shell."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from alignserve import _arguments, _render
+from alignserve._client import Client
+from alignserve._files import image_files
+from alignserve._items import ClassifyItem, ImageItem, Item, StreamResult, TextItem
+from alignserve._progress import Progress
+from alignserve.errors import (
+    AlignserveError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+
+OK, SOME_FAILED, USAGE, NO_SERVER, REFUSED, SERVER_FAILED = range(6)
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
+
+
+class _UsageError(Exception):
+    """The command line is wrong in a way that argparse cannot see."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; a wrong command line raises `SystemExit(2)`."""
+    parser = _arguments.parser()
+    args = parser.parse_args(argv)
+    try:
+        code = _COMMANDS[args.command](args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout again at exit, and would complain about the pipe then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except _UsageError as error:
+        parser.error(str(error))
+    except AlignserveError as error:
+        _complain(_advice(error, args))
+        return exit_code(error)
+    except (OSError, TypeError, ValueError) as error:
+        _complain(str(error))
+        return REFUSED
+    return code
+
+
+def exit_code(error: AlignserveError) -> int:
+    """Returns the exit code for an error that ended the command."""
+    if isinstance(error, ResourceExhaustedError):
+        return REFUSED if error.retry_delay_seconds is None else NO_SERVER
+    if isinstance(error, (UnavailableError, DeadlineExceededError)):
+        return NO_SERVER
+    if isinstance(error, (InvalidArgumentError, UnauthenticatedError, PermissionDeniedError)):
+        return REFUSED
+    return SERVER_FAILED
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """Prints the model and the limits of the server."""
+    with _connected(args) as client:
+        info = client.model_info()
+    print(_json(dataclasses.asdict(info)) if args.json else _render.info_table(info))
+    return OK
+
+
+def run_classify(args: argparse.Namespace) -> int:
+    """Prints the labels of one image, best first."""
+    labels = _labels(args)
+    if not labels:
+        raise _UsageError("classify needs --label or --labels-file")
+    with _connected(args) as client:
+        found = client.classify(args.image, labels, prompt_templates=args.template, top_k=args.top_k)
+    if args.json:
+        print(_json({"classifications": _render.classification_data(found)}))
+    else:
+        print(_render.classification_table(found))
+    return OK
+
+
+def run_embed(args: argparse.Namespace) -> int:
+    """Prints or saves the embeddings of files and texts, in the order given."""
+    items: list[Item] = [ImageItem(path, id=str(path)) for path in args.file]
+    items += [TextItem(text, truncate=args.truncate, id=text) for text in args.text]
+    if not items:
+        raise _UsageError("embed needs a FILE or --text")
+    with _connected(args) as client:
+        info = client.model_info()
+        results = list(client.stream(items, ordered=True, timeout_seconds=args.timeout_seconds))
+    if args.json:
+        print(_json({"model": info.fingerprint, "embeddings": [_embed_line(result) for result in results]}))
+    elif args.npy:
+        _save(args.npy, results, info.embedding_dimension)
+    else:
+        _print_embeddings(results)
+    return _report_failures(results)
+
+
+def run_stream(args: argparse.Namespace) -> int:
+    """Writes a line for every image file below the paths, through one stream."""
+    labels = _labels(args)
+    if args.npy and labels:
+        raise _UsageError("--npy holds embeddings; leave out the labels, or use --output")
+    files = list(image_files(args.path))
+    if not files:
+        raise _UsageError(f"no image files in {', '.join(map(str, args.path))}")
+    items = (_stream_item(file, labels, args) for file in files)
+    with _connected(args) as client:
+        results = client.stream(items, ordered=args.ordered or bool(args.npy), window=args.window)
+        if args.npy:
+            dimension = client.model_info().embedding_dimension
+            return _stream_to_npy(results, args.npy, files, dimension)
+        with _opened(args.output) as out:
+            return _stream_to_lines(results, out, len(files))
+
+
+_COMMANDS = {"info": run_info, "classify": run_classify, "embed": run_embed, "stream": run_stream}
+
+
+def _stream_item(file: Path, labels: Sequence[str], args: argparse.Namespace) -> Item:
+    if labels:
+        return ClassifyItem(file, labels, args.template, args.top_k, id=str(file))
+    return ImageItem(file, id=str(file))
+
+
+def _stream_to_lines(results: Iterable[StreamResult], out: IO[str], total: int) -> int:
+    progress = Progress(total, sys.stderr)
+    for result in _counted(results, progress):
+        out.write(json.dumps(_stream_line(result), ensure_ascii=False) + "\n")
+    out.flush()
+    return _summarize(progress)
+
+
+def _stream_to_npy(results: Iterable[StreamResult], path: Path, files: Sequence[Path], dimension: int) -> int:
+    progress = Progress(len(files), sys.stderr)
+    finished = list(_counted(results, progress))
+    _save(path, finished, dimension)
+    names = path.with_suffix(".txt")
+    names.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
+    _report_failures(finished)
+    return _summarize(progress)
+
+
+def _counted(results: Iterable[StreamResult], progress: Progress) -> Iterator[StreamResult]:
+    try:
+        for result in results:
+            yield result
+            progress.advance(failed=result.error is not None)
+    finally:
+        progress.finish()
+
+
+def _summarize(progress: Progress) -> int:
+    _complain(progress.summary())
+    return SOME_FAILED if progress.failed else OK
+
+
+def _stream_line(result: StreamResult) -> dict[str, Any]:
+    if result.error is not None:
+        return {"input": result.id, "error": _render.error_data(result.error)}
+    value = result.result()
+    if isinstance(value, list):
+        return {"input": result.id, "classifications": _render.classification_data(value)}
+    return {"input": result.id, "embedding": _render.vector_data(value)}
+
+
+def _embed_line(result: StreamResult) -> dict[str, Any]:
+    line: dict[str, Any] = {"input": result.id, "kind": _kind(result)}
+    if result.error is not None:
+        return {**line, "error": _render.error_data(result.error)}
+    return {**line, "values": _render.vector_data(result.embedding)}
+
+
+def _print_embeddings(results: Sequence[StreamResult]) -> None:
+    rows = [(result.id, _kind(result), result.embedding) for result in results if result.error is None]
+    if not rows:
+        return
+    print(_render.embedding_table(rows))
+    images = [(name, vector) for name, kind, vector in rows if kind == "image"]
+    texts = [(name, vector) for name, kind, vector in rows if kind == "text"]
+    if images and texts:
+        print(f"\n{_render.similarity_table(images, texts)}")
+
+
+def _save(path: Path, results: Sequence[StreamResult], dimension: int) -> None:
+    rows = np.full((len(results), dimension), np.nan, np.float32)  # a failed input keeps its row
+    for row, result in zip(rows, results, strict=True):
+        if result.error is None:
+            row[:] = result.embedding
+    with path.open("wb") as file:  # a file, since np.save adds a suffix to names
+        np.save(file, rows)
+
+
+def _report_failures(results: Iterable[StreamResult]) -> int:
+    failed = [result for result in results if result.error is not None]
+    for result in failed:
+        _complain(f"{result.id}: {result.error}")
+    return SOME_FAILED if failed else OK
+
+
+def _kind(result: StreamResult) -> str:
+    return "text" if isinstance(result.item, TextItem) else "image"
+
+
+def _labels(args: argparse.Namespace) -> list[str]:
+    labels = list(args.label)
+    if args.labels_file:
+        lines = args.labels_file.read_text(encoding="utf-8").splitlines()
+        labels += [line.strip() for line in lines if line.strip()]
+    return labels
+
+
+@contextmanager
+def _connected(args: argparse.Namespace) -> Iterator[Client]:
+    with Client(args.server, timeout_seconds=args.timeout_seconds) as client:
+        if args.wait_seconds:
+            client.wait_until_ready(args.wait_seconds)
+        yield client
+
+
+@contextmanager
+def _opened(output: str) -> Iterator[IO[str]]:
+    if output == "-":
+        yield sys.stdout
+    else:
+        with Path(output).open("w", encoding="utf-8") as file:
+            yield file
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False)
+
+
+def _complain(message: str) -> None:
+    print(f"alignserve: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _advice(error: AlignserveError, args: argparse.Namespace) -> str:
+    if isinstance(error, UnavailableError) and error.reason:
+        return f"{error}; add --wait-seconds 60 to wait for it"
+    if isinstance(error, UnavailableError):
+        return (
+            f"no server at {args.server}: {error.message}; start alignserve-server there, "
+            "or name another one with --server"
+        )
+    if isinstance(error, DeadlineExceededError) and not error.reason:
+        return (
+            f"no answer from {args.server} within {args.timeout_seconds:g} s; allow more by --timeout-seconds"
+        )
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""What can go wrong with a call, as a tree of exceptions.
+
+AlignserveError
+├── InvalidArgumentError    the input can never succeed as it is
+├── ResourceExhaustedError  the server is full, or the request larger than it reads
+├── UnavailableError        no server, or one that starts or stops
+├── DeadlineExceededError   out of time
+├── CallCancelledError      the call was cancelled
+├── UnauthenticatedError    credentials are missing or wrong
+├── PermissionDeniedError   the credentials do not allow the call
+└── InternalError           the server failed
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_POSITION = re.compile(r"\b(images|texts)\[(\d+)\]")
+
+_Detail = TypeVar("_Detail", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field at fault.
+
+    Attributes:
+        field: Path from the request, such as `images[3].content`.
+        description: What is wrong with it.
+        reason: Stable name of the fault, such as `IMAGE_UNREADABLE`. May be empty.
+    """
+
+    field: str
+    description: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    message: str
+    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+    reason: str = ""
+    violations: tuple[FieldViolation, ...] = ()
+    retry_delay_seconds: float | None = None
+    error_id: str = ""
+
+
+class AlignserveError(Exception):
+    """A call or an item failed.
+
+    Attributes:
+        message: What happened and what to do, for people.
+        code: The gRPC status code.
+        reason: Stable name of the cause, such as `QUEUE_FULL`, for programs. Empty if the server sent none.
+        violations: Fields at fault, for invalid arguments.
+        retry_delay_seconds: Time after which the server wants to be asked again, or `None`.
+        error_id: Finds the cause in the server's log. Empty if the server sent none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: grpc.StatusCode = grpc.StatusCode.UNKNOWN,
+        reason: str = "",
+        violations: Iterable[FieldViolation] = (),
+        retry_delay_seconds: float | None = None,
+        error_id: str = "",
+    ) -> None:
+        violations = tuple(violations)
+        # All of it in args: exceptions are pickled by their args, and worker processes pickle them.
+        super().__init__(message, code, reason, violations, retry_delay_seconds, error_id)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.violations = violations
+        self.retry_delay_seconds = retry_delay_seconds
+        self.error_id = error_id
+
+    def __str__(self) -> str:
+        names = " ".join(name for name in (self.code.name, self.reason) if name)
+        suffix = f", error id {self.error_id}" if self.error_id else ""
+        return f"{self.message} [{names}{suffix}]"
+
+
+class InvalidArgumentError(AlignserveError):
+    """The input can never succeed as it is; `violations` names each field at fault."""
+
+
+class ResourceExhaustedError(AlignserveError):
+    """The server is full (then `retry_delay_seconds` is set), or the request is larger than it reads."""
+
+
+class UnavailableError(AlignserveError):
+    """There is no server, or it is starting, stopping or stuck."""
+
+
+class DeadlineExceededError(AlignserveError):
+    """The time given for the call has passed."""
+
+
+class CallCancelledError(AlignserveError):
+    """The call was cancelled, for example because its client was closed."""
+
+
+class UnauthenticatedError(AlignserveError):
+    """Credentials are missing or wrong."""
+
+
+class PermissionDeniedError(AlignserveError):
+    """The credentials do not allow the call."""
+
+
+class InternalError(AlignserveError):
+    """The server failed; `error_id` finds the cause in its log."""
+
+
+_CLASSES: dict[grpc.StatusCode, type[AlignserveError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.CANCELLED: CallCancelledError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+    grpc.StatusCode.INTERNAL: InternalError,
+}
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def error_from_status(status: status_pb2.Status) -> AlignserveError:
+    """Returns the error that a google.rpc.Status describes."""
+    return _error(_facts(status))
+
+
+def error_from_call(error: grpc.RpcError) -> AlignserveError:
+    """Returns the error that ended a call, with the details that its trailing metadata carries, if any."""
+    bare = _Facts(message=error.details() or error.code().name, code=error.code())
+    status = _status_in(error.trailing_metadata())
+    if status is None or status.code != error.code().value[0]:
+        return _error(bare)  # a proxy may have ended the call, with a status of its own
+    return _error(replace(_facts(status), message=status.message or bare.message))
+
+
+def error_at_offset(error: AlignserveError, offset: int) -> AlignserveError:
+    """Returns the error with positions in the caller's list, at whose `offset` the request began."""
+    if not offset:
+        return error
+    return type(error)(
+        _shifted(error.message, offset),
+        error.code,
+        error.reason,
+        [replace(violation, field=_shifted(violation.field, offset)) for violation in error.violations],
+        error.retry_delay_seconds,
+        error.error_id,
+    )
+
+
+def _error(facts: _Facts) -> AlignserveError:
+    return _CLASSES.get(facts.code, AlignserveError)(
+        facts.message,
+        facts.code,
+        facts.reason,
+        facts.violations,
+        facts.retry_delay_seconds,
+        facts.error_id,
+    )
+
+
+def _facts(status: status_pb2.Status) -> _Facts:
+    info = _detail(status, error_details_pb2.ErrorInfo)
+    bad_request = _detail(status, error_details_pb2.BadRequest)
+    retry = _detail(status, error_details_pb2.RetryInfo)
+    return _Facts(
+        message=status.message,
+        code=_CODES.get(status.code, grpc.StatusCode.UNKNOWN),
+        reason=info.reason if info else "",
+        violations=_violations(bad_request) if bad_request else (),
+        retry_delay_seconds=retry.retry_delay.ToNanoseconds() / 1e9 if retry else None,
+        error_id=info.metadata.get("error_id", "") if info else "",
+    )
+
+
+def _violations(bad_request: error_details_pb2.BadRequest) -> tuple[FieldViolation, ...]:
+    return tuple(
+        FieldViolation(violation.field, violation.description, violation.reason)
+        for violation in bad_request.field_violations
+    )
+
+
+def _detail(status: status_pb2.Status, kind: type[_Detail]) -> _Detail | None:
+    for packed in status.details:
+        detail = kind()
+        if packed.Is(detail.DESCRIPTOR):
+            packed.Unpack(detail)
+            return detail
+    return None
+
+
+def _status_in(trailers: Iterable[Any] | None) -> status_pb2.Status | None:
+    # Any: pairs in grpc.aio, named tuples in grpc; both unpack alike.
+    for key, value in trailers or ():
+        if key == _DETAILS_KEY:
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                return None
+    return None
+
+
+def _shifted(text: str, offset: int) -> str:
+    return _POSITION.sub(lambda match: f"{match[1]}[{int(match[2]) + offset}]", text)
