@@ -10,13 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
-
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.server import Server
 from alignserve_server.settings import Settings
+from google.rpc import error_details_pb2, status_pb2
 
 
 async def until(condition: Callable[[], bool]) -> None:

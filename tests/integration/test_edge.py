@@ -7,12 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client import CollectorRegistry
-
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc.interceptors import ServingInterceptor
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
+
 from tests.integration.serving import RunningServer, image_request, refused, text_request
 
 SECRET = "secret=/etc/passwd"

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.server import Server, StartupError
 from alignserve_server.settings import Settings
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from tests.integration.serving import (
     RunningServer,
     image_request,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import grpc
-
 from alignserve.v1 import align_service_pb2 as pb
+
 from tests.integration.serving import classify_request, image_request, refused, running, text_request, until
 
 

@@ -10,9 +10,9 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.model.fake import FakeEncoder
+
 from tests.integration.serving import (
     PACKED,
     RunningServer,
@@ -47,7 +47,9 @@ def item(number: int) -> pb.StreamInferRequest:
     )
 
 
-async def infer(served: RunningServer, requests: Iterable[pb.StreamInferRequest]) -> list[pb.StreamInferResponse]:
+async def infer(
+    served: RunningServer, requests: Iterable[pb.StreamInferRequest]
+) -> list[pb.StreamInferResponse]:
     """Sends requests over one stream and returns its responses in order of arrival."""
 
     async def send() -> AsyncIterator[pb.StreamInferRequest]:
@@ -142,7 +144,9 @@ async def test_at_most_a_window_of_items_is_in_flight(served: RunningServer) -> 
     served.encoder.gate.clear()
     call = served.stub.StreamInfer()
     for number in range(100):
-        await call.write(pb.StreamInferRequest(correlation_id=str(number), embed_text=text_request(f"{number}")))
+        await call.write(
+            pb.StreamInferRequest(correlation_id=str(number), embed_text=text_request(f"{number}"))
+        )
     await until(lambda: served.items("text")["accepted"] >= 32)
     await served.stub.GetModelInfo(pb.GetModelInfoRequest())  # a round trip: the server has had its turn
 
@@ -165,7 +169,9 @@ async def test_at_most_a_window_of_items_is_in_flight(served: RunningServer) -> 
         ),
         (pb.StreamInferRequest(correlation_id="nothing to do"), "REQUEST_EMPTY"),
         (
-            pb.StreamInferRequest(correlation_id="a", stream_options=AS_REQUESTED, embed_text=text_request("x")),
+            pb.StreamInferRequest(
+                correlation_id="a", stream_options=AS_REQUESTED, embed_text=text_request("x")
+            ),
             "ARGUMENT_INVALID",
         ),
     ],

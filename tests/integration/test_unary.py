@@ -7,9 +7,9 @@ import asyncio
 import grpc
 import numpy as np
 import pytest
-
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.model.fake import FakeEncoder
+
 from tests.integration.serving import (
     RunningServer,
     classify_request,
@@ -190,7 +190,9 @@ async def test_a_repeated_label_set_costs_no_text_batch(served: RunningServer) -
     served.encoder.batches.clear()
 
     response = await served.stub.Classify(
-        classify_request(b"y", "dog", "cat", prompt_templates=["a {label}", "the {label}"], include_stats=True)
+        classify_request(
+            b"y", "dog", "cat", prompt_templates=["a {label}", "the {label}"], include_stats=True
+        )
     )
 
     assert [batch.modality for batch in served.encoder.batches] == ["image"]

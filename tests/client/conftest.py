@@ -1,0 +1,63 @@
+"""A fake server, clients of it, and a clock that only moves when somebody sleeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from alignserve import AsyncClient, Client
+from alignserve._clock import Clock
+from alignserve.testing import FakeServer
+
+
+@dataclass
+class FakeTime:
+    """Time as a client under test sees it."""
+
+    now: float = 1000.0
+    sleeps: list[float] = field(default_factory=list)
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now, self.sleep, self.sleep_async, self.wait, lambda: 0.0)
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+    async def sleep_async(self, seconds: float) -> None:
+        self.sleep(seconds)
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        self.sleep(seconds)
+        return event.is_set()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer(embedding_dimension=8, max_client_batch_size=4) as fake:
+        yield fake
+
+
+@pytest.fixture
+def time() -> FakeTime:
+    return FakeTime()
+
+
+@pytest.fixture
+def client(server: FakeServer, time: FakeTime) -> Iterator[Client]:
+    with Client(server.target, _clock=time.clock()) as made:
+        yield made
+
+
+@pytest.fixture
+async def async_client(server: FakeServer, time: FakeTime) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(server.target, _clock=time.clock()) as made:
+        yield made
+
+
+@pytest.fixture
+def photo() -> Path:
+    return Path(__file__).parent.parent / "data/photos/cat.jpg"

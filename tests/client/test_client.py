@@ -1,0 +1,284 @@
+"""Calls of the blocking client, against the fake server over real gRPC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import alignserve
+import grpc
+import numpy as np
+import pytest
+from alignserve import Client, RetryPolicy
+from alignserve.testing import FakeServer
+
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def methods(server: FakeServer) -> list[str]:
+    return [call.method for call in server.received]
+
+
+def test_one_image_gives_one_vector(server: FakeServer, client: Client, photo: Path) -> None:
+    """The vector of a file is that of its bytes, float32 and of length 1."""
+    vector = client.embed_image(photo)
+
+    assert vector.dtype == np.float32
+    assert np.array_equal(vector, server.embedding_of(photo.read_bytes()))
+
+
+def test_a_list_gives_rows_in_its_order(server: FakeServer, client: Client) -> None:
+    """A list of one text gives one row, a text gives none."""
+    assert client.embed_text("a").shape == (8,)
+    assert client.embed_text(["a"]).shape == (1, 8)
+    assert np.array_equal(client.embed_text(["b", "a"])[1], server.embedding_of("a"))
+
+
+def test_vectors_can_be_written_to(client: Client) -> None:
+    """What is returned is the caller's own."""
+    rows = client.embed_text(["a", "b"])
+
+    rows *= 2
+
+    assert np.allclose(np.linalg.norm(rows, axis=1), 2)
+
+
+def test_half_precision_and_raw_length_on_request(server: FakeServer, client: Client) -> None:
+    """`dtype` and `normalize` reach the server and shape the result."""
+    vector = client.embed_text("a", dtype="float16", normalize=False)
+
+    assert vector.dtype == np.float16
+    assert np.allclose(vector, 3 * server.embedding_of("a"), atol=1e-2)
+
+
+def test_no_inputs_give_no_rows(client: Client) -> None:
+    """An empty list is not an error, and its array has the right width."""
+    assert client.embed_image([]).shape == (0, 8)
+    assert client.embed_text([], dtype="float16").dtype == np.float16
+    assert client.classify([], ["cat"]) == []
+
+
+def test_long_lists_are_split_and_joined_in_order(server: FakeServer, client: Client) -> None:
+    """Ten texts at four a request make three requests and one array; the limit is asked for once."""
+    texts = [str(number) for number in range(10)]
+
+    rows = client.embed_text(texts)
+    client.embed_text(texts)
+
+    assert np.array_equal(rows, np.stack([server.embedding_of(text) for text in texts]))
+    assert methods(server).count("EmbedText") == 6
+    assert methods(server).count("GetModelInfo") == 1
+
+
+def test_at_most_max_in_flight_requests_wait_at_once(server: FakeServer) -> None:
+    """A list of any length keeps a bounded number of requests in flight."""
+    read: list[int] = []
+
+    def images() -> Any:
+        for number in range(100):
+            read.append(number)
+            yield b"%d" % number
+
+    with Client(server.target, max_in_flight=2) as client:
+        rows = client.embed_image(images())
+
+    assert rows.shape == (100, 8)
+    assert len(read) == 100
+
+
+def test_details_come_with_the_embeddings(client: Client) -> None:
+    """Token counts and timings are there for who asks; one text gives one row."""
+    found = client.embed_text_detailed("word " * 100, truncate=True)
+
+    assert found.embeddings.shape == (1, 8)
+    assert found.tokenizations == (alignserve.Tokenization(64, True),)
+    assert found.stats[0].total_seconds == pytest.approx(0.001)
+
+
+def test_each_request_of_a_split_list_has_its_stats(client: Client) -> None:
+    """The stats of a list that became two requests are two."""
+    found = client.embed_image_detailed([b"1", b"2", b"3", b"4", b"5"])
+
+    assert [stats.batch_size for stats in found.stats] == [4, 1]
+
+
+def test_classify_returns_labels_best_first(client: Client) -> None:
+    """Scores descend and add up to one over all labels."""
+    found = client.classify(b"image", ["cat", "dog", "cup"])
+
+    scores = [one.score for one in found]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1.0)
+    assert {one.label_index for one in found} == {0, 1, 2}
+
+
+def test_classify_of_a_list_returns_a_list_for_each_image(server: FakeServer, client: Client) -> None:
+    """Templates and `top_k` reach the server, and images keep their order over several requests."""
+    found = client.classify(
+        [b"1", b"2", b"3", b"4", b"5"],
+        ["cat", "dog"],
+        prompt_templates=["a photo of a {label}"],
+        top_k=1,
+    )
+
+    assert [len(one) for one in found] == [1] * 5
+    assert server.received[-1].request.prompt_templates == ["a photo of a {label}"]
+
+
+def test_model_info_names_model_and_limits(client: Client) -> None:
+    """The reply is a plain value."""
+    info = client.model_info()
+
+    assert (info.model_id, info.embedding_dimension, info.max_client_batch_size) == ("fake", 8, 4)
+    assert info.image_formats == ("JPEG", "PNG")
+
+
+def test_metadata_goes_with_every_call(server: FakeServer) -> None:
+    """A key given to the client reaches the server."""
+    with Client(server.target, metadata=[("authorization", "Bearer k")]) as client:
+        client.embed_text("a")
+
+    assert server.received[0].metadata["authorization"] == "Bearer k"
+
+
+def test_invalid_input_names_the_field_in_the_whole_list(server: FakeServer, client: Client) -> None:
+    """The position in the error is that of the caller's list, not of the request it was put into."""
+    server.fail_input("bad", reason="TEXT_TOO_LONG", message="too long")
+
+    with pytest.raises(alignserve.InvalidArgumentError) as caught:
+        client.embed_text(["ok"] * 9 + ["bad"])
+
+    assert caught.value.reason == "TEXT_TOO_LONG"
+    assert caught.value.violations[0].field == "texts[9]"
+    assert caught.value.message == "texts[9]: too long"
+
+
+def test_a_missing_file_is_the_usual_exception(server: FakeServer, client: Client) -> None:
+    """What never reached the server is not dressed up as its answer."""
+    with pytest.raises(FileNotFoundError):
+        client.embed_image("nowhere.jpg")
+
+    assert server.received == []
+
+
+def test_a_full_server_is_asked_again_after_its_delay(server: FakeServer, client: Client, time: Any) -> None:
+    """RetryInfo is waited out exactly, as often as it comes, and the call succeeds."""
+    server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=7, times=2)
+
+    vector = client.embed_text("a")
+
+    assert np.array_equal(vector, server.embedding_of("a"))
+    assert time.sleeps == [7.0, 7.0]
+
+
+def test_a_delay_that_outlasts_the_deadline_is_not_begun(
+    server: FakeServer, client: Client, time: Any
+) -> None:
+    """A call of 10 seconds that is told to come back in 7 does so once."""
+    server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=7, times=2)
+
+    with pytest.raises(alignserve.ResourceExhaustedError) as caught:
+        client.embed_text("a", timeout_seconds=10)
+
+    assert caught.value.retry_delay_seconds == 7.0
+    assert time.sleeps == [7.0]
+
+
+def test_a_refusal_without_a_delay_is_final(server: FakeServer, client: Client, time: Any) -> None:
+    """A request that is too large does not become smaller by waiting."""
+    server.fail_next(EXHAUSTED, "")
+
+    with pytest.raises(alignserve.ResourceExhaustedError):
+        client.embed_text("a")
+
+    assert time.sleeps == []
+
+
+def test_an_unavailable_server_is_asked_again_with_a_large_request(
+    server: FakeServer, client: Client
+) -> None:
+    """gRPC itself repeats the call after the server's pushback, also if the request is far over 256 KiB."""
+    server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", retry_delay_seconds=0.01, times=2)
+
+    vector = client.embed_image(bytes(2 << 20))
+
+    assert vector.shape == (8,)
+    assert methods(server) == ["EmbedImage"] * 3
+
+
+def test_without_retries_the_first_failure_is_the_answer(server: FakeServer) -> None:
+    """A policy of one attempt repeats nothing."""
+    server.fail_next(grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", retry_delay_seconds=0.01)
+
+    with (
+        Client(server.target, retry=RetryPolicy(max_attempts=1)) as client,
+        pytest.raises(alignserve.UnavailableError) as caught,
+    ):
+        client.embed_text("a")
+
+    assert caught.value.reason == "MODEL_LOADING"
+    assert methods(server) == ["EmbedText"]
+
+
+def test_an_internal_error_carries_its_id(server: FakeServer, client: Client) -> None:
+    """The id that finds the cause in the server's log reaches the caller."""
+    server.fail_next(grpc.StatusCode.INTERNAL, "INFERENCE_FAILED", error_id="4f2a")
+
+    with pytest.raises(alignserve.InternalError) as caught:
+        client.embed_text("a")
+
+    assert caught.value.error_id == "4f2a"
+
+
+def test_a_call_without_an_answer_ends_at_its_deadline(server: FakeServer, client: Client) -> None:
+    """A server that hangs costs the caller no more than the timeout."""
+    server.hold()
+
+    with pytest.raises(alignserve.DeadlineExceededError):
+        client.embed_text("a", timeout_seconds=0.05)
+
+
+def test_readiness_follows_the_server(server: FakeServer, client: Client) -> None:
+    """A server that loads its model is there, but not ready."""
+    server.set_ready(False)
+    before = client.is_ready()
+    server.set_ready(True)
+
+    assert (before, client.is_ready()) == (False, True)
+
+
+def test_waiting_for_readiness_ends_when_the_server_is_ready(
+    server: FakeServer, client: Client, time: Any
+) -> None:
+    """The wait asks again at intervals until the answer is yes."""
+    server.set_ready(False)
+    asleep = time.sleep
+
+    def sleep(seconds: float) -> None:
+        asleep(seconds)
+        server.set_ready(len(time.sleeps) == 3)
+
+    time.sleep = sleep
+    with Client(server.target, _clock=time.clock()) as waiting:
+        waiting.wait_until_ready(30)
+
+    assert len(time.sleeps) == 3
+
+
+def test_waiting_for_readiness_in_vain_says_so(server: FakeServer, client: Client) -> None:
+    """The time given is the time waited, by the clock."""
+    server.set_ready(False)
+
+    with pytest.raises(alignserve.DeadlineExceededError, match=r"no ready server at .* within 5 s"):
+        client.wait_until_ready(5)
+
+
+def test_nobody_at_the_address_is_unavailable() -> None:
+    """An address without a server fails at once, and is not ready."""
+    with FakeServer() as gone:
+        target = gone.target
+
+    with Client(target, retry=RetryPolicy(max_attempts=1)) as client:
+        assert not client.is_ready()
+        with pytest.raises(alignserve.UnavailableError):
+            client.embed_text("a")

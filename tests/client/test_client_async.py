@@ -1,0 +1,122 @@
+"""Calls of the asyncio client, against the fake server over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import alignserve
+import grpc
+import numpy as np
+import pytest
+from alignserve import AsyncClient
+from alignserve.testing import FakeServer
+
+
+async def test_inputs_of_every_kind_are_embedded(
+    server: FakeServer, async_client: AsyncClient, photo: Path
+) -> None:
+    """A file, bytes and a text give the vectors that the blocking client gives."""
+    content = await asyncio.to_thread(photo.read_bytes)
+
+    from_file, from_bytes, text = await asyncio.gather(
+        async_client.embed_image(photo),
+        async_client.embed_image(b"image"),
+        async_client.embed_text("a"),
+    )
+
+    assert np.array_equal(from_file, server.embedding_of(content))
+    assert np.array_equal(from_bytes, server.embedding_of(b"image"))
+    assert np.array_equal(text, server.embedding_of("a"))
+
+
+async def test_long_lists_are_split_and_joined_in_order(
+    server: FakeServer, async_client: AsyncClient
+) -> None:
+    """Thirty texts at four a request come back as one array in order."""
+    texts = [str(number) for number in range(30)]
+
+    rows = await async_client.embed_text(texts)
+
+    assert np.array_equal(rows, np.stack([server.embedding_of(text) for text in texts]))
+
+
+async def test_no_inputs_give_no_rows(async_client: AsyncClient) -> None:
+    """An empty list is not an error, and its array has the right width."""
+    assert (await async_client.embed_image([])).shape == (0, 8)
+    assert (await async_client.embed_text([])).shape == (0, 8)
+
+
+async def test_classify_returns_labels_best_first(async_client: AsyncClient) -> None:
+    """One image gives one list, several give several."""
+    one = await async_client.classify(b"1", ["cat", "dog"])
+    two = await async_client.classify([b"1", b"2"], ["cat", "dog"])
+
+    assert one[0].score >= one[1].score
+    assert two[0] == one
+
+
+async def test_details_come_with_the_embeddings(async_client: AsyncClient) -> None:
+    """Token counts and timings are there for who asks."""
+    text = await async_client.embed_text_detailed("a b")
+    image = await async_client.embed_image_detailed(b"image")
+
+    assert text.tokenizations == (alignserve.Tokenization(4, False),)
+    assert image.stats[0].batch_size == 1
+
+
+async def test_a_full_server_is_asked_again_after_its_delay(
+    server: FakeServer, async_client: AsyncClient, time: Any
+) -> None:
+    """RetryInfo is waited out exactly, as often as it comes."""
+    server.fail_next(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=7, times=2)
+
+    await async_client.embed_text("a")
+
+    assert time.sleeps == [7.0, 7.0]
+
+
+async def test_an_unavailable_server_is_asked_again(server: FakeServer, async_client: AsyncClient) -> None:
+    """gRPC itself repeats the call after the server's pushback."""
+    server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", retry_delay_seconds=0.01, times=2)
+
+    await async_client.embed_image(bytes(1 << 20))
+
+    assert len(server.received) == 3
+
+
+async def test_one_part_that_fails_fails_the_list(server: FakeServer, async_client: AsyncClient) -> None:
+    """The error names the position in the whole list, and the other requests are dropped."""
+    server.fail_input("bad", reason="TEXT_TOO_LONG")
+
+    with pytest.raises(alignserve.InvalidArgumentError) as caught:
+        await async_client.embed_text(["ok"] * 9 + ["bad"] + ["ok"] * 40)
+
+    assert caught.value.violations[0].field == "texts[9]"
+
+
+async def test_a_cancelled_call_is_the_usual_cancellation(
+    server: FakeServer, async_client: AsyncClient
+) -> None:
+    """Cancelling the task that waits is not turned into an error of the call."""
+    server.hold()
+    call = asyncio.create_task(async_client.embed_text("a"))
+    await asyncio.to_thread(server.wait_for_received, 1)
+
+    call.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_readiness_follows_the_server(server: FakeServer, async_client: AsyncClient, time: Any) -> None:
+    """Readiness can be asked for and waited for."""
+    server.set_ready(False)
+    before = await async_client.is_ready()
+    with pytest.raises(alignserve.DeadlineExceededError, match="no ready server"):
+        await async_client.wait_until_ready(5)
+    server.set_ready(True)
+    await async_client.wait_until_ready(5)
+
+    assert before is False

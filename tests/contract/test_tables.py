@@ -1,0 +1,133 @@
+"""The tables of the READMEs say what the code does."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from alignserve_server import errors
+from alignserve_server.metrics import Metrics
+from alignserve_server.settings import Settings
+from prometheus_client import CollectorRegistry
+
+from tests.contract.documents import read, rows
+
+ERROR_ROWS = rows(read("protos/README.md"), "code", "reason", "meaning", "details", "retry")
+SETTING_COLUMNS = ("setting", "default", "meaning")
+METRIC_COLUMNS = ("metric", "type", "labels", "meaning")
+
+
+def test_error_table_lists_every_error() -> None:
+    """protos/README.md has a row for each code and reason of errors.py, and no other."""
+    documented = [(row["code"], row["reason"]) for row in ERROR_ROWS]
+
+    assert sorted(documented) == sorted({(kind.code, kind.reason) for kind in _error_kinds()})
+
+
+@pytest.mark.parametrize("row", ERROR_ROWS, ids=lambda row: row["reason"])
+def test_error_table_says_what_can_be_retried(row: dict[str, str]) -> None:
+    """A row promises RetryInfo, and a retry after its delay, exactly if the error is retryable."""
+    is_retryable = any(kind.is_retryable for kind in _error_kinds() if kind.reason == row["reason"])
+
+    assert row["retry"].startswith("after the delay" if is_retryable else "no")
+    assert ("RetryInfo" in row["details"]) == is_retryable
+
+
+def test_short_error_table_is_a_part_of_the_full_one() -> None:
+    """README.md names only codes and reasons that protos/README.md explains."""
+    full = {(row["code"], row["reason"]) for row in ERROR_ROWS}
+
+    short = {
+        (row["code"], reason)
+        for row in rows(read("README.md"), "code", "reasons", "what to do")
+        for reason in re.findall(r"[A-Z_]{4,}", row["reasons"])
+    }
+
+    assert short
+    assert short <= full
+
+
+def test_settings_table_equals_the_settings() -> None:
+    """server/README.md lists every setting once, in order, with its default and its help text."""
+    documented = [
+        (row["setting"], _without_unit(row["default"]), row["meaning"])
+        for row in rows(read("server/README.md"), *SETTING_COLUMNS)
+    ]
+
+    assert documented == _settings()
+
+
+def test_short_settings_table_has_the_same_defaults() -> None:
+    """README.md names only settings that exist, with their defaults."""
+    defaults = {name: default for name, default, _ in _settings()}
+
+    short = {
+        row["setting"]: _without_unit(row["default"]) for row in rows(read("README.md"), *SETTING_COLUMNS)
+    }
+
+    assert short
+    assert short.items() <= defaults.items()
+
+
+def test_metrics_table_equals_the_registry() -> None:
+    """server/README.md lists every metric of the server, in order, with type, labels and help text."""
+    documented = [
+        (row["metric"], row["type"], row["labels"].replace("`", "").split(), row["meaning"])
+        for row in rows(read("server/README.md"), *METRIC_COLUMNS)
+    ]
+
+    assert documented == _metrics()
+
+
+def test_short_metrics_table_names_metrics_that_exist() -> None:
+    """README.md names only metrics of the registry."""
+    names = {name for name, *_ in _metrics()}
+
+    short = {row["metric"] for row in rows(read("README.md"), "metric", "what it tells")}
+
+    assert short
+    assert short <= names
+
+
+def _error_kinds() -> list[type[errors.ServingError]]:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    return [
+        kind for kind in kinds if issubclass(kind, errors.ServingError) and kind is not errors.ServingError
+    ]
+
+
+def _settings() -> list[tuple[str, str, str]]:
+    return [
+        (name, _literal(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _without_unit(default: str) -> str:
+    return default.split("` (")[0]  # `10485760` (10 MiB)
+
+
+def _metrics() -> list[tuple[str, str, list[str], str]]:
+    metrics = Metrics(CollectorRegistry())
+    labels = {
+        collector._name: list(collector._labelnames)  # published nowhere else before a series exists
+        for collector in vars(metrics).values()
+        if hasattr(collector, "_labelnames")
+    }
+    return [
+        (
+            f"{family.name}_total" if family.type == "counter" else family.name,
+            family.type,
+            labels[family.name],
+            family.documentation,
+        )
+        for family in metrics.registry.collect()
+        if not family.name.startswith(("process_", "python_"))
+    ]

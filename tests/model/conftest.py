@@ -1,0 +1,143 @@
+"""Checkpoints, and transformers as the reference that the encoder is compared with."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.checkpoint import Checkpoint, resolve_checkpoint
+from PIL import Image
+from torch import nn
+from transformers import AlignConfig, AlignModel, AlignProcessor, BertTokenizer
+from transformers.image_utils import load_image
+from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["a", "photo", "of", "the", "cat", "dog", "coffee", "rocket", "##s", ".", ",", "!"]
+PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """transformers' own model and processor (PIL backend), in float32."""
+
+    model: AlignModel
+    processor: AlignProcessor
+
+    @classmethod
+    def load(cls, folder: Path) -> Reference:
+        model = AlignModel.from_pretrained(folder, dtype=torch.float32).eval()
+        return cls(model, AlignProcessor.from_pretrained(folder, backend="pil"))
+
+    def pixel_values(self, content: bytes) -> np.ndarray:
+        image = load_image(Image.open(BytesIO(content)))
+        return self.processor(images=image, return_tensors="np")["pixel_values"][0]
+
+    def input_ids(self, text: str) -> list[int]:
+        return self.processor(text=text, truncation=True, padding=False)["input_ids"]
+
+    @torch.inference_mode()
+    def forward(self, contents: list[bytes], texts: list[str]):
+        """Returns AlignModel's output: normalized embeddings, and logits of each image against each text."""
+        images = torch.from_numpy(np.stack([self.pixel_values(content) for content in contents]))
+        tokens = self.processor(text=texts, truncation=True, return_tensors="pt")
+        return self.model(pixel_values=images, **tokens)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An encoder under test and the reference, on the same checkpoint."""
+
+    checkpoint: Checkpoint
+    encoder: AlignEncoder
+    reference: Reference
+
+
+def build_random_checkpoint(folder: Path) -> Path:
+    """Writes a small random ALIGN with every kind of block of kakaobrain/align-base."""
+    letters = [*string.ascii_lowercase, *string.digits]
+    vocabulary = [*SPECIAL_TOKENS, *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizer.from_pretrained(folder, model_max_length=64)
+    image_processor = EfficientNetImageProcessorPil(
+        size={"height": 346, "width": 346},
+        resample=2,
+        do_center_crop=True,
+        crop_size={"height": 289, "width": 289},
+        rescale_factor=1 / 127.5,
+        rescale_offset=True,
+        do_normalize=False,
+        include_top=False,
+    )
+    AlignProcessor(image_processor, tokenizer).save_pretrained(folder)
+    _random_model(len(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+def _random_model(vocab_size: int) -> AlignModel:
+    torch.manual_seed(0)
+    config = AlignConfig(
+        projection_dim=80,
+        temperature_init_value=0.07,
+        text_config={
+            "vocab_size": vocab_size,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.3,
+        },
+        vision_config={
+            "image_size": 289,
+            "hidden_dim": 80,
+            "width_coefficient": 0.25,
+            "depth_coefficient": 0.5,
+            "depthwise_padding": [],
+        },
+    )
+    model = AlignModel(config)
+    for module in model.vision_model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    _calibrate(model)
+    return model
+
+
+@torch.no_grad()
+def _calibrate(model: AlignModel) -> None:
+    # Statistics of real activations keep the signal alive through the layers.
+    model.train()
+    model.vision_model(torch.rand(4, 3, 289, 289) * torch.linspace(0.2, 2, 4).view(4, 1, 1, 1) - 1)
+    model.eval()
+
+
+@pytest.fixture(scope="session")
+def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_random_checkpoint(tmp_path_factory.mktemp("random-align"))
+
+
+@pytest.fixture(scope="session", params=["mini", "random"])
+def pair(request: pytest.FixtureRequest, random_folder: Path) -> Pair:
+    checkpoint = resolve_checkpoint("mini" if request.param == "mini" else str(random_folder))
+    return Pair(checkpoint, load_align(checkpoint), Reference.load(checkpoint.folder))
+
+
+@pytest.fixture(scope="session")
+def mini() -> Pair:
+    checkpoint = resolve_checkpoint()
+    return Pair(checkpoint, load_align(checkpoint), Reference.load(checkpoint.folder))
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, bytes]:
+    return {path.stem: path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))}

@@ -1,0 +1,179 @@
+"""Loading refuses what would serve wrong vectors, and a forward behaves on its lane."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from alignserve_server.model.align import load_align
+from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
+from alignserve_server.model.encoder import OutOfDeviceMemory
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def folder(random_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the random checkpoint, to damage."""
+    return shutil.copytree(random_folder, tmp_path / "copy")
+
+
+def change_weights(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_info_says_what_is_served(pair):
+    """The model describes itself by its checkpoint."""
+    info = pair.encoder.info
+
+    assert info.temperature == pair.reference.model.temperature.item()
+    assert info.embedding_dimension == pair.reference.model.config.projection_dim
+    assert (info.runtime, info.dtype, info.device, info.max_text_tokens) == ("torch", "float32", "cpu", 64)
+    assert info.fingerprint == pair.checkpoint.fingerprint(runtime="torch", dtype="float32")
+    assert pair.encoder.device_memory_bytes > 100_000
+
+
+def test_loading_prints_nothing():
+    """transformers' progress bars and notes stay out of the server's output."""
+    program = (
+        "from alignserve_server.model.align import load_align\n"
+        "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
+        "load_align(resolve_checkpoint())"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_checkpoint_without_the_text_pooler_is_complete(folder):
+    """The pooler is not used, so its weights may be missing."""
+    change_weights(
+        folder, lambda weights: [weights.pop(name) for name in list(weights) if "text_model.pooler" in name]
+    )
+
+    encoder = load_align(resolve_checkpoint(str(folder)))
+
+    assert np.isfinite(encoder.encode_texts([encoder.tokenize("cat", truncate=False)])).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["temperature", "text_projection.bias", "vision_model.embeddings.convolution.weight"]
+)
+def test_a_missing_weight_is_an_error(folder, name):
+    """Weights that transformers would make up are not served."""
+    change_weights(folder, lambda weights: weights.pop(name))
+
+    with pytest.raises(CheckpointError, match=f"lacks 1 weights, such as {name}"):
+        load_align(resolve_checkpoint(str(folder)))
+
+
+def test_a_weight_of_another_shape_is_an_error(folder):
+    """A configuration that does not fit the weights is refused."""
+    change_config(folder, projection_dim=64)
+
+    with pytest.raises(CheckpointError, match="does not load"):
+        load_align(resolve_checkpoint(str(folder)))
+
+
+def test_modalities_of_different_dimensions_are_an_error(folder):
+    """Images and texts that cannot be compared are refused at start."""
+    change_config(folder, projection_dim=64)
+    change_weights(
+        folder,
+        lambda weights: weights.update(
+            {
+                "text_projection.weight": torch.zeros(64, 48),
+                "text_projection.bias": torch.zeros(64),
+            }
+        ),
+    )
+
+    with pytest.raises(CheckpointError, match="images have 80 dimensions and texts 64"):
+        load_align(resolve_checkpoint(str(folder)))
+
+
+def test_a_checkpoint_with_vocab_txt_alone_tokenizes_alike(random_folder, folder):
+    """Old checkpoints have no tokenizer.json."""
+    whole = load_align(resolve_checkpoint(str(random_folder)))
+    (folder / "tokenizer.json").unlink()
+
+    encoder = load_align(resolve_checkpoint(str(folder)))
+
+    text = "A photo of the rockets, " * 20
+    assert encoder.tokenize(text, truncate=True) == whole.tokenize(text, truncate=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("tpu", "none of auto, cpu, cuda"), ("cuda:99", "does not exist")]
+)
+def test_an_unknown_device_is_an_error(device, message):
+    """A device that is not there is named at start."""
+    with pytest.raises(ValueError, match=message):
+        load_align(resolve_checkpoint(), device=device)
+
+
+def test_lanes_run_at_once(mini, photos):
+    """Forwards on two lanes at a time give what they give alone, each with its own threads."""
+    encoder = mini.encoder
+    images = [encoder.preprocess_image(photo) for photo in photos.values()]
+    texts = [encoder.tokenize(text, truncate=False) for text in ("a cat", "a photo of a dog", "rocket")]
+    expected = encoder.encode_images(images), encoder.encode_texts(texts)
+
+    with ThreadPoolExecutor(2, initializer=encoder.enter_lane) as lanes:
+        threads = lanes.submit(torch.get_num_threads).result()
+        results = [
+            (lanes.submit(encoder.encode_images, images), lanes.submit(encoder.encode_texts, texts))
+            for _ in range(6)
+        ]
+        actual = [(image.result(), text.result()) for image, text in results]
+
+    assert threads == 1
+    for image_embeds, text_embeds in actual:
+        np.testing.assert_allclose(image_embeds, expected[0], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(text_embeds, expected[1], rtol=0, atol=1e-4)
+
+
+def test_too_large_a_batch_is_out_of_memory(mini):
+    """An allocation that the machine cannot make says so, and the encoder goes on working."""
+    pixels = np.zeros((224, 224, 3), np.uint8)
+    batch = [np.broadcast_to(np.uint8(0), (1 << 31, 1 << 29, 3))]  # more than there are addresses
+
+    with pytest.raises(OutOfDeviceMemory):
+        mini.encoder.encode_images(batch)
+
+    assert np.isfinite(mini.encoder.encode_images([pixels])).all()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."
+        ),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    ],
+    ids=["cuda", "linux", "windows"],
+)
+def test_every_way_to_run_out_of_memory_is_one_error(error):
+    """torch's several errors become the one that the scheduler knows."""
+    from alignserve_server.model.align import _memory_errors
+
+    with pytest.raises(OutOfDeviceMemory), _memory_errors():
+        raise error

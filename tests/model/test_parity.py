@@ -1,0 +1,108 @@
+"""Embeddings and scores equal those of transformers' AlignModel and AlignProcessor on the same checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from alignserve_server.model.align import load_align
+from alignserve_server.model.encoder import l2_normalize
+from alignserve_server.model.zero_shot import score_labels
+
+pytestmark = pytest.mark.model
+
+TEXTS = [
+    "cat",
+    "a photo of a dog.",
+    "A Photo of THE coffee, and a rocket!",
+    "Ünïcödé 猫 🚀 text",
+    "the cat " * 12,
+    "of rockets and dogs, " * 40,
+]
+TOLERANCE = 1e-4
+
+
+def embed_images(encoder, contents):
+    return l2_normalize(encoder.encode_images([encoder.preprocess_image(content) for content in contents]))
+
+
+def embed_texts(encoder, texts):
+    return l2_normalize(encoder.encode_texts([encoder.tokenize(text, truncate=True) for text in texts]))
+
+
+def test_image_embeddings_equal_the_reference(pair, photos):
+    """Photos come out as from AlignModel, and each differently."""
+    expected = pair.reference.forward(list(photos.values()), ["cat"]).image_embeds.numpy()
+
+    actual = embed_images(pair.encoder, photos.values())
+
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+    assert actual.dtype == np.float32
+    assert np.linalg.norm(actual[0] - actual[1:], axis=1).min() > 100 * TOLERANCE
+
+
+def test_text_embeddings_equal_the_reference(pair, photos):
+    """Texts of all lengths, truncated ones too, come out as from AlignModel, and each differently."""
+    expected = pair.reference.forward([photos["cat"]], TEXTS).text_embeds.numpy()
+
+    actual = embed_texts(pair.encoder, TEXTS)
+
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+    assert np.linalg.norm(actual[0] - actual[1:], axis=1).min() > 100 * TOLERANCE
+
+
+def test_scores_equal_the_reference(pair, photos):
+    """Labels rank as by the softmax of AlignModel's logits, with the same scores."""
+    logits = pair.reference.forward(list(photos.values()), TEXTS).logits_per_image
+    expected = logits.softmax(dim=1).numpy()
+
+    labels = embed_texts(pair.encoder, TEXTS)
+    images = embed_images(pair.encoder, photos.values())
+    ranked = [score_labels(image, labels, pair.encoder.info.temperature) for image in images]
+
+    for row, reference in zip(ranked, expected, strict=True):
+        assert [label.label_index for label in row] == list(np.argsort(-reference, kind="stable"))
+        assert [label.score for label in row] == pytest.approx(np.sort(reference)[::-1], abs=TOLERANCE)
+
+
+def test_an_image_is_the_same_alone_and_in_a_batch(pair, photos):
+    """The cosine between batch 1 and batch 4 is 1 within 1e-5."""
+    together = embed_images(pair.encoder, photos.values())
+
+    alone = np.concatenate([embed_images(pair.encoder, [photo]) for photo in photos.values()])
+
+    assert (1 - (alone * together).sum(axis=1)).max() <= 1e-5
+
+
+def test_a_text_is_the_same_alone_and_in_a_mixed_batch(pair):
+    """The cosine between a text alone and padded among longer ones is 1 within 1e-5."""
+    together = embed_texts(pair.encoder, TEXTS)
+
+    alone = np.concatenate([embed_texts(pair.encoder, [text]) for text in TEXTS])
+
+    assert (1 - (alone * together).sum(axis=1)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_reduced_precision_stays_close(mini, photos, dtype):
+    """Half precision keeps a cosine of at least 0.99 with float32 on the embedded checkpoint."""
+    encoder = load_align(mini.checkpoint, dtype=dtype)
+
+    images = embed_images(encoder, photos.values()) * embed_images(mini.encoder, photos.values())
+    texts = embed_texts(encoder, TEXTS) * embed_texts(mini.encoder, TEXTS)
+
+    assert images.sum(axis=1).min() > 0.99
+    assert texts.sum(axis=1).min() > 0.99
+    assert encoder.info.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["cat", "coffee", "rocket"])
+def test_the_embedded_checkpoint_knows_the_photos(mini, photos, name):
+    """Zero-shot on a real photo is right, with a score of at least 0.9."""
+    labels = ["cat", "dog", "coffee", "rocket", "motorcycle", "horse", "flower", "person"]
+    texts = embed_texts(mini.encoder, [f"a photo of a {label}." for label in labels])
+    image = embed_images(mini.encoder, [photos[name]])[0]
+
+    best = score_labels(image, texts, mini.encoder.info.temperature, top_k=1)[0]
+
+    assert labels[best.label_index] == name
+    assert best.score >= 0.9

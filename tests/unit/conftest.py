@@ -1,0 +1,12 @@
+"""Fixtures of the unit tests."""
+
+from __future__ import annotations
+
+import pytest
+from alignserve_server.metrics import Metrics
+from prometheus_client import CollectorRegistry
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())

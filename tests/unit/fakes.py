@@ -1,0 +1,91 @@
+"""What unit tests share: a clock that stands still, entries, and an encoder that tells what it does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from alignserve_server.batching.queue import Embedded, Entry
+from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
+from alignserve_server.model.fake import FakeEncoder
+
+_PATIENCE_SECONDS = 30.0  # only a failing test waits so long
+
+
+class FakeClock:
+    """Monotonic seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class WatchedEncoder(FakeEncoder):
+    """A `FakeEncoder` that tells when a forward has begun, so that tests can act while the device is busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = threading.Semaphore(0)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return [len(batch.keys) for batch in self.batches]
+
+    @property
+    def seen(self) -> list[bytes]:
+        return [key for batch in self.batches for key in batch.keys]
+
+    def hold(self) -> None:
+        """Makes forwards wait for `resume`."""
+        self.gate.clear()
+
+    def resume(self) -> None:
+        """Lets forwards go on."""
+        self.gate.set()
+
+    async def begun(self) -> None:
+        """Waits until one more forward has begun."""
+        assert await asyncio.to_thread(self._begun.acquire, timeout=_PATIENCE_SECONDS)
+
+    def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
+        self._begun.release()
+        return super().encode_images(batch)
+
+    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+        self._begun.release()
+        return super().encode_texts(batch)
+
+
+def entry(name: str = "", *, length: int = 1, size_bytes: int = 1, enqueue_time: float = 0.0) -> Entry:
+    """Builds an entry that no caller waits for."""
+    return Entry(name, length, size_bytes, enqueue_time, cast("asyncio.Future[Embedded]", None))
+
+
+def names(entries: Sequence[Entry]) -> list[Any]:
+    """Returns the payloads of entries built by `entry`."""
+    return [each.payload for each in entries]
+
+
+def text_of(*ids: int) -> TokenizedText:
+    """Builds a tokenized text."""
+    return TokenizedText(ids)
+
+
+def unit(*values: float) -> np.ndarray:
+    """Builds a vector of length 1."""
+    vector = np.asarray(values, np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+async def settle() -> None:
+    """Lets the event loop run until nothing is left to do that waits for neither time nor a thread."""
+    for _ in range(20):
+        await asyncio.sleep(0)
