@@ -1,0 +1,159 @@
+"""`make run`: starts a server on the embedded checkpoint, sends it a first photo, and keeps serving.
+
+python -m deploy.quickstart [--port N] [--metrics-port N] [flags of alignserve-server]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from alignserve import Client, DeadlineExceededError, cli
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+PHOTO = "tests/data/photos/cat.jpg"
+LABELS = ("cat", "dog", "coffee", "rocket", "motorcycle", "flower")
+TEMPLATE = "a photo of a {label}"
+
+_READY_POLL_SECONDS = 0.5
+
+_NEXT = """
+Serving gRPC on {server} and metrics on {metrics} until Ctrl-C. What to type next, in another terminal:
+
+  the command line
+    {bin}/alignserve{flag} info
+    {bin}/alignserve{flag} classify tests/data/photos/rocket.jpg --label cat --label rocket
+    {bin}/alignserve{flag} embed tests/data/photos/*.jpg --text "a cup of coffee"
+    {bin}/alignserve{flag} stream tests/data/photos --label cat --label coffee --top-k 1
+
+  any gRPC client
+    {bin}/grpcurl -plaintext {server} list alignserve.v1.AlignService
+    {bin}/grpcurl -plaintext -d '{{"texts": ["a cat"]}}' {server} alignserve.v1.AlignService/EmbedText
+
+  metrics
+    curl -s http://{metrics}/metrics | grep '^alignserve_'
+
+  Python ({bin}/python)
+    from alignserve import Client
+    with Client("{server}") as client:
+        print(client.classify("tests/data/photos/coffee.jpg", ["cat", "a cup of coffee"]))
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the quickstart until the server ends; returns the server's exit code."""
+    arguments, server_flags = _parse(argv)
+    os.chdir(ROOT)
+    for port, name in ((arguments.port, "PORT"), (arguments.metrics_port, "METRICS_PORT")):
+        if _is_taken(port):
+            return _fail(
+                f"port {port} is taken, perhaps by another server. Stop that one, or choose another port: "
+                f"make run {name}={port + 1}"
+            )
+    with _started(arguments, server_flags) as server:
+        return _serve(server, f"localhost:{arguments.port}", f"localhost:{arguments.metrics_port}")
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="make run",
+        description="Starts a server, sends it a first photo, keeps serving until Ctrl-C.",
+        allow_abbrev=False,
+        epilog="Other flags go to alignserve-server (make run FLAGS='--log-level debug').",
+    )
+    parser.add_argument("--port", type=int, default=50051, help="for gRPC (make run PORT=…)")
+    parser.add_argument("--metrics-port", type=int, default=9464, help="for Prometheus (METRICS_PORT=…)")
+    return parser.parse_known_args(argv)
+
+
+@contextmanager
+def _started(arguments: argparse.Namespace, flags: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Yields the server's process, and passes on to it the signals that ask this one to end."""
+    command = [
+        *(str(BIN / "alignserve-server"), "--log-level", "warning"),
+        *("--listen", f"127.0.0.1:{arguments.port}"),
+        *("--metrics-listen", f"127.0.0.1:{arguments.metrics_port}"),
+        *flags,
+    ]
+    # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+    server = subprocess.Popen(command, start_new_session=True)
+
+    def forward(_number: int, _frame: FrameType | None) -> None:
+        server.send_signal(signal.SIGINT)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, forward)
+    try:
+        yield server
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.wait()
+
+
+def _serve(server: subprocess.Popen[bytes], address: str, metrics_address: str) -> int:
+    if not _wait_until_ready(server, address):
+        return server.wait()
+    question = ["classify", PHOTO, "--template", TEMPLATE, *(f"--label={label}" for label in LABELS)]
+    print(f"{PHOTO}, asked {TEMPLATE!r}:\n")
+    code = cli.main(["--server", address, *question])
+    if code != cli.OK:
+        server.send_signal(signal.SIGINT)
+        return server.wait() or code
+    flag = "" if address == "localhost:50051" else f" --server {address}"
+    print(
+        _NEXT.format(bin=os.path.relpath(BIN), flag=flag, server=address, metrics=metrics_address), flush=True
+    )
+    return server.wait()
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], address: str) -> bool:
+    """Shows progress until the server is ready; returns False if it ended first."""
+    start = time.monotonic()
+    with Client(address) as client:
+        while server.poll() is None:
+            _progress(f"Loading the model … {time.monotonic() - start:.0f} s")
+            try:
+                client.wait_until_ready(_READY_POLL_SECONDS)
+            except DeadlineExceededError:
+                continue
+            _progress("")
+            print(f"The server is ready after {time.monotonic() - start:.1f} s.\n")
+            return True
+    _progress("")
+    return False
+
+
+def _progress(text: str) -> None:
+    """Shows a line that the next one replaces, where there is a terminal to show it."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{text}", end="", flush=True)
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closing connections do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def _fail(message: str) -> int:
+    print(f"make run: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
