@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 
-from tests.contract.documents import ROOT, code_blocks, read
-from tests.contract.processes import BIN, RunningServer, run
+from tests.contract.documents import code_blocks, read
+from tests.processes import BIN, ROOT, ServerProcess, run
 
 SHELL_EXAMPLES = [
     block
@@ -22,7 +22,7 @@ RPCS = [method.name for method in pb.DESCRIPTOR.services_by_name["AlignService"]
 
 @pytest.mark.contract
 @pytest.mark.parametrize("example", SHELL_EXAMPLES, ids=lambda example: example.split()[0])
-def test_shell_examples_of_the_readme_work(example: str, server: RunningServer) -> None:
+def test_shell_examples_of_the_readme_work(example: str, server: ServerProcess) -> None:
     """Each command of README.md succeeds when it is pasted in the repository's root."""
     command = f"export ALIGNSERVE_SERVER=localhost:50051\n{example}"
 
@@ -40,7 +40,7 @@ def test_every_rpc_has_a_grpcurl_example(rpc: str) -> None:
 
 
 @pytest.mark.parametrize("example", PYTHON_EXAMPLES, ids=lambda example: example.splitlines()[-1][:60])
-def test_python_examples_of_the_readme_work(example: str, server: RunningServer) -> None:
+def test_python_examples_of_the_readme_work(example: str, server: ServerProcess) -> None:
     """Each Python snippet of README.md runs in the repository's root."""
     result = run(BIN / "python", "-c", _at(server, example))
 
@@ -66,7 +66,7 @@ def test_continuous_integration_runs_make_test(tmp_path: Path) -> None:
     assert result.stdout.strip() == f"make test in {ROOT}"
 
 
-def _at(server: RunningServer, example: str) -> str:
+def _at(server: ServerProcess, example: str) -> str:
     return example.replace("localhost:50051", f"localhost:{server.port}").replace(
         "localhost:9464", f"localhost:{server.metrics_port}"
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.documents import ROOT, anchors, links, markdown_files, read
+from tests.contract.documents import anchors, links, markdown_files, read
+from tests.processes import ROOT
 
 
 @pytest.mark.parametrize("path", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.documents import ROOT
-from tests.contract.processes import BIN, run
+from tests.processes import BIN, ROOT, run
 
 pytestmark = pytest.mark.contract
 

@@ -1,0 +1,67 @@
+"""`make run`, as a newcomer meets it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+
+from alignserve import Client
+
+from tests.processes import ROOT, run
+
+COMMAND = [sys.executable, "-m", "deploy.quickstart"]
+
+
+def free_port() -> int:
+    """Returns a port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_it_answers_and_serves_until_it_is_interrupted() -> None:
+    """A photo is classified, a table and the next commands are shown, and Ctrl-C ends it cleanly."""
+    port = free_port()
+    command = [*COMMAND, "--port", str(port), "--metrics-port", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "client.classify(" in line:
+                break
+        with Client(f"localhost:{port}") as client:
+            still_serves = client.is_ready()
+
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+
+    labels = [line.split()[0] for line in lines if "0." in line and "server is ready" not in line]
+    assert labels[0] == "cat"
+    assert any(f"--server localhost:{port} info" in line for line in lines)
+    assert still_serves
+    assert process.returncode == 0
+
+
+def test_a_taken_port_is_told_apart_from_a_broken_server() -> None:
+    """It neither starts nor talks to whatever else listens there, and names the way out."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        result = run(*COMMAND, "--port", str(port))
+
+    assert result.returncode == 1
+    assert f"make run PORT={port + 1}" in result.stderr
+
+
+def test_a_server_that_cannot_start_ends_it() -> None:
+    """The server's reason is shown, and its exit code passed on."""
+    ports = ("--port", str(free_port()), "--metrics-port", str(free_port()))
+
+    result = run(*COMMAND, *ports, "--checkpoint", "/nowhere/at/all")
+
+    assert result.returncode == 1
+    assert "/nowhere/at/all" in result.stderr

@@ -1,0 +1,93 @@
+"""What comes over gRPC equals transformers' AlignModel and AlignProcessor on the same checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from alignserve import AsyncClient
+from alignserve_server.server import Server
+
+from tests.integration.serving import settings
+from tests.model.conftest import Pair
+
+pytestmark = pytest.mark.model
+
+TOLERANCE = 1e-4
+TEXTS = ["cat", "a photo of a dog.", "Ünïcödé 猫 🚀 text", "the cat " * 12, "of rockets and dogs, " * 40]
+LABELS = ["cat", "dog", "coffee", "rocket", "the cat and a dog"]
+
+
+@pytest.fixture
+async def client(pair: Pair) -> AsyncIterator[AsyncClient]:
+    """A client of a server that serves the checkpoint."""
+    server = Server(settings(lanes=2), lambda _: pair.encoder)
+    await server.start()
+    await server.load()
+    async with AsyncClient(f"127.0.0.1:{server.port}") as connected:
+        yield connected
+    await server.drain(0.0)
+    await server.stop(5.0)
+
+
+async def test_embed_image_equals_the_reference(client, pair, photos):
+    """Photos of concurrent callers come back with the reference's normalized embeddings."""
+    expected = pair.reference.forward(list(photos.values()), ["cat"]).image_embeds.numpy()
+
+    actual = await asyncio.gather(*(client.embed_image(photo) for photo in photos.values()))
+
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+async def test_embed_text_equals_the_reference(client, pair, photos):
+    """Texts of concurrent callers, cut ones too, come back with the reference's normalized embeddings."""
+    expected = pair.reference.forward([photos["cat"]], TEXTS).text_embeds.numpy()
+
+    actual = await asyncio.gather(*(client.embed_text(text, truncate=True) for text in TEXTS))
+
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+async def test_classify_equals_the_reference(client, pair, photos):
+    """Labels come back in the reference's order, with its scores, cosines and logits."""
+    output = pair.reference.forward(list(photos.values()), [f"a photo of a {label}" for label in LABELS])
+    scores = output.logits_per_image.softmax(dim=1).numpy()
+    cosines = (output.image_embeds @ output.text_embeds.T).numpy()
+
+    found = await client.classify(list(photos.values()), LABELS, prompt_templates=["a photo of a {label}"])
+
+    for row, score, cosine, logit in zip(found, scores, cosines, output.logits_per_image, strict=True):
+        order = list(np.argsort(-score, kind="stable"))
+        assert [one.label_index for one in row] == order
+        assert [one.score for one in row] == pytest.approx(score[order], abs=TOLERANCE)
+        assert [one.similarity for one in row] == pytest.approx(cosine[order], abs=TOLERANCE)
+        assert [one.logit for one in row] == pytest.approx(logit.numpy()[order], rel=1e-3, abs=1e-3)
+
+
+async def test_several_templates_score_by_the_average_of_their_embeddings(client, pair, photos):
+    """An ensemble of prompts is the mean of the reference's text embeddings, normalized again."""
+    templates = ["a photo of a {label}", "the {label}", "{label}"]
+    prompts = [template.replace("{label}", label) for label in LABELS for template in templates]
+    output = pair.reference.forward([photos["cat"]], prompts)
+    averages = output.text_embeds.numpy().reshape(len(LABELS), len(templates), -1).mean(axis=1)
+    expected = (averages / np.linalg.norm(averages, axis=1, keepdims=True)) @ output.image_embeds.numpy()[0]
+
+    found = await client.classify(photos["cat"], LABELS, prompt_templates=templates)
+
+    assert [one.similarity for one in found] == pytest.approx(np.sort(expected)[::-1], abs=TOLERANCE)
+
+
+async def test_a_batch_of_strangers_changes_nothing(client, photos):
+    """The cosine between an input sent alone and sent among 40 others is 1 within 1e-5."""
+    inputs = [*photos.values(), *(" ".join(["cat"] * (1 + i)) for i in range(40))]
+
+    async def embed(given: bytes | str) -> np.ndarray:
+        return await (client.embed_text(given) if isinstance(given, str) else client.embed_image(given))
+
+    alone = [await embed(given) for given in inputs]
+
+    together = await asyncio.gather(*map(embed, inputs))
+
+    assert max(1 - float(a @ b) for a, b in zip(alone, together, strict=True)) <= 1e-5

@@ -1,0 +1,72 @@
+"""Runs the repository's commands as a person at a shell would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A server process and where it listens."""
+
+    process: subprocess.Popen[str]
+    port: int
+    metrics_port: int
+
+    @property
+    def address(self) -> str:
+        """Where clients reach it."""
+        return f"127.0.0.1:{self.port}"
+
+
+@contextmanager
+def server_process(*flags: str) -> Iterator[ServerProcess]:
+    """Runs alignserve-server with the flags on free ports, and yields it once it is ready."""
+    command = [
+        *(str(BIN / "alignserve-server"), "--log-format", "json", "--drain-delay-seconds", "0"),
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *flags),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        try:
+            listening = _wait_for("listening", process.stderr)
+            _wait_for("ready", process.stderr)
+            yield ServerProcess(process, listening["port"], listening["metrics_port"])
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def run(*command: str | Path, cwd: Path = ROOT, path: Path = BIN) -> subprocess.CompletedProcess[str]:
+    """Runs a command without input, with `path` first among the folders of programs."""
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def _wait_for(event: str, log: IO[str]) -> dict[str, int]:
+    seen = []
+    for line in log:
+        seen.append(line)
+        record: dict[str, int] = json.loads(line)
+        if record["event"] == event:
+            return record
+    raise AssertionError(f"the server ended before {event!r}:\n{''.join(seen)}")
