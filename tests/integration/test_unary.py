@@ -26,27 +26,30 @@ def vector(embedding: pb.Embedding) -> np.ndarray:
     return np.frombuffer(embedding.packed_float32, "<f4")
 
 
-async def test_ten_thousand_inputs_of_64_callers_are_paired_with_their_results(served: RunningServer) -> None:
+async def test_ten_thousand_inputs_of_64_callers_are_paired_with_their_results() -> None:
     """64 callers send 10,000 different inputs; each gets its own embedding, and batches are shared."""
     inputs = [f"text number {i}" if i % 2 else f"image {i}".encode() for i in range(10_000)]
     todo = iter(inputs)
+    encoder = FakeEncoder(seconds_per_batch=0.005)  # a device on which batching pays
+    async with running(encoder, max_image_batch_size=32) as served:
 
-    async def caller() -> list[bool]:
-        right = []
-        for given in todo:
-            if isinstance(given, str):
-                response = await served.stub.EmbedText(text_request(given))
-            else:
-                response = await served.stub.EmbedImage(image_request(given))
-            expected = served.encoder.embedding_of(given)
-            right.append(np.allclose(vector(response.embeddings[0]), expected, atol=1e-6))
-        return right
+        async def caller() -> list[bool]:
+            right = []
+            for given in todo:
+                if isinstance(given, str):
+                    response = await served.stub.EmbedText(text_request(given))
+                else:
+                    response = await served.stub.EmbedImage(image_request(given))
+                expected = encoder.embedding_of(given)
+                right.append(np.allclose(vector(response.embeddings[0]), expected, atol=1e-6))
+            return right
 
-    answers = await asyncio.gather(*(caller() for _ in range(64)))
+        answers = await asyncio.gather(*(caller() for _ in range(64)))
 
-    assert sum(map(sum, answers)) == 10_000
-    batches = served.sample("alignserve_batch_size_count", modality="text")
-    assert served.sample("alignserve_batch_size_sum", modality="text") / batches > 2.0
+        assert sum(map(sum, answers)) == 10_000
+        for modality in ("image", "text"):
+            batches = served.sample("alignserve_batch_size_count", modality=modality)
+            assert served.sample("alignserve_batch_size_sum", modality=modality) / batches > 2.0
 
 
 async def test_entries_that_arrive_while_the_device_works_share_the_next_batch(served: RunningServer) -> None:

@@ -1,0 +1,192 @@
+"""One event a line: JSON for machines, text for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from alignserve_server.logs import configure_logs, get_logger
+
+QUIETED = ("httpx", "httpcore", "asyncio", "grpc")
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    root, config = logging.getLogger(), structlog.get_config()
+    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in QUIETED}
+    root_level = root.level
+    yield
+    structlog.configure(**config)
+    root.handlers[:] = handlers
+    root.setLevel(root_level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    output = capsys.readouterr()
+    assert output.out == ""
+    return [json.loads(line) for line in output.err.splitlines()]
+
+
+def _fail() -> None:
+    raise ValueError("the cause")
+
+
+def test_a_line_is_an_object_with_event_level_and_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """The event's own values stand beside them, and nothing else; the time is in UTC."""
+    configure_logs("info", "json")
+
+    get_logger("test").info("batch_failed", size=3)
+
+    (line,) = _lines(capsys)
+    time = datetime.fromisoformat(line.pop("timestamp").replace("Z", "+00:00"))
+    assert time.utcoffset() == timedelta(0)
+    assert line == {"event": "batch_failed", "level": "info", "size": 3}
+
+
+def test_libraries_write_in_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
+    """What comes through the standard library is JSON too, with its arguments filled in."""
+    configure_logs("info", "json")
+
+    logging.getLogger("some.library").warning("retry %d", 2)
+
+    (line,) = _lines(capsys)
+    assert (line["event"], line["level"]) == ("retry 2", "warning")
+    assert "timestamp" in line
+
+
+@pytest.mark.parametrize(
+    ("level", "written"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+@pytest.mark.parametrize("get", [get_logger, logging.getLogger], ids=["own", "library"])
+def test_events_below_the_level_are_not_written(
+    capsys: pytest.CaptureFixture[str], get: Any, level: str, written: list[str]
+) -> None:
+    """The level holds for the server's events and for those of libraries."""
+    configure_logs(level, "json")
+    log = get("test")
+
+    for name in ("debug", "info", "warning", "error"):
+        getattr(log, name)("event")
+
+    assert [line["level"] for line in _lines(capsys)] == written
+
+
+@pytest.mark.parametrize("name", QUIETED)
+def test_chatty_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """A line per request of theirs would drown the server's own."""
+    configure_logs("debug", "json")
+
+    logging.getLogger(name).info("GET / 200")
+    logging.getLogger(name).warning("trouble")
+
+    assert [line["event"] for line in _lines(capsys)] == ["trouble"]
+
+
+def test_an_exception_comes_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """With exc_info, type, message and frames are structured, on the same line."""
+    configure_logs("info", "json")
+
+    try:
+        _fail()
+    except ValueError as error:
+        get_logger("test").error("inference_failed", exc_info=error)
+
+    (line,) = _lines(capsys)
+    (exception,) = line["exception"]
+    assert (exception["exc_type"], exception["exc_value"]) == ("ValueError", "the cause")
+    assert exception["frames"][-1]["name"] == "_fail"
+
+
+def test_without_exc_info_there_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error that is reported while it is handled is one short line."""
+    configure_logs("info", "json")
+
+    try:
+        _fail()
+    except ValueError as error:
+        get_logger("test").error("cannot_start", reason=str(error))
+
+    (line,) = _lines(capsys)
+    assert line.keys() == {"event", "level", "timestamp", "reason"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('two\nlines {"a": 1}', 'two\nlines {"a": 1}'),
+        ("\u2028 ü", "\u2028 ü"),
+        (Path("/data"), repr(Path("/data"))),
+    ],
+    ids=["line break", "not ASCII", "not JSON"],
+)
+def test_no_value_breaks_a_line(capsys: pytest.CaptureFixture[str], value: object, expected: str) -> None:
+    """Whatever is logged, the line stays one line and JSON."""
+    configure_logs("info", "json")
+
+    get_logger("test").info("event", value=value)
+
+    (line,) = _lines(capsys)
+    assert line["value"] == expected
+
+
+@pytest.mark.parametrize(
+    ("log_format", "is_terminal", "is_json"),
+    [
+        ("auto", False, True),
+        ("auto", True, False),
+        ("json", True, True),
+        ("console", False, False),
+    ],
+)
+def test_auto_is_text_on_a_terminal_and_json_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    log_format: Any,
+    is_terminal: bool,
+    is_json: bool,
+) -> None:
+    """The other formats are what they say, wherever they go."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+
+    configure_logs("info", log_format)
+    get_logger("test").info("listening", port=50051)
+
+    assert capsys.readouterr().err.startswith("{") is is_json
+
+
+def test_the_console_shows_event_values_and_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """People read what happened, to what, and why."""
+    configure_logs("info", "console")
+
+    try:
+        _fail()
+    except ValueError as error:
+        get_logger("test").error("inference_failed", modality="image", exc_info=error)
+
+    text = capsys.readouterr().err
+    for part in ("inference_failed", "modality", "image", "ValueError", "the cause", "_fail"):
+        assert part in text
+
+
+def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A second server in one process does not double every line."""
+    configure_logs("info", "json")
+    configure_logs("info", "json")
+
+    get_logger("test").info("ready")
+
+    assert len(_lines(capsys)) == 1

@@ -1,0 +1,195 @@
+"""Settings come from flags, environment, file and defaults, and are checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from alignserve_server.settings import Settings, load_settings
+from pydantic import ValidationError
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("ALIGNSERVE_"):
+            monkeypatch.delenv(name)
+
+
+def _toml(folder: Path, text: str) -> Path:
+    file = folder / "server.toml"
+    file.write_text(text)
+    return file
+
+
+def _faults(flags: dict[str, object], file: Path | None = None) -> list[str]:
+    """Loads settings that are wrong; returns the names at fault."""
+    with pytest.raises(ValidationError) as raised:
+        load_settings(flags, file)
+    return [str(name) for error in raised.value.errors() for name in error["loc"]]
+
+
+def test_defaults_serve() -> None:
+    """Without any setting there is a server that only this machine reaches, with the embedded model."""
+    settings = load_settings({})
+
+    assert settings.listen == "127.0.0.1:50051"
+    assert settings.checkpoint == "mini"
+    assert settings.max_queue_delay_ms == 0.0
+
+
+@pytest.mark.parametrize(
+    ("flag", "environment", "in_file", "expected"),
+    [
+        (None, None, None, 32),
+        (None, None, 3, 3),
+        (None, "2", None, 2),
+        (None, "2", 3, 2),
+        (1, None, 3, 1),
+        (1, "2", None, 1),
+        (1, "2", 3, 1),
+    ],
+)
+def test_a_flag_wins_over_environment_over_file_over_default(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flag: int | None,
+    environment: str | None,
+    in_file: int | None,
+    expected: int,
+) -> None:
+    """Of the places where a setting stands, the one nearest to the command counts."""
+    flags: dict[str, object] = {} if flag is None else {"max_batch_size": flag}
+    file = None if in_file is None else _toml(tmp_path, f"max_batch_size = {in_file}")
+    if environment is not None:
+        monkeypatch.setenv("ALIGNSERVE_MAX_BATCH_SIZE", environment)
+
+    settings = load_settings(flags, file)
+
+    assert settings.max_batch_size == expected
+
+
+def test_sources_are_merged_by_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each source gives what the ones before it leave open."""
+    monkeypatch.setenv("ALIGNSERVE_METRICS", "false")
+    file = _toml(tmp_path, 'metrics = true\ndevice = "cuda:1"\nlanes = 3')
+
+    settings = load_settings({"lanes": "2"}, file)
+
+    assert (settings.lanes, settings.metrics, settings.device) == (2, False, "cuda:1")
+
+
+def test_a_file_does_not_stay_for_the_next_time(tmp_path: Path) -> None:
+    """Loading twice in one process reads each time what was asked for."""
+    load_settings({}, _toml(tmp_path, "lanes = 3"))
+
+    assert load_settings({}).lanes is None
+
+
+def test_an_unknown_name_among_the_flags_is_refused() -> None:
+    """A misspelt setting does not go unnoticed."""
+    assert _faults({"max_batchsize": 3}) == ["max_batchsize"]
+
+
+@pytest.mark.parametrize(("text", "name"), [("max_batchsize = 3", "max_batchsize"), ("[server]", "server")])
+def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str, name: str) -> None:
+    """Neither a misspelt setting nor a table goes unnoticed."""
+    assert _faults({}, _toml(tmp_path, text)) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("lanes", 0, 1),
+        ("max_batch_size", 0, 1),
+        ("max_batch_size", "many", "8"),
+        ("max_image_batch_size", -1, 1),
+        ("max_queue_delay_ms", -0.1, 0),
+        ("max_queue_delay_ms", "nan", "0.5"),
+        ("drain_delay_seconds", -1, 0),
+        ("shutdown_grace_seconds", -1, 0),
+        ("stall_timeout_seconds", 0, 0.001),
+        ("watchdog_interval_seconds", 0, 0.001),
+        ("max_connection_age_seconds", 0, 1),
+        ("metrics", "perhaps", "off"),
+        ("dtype", "int8", "bfloat16"),
+        ("log_level", "loud", "debug"),
+        ("log_format", "xml", "console"),
+    ],
+)
+def test_each_value_has_its_range(name: str, wrong: object, right: object) -> None:
+    """The last value inside is taken, the first outside is refused by name."""
+    load_settings({name: right})
+
+    assert _faults({name: wrong}) == [name]
+
+
+def test_every_fault_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever repairs settings does not start once per mistake."""
+    monkeypatch.setenv("ALIGNSERVE_LANES", "0")
+    file = _toml(tmp_path, 'log_level = "loud"')
+
+    assert set(_faults({"listen": "nowhere"}, file)) == {"listen", "lanes", "log_level"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "message"),
+    [
+        (
+            {"max_client_batch_size": 65, "max_queue_size": 64},
+            {"max_client_batch_size": 64, "max_queue_size": 64},
+            r"max_client_batch_size \(65\) is larger than max_queue_size \(64\)",
+        ),
+        (
+            {"max_image_bytes": 101, "max_request_bytes": 100},
+            {"max_image_bytes": 100, "max_request_bytes": 100},
+            "max_image_bytes is larger than max_request_bytes",
+        ),
+        (
+            {"max_image_bytes": 101, "max_queue_bytes": 100},
+            {"max_image_bytes": 100, "max_queue_bytes": 100},
+            "max_image_bytes is larger than max_request_bytes or max_queue_bytes",
+        ),
+    ],
+    ids=["items", "request bytes", "queue bytes"],
+)
+def test_sizes_that_exclude_each_other_are_refused(
+    wrong: dict[str, object], right: dict[str, object], message: str
+) -> None:
+    """What a limit allows must fit into the limits around it, exactly full included."""
+    load_settings(right)
+
+    with pytest.raises(ValidationError, match=message):
+        load_settings(wrong)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:50051", "[::]:50051", "0.0.0.0:0", "host.example:65535", "localhost:1"]
+)
+def test_an_address_is_host_and_port(address: str) -> None:
+    """Names, IPv4 and IPv6 in brackets are taken as they are."""
+    assert load_settings({"listen": address}).listen == address
+
+
+@pytest.mark.parametrize("name", ["listen", "metrics_listen"])
+@pytest.mark.parametrize(
+    "address", ["", "50051", ":50051", "host", "host:", "host:-1", "host:65536", "h:80x"]
+)
+def test_an_address_without_host_or_port_is_refused(name: str, address: str) -> None:
+    """Above all, no empty host opens the server to the network by accident."""
+    assert _faults({name: address}) == [name]
+
+
+def test_settings_do_not_change() -> None:
+    """What was checked at the start holds until the end."""
+    settings = load_settings({})
+
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.lanes = 0
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_explains_itself(name: str) -> None:
+    """`--help` has a sentence for each."""
+    assert Settings.model_fields[name].description

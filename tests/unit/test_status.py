@@ -1,0 +1,170 @@
+"""A `ServingError` on the wire: code, details and trailers."""
+
+from __future__ import annotations
+
+import base64
+from typing import TypeVar
+
+import grpc
+import pytest
+from alignserve_server.errors import (
+    ExpiredInQueue,
+    ImageUnreadable,
+    InferenceFailed,
+    InvalidArgument,
+    ModelLoading,
+    QueueFull,
+    ServingError,
+    TextTooLong,
+    all_valid,
+)
+from alignserve_server.rpc.status import to_grpc_status, to_status_proto
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+M = TypeVar("M", bound=Message)
+
+PUSHBACK = "grpc-retry-pushback-ms"
+
+
+def _detail(status: status_pb2.Status, kind: type[M]) -> M | None:
+    for packed in status.details:
+        detail = kind()
+        if packed.Unpack(detail):
+            return detail
+    return None
+
+
+def _bad_images(count: int, message: str) -> InvalidArgument:
+    with pytest.raises(InvalidArgument) as raised:
+        all_valid([ImageUnreadable(message)] * count, "images[{}].content")
+    return raised.value
+
+
+def _size_on_the_wire(status: grpc.Status) -> int:
+    """Counts trailers as HTTP/2 does: names, values (binary ones in base64) and 32 bytes for each."""
+    trailers = [("grpc-status", "0"), ("grpc-message", status.details), *status.trailing_metadata]
+    return sum(
+        len(key) + len(base64.b64encode(value) if isinstance(value, bytes) else value) + 32
+        for key, value in trailers
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TextTooLong("text has 81 tokens, limit 64"), grpc.StatusCode.INVALID_ARGUMENT),
+        (QueueFull("queue is full"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (ModelLoading("model is loading"), grpc.StatusCode.UNAVAILABLE),
+        (ExpiredInQueue("too late"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (InferenceFailed("the model failed"), grpc.StatusCode.INTERNAL),
+    ],
+)
+def test_code_and_message_are_those_of_the_error(error: ServingError, code: grpc.StatusCode) -> None:
+    """The call ends with the same code and message as the status inside says."""
+    status = to_grpc_status(error)
+    proto = to_status_proto(error)
+
+    assert (status.code, status.details) == (code, error.message)
+    assert (proto.code, proto.message) == (code.value[0], error.message)
+
+
+def test_error_info_is_for_programs() -> None:
+    """Reason, domain and metadata say what happened without a look at the message."""
+    status = to_status_proto(InferenceFailed("the model failed", metadata={"error_id": "0123"}))
+
+    assert _detail(status, error_details_pb2.ErrorInfo) == error_details_pb2.ErrorInfo(
+        reason="INFERENCE_FAILED", domain="alignserve.v1", metadata={"error_id": "0123"}
+    )
+
+
+def test_the_trailers_carry_the_whole_status() -> None:
+    """Clients find code, message and details in `grpc-status-details-bin`."""
+    error = _bad_images(2, "image is broken")
+
+    trailers = dict(to_grpc_status(error).trailing_metadata)
+
+    assert status_pb2.Status.FromString(trailers["grpc-status-details-bin"]) == to_status_proto(error)
+
+
+def test_bad_request_names_each_field() -> None:
+    """Path, description and reason of every violation come through."""
+    bad_request = _detail(to_status_proto(_bad_images(2, "image is broken")), error_details_pb2.BadRequest)
+
+    assert [(each.field, each.description, each.reason) for each in bad_request.field_violations] == [
+        ("images[0].content", "image is broken", "IMAGE_UNREADABLE"),
+        ("images[1].content", "image is broken", "IMAGE_UNREADABLE"),
+    ]
+
+
+@pytest.mark.parametrize("error", [QueueFull("queue is full"), InvalidArgument("top_k is negative")])
+def test_without_a_field_at_fault_there_is_no_bad_request(error: ServingError) -> None:
+    """An empty detail would tell a client nothing."""
+    assert _detail(to_status_proto(error), error_details_pb2.BadRequest) is None
+
+
+@pytest.mark.parametrize(("count", "named"), [(1, 1), (15, 15), (16, 16), (17, 16), (1000, 16)])
+def test_bad_request_is_capped(count: int, named: int) -> None:
+    """The first fields at fault are named, and the message counts them all."""
+    status = to_status_proto(_bad_images(count, "image is broken"))
+
+    bad_request = _detail(status, error_details_pb2.BadRequest)
+    assert [each.field for each in bad_request.field_violations] == [
+        f"images[{position}].content" for position in range(named)
+    ]
+    assert count == 1 or status.message.endswith(f"(and {count - 1} more)")
+
+
+@pytest.mark.parametrize(("length", "kept"), [(511, 511), (512, 512), (513, 512), (100_000, 512)])
+def test_a_long_message_is_cut(length: int, kept: int) -> None:
+    """A message that is too long for trailers loses its end."""
+    status = to_status_proto(InferenceFailed("x" * length))
+
+    assert status.message == "x" * kept
+
+
+def test_trailers_of_64_bad_images_pass_common_proxies() -> None:
+    """With messages longer than any that the server writes, they stay under 8 KiB."""
+    error = _bad_images(64, "x" * 200)
+
+    size = _size_on_the_wire(to_grpc_status(error))
+
+    assert size < 8 * 1024
+
+
+@pytest.mark.parametrize(
+    ("delay", "dice", "milliseconds"),
+    [(4.0, 0.0, 4000), (4.0, 0.5, 4500), (4.0, 0.999_999, 5000), (0.0, 0.5, 0), (None, 0.0, 1000)],
+    ids=["least", "middle", "most", "at once", "unknown"],
+)
+def test_the_retry_delay_is_stretched_by_up_to_a_quarter(
+    monkeypatch: pytest.MonkeyPatch, delay: float | None, dice: float, milliseconds: int
+) -> None:
+    """Callers who were refused together do not come back together, and none too early; unknown is 1 s."""
+    monkeypatch.setattr("random.random", lambda: dice)
+
+    status = to_status_proto(QueueFull("queue is full", retry_delay_seconds=delay))
+
+    retry = _detail(status, error_details_pb2.RetryInfo)
+    assert retry.retry_delay.ToMilliseconds() == milliseconds
+
+
+def test_pushback_equals_retry_info() -> None:
+    """The retry policy inside gRPC waits exactly as long as a client that reads RetryInfo."""
+    trailers = dict(to_grpc_status(QueueFull("queue is full", retry_delay_seconds=7.0)).trailing_metadata)
+
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    retry = _detail(status, error_details_pb2.RetryInfo)
+    assert trailers[PUSHBACK] == str(retry.retry_delay.ToMilliseconds())
+    assert 7000 <= int(trailers[PUSHBACK]) <= 8750
+
+
+@pytest.mark.parametrize("error", [InferenceFailed("the model failed"), TextTooLong("too long")])
+def test_what_cannot_be_retried_names_no_delay(error: ServingError) -> None:
+    """Neither RetryInfo nor pushback invites a client to try again."""
+    error.retry_delay_seconds = 1.0
+
+    status = to_grpc_status(error)
+
+    assert PUSHBACK not in dict(status.trailing_metadata)
+    assert _detail(to_status_proto(error), error_details_pb2.RetryInfo) is None

@@ -1,0 +1,345 @@
+"""Labels are embedded once, by their prompts, and images are scored against them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from alignserve_server.errors import InferenceFailed, InvalidArgument, TextTooLong
+from alignserve_server.metrics import Metrics
+from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.model.zero_shot import LabelCache, is_template, prompts_of, score_labels
+
+from tests.unit.fakes import settle, unit
+
+LABELS = np.stack([unit(1, 0), unit(0, 1), unit(1, 1), unit(0, 1)])
+
+
+class Prompts:
+    """Embeds prompts as `FakeEncoder` does, at a length of their own; waits and fails on demand."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.invalid: set[str] = set()
+        self.error: Exception | None = None
+        self.cancelled = 0
+
+    async def __call__(self, prompts: Sequence[str]) -> list[np.ndarray | InvalidArgument]:
+        self.asked += prompts
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            await settle()  # in the engine too, it takes a few rounds of the loop until work is undone
+            raise
+        if self.error is not None:
+            raise self.error
+        return [
+            TextTooLong("too long") if prompt in self.invalid else len(prompt) * _direction(prompt)
+            for prompt in prompts
+        ]
+
+
+def _direction(prompt: str) -> np.ndarray:
+    return FakeEncoder().embedding_of(prompt)
+
+
+@pytest.fixture
+def prompts() -> Prompts:
+    return Prompts()
+
+
+@pytest.fixture
+def cache(prompts: Prompts, metrics: Metrics) -> LabelCache:
+    return LabelCache(100, prompts, metrics)
+
+
+async def _start(cache: LabelCache, *labels: str) -> asyncio.Task[tuple[np.ndarray, int]]:
+    """Starts to embed labels and comes back when that waits for the encoder."""
+    task = asyncio.create_task(cache.embed(labels, []))
+    await settle()
+    return task
+
+
+async def _hits(cache: LabelCache, *labels: str) -> int:
+    _, hits = await cache.embed(labels, [])
+    return hits
+
+
+@pytest.mark.parametrize(
+    ("label", "templates", "expected"),
+    [
+        ("cat", [], ["cat"]),
+        ("cat", ["a photo of a {label}"], ["a photo of a cat"]),
+        ("cat", ["{label}", "one {label}!"], ["cat", "one cat!"]),
+        ("{label}", ["a {label}"], ["a {label}"]),
+    ],
+    ids=["no template", "one", "two", "label that looks like a placeholder"],
+)
+def test_templates_are_filled_in(label, templates, expected):
+    """Each template gives one prompt; without any, the label itself is the prompt."""
+    assert prompts_of(label, templates) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("{label}", True), ("a {label}", True), ("", False), ("{LABEL}", False), ("{label}{label}", False)],
+)
+def test_a_template_has_exactly_one_placeholder(text, expected):
+    """None and two are mistakes of the caller."""
+    assert is_template(text) is expected
+
+
+def test_the_score_is_the_softmax_of_cosine_by_temperature():
+    """Cosines 1 and 0 at temperature 0.5 are logits 2 and 0."""
+    labels = np.stack([unit(0, 1), unit(1, 0)])
+
+    best, other = score_labels(unit(1, 0), labels, temperature=0.5)
+
+    assert (best.label_index, best.similarity, best.logit) == (1, 1.0, 2.0)
+    assert (other.label_index, other.similarity, other.logit) == (0, 0.0, 0.0)
+    assert best.score == pytest.approx(np.exp(2) / (np.exp(2) + 1))
+    assert other.score == pytest.approx(1 / (np.exp(2) + 1))
+
+
+def test_one_label_gets_all_of_the_score():
+    """A choice of one is certain, however unlike the image it is."""
+    (only,) = score_labels(unit(1, 0), unit(-1, 0)[None], temperature=0.1)
+
+    assert (only.score, only.similarity) == (1.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "expected"), [(0, [2, 1, 3, 0]), (1, [2]), (4, [2, 1, 3, 0]), (5, [2, 1, 3, 0])]
+)
+def test_returns_the_best_first_and_at_most_top_k(top_k, expected):
+    """Zero returns all."""
+    scored = score_labels(unit(1, 2), LABELS, temperature=1.0, top_k=top_k)
+
+    assert [label.label_index for label in scored] == expected
+
+
+def test_equal_labels_stay_in_the_order_of_the_request():
+    """Also of many, where a sort that is not stable would mix them."""
+    scored = score_labels(unit(1, 2), np.tile(LABELS[:2], (50, 1)), temperature=1.0)
+
+    assert [label.label_index for label in scored] == [*range(1, 100, 2), *range(0, 100, 2)]
+
+
+def test_top_k_does_not_change_scores():
+    """The softmax is over all labels, also over those that are not returned."""
+    everything = score_labels(unit(1, 2), LABELS, temperature=1.0)
+
+    best = score_labels(unit(1, 2), LABELS, temperature=1.0, top_k=2)
+
+    assert best == everything[:2]
+    assert sum(label.score for label in everything) == pytest.approx(1.0)
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    """Logits of ±1,000,000 give scores of 1 and 0."""
+    scored = score_labels(unit(1, 0), np.stack([unit(-1, 0), unit(1, 0)]), temperature=1e-6)
+
+    assert [label.score for label in scored] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_similarity_never_leaves_the_range_of_a_cosine(sign):
+    """Rounding makes the product of two unit vectors a little more than 1."""
+    almost_unit = np.array([1.0000001, 0.0], np.float32)
+
+    (only,) = score_labels(almost_unit, sign * almost_unit[None], temperature=1.0)
+
+    assert abs(only.logit) > 1.0
+    assert only.similarity == sign
+
+
+async def test_labels_come_out_in_order_and_of_length_one(cache):
+    """Each row belongs to the label at its position, whatever length the encoder gave it."""
+    embeddings, hits = await cache.embed(["cat", "a dog", "cat"], [])
+
+    np.testing.assert_allclose(
+        embeddings, [_direction(label) for label in ("cat", "a dog", "cat")], atol=1e-6
+    )
+    assert hits == 0
+
+
+async def test_prompts_are_averaged_by_direction(cache):
+    """A prompt with a longer embedding weighs no more than another; the average has length 1."""
+    embeddings, _ = await cache.embed(["cat"], ["{label}", "a much longer photo of a {label}"])
+
+    expected = _direction("cat") + _direction("a much longer photo of a cat")
+    np.testing.assert_allclose(embeddings, [expected / np.linalg.norm(expected)], atol=1e-6)
+
+
+async def test_invalid_labels_are_named_by_position(cache, prompts):
+    """One bad prompt makes its label invalid; every place where it stands is named."""
+    prompts.invalid = {"bad, twice"}
+
+    with pytest.raises(TextTooLong) as refused:
+        await cache.embed(["a", "bad", "c", "bad"], ["{label}", "{label}, twice"])
+
+    assert [violation.field for violation in refused.value.violations] == ["labels[1]", "labels[3]"]
+
+
+async def test_the_valid_neighbours_of_an_invalid_label_are_kept(cache, prompts):
+    """Whoever repairs the request pays for the repaired label alone."""
+    prompts.invalid = {"bad"}
+    with pytest.raises(TextTooLong):
+        await cache.embed(["a", "bad", "c"], [])
+
+    prompts.invalid = set()
+
+    assert await _hits(cache, "a", "bad", "c") == 2
+
+
+async def test_a_known_label_is_not_embedded_again(cache, prompts):
+    """Only what is missing goes to the encoder, and what is at hand comes out the same."""
+    first, _ = await cache.embed(["a", "b"], [])
+
+    second, hits = await cache.embed(["b", "c", "a"], [])
+
+    assert hits == 2
+    assert prompts.asked == ["a", "b", "c"]
+    np.testing.assert_array_equal(second[[2, 0]], first)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a", []), ("b", [])),
+        (("a", ["one {label}"]), ("a", ["two {label}"])),
+        (("a", ["{label}"]), ("a", ["{label}", "{label}!"])),
+        (("ab", ["c{label}"]), ("a", ["bc{label}"])),
+        (("a", ["{label}b", "{label}"]), ("a", ["{label}", "b{label}"])),
+    ],
+    ids=["labels", "templates", "number of templates", "label and template", "two templates"],
+)
+async def test_different_prompts_are_kept_apart(cache, one, other):
+    """Neither another label nor other templates are taken for one that is known."""
+    await cache.embed([one[0]], one[1])
+
+    _, hits = await cache.embed([other[0]], other[1])
+
+    assert hits == 0
+
+
+async def test_the_least_recently_used_goes_first(prompts, metrics):
+    """A full cache forgets the label that nobody asked for the longest."""
+    cache = LabelCache(2, prompts, metrics)
+    await cache.embed(["a", "b"], [])
+    await cache.embed(["a"], [])
+
+    await cache.embed(["c"], [])
+
+    assert await _hits(cache, "a", "c") == 2
+    assert await _hits(cache, "b") == 0
+
+
+async def test_more_labels_than_the_cache_holds_are_answered(prompts, metrics):
+    """The bound is on what is kept, not on what a request may ask."""
+    cache = LabelCache(1, prompts, metrics)
+
+    embeddings, _ = await cache.embed(["a", "b", "c"], [])
+
+    assert len(embeddings) == 3
+    assert metrics.registry.get_sample_value("alignserve_label_cache_entries") == 1
+
+
+async def test_hits_misses_and_shared_work_are_counted(cache, prompts, metrics):
+    """Each label of a request, one that is sent twice too, counts as exactly one of the three."""
+    await cache.embed(["a", "b", "b"], [])
+
+    await cache.embed(["a", "c"], [])
+
+    counts = {
+        kind: metrics.registry.get_sample_value(f"alignserve_label_cache_{kind}_total")
+        for kind in ("hits", "misses", "coalesced")
+    }
+    assert counts == {"hits": 1, "misses": 3, "coalesced": 1}
+    assert prompts.asked == ["a", "b", "c"]
+
+
+@pytest.fixture
+def held(prompts: Prompts) -> Prompts:
+    """Prompts that wait until the gate is set."""
+    prompts.gate.clear()
+    return prompts
+
+
+async def test_a_label_under_way_is_not_embedded_twice(cache, held):
+    """The second call asks only for what nobody has asked for yet; both get their answers."""
+    first, second = await _start(cache, "a", "b"), await _start(cache, "b", "c")
+
+    held.gate.set()
+    (from_first, _), (from_second, hits) = await first, await second
+
+    assert held.asked == ["a", "b", "c"]
+    np.testing.assert_array_equal(from_first[1], from_second[0])
+    assert hits == 0
+
+
+async def test_an_error_reaches_everybody_who_waits(cache, held):
+    """No call is left waiting for an answer that never comes."""
+    tasks = [await _start(cache, "a", "b"), await _start(cache, "b")]
+    held.error = InferenceFailed("the model failed")
+
+    held.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert answers == [held.error] * 2
+
+
+async def test_an_error_is_not_kept(cache, held):
+    """The next call for the label tries again."""
+    held.gate.set()
+    held.error = InferenceFailed("the model failed")
+    with pytest.raises(InferenceFailed):
+        await cache.embed(["a"], [])
+
+    held.error = None
+    embeddings, _ = await cache.embed(["a"], [])
+
+    np.testing.assert_allclose(embeddings, [_direction("a")], atol=1e-6)
+
+
+async def test_a_first_caller_who_leaves_takes_nothing_from_the_others(cache, held):
+    """The work that it began goes on for whoever waits for a part of it."""
+    first, second = await _start(cache, "a", "b"), await _start(cache, "b")
+
+    first.cancel()
+    await settle()
+    held.gate.set()
+    embeddings, _ = await second
+
+    np.testing.assert_allclose(embeddings, [_direction("b")], atol=1e-6)
+    assert held.cancelled == 0
+
+
+async def test_the_work_ends_when_the_last_caller_leaves(cache, held):
+    """Nothing is embedded for nobody."""
+    tasks = [await _start(cache, "a"), await _start(cache, "a")]
+
+    for task in tasks:
+        task.cancel()
+    await settle()
+
+    assert held.cancelled == 1
+
+
+async def test_who_comes_as_the_last_one_leaves_starts_anew(cache, held):
+    """Nobody waits for work that is being cancelled."""
+    leaving = await _start(cache, "a")
+
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    coming = await _start(cache, "a")
+    held.gate.set()
+    embeddings, _ = await coming
+
+    np.testing.assert_allclose(embeddings, [_direction("a")], atol=1e-6)
+    assert held.asked == ["a", "a"]
