@@ -46,6 +46,7 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
         description="Serves an ALIGN model over gRPC, batched across callers.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"alignserve-server {version('alignserve')}")
     parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file with settings")
@@ -75,6 +76,8 @@ def _serve(flags: dict[str, Any], config_file: Path | None) -> int:
         settings = load_settings(flags, config_file)
     except ValidationError as error:
         return _fail("\n".join(map(_problem, error.errors())), 2)
+    except (OSError, ValueError) as error:  # of the file: unreadable, or not TOML
+        return _fail(f"--config {config_file}: {error}", 2)
     configure_logs(settings.log_level, settings.log_format)
     try:
         _run(serve(settings, load_encoder))

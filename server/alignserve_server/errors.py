@@ -121,6 +121,11 @@ class ShuttingDown(ServingError):
     reason = "SHUTTING_DOWN"
     is_retryable = True
 
+    def __init__(self) -> None:
+        super().__init__(
+            "the server is shutting down; send what is unanswered to another", retry_delay_seconds=0.1
+        )
+
 
 class ModelStalled(ServingError):
     code = "UNAVAILABLE"

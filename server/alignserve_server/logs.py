@@ -22,11 +22,7 @@ def configure_logs(level: str, log_format: Literal["auto", "json", "console"]) -
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
-        if is_console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-    )
+    renderer: list[Processor] = _console_renderer() if is_console else _json_renderer()
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
@@ -46,6 +42,16 @@ def configure_logs(level: str, log_format: Literal["auto", "json", "console"]) -
     # A request line per hub look-up and gRPC's own tracebacks of killed calls are noise at `info`.
     for name in ("httpx", "httpcore", "asyncio", "grpc"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def _console_renderer() -> list[Processor]:
+    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+
+
+def _json_renderer() -> list[Processor]:
+    # Without locals, which are whole batches of callers' data: seconds to render, and nobody else's business.
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -5,6 +5,7 @@ A flag wins over the environment, which wins over the file, which wins over the 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,10 +17,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+_ADDRESS = re.compile(r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})")
+
 
 def _check_address(address: str) -> str:
-    host, colon, port = address.rpartition(":")
-    if not host or not colon or not port.isdigit() or int(port) > 65535:
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match[1]) > 65535:
         raise ValueError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051 or [::]:50051")
     return address
 

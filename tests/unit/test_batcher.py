@@ -12,7 +12,7 @@ import pytest
 from alignserve_server.batching.batcher import Batcher, Item
 from alignserve_server.batching.queue import Embedded
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
-from alignserve_server.errors import ExpiredInQueue, InferenceFailed
+from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ShuttingDown
 from alignserve_server.metrics import Metrics
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
@@ -382,3 +382,37 @@ async def test_stop_says_if_a_lane_is_still_busy(batcher, encoder):
     await _occupy(batcher, encoder)
 
     assert not await batcher.stop(0.0)
+
+
+async def test_an_encoder_that_loses_a_row_fails_its_callers_and_not_the_lane(batcher, encoder, monkeypatch):
+    """A wrong number of rows is a failed batch: nobody waits for ever, and the lane goes on."""
+    whole = encoder._forward
+    monkeypatch.setattr(encoder, "_forward", lambda *batch: whole(*batch)[1:])
+    lost = await _outcomes(batcher.submit("image", _images(encoder, b"a", b"b")))
+
+    monkeypatch.setattr(encoder, "_forward", whole)
+    found = await _outcomes(batcher.submit("image", _images(encoder, b"c")))
+
+    assert (lost, found) == (["InferenceFailed", "InferenceFailed"], ["ok"])
+
+
+async def test_a_lane_that_dies_counts_as_stalled(encoder, metrics, monkeypatch, logs):
+    """What ends a thread is logged, and the watchdog sees a batch that never ends."""
+    monkeypatch.setattr(encoder, "enter_lane", lambda: 1 / 0)
+    batcher = Batcher(encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), metrics, lanes=1)
+
+    batcher.start()
+    await batcher.stop(_PATIENCE_SECONDS)
+
+    assert batcher.longest_running_seconds() == float("inf")
+    assert [line["event"] for line in logs] == ["lane_died"]
+
+
+async def test_nothing_is_queued_once_the_lanes_stop(encoder, metrics):
+    """Items that nobody would run are refused, so that their callers do not wait."""
+    batcher = Batcher(encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), metrics, lanes=1)
+    batcher.start()
+    await batcher.stop(_PATIENCE_SECONDS)
+
+    with pytest.raises(ShuttingDown):
+        batcher.submit("image", _images(encoder, b"late"))

@@ -356,10 +356,23 @@ class TestEstimates:
 
         assert limit == 4
 
-    def test_the_limit_never_falls_below_one(self) -> None:
-        """An entry that does not fit alone fails alone; the queue goes on."""
+    def test_an_entry_that_does_not_fit_alone_leaves_the_limit(self) -> None:
+        """It fails alone; that says nothing of batches."""
         scheduler = _scheduler(max_batch_size=4)
 
         limit = scheduler.shrink("image", failed_size=1)
 
-        assert limit == 1
+        assert limit == 4
+
+    def test_a_lowered_limit_recovers_after_many_full_batches(self) -> None:
+        """What took the memory may have gone: larger batches are tried again, up to the first limit."""
+        scheduler = _scheduler(max_batch_size=3)
+        scheduler.shrink("image", failed_size=2)
+        limits = []
+
+        for _ in range(200):
+            _push(scheduler, "image", scheduler.max_batch_size("image"))
+            scheduler.finish(_next(scheduler), 0.1)
+            limits.append(scheduler.max_batch_size("image"))
+
+        assert [limits[0], limits[98], limits[99], limits[198], limits[199]] == [1, 1, 2, 2, 3]

@@ -104,6 +104,7 @@ def test_each_problem_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) 
     ("argv", "message"),
     [
         (["--nonsense", "1"], "unrecognized arguments: --nonsense 1"),
+        (["--max-batch", "3"], "unrecognized arguments: --max-batch 3"),
         (["serve"], "unrecognized arguments: serve"),
         (["--lanes"], "argument --lanes: expected one argument"),
         (["--config", "/no/such/file.toml"], "--config /no/such/file.toml: there is no such file"),
@@ -116,6 +117,21 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list
 
     assert exited.value.code == 2
     assert capsys.readouterr().err.endswith(f"alignserve-server: error: {message}\n")
+
+
+@pytest.mark.parametrize("content", [b"lanes = = 3", b"lanes = '\xff'"], ids=["syntax", "encoding"])
+def test_a_file_that_is_not_toml_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes
+) -> None:
+    """A broken file is named, without a traceback."""
+    file = tmp_path / "server.toml"
+    file.write_bytes(content)
+
+    code = main(["--config", str(file)])
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert line.startswith(f"alignserve-server: --config {file}: ")
 
 
 def test_a_folder_is_not_a_config_file(tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ def test_an_address_is_host_and_port(address: str) -> None:
 
 @pytest.mark.parametrize("name", ["listen", "metrics_listen"])
 @pytest.mark.parametrize(
-    "address", ["", "50051", ":50051", "host", "host:", "host:-1", "host:65536", "h:80x"]
+    "address",
+    ["", "50051", ":50051", "host", "host:", "host:-1", "host:65536", "h:80x", "::1:1", " :1", "h:²"],
 )
 def test_an_address_without_host_or_port_is_refused(name: str, address: str) -> None:
     """Above all, no empty host opens the server to the network by accident."""

@@ -123,9 +123,10 @@ def test_a_long_message_is_cut(length: int, kept: int) -> None:
     assert status.message == "x" * kept
 
 
-def test_trailers_of_64_bad_images_pass_common_proxies() -> None:
-    """With messages longer than any that the server writes, they stay under 8 KiB."""
-    error = _bad_images(64, "x" * 200)
+@pytest.mark.parametrize("character", ["x", "ß", "猫"])
+def test_trailers_of_64_bad_images_pass_common_proxies(character: str) -> None:
+    """With messages far longer than any that the server writes, they stay under 8 KiB."""
+    error = _bad_images(64, character * 1000)
 
     size = _size_on_the_wire(to_grpc_status(error))
 

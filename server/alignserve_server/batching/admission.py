@@ -42,6 +42,11 @@ class Room:
     def has_waiters(self) -> bool:
         return bool(self._waiters)
 
+    @property
+    def max_waiting_items(self) -> int:
+        """The most items that `wait` can get beside others; more have to wait until nothing else is there."""
+        return max(1, int(self._max_items * _WAITING_SHARE))
+
     def reserve(self, items: int, size_bytes: int) -> None:
         """Takes room at once.
 

@@ -9,6 +9,7 @@ is left to prepare, stacking them, takes the encoder well under a thousandth of 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import threading
 import time
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from alignserve_server.batching.collect import padding_ratio
 from alignserve_server.batching.queue import Embedded, Entry
 from alignserve_server.batching.scheduler import Batch, Scheduler
-from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingError
+from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingError, ShuttingDown
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import MODALITIES, Metrics
 from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory
@@ -107,7 +108,12 @@ class Batcher:
         Cancelling a future takes its entry out of the queue. A future fails with `ExpiredInQueue` when
         `deadline` (in the loop's time) comes while it still waits, and with `InferenceFailed` when the
         model fails on it.
+
+        Raises:
+            ShuttingDown: The lanes are stopping, so nothing would ever run the items.
         """
+        if self._is_stopping:
+            raise ShuttingDown()
         now = self._clock()
         entries = [
             Entry(item.payload, item.length, item.size_bytes, now, self._loop.create_future())
@@ -198,15 +204,27 @@ class Batcher:
     # --- on a lane's thread
 
     def _run_lane(self, lane: int) -> None:
-        self._enter_lane()
-        while (batch := self._take(lane)) is not None:
-            self._loop.call_soon_threadsafe(self.on_room, batch.modality)
-            outcomes = self._execute(batch, batch.entries)
-            seconds = self._clock() - batch.start_time
+        try:
+            self._enter_lane()
+            while (batch := self._take(lane)) is not None:
+                self._run_batch(lane, batch)
+        except Exception as error:  # noqa: BLE001 — a lane that ends unseen would leave its callers waiting
+            _log.error("lane_died", lane=lane, exc_info=error)
             with self._changed:
-                self._scheduler.finish(batch, seconds)
-                del self._running_since[lane]
-            self._loop.call_soon_threadsafe(self._deliver, batch, outcomes, seconds)
+                self._running_since[lane] = -math.inf  # the watchdog sees a batch that never ends
+
+    def _run_batch(self, lane: int, batch: Batch) -> None:
+        self._on_loop(self.on_room, batch.modality)
+        outcomes = self._execute(batch, batch.entries)
+        seconds = self._clock() - batch.start_time
+        with self._changed:
+            self._scheduler.finish(batch, seconds)
+            del self._running_since[lane]
+        self._on_loop(self._deliver, batch, outcomes, seconds)
+
+    def _on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
+        if not self._loop.is_closed():  # a batch can outlast the loop after a stop that did not wait for it
+            self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _take(self, lane: int) -> Batch | None:
         with self._changed:
@@ -227,6 +245,8 @@ class Batcher:
         """Runs entries of a batch; where that fails, runs each half, so that a bad entry fails alone."""
         try:
             embeddings = self._encode[batch.modality]([entry.payload for entry in entries])
+            if len(embeddings) != len(entries):
+                raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
         except OutOfDeviceMemory as error:
             with self._changed:
                 limit = self._scheduler.shrink(batch.modality, len(entries))

@@ -215,8 +215,9 @@ class Engine:
     async def _embed_prompts(self, prompts: Sequence[str]) -> list[NDArray[np.float32] | InvalidArgument]:
         """Embeds label prompts; waits for room, for as long as some caller waits for the label."""
         answers: list[NDArray[np.float32] | InvalidArgument] = []
-        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            chunk = prompts[start : start + _PROMPTS_AT_ONCE]
+        step = min(_PROMPTS_AT_ONCE, self._rooms["text"].max_waiting_items)
+        for start in range(0, len(prompts), step):
+            chunk = prompts[start : start + step]
             tokenized = await self._tokenize(chunk, truncate=False)
             valid = [text for text in tokenized if isinstance(text, TokenizedText)]
             embedded = iter(await self._embed_tokenized(valid))

@@ -10,6 +10,7 @@ from alignserve_server.batching.collect import collect
 from alignserve_server.batching.queue import Entry, EntryQueue
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimate of an entry's device time
+_BATCHES_TO_GROW = 100  # full batches between two tries of larger ones after a lack of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,16 @@ class _Lineup:
         self.policy = policy
         self.queue = EntryQueue()
         self.max_batch_size = policy.max_batch_size  # halved when the device runs out of memory
+        self.full_batches = 0  # finished since that limit was set
         self.used_seconds = 0.0  # the lineup with less goes first
         self.seconds_per_entry = 0.0
+
+    def grow_after(self, batch: Batch) -> None:
+        """Counts a batch that has run, and raises a lowered limit when enough full ones have."""
+        self.full_batches += len(batch.entries) == self.max_batch_size
+        if self.full_batches >= _BATCHES_TO_GROW and self.max_batch_size < self.policy.max_batch_size:
+            self.max_batch_size = min(2 * self.max_batch_size, self.policy.max_batch_size)
+            self.full_batches = 0
 
 
 class Scheduler:
@@ -116,11 +125,18 @@ class Scheduler:
             lineup.seconds_per_entry += _SMOOTHING * (per_entry - lineup.seconds_per_entry)
         else:
             lineup.seconds_per_entry = per_entry
+        lineup.grow_after(batch)
 
     def shrink(self, modality: str, failed_size: int) -> int:
-        """Halves the largest batch after one of `failed_size` ran out of memory; returns the new limit."""
+        """Halves the largest batch after one of `failed_size` ran out of memory; returns the new limit.
+
+        An entry that does not fit alone says nothing of batches. The limit doubles again after
+        `_BATCHES_TO_GROW` full batches have fitted, since what took the memory may have gone.
+        """
         lineup = self._lineups[modality]
-        lineup.max_batch_size = max(1, min(lineup.max_batch_size, failed_size // 2))
+        if failed_size > 1:
+            lineup.max_batch_size = min(lineup.max_batch_size, failed_size // 2)
+            lineup.full_batches = 0
         return lineup.max_batch_size
 
     def seconds_to_drain(self, modality: str, lanes: int) -> float:

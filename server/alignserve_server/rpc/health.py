@@ -59,15 +59,8 @@ class Readiness:
         if self.state is State.STALLED:
             raise ModelStalled("the model is stuck; retry on another server", retry_delay_seconds=5.0)
         if self.state is State.STOPPING:
-            raise shutting_down()
+            raise ShuttingDown()
 
     async def _publish(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in _SERVICES:
             await self.servicer.set(service, status)
-
-
-def shutting_down() -> ShuttingDown:
-    """Builds the error that ends streams when the server shuts down."""
-    return ShuttingDown(
-        "the server is shutting down; send what is unanswered to another", retry_delay_seconds=0.1
-    )

@@ -17,8 +17,10 @@ from grpc_status import rpc_status
 from alignserve_server.errors import DOMAIN, InvalidArgument, ServingError
 
 # Trailers larger than 8 KiB are dropped by common proxies, and clients accept no more by default.
+# Together they keep below that even as base64 and, for the message, percent-encoded.
 _MAX_VIOLATIONS = 16
-_MAX_MESSAGE_CHARACTERS = 512
+_MAX_DESCRIPTION_BYTES = 160
+_MAX_MESSAGE_BYTES = 512
 _JITTER = 0.25  # spreads callers that were refused together
 
 
@@ -34,7 +36,7 @@ def to_status_proto(error: ServingError) -> status_pb2.Status:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(delay)))
     status = status_pb2.Status(
         code=_code(error).value[0],  # (number, text)
-        message=error.message[:_MAX_MESSAGE_CHARACTERS],
+        message=_cut(error.message, _MAX_MESSAGE_BYTES),
     )
     for detail in details:
         packed = any_pb2.Any()
@@ -68,12 +70,16 @@ def _bad_request(error: ServingError) -> error_details_pb2.BadRequest:
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(
                 field=violation.field,
-                description=violation.description[:_MAX_MESSAGE_CHARACTERS],
+                description=_cut(violation.description, _MAX_DESCRIPTION_BYTES),
                 reason=violation.reason,
             )
             for violation in error.violations[:_MAX_VIOLATIONS]
         ]
     )
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
 
 
 def _retry_delay_seconds(error: ServingError) -> float | None:

@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from alignserve.v1 import align_service_pb2 as pb
 
 from alignserve_server.batching.engine import Call
-from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError
+from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError, ShuttingDown
 from alignserve_server.metrics import Metrics
-from alignserve_server.rpc.health import shutting_down
 from alignserve_server.rpc.interceptors import internal_error
 from alignserve_server.rpc.status import to_status_proto
 
@@ -157,6 +156,6 @@ class InferStream:
 
     async def _finish_reading(self) -> None:
         if self._is_draining:
-            raise shutting_down()
+            raise ShuttingDown()
         if self._reader is not None:
             await self._reader  # raises what ended it
