@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -21,18 +22,15 @@ class FakeTime:
     sleeps: list[float] = field(default_factory=list)
 
     def clock(self) -> Clock:
-        return Clock(lambda: self.now, self.sleep, self.sleep_async, self.wait, lambda: 0.0)
-
-    def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        self.now += seconds
-
-    async def sleep_async(self, seconds: float) -> None:
-        self.sleep(seconds)
+        return Clock(lambda: self.now, self.wait, self.wait_async, lambda: 0.0)
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
-        self.sleep(seconds)
+        self.sleeps.append(seconds)
+        self.now += seconds
         return event.is_set()
+
+    async def wait_async(self, event: asyncio.Event, seconds: float) -> bool:
+        return self.wait(event, seconds)  # type: ignore[arg-type]  # only `is_set` is used
 
 
 @pytest.fixture

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from alignserve import __version__
+from alignserve import __version__, _arguments
 from alignserve._progress import Progress
 from alignserve.cli import main
 from alignserve.testing import FakeServer
+from alignserve.v1 import align_service_pb2 as pb
 
 
 @pytest.fixture
@@ -148,15 +155,169 @@ def test_stream_reports_failures_in_their_lines(server: FakeServer, run: Any, fo
     assert "1 failed" in err
 
 
-def test_stream_npy_comes_with_the_names(server: FakeServer, run: Any, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("out", ["out.npy", "out.txt"])
+def test_stream_npy_comes_with_the_names(
+    server: FakeServer, run: Any, folder: Path, tmp_path: Path, out: str
+) -> None:
     """Rows are those of the names in the text file beside it."""
-    code, _, _ = run("stream", folder, "--npy", tmp_path / "out.npy")
+    code, _, _ = run("stream", folder, "--npy", tmp_path / out)
 
-    names = (tmp_path / "out.txt").read_text().splitlines()
-    rows = np.load(tmp_path / "out.npy")
+    names = (tmp_path / f"{out}.txt").read_text().splitlines()
+    rows = np.load(tmp_path / out)
     assert code == 0
     for name, row in zip(names, rows, strict=True):
         assert np.array_equal(row, server.embedding_of(Path(name).read_bytes()))
+
+
+def test_embed_has_no_limit_as_a_whole(server: FakeServer, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    """--timeout-seconds is for each question; many inputs may take any time."""
+    code, _, _ = run("embed", "--text", "a", "--timeout-seconds", 20)
+
+    assert code == 0
+    assert server.received[0].remaining_seconds is not None
+    assert server.received[-1].remaining_seconds is None
+
+
+def test_embed_takes_texts_from_a_file_or_stdin(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of --text come first, then one for each line that is not blank."""
+    (tmp_path / "texts").write_text("b\n\n c d \n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("e\n"))
+
+    _, from_file, _ = run("embed", "--text", "a", "--texts-file", tmp_path / "texts", "--json")
+    _, from_stdin, _ = run("embed", "--texts-file", "-", "--json")
+
+    assert [line["input"] for line in json.loads(from_file)["embeddings"]] == ["a", "b", "c d"]
+    assert [line["input"] for line in json.loads(from_stdin)["embeddings"]] == ["e"]
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [
+        (["embed", "--text", "a", "--npy", "OUT"], "out.npy"),
+        (["stream", "FOLDER", "--npy", "OUT"], "out.npy"),
+        (["stream", "FOLDER", "--output", "OUT"], "out.jsonl"),
+    ],
+    ids=["embed", "stream rows", "stream lines"],
+)
+def test_a_file_is_kept_until_the_server_has_answered(
+    server: FakeServer, run: Any, folder: Path, command: list[str], out: str
+) -> None:
+    """A server that is not there costs no results of yesterday; one that is replaces them all."""
+    path = folder / out
+    path.write_bytes(b"yesterday" * 1000)
+    arguments = [{"OUT": str(path), "FOLDER": str(folder)}.get(word, word) for word in command]
+    server.fail_next(grpc.StatusCode.PERMISSION_DENIED, "DENIED")
+
+    refused, _, _ = run(*arguments)
+    kept = path.read_bytes()
+    done, _, _ = run(*arguments)
+
+    assert (refused, done) == (4, 0)
+    assert kept == b"yesterday" * 1000
+    assert b"yesterday" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("option", ["--npy", "--output"])
+def test_a_file_that_cannot_be_written_is_found_before_anything_is_sent(
+    server: FakeServer, run: Any, folder: Path, option: str
+) -> None:
+    """A long run does not end in nothing for a mistyped folder."""
+    code, _, err = run("stream", folder, option, folder / "nowhere" / "out")
+
+    assert code == 4
+    assert "No such file" in err
+    assert server.received == []
+
+
+def test_names_that_are_not_unicode_are_written_as_they_are(server: FakeServer, folder: Path) -> None:
+    """Linux allows any bytes in a name; they reach files and stdout."""
+    name = os.fsencode(folder) + b"/\xff.jpg"
+    Path(os.fsdecode(name)).write_bytes(b"odd")
+
+    subprocess.run(command(server, "stream", folder, "--npy", folder / "out"), check=True)
+    subprocess.run(command(server, "stream", folder, "--output", folder / "lines"), check=True)
+    done = subprocess.run(command(server, "stream", folder), stdout=subprocess.PIPE, check=True)
+
+    assert name in (folder / "out.txt").read_bytes().splitlines()
+    assert name in (folder / "lines").read_bytes()
+    assert name in done.stdout
+
+
+def test_a_terminal_that_is_not_unicode_gets_what_it_can_show(server: FakeServer, photo: Path) -> None:
+    """JSON is exact in ASCII; a table has question marks where a character is missing."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    embed = ["embed", photo, "--text", "Käse"]
+
+    table = subprocess.run(command(server, *embed), env=environment, capture_output=True, check=True)
+    data = subprocess.run(command(server, *embed, "--json"), env=environment, capture_output=True, check=True)
+
+    assert b"K?se" in table.stdout
+    assert json.loads(data.stdout)["embeddings"][1]["input"] == "Käse"
+
+
+def test_a_closed_stdout_is_no_mishap(server: FakeServer, folder: Path) -> None:
+    """A job that is started without a stdout still writes its files."""
+    out = folder / "lines"
+    script = shlex.join(command(server, "stream", folder, "--output", out)) + " >&- 2>&-"
+
+    done = subprocess.run(["sh", "-c", script], check=False)
+
+    assert done.returncode == 0
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_folder_with_an_images_name_is_not_an_image(run: Any, folder: Path) -> None:
+    """Folders of thumbnails are named like what they are of."""
+    (folder / "x.jpg").mkdir()
+
+    code, out, _ = run("stream", folder)
+
+    assert code == 0
+    assert len(out.splitlines()) == 2
+
+
+def test_headers_go_with_every_call(server: FakeServer, run: Any) -> None:
+    """--header may be repeated, before the command and after it, and its value may have a = in it."""
+    code, _, _ = run("--header", "a=1", "embed", "--text", "x", "--header", "Authorization=Bearer k=")
+
+    assert code == 0
+    assert all(call.metadata["a"] == "1" for call in server.received)
+    assert all(call.metadata["authorization"] == "Bearer k=" for call in server.received)
+
+
+@contextmanager
+def encrypted_server() -> Iterator[tuple[str, Path]]:
+    """Runs a server for TLS; gives its port and the authority of its certificate."""
+    folder = Path(__file__).parent / "tls"
+    certificate = folder / "certificate.pem"
+    info = pb.GetModelInfoResponse(model_id="encrypted").SerializeToString()
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "GetModelInfo": grpc.unary_unary_rpc_method_handler(lambda _, __: info)
+    }
+    pair = ((folder / "key.pem").read_bytes(), certificate.read_bytes())
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("alignserve.v1.AlignService", handlers)]
+    )
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", certificate
+    finally:
+        server.stop(None).wait()
+
+
+def test_connections_are_encrypted_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    """--ca-file names whom to trust; with --tls alone, an authority of one's own is not trusted."""
+    with encrypted_server() as (target, authority):
+        trusted = main(["--server", target, "--ca-file", str(authority), "info"])
+        out = capsys.readouterr().out
+        untrusted = main(["--server", target, "--tls", "info"])
+
+    assert (trusted, untrusted) == (0, 3)
+    assert "encrypted" in out
 
 
 def test_info_prints_facts_or_json(run: Any) -> None:
@@ -178,6 +339,17 @@ def test_the_server_comes_from_flag_or_environment(
     by_flag = main(["info", "--server", server.target])
 
     assert (by_variable, by_flag) == (0, 0)
+
+
+def test_an_empty_variable_names_no_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As everywhere in shells, empty is as good as unset."""
+    monkeypatch.setenv("ALIGNSERVE_SERVER", "")
+
+    args = _arguments.parser().parse_args(["info"])
+
+    assert args.server == "127.0.0.1:50051"
 
 
 @pytest.mark.parametrize(
@@ -256,6 +428,36 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], tmp_path: Path)
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed"], "embed needs a FILE, --text or --texts-file"),
+        (["embed", "--text", "a cat", "PHOTO"], "PHOTO' after --text is a file; put files before --text"),
+        (["stream", "x.jpg", "--window", "abc"], "argument --window: 'abc' is not a whole number above 0"),
+        (["info", "--timeout-seconds", "abc"], "argument --timeout-seconds: 'abc' is not a number above 0"),
+        (["info", "--header", "abc"], "argument --header: 'abc' is not KEY=VALUE"),
+    ],
+)
+def test_a_wrong_command_line_is_explained_with_the_commands_usage(
+    photo: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    """The message is readable, and the usage above it is that of the command."""
+    with pytest.raises(SystemExit):
+        main([argument.replace("PHOTO", str(photo)) for argument in arguments])
+
+    err = capsys.readouterr().err
+    assert err.startswith(f"usage: alignserve {arguments[0]} ")
+    assert message.replace("PHOTO", str(photo)) in err
+
+
+def test_a_text_that_looks_like_a_file_is_a_text(run: Any) -> None:
+    """Only a name of an image that is there is taken for a mistake."""
+    code, out, _ = run("embed", "--text", "nowhere.jpg", "x" * 300 + ".jpg", "--json")
+
+    assert code == 0
+    assert len(json.loads(out)["embeddings"]) == 2
+
+
 def test_the_command_runs_as_a_process(server: FakeServer) -> None:
     """The module is executable, and --version is that of the package."""
     done = subprocess.run(command(server, "--version"), capture_output=True, text=True, check=True)
@@ -323,6 +525,29 @@ def test_progress_is_drawn_on_a_terminal_ten_times_a_second() -> None:
     assert 9 <= len(terminal.drawn) <= 12
     assert "█" * 30 in terminal.drawn[-1]
     assert "1 failed" in terminal.drawn[-1]
+
+
+def test_progress_leaves_a_terminal_to_the_results() -> None:
+    """Where the results go to a terminal too, there are no bars between them."""
+    terminal = Terminal(True)
+    progress = Progress(1, terminal, is_hidden=True)  # type: ignore[arg-type]
+
+    progress.advance(failed=False)
+    progress.finish()
+
+    assert terminal.drawn == []
+
+
+def test_no_bar_is_drawn_between_lines_on_a_terminal(
+    run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stdout and stderr on one terminal, each result has its own line."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    _, _, err = run("stream", folder)
+
+    assert "█" not in err
 
 
 def test_progress_is_silent_elsewhere() -> None:

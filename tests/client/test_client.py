@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,22 @@ def test_long_lists_are_split_and_joined_in_order(server: FakeServer, client: Cl
     assert np.array_equal(rows, np.stack([server.embedding_of(text) for text in texts]))
     assert methods(server).count("EmbedText") == 6
     assert methods(server).count("GetModelInfo") == 1
+
+
+def test_text_that_is_none_is_refused_with_its_position(server: FakeServer, client: Client) -> None:
+    """A missing value in a column of texts is found before any of them is sent."""
+    with pytest.raises(TypeError, match=r"texts\[1\] is float; give str"):
+        client.embed_text(["a", float("nan")])  # type: ignore[list-item]
+
+    assert "EmbedText" not in methods(server)
+
+
+def test_open_files_are_images(server: FakeServer, client: Client, photo: Path) -> None:
+    """A file opened in binary mode gives the vector of its bytes."""
+    with photo.open("rb") as file:
+        vector = client.embed_image(file)
+
+    assert np.array_equal(vector, server.embedding_of(photo.read_bytes()))
 
 
 def test_at_most_max_in_flight_requests_wait_at_once(server: FakeServer) -> None:
@@ -141,6 +158,70 @@ def test_metadata_goes_with_every_call(server: FakeServer) -> None:
     assert server.received[0].metadata["authorization"] == "Bearer k"
 
 
+def test_keys_of_metadata_may_be_written_as_in_http(server: FakeServer) -> None:
+    """gRPC wants lower case, and gets it."""
+    with Client(server.target, metadata=[("Authorization", "Bearer k")]) as client:
+        client.embed_text("a")
+
+    assert server.received[0].metadata["authorization"] == "Bearer k"
+
+
+def test_a_client_that_may_send_nothing_is_refused() -> None:
+    """The mistake shows where it is made."""
+    with pytest.raises(ValueError, match="max_in_flight is 0"):
+        Client(max_in_flight=0)
+
+
+@pytest.mark.parametrize("forever", [None, float("inf")])
+def test_a_client_without_a_deadline_sends_none(server: FakeServer, forever: float | None) -> None:
+    """`None` and infinity are no deadline, for a client and for one call."""
+    with Client(server.target, timeout_seconds=forever) as client:
+        client.embed_text("a")
+        client.embed_text(["a"] * 5)
+        client.embed_text("a", timeout_seconds=float("inf"))
+
+    assert [call.remaining_seconds for call in server.received] == [None] * 5
+
+
+@pytest.mark.parametrize("knows_limits", [True, False])
+def test_an_image_that_fits_into_no_request_is_named(knows_limits: bool) -> None:
+    """The error is the same whether the client finds it out or the server does, and says what to do."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 50), np.uint8)
+    with FakeServer(max_request_bytes=2000) as small, Client(small.target) as client:
+        if knows_limits:
+            client.model_info()
+
+        with pytest.raises(alignserve.InvalidArgumentError, match="pixels travel as PNG") as caught:
+            client.embed_image(pixels)
+
+        assert caught.value.reason == "IMAGE_TOO_LARGE"
+        assert methods(small) == ["GetModelInfo"]
+
+
+@pytest.mark.parametrize("texts", ["x" * 3000, ["a", "x" * 3000]], ids=["one", "list"])
+def test_a_text_that_fits_into_no_request_is_named(texts: str | list[str]) -> None:
+    """A list or a text alone, the text at fault is named."""
+    with (
+        FakeServer(max_request_bytes=2000) as small,
+        Client(small.target) as client,
+        pytest.raises(alignserve.InvalidArgumentError) as caught,
+    ):
+        client.embed_text(texts)
+
+    assert caught.value.reason == "TEXT_TOO_LONG"
+    assert caught.value.violations[0].field == ("texts[0]" if isinstance(texts, str) else "texts[1]")
+
+
+def test_a_server_with_smaller_limits_may_take_the_others_place(server: FakeServer, client: Client) -> None:
+    """A list that has become too long for one request is split anew."""
+    client.model_info()
+    server._state.info.max_client_batch_size = 2
+
+    rows = client.embed_text(["a", "b", "c", "d"])
+
+    assert np.array_equal(rows, np.stack([server.embedding_of(text) for text in "abcd"]))
+
+
 def test_invalid_input_names_the_field_in_the_whole_list(server: FakeServer, client: Client) -> None:
     """The position in the error is that of the caller's list, not of the request it was put into."""
     server.fail_input("bad", reason="TEXT_TOO_LONG", message="too long")
@@ -171,6 +252,31 @@ def test_a_full_server_is_asked_again_after_its_delay(server: FakeServer, client
     assert time.sleeps == [7.0, 7.0]
 
 
+def test_a_full_server_is_asked_as_often_as_the_deadline_allows(
+    server: FakeServer, client: Client, time: Any
+) -> None:
+    """A server that asks for short delays is not overrun: pauses grow, and end before the deadline."""
+    server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=0.05, times=1000)
+
+    with pytest.raises(alignserve.ResourceExhaustedError):
+        client.embed_text("a", timeout_seconds=20)
+
+    assert time.sleeps == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+
+
+def test_without_retries_a_full_server_is_the_answer(server: FakeServer, time: Any) -> None:
+    """A policy of one attempt waits for nothing."""
+    server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=0.05)
+
+    with (
+        Client(server.target, retry=RetryPolicy(max_attempts=1), _clock=time.clock()) as client,
+        pytest.raises(alignserve.ResourceExhaustedError),
+    ):
+        client.embed_text("a")
+
+    assert time.sleeps == []
+
+
 def test_a_delay_that_outlasts_the_deadline_is_not_begun(
     server: FakeServer, client: Client, time: Any
 ) -> None:
@@ -185,13 +291,15 @@ def test_a_delay_that_outlasts_the_deadline_is_not_begun(
 
 
 def test_a_refusal_without_a_delay_is_final(server: FakeServer, client: Client, time: Any) -> None:
-    """A request that is too large does not become smaller by waiting."""
+    """It is not waited out, and with the limits as they were there is no other way to send the request."""
+    client.model_info()
     server.fail_next(EXHAUSTED, "")
 
     with pytest.raises(alignserve.ResourceExhaustedError):
         client.embed_text("a")
 
     assert time.sleeps == []
+    assert methods(server).count("EmbedText") == 1
 
 
 def test_an_unavailable_server_is_asked_again_with_a_large_request(
@@ -252,13 +360,13 @@ def test_waiting_for_readiness_ends_when_the_server_is_ready(
 ) -> None:
     """The wait asks again at intervals until the answer is yes."""
     server.set_ready(False)
-    asleep = time.sleep
+    wait = time.wait
 
-    def sleep(seconds: float) -> None:
-        asleep(seconds)
-        server.set_ready(len(time.sleeps) == 3)
+    def wait_and_see(closed: threading.Event, seconds: float) -> bool:
+        server.set_ready(len(time.sleeps) == 2)
+        return bool(wait(closed, seconds))
 
-    time.sleep = sleep
+    time.wait = wait_and_see
     with Client(server.target, _clock=time.clock()) as waiting:
         waiting.wait_until_ready(30)
 

@@ -48,6 +48,28 @@ async def test_no_inputs_give_no_rows(async_client: AsyncClient) -> None:
     assert (await async_client.embed_text([])).shape == (0, 8)
 
 
+@pytest.mark.parametrize("knows_limits", [True, False])
+async def test_an_image_that_fits_into_no_request_is_named(knows_limits: bool) -> None:
+    """The error is the same whether the client finds it out or the server does."""
+    with FakeServer(max_request_bytes=2000) as small:
+        async with AsyncClient(small.target) as client:
+            if knows_limits:
+                await client.model_info()
+
+            with pytest.raises(alignserve.InvalidArgumentError) as caught:
+                await client.embed_image(bytes(3000))
+
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
+
+
+async def test_a_client_without_a_deadline_sends_none(server: FakeServer) -> None:
+    """`None` is no deadline."""
+    async with AsyncClient(server.target, timeout_seconds=None) as client:
+        await client.embed_text("a")
+
+    assert server.received[0].remaining_seconds is None
+
+
 async def test_classify_returns_labels_best_first(async_client: AsyncClient) -> None:
     """One image gives one list, several give several."""
     one = await async_client.classify(b"1", ["cat", "dog"])

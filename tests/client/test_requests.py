@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
-from alignserve import ClassifyItem, ImageItem, InvalidArgumentError, TextItem
+from alignserve import ClassifyItem, ImageInput, ImageItem, InvalidArgumentError, Item, TextItem
 from alignserve._requests import Limits, chunks, classify_parts, embed_image_parts, prepared
 from alignserve.v1 import align_service_pb2 as pb
 
@@ -56,23 +59,19 @@ def test_requests_stay_within_the_byte_limit() -> None:
 
 def test_images_are_read_only_when_their_request_is_wanted() -> None:
     """A long list of files is never in memory at once."""
-    read: list[int] = []
+    read: list[ImageInput] = []
 
-    def images() -> object:
-        for number in range(6):
-            read.append(number)
-            yield b"x"
+    def encode(image: ImageInput) -> bytes:
+        read.append(image)
+        return b"x"
 
+    images: list[ImageInput] = ["0", "1", "2", "3", "4", "5"]
     parts = embed_image_parts(
-        images(),  # type: ignore[arg-type]
-        Limits(2),
-        normalize=True,
-        dtype="float32",
-        include_stats=False,
+        images, Limits(2), normalize=True, dtype="float32", include_stats=False, encode=encode
     )
     next(parts)
 
-    assert read == [0, 1, 2]
+    assert read == ["0", "1", "2"]
 
 
 def test_embeddings_travel_packed() -> None:
@@ -90,16 +89,77 @@ def test_embeddings_travel_packed() -> None:
     [
         (ImageItem("nowhere.jpg"), "INPUT_UNREADABLE"),
         (ImageItem(3), "INPUT_UNREADABLE"),  # type: ignore[arg-type]
-        (TextItem("x", dtype="int8"), "INPUT_UNREADABLE"),  # type: ignore[arg-type]
-        (ClassifyItem(b"x", "cat"), "INPUT_UNREADABLE"),
-        ("no item", "INPUT_UNREADABLE"),
+        (ClassifyItem(np.zeros((2, 2)), ["cat"]), "INPUT_UNREADABLE"),  # type: ignore[arg-type]
+        (TextItem("\ud800"), "INPUT_UNREADABLE"),
         (ImageItem(bytes(1000)), "IMAGE_TOO_LARGE"),
+        (ClassifyItem(bytes(1000), ["cat"]), "IMAGE_TOO_LARGE"),
+        (TextItem("x" * 1000), "TEXT_TOO_LONG"),
     ],
-    ids=["no file", "no image", "no dtype", "labels in one string", "no item", "larger than a request"],
+    ids=[
+        "no file",
+        "no image",
+        "floats",
+        "no Unicode",
+        "large image",
+        "large image to classify",
+        "large text",
+    ],
 )
-def test_an_item_that_cannot_be_sent_is_an_error_not_an_exception(item: object, reason: str) -> None:
-    """One bad item must not end a stream before it has begun."""
-    error = prepared(item, 1000)  # type: ignore[arg-type]
+def test_an_input_that_cannot_be_sent_is_an_error_not_an_exception(item: Item, reason: str) -> None:
+    """One bad input must not end a stream."""
+    error = prepared(item, 1000)
 
     assert isinstance(error, InvalidArgumentError)
     assert error.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        ("no item", TypeError, "str is no item; stream ImageItem, TextItem or ClassifyItem"),
+        (TextItem(5), TypeError, r"texts\[0\] is int; give str"),  # type: ignore[arg-type]
+        (TextItem("x", dtype="int8"), ValueError, "dtype 'int8' is unknown"),  # type: ignore[arg-type]
+        (ClassifyItem(b"x", "cat"), TypeError, "labels is one string; put it into a list"),
+        (ClassifyItem(b"x", ["cat", 1.5]), TypeError, r"labels\[1\] is float; give str"),  # type: ignore[list-item]
+    ],
+    ids=["no item", "no text", "no dtype", "labels in one string", "label that is none"],
+)
+def test_a_mistake_of_the_caller_is_an_exception(item: Any, error: type[Exception], message: str) -> None:
+    """What is wrong in the program, for every input alike, is not taken for a bad input."""
+    with pytest.raises(error, match=message):
+        prepared(item, 1000)
+
+
+@pytest.mark.parametrize(
+    ("image", "advice"),
+    [
+        (bytes(2000), "send a smaller one"),
+        (np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8), "pixels travel as PNG, so give"),
+    ],
+    ids=["file", "pixels"],
+)
+def test_an_image_larger_than_a_request_is_named_with_advice(image: ImageInput, advice: str) -> None:
+    """The message has the size and what to do, which for pixels is not obvious."""
+    parts = embed_image_parts(
+        [b"x", b"x", image], Limits(2, 1000), normalize=True, dtype="float32", include_stats=False
+    )
+    next(parts)
+
+    with pytest.raises(InvalidArgumentError, match=advice) as caught:
+        next(parts)
+
+    assert caught.value.reason == "IMAGE_TOO_LARGE"
+    assert caught.value.violations[0].field == "images[2].content"
+
+
+def test_streamed_messages_stay_within_the_byte_limit() -> None:
+    """The largest image that is not refused makes a message that the server reads, id included."""
+    sizes = (900, 920, 940, 950, 960, 980)
+
+    messages = [prepared(ImageItem(bytes(size)), 1000) for size in sizes]
+
+    sent = [message for message in messages if isinstance(message, pb.StreamInferRequest)]
+    for message in sent:
+        message.correlation_id = "9" * 20
+    assert 0 < len(sent) < len(sizes)
+    assert all(message.ByteSize() <= 1000 for message in sent)

@@ -6,7 +6,13 @@ import json
 
 import grpc
 import pytest
-from alignserve import ResourceExhaustedError, RetryPolicy, UnavailableError
+from alignserve import (
+    AlignserveError,
+    DeadlineExceededError,
+    ResourceExhaustedError,
+    RetryPolicy,
+    UnavailableError,
+)
 from alignserve._channel import channel_options
 from alignserve._retry import reconnect_delay_seconds, refusal_delay_seconds
 
@@ -27,44 +33,73 @@ def gone(delay: float | None = None) -> UnavailableError:
     ("error", "attempt", "remaining", "delay"),
     [
         (full(2.0), 1, 30.0, 3.0),
-        (full(2.0), 2, 30.0, 3.0),
-        (full(2.0), 3, 30.0, None),
+        (full(2.0), 100, 30.0, 7.5),
+        (full(0.0), 1, 30.0, 0.15),
+        (full(0.05), 3, 30.0, 0.6),
         (full(2.0), 1, 3.0, None),
         (full(None), 1, 30.0, None),
         (gone(2.0), 1, 30.0, None),
     ],
-    ids=["first", "last but one", "attempts used up", "outlasts the deadline", "no delay sent", "gRPC's own"],
+    ids=[
+        "as the server asks",
+        "as often as the deadline allows",
+        "never at once",
+        "longer each time",
+        "outlasts the deadline",
+        "no delay sent",
+        "gRPC's own",
+    ],
 )
-def test_a_refused_call_waits_as_the_server_asks(
+def test_a_refused_call_waits_as_the_server_asks_or_longer(
     error: ResourceExhaustedError, attempt: int, remaining: float, delay: float | None
 ) -> None:
-    """The delay is the server's, with jitter on top, within attempts and deadline."""
-    assert refusal_delay_seconds(POLICY, error, attempt, remaining, lambda: 1.0) == delay
+    """The pause is the longer one of the server's and the backoff, with jitter on top."""
+    assert refusal_delay_seconds(POLICY, error, attempt, remaining, lambda: 1.0) == (
+        pytest.approx(delay) if delay else None
+    )
+
+
+def test_one_attempt_means_that_a_refusal_is_final() -> None:
+    """Who turns repeats off gets none, also from a server that says when to come back."""
+    policy = RetryPolicy(max_attempts=1)
+
+    assert refusal_delay_seconds(policy, full(0.1), 1, 30.0, lambda: 0.0) is None
 
 
 @pytest.mark.parametrize(
     ("error", "attempt", "delay"),
-    [
-        (gone(), 1, 0.1),
-        (gone(), 3, 0.4),
-        (gone(), 4, None),
-        (gone(9.0), 1, 9.0),
-        (full(1.0), 1, None),
-    ],
-    ids=["first", "grows", "attempts used up", "server asks for longer", "not a break"],
+    [(gone(), 1, 0.1), (gone(), 3, 0.4), (gone(9.0), 1, 9.0)],
+    ids=["first", "grows", "server asks for longer"],
 )
-def test_a_broken_stream_backs_off(error: UnavailableError, attempt: int, delay: float | None) -> None:
-    """Pauses grow, respect the server's wish, and end after the allowed attempts."""
-    assert reconnect_delay_seconds(POLICY, error, attempt, lambda: 0.0) == (
-        pytest.approx(delay) if delay else None
-    )
+def test_a_broken_stream_backs_off(error: UnavailableError, attempt: int, delay: float) -> None:
+    """Pauses grow, and respect the server's wish."""
+    assert reconnect_delay_seconds(POLICY, error, attempt, 30.0, lambda: 0.0) == pytest.approx(delay)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt"), [(gone(), 4), (full(1.0), 1)], ids=["attempts used up", "not a break"]
+)
+def test_a_stream_that_cannot_be_opened_again_raises_why(error: AlignserveError, attempt: int) -> None:
+    """After the allowed attempts, or for what is no break, the error is the stream's."""
+    with pytest.raises(type(error)) as caught:
+        reconnect_delay_seconds(POLICY, error, attempt, 30.0, lambda: 0.0)
+
+    assert caught.value is error
+
+
+def test_a_stream_does_not_wait_beyond_its_deadline() -> None:
+    """A pause that would outlast it is the deadline's error at once, caused by the break."""
+    with pytest.raises(DeadlineExceededError) as caught:
+        reconnect_delay_seconds(POLICY, gone(9.0), 1, 8.0, lambda: 0.0)
+
+    assert isinstance(caught.value.__cause__, UnavailableError)
 
 
 def test_backoff_stays_within_its_bound() -> None:
     """However often a stream was tried, the pause is at most `max_backoff_seconds`, jitter aside."""
     policy = RetryPolicy(max_stream_attempts=10_000)
 
-    assert reconnect_delay_seconds(policy, gone(), 5_000, lambda: 0.0) == policy.max_backoff_seconds
+    assert reconnect_delay_seconds(policy, gone(), 5_000, 30.0, lambda: 0.0) == policy.max_backoff_seconds
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ import grpc
 import numpy as np
 import pytest
 from alignserve import AsyncClient, ClassifyItem, Client, ImageItem, Item, RetryPolicy, StreamResult, TextItem
+from alignserve._ledger import Ledger
+from alignserve._stream import Stream
 from alignserve.testing import FakeServer
 
 Collect = Callable[..., list[StreamResult]]
@@ -202,6 +204,105 @@ def test_an_exception_of_the_callers_items_arrives_after_their_results(collect: 
 
     with pytest.raises(LookupError, match="the caller's own"):
         collect(items())
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [("no item", TypeError), (TextItem(5), TypeError), (TextItem("x", dtype="int8"), ValueError)],  # type: ignore[arg-type]
+    ids=["no item", "no text", "no dtype"],
+)
+def test_a_mistake_of_the_caller_ends_the_stream(collect: Collect, item: Any, error: type[Exception]) -> None:
+    """What is wrong for every item alike is raised, not handed out as the failure of an item."""
+    with pytest.raises(error):
+        collect([TextItem("a"), item, TextItem("b")])
+
+
+def test_values_of_another_kind_of_item_are_refused(collect: Collect) -> None:
+    """A ClassifyItem has no embedding, and the others no classifications."""
+    text, classified = collect([TextItem("a"), ClassifyItem(b"x", ["cat"])], ordered=True)
+
+    with pytest.raises(TypeError, match="a ClassifyItem has no embedding; use classifications"):
+        _ = classified.embedding
+    with pytest.raises(TypeError, match="TextItem has no classifications; use embedding"):
+        _ = text.classifications
+
+
+def test_the_limits_are_asked_for_within_the_streams_deadline(server: FakeServer, collect: Collect) -> None:
+    """A server that hangs costs a stream no more than the time given for it."""
+    server.hold()
+
+    with pytest.raises(alignserve.DeadlineExceededError):
+        collect(texts(1), timeout_seconds=0.05)
+
+
+def test_a_pause_that_outlasts_the_streams_deadline_is_not_begun(
+    server: FakeServer, collect: Collect, time: Any
+) -> None:
+    """A stream of five seconds whose server asks for nine ends at once."""
+    server.fail_input("0", grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", retry_delay_seconds=9)
+
+    with pytest.raises(alignserve.DeadlineExceededError):
+        collect(texts(1), timeout_seconds=5)
+
+    assert time.sleeps == []
+
+
+def test_a_stream_whose_source_is_silent_ends_at_its_deadline(client: Client) -> None:
+    """The deadline counts also while there is nothing to send."""
+    never = threading.Event()
+
+    def items() -> Iterator[Item]:
+        never.wait()
+        yield TextItem("never")
+
+    with pytest.raises(alignserve.DeadlineExceededError):
+        list(client.stream(items(), timeout_seconds=0.05))
+
+    never.set()
+
+
+async def test_a_stream_whose_source_is_silent_ends_at_its_deadline_async(async_client: AsyncClient) -> None:
+    """The deadline counts also while there is nothing to send."""
+
+    async def items() -> AsyncIterator[Item]:
+        await asyncio.Event().wait()
+        yield TextItem("never")
+
+    with pytest.raises(alignserve.DeadlineExceededError):
+        [result async for result in async_client.stream(items(), timeout_seconds=0.05)]
+
+
+class WatchedLedger(Ledger):
+    """A ledger that notes when it is read without its lock."""
+
+    lock: Any
+    unguarded = 0
+
+    @property
+    def has_unanswered(self) -> bool:
+        self.unguarded += not self.lock._is_owned()
+        return super().has_unanswered
+
+
+def test_the_ledger_is_read_under_its_lock_only(client: Client) -> None:
+    """The receiver does not walk through entries that the caller's thread is taking out."""
+    stream = Stream(
+        client._caller,
+        client._stub.StreamInfer,
+        texts(20),
+        ordered=False,
+        window=4,
+        max_request_bytes=1000,
+        deadline=float("inf"),
+    )
+    ledger = WatchedLedger(4, ordered=False)
+    ledger.lock = stream._changed
+    stream._ledger = ledger
+
+    results = list(stream.results())
+
+    assert len(results) == 20
+    assert ledger.unguarded == 0
 
 
 def test_items_are_never_read_further_ahead_than_the_window(client: Client) -> None:

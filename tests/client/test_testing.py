@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import alignserve
 import grpc
 import numpy as np
 import pytest
-from alignserve import Client
+from alignserve import Client, TextItem
 from alignserve.testing import FakeServer
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
 
 
 def test_the_same_input_gives_the_same_vector_everywhere() -> None:
@@ -22,19 +27,54 @@ def test_the_same_input_gives_the_same_vector_everywhere() -> None:
     assert np.linalg.norm(first) == pytest.approx(1.0)
 
 
-def test_it_has_the_limits_that_it_tells(server: FakeServer, client: Client) -> None:
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda client: client.embed_text("word " * 100), "TEXT_TOO_LONG"),
+        (lambda client: client.embed_text("x" * 40_000, truncate=True), "TEXT_TOO_LONG"),
+        (lambda client: client.embed_text(" "), "TEXT_EMPTY"),
+        (lambda client: client.embed_image(b""), "REQUEST_EMPTY"),
+        (lambda client: client.embed_image(bytes((10 << 20) + 1)), "IMAGE_TOO_LARGE"),
+        (lambda client: client.classify(b"image", []), "LABELS_INVALID"),
+        (lambda client: client.classify(b"image", ["cat", " "]), "LABELS_INVALID"),
+        (lambda client: client.classify(b"image", ["cat"] * 1001), "LABELS_INVALID"),
+        (lambda client: client.classify(b"image", ["cat"], prompt_templates=["a"]), "TEMPLATE_INVALID"),
+        (lambda client: client.classify(b"image", ["cat"], top_k=-1), "ARGUMENT_INVALID"),
+    ],
+)
+def test_it_has_the_limits_that_it_tells(
+    client: Client, call: Callable[[Client], object], reason: str
+) -> None:
     """What a real server refuses for its shape, the fake refuses with the same reasons."""
-    reasons = []
-    for call in (
-        lambda: client.embed_text("word " * 100),
-        lambda: client.embed_text(" "),
-        lambda: client.classify(b"image", []),
-    ):
-        with pytest.raises(alignserve.InvalidArgumentError) as caught:
-            call()
-        reasons.append(caught.value.reason)
+    with pytest.raises(alignserve.InvalidArgumentError) as caught:
+        call(client)
 
-    assert reasons == ["TEXT_TOO_LONG", "TEXT_EMPTY", "LABELS_INVALID"]
+    assert caught.value.reason == reason
+
+
+def test_a_request_larger_than_it_tells_is_refused_by_grpc() -> None:
+    """A client that does not heed the limit meets what it would meet at a real server."""
+    with (
+        FakeServer(max_request_bytes=1000) as small,
+        grpc.insecure_channel(small.target) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        AlignServiceStub(channel).EmbedText(pb.EmbedTextRequest(texts=["x" * 2000]))
+
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_calls_do_not_wait_behind_open_streams(client: Client) -> None:
+    """A test may keep many streams open and call besides."""
+    streams = [client.stream(TextItem(str(number)) for number in itertools.count()) for _ in range(40)]
+    for stream in streams:
+        next(stream)
+
+    vector = client.embed_text("a", timeout_seconds=10)
+
+    for stream in streams:
+        stream.close()
+    assert vector.shape == (8,)
 
 
 def test_failures_are_used_up_in_order(server: FakeServer, client: Client) -> None:
@@ -69,9 +109,6 @@ def test_waiting_for_what_does_not_arrive_ends(server: FakeServer) -> None:
 
 def test_stub_clients_get_plain_lists_by_default(server: FakeServer) -> None:
     """A client in another language that asks for no format gets `values`."""
-    from alignserve.v1 import align_service_pb2 as pb
-    from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
-
     with grpc.insecure_channel(server.target) as channel:
         reply = AlignServiceStub(channel).EmbedText(pb.EmbedTextRequest(texts=["a"]))
 

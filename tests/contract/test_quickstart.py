@@ -9,17 +9,9 @@ import sys
 
 from alignserve import Client
 
-from tests.processes import ROOT, run
+from tests.processes import ROOT, free_port, run
 
 COMMAND = [sys.executable, "-m", "deploy.quickstart"]
-
-
-def free_port() -> int:
-    """Returns a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_it_answers_and_serves_until_it_is_interrupted() -> None:

@@ -27,7 +27,7 @@ def run(checkpoint: str, rounds: int) -> str:
     A bare call is what a program with the model in its own process would do: decode and forward of one
     photo, or tokenizing and forward of one text, on one thread, as a lane of the server runs it.
     """
-    encoder = load_align(resolve_checkpoint(checkpoint), threads_per_lane=1)
+    encoder = load_align(resolve_checkpoint(checkpoint))
     encoder.enter_lane()
     content = PHOTO.read_bytes()
     with server_process("--checkpoint", checkpoint) as server, Client(server.address) as client:

@@ -126,16 +126,32 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_random_checkpoint(tmp_path_factory.mktemp("random-align"))
 
 
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where converted models go, shared by the tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session", params=["torch", "openvino"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    """Each runtime in turn."""
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="session", params=["mini", "random"])
-def pair(request: pytest.FixtureRequest, random_folder: Path) -> Pair:
+def pair(request: pytest.FixtureRequest, random_folder: Path, runtime: str, cache_folder: Path) -> Pair:
     checkpoint = resolve_checkpoint("mini" if request.param == "mini" else str(random_folder))
-    return Pair(checkpoint, load_align(checkpoint), Reference.load(checkpoint.folder))
+    encoder = load_align(checkpoint, runtime=runtime, cache_folder=cache_folder)
+    return Pair(checkpoint, encoder, Reference.load(checkpoint.folder))
 
 
 @pytest.fixture(scope="session")
 def mini() -> Pair:
     checkpoint = resolve_checkpoint()
-    return Pair(checkpoint, load_align(checkpoint), Reference.load(checkpoint.folder))
+    return Pair(checkpoint, load_align(checkpoint, runtime="torch"), Reference.load(checkpoint.folder))
 
 
 @pytest.fixture(scope="session")

@@ -37,14 +37,15 @@ def change_config(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-def test_info_says_what_is_served(pair):
+def test_info_says_what_is_served(pair, runtime):
     """The model describes itself by its checkpoint."""
     info = pair.encoder.info
 
     assert info.temperature == pair.reference.model.temperature.item()
     assert info.embedding_dimension == pair.reference.model.config.projection_dim
-    assert (info.runtime, info.dtype, info.device, info.max_text_tokens) == ("torch", "float32", "cpu", 64)
-    assert info.fingerprint == pair.checkpoint.fingerprint(runtime="torch", dtype="float32")
+    assert (info.runtime, info.dtype, info.device, info.max_text_tokens) == (runtime, "float32", "cpu", 64)
+    assert info.fingerprint == pair.checkpoint.fingerprint(runtime=runtime, dtype="float32")
+    assert info.min_cosine > 0.99999
     assert pair.encoder.device_memory_bytes > 100_000
 
 
@@ -53,7 +54,7 @@ def test_loading_prints_nothing():
     program = (
         "from alignserve_server.model.align import load_align\n"
         "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
-        "load_align(resolve_checkpoint())"
+        "load_align(resolve_checkpoint(), runtime='torch')"
     )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -62,12 +63,12 @@ def test_loading_prints_nothing():
 
 
 def test_a_checkpoint_without_the_text_pooler_is_complete(folder):
-    """The pooler is not used, so its weights may be missing."""
+    """The text pooler is not used, so its weights may be missing."""
     change_weights(
         folder, lambda weights: [weights.pop(name) for name in list(weights) if "text_model.pooler" in name]
     )
 
-    encoder = load_align(resolve_checkpoint(str(folder)))
+    encoder = load_align(resolve_checkpoint(str(folder)), runtime="torch")
 
     assert np.isfinite(encoder.encode_texts([encoder.tokenize("cat", truncate=False)])).all()
 
@@ -80,7 +81,7 @@ def test_a_missing_weight_is_an_error(folder, name):
     change_weights(folder, lambda weights: weights.pop(name))
 
     with pytest.raises(CheckpointError, match=f"lacks 1 weights, such as {name}"):
-        load_align(resolve_checkpoint(str(folder)))
+        load_align(resolve_checkpoint(str(folder)), runtime="torch")
 
 
 def test_a_weight_of_another_shape_is_an_error(folder):
@@ -88,7 +89,7 @@ def test_a_weight_of_another_shape_is_an_error(folder):
     change_config(folder, projection_dim=64)
 
     with pytest.raises(CheckpointError, match="does not load"):
-        load_align(resolve_checkpoint(str(folder)))
+        load_align(resolve_checkpoint(str(folder)), runtime="torch")
 
 
 def test_modalities_of_different_dimensions_are_an_error(folder):
@@ -105,15 +106,15 @@ def test_modalities_of_different_dimensions_are_an_error(folder):
     )
 
     with pytest.raises(CheckpointError, match="images have 80 dimensions and texts 64"):
-        load_align(resolve_checkpoint(str(folder)))
+        load_align(resolve_checkpoint(str(folder)), runtime="torch")
 
 
 def test_a_checkpoint_with_vocab_txt_alone_tokenizes_alike(random_folder, folder):
     """Old checkpoints have no tokenizer.json."""
-    whole = load_align(resolve_checkpoint(str(random_folder)))
+    whole = load_align(resolve_checkpoint(str(random_folder)), runtime="torch")
     (folder / "tokenizer.json").unlink()
 
-    encoder = load_align(resolve_checkpoint(str(folder)))
+    encoder = load_align(resolve_checkpoint(str(folder)), runtime="torch")
 
     text = "A photo of the rockets, " * 20
     assert encoder.tokenize(text, truncate=True) == whole.tokenize(text, truncate=True)
@@ -152,7 +153,7 @@ def test_lanes_run_at_once(mini, photos):
 def test_too_large_a_batch_is_out_of_memory(mini):
     """An allocation that the machine cannot make says so, and the encoder goes on working."""
     pixels = np.zeros((224, 224, 3), np.uint8)
-    batch = [np.broadcast_to(np.uint8(0), (1 << 31, 1 << 29, 3))]  # more than there are addresses
+    batch = [np.broadcast_to(np.uint8(0), (1 << 31, 1 << 29, 3))] * 2  # more than there are addresses
 
     with pytest.raises(OutOfDeviceMemory):
         mini.encoder.encode_images(batch)
@@ -173,7 +174,7 @@ def test_too_large_a_batch_is_out_of_memory(mini):
 )
 def test_every_way_to_run_out_of_memory_is_one_error(error):
     """torch's several errors become the one that the scheduler knows."""
-    from alignserve_server.model.align import _memory_errors
+    from alignserve_server.model.torch_runtime import _memory_errors
 
     with pytest.raises(OutOfDeviceMemory), _memory_errors():
         raise error

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from alignserve import __version__
+from alignserve import __version__, _bench
 
 _EPILOG = """\
 examples:
@@ -16,10 +16,11 @@ examples:
   alignserve embed cat.jpg dog.jpg --text 'a cat' 'a dog'
   alignserve embed cat.jpg --npy vectors.npy
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl
+  alignserve bench --concurrency 1,8,64
 
 exit codes:
   0  all is well
-  1  some inputs of embed or stream failed; the others were written
+  1  some inputs of embed or stream failed, or requests of bench; the others are written
   2  the command line is wrong
   3  no server, a busy one, or no answer in time: worth trying again
   4  the request was refused, or an input cannot be read: trying again will not help
@@ -32,7 +33,11 @@ The server is --server, else the environment variable ALIGNSERVE_SERVER, else 12
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser; the namespace that it fills has the name of the command in `command`."""
+    """Returns the parser.
+
+    The namespace that it fills has the name of the command in `command`, and in `usage_error` what ends the
+    program with the usage of that command.
+    """
     top = argparse.ArgumentParser(
         prog="alignserve",
         description="Embeds images and texts and classifies images, on an alignserve server.",
@@ -47,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     _add_embed(commands)
     _add_classify(commands)
     _add_stream(commands)
+    _bench.add_arguments(_add_command(commands, "bench", "measure a server under load"))
     return top
 
 
@@ -59,7 +65,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
     group.add_argument(
         "--server",
         metavar="HOST:PORT",
-        default=default(os.environ.get("ALIGNSERVE_SERVER", "127.0.0.1:50051")),
+        default=default(os.environ.get("ALIGNSERVE_SERVER") or "127.0.0.1:50051"),
         help="address of the server (default: ALIGNSERVE_SERVER, else 127.0.0.1:50051)",
     )
     group.add_argument(
@@ -67,7 +73,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         metavar="S",
         type=_positive_float,
         default=default(30.0),
-        help="longest wait for an answer (default: 30); stream has no limit as a whole",
+        help="longest wait for an answer (default: 30); embed and stream have no limit as a whole",
     )
     group.add_argument(
         "--wait-seconds",
@@ -75,6 +81,23 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         type=_positive_float,
         default=default(0.0),
         help="first wait up to this long until the server is ready (default: do not wait)",
+    )
+    group.add_argument("--tls", action="store_true", default=default(False), help="encrypt the connection")
+    group.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        type=Path,
+        default=default(None),
+        help="certificates, in PEM, of the authorities that the server's may come from; includes --tls",
+    )
+    group.add_argument(
+        "--header",
+        metavar="KEY=VALUE",
+        type=_header,
+        action="append",
+        default=[],
+        dest="more_headers" if again else "headers",  # or those after the command would replace the others
+        help="send this metadata with every call; may be repeated",
     )
 
 
@@ -90,6 +113,9 @@ def _add_embed(commands: Any) -> None:
     )
     parser.add_argument(
         "--text", metavar="TEXT", nargs="+", action="extend", default=[], help="text; may be repeated"
+    )
+    parser.add_argument(
+        "--texts-file", metavar="FILE", help="texts, one a line, after those of --text; - for stdin"
     )
     parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     output = parser.add_mutually_exclusive_group()
@@ -128,13 +154,13 @@ def _add_stream(commands: Any) -> None:
         "--npy",
         metavar="OUT",
         type=Path,
-        help="save (images, dimension) float32 in file order, and the names beside it as .txt",
+        help="save (images, dimension) float32 in file order, and the names in OUT.txt",
     )
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", action="append", default=[], help="candidate label; may be repeated")
-    parser.add_argument("--labels-file", metavar="FILE", type=Path, help="labels, one a line")
+    parser.add_argument("--labels-file", metavar="FILE", help="labels, one a line; - for stdin")
     parser.add_argument(
         "--template", action="append", default=[], help="prompt with {label} in it; several are averaged"
     )
@@ -149,18 +175,28 @@ def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentPar
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
     )
     _add_connection(parser, again=True)
+    parser.set_defaults(usage_error=parser.error)
     return parser
 
 
 def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
 
 
 def _positive_float(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return value
+
+
+def _header(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
+    return key, value

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, overload
+from typing import TypeVar, overload
 
 import grpc
 import numpy as np
 
-from alignserve import _requests, _responses
+from alignserve import _calls, _responses
+from alignserve._caller import Caller
+from alignserve._calls import Call
 from alignserve._channel import ChannelOptions, channel_options
 from alignserve._clock import Clock
 from alignserve._health import (
@@ -35,9 +37,12 @@ from alignserve._results import (
 )
 from alignserve._retry import RetryPolicy
 from alignserve._stream import Stream
-from alignserve._unary import UnaryCaller
+from alignserve._terms import Metadata, Terms, client_closed
+from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
+
+_Result = TypeVar("_Result")
 
 
 class Client:
@@ -49,9 +54,10 @@ class Client:
     Args:
         target: Address of the server, `HOST:PORT` or any gRPC target. Calls are spread over all the addresses
             that it stands for.
-        timeout_seconds: Deadline of each request, over all its attempts. Streams have none of their own.
+        timeout_seconds: Deadline of each request, over all its attempts; `None` or infinity is none. Streams
+            have none of their own.
         credentials: TLS, such as `grpc.ssl_channel_credentials()`. Without, the connection is not encrypted.
-        metadata: Sent with every call, such as `[("authorization", "Bearer …")]`; keys in lower case.
+        metadata: Sent with every call, such as `[("authorization", "Bearer …")]`.
         retry: When failed calls are repeated.
         wait_for_ready: Waits for a server that cannot be reached, up to the deadline, rather than failing.
         max_in_flight: Most requests in flight for one call that is split.
@@ -62,9 +68,9 @@ class Client:
         self,
         target: str = "127.0.0.1:50051",
         *,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float | None = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Sequence[tuple[str, str | bytes]] = (),
+        metadata: Metadata = (),
         retry: RetryPolicy | None = None,
         wait_for_ready: bool = False,
         max_in_flight: int = 4,
@@ -72,14 +78,16 @@ class Client:
         _clock: Clock | None = None,
     ) -> None:
         self.target = target
-        self._timeout_seconds = timeout_seconds
-        self._metadata = tuple(metadata)
-        self._retry = retry or RetryPolicy()
-        self._clock = _clock or Clock()
-        self._caller = UnaryCaller(
-            self._retry, self._metadata, wait_for_ready, max(1, max_in_flight), self._clock
+        self._terms = Terms.of(
+            timeout_seconds=timeout_seconds,
+            metadata=metadata,
+            retry=retry,
+            wait_for_ready=wait_for_ready,
+            max_in_flight=max_in_flight,
+            clock=_clock,
         )
-        channel_args = channel_options(self._retry, options)
+        self._caller = Caller(self._terms)
+        channel_args = channel_options(self._terms.retry, options)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, channel_args)
         else:
@@ -87,6 +95,7 @@ class Client:
         self._stub = AlignServiceStub(self._channel)
         self._check = self._channel.unary_unary(CHECK, encode_request, decode_is_serving)
         self._info: ModelInfo | None = None
+        self._streams: set[Stream] = set()  # those that are open
 
     def __enter__(self) -> Client:
         return self
@@ -100,7 +109,10 @@ class Client:
         return f"Client({self.target!r})"
 
     def close(self) -> None:
-        """Closes the connection; calls in flight are cancelled."""
+        """Closes the connection; calls in flight and streams end with `CallCancelledError`."""
+        self._caller.closed.set()
+        for stream in list(self._streams):
+            stream.fail(client_closed())
         self._channel.close()
 
     def embed_image(
@@ -114,8 +126,9 @@ class Client:
         """Embeds an image, or several.
 
         Args:
-            image: A path, the bytes of an image file, a Pillow image, or uint8 pixels of shape
-                (height, width, 3) or (height, width); or a list of such.
+            image: A path, the bytes of an image file, a file opened in binary mode, a Pillow image, or uint8
+                pixels of shape (height, width) or (height, width, channels) with 1, 3 or 4 channels; or a
+                list of such.
             normalize: Scales embeddings to length 1.
             dtype: Data type of the embeddings; `float16` halves the bytes that travel.
             timeout_seconds: Instead of the client's.
@@ -140,12 +153,8 @@ class Client:
         """Embeds like `embed_image`, and returns timings too; one image gives one row."""
         images, _ = as_list(image)
         if not images:
-            return ImageEmbeddings(self._no_embeddings(dtype), ())
-        parts = _requests.embed_image_parts(
-            images, self._limits(images), normalize=normalize, dtype=dtype, include_stats=True
-        )
-        responses = self._caller.call_parts(self._stub.EmbedImage, parts, self._timeout(timeout_seconds))
-        return _responses.image_embeddings(responses)
+            return ImageEmbeddings(self._no_embeddings(dtype, timeout_seconds), ())
+        return self._run(_calls.embed_image(images, normalize=normalize, dtype=dtype), timeout_seconds)
 
     def embed_text(
         self,
@@ -185,17 +194,9 @@ class Client:
         """Embeds like `embed_text`, and returns token counts and timings too; one text gives one row."""
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
-            return TextEmbeddings(self._no_embeddings(dtype), (), ())
-        parts = _requests.embed_text_parts(
-            texts,
-            self._limits(texts),
-            truncate=truncate,
-            normalize=normalize,
-            dtype=dtype,
-            include_stats=True,
-        )
-        responses = self._caller.call_parts(self._stub.EmbedText, parts, self._timeout(timeout_seconds))
-        return _responses.text_embeddings(responses)
+            return TextEmbeddings(self._no_embeddings(dtype, timeout_seconds), (), ())
+        call = _calls.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype)
+        return self._run(call, timeout_seconds)
 
     # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
     @overload
@@ -263,16 +264,8 @@ class Client:
     ) -> ImageClassifications:
         """Classifies like `classify`, and returns timings too; one image gives one list."""
         images, _ = as_list(image)
-        parts = _requests.classify_parts(
-            images,
-            self._limits(images),
-            labels=labels,
-            prompt_templates=prompt_templates,
-            top_k=top_k,
-            include_stats=True,
-        )
-        responses = self._caller.call_parts(self._stub.Classify, parts, self._timeout(timeout_seconds))
-        return _responses.image_classifications(responses)
+        call = _calls.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k)
+        return self._run(call, timeout_seconds)
 
     def stream(
         self,
@@ -292,10 +285,16 @@ class Client:
             ordered: Yields in the order of the items, rather than as they are ready.
             window: Most items that are read and not yet yielded. The server has a limit of its own,
                 `ModelInfo.max_stream_in_flight`.
-            timeout_seconds: Deadline of the whole stream. Without, it runs as long as the items last.
+            timeout_seconds: Deadline of the whole stream, pauses included. Without, it runs as long as the
+                items last.
 
         Yields:
             A result for every item. Leaving early, by `close()` or `break`, cancels the stream.
+
+        Raises:
+            AlignserveError: The stream broke and could not be opened again, or ran out of time.
+            TypeError: What `items` gave is no item, or has an option of the wrong type.
+            ValueError: An option has an unknown value.
         """
         if window < 1:
             raise ValueError(f"window is {window}; at least one item must be in flight")
@@ -303,8 +302,7 @@ class Client:
 
     def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
         """Returns the model being served and the limits that apply to requests."""
-        request = pb.GetModelInfoRequest()
-        response = self._caller.call(self._stub.GetModelInfo, request, self._timeout(timeout_seconds))
+        response = self._caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout_seconds)
         self._info = _responses.model_info(response)
         return self._info
 
@@ -318,55 +316,66 @@ class Client:
         Raises:
             DeadlineExceededError: It did not within the time given.
         """
-        deadline = self._clock.monotonic() + timeout_seconds
+        deadline = self._terms.clock.monotonic() + timeout_seconds
         remaining = timeout_seconds
         while not self._is_serving(remaining, wait_for_ready=True):
-            remaining = deadline - self._clock.monotonic() - POLL_SECONDS
+            remaining = deadline - self._terms.clock.monotonic() - POLL_SECONDS
             if remaining <= 0:
                 raise not_ready(self.target, timeout_seconds)
-            self._clock.sleep(POLL_SECONDS)
+            self._caller.pause(POLL_SECONDS)
 
     def _stream(
         self, items: Iterable[Item], ordered: bool, window: int, timeout_seconds: float | None
     ) -> Generator[StreamResult, None, None]:
+        deadline = math.inf if timeout_seconds is None else self._terms.deadline(timeout_seconds)
+        info = self._known_info(timeout_seconds)
         stream = Stream(
-            functools.partial(self._open_stream, self._deadline(timeout_seconds)),
+            self._caller,
+            self._stub.StreamInfer,
             items,
             ordered=ordered,
             window=window,
-            max_request_bytes=self._known_info().max_request_bytes,
-            policy=self._retry,
-            clock=self._clock,
+            max_request_bytes=info.max_request_bytes,
+            deadline=deadline,
         )
-        yield from stream.results()
+        self._streams.add(stream)
+        try:
+            yield from stream.results()
+        finally:
+            self._streams.discard(stream)
 
-    def _open_stream(self, deadline: float | None, requests: Any) -> Any:
-        timeout = None if deadline is None else deadline - self._clock.monotonic()
-        return self._stub.StreamInfer(requests, timeout=timeout, metadata=self._metadata)
+    def _run(self, call: Call[_Result], timeout_seconds: float | None) -> _Result:
+        limits = self._limits(call, timeout_seconds)
+        try:
+            return self._send(call, limits, timeout_seconds)
+        except AlignserveError as error:
+            if not _calls.is_about_limits(error):
+                raise
+            self._info = None  # as a server with other limits may have come in its place
+            fresh = Limits.of(self._known_info(timeout_seconds))
+            if fresh == limits:
+                raise
+        return self._send(call, fresh, timeout_seconds)
+
+    def _send(self, call: Call[_Result], limits: Limits, timeout_seconds: float | None) -> _Result:
+        method = getattr(self._stub, call.rpc)
+        return call.join(self._caller.call_parts(method, call.parts(limits), timeout_seconds))
 
     def _is_serving(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
         try:
-            return self._check(
-                SERVICE_NAME,
-                timeout=timeout_seconds,
-                metadata=self._metadata,
-                wait_for_ready=wait_for_ready,
+            return self._caller.call(
+                self._check, SERVICE_NAME, timeout_seconds, wait_for_ready=wait_for_ready
             )
-        except grpc.RpcError as error:
+        except AlignserveError as error:
             return not check_means_not_ready(error)
 
-    def _limits(self, items: Sequence[object]) -> Limits:
-        # One item fits into one request or into none, so there is nothing to ask.
-        return Limits.of(self._known_info()) if len(items) > 1 else Limits()
+    def _limits(self, call: Call[_Result], timeout_seconds: float | None) -> Limits:
+        # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
+        return Limits.of(self._info if len(call.items) <= 1 else self._known_info(timeout_seconds))
 
-    def _no_embeddings(self, dtype: Dtype) -> EmbeddingArray:
-        return np.empty((0, self._known_info().embedding_dimension), dtype)
+    def _no_embeddings(self, dtype: Dtype, timeout_seconds: float | None) -> EmbeddingArray:
+        info = self._known_info(timeout_seconds)
+        return np.empty((0, info.embedding_dimension), dtype)
 
-    def _known_info(self) -> ModelInfo:
-        return self._info or self.model_info()
-
-    def _deadline(self, timeout_seconds: float | None) -> float | None:
-        return None if timeout_seconds is None else self._clock.monotonic() + timeout_seconds
-
-    def _timeout(self, timeout_seconds: float | None) -> float:
-        return self._timeout_seconds if timeout_seconds is None else timeout_seconds
+    def _known_info(self, timeout_seconds: float | None) -> ModelInfo:
+        return self._info or self.model_info(timeout_seconds=timeout_seconds)

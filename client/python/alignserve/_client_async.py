@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import grpc
 import numpy as np
 
-from alignserve import _requests, _responses
+from alignserve import _calls, _responses
+from alignserve._caller_async import AsyncCaller, read_parts
+from alignserve._calls import Call
 from alignserve._channel import ChannelOptions, channel_options
 from alignserve._clock import Clock
 from alignserve._health import (
@@ -36,12 +38,15 @@ from alignserve._results import (
 )
 from alignserve._retry import RetryPolicy
 from alignserve._stream_async import AsyncStream
-from alignserve._unary_async import AsyncUnaryCaller, read_parts
+from alignserve._terms import Metadata, Terms, client_closed
+from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
 
 if TYPE_CHECKING:
     from alignserve.v1.align_service_pb2_grpc import AlignServiceAsyncStub  # exists for type checkers only
+
+_Result = TypeVar("_Result")
 
 
 class AsyncClient:
@@ -55,9 +60,9 @@ class AsyncClient:
         self,
         target: str = "127.0.0.1:50051",
         *,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float | None = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Sequence[tuple[str, str | bytes]] = (),
+        metadata: Metadata = (),
         retry: RetryPolicy | None = None,
         wait_for_ready: bool = False,
         max_in_flight: int = 4,
@@ -65,14 +70,16 @@ class AsyncClient:
         _clock: Clock | None = None,
     ) -> None:
         self.target = target
-        self._timeout_seconds = timeout_seconds
-        self._metadata = tuple(metadata)
-        self._retry = retry or RetryPolicy()
-        self._clock = _clock or Clock()
-        self._caller = AsyncUnaryCaller(
-            self._retry, self._metadata, wait_for_ready, max(1, max_in_flight), self._clock
+        self._terms = Terms.of(
+            timeout_seconds=timeout_seconds,
+            metadata=metadata,
+            retry=retry,
+            wait_for_ready=wait_for_ready,
+            max_in_flight=max_in_flight,
+            clock=_clock,
         )
-        channel_args = channel_options(self._retry, options)
+        self._caller = AsyncCaller(self._terms)
+        channel_args = channel_options(self._terms.retry, options)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, channel_args)
         else:
@@ -80,6 +87,7 @@ class AsyncClient:
         self._stub: AlignServiceAsyncStub = AlignServiceStub(self._channel)
         self._check = self._channel.unary_unary(CHECK, encode_request, decode_is_serving)
         self._info: ModelInfo | None = None
+        self._streams: set[AsyncStream] = set()  # those that are open
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -93,7 +101,10 @@ class AsyncClient:
         return f"AsyncClient({self.target!r})"
 
     async def close(self) -> None:
-        """Closes the connection; calls in flight are cancelled."""
+        """Closes the connection; calls in flight and streams end with `CallCancelledError`."""
+        self._caller.closed.set()
+        for stream in list(self._streams):
+            await stream.fail(client_closed())
         await self._channel.close()
 
     async def embed_image(
@@ -122,13 +133,8 @@ class AsyncClient:
         """Embeds like `embed_image`, and returns timings too; one image gives one row."""
         images, _ = as_list(image)
         if not images:
-            return ImageEmbeddings(await self._no_embeddings(dtype), ())
-        parts = _requests.embed_image_parts(
-            images, await self._limits(images), normalize=normalize, dtype=dtype, include_stats=True
-        )
-        read = read_parts(parts, in_thread=_reads_files(images))
-        responses = await self._caller.call_parts(self._stub.EmbedImage, read, self._timeout(timeout_seconds))
-        return _responses.image_embeddings(responses)
+            return ImageEmbeddings(await self._no_embeddings(dtype, timeout_seconds), ())
+        return await self._run(_calls.embed_image(images, normalize=normalize, dtype=dtype), timeout_seconds)
 
     async def embed_text(
         self,
@@ -157,18 +163,9 @@ class AsyncClient:
         """Embeds like `embed_text`, and returns token counts and timings too; one text gives one row."""
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
-            return TextEmbeddings(await self._no_embeddings(dtype), (), ())
-        parts = _requests.embed_text_parts(
-            texts,
-            await self._limits(texts),
-            truncate=truncate,
-            normalize=normalize,
-            dtype=dtype,
-            include_stats=True,
-        )
-        read = read_parts(parts, in_thread=False)
-        responses = await self._caller.call_parts(self._stub.EmbedText, read, self._timeout(timeout_seconds))
-        return _responses.text_embeddings(responses)
+            return TextEmbeddings(await self._no_embeddings(dtype, timeout_seconds), (), ())
+        call = _calls.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype)
+        return await self._run(call, timeout_seconds)
 
     # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
     @overload
@@ -224,17 +221,8 @@ class AsyncClient:
     ) -> ImageClassifications:
         """Classifies like `classify`, and returns timings too; one image gives one list."""
         images, _ = as_list(image)
-        parts = _requests.classify_parts(
-            images,
-            await self._limits(images),
-            labels=labels,
-            prompt_templates=prompt_templates,
-            top_k=top_k,
-            include_stats=True,
-        )
-        read = read_parts(parts, in_thread=_reads_files(images))
-        responses = await self._caller.call_parts(self._stub.Classify, read, self._timeout(timeout_seconds))
-        return _responses.image_classifications(responses)
+        call = _calls.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k)
+        return await self._run(call, timeout_seconds)
 
     def stream(
         self,
@@ -255,8 +243,7 @@ class AsyncClient:
 
     async def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
         """Returns the model being served and the limits that apply to requests."""
-        request = pb.GetModelInfoRequest()
-        response = await self._caller.call(self._stub.GetModelInfo, request, self._timeout(timeout_seconds))
+        response = await self._caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout_seconds)
         self._info = _responses.model_info(response)
         return self._info
 
@@ -270,13 +257,13 @@ class AsyncClient:
         Raises:
             DeadlineExceededError: It did not within the time given.
         """
-        deadline = self._clock.monotonic() + timeout_seconds
+        deadline = self._terms.clock.monotonic() + timeout_seconds
         remaining = timeout_seconds
         while not await self._is_serving(remaining, wait_for_ready=True):
-            remaining = deadline - self._clock.monotonic() - POLL_SECONDS
+            remaining = deadline - self._terms.clock.monotonic() - POLL_SECONDS
             if remaining <= 0:
                 raise not_ready(self.target, timeout_seconds)
-            await self._clock.sleep_async(POLL_SECONDS)
+            await self._caller.pause(POLL_SECONDS)
 
     async def _stream(
         self,
@@ -285,50 +272,58 @@ class AsyncClient:
         window: int,
         timeout_seconds: float | None,
     ) -> AsyncGenerator[StreamResult, None]:
+        deadline = math.inf if timeout_seconds is None else self._terms.deadline(timeout_seconds)
+        info = await self._known_info(timeout_seconds)
         stream = AsyncStream(
-            functools.partial(self._open_stream, self._deadline(timeout_seconds)),
+            self._caller,
+            self._stub.StreamInfer,
             items,
             ordered=ordered,
             window=window,
-            max_request_bytes=(await self._known_info()).max_request_bytes,
-            policy=self._retry,
-            clock=self._clock,
+            max_request_bytes=info.max_request_bytes,
+            deadline=deadline,
         )
-        async with aclosing(stream.results()) as results:
-            async for result in results:
-                yield result
+        self._streams.add(stream)
+        try:
+            async with aclosing(stream.results()) as results:
+                async for result in results:
+                    yield result
+        finally:
+            self._streams.discard(stream)
 
-    def _open_stream(self, deadline: float | None, requests: Any) -> Any:
-        timeout = None if deadline is None else deadline - self._clock.monotonic()
-        return self._stub.StreamInfer(requests, timeout=timeout, metadata=self._metadata)
+    async def _run(self, call: Call[_Result], timeout_seconds: float | None) -> _Result:
+        limits = await self._limits(call, timeout_seconds)
+        try:
+            return await self._send(call, limits, timeout_seconds)
+        except AlignserveError as error:
+            if not _calls.is_about_limits(error):
+                raise
+            self._info = None  # as a server with other limits may have come in its place
+            fresh = Limits.of(await self._known_info(timeout_seconds))
+            if fresh == limits:
+                raise
+        return await self._send(call, fresh, timeout_seconds)
+
+    async def _send(self, call: Call[_Result], limits: Limits, timeout_seconds: float | None) -> _Result:
+        method = getattr(self._stub, call.rpc)
+        parts = read_parts(call.parts(limits), in_thread=call.reads_files)
+        return call.join(await self._caller.call_parts(method, parts, timeout_seconds))
 
     async def _is_serving(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
         try:
-            return await self._check(
-                SERVICE_NAME,
-                timeout=timeout_seconds,
-                metadata=self._metadata,
-                wait_for_ready=wait_for_ready,
+            return await self._caller.call(
+                self._check, SERVICE_NAME, timeout_seconds, wait_for_ready=wait_for_ready
             )
-        except grpc.aio.AioRpcError as error:
+        except AlignserveError as error:
             return not check_means_not_ready(error)
 
-    async def _limits(self, items: Sequence[object]) -> Limits:
-        # One item fits into one request or into none, so there is nothing to ask.
-        return Limits.of(await self._known_info()) if len(items) > 1 else Limits()
+    async def _limits(self, call: Call[_Result], timeout_seconds: float | None) -> Limits:
+        # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
+        return Limits.of(self._info if len(call.items) <= 1 else await self._known_info(timeout_seconds))
 
-    async def _no_embeddings(self, dtype: Dtype) -> EmbeddingArray:
-        return np.empty((0, (await self._known_info()).embedding_dimension), dtype)
+    async def _no_embeddings(self, dtype: Dtype, timeout_seconds: float | None) -> EmbeddingArray:
+        info = await self._known_info(timeout_seconds)
+        return np.empty((0, info.embedding_dimension), dtype)
 
-    async def _known_info(self) -> ModelInfo:
-        return self._info or await self.model_info()
-
-    def _deadline(self, timeout_seconds: float | None) -> float | None:
-        return None if timeout_seconds is None else self._clock.monotonic() + timeout_seconds
-
-    def _timeout(self, timeout_seconds: float | None) -> float:
-        return self._timeout_seconds if timeout_seconds is None else timeout_seconds
-
-
-def _reads_files(images: Iterable[ImageInput]) -> bool:
-    return not all(isinstance(image, bytes) for image in images)
+    async def _known_info(self, timeout_seconds: float | None) -> ModelInfo:
+        return self._info or await self.model_info(timeout_seconds=timeout_seconds)

@@ -10,12 +10,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 
+async def _wait_async(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        return await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where a client gets its time from, in seconds."""
+    """Where a client gets its time from, in seconds. Both waits say whether the event ended them."""
 
     monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    sleep_async: Callable[[float], Awaitable[None]] = asyncio.sleep
-    wait: Callable[[threading.Event, float], bool] = threading.Event.wait  # a sleep that an event ends
+    wait: Callable[[threading.Event, float], bool] = threading.Event.wait
+    wait_async: Callable[[asyncio.Event, float], Awaitable[bool]] = _wait_async
     random: Callable[[], float] = random.random

@@ -26,6 +26,8 @@ _Response = TypeVar("_Response")
 
 _DOMAIN = "alignserve.v1"
 _LENGTH_UNNORMALIZED = 3.0  # of embeddings, where normalization is skipped
+_NEVER_SECONDS = 1e9  # gRPC tells of the end of time where there is no deadline
+_PLACEHOLDER = "{label}"
 _SERVING, _NOT_SERVING = 1, 2  # grpc.health.v1.HealthCheckResponse
 _PACKED = {
     pb.EMBEDDING_FORMAT_PACKED_FLOAT32: ("packed_float32", "<f4"),
@@ -41,11 +43,13 @@ class ReceivedCall:
         method: Name of the RPC, such as `EmbedText`. Each message of a stream counts as one.
         request: The message.
         metadata: What the client sent with the call.
+        remaining_seconds: Time left for the call, or `None` if the client set no deadline.
     """
 
     method: str
     request: Any  # one of the request messages
     metadata: dict[str, str | bytes]
+    remaining_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +221,13 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
             _abort(context, failed.failure)
 
     def _record(self, method: str, request: Any, context: Any) -> None:
-        call = ReceivedCall(method, request, dict(context.invocation_metadata()))
+        remaining = context.time_remaining()
+        call = ReceivedCall(
+            method,
+            request,
+            dict(context.invocation_metadata()),
+            remaining if remaining < _NEVER_SECONDS else None,
+        )
         with self._state.arrived:
             self._state.received.append(call)
             self._state.arrived.notify_all()
@@ -231,6 +241,7 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
 
     def _embed_image(self, request: pb.EmbedImageRequest) -> pb.EmbedImageResponse:
         contents = self._contents(request.images)
+        _check_format(request.embedding_options)
         return pb.EmbedImageResponse(
             embeddings=self._embeddings(contents, request.embedding_options),
             stats=_stats(len(contents), request.include_stats),
@@ -238,6 +249,7 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
 
     def _embed_text(self, request: pb.EmbedTextRequest) -> pb.EmbedTextResponse:
         self._check_count("texts", len(request.texts))
+        _check_format(request.embedding_options)
         tokenizations = [
             self._tokenization(text, request.truncate, f"texts[{position}]")
             for position, text in enumerate(request.texts)
@@ -250,8 +262,12 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
 
     def _classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
         contents = self._contents(request.images)
-        if not request.labels:
-            raise _invalid("LABELS_INVALID", "labels", "0 labels; send from 1 to 1000")
+        self._check_labels(request.labels)
+        self._check_templates(request.prompt_templates)
+        if request.top_k < 0:
+            raise _invalid(
+                "ARGUMENT_INVALID", "top_k", f"{request.top_k} is negative; send 0 for every label"
+            )
         return pb.ClassifyResponse(
             results=[self._classification(content, request) for content in contents],
             stats=_stats(len(contents), request.include_stats),
@@ -260,13 +276,25 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
     def _contents(self, images: Sequence[pb.Image]) -> list[bytes]:
         self._check_count("images", len(images))
         for position, image in enumerate(images):
-            self._check_input(image.content, f"images[{position}].content")
+            path, size = f"images[{position}].content", len(image.content)
+            if not image.content:
+                raise _invalid("REQUEST_EMPTY", path, "no bytes; send an encoded image file")
+            if size > self._state.info.max_image_bytes:
+                message = (
+                    f"image has {size} bytes, limit {self._state.info.max_image_bytes}; send a smaller one"
+                )
+                raise _invalid("IMAGE_TOO_LARGE", path, message)
+            self._check_input(image.content, path)
         return [image.content for image in images]
 
     def _tokenization(self, text: str, truncate: bool, path: str) -> pb.Tokenization:
         self._check_input(text, path)
         if not text.strip():
             raise _invalid("TEXT_EMPTY", path, "text is blank; leave it out")
+        size, most_bytes = len(text.encode()), self._state.info.max_text_bytes
+        if size > most_bytes:
+            message = f"text has {size} bytes, limit {most_bytes}; shorten it"
+            raise _invalid("TEXT_TOO_LONG", path, message)
         count, limit = len(text.split()) + 2, self._state.info.max_text_tokens
         if count > limit and not truncate:
             message = f"text has {count} tokens, limit {limit}; shorten it or set truncate"
@@ -283,6 +311,25 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         if not 1 <= count <= limit:
             reason = "BATCH_TOO_LARGE" if count else "REQUEST_EMPTY"
             raise _invalid(reason, name, f"{count} {name}; send from 1 to {limit}")
+
+    def _check_labels(self, labels: Sequence[str]) -> None:
+        limit = self._state.info.max_labels
+        if not 1 <= len(labels) <= limit:
+            raise _invalid("LABELS_INVALID", "labels", f"{len(labels)} labels; send from 1 to {limit}")
+        for position, label in enumerate(labels):
+            if not label.strip():
+                raise _invalid("LABELS_INVALID", f"labels[{position}]", "label is blank; leave it out")
+
+    def _check_templates(self, templates: Sequence[str]) -> None:
+        limit = self._state.info.max_prompt_templates
+        if len(templates) > limit:
+            message = f"{len(templates)} templates, limit {limit}; send fewer"
+            raise _invalid("TEMPLATE_INVALID", "prompt_templates", message)
+        for position, template in enumerate(templates):
+            count = template.count(_PLACEHOLDER)
+            if count != 1:
+                message = f"template has {count} placeholders; write {_PLACEHOLDER} exactly once"
+                raise _invalid("TEMPLATE_INVALID", f"prompt_templates[{position}]", message)
 
     def _embeddings(
         self, contents: Sequence[str | bytes], options: pb.EmbeddingOptions
@@ -314,8 +361,8 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         return fake_embedding(content, self._state.info.embedding_dimension)
 
     def _label(self, label: str, request: pb.ClassifyRequest) -> NDArray[np.float32]:
-        templates = request.prompt_templates or ["{label}"]
-        prompts = [template.replace("{label}", label) for template in templates]
+        templates = request.prompt_templates or [_PLACEHOLDER]
+        prompts = [template.replace(_PLACEHOLDER, label) for template in templates]
         mean = np.mean([self._vector(prompt) for prompt in prompts], axis=0)
         return np.asarray(mean / np.linalg.norm(mean), np.float32)
 
@@ -328,6 +375,12 @@ def _embedding(vector: NDArray[np.float32], options: pb.EmbeddingOptions) -> pb.
     embedding = pb.Embedding()
     setattr(embedding, name, vector.astype(dtype).tobytes())
     return embedding
+
+
+def _check_format(options: pb.EmbeddingOptions) -> None:
+    if options.format not in pb.EmbeddingFormat.values():
+        message = f"format {options.format} is unknown; use one of EmbeddingFormat"
+        raise _invalid("ARGUMENT_INVALID", "embedding_options.format", message)
 
 
 def _stats(batch_size: int, include_stats: bool) -> pb.InferenceStats | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ def image_files(paths: Iterable[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            yield from sorted(file for file in path.rglob("*") if is_image_file(file))
         else:
             yield path
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Says whether there is a file of this name, and the name is an image's."""
+    # Of what cannot be a name at all, os.path says no, where pathlib raises.
+    return Path(path).suffix.lower() in SUFFIXES and os.path.isfile(path)  # noqa: PTH113

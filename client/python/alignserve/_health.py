@@ -11,7 +11,7 @@ import grpc
 from google.protobuf import wrappers_pb2
 
 from alignserve._channel import SERVICE
-from alignserve.errors import AlignserveError, DeadlineExceededError, error_from_call
+from alignserve.errors import AlignserveError, DeadlineExceededError
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 CHECK = f"/{HEALTH_SERVICE}/Check"
@@ -36,11 +36,11 @@ def decode_is_serving(response: bytes) -> bool:
     return wrappers_pb2.Int32Value.FromString(response).value == _SERVING
 
 
-def check_means_not_ready(error: grpc.RpcError) -> bool:
+def check_means_not_ready(error: AlignserveError) -> bool:
     """Passes for an error that a missing or unready server causes, and raises any other."""
-    if error.code() in _NOT_READY_CODES:
+    if error.code in _NOT_READY_CODES:
         return True
-    raise error_from_call(error) from error
+    raise error
 
 
 def not_ready(target: str, timeout_seconds: float) -> AlignserveError:

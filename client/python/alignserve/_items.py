@@ -23,7 +23,7 @@ class ImageItem(_Keyed):
     """An image to embed in a stream.
 
     Attributes:
-        image: A path, the bytes of a file, a Pillow image, or uint8 pixels.
+        image: A path, the bytes of a file, a file opened in binary mode, a Pillow image, or uint8 pixels.
         normalize: Scales the embedding to length 1.
         dtype: Data type of the embedding; `float16` halves the bytes that travel.
         id: The caller's own key, of any type. It stays in the client.
@@ -57,7 +57,7 @@ class ClassifyItem(_Keyed):
     """An image to classify in a stream.
 
     Attributes:
-        image: A path, the bytes of a file, a Pillow image, or uint8 pixels.
+        image: A path, the bytes of a file, a file opened in binary mode, a Pillow image, or uint8 pixels.
         labels: Candidate labels.
         prompt_templates: Prompts with one `{label}` each; several are averaged.
         top_k: Most labels to return; 0 is all.
@@ -71,7 +71,7 @@ class ClassifyItem(_Keyed):
 
 
 Item: TypeAlias = ImageItem | TextItem | ClassifyItem
-Value: TypeAlias = "EmbeddingArray | list[Classification]"
+Value: TypeAlias = EmbeddingArray | list[Classification]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,10 +104,14 @@ class StreamResult:
 
     @property
     def embedding(self) -> EmbeddingArray:
-        """Returns the embedding, or raises the error."""
+        """Returns the embedding, or raises the error; `TypeError` for a `ClassifyItem`."""
+        if isinstance(self.item, ClassifyItem):
+            raise TypeError("a ClassifyItem has no embedding; use classifications")
         return cast("EmbeddingArray", self.result())
 
     @property
     def classifications(self) -> list[Classification]:
-        """Returns the classifications, or raises the error."""
+        """Returns the classifications, or raises the error; `TypeError` for other items."""
+        if not isinstance(self.item, ClassifyItem):
+            raise TypeError(f"{type(self.item).__name__} has no classifications; use embedding")
         return cast("list[Classification]", self.result())

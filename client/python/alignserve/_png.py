@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GRAY, _RGB = 0, 2  # PNG's color types
+_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # of PNG by channels: gray, RGB, RGBA
 _FILTER_UP = 2  # each row as the difference to the one above, which halves photographs
 _FAST = 1  # zlib's level: the file travels once and is not kept
 
@@ -19,21 +19,21 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     """Encodes pixels without loss.
 
     Args:
-        pixels: uint8, (height, width) for gray or (height, width, 3) for RGB.
+        pixels: uint8, (height, width) or (height, width, 1) for gray, (height, width, 3) for RGB or
+            (height, width, 4) for RGBA.
 
     Raises:
         TypeError: The elements are not uint8.
         ValueError: The shape is another one, or a side is 0.
     """
     _check(pixels)
-    height, width = pixels.shape[:2]
+    height, width, channels = (*pixels.shape, 1)[:3]
     rows = pixels.reshape(height, -1)
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = _FILTER_UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as the format wants it
-    color_type = _RGB if pixels.ndim == 3 else _GRAY
-    header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, _COLOR_TYPES[channels], 0, 0, 0)
     return b"".join(
         (
             _SIGNATURE,
@@ -44,12 +44,20 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     )
 
 
+def not_uint8(dtype: object) -> TypeError:
+    """Returns the error for pixels of another type, whose range is anybody's guess."""
+    return TypeError(f"pixels are {dtype}; convert them to uint8, from 0 to 255")
+
+
 def _check(pixels: NDArray[Any]) -> None:
     if pixels.dtype != np.uint8:
-        raise TypeError(f"pixels are {pixels.dtype}; convert them to uint8, from 0 to 255")
-    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+        raise not_uint8(pixels.dtype)
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in _COLOR_TYPES)
     if not is_image or pixels.size == 0:
-        raise ValueError(f"pixels have shape {pixels.shape}; send (height, width) or (height, width, 3)")
+        raise ValueError(
+            f"pixels have shape {pixels.shape}; "
+            "send (height, width) or (height, width, channels) with 1, 3 or 4 channels"
+        )
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

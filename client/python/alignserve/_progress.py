@@ -11,9 +11,16 @@ _REDRAW_SECONDS = 0.1
 
 
 class Progress:
-    """Counts items as they finish, and shows it if `out` is a terminal."""
+    """Counts items as they finish, and shows it if `out` is a terminal that nothing else is written to."""
 
-    def __init__(self, total: int, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: int,
+        out: TextIO,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        is_hidden: bool = False,
+    ) -> None:
         self.done = 0
         self.failed = 0
         self._total = total
@@ -21,7 +28,7 @@ class Progress:
         self._clock = clock
         self._start = clock()
         self._drawn = self._start
-        self._is_shown = out.isatty()
+        self._is_shown = out.isatty() and not is_hidden
 
     def advance(self, *, failed: bool) -> None:
         """Counts one more item."""

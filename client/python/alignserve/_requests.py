@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import grpc
 
-from alignserve._images import ImageInput, encoded_image
+from alignserve._images import ImageInput, encoded_image, is_pixels
 from alignserve._items import ClassifyItem, Dtype, ImageItem, Item, TextItem
 from alignserve._results import ModelInfo
-from alignserve.errors import InvalidArgumentError
+from alignserve.errors import FieldViolation, InvalidArgumentError
 from alignserve.v1 import align_service_pb2 as pb
 
 Request = TypeVar("Request", pb.EmbedImageRequest, pb.EmbedTextRequest, pb.ClassifyRequest)
@@ -23,8 +24,8 @@ _FORMATS = {
     "float32": pb.EMBEDDING_FORMAT_PACKED_FLOAT32,
     "float16": pb.EMBEDDING_FORMAT_PACKED_FLOAT16,
 }
-_BYTES_OF_CORRELATION_ID = 32  # rounded up
 _BYTES_AROUND_ITEM = 16  # tags and lengths of a message's elements, rounded up
+_BYTES_AROUND_STREAMED = 48  # of a stream's message: the correlation id, tags and lengths, rounded up
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,9 @@ class Limits:
     max_bytes: float = math.inf
 
     @classmethod
-    def of(cls, info: ModelInfo) -> Limits:
-        """Returns the limits that a server publishes."""
-        return cls(info.max_client_batch_size, info.max_request_bytes)
+    def of(cls, info: ModelInfo | None) -> Limits:
+        """Returns the limits that a server publishes, or none if it was not asked."""
+        return cls(info.max_client_batch_size, info.max_request_bytes) if info else cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,13 @@ class Part(Generic[Request]):
 
 
 def embed_image_parts(
-    images: Iterable[ImageInput], limits: Limits, *, normalize: bool, dtype: Dtype, include_stats: bool
+    images: Sequence[ImageInput],
+    limits: Limits,
+    *,
+    normalize: bool,
+    dtype: Dtype,
+    include_stats: bool,
+    encode: Callable[[ImageInput], bytes] = encoded_image,
 ) -> Iterator[Part[pb.EmbedImageRequest]]:
     """Yields requests that together embed the images. Each is read only when its request is wanted."""
     options = _embedding_options(normalize, dtype)
@@ -59,11 +66,11 @@ def embed_image_parts(
             images=_images(contents), embedding_options=options, include_stats=include_stats
         )
 
-    return _parts(map(encoded_image, images), len, limits, build)
+    return _parts(map(encode, images), len, limits, build, functools.partial(_image_too_large, images))
 
 
 def embed_text_parts(
-    texts: Iterable[str],
+    texts: Sequence[str],
     limits: Limits,
     *,
     truncate: bool,
@@ -73,23 +80,25 @@ def embed_text_parts(
 ) -> Iterator[Part[pb.EmbedTextRequest]]:
     """Yields requests that together embed the texts."""
     options = _embedding_options(normalize, dtype)
+    texts = _strings(texts, "texts")
 
     def build(chunk: Sequence[str]) -> pb.EmbedTextRequest:
         return pb.EmbedTextRequest(
             texts=chunk, embedding_options=options, truncate=truncate, include_stats=include_stats
         )
 
-    return _parts(texts, _utf8_size, limits, build)
+    return _parts(texts, _utf8_size, limits, build, _text_too_long)
 
 
 def classify_parts(
-    images: Iterable[ImageInput],
+    images: Sequence[ImageInput],
     limits: Limits,
     *,
     labels: Sequence[str],
     prompt_templates: Sequence[str],
     top_k: int,
     include_stats: bool,
+    encode: Callable[[ImageInput], bytes] = encoded_image,
 ) -> Iterator[Part[pb.ClassifyRequest]]:
     """Yields requests that together classify the images. Each is read only when its request is wanted."""
     labels, prompt_templates = _strings(labels, "labels"), _strings(prompt_templates, "prompt_templates")
@@ -103,19 +112,22 @@ def classify_parts(
             include_stats=include_stats,
         )
 
-    return _parts(map(encoded_image, images), len, limits, build)
+    return _parts(map(encode, images), len, limits, build, functools.partial(_image_too_large, images))
 
 
 def prepared(item: Item, max_bytes: int) -> pb.StreamInferRequest | InvalidArgumentError:
-    """Returns the message for an item of a stream, still without a correlation id, or why there is none."""
+    """Returns the message for an item of a stream, still without a correlation id, or why it has none.
+
+    Raises:
+        TypeError: It is no item, or one of its options has the wrong type.
+        ValueError: An option has an unknown value.
+    """
     try:
-        request = _item_request(item)
-    except Exception as error:  # noqa: BLE001 — an imaging library raises anything; one item must not end all
-        return _unusable("INPUT_UNREADABLE", f"cannot read the input: {error}", error)
-    size = request.ByteSize() + _BYTES_OF_CORRELATION_ID
-    if size > max_bytes:
-        return _unusable("IMAGE_TOO_LARGE", f"item has {size} bytes, limit {max_bytes}; send a smaller one")
-    return request
+        return _item_request(item, Limits(1, max_bytes - _BYTES_AROUND_STREAMED))
+    except UnicodeEncodeError as error:
+        return _unreadable(error)
+    except InvalidArgumentError as error:
+        return error
 
 
 def stream_options(*, ordered: bool) -> pb.StreamInferRequest:
@@ -126,7 +138,7 @@ def stream_options(*, ordered: bool) -> pb.StreamInferRequest:
 
 def reads_files(item: Item) -> bool:
     """Says whether preparing the item takes long enough to keep it off an event loop."""
-    return not isinstance(item, TextItem) and not isinstance(item.image, bytes)
+    return isinstance(item, (ImageItem, ClassifyItem)) and not isinstance(item.image, bytes)
 
 
 def chunks(
@@ -149,23 +161,21 @@ def chunks(
         yield chunk
 
 
-def _unusable(reason: str, message: str, cause: Exception | None = None) -> InvalidArgumentError:
-    error = InvalidArgumentError(message, grpc.StatusCode.INVALID_ARGUMENT, reason)
-    error.__cause__ = cause
-    return error
-
-
-def _item_request(item: Item) -> pb.StreamInferRequest:
-    one = Limits()
+def _item_request(item: Item, limits: Limits) -> pb.StreamInferRequest:
     if isinstance(item, ImageItem):
         images = embed_image_parts(
-            [item.image], one, normalize=item.normalize, dtype=item.dtype, include_stats=False
+            [item.image],
+            limits,
+            normalize=item.normalize,
+            dtype=item.dtype,
+            include_stats=False,
+            encode=_encoded_item,
         )
         return pb.StreamInferRequest(embed_image=next(images).request)
     if isinstance(item, TextItem):
         texts = embed_text_parts(
             [item.text],
-            one,
+            limits,
             truncate=item.truncate,
             normalize=item.normalize,
             dtype=item.dtype,
@@ -175,14 +185,28 @@ def _item_request(item: Item) -> pb.StreamInferRequest:
     if isinstance(item, ClassifyItem):
         classified = classify_parts(
             [item.image],
-            one,
+            limits,
             labels=item.labels,
             prompt_templates=item.prompt_templates,
             top_k=item.top_k,
             include_stats=False,
+            encode=_encoded_item,
         )
         return pb.StreamInferRequest(classify=next(classified).request)
     raise TypeError(f"{type(item).__name__} is no item; stream ImageItem, TextItem or ClassifyItem")
+
+
+def _encoded_item(image: ImageInput) -> bytes:
+    try:
+        return encoded_image(image)
+    except Exception as error:  # an imaging library raises anything, and one image must not end all
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"cannot read the input: {error}", grpc.StatusCode.INVALID_ARGUMENT, "INPUT_UNREADABLE"
+    )
 
 
 def _parts(
@@ -190,12 +214,34 @@ def _parts(
     size: Callable[[_T], int],
     limits: Limits,
     build: Callable[[Sequence[_T]], Request],
+    too_large: Callable[[int, str], InvalidArgumentError],
 ) -> Iterator[Part[Request]]:
-    available = limits.max_bytes - build([]).ByteSize()
+    available = limits.max_bytes - build([]).ByteSize() - _BYTES_AROUND_ITEM
     offset = 0
     for chunk in chunks(items, lambda item: size(item) + _BYTES_AROUND_ITEM, limits.max_items, available):
+        if size(chunk[0]) > available:
+            raise too_large(offset, f"has {size(chunk[0])} bytes, and a request has room for {available:.0f}")
         yield Part(build(chunk), offset)
         offset += len(chunk)
+
+
+def _image_too_large(images: Sequence[ImageInput], position: int, fact: str) -> InvalidArgumentError:
+    advice = (
+        "pixels travel as PNG, so give the image's file, or encode it as JPEG"
+        if is_pixels(images[position])
+        else "send a smaller one"
+    )
+    return _invalid("IMAGE_TOO_LARGE", f"images[{position}].content", f"image {fact}; {advice}")
+
+
+def _text_too_long(position: int, fact: str) -> InvalidArgumentError:
+    return _invalid("TEXT_TOO_LONG", f"texts[{position}]", f"text {fact}; shorten it")
+
+
+def _invalid(reason: str, path: str, message: str) -> InvalidArgumentError:
+    # in the form that the server gives such errors
+    violation = FieldViolation(path, message, reason)
+    return InvalidArgumentError(f"{path}: {message}", grpc.StatusCode.INVALID_ARGUMENT, reason, [violation])
 
 
 def _images(contents: Sequence[bytes]) -> list[pb.Image]:
@@ -211,7 +257,11 @@ def _embedding_options(normalize: bool, dtype: Dtype) -> pb.EmbeddingOptions:
 def _strings(values: Sequence[str], name: str) -> list[str]:
     if isinstance(values, str):  # a string is a sequence of its letters
         raise TypeError(f"{name} is one string; put it into a list")
-    return list(values)
+    strings: list[object] = list(values)
+    for position, value in enumerate(strings):
+        if not isinstance(value, str):
+            raise TypeError(f"{name}[{position}] is {type(value).__name__}; give str")
+    return cast("list[str]", strings)
 
 
 def _utf8_size(text: str) -> int:

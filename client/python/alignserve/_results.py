@@ -17,6 +17,7 @@ class ModelInfo:
 
     `fingerprint` is a digest of weights, preprocessing, tokenizer, runtime and data type: embeddings are
     comparable only within one, so store it with them. `temperature` turns similarities into logits.
+    `min_cosine` is the likeness to transformers in single precision, compared when the model was loaded.
     """
 
     model_id: str
@@ -38,6 +39,7 @@ class ModelInfo:
     max_stream_in_flight: int
     image_formats: tuple[str, ...]
     server_version: str
+    min_cosine: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from alignserve.errors import AlignserveError, ResourceExhaustedError, UnavailableError
+import grpc
+
+from alignserve.errors import (
+    AlignserveError,
+    DeadlineExceededError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 _MOST_ATTEMPTS_OF_GRPC = 5  # more in a service config are cut to this
 
@@ -14,16 +21,17 @@ _MOST_ATTEMPTS_OF_GRPC = 5  # more in a service config are cut to this
 class RetryPolicy:
     """How a client tries again.
 
-    A unary call that meets UNAVAILABLE is repeated after a growing backoff, and one that meets
-    RESOURCE_EXHAUSTED after the delay that the server asks for, always within the call's deadline. A stream
-    that breaks reconnects and sends what is unanswered.
+    A unary call that meets UNAVAILABLE is repeated after a growing backoff, a few times. One that a full
+    server refuses, with RESOURCE_EXHAUSTED and a delay, is repeated after that delay or the backoff,
+    whichever is longer, for as long as its deadline allows. A stream that breaks reconnects and sends what
+    is unanswered.
 
     Attributes:
-        max_attempts: Tries of a unary call, the first one included; 1 never retries. gRPC makes at most 5 on
-            UNAVAILABLE.
+        max_attempts: Tries of a unary call that meets UNAVAILABLE, the first one included; gRPC makes at most
+            5. 1 repeats no unary call, whatever it meets.
         max_stream_attempts: Tries of a stream in a row without any answer.
         initial_backoff_seconds: Pause before the first retry.
-        max_backoff_seconds: Longest pause.
+        max_backoff_seconds: Longest pause, unless the server asks for a longer one.
         backoff_multiplier: Growth of the pause from one retry to the next.
         jitter: Share of the pause that is added at random, at most, so that callers do not return together.
     """
@@ -67,34 +75,61 @@ def refusal_delay_seconds(
     """Returns how long to wait before a refused unary call is sent again, or `None` if it is not.
 
     Only RESOURCE_EXHAUSTED is decided here, and only if the server says when to return: UNAVAILABLE is
-    retried by gRPC itself. A delay that outlasts the deadline is not begun.
+    retried by gRPC itself. A pause that outlasts the deadline is not begun.
 
     Args:
-        policy: How often, and with how much jitter.
+        policy: Whether at all, and how long between.
         error: What the last attempt met.
         attempt: Its number, from 1.
         remaining_seconds: Time left for the call.
         random: Draws from 0 to 1.
     """
-    if not isinstance(error, ResourceExhaustedError) or error.retry_delay_seconds is None:
+    is_refusal = isinstance(error, ResourceExhaustedError) and error.retry_delay_seconds is not None
+    if not is_refusal or policy.max_attempts == 1:
         return None
-    delay = error.retry_delay_seconds * (1 + policy.jitter * random())
-    return delay if attempt < policy.max_attempts and delay < remaining_seconds else None
+    delay = _delay_seconds(policy, error, attempt, random)
+    return delay if delay < remaining_seconds else None
 
 
 def reconnect_delay_seconds(
-    policy: RetryPolicy, error: AlignserveError, attempt: int, random: Callable[[], float]
-) -> float | None:
-    """Returns how long to wait before a broken stream is opened again, or `None` if it is not.
+    policy: RetryPolicy,
+    error: AlignserveError,
+    attempt: int,
+    remaining_seconds: float,
+    random: Callable[[], float],
+) -> float:
+    """Returns how long to wait before a broken stream is opened again.
 
     Args:
         policy: How often, and how long between.
         error: What ended the stream.
         attempt: Its number since the last answer, from 1.
+        remaining_seconds: Time left for the stream.
         random: Draws from 0 to 1.
+
+    Raises:
+        AlignserveError: `error` itself, if it is no break or was met too often.
+        DeadlineExceededError: The pause would outlast the deadline.
     """
     if not isinstance(error, UnavailableError) or attempt >= policy.max_stream_attempts:
-        return None
+        raise error
+    delay = _delay_seconds(policy, error, attempt, random)
+    if delay >= remaining_seconds:
+        raise stream_expired() from error
+    return delay
+
+
+def stream_expired() -> DeadlineExceededError:
+    """Returns the error of a stream whose deadline comes while it waits."""
+    return DeadlineExceededError(
+        "the time given for the stream is over; allow more by timeout_seconds",
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    )
+
+
+def _delay_seconds(
+    policy: RetryPolicy, error: AlignserveError, attempt: int, random: Callable[[], float]
+) -> float:
     growth = policy.backoff_multiplier ** min(attempt - 1, 64)  # bounded, or the power overflows
     backoff = min(policy.initial_backoff_seconds * growth, policy.max_backoff_seconds)
     return max(backoff, error.retry_delay_seconds or 0.0) * (1 + policy.jitter * random())

@@ -13,17 +13,18 @@ from typing import Any
 
 import grpc
 
-from alignserve._clock import Clock
+from alignserve._caller import Caller
 from alignserve._items import Item, StreamResult
 from alignserve._ledger import Ledger
 from alignserve._requests import prepared, stream_options
 from alignserve._responses import item_failure
-from alignserve._retry import RetryPolicy, reconnect_delay_seconds
+from alignserve._retry import reconnect_delay_seconds, stream_expired
+from alignserve._terms import finite
 from alignserve.errors import AlignserveError, UnavailableError, error_from_call
 from alignserve.v1 import align_service_pb2 as pb
 
 # Any: gRPC's call is an iterator that can be cancelled, a type that its stubs do not name.
-OpenCall = Callable[[Iterator[pb.StreamInferRequest]], Any]
+StreamMethod = Callable[..., Any]
 
 _LAST_STATUS_SECONDS = 5.0  # longest wait for the status of a stream whose items are all answered
 
@@ -33,21 +34,22 @@ class Stream:
 
     def __init__(
         self,
-        open_call: OpenCall,
+        caller: Caller,
+        method: StreamMethod,
         items: Iterable[Item],
         *,
         ordered: bool,
         window: int,
         max_request_bytes: int,
-        policy: RetryPolicy,
-        clock: Clock,
+        deadline: float,
     ) -> None:
-        self._open_call = open_call
+        self._caller = caller
+        self._terms = caller.terms
+        self._method = method
         self._items = items
         self._ordered = ordered
         self._max_request_bytes = max_request_bytes
-        self._policy = policy
-        self._clock = clock
+        self._deadline = deadline
         self._ledger = Ledger(window, ordered=ordered)
         self._changed = threading.Condition()  # guards all that follows, and the ledger
         self._closed = threading.Event()
@@ -76,6 +78,12 @@ class Stream:
         if self._source_failure is not None:
             raise self._source_failure
 
+    def fail(self, error: Exception) -> None:
+        """Ends the stream: what is answered is still handed out, then the error is raised."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
     def _next(self) -> StreamResult | None:
         with self._changed:
             while True:
@@ -83,10 +91,10 @@ class Stream:
                 if result is not None:
                     self._changed.notify_all()
                     return result
-                if self._failure is not None:
-                    raise self._failure
                 if self._ledger.is_done:
                     return None
+                if self._failure is not None:
+                    raise self._failure
                 self._changed.wait()
 
     def _close(self) -> None:
@@ -123,7 +131,7 @@ class Stream:
         try:
             self._run_connections()
         except Exception as error:  # noqa: BLE001 — raised again in the caller's thread, which waits for it
-            self._fail(error)
+            self.fail(error)
 
     def _run_connections(self) -> None:
         attempt = 0
@@ -133,17 +141,20 @@ class Stream:
             if error is None:
                 continue
             attempt = attempt + 1 if self._answers == answers else 1
-            delay = reconnect_delay_seconds(self._policy, error, attempt, self._clock.random)
-            if delay is None:
-                raise error
-            if self._clock.wait(self._closed, delay):
+            delay = reconnect_delay_seconds(
+                self._terms.retry, error, attempt, self._remaining_seconds(), self._terms.clock.random
+            )
+            if self._terms.clock.wait(self._closed, delay):
                 return
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed.is_set() or self._ledger.has_unanswered or self._ledger.is_complete
+            is_in_time = self._changed.wait_for(
+                lambda: self._closed.is_set() or self._ledger.has_unanswered or self._ledger.is_complete,
+                finite(self._remaining_seconds()),
             )
+            if not is_in_time:
+                raise stream_expired()
             return self._ledger.has_unanswered and not self._closed.is_set()
 
     def _run_connection(self) -> AlignserveError | None:
@@ -151,7 +162,9 @@ class Stream:
             if self._closed.is_set():
                 return None
             self._connection += 1
-            self._call = call = self._open_call(self._requests(self._connection))
+            self._call = call = self._caller.open_stream(
+                self._method, self._requests(self._connection), self._deadline
+            )
         try:
             error = self._take_answers(call)
         except grpc.RpcError as cause:
@@ -160,7 +173,8 @@ class Stream:
             with self._changed:
                 self._connection += 1  # ends the sender of this one
                 self._changed.notify_all()
-        if error is None and self._ledger.has_unanswered:
+                is_cut_short = self._ledger.has_unanswered
+        if error is None and is_cut_short:
             return UnavailableError("the server ended the stream early", grpc.StatusCode.UNAVAILABLE)
         return error
 
@@ -197,7 +211,5 @@ class Stream:
             )
             return None if is_over() else self._ledger.next_unsent(after)
 
-    def _fail(self, error: Exception) -> None:
-        with self._changed:
-            self._failure = error
-            self._changed.notify_all()
+    def _remaining_seconds(self) -> float:
+        return self._terms.remaining_seconds(self._deadline)

@@ -13,17 +13,20 @@ from typing import Any
 
 import grpc
 
-from alignserve._clock import Clock
+from alignserve._caller_async import AsyncCaller
 from alignserve._items import Item, StreamResult
 from alignserve._ledger import Ledger
 from alignserve._requests import prepared, reads_files, stream_options
 from alignserve._responses import item_failure
-from alignserve._retry import RetryPolicy, reconnect_delay_seconds
+from alignserve._retry import reconnect_delay_seconds, stream_expired
+from alignserve._terms import finite
 from alignserve.errors import AlignserveError, UnavailableError, error_from_call
 from alignserve.v1 import align_service_pb2 as pb
 
 # Any: the stubs of grpc.aio leave out that a call has `cancel` and is an async iterable at once.
-OpenCall = Callable[[AsyncIterator[pb.StreamInferRequest]], Any]
+StreamMethod = Callable[..., Any]
+
+_LAST_STATUS_SECONDS = 5.0  # longest wait for the status of a stream whose items are all answered
 
 
 class AsyncStream:
@@ -31,26 +34,27 @@ class AsyncStream:
 
     def __init__(
         self,
-        open_call: OpenCall,
+        caller: AsyncCaller,
+        method: StreamMethod,
         items: Iterable[Item] | AsyncIterable[Item],
         *,
         ordered: bool,
         window: int,
         max_request_bytes: int,
-        policy: RetryPolicy,
-        clock: Clock,
+        deadline: float,
     ) -> None:
-        self._open_call = open_call
+        self._caller = caller
+        self._terms = caller.terms
+        self._method = method
         self._items = items
         self._ordered = ordered
         self._max_request_bytes = max_request_bytes
-        self._policy = policy
-        self._clock = clock
+        self._deadline = deadline
         self._ledger = Ledger(window, ordered=ordered)
         self._changed = asyncio.Condition()
         self._answers = 0
         self._failure: Exception | None = None  # of the stream: nothing more will come
-        self._source_failure: Exception | None = None  # of the caller's items
+        self._source_failure: BaseException | None = None  # of the caller's items
 
     async def results(self) -> AsyncGenerator[StreamResult, None]:
         """Yields a result for every item. Closing the generator cancels the stream.
@@ -63,13 +67,19 @@ class AsyncStream:
         try:
             while (result := await self._next()) is not None:
                 yield result
-            await receiver
+            await asyncio.wait([receiver], timeout=_LAST_STATUS_SECONDS)
         finally:
             feeder.cancel()
             receiver.cancel()
             await asyncio.gather(feeder, receiver, return_exceptions=True)
         if self._source_failure is not None:
             raise self._source_failure
+
+    async def fail(self, error: Exception) -> None:
+        """Ends the stream: what is answered is still handed out, then the error is raised."""
+        async with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
 
     async def _next(self) -> StreamResult | None:
         async with self._changed:
@@ -78,16 +88,16 @@ class AsyncStream:
                 if result is not None:
                     self._changed.notify_all()
                     return result
-                if self._failure is not None:
-                    raise self._failure
                 if self._ledger.is_done:
                     return None
+                if self._failure is not None:
+                    raise self._failure
                 await self._changed.wait()
 
     async def _feed(self) -> None:
         try:
             await self._read_items()
-        except Exception as error:  # noqa: BLE001 — the caller's own, raised again by `results`
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 — the caller's own, raised again
             self._source_failure = error
         async with self._changed:
             self._ledger.is_complete = True
@@ -111,9 +121,7 @@ class AsyncStream:
         try:
             await self._run_connections()
         except Exception as error:  # noqa: BLE001 — raised again by `results`, which waits for it
-            async with self._changed:
-                self._failure = error
-                self._changed.notify_all()
+            await self.fail(error)
 
     async def _run_connections(self) -> None:
         attempt = 0
@@ -123,18 +131,22 @@ class AsyncStream:
             if error is None:
                 continue
             attempt = attempt + 1 if self._answers == answers else 1
-            delay = reconnect_delay_seconds(self._policy, error, attempt, self._clock.random)
-            if delay is None:
-                raise error
-            await self._clock.sleep_async(delay)
+            delay = reconnect_delay_seconds(
+                self._terms.retry, error, attempt, self._remaining_seconds(), self._terms.clock.random
+            )
+            await self._caller.pause(delay)
 
     async def _wait_for_work(self) -> bool:
         async with self._changed:
-            await self._changed.wait_for(lambda: self._ledger.has_unanswered or self._ledger.is_complete)
+            has_work = self._changed.wait_for(lambda: self._ledger.has_unanswered or self._ledger.is_complete)
+            try:
+                await asyncio.wait_for(has_work, finite(self._remaining_seconds()))
+            except asyncio.TimeoutError:
+                raise stream_expired() from None
             return self._ledger.has_unanswered
 
     async def _run_connection(self) -> AlignserveError | None:
-        call = self._open_call(self._requests())
+        call = self._caller.open_stream(self._method, self._requests(), self._deadline)
         try:
             error = await self._take_answers(call)
         except grpc.aio.AioRpcError as cause:
@@ -171,6 +183,9 @@ class AsyncStream:
         async with self._changed:
             await self._changed.wait_for(lambda: self._ledger.next_unsent(after) or self._ledger.is_complete)
             return self._ledger.next_unsent(after)
+
+    def _remaining_seconds(self) -> float:
+        return self._terms.remaining_seconds(self._deadline)
 
 
 def _unmasked(error: AlignserveError) -> AlignserveError:

@@ -8,15 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import numpy as np
 
-from alignserve import _arguments, _render
-from alignserve._client import Client
-from alignserve._files import image_files
+from alignserve import _arguments, _bench, _output, _render
+from alignserve._connection import connected
+from alignserve._files import image_files, is_image_file
 from alignserve._items import ClassifyItem, ImageItem, Item, StreamResult, TextItem
 from alignserve._progress import Progress
 from alignserve.errors import (
@@ -39,8 +39,8 @@ class _UsageError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; a wrong command line raises `SystemExit(2)`."""
-    parser = _arguments.parser()
-    args = parser.parse_args(argv)
+    _output.prepare_standard_streams()
+    args = _arguments.parser().parse_args(argv)
     try:
         code = _COMMANDS[args.command](args)
         sys.stdout.flush()
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except _UsageError as error:
-        parser.error(str(error))
+        args.usage_error(str(error))
+        return USAGE  # not reached: argparse has exited
     except AlignserveError as error:
         _complain(_advice(error, args))
         return exit_code(error)
@@ -74,9 +75,12 @@ def exit_code(error: AlignserveError) -> int:
 
 def run_info(args: argparse.Namespace) -> int:
     """Prints the model and the limits of the server."""
-    with _connected(args) as client:
+    with connected(args) as client:
         info = client.model_info()
-    print(_json(dataclasses.asdict(info)) if args.json else _render.info_table(info))
+    if args.json:
+        _print_json(dataclasses.asdict(info))
+    else:
+        print(_render.info_table(info))
     return OK
 
 
@@ -85,10 +89,10 @@ def run_classify(args: argparse.Namespace) -> int:
     labels = _labels(args)
     if not labels:
         raise _UsageError("classify needs --label or --labels-file")
-    with _connected(args) as client:
+    with connected(args) as client:
         found = client.classify(args.image, labels, prompt_templates=args.template, top_k=args.top_k)
     if args.json:
-        print(_json({"classifications": _render.classification_data(found)}))
+        _print_json({"classifications": _render.classification_data(found)})
     else:
         print(_render.classification_table(found))
     return OK
@@ -96,19 +100,24 @@ def run_classify(args: argparse.Namespace) -> int:
 
 def run_embed(args: argparse.Namespace) -> int:
     """Prints or saves the embeddings of files and texts, in the order given."""
+    for text in filter(is_image_file, args.text):
+        raise _UsageError(f"'{text}' after --text is a file; put files before --text")
+    texts = [*args.text, *(_lines(args.texts_file) if args.texts_file else [])]
     items: list[Item] = [ImageItem(path, id=str(path)) for path in args.file]
-    items += [TextItem(text, truncate=args.truncate, id=text) for text in args.text]
+    items += [TextItem(text, truncate=args.truncate, id=text) for text in texts]
     if not items:
-        raise _UsageError("embed needs a FILE or --text")
-    with _connected(args) as client:
+        raise _UsageError("embed needs a FILE, --text or --texts-file")
+    with _output.open_bytes(args.npy) if args.npy else nullcontext() as npy, connected(args) as client:
         info = client.model_info()
-        results = list(client.stream(items, ordered=True, timeout_seconds=args.timeout_seconds))
-    if args.json:
-        print(_json({"model": info.fingerprint, "embeddings": [_embed_line(result) for result in results]}))
-    elif args.npy:
-        _save(args.npy, results, info.embedding_dimension)
-    else:
-        _print_embeddings(results)
+        results = list(client.stream(items, ordered=True))
+        if npy:
+            _save(npy, results, info.embedding_dimension)
+        elif args.json:
+            _print_json(
+                {"model": info.fingerprint, "embeddings": [_embed_line(result) for result in results]}
+            )
+        else:
+            _print_embeddings(results)
     return _report_failures(results)
 
 
@@ -120,17 +129,18 @@ def run_stream(args: argparse.Namespace) -> int:
     files = list(image_files(args.path))
     if not files:
         raise _UsageError(f"no image files in {', '.join(map(str, args.path))}")
-    items = (_stream_item(file, labels, args) for file in files)
-    with _connected(args) as client:
-        results = client.stream(items, ordered=args.ordered or bool(args.npy), window=args.window)
-        if args.npy:
-            dimension = client.model_info().embedding_dimension
-            return _stream_to_npy(results, args.npy, files, dimension)
-        with _opened(args.output) as out:
-            return _stream_to_lines(results, out, len(files))
+    if args.npy:
+        return _stream_to_npy(args, files)
+    return _stream_to_lines(args, files, labels)
 
 
-_COMMANDS = {"info": run_info, "classify": run_classify, "embed": run_embed, "stream": run_stream}
+_COMMANDS = {
+    "info": run_info,
+    "classify": run_classify,
+    "embed": run_embed,
+    "stream": run_stream,
+    "bench": _bench.run,
+}
 
 
 def _stream_item(file: Path, labels: Sequence[str], args: argparse.Namespace) -> Item:
@@ -139,21 +149,35 @@ def _stream_item(file: Path, labels: Sequence[str], args: argparse.Namespace) ->
     return ImageItem(file, id=str(file))
 
 
-def _stream_to_lines(results: Iterable[StreamResult], out: IO[str], total: int) -> int:
-    progress = Progress(total, sys.stderr)
-    for result in _counted(results, progress):
-        out.write(json.dumps(_stream_line(result), ensure_ascii=False) + "\n")
-    out.flush()
+def _stream_to_lines(args: argparse.Namespace, files: Sequence[Path], labels: Sequence[str]) -> int:
+    items = (_stream_item(file, labels, args) for file in files)
+    with _opened(args.output) as out, connected(args) as client:
+        client.model_info()
+        if out is not sys.stdout:
+            _output.empty(out)  # not before the server has answered
+        progress = Progress(len(files), sys.stderr, is_hidden=out.isatty())
+        results = client.stream(items, ordered=args.ordered, window=args.window)
+        for result in _counted(results, progress):
+            out.write(_json(_stream_line(result), out) + "\n")
+        out.flush()
     return _summarize(progress)
 
 
-def _stream_to_npy(results: Iterable[StreamResult], path: Path, files: Sequence[Path], dimension: int) -> int:
-    progress = Progress(len(files), sys.stderr)
-    finished = list(_counted(results, progress))
-    _save(path, finished, dimension)
-    names = path.with_suffix(".txt")
-    names.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
-    _report_failures(finished)
+def _stream_to_npy(args: argparse.Namespace, files: Sequence[Path]) -> int:
+    names_path = args.npy.with_name(f"{args.npy.name}.txt")
+    with (
+        _output.open_bytes(args.npy) as npy,
+        _output.open_text(names_path) as names,
+        connected(args) as client,
+    ):
+        dimension = client.model_info().embedding_dimension
+        progress = Progress(len(files), sys.stderr)
+        items = (ImageItem(file, id=str(file)) for file in files)
+        results = list(_counted(client.stream(items, ordered=True, window=args.window), progress))
+        _save(npy, results, dimension)
+        _output.empty(names)
+        names.writelines(f"{file}\n" for file in files)
+    _report_failures(results)
     return _summarize(progress)
 
 
@@ -198,13 +222,13 @@ def _print_embeddings(results: Sequence[StreamResult]) -> None:
         print(f"\n{_render.similarity_table(images, texts)}")
 
 
-def _save(path: Path, results: Sequence[StreamResult], dimension: int) -> None:
+def _save(file: IO[bytes], results: Sequence[StreamResult], dimension: int) -> None:
     rows = np.full((len(results), dimension), np.nan, np.float32)  # a failed input keeps its row
     for row, result in zip(rows, results, strict=True):
         if result.error is None:
             row[:] = result.embedding
-    with path.open("wb") as file:  # a file, since np.save adds a suffix to names
-        np.save(file, rows)
+    _output.empty(file)
+    np.save(file, rows)
 
 
 def _report_failures(results: Iterable[StreamResult]) -> int:
@@ -219,32 +243,29 @@ def _kind(result: StreamResult) -> str:
 
 
 def _labels(args: argparse.Namespace) -> list[str]:
-    labels = list(args.label)
-    if args.labels_file:
-        lines = args.labels_file.read_text(encoding="utf-8").splitlines()
-        labels += [line.strip() for line in lines if line.strip()]
-    return labels
+    return [*args.label, *(_lines(args.labels_file) if args.labels_file else [])]
+
+
+def _lines(path: str) -> list[str]:
+    with nullcontext(sys.stdin) if path == "-" else Path(path).open(encoding="utf-8") as file:
+        return [line.strip() for line in file if line.strip()]
 
 
 @contextmanager
-def _connected(args: argparse.Namespace) -> Iterator[Client]:
-    with Client(args.server, timeout_seconds=args.timeout_seconds) as client:
-        if args.wait_seconds:
-            client.wait_until_ready(args.wait_seconds)
-        yield client
-
-
-@contextmanager
-def _opened(output: str) -> Iterator[IO[str]]:
+def _opened(output: str) -> Iterator[TextIO]:
     if output == "-":
         yield sys.stdout
     else:
-        with Path(output).open("w", encoding="utf-8") as file:
+        with _output.open_text(Path(output)) as file:
             yield file
 
 
-def _json(data: object) -> str:
-    return json.dumps(data, ensure_ascii=False)
+def _print_json(data: object) -> None:
+    print(_json(data, sys.stdout))
+
+
+def _json(data: object, out: TextIO) -> str:
+    return json.dumps(data, ensure_ascii=not _output.is_unicode(out))
 
 
 def _complain(message: str) -> None:

@@ -2,7 +2,7 @@
 
 AlignserveError
 ├── InvalidArgumentError    the input can never succeed as it is
-├── ResourceExhaustedError  the server is full, or the request larger than it reads
+├── ResourceExhaustedError  the server is full, or something on the way limits calls
 ├── UnavailableError        no server, or one that starts or stops
 ├── DeadlineExceededError   out of time
 ├── CallCancelledError      the call was cancelled
@@ -41,16 +41,6 @@ class FieldViolation:
     field: str
     description: str
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    message: str
-    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
-    reason: str = ""
-    violations: tuple[FieldViolation, ...] = ()
-    retry_delay_seconds: float | None = None
-    error_id: str = ""
 
 
 class AlignserveError(Exception):
@@ -95,7 +85,7 @@ class InvalidArgumentError(AlignserveError):
 
 
 class ResourceExhaustedError(AlignserveError):
-    """The server is full (then `retry_delay_seconds` is set), or the request is larger than it reads."""
+    """The server is full (then `retry_delay_seconds` is set), or something on the way limits calls."""
 
 
 class UnavailableError(AlignserveError):
@@ -137,16 +127,28 @@ _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.Statu
 
 def error_from_status(status: status_pb2.Status) -> AlignserveError:
     """Returns the error that a google.rpc.Status describes."""
-    return _error(_facts(status))
+    info = _detail(status, error_details_pb2.ErrorInfo)
+    bad_request = _detail(status, error_details_pb2.BadRequest)
+    retry = _detail(status, error_details_pb2.RetryInfo)
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    return _CLASSES.get(code, AlignserveError)(
+        status.message,
+        code,
+        reason=info.reason if info else "",
+        violations=_violations(bad_request) if bad_request else (),
+        retry_delay_seconds=retry.retry_delay.ToNanoseconds() / 1e9 if retry else None,
+        error_id=info.metadata.get("error_id", "") if info else "",
+    )
 
 
 def error_from_call(error: grpc.RpcError) -> AlignserveError:
     """Returns the error that ended a call, with the details that its trailing metadata carries, if any."""
-    bare = _Facts(message=error.details() or error.code().name, code=error.code())
+    code: int = error.code().value[0]
     status = _status_in(error.trailing_metadata())
-    if status is None or status.code != error.code().value[0]:
-        return _error(bare)  # a proxy may have ended the call, with a status of its own
-    return _error(replace(_facts(status), message=status.message or bare.message))
+    if status is None or status.code != code:  # a proxy may have ended the call, with a status of its own
+        status = status_pb2.Status(code=code)
+    status.message = status.message or error.details() or error.code().name
+    return error_from_status(status)
 
 
 def error_at_offset(error: AlignserveError, offset: int) -> AlignserveError:
@@ -160,31 +162,6 @@ def error_at_offset(error: AlignserveError, offset: int) -> AlignserveError:
         [replace(violation, field=_shifted(violation.field, offset)) for violation in error.violations],
         error.retry_delay_seconds,
         error.error_id,
-    )
-
-
-def _error(facts: _Facts) -> AlignserveError:
-    return _CLASSES.get(facts.code, AlignserveError)(
-        facts.message,
-        facts.code,
-        facts.reason,
-        facts.violations,
-        facts.retry_delay_seconds,
-        facts.error_id,
-    )
-
-
-def _facts(status: status_pb2.Status) -> _Facts:
-    info = _detail(status, error_details_pb2.ErrorInfo)
-    bad_request = _detail(status, error_details_pb2.BadRequest)
-    retry = _detail(status, error_details_pb2.RetryInfo)
-    return _Facts(
-        message=status.message,
-        code=_CODES.get(status.code, grpc.StatusCode.UNKNOWN),
-        reason=info.reason if info else "",
-        violations=_violations(bad_request) if bad_request else (),
-        retry_delay_seconds=retry.retry_delay.ToNanoseconds() / 1e9 if retry else None,
-        error_id=info.metadata.get("error_id", "") if info else "",
     )
 
 

@@ -29,7 +29,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 __all__ = ["FakeServer", "ReceivedCall"]
 
-_WORKERS = 32  # each stream holds one
+_WORKERS = 1000  # each stream and each call that is held keeps one; threads are made as they are needed
 
 
 class FakeServer:
@@ -76,12 +76,19 @@ class FakeServer:
             max_stream_in_flight=32,
             image_formats=["JPEG", "PNG"],
             server_version="fake",
+            min_cosine=1.0,
         )
         self._state = FakeState(info)
         self.release()
-        # Without so_reuseport=0 a second server on the port would start, and take half of the calls.
         self._pool = futures.ThreadPoolExecutor(_WORKERS, "alignserve-fake")
-        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        options = [
+            (
+                "grpc.so_reuseport",
+                0,
+            ),  # or a second server on the port would start, and take half of the calls
+            ("grpc.max_receive_message_length", max_request_bytes),
+        ]
+        self._server = grpc.server(self._pool, options=options)
         pb_grpc.add_AlignServiceServicer_to_server(FakeServicer(self._state), self._server)
         self._server.add_generic_rpc_handlers([health_handler(self._state)])
         self.target = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
@@ -137,10 +144,12 @@ class FakeServer:
         reason: str = "IMAGE_UNREADABLE",
         *,
         message: str = "unreadable as the test wants",
+        retry_delay_seconds: float | None = None,
         times: int | None = None,
     ) -> None:
         """Fails every item, or the next `times`, that is this text or has these bytes as its image."""
-        self._state.script.fail_input(content, Failure(code, reason, message), times)
+        failure = Failure(code, reason, message, retry_delay_seconds)
+        self._state.script.fail_input(content, failure, times)
 
     def break_stream(
         self,

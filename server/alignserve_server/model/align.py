@@ -1,24 +1,18 @@
-"""ALIGN on torch: the one module that imports torch and transformers.
-
-The network is transformers' own AlignModel, with what serving allows: batch normalization folded into the
-convolutions, images in channels-last layout, texts padded to the longest of their batch, no text pooler.
-"""
+"""ALIGN: a checkpoint's own preprocessing and a runtime that has proved exact become an `Encoder`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from transformers.models.align.modeling_align import AlignModel
-from transformers.utils import logging as transformers_logging
 
+from alignserve_server.logs import get_logger
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.decode import ImageDecoder
 from alignserve_server.model.encoder import (
@@ -29,160 +23,212 @@ from alignserve_server.model.encoder import (
     TokenizedText,
 )
 from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.runtime import (
+    DtypeName,
+    Loaded,
+    Placement,
+    Probe,
+    Rescaling,
+    Runtime,
+    RuntimeName,
+    min_cosine,
+    padded,
+)
 from alignserve_server.model.tokenize import TextTokenizer, max_text_tokens
 
-DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+_log = get_logger(__name__)
 
-_Untyped: TypeAlias = Any  # transformers, whose annotations do not survive strict checking
+Auto: TypeAlias = Literal["auto"]
 
-_UNUSED_WEIGHTS = "text_model.pooler."  # embeddings come from the hidden state of [CLS] itself
-_CONVOLUTION_NORMS = {  # attribute names in modeling_align.py: each convolution and the norm that follows it
-    "convolution": "batchnorm",
-    "expand_conv": "expand_bn",
-    "depthwise_conv": "depthwise_norm",
-    "project_conv": "project_bn",
-}
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # in texts of a plain RuntimeError
+_DEVICE = re.compile(r"auto|cpu|cuda(?::(\d+))?")
+_GPU_FILES = ("nvidia[0-9]*", "kfd")  # in /dev, of NVIDIA's and AMD's drivers
 
 
 def load_align(
     checkpoint: Checkpoint,
     *,
+    runtime: RuntimeName | Auto = "auto",
     device: str = "auto",
-    dtype: DtypeName = "auto",
-    threads_per_lane: int = 1,
+    dtype: DtypeName | Auto = "auto",
+    lanes: int | None = None,
+    threads_per_lane: int | None = None,
+    least_cosine: float = 0.999,
+    cache_folder: Path | None = None,
     max_image_bytes: int = 10 << 20,
     max_image_pixels: int = 25_000_000,
     max_text_bytes: int = 32 << 10,
 ) -> AlignEncoder:
-    """Loads a checkpoint onto a device.
+    """Loads a checkpoint and compares it with transformers' AlignModel in float32.
+
+    Where the lowest cosine is under `least_cosine`, the next more exact choice is taken: float32 on the same
+    runtime, then float32 on torch.
 
     Args:
         checkpoint: As `resolve_checkpoint` returns it.
+        runtime: `auto` is OpenVINO on a CPU, if it is installed, and torch otherwise.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the GPU if there is one.
-        dtype: Of weights and computation. `auto` is float32 on a CPU, where half precision rounds without
-            gain on most models, and float16 on a GPU, which rounds eight times finer than bfloat16.
-        threads_per_lane: CPU threads that one forward uses.
+        dtype: Of weights and computation. `auto` is float32 on a CPU, and float16 on a GPU, which rounds
+            eight times finer than bfloat16.
+        lanes: Batches run at once; None leaves it to the runtime, as it does for the next one.
+        threads_per_lane: CPU threads that one batch uses.
+        least_cosine: See above.
+        cache_folder: For converted models; None is `default_cache_folder`.
         max_image_bytes: Largest encoded image.
         max_image_pixels: Largest decoded image, width times height.
         max_text_bytes: Longest text, in bytes of UTF-8.
 
     Raises:
-        CheckpointError: Weights are missing or of other shapes, or the preprocessing is not supported.
-        ValueError: The device does not exist.
+        CheckpointError: Its weights or its preprocessing cannot be served.
+        ValueError: The device does not exist, or the runtime does not go with device or data type.
     """
-    target = _device(device)
-    dtype_name = _dtype_name(dtype, target)
     decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels)
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
-    max_tokens = max_text_tokens(checkpoint)
     texts = TextTokenizer(
         _load_tokenizer(checkpoint.folder),
-        max_tokens=max_tokens,
+        max_tokens=max_text_tokens(checkpoint),
         max_bytes=max_text_bytes,
         truncation_side=checkpoint.tokenizer_config.get("truncation_side", "right"),
     )
-    model = _load_model(checkpoint.folder)
-    info = ModelInfo(
-        model_id=checkpoint.model_id,
-        model_revision=checkpoint.revision,
-        fingerprint=checkpoint.fingerprint(runtime="torch", dtype=dtype_name),
-        runtime="torch",
-        dtype=dtype_name,
-        device=str(target),
-        embedding_dimension=_embedding_dimension(model),
-        temperature=model.temperature.item(),
-        max_text_tokens=max_tokens,
-    )
-    return AlignEncoder(model, images, texts, info, threads_per_lane)
+    pad_token_id = checkpoint.config.get("text_config", {}).get("pad_token_id") or 0
+    rescaling = Rescaling(images.scale, images.offset)
+    probe = Probe.of(images.output_size, texts, pad_token_id)
+    target = _resolved_device(device, runtime)
+    choices = _choices(runtime, target, dtype)
+    for name, precise in choices:
+        placement = Placement(target, precise, lanes, threads_per_lane)
+        try:
+            loaded = _load(name, checkpoint, placement, rescaling, probe, cache_folder)
+        except CheckpointError as error:
+            if runtime != "auto" or name == "torch":
+                raise
+            _log.warning("runtime_unusable", runtime=name, reason=str(error))
+            continue
+        cosine = min_cosine(probe.embed(loaded.runtime), loaded.reference)
+        if cosine >= least_cosine:
+            break
+        _log.warning("not_exact_enough", runtime=name, dtype=precise, min_cosine=cosine, limit=least_cosine)
+    else:
+        raise CheckpointError(
+            f"no runtime comes within a cosine of {least_cosine} of transformers' AlignModel; "
+            "lower --min-cosine if that will do"
+        )
+    info = _info(checkpoint, loaded, cosine, max_text_tokens(checkpoint))
+    return AlignEncoder(images, texts, loaded.runtime, info, pad_token_id)
+
+
+def default_cache_folder() -> Path:
+    """Returns the user's folder for what can be made again: `$XDG_CACHE_HOME/alignserve`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignserve"
 
 
 class AlignEncoder:
-    """Implements `Encoder` with torch."""
+    """Implements `Encoder`: the checkpoint's preprocessing, and a runtime."""
 
     def __init__(
         self,
-        model: _Untyped,
         images: ImagePreprocessor,
         texts: TextTokenizer,
+        runtime: Runtime,
         info: ModelInfo,
-        threads_per_lane: int = 1,
+        pad_token_id: int,
     ) -> None:
-        """Takes over a float32 model and moves it to the device and data type that `info` names."""
         self.info = info
+        self.lanes = runtime.lanes
         self.preprocess_image = images
         self.tokenize = texts
-        self._threads_per_lane = threads_per_lane
-        self._device = torch.device(info.device)
-        self._dtype: torch.dtype = getattr(torch, info.dtype)
-        self._pad_token_id = model.config.text_config.pad_token_id or 0
-        self._model = _optimized(model).to(self._device, self._dtype)
-        self._scale = _per_channel(images.scale, self._device)
-        self._offset = _per_channel(images.offset, self._device)
+        self.enter_lane = runtime.enter_lane
+        self._runtime = runtime
+        self._pad_token_id = pad_token_id
 
     @property
     def device_memory_bytes(self) -> int:
-        """Memory that torch has allocated on the GPU, or that the weights take on a CPU."""
-        if self._device.type == "cuda":
-            return torch.cuda.memory_allocated(self._device)
-        return sum(tensor.nbytes for tensor in self._model.state_dict().values())
+        """Memory that the networks hold on the device."""
+        return self._runtime.memory_bytes
 
-    def enter_lane(self) -> None:
-        """Limits the calling thread's forwards to the threads of a lane."""
-        torch.set_num_threads(self._threads_per_lane)
-
-    @torch.inference_mode()
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
-        """Embeds images of one size. Raises `OutOfDeviceMemory` or whatever torch raises."""
-        with _memory_errors():
-            pixels = torch.from_numpy(np.stack(batch)).to(self._device)
-            # (batch, height, width, 3) seen as (batch, 3, height, width) is channels-last, without a copy
-            pixel_values = pixels.permute(0, 3, 1, 2).to(torch.float32)
-            pixel_values = pixel_values.mul_(self._scale).add_(self._offset).to(self._dtype)
-            return _to_numpy(self._model.vision_model(pixel_values=pixel_values).pooler_output)
+        """Embeds images of one size. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
+        try:
+            pixels = np.stack(batch) if len(batch) > 1 else batch[0][None]
+        except MemoryError as error:
+            raise OutOfDeviceMemory(str(error)) from error
+        return self._runtime.embed_pixels(pixels)
 
-    @torch.inference_mode()
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
-        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or whatever torch raises."""
-        with _memory_errors():
-            input_ids, attention_mask = (torch.from_numpy(a).to(self._device) for a in self._padded(batch))
-            output = self._model.text_model(input_ids=input_ids, attention_mask=attention_mask)
-            return _to_numpy(self._model.text_projection(output.last_hidden_state[:, 0]))
-
-    def _padded(self, batch: Sequence[TokenizedText]) -> tuple[np.ndarray, np.ndarray]:
-        shape = len(batch), max(len(text.input_ids) for text in batch)
-        input_ids = np.full(shape, self._pad_token_id, np.int64)
-        attention_mask = np.zeros(shape, np.int64)
-        for row, text in enumerate(batch):
-            input_ids[row, : len(text.input_ids)] = text.input_ids
-            attention_mask[row, : len(text.input_ids)] = 1
-        return input_ids, attention_mask
+        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
+        return self._runtime.embed_tokens(*padded(batch, self._pad_token_id))
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r} is none of auto, cpu, cuda, cuda:N") from error
-    if device.type == "cuda":
-        return _cuda_device(device.index or 0)
-    return device
+def _resolved_device(device: str, runtime: RuntimeName | Auto) -> str:
+    match = _DEVICE.fullmatch(device)
+    if match is None:
+        raise ValueError(f"device {device!r} is none of auto, cpu, cuda, cuda:N")
+    if runtime == "openvino" and device.startswith("cuda"):
+        raise ValueError(f"openvino runs on a CPU, not on {device}; use --runtime torch")
+    if device == "cpu" or runtime == "openvino":
+        return "cpu"
+    if device == "auto" and not any(any(Path("/dev").glob(name)) for name in _GPU_FILES):
+        return "cpu"  # known without torch, which takes seconds to import
+    from alignserve_server.model.torch_runtime import cuda_device
+
+    if device == "auto":
+        return cuda_device(None) or "cpu"
+    return cuda_device(int(match[1] or 0)) or "cpu"
 
 
-def _cuda_device(index: int) -> torch.device:
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"device cuda:{index} does not exist; torch sees {torch.cuda.device_count()} GPUs")
-    # By default cuDNN rounds float32 convolutions to TF32, 10 bits of mantissa.
-    torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda", index)
+def _choices(
+    runtime: RuntimeName | Auto, device: str, dtype: DtypeName | Auto
+) -> list[tuple[RuntimeName, DtypeName]]:
+    """Returns what to try: the choice itself, then what is more exact."""
+    if runtime == "auto":
+        has_openvino = importlib.util.find_spec("openvino") is not None
+        runtime = "openvino" if device == "cpu" and has_openvino and dtype != "float16" else "torch"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "float16"
+    choices: list[tuple[RuntimeName, DtypeName]] = [
+        (runtime, dtype),
+        (runtime, "float32"),
+        ("torch", "float32"),
+    ]
+    return list(dict.fromkeys(choices))
 
 
-def _dtype_name(dtype: DtypeName, device: torch.device) -> str:
-    if dtype != "auto":
-        return dtype
-    return "float16" if device.type == "cuda" else "float32"
+def _load(
+    name: RuntimeName,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    rescaling: Rescaling,
+    probe: Probe,
+    cache_folder: Path | None,
+) -> Loaded:
+    if name == "torch":
+        from alignserve_server.model import torch_runtime
+
+        return torch_runtime.load(checkpoint, placement, rescaling, probe)
+    if importlib.util.find_spec("openvino") is None:
+        raise ValueError(
+            "openvino is not installed; pip install 'alignserve[openvino]', or use --runtime torch"
+        )
+    from alignserve_server.model import openvino_runtime
+
+    return openvino_runtime.load(
+        checkpoint, placement, rescaling, probe, cache_folder or default_cache_folder()
+    )
+
+
+def _info(checkpoint: Checkpoint, loaded: Loaded, cosine: float, max_tokens: int) -> ModelInfo:
+    runtime = loaded.runtime
+    return ModelInfo(
+        model_id=checkpoint.model_id,
+        model_revision=checkpoint.revision,
+        fingerprint=checkpoint.fingerprint(runtime=runtime.name, dtype=runtime.dtype),
+        runtime=runtime.name,
+        dtype=runtime.dtype,
+        device=runtime.device,
+        embedding_dimension=loaded.embedding_dimension,
+        temperature=loaded.temperature,
+        max_text_tokens=max_tokens,
+        min_cosine=cosine,
+    )
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
@@ -191,84 +237,3 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # slow to import, and only old checkpoints need it
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-
-
-def _load_model(folder: Path) -> _Untyped:
-    load: _Untyped = AlignModel.from_pretrained
-    with _quiet_transformers():
-        try:
-            model, report = load(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{folder} does not load: {error}") from error
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(_UNUSED_WEIGHTS))
-    if missing:  # transformers would leave them random
-        raise CheckpointError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
-    return model.eval()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    settings: _Untyped = transformers_logging
-    verbosity, has_progress_bar = settings.get_verbosity(), settings.is_progress_bar_enabled()
-    settings.set_verbosity_error()
-    settings.disable_progress_bar()
-    try:
-        yield
-    finally:
-        settings.set_verbosity(verbosity)
-        if has_progress_bar:
-            settings.enable_progress_bar()
-
-
-def _embedding_dimension(model: _Untyped) -> int:
-    text_dimension = model.text_projection.out_features
-    image_dimension = model.vision_model.encoder.blocks[-1].projection.project_conv.out_channels
-    if image_dimension != text_dimension:
-        raise CheckpointError(
-            f"images have {image_dimension} dimensions and texts {text_dimension}; "
-            "projection_dim must equal the channels of the last vision block"
-        )
-    return int(text_dimension)
-
-
-def _optimized(model: _Untyped) -> _Untyped:
-    model.text_model.pooler = None
-    for module in list(model.vision_model.modules()):
-        _fold_norms(module)
-    return model.to(memory_format=torch.channels_last)
-
-
-def _fold_norms(module: nn.Module) -> None:
-    """Merges a module's convolutions with their norms; exact but for rounding (1e-6 of a unit vector)."""
-    for convolution, norm in _CONVOLUTION_NORMS.items():
-        if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
-            setattr(
-                module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
-            )
-            setattr(module, norm, nn.Identity())
-
-
-def _per_channel(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device).view(1, 3, 1, 1)
-
-
-def _to_numpy(embeddings: torch.Tensor) -> Embeddings:
-    return embeddings.to(torch.float32).cpu().numpy()
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfDeviceMemory(str(error)) from error
-    except RuntimeError as error:
-        if any(text in str(error) for text in _CPU_OUT_OF_MEMORY):
-            raise OutOfDeviceMemory(str(error)) from error
-        raise

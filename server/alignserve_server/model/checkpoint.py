@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -52,7 +53,8 @@ class Checkpoint:
         for part in (self.config, self.image_processor, self.tokenizer_config):
             _add(digest, json.dumps(_without_provenance(part), sort_keys=True).encode())
         for path in [*_tokenizer_files(self.folder), *_weight_files(self.folder)]:
-            _add(digest, _file_digest(path))
+            status = path.stat()
+            _add(digest, _file_digest(path, status.st_size, status.st_mtime_ns))
         _add(digest, runtime.encode())
         _add(digest, dtype.encode())
         return digest.hexdigest()[:32]
@@ -184,7 +186,8 @@ def _add(digest: hashlib._Hash, part: bytes) -> None:
     digest.update(part)
 
 
-def _file_digest(path: Path) -> bytes:
+@lru_cache(maxsize=64)  # weights are large, and fingerprints of several runtimes are asked for
+def _file_digest(path: Path, _size: int, _modified: int) -> bytes:
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         digest.update(chunk)

@@ -34,6 +34,7 @@ class ModelInfo:
     embedding_dimension: int
     temperature: float
     max_text_tokens: int
+    min_cosine: float  # with transformers' AlignModel in float32, on the inputs compared at the start
 
 
 class Encoder(Protocol):
@@ -46,6 +47,11 @@ class Encoder(Protocol):
 
     @property
     def info(self) -> ModelInfo: ...
+
+    @property
+    def lanes(self) -> int:
+        """Batches that can run at once, unless the operator says otherwise."""
+        ...
 
     @property
     def device_memory_bytes(self) -> int:

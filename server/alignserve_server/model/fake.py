@@ -71,7 +71,9 @@ class FakeEncoder:
             embedding_dimension=embedding_dimension,
             temperature=0.1,
             max_text_tokens=_MAX_TEXT_TOKENS,
+            min_cosine=1.0,
         )
+        self.lanes = 1
         self.gate = threading.Event()
         self.gate.set()
         self.max_batch_size: int | None = None

@@ -1,0 +1,9 @@
+"""The command `alignserve bench`: how fast a server is, and under which load.
+
+`alignserve._bench.runner.measure` is its core, for any unary gRPC method.
+"""
+
+from alignserve._bench.arguments import add_arguments
+from alignserve._bench.command import run
+
+__all__ = ["add_arguments", "run"]

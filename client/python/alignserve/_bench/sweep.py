@@ -1,0 +1,47 @@
+"""A row of measurements, with all that is needed to repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from alignserve import __version__
+from alignserve._bench.recorder import Measurement
+from alignserve._results import ModelInfo
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What was measured, where and how.
+
+    Attributes:
+        server: Address of the server.
+        model: What it serves.
+        settings: Options of the command.
+        measurements: One for each load, as they come.
+        client_version: Version of this package.
+        started_at: When, in UTC.
+    """
+
+    server: str
+    model: ModelInfo
+    settings: Mapping[str, Any]  # values of JSON
+    measurements: list[Measurement] = field(default_factory=list)
+    client_version: str = __version__
+    started_at: datetime = field(default_factory=_now)
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Returns whether the last measurement ended before its time."""
+        return any(one.was_interrupted for one in self.measurements)
+
+    @property
+    def has_failures(self) -> bool:
+        """Returns whether a request failed."""
+        return any(one.failed for one in self.measurements)

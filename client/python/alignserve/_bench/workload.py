@@ -1,0 +1,83 @@
+"""What is sent: an endless row of requests, ready for the wire."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from alignserve._bench.inputs import Inputs
+from alignserve._bench.tags import COUNT, tags
+from alignserve._bench.wire import framed
+from alignserve._channel import SERVICE
+from alignserve.v1 import align_service_pb2 as pb
+
+EMBED_IMAGE = f"/{SERVICE.full_name}/EmbedImage"
+EMBED_TEXT = f"/{SERVICE.full_name}/EmbedText"
+CLASSIFY = f"/{SERVICE.full_name}/Classify"
+
+_IMAGES = pb.EmbedImageRequest.IMAGES_FIELD_NUMBER  # the same in ClassifyRequest
+_TEXTS = pb.EmbedTextRequest.TEXTS_FIELD_NUMBER
+_CONTENT = pb.Image.CONTENT_FIELD_NUMBER
+_OPTIONS = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_FLOAT32)  # as the Python client asks
+
+
+class Call(NamedTuple):
+    """One unary call.
+
+    Attributes:
+        method: Path of the method, such as `/alignserve.v1.AlignService/EmbedText`.
+        request: The serialized request.
+        items: Images or texts in it.
+    """
+
+    method: str
+    request: bytes
+    items: int = 1
+
+
+def calls(weights: Mapping[str, float], inputs: Inputs, seed: int) -> Iterator[Call]:
+    """Yields calls without end, of the kinds `image`, `text` and `classify` in proportion to their weights.
+
+    The same seed gives the same calls; other seeds give other images and texts, where they are unique.
+    """
+    chance = random.Random(seed)  # noqa: S311 — no secret
+    marks = tags(chance.randrange(COUNT))
+    makers = {
+        "image": _image_calls(EMBED_IMAGE, pb.EmbedImageRequest(embedding_options=_OPTIONS), inputs, marks),
+        "text": _text_calls(pb.EmbedTextRequest(embedding_options=_OPTIONS, truncate=True), inputs, marks),
+        "classify": _image_calls(CLASSIFY, pb.ClassifyRequest(labels=inputs.labels), inputs, marks),
+    }
+    kinds = list(weights)
+    while True:
+        (kind,) = chance.choices(kinds, list(weights.values()))
+        yield next(makers[kind])
+
+
+def _image_calls(
+    method: str, rest: pb.EmbedImageRequest | pb.ClassifyRequest, inputs: Inputs, marks: Iterator[bytes]
+) -> Iterator[Call]:
+    files = itertools.cycle(inputs.images)
+
+    def item() -> list[bytes]:
+        return framed(_IMAGES, framed(_CONTENT, next(files).pieces(next(marks))))
+
+    return _calls(method, item, rest.SerializeToString(), inputs.items_per_request)
+
+
+def _text_calls(rest: pb.EmbedTextRequest, inputs: Inputs, marks: Iterator[bytes]) -> Iterator[Call]:
+    texts = itertools.cycle([text.encode() for text in inputs.texts])
+
+    def item() -> list[bytes]:
+        suffix = b" " + next(marks) if inputs.is_unique else b""
+        return framed(_TEXTS, (next(texts), suffix))
+
+    return _calls(EMBED_TEXT, item, rest.SerializeToString(), inputs.items_per_request)
+
+
+def _calls(method: str, item: Callable[[], list[bytes]], rest: bytes, items: int) -> Iterator[Call]:
+    # The fields of a message may come in any order, so the items stand before what all requests share.
+    while True:
+        pieces = itertools.chain.from_iterable(item() for _ in range(items))
+        yield Call(method, b"".join((*pieces, rest)), items)

@@ -1,0 +1,75 @@
+"""What holds for every call of a client: deadline, metadata, retries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from alignserve._clock import Clock
+from alignserve._retry import RetryPolicy
+from alignserve.errors import CallCancelledError
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms that a client was made with, and the arithmetic of deadlines; without one, it is infinite."""
+
+    timeout_seconds: float | None
+    metadata: tuple[tuple[str, str | bytes], ...]
+    retry: RetryPolicy
+    wait_for_ready: bool
+    max_in_flight: int
+    clock: Clock
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        timeout_seconds: float | None,
+        metadata: Metadata,
+        retry: RetryPolicy | None,
+        wait_for_ready: bool,
+        max_in_flight: int,
+        clock: Clock | None,
+    ) -> Terms:
+        """Returns the terms for the arguments of a client."""
+        if max_in_flight < 1:
+            raise ValueError(f"max_in_flight is {max_in_flight}; at least one request must be in flight")
+        return cls(
+            timeout_seconds,
+            tuple((key.lower(), value) for key, value in metadata),  # gRPC refuses upper case
+            retry or RetryPolicy(),
+            wait_for_ready,
+            max_in_flight,
+            clock or Clock(),
+        )
+
+    def deadline(self, timeout_seconds: float | None) -> float:
+        """Returns the time by which a call ends that has this timeout, or else the client's."""
+        seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        return self.clock.monotonic() + (math.inf if seconds is None else seconds)
+
+    def remaining_seconds(self, deadline: float) -> float:
+        """Returns the time left."""
+        return deadline - self.clock.monotonic()
+
+    # Any: the values differ by key.
+    def call_options(self, deadline: float) -> dict[str, Any]:
+        """Returns the keyword arguments that gRPC takes with any call."""
+        return {"timeout": finite(self.remaining_seconds(deadline)), "metadata": self.metadata}
+
+
+def finite(seconds: float) -> float | None:
+    """Returns a duration as most waits take it, where `None` is for ever."""
+    return None if math.isinf(seconds) else seconds
+
+
+def client_closed() -> CallCancelledError:
+    """Returns the error of a call on a closed client."""
+    return CallCancelledError("the client is closed; make another one", grpc.StatusCode.CANCELLED)

@@ -1,0 +1,42 @@
+"""How large batches should be: measured, since it depends on model, runtime and machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+_REPEATS = 3  # of which the fastest counts: others were disturbed
+_WORTH = 0.95  # of the best throughput, which the smallest batch that reaches it is preferred for
+_LONGEST_SECONDS = 0.5  # of a batch: longer ones keep the other modality waiting
+
+
+def best_batch_size(
+    run: Callable[[int], object], limit: int, clock: Callable[[], float] = time.perf_counter
+) -> int:
+    """Returns the smallest batch with nearly the best throughput.
+
+    Sizes double from 1 up to `limit`, as long as the next one should not take over half a second.
+
+    Args:
+        run: Runs a batch of a size. Called some times for each size, and once before to warm it.
+        limit: Largest size.
+        clock: Seconds.
+    """
+    rates: dict[int, float] = {}
+    size = 1
+    while True:
+        run(size)
+        seconds = min(_seconds(run, size, clock) for _ in range(_REPEATS))
+        rates[size] = size / max(seconds, 1e-9)
+        following = min(2 * size, limit)
+        if following == size or seconds * following / size > _LONGEST_SECONDS:
+            break
+        size = following
+    best = max(rates.values())
+    return min(size for size, rate in rates.items() if rate >= _WORTH * best)
+
+
+def _seconds(run: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    run(size)
+    return clock() - start

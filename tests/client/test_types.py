@@ -1,0 +1,87 @@
+"""Types as a user's type checker and a user's program see them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import alignserve
+import pytest
+from alignserve import AsyncClient, Client, ImageInput
+
+PROGRAM = """
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from alignserve import AsyncClient, Classification, Client, ImageInput, ImageItem, Item, StreamResult
+
+Photo = ImageInput | None
+
+
+def blocking(client: Client, paths: list[Path]) -> StreamResult:
+    photo = Image.open("a.jpg")
+    client.embed_image(photo)
+    client.embed_image([photo, photo.convert("L")])
+    client.embed_image(np.asarray(photo))
+    client.embed_image(np.zeros((2, 2, 3), np.uint8))
+    client.embed_image(paths)
+    client.embed_image(path for path in paths)
+    client.embed_image(io.BytesIO(b"a"))
+    with open("a.jpg", "rb") as file:
+        client.embed_image(file)
+    vector: npt.NDArray[np.float32] = client.embed_text("a")
+    one: list[Classification] = client.classify(photo, ["cat"])
+    many: list[list[Classification]] = client.classify([photo], ["cat"])
+    items: list[Item] = [ImageItem(photo, id=vector.size + len(one) + len(many))]
+    return next(client.stream(items))
+
+
+async def asynchronous(client: AsyncClient, photo: Photo) -> list[Classification]:
+    await client.embed_image(photo or Image.new("L", (2, 2)))
+    return await client.classify(Image.open("a.jpg"), ["cat"])
+"""
+
+
+def test_a_users_program_passes_a_strict_type_checker(tmp_path: Path) -> None:
+    """Every form of an image, Pillow's among them, is accepted, and results have their exact types."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    config = tmp_path / "mypy.ini"  # so that none is inherited
+    config.write_text(f"[mypy]\nmypy_path = {Path(alignserve.__file__).parent.parent}\n")
+    arguments = ["--strict", "--python-version=3.10", f"--config-file={config}", f"--cache-dir={tmp_path}"]
+
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", *arguments, program], capture_output=True, text=True, check=False
+    )
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_annotations_can_be_read_at_run_time(kind: type) -> None:
+    """Frameworks that look at annotations find real types."""
+    methods = [value for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
+
+    hints = [typing.get_type_hints(method) for method in methods]
+
+    assert all("return" in hint for hint in hints)
+
+
+@pytest.mark.parametrize("item", [alignserve.ImageItem, alignserve.TextItem, alignserve.ClassifyItem])
+def test_fields_of_items_can_be_read_at_run_time(item: type) -> None:
+    """Items are plain dataclasses with real types."""
+    assert "id" in typing.get_type_hints(item)
+
+
+def test_unions_can_be_extended_at_run_time() -> None:
+    """`ImageInput` is a type like any other, not the name of one."""
+    assert type(None) in typing.get_args(ImageInput | None)
+    assert typing.get_type_hints(alignserve.StreamResult)["value"]

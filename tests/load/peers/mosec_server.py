@@ -1,0 +1,80 @@
+"""mosec with the same checkpoint on plain transformers: two decoding processes, one for each tower.
+
+python -m tests.load.peers.mosec_server FOLDER PORT MAX_BATCH_SIZE
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import mosec
+import numpy as np
+
+from tests.load.peers.plain_model import PlainModel
+
+_FOLDER = "ALIGN_FOLDER"  # workers are processes that mosec starts
+
+
+class Decode(mosec.Worker):
+    """Decodes an image file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._model = PlainModel(os.environ[_FOLDER])
+
+    def deserialize(self, data: bytes) -> bytes:
+        return data
+
+    def forward(self, data: bytes) -> np.ndarray:
+        return self._model.pixel_values([data])[0]
+
+
+class EmbedPixels(mosec.Worker):
+    """Embeds batches of decoded images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._model = PlainModel(os.environ[_FOLDER])
+
+    def forward(self, data: list[np.ndarray]) -> list[np.ndarray]:
+        return list(self._model.embed_pixel_values(np.stack(data)))
+
+    def serialize(self, data: np.ndarray) -> bytes:
+        return data.astype(np.float32).tobytes()
+
+
+class EmbedText(mosec.Worker):
+    """Embeds batches of texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._model = PlainModel(os.environ[_FOLDER])
+
+    def deserialize(self, data: bytes) -> str:
+        return data.decode()
+
+    def forward(self, data: list[str]) -> list[np.ndarray]:
+        return list(self._model.embed_texts(data))
+
+    def serialize(self, data: np.ndarray) -> bytes:
+        return data.astype(np.float32).tobytes()
+
+
+def main(folder: str, port: str, max_batch_size: str) -> None:
+    """Serves until it is killed."""
+    os.environ[_FOLDER] = folder
+    sys.argv = ["mosec", "--address", "127.0.0.1", "--port", port, "--timeout", "60000"]
+    batch = {"max_batch_size": int(max_batch_size), "max_wait_time": 2, "num": 1, "timeout": 60}
+    server = mosec.Server()
+    server.register_runtime(
+        {
+            "/image": [mosec.Runtime(Decode, num=2, timeout=60), mosec.Runtime(EmbedPixels, **batch)],
+            "/text": [mosec.Runtime(EmbedText, **batch)],
+        }
+    )
+    server.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,45 @@
+"""A checkpoint on plain transformers, as the peers run it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AlignModel, AlignProcessor
+
+
+class PlainModel:
+    """AlignModel and AlignProcessor, called as their documentation shows."""
+
+    def __init__(self, folder: str) -> None:
+        self._model: Any = AlignModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self._processor: Any = AlignProcessor.from_pretrained(folder, backend="pil")
+
+    def pixel_values(self, contents: Sequence[bytes]) -> np.ndarray:
+        """Decodes and resizes images: (images, 3, height, width)."""
+        images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents]
+        return self._processor(images=images, return_tensors="np")["pixel_values"]
+
+    @torch.inference_mode()
+    def embed_pixel_values(self, pixel_values: np.ndarray) -> np.ndarray:
+        """Embeds images, normalized."""
+        output = self._model.get_image_features(pixel_values=torch.from_numpy(pixel_values))
+        return _normalized(output.pooler_output)
+
+    def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
+        """Embeds image files, normalized."""
+        return self.embed_pixel_values(self.pixel_values(contents))
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str], padding: Any = True) -> np.ndarray:
+        """Embeds texts, normalized; padded to the longest, or as the processor does with `max_length`."""
+        inputs = self._processor(text=list(texts), padding=padding, truncation=True, return_tensors="pt")
+        return _normalized(self._model.get_text_features(**inputs).pooler_output)
+
+
+def _normalized(embeddings: torch.Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(embeddings.flatten(1), dim=1).numpy()

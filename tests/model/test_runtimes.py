@@ -1,0 +1,177 @@
+"""Which runtime serves, what it proves first, and what it keeps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from alignserve_server.model import openvino_runtime, torch_runtime
+from alignserve_server.model.align import load_align
+from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
+from alignserve_server.model.runtime import min_cosine
+from structlog.testing import capture_logs
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def events():
+    """What is logged meanwhile."""
+    with capture_logs() as lines:
+        yield lines
+
+
+def test_auto_on_a_cpu_is_openvino(mini, cache_folder):
+    """The faster runtime is taken where it is installed."""
+    encoder = load_align(mini.checkpoint, device="cpu", cache_folder=cache_folder)
+
+    assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
+
+
+def test_auto_without_openvino_is_torch(mini, monkeypatch):
+    """The server needs the extra for speed, not to run."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    encoder = load_align(mini.checkpoint, device="cpu")
+
+    assert encoder.info.runtime == "torch"
+
+
+def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
+    """An explicit choice is not replaced by another one."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(ValueError, match=r"alignserve\[openvino\]"):
+        load_align(mini.checkpoint, runtime="openvino")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runtime": "openvino", "device": "cuda"}, "runs on a CPU"),
+        ({"runtime": "openvino", "dtype": "float16"}, "use float32 or bfloat16"),
+    ],
+)
+def test_what_does_not_go_together_is_an_error(mini, options, message):
+    """Choices that contradict each other end the start with what to do."""
+    with pytest.raises(ValueError, match=message):
+        load_align(mini.checkpoint, **options)
+
+
+def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_folder, events):
+    """bfloat16 misses a strict limit, so float32 is served, and the log says so."""
+    encoder = load_align(mini.checkpoint, runtime="torch", dtype="bfloat16", least_cosine=0.99999)
+
+    (event,) = [event for event in events if event["event"] == "not_exact_enough"]
+    assert (event["runtime"], event["dtype"]) == ("torch", "bfloat16")
+    assert 0.9 < event["min_cosine"] < 0.99999
+    assert encoder.info.dtype == "float32"
+    assert encoder.info.min_cosine >= 0.99999
+
+
+def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_folder, monkeypatch, events):
+    """Wrong vectors are not served, whatever made them."""
+    wrong = openvino_runtime.OpenVinoRuntime.embed_pixels
+    monkeypatch.setattr(
+        openvino_runtime.OpenVinoRuntime, "embed_pixels", lambda self, pixels: -wrong(self, pixels)
+    )
+
+    encoder = load_align(mini.checkpoint, cache_folder=cache_folder)
+
+    assert [event["event"] for event in events].count("not_exact_enough") == 1
+    assert encoder.info.runtime == "torch"
+
+
+def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
+    """Not even torch is believed without proof."""
+    monkeypatch.setattr(
+        torch_runtime.TorchRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
+    )
+
+    with pytest.raises(CheckpointError, match="--min-cosine"):
+        load_align(mini.checkpoint, runtime="torch")
+
+
+def test_a_converted_checkpoint_is_served_without_torch(mini, cache_folder):
+    """The second start takes the conversion from the cache, and gives the same vectors."""
+    first = load_align(mini.checkpoint, runtime="openvino", cache_folder=cache_folder)
+    expected = first.encode_texts([first.tokenize("a cat", truncate=False)])[0, :4].tolist()
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from alignserve_server.model.align import load_align\n"
+        "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
+        "encoder = load_align(resolve_checkpoint(), runtime='openvino', cache_folder=Path(sys.argv[1]))\n"
+        "print(encoder.encode_texts([encoder.tokenize('a cat', truncate=False)])[0, :4].tolist())\n"
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(cache_folder)], capture_output=True, text=True, check=True
+    )
+
+    vector, modules = done.stdout.splitlines()
+    assert vector == str(expected)
+    assert modules == "set()"
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(mini, tmp_path, events):
+    """The conversion is then made at each start, and the log says why."""
+    file = tmp_path / "file"
+    file.touch()
+
+    encoder = load_align(mini.checkpoint, runtime="openvino", cache_folder=file / "cache")
+
+    assert encoder.info.runtime == "openvino"
+    assert "cache_not_writable" in [event["event"] for event in events]
+
+
+def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_folder):
+    """The cache goes by what is in the checkpoint, not by its name."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(random_folder, tmp_path / "changed")
+    before = load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=cache_folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["text_projection.bias"] += 1.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    after = load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=cache_folder)
+
+    def text(encoder):
+        return encoder.encode_texts([encoder.tokenize("cat", truncate=False)])
+
+    np.testing.assert_allclose(text(after) - text(before), 1.0, atol=1e-3)
+    assert before.info.fingerprint != after.info.fingerprint
+
+
+def test_a_conversion_leaves_nothing_but_itself(mini, tmp_path):
+    """It becomes visible whole, under its fingerprint, and the draft is gone."""
+    load_align(mini.checkpoint, runtime="openvino", cache_folder=tmp_path)
+
+    (folder,) = (tmp_path / "openvino").iterdir()
+    assert {"image.xml", "text.xml", "reference.npy", "facts.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [([[1, 0], [0, 2]], 1.0), ([[1, 0], [0, -1]], -1.0), ([[1, 1], [0, 1]], 2**-0.5)],
+)
+def test_likeness_is_that_of_the_worst_row(rows, expected):
+    """One wrong row among right ones counts."""
+    reference = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+
+    assert min_cosine(np.array(rows, np.float32), reference) == pytest.approx(expected)
+
+
+def test_numbers_that_are_not_finite_are_not_alike():
+    """NaN passes no limit."""
+    reference = np.ones((2, 2), np.float32)
+
+    assert not min_cosine(np.array([[1, 1], [np.nan, 1]], np.float32), reference) >= 0.0
