@@ -6,7 +6,7 @@ IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format typecheck protos baseline bench clean
+.PHONY: help setup run test lint format typecheck protos baseline bench peers clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,8 +50,11 @@ protos: $(STAMP) ## Generate the Python stubs from the protos
 baseline: $(STAMP) ## At a release, record its API as what later ones must not break
 	$(BIN)/python protos/generate.py --image $(BASELINE)
 
-bench: $(STAMP) ## Measure latency and throughput on this machine
-	$(BIN)/python -m tests.load
+bench: $(STAMP) ## Measure latency and throughput on this machine, beside others that are installed
+	$(BIN)/python -m tests.load $(FLAGS)
+
+peers: $(STAMP) ## Install the servers that `make bench` compares with
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
+import os
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _EXAMPLES = """\
 examples:
@@ -22,14 +25,24 @@ the file. SIGTERM drains and exits with 0.
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> NoReturn:
+    """The installed command: runs the server and ends the process with its exit code."""
+    code = run(sys.argv[1:])
+    logging.shutdown()
+    with suppress(OSError):  # who read the output may have left first
+        sys.stdout.flush()
+    # The interpreter's own end waits for threads that nothing can interrupt, such as one that decodes.
+    os._exit(code)
+
+
+def run(argv: list[str]) -> int:
     """Runs the server.
 
     Returns:
         The exit code: 0 after a clean stop, 1 if it could not start, 2 for wrong usage.
     """
     try:
-        flags, config_file = _parse_flags(sys.argv[1:] if argv is None else argv)
+        flags, config_file = _parse_flags(argv)
         return _serve(flags, config_file)
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is missing; install the server: pip install 'alignserve[server]'", 1)
@@ -83,6 +96,12 @@ def _serve(flags: dict[str, Any], config_file: Path | None) -> int:
         _run(serve(settings, load_encoder))
     except (StartupError, CheckpointError) as error:
         get_logger(__name__).error("cannot_start", reason=str(error))
+        return 1
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # noqa: BLE001 — whatever a runtime raises while it loads, in the log's format
+        reason = f"{type(error).__name__}: {error}"
+        get_logger(__name__).error("cannot_start", reason=reason, exc_info=error)
         return 1
     return 0
 

@@ -94,6 +94,11 @@ class Metrics:
             "alignserve_batch_size", "Entries per batch. Its sum counts the entries that reached the device.",
             _BATCH_SIZE_BUCKETS, modality,
         )  # fmt: skip
+        self.max_batch_size = self._gauge(
+            "alignserve_max_batch_size",
+            "Most entries in one batch, as measured at the start or set.",
+            ["modality"],
+        )
         self.batch_compute_seconds = self._histogram(
             "alignserve_batch_compute_seconds", "Time a batch spent in the model.", _LATENCY_BUCKETS, modality
         )
@@ -119,6 +124,9 @@ class Metrics:
             "alignserve_model_info",
             "Always 1; what is being served stands in the labels.",
             ["model_id", "fingerprint", "runtime", "dtype", "device", "server_version"],
+        )
+        self.model_min_cosine = self._gauge(
+            "alignserve_model_min_cosine", "Least cosine with transformers in float32, compared at the start."
         )
 
     def _define_label_cache(self) -> None:

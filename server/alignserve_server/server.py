@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
+from typing import TypeVar
 from wsgiref.simple_server import WSGIServer
 
 import grpc
@@ -18,30 +20,37 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from PIL import Image
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
+from alignserve_server.batching.tuning import best_batch_size
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
+from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.model.checkpoint import resolve_checkpoint
-from alignserve_server.model.encoder import Encoder
+from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.model.runtime import cpu_count
 from alignserve_server.rpc.convert import RequestLimits
 from alignserve_server.rpc.health import SERVICE, Readiness, State
 from alignserve_server.rpc.interceptors import ServingInterceptor
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.settings import Settings
+from alignserve_server.watchdog import PreprocessPool, Watchdog
 
 _log = get_logger(__name__)
 
+_T = TypeVar("_T")
+
 LoadEncoder = Callable[[Settings], Encoder]
 
-_CPU_IMAGE_BATCH_SIZE = 4  # larger image batches are slower on a CPU: their activations leave its caches
 _TEXT_BATCH_OVERHEAD_TOKENS = 16  # a text forward's fixed cost is about that of so many tokens
 _LANES_STOP_SECONDS = 5.0
-_REFUSAL_SECONDS = 0.25
+_MOMENT_SECONDS = 0.25  # for what is only a matter of the event loop coming round to it
+_FOREVER_SECONDS = 1e9
+_MAX_PENDING_CALLS = 100_000
 
 
 class StartupError(Exception):
@@ -59,13 +68,13 @@ class Server:
         self._limits = _limits(settings)
         self._version = version("alignserve")
         self._servicer = AlignServicer(self._readiness, self._limits, self.metrics, self._version)
-        self._grpc = grpc.aio.server(
-            interceptors=[ServingInterceptor(self.metrics)], options=_channel_options(settings)
-        )
+        self._interceptor = ServingInterceptor(self.metrics)
+        self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(settings))
         self._batcher: Batcher | None = None
         self._metrics_server: WSGIServer | None = None
-        self._pool = ThreadPoolExecutor(settings.decode_threads or os.cpu_count(), "preprocess")
+        self._pool = PreprocessPool(settings.decode_threads or cpu_count())
         self._watchdog: asyncio.Task[None] | None = None
+        self._cut_off = asyncio.Event()
         self.port = 0
         self.metrics_port = 0
 
@@ -100,10 +109,11 @@ class Server:
             Exception: Whatever loading raises; the server stays NOT_SERVING.
         """
         start = time.perf_counter()
-        encoder = await asyncio.to_thread(self._load)
+        encoder = await _in_daemon_thread(self._load)
         info = encoder.info
-        lanes = self._lanes(info.device)
-        self._batcher = Batcher(encoder, self._scheduler(info.device), self.metrics, lanes=lanes)
+        lanes = self._settings.lanes or encoder.lanes
+        batch_sizes = await _in_daemon_thread(partial(self._batch_sizes, encoder))
+        self._batcher = Batcher(encoder, self._scheduler(batch_sizes), self.metrics, lanes=lanes)
         self._batcher.start()
         self._servicer.engine = Engine(
             encoder,
@@ -116,16 +126,24 @@ class Server:
         )
         self._publish_model(encoder)
         await self._readiness.enter(State.READY)
-        self._watchdog = asyncio.create_task(self._watch(self._batcher))
+        self._watchdog = asyncio.create_task(self._watch(encoder, self._batcher).run())
         _log.info(
             "ready",
             model_id=info.model_id,
             fingerprint=info.fingerprint,
-            device=info.device,
+            runtime=info.runtime,
             dtype=info.dtype,
+            device=info.device,
+            min_cosine=round(info.min_cosine, 6),
             lanes=lanes,
+            max_batch_size=batch_sizes,
             load_seconds=round(time.perf_counter() - start, 3),
         )
+
+    @property
+    def is_loaded(self) -> bool:
+        """Says whether `load` has ever reported ready."""
+        return self._servicer.engine is not None
 
     async def drain(self, delay_seconds: float) -> None:
         """Reports NOT_SERVING and goes on serving for a while, so that balancers look elsewhere first.
@@ -138,26 +156,48 @@ class Server:
             self._watchdog.cancel()
         await self._readiness.enter(State.DRAINING)
         await asyncio.sleep(delay_seconds)
-        await self._readiness.enter(State.STOPPING)
-        await asyncio.sleep(min(delay_seconds, _REFUSAL_SECONDS))
+        await self._refuse_calls()
+        await asyncio.sleep(min(delay_seconds, _MOMENT_SECONDS))
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes no new calls, lets accepted ones finish within the grace, and closes everything."""
-        await self._readiness.enter(State.STOPPING)
-        self._servicer.drain_streams()
-        await self._grpc.stop(grace_seconds)
-        if self._batcher is not None and not await self._batcher.stop(_LANES_STOP_SECONDS):
+        _log.info("stopping", grace_seconds=grace_seconds)
+        await self._refuse_calls()
+        await self._close_grpc(grace_seconds)
+        patience = _MOMENT_SECONDS if self._cut_off.is_set() else _LANES_STOP_SECONDS
+        if self._batcher is not None and not await self._batcher.stop(patience):
             _log.warning("lane_still_running")
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._servicer.engine is not None:
+            self._servicer.engine.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
         _log.info("stopped")
 
+    def cut_off(self) -> None:
+        """Ends the grace of a `stop` that is under way: cancels calls, and hardly waits for a batch."""
+        self._cut_off.set()
+
+    async def _refuse_calls(self) -> None:
+        await self._readiness.enter(State.STOPPING)
+        self._servicer.drain_streams()
+
+    async def _close_grpc(self, grace_seconds: float) -> None:
+        self._interceptor.close_watches()
+        # Two `stop` at once crash if one runs out of time as the other ends, so this one never does.
+        closing = asyncio.create_task(self._grpc.stop(_FOREVER_SECONDS))
+        cut_off = asyncio.create_task(self._cut_off.wait())
+        await asyncio.wait({closing, cut_off}, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+        cut_off.cancel()
+        if not closing.done():
+            await self._grpc.stop(None)
+        await closing
+
     def _start_metrics(self) -> None:
         host, _, port = self._settings.metrics_listen.rpartition(":")
         try:
-            self._metrics_server, _ = start_http_server(int(port), host.strip("[]"), self.metrics.registry)
+            self._metrics_server = serve_metrics_page(host.strip("[]"), int(port), self.metrics.registry)
         except OSError as error:
             raise StartupError(
                 f"cannot serve metrics on {self._settings.metrics_listen}: {error.strerror}; choose another "
@@ -168,49 +208,53 @@ class Server:
     def _load(self) -> Encoder:
         encoder = self._load_encoder(self._settings)
         if self._settings.warmup:
-            # Straight to the encoder: the counts on /metrics are of callers' traffic alone.
-            encoder.encode_images([encoder.preprocess_image(_warmup_image())])
-            encoder.encode_texts([encoder.tokenize("a photo of a cat", truncate=True)])
+            _run_once(encoder)
         return encoder
+
+    def _batch_sizes(self, encoder: Encoder) -> dict[str, int]:
+        """Returns the largest batch of each modality: as set, or less where less proves as fast."""
+        limit = self._settings.max_batch_size
+        limits = {"image": self._settings.max_image_batch_size or limit, "text": limit}
+        if not self._settings.warmup or not encoder.is_measurable:
+            return limits
+        pixels, text = _plain_inputs(encoder)
+        if self._settings.max_image_batch_size is None:
+            limits["image"] = best_batch_size(lambda size: encoder.encode_images([pixels] * size), limit)
+        limits["text"] = best_batch_size(lambda size: encoder.encode_texts([text] * size), limit)
+        return limits
+
+    def _watch(self, encoder: Encoder, batcher: Batcher) -> Watchdog:
+        return Watchdog(
+            self._readiness,
+            batcher,
+            self._pool,
+            probe=lambda: _in_daemon_thread(partial(_run_once, encoder)),
+            stall_timeout_seconds=self._settings.stall_timeout_seconds,
+            interval_seconds=self._settings.watchdog_interval_seconds,
+        )
 
     def _publish_model(self, encoder: Encoder) -> None:
         info = encoder.info
         self.metrics.model_info.labels(
             info.model_id, info.fingerprint, info.runtime, info.dtype, info.device, self._version
         ).set(1)
+        self.metrics.model_min_cosine.set(info.min_cosine)
         self.metrics.device_memory_bytes.set_function(lambda: encoder.device_memory_bytes)
 
-    def _lanes(self, device: str) -> int:
-        default = (os.cpu_count() or 1) // self._settings.threads_per_lane if device == "cpu" else 1
-        return self._settings.lanes or max(1, default)
-
-    def _scheduler(self, device: str) -> Scheduler:
-        settings = self._settings
-        default = min(_CPU_IMAGE_BATCH_SIZE, settings.max_batch_size) if device == "cpu" else None
+    def _scheduler(self, batch_sizes: dict[str, int]) -> Scheduler:
+        for modality, size in batch_sizes.items():
+            self.metrics.max_batch_size.labels(modality).set(size)
         return Scheduler(
             {
-                "image": BatchPolicy(settings.max_image_batch_size or default or settings.max_batch_size),
-                "text": BatchPolicy(settings.max_batch_size, _TEXT_BATCH_OVERHEAD_TOKENS),
+                "image": BatchPolicy(batch_sizes["image"]),
+                "text": BatchPolicy(batch_sizes["text"], _TEXT_BATCH_OVERHEAD_TOKENS),
             },
-            settings.max_queue_delay_ms / 1000,
+            self._settings.max_queue_delay_ms / 1000,
         )
-
-    async def _watch(self, batcher: Batcher) -> None:
-        """Ties health to progress: a batch that runs too long turns it to NOT_SERVING until it ends."""
-        while True:
-            await asyncio.sleep(self._settings.watchdog_interval_seconds)
-            running_seconds = batcher.longest_running_seconds()
-            is_stalled = running_seconds > self._settings.stall_timeout_seconds
-            if is_stalled and self._readiness.state is State.READY:
-                _log.error("stalled", running_seconds=round(running_seconds, 1))
-                await self._readiness.enter(State.STALLED)
-            elif not is_stalled and self._readiness.state is State.STALLED:
-                _log.info("recovered")
-                await self._readiness.enter(State.READY)
 
 
 async def serve(settings: Settings, load_encoder: LoadEncoder) -> None:
-    """Serves until SIGTERM or SIGINT, then drains and stops. A second signal cuts the drain short.
+    """Serves until SIGTERM or SIGINT, then drains and stops. A second signal ends whatever that waits for.
 
     Raises:
         StartupError: A port cannot be opened.
@@ -218,28 +262,49 @@ async def serve(settings: Settings, load_encoder: LoadEncoder) -> None:
     """
     server = Server(settings, load_encoder)
     with _signals() as signals:
-        stopping = asyncio.create_task(signals.get())
+        grace = 0.0
         try:
             await server.start()
-            loading = asyncio.create_task(server.load())
-            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                loading.result()
-            received = await stopping
-            # Ctrl-C is a person at a terminal: no balancer has to notice, so there is nothing to wait for.
-            delay = settings.drain_delay_seconds if received == signal.SIGTERM else 0.0
-            second = asyncio.create_task(signals.get())
-            draining = asyncio.create_task(server.drain(delay))
-            await asyncio.wait({draining, second}, return_when=asyncio.FIRST_COMPLETED)
-            draining.cancel()
-            grace = 0.0 if second.done() else settings.shutdown_grace_seconds
-            second.cancel()
-        except BaseException:
-            grace = 0.0
-            raise
+            received = await _signal_during(server.load(), signals) or await signals.get()
+            # Ctrl-C is a person at a terminal, and a server that was never ready is in no balancer's list:
+            # nobody has to notice, so there is nothing to wait for.
+            is_in_use = received == signal.SIGTERM and server.is_loaded
+            delay = settings.drain_delay_seconds if is_in_use else 0.0
+            if await _signal_during(server.drain(delay), signals) is None:
+                grace = settings.shutdown_grace_seconds
         finally:
-            stopping.cancel()
-            await server.stop(grace)
+            stopping = asyncio.ensure_future(server.stop(grace))
+            if await _signal_during(asyncio.shield(stopping), signals) is not None:
+                server.cut_off()
+            await stopping
+
+
+async def _signal_during(work: Awaitable[None], signals: asyncio.Queue[int]) -> int | None:
+    """Waits for the work; cancels it and returns the signal if one comes first."""
+    working, received = asyncio.ensure_future(work), asyncio.ensure_future(signals.get())
+    try:
+        await asyncio.wait({working, received}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return received.result() if received.done() else None
+    finally:
+        working.cancel()
+        received.cancel()
+
+
+async def _in_daemon_thread(work: Callable[[], _T]) -> _T:
+    """Runs the work in a thread that a process does not wait for when it ends, unlike a pool's."""
+    outcome: Future[_T] = Future()
+    outcome.set_running_or_notify_cancel()  # from here on it takes the outcome even if nobody waits any more
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 — raised where the outcome is awaited
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(outcome)
 
 
 @contextmanager
@@ -273,7 +338,11 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     options = {
         "grpc.so_reuseport": 0,  # on by default: a second server would start silently and steal calls
         "grpc.max_receive_message_length": settings.max_request_bytes,
-        "grpc.max_send_message_length": -1,  # answers are bounded by the requests, which are
+        "grpc.max_send_message_length": -1,  # answers are bounded by the requests
+        # By default gRPC drops calls with a bare CANCELLED, first some and then all, once 1000 to 3000 wait
+        # for the event loop to take them; admission, which says QUEUE_FULL, comes after that.
+        "grpc.server.max_pending_requests": _MAX_PENDING_CALLS,
+        "grpc.server.max_pending_requests_hard_limit": _MAX_PENDING_CALLS,
         # A fuse against rapid resets, never admission: clients do not queue at it, they fail.
         "grpc.max_concurrent_streams": max(1000, 2 * settings.max_queue_size),
         "grpc.keepalive_time_ms": round(settings.keepalive_time_seconds * 1000),
@@ -287,10 +356,19 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     return list(options.items())
 
 
-def _warmup_image() -> bytes:
+def _run_once(encoder: Encoder) -> None:
+    """Runs the model once per modality, past the batcher: /metrics counts callers' traffic alone."""
+    encoder.enter_lane()
+    pixels, text = _plain_inputs(encoder)
+    encoder.encode_images([pixels])
+    encoder.encode_texts([text])
+
+
+def _plain_inputs(encoder: Encoder) -> tuple[PixelValues, TokenizedText]:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "gray").save(buffer, "PNG")
-    return buffer.getvalue()
+    pixels = encoder.preprocess_image(buffer.getvalue())
+    return pixels, encoder.tokenize("a photo of a cat on a sofa in a room with a window", truncate=True)
 
 
 def load_encoder(settings: Settings) -> Encoder:
@@ -302,14 +380,18 @@ def load_encoder(settings: Settings) -> Encoder:
     """
     if settings.checkpoint == "fake":
         return FakeEncoder(embedding_dimension=640, is_recording=False)
-    from alignserve_server.model.align import load_align  # brings torch, which takes seconds
+    from alignserve_server.model.align import load_align  # so that the fake starts without any runtime
 
     try:
         return load_align(
             resolve_checkpoint(settings.checkpoint, settings.revision),
+            runtime=settings.runtime,
             device=settings.device,
             dtype=settings.dtype,
+            lanes=settings.lanes,
             threads_per_lane=settings.threads_per_lane,
+            least_cosine=settings.min_cosine,
+            cache_folder=settings.cache_folder,
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
             max_text_bytes=settings.max_text_bytes,

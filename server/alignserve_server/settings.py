@@ -48,21 +48,37 @@ class Settings(BaseSettings):
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    runtime: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="what runs the model; auto is openvino on a CPU, if it is installed, else torch"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="data type of the computation; auto is float32 on a CPU and float16 on a GPU"
     )
-    lanes: Positive | None = Field(
-        None, description="batches run at once; default: one per core on a CPU, one on a GPU"
+    min_cosine: float = Field(
+        0.999,
+        ge=0,
+        le=1,
+        description="least cosine with transformers in float32; below it, a more exact choice is served",
     )
-    threads_per_lane: Positive = Field(1, description="CPU threads that one batch uses")
+    lanes: Positive | None = Field(
+        None, description="batches run at once; default: as suits runtime and machine, one on a GPU"
+    )
+    threads_per_lane: Positive | None = Field(
+        None, description="CPU threads that one batch uses; default: as suits runtime and machine"
+    )
     decode_threads: Positive | None = Field(
         None, description="threads that decode images; default: one per core"
     )
+    cache_folder: Path | None = Field(
+        None, description="folder for converted models; default: $XDG_CACHE_HOME/alignserve"
+    )
 
     # Batching
-    max_batch_size: Positive = Field(32, description="most entries in one batch")
+    max_batch_size: Positive = Field(
+        32, description="most entries in one batch; fewer where larger ones prove no faster at the start"
+    )
     max_image_batch_size: Positive | None = Field(
-        None, description="the same for images alone; default: 4 on a CPU, max_batch_size on a GPU"
+        None, description="the same for images alone, without proof; default: max_batch_size, with proof"
     )
     max_queue_delay_ms: float = Field(
         0.0, ge=0, description="longest that a free device waits to fill a batch; 0 never waits"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -78,6 +82,74 @@ async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> Async
             encoder.gate.set()
             await server.drain(0.0)
             await server.stop(5.0)
+
+
+_SERVER_WITH_ENCODER = """
+import sys, threading
+from alignserve_server import cli, server
+from alignserve_server.model.fake import FakeEncoder
+
+def get_stuck():
+    print('{{"event": "stuck"}}', file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+class Encoder(FakeEncoder):
+    {body}
+
+server.load_encoder = lambda settings: Encoder()
+cli.main()
+"""
+
+
+class ServerProcess:
+    """A server in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.port = 0
+
+    async def event(self, name: str) -> dict[str, Any]:
+        """Reads the log up to an event and returns it."""
+        assert self.process.stderr is not None
+        while line := await self.process.stderr.readline():
+            event: dict[str, Any] = json.loads(line)
+            self.port = event.get("port", self.port)
+            if event["event"] == name:
+                return event
+        raise AssertionError(f"the server ended before {name!r}")
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal and returns the exit code."""
+        self.process.send_signal(number)
+        return await self.wait()
+
+    async def wait(self) -> int:
+        """Waits for the end and returns the exit code."""
+        await self.process.communicate()  # also reads the log, so that it cannot fill the pipe
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+@asynccontextmanager
+async def server_process(*flags: str, encoder: str | None = None) -> AsyncIterator[ServerProcess]:
+    """Runs alignserve-server for the length of the block.
+
+    `encoder` is what its `FakeEncoder` overrides; `get_stuck()` there logs `stuck` and never returns.
+    """
+    command = [str(Path(sys.executable).parent / "alignserve-server"), "--checkpoint", "fake"]
+    if encoder is not None:
+        command = [sys.executable, "-c", _SERVER_WITH_ENCODER.format(body=encoder)]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-format", "json", *flags),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield ServerProcess(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
 
 
 def image_request(*contents: bytes, **fields: Any) -> pb.EmbedImageRequest:

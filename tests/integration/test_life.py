@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import itertools
 import signal
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.model.encoder import PixelValues
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.server import Server, StartupError
 from alignserve_server.settings import Settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.integration.serving import (
     RunningServer,
+    ServerProcess,
     image_request,
     refusal_of,
     refused,
     running,
+    server_process,
     settings,
     text_request,
     until,
@@ -34,12 +39,19 @@ from tests.integration.serving import (
 SERVICE = "alignserve.v1.AlignService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+WATCHFUL = {"stall_timeout_seconds": 0.01, "watchdog_interval_seconds": 0.01}
 
 
 async def health(channel: grpc.aio.Channel, service: str = SERVICE) -> int:
     """Asks grpc.health.v1 once."""
     stub = health_pb2_grpc.HealthStub(channel)
     return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+
+def watch_health(served: RunningServer) -> grpc.aio.UnaryStreamCall:
+    """Opens a health watch."""
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    return stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
 
 
 async def test_calls_get_model_loading_until_the_model_has_answered_once() -> None:
@@ -73,14 +85,12 @@ async def test_calls_get_model_loading_until_the_model_has_answered_once() -> No
 
 async def test_a_stalled_model_turns_health_red_and_back_when_it_moves_again() -> None:
     """Readiness is tied to progress: a batch that hangs is seen, and so is its end."""
-    async with running(stall_timeout_seconds=0.01, watchdog_interval_seconds=0.01) as served:
+    async with running(**WATCHFUL) as served:
+        watch = watch_health(served)
+        seen = [(await watch.read()).status]
+
         served.encoder.gate.clear()
         stuck = asyncio.ensure_future(served.stub.EmbedText(text_request("stuck")))
-        watch = health_pb2_grpc.HealthStub(served.channel).Watch(
-            health_pb2.HealthCheckRequest(service=SERVICE)
-        )
-
-        seen = [(await watch.read()).status]
         seen.append((await watch.read()).status)
         error = await refused(served.stub.EmbedText(text_request("refused")))
         served.encoder.gate.set()
@@ -90,6 +100,101 @@ async def test_a_stalled_model_turns_health_red_and_back_when_it_moves_again() -
 
         assert seen == [SERVING, NOT_SERVING, SERVING]
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")
+
+
+class SlowDecoder(FakeEncoder):
+    """A model whose images are decoded once `may_decode` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_decode = threading.Event()
+
+    def preprocess_image(self, content: bytes) -> PixelValues:
+        if content == b"slow":
+            self.may_decode.wait()
+        return super().preprocess_image(content)
+
+
+async def test_decoding_that_does_not_move_turns_health_red_and_back() -> None:
+    """When every thread is stuck, no image gets through."""
+    encoder = SlowDecoder()
+    async with running(encoder, decode_threads=1, **WATCHFUL) as served:
+        watch = watch_health(served)
+        seen = [(await watch.read()).status]
+
+        stuck = asyncio.ensure_future(served.stub.EmbedImage(image_request(b"slow")))
+        seen.append((await watch.read()).status)
+        encoder.may_decode.set()
+        await stuck
+        seen.append((await watch.read()).status)
+        watch.cancel()
+
+        assert seen == [SERVING, NOT_SERVING, SERVING]
+
+
+async def test_a_device_on_which_everything_fails_turns_health_red_until_it_works() -> None:
+    """Failures in a row make the watchdog run the model itself, and readiness follows what comes of it."""
+    async with running(watchdog_interval_seconds=0.01) as served:
+        served.encoder.max_batch_size = 0
+        watch = watch_health(served)
+        seen = [(await watch.read()).status]
+
+        for i in range(8):
+            await refused(served.stub.EmbedText(text_request(f"t {i}")))
+        seen.append((await watch.read()).status)
+        served.encoder.max_batch_size = None
+        seen.append((await watch.read()).status)
+        watch.cancel()
+
+        assert seen == [SERVING, NOT_SERVING, SERVING]
+
+
+async def test_inputs_that_fail_on_a_sound_device_are_no_stall() -> None:
+    """However many of them one caller sends, the model works for everybody else."""
+    async with running(watchdog_interval_seconds=0.01) as served:
+        served.encoder.failing = {served.encoder.key("poison")}
+        for _ in range(20):
+            await refused(served.stub.EmbedText(text_request("poison")))
+        await until(lambda: any(batch.modality == "image" for batch in served.encoder.batches))  # the probe
+
+        response = await served.stub.EmbedText(text_request("fine"))
+
+        assert len(response.embeddings) == 1
+
+
+@pytest.mark.timeout(30)
+async def test_clients_that_only_watch_do_not_hold_up_a_stop(served: RunningServer) -> None:
+    """The grace is for calls of the API: a health watch or an open reflection stream would last it out."""
+    watch = watch_health(served)
+    reflection = reflection_pb2_grpc.ServerReflectionStub(served.channel).ServerReflectionInfo()
+    await reflection.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    await reflection.read()
+    seen = [(await watch.read()).status]
+
+    await served.server.stop(600.0)
+    seen.append((await watch.read()).status)
+    ends = [await refused(watch.read()), await refused(reflection.read())]
+
+    assert seen == [SERVING, NOT_SERVING]
+    assert [end.reason for end in ends] == ["SHUTTING_DOWN"] * 2
+
+
+async def test_an_accepted_call_is_answered_beside_a_watch(served: RunningServer) -> None:
+    """That watches are not waited for takes nothing from the calls that are."""
+    watch = watch_health(served)
+    await watch.read()
+    served.encoder.gate.clear()
+    call = asyncio.ensure_future(served.stub.EmbedText(text_request("accepted")))
+    await until(lambda: served.items("text")["accepted"] == 1)
+
+    stopping = asyncio.ensure_future(served.server.stop(60.0))
+    refused_status = (await watch.read()).status
+    served.encoder.gate.set()
+    response = await call
+    await stopping
+
+    assert refused_status == NOT_SERVING
+    assert len(response.embeddings) == 1
 
 
 async def test_a_taken_port_is_a_clear_error() -> None:
@@ -155,38 +260,51 @@ async def test_a_draining_server_answers_what_streams_have_sent_and_ends_them() 
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
+async def test_streams_under_load_end_without_a_failed_item(served: RunningServer) -> None:
+    """Once calls are refused streams read no more; what they have read is answered, not refused by item."""
+    failed: list[str] = []
+    answered = 0
+
+    async def write(call: grpc.aio.StreamStreamCall) -> None:
+        for i in itertools.count():
+            await call.write(pb.StreamInferRequest(correlation_id=str(i), embed_text=text_request(f"t {i}")))
+
+    async def stream() -> None:
+        nonlocal answered
+        call = served.stub.StreamInfer()
+        writing = asyncio.ensure_future(write(call))
+        with suppress(grpc.aio.AioRpcError):
+            while True:
+                response = await call.read()
+                answered += 1
+                if response.HasField("error"):
+                    failed.append(response.error.message)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+    streams = [asyncio.ensure_future(stream()) for _ in range(4)]
+    await until(lambda: answered > 100)
+
+    await served.server.drain(0.0)
+    await asyncio.gather(*streams)
+
+    assert failed == []
+
+
 @pytest.fixture
-async def process() -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """A server process with the fake encoder, and its port."""
-    command = Path(sys.executable).parent / "alignserve-server"
-    process = await asyncio.create_subprocess_exec(
-        str(command),
-        *("--checkpoint", "fake", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"),
-        *("--drain-delay-seconds", "0.3", "--log-format", "json"),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    port = 0
-    while True:
-        event = json.loads(await process.stderr.readline())
-        port = event.get("port", port)
-        if event["event"] == "ready":
-            break
-    yield process, port
-    if process.returncode is None:
-        process.kill()
-    await process.communicate()
+async def process() -> AsyncIterator[ServerProcess]:
+    """A server process with the fake encoder that is ready."""
+    async with server_process("--drain-delay-seconds", "0.3") as server:
+        await server.event("ready")
+        yield server
 
 
-async def test_sigterm_under_load_loses_no_accepted_call(
-    process: tuple[asyncio.subprocess.Process, int],
-) -> None:
+async def test_sigterm_under_load_loses_no_accepted_call(process: ServerProcess) -> None:
     """Every call that was under way at SIGTERM succeeds, and the process exits with 0."""
-    server, port = process
     signalled_at = float("inf")
     lost: list[tuple[float, grpc.StatusCode]] = []
     answered = 0
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{process.port}") as channel:
         stub = pb_grpc.AlignServiceStub(channel)
 
         async def caller(number: int) -> None:
@@ -204,9 +322,9 @@ async def test_sigterm_under_load_loses_no_accepted_call(
         await until(lambda: answered > 300)
 
         signalled_at = time.monotonic()
-        server.send_signal(signal.SIGTERM)
+        process.process.send_signal(signal.SIGTERM)
         await asyncio.gather(*callers)
-        code = await server.wait()
+        code = await process.wait()
 
     assert code == 0
     assert answered > 300
@@ -215,15 +333,59 @@ async def test_sigterm_under_load_loses_no_accepted_call(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_an_idle_server_exits_cleanly(
-    process: tuple[asyncio.subprocess.Process, int], number: signal.Signals
-) -> None:
+async def test_an_idle_server_exits_cleanly(process: ServerProcess, number: signal.Signals) -> None:
     """SIGTERM and Ctrl-C end with 0."""
-    server, _ = process
+    code = await process.stop(number)
 
-    server.send_signal(number)
+    assert code == 0
 
-    assert await server.wait() == 0
+
+@pytest.mark.timeout(30)
+async def test_sigterm_while_loading_ends_the_process() -> None:
+    """Neither the load, which nothing can interrupt, nor the drain delay is waited for."""
+    never_loads = "def __init__(self): get_stuck()"
+    async with server_process("--drain-delay-seconds", "600", encoder=never_loads) as server:
+        await server.event("stuck")
+
+        code = await server.stop()
+
+        assert code == 0
+
+
+@pytest.mark.timeout(30)
+async def test_a_decode_that_never_ends_does_not_keep_the_process() -> None:
+    """After a clean stop the process is gone, whatever its threads are at."""
+    never_decodes = "preprocess_image = lambda self, content: get_stuck()"
+    flags = ("--no-warmup", "--drain-delay-seconds", "0", "--shutdown-grace-seconds", "0.1")
+    async with server_process(*flags, encoder=never_decodes) as server:
+        await server.event("ready")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            call = pb_grpc.AlignServiceStub(channel).EmbedImage(image_request(b"image"))
+            await server.event("stuck")
+
+            code = await server.stop()
+
+            assert code == 0
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.timeout(30)
+async def test_a_second_signal_ends_the_grace() -> None:
+    """A person who presses Ctrl-C twice does not wait for the calls that are under way."""
+    never_encodes = "encode_texts = lambda self, batch: get_stuck()"
+    flags = ("--no-warmup", "--shutdown-grace-seconds", "600")
+    async with server_process(*flags, encoder=never_encodes) as server:
+        await server.event("ready")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            call = pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a text"))
+            await server.event("stuck")
+
+            server.process.send_signal(signal.SIGINT)
+            await server.event("stopping")
+            code = await server.stop(signal.SIGINT)
+
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+            assert code == 0
 
 
 async def test_a_bad_checkpoint_ends_the_process_with_a_reason() -> None:
@@ -240,6 +402,18 @@ async def test_a_bad_checkpoint_ends_the_process_with_a_reason() -> None:
     assert process.returncode == 1
     assert b"/nowhere/at/all" in stderr
     assert b"Traceback" not in stderr
+
+
+async def test_a_load_that_fails_unexpectedly_is_one_line_of_the_log() -> None:
+    """Whatever a runtime raises, the log stays in its format and the exit code is 1."""
+    fails = "def __init__(self): raise NotImplementedError('no such device')"
+    async with server_process(encoder=fails) as server:
+        event = await server.event("cannot_start")
+        code = await server.wait()
+
+        assert event["reason"] == "NotImplementedError: no such device"
+        assert event["exception"]
+        assert code == 1
 
 
 async def test_metrics_page_answers_over_http(served: RunningServer) -> None:

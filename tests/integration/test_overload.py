@@ -35,7 +35,7 @@ async def test_a_full_queue_refuses_unary_calls_with_a_retry_delay() -> None:
 
 async def test_a_queue_is_full_by_bytes_too() -> None:
     """Few large images fill the room that many small ones would."""
-    async with running(max_queue_bytes=2000, max_image_bytes=1000) as served:
+    async with running(max_queue_bytes=2500, max_image_bytes=1000) as served:
         served.encoder.gate.clear()
         plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
         await until(lambda: len(served.encoder.batches) == 1)
@@ -72,6 +72,56 @@ async def test_a_stream_waits_for_room_and_leaves_some_to_unary_calls() -> None:
 
         assert answers == ["embed_text"] * 20
         assert served.sample("alignserve_rejected_total", reason="QUEUE_FULL") == 0
+
+
+async def test_unary_calls_leave_some_room_to_streams_and_labels() -> None:
+    """Sustained unary load, which takes every place that falls free, cannot starve those who wait."""
+    async with running(max_queue_size=8, max_client_batch_size=2) as served:
+        served.encoder.gate.clear()
+        plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
+        await until(lambda: len(served.encoder.batches) == 1)
+        unary = [asyncio.ensure_future(served.stub.EmbedText(text_request(f"u {i}"))) for i in range(20)]
+        await until(lambda: sum(call.done() for call in unary) == 14)  # refused: three quarters of 8 wait
+
+        call = served.stub.StreamInfer()
+        await call.write(pb.StreamInferRequest(correlation_id="a", embed_text=text_request("streamed")))
+        await until(lambda: served.waiting("text") == 7)
+        classified = asyncio.ensure_future(served.stub.Classify(classify_request(b"x", "label")))
+        await until(lambda: served.waiting("text") == 8)
+        served.encoder.gate.set()
+        await call.done_writing()
+        answers = [response.WhichOneof("result") async for response in call]
+        await asyncio.gather(plug, classified)
+        results = await asyncio.gather(*unary, return_exceptions=True)
+
+        assert answers == ["embed_text"]
+        assert sum(isinstance(result, pb.EmbedTextResponse) for result in results) == 6
+
+
+async def test_a_classify_whose_labels_would_wait_is_refused() -> None:
+    """Unary calls do not pile up behind label prompts; those with known labels are served meanwhile."""
+    async with running(max_queue_size=8, max_client_batch_size=2) as served:
+        await served.stub.Classify(classify_request(b"x", "known"))
+        served.encoder.batches.clear()
+        served.encoder.gate.clear()
+        plug = asyncio.ensure_future(served.stub.EmbedImage(image_request(b"plug")))
+        await until(lambda: len(served.encoder.batches) == 1)
+        many = asyncio.ensure_future(
+            served.stub.Classify(classify_request(b"x", *(f"label {i}" for i in range(20))))
+        )
+        few = [
+            asyncio.ensure_future(served.stub.Classify(classify_request(b"y", f"l {i}"))) for i in range(4)
+        ]
+        await until(lambda: served.waiting("text") == 6 and served.waiting("image") == 5)
+
+        error = await refused(served.stub.Classify(classify_request(b"z", "unknown")))
+        known = asyncio.ensure_future(served.stub.Classify(classify_request(b"z", "known")))
+        await until(lambda: served.waiting("image") == 6)
+        served.encoder.gate.set()
+        await asyncio.gather(plug, many, known, *few)
+
+        assert error.reason == "QUEUE_FULL"
+        assert served.items("image")["accepted"] == 8  # the refused call's image is none of them
 
 
 async def test_many_label_prompts_wait_for_room() -> None:

@@ -105,16 +105,18 @@ def test_a_converted_checkpoint_is_served_without_torch(mini, cache_folder):
         "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
         "encoder = load_align(resolve_checkpoint(), runtime='openvino', cache_folder=Path(sys.argv[1]))\n"
         "print(encoder.encode_texts([encoder.tokenize('a cat', truncate=False)])[0, :4].tolist())\n"
-        "print({'torch', 'transformers'} & set(sys.modules))"
+        "print({'torch', 'transformers'} & set(sys.modules))\n"
+        "print([name for name, module in sys.modules.items() if 'telemetry' in name and module])"
     )
 
     done = subprocess.run(
         [sys.executable, "-c", program, str(cache_folder)], capture_output=True, text=True, check=True
     )
 
-    vector, modules = done.stdout.splitlines()
+    vector, modules, reporters = done.stdout.splitlines()
     assert vector == str(expected)
     assert modules == "set()"
+    assert reporters == "[]" or "stub" in reporters
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(mini, tmp_path, events):

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 import pytest
-from alignserve_server.batching.admission import Room
+from alignserve_server.batching.admission import Place, Room
 from alignserve_server.errors import QueueFull
 
-from tests.unit.fakes import settle
+from tests.unit.fakes import FakeClock, settle
 
 MAX_ITEMS, MAX_BYTES = 8, 800
-WAITING_ITEMS, WAITING_BYTES = 6, 600  # three quarters: as much as those who wait may fill
-
-
-@dataclass
-class Queued:
-    """What the queue says of itself."""
-
-    items: int = 0
-    size_bytes: int = 0
-
-    def __call__(self) -> tuple[int, int]:
-        return self.items, self.size_bytes
+OPEN_ITEMS, OPEN_BYTES = 6, 600  # three quarters: as much as one class may fill beside the other
+OWN_ITEMS, OWN_BYTES = 2, 200  # a quarter: what the other class cannot fill
 
 
 @pytest.fixture
-def queued() -> Queued:
-    return Queued()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def room(queued: Queued) -> Room:
-    return Room("image", max_items=MAX_ITEMS, max_bytes=MAX_BYTES, queued=queued, retry_delay=lambda: 2.5)
+def room(clock: FakeClock) -> Room:
+    return Room("image", max_items=MAX_ITEMS, max_bytes=MAX_BYTES, clock=clock)
 
 
-def _fits(room: Room, items: int, size_bytes: int) -> bool:
+def _fits(room: Room, items: int, size_bytes: int = 0) -> bool:
     try:
         room.reserve(items, size_bytes)
     except QueueFull:
@@ -44,7 +33,7 @@ def _fits(room: Room, items: int, size_bytes: int) -> bool:
     return True
 
 
-async def _wait(room: Room, items: int, size_bytes: int = 0) -> asyncio.Task[None]:
+async def _wait(room: Room, items: int, size_bytes: int = 0) -> asyncio.Task[Place]:
     """Starts to wait for room; the task is done once there was enough."""
     task = asyncio.create_task(room.wait(items, size_bytes))
     await settle()
@@ -53,14 +42,70 @@ async def _wait(room: Room, items: int, size_bytes: int = 0) -> asyncio.Task[Non
 
 @pytest.mark.parametrize(
     ("items", "size_bytes", "fits"),
-    [(0, 0, True), (1, 1, True), (7, 799, True), (8, 1, False), (1, 800, False)],
+    [(0, 0, True), (1, 1, True), (5, 599, True), (6, 1, False), (1, 600, False)],
     ids=["nothing", "one", "exactly full", "an item over", "a byte over"],
 )
-def test_reserves_up_to_both_limits(room: Room, items: int, size_bytes: int, fits: bool) -> None:
+def test_calls_fill_three_quarters(room: Room, items: int, size_bytes: int, fits: bool) -> None:
     """Items and bytes are bounded each on their own, and the bound is inclusive."""
     room.reserve(1, 1)
 
     assert _fits(room, items, size_bytes) is fits
+
+
+@pytest.mark.parametrize(
+    ("items", "size_bytes", "enters"),
+    [(5, 0, True), (6, 0, False), (1, 599, True), (1, 600, False)],
+    ids=["exactly full", "an item over", "bytes exactly full", "a byte over"],
+)
+async def test_those_who_wait_fill_three_quarters(
+    room: Room, items: int, size_bytes: int, enters: bool
+) -> None:
+    """The same bounds hold for both classes of callers."""
+    (await _wait(room, 1, 1)).result()
+
+    task = await _wait(room, items, size_bytes)
+
+    assert task.done() is enters
+
+
+async def test_those_who_wait_do_not_starve_beside_calls(room: Room) -> None:
+    """As many calls as are admitted leave a quarter of the room to streams and label prompts."""
+    while _fits(room, 1, 100):
+        pass
+
+    tasks = [await _wait(room, 1, 100) for _ in range(OWN_ITEMS + 1)]
+
+    assert [task.done() for task in tasks] == [True] * OWN_ITEMS + [False]
+
+
+async def test_calls_do_not_starve_beside_those_who_wait(room: Room) -> None:
+    """As many streams as wait leave a quarter of the room to calls."""
+    tasks = [await _wait(room, 1, 100) for _ in range(MAX_ITEMS)]
+
+    fits = [_fits(room, 1, 100) for _ in range(OWN_ITEMS + 1)]
+
+    assert sum(task.done() for task in tasks) == OPEN_ITEMS
+    assert fits == [True] * OWN_ITEMS + [False]
+
+
+async def test_a_class_that_fills_more_than_its_share_waits_for_the_rest(room: Room) -> None:
+    """Its own share is for what it holds in all, not for each call."""
+    room.reserve(4, 0)
+    await _wait(room, OWN_ITEMS)
+
+    more = await _wait(room, 1)
+
+    assert not more.done()
+
+
+async def test_many_small_items_do_not_spoil_the_share_of_bytes(room: Room) -> None:
+    """A class whose items are many, and whose bytes are few, still has its share of bytes."""
+    room.reserve(1, OPEN_BYTES)
+    await _wait(room, OWN_ITEMS + 1, 10)
+
+    task = await _wait(room, 1, 10)
+
+    assert task.done()
 
 
 @pytest.mark.parametrize(("items", "size_bytes"), [(1000, 1), (1, 1_000_000)])
@@ -71,86 +116,124 @@ def test_whatever_is_too_large_for_the_room_enters_alone(room: Room, items: int,
     assert not _fits(room, 1, 1)
 
 
-def test_what_waits_in_the_queue_takes_room(room: Room, queued: Queued) -> None:
-    """Reserved and queued items count together."""
-    queued.items, queued.size_bytes = 5, 5
-    room.reserve(2, 2)
+async def test_who_is_too_large_waits_for_an_empty_room(room: Room) -> None:
+    """A call above the limits enters alone."""
+    place = room.reserve(1, 1)
+    task = await _wait(room, 100, 100)
+    waits_before = not task.done()
 
-    assert not _fits(room, 2, 2)
-    assert _fits(room, 1, 1)
+    place.leave()
+    await settle()
 
-
-def test_released_room_can_be_taken_again(room: Room) -> None:
-    """Items and bytes that are given back are free."""
-    room.reserve(MAX_ITEMS, MAX_BYTES)
-
-    room.release(3, 300)
-
-    assert _fits(room, 3, 300)
+    assert waits_before
+    assert task.done()
 
 
-def test_a_refusal_says_what_waits_and_when_to_come_back(room: Room, queued: Queued) -> None:
-    """The message has the values and the limits; the delay is the measured one."""
-    queued.items, queued.size_bytes = 6, 60
-    room.reserve(1, 10)
+def test_an_item_that_a_lane_takes_makes_room(room: Room) -> None:
+    """One at a time, with its own bytes, while the call goes on."""
+    place = room.reserve(OPEN_ITEMS, OPEN_BYTES)
 
-    with pytest.raises(QueueFull, match=r"7 image items \(70 bytes\) wait, limit 8 \(800 bytes\)") as refused:
+    place.give_back(50)
+
+    assert not _fits(room, 2, 50)
+    assert not _fits(room, 1, 51)
+    assert _fits(room, 1, 50)
+
+
+def test_a_call_that_ends_makes_room_for_what_it_has_left(room: Room) -> None:
+    """What a lane has taken is not given back twice."""
+    with room.reserve(OPEN_ITEMS, OPEN_BYTES) as place:
+        place.give_back(100)
+
+    assert _fits(room, 1, OPEN_BYTES)
+    assert _fits(room, OPEN_ITEMS - 1)
+    assert not _fits(room, 1)
+
+
+def test_an_item_that_is_taken_after_its_call_has_ended_makes_no_room(room: Room) -> None:
+    """The lane's word comes by the event loop, and the call may be over by then."""
+    first = room.reserve(OPEN_ITEMS, OPEN_BYTES)
+    first.leave()
+    room.reserve(OPEN_ITEMS, OPEN_BYTES)
+
+    first.give_back(100)
+
+    assert not _fits(room, 1, 100)
+
+
+def test_a_refusal_says_what_waits(room: Room) -> None:
+    """The message has the values and the limits."""
+    room.reserve(5, 70)
+
+    with pytest.raises(QueueFull, match=r"5 image items \(70 bytes\) wait, limit 8 \(800 bytes\)"):
         room.reserve(2, 20)
 
-    assert refused.value.retry_delay_seconds == 2.5
+
+def test_a_refusal_says_when_to_come_back(room: Room, clock: FakeClock) -> None:
+    """All that is there counts, also what is on the device, at the pace of what has left."""
+    places = [room.reserve(1, 0) for _ in range(OPEN_ITEMS)]
+    for place in places:
+        place.give_back(0)
+    waiting = [room.reserve(1, 0) for _ in range(OPEN_ITEMS)]
+    for place in places:
+        clock.advance(0.5)
+        place.leave()
+
+    with pytest.raises(QueueFull) as refused:
+        room.reserve(1, 0)
+
+    assert refused.value.retry_delay_seconds == pytest.approx(len(waiting) * 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(("seconds", "delay"), [(0.0, 0.02), (3600.0, 30.0)])
+def test_the_delay_is_neither_nothing_nor_for_ever(
+    room: Room, clock: FakeClock, seconds: float, delay: float
+) -> None:
+    """Whatever was measured, callers come back."""
+    room.reserve(OPEN_ITEMS, 0)
+    clock.advance(seconds)
+
+    with pytest.raises(QueueFull) as refused:
+        room.reserve(1, 0)
+
+    assert refused.value.retry_delay_seconds == delay
 
 
 def test_a_refused_call_takes_no_room(room: Room) -> None:
     """What did not fit leaves the place for what does."""
     room.reserve(5, 5)
-    assert not _fits(room, 4, 4)
+    is_refused = not _fits(room, 4, 4)
 
-    assert _fits(room, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("items", "size_bytes", "enters"),
-    [(5, 0, True), (6, 0, False), (1, 599, True), (1, 600, False)],
-    ids=["fills the share", "an item over", "bytes fill the share", "a byte over"],
-)
-async def test_those_who_wait_get_a_share_of_the_room(
-    room: Room, items: int, size_bytes: int, enters: bool
-) -> None:
-    """A quarter of items and of bytes stays for calls that cannot wait."""
-    room.reserve(1, 1)
-
-    task = await _wait(room, items, size_bytes)
-
-    assert task.done() is enters
+    assert is_refused
+    assert _fits(room, 1, 1)
 
 
-async def test_calls_that_cannot_wait_pass_those_who_do(room: Room) -> None:
-    """Streams that wait do not make unary calls starve."""
-    room.reserve(WAITING_ITEMS, 0)
-    await _wait(room, 1)
+async def test_a_room_is_crowded_when_the_next_would_wait(room: Room) -> None:
+    """Calls whose labels would stand in line are refused, those whose labels find room are not."""
+    room.reserve(OPEN_ITEMS, 0)
+    room.check_not_crowded()
+    await _wait(room, OWN_ITEMS)
 
-    assert room.has_waiters
-    assert _fits(room, MAX_ITEMS - WAITING_ITEMS, 0)
+    with pytest.raises(QueueFull):
+        room.check_not_crowded()
 
 
-async def test_who_is_too_large_waits_for_an_empty_room(room: Room) -> None:
-    """A call above the share enters alone."""
-    room.reserve(1, 1)
-    task = await _wait(room, 100, 100)
-    assert not task.done()
+async def test_a_line_makes_a_room_crowded(room: Room) -> None:
+    """Even if a small one would fit, it would stand behind a large one."""
+    room.reserve(1, 0)
+    await _wait(room, MAX_ITEMS)
 
-    room.release(1, 1)
-    await settle()
-
-    assert task.done()
+    with pytest.raises(QueueFull):
+        room.check_not_crowded()
 
 
 async def test_room_goes_to_those_who_wait_in_order(room: Room) -> None:
     """As many as fit come in, the first first; a small one behind a large one does not overtake it."""
-    room.reserve(WAITING_ITEMS, 0)
+    place = (await _wait(room, OPEN_ITEMS)).result()
     tasks = [await _wait(room, items) for items in (1, 2, 4, 1)]
 
-    room.release(3, 0)
+    for _ in range(3):
+        place.give_back(0)
     await settle()
 
     assert [task.done() for task in tasks] == [True, True, False, False]
@@ -158,7 +241,7 @@ async def test_room_goes_to_those_who_wait_in_order(room: Room) -> None:
 
 async def test_a_newcomer_does_not_overtake(room: Room) -> None:
     """While somebody waits, who comes later waits behind, even if there is room for it."""
-    room.reserve(WAITING_ITEMS - 1, 0)
+    await _wait(room, OPEN_ITEMS - 1)
     await _wait(room, 2)
 
     newcomer = await _wait(room, 1)
@@ -166,22 +249,9 @@ async def test_a_newcomer_does_not_overtake(room: Room) -> None:
     assert not newcomer.done()
 
 
-async def test_a_queue_that_drains_lets_waiters_in_when_told(room: Room, queued: Queued) -> None:
-    """The room looks at the queue again on `wake`."""
-    queued.items = WAITING_ITEMS
-    task = await _wait(room, 1)
-
-    queued.items = 0
-    room.wake()
-    await settle()
-
-    assert task.done()
-    assert not room.has_waiters
-
-
 async def test_who_leaves_makes_way_for_those_behind(room: Room) -> None:
     """The call at the head took no room; a smaller one behind it comes in at once."""
-    room.reserve(WAITING_ITEMS - 1, 0)
+    await _wait(room, OPEN_ITEMS - 1)
     large, small = await _wait(room, 2), await _wait(room, 1)
 
     large.cancel()
@@ -193,10 +263,10 @@ async def test_who_leaves_makes_way_for_those_behind(room: Room) -> None:
 
 async def test_room_given_at_the_moment_of_leaving_goes_to_the_next(room: Room) -> None:
     """A call that is cancelled after its turn came, but before it ran, gives the room back."""
-    room.reserve(WAITING_ITEMS, 0)
-    leaving, next_one = await _wait(room, 3), await _wait(room, 3)
+    place = (await _wait(room, OPEN_ITEMS)).result()
+    leaving, next_one = await _wait(room, 4), await _wait(room, 4)
 
-    room.release(3, 0)
+    place.leave()
     leaving.cancel()
     await settle()
 
@@ -206,11 +276,11 @@ async def test_room_given_at_the_moment_of_leaving_goes_to_the_next(room: Room) 
 
 async def test_room_is_not_given_to_who_is_leaving(room: Room) -> None:
     """A call that is cancelled, but has not run since, is passed over."""
-    room.reserve(WAITING_ITEMS, 0)
-    leaving, next_one = await _wait(room, 3), await _wait(room, 3)
+    place = (await _wait(room, OPEN_ITEMS)).result()
+    leaving, next_one = await _wait(room, 4), await _wait(room, 4)
 
     leaving.cancel()
-    room.release(3, 0)
+    place.leave()
     await settle()
 
     assert next_one.done()
@@ -218,14 +288,11 @@ async def test_room_is_not_given_to_who_is_leaving(room: Room) -> None:
 
 async def test_after_everybody_left_the_room_is_empty(room: Room) -> None:
     """Waiting, leaving and entering balance: nothing leaks."""
-    room.reserve(WAITING_ITEMS, WAITING_BYTES)
-    gone, came = await _wait(room, 2, 20), await _wait(room, 3, 30)
+    place = room.reserve(OPEN_ITEMS, OPEN_BYTES)
+    gone, came = await _wait(room, 3, 20), await _wait(room, 2, 30)
 
     gone.cancel()
-    room.release(WAITING_ITEMS, WAITING_BYTES)
-    await came
-    room.release(3, 30)
+    place.leave()
+    (await came).leave()
 
-    room.reserve(1, 1)
-    assert _fits(room, MAX_ITEMS - 1, MAX_BYTES - 1)
-    assert not _fits(room, 1, 0)
+    assert _fits(room, 1000, 1_000_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -14,6 +15,7 @@ from alignserve_server.batching.queue import Embedded
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ShuttingDown
 from alignserve_server.metrics import Metrics
+from alignserve_server.model.encoder import OutOfDeviceMemory
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
@@ -86,6 +88,12 @@ async def _occupy(batcher: Batcher, encoder: WatchedEncoder) -> asyncio.Future[E
     (future,) = batcher.submit("image", _images(encoder, b"first"))
     await encoder.begun()
     return future
+
+
+def _queued(metrics: Metrics) -> tuple[float | None, ...]:
+    """Returns how many images wait, and their bytes."""
+    names = ("alignserve_queue_entries", "alignserve_queue_bytes")
+    return tuple(metrics.registry.get_sample_value(name, {"modality": "image"}) for name in names)
 
 
 async def _outcomes(futures: Sequence[asyncio.Future[Embedded]]) -> list[str]:
@@ -192,6 +200,33 @@ async def test_out_of_memory_halves_the_largest_batch(run, encoder, metrics):
     assert value("alignserve_batch_splits_total", {"reason": "out_of_memory"}) == 3
 
 
+@pytest.mark.parametrize("error", [OutOfDeviceMemory, RuntimeError])
+async def test_a_failed_forward_is_gone_before_its_halves_run(batcher, encoder, monkeypatch, error):
+    """What it had allocated is not held by its traceback while the retries need the memory."""
+    forwards: weakref.WeakSet[_Activations] = weakref.WeakSet()
+    alive_before: list[int] = []
+
+    def forward(batch):
+        alive_before.append(len(forwards))
+        activations = _Activations()
+        forwards.add(activations)
+        if len(batch) > 1:
+            raise error("too large")
+        return np.zeros((len(batch), 8), np.float32)
+
+    monkeypatch.setattr(encoder, "_forward", lambda _, batch: forward(batch))
+    images = _images(encoder, b"a", b"b", b"c", b"d")
+
+    outcomes = await _outcomes(batcher.submit("image", images))
+
+    assert outcomes == ["ok"] * 4
+    assert alive_before == [0] * 7
+
+
+class _Activations:
+    """What a forward allocates."""
+
+
 async def test_an_entry_that_does_not_fit_alone_fails(batcher, encoder):
     """The lane goes on with those that do."""
     encoder.max_batch_size = 0
@@ -203,12 +238,12 @@ async def test_an_entry_that_does_not_fit_alone_fails(batcher, encoder):
     assert (outcomes, later) == (["InferenceFailed"] * 2, ["ok"])
 
 
-async def test_a_raising_on_room_does_not_stop_the_lane(batcher, encoder):
+async def test_a_raising_on_taken_does_not_stop_the_lane(batcher, encoder):
     """The callback's error goes to the loop's handler, results to their callers."""
     errors = _collect_loop_errors()
-    batcher.on_room = {}.__getitem__  # raises KeyError
+    images, raises_key_error = _images(encoder, b"a"), {}.__getitem__
 
-    outcomes = [await _outcomes(batcher.submit("image", _images(encoder, b"a"))) for _ in range(2)]
+    outcomes = [await _outcomes(batcher.submit("image", images, None, raises_key_error)) for _ in range(2)]
 
     assert outcomes == [["ok"], ["ok"]]
     assert errors == [KeyError, KeyError]
@@ -232,18 +267,15 @@ def _collect_loop_errors() -> list[type[Exception]]:
     return errors
 
 
-async def test_a_cancelled_entry_never_reaches_the_device(batcher, encoder):
-    """Its place and its bytes are free at once, and whoever waits for room is told."""
+async def test_a_cancelled_entry_never_reaches_the_device(batcher, encoder, metrics):
+    """It leaves the queue at once, and its bytes with it."""
     first = await _occupy(batcher, encoder)
     gone, stays = batcher.submit("image", _images(encoder, b"gone", b"stays"))
-    told: list[str] = []
-    batcher.on_room = told.append
 
     gone.cancel()
     await settle()
 
-    assert batcher.queued("image") == (1, len(b"stays"))
-    assert told == ["image"]
+    assert _queued(metrics) == (1, len(b"stays"))
     encoder.resume()
     await asyncio.gather(first, stays)
     assert encoder.seen == _keys(encoder, b"first", b"stays")
@@ -261,11 +293,9 @@ async def test_who_leaves_a_running_batch_does_not_disturb_it(batcher, encoder):
     assert await _outcomes([gone, stays]) == ["CancelledError", "ok"]
 
 
-async def test_an_entry_expires_while_the_lane_is_busy(batcher, encoder, clock):
+async def test_an_entry_expires_while_the_lane_is_busy(batcher, encoder, clock, metrics):
     """It is answered at its deadline, not after the batch before it, and does not run any more."""
     first = await _occupy(batcher, encoder)
-    told: list[str] = []
-    batcher.on_room = told.append
     deadline = asyncio.get_running_loop().time()
     late = batcher.submit("image", _images(encoder, b"a", b"b"), deadline)
     clock.advance(2.0)
@@ -274,8 +304,7 @@ async def test_an_entry_expires_while_the_lane_is_busy(batcher, encoder, clock):
 
     assert outcomes == ["ExpiredInQueue"] * 2
     assert "2.000 s in the queue" in str(late[0].exception())
-    assert batcher.queued("image") == (0, 0)
-    assert told == ["image"]
+    assert _queued(metrics) == (0, 0)
     encoder.resume()
     await first
     assert encoder.seen == _keys(encoder, b"first")
@@ -299,14 +328,23 @@ async def test_an_entry_on_the_device_does_not_expire(run, encoder, monkeypatch)
     assert outcomes == ["ok", "ExpiredInQueue"]
 
 
-async def test_whoever_waits_for_room_is_told_on_the_event_loop(batcher, encoder):
-    """A lane that takes entries makes room, which belongs to the loop's thread."""
-    told: list[tuple[str, threading.Thread]] = []
-    batcher.on_room = lambda modality: told.append((modality, threading.current_thread()))
+async def test_the_submitter_is_told_on_the_event_loop_what_a_lane_takes(batcher, encoder):
+    """Each item makes room, which belongs to the loop's thread, before its result is there."""
+    told: list[tuple[int, threading.Thread]] = []
+    first = await _occupy(batcher, encoder)
+    later = batcher.submit(
+        "image",
+        _images(encoder, b"12", b"345"),
+        on_taken=lambda size_bytes: told.append((size_bytes, threading.current_thread())),
+    )
+    await settle()
+    told_before = list(told)
 
-    await asyncio.gather(*batcher.submit("text", _texts(encoder, "a", "b")))
+    encoder.resume()
+    await asyncio.gather(first, *later)
 
-    assert told == [("text", threading.current_thread())]
+    assert told_before == []
+    assert told == [(2, threading.current_thread()), (3, threading.current_thread())]
 
 
 async def test_each_lane_runs_a_batch_of_its_own(run, encoder):
@@ -335,21 +373,13 @@ async def test_a_lane_that_waits_for_more_wakes_when_its_batch_is_full(run, enco
 
 
 async def test_what_waits_can_be_seen(batcher, encoder, clock, metrics):
-    """Entries, bytes, the time to drain them and the age of the running batch are known at any time."""
-    first = await _occupy(batcher, encoder)
-    clock.advance(2.0)
-    encoder.resume()
-    await first
-
+    """Entries, bytes and the age of the running batch are known at any time."""
     await _occupy(batcher, encoder)
     batcher.submit("image", _images(encoder, b"12", b"345"))
+
     clock.advance(7.0)
 
-    value = metrics.registry.get_sample_value
-    assert batcher.queued("image") == (2, 5)
-    assert value("alignserve_queue_entries", {"modality": "image"}) == 2
-    assert value("alignserve_queue_bytes", {"modality": "image"}) == 5
-    assert batcher.seconds_to_drain("image") == 4.0
+    assert _queued(metrics) == (2, 5)
     assert batcher.longest_running_seconds() == 7.0
 
 

@@ -121,10 +121,122 @@ def test_refuses_too_many_pixels_by_the_header(decoder, content):
 
 def test_counts_pixels_exactly(decoder):
     """As many pixels as the limit pass, one more does not."""
-    assert decoder.decode(encoded("PNG", (MAX_PIXELS, 1))).width == MAX_PIXELS
+    assert decoder.decode(encoded("PNG", (MAX_PIXELS // 2, 2))).height == 2
 
-    with pytest.raises(ImageTooLarge, match="image has 100001 x 1 = 100001 pixels, limit 100000"):
-        decoder.decode(encoded("PNG", (MAX_PIXELS + 1, 1)))
+    with pytest.raises(ImageTooLarge, match="image has 9091 x 11 = 100001 pixels, limit 100000"):
+        decoder.decode(encoded("PNG", (9091, 11)))
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [((65_536, 1), "width of 65536"), ((1, 65_536), "height of 65536")]
+)
+def test_refuses_a_side_that_is_too_long(decoder, size, message):
+    """A line of few pixels, which would take much memory to resize, is refused by the side at fault."""
+    with pytest.raises(ImageTooLarge, match=f"image has a {message}, limit 65535;"):
+        decoder.decode(png_header(*size))
+
+
+def test_decodes_the_longest_side(decoder):
+    """Exactly as much as the limit passes."""
+    assert decoder.decode(encoded("PNG", (65_535, 1))).width == 65_535
+
+
+def jpeg_with_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated until there are `count`."""
+    content = encoded("JPEG", progressive=True)[:-2]
+    last = content.rindex(b"\xff\xda")
+    return content + content[last:] * (count - content.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def jpeg_with(header: bytes) -> bytes:
+    """A JPEG with more in its header."""
+    content = encoded("JPEG")
+    return content[:2] + header + content[2:]
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(chunks: bytes, *, before: bytes = b"IDAT") -> bytes:
+    """A PNG with more chunks."""
+    content = encoded("PNG")
+    position = content.index(before) - 4
+    return content[:position] + chunks + content[position:]
+
+
+COMMENT = b"\xff\xfe\0\2"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (jpeg_with_scans(101), "100 scans"),
+        (jpeg_with(COMMENT * 40_000), "32768 segments and padding"),
+        (jpeg_with(b"\xff" * 40_000), "32768 segments and padding"),
+        (jpeg_with(b"\xff\xd9" + COMMENT * 40_000), "32768 segments and padding"),
+        (b"\xff\xd8" + b"\xff" * 40_000, "32768 segments and padding"),
+        (png_with(chunk(b"IDAT") * 40_000), "32768 chunks"),
+        (png_with(chunk(b"fdAT") * 40_000, before=b"IEND"), "32768 chunks"),
+        (png_with(chunk(b"iCCP", b"a\0\0" + zlib.compress(b"a")) * 257), "256 metadata chunks"),
+        (png_with(chunk(b"prVt") * 257, before=b"IEND"), "256 metadata chunks"),
+    ],
+    ids=[
+        *("scans", "comments", "padding", "hidden by an end", "padding only"),
+        *("empty data", "frames", "profiles", "after the picture"),
+    ],
+)
+def test_refuses_more_parts_than_a_real_file_has(decoder, content, message):
+    """A small file that would keep a decoder busy for long is refused before it is opened."""
+    with pytest.raises(ImageTooLarge, match=f"image has more than {message}, the limit;"):
+        decoder.decode(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg_with_scans(100),
+        jpeg_with(b"\xff\xfe\x01\x2e" + b"\xff\xda" * 150),
+        jpeg_with(b"") + b"\xff\xda" * 200,
+        jpeg_with(COMMENT * 1_000),
+        png_with(chunk(b"prVt") * 256),
+        png_with(chunk(b"IDAT") * 10_000),
+    ],
+    ids=[
+        "100 scans",
+        "markers in a comment",
+        "film behind the picture",
+        "comments",
+        "metadata",
+        "small data",
+    ],
+)
+def test_decodes_unusual_but_harmless_structure(decoder, content):
+    """What merely looks like too many parts, or is just within the limits, decodes."""
+    assert decoder.decode(content).size == (40, 30)
+
+
+def test_scans_cannot_hide_from_the_count(decoder):
+    """Segments between scans, of any content, do not cover the scans behind them."""
+    content = jpeg_with_scans(150)
+    last = content.rindex(b"\xff\xda")
+    disguise = b"\xff\xfe\0\4\xff\xd9" + b"\xff\x10\xff\xff"
+
+    with pytest.raises(ImageTooLarge, match="more than 100 scans"):
+        decoder.decode(content.replace(content[last:-2], disguise + content[last:-2]))
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
+def test_decodes_only_the_first_frame_of_an_animation(decoder, file_format):
+    """The first picture counts."""
+    frames = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
+    buffer = BytesIO()
+    frames[0].save(buffer, file_format, save_all=True, append_images=frames[1:], lossless=True)
+
+    image = decoder.decode(buffer.getvalue())
+
+    assert image.getpixel((20, 15)) == (255, 0, 0)
 
 
 def test_refuses_too_many_bytes_without_opening():
@@ -137,13 +249,14 @@ def test_refuses_too_many_bytes_without_opening():
 
 def test_scales_16_bit_greyscale_to_8_bits(decoder):
     """A 16-bit picture keeps its tones: v / 257, rounded, where Pillow's conversion clips at 255."""
-    values = np.array([[0, 128, 129, 257, 40_000, 65_535]], np.uint16)
+    values = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     buffer = BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
 
     pixels = np.asarray(decoder.decode(buffer.getvalue()))
 
-    assert pixels[0].tolist() == [[v, v, v] for v in (0, 0, 1, 1, 156, 255)]
+    expected = (values.astype(np.int64) + 128) // 257
+    np.testing.assert_array_equal(pixels, np.repeat(expected[:, :, None], 3, axis=2))
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0MM\0*"])

@@ -298,26 +298,6 @@ class TestFairness:
 class TestEstimates:
     """What the scheduler learns from batches that have run."""
 
-    def test_an_unknown_cost_is_estimated_as_nothing(self) -> None:
-        """Before the first batch there is nothing to go by."""
-        scheduler = _scheduler()
-        _push(scheduler, "image", 100)
-
-        seconds = scheduler.seconds_to_drain("image", lanes=1)
-
-        assert seconds == 0.0
-
-    def test_time_to_drain_follows_entries_cost_and_lanes(self) -> None:
-        """Six entries at half a second each take three seconds on one lane and one and a half on two."""
-        scheduler = _scheduler(max_batch_size=4)
-        _push(scheduler, "image", 10)
-        scheduler.finish(_next(scheduler), 2.0)
-
-        on_one = scheduler.seconds_to_drain("image", lanes=1)
-        on_two = scheduler.seconds_to_drain("image", lanes=2)
-
-        assert (on_one, on_two) == (3.0, 1.5)
-
     def test_one_odd_batch_moves_the_estimate_only_a_little(self) -> None:
         """A hiccup ten times as long as usual does not make it ten times as large."""
         scheduler = _scheduler(max_batch_size=1)
@@ -326,7 +306,7 @@ class TestEstimates:
 
         scheduler.finish(_next(scheduler), 10.0)
 
-        assert 1.0 < scheduler.seconds_to_drain("image", lanes=1) < 4.0
+        assert 1.0 < _next(scheduler).estimated_seconds < 4.0
 
     def test_out_of_memory_halves_the_batch_that_failed(self) -> None:
         """Batches of the other modality stay as they are."""

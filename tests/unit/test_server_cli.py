@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from alignserve_server.cli import _parse_flags, main
+from alignserve_server.cli import _parse_flags, run
 from alignserve_server.settings import Settings, load_settings
 
 
@@ -25,7 +25,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     """Each setting is a flag in kebab case; the exit code is 0."""
     with pytest.raises(SystemExit) as exited:
-        main([flag])
+        run([flag])
 
     flags = re.findall(r"^  --([a-z-]+)", capsys.readouterr().out, re.MULTILINE)
     assert exited.value.code == 0
@@ -35,7 +35,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], flag: str)
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     """`--version` prints one line and exits with 0."""
     with pytest.raises(SystemExit) as exited:
-        main(["--version"])
+        run(["--version"])
 
     assert exited.value.code == 0
     assert capsys.readouterr().out == f"alignserve-server {version('alignserve')}\n"
@@ -55,7 +55,7 @@ def test_a_wrong_flag_is_one_line_that_names_the_setting(
     capsys: pytest.CaptureFixture[str], argv: list[str], line: str
 ) -> None:
     """The exit code is 2, and there is neither traceback nor usage."""
-    code = main(argv)
+    code = run(argv)
 
     output = capsys.readouterr()
     assert code == 2
@@ -70,7 +70,7 @@ def test_a_wrong_environment_variable_is_named(
     """The environment is checked as flags are."""
     monkeypatch.setenv("ALIGNSERVE_LANES", "two")
 
-    code = main([])
+    code = run([])
 
     assert code == 2
     assert capsys.readouterr().err.startswith("alignserve-server: lanes: Input should be a valid integer")
@@ -86,7 +86,7 @@ def test_a_wrong_line_of_the_file_is_named(
     file = tmp_path / "server.toml"
     file.write_text(text)
 
-    code = main(["--config", str(file)])
+    code = run(["--config", str(file)])
 
     assert code == 2
     assert capsys.readouterr().err.startswith(f"alignserve-server: {line}")
@@ -94,7 +94,7 @@ def test_a_wrong_line_of_the_file_is_named(
 
 def test_each_problem_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     """Two wrong flags are two lines."""
-    main(["--lanes", "0", "--listen", "nowhere"])
+    run(["--lanes", "0", "--listen", "nowhere"])
 
     lines = capsys.readouterr().err.splitlines()
     assert sorted(line.split(":")[1].strip() for line in lines) == ["lanes", "listen"]
@@ -113,7 +113,7 @@ def test_each_problem_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
     """Unknown flags, missing values and a missing file are told by the parser."""
     with pytest.raises(SystemExit) as exited:
-        main(argv)
+        run(argv)
 
     assert exited.value.code == 2
     assert capsys.readouterr().err.endswith(f"alignserve-server: error: {message}\n")
@@ -127,7 +127,7 @@ def test_a_file_that_is_not_toml_is_one_line(
     file = tmp_path / "server.toml"
     file.write_bytes(content)
 
-    code = main(["--config", str(file)])
+    code = run(["--config", str(file)])
 
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2
@@ -137,7 +137,7 @@ def test_a_file_that_is_not_toml_is_one_line(
 def test_a_folder_is_not_a_config_file(tmp_path: Path) -> None:
     """`--config` wants a file."""
     with pytest.raises(SystemExit) as exited:
-        main(["--config", str(tmp_path)])
+        run(["--config", str(tmp_path)])
 
     assert exited.value.code == 2
 
@@ -171,22 +171,13 @@ def test_flags_that_are_not_given_leave_the_rest_to_environment_and_file(tmp_pat
     assert config_file == file
 
 
-def test_the_flags_of_the_process_are_the_default(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The installed command calls `main` without arguments."""
-    monkeypatch.setattr(sys, "argv", ["alignserve-server", "--lanes", "0"])
-
-    assert main() == 2
-
-
 def test_a_missing_dependency_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who installed the client alone is told how to get the server; the exit code is 1."""
     monkeypatch.setitem(sys.modules, "pydantic_settings", None)
 
-    code = main([])
+    code = run([])
 
     assert code == 1
     assert capsys.readouterr().err == (

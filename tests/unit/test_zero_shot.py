@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from alignserve_server.errors import InferenceFailed, InvalidArgument, TextTooLong
+from alignserve_server.errors import InferenceFailed, ServingError, TextTooLong
 from alignserve_server.metrics import Metrics
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.model.zero_shot import LabelCache, is_template, prompts_of, score_labels
+from alignserve_server.model.zero_shot import (
+    LabelCache,
+    is_template,
+    prompts_of,
+    score_images,
+    score_labels,
+)
 
 from tests.unit.fakes import settle, unit
 
@@ -21,15 +28,20 @@ class Prompts:
     """Embeds prompts as `FakeEncoder` does, at a length of their own; waits and fails on demand."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.chunks: list[list[str]] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.invalid: set[str] = set()
+        self.failing: set[str] = set()
         self.error: Exception | None = None
         self.cancelled = 0
 
-    async def __call__(self, prompts: Sequence[str]) -> list[np.ndarray | InvalidArgument]:
-        self.asked += prompts
+    @property
+    def asked(self) -> list[str]:
+        return [prompt for chunk in self.chunks for prompt in chunk]
+
+    async def __call__(self, prompts: Sequence[str]) -> list[np.ndarray | ServingError]:
+        self.chunks.append(list(prompts))
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -38,10 +50,20 @@ class Prompts:
             raise
         if self.error is not None:
             raise self.error
-        return [
-            TextTooLong("too long") if prompt in self.invalid else len(prompt) * _direction(prompt)
-            for prompt in prompts
-        ]
+        return [self._answer(prompt) for prompt in prompts]
+
+    async def release_chunk(self) -> None:
+        """Lets the chunk that waits go on, and those behind it wait."""
+        self.gate.set()
+        self.gate.clear()
+        await settle()
+
+    def _answer(self, prompt: str) -> np.ndarray | ServingError:
+        if prompt in self.invalid:
+            return TextTooLong("too long")
+        if prompt in self.failing:
+            return InferenceFailed("the model failed on this text")
+        return len(prompt) * _direction(prompt)
 
 
 def _direction(prompt: str) -> np.ndarray:
@@ -55,7 +77,13 @@ def prompts() -> Prompts:
 
 @pytest.fixture
 def cache(prompts: Prompts, metrics: Metrics) -> LabelCache:
-    return LabelCache(100, prompts, metrics)
+    return LabelCache(100, prompts, metrics, prompts_at_once=64)
+
+
+@pytest.fixture
+def one_by_one(prompts: Prompts, metrics: Metrics) -> LabelCache:
+    """A cache that embeds one prompt at a time."""
+    return LabelCache(100, prompts, metrics, prompts_at_once=1)
 
 
 async def _start(cache: LabelCache, *labels: str) -> asyncio.Task[tuple[np.ndarray, int]]:
@@ -63,6 +91,13 @@ async def _start(cache: LabelCache, *labels: str) -> asyncio.Task[tuple[np.ndarr
     task = asyncio.create_task(cache.embed(labels, []))
     await settle()
     return task
+
+
+async def _leave(task: asyncio.Task[object]) -> None:
+    """Cancels a call, as gRPC does when its client is gone."""
+    task.cancel()
+    await asyncio.wait([task])
+    await settle()
 
 
 async def _hits(cache: LabelCache, *labels: str) -> int:
@@ -82,7 +117,7 @@ async def _hits(cache: LabelCache, *labels: str) -> int:
 )
 def test_templates_are_filled_in(label, templates, expected):
     """Each template gives one prompt; without any, the label itself is the prompt."""
-    assert prompts_of(label, templates) == expected
+    assert [*prompts_of(label, templates)] == expected
 
 
 @pytest.mark.parametrize(
@@ -128,6 +163,25 @@ def test_equal_labels_stay_in_the_order_of_the_request():
     scored = score_labels(unit(1, 2), np.tile(LABELS[:2], (50, 1)), temperature=1.0)
 
     assert [label.label_index for label in scored] == [*range(1, 100, 2), *range(0, 100, 2)]
+
+
+def test_equal_labels_get_equal_scores():
+    """The place in the request does not show in the last digits, whichever way the product is computed."""
+    rng = np.random.default_rng(0)
+    label, images = unit(*rng.standard_normal(640)), rng.standard_normal((7, 640)).astype(np.float32)
+
+    scored = score_images(images, np.tile(label, (101, 1)), temperature=0.01)
+
+    assert [[label.label_index for label in of_image] for of_image in scored] == [[*range(101)]] * 7
+
+
+def test_each_image_is_scored_on_its_own():
+    """What the neighbours are changes nothing."""
+    images = np.stack([unit(1, 2), unit(2, 1), unit(-1, 0)])
+
+    scored = score_images(images, LABELS, temperature=1.0, top_k=3)
+
+    assert scored == [score_labels(image, LABELS, temperature=1.0, top_k=3) for image in images]
 
 
 def test_top_k_does_not_change_scores():
@@ -230,7 +284,7 @@ async def test_different_prompts_are_kept_apart(cache, one, other):
 
 async def test_the_least_recently_used_goes_first(prompts, metrics):
     """A full cache forgets the label that nobody asked for the longest."""
-    cache = LabelCache(2, prompts, metrics)
+    cache = LabelCache(2, prompts, metrics, prompts_at_once=64)
     await cache.embed(["a", "b"], [])
     await cache.embed(["a"], [])
 
@@ -242,7 +296,7 @@ async def test_the_least_recently_used_goes_first(prompts, metrics):
 
 async def test_more_labels_than_the_cache_holds_are_answered(prompts, metrics):
     """The bound is on what is kept, not on what a request may ask."""
-    cache = LabelCache(1, prompts, metrics)
+    cache = LabelCache(1, prompts, metrics, prompts_at_once=64)
 
     embeddings, _ = await cache.embed(["a", "b", "c"], [])
 
@@ -294,6 +348,70 @@ async def test_an_error_reaches_everybody_who_waits(cache, held):
     assert answers == [held.error] * 2
 
 
+async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
+    """A stranger who shares another label of the call gets it; the caller learns of the failure."""
+    held.failing = {"poison, twice"}
+    embed = cache.embed(["cat", "poison"], ["{label}", "{label}, twice"])
+    poisoned = asyncio.create_task(embed)
+    await settle()
+    stranger = asyncio.create_task(cache.embed(["cat"], ["{label}", "{label}, twice"]))
+    await settle()
+
+    held.gate.set()
+    answers = await asyncio.gather(poisoned, stranger, return_exceptions=True)
+
+    assert isinstance(answers[0], InferenceFailed)
+    assert len(answers[1][0]) == 1
+    assert held.asked == ["cat", "cat, twice", "poison", "poison, twice"]
+
+
+async def test_a_label_is_ready_before_its_neighbours(one_by_one, held):
+    """Whoever shares one label of a large call does not wait for all of it."""
+    large, small = await _start(one_by_one, "a", "b", "c"), await _start(one_by_one, "a")
+
+    await held.release_chunk()
+
+    assert small.done()
+    assert not large.done()
+    assert await _hits(one_by_one, "a") == 1
+    await _leave(large)
+
+
+async def test_prompts_behind_a_bad_one_of_the_same_label_are_not_embedded(one_by_one, prompts):
+    """The label is lost anyway; the next one goes on."""
+    prompts.invalid = {"1 bad"}
+
+    with pytest.raises(TextTooLong):
+        await one_by_one.embed(["bad", "good"], ["1 {label}", "2 {label}"])
+
+    assert prompts.asked == ["1 bad", "1 good", "2 good"]
+
+
+async def test_prompts_are_embedded_in_chunks(prompts, metrics):
+    """A chunk takes prompts of several labels, and the last may be smaller."""
+    cache = LabelCache(100, prompts, metrics, prompts_at_once=3)
+
+    await cache.embed(["a", "b"], ["1 {label}", "2 {label}"])
+
+    assert prompts.chunks == [["1 a", "2 a", "1 b"], ["2 b"]]
+
+
+async def test_prompts_are_written_only_when_it_is_their_turn(cache, held):
+    """Labels times templates never lie in memory at once: here they would be 40 MB."""
+    labels = [f"{i} {'l' * 2_000}" for i in range(100)]
+    templates = [f"{i} {'t' * 2_000} {{label}}" for i in range(100)]
+    tracemalloc.start()
+
+    task = asyncio.create_task(cache.embed(labels, templates))
+    await settle()
+    _, peak_bytes = tracemalloc.get_traced_memory()
+
+    tracemalloc.stop()
+    assert len(held.asked) == 64
+    assert peak_bytes < 2_000_000
+    await _leave(task)
+
+
 async def test_an_error_is_not_kept(cache, held):
     """The next call for the label tries again."""
     held.gate.set()
@@ -329,6 +447,32 @@ async def test_the_work_ends_when_the_last_caller_leaves(cache, held):
     await settle()
 
     assert held.cancelled == 1
+
+
+async def test_who_shares_a_part_keeps_only_that_work_going(one_by_one, held):
+    """As soon as nobody waits for the rest of a call that was left, the rest is cancelled."""
+    large, small = await _start(one_by_one, "a", "b", "c"), await _start(one_by_one, "a")
+
+    await _leave(large)
+    assert held.cancelled == 0
+    await held.release_chunk()
+
+    assert small.done()
+    assert held.cancelled == 1
+    assert held.asked == ["a", "b"]
+
+
+async def test_who_waits_for_two_calls_labels_cancels_neither_of_theirs(cache, held):
+    """Of the work that a call shares with others, leaving ends what no other waits for."""
+    first, second = await _start(cache, "a"), await _start(cache, "b")
+    both = await _start(cache, "a", "b", "c")
+
+    await _leave(both)
+    held.gate.set()
+    await asyncio.gather(first, second)
+
+    assert held.cancelled == 1
+    assert held.asked == ["a", "b", "c"]
 
 
 async def test_who_comes_as_the_last_one_leaves_starts_anew(cache, held):

@@ -42,10 +42,7 @@ class Item:
 
 
 class Batcher:
-    """Batches entries of all callers onto the lanes of one device.
-
-    `on_room` is called on the event loop whenever entries of a modality have left its queue.
-    """
+    """Batches entries of all callers onto the lanes of one device."""
 
     def __init__(
         self,
@@ -72,10 +69,10 @@ class Batcher:
         self._enter_lane = encoder.enter_lane
         self._scheduler = scheduler
         self._metrics = metrics
-        self.on_room: Callable[[str], None] = lambda _: None
         self._clock = clock
         self._changed = threading.Condition()  # guards the scheduler and the fields below
         self._idle_lanes = 0
+        self.failed_batches = 0  # in a row, of which no entry succeeded
         self._is_stopping = False
         self._running_since: dict[int, float] = {}  # lane → start of its batch
         self._threads = [
@@ -101,13 +98,17 @@ class Batcher:
         return not any(thread.is_alive() for thread in self._threads)
 
     def submit(
-        self, modality: str, items: Sequence[Item], deadline: float | None = None
+        self,
+        modality: str,
+        items: Sequence[Item],
+        deadline: float | None = None,
+        on_taken: Callable[[int], None] = lambda _: None,
     ) -> list[asyncio.Future[Embedded]]:
         """Queues items; returns one future for each.
 
         Cancelling a future takes its entry out of the queue. A future fails with `ExpiredInQueue` when
         `deadline` (in the loop's time) comes while it still waits, and with `InferenceFailed` when the
-        model fails on it.
+        model fails on it. `on_taken` is called on the event loop, with an item's bytes, when a lane takes it.
 
         Raises:
             ShuttingDown: The lanes are stopping, so nothing would ever run the items.
@@ -116,7 +117,7 @@ class Batcher:
             raise ShuttingDown()
         now = self._clock()
         entries = [
-            Entry(item.payload, item.length, item.size_bytes, now, self._loop.create_future())
+            Entry(item.payload, item.length, item.size_bytes, now, self._loop.create_future(), on_taken)
             for item in items
         ]
         with self._changed:
@@ -128,15 +129,6 @@ class Batcher:
         if deadline is not None:
             self._expire_at(deadline, modality, entries)
         return [entry.future for entry in entries]
-
-    def queued(self, modality: str) -> tuple[int, int]:
-        """Returns how many entries wait, and their bytes."""
-        return self._scheduler.waiting(modality), self._scheduler.waiting_bytes(modality)
-
-    def seconds_to_drain(self, modality: str) -> float:
-        """Estimates how long what waits will keep the device busy."""
-        with self._changed:
-            return self._scheduler.seconds_to_drain(modality, len(self._threads))
 
     def longest_running_seconds(self) -> float:
         """Returns how long the oldest batch that is now in the model has been there; 0 if none is."""
@@ -160,8 +152,8 @@ class Batcher:
             entry.future.add_done_callback(count_down)
 
     def _leave(self, modality: str, entry: Entry, done: asyncio.Future[Embedded]) -> None:
-        if done.cancelled() and self._discard(modality, entry):
-            self.on_room(modality)
+        if done.cancelled():
+            self._discard(modality, entry)
 
     def _expire(self, modality: str, entries: list[Entry]) -> None:
         for entry in entries:
@@ -171,7 +163,6 @@ class Batcher:
                 future.set_exception(
                     ExpiredInQueue(f"the deadline passed after {waited:.3f} s in the queue; allow more time")
                 )
-        self.on_room(modality)
 
     def _discard(self, modality: str, entry: Entry) -> bool:
         with self._changed:
@@ -200,6 +191,9 @@ class Batcher:
         metrics.device_busy_seconds.inc(seconds)
         if any(isinstance(outcome, Embedded) for outcome in outcomes):
             metrics.last_forward_timestamp.set_to_current_time()
+            self.failed_batches = 0
+        else:
+            self.failed_batches += 1
 
     # --- on a lane's thread
 
@@ -214,7 +208,7 @@ class Batcher:
                 self._running_since[lane] = -math.inf  # the watchdog sees a batch that never ends
 
     def _run_batch(self, lane: int, batch: Batch) -> None:
-        self._on_loop(self.on_room, batch.modality)
+        self._on_loop(_tell_taken, batch.entries)
         outcomes = self._execute(batch, batch.entries)
         seconds = self._clock() - batch.start_time
         with self._changed:
@@ -244,32 +238,35 @@ class Batcher:
     def _execute(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
         """Runs entries of a batch; where that fails, runs each half, so that a bad entry fails alone."""
         try:
-            embeddings = self._encode[batch.modality]([entry.payload for entry in entries])
-            if len(embeddings) != len(entries):
-                raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
-        except OutOfDeviceMemory as error:
-            with self._changed:
-                limit = self._scheduler.shrink(batch.modality, len(entries))
-            _log.warning(
-                "out_of_device_memory", modality=batch.modality, batch_size=len(entries), new_limit=limit
-            )
-            return self._split(batch, entries, "out_of_memory", error)
+            return self._forward(batch, entries)
         except Exception as error:  # noqa: BLE001 — a lane outlives whatever the runtime raises
-            return self._split(batch, entries, "error", error)
+            reason = self._note(error, batch.modality, len(entries))
+            if len(entries) == 1:
+                return [_inference_failed(batch.modality, error)]
+        # Not inside `except`: the error's traceback keeps what the failed forward had allocated, and the
+        # halves need that memory.
+        self._metrics.batch_splits.labels(reason).inc()
+        middle = len(entries) // 2
+        return self._execute(batch, entries[:middle]) + self._execute(batch, entries[middle:])
+
+    def _forward(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
+        embeddings = self._encode[batch.modality]([entry.payload for entry in entries])
+        if len(embeddings) != len(entries):
+            raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
         seconds = self._clock() - batch.start_time
         return [
             _outcome(entry, embedding, batch, seconds)
             for entry, embedding in zip(entries, embeddings, strict=True)
         ]
 
-    def _split(
-        self, batch: Batch, entries: list[Entry], reason: str, error: Exception
-    ) -> list[Embedded | ServingError]:
-        if len(entries) == 1:
-            return [_inference_failed(batch.modality, error)]
-        self._metrics.batch_splits.labels(reason).inc()
-        middle = len(entries) // 2
-        return self._execute(batch, entries[:middle]) + self._execute(batch, entries[middle:])
+    def _note(self, error: Exception, modality: str, batch_size: int) -> str:
+        """Draws the consequences of a failed forward and names its reason for the metrics."""
+        if not isinstance(error, OutOfDeviceMemory):
+            return "error"
+        with self._changed:
+            limit = self._scheduler.shrink(modality, batch_size)
+        _log.warning("out_of_device_memory", modality=modality, batch_size=batch_size, new_limit=limit)
+        return "out_of_memory"
 
     def _register_gauges(self, lanes: int) -> None:
         self._metrics.lanes.set(lanes)
@@ -277,6 +274,11 @@ class Batcher:
             entries, size_bytes = self._metrics.queue_entries, self._metrics.queue_bytes
             entries.labels(modality).set_function(partial(self._scheduler.waiting, modality))
             size_bytes.labels(modality).set_function(partial(self._scheduler.waiting_bytes, modality))
+
+
+def _tell_taken(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        entry.on_taken(entry.size_bytes)
 
 
 def _outcome(

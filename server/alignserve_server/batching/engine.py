@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -13,20 +14,21 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.batching.admission import Room
+from alignserve_server.batching.admission import Place, Room
 from alignserve_server.batching.batcher import Batcher, Item
 from alignserve_server.batching.queue import Embedded
-from alignserve_server.errors import InvalidArgument, all_valid
+from alignserve_server.errors import InferenceFailed, InvalidArgument, ServingError, all_valid
 from alignserve_server.metrics import MODALITIES, Metrics
 from alignserve_server.model.encoder import Encoder, ModelInfo, PixelValues, TokenizedText, l2_normalize
-from alignserve_server.model.zero_shot import LabelCache, ScoredLabel, score_labels
+from alignserve_server.model.zero_shot import LabelCache, ScoredLabel, score_images
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
 _INLINE_CHARACTERS = 2048  # tokenizing less than this (some 0.5 ms) costs no more than the way to a thread
 _PROMPTS_AT_ONCE = 64  # label prompts that one call queues at once, so that others get in between
-_RETRY_DELAY_SECONDS = (0.02, 30.0)  # shortest and longest that callers are told to wait
+_TOKENIZE_THREADS = 2  # apart from decoding, so that a text does not wait behind images; two, for the longest
+_DEADLINE_TOLERANCE_SECONDS = 0.02  # a client's timer starts before ours, so its reset can come first
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,14 @@ class Call:
 
     deadline: float | None = None  # in the event loop's time
     waits_for_room: bool = False  # streams wait, unary calls are refused
+    on_admitted: Callable[[], None] | None = None  # called when its items have room
 
     def is_expired(self) -> bool:
-        """Says whether the deadline has passed."""
-        return self.deadline is not None and asyncio.get_running_loop().time() >= self.deadline
+        """Says whether the deadline has passed, at least by the caller's clock."""
+        return (
+            self.deadline is not None
+            and asyncio.get_running_loop().time() >= self.deadline - _DEADLINE_TOLERANCE_SECONDS
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,31 +96,32 @@ class Engine:
         max_queue_size: int,
         max_queue_bytes: int,
         label_cache_size: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._encoder = encoder
         self._batcher = batcher
-        self._pool = preprocess_pool
+        self._decode_pool = preprocess_pool
+        self._tokenize_pool = ThreadPoolExecutor(_TOKENIZE_THREADS, "tokenize")
         self._metrics = metrics
-        self._labels = LabelCache(label_cache_size, self._embed_prompts, metrics)
-        self._rooms = {
-            modality: Room(
-                modality,
-                max_items=max_queue_size,
-                max_bytes=max_queue_bytes,
-                queued=partial(batcher.queued, modality),
-                retry_delay=partial(self._retry_delay, modality),
-            )
-            for modality in MODALITIES
-        }
-        batcher.on_room = self._wake
+        room = partial(Room, max_items=max_queue_size, max_bytes=max_queue_bytes, clock=clock)
+        self._rooms = {modality: room(modality) for modality in MODALITIES}
+        self._room_without_labels = room("Classify")
+        prompts_at_once = min(_PROMPTS_AT_ONCE, self._rooms["text"].max_waiting_items)
+        self._labels = LabelCache(
+            label_cache_size, self._embed_prompts, metrics, prompts_at_once=prompts_at_once
+        )
 
     @property
     def info(self) -> ModelInfo:
         """What is being served."""
         return self._encoder.info
 
-    async def embed_images(self, contents: Sequence[bytes], call: Call) -> ImageEmbeddings:
-        """Embeds encoded images.
+    def close(self) -> None:
+        """Ends the threads that tokenize."""
+        self._tokenize_pool.shutdown(wait=False, cancel_futures=True)
+
+    async def embed_images(self, contents: list[bytes], call: Call) -> ImageEmbeddings:
+        """Embeds encoded images. Empties the list: each image is dropped when it is decoded.
 
         Raises:
             InvalidArgument: Images that cannot be read; names each as `images[i].content`.
@@ -143,7 +150,7 @@ class Engine:
 
     async def classify(
         self,
-        contents: Sequence[bytes],
+        contents: list[bytes],
         labels: Sequence[str],
         templates: Sequence[str],
         top_k: int,
@@ -151,45 +158,45 @@ class Engine:
     ) -> Classifications:
         """Scores encoded images against labels. The caller has checked labels and templates.
 
+        Empties `contents`, as `embed_images` does.
+
         Raises:
             InvalidArgument: Images that cannot be read, or labels that are too long; names each.
             ServingError: The call was refused, expired or failed.
         """
-        images_task = asyncio.ensure_future(self.embed_images(contents, call))
-        labels_task = asyncio.ensure_future(self._labels.embed(labels, templates))
-        try:
+        with ExitStack() as until_done:
+            labels_task = asyncio.ensure_future(self._labels.embed(labels, templates))
+            labels_task.add_done_callback(_retrieve)
+            until_done.callback(labels_task.cancel)
+            await asyncio.sleep(0)  # one turn of the loop: if all labels were cached, they are there now
+            if not labels_task.done():
+                until_done.enter_context(await self._admit_without_labels(contents, call))
+            images_task = asyncio.ensure_future(self.embed_images(contents, call))
+            until_done.callback(images_task.cancel)  # if one fails, the other leaves the queue
             images, (label_embeddings, hits) = await asyncio.gather(images_task, labels_task)
-        finally:
-            images_task.cancel()  # if one fails, the other leaves the queue
-            labels_task.cancel()
-        results = [
-            score_labels(image, label_embeddings, self.info.temperature, top_k)
-            for image in l2_normalize(images.embeddings)
-        ]
+        normalized = l2_normalize(images.embeddings)
+        results = score_images(normalized, label_embeddings, self.info.temperature, top_k)
         return Classifications(results, hits, images.timings)
 
-    def _wake(self, modality: str) -> None:
-        self._rooms[modality].wake()
+    async def _admit_without_labels(self, contents: Sequence[bytes], call: Call) -> Place:
+        """Admits a call to wait for its labels, so that those who do are bounded even if no image waits."""
+        if not call.waits_for_room:
+            self._rooms["text"].check_not_crowded()
+        return await _admit(self._room_without_labels, list(map(len, contents)), call)
 
     async def _run(self, work: _Work[_T], call: Call) -> list[Embedded]:
         """Takes one modality's items of a call from admission to their results."""
-        room = self._rooms[work.modality]
-        count, size_bytes = len(work.sizes), sum(work.sizes)
-        if call.waits_for_room:
-            await room.wait(count, size_bytes)
-        else:
-            room.reserve(count, size_bytes)
-        with self._metrics.track_items(work.modality, count, call.is_expired):
-            try:
-                await self._prepare(work)
-                futures = self._batcher.submit(work.modality, work.items(), call.deadline)
-            finally:
-                room.release(count, size_bytes)  # after `submit`: never less than what is there
+        place = await _admit(self._rooms[work.modality], work.sizes, call)
+        with place, self._metrics.track_items(work.modality, len(work.sizes), call.is_expired):
+            if call.on_admitted is not None:
+                call.on_admitted()
+            await self._prepare(work)
+            futures = self._batcher.submit(work.modality, work.items(), call.deadline, place.give_back)
             try:
                 return await asyncio.gather(*futures)
             finally:
                 for future in futures:
-                    future.cancel()  # frees the places of those that still wait; no effect on the others
+                    future.cancel()  # takes those that still wait out of the queue; no effect on the others
 
     async def _prepare(self, work: _Work[_T]) -> None:
         start = time.perf_counter()
@@ -197,11 +204,18 @@ class Engine:
         work.preprocess_seconds = time.perf_counter() - start
         self._metrics.preprocess_seconds.labels(work.modality).observe(work.preprocess_seconds)
 
-    async def _decode(self, contents: Sequence[bytes]) -> list[PixelValues]:
+    async def _decode(self, contents: list[bytes]) -> list[PixelValues]:
         loop = asyncio.get_running_loop()
-        decode = partial(_attempt, self._encoder.preprocess_image)
-        jobs = [loop.run_in_executor(self._pool, decode, content) for content in contents]
-        return all_valid(await asyncio.gather(*jobs), "images[{}].content")
+
+        def decode(position: int) -> PixelValues | InvalidArgument:
+            content, contents[position] = contents[position], b""
+            return _attempt(self._encoder.preprocess_image, content)
+
+        jobs = [loop.run_in_executor(self._decode_pool, decode, i) for i in range(len(contents))]
+        try:
+            return all_valid(await asyncio.gather(*jobs), "images[{}].content")
+        finally:
+            contents.clear()  # if the caller has left: the pool keeps cancelled jobs until their turn
 
     async def _tokenize(
         self, texts: Sequence[str], *, truncate: bool
@@ -210,35 +224,34 @@ class Engine:
         if sum(map(len, texts)) <= _INLINE_CHARACTERS:
             return [tokenize(text) for text in texts]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: [tokenize(text) for text in texts])
+        return await loop.run_in_executor(self._tokenize_pool, lambda: [tokenize(text) for text in texts])
 
-    async def _embed_prompts(self, prompts: Sequence[str]) -> list[NDArray[np.float32] | InvalidArgument]:
+    async def _embed_prompts(self, prompts: Sequence[str]) -> list[NDArray[np.float32] | ServingError]:
         """Embeds label prompts; waits for room, for as long as some caller waits for the label."""
-        answers: list[NDArray[np.float32] | InvalidArgument] = []
-        step = min(_PROMPTS_AT_ONCE, self._rooms["text"].max_waiting_items)
-        for start in range(0, len(prompts), step):
-            chunk = prompts[start : start + step]
-            tokenized = await self._tokenize(chunk, truncate=False)
-            valid = [text for text in tokenized if isinstance(text, TokenizedText)]
-            embedded = iter(await self._embed_tokenized(valid))
-            answers += [
-                next(embedded).embedding if isinstance(text, TokenizedText) else text for text in tokenized
-            ]
-        return answers
+        tokenized = await self._tokenize(prompts, truncate=False)
+        sized = zip(tokenized, _utf8_sizes(prompts), strict=True)
+        valid = [(text, size) for text, size in sized if isinstance(text, TokenizedText)]
+        embedded = iter(await self._embed_tokenized(valid))
+        return [next(embedded) if isinstance(text, TokenizedText) else text for text in tokenized]
 
-    async def _embed_tokenized(self, texts: list[TokenizedText]) -> list[Embedded]:
-        if not texts:
+    async def _embed_tokenized(
+        self, sized: list[tuple[TokenizedText, int]]
+    ) -> Sequence[NDArray[np.float32] | InferenceFailed]:
+        if not sized:
             return []
 
         async def prepare() -> list[TokenizedText]:
-            return texts
+            return [text for text, _ in sized]
 
-        sizes = [len(text.input_ids) for text in texts]
-        return await self._run(_Work("text", sizes, prepare), Call(waits_for_room=True))
-
-    def _retry_delay(self, modality: str) -> float:
-        shortest, longest = _RETRY_DELAY_SECONDS
-        return min(max(self._batcher.seconds_to_drain(modality), shortest), longest)
+        work = _Work("text", [size for _, size in sized], prepare)
+        try:
+            return [result.embedding for result in await self._run(work, Call(waits_for_room=True))]
+        except InferenceFailed as error:
+            if len(sized) == 1:
+                return [error]
+        # A call fails as a whole, but these may be of labels that others wait for: one by one.
+        alone = await asyncio.gather(*(self._embed_tokenized([text]) for text in sized))
+        return [answer for answers in alone for answer in answers]
 
 
 @dataclass(slots=True)
@@ -264,6 +277,18 @@ class _Work(Generic[_T]):
             max(result.compute_seconds for result in results),
             max(result.batch_size for result in results),
         )
+
+
+async def _admit(room: Room, sizes: Sequence[int], call: Call) -> Place:
+    if call.waits_for_room:
+        return await room.wait(len(sizes), sum(sizes))
+    return room.reserve(len(sizes), sum(sizes))
+
+
+def _retrieve(task: asyncio.Future[_T]) -> None:
+    """Marks the error as retrieved: if its call has left, there is nobody to warn."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _attempt(prepare: Callable[[_S], _T], given: _S) -> _T | InvalidArgument:

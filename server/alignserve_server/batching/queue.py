@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class Entry:
     size_bytes: int  # as the caller sent it
     enqueue_time: float  # monotonic seconds
     future: asyncio.Future[Embedded] = field(repr=False)
+    on_taken: Callable[[int], None] = lambda _: None  # told `size_bytes` when a lane takes the entry
 
 
 class EntryQueue:

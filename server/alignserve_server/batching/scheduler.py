@@ -139,11 +139,6 @@ class Scheduler:
             lineup.full_batches = 0
         return lineup.max_batch_size
 
-    def seconds_to_drain(self, modality: str, lanes: int) -> float:
-        """Estimates how long the entries that wait will keep the device busy."""
-        lineup = self._lineups[modality]
-        return len(lineup.queue) * lineup.seconds_per_entry / lanes
-
     def _ripe_time(self, lineup: _Lineup) -> float:
         if self._max_queue_delay == 0.0 or len(lineup.queue) >= lineup.max_batch_size:
             return -math.inf

@@ -134,6 +134,7 @@ class AlignEncoder:
     ) -> None:
         self.info = info
         self.lanes = runtime.lanes
+        self.is_measurable = True
         self.preprocess_image = images
         self.tokenize = texts
         self.enter_lane = runtime.enter_lane

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 
-import numpy as np
 from PIL import ExifTags, Image
 
 from alignserve_server.errors import ImageTooLarge, ImageUnreadable
@@ -13,6 +15,16 @@ from alignserve_server.errors import ImageTooLarge, ImageUnreadable
 # Few on purpose: every further decoder is further code that strangers' bytes reach. A JPEG may hold several
 # pictures (MPO, as phones write them); the first counts, as it does of an animation.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+# A thin picture costs the memory of its longer side: resizing keeps a row of weights for each of its pixels.
+# 65,535 is the most that JPEG and GIF can express.
+MAX_IMAGE_SIDE = 65_535
+
+# What a decoder does for each part of a file takes time that neither bytes nor pixels bound, and a decode
+# cannot be cancelled. Each limit is ten times what cameras and editors write.
+_MAX_PARTS = 32_768  # JPEG segments before the first scan, PNG chunks: about 1 µs each
+_MAX_JPEG_SCANS = 100  # each passes over all the pixels, some 10 ms at 25 million, and can be 60 bytes long
+_MAX_PNG_METADATA = 256  # chunks, of which each can inflate to 1 MB
 
 _UPRIGHT = {  # EXIF orientation to what undoes it; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,6 +35,7 @@ _UPRIGHT = {  # EXIF orientation to what undoes it; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TO_8_BITS = [(value + 128) // 257 for value in range(1 << 16)]  # value / 257, rounded
 
 
 class ImageDecoder:
@@ -47,7 +60,8 @@ class ImageDecoder:
 
         Raises:
             ImageUnreadable: The bytes are not of `IMAGE_FORMATS`, or are broken or incomplete.
-            ImageTooLarge: There are more bytes or pixels than the limits allow.
+            ImageTooLarge: There are more bytes or pixels than the limits allow, or more parts than any real
+                file has.
         """
         if not content:
             raise ImageUnreadable("image is empty; send the bytes of an image file")
@@ -55,6 +69,7 @@ class ImageDecoder:
             raise ImageTooLarge(
                 f"image has {len(content)} bytes, limit {self._max_bytes}; send a smaller one"
             )
+        _check_structure(content)
         with _open(content) as image:
             self.check_size(*image.size)
             return _load(image)
@@ -68,6 +83,74 @@ class ImageDecoder:
                 f"{what} has {width} x {height} = {width * height} pixels, limit {self._max_pixels}; "
                 "send a smaller one"
             )
+        if max(width, height) > MAX_IMAGE_SIDE:
+            side, length = ("width", width) if width > height else ("height", height)
+            raise ImageTooLarge(
+                f"{what} has a {side} of {length}, limit {MAX_IMAGE_SIDE}; send a smaller one"
+            )
+
+
+def _check_structure(content: bytes) -> None:
+    """Raises ImageTooLarge for what would take a decoder long however small the file and the picture."""
+    # The other formats need no such check: of an animation only the first frame is decoded.
+    if content.startswith(_JPEG_SIGNATURE):
+        _check_jpeg(content)
+    elif content.startswith(_PNG_SIGNATURE):
+        _check_png(content)
+
+
+_JPEG_SIGNATURE = b"\xff\xd8"
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_JPEG_SEGMENT = re.compile(
+    rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]"
+)  # the end, and all that tell their length
+
+
+def _check_jpeg(content: bytes) -> None:
+    # Counting two bytes is quick but finds them in metadata too, and in the film that a phone appends. So
+    # it can only acquit; to convict, the segments themselves are counted.
+    may_have_many_scans = content.count(_JPEG_SCAN) > _MAX_JPEG_SCANS
+    parts = scans = 0
+    for marker, padding in _jpeg_segments(content):
+        if not scans:
+            parts += 1 + padding  # Pillow steps over padding byte by byte
+            _check_count("segments and padding", parts, _MAX_PARTS)
+        elif marker == _JPEG_END or not may_have_many_scans:
+            return
+        scans += marker == _JPEG_SCAN
+        _check_count("scans", scans, _MAX_JPEG_SCANS)
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yields each segment's marker, as libjpeg finds it, and the number of bytes skipped to come there."""
+    end = 0
+    while found := _JPEG_SEGMENT.search(content, end):
+        yield found[0], found.start() - end
+        end = found.end()
+        if found[0] != _JPEG_END:
+            end += max(2, int.from_bytes(content[end : end + 2], "big"))
+    yield _JPEG_END, max(0, len(content) - end)
+
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNK = struct.Struct(">I4s")  # length of the data, kind; data and a checksum follow
+_PNG_ANIMATION = (b"fcTL", b"fdAT")
+
+
+def _check_png(content: bytes) -> None:
+    start, parts, metadata = len(_PNG_SIGNATURE), 0, 0
+    while start + _PNG_CHUNK.size <= len(content):
+        length, kind = _PNG_CHUNK.unpack_from(content, start)
+        start += _PNG_CHUNK.size + length + 4
+        parts += 1
+        metadata += kind[:1].islower() and kind not in _PNG_ANIMATION
+        _check_count("chunks", parts, _MAX_PARTS)
+        _check_count("metadata chunks", metadata, _MAX_PNG_METADATA)
+
+
+def _check_count(what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise ImageTooLarge(f"image has more than {limit} {what}, the limit; save it anew, without metadata")
 
 
 def _open(content: bytes) -> Image.Image:
@@ -98,6 +181,5 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip((wide + 128) // 257, 0, 255).astype(np.uint8))
+        image = image.convert("I").point(_TO_8_BITS, "L")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -54,6 +54,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def is_measurable(self) -> bool:
+        """Whether the time of its forwards says which batch size is best."""
+        ...
+
+    @property
     def device_memory_bytes(self) -> int:
         """Memory that the model holds on its device now."""
         ...

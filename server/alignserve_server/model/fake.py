@@ -74,6 +74,7 @@ class FakeEncoder:
             min_cosine=1.0,
         )
         self.lanes = 1
+        self.is_measurable = False
         self.gate = threading.Event()
         self.gate.set()
         self.max_batch_size: int | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 import threading
 import warnings
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
+
+# OpenVINO reports its use over the network, from a process that it forks, unless its reporter is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # Python's way to block an import
+import openvino as ov
 
 from alignserve_server.logs import get_logger
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError

@@ -17,6 +17,7 @@ from alignserve_server.errors import (
     LabelsInvalid,
     RequestEmpty,
     TemplateInvalid,
+    TextTooLong,
 )
 from alignserve_server.model.decode import IMAGE_FORMATS
 from alignserve_server.model.encoder import ModelInfo, TokenizedText, l2_normalize
@@ -64,13 +65,14 @@ def labels(values: Sequence[str], limits: RequestLimits) -> list[str]:
     """Returns the labels of a request.
 
     Raises:
-        InvalidArgument: There are none or too many, or one is blank.
+        InvalidArgument: There are none or too many, or one is blank or too long.
     """
     if not 1 <= len(values) <= limits.max_labels:
         raise LabelsInvalid.at("labels", f"{len(values)} labels; send from 1 to {limits.max_labels}")
     for position, label in enumerate(values):
         if not label.strip():
             raise LabelsInvalid.at(f"labels[{position}]", "label is blank; leave it out or name it")
+        _check_prompt_bytes(f"labels[{position}]", "label", _utf8_size(label), limits)
     return list(values)
 
 
@@ -78,7 +80,7 @@ def prompt_templates(values: Sequence[str], limits: RequestLimits) -> list[str]:
     """Returns the prompt templates of a request.
 
     Raises:
-        InvalidArgument: There are too many, or one has not exactly one placeholder.
+        InvalidArgument: There are too many, or one is too long or has not exactly one placeholder.
     """
     if len(values) > limits.max_prompt_templates:
         raise TemplateInvalid.at(
@@ -90,6 +92,7 @@ def prompt_templates(values: Sequence[str], limits: RequestLimits) -> list[str]:
                 f"prompt_templates[{position}]",
                 f"template has {template.count(PLACEHOLDER)} placeholders; write {PLACEHOLDER} exactly once",
             )
+        _check_prompt_bytes(f"prompt_templates[{position}]", "template", _filled_size(template), limits)
     return list(values)
 
 
@@ -98,6 +101,28 @@ def top_k(value: int) -> int:
     if value < 0:
         raise InvalidArgument.at("top_k", f"{value} is negative; send 0 for every label")
     return value
+
+
+def check_classification(request: pb.ClassifyRequest, limits: RequestLimits) -> None:
+    """Checks what labels make together with templates and images; each has passed its own checks.
+
+    Raises:
+        InvalidArgument: A label in a template is too long, or the response would repeat labels until it is
+            larger than a request may be.
+    """
+    sizes = [_utf8_size(label) for label in request.labels]
+    longest_template = max(map(_filled_size, request.prompt_templates), default=0)
+    for position, size in enumerate(sizes):
+        what = "label in the longest template"
+        _check_prompt_bytes(f"labels[{position}]", what, size + longest_template, limits)
+    # As much as an image can get: which labels are best is not known yet.
+    returned = sum(sorted(sizes, reverse=True)[: request.top_k or None])
+    if len(request.images) * returned > limits.max_request_bytes:
+        raise LabelsInvalid.at(
+            "labels",
+            f"{len(request.images)} images with {returned} bytes of labels each make a response larger than "
+            f"{limits.max_request_bytes} bytes; set top_k, shorten labels or send fewer images",
+        )
 
 
 def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.float32]], list[pb.Embedding]]:
@@ -174,6 +199,7 @@ def model_info(info: ModelInfo, limits: RequestLimits, server_version: str) -> p
         max_stream_in_flight=limits.max_stream_in_flight,
         image_formats=IMAGE_FORMATS,
         server_version=server_version,
+        min_cosine=info.min_cosine,
     )
 
 
@@ -182,6 +208,20 @@ def _check_count(field: str, count: int, limit: int) -> None:
         raise RequestEmpty.at(field, f"no {field}; send from 1 to {limit}")
     if count > limit:
         raise BatchTooLarge.at(field, f"{count} {field}, limit {limit}; send fewer per request")
+
+
+def _check_prompt_bytes(field: str, what: str, size: int, limits: RequestLimits) -> None:
+    if size > limits.max_text_bytes:
+        raise TextTooLong.at(field, f"{what} has {size} bytes, limit {limits.max_text_bytes}; shorten it")
+
+
+def _filled_size(template: str) -> int:
+    """Bytes that a template adds to a label."""
+    return _utf8_size(template) - len(PLACEHOLDER)
+
+
+def _utf8_size(text: str) -> int:
+    return len(text.encode())
 
 
 def _float_list(embedding: NDArray[np.float32]) -> pb.Embedding:

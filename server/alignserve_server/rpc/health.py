@@ -48,18 +48,26 @@ class Readiness:
             await self._publish(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def check(self) -> None:
-        """Passes if calls can be served. A draining server still serves those that come.
+        """Passes if a call that comes now can be served. A draining server still serves those that come.
 
         Raises:
-            ModelLoading, ModelStalled: They cannot, for now.
-            ShuttingDown: They cannot any more.
+            ModelLoading, ModelStalled: It cannot, for now.
+            ShuttingDown: It cannot any more.
+        """
+        self.check_model()
+        if self.state is State.STOPPING:
+            raise ShuttingDown()
+
+    def check_model(self) -> None:
+        """Passes if what has been accepted can be served, which a stopping server still does.
+
+        Raises:
+            ModelLoading, ModelStalled: It cannot, for now.
         """
         if self.state is State.LOADING:
             raise ModelLoading("the model is loading; retry after the delay", retry_delay_seconds=1.0)
         if self.state is State.STALLED:
             raise ModelStalled("the model is stuck; retry on another server", retry_delay_seconds=5.0)
-        if self.state is State.STOPPING:
-            raise ShuttingDown()
 
     async def _publish(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in _SERVICES:

@@ -1,7 +1,8 @@
 """The edge of every RPC: parses the request, counts, times, and turns exceptions into statuses.
 
 gRPC's own edge answers malformed messages and unexpected exceptions with UNKNOWN and the exception's text.
-Here the handlers get raw bytes, so that both become typed errors that leak nothing.
+Here both become typed errors that leak nothing: to gRPC, every message can be parsed, and some turn out to be
+an error.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import inspect
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,15 +21,19 @@ from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C exten
     ExecuteBatchError,
 )
 
-from alignserve_server.errors import InternalError, RequestMalformed, ServingError
+from alignserve_server.errors import InternalError, RequestMalformed, ServingError, ShuttingDown
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
+from alignserve_server.rpc.health import SERVICE
 from alignserve_server.rpc.status import to_grpc_status
 
 _log = get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Any]
+
+# A client's own timer runs from before the request was on its way, so at the deadline its reset comes first.
+_DEADLINE_TOLERANCE_SECONDS = 0.02
 
 
 def internal_error(where: str, error: BaseException) -> InternalError:
@@ -44,7 +50,15 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._closing = asyncio.Event()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def close_watches(self) -> None:
+        """Ends health watches and reflection, now and from now on.
+
+        Clients leave those streams open, so a shutdown that waited for them would last out its grace.
+        """
+        self._closing.set()
 
     async def intercept_service(
         self,
@@ -61,57 +75,63 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
     def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        edge = _Edge(method, handler, self._metrics)
-        serializer = handler.response_serializer
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(edge.answer, None, serializer)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(edge.answer_in_stream, None, serializer)
-        if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(edge.answer_stream, None, serializer)
-        return grpc.stream_stream_rpc_method_handler(edge.answer_stream_in_stream, None, serializer)
+        edge = _Edge(method, handler, self._metrics, self._closing)
+        make, answer = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, edge.answer),
+            (False, True): (grpc.unary_stream_rpc_method_handler, edge.answer_in_stream),
+            (True, False): (grpc.stream_unary_rpc_method_handler, edge.answer),
+            (True, True): (grpc.stream_stream_rpc_method_handler, edge.answer_in_stream),
+        }[handler.request_streaming, handler.response_streaming]
+        return make(answer, edge.parse, handler.response_serializer)
 
 
 class _Edge:
     """The edge of one method."""
 
-    def __init__(self, method: str, handler: Any, metrics: Metrics) -> None:
+    def __init__(self, method: str, handler: Any, metrics: Metrics, closing: asyncio.Event) -> None:
         self._method = method
         self._handler: Handler = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
+        self._reads_stream: bool = handler.request_streaming
         self._parse = handler.request_deserializer
         self._metrics = metrics
+        self._closing = closing
         _, service, name = method.split("/")
+        self._is_watch: bool = handler.response_streaming and service != SERVICE
         self._labels = (_KINDS[handler.request_streaming, handler.response_streaming], service, name)
         self._started = metrics.rpcs_started.labels(*self._labels)
         self._seconds = metrics.rpc_seconds.labels(*self._labels)
 
-    async def answer(self, request: bytes, context: Context) -> Any:
+    def parse(self, message: bytes) -> Any:
+        """Returns the request, or why it is none."""
+        try:
+            return self._parse(message)
+        except (DecodeError, UnicodeDecodeError):
+            return RequestMalformed(
+                f"the request is not a valid message of {self._method}; use stubs made from its protos"
+            )
+
+    async def answer(self, given: Any, context: Context) -> Any:
         async def work() -> Any:
-            return await self._handler(self._parsed(request), context)
+            return await self._handler(self._checked(given), context)
 
         return await self._guard(work, context)
 
-    async def answer_in_stream(self, request: bytes, context: Context) -> None:
+    async def answer_in_stream(self, given: Any, context: Context) -> None:
         async def work() -> None:
-            await _write_all(self._handler(self._parsed(request), context), context)
+            await _write_all(self._handler(self._checked(given), context), context)
 
-        await self._guard(work, context)
-
-    async def answer_stream(self, requests: AsyncIterator[bytes], context: Context) -> Any:
-        async def work() -> Any:
-            return await self._handler(self._all_parsed(requests), context)
-
-        return await self._guard(work, context)
-
-    async def answer_stream_in_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        async def work() -> None:
-            await _write_all(self._handler(self._all_parsed(requests), context), context)
-
-        await self._guard(work, context)
+        await self._guard(partial(self._until_closing, work) if self._is_watch else work, context)
 
     async def _guard(self, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
+        try:
+            return await self._count(work, context)
+        except ServingError as error:
+            await context.abort_with_status(to_grpc_status(error))
+
+    async def _count(self, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
+        """Counts and times the work; what it raises by mistake becomes an `InternalError`."""
         self._started.inc()
         start = time.perf_counter()
         code = "OK"
@@ -120,35 +140,37 @@ class _Edge:
         except ServingError as error:
             code = error.code
             self._metrics.count_refusal(error)
-            await _abort(context, error)
+            raise
         except grpc.aio.AbortError:  # of handlers that are not ours
             code = _name(context.code())
             raise
         except asyncio.CancelledError:
-            remaining = context.time_remaining()
-            code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+            code = code_of_cancellation(context.time_remaining())
             raise
         except ExecuteBatchError:  # a write to a client that has left
             code = "CANCELLED"
             raise
-        except Exception as error:  # noqa: BLE001 — nothing unexpected may reach gRPC, which would send its text
+        except Exception as error:  # nothing unexpected may reach gRPC, which would send its text
             code = "INTERNAL"
-            await _abort(context, internal_error(self._method, error))
+            raise internal_error(self._method, error) from error
         finally:
             self._seconds.observe(time.perf_counter() - start)
             self._metrics.rpcs_handled.labels(*self._labels, code).inc()
 
-    def _parsed(self, request: bytes) -> Any:
+    async def _until_closing(self, work: Callable[[], Awaitable[None]]) -> None:
+        working, closing = asyncio.ensure_future(work()), asyncio.ensure_future(self._closing.wait())
         try:
-            return self._parse(request)
-        except (DecodeError, UnicodeDecodeError) as error:
-            raise RequestMalformed(
-                f"the request is not a valid message of {self._method}; use stubs made from its protos"
-            ) from error
+            await asyncio.wait({working, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ShuttingDown()
+            working.result()
+        finally:
+            working.cancel()
+            closing.cancel()
 
-    async def _all_parsed(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        async for request in requests:
-            yield self._parsed(request)
+    def _checked(self, given: Any) -> Any:
+        """Returns what the handler takes, the one request or an iterator; raises where a message is none."""
+        return _valid_only(given) if self._reads_stream else _valid(given)
 
 
 _KINDS = {
@@ -159,6 +181,24 @@ _KINDS = {
 }
 
 
+def code_of_cancellation(seconds_remaining: float | None) -> str:
+    """Names what ended a call that gRPC cancelled: its client, or its deadline."""
+    if seconds_remaining is None or seconds_remaining > _DEADLINE_TOLERANCE_SECONDS:
+        return "CANCELLED"
+    return "DEADLINE_EXCEEDED"
+
+
+def _valid(request: Any) -> Any:
+    if isinstance(request, ServingError):
+        raise request
+    return request
+
+
+async def _valid_only(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _valid(request)
+
+
 async def _write_all(result: Any, context: Context) -> None:
     """Runs a streaming handler of either kind: one that yields responses, or one that writes them itself."""
     if not inspect.isasyncgen(result):
@@ -166,11 +206,6 @@ async def _write_all(result: Any, context: Context) -> None:
         return
     async for response in result:
         await context.write(response)
-
-
-async def _abort(context: Context, error: ServingError) -> NoReturn:
-    await context.abort_with_status(to_grpc_status(error))
-    raise AssertionError("abort_with_status returned")
 
 
 def _name(code: Any) -> str:

@@ -36,12 +36,15 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         self._streams: set[InferStream] = set()
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Context) -> pb.EmbedImageResponse:
+        self._readiness.check()
         return await self._embed_image(request, _call(context))
 
     async def EmbedText(self, request: pb.EmbedTextRequest, context: Context) -> pb.EmbedTextResponse:
+        self._readiness.check()
         return await self._embed_text(request, _call(context))
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        self._readiness.check()
         return await self._classify(request, _call(context))
 
     async def GetModelInfo(
@@ -49,7 +52,8 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         request: pb.GetModelInfoRequest,  # noqa: ARG002 — the message is empty
         context: Context,  # noqa: ARG002
     ) -> pb.GetModelInfoResponse:
-        return convert.model_info(self._ready_engine().info, self._limits, self._server_version)
+        self._readiness.check()
+        return convert.model_info(self._loaded_engine().info, self._limits, self._server_version)
 
     async def StreamInfer(  # type: ignore[override]  # a coroutine that writes is gRPC's other kind of handler
         self, requests: AsyncIterator[pb.StreamInferRequest], context: Context
@@ -75,6 +79,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
             stream.drain()
 
     async def _infer(self, request: pb.StreamInferRequest, call: Call) -> pb.StreamInferResponse:
+        self._readiness.check_model()  # not `check`: a stream that is draining answers what it has read
         kind = request.WhichOneof("request")
         if kind == "embed_image":
             return pb.StreamInferResponse(embed_image=await self._embed_image(request.embed_image, call))
@@ -86,7 +91,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 
     async def _embed_image(self, request: pb.EmbedImageRequest, call: Call) -> pb.EmbedImageResponse:
         start = time.perf_counter()
-        engine = self._ready_engine()
+        engine = self._loaded_engine()
         contents = convert.image_contents(request.images, self._limits)
         encode = convert.embedding_encoder(request.embedding_options)
         result = await engine.embed_images(contents, call)
@@ -97,7 +102,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 
     async def _embed_text(self, request: pb.EmbedTextRequest, call: Call) -> pb.EmbedTextResponse:
         start = time.perf_counter()
-        engine = self._ready_engine()
+        engine = self._loaded_engine()
         texts = convert.texts(request.texts, self._limits)
         encode = convert.embedding_encoder(request.embedding_options)
         result = await engine.embed_texts(texts, call, truncate=request.truncate)
@@ -109,11 +114,12 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 
     async def _classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
         start = time.perf_counter()
-        engine = self._ready_engine()
+        engine = self._loaded_engine()
         contents = convert.image_contents(request.images, self._limits)
         labels = convert.labels(request.labels, self._limits)
         templates = convert.prompt_templates(request.prompt_templates, self._limits)
         top_k = convert.top_k(request.top_k)
+        convert.check_classification(request, self._limits)
         found = await engine.classify(contents, labels, templates, top_k, call)
         stats = convert.inference_stats(found.timings, start, found.cached_label_count)
         return pb.ClassifyResponse(
@@ -121,8 +127,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
             stats=stats if request.include_stats else None,
         )
 
-    def _ready_engine(self) -> Engine:
-        self._readiness.check()
+    def _loaded_engine(self) -> Engine:
         assert self.engine is not None  # noqa: S101 — `server` sets it before it reports ready
         return self.engine
 

@@ -1,14 +1,16 @@
 """One `StreamInfer` call: items run side by side, responses leave in the order that the client chose.
 
-A slot of the window is taken before a message is read and freed when its response is written. So a client
-that sends faster than the model runs, or stops reading, is paused by HTTP/2 flow control, and a stream holds
-at most `max_in_flight` items.
+A slot of the window is taken before a message is read and freed when its response is written, and the next
+message is not read before the last one has room. So a client that sends faster than the model runs, or stops
+reading, is paused by HTTP/2 flow control, and a stream holds at most `max_in_flight` items, of which at most
+one waits for room.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 from alignserve.v1 import align_service_pb2 as pb
 
@@ -60,6 +62,7 @@ class InferStream:
             ServingError: The stream cannot go on; everything read before has been answered.
         """
         self._reader = asyncio.create_task(self._read(requests))
+        self._reader.add_done_callback(lambda _: self._outbox.put_nowait(None))  # even if it never began
         try:
             await self._write_answers()
             await self._finish_reading()
@@ -67,6 +70,7 @@ class InferStream:
             for task in (self._reader, *self._answers):
                 task.cancel()
             await asyncio.gather(self._reader, *self._answers, return_exceptions=True)
+            self._forget()
 
     def drain(self) -> None:
         """Stops reading; `run` answers what was read and then raises `ShuttingDown`."""
@@ -76,21 +80,18 @@ class InferStream:
 
     async def _read(self, requests: AsyncIterator[pb.StreamInferRequest]) -> None:
         is_first = True
-        try:
-            while True:
-                await self._window.acquire()
-                try:
-                    request = await requests.__anext__()
-                except StopAsyncIteration:
-                    return
-                options_only = is_first and self._take_options(request)
-                if options_only:
-                    self._window.release()
-                else:
-                    self._start(request, is_first=is_first)
-                is_first = False
-        finally:
-            self._outbox.put_nowait(None)
+        while True:
+            await self._window.acquire()
+            try:
+                request = await requests.__anext__()
+            except StopAsyncIteration:
+                return
+            options_only = is_first and self._take_options(request)
+            if options_only:
+                self._window.release()
+            else:
+                await self._start(request, is_first=is_first)
+            is_first = False
 
     def _take_options(self, request: pb.StreamInferRequest) -> bool:
         """Applies the options of the first message; says whether it carries nothing else."""
@@ -102,15 +103,22 @@ class InferStream:
         self._is_ordered = order == pb.DELIVERY_ORDER_AS_REQUESTED
         return request.WhichOneof("request") is None and request.HasField("stream_options")
 
-    def _start(self, request: pb.StreamInferRequest, *, is_first: bool) -> None:
-        answer = asyncio.create_task(self._answer(request, is_first=is_first))
+    async def _start(self, request: pb.StreamInferRequest, *, is_first: bool) -> None:
+        """Begins to answer a request; returns once it has room, or is answered without."""
+        admitted = asyncio.Event()
+        call = replace(self._call, on_admitted=admitted.set)
+        answer = asyncio.create_task(self._answer(request, call, is_first=is_first))
+        answer.add_done_callback(lambda _: admitted.set())
         self._answers.add(answer)
         if self._is_ordered:
             self._outbox.put_nowait(answer)
         else:
             answer.add_done_callback(self._outbox.put_nowait)
+        await admitted.wait()
 
-    async def _answer(self, request: pb.StreamInferRequest, *, is_first: bool) -> pb.StreamInferResponse:
+    async def _answer(
+        self, request: pb.StreamInferRequest, call: Call, *, is_first: bool
+    ) -> pb.StreamInferResponse:
         correlation_id = request.correlation_id
         is_ours = False
         try:
@@ -119,7 +127,7 @@ class InferStream:
             self._check_id(correlation_id)
             self._ids_in_flight.add(correlation_id)
             is_ours = True
-            response = await self._infer(request, self._call)
+            response = await self._infer(request, call)
         except ServingError as error:
             self._metrics.count_refusal(error)
             response = pb.StreamInferResponse(error=to_status_proto(error))
@@ -159,3 +167,14 @@ class InferStream:
             raise ShuttingDown()
         if self._reader is not None:
             await self._reader  # raises what ended it
+
+    def _forget(self) -> None:
+        """Drops the finished tasks.
+
+        What ended them has tracebacks, which lead to this stream and to the items' bytes: a cycle that would
+        stay until the garbage collector comes to the oldest generation.
+        """
+        self._reader = None
+        self._answers.clear()
+        while not self._outbox.empty():
+            self._outbox.get_nowait()

@@ -1,0 +1,48 @@
+"""How fast items leave, whatever it is that holds them up: decoding, the queue or the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+# What lies further back hardly counts. By time, so that a slow-down is noticed; by items too, since while
+# callers are few, the pace is theirs and not the server's.
+_MEMORY_SECONDS = 5.0
+_MEMORY_ITEMS = 100
+
+
+class Pace:
+    """Measures items per second over the time in which there are any."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Starts with nothing there; `clock` tells monotonic seconds."""
+        self._clock = clock
+        self._there = 0
+        self._since = 0.0  # when something left last, or came to where nothing was
+        self._left = 0.0  # items that left and the seconds this took, both faded
+        self._seconds = 0.0
+
+    def enter(self, items: int) -> None:
+        """Counts items that come."""
+        if self._there == 0:
+            self._since = self._clock()
+        self._there += items
+
+    def leave(self, items: int) -> None:
+        """Counts items that go."""
+        now = self._clock()
+        elapsed, self._since = now - self._since, now
+        kept = math.exp(-elapsed / _MEMORY_SECONDS - items / _MEMORY_ITEMS)
+        self._left = self._left * kept + items
+        self._seconds = self._seconds * kept + elapsed
+        self._there -= items
+
+    def seconds_to_drain(self) -> float:
+        """Estimates when all that are there now will have left.
+
+        While none has ever left, that is as long again as it has taken so far.
+        """
+        if self._there == 0:
+            return 0.0
+        seconds = self._seconds + self._clock() - self._since
+        return seconds * self._there / self._left if self._left else seconds
