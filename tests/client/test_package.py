@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
 
 import alignserve
 import alignserve.errors
@@ -65,3 +67,14 @@ def test_asyncio_client_has_the_surface_of_the_blocking_one() -> None:
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert surface(alignserve.AsyncClient) == surface(alignserve.Client)
+
+
+def test_the_base_install_is_the_client_alone() -> None:
+    """`pip install alignserve` brings what a client needs; all else stands behind an extra."""
+    base = {
+        re.split(r"[^\w-]", requirement, maxsplit=1)[0]
+        for requirement in requires("alignserve") or ()
+        if "extra ==" not in requirement
+    }
+
+    assert base == {"grpcio", "protobuf", "googleapis-common-protos", "numpy"}

@@ -6,24 +6,26 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from alignserve_server.model.align import AlignEncoder
+from alignserve_server.model.encoder import TokenizedText
 from alignserve_server.model.runtime import cpu_count
 
 from tests.load.inputs import bodies
 
 _WARMUP_SECONDS = 1.0
+_TEXTS_AT_ONCE = 128
 
 
 def offline_rate(encoder: AlignEncoder, modality: str, batch_size: int, seconds: float) -> float:
     """Returns the items per second of all lanes together, each item decoded or tokenized on the way.
 
     As many threads as there are cores prepare items into a queue of two batches a lane; each lane takes a
-    batch of `batch_size` whenever it is free. Texts come in the order of their lengths, as the server groups
-    them.
+    batch of `batch_size` whenever it is free. Of as many texts as the server's callers send at a time, those
+    of like length come together, as the server groups them.
     """
     encode = encoder.encode_images if modality == "image" else encoder.encode_texts
     prepared: queue.Queue[Any] = queue.Queue(2 * batch_size * encoder.lanes)
@@ -67,6 +69,10 @@ def offline_rate(encoder: AlignEncoder, modality: str, batch_size: int, seconds:
 def _items(encoder: AlignEncoder, modality: str) -> Iterator[Any]:
     if modality == "image":
         return map(encoder.preprocess_image, bodies("image"))
-    texts = sorted((body.decode() for body in itertools.islice(bodies("text"), 2000)), key=len)
-    tokenize: Callable[[str], Any] = lambda text: encoder.tokenize(text, truncate=True)  # noqa: E731
-    return map(tokenize, itertools.cycle(texts))
+    return _tokenized(encoder)
+
+
+def _tokenized(encoder: AlignEncoder) -> Iterator[TokenizedText]:
+    texts = (encoder.tokenize(body.decode(), truncate=True) for body in bodies("text"))
+    while True:
+        yield from sorted(itertools.islice(texts, _TEXTS_AT_ONCE), key=lambda text: len(text.input_ids))
