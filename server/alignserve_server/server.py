@@ -109,10 +109,9 @@ class Server:
             Exception: Whatever loading raises; the server stays NOT_SERVING.
         """
         start = time.perf_counter()
-        encoder = await _in_daemon_thread(self._load)
+        encoder, batch_sizes = await _in_daemon_thread(self._load)
         info = encoder.info
         lanes = self._settings.lanes or encoder.lanes
-        batch_sizes = await _in_daemon_thread(partial(self._batch_sizes, encoder))
         self._batcher = Batcher(encoder, self._scheduler(batch_sizes), self.metrics, lanes=lanes)
         self._batcher.start()
         self._servicer.engine = Engine(
@@ -205,11 +204,12 @@ class Server:
             ) from error
         self.metrics_port = self._metrics_server.server_port
 
-    def _load(self) -> Encoder:
+    def _load(self) -> tuple[Encoder, dict[str, int]]:
+        """Returns the model, warmed up, and its batch sizes; in one thread, which is prepared as a lane's."""
         encoder = self._load_encoder(self._settings)
         if self._settings.warmup:
             _run_once(encoder)
-        return encoder
+        return encoder, self._batch_sizes(encoder)
 
     def _batch_sizes(self, encoder: Encoder) -> dict[str, int]:
         """Returns the largest batch of each modality: as set, or less where less proves as fast."""

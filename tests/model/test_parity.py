@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from alignserve_server.model.align import load_align
 from alignserve_server.model.encoder import l2_normalize
-from alignserve_server.model.zero_shot import score_labels
+from alignserve_server.model.zero_shot import score_images
 
 pytestmark = pytest.mark.model
 
@@ -57,7 +57,7 @@ def test_scores_equal_the_reference(pair, photos):
 
     labels = embed_texts(pair.encoder, TEXTS)
     images = embed_images(pair.encoder, photos.values())
-    ranked = [score_labels(image, labels, pair.encoder.info.temperature) for image in images]
+    ranked = score_images(images, labels, pair.encoder.info.temperature)
 
     for row, reference in zip(ranked, expected, strict=True):
         assert [label.label_index for label in row] == list(np.argsort(-reference, kind="stable"))
@@ -111,9 +111,9 @@ def test_the_embedded_checkpoint_knows_the_photos(mini, photos, name):
     """Zero-shot on a real photo is right, with a score of at least 0.9."""
     labels = ["cat", "dog", "coffee", "rocket", "motorcycle", "horse", "flower", "person"]
     texts = embed_texts(mini.encoder, [f"a photo of a {label}." for label in labels])
-    image = embed_images(mini.encoder, [photos[name]])[0]
+    image = embed_images(mini.encoder, [photos[name]])
 
-    best = score_labels(image, texts, mini.encoder.info.temperature, top_k=1)[0]
+    ((best,),) = score_images(image, texts, mini.encoder.info.temperature, top_k=1)
 
     assert labels[best.label_index] == name
     assert best.score >= 0.9

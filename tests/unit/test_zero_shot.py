@@ -16,12 +16,17 @@ from alignserve_server.model.zero_shot import (
     is_template,
     prompts_of,
     score_images,
-    score_labels,
 )
 
 from tests.unit.fakes import settle, unit
 
 LABELS = np.stack([unit(1, 0), unit(0, 1), unit(1, 1), unit(0, 1)])
+
+
+def score(image, labels, **options):
+    """Scores one image."""
+    (found,) = score_images(image[np.newaxis], labels, **options)
+    return found
 
 
 class Prompts:
@@ -133,7 +138,7 @@ def test_the_score_is_the_softmax_of_cosine_by_temperature():
     """Cosines 1 and 0 at temperature 0.5 are logits 2 and 0."""
     labels = np.stack([unit(0, 1), unit(1, 0)])
 
-    best, other = score_labels(unit(1, 0), labels, temperature=0.5)
+    best, other = score(unit(1, 0), labels, temperature=0.5)
 
     assert (best.label_index, best.similarity, best.logit) == (1, 1.0, 2.0)
     assert (other.label_index, other.similarity, other.logit) == (0, 0.0, 0.0)
@@ -143,7 +148,7 @@ def test_the_score_is_the_softmax_of_cosine_by_temperature():
 
 def test_one_label_gets_all_of_the_score():
     """A choice of one is certain, however unlike the image it is."""
-    (only,) = score_labels(unit(1, 0), unit(-1, 0)[None], temperature=0.1)
+    (only,) = score(unit(1, 0), unit(-1, 0)[None], temperature=0.1)
 
     assert (only.score, only.similarity) == (1.0, -1.0)
 
@@ -153,14 +158,14 @@ def test_one_label_gets_all_of_the_score():
 )
 def test_returns_the_best_first_and_at_most_top_k(top_k, expected):
     """Zero returns all."""
-    scored = score_labels(unit(1, 2), LABELS, temperature=1.0, top_k=top_k)
+    scored = score(unit(1, 2), LABELS, temperature=1.0, top_k=top_k)
 
     assert [label.label_index for label in scored] == expected
 
 
 def test_equal_labels_stay_in_the_order_of_the_request():
     """Also of many, where a sort that is not stable would mix them."""
-    scored = score_labels(unit(1, 2), np.tile(LABELS[:2], (50, 1)), temperature=1.0)
+    scored = score(unit(1, 2), np.tile(LABELS[:2], (50, 1)), temperature=1.0)
 
     assert [label.label_index for label in scored] == [*range(1, 100, 2), *range(0, 100, 2)]
 
@@ -181,14 +186,14 @@ def test_each_image_is_scored_on_its_own():
 
     scored = score_images(images, LABELS, temperature=1.0, top_k=3)
 
-    assert scored == [score_labels(image, LABELS, temperature=1.0, top_k=3) for image in images]
+    assert scored == [score(image, LABELS, temperature=1.0, top_k=3) for image in images]
 
 
 def test_top_k_does_not_change_scores():
     """The softmax is over all labels, also over those that are not returned."""
-    everything = score_labels(unit(1, 2), LABELS, temperature=1.0)
+    everything = score(unit(1, 2), LABELS, temperature=1.0)
 
-    best = score_labels(unit(1, 2), LABELS, temperature=1.0, top_k=2)
+    best = score(unit(1, 2), LABELS, temperature=1.0, top_k=2)
 
     assert best == everything[:2]
     assert sum(label.score for label in everything) == pytest.approx(1.0)
@@ -196,7 +201,7 @@ def test_top_k_does_not_change_scores():
 
 def test_a_tiny_temperature_does_not_overflow():
     """Logits of ±1,000,000 give scores of 1 and 0."""
-    scored = score_labels(unit(1, 0), np.stack([unit(-1, 0), unit(1, 0)]), temperature=1e-6)
+    scored = score(unit(1, 0), np.stack([unit(-1, 0), unit(1, 0)]), temperature=1e-6)
 
     assert [label.score for label in scored] == [1.0, 0.0]
 
@@ -206,7 +211,7 @@ def test_a_similarity_never_leaves_the_range_of_a_cosine(sign):
     """Rounding makes the product of two unit vectors a little more than 1."""
     almost_unit = np.array([1.0000001, 0.0], np.float32)
 
-    (only,) = score_labels(almost_unit, sign * almost_unit[None], temperature=1.0)
+    (only,) = score(almost_unit, sign * almost_unit[None], temperature=1.0)
 
     assert abs(only.logit) > 1.0
     assert only.similarity == sign

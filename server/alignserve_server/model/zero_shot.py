@@ -74,13 +74,6 @@ def score_images(
     return [list(map(ScoredLabel, *row)) for row in rows]
 
 
-def score_labels(
-    image: NDArray[np.float32], labels: NDArray[np.float32], temperature: float, top_k: int = 0
-) -> list[ScoredLabel]:
-    """Scores one image, (embedding_dimension,), against labels, as `score_images` does."""
-    return score_images(image[np.newaxis], labels, temperature, top_k)[0]
-
-
 @dataclass(eq=False, slots=True)
 class _Group:
     """Labels that one task embeds, and how many calls wait for any of them."""
