@@ -12,7 +12,7 @@ import inspect
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C extension; exported nowhere else
     ExecuteBatchError,
 )
+from prometheus_client import Counter
 
 from alignserve_server.errors import InternalError, RequestMalformed, ServingError, ShuttingDown
 from alignserve_server.logs import get_logger
@@ -95,13 +96,11 @@ class _Edge:
         )
         self._reads_stream: bool = handler.request_streaming
         self._parse = handler.request_deserializer
-        self._metrics = metrics
         self._closing = closing
         _, service, name = method.split("/")
         self._is_watch: bool = handler.response_streaming and service != SERVICE
-        self._labels = (_KINDS[handler.request_streaming, handler.response_streaming], service, name)
-        self._started = metrics.rpcs_started.labels(*self._labels)
-        self._seconds = metrics.rpc_seconds.labels(*self._labels)
+        kind = _KINDS[handler.request_streaming, handler.response_streaming]
+        self._calls = _Calls(method, metrics, (kind, service, name))
 
     def parse(self, message: bytes) -> Any:
         """Returns the request, or why it is none."""
@@ -113,52 +112,31 @@ class _Edge:
             )
 
     async def answer(self, given: Any, context: Context) -> Any:
-        async def work() -> Any:
-            return await self._handler(self._checked(given), context)
-
-        return await self._guard(work, context)
-
-    async def answer_in_stream(self, given: Any, context: Context) -> None:
-        async def work() -> None:
-            await _write_all(self._handler(self._checked(given), context), context)
-
-        await self._guard(partial(self._until_closing, work) if self._is_watch else work, context)
-
-    async def _guard(self, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
         try:
-            return await self._count(work, context)
+            with _Handling(self._calls, context):
+                return await self._handler(self._checked(given), context)
         except ServingError as error:
             await context.abort_with_status(to_grpc_status(error))
 
-    async def _count(self, work: Callable[[], Awaitable[Any]], context: Context) -> Any:
-        """Counts and times the work; what it raises by mistake becomes an `InternalError`."""
-        self._started.inc()
-        start = time.perf_counter()
-        code = "OK"
+    async def answer_in_stream(self, given: Any, context: Context) -> None:
         try:
-            return await work()
+            with _Handling(self._calls, context):
+                writing = self._write_all(given, context)
+                await (self._until_closing(writing) if self._is_watch else writing)
         except ServingError as error:
-            code = error.code
-            self._metrics.count_refusal(error)
-            raise
-        except grpc.aio.AbortError:  # of handlers that are not ours
-            code = _name(context.code())
-            raise
-        except asyncio.CancelledError:
-            code = code_of_cancellation(context.time_remaining())
-            raise
-        except ExecuteBatchError:  # a write to a client that has left
-            code = "CANCELLED"
-            raise
-        except Exception as error:  # nothing unexpected may reach gRPC, which would send its text
-            code = "INTERNAL"
-            raise internal_error(self._method, error) from error
-        finally:
-            self._seconds.observe(time.perf_counter() - start)
-            self._metrics.rpcs_handled.labels(*self._labels, code).inc()
+            await context.abort_with_status(to_grpc_status(error))
 
-    async def _until_closing(self, work: Callable[[], Awaitable[None]]) -> None:
-        working, closing = asyncio.ensure_future(work()), asyncio.ensure_future(self._closing.wait())
+    async def _write_all(self, given: Any, context: Context) -> None:
+        """Runs a streaming handler of either kind: one that yields, or one that writes by itself."""
+        result = self._handler(self._checked(given), context)
+        if not inspect.isasyncgen(result):
+            await result
+            return
+        async for response in result:
+            await context.write(response)
+
+    async def _until_closing(self, writing: Awaitable[None]) -> None:
+        working, closing = asyncio.ensure_future(writing), asyncio.ensure_future(self._closing.wait())
         try:
             await asyncio.wait({working, closing}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
@@ -171,6 +149,64 @@ class _Edge:
     def _checked(self, given: Any) -> Any:
         """Returns what the handler takes, the one request or an iterator; raises where a message is none."""
         return _valid_only(given) if self._reads_stream else _valid(given)
+
+
+class _Calls:
+    """The metrics of one method's calls; each series is looked up once."""
+
+    def __init__(self, method: str, metrics: Metrics, labels: tuple[str, str, str]) -> None:
+        self.method = method
+        self.started = metrics.rpcs_started.labels(*labels)
+        self.seconds = metrics.rpc_seconds.labels(*labels)
+        self.count_refusal = metrics.count_refusal
+        self._handled = metrics.rpcs_handled
+        self._labels = labels
+        self._handled_by_code: dict[str, Counter] = {}
+
+    def handled(self, code: str) -> Counter:
+        """Returns the counter of calls that end with a code."""
+        if code not in self._handled_by_code:
+            self._handled_by_code[code] = self._handled.labels(*self._labels, code)
+        return self._handled_by_code[code]
+
+
+class _Handling:
+    """Counts and times a call; what its handler raises by mistake becomes an `InternalError`."""
+
+    __slots__ = ("_calls", "_context", "_start")
+
+    def __init__(self, calls: _Calls, context: Context) -> None:
+        self._calls = calls
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._calls.started.inc()
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        code = self._code(error)
+        self._calls.seconds.observe(time.perf_counter() - self._start)
+        self._calls.handled(code or "INTERNAL").inc()
+        if code is None:  # nothing unexpected may reach gRPC, which would send its text
+            assert isinstance(error, Exception)  # noqa: S101 — `_code` knows all others
+            raise internal_error(self._calls.method, error) from error
+
+    def _code(self, error: BaseException | None) -> str | None:
+        """Names the code with which the call ends, or None if the error is unexpected."""
+        if error is None:
+            return "OK"
+        if isinstance(error, ServingError):
+            self._calls.count_refusal(error)
+            return error.code
+        if isinstance(error, grpc.aio.AbortError):  # of handlers that are not ours
+            return _name(self._context.code())
+        if isinstance(error, ExecuteBatchError):  # a write to a client that has left
+            return "CANCELLED"
+        if isinstance(error, Exception):
+            return None
+        return code_of_cancellation(self._context.time_remaining())
 
 
 _KINDS = {
@@ -197,15 +233,6 @@ def _valid(request: Any) -> Any:
 async def _valid_only(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield _valid(request)
-
-
-async def _write_all(result: Any, context: Context) -> None:
-    """Runs a streaming handler of either kind: one that yields responses, or one that writes them itself."""
-    if not inspect.isasyncgen(result):
-        await result
-        return
-    async for response in result:
-        await context.write(response)
 
 
 def _name(code: Any) -> str:
