@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from prometheus_client import (
     CollectorRegistry,
@@ -43,7 +43,10 @@ class Metrics:
         self._define_items()
         self._define_batches()
         self._define_label_cache()
-        self._create_series()
+        self._define_embedding_cache()
+        for reason in ("error", "out_of_memory"):
+            self.batch_splits.labels(reason)
+        self.modalities = {modality: ModalityMetrics(self, modality) for modality in MODALITIES}
 
     def _define_rpcs(self) -> None:
         # The names and labels of the gRPC ecosystem, so that existing dashboards work.
@@ -140,42 +143,27 @@ class Metrics:
         )
         self.label_cache_entries = self._gauge("alignserve_label_cache_entries", "Labels in the cache.")
 
-    def _create_series(self) -> None:
-        # A series that appears only with its first event makes rates and alerts miss that event.
-        for modality in MODALITIES:
-            self.items_accepted.labels(modality)
-            self.items_in_flight.labels(modality)
-            self.preprocess_seconds.labels(modality)
-            self.queue_wait_seconds.labels(modality)
-            self.queue_entries.labels(modality)
-            self.queue_bytes.labels(modality)
-            self.batch_size.labels(modality)
-            self.batch_compute_seconds.labels(modality)
-            for outcome in OUTCOMES:
-                self.items.labels(modality, outcome)
-        for reason in ("error", "out_of_memory"):
-            self.batch_splits.labels(reason)
-
-    @contextmanager
-    def track_items(self, modality: str, count: int, is_expired: Callable[[], bool]) -> Iterator[None]:
-        """Counts `count` items in at entry and, by how the block ends, out again with their outcome."""
-        in_flight = self.items_in_flight.labels(modality)
-        self.items_accepted.labels(modality).inc(count)
-        in_flight.inc(count)
-        outcome = "failed"
-        try:
-            yield
-            outcome = "ok"
-        except ExpiredInQueue:
-            outcome = "expired"
-            raise
-        except asyncio.CancelledError:
-            # gRPC cancels the handler both when the caller leaves and when its deadline passes
-            outcome = "expired" if is_expired() else "cancelled"
-            raise
-        finally:
-            in_flight.dec(count)
-            self.items.labels(modality, outcome).inc(count)
+    def _define_embedding_cache(self) -> None:
+        modality = ["modality"]
+        self.embedding_cache_hits = self._counter(
+            "alignserve_embedding_cache_hits", "Items whose embedding was in the cache.", modality
+        )
+        self.embedding_cache_misses = self._counter(
+            "alignserve_embedding_cache_misses",
+            "Items whose embedding was not, while the cache is on.",
+            modality,
+        )
+        self.embedding_cache_coalesced = self._counter(
+            "alignserve_embedding_cache_coalesced",
+            "Items that waited for the embedding of an equal one that was in the queue or in the model.",
+            modality,
+        )
+        self.embedding_cache_entries = self._gauge(
+            "alignserve_embedding_cache_entries", "Embeddings in the cache.", modality
+        )
+        self.embedding_cache_bytes = self._gauge(
+            "alignserve_embedding_cache_bytes", "Memory that the cache takes.", modality
+        )
 
     def count_refusal(self, error: ServingError) -> None:
         """Counts an error that refuses a call or stream item, rather than reports its failure."""
@@ -192,3 +180,58 @@ class Metrics:
         self, name: str, text: str, buckets: tuple[float, ...], labels: list[str] | None = None
     ) -> Histogram:
         return Histogram(name, text, labels or (), buckets=buckets, registry=self.registry)
+
+
+class ModalityMetrics:
+    """The series of one modality.
+
+    They are looked up once, since that costs more than to count, and at the start, since a series that
+    appears only with its first event makes rates and alerts miss that event.
+    """
+
+    def __init__(self, metrics: Metrics, modality: str) -> None:
+        self.items_accepted = metrics.items_accepted.labels(modality)
+        self.items_in_flight = metrics.items_in_flight.labels(modality)
+        self.items = {outcome: metrics.items.labels(modality, outcome) for outcome in OUTCOMES}
+        self.preprocess_seconds = metrics.preprocess_seconds.labels(modality)
+        self.queue_wait_seconds = metrics.queue_wait_seconds.labels(modality)
+        self.queue_entries = metrics.queue_entries.labels(modality)
+        self.queue_bytes = metrics.queue_bytes.labels(modality)
+        self.batch_size = metrics.batch_size.labels(modality)
+        self.batch_compute_seconds = metrics.batch_compute_seconds.labels(modality)
+        self.embedding_cache_hits = metrics.embedding_cache_hits.labels(modality)
+        self.embedding_cache_misses = metrics.embedding_cache_misses.labels(modality)
+        self.embedding_cache_coalesced = metrics.embedding_cache_coalesced.labels(modality)
+        self.embedding_cache_entries = metrics.embedding_cache_entries.labels(modality)
+        self.embedding_cache_bytes = metrics.embedding_cache_bytes.labels(modality)
+
+
+class TrackedItems:
+    """Counts items in when its block begins and, by how that ends, out again with their outcome."""
+
+    __slots__ = ("_count", "_is_expired", "_metrics")
+
+    def __init__(self, metrics: ModalityMetrics, count: int, is_expired: Callable[[], bool]) -> None:
+        self._metrics = metrics
+        self._count = count
+        self._is_expired = is_expired
+
+    def __enter__(self) -> None:
+        self._metrics.items_accepted.inc(self._count)
+        self._metrics.items_in_flight.inc(self._count)
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._metrics.items_in_flight.dec(self._count)
+        self._metrics.items[self._outcome(error)].inc(self._count)
+
+    def _outcome(self, error: BaseException | None) -> str:
+        if error is None:
+            return "ok"
+        if isinstance(error, ExpiredInQueue):
+            return "expired"
+        if isinstance(error, asyncio.CancelledError):
+            # gRPC cancels the handler both when the caller leaves and when its deadline passes
+            return "expired" if self._is_expired() else "cancelled"
+        return "failed"

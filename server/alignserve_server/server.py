@@ -122,6 +122,10 @@ class Server:
             max_queue_size=self._settings.max_queue_size,
             max_queue_bytes=self._settings.max_queue_bytes,
             label_cache_size=self._settings.label_cache_size,
+            embedding_cache_bytes={
+                "image": self._settings.image_cache_bytes,
+                "text": self._settings.text_cache_bytes,
+            },
         )
         self._publish_model(encoder)
         await self._readiness.enter(State.READY)

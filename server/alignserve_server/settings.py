@@ -29,6 +29,7 @@ def _check_address(address: str) -> str:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 
 
 class Settings(BaseSettings):
@@ -97,6 +98,13 @@ class Settings(BaseSettings):
     max_text_bytes: Positive = Field(32 << 10, description="longest text, before tokenization")
     max_request_bytes: Positive = Field(16 << 20, description="largest request message")
     max_stream_in_flight: Positive = Field(32, description="most items in flight on one stream")
+
+    # Caches
+    text_cache_bytes: NotNegative = Field(
+        64 << 20,
+        description="memory for embeddings of recent texts, so that equal ones cost nothing; 0 is off",
+    )
+    image_cache_bytes: NotNegative = Field(0, description="the same for images, by the bytes of their files")
     label_cache_size: Positive = Field(10_000, description="labels whose embeddings are kept")
 
     # Life

@@ -110,7 +110,8 @@ async def test_a_classify_whose_labels_would_wait_is_refused() -> None:
             served.stub.Classify(classify_request(b"x", *(f"label {i}" for i in range(20))))
         )
         few = [
-            asyncio.ensure_future(served.stub.Classify(classify_request(b"y", f"l {i}"))) for i in range(4)
+            asyncio.ensure_future(served.stub.Classify(classify_request(b"y%d" % i, f"l {i}")))
+            for i in range(4)
         ]
         await until(lambda: served.waiting("text") == 6 and served.waiting("image") == 5)
 

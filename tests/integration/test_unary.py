@@ -205,12 +205,36 @@ async def test_a_repeated_label_set_costs_no_text_batch(served: RunningServer) -
 async def test_stats_come_only_when_asked_for(served: RunningServer) -> None:
     """Timings are there on request and add up."""
     plain = await served.stub.EmbedText(text_request("a"))
-    timed = await served.stub.EmbedText(text_request("a", "b", include_stats=True))
+    timed = await served.stub.EmbedText(text_request("b", "c", include_stats=True))
 
     assert not plain.HasField("stats")
-    assert timed.stats.batch_size == 2
+    assert (timed.stats.batch_size, timed.stats.cached_item_count) == (2, 0)
     total = timed.stats.total_duration.ToMicroseconds()
     assert total >= timed.stats.compute_duration.ToMicroseconds() > 0
+
+
+async def test_a_text_that_came_before_is_not_computed_again(served: RunningServer) -> None:
+    """Its embedding is at hand, and the call says so."""
+    first = await served.stub.EmbedText(text_request("a"))
+    served.encoder.batches.clear()
+
+    again = await served.stub.EmbedText(text_request("b", "a", include_stats=True))
+
+    assert again.embeddings[1] == first.embeddings[0]
+    assert [batch.keys for batch in served.encoder.batches] == [(served.encoder.key("b"),)]
+    assert (again.stats.batch_size, again.stats.cached_item_count) == (1, 1)
+    assert served.items("text")["ok"] == 3
+    assert served.sample("alignserve_embedding_cache_hits_total", modality="text") == 1
+
+
+async def test_images_are_kept_only_if_the_operator_says_so() -> None:
+    """An image that came before is neither decoded nor computed again."""
+    for cache_bytes, batches in ((0, 2), (1 << 20, 1)):
+        async with running(image_cache_bytes=cache_bytes) as served:
+            answers = [await served.stub.EmbedImage(image_request(b"image")) for _ in range(2)]
+
+            assert answers[0] == answers[1]
+            assert len(served.encoder.batches) == batches
 
 
 async def test_model_info_publishes_model_and_limits(served: RunningServer) -> None:

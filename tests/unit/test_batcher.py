@@ -252,7 +252,7 @@ async def test_a_raising_on_taken_does_not_stop_the_lane(batcher, encoder):
 async def test_a_raising_metric_does_not_stop_the_lane(batcher, encoder, metrics, monkeypatch):
     """Results reach their callers even if they cannot be counted."""
     errors = _collect_loop_errors()
-    monkeypatch.setattr(metrics, "batch_size", None)
+    monkeypatch.setattr(metrics.modalities["image"], "batch_size", None)
 
     outcomes = [await _outcomes(batcher.submit("image", _images(encoder, b"a"))) for _ in range(2)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,7 @@ async def engine(encoder: SlowDecoder, clock: FakeClock, metrics: Metrics) -> As
             max_queue_size=MAX_ITEMS,
             max_queue_bytes=MAX_BYTES,
             label_cache_size=100,
+            embedding_cache_bytes={"image": 0, "text": 0},
             clock=clock,
         )
         yield engine
@@ -88,7 +90,12 @@ def _embed(engine: Engine, *contents: bytes) -> asyncio.Task[object]:
 
 
 def _classify(engine: Engine, label: str, call: Call = CALL) -> asyncio.Task[object]:
-    return asyncio.create_task(engine.classify([b"image"], [label], [], 0, call))
+    """Classifies an image that no other call has."""
+    image = b"%d" % next(_numbers)
+    return asyncio.create_task(engine.classify([image], [label], [], 0, call))
+
+
+_numbers = itertools.count()
 
 
 async def test_a_long_text_does_not_wait_behind_images(engine, encoder):

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.collect import padding_ratio
-from alignserve_server.batching.queue import Embedded, Entry
+from alignserve_server.batching.queue import Embedded, Entry, Waiter
 from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingError, ShuttingDown
 from alignserve_server.logs import get_logger
@@ -39,6 +39,7 @@ class Item:
     payload: Any
     length: int
     size_bytes: int
+    key: bytes | None = None  # names the content: items of one modality and key share an entry
 
 
 class Batcher:
@@ -71,6 +72,8 @@ class Batcher:
         self._metrics = metrics
         self._clock = clock
         self._changed = threading.Condition()  # guards the scheduler and the fields below
+        self._entries: dict[tuple[str, bytes], Entry] = {}  # by content, from submission to result
+        self._is_waking = False
         self._idle_lanes = 0
         self.failed_batches = 0  # in a row, of which no entry succeeded
         self._is_stopping = False
@@ -106,29 +109,20 @@ class Batcher:
     ) -> list[asyncio.Future[Embedded]]:
         """Queues items; returns one future for each.
 
-        Cancelling a future takes its entry out of the queue. A future fails with `ExpiredInQueue` when
-        `deadline` (in the loop's time) comes while it still waits, and with `InferenceFailed` when the
-        model fails on it. `on_taken` is called on the event loop, with an item's bytes, when a lane takes it.
+        An item that equals one whose result is not there yet shares its entry: its place in the queue and its
+        result. Cancelling a future takes its item off the entry, and with the last one the entry out of the
+        queue. A future fails with `ExpiredInQueue` when `deadline` (in the loop's time) comes while its entry
+        still waits, and with `InferenceFailed` when the model fails on it. `on_taken` is called on the event
+        loop, with an item's bytes, when a lane takes its entry.
 
         Raises:
             ShuttingDown: The lanes are stopping, so nothing would ever run the items.
         """
         if self._is_stopping:
             raise ShuttingDown()
-        now = self._clock()
-        entries = [
-            Entry(item.payload, item.length, item.size_bytes, now, self._loop.create_future(), on_taken)
-            for item in items
-        ]
-        with self._changed:
-            for entry in entries:
-                self._scheduler.push(modality, entry)
-            self._changed.notify(len(entries))
-        for entry in entries:
-            entry.future.add_done_callback(partial(self._leave, modality, entry))
-        if deadline is not None:
-            self._expire_at(deadline, modality, entries)
-        return [entry.future for entry in entries]
+        waiting = [self._join(modality, item, on_taken) for item in items]
+        self._settle_together(modality, waiting, deadline)
+        return [waiter.future for _, waiter in waiting]
 
     def longest_running_seconds(self) -> float:
         """Returns how long the oldest batch that is now in the model has been there; 0 if none is."""
@@ -138,55 +132,97 @@ class Batcher:
 
     # --- on the event loop
 
-    def _expire_at(self, deadline: float, modality: str, entries: list[Entry]) -> None:
-        timer = self._loop.call_at(deadline, self._expire, modality, entries)
-        remaining = len(entries)
+    def _join(self, modality: str, item: Item, on_taken: Callable[[int], None]) -> tuple[Entry, Waiter]:
+        """Adds an item to the entry of its content, or queues a new one."""
+        waiter = Waiter(self._loop.create_future(), item.size_bytes, on_taken)
+        entry = self._entries.get((modality, item.key)) if item.key is not None else None
+        if entry is None:
+            entry = self._push(modality, item)
+        else:
+            self._metrics.modalities[modality].embedding_cache_coalesced.inc()
+            if entry.is_taken:
+                waiter.on_taken(waiter.size_bytes)
+        entry.waiters.append(waiter)
+        return entry, waiter
 
-        def count_down(_: asyncio.Future[Embedded]) -> None:
+    def _push(self, modality: str, item: Item) -> Entry:
+        entry = Entry(item.payload, item.length, item.size_bytes, self._clock(), item.key)
+        if item.key is not None:
+            self._entries[modality, item.key] = entry
+        with self._changed:
+            self._scheduler.push(modality, entry)
+        if not self._is_waking:
+            # Later in this turn of the loop, so that what else comes in it wakes no lane again.
+            self._is_waking = True
+            self._loop.call_soon(self._wake_lanes)
+        return entry
+
+    def _wake_lanes(self) -> None:
+        self._is_waking = False
+        with self._changed:
+            self._changed.notify(self._idle_lanes)
+
+    def _settle_together(
+        self, modality: str, waiting: list[tuple[Entry, Waiter]], deadline: float | None
+    ) -> None:
+        """Ties the futures of a call to its deadline, and to their entries if they are cancelled."""
+        timer = None if deadline is None else self._loop.call_at(deadline, self._expire, modality, waiting)
+        remaining = len(waiting)
+
+        def settled(entry: Entry, waiter: Waiter, future: asyncio.Future[Embedded]) -> None:
             nonlocal remaining
             remaining -= 1
-            if remaining == 0:
+            if remaining == 0 and timer is not None:
                 timer.cancel()  # it would keep the entries alive until the deadline
+            if future.cancelled():
+                self._withdraw(modality, entry, waiter)
 
-        for entry in entries:
-            entry.future.add_done_callback(count_down)
+        for entry, waiter in waiting:
+            waiter.future.add_done_callback(partial(settled, entry, waiter))
 
-    def _leave(self, modality: str, entry: Entry, done: asyncio.Future[Embedded]) -> None:
-        if done.cancelled():
-            self._discard(modality, entry)
-
-    def _expire(self, modality: str, entries: list[Entry]) -> None:
-        for entry in entries:
-            future = entry.future
-            if not future.done() and self._discard(modality, entry):
+    def _expire(self, modality: str, waiting: list[tuple[Entry, Waiter]]) -> None:
+        for entry, waiter in waiting:
+            if not waiter.future.done() and self._withdraw(modality, entry, waiter):
                 waited = self._clock() - entry.enqueue_time
-                future.set_exception(
+                waiter.future.set_exception(
                     ExpiredInQueue(f"the deadline passed after {waited:.3f} s in the queue; allow more time")
                 )
 
-    def _discard(self, modality: str, entry: Entry) -> bool:
+    def _withdraw(self, modality: str, entry: Entry, waiter: Waiter) -> bool:
+        """Takes an item off its entry, unless a lane has the entry; says whether it did."""
         with self._changed:
-            return self._scheduler.discard(modality, entry)
+            if not self._scheduler.is_waiting(modality, entry):
+                return False
+            entry.waiters.remove(waiter)
+            if not entry.waiters:
+                self._scheduler.discard(modality, entry)
+        if not entry.waiters:
+            self._forget(modality, entry)
+        return True
+
+    def _forget(self, modality: str, entry: Entry) -> None:
+        if entry.key is not None:
+            del self._entries[modality, entry.key]
 
     def _deliver(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
-            future = entry.future
-            if future.done():  # the caller left while the batch ran
-                continue
-            if isinstance(outcome, ServingError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            self._forget(batch.modality, entry)
+            for waiter in entry.waiters:
+                if waiter.future.done():  # the caller left while the batch ran
+                    continue
+                if isinstance(outcome, ServingError):
+                    waiter.future.set_exception(outcome)
+                else:
+                    waiter.future.set_result(outcome)
         self._observe(batch, outcomes, seconds)
 
     def _observe(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
-        metrics, modality = self._metrics, batch.modality
-        metrics.batch_size.labels(modality).observe(len(batch.entries))
-        metrics.batch_compute_seconds.labels(modality).observe(seconds)
-        wait = metrics.queue_wait_seconds.labels(modality)
+        metrics, of_modality = self._metrics, self._metrics.modalities[batch.modality]
+        of_modality.batch_size.observe(len(batch.entries))
+        of_modality.batch_compute_seconds.observe(seconds)
         for entry in batch.entries:
-            wait.observe(batch.start_time - entry.enqueue_time)
-        if modality == "text":
+            of_modality.queue_wait_seconds.observe(batch.start_time - entry.enqueue_time)
+        if batch.modality == "text":
             metrics.batch_padding_ratio.observe(padding_ratio(batch.entries))
         metrics.device_busy_seconds.inc(seconds)
         if any(isinstance(outcome, Embedded) for outcome in outcomes):
@@ -254,9 +290,12 @@ class Batcher:
         if len(embeddings) != len(entries):
             raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
         seconds = self._clock() - batch.start_time
+        finite = np.logical_and.reduce(np.isfinite(embeddings), axis=1)
         return [
-            _outcome(entry, embedding, batch, seconds)
-            for entry, embedding in zip(entries, embeddings, strict=True)
+            Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries))
+            if is_finite
+            else _inference_failed(batch.modality, ValueError("the embedding has values that are not finite"))
+            for entry, embedding, is_finite in zip(entries, embeddings, finite, strict=True)
         ]
 
     def _note(self, error: Exception, modality: str, batch_size: int) -> str:
@@ -271,22 +310,16 @@ class Batcher:
     def _register_gauges(self, lanes: int) -> None:
         self._metrics.lanes.set(lanes)
         for modality in MODALITIES:
-            entries, size_bytes = self._metrics.queue_entries, self._metrics.queue_bytes
-            entries.labels(modality).set_function(partial(self._scheduler.waiting, modality))
-            size_bytes.labels(modality).set_function(partial(self._scheduler.waiting_bytes, modality))
+            metrics = self._metrics.modalities[modality]
+            metrics.queue_entries.set_function(partial(self._scheduler.waiting, modality))
+            metrics.queue_bytes.set_function(partial(self._scheduler.waiting_bytes, modality))
 
 
 def _tell_taken(entries: Sequence[Entry]) -> None:
     for entry in entries:
-        entry.on_taken(entry.size_bytes)
-
-
-def _outcome(
-    entry: Entry, embedding: NDArray[np.float32], batch: Batch, seconds: float
-) -> Embedded | ServingError:
-    if not np.isfinite(embedding).all():
-        return _inference_failed(batch.modality, ValueError("the embedding has values that are not finite"))
-    return Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries))
+        entry.is_taken = True
+        for waiter in entry.waiters:
+            waiter.on_taken(waiter.size_bytes)
 
 
 def _inference_failed(modality: str, error: Exception) -> InferenceFailed:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from array import array
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,9 +18,10 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.admission import Place, Room
 from alignserve_server.batching.batcher import Batcher, Item
+from alignserve_server.batching.embedding_cache import EmbeddingCache
 from alignserve_server.batching.queue import Embedded
 from alignserve_server.errors import InferenceFailed, InvalidArgument, ServingError, all_valid
-from alignserve_server.metrics import MODALITIES, Metrics
+from alignserve_server.metrics import MODALITIES, Metrics, TrackedItems
 from alignserve_server.model.encoder import Encoder, ModelInfo, PixelValues, TokenizedText, l2_normalize
 from alignserve_server.model.zero_shot import LabelCache, ScoredLabel, score_images
 
@@ -49,12 +52,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a call's time went, in seconds, and the largest batch that served it."""
+    """Where a call's time went, in seconds, the largest batch that served it, and how much was at hand."""
 
     preprocess_seconds: float
     queue_seconds: float
     compute_seconds: float
     batch_size: int
+    cached_item_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,10 @@ class Engine:
         max_queue_size: int,
         max_queue_bytes: int,
         label_cache_size: int,
+        embedding_cache_bytes: Mapping[str, int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Wires the parts; `embedding_cache_bytes` is by modality."""
         self._encoder = encoder
         self._batcher = batcher
         self._decode_pool = preprocess_pool
@@ -106,6 +112,10 @@ class Engine:
         room = partial(Room, max_items=max_queue_size, max_bytes=max_queue_bytes, clock=clock)
         self._rooms = {modality: room(modality) for modality in MODALITIES}
         self._room_without_labels = room("Classify")
+        self._caches = {
+            modality: EmbeddingCache(embedding_cache_bytes[modality], metrics.modalities[modality])
+            for modality in MODALITIES
+        }
         prompts_at_once = min(_PROMPTS_AT_ONCE, self._rooms["text"].max_waiting_items)
         self._labels = LabelCache(
             label_cache_size, self._embed_prompts, metrics, prompts_at_once=prompts_at_once
@@ -141,12 +151,14 @@ class Engine:
             ServingError: The call was refused, expired or failed.
         """
 
-        async def prepare() -> list[TokenizedText]:
-            return all_valid(await self._tokenize(texts, truncate=truncate), "texts[{}]")
+        async def prepare() -> list[_Prepared[TokenizedText]]:
+            tokenized = all_valid(await self._tokenize(texts, truncate=truncate), "texts[{}]")
+            return list(map(self._look_up_text, tokenized))
 
         work = _Work("text", _utf8_sizes(texts), prepare)
         results = await self._run(work, call)
-        return TextEmbeddings(_stack(results), work.prepared, work.timings(results))
+        tokenized = [text.payload for text in work.prepared]
+        return TextEmbeddings(_stack(results), tokenized, work.timings(results))
 
     async def classify(
         self,
@@ -186,36 +198,56 @@ class Engine:
 
     async def _run(self, work: _Work[_T], call: Call) -> list[Embedded]:
         """Takes one modality's items of a call from admission to their results."""
+        metrics = self._metrics.modalities[work.modality]
         place = await _admit(self._rooms[work.modality], work.sizes, call)
-        with place, self._metrics.track_items(work.modality, len(work.sizes), call.is_expired):
+        with place, TrackedItems(metrics, len(work.sizes), call.is_expired):
             if call.on_admitted is not None:
                 call.on_admitted()
-            await self._prepare(work)
-            futures = self._batcher.submit(work.modality, work.items(), call.deadline, place.give_back)
-            try:
-                return await asyncio.gather(*futures)
-            finally:
-                for future in futures:
-                    future.cancel()  # takes those that still wait out of the queue; no effect on the others
+            start = time.perf_counter()
+            work.prepared = await work.prepare()
+            work.preprocess_seconds = time.perf_counter() - start
+            metrics.preprocess_seconds.observe(work.preprocess_seconds)
+            return await self._embed(work, call.deadline, place)
 
-    async def _prepare(self, work: _Work[_T]) -> None:
-        start = time.perf_counter()
-        work.prepared = await work.prepare()
-        work.preprocess_seconds = time.perf_counter() - start
-        self._metrics.preprocess_seconds.labels(work.modality).observe(work.preprocess_seconds)
+    async def _embed(self, work: _Work[_T], deadline: float | None, place: Place) -> list[Embedded]:
+        """Embeds what was not at hand, and keeps it at hand."""
+        items = work.missing_items()
+        futures = self._batcher.submit(work.modality, items, deadline, place.give_back) if items else []
+        try:
+            embedded = await asyncio.gather(*futures)
+        finally:
+            for future in futures:
+                future.cancel()  # takes those that still wait out of the queue; no effect on the others
+        cache = self._caches[work.modality]
+        for item, result in zip(items, embedded, strict=True):
+            if item.key is not None:
+                cache.put(item.key, result.embedding)
+        return work.results(embedded)
 
-    async def _decode(self, contents: list[bytes]) -> list[PixelValues]:
+    async def _decode(self, contents: list[bytes]) -> list[_Prepared[PixelValues | None]]:
         loop = asyncio.get_running_loop()
 
-        def decode(position: int) -> PixelValues | InvalidArgument:
+        def decode(position: int) -> _Prepared[PixelValues | None] | InvalidArgument:
             content, contents[position] = contents[position], b""
-            return _attempt(self._encoder.preprocess_image, content)
+            return _attempt(self._look_up_image, content)
 
         jobs = [loop.run_in_executor(self._decode_pool, decode, i) for i in range(len(contents))]
         try:
             return all_valid(await asyncio.gather(*jobs), "images[{}].content")
         finally:
             contents.clear()  # if the caller has left: the pool keeps cancelled jobs until their turn
+
+    def _look_up_image(self, content: bytes) -> _Prepared[PixelValues | None]:
+        """Finds an image's embedding or, if it is not at hand, decodes the image."""
+        key = hashlib.blake2b(content, digest_size=16).digest()
+        embedding = self._caches["image"].get(key)
+        if embedding is not None:
+            return _Prepared(key, None, embedding)
+        return _Prepared(key, self._encoder.preprocess_image(content), None)
+
+    def _look_up_text(self, text: TokenizedText) -> _Prepared[TokenizedText]:
+        key = array("q", text.input_ids).tobytes()
+        return _Prepared(key, text, self._caches["text"].get(key))
 
     async def _tokenize(
         self, texts: Sequence[str], *, truncate: bool
@@ -240,8 +272,8 @@ class Engine:
         if not sized:
             return []
 
-        async def prepare() -> list[TokenizedText]:
-            return [text for text, _ in sized]
+        async def prepare() -> list[_Prepared[TokenizedText]]:
+            return [self._look_up_text(text) for text, _ in sized]
 
         work = _Work("text", [size for _, size in sized], prepare)
         try:
@@ -254,20 +286,41 @@ class Engine:
         return [answer for answers in alone for answer in answers]
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared(Generic[_T]):
+    """One input, ready for the model or with its embedding at hand."""
+
+    key: bytes  # names its content
+    payload: _T
+    embedding: NDArray[np.float32] | None
+
+
 @dataclass(slots=True)
 class _Work(Generic[_T]):
     """One modality's items of a call, on their way."""
 
     modality: str
     sizes: Sequence[int]  # bytes, as the caller sent them
-    prepare: Callable[[], Awaitable[list[_T]]]
-    prepared: list[_T] = field(default_factory=list)
+    prepare: Callable[[], Awaitable[list[_Prepared[_T]]]]
+    prepared: list[_Prepared[_T]] = field(default_factory=list)
     preprocess_seconds: float = 0.0
 
-    def items(self) -> list[Item]:
+    def missing_items(self) -> list[Item]:
+        """Returns what has to be embedded."""
         return [
-            Item(payload, len(payload.input_ids) if isinstance(payload, TokenizedText) else 1, size)
-            for payload, size in zip(self.prepared, self.sizes, strict=True)
+            Item(each.payload, _length(each.payload), size, each.key)
+            for each, size in zip(self.prepared, self.sizes, strict=True)
+            if each.embedding is None
+        ]
+
+    def results(self, embedded: Sequence[Embedded]) -> list[Embedded]:
+        """Puts what was embedded among what was at hand."""
+        if len(embedded) == len(self.prepared):
+            return list(embedded)
+        fresh = iter(embedded)
+        return [
+            next(fresh) if each.embedding is None else Embedded(each.embedding, 0.0, 0.0, 0)
+            for each in self.prepared
         ]
 
     def timings(self, results: Sequence[Embedded]) -> Timings:
@@ -276,6 +329,7 @@ class _Work(Generic[_T]):
             max(result.queue_seconds for result in results),
             max(result.compute_seconds for result in results),
             max(result.batch_size for result in results),
+            sum(each.embedding is not None for each in self.prepared),
         )
 
 
@@ -303,5 +357,11 @@ def _utf8_sizes(texts: Sequence[str]) -> list[int]:
     return [len(text.encode()) for text in texts]
 
 
+def _length(payload: object) -> int:
+    return len(payload.input_ids) if isinstance(payload, TokenizedText) else 1
+
+
 def _stack(results: Sequence[Embedded]) -> NDArray[np.float32]:
+    if len(results) == 1:  # np.stack takes longer than all else that is done with one embedding
+        return results[0].embedding[np.newaxis]
     return np.stack([result.embedding for result in results])

@@ -22,15 +22,25 @@ class Embedded:
 
 
 @dataclass(eq=False, slots=True)
+class Waiter:
+    """One item of a call that waits for an entry's result."""
+
+    future: asyncio.Future[Embedded]
+    size_bytes: int  # as its caller sent it
+    on_taken: Callable[[int], None]  # told `size_bytes` when a lane takes the entry
+
+
+@dataclass(eq=False, slots=True)
 class Entry:
-    """One input that waits for a batch."""
+    """One input that waits for a batch, on behalf of every item that has the same content."""
 
     payload: Any  # what the encoder takes; the queue never looks inside
     length: int  # tokens of a text; 1 for an image
-    size_bytes: int  # as the caller sent it
+    size_bytes: int  # as the first caller sent it
     enqueue_time: float  # monotonic seconds
-    future: asyncio.Future[Embedded] = field(repr=False)
-    on_taken: Callable[[int], None] = lambda _: None  # told `size_bytes` when a lane takes the entry
+    key: bytes | None = None  # names the content; None if it is not known to be equal to any other
+    is_taken: bool = False  # by a lane, as far as the event loop has heard
+    waiters: list[Waiter] = field(default_factory=list, repr=False)
 
 
 class EntryQueue:
@@ -49,6 +59,9 @@ class EntryQueue:
     @property
     def oldest(self) -> Entry:
         return next(iter(self._entries))
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry in self._entries
 
     def push(self, entry: Entry) -> None:
         self._entries[entry] = None

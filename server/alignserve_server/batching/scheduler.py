@@ -82,6 +82,10 @@ class Scheduler:
             lineup.used_seconds = max(lineup.used_seconds, self._level_seconds)
         lineup.queue.push(entry)
 
+    def is_waiting(self, modality: str, entry: Entry) -> bool:
+        """Says whether an entry is still in its queue."""
+        return entry in self._lineups[modality].queue
+
     def discard(self, modality: str, entry: Entry) -> bool:
         """Removes an entry whose caller has left; returns False if it is already in a batch."""
         return self._lineups[modality].queue.discard(entry)

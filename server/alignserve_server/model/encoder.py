@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 PixelValues: TypeAlias = NDArray[np.uint8]  # (height, width, 3), resized and cropped, not yet rescaled
 Embeddings: TypeAlias = NDArray[np.float32]  # (batch, embedding_dimension), not normalized
 
+_TINY = np.finfo(np.float32).tiny
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
@@ -100,6 +102,7 @@ class OutOfDeviceMemory(Exception):
 
 def l2_normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales each vector (the last axis) to length 1; a zero vector stays zero."""
-    norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
-    normalized: NDArray[np.float32] = embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
+    # what np.linalg.norm computes, at a third of its price for a single vector
+    norms = np.sqrt(np.add.reduce(embeddings * embeddings, axis=-1, keepdims=True))
+    normalized: NDArray[np.float32] = embeddings / np.maximum(norms, _TINY)
     return normalized

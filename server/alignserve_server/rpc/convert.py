@@ -169,7 +169,11 @@ def classification_results(
 
 def inference_stats(timings: Timings, start: float, cached_label_count: int = 0) -> pb.InferenceStats:
     """Returns where the time of a call went that began at `start` by `time.perf_counter`."""
-    stats = pb.InferenceStats(batch_size=timings.batch_size, cached_label_count=cached_label_count)
+    stats = pb.InferenceStats(
+        batch_size=timings.batch_size,
+        cached_label_count=cached_label_count,
+        cached_item_count=timings.cached_item_count,
+    )
     stats.preprocess_duration.FromNanoseconds(round(timings.preprocess_seconds * 1e9))
     stats.queue_duration.FromNanoseconds(round(timings.queue_seconds * 1e9))
     stats.compute_duration.FromNanoseconds(round(timings.compute_seconds * 1e9))

@@ -669,10 +669,15 @@ class InferenceStats(google.protobuf.message.Message):
     TOTAL_DURATION_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
     CACHED_LABEL_COUNT_FIELD_NUMBER: builtins.int
+    CACHED_ITEM_COUNT_FIELD_NUMBER: builtins.int
     batch_size: builtins.int
     """Size of the largest batch that served the call."""
     cached_label_count: builtins.int
     """For `Classify`, number of labels whose embeddings were at hand."""
+    cached_item_count: builtins.int
+    """Number of items whose embeddings were at hand. If all were, durations of
+    queue and compute and the batch size are 0.
+    """
     @property
     def preprocess_duration(self) -> google.protobuf.duration_pb2.Duration:
         """Time spent decoding, resizing and tokenizing."""
@@ -698,8 +703,9 @@ class InferenceStats(google.protobuf.message.Message):
         total_duration: google.protobuf.duration_pb2.Duration | None = ...,
         batch_size: builtins.int = ...,
         cached_label_count: builtins.int = ...,
+        cached_item_count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["compute_duration", b"compute_duration", "preprocess_duration", b"preprocess_duration", "queue_duration", b"queue_duration", "total_duration", b"total_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "cached_label_count", b"cached_label_count", "compute_duration", b"compute_duration", "preprocess_duration", b"preprocess_duration", "queue_duration", b"queue_duration", "total_duration", b"total_duration"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "cached_item_count", b"cached_item_count", "cached_label_count", b"cached_label_count", "compute_duration", b"compute_duration", "preprocess_duration", b"preprocess_duration", "queue_duration", b"queue_duration", "total_duration", b"total_duration"]) -> None: ...
 
 Global___InferenceStats: typing_extensions.TypeAlias = InferenceStats

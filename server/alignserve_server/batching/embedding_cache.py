@@ -1,0 +1,56 @@
+"""Embeddings of recent inputs, by content: what was asked before need not be computed again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignserve_server.metrics import ModalityMetrics
+
+_OVERHEAD_BYTES = 300  # of the objects around a key and its embedding
+
+
+class EmbeddingCache:
+    """Embeddings within a number of bytes, least recently used out first. Safe to call from any thread."""
+
+    def __init__(self, max_bytes: int, metrics: ModalityMetrics) -> None:
+        """Starts empty; with 0 for `max_bytes` it stays so, and counts nothing."""
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._embeddings: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        metrics.embedding_cache_entries.set_function(lambda: len(self._embeddings))
+        metrics.embedding_cache_bytes.set_function(lambda: self._bytes)
+
+    def get(self, key: bytes) -> NDArray[np.float32] | None:
+        """Returns the embedding, (embedding_dimension,), not normalized and not to be changed; or None."""
+        if not self._max_bytes:
+            return None
+        with self._lock:
+            embedding = self._embeddings.get(key)
+            if embedding is not None:
+                self._embeddings.move_to_end(key)
+        found = (
+            self._metrics.embedding_cache_misses if embedding is None else self._metrics.embedding_cache_hits
+        )
+        found.inc()
+        return embedding
+
+    def put(self, key: bytes, embedding: NDArray[np.float32]) -> None:
+        """Keeps an embedding, unless it alone is larger than the cache or is there already."""
+        size = _size(key, embedding)
+        with self._lock:
+            if key in self._embeddings or size > self._max_bytes:
+                return
+            self._embeddings[key] = embedding.copy()  # a row of a batch would keep the whole batch
+            self._bytes += size
+            while self._bytes > self._max_bytes:
+                self._bytes -= _size(*self._embeddings.popitem(last=False))
+
+
+def _size(key: bytes, embedding: NDArray[np.float32]) -> int:
+    return len(key) + embedding.nbytes + _OVERHEAD_BYTES
