@@ -45,10 +45,11 @@ def image_contents(images: Sequence[pb.Image], limits: RequestLimits) -> list[by
         InvalidArgument: There are none or too many, or one has no content.
     """
     _check_count("images", len(images), limits.max_client_batch_size)
-    for position, image in enumerate(images):
-        if not image.content:
+    contents = [image.content for image in images]  # once: each reading of the field copies it
+    for position, content in enumerate(contents):
+        if not content:
             raise RequestEmpty.at(f"images[{position}].content", "no bytes; send an encoded image file")
-    return [image.content for image in images]
+    return contents
 
 
 def texts(values: Sequence[str], limits: RequestLimits) -> list[str]:
