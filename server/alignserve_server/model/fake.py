@@ -103,13 +103,13 @@ class FakeEncoder:
 
     def tokenize(self, text: str, *, truncate: bool) -> TokenizedText:
         """Returns a token per word, between two special ones."""
-        words = text.split()
+        words = text.encode(errors="replace").split()
         room = _MAX_TEXT_TOKENS - 2
         if not words:
             raise TextEmpty("text is empty or blank")
         if len(words) > room and not truncate:
             raise TextTooLong(f"text has {len(words) + 2} tokens, limit {_MAX_TEXT_TOKENS}")
-        ids = (_START, *(_word_id(word) for word in words[:room]), _END)
+        ids = (_START, *[_FIRST_WORD + zlib.crc32(word) for word in words[:room]], _END)
         return TokenizedText(ids, truncated=len(words) > room)
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
@@ -151,10 +151,6 @@ class FakeEncoder:
         size = 4 * self.info.embedding_dimension
         raw = b"".join([hashlib.shake_256(key).digest(size) for key in keys])
         return l2_normalize(np.frombuffer(raw, np.int32).reshape(len(keys), -1).astype(np.float32))
-
-
-def _word_id(word: str) -> int:
-    return _FIRST_WORD + zlib.crc32(word.encode(errors="replace"))
 
 
 def _text_key(text: TokenizedText) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 
 from alignserve.v1 import align_service_pb2 as pb
 
@@ -106,7 +105,7 @@ class InferStream:
     async def _start(self, request: pb.StreamInferRequest, *, is_first: bool) -> None:
         """Begins to answer a request; returns once it has room, or is answered without."""
         admitted = asyncio.Event()
-        call = replace(self._call, on_admitted=admitted.set)
+        call = Call(self._call.deadline, self._call.waits_for_room, admitted.set)
         answer = asyncio.create_task(self._answer(request, call, is_first=is_first))
         answer.add_done_callback(lambda _: admitted.set())
         self._answers.add(answer)
