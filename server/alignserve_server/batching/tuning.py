@@ -8,6 +8,7 @@ from collections.abc import Callable
 _REPEATS = 3  # of which the fastest counts: others were disturbed
 _WORTH = 0.95  # of the best throughput, which the smallest batch that reaches it is preferred for
 _LONGEST_SECONDS = 0.5  # of a batch: longer ones keep the other modality waiting
+_HOPELESS = 4  # times the best size: beyond it, batches cost time and memory to try and have not paid twice
 
 
 def best_batch_size(
@@ -15,7 +16,8 @@ def best_batch_size(
 ) -> int:
     """Returns the smallest batch with nearly the best throughput.
 
-    Sizes double from 1 up to `limit`, as long as the next one should not take over half a second.
+    Sizes double from 1 up to `limit`, until two in a row do not pay or the next should take over half a
+    second.
 
     Args:
         run: Runs a batch of a size. Called some times for each size, and once before to warm it.
@@ -28,12 +30,17 @@ def best_batch_size(
         run(size)
         seconds = min(_seconds(run, size, clock) for _ in range(_REPEATS))
         rates[size] = size / max(seconds, 1e-9)
+        best = _smallest_near_best(rates)
         following = min(2 * size, limit)
-        if following == size or seconds * following / size > _LONGEST_SECONDS:
-            break
+        is_long = seconds * following / size > _LONGEST_SECONDS
+        if following == size or is_long or size >= _HOPELESS * best:
+            return best
         size = following
-    best = max(rates.values())
-    return min(size for size, rate in rates.items() if rate >= _WORTH * best)
+
+
+def _smallest_near_best(rates: dict[int, float]) -> int:
+    most = max(rates.values())
+    return min(size for size, rate in rates.items() if rate >= _WORTH * most)
 
 
 def _seconds(run: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:
