@@ -213,7 +213,9 @@ class Server:
         encoder = self._load_encoder(self._settings)
         if self._settings.warmup:
             _run_once(encoder)
-        return encoder, self._batch_sizes(encoder)
+        batch_sizes = self._batch_sizes(encoder)
+        encoder.release_memory()
+        return encoder, batch_sizes
 
     def _batch_sizes(self, encoder: Encoder) -> dict[str, int]:
         """Returns the largest batch of each modality: as set, or less where less proves as fast."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,8 +134,6 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(mini, tmp_path, events)
 
 def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_folder):
     """The cache goes by what is in the checkpoint, not by its name."""
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(random_folder, tmp_path / "changed")
@@ -159,6 +159,34 @@ def test_a_conversion_leaves_nothing_but_itself(mini, tmp_path):
     assert {"image.xml", "text.xml", "reference.npy", "facts.json"} <= {
         path.name for path in folder.iterdir()
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_are_not_held_twice(mini, cache_folder, tmp_path):
+    """What OpenVINO has rearranged stays, the file that it came from leaves memory, and nothing changes."""
+    folder = shutil.copytree(cache_folder, tmp_path / "cache")  # which no other encoder has mapped
+    encoder = load_align(mini.checkpoint, runtime="openvino", cache_folder=folder)
+    text = encoder.tokenize("a cat", truncate=False)
+    before = encoder.encode_texts([text]).copy()
+    resident_before = _resident_bytes(folder)
+
+    encoder.release_memory()
+
+    assert resident_before > 1 << 20
+    assert _resident_bytes(folder) == 0
+    np.testing.assert_array_equal(encoder.encode_texts([text]), before)
+
+
+def _resident_bytes(folder: Path) -> int:
+    """How much of a folder's files this process has in memory."""
+    is_inside, total = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split(maxsplit=5)
+        if not name.endswith(":"):
+            is_inside = len(values) == 5 and str(folder) in values[-1]
+        elif name == "Rss:" and is_inside:
+            total += int(values[0]) << 10
+    return total
 
 
 @pytest.mark.parametrize(

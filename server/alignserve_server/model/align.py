@@ -138,6 +138,7 @@ class AlignEncoder:
         self.preprocess_image = images
         self.tokenize = texts
         self.enter_lane = runtime.enter_lane
+        self.release_memory = runtime.release_memory
         self._runtime = runtime
         self._pad_token_id = pad_token_id
 

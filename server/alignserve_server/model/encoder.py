@@ -69,6 +69,10 @@ class Encoder(Protocol):
         """Prepares the calling thread, once, for the `encode_*` calls that it is going to make."""
         ...
 
+    def release_memory(self) -> None:
+        """Gives back what loading and measuring took and serving does not need; no batch may be running."""
+        ...
+
     def preprocess_image(self, content: bytes) -> PixelValues:
         """Decodes, resizes and crops an encoded image.
 

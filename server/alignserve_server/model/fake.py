@@ -94,6 +94,9 @@ class FakeEncoder:
     def enter_lane(self) -> None:
         """Does nothing: hashing has no threads."""
 
+    def release_memory(self) -> None:
+        """Does nothing: hashing takes none."""
+
     def preprocess_image(self, content: bytes) -> PixelValues:
         """Returns (4, 4, 3) pixels that stand for the bytes."""
         if not content or content.startswith(b"broken"):

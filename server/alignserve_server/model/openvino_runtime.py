@@ -25,6 +25,7 @@ import openvino as ov
 from alignserve_server.logs import get_logger
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
+from alignserve_server.model.memory import drop_file_pages, trim_heap
 from alignserve_server.model.runtime import (
     DtypeName,
     Loaded,
@@ -59,9 +60,7 @@ def load(
     if not folder.is_dir():
         folder = _converted(checkpoint, rescaling, probe, folder)
     facts = json.loads((folder / _FACTS).read_text())
-    runtime = OpenVinoRuntime(
-        core, core.read_model(folder / _IMAGE), core.read_model(folder / _TEXT), placement
-    )
+    runtime = OpenVinoRuntime(core, folder, placement)
     return Loaded(runtime, np.load(folder / _REFERENCE), facts["temperature"], facts["embedding_dimension"])
 
 
@@ -71,11 +70,13 @@ class OpenVinoRuntime:
     name: RuntimeName = "openvino"
     device = "cpu"
 
-    def __init__(self, core: Any, image: Any, text: Any, placement: Placement) -> None:
-        """Compiles the two models. OpenVINO's classes ship no types."""
+    def __init__(self, core: Any, folder: Path, placement: Placement) -> None:
+        """Compiles the two models of a conversion. OpenVINO's classes ship no types."""
+        self._folder = folder
         self.dtype = placement.dtype
         self.lanes = placement.lanes or max(1, cpu_count() // _CORES_PER_LANE)
         threads_per_lane = placement.threads_per_lane or max(1, cpu_count() // self.lanes)
+        image, text = core.read_model(folder / _IMAGE), core.read_model(folder / _TEXT)
         self.memory_bytes = _constant_bytes(image) + _constant_bytes(text)
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],
@@ -91,6 +92,13 @@ class OpenVinoRuntime:
         """Makes the requests of the calling thread."""
         self._requests.image = self._image.create_infer_request()
         self._requests.text = self._text.create_infer_request()
+
+    def release_memory(self) -> None:
+        """Drops intermediate results, and the weights' file, which the compiled models have rearranged."""
+        self._image.release_memory()
+        self._text.release_memory()
+        drop_file_pages(self._folder)
+        trim_heap()
 
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
         return self._infer("image", [pixels])

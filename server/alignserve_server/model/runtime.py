@@ -48,6 +48,10 @@ class Runtime(Protocol):
         """Prepares the calling thread, once, for the calls that it is going to make."""
         ...
 
+    def release_memory(self) -> None:
+        """Gives back what loading and measuring took and serving does not need; no call may be running."""
+        ...
+
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
         """Embeds (batch, height, width, 3) pixels. Raises `OutOfDeviceMemory` or what the runtime raises."""
         ...

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from alignserve_server.model import network as networks
 from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
+from alignserve_server.model.memory import trim_heap
 from alignserve_server.model.network import Network
 from alignserve_server.model.runtime import (
     Loaded,
@@ -88,6 +89,12 @@ class TorchRuntime:
     def enter_lane(self) -> None:
         """Limits the calling thread's forwards to the threads of a lane."""
         torch.set_num_threads(self._threads_per_lane)
+
+    def release_memory(self) -> None:
+        """Gives back what the largest batch that was measured has left."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        trim_heap()
 
     @torch.inference_mode()
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
