@@ -398,6 +398,7 @@ def load_encoder(settings: Settings) -> Encoder:
             threads_per_lane=settings.threads_per_lane,
             least_cosine=settings.min_cosine,
             cache_folder=settings.cache_folder,
+            calibration_folder=settings.calibration_folder,
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
             max_text_bytes=settings.max_text_bytes,

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "torch", "openvino"] = Field(
         "auto", description="what runs the model; auto is openvino on a CPU, if it is installed, else torch"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto", description="data type of the computation; auto is float32 on a CPU and float16 on a GPU"
     )
     min_cosine: float = Field(
@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     )
     decode_threads: Positive | None = Field(
         None, description="threads that decode images; default: one per core"
+    )
+    calibration_folder: Path | None = Field(
+        None, description="folder of images like those that callers send; int8 is made from them"
     )
     cache_folder: Path | None = Field(
         None, description="folder for converted models; default: $XDG_CACHE_HOME/alignserve"

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tests.load import beside, latency, overhead, throughput
+from tests.load import beside, dtypes, latency, overhead, throughput
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -28,6 +28,7 @@ def main() -> int:
         "latency": lambda: latency.run(arguments.checkpoint, arguments.rounds),
         "throughput": lambda: throughput.run(arguments.checkpoint, arguments.rounds, arguments.seconds),
         "beside": lambda: beside.run(arguments.checkpoint, arguments.rounds, arguments.seconds),
+        "dtypes": lambda: dtypes.run(arguments.checkpoint, arguments.rounds, arguments.seconds),
         "overhead": lambda: overhead.run(arguments.rounds, arguments.seconds),
     }
     parts = [_heading(arguments)]
@@ -47,7 +48,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--sections",
         default="latency,throughput,beside,overhead",
-        help="what to measure (default: latency,throughput,beside,overhead)",
+        help="what to measure, also dtypes (default: latency,throughput,beside,overhead)",
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="file for the results")
     return parser.parse_args()

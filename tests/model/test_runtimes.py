@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from alignserve_server.model import openvino_runtime, torch_runtime
 from alignserve_server.model.align import load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.runtime import min_cosine
+from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
+
+from tests.model.conftest import PHOTOS
 
 pytestmark = pytest.mark.model
 
@@ -53,7 +57,9 @@ def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
     ("options", "message"),
     [
         ({"runtime": "openvino", "device": "cuda"}, "runs on a CPU"),
-        ({"runtime": "openvino", "dtype": "float16"}, "use float32 or bfloat16"),
+        ({"runtime": "openvino", "dtype": "float16"}, "use float32, bfloat16 or int8"),
+        ({"runtime": "torch", "dtype": "int8"}, "use --runtime openvino"),
+        ({"runtime": "openvino", "dtype": "int8"}, "set --calibration-folder"),
     ],
 )
 def test_what_does_not_go_together_is_an_error(mini, options, message):
@@ -134,8 +140,6 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(mini, tmp_path, events)
 
 def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_folder):
     """The cache goes by what is in the checkpoint, not by its name."""
-    from safetensors.torch import load_file, save_file
-
     folder = shutil.copytree(random_folder, tmp_path / "changed")
     before = load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=cache_folder)
     weights = load_file(folder / "model.safetensors")
@@ -187,6 +191,82 @@ def _resident_bytes(folder: Path) -> int:
         elif name == "Rss:" and is_inside:
             total += int(values[0]) << 10
     return total
+
+
+@pytest.fixture(scope="session")
+def int8(mini, cache_folder):
+    """The embedded checkpoint in int8, calibrated with the test photos."""
+    pytest.importorskip("nncf")
+    return _load_int8(mini.checkpoint, cache_folder)
+
+
+def _load_int8(checkpoint, cache_folder, least_cosine=0.0):
+    return load_align(
+        checkpoint,
+        runtime="openvino",
+        dtype="int8",
+        least_cosine=least_cosine,
+        cache_folder=cache_folder,
+        calibration_folder=PHOTOS,
+    )
+
+
+def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
+    """Texts are hardly touched; images turn by some degrees. The calibration is part of the fingerprint."""
+    images = [int8.preprocess_image(content) for content in photos.values()]
+    texts = [int8.tokenize("a photo of a cat", truncate=False)]
+
+    image_cosine = min_cosine(int8.encode_images(images), mini.encoder.encode_images(images))
+    text_cosine = min_cosine(int8.encode_texts(texts), mini.encoder.encode_texts(texts))
+
+    assert int8.info.dtype == "int8"
+    assert int8.info.fingerprint != mini.checkpoint.fingerprint(runtime="openvino", dtype="int8")
+    assert image_cosine > 0.85
+    assert text_cosine > 0.99
+
+
+def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, events):
+    """It has to prove itself as everything else, and float32 on the same runtime comes next."""
+    encoder = _load_int8(mini.checkpoint, cache_folder, least_cosine=0.999)
+
+    assert "not_exact_enough" in [event["event"] for event in events]
+    assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
+
+
+def test_int8_is_served_from_the_cache_without_nncf(int8, mini, cache_folder, without_nncf):
+    """The machine that serves need not be the one that quantizes."""
+    encoder = _load_int8(mini.checkpoint, cache_folder)
+
+    assert encoder.info == int8.info
+
+
+def test_int8_that_must_be_made_needs_nncf(mini, tmp_path, without_nncf):
+    """The message names what to install."""
+    with pytest.raises(ValueError, match=r"alignserve\[int8\]"):
+        _load_int8(mini.checkpoint, tmp_path)
+
+
+@pytest.fixture
+def without_nncf(monkeypatch):
+    """As if nncf were not installed."""
+
+    def version(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("alignserve_server.model.openvino_cache.version", version)
+
+
+def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_folder):
+    """The reason crosses from the process that converts, and no draft is left."""
+    folder = shutil.copytree(random_folder, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    del weights["text_projection.bias"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights, such as text_projection.bias"):
+        load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=tmp_path / "cache")
+
+    assert list((tmp_path / "cache" / "openvino").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str, name:
         ("watchdog_interval_seconds", 0, 0.001),
         ("max_connection_age_seconds", 0, 1),
         ("metrics", "perhaps", "off"),
-        ("dtype", "int8", "bfloat16"),
+        ("dtype", "int4", "int8"),
         ("log_level", "loud", "debug"),
         ("log_format", "xml", "console"),
     ],

@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from alignserve_server.logs import get_logger
+from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.decode import ImageDecoder
 from alignserve_server.model.encoder import (
@@ -54,6 +55,7 @@ def load_align(
     threads_per_lane: int | None = None,
     least_cosine: float = 0.999,
     cache_folder: Path | None = None,
+    calibration_folder: Path | None = None,
     max_image_bytes: int = 10 << 20,
     max_image_pixels: int = 25_000_000,
     max_text_bytes: int = 32 << 10,
@@ -68,18 +70,20 @@ def load_align(
         runtime: `auto` is OpenVINO on a CPU, if it is installed, and torch otherwise.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the GPU if there is one.
         dtype: Of weights and computation. `auto` is float32 on a CPU, and float16 on a GPU, which rounds
-            eight times finer than bfloat16.
+            eight times finer than bfloat16. int8 is for OpenVINO, and is taken only if it is asked for.
         lanes: Batches run at once; None leaves it to the runtime, as it does for the next one.
         threads_per_lane: CPU threads that one batch uses.
         least_cosine: See above.
         cache_folder: For converted models; None is `default_cache_folder`.
+        calibration_folder: Images like those that callers send; needed for int8.
         max_image_bytes: Largest encoded image.
         max_image_pixels: Largest decoded image, width times height.
         max_text_bytes: Longest text, in bytes of UTF-8.
 
     Raises:
         CheckpointError: Its weights or its preprocessing cannot be served.
-        ValueError: The device does not exist, or the runtime does not go with device or data type.
+        ValueError: The device does not exist, the runtime does not go with device or data type, or int8 lacks
+            something.
     """
     decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels)
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
@@ -94,10 +98,11 @@ def load_align(
     probe = Probe.of(images.output_size, texts, pad_token_id)
     target = _resolved_device(device, runtime)
     choices = _choices(runtime, target, dtype)
+    calibration = _calibration(calibration_folder, images) if dtype == "int8" else None
     for name, precise in choices:
         placement = Placement(target, precise, lanes, threads_per_lane)
         try:
-            loaded = _load(name, checkpoint, placement, rescaling, probe, cache_folder)
+            loaded = _load(name, checkpoint, placement, rescaling, probe, cache_folder, calibration)
         except CheckpointError as error:
             if runtime != "auto" or name == "torch":
                 raise
@@ -186,12 +191,23 @@ def _choices(
         runtime = "openvino" if device == "cpu" and has_openvino and dtype != "float16" else "torch"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "float16"
+    if dtype == "int8" and runtime == "torch":
+        raise ValueError("torch does not compute in int8 here; use --runtime openvino, on a CPU")
     choices: list[tuple[RuntimeName, DtypeName]] = [
         (runtime, dtype),
         (runtime, "float32"),
         ("torch", "float32"),
     ]
     return list(dict.fromkeys(choices))
+
+
+def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> CalibrationImages:
+    if folder is None:
+        raise ValueError(
+            "int8 needs to see images like those that callers send; put some dozens or more in a folder and "
+            "set --calibration-folder"
+        )
+    return CalibrationImages(folder, preprocess)
 
 
 def _load(
@@ -201,6 +217,7 @@ def _load(
     rescaling: Rescaling,
     probe: Probe,
     cache_folder: Path | None,
+    calibration: CalibrationImages | None,
 ) -> Loaded:
     if name == "torch":
         from alignserve_server.model import torch_runtime
@@ -213,7 +230,12 @@ def _load(
     from alignserve_server.model import openvino_runtime
 
     return openvino_runtime.load(
-        checkpoint, placement, rescaling, probe, cache_folder or default_cache_folder()
+        checkpoint,
+        placement,
+        rescaling,
+        probe,
+        cache_folder or default_cache_folder(),
+        calibration if placement.dtype == "int8" else None,
     )
 
 
@@ -222,7 +244,7 @@ def _info(checkpoint: Checkpoint, loaded: Loaded, cosine: float, max_tokens: int
     return ModelInfo(
         model_id=checkpoint.model_id,
         model_revision=checkpoint.revision,
-        fingerprint=checkpoint.fingerprint(runtime=runtime.name, dtype=runtime.dtype),
+        fingerprint=checkpoint.fingerprint(runtime=runtime.name, dtype=runtime.dtype + loaded.calibration),
         runtime=runtime.name,
         dtype=runtime.dtype,
         device=runtime.device,

@@ -1,19 +1,55 @@
-"""Converts the towers of an optimized AlignModel into OpenVINO models."""
+"""Converts a checkpoint into OpenVINO models. A program, which `openvino_cache` runs.
+
+python -m alignserve_server.model.openvino_conversion CHECKPOINT FOLDER
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
-import openvino as ov
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from alignserve_server.model import network as networks
+from alignserve_server.model.checkpoint import CheckpointError
 from alignserve_server.model.network import Network
+from alignserve_server.model.openvino_cache import FACTS, IMAGE, INPUTS, REFERENCE, TEXT
+from alignserve_server.model.openvino_quiet import ov
 from alignserve_server.model.runtime import Probe, Rescaling
 
 
-def convert_image_tower(network: Network, rescaling: Rescaling, probe: Probe) -> Any:
+def convert(checkpoint: Path, folder: Path) -> None:
+    """Converts by the inputs in a folder, into that folder.
+
+    Raises:
+        CheckpointError: The checkpoint's weights cannot be served.
+    """
+    inputs = np.load(folder / INPUTS)
+    rescaling = Rescaling(inputs["scale"], inputs["offset"])
+    probe = Probe(inputs["pixels"], inputs["input_ids"], inputs["attention_mask"])
+    network = networks.load_network(checkpoint)
+    facts = {
+        "temperature": network.temperature.item(),
+        "embedding_dimension": networks.embedding_dimension(network),
+    }
+    np.save(folder / REFERENCE, networks.reference_embeddings(network, probe, rescaling))
+    network = networks.optimized(network)
+    image, text = _image_model(network, rescaling, probe), _text_model(network, probe)
+    if "calibration" in inputs:
+        image, text = _quantized(image, text, inputs["calibration"])
+    ov.save_model(image, folder / IMAGE, compress_to_fp16=False)
+    ov.save_model(text, folder / TEXT, compress_to_fp16=False)
+    (folder / FACTS).write_text(json.dumps(facts))
+
+
+def _image_model(network: Network, rescaling: Rescaling, probe: Probe) -> Any:
     """Returns a model from (batch, height, width, 3) uint8 pixels to embeddings."""
     _, height, width, _ = probe.pixels.shape
     tower = _ImageTower(network, rescaling).eval()
@@ -25,7 +61,7 @@ def convert_image_tower(network: Network, rescaling: Rescaling, probe: Probe) ->
         )
 
 
-def convert_text_tower(network: Network, probe: Probe) -> Any:
+def _text_model(network: Network, probe: Probe) -> Any:
     """Returns a model from (batch, length) input_ids and attention_mask to embeddings."""
     example = (torch.from_numpy(probe.input_ids), torch.from_numpy(probe.attention_mask))
     tower = _TextTower(network).eval()
@@ -33,6 +69,22 @@ def convert_text_tower(network: Network, probe: Probe) -> Any:
         return ov.convert_model(
             tower, example_input=example, input=[([-1, -1], ov.Type.i64), ([-1, -1], ov.Type.i64)]
         )
+
+
+def _quantized(image: Any, text: Any, pixels: NDArray[np.uint8]) -> tuple[Any, Any]:
+    """Returns the models in int8.
+
+    Of the text tower the weights alone: activations are quantized as they come, in groups, which measures
+    ten times as exact as ranges that were learnt before, and as fast. OpenVINO does that for matrix
+    products only, so the convolutions of the image tower need the ranges.
+    """
+    import nncf  # only int8 needs it
+
+    dataset = nncf.Dataset(pixels, lambda image_pixels: [image_pixels[None]])
+    return (
+        nncf.quantize(image, dataset, subset_size=len(pixels)),
+        nncf.compress_weights(text, mode=nncf.CompressWeightsMode.INT8_SYM),
+    )
 
 
 class _ImageTower(nn.Module):
@@ -57,3 +109,21 @@ class _TextTower(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return networks.embed_tokens(self.network, input_ids, attention_mask)
+
+
+def main() -> None:
+    """Converts, and ends early with the process that asked for it; standard error's last line tells why."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except CheckpointError as error:
+        sys.exit(str(error))
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # returns when the other end closes, also because its process has died
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,25 +7,19 @@ of the probe. A server that finds it there needs no torch.
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-import tempfile
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# OpenVINO reports its use over the network, from a process that it forks, unless its reporter is missing.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # Python's way to block an import
-import openvino as ov
-
-from alignserve_server.logs import get_logger
-from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
+from alignserve_server.model.calibration import CalibrationImages
+from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
 from alignserve_server.model.memory import drop_file_pages, trim_heap
+from alignserve_server.model.openvino_cache import FACTS, IMAGE, REFERENCE, TEXT, find_or_convert
+from alignserve_server.model.openvino_quiet import ov
 from alignserve_server.model.runtime import (
     DtypeName,
     Loaded,
@@ -37,31 +31,37 @@ from alignserve_server.model.runtime import (
     cpu_count,
 )
 
-_log = get_logger(__name__)
-
-_PRECISIONS: dict[DtypeName, str] = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISIONS: dict[DtypeName, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of the rest
+_CAPABILITIES: dict[DtypeName, str] = {"float32": "FP32", "bfloat16": "BF16", "int8": "INT8"}
+_QUANTIZATION_GROUP_SIZE = 128  # activations that share a scale; measures faster than 32 and as exact
 _CORES_PER_LANE = 4  # a forward of these networks gains little from more
-_IMAGE, _TEXT, _FACTS, _REFERENCE = "image.xml", "text.xml", "facts.json", "reference.npy"
 
 
 def load(
-    checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling, probe: Probe, cache_folder: Path
+    checkpoint: Checkpoint,
+    placement: Placement,
+    rescaling: Rescaling,
+    probe: Probe,
+    cache_folder: Path,
+    calibration: CalibrationImages | None = None,
 ) -> Loaded:
-    """Loads a checkpoint, converting it if that has not been done before.
+    """Loads a checkpoint, converting it if that has not been done before; int8 takes calibration images.
 
     Raises:
         CheckpointError: Its weights cannot be served, or OpenVINO cannot convert them.
-        ValueError: OpenVINO does not compute in that data type here.
+        ValueError: OpenVINO does not compute in that data type here, or something is missing for int8.
     """
     core = ov.Core()
     _check_dtype(core, placement.dtype)
-    fingerprint = checkpoint.fingerprint(runtime=f"openvino-{ov.get_version()}", dtype="float32")
-    folder = cache_folder / "openvino" / fingerprint
-    if not folder.is_dir():
-        folder = _converted(checkpoint, rescaling, probe, folder)
-    facts = json.loads((folder / _FACTS).read_text())
-    runtime = OpenVinoRuntime(core, folder, placement)
-    return Loaded(runtime, np.load(folder / _REFERENCE), facts["temperature"], facts["embedding_dimension"])
+    folder = find_or_convert(checkpoint, rescaling, probe, cache_folder, calibration)
+    facts = json.loads((folder / FACTS).read_text())
+    return Loaded(
+        OpenVinoRuntime(core, folder, placement),
+        np.load(folder / REFERENCE),
+        facts["temperature"],
+        facts["embedding_dimension"],
+        "" if calibration is None else f"{calibration.digest}-{folder.name}",
+    )
 
 
 class OpenVinoRuntime:
@@ -76,12 +76,13 @@ class OpenVinoRuntime:
         self.dtype = placement.dtype
         self.lanes = placement.lanes or max(1, cpu_count() // _CORES_PER_LANE)
         threads_per_lane = placement.threads_per_lane or max(1, cpu_count() // self.lanes)
-        image, text = core.read_model(folder / _IMAGE), core.read_model(folder / _TEXT)
+        image, text = core.read_model(folder / IMAGE), core.read_model(folder / TEXT)
         self.memory_bytes = _constant_bytes(image) + _constant_bytes(text)
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],
             "NUM_STREAMS": self.lanes,
             "INFERENCE_NUM_THREADS": self.lanes * threads_per_lane,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _QUANTIZATION_GROUP_SIZE,  # of int8 weights alone
             "ENABLE_CPU_PINNING": False,  # decoding and the event loop want the same cores
         }
         self._image = core.compile_model(image, "CPU", options)
@@ -121,65 +122,9 @@ class OpenVinoRuntime:
 
 def _check_dtype(core: Any, dtype: DtypeName) -> None:
     if dtype not in _PRECISIONS:
-        raise ValueError(f"openvino does not compute in {dtype} on a CPU; use float32 or bfloat16")
-    if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ValueError("this CPU has no bfloat16 instructions; use float32")
-
-
-def _converted(checkpoint: Checkpoint, rescaling: Rescaling, probe: Probe, folder: Path) -> Path:
-    """Converts into the folder, or into a temporary one if that cannot be written; returns which."""
-    _log.info("converting", model_id=checkpoint.model_id, runtime="openvino", cache_folder=str(folder.parent))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    except OSError as error:
-        _log.warning("cache_not_writable", cache_folder=str(folder.parent), reason=str(error))
-        folder = draft = Path(tempfile.mkdtemp(prefix="alignserve-"))
-    try:
-        _convert(checkpoint, rescaling, probe, draft)
-        if draft != folder:
-            draft.rename(folder)  # whole or not at all, whoever else converts or is cut off
-    except OSError:
-        if not folder.is_dir():  # else another process was first, with the same result
-            raise
-        shutil.rmtree(draft, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return folder
-
-
-def _convert(checkpoint: Checkpoint, rescaling: Rescaling, probe: Probe, folder: Path) -> None:
-    # torch and transformers take seconds to import, and are needed only here
-    from alignserve_server.model.network import (
-        embedding_dimension,
-        load_network,
-        optimized,
-        quiet_transformers,
-        reference_embeddings,
-    )
-    from alignserve_server.model.openvino_conversion import convert_image_tower, convert_text_tower
-
-    network = load_network(checkpoint.folder)
-    facts = {
-        "temperature": network.temperature.item(),
-        "embedding_dimension": embedding_dimension(network),
-    }
-    reference = reference_embeddings(network, probe, rescaling)
-    network = optimized(network)
-    try:
-        with warnings.catch_warnings(), quiet_transformers():
-            warnings.simplefilter("ignore")  # of tracing, which the comparison with the reference checks
-            image = convert_image_tower(network, rescaling, probe)
-            text = convert_text_tower(network, probe)
-    except Exception as error:
-        raise CheckpointError(
-            f"openvino cannot convert {checkpoint.model_id}; use --runtime torch"
-        ) from error
-    ov.save_model(image, folder / _IMAGE, compress_to_fp16=False)
-    ov.save_model(text, folder / _TEXT, compress_to_fp16=False)
-    np.save(folder / _REFERENCE, reference)
-    (folder / _FACTS).write_text(json.dumps(facts))
+        raise ValueError(f"openvino does not compute in {dtype} on a CPU; use float32, bfloat16 or int8")
+    if _CAPABILITIES[dtype] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError(f"this CPU has no {dtype} instructions; use float32")
 
 
 def _constant_bytes(model: Any) -> int:

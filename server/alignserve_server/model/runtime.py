@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText, l2_normalize
 
 RuntimeName: TypeAlias = Literal["torch", "openvino"]
-DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 TokenArray: TypeAlias = NDArray[np.int64]
 
 _PROBE_TEXTS = (
@@ -87,6 +87,7 @@ class Loaded:
     reference: Embeddings  # of the probe, by the reference
     temperature: float
     embedding_dimension: int
+    calibration: str = ""  # digest of what decided the ranges of int8
 
 
 @dataclass(frozen=True, slots=True)
