@@ -8,7 +8,7 @@ from collections.abc import Callable
 _REPEATS = 3  # of which the fastest counts: others were disturbed
 _WORTH = 0.95  # of the best throughput, which the smallest batch that reaches it is preferred for
 _LONGEST_SECONDS = 0.5  # of a batch: longer ones keep the other modality waiting
-_HOPELESS = 4  # times the best size: beyond it, batches cost time and memory to try and have not paid twice
+_HOPELESS = 8  # times the best size: larger ones take time and memory to try, and three have not paid
 
 
 def best_batch_size(
@@ -16,7 +16,7 @@ def best_batch_size(
 ) -> int:
     """Returns the smallest batch with nearly the best throughput.
 
-    Sizes double from 1 up to `limit`, until two in a row do not pay or the next should take over half a
+    Sizes double from 1 up to `limit`, until three in a row do not pay or the next should take over half a
     second.
 
     Args:
