@@ -1,0 +1,106 @@
+"""The written-out towers equal transformers' AlignModel, with and without oneDNN's steps."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from alignserve_server.model import network as networks
+from alignserve_server.model import onednn
+from alignserve_server.model.runtime import Rescaling
+from alignserve_server.model.towers import Step, Towers
+from torch import nn
+from torch.nn.functional import normalize
+
+pytestmark = pytest.mark.model
+
+RESCALING = Rescaling(np.full(3, 1 / 127.5, np.float32), np.full(3, -1, np.float32))
+PIXELS = torch.randint(
+    0, 256, (3, 289, 289, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+INPUT_IDS = torch.randint(5, 40, (3, 12), generator=torch.Generator().manual_seed(0))
+ATTENTION_MASK = (torch.arange(12) < torch.tensor([[12], [7], [2]])).long()
+
+
+@pytest.fixture(scope="module")
+def network(random_folder):
+    """transformers' AlignModel with every kind of block."""
+    return networks.load_network(random_folder)
+
+
+@pytest.fixture
+def towers(network) -> Towers:
+    """Its towers as they are on a GPU: torch's own operators."""
+    optimized = networks.optimized(copy.deepcopy(network))
+    return Towers(optimized, RESCALING, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("is_fused", [False, True], ids=["torch", "onednn"])
+def test_towers_equal_the_reference(network, towers, is_fused):
+    """Images, and texts with padding, come out as from AlignModel."""
+    images = networks.embed_pixel_values(network, PIXELS.permute(0, 3, 1, 2) / 127.5 - 1)
+    texts = networks.embed_tokens(network, INPUT_IDS, ATTENTION_MASK)
+    if is_fused:
+        onednn.fuse(towers)
+
+    actual = towers.embed_pixels(PIXELS), towers.embed_tokens(INPUT_IDS, ATTENTION_MASK)
+
+    for embeds, expected in zip(actual, (images, texts), strict=True):
+        torch.testing.assert_close(normalize(embeds), normalize(expected), rtol=0, atol=1e-5)
+
+
+def test_every_step_is_fused(towers):
+    """Nothing of a known checkpoint is left to torch's own convolutions and linear maps."""
+    onednn.fuse(towers)
+
+    assert not [module for module in towers.modules() if isinstance(module, Step | nn.Conv2d | nn.Linear)]
+
+
+def test_the_weights_take_no_more_memory_when_fused(towers):
+    """What was laid out anew is not kept as it was."""
+    before = towers.nbytes
+
+    onednn.fuse(towers)
+
+    assert towers.nbytes <= 1.05 * before
+
+
+@pytest.mark.parametrize(
+    "activation", [None, nn.SiLU(), nn.ReLU(), nn.ReLU6(), nn.Sigmoid(), nn.GELU(), nn.Tanh()], ids=str
+)
+@pytest.mark.parametrize(
+    ("weighted", "inputs"),
+    [
+        (nn.Conv2d(4, 8, 3, padding="same"), torch.randn(2, 4, 9, 9)),
+        (nn.Conv2d(4, 8, 3, stride=2, padding="valid", bias=False), torch.randn(2, 4, 9, 9)),
+        (nn.Conv2d(8, 8, 5, padding=2, groups=8), torch.randn(2, 8, 9, 9)),
+        (nn.Linear(4, 8), torch.randn(2, 5, 4)),
+    ],
+    ids=["same", "valid", "depthwise", "linear"],
+)
+def test_a_fused_step_computes_the_same(weighted, inputs, activation):
+    """Activations that oneDNN has and those that it lacks, and shortcuts, follow as before."""
+    step = Step(weighted, activation)
+    expected = step(inputs)
+    fused = nn.Sequential(step)
+
+    onednn.fuse(fused)
+
+    torch.testing.assert_close(fused(inputs), expected, rtol=1e-5, atol=1e-5)
+    if activation is None:
+        shortcut = torch.randn_like(expected)
+        torch.testing.assert_close(fused[0](inputs, shortcut), expected + shortcut, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "is_known"), [(torch.float32, True), (torch.float16, False)], ids=str)
+def test_onednn_is_asked_for_what_it_computes(dtype, is_known):
+    """float16 on a CPU is left to torch."""
+    assert onednn.is_available(dtype) == (is_known and torch.backends.mkldnn.is_available())
