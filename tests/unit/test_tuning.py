@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from alignserve_server.batching.tuning import best_batch_size
+from alignserve_server.model.encoder import OutOfDeviceMemory
 
 from tests.unit.fakes import FakeClock
 
@@ -83,3 +84,22 @@ def test_one_disturbed_run_does_not_decide() -> None:
     size = best_batch_size(device, 4, device.clock)
 
     assert size == 4
+
+
+def test_sizes_that_do_not_fit_are_not_used() -> None:
+    """A device that is too small for the largest batch serves smaller ones."""
+    device = Device(lambda size: 0.010 if size <= 4 else _out_of_memory())
+
+    size = best_batch_size(device, 32, device.clock)
+
+    assert size == 4
+
+
+def test_a_device_without_room_for_one_entry_is_an_error() -> None:
+    """Nothing could be served."""
+    with pytest.raises(OutOfDeviceMemory):
+        best_batch_size(Device(lambda _: _out_of_memory()), 32)
+
+
+def _out_of_memory() -> float:
+    raise OutOfDeviceMemory
