@@ -396,6 +396,8 @@ def load_encoder(settings: Settings) -> Encoder:
             dtype=settings.dtype,
             lanes=settings.lanes,
             threads_per_lane=settings.threads_per_lane,
+            max_batch_size=max(settings.max_batch_size, settings.max_image_batch_size or 1),
+            cuda_graphs=settings.cuda_graphs,
             least_cosine=settings.min_cosine,
             cache_folder=settings.cache_folder,
             calibration_folder=settings.calibration_folder,

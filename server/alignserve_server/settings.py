@@ -62,10 +62,13 @@ class Settings(BaseSettings):
         description="least cosine with transformers in float32; below it, a more exact choice is served",
     )
     lanes: Positive | None = Field(
-        None, description="batches run at once; default: as suits runtime and machine, one on a GPU"
+        None, description="batches run at once; default: as suits runtime and machine, two on a GPU"
     )
     threads_per_lane: Positive | None = Field(
         None, description="CPU threads that one batch uses; default: as suits runtime and machine"
+    )
+    cuda_graphs: bool = Field(
+        True, description="on a GPU, capture forwards at the start and replay them; uses memory, saves time"
     )
     decode_threads: Positive | None = Field(
         None, description="threads that decode images; default: one per core"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from alignserve_server.model.align import load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.encoder import OutOfDeviceMemory
+from alignserve_server.model.out_of_memory import memory_errors
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.model
@@ -130,24 +132,49 @@ def test_an_unknown_device_is_an_error(device, message):
 
 
 def test_lanes_run_at_once(mini, photos):
-    """Forwards on two lanes at a time give what they give alone, each with its own threads."""
+    """Forwards on two lanes at a time give what they give alone."""
     encoder = mini.encoder
     images = [encoder.preprocess_image(photo) for photo in photos.values()]
     texts = [encoder.tokenize(text, truncate=False) for text in ("a cat", "a photo of a dog", "rocket")]
     expected = encoder.encode_images(images), encoder.encode_texts(texts)
 
     with ThreadPoolExecutor(2, initializer=encoder.enter_lane) as lanes:
-        threads = lanes.submit(torch.get_num_threads).result()
         results = [
             (lanes.submit(encoder.encode_images, images), lanes.submit(encoder.encode_texts, texts))
             for _ in range(6)
         ]
         actual = [(image.result(), text.result()) for image, text in results]
 
-    assert threads == 1
     for image_embeds, text_embeds in actual:
         np.testing.assert_allclose(image_embeds, expected[0], rtol=0, atol=1e-4)
         np.testing.assert_allclose(text_embeds, expected[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads_per_lane", [1, 3])
+def test_a_forward_uses_the_threads_that_it_is_told(mini, photos, threads_per_lane):
+    """An operator's word counts more than what is free."""
+    encoder = load_align(mini.checkpoint, runtime="torch", threads_per_lane=threads_per_lane)
+
+    encoder.encode_images([encoder.preprocess_image(photos["cat"])])
+
+    assert torch.get_num_threads() == threads_per_lane
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["default", "count", "policy"],
+)
+def test_threads_do_not_wait_spinning_for_long(chosen, spins):
+    """Importing the model limits OpenMP's spinning, unless the operator has chosen otherwise."""
+    program = "import os, alignserve_server.model; print(os.environ.get('GOMP_SPINCOUNT'))"
+    others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=others | chosen
+    )
+
+    assert done.stdout.strip() == spins
 
 
 def test_too_large_a_batch_is_out_of_memory(mini):
@@ -165,16 +192,15 @@ def test_too_large_a_batch_is_out_of_memory(mini):
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."
         ),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
     ],
-    ids=["cuda", "linux", "windows"],
+    ids=["cuda", "pinned", "linux", "windows"],
 )
 def test_every_way_to_run_out_of_memory_is_one_error(error):
     """torch's several errors become the one that the scheduler knows."""
-    from alignserve_server.model.torch_runtime import _memory_errors
-
-    with pytest.raises(OutOfDeviceMemory), _memory_errors():
+    with pytest.raises(OutOfDeviceMemory), memory_errors():
         raise error

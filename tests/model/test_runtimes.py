@@ -95,7 +95,7 @@ def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_folder, mo
 def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
     """Not even torch is believed without proof."""
     monkeypatch.setattr(
-        torch_runtime.TorchRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
+        torch_runtime.CpuRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
     )
 
     with pytest.raises(CheckpointError, match="--min-cosine"):

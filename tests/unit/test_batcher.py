@@ -361,6 +361,20 @@ async def test_each_lane_runs_a_batch_of_its_own(run, encoder):
     assert encoder.batch_sizes == [1, 1]
 
 
+@pytest.mark.parametrize(("has_parallel_lanes", "batch_sizes"), [(True, [1, 1]), (False, [2])])
+async def test_idle_lanes_share_what_waits_if_that_saves_time(run, encoder, has_parallel_lanes, batch_sizes):
+    """Lanes that take turns at one device run one batch of two rather than two of one."""
+    encoder.has_parallel_lanes = has_parallel_lanes
+
+    async with run(lanes=2) as batcher:
+        while batcher._idle_lanes < 2:
+            await asyncio.sleep(0)
+        futures = batcher.submit("image", _images(encoder, b"a", b"b"))
+        await asyncio.gather(*futures)
+
+    assert encoder.batch_sizes == batch_sizes
+
+
 async def test_a_lane_that_waits_for_more_wakes_when_its_batch_is_full(run, encoder):
     """A queue delay that has not passed holds back only what is not full."""
     async with run(max_batch_size=2, max_queue_delay_seconds=_FOREVER_SECONDS) as batcher:

@@ -68,6 +68,7 @@ class Batcher:
             "text": encoder.encode_texts,
         }
         self._enter_lane = encoder.enter_lane
+        self._has_parallel_lanes = encoder.has_parallel_lanes
         self._scheduler = scheduler
         self._metrics = metrics
         self._clock = clock
@@ -261,7 +262,8 @@ class Batcher:
             self._idle_lanes += 1
             while True:
                 now = self._clock()
-                batch = self._scheduler.next_batch(now, self._idle_lanes, self._is_stopping)
+                sharing_lanes = self._idle_lanes if self._has_parallel_lanes else 1
+                batch = self._scheduler.next_batch(now, sharing_lanes, self._is_stopping)
                 if batch is not None:
                     self._idle_lanes -= 1
                     self._running_since[lane] = now

@@ -53,6 +53,8 @@ def load_align(
     dtype: DtypeName | Auto = "auto",
     lanes: int | None = None,
     threads_per_lane: int | None = None,
+    max_batch_size: int = 32,
+    cuda_graphs: bool = True,
     least_cosine: float = 0.999,
     cache_folder: Path | None = None,
     calibration_folder: Path | None = None,
@@ -73,6 +75,8 @@ def load_align(
             eight times finer than bfloat16. int8 is for OpenVINO, and is taken only if it is asked for.
         lanes: Batches run at once; None leaves it to the runtime, as it does for the next one.
         threads_per_lane: CPU threads that one batch uses.
+        max_batch_size: Batches up to here are prepared for on a GPU; larger ones run, but slower.
+        cuda_graphs: That preparation; without it, no batch on a GPU is prepared for.
         least_cosine: See above.
         cache_folder: For converted models; None is `default_cache_folder`.
         calibration_folder: Images like those that callers send; needed for int8.
@@ -87,9 +91,10 @@ def load_align(
     """
     decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels)
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
+    max_tokens = max_text_tokens(checkpoint)
     texts = TextTokenizer(
         _load_tokenizer(checkpoint.folder),
-        max_tokens=max_text_tokens(checkpoint),
+        max_tokens=max_tokens,
         max_bytes=max_text_bytes,
         truncation_side=checkpoint.tokenizer_config.get("truncation_side", "right"),
     )
@@ -100,7 +105,9 @@ def load_align(
     choices = _choices(runtime, target, dtype)
     calibration = _calibration(calibration_folder, images) if dtype == "int8" else None
     for name, precise in choices:
-        placement = Placement(target, precise, lanes, threads_per_lane)
+        placement = Placement(
+            target, precise, lanes, threads_per_lane, max_batch_size, max_tokens, cuda_graphs
+        )
         try:
             loaded = _load(name, checkpoint, placement, rescaling, probe, cache_folder, calibration)
         except CheckpointError as error:
@@ -117,7 +124,7 @@ def load_align(
             f"no runtime comes within a cosine of {least_cosine} of transformers' AlignModel; "
             "lower --min-cosine if that will do"
         )
-    info = _info(checkpoint, loaded, cosine, max_text_tokens(checkpoint))
+    info = _info(checkpoint, loaded, cosine, max_tokens)
     return AlignEncoder(images, texts, loaded.runtime, info, pad_token_id)
 
 
@@ -139,6 +146,7 @@ class AlignEncoder:
     ) -> None:
         self.info = info
         self.lanes = runtime.lanes
+        self.has_parallel_lanes = runtime.has_parallel_lanes
         self.is_measurable = True
         self.preprocess_image = images
         self.tokenize = texts

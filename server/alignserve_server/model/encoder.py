@@ -56,6 +56,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def has_parallel_lanes(self) -> bool:
+        """Whether batches on two lanes end sooner than one batch of both; lanes of a GPU take turns."""
+        ...
+
+    @property
     def is_measurable(self) -> bool:
         """Whether the time of its forwards says which batch size is best."""
         ...

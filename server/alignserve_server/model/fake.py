@@ -75,6 +75,7 @@ class FakeEncoder:
             min_cosine=1.0,
         )
         self.lanes = 1
+        self.has_parallel_lanes = True
         self.is_measurable = False
         self.gate = threading.Event()
         self.gate.set()

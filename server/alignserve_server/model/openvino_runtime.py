@@ -69,6 +69,7 @@ class OpenVinoRuntime:
 
     name: RuntimeName = "openvino"
     device = "cpu"
+    has_parallel_lanes = True
 
     def __init__(self, core: Any, folder: Path, placement: Placement) -> None:
         """Compiles the two models of a conversion. OpenVINO's classes ship no types."""

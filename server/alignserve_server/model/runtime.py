@@ -38,6 +38,7 @@ class Runtime(Protocol):
     dtype: DtypeName
     device: str
     lanes: int  # batches that it runs at once
+    has_parallel_lanes: bool  # false if lanes take turns at one device, and overlap only what is around it
 
     @property
     def memory_bytes(self) -> int:
@@ -77,6 +78,9 @@ class Placement:
     dtype: DtypeName
     lanes: int | None = None  # None leaves it to the runtime
     threads_per_lane: int | None = None
+    max_batch_size: int = 32
+    max_text_tokens: int = 64
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,12 @@ class Probe:
         """Makes patterns of several scales, and texts of several lengths, padded to one."""
         texts = [tokenize(text, truncate=True) for text in _PROBE_TEXTS]
         return cls(_patterns(*output_size), *padded(texts, pad_token_id))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of what the model reads."""
+        _, height, width, _ = self.pixels.shape
+        return height, width
 
     def embed(self, runtime: Runtime) -> Embeddings:
         """Returns what a runtime makes of the images, one by one, and of the texts together."""

@@ -1,4 +1,4 @@
-"""ALIGN on torch: CPUs and GPUs."""
+"""ALIGN on torch: loading, and the runtime for CPUs. The one for GPUs is in `cuda_runtime`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from alignserve_server.model import network as networks
+from alignserve_server.model import onednn
 from alignserve_server.model.checkpoint import Checkpoint
-from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
+from alignserve_server.model.cores import CoreShare
+from alignserve_server.model.cuda_runtime import CudaRuntime
+from alignserve_server.model.encoder import Embeddings
 from alignserve_server.model.memory import trim_heap
 from alignserve_server.model.network import Network
+from alignserve_server.model.out_of_memory import memory_errors
 from alignserve_server.model.runtime import (
     Loaded,
     Placement,
@@ -24,9 +28,10 @@ from alignserve_server.model.runtime import (
     TokenArray,
     cpu_count,
 )
+from alignserve_server.model.towers import Towers
 
+_MOST_THREADS = 4  # a forward of these networks gains little from more
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # in texts of a plain RuntimeError
 
 
 def cuda_device(index: int | None) -> str | None:
@@ -51,64 +56,59 @@ def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling, pro
     network = networks.load_network(checkpoint.folder)
     reference = networks.reference_embeddings(network, probe, rescaling)
     dimension, temperature = networks.embedding_dimension(network), network.temperature.item()
-    runtime = TorchRuntime(networks.optimized(network), placement, rescaling)
+    network = networks.optimized(network)
+    if placement.device == "cpu":
+        return Loaded(CpuRuntime(network, placement, rescaling), reference, temperature, dimension)
+    runtime = CudaRuntime(network, placement, rescaling, probe.image_size)
     return Loaded(runtime, reference, temperature, dimension)
 
 
-class TorchRuntime:
-    """Implements `Runtime` with torch."""
+class CpuRuntime:
+    """Implements `Runtime` with torch on a CPU."""
 
     name: RuntimeName = "torch"
+    device = "cpu"
+    has_parallel_lanes = True
 
     def __init__(self, network: Network, placement: Placement, rescaling: Rescaling) -> None:
-        """Takes over a float32 network and moves it to its place."""
-        self.dtype, self.device = placement.dtype, placement.device
-        # On a CPU, lanes of one thread each: several threads of a forward meet at barriers, where all wait
-        # for one that something else has driven off its core. Two such lanes also do more than one with two.
-        self._threads_per_lane = placement.threads_per_lane or 1
-        default_lanes = max(1, cpu_count() // self._threads_per_lane) if self.device == "cpu" else 1
-        self.lanes = placement.lanes or default_lanes
-        if self.device == "cpu":
-            _keep_freed_memory()
-        else:
-            # By default cuDNN rounds float32 convolutions to TF32, 10 bits of mantissa.
-            torch.backends.cudnn.allow_tf32 = False
-        self._device = torch.device(self.device)
-        self._dtype: torch.dtype = getattr(torch, self.dtype)
-        self._network = network.to(self._device, self._dtype)
-        self._scale = networks.channels(rescaling.scale).to(self._device)
-        self._offset = networks.channels(rescaling.offset).to(self._device)
+        """Takes over a float32 network."""
+        _keep_freed_memory()
+        self.dtype = placement.dtype
+        self.lanes = placement.lanes or max(1, cpu_count() // (placement.threads_per_lane or 1))
+        self._threads_per_lane = placement.threads_per_lane
+        self._cores = CoreShare(cpu_count(), _MOST_THREADS)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        self._towers = Towers(network, rescaling, torch.device("cpu"), dtype)
+        if onednn.is_available(dtype):
+            onednn.fuse(self._towers)
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that torch has allocated on the GPU, or that the weights take on a CPU."""
-        if self._device.type == "cuda":
-            return torch.cuda.memory_allocated(self._device)
-        return sum(tensor.nbytes for tensor in self._network.state_dict().values())
+        """Memory that the weights take."""
+        return self._towers.nbytes
 
     def enter_lane(self) -> None:
-        """Limits the calling thread's forwards to the threads of a lane."""
-        torch.set_num_threads(self._threads_per_lane)
+        """Does nothing: each forward finds its threads."""
 
     def release_memory(self) -> None:
         """Gives back what the largest batch that was measured has left."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
         trim_heap()
 
-    @torch.inference_mode()
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        with _memory_errors():
-            # (batch, height, width, 3) seen as (batch, 3, height, width) is channels-last, without a copy
-            pixel_values = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).to(torch.float32)
-            pixel_values = pixel_values.mul_(self._scale).add_(self._offset).to(self._dtype)
-            return _to_numpy(networks.embed_pixel_values(self._network, pixel_values))
+        with self._forward():
+            return self._towers.embed_pixels(torch.from_numpy(pixels)).numpy()
 
-    @torch.inference_mode()
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
-        with _memory_errors():
-            ids, mask = (torch.from_numpy(array).to(self._device) for array in (input_ids, attention_mask))
-            return _to_numpy(networks.embed_tokens(self._network, ids, mask))
+        with self._forward():
+            return self._towers.embed_tokens(
+                torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+            ).numpy()
+
+    @contextmanager
+    def _forward(self) -> Iterator[None]:
+        with memory_errors(), torch.inference_mode(), self._cores.taken() as threads:
+            torch.set_num_threads(self._threads_per_lane or threads)  # for the calling thread alone
+            yield
 
 
 def _keep_freed_memory() -> None:
@@ -121,19 +121,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:  # glibc alone has it
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
             mallopt(option, value)
-
-
-def _to_numpy(embeddings: torch.Tensor) -> Embeddings:
-    return embeddings.to(torch.float32).cpu().numpy()
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfDeviceMemory(str(error)) from error
-    except RuntimeError as error:
-        if any(text in str(error) for text in _CPU_OUT_OF_MEMORY):
-            raise OutOfDeviceMemory(str(error)) from error
-        raise
