@@ -26,13 +26,13 @@ from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.batching.tuning import best_batch_size
+from alignserve_server.cores import cpu_count
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.model.runtime import cpu_count
 from alignserve_server.rpc.convert import RequestLimits
 from alignserve_server.rpc.health import SERVICE, Readiness, State
 from alignserve_server.rpc.interceptors import ServingInterceptor

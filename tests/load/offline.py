@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+from alignserve_server.cores import cpu_count
 from alignserve_server.model.align import AlignEncoder
 from alignserve_server.model.encoder import TokenizedText
-from alignserve_server.model.runtime import cpu_count
 
 from tests.load.inputs import bodies
 

@@ -1,57 +1,70 @@
-"""How many threads a forward is given."""
+"""The cores of a process, and their division among workers."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import os
+from pathlib import Path
 
 import pytest
-from alignserve_server.model.cores import CoreShare
+from alignserve_server import cores
+from alignserve_server.cores import cpu_count, share, take_share
+
+
+@pytest.fixture(autouse=True)
+def _four_free_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(cores, "_CGROUP_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores, "_TOPOLOGY", f"{tmp_path}/cpu{{}}")
+    monkeypatch.delenv("PYTHON_CPU_COUNT", raising=False)
 
 
 @pytest.mark.parametrize(
-    ("cores", "most", "expected"),
-    [(4, 4, [4, 2, 1, 1, 1]), (2, 4, [2, 1, 1]), (16, 4, [4, 4, 4, 4, 3]), (1, 4, [1, 1])],
+    ("quota", "count"),
+    [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1), ("800000 100000", 4)],
 )
-def test_forwards_that_run_at_once_share_the_cores(cores: int, most: int, expected: list[int]) -> None:
-    """One alone gets all up to the most, and the more there are, the fewer the next one gets."""
-    share = CoreShare(cores, most, machine_cores=cores, running_tasks=lambda: 1)
+def test_a_quota_limits_the_count(tmp_path: Path, quota: str, count: int) -> None:
+    """Part of a core counts as one, and more than there are as what there is."""
+    (tmp_path / "cpu.max").write_text(quota)
 
-    with ExitStack() as running:
-        threads = [running.enter_context(share.taken()) for _ in expected]
-
-    assert threads == expected
+    assert cpu_count() == count
 
 
-def test_a_forward_that_ends_gives_its_cores_back() -> None:
-    """The next one alone gets them all again, also after a failure."""
-    share = CoreShare(2, most=4, machine_cores=2, running_tasks=lambda: 1)
-    with pytest.raises(RuntimeError), share.taken():
-        raise RuntimeError
+@pytest.mark.parametrize(("value", "count"), [("3", 3), ("9", 4), ("0", 1), ("default", 4)])
+def test_the_environment_lowers_the_count(monkeypatch: pytest.MonkeyPatch, value: str, count: int) -> None:
+    """PYTHON_CPU_COUNT holds here as in Python itself, but cannot promise cores that are not there."""
+    monkeypatch.setenv("PYTHON_CPU_COUNT", value)
 
-    with share.taken() as threads:
-        assert threads == 2
+    assert cpu_count() == count
 
 
 @pytest.mark.parametrize(
-    ("running_tasks", "expected"), [(0, 4), (1, 4), (2, 3), (4, 1), (5, 1), (900, 1)], ids=str
+    ("number", "workers", "shares"),
+    [
+        (4, 1, [[0, 1, 2, 3]]),
+        (4, 2, [[0, 1], [2, 3]]),
+        (5, 2, [[0, 1], [2, 3, 4]]),
+        (3, 3, [[0], [1], [2]]),
+        (2, 3, [[0, 1], [0, 1], [0, 1]]),
+    ],
 )
-def test_cores_of_others_are_left_to_them(running_tasks: int, expected: int) -> None:
-    """A forward takes its own core and those that nobody uses when it begins."""
-    share = CoreShare(4, most=4, machine_cores=4, running_tasks=lambda: running_tasks)
-
-    with share.taken() as threads:
-        assert threads == expected
-
-
-def test_a_container_with_few_cores_looks_at_those_of_the_whole_machine() -> None:
-    """Others who run beside it, on cores that it may not use, take none of its own."""
-    share = CoreShare(2, most=4, machine_cores=64, running_tasks=lambda: 40)
-
-    with share.taken() as threads:
-        assert threads == 2
+def test_shares_are_disjoint_while_there_are_enough_cores(
+    number: int, workers: int, shares: list[list[int]]
+) -> None:
+    """Every core is used; with fewer cores than workers all use all."""
+    assert [list(share(range(number), worker, workers)) for worker in range(workers)] == shares
 
 
-def test_the_machine_is_asked_by_default() -> None:
-    """Whatever runs here now, a forward gets from one thread to all."""
-    with CoreShare(4, most=4, machine_cores=4).taken() as threads:
-        assert 1 <= threads <= 4
+@pytest.mark.parametrize(("quota", "count"), [("max 100000", 2), ("200000 100000", 1), ("300000 100000", 2)])
+def test_a_share_counts_its_cores_and_its_part_of_the_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, count: int
+) -> None:
+    """A worker of two on four cores uses two at the most, and fewer where the quota for all is less."""
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setenv("PYTHON_CPU_COUNT", "4")  # and so restored afterwards
+    held = {0, 1, 2, 3}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: held)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, given: held.intersection_update(given))
+
+    take_share(1, 2)
+
+    assert (held, cpu_count()) == ({2, 3}, count)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignserve_server.cores import cpu_count
 from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
@@ -28,7 +29,6 @@ from alignserve_server.model.runtime import (
     Rescaling,
     RuntimeName,
     TokenArray,
-    cpu_count,
 )
 
 _PRECISIONS: dict[DtypeName, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of the rest

@@ -6,11 +6,8 @@ float32 on a CPU, on the same inputs.
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -27,7 +24,6 @@ _PROBE_TEXTS = (
     "a photo of a dog on a sofa",
     "an old map of the city, drawn by hand in ink on paper, with hills, two rivers and seven bridges",
 )
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _PROBE_GRIDS = (3, 24, 96)  # cells along a side: from soft gradients to fine texture
 
 
@@ -137,16 +133,6 @@ def padded(texts: Sequence[TokenizedText], pad_token_id: int) -> tuple[TokenArra
         input_ids[row, : len(text.input_ids)] = text.input_ids
         attention_mask[row, : len(text.input_ids)] = 1
     return input_ids, attention_mask
-
-
-def cpu_count() -> int:
-    """Returns the cores that this process may use, which in a container are fewer than the machine's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP_QUOTA.read_text().split()
-        return min(cores, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control groups of version 2, or no limit, which is the word "max"
-        return cores
 
 
 def _patterns(height: int, width: int) -> PixelValues:

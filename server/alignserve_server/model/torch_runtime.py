@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from alignserve_server.cores import cpu_count
 from alignserve_server.model import network as networks
 from alignserve_server.model import onednn
 from alignserve_server.model.checkpoint import Checkpoint
-from alignserve_server.model.cores import CoreShare
+from alignserve_server.model.core_share import CoreShare
 from alignserve_server.model.cuda_runtime import CudaRuntime
 from alignserve_server.model.encoder import Embeddings
 from alignserve_server.model.memory import trim_heap
@@ -26,7 +27,6 @@ from alignserve_server.model.runtime import (
     Rescaling,
     RuntimeName,
     TokenArray,
-    cpu_count,
 )
 from alignserve_server.model.towers import Towers
 
