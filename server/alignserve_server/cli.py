@@ -7,16 +7,23 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+if TYPE_CHECKING:  # imported where it is needed: who lacks a package is told which
+    from alignserve_server.settings import Settings
+
+Serving: TypeAlias = Coroutine[Any, Any, "int | None"]
 
 _EXAMPLES = """\
 examples:
   alignserve-server                                        the embedded demo model, offline
   alignserve-server --checkpoint kakaobrain/align-base     from the Hugging Face hub
   alignserve-server --checkpoint /models/align --listen 0.0.0.0:50051
+  alignserve-server --checkpoint /models/align --workers 4
   ALIGNSERVE_MAX_BATCH_SIZE=64 alignserve-server --config server.toml
 
 Each setting can be a flag (--max-batch-size 64), an environment variable (ALIGNSERVE_MAX_BATCH_SIZE=64) or a
@@ -27,7 +34,11 @@ the file. SIGTERM drains and exits with 0.
 
 def main() -> NoReturn:
     """The installed command: runs the server and ends the process with its exit code."""
-    code = run(sys.argv[1:])
+    end_process(run(sys.argv[1:]))
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends the process at once, with everything written."""
     logging.shutdown()
     with suppress(OSError):  # who read the output may have left first
         sys.stdout.flush()
@@ -45,7 +56,7 @@ def run(argv: list[str]) -> int:
         flags, config_file = _parse_flags(argv)
         return _serve(flags, config_file)
     except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is missing; install the server: pip install 'alignserve[server]'", 1)
+        return _missing(error)
 
 
 def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
@@ -80,9 +91,7 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
 def _serve(flags: dict[str, Any], config_file: Path | None) -> int:
     from pydantic import ValidationError
 
-    from alignserve_server.logs import configure_logs, get_logger
-    from alignserve_server.model.checkpoint import CheckpointError
-    from alignserve_server.server import StartupError, load_encoder, serve
+    from alignserve_server.logs import configure_logs
     from alignserve_server.settings import load_settings
 
     try:
@@ -92,33 +101,53 @@ def _serve(flags: dict[str, Any], config_file: Path | None) -> int:
     except (OSError, ValueError) as error:  # of the file: unreadable, or not TOML
         return _fail(f"--config {config_file}: {error}", 2)
     configure_logs(settings.log_level, settings.log_format)
+    return exit_code(lambda: _serving(settings))
+
+
+def _serving(settings: Settings) -> Serving:
+    if settings.workers > 1:
+        from alignserve_server.supervisor import supervise  # imports neither gRPC nor a runtime
+
+        return supervise(settings)
+    from alignserve_server.server import load_encoder, serve
+
+    return serve(settings, load_encoder)
+
+
+def exit_code(serving: Callable[[], Serving]) -> int:
+    """Runs what serves to its end, and returns the exit code; the log tells why it cannot start."""
+    from alignserve_server.errors import StartupError
+    from alignserve_server.logs import get_logger
+    from alignserve_server.model.checkpoint import CheckpointError
+
     try:
-        _run(serve(settings, load_encoder))
+        return _run(serving()) or 0
     except (StartupError, CheckpointError) as error:
         get_logger(__name__).error("cannot_start", reason=str(error))
-        return 1
-    except ModuleNotFoundError:
-        raise
+    except ModuleNotFoundError as error:
+        return _missing(error)
     except Exception as error:  # noqa: BLE001 — whatever a runtime raises while it loads, in the log's format
         reason = f"{type(error).__name__}: {error}"
         get_logger(__name__).error("cannot_start", reason=reason, exc_info=error)
-        return 1
-    return 0
+    return 1
 
 
-def _run(main: Any) -> None:
+def _run(main: Serving) -> int | None:
     try:
         import uvloop  # about a quarter faster than asyncio's own loop at one caller
     except ModuleNotFoundError:
-        asyncio.run(main)
-    else:
-        uvloop.run(main)
+        return asyncio.run(main)
+    return uvloop.run(main)
 
 
 def _problem(error: Any) -> str:
     setting = ".".join(map(str, error["loc"]))
     message = error["msg"].removeprefix("Value error, ")
     return f"{setting}: {message}" if setting else message
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    return _fail(f"{error.name} is missing; install the server: pip install 'alignserve[server]'", 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Every error that a caller can meet, as one table of codes and reasons.
+"""Every error that a caller can meet, as one table of codes and reasons; and the one that ends a start.
 
 Raise these where the fact is known; `rpc.interceptors` turns them into rich statuses. The same rows stand
 in `protos/README.md`, and a test compares the two.
@@ -22,6 +22,10 @@ class FieldViolation:
     field: str  # path from the request, such as images[3].content
     description: str
     reason: str
+
+
+class StartupError(Exception):
+    """The server cannot start; the message says what to do."""
 
 
 class ServingError(Exception):

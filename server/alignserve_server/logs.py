@@ -10,18 +10,23 @@ import structlog
 from structlog.typing import Processor
 
 
-def configure_logs(level: str, log_format: Literal["auto", "json", "console"]) -> None:
+def configure_logs(
+    level: str, log_format: Literal["auto", "json", "console"], worker: int | None = None
+) -> None:
     """Sends the server's events, and those of the libraries it uses, through one format.
 
     Args:
         level: Lowest level that is written, such as `info`.
         log_format: `auto` is `console` on a terminal and `json` elsewhere.
+        worker: Stands in every line, unless it is None.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        shared.append(lambda _logger, _method, event: {"worker": worker, **event})
     renderer: list[Processor] = _console_renderer() if is_console else _json_renderer()
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -27,6 +27,7 @@ from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.batching.tuning import best_batch_size
 from alignserve_server.cores import cpu_count
+from alignserve_server.errors import StartupError
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
 from alignserve_server.metrics_page import serve_metrics_page
@@ -45,6 +46,7 @@ _log = get_logger(__name__)
 _T = TypeVar("_T")
 
 LoadEncoder = Callable[[Settings], Encoder]
+Announce = Callable[..., object]  # takes an event and what belongs to it, as the log does
 
 _TEXT_BATCH_OVERHEAD_TOKENS = 16  # a text forward's fixed cost is about that of so many tokens
 _LANES_STOP_SECONDS = 5.0
@@ -53,16 +55,15 @@ _FOREVER_SECONDS = 1e9
 _MAX_PENDING_CALLS = 100_000
 
 
-class StartupError(Exception):
-    """The server cannot start; the message says what to do."""
-
-
 class Server:
     """A server in this process, on the running event loop."""
 
-    def __init__(self, settings: Settings, load_encoder: LoadEncoder) -> None:
+    def __init__(
+        self, settings: Settings, load_encoder: LoadEncoder, announce: Announce | None = None
+    ) -> None:
         self._settings = settings
         self._load_encoder = load_encoder
+        self._announce = announce or _log.info
         self._readiness = Readiness()
         self.metrics = Metrics(CollectorRegistry())
         self._limits = _limits(settings)
@@ -79,7 +80,7 @@ class Server:
         self.metrics_port = 0
 
     async def start(self) -> None:
-        """Opens the ports. Health says NOT_SERVING and calls get MODEL_LOADING until `load` is done.
+        """Opens the ports. Until `load` is done, health says NOT_SERVING and calls get MODEL_LOADING.
 
         Raises:
             StartupError: A port is taken or an address is not this machine's.
@@ -89,7 +90,8 @@ class Server:
         if self._settings.reflection:
             names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
-        await self._readiness.start()
+        if not self.is_loaded:
+            await self._readiness.start()
         try:
             self.port = self._grpc.add_insecure_port(self._settings.listen)
         except RuntimeError as error:
@@ -98,9 +100,12 @@ class Server:
                 "machine's; choose another with --listen"
             ) from error
         if self._settings.metrics:
-            self._start_metrics()
+            self._metrics_server = serve_metrics_page(self._settings.metrics_listen, self.metrics.registry)
+            self.metrics_port = self._metrics_server.server_port
         await self._grpc.start()
-        _log.info("listening", listen=self._settings.listen, port=self.port, metrics_port=self.metrics_port)
+        self._announce(
+            "listening", listen=self._settings.listen, port=self.port, metrics_port=self.metrics_port
+        )
 
     async def load(self) -> None:
         """Loads the model, runs it once per modality and reports ready.
@@ -130,7 +135,7 @@ class Server:
         self._publish_model(encoder)
         await self._readiness.enter(State.READY)
         self._watchdog = asyncio.create_task(self._watch(encoder, self._batcher).run())
-        _log.info(
+        self._announce(
             "ready",
             model_id=info.model_id,
             fingerprint=info.fingerprint,
@@ -197,17 +202,6 @@ class Server:
             await self._grpc.stop(None)
         await closing
 
-    def _start_metrics(self) -> None:
-        host, _, port = self._settings.metrics_listen.rpartition(":")
-        try:
-            self._metrics_server = serve_metrics_page(host.strip("[]"), int(port), self.metrics.registry)
-        except OSError as error:
-            raise StartupError(
-                f"cannot serve metrics on {self._settings.metrics_listen}: {error.strerror}; choose another "
-                "address with --metrics-listen, or --no-metrics"
-            ) from error
-        self.metrics_port = self._metrics_server.server_port
-
     def _load(self) -> tuple[Encoder, dict[str, int]]:
         """Returns the model, warmed up, and its batch sizes; in one thread, which is prepared as a lane's."""
         encoder = self._load_encoder(self._settings)
@@ -259,19 +253,36 @@ class Server:
         )
 
 
-async def serve(settings: Settings, load_encoder: LoadEncoder) -> None:
+async def serve(
+    settings: Settings,
+    load_encoder: LoadEncoder,
+    announce: Announce | None = None,
+    *,
+    listens_first: bool = True,
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains and stops. A second signal ends whatever that waits for.
+
+    Args:
+        settings: All of them.
+        load_encoder: Loads the model.
+        announce: Takes the events `listening` and `ready`, which otherwise go to the log.
+        listens_first: Whether the ports open before the model is loaded, so that probes get an answer, or
+            after, where others on the same port can serve meanwhile.
 
     Raises:
         StartupError: A port cannot be opened.
         Exception: Whatever loading the model raises.
     """
-    server = Server(settings, load_encoder)
+    server = Server(settings, load_encoder, announce)
     with _signals() as signals:
         grace = 0.0
         try:
-            await server.start()
-            received = await _signal_during(server.load(), signals) or await signals.get()
+            if listens_first:
+                await server.start()
+            received = await _signal_during(server.load(), signals)
+            if not listens_first and received is None:
+                await server.start()
+            received = received or await signals.get()
             # Ctrl-C is a person at a terminal, and a server that was never ready is in no balancer's list:
             # nobody has to notice, so there is nothing to wait for.
             is_in_use = received == signal.SIGTERM and server.is_loaded
@@ -342,7 +353,8 @@ def _limits(settings: Settings) -> RequestLimits:
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     options = {
-        "grpc.so_reuseport": 0,  # on by default: a second server would start silently and steal calls
+        # On by default, and a second server would start silently and steal calls. Workers' port is reserved.
+        "grpc.so_reuseport": int(settings.workers > 1),
         "grpc.max_receive_message_length": settings.max_request_bytes,
         "grpc.max_send_message_length": -1,  # answers are bounded by the requests
         # By default gRPC drops calls with a bare CANCELLED, first some and then all, once 1000 to 3000 wait
@@ -377,12 +389,14 @@ def _plain_inputs(encoder: Encoder) -> tuple[PixelValues, TokenizedText]:
     return pixels, encoder.tokenize("a photo of a cat on a sofa in a room with a window", truncate=True)
 
 
-def load_encoder(settings: Settings) -> Encoder:
+def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
     """Loads the model that the settings name; `fake` is one without weights, to test and measure the server.
+
+    Of several workers each takes a GPU of its own.
 
     Raises:
         CheckpointError: It is missing, incomplete or not an ALIGN checkpoint.
-        StartupError: The device does not exist.
+        StartupError: The device does not exist, or there are more workers than GPUs.
     """
     if settings.checkpoint == "fake":
         return FakeEncoder(embedding_dimension=640, is_recording=False)
@@ -392,7 +406,7 @@ def load_encoder(settings: Settings) -> Encoder:
         return load_align(
             resolve_checkpoint(settings.checkpoint, settings.revision),
             runtime=settings.runtime,
-            device=settings.device,
+            device=_device(settings, worker),
             dtype=settings.dtype,
             lanes=settings.lanes,
             threads_per_lane=settings.threads_per_lane,
@@ -407,3 +421,17 @@ def load_encoder(settings: Settings) -> Encoder:
         )
     except ValueError as error:
         raise StartupError(str(error)) from error
+
+
+def _device(settings: Settings, worker: int) -> str:
+    from alignserve_server.model.align import resolved_device
+
+    if settings.workers == 1 or resolved_device(settings.device, settings.runtime) == "cpu":
+        return settings.device
+    try:
+        resolved_device(f"cuda:{settings.workers - 1}", settings.runtime)
+    except ValueError as error:
+        raise StartupError(
+            f"{settings.workers} workers need a GPU each, but {error}; lower --workers or use --device cpu"
+        ) from error
+    return f"cuda:{worker}"

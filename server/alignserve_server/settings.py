@@ -27,6 +27,12 @@ def _check_address(address: str) -> str:
     return address
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Splits HOST:PORT, without the brackets of IPv6."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -42,6 +48,9 @@ class Settings(BaseSettings):
     metrics_listen: Address = Field("127.0.0.1:9464", description="HOST:PORT for Prometheus, at /metrics")
     metrics: bool = Field(True, description="serve /metrics")
     reflection: bool = Field(True, description="serve gRPC reflection, for grpcurl and the like")
+
+    # Processes
+    workers: Positive = Field(1, description="server processes that share the port, each with its own model")
 
     # Model
     checkpoint: str = Field(
@@ -153,6 +162,14 @@ class Settings(BaseSettings):
             )
         if self.max_image_bytes > min(self.max_request_bytes, self.max_queue_bytes):
             raise ValueError("max_image_bytes is larger than max_request_bytes or max_queue_bytes")
+        return self
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Settings:
+        if self.workers > 1 and self.device.startswith("cuda:"):
+            raise ValueError(
+                f"device {self.device} cannot be shared by {self.workers} workers; cuda gives each its own"
+            )
         return self
 
     @classmethod

@@ -9,6 +9,7 @@ import pytest
 from alignserve_server import errors
 from alignserve_server.metrics import Metrics
 from alignserve_server.settings import Settings
+from alignserve_server.supervisor import Supervisor
 from prometheus_client import CollectorRegistry
 
 from tests.contract.documents import read, rows
@@ -116,11 +117,16 @@ def _without_unit(default: str) -> str:
 
 def _metrics() -> list[tuple[str, str, list[str], str]]:
     metrics = Metrics(CollectorRegistry())
+    workers = CollectorRegistry()
+    Supervisor(
+        1, None, workers, addresses={}, patience_seconds=0
+    )  # which would launch nothing before it runs
     labels = {
         collector._name: list(collector._labelnames)  # published nowhere else before a series exists
         for collector in vars(metrics).values()
         if hasattr(collector, "_labelnames")
     }
+    labels.update((family.name, ["worker"]) for family in workers.collect())
     return [
         (
             f"{family.name}_total" if family.type == "counter" else family.name,
@@ -128,6 +134,6 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
             labels[family.name],
             family.documentation,
         )
-        for family in metrics.registry.collect()
+        for family in (*metrics.registry.collect(), *workers.collect())
         if not family.name.startswith(("process_", "python_"))
     ]

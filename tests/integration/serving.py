@@ -152,6 +152,11 @@ async def server_process(*flags: str, encoder: str | None = None) -> AsyncIterat
         await process.communicate()
 
 
+def connect(port: int) -> grpc.aio.Channel:
+    """Makes a channel with a connection of its own; by default those to one address share theirs."""
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
+
+
 def image_request(*contents: bytes, **fields: Any) -> pb.EmbedImageRequest:
     """Builds a request for packed embeddings of images."""
     return pb.EmbedImageRequest(

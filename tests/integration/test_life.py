@@ -9,16 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.errors import StartupError
 from alignserve_server.model.encoder import PixelValues
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.server import Server, StartupError
+from alignserve_server.server import Server
 from alignserve_server.settings import Settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -26,6 +27,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.integration.serving import (
     RunningServer,
     ServerProcess,
+    connect,
     image_request,
     refusal_of,
     refused,
@@ -291,10 +293,10 @@ async def test_streams_under_load_end_without_a_failed_item(served: RunningServe
     assert failed == []
 
 
-@pytest.fixture
-async def process() -> AsyncIterator[ServerProcess]:
-    """A server process with the fake encoder that is ready."""
-    async with server_process("--drain-delay-seconds", "0.3") as server:
+@pytest.fixture(params=["1", "2"], ids=["alone", "workers"])
+async def process(request: pytest.FixtureRequest) -> AsyncIterator[ServerProcess]:
+    """A server with the fake encoder that is ready: one process, or two workers."""
+    async with server_process("--drain-delay-seconds", "0.3", "--workers", request.param) as server:
         await server.event("ready")
         yield server
 
@@ -304,15 +306,18 @@ async def test_sigterm_under_load_loses_no_accepted_call(process: ServerProcess)
     signalled_at = float("inf")
     lost: list[tuple[float, grpc.StatusCode]] = []
     answered = 0
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{process.port}") as channel:
-        stub = pb_grpc.AlignServiceStub(channel)
+    async with AsyncExitStack() as channels:
+        stubs = [
+            pb_grpc.AlignServiceStub(await channels.enter_async_context(connect(process.port)))
+            for _ in range(8)
+        ]
 
         async def caller(number: int) -> None:
             nonlocal answered
             while True:
                 sent_at = time.monotonic()
                 try:
-                    await stub.EmbedImage(image_request(f"image {number}".encode() * 1000))
+                    await stubs[number % 8].EmbedImage(image_request(f"image {number}".encode() * 1000))
                     answered += 1
                 except grpc.aio.AioRpcError as error:
                     lost.append((sent_at, error.code()))
@@ -388,12 +393,13 @@ async def test_a_second_signal_ends_the_grace() -> None:
             assert code == 0
 
 
-async def test_a_bad_checkpoint_ends_the_process_with_a_reason() -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_bad_checkpoint_ends_the_process_with_a_reason(workers: str) -> None:
     """A server that cannot load its model exits with 1, says why in one line, and prints no traceback."""
     command = Path(sys.executable).parent / "alignserve-server"
     process = await asyncio.create_subprocess_exec(
         str(command),
-        *("--checkpoint", "/nowhere/at/all", "--listen", "127.0.0.1:0", "--no-metrics"),
+        *("--checkpoint", "/nowhere/at/all", "--listen", "127.0.0.1:0", "--no-metrics", "--workers", workers),
         stderr=asyncio.subprocess.PIPE,
     )
 
@@ -414,6 +420,18 @@ async def test_a_load_that_fails_unexpectedly_is_one_line_of_the_log() -> None:
         assert event["reason"] == "NotImplementedError: no such device"
         assert event["exception"]
         assert code == 1
+
+
+async def test_a_server_that_loads_first_is_ready_as_soon_as_it_listens() -> None:
+    """So a worker takes no connection that another one could serve meanwhile."""
+    server = Server(settings(), lambda _: FakeEncoder())
+
+    await server.load()
+    await server.start()
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert await health(channel) == SERVING
+    await server.stop(0.0)
 
 
 async def test_metrics_page_answers_over_http(served: RunningServer) -> None:

@@ -54,6 +54,16 @@ def test_a_line_is_an_object_with_event_level_and_time(capsys: pytest.CaptureFix
     assert line == {"event": "batch_failed", "level": "info", "size": 3}
 
 
+def test_a_worker_stands_in_every_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of several processes on one terminal can be told apart, those of libraries too."""
+    configure_logs("info", "json", worker=0)
+
+    get_logger("test").info("ready")
+    logging.getLogger("some.library").warning("retry")
+
+    assert [(line["worker"], line["event"]) for line in _lines(capsys)] == [(0, "ready"), (0, "retry")]
+
+
 def test_libraries_write_in_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
     """What comes through the standard library is JSON too, with its arguments filled in."""
     configure_logs("info", "json")

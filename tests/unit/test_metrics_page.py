@@ -8,6 +8,7 @@ from urllib.request import urlopen
 from wsgiref.simple_server import WSGIServer
 
 import pytest
+from alignserve_server.errors import StartupError
 from alignserve_server.metrics_page import serve_metrics_page
 from prometheus_client import CollectorRegistry, Counter
 
@@ -23,7 +24,7 @@ def registry() -> CollectorRegistry:
 @pytest.fixture
 def page(registry: CollectorRegistry) -> Iterator[WSGIServer]:
     """A page that disconnects silent clients almost at once."""
-    server = serve_metrics_page("127.0.0.1", 0, registry, idle_seconds=0.05)
+    server = serve_metrics_page("127.0.0.1:0", registry, idle_seconds=0.05)
     yield server
     server.shutdown()
     server.server_close()
@@ -54,5 +55,5 @@ def test_a_client_that_falls_silent_is_disconnected(
 
 def test_a_taken_port_is_an_error(page: WSGIServer, registry: CollectorRegistry) -> None:
     """Nothing is served silently elsewhere."""
-    with pytest.raises(OSError, match="in use"):
-        serve_metrics_page("127.0.0.1", page.server_port, registry)
+    with pytest.raises(StartupError, match="in use"):
+        serve_metrics_page(f"127.0.0.1:{page.server_port}", registry)

@@ -48,6 +48,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         (["--max-batch-size=many"], "max_batch_size: Input should be a valid integer"),
         (["--log-level", "loud"], "log_level: Input should be 'debug', 'info'"),
         (["--listen", "nowhere"], "listen: 'nowhere' is not HOST:PORT"),
+        (["--workers", "2", "--device", "cuda:1"], "device cuda:1 cannot be shared by 2 workers"),
         (["--max-client-batch-size", "2000"], "max_client_batch_size (2000) is larger than max_queue_size"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -78,6 +80,16 @@ def test_sources_are_merged_by_setting(monkeypatch: pytest.MonkeyPatch, tmp_path
     settings = load_settings({"lanes": "2"}, file)
 
     assert (settings.lanes, settings.metrics, settings.device) == (2, False, "cuda:1")
+
+
+def test_settings_that_were_passed_on_win_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has exactly its supervisor's settings, unset ones too, whatever its environment says."""
+    settings = load_settings({"cache_folder": "/cache", "shutdown_grace_seconds": math.inf, "workers": 2})
+    monkeypatch.setenv("ALIGNSERVE_LANES", "3")
+
+    passed_on = json.loads(json.dumps(settings.model_dump(mode="json")))
+
+    assert Settings(**passed_on).model_dump() == settings.model_dump()
 
 
 def test_a_file_does_not_stay_for_the_next_time(tmp_path: Path) -> None:

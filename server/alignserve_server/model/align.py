@@ -101,7 +101,7 @@ def load_align(
     pad_token_id = checkpoint.config.get("text_config", {}).get("pad_token_id") or 0
     rescaling = Rescaling(images.scale, images.offset)
     probe = Probe.of(images.output_size, texts, pad_token_id)
-    target = _resolved_device(device, runtime)
+    target = resolved_device(device, runtime)
     choices = _choices(runtime, target, dtype)
     calibration = _calibration(calibration_folder, images) if dtype == "int8" else None
     for name, precise in choices:
@@ -173,7 +173,12 @@ class AlignEncoder:
         return self._runtime.embed_tokens(*padded(batch, self._pad_token_id))
 
 
-def _resolved_device(device: str, runtime: RuntimeName | Auto) -> str:
+def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
+    """Returns what `auto`, `cpu`, `cuda` or `cuda:N` is here, as `cpu` or `cuda:N`.
+
+    Raises:
+        ValueError: It does not exist, or the runtime does not go with it.
+    """
     match = _DEVICE.fullmatch(device)
     if match is None:
         raise ValueError(f"device {device!r} is none of auto, cpu, cuda, cuda:N")

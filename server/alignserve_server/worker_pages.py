@@ -1,0 +1,79 @@
+"""The metrics of all workers as one page: their series with a label `worker`, and whether they are up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from http.client import HTTPConnection, HTTPException
+from typing import TypeAlias
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+_PATIENCE_SECONDS = 1.0
+
+PagePorts: TypeAlias = Mapping[str, int]  # by worker, of those that are ready
+
+
+class WorkerPages(Collector):
+    """Collects what the workers' own pages, at ports of this machine, say at the moment."""
+
+    def __init__(
+        self, workers: int, ports: Callable[[], PagePorts], *, patience_seconds: float = _PATIENCE_SECONDS
+    ) -> None:
+        """Prepares to collect.
+
+        Args:
+            workers: How many there are, ready or not.
+            ports: Tells where their pages are.
+            patience_seconds: Whoever has not answered by then is not up.
+        """
+        self._workers = workers
+        self._ports = ports
+        self._patience_seconds = patience_seconds
+        self._pool = ThreadPoolExecutor(2 * workers, "pages")  # a page that hangs delays no other scrape
+
+    def collect(self) -> Iterator[Metric]:
+        pages = self._fetch_all()
+        up = GaugeMetricFamily(
+            "alignserve_worker_up", "1 if the worker is ready and its metrics are here.", labels=["worker"]
+        )
+        for worker in map(str, range(self._workers)):
+            up.add_metric([worker], worker in pages)
+        yield up
+        yield from merged(pages)
+
+    def _fetch_all(self) -> dict[str, str]:
+        fetches = {
+            worker: self._pool.submit(_fetch, port, self._patience_seconds)
+            for worker, port in self._ports().items()
+        }
+        done, _ = wait(fetches.values(), self._patience_seconds)
+        pages = {worker: fetch.result() for worker, fetch in fetches.items() if fetch in done}
+        return {worker: page for worker, page in pages.items() if page is not None}
+
+
+def merged(pages: Mapping[str, str]) -> list[Metric]:
+    """Returns the families of the pages, each once, with every series of every page."""
+    families: dict[str, Metric] = {}
+    for worker, page in pages.items():
+        for family in text_string_to_metric_families(page):
+            merged_family = families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            for sample in family.samples:
+                merged_family.add_sample(sample.name, {"worker": worker, **sample.labels}, sample.value)
+    return list(families.values())
+
+
+def _fetch(port: int, timeout_seconds: float) -> str | None:
+    connection = HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    except (OSError, HTTPException):  # the worker is gone or hangs
+        return None
+    finally:
+        connection.close()

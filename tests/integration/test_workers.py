@@ -1,0 +1,172 @@
+"""Several server processes behind one port, with one page of metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.serving import ServerProcess, connect, server_process, text_request
+
+Page = dict[tuple[str, str | None], float]
+
+
+@dataclass
+class Workers:
+    """A server with two workers that is ready."""
+
+    server: ServerProcess
+    metrics_port: int
+    pids: list[int]
+
+    async def page(self) -> Page:
+        """Returns /metrics, summed by name and worker."""
+
+        def read() -> str:
+            with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as response:
+                return response.read().decode()
+
+        page: Page = {}
+        for family in text_string_to_metric_families(await asyncio.to_thread(read)):
+            for sample in family.samples:
+                key = sample.name, sample.labels.get("worker")
+                page[key] = page.get(key, 0.0) + sample.value
+        return page
+
+    async def accepted(self) -> list[float]:
+        """Returns the items that each worker has accepted; 0 for one that is down."""
+        page = await self.page()
+        return [page.get(("alignserve_items_accepted_total", worker), 0.0) for worker in ("0", "1")]
+
+    async def connection_to(self, worker: int) -> grpc.aio.Channel:
+        """Connects until it is that worker who answers."""
+        while True:
+            channel = connect(self.server.port)
+            before = (await self.accepted())[worker]
+            await embed(channel)
+            if (await self.accepted())[worker] == before + 1:
+                return channel
+            await channel.close()
+
+
+async def embed(channel: grpc.aio.Channel) -> None:
+    """Embeds a text."""
+    await pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a text"))
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Asks until it holds; the test's timeout bounds it."""
+    while not await holds():
+        pass
+
+
+@pytest.fixture
+async def workers() -> AsyncIterator[Workers]:
+    """Two workers with the fake encoder."""
+    async with server_process("--workers", "2", "--drain-delay-seconds", "0") as server:
+        metrics_port = (await server.event("listening"))["metrics_port"]
+        pids = [(await server.event("worker_ready"))["pid"] for _ in range(2)]
+        await server.event("ready")
+        yield Workers(server, metrics_port, pids)
+
+
+async def test_every_worker_serves_and_is_counted(workers: Workers) -> None:
+    """Connections are spread over the workers, and the page's sum is what callers have sent."""
+    calls = 0
+
+    async def both_have_served() -> bool:
+        nonlocal calls
+        async with connect(workers.server.port) as channel:
+            await embed(channel)
+        calls += 1
+        return all(await workers.accepted())
+
+    await eventually(both_have_served)
+    page = await workers.page()
+
+    assert sum(await workers.accepted()) == calls
+    assert [page["grpc_server_handled_total", worker] for worker in "01"] == await workers.accepted()
+    assert [page["alignserve_worker_up", worker] for worker in "01"] == [1, 1]
+    assert [page["alignserve_model_info", worker] for worker in "01"] == [1, 1]
+
+
+async def test_a_worker_that_is_killed_comes_back(workers: Workers) -> None:
+    """It is logged and counted, the other one's callers notice nothing, and then both serve again."""
+    channel = await workers.connection_to(1)
+
+    os.kill(workers.pids[0], signal.SIGKILL)
+    died = await workers.server.event("worker_died")
+    await embed(channel)
+    ready = await workers.server.event("worker_ready")
+    again = await workers.connection_to(0)
+    page = await workers.page()
+
+    assert (died["worker"], died["exit_code"]) == (0, -signal.SIGKILL)
+    assert ready["worker"] == 0
+    assert [page["alignserve_worker_restarts_total", worker] for worker in "01"] == [1, 0]
+    await channel.close()
+    await again.close()
+
+
+async def test_new_connections_reach_who_can_serve_them(workers: Workers) -> None:
+    """While a worker is away, nobody is sent to it."""
+    os.kill(workers.pids[0], signal.SIGKILL)
+    await workers.server.event("worker_died")
+
+    for _ in range(20):
+        async with connect(workers.server.port) as channel:
+            await embed(channel)
+
+    assert (await workers.accepted())[1] > 0
+
+
+async def test_a_worker_that_hangs_does_not_hide_the_others(workers: Workers) -> None:
+    """The page says that it is down, and has the other one's series."""
+    os.kill(workers.pids[0], signal.SIGSTOP)
+
+    try:
+        page = await workers.page()
+    finally:
+        os.kill(workers.pids[0], signal.SIGCONT)
+
+    assert [page["alignserve_worker_up", worker] for worker in "01"] == [0, 1]
+    assert ("alignserve_lanes", "0") not in page
+    assert page["alignserve_lanes", "1"] == 1
+
+
+async def test_workers_drain_when_their_supervisor_is_killed(workers: Workers) -> None:
+    """No process is left behind, and each ends in its own time."""
+    workers.server.process.kill()
+
+    for _ in range(2):
+        await workers.server.event("stopped")
+    await workers.server.wait()  # for the end of the log, which every process holds open
+
+
+async def test_a_signal_of_the_terminal_reaches_workers_once(workers: Workers) -> None:
+    """They are in groups of their own, so that Ctrl-C comes to the supervisor alone."""
+    groups = {os.getpgid(pid) for pid in workers.pids}
+
+    assert groups == set(workers.pids)
+
+
+@pytest.mark.parametrize(("first", "second"), [("2", "2"), ("2", "1"), ("1", "2")])
+async def test_a_taken_port_is_refused(first: str, second: str) -> None:
+    """Neither kind of server starts silently beside another."""
+    async with server_process("--workers", first) as holder:
+        listening = await holder.event("listening")
+        address = f"127.0.0.1:{listening['port']}"
+
+        async with server_process("--workers", second, "--listen", address) as other:
+            _, log = await other.process.communicate()
+
+    assert other.process.returncode == 1
+    assert f"cannot listen on {address}".encode() in log

@@ -1,0 +1,223 @@
+"""Workers that start, die and end, played by fake processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from alignserve_server.errors import StartupError
+from alignserve_server.supervisor import Supervisor, restart_delay
+from prometheus_client import CollectorRegistry
+
+TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+
+
+class FakeProcess:
+    """A process that does what the test says; by default a signal ends it with 0."""
+
+    def __init__(self, worker: int, listens_first: bool) -> None:
+        self.worker = worker
+        self.listens_first = listens_first
+        self.pid = 1000 + worker
+        self.signals: list[int] = []
+        self.heeds = {TERM, INT, KILL}
+        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._code = 0
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    async def wait(self) -> int:
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+        if number in self.heeds:
+            self.end(-number if number == KILL else 0)
+
+    def become_ready(self) -> None:
+        self._events.put_nowait({"event": "listening", "metrics_port": 1})
+        self._events.put_nowait({"event": "ready"})
+
+    def end(self, code: int) -> None:
+        self._code = code
+        self._events.put_nowait(None)
+
+
+class Workplace:
+    """Two supervised workers, and the processes that were launched for them, in order."""
+
+    def __init__(self, patience_seconds: float = 60.0) -> None:
+        self.registry = CollectorRegistry()
+        self.deaths: list[int] = []
+        self.launched: asyncio.Queue[FakeProcess] = asyncio.Queue()
+        self.supervisor = Supervisor(
+            2,
+            self._launch,
+            self.registry,
+            addresses={},
+            patience_seconds=patience_seconds,
+            restart_delay=self._delay,
+        )
+        self.running = asyncio.ensure_future(self.supervisor.run())
+        self.restart_seconds = 0.0
+
+    async def both_ready(self) -> list[FakeProcess]:
+        processes = []
+        for worker in self.supervisor.workers:
+            process = await self.launched.get()
+            process.become_ready()
+            await worker.has_been_ready.wait()
+            processes.append(process)
+        return processes
+
+    def restarts(self, worker: int) -> float | None:
+        return self.registry.get_sample_value("alignserve_worker_restarts_total", {"worker": str(worker)})
+
+    async def _launch(self, worker: int, listens_first: bool) -> FakeProcess:
+        process = FakeProcess(worker, listens_first)
+        self.launched.put_nowait(process)
+        return process
+
+    def _delay(self, deaths: int) -> float:
+        self.deaths.append(deaths)
+        return self.restart_seconds
+
+
+@pytest.fixture
+async def workplace() -> AsyncIterator[Workplace]:
+    """Workers that are stopped in the end."""
+    workplace = Workplace()
+    yield workplace
+    workplace.supervisor.stop(TERM)
+    await asyncio.gather(workplace.running, return_exceptions=True)
+
+
+async def test_the_first_worker_is_ready_before_the_others_start(workplace: Workplace) -> None:
+    """So a checkpoint is converted once; and only the first one listens before it is ready."""
+    first = await workplace.launched.get()
+    alone = workplace.launched.empty()
+    first.become_ready()
+    second = await workplace.launched.get()
+
+    assert alone
+    assert (first.worker, first.listens_first) == (0, True)
+    assert (second.worker, second.listens_first) == (1, False)
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+async def test_a_worker_that_dies_is_restarted(workplace: Workplace, worker: int) -> None:
+    """It is counted, listens only when it is ready again, and the other one is left alone."""
+    processes = await workplace.both_ready()
+
+    processes[worker].end(-KILL)
+    successor = await workplace.launched.get()
+
+    assert (successor.worker, successor.listens_first) == (worker, False)
+    assert (workplace.restarts(worker), workplace.restarts(1 - worker)) == (1, 0)
+    assert processes[1 - worker].signals == []
+
+
+async def test_a_worker_that_dies_again_and_again_waits_longer(workplace: Workplace) -> None:
+    """Also when it cannot start any more: what served once is not given up."""
+    process, _ = await workplace.both_ready()
+
+    for code in (-KILL, 1, 1):
+        process.end(code)
+        process = await workplace.launched.get()
+
+    assert workplace.deaths == [1, 2, 3]
+    assert workplace.restarts(0) == 3
+
+
+def test_delays_double_up_to_half_a_minute() -> None:
+    """The first restart comes soon."""
+    assert [restart_delay(deaths) for deaths in (1, 2, 3, 7, 100)] == [0.5, 1.0, 2.0, 30.0, 30.0]
+
+
+async def test_a_worker_that_cannot_start_ends_the_server_with_its_code(workplace: Workplace) -> None:
+    """The worker that is ready already is told to stop."""
+    first = await workplace.launched.get()
+    first.become_ready()
+    second = await workplace.launched.get()
+
+    second.end(3)
+
+    assert await workplace.running == 3
+    assert first.signals == [TERM]
+
+
+async def test_a_worker_that_is_killed_while_it_loads_ends_the_server(workplace: Workplace) -> None:
+    """The system kills for want of memory without a word, so the supervisor says it."""
+    first = await workplace.launched.get()
+
+    first.end(-KILL)
+
+    with pytest.raises(StartupError, match=r"worker 0 .* -9"):
+        await workplace.running
+
+
+@pytest.mark.parametrize("number", [TERM, INT])
+async def test_a_signal_reaches_every_worker(workplace: Workplace, number: int) -> None:
+    """When all have ended well, so has the server."""
+    processes = await workplace.both_ready()
+
+    workplace.supervisor.stop(number)
+
+    assert await workplace.running == 0
+    assert [process.signals for process in processes] == [[number], [number]]
+
+
+async def test_a_second_signal_is_passed_on_too(workplace: Workplace) -> None:
+    """It ends what the workers wait for."""
+    processes = await workplace.both_ready()
+    processes[0].heeds = {KILL}
+
+    workplace.supervisor.stop(TERM)
+    processes[0].heeds = {INT, KILL}
+    workplace.supervisor.stop(INT)
+
+    assert await workplace.running == 0
+    assert processes[0].signals == [TERM, INT]
+
+
+async def test_a_worker_that_loads_gets_sigterm(workplace: Workplace) -> None:
+    """It may not handle signals yet, and Python would answer SIGINT with a traceback."""
+    first = await workplace.launched.get()
+    first.heeds = {KILL}
+
+    workplace.supervisor.stop(INT)
+    first.end(-TERM)
+
+    assert await workplace.running == 0
+    assert first.signals == [TERM]
+
+
+async def test_a_stop_does_not_wait_for_a_restart(workplace: Workplace) -> None:
+    """A worker that would come back in an hour does not keep the server."""
+    workplace.restart_seconds = 3600.0
+    processes = await workplace.both_ready()
+    processes[0].end(1)
+    while not workplace.deaths:
+        await asyncio.sleep(0)
+
+    workplace.supervisor.stop(TERM)
+
+    assert await workplace.running == 0
+    assert workplace.launched.empty()
+
+
+async def test_a_worker_that_does_not_stop_is_killed() -> None:
+    """The server ends, with 1."""
+    workplace = Workplace(patience_seconds=0.0)
+    processes = await workplace.both_ready()
+    processes[1].heeds = {KILL}
+
+    workplace.supervisor.stop(TERM)
+
+    assert await workplace.running == 1
+    assert processes[1].signals == [TERM, KILL]
