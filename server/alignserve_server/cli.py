@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 if TYPE_CHECKING:  # imported where it is needed: who lacks a package is told which
     from alignserve_server.settings import Settings
 
-Serving: TypeAlias = Coroutine[Any, Any, "int | None"]
+Serving: TypeAlias = Coroutine[Any, Any, int | None]
 
 _EXAMPLES = """\
 examples:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TextIO
@@ -51,7 +51,7 @@ def _announce(supervisor: socket.socket, event: str, **fields: object) -> None:
         supervisor.sendall(f"{json.dumps({'event': event, **fields})}\n".encode())
 
 
-def _serving(order: Mapping[str, Any], announce: partial[None]) -> Serving:
+def _serving(order: Mapping[str, Any], announce: Callable[..., object]) -> Serving:
     from alignserve_server.logs import configure_logs
     from alignserve_server.server import load_encoder, serve
     from alignserve_server.settings import Settings
