@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -48,21 +47,6 @@ def server_process(*flags: str) -> Iterator[ServerProcess]:
         finally:
             process.terminate()
             process.communicate(timeout=30)
-
-
-@contextmanager
-def python_server(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs another server, whose last words go to a log only if it ends early."""
-    command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
 
 
 def free_port() -> int:

@@ -8,35 +8,47 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tests.load import beside, dtypes, latency, overhead, throughput
+from tests.load import beside, cache, dtypes, latency, neighbour, overhead, resources, throughput
+from tests.load.measuring import Plan
+from tests.load.report import Section, summary
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
-_PACKAGES = ("torch", "transformers", "openvino", "grpcio", "pillow", "mosec", "litserve")
+_SECTIONS = {
+    "latency": latency.run,
+    "throughput": throughput.run,
+    "beside": beside.run,
+    "neighbour": neighbour.run,
+    "resources": resources.run,
+    "cache": cache.run,
+    "overhead": overhead.run,
+    "dtypes": dtypes.run,
+}
+_PACKAGES = ("torch", "transformers", "openvino", "grpcio", "pillow", "mosec", "litserve", "ray")
 
 
 def main() -> int:
     """Runs the benchmarks."""
     arguments = _parse()
-    sections: dict[str, Callable[[], str]] = {
-        "latency": lambda: latency.run(arguments.checkpoint, arguments.rounds),
-        "throughput": lambda: throughput.run(arguments.checkpoint, arguments.rounds, arguments.seconds),
-        "beside": lambda: beside.run(arguments.checkpoint, arguments.rounds, arguments.seconds),
-        "dtypes": lambda: dtypes.run(arguments.checkpoint, arguments.rounds, arguments.seconds),
-        "overhead": lambda: overhead.run(arguments.rounds, arguments.seconds),
-    }
-    parts = [_heading(arguments)]
-    for name in arguments.sections.split(","):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended too
+    plan = Plan(arguments.checkpoint, arguments.rounds, arguments.seconds)
+    heading = _heading(plan, arguments.sections)
+    done: list[Section] = []
+    for name in arguments.sections:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        parts.append(sections[name]())
-        print(parts[-1], flush=True)
-    arguments.output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        start = time.monotonic()
+        done.append(_SECTIONS[name](plan))
+        print(f"{name} took {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        print(done[-1].markdown, end="\n\n", flush=True)
+        arguments.output.write_text(_document(heading, done), encoding="utf-8")
     return 0
 
 
@@ -44,26 +56,41 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Measures alignserve on this machine.")
     parser.add_argument("--checkpoint", default="mini", help="folder or hub id (default: mini)")
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default: 3)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of a round (default: 6)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a round (default: 3)")
     parser.add_argument(
         "--sections",
-        default="latency,throughput,beside,overhead",
-        help="what to measure, also dtypes (default: latency,throughput,beside,overhead)",
+        type=_section_names,
+        default=list(_SECTIONS),
+        help=f"what to measure (default: {','.join(_SECTIONS)})",
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="file for the results")
     return parser.parse_args()
 
 
-def _heading(arguments: argparse.Namespace) -> str:
+def _section_names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(_SECTIONS):
+        raise argparse.ArgumentTypeError(f"no section {', '.join(unknown)}; there are {', '.join(_SECTIONS)}")
+    return names
+
+
+def _document(heading: str, done: list[Section]) -> str:
+    bars = [bar for section in done for bar in section.bars]
+    sections = [*([summary(bars)] if bars else []), *done]
+    return "\n\n".join([heading, *(section.markdown for section in sections)]) + "\n"
+
+
+def _heading(plan: Plan, sections: list[str]) -> str:
     command = (
-        f"python -m tests.load --checkpoint {arguments.checkpoint} --rounds {arguments.rounds} "
-        f"--seconds {arguments.seconds:g} --sections {arguments.sections}"
+        f"python -m tests.load --checkpoint {shlex.quote(plan.checkpoint)} --rounds {plan.rounds} "
+        f"--seconds {plan.seconds:g} --sections {','.join(sections)}"
     )
     date = datetime.now(timezone.utc).date()
     return (
         f"# Measured\n\n`{command}`, {date}, {_processor()}, Python {platform.python_version()}, "
         f"{_software()}.\n\n"
-        "Client and server share this machine. Compare figures within one section only."
+        f"Load average at the start: {os.getloadavg()[0]:.1f}. Client and server share this machine. "
+        "Figures are medians of the rounds; compare them within one section only."
     )
 
 

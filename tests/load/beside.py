@@ -2,119 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from alignserve import Client
 from alignserve._bench.load import ClosedLoop
-from alignserve._bench.runner import Extent
-from alignserve_server.model.checkpoint import resolve_checkpoint
 
-from tests.load.http_route import http_calls
-from tests.load.inputs import grpc_calls
-from tests.load.measuring import Rates, grpc_rates, http_rates, is_installed, memory_mb, wait_for_http
-from tests.processes import free_port, python_server, server_process
+from tests.load.contenders import ALIGNSERVE, ALIGNSERVE_TORCH, MOSEC, PLAIN, Contender, contenders
+from tests.load.inputs import MODALITIES
+from tests.load.measuring import Memory, Plan, Rates, in_turn, progress
+from tests.load.report import Bar, Section, number, ratio, table
 
-_CALLERS = (1, 64)
-_IMAGE_BATCH, _TEXT_BATCH = "8", "32"  # of the peers; images do best in small batches on a CPU
-_PACKAGES = {"mosec": "mosec", "LitServe": "litserve"}
-_READY_SECONDS = 120.0
+_NOTE = """\
+Calls of one item; medians. alignserve runs with no flag, then in bfloat16 where the processor has it
+(`--dtype bfloat16 --min-cosine 0.9`), then on torch in float32, as the others do with plain transformers.
+Texts have 3 to 46 words. Memory is that of all processes after all loads; pages they share count once."""
 
 
 @dataclass(frozen=True)
 class _Standing:
-    """What one server reaches with one modality."""
+    """What one server reaches."""
 
-    one: Rates
-    many: Rates
-    memory_mb: float
+    one: Mapping[str, Rates]  # of each modality, at one caller
+    many: Mapping[str, Rates]  # at 64
+    memory: Memory
 
 
-def run(checkpoint: str, rounds: int, seconds: float) -> str:
-    """Measures and returns a section of the results."""
-    folder = str(resolve_checkpoint(checkpoint).folder)
-    contenders: dict[str, Callable[[str, Extent, int], _Standing]] = {
-        "alignserve": partial(_ours, ["--checkpoint", checkpoint]),
-        "alignserve, torch": partial(_ours, ["--checkpoint", checkpoint, "--runtime", "torch"]),
-        "plain grpc.aio": partial(_plain, folder),
-        "mosec": partial(_mosec, folder),
-        "LitServe": partial(_litserve, folder),
-    }
-    absent = [name for name, package in _PACKAGES.items() if not is_installed(package)]
-    rows = []
-    for modality in ("image", "text"):
-        standings = {
-            name: measure(modality, Extent(seconds, warmup_seconds=1.0), rounds)
-            for name, measure in contenders.items()
-            if name not in absent
+def run(plan: Plan) -> Section:
+    """Measures all contenders that are installed, one after the other."""
+    everyone = contenders(plan.checkpoint)
+    standings = {each.name: _standing(each, plan) for each in everyone if each.is_installed}
+    head = ("items", "server", "items/s at 64", "alignserve ÷ it", "p50 ms at 1", "p99 ms at 64", "memory MB")
+    rows = [_row(modality, name, standings) for modality in MODALITIES for name in standings]
+    absent = ", ".join(each.name for each in everyone if not each.is_installed)
+    skipped = [f"Not installed, so not measured: {absent}; `make peers` installs them."] if absent else []
+    return Section(f"Beside others: {plan.model}", [_NOTE, table(head, rows), *skipped], _bars(standings))
+
+
+def _standing(contender: Contender, plan: Plan) -> _Standing:
+    progress(contender.name)
+    with contender.start() as server:
+        measures = {
+            (modality, callers): partial(server.measure, modality, ClosedLoop(callers), plan.extent)
+            for modality in MODALITIES
+            for callers in (1, 64)
         }
-        ours = standings["alignserve"]
-        rows += [_row(modality, name, standing, ours) for name, standing in standings.items()]
-    skipped = f"Not installed, so not measured: {', '.join(absent)}; `make peers` installs them."
-    return "\n".join(
-        [
-            f"## Beside others: {checkpoint.rstrip('/').rpartition('/')[2]}",
-            "",
-            "Calls of one item; medians. alignserve runs with no flag, and then on torch in float32 as the",
-            "others do, with plain transformers. Texts have 3 to 40 words. Memory is that of all processes.",
-            "",
-            "| items | server | items/s at 64 | alignserve ÷ it | p50 ms at 1 | p99 ms at 64 | memory MiB |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
-            *(["", skipped] if absent else []),
-        ]
-    )
+        rates = {load: Rates.of(rounds) for load, rounds in in_turn(measures, plan.rounds).items()}
+        return _Standing(
+            one={modality: rates[modality, 1] for modality in MODALITIES},
+            many={modality: rates[modality, 64] for modality in MODALITIES},
+            memory=Memory.of(server.process),
+        )
 
 
-def _row(modality: str, name: str, standing: _Standing, ours: _Standing) -> str:
-    many, one = standing.many, standing.one
-    failed = f" ({many.failed + one.failed} failed)" if many.failed + one.failed else ""
-    ratio = ours.many.items_per_second / many.items_per_second
+def _row(modality: str, name: str, standings: Mapping[str, _Standing]) -> tuple[object, ...]:
+    one, many = standings[name].one[modality], standings[name].many[modality]
+    ours = standings[ALIGNSERVE].many[modality]
+    gain = ratio(ours.items_per_second, many.items_per_second)
     return (
-        f"| {modality} | {name} | {many.items_per_second:.1f}{failed} | {ratio:.2f} "
-        f"| {one.p50_ms:.1f} | {many.p99_ms:.0f} | {standing.memory_mb:.0f} |"
+        *(modality, name, many, f"{gain:.2f}", number(one.p50_ms), number(many.p99_ms)),
+        f"{standings[name].memory.pss_mb:.0f}",
     )
 
 
-def _ours(flags: list[str], modality: str, extent: Extent, rounds: int) -> _Standing:
-    with server_process(*flags) as server:
-        one, many = _grpc(server.address, modality, extent, rounds)
-        return _Standing(one, many, memory_mb(server.process))
+def _bars(standings: Mapping[str, _Standing]) -> list[Bar]:
+    def throughput(modality: str, *names: str) -> float:
+        return ratio(*(standings[name].many[modality].items_per_second for name in names))
 
+    def latency(modality: str, *names: str) -> float:
+        return ratio(*(standings[name].one[modality].p50_ms for name in names))
 
-def _plain(folder: str, modality: str, extent: Extent, rounds: int) -> _Standing:
-    port = free_port()
-    with python_server("tests.load.peers.plain_server", folder, str(port)) as process:
-        address = f"127.0.0.1:{port}"
-        with Client(address, wait_for_ready=True, timeout_seconds=_READY_SECONDS) as client:
-            client.embed_text("ready?")
-        one, many = _grpc(address, modality, extent, rounds)
-        return _Standing(one, many, memory_mb(process))
-
-
-def _mosec(folder: str, modality: str, extent: Extent, rounds: int) -> _Standing:
-    batch = _IMAGE_BATCH if modality == "image" else _TEXT_BATCH
-    return _http("mosec_server", [batch], folder, modality, extent, rounds, as_json=False)
-
-
-def _litserve(folder: str, modality: str, extent: Extent, rounds: int) -> _Standing:
-    batch = _IMAGE_BATCH if modality == "image" else _TEXT_BATCH
-    return _http("litserve_server", [batch, modality], folder, modality, extent, rounds, as_json=True)
-
-
-def _http(
-    module: str, options: list[str], folder: str, modality: str, extent: Extent, rounds: int, *, as_json: bool
-) -> _Standing:
-    port = free_port()
-    with python_server(f"tests.load.peers.{module}", folder, str(port), *options) as process:
-        calls = partial(http_calls, modality, as_json=as_json)
-        wait_for_http(port, calls(), process)
-        one, many = (http_rates(port, calls, callers, extent, rounds) for callers in _CALLERS)
-        return _Standing(one, many, memory_mb(process))
-
-
-def _grpc(address: str, modality: str, extent: Extent, rounds: int) -> tuple[Rates, Rates]:
-    calls = partial(grpc_calls, modality)
-    one, many = (grpc_rates(address, calls, ClosedLoop(callers), extent, rounds) for callers in _CALLERS)
-    return one, many
+    bars = [
+        Bar("images/s ÷ plain server", throughput("image", ALIGNSERVE, PLAIN), 3.0),
+        Bar("texts/s ÷ plain server", throughput("text", ALIGNSERVE, PLAIN), 5.0),
+    ]
+    if MOSEC not in standings:
+        return bars
+    memory = ratio(standings[ALIGNSERVE].memory.pss_mb, standings[MOSEC].memory.pss_mb)
+    return [
+        *bars,
+        Bar("images/s on torch ÷ mosec", throughput("image", ALIGNSERVE_TORCH, MOSEC), 1.0),
+        Bar("texts/s on torch ÷ mosec", throughput("text", ALIGNSERVE_TORCH, MOSEC), 1.0),
+        Bar(
+            "p50 of one image on torch ÷ mosec",
+            latency("image", ALIGNSERVE_TORCH, MOSEC),
+            0.7,
+            is_ceiling=True,
+        ),
+        Bar(
+            "p50 of one text on torch ÷ mosec", latency("text", ALIGNSERVE_TORCH, MOSEC), 0.7, is_ceiling=True
+        ),
+        Bar("images/s ÷ mosec", throughput("image", ALIGNSERVE, MOSEC), 3.0),
+        Bar("texts/s ÷ mosec", throughput("text", ALIGNSERVE, MOSEC), 2.0),
+        Bar("memory ÷ mosec", memory, 1.0, is_ceiling=True),
+    ]

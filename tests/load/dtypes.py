@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from itertools import starmap
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import psutil
 from alignserve import Client
 from alignserve._bench.load import ClosedLoop
-from alignserve._bench.runner import Extent
+from alignserve._bench.recorder import Measurement
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.load.inputs import TEXTS, grpc_calls
-from tests.load.measuring import grpc_rates, is_installed
+from tests.load.inputs import MODALITIES, TEXTS, grpc_calls
+from tests.load.measuring import Memory, Plan, Rates, grpc_round, in_turn, progress
+from tests.load.report import Section, number, table
 from tests.processes import ServerProcess, server_process
+
+_Choice = tuple[str, str]  # runtime, dtype
 
 _CHOICES = (
     ("torch", "float32"),
@@ -35,35 +37,48 @@ _COMPARED_TEXTS = 64
 _CONCURRENCY = {"image": 32, "text": 128}
 
 
-def run(checkpoint: str, rounds: int, seconds: float) -> str:
-    """Measures and returns a section of the results; of the servers one works at a time."""
-    choices = [choice for choice in _CHOICES if choice[1] != "int8" or is_installed("nncf")]
+_NOTE = """\
+Items per second when saturated; the servers take turns. Least cosines: with transformers in float32 on the
+server's own patterns and texts, and with torch in float32 on two photos and 64 captions. Resident memory in MB,
+when ready and after the load. int8 is calibrated with crops of two other photos."""
+_HEAD = ("runtime", "dtype", "images/s", "texts/s", "own", "photos", "captions", "ready", "loaded")
+
+
+def run(plan: Plan) -> Section:
+    """Measures a server of each choice; one works at a time."""
+    choices = [choice for choice in _CHOICES if choice[1] != "int8" or find_spec("nncf")]
     with ExitStack() as stack:
         calibration = Path(stack.enter_context(TemporaryDirectory()))
         _write_crops(calibration)
-        flags = ("--checkpoint", checkpoint, "--min-cosine", "0", "--calibration-folder", str(calibration))
-        servers = [
-            stack.enter_context(server_process("--runtime", runtime, "--dtype", dtype, *flags))
+        flags = (
+            "--checkpoint",
+            plan.checkpoint,
+            "--min-cosine",
+            "0",
+            "--calibration-folder",
+            str(calibration),
+        )
+        servers = {
+            (runtime, dtype): stack.enter_context(
+                server_process("--runtime", runtime, "--dtype", dtype, *flags)
+            )
             for runtime, dtype in choices
-        ]
-        ready_mb = _resident_mb(servers)
-        rates = [_rates(servers, modality, rounds, seconds) for modality in ("image", "text")]
-        loaded_mb = _resident_mb(servers)
-        exactness = _exactness(servers)
-    figures = zip(choices, *rates, exactness, ready_mb, loaded_mb, strict=True)
-    return "\n".join(
-        [
-            f"## Data types: {checkpoint.rstrip('/').rpartition('/')[2]}",
-            "",
-            "Items per second when saturated. Least cosines: with transformers in float32 on the server's",
-            "own patterns and texts, and with torch in float32 on two photos and 64 captions. Resident",
-            "memory in MB, when ready and after the load. int8 is calibrated with crops of two other photos.",
-            "",
-            "| runtime | dtype | images/s | texts/s | own | photos | captions | ready | loaded |",
-            "|---|---|---|---|---|---|---|---|---|",
-            *starmap(_row, figures),
-        ]
-    )
+        }
+        ready = [Memory.of(server.process) for server in servers.values()]
+        rates = [_rates(servers, modality, plan) for modality in MODALITIES]
+        loaded = [Memory.of(server.process) for server in servers.values()]
+        exactness = _exactness(list(servers.values()))
+    rows = [
+        (
+            *choice,
+            *(of[choice] for of in rates),
+            *(f"{cosine:.4f}" for cosine in cosines),
+            number(before.rss_mb),
+            number(after.rss_mb),
+        )
+        for choice, cosines, before, after in zip(choices, exactness, ready, loaded, strict=True)
+    ]
+    return Section(f"Data types: {plan.model}", [_NOTE, table(_HEAD, rows)])
 
 
 def _write_crops(folder: Path) -> None:
@@ -78,32 +93,15 @@ def _write_crops(folder: Path) -> None:
                 photo.crop((left, top, left + width, top + height)).save(folder / f"{name}-{number}.png")
 
 
-def _row(
-    choice: tuple[str, str],
-    images: float,
-    texts: float,
-    cosines: tuple[float, ...],
-    ready_mb: float,
-    loaded_mb: float,
-) -> str:
-    exactness = " | ".join(f"{cosine:.4f}" for cosine in cosines)
-    rates = f"{images:.0f} | {texts:.0f}"
-    return f"| {' | '.join(choice)} | {rates} | {exactness} | {ready_mb:.0f} | {loaded_mb:.0f} |"
+def _rates(servers: Mapping[_Choice, ServerProcess], modality: str, plan: Plan) -> dict[_Choice, Rates]:
+    progress(f"{modality}s")
 
+    def once(server: ServerProcess) -> Measurement:
+        load = ClosedLoop(_CONCURRENCY[modality])
+        return grpc_round(server.address, grpc_calls(modality), load, plan.extent)
 
-def _rates(servers: list[ServerProcess], modality: str, rounds: int, seconds: float) -> list[float]:
-    """Returns the median rate of each server, measured in turn."""
-    calls, load = partial(grpc_calls, modality), ClosedLoop(_CONCURRENCY[modality])
-    extent = Extent(seconds, warmup_seconds=1.0)
-    measured = [
-        [grpc_rates(server.address, calls, load, extent, rounds=1).items_per_second for server in servers]
-        for _ in range(rounds)
-    ]
-    return [statistics.median(rates) for rates in zip(*measured, strict=True)]
-
-
-def _resident_mb(servers: list[ServerProcess]) -> list[float]:
-    return [psutil.Process(server.process.pid).memory_info().rss / 2**20 for server in servers]
+    measures = {choice: partial(once, server) for choice, server in servers.items()}
+    return {choice: Rates.of(rounds) for choice, rounds in in_turn(measures, plan.rounds).items()}
 
 
 def _exactness(servers: list[ServerProcess]) -> list[tuple[float, float, float]]:

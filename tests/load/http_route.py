@@ -49,9 +49,9 @@ class HttpRoute:
         return await asyncio.open_connection("127.0.0.1", self._port)
 
 
-def http_calls(modality: str, *, as_json: bool) -> Iterator[Call]:
-    """Yields requests to `/image` or `/text`, bare or as base64 in JSON."""
-    for body in bodies(modality):
+def http_calls(modality: str, *, as_json: bool, seed: int | None = None) -> Iterator[Call]:
+    """Yields requests to `/image` or `/text` with what `bodies` yields, bare or as base64 in JSON."""
+    for body in bodies(modality, seed):
         request = json.dumps({"content": base64.b64encode(body).decode()}).encode() if as_json else body
         yield Call(f"/{modality}", request)
 

@@ -1,89 +1,111 @@
-"""What serving adds to one caller's latency: the bare model call and the served call, alternating."""
+"""What serving adds to one caller's latency: the bare model call and the served call, in turn."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 from alignserve import Client
-from alignserve_server.model.align import AlignEncoder, load_align
-from alignserve_server.model.checkpoint import resolve_checkpoint
+from alignserve_server.model.encoder import Embeddings, Encoder, l2_normalize
+from alignserve_server.model.zero_shot import score_images
 
+from tests.load.inputs import bodies
+from tests.load.measuring import Plan, progress
+from tests.load.offline import bare_encoder
+from tests.load.report import Bar, Section, number, table
 from tests.processes import server_process
 
-PHOTO = Path(__file__).parents[1] / "data" / "photos" / "cat.jpg"
-TEXT = "a photo of a cat on a sofa"
-LABELS = ["cat", "dog", "coffee", "rocket", "motorcycle"]
-
+_LABELS = ["cat", "dog", "coffee", "rocket", "motorcycle"]
 _CALLS = 60  # a round
 _WARM_CALLS = 10
+_MOST_ADDED_MS = 1.5
+
+_NOTE = """\
+A bare call is what a program with the model in its own process does, in a thread prepared as a lane of the
+server: decode and forward, or tokenize and forward; for Classify, with 5 labels known to the server, also the
+scores. Bare and served calls take turns, both with the same input and each time with another one.
+Milliseconds."""
 
 
-def run(checkpoint: str, rounds: int) -> str:
-    """Measures and returns a section of the results.
+@dataclass(frozen=True)
+class _Pair:
+    """A call in both forms."""
 
-    A bare call is what a program with the model in its own process would do: decode and forward of one
-    photo, or tokenizing and forward of one text, on one thread, as a lane of the server runs it.
-    """
-    encoder = load_align(resolve_checkpoint(checkpoint))
-    encoder.enter_lane()
-    content = PHOTO.read_bytes()
-    with server_process("--checkpoint", checkpoint) as server, Client(server.address) as client:
-        pairs = {
-            "EmbedImage": (lambda: _embed_image(encoder, content), lambda: client.embed_image(content)),
-            "EmbedText": (lambda: _embed_text(encoder), lambda: client.embed_text(TEXT)),
-            f"Classify, {len(LABELS)} known labels": (
-                lambda: _embed_image(encoder, content),
-                lambda: client.classify(content, LABELS),
-            ),
-        }
-        rows = [_row(name, *_alternate(bare, served, rounds)) for name, (bare, served) in pairs.items()]
-    return "\n".join(
-        [
-            "## One caller",
-            "",
-            f"Median of {rounds} rounds of {_CALLS} calls, bare and served in turn; milliseconds.",
-            "",
-            "| call | bare p50 | served p50 | added p50 | served p99 |",
-            "|---|---|---|---|---|",
-            *rows,
-        ]
-    )
+    name: str
+    modality: str
+    bare: Callable[[bytes], object]
+    served: Callable[[bytes], object]
 
 
-def _embed_image(encoder: AlignEncoder, content: bytes) -> None:
-    encoder.encode_images([encoder.preprocess_image(content)])
+@dataclass(frozen=True)
+class _Times:
+    """Milliseconds of both."""
+
+    bare: list[float]
+    served: list[float]
+
+    @property
+    def added_p50(self) -> float:
+        return statistics.median(self.served) - statistics.median(self.bare)
 
 
-def _embed_text(encoder: AlignEncoder) -> None:
-    encoder.encode_texts([encoder.tokenize(TEXT, truncate=False)])
+def run(plan: Plan) -> Section:
+    """Measures each kind of call."""
+    with server_process("--checkpoint", plan.checkpoint) as server, Client(server.address) as client:
+        encoder = bare_encoder(plan.checkpoint)
+        measured = {pair.name: _measure(pair, plan) for pair in _pairs(encoder, client)}
+    head = ("call", "bare p50", "served p50", "added p50", "served p99")
+    bars = [
+        Bar(f"added to one {name}, ms", times.added_p50, _MOST_ADDED_MS, is_ceiling=True)
+        for name, times in measured.items()
+    ]
+    rows = [_row(name, times) for name, times in measured.items()]
+    return Section(f"One caller: {plan.model}", [_NOTE, table(head, rows)], bars)
 
 
-def _alternate(
-    bare: Callable[[], object], served: Callable[[], object], rounds: int
-) -> tuple[list[list[float]], list[list[float]]]:
-    _time(bare, _WARM_CALLS)
-    _time(served, _WARM_CALLS)
-    timed = [(_time(bare, _CALLS), _time(served, _CALLS)) for _ in range(rounds)]
-    return [first for first, _ in timed], [second for _, second in timed]
+def _pairs(encoder: Encoder, client: Client) -> list[_Pair]:
+    def embed_image(content: bytes) -> Embeddings:
+        return encoder.encode_images([encoder.preprocess_image(content)])
+
+    def embed_text(text: str) -> Embeddings:
+        return encoder.encode_texts([encoder.tokenize(text, truncate=True)])
+
+    labels = l2_normalize(np.concatenate([embed_text(label) for label in _LABELS]))
+
+    def classify(content: bytes) -> object:
+        return score_images(l2_normalize(embed_image(content)), labels, encoder.info.temperature)
+
+    return [
+        _Pair("EmbedImage", "image", embed_image, client.embed_image),
+        _Pair(
+            "EmbedText",
+            "text",
+            lambda text: embed_text(text.decode()),
+            lambda text: client.embed_text(text.decode()),
+        ),
+        _Pair("Classify", "image", classify, lambda content: client.classify(content, _LABELS)),
+    ]
 
 
-def _time(call: Callable[[], object], count: int) -> list[float]:
-    milliseconds = []
-    for _ in range(count):
-        start = time.perf_counter()
-        call()
-        milliseconds.append((time.perf_counter() - start) * 1e3)
-    return milliseconds
+def _measure(pair: _Pair, plan: Plan) -> _Times:
+    progress(pair.name)
+    times = _Times([], [])
+    for item in islice(bodies(pair.modality), _WARM_CALLS + plan.rounds * _CALLS):
+        times.bare.append(_milliseconds(pair.bare, item))
+        times.served.append(_milliseconds(pair.served, item))
+    return _Times(times.bare[_WARM_CALLS:], times.served[_WARM_CALLS:])
 
 
-def _row(name: str, bare: list[list[float]], served: list[list[float]]) -> str:
-    bare_p50, served_p50 = (statistics.median(map(statistics.median, rounds)) for rounds in (bare, served))
-    added = statistics.median(
-        statistics.median(after) - statistics.median(before)
-        for before, after in zip(bare, served, strict=True)
-    )
-    p99 = statistics.median(statistics.quantiles(times, n=100)[98] for times in served)
-    return f"| {name} | {bare_p50:.2f} | {served_p50:.2f} | {added:+.2f} | {p99:.2f} |"
+def _milliseconds(call: Callable[[bytes], object], item: bytes) -> float:
+    start = time.perf_counter()
+    call(item)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _row(name: str, times: _Times) -> tuple[object, ...]:
+    p50s = (number(statistics.median(of)) for of in (times.bare, times.served))
+    return name, *p50s, f"{times.added_p50:+.2f}", number(statistics.quantiles(times.served, n=100)[98])

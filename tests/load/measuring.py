@@ -1,26 +1,49 @@
-"""Runs the client's load generator against servers, and keeps the medians of rounds."""
+"""Runs the client's load generator against servers, one round at a time, and keeps the medians of rounds."""
 
 from __future__ import annotations
 
 import asyncio
 import statistics
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
-from alignserve._bench.load import ClosedLoop, Load
+from alignserve._bench.load import Load
 from alignserve._bench.recorder import Measurement
-from alignserve._bench.routes import RequestFailed
 from alignserve._bench.runner import Extent, drive, measure
 from alignserve._bench.workload import Call
 
 from tests.load.http_route import HttpRoute
+from tests.load.report import number
 
-_READY_SECONDS = 120.0
+_Name = TypeVar("_Name", bound=Hashable)
+_T = TypeVar("_T")
+
 _LOOP = asyncio.new_event_loop()  # one for all: grpc.aio keeps to the loop that it has met first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and for how long."""
+
+    checkpoint: str
+    rounds: int
+    seconds: float  # of a round
+
+    @property
+    def extent(self) -> Extent:
+        """One round, with its warm-up."""
+        return Extent(self.seconds, warmup_seconds=1.0)
+
+    @property
+    def model(self) -> str:
+        """The checkpoint's name, for headings."""
+        return Path(self.checkpoint).name
 
 
 @dataclass(frozen=True)
@@ -32,67 +55,71 @@ class Rates:
     p99_ms: float
     failed: int
 
+    @classmethod
+    def of(cls, rounds: Sequence[Measurement]) -> Rates:
+        """Takes the medians."""
+        return cls(
+            items_per_second=statistics.median(one.items_per_second for one in rounds),
+            p50_ms=1e3 * statistics.median(one.latency.percentile(50) for one in rounds),
+            p99_ms=1e3 * statistics.median(one.latency.percentile(99) for one in rounds),
+            failed=sum(one.failed for one in rounds),
+        )
 
-def grpc_rates(
-    address: str,
-    calls: Callable[[], Iterator[Call]],
-    load: Load,
-    extent: Extent,
-    rounds: int,
-    streams: int = 0,
-) -> Rates:
-    """Measures a gRPC server."""
-
-    async def once() -> Measurement:
-        connections = 1 if load.most_in_flight == 1 else 4
-        return await measure(address, calls(), load, extent, connections=connections, streams=streams)
-
-    return _medians([_LOOP.run_until_complete(once()) for _ in range(rounds)])
+    def __str__(self) -> str:
+        """Returns the items per second, and how many calls failed, if any did."""
+        return number(self.items_per_second) + (f" ({self.failed} calls failed)" if self.failed else "")
 
 
-def http_rates(
-    port: int, calls: Callable[[], Iterator[Call]], concurrency: int, extent: Extent, rounds: int
-) -> Rates:
-    """Measures an HTTP server."""
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of a process and its children."""
+
+    rss_mb: float  # 1e6 bytes; pages that several of them share count for each
+    pss_mb: float  # such pages count once
+
+    @classmethod
+    def of(cls, process: subprocess.Popen[Any]) -> Memory:
+        """Reads it now."""
+        parent = psutil.Process(process.pid)
+        readings = []
+        for member in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):  # a helper that has just ended
+                readings.append(member.memory_full_info())
+        return cls(sum(one.rss for one in readings) / 1e6, sum(one.pss for one in readings) / 1e6)
+
+
+def in_turn(measures: Mapping[_Name, Callable[[], _T]], rounds: int) -> dict[_Name, list[_T]]:
+    """Measures everything once a round, in turn: what disturbs the machine for a while disturbs all."""
+    results: dict[_Name, list[_T]] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, once in measures.items():
+            results[name].append(once())
+    return results
+
+
+def grpc_round(
+    address: str, calls: Iterator[Call], load: Load, extent: Extent, streams: int = 0
+) -> Measurement:
+    """Measures a gRPC server once."""
+    connections = 1 if load.most_in_flight == 1 else 4
+    return _LOOP.run_until_complete(
+        measure(address, calls, load, extent, connections=connections, streams=streams)
+    )
+
+
+def http_round(port: int, calls: Iterator[Call], load: Load, extent: Extent) -> Measurement:
+    """Measures an HTTP server once."""
 
     async def once() -> Measurement:
         route = HttpRoute(port)
         try:
-            return await drive([route], calls(), ClosedLoop(concurrency), extent)
+            return await drive([route], calls, load, extent)
         finally:
             await route.close()
 
-    return _medians([_LOOP.run_until_complete(once()) for _ in range(rounds)])
+    return _LOOP.run_until_complete(once())
 
 
-def wait_for_http(port: int, calls: Iterator[Call], process: subprocess.Popen[bytes]) -> None:
-    """Returns once a server answers a call."""
-    end = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            _LOOP.run_until_complete(HttpRoute(port).send(next(calls), _READY_SECONDS))
-        except RequestFailed:
-            time.sleep(0.5)
-        else:
-            return
-    raise SystemExit("a peer did not become ready")
-
-
-def memory_mb(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> float:
-    """Returns the memory of a process and its children, pages that they share counted once."""
-    parent = psutil.Process(process.pid)
-    return sum(each.memory_full_info().pss for each in [parent, *parent.children(recursive=True)]) / 2**20
-
-
-def is_installed(package: str) -> bool:
-    """Says whether a peer can be measured."""
-    return find_spec(package) is not None
-
-
-def _medians(measured: list[Measurement]) -> Rates:
-    return Rates(
-        items_per_second=statistics.median(one.items_per_second for one in measured),
-        p50_ms=1e3 * statistics.median(one.latency.percentile(50) for one in measured),
-        p99_ms=1e3 * statistics.median(one.latency.percentile(99) for one in measured),
-        failed=sum(one.failed for one in measured),
-    )
+def progress(text: str) -> None:
+    """Says on the terminal what is being measured."""
+    print(f"  {text}", file=sys.stderr, flush=True)

@@ -10,17 +10,33 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+from alignserve_server.model.encoder import Encoder, TokenizedText
 from alignserve_server.cores import cpu_count
-from alignserve_server.model.align import AlignEncoder
-from alignserve_server.model.encoder import TokenizedText
+from alignserve_server.server import load_encoder
+from alignserve_server.settings import load_settings
 
 from tests.load.inputs import bodies
 
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+_TRIAL_SECONDS = 1.0
 _WARMUP_SECONDS = 1.0
+_LEAST_BATCHES = 3  # a lane
 _TEXTS_AT_ONCE = 128
 
 
-def offline_rate(encoder: AlignEncoder, modality: str, batch_size: int, seconds: float) -> float:
+def bare_encoder(checkpoint: str) -> Encoder:
+    """Returns the encoder that a server makes of the same settings, and prepares this thread as a lane."""
+    encoder = load_encoder(load_settings({"checkpoint": checkpoint}, None))
+    encoder.enter_lane()
+    return encoder
+
+
+def best_offline_batch(encoder: Encoder, modality: str) -> int:
+    """Returns the batch size with the highest rate."""
+    return max(_BATCH_SIZES, key=lambda size: offline_rate(encoder, modality, size, _TRIAL_SECONDS))
+
+
+def offline_rate(encoder: Encoder, modality: str, batch_size: int, seconds: float) -> float:
     """Returns the items per second of all lanes together, each item decoded or tokenized on the way.
 
     As many threads as there are cores prepare items into a queue of two batches a lane; each lane takes a
@@ -30,8 +46,8 @@ def offline_rate(encoder: AlignEncoder, modality: str, batch_size: int, seconds:
     encode = encoder.encode_images if modality == "image" else encoder.encode_texts
     prepared: queue.Queue[Any] = queue.Queue(2 * batch_size * encoder.lanes)
     done = threading.Event()
-    counts = [0] * encoder.lanes
     begin = time.perf_counter() + _WARMUP_SECONDS
+    ends: list[list[float]] = [[] for _ in range(encoder.lanes)]  # times at which batches were done
 
     def prepare(items: Iterator[Any]) -> None:
         for item in items:
@@ -53,26 +69,30 @@ def offline_rate(encoder: AlignEncoder, modality: str, batch_size: int, seconds:
                 continue
             encode(batch)
             if time.perf_counter() >= begin:
-                counts[lane] += len(batch)
+                ends[lane].append(time.perf_counter())
 
     with ThreadPoolExecutor(encoder.lanes + cpu_count()) as threads:
         jobs = [threads.submit(prepare, _items(encoder, modality)) for _ in range(cpu_count())]
         jobs += [threads.submit(run, lane) for lane in range(encoder.lanes)]
-        wait(jobs, timeout=_WARMUP_SECONDS + seconds, return_when="FIRST_EXCEPTION")
-        elapsed = time.perf_counter() - begin
+        timeout = _WARMUP_SECONDS + seconds
+        while not wait(jobs, timeout, return_when="FIRST_EXCEPTION").done:
+            if min(map(len, ends)) >= _LEAST_BATCHES:
+                break
+            timeout = 0.1
         done.set()
     for job in jobs:
         job.result()
-    return sum(counts) / elapsed
+    # from the end of a batch to the end of another, since whole batches are counted
+    return sum(batch_size * (len(times) - 1) / (times[-1] - times[0]) for times in ends)
 
 
-def _items(encoder: AlignEncoder, modality: str) -> Iterator[Any]:
+def _items(encoder: Encoder, modality: str) -> Iterator[Any]:
     if modality == "image":
         return map(encoder.preprocess_image, bodies("image"))
     return _tokenized(encoder)
 
 
-def _tokenized(encoder: AlignEncoder) -> Iterator[TokenizedText]:
+def _tokenized(encoder: Encoder) -> Iterator[TokenizedText]:
     texts = (encoder.tokenize(body.decode(), truncate=True) for body in bodies("text"))
     while True:
         yield from sorted(itertools.islice(texts, _TEXTS_AT_ONCE), key=lambda text: len(text.input_ids))

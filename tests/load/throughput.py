@@ -3,87 +3,130 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from alignserve._bench.load import ClosedLoop, OpenLoop
+from alignserve._bench.recorder import Measurement
 from alignserve._bench.runner import Extent
-from alignserve_server.batching.tuning import best_batch_size
-from alignserve_server.model.align import AlignEncoder, load_align
-from alignserve_server.model.checkpoint import resolve_checkpoint
+from alignserve_server.model.encoder import Encoder
 
-from tests.load.inputs import PHOTOS, TEXTS, grpc_calls
-from tests.load.measuring import Rates, grpc_rates
-from tests.load.offline import offline_rate
+from tests.load.inputs import MODALITIES, grpc_calls
+from tests.load.measuring import Plan, Rates, grpc_round, in_turn, progress
+from tests.load.offline import bare_encoder, best_offline_batch, offline_rate
+from tests.load.report import Bar, Section, number, ratio, table
 from tests.processes import server_process
 
 _CONCURRENCY = {"image": 32, "text": 128}
+_LEAST_SHARE = {"image": 0.95, "text": 0.85}  # of the ceiling
 _LOADS = (0.5, 0.7, 0.9)
-_MAX_BATCH_SIZE = 32
+_LEAST_CALLS = 100  # of an open loop, for the sake of its p99
+_MOST_LATENCIES = 4.0  # of one caller, that p99 may be at 70 %
+
+_NOTE = """\
+Items per second, and the share of the ceiling: the same encoder in a loop at its best batch, with decoding
+overlapped and no server. Ceiling and server take turns. The cores that the client uses, the server lacks."""
+_OPEN_NOTE = """\
+Open loop: calls of one item come at random, at a share of what one item a call reaches above; milliseconds
+from the time a call was due, and how many times the p50 of one caller p99 is. That is {p50s}."""
 
 
-def run(checkpoint: str, rounds: int, seconds: float) -> str:
-    """Measures and returns a section of the results."""
-    ceilings = {modality: _ceiling(checkpoint, modality, rounds, seconds) for modality in ("image", "text")}
-    rows, open_rows = [], []
-    with server_process("--checkpoint", checkpoint) as server:
-        for modality, (batch_size, ceiling) in ceilings.items():
-            calls, extent = partial(grpc_calls, modality), Extent(seconds, warmup_seconds=1.0)
-            load = ClosedLoop(_CONCURRENCY[modality])
-            served = grpc_rates(server.address, calls, load, extent, rounds)
-            many = partial(grpc_calls, modality, 16)
-            in_requests_of_16 = grpc_rates(server.address, many, ClosedLoop(8), extent, rounds)
-            streamed = grpc_rates(server.address, calls, load, extent, rounds, streams=4)
-            rows.append(
-                f"| {modality} | {ceiling:.0f} (batch {batch_size}) | {_share(served, ceiling)} "
-                f"| {_share(in_requests_of_16, ceiling)} | {_share(streamed, ceiling)} |"
-            )
-            for share in _LOADS:
-                rate = OpenLoop(share * served.items_per_second)
-                open_rows.append(
-                    _open_row(modality, share, grpc_rates(server.address, calls, rate, extent, rounds))
-                )
-    return "\n".join(
+@dataclass(frozen=True)
+class _Standing:
+    """What the server reaches with one modality."""
+
+    batch_size: int  # of the ceiling
+    ceiling: float
+    single: Rates  # one item a call
+    in_sixteens: Rates
+    streamed: Rates
+    one_caller: Rates
+    open: dict[float, Rates]  # by load
+
+
+def run(plan: Plan) -> Section:
+    """Measures both modalities."""
+    with server_process("--checkpoint", plan.checkpoint) as server:
+        encoder = bare_encoder(plan.checkpoint)
+        standings = {modality: _standing(encoder, server.address, modality, plan) for modality in MODALITIES}
+    head = ("items", "ceiling", "one item a call", "16 items a call", "4 streams")
+    open_head = ("items", "load", "calls/s", "p50", "p99")
+    p50s = " and ".join(f"{number(of.one_caller.p50_ms)} ({name})" for name, of in standings.items())
+    return Section(
+        f"Saturated: {plan.model}",
         [
-            f"## Saturated: {checkpoint.rstrip('/').rpartition('/')[2]}",
-            "",
-            "Items per second, and the share of the ceiling: the same encoder in a loop at its best batch,",
-            "with decoding overlapped and no server. What the client takes of the cores the server lacks.",
-            "",
-            "| items | ceiling | one item a call | 16 items a call | 4 streams |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            "Open loop: calls of one item come at random, at a share of what one item a call reaches above;",
-            "milliseconds from the time a call was due.",
-            "",
-            "| items | load | calls/s | p50 | p99 |",
-            "|---|---|---|---|---|",
-            *open_rows,
-        ]
+            _NOTE,
+            table(head, [_row(modality, of) for modality, of in standings.items()]),
+            _OPEN_NOTE.format(p50s=p50s),
+            table(open_head, [row for modality, of in standings.items() for row in _open_rows(modality, of)]),
+        ],
+        [bar for modality, of in standings.items() for bar in _bars(modality, of)],
     )
 
 
-def _ceiling(checkpoint: str, modality: str, rounds: int, seconds: float) -> tuple[int, float]:
-    encoder = load_align(resolve_checkpoint(checkpoint))
-    encoder.enter_lane()
-    batch_size = _best_batch_size(encoder, modality)
-    rates = [offline_rate(encoder, modality, batch_size, seconds) for _ in range(rounds)]
-    return batch_size, statistics.median(rates)
+def _standing(encoder: Encoder, address: str, modality: str, plan: Plan) -> _Standing:
+    progress(f"{modality}: the ceiling's best batch")
+    batch_size = best_offline_batch(encoder, modality)
+    many = ClosedLoop(_CONCURRENCY[modality])
+    closed: dict[str, Callable[[], Measurement]] = {
+        "single": lambda: grpc_round(address, grpc_calls(modality), many, plan.extent),
+        "in_sixteens": lambda: grpc_round(address, grpc_calls(modality, 16), ClosedLoop(8), plan.extent),
+        "streamed": lambda: grpc_round(address, grpc_calls(modality), many, plan.extent, streams=4),
+        "one_caller": lambda: grpc_round(address, grpc_calls(modality), ClosedLoop(1), plan.extent),
+    }
+    progress(f"{modality}: ceiling and server")
+    rounds = [
+        (
+            offline_rate(encoder, modality, batch_size, plan.seconds),
+            {name: once() for name, once in closed.items()},
+        )
+        for _ in range(plan.rounds)
+    ]
+    rates = {name: Rates.of([served[name] for _, served in rounds]) for name in closed}
+    progress(f"{modality}: open loop")
+    return _Standing(
+        batch_size,
+        statistics.median(ceiling for ceiling, _ in rounds),
+        **rates,
+        open=_open_loop(address, modality, rates["single"].items_per_second, plan),
+    )
 
 
-def _best_batch_size(encoder: AlignEncoder, modality: str) -> int:
-    if modality == "image":
-        pixels = encoder.preprocess_image(PHOTOS[0])
-        return best_batch_size(lambda size: encoder.encode_images([pixels] * size), _MAX_BATCH_SIZE)
-    text = encoder.tokenize(TEXTS[0], truncate=True)
-    return best_batch_size(lambda size: encoder.encode_texts([text] * size), _MAX_BATCH_SIZE)
+def _open_loop(address: str, modality: str, saturation: float, plan: Plan) -> dict[float, Rates]:
+    def once(load: float) -> Measurement:
+        rate = load * saturation
+        seconds = max(plan.seconds, _LEAST_CALLS / rate)
+        extent = Extent(seconds, warmup_seconds=1.0)
+        return grpc_round(address, grpc_calls(modality), OpenLoop(rate), extent)
+
+    measured = in_turn({load: partial(once, load) for load in _LOADS}, plan.rounds)
+    return {load: Rates.of(rounds) for load, rounds in measured.items()}
 
 
-def _open_row(modality: str, share: float, rates: Rates) -> str:
-    times = f"{rates.p50_ms:.1f} | {rates.p99_ms:.1f}"
-    return f"| {modality} | {share:.0%} | {rates.items_per_second:.0f} | {times} |"
+def _row(modality: str, of: _Standing) -> tuple[object, ...]:
+    shares = (f"{rates} ({_share(rates, of)})" for rates in (of.single, of.in_sixteens, of.streamed))
+    return modality, f"{number(of.ceiling)} (batch {of.batch_size})", *shares
 
 
-def _share(rates: Rates, ceiling: float) -> str:
-    failures = f", {rates.failed} failed" if rates.failed else ""
-    return f"{rates.items_per_second:.0f} ({rates.items_per_second / ceiling:.2f}){failures}"
+def _share(rates: Rates, of: _Standing) -> str:
+    return f"{rates.items_per_second / of.ceiling:.2f}"
+
+
+def _open_rows(modality: str, of: _Standing) -> list[tuple[object, ...]]:
+    return [
+        (
+            *(modality, f"{load:.0%}", rates, number(rates.p50_ms)),
+            f"{number(rates.p99_ms)} ({ratio(rates.p99_ms, of.one_caller.p50_ms):.1f})",
+        )
+        for load, rates in of.open.items()
+    ]
+
+
+def _bars(modality: str, of: _Standing) -> list[Bar]:
+    share = ratio(of.single.items_per_second, of.ceiling)
+    latencies = ratio(of.open[0.7].p99_ms, of.one_caller.p50_ms)
+    return [
+        Bar(f"served ÷ ceiling, {modality}s", share, _LEAST_SHARE[modality]),
+        Bar(f"p99 at 70 % ÷ p50 of one caller, {modality}s", latencies, _MOST_LATENCIES, is_ceiling=True),
+    ]

@@ -1,4 +1,4 @@
-"""Batches in buckets of fixed shapes give what they give alone; on a CPU, where nothing is really captured."""
+"""Batches in buckets of fixed shapes give what they give alone; on a CPU, where nothing is captured."""
 
 from __future__ import annotations
 

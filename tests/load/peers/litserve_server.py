@@ -1,6 +1,6 @@
-"""LitServe with the same checkpoint on plain transformers.
+"""LitServe with the same checkpoint on plain transformers: one worker for each modality.
 
-python -m tests.load.peers.litserve_server FOLDER PORT MAX_BATCH_SIZE image|text
+python -m tests.load.peers.litserve_server FOLDER PORT
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import sys
 from typing import Any
 
 import litserve
-import numpy as np
 from starlette.responses import Response
 
-from tests.load.peers.plain_model import PlainModel
+from tests.load.peers.plain_model import BATCH_WAIT_SECONDS, MAX_BATCH_SIZES, PlainModel
 
 
 class EmbedAPI(litserve.LitAPI):
@@ -32,24 +31,29 @@ class EmbedAPI(litserve.LitAPI):
     def batch(self, inputs: list[bytes]) -> list[bytes]:
         return inputs
 
-    def predict(self, inputs: list[bytes]) -> np.ndarray:
-        if self._modality == "image":
-            return self._model.embed_images(inputs)
-        return self._model.embed_texts([text.decode() for text in inputs])
+    def predict(self, inputs: list[bytes]) -> list[bytes]:
+        return self._model.embed(self._modality, inputs)
 
-    def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
-        return list(output)
+    def unbatch(self, output: list[bytes]) -> list[bytes]:
+        return output
 
-    def encode_response(self, output: np.ndarray) -> Response:
-        return Response(output.astype(np.float32).tobytes())
+    def encode_response(self, output: bytes) -> Response:
+        return Response(output)
 
 
-def main(folder: str, port: str, max_batch_size: str, modality: str) -> None:
+def main(folder: str, port: str) -> None:
     """Serves until it is killed."""
-    api = EmbedAPI(
-        folder, modality, max_batch_size=int(max_batch_size), batch_timeout=0.002, api_path=f"/{modality}"
-    )
-    litserve.LitServer(api, accelerator="cpu").run(
+    apis = [
+        EmbedAPI(
+            folder,
+            modality,
+            max_batch_size=max_batch_size,
+            batch_timeout=BATCH_WAIT_SECONDS,
+            api_path=f"/{modality}",
+        )
+        for modality, max_batch_size in MAX_BATCH_SIZES.items()
+    ]
+    litserve.LitServer(apis, accelerator="cpu").run(
         host="127.0.0.1", port=int(port), log_level="warning", generate_client_file=False
     )
 

@@ -1,6 +1,6 @@
 """mosec with the same checkpoint on plain transformers: two decoding processes, one for each tower.
 
-python -m tests.load.peers.mosec_server FOLDER PORT MAX_BATCH_SIZE
+python -m tests.load.peers.mosec_server FOLDER PORT
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ import sys
 import mosec
 import numpy as np
 
-from tests.load.peers.plain_model import PlainModel
+from tests.load.peers.plain_model import (
+    BATCH_WAIT_SECONDS,
+    MAX_BATCH_SIZES,
+    PlainModel,
+    PlainProcessor,
+)
 
 _FOLDER = "ALIGN_FOLDER"  # workers are processes that mosec starts
 
@@ -21,13 +26,13 @@ class Decode(mosec.Worker):
 
     def __init__(self) -> None:
         super().__init__()
-        self._model = PlainModel(os.environ[_FOLDER])
+        self._processor = PlainProcessor(os.environ[_FOLDER])
 
     def deserialize(self, data: bytes) -> bytes:
         return data
 
     def forward(self, data: bytes) -> np.ndarray:
-        return self._model.pixel_values([data])[0]
+        return self._processor.pixel_values([data])[0]
 
 
 class EmbedPixels(mosec.Worker):
@@ -61,19 +66,27 @@ class EmbedText(mosec.Worker):
         return data.astype(np.float32).tobytes()
 
 
-def main(folder: str, port: str, max_batch_size: str) -> None:
+def main(folder: str, port: str) -> None:
     """Serves until it is killed."""
     os.environ[_FOLDER] = folder
     sys.argv = ["mosec", "--address", "127.0.0.1", "--port", port, "--timeout", "60000"]
-    batch = {"max_batch_size": int(max_batch_size), "max_wait_time": 2, "num": 1, "timeout": 60}
     server = mosec.Server()
     server.register_runtime(
         {
-            "/image": [mosec.Runtime(Decode, num=2, timeout=60), mosec.Runtime(EmbedPixels, **batch)],
-            "/text": [mosec.Runtime(EmbedText, **batch)],
+            "/image": [mosec.Runtime(Decode, num=2, timeout=60), _batched(EmbedPixels, "image")],
+            "/text": [_batched(EmbedText, "text")],
         }
     )
     server.run()
+
+
+def _batched(worker: type[mosec.Worker], modality: str) -> mosec.Runtime:
+    return mosec.Runtime(
+        worker,
+        max_batch_size=MAX_BATCH_SIZES[modality],
+        max_wait_time=round(1e3 * BATCH_WAIT_SECONDS),
+        timeout=60,
+    )
 
 
 if __name__ == "__main__":

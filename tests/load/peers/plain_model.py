@@ -11,18 +11,40 @@ import torch
 from PIL import Image
 from transformers import AlignModel, AlignProcessor
 
+MAX_BATCH_SIZES = {"image": 8, "text": 32}  # images do best in small batches on a CPU
+BATCH_WAIT_SECONDS = 0.002
 
-class PlainModel:
-    """AlignModel and AlignProcessor, called as their documentation shows."""
+
+class PlainProcessor:
+    """AlignProcessor, called as its documentation shows."""
 
     def __init__(self, folder: str) -> None:
-        self._model: Any = AlignModel.from_pretrained(folder, dtype=torch.float32).eval()
         self._processor: Any = AlignProcessor.from_pretrained(folder, backend="pil")
 
     def pixel_values(self, contents: Sequence[bytes]) -> np.ndarray:
         """Decodes and resizes images: (images, 3, height, width)."""
         images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents]
         return self._processor(images=images, return_tensors="np")["pixel_values"]
+
+    def tokens(self, texts: Sequence[str], padding: Any = True) -> dict[str, torch.Tensor]:
+        """Tokenizes texts; padded to the longest, or as the processor does with `max_length`."""
+        return self._processor(text=list(texts), padding=padding, truncation=True, return_tensors="pt")
+
+
+class PlainModel:
+    """AlignModel and AlignProcessor, called as their documentation shows."""
+
+    def __init__(self, folder: str) -> None:
+        self._model: Any = AlignModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self._processor = PlainProcessor(folder)
+
+    def embed(self, modality: str, bodies: Sequence[bytes]) -> list[bytes]:
+        """Embeds image files, or texts in UTF-8, as float32 in packed bytes."""
+        if modality == "image":
+            rows = self.embed_images(bodies)
+        else:
+            rows = self.embed_texts([body.decode() for body in bodies])
+        return [row.astype(np.float32).tobytes() for row in rows]
 
     @torch.inference_mode()
     def embed_pixel_values(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -32,13 +54,13 @@ class PlainModel:
 
     def embed_images(self, contents: Sequence[bytes]) -> np.ndarray:
         """Embeds image files, normalized."""
-        return self.embed_pixel_values(self.pixel_values(contents))
+        return self.embed_pixel_values(self._processor.pixel_values(contents))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str], padding: Any = True) -> np.ndarray:
-        """Embeds texts, normalized; padded to the longest, or as the processor does with `max_length`."""
-        inputs = self._processor(text=list(texts), padding=padding, truncation=True, return_tensors="pt")
-        return _normalized(self._model.get_text_features(**inputs).pooler_output)
+        """Embeds texts, normalized; `padding` as for `PlainProcessor.tokens`."""
+        tokens = self._processor.tokens(texts, padding)
+        return _normalized(self._model.get_text_features(**tokens).pooler_output)
 
 
 def _normalized(embeddings: torch.Tensor) -> np.ndarray:

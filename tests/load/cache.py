@@ -1,0 +1,66 @@
+"""What the cache of text embeddings saves where callers repeat each other."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+from alignserve._bench.inputs import Inputs
+from alignserve._bench.load import ClosedLoop
+from alignserve._bench.sentences import sentences
+from alignserve._bench.workload import Call, calls
+from alignserve_server.settings import Settings
+
+from tests.load.measuring import Plan, Rates, grpc_round, in_turn, progress
+from tests.load.report import Section, number, ratio, table
+from tests.processes import server_process
+
+_TEXTS = 10_000
+_CALLERS = 64
+_CALLS_AT_A_TIME = 256
+
+_NOTE = f"""\
+Texts drawn from {_TEXTS:,} captions as words are in a language: the n-th most frequent one comes 1/n times as
+often as the first (Zipf). {_CALLERS} callers; the servers take turns and keep their cache. In all other
+sections no text comes twice."""
+
+
+def run(plan: Plan) -> Section:
+    """Measures a server without the cache and one with its default."""
+    title = f"Repeated texts: {plan.model}"
+    if "text_cache_bytes" not in Settings.model_fields:
+        return Section(title, ["Not measured: this server has no `--text-cache-bytes`."])
+    progress("off and on")
+    ours = ("--checkpoint", plan.checkpoint)
+    seeds = itertools.count()
+    with server_process(*ours, "--text-cache-bytes", "0") as off, server_process(*ours) as on:
+        measures = {
+            name: lambda address=server.address: grpc_round(
+                address, _calls(next(seeds)), ClosedLoop(_CALLERS), plan.extent
+            )
+            for name, server in {"off": off, "on": on}.items()
+        }
+        rates = {name: Rates.of(rounds) for name, rounds in in_turn(measures, plan.rounds).items()}
+    head = ("cache", "texts/s", "÷ off", "p50 ms", "p99 ms")
+    rows = [
+        (
+            name,
+            of,
+            f"{ratio(of.items_per_second, rates['off'].items_per_second):.2f}",
+            number(of.p50_ms),
+            number(of.p99_ms),
+        )
+        for name, of in rates.items()
+    ]
+    return Section(title, [_NOTE, table(head, rows)])
+
+
+def _calls(seed: int) -> Iterator[Call]:
+    chance = random.Random(seed)
+    texts = sentences(_TEXTS, "mixed", seed=0)
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, _TEXTS + 1)))
+    while True:
+        drawn = chance.choices(texts, cum_weights=weights, k=_CALLS_AT_A_TIME)
+        inputs = Inputs(texts=drawn, is_unique=False)
+        yield from itertools.islice(calls({"text": 1.0}, inputs, seed), _CALLS_AT_A_TIME)
