@@ -39,8 +39,8 @@ _CONCURRENCY = {"image": 32, "text": 128}
 
 _NOTE = """\
 Items per second when saturated; the servers take turns. Least cosines: with transformers in float32 on the
-server's own patterns and texts, and with torch in float32 on two photos and 64 captions. Resident memory in MB,
-when ready and after the load. int8 is calibrated with crops of two other photos."""
+server's own patterns and texts, and with torch in float32 on two photos and 64 captions. Resident memory in
+MB, when ready and after the load. int8 is calibrated with crops of two other photos."""
 _HEAD = ("runtime", "dtype", "images/s", "texts/s", "own", "photos", "captions", "ready", "loaded")
 
 
