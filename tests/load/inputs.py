@@ -15,11 +15,11 @@ from alignserve.v1 import align_service_pb2 as pb
 
 MODALITIES = ("image", "text")
 
-_IMAGES = [
-    varied_image(path.read_bytes())
-    for path in sorted((Path(__file__).parents[1] / "data" / "photos").glob("*.jpg"))
-]
-_TEXTS = sorted(sentences(2000, "mixed", seed=0), key=len)
+PHOTOS = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "data" / "photos").glob("*.jpg"))]
+TEXTS = sentences(2000, "mixed", seed=0)
+
+_IMAGES = [varied_image(photo) for photo in PHOTOS]
+_TEXTS_BY_LENGTH = sorted(TEXTS, key=len)
 _CALLS_AT_A_TIME = 8
 _SEEDS = itertools.count()
 
@@ -52,7 +52,7 @@ def bodies(modality: str, seed: int | None = None) -> Iterator[bytes]:
 
 
 def _some_texts(chance: random.Random, count: int) -> list[str]:
-    eighth = len(_TEXTS) // 8
-    texts = [_TEXTS[number % 8 * eighth + chance.randrange(eighth)] for number in range(count)]
+    eighth = len(TEXTS) // 8
+    texts = [_TEXTS_BY_LENGTH[number % 8 * eighth + chance.randrange(eighth)] for number in range(count)]
     chance.shuffle(texts)
     return texts
