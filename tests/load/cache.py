@@ -10,7 +10,6 @@ from alignserve._bench.inputs import Inputs
 from alignserve._bench.load import ClosedLoop
 from alignserve._bench.sentences import sentences
 from alignserve._bench.workload import Call, calls
-from alignserve_server.settings import Settings
 
 from tests.load.measuring import Plan, Rates, grpc_round, in_turn, progress
 from tests.load.report import Section, number, ratio, table
@@ -28,9 +27,6 @@ sections no text comes twice."""
 
 def run(plan: Plan) -> Section:
     """Measures a server without the cache and one with its default."""
-    title = f"Repeated texts: {plan.model}"
-    if "text_cache_bytes" not in Settings.model_fields:
-        return Section(title, ["Not measured: this server has no `--text-cache-bytes`."])
     progress("off and on")
     ours = ("--checkpoint", plan.checkpoint)
     seeds = itertools.count()
@@ -53,7 +49,7 @@ def run(plan: Plan) -> Section:
         )
         for name, of in rates.items()
     ]
-    return Section(title, [_NOTE, table(head, rows)])
+    return Section(f"Repeated texts: {plan.model}", [_NOTE, table(head, rows)])
 
 
 def _calls(seed: int) -> Iterator[Call]:
