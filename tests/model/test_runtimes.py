@@ -212,7 +212,7 @@ def _load_int8(checkpoint, cache_folder, least_cosine=0.0):
 
 
 def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
-    """Texts are hardly touched; images turn by some degrees. The calibration is part of the fingerprint."""
+    """Neither images nor texts turn by more than some degrees, and the fingerprint tells them apart."""
     images = [int8.preprocess_image(content) for content in photos.values()]
     texts = [int8.tokenize("a photo of a cat", truncate=False)]
 
@@ -221,8 +221,7 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
 
     assert int8.info.dtype == "int8"
     assert int8.info.fingerprint != mini.checkpoint.fingerprint(runtime="openvino", dtype="int8")
-    assert image_cosine > 0.85
-    assert text_cosine > 0.99
+    assert min(image_cosine, text_cosine) > 0.99
 
 
 def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, events):
