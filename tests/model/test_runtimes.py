@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -266,6 +267,25 @@ def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_folder)
         load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=tmp_path / "cache")
 
     assert list((tmp_path / "cache" / "openvino").iterdir()) == []
+
+
+def test_a_conversion_ends_with_the_server(tmp_path):
+    """Nobody waits for it any more, and its draft goes too."""
+    program = "from alignserve_server.model.openvino_conversion import main; main()"
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    checkpoint = tmp_path / "fifo"
+    checkpoint.mkdir()
+    os.mkfifo(checkpoint / "config.json")  # the conversion waits here until it is ended
+    np.savez(
+        draft / "inputs.npz", **dict.fromkeys(("scale", "offset", "pixels", "input_ids", "attention_mask"), 0)
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, checkpoint, draft], stdin=subprocess.PIPE)
+
+    process.communicate()
+
+    assert process.returncode == 1
+    assert not draft.exists()
 
 
 @pytest.mark.parametrize(

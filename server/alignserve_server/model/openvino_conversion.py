@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -116,15 +117,17 @@ class _TextTower(nn.Module):
 
 def main() -> None:
     """Converts, and ends early with the process that asked for it; standard error's last line tells why."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    checkpoint, folder = map(Path, sys.argv[1:])
+    threading.Thread(target=_end_with_parent, args=[folder], daemon=True).start()
     try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+        convert(checkpoint, folder)
     except CheckpointError as error:
         sys.exit(str(error))
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: Path) -> None:
     os.read(sys.stdin.fileno(), 1)  # returns when the other end closes, also because its process has died
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
