@@ -1,4 +1,4 @@
-"""Batches in buckets of fixed shapes give what they give alone; on a CPU, where nothing is captured."""
+"""Batches in buckets give what they give without; on a CPU, where nothing is really captured."""
 
 from __future__ import annotations
 

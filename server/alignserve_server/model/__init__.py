@@ -2,8 +2,8 @@
 
 import os
 
-# Threads of an OpenMP team wait for each other by spinning. GNU's do so for milliseconds, and while one of
-# them is driven off its core, the others burn time that it needs, at every barrier. A tenth of a millisecond
-# still spans a forward's gaps between two parallel parts. It is read once, when torch is imported.
+# Where a lane has several threads (threads_per_lane), they meet at barriers, and there GNU's OpenMP spins for
+# milliseconds: while something has driven one of them off its core, the others burn time that it needs. So
+# they sleep after some 25 µs. OpenMP reads this once, when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,7 +12,6 @@ from alignserve_server.cores import cpu_count
 from alignserve_server.model import network as networks
 from alignserve_server.model import onednn
 from alignserve_server.model.checkpoint import Checkpoint
-from alignserve_server.model.core_share import CoreShare
 from alignserve_server.model.cuda_runtime import CudaRuntime
 from alignserve_server.model.encoder import Embeddings
 from alignserve_server.model.memory import trim_heap
@@ -30,7 +27,6 @@ from alignserve_server.model.runtime import (
 )
 from alignserve_server.model.towers import Towers
 
-_MOST_THREADS = 4  # a forward of these networks gains little from more
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
@@ -74,9 +70,9 @@ class CpuRuntime:
         """Takes over a float32 network."""
         _keep_freed_memory()
         self.dtype = placement.dtype
-        self.lanes = placement.lanes or max(1, cpu_count() // (placement.threads_per_lane or 1))
-        self._threads_per_lane = placement.threads_per_lane
-        self._cores = CoreShare(cpu_count(), _MOST_THREADS)
+        # One thread each: two lanes do more than one with two threads, which meet at hundreds of barriers.
+        self._threads_per_lane = placement.threads_per_lane or 1
+        self.lanes = placement.lanes or max(1, cpu_count() // self._threads_per_lane)
         dtype: torch.dtype = getattr(torch, self.dtype)
         self._towers = Towers(network, rescaling, torch.device("cpu"), dtype)
         if onednn.is_available(dtype):
@@ -88,27 +84,23 @@ class CpuRuntime:
         return self._towers.nbytes
 
     def enter_lane(self) -> None:
-        """Does nothing: each forward finds its threads."""
+        """Limits the calling thread's forwards to the threads of a lane."""
+        torch.set_num_threads(self._threads_per_lane)
 
     def release_memory(self) -> None:
         """Gives back what the largest batch that was measured has left."""
         trim_heap()
 
+    @torch.inference_mode()
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        with self._forward():
+        with memory_errors():
             return self._towers.embed_pixels(torch.from_numpy(pixels)).numpy()
 
+    @torch.inference_mode()
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
-        with self._forward():
-            return self._towers.embed_tokens(
-                torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
-            ).numpy()
-
-    @contextmanager
-    def _forward(self) -> Iterator[None]:
-        with memory_errors(), torch.inference_mode(), self._cores.taken() as threads:
-            torch.set_num_threads(self._threads_per_lane or threads)  # for the calling thread alone
-            yield
+        with memory_errors():
+            ids, mask = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+            return self._towers.embed_tokens(ids, mask).numpy()
 
 
 def _keep_freed_memory() -> None:
