@@ -1,4 +1,4 @@
-"""ALIGN on OpenVINO: CPUs, several times faster than torch there, and as exact in float32.
+"""ALIGN on OpenVINO: CPUs, faster than torch there, and as exact in float32.
 
 A checkpoint is converted once and kept in a cache folder, by its fingerprint, with what the reference makes
 of the probe. A server that finds it there needs no torch.
