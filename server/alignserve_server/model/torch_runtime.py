@@ -77,6 +77,9 @@ class CpuRuntime:
         self._towers = Towers(network, rescaling, torch.device("cpu"), dtype)
         if onednn.is_available(dtype):
             onednn.fuse(self._towers)
+        for parameter in self._towers.parameters():
+            # Few are left as they were loaded, but for their sake all of the weights' file stays in memory.
+            parameter.data = parameter.data.clone()
 
     @property
     def memory_bytes(self) -> int:
