@@ -72,9 +72,9 @@ class Batcher:
         self._scheduler = scheduler
         self._metrics = metrics
         self._clock = clock
-        self._changed = threading.Condition()  # guards the scheduler and the fields below
         self._entries: dict[tuple[str, bytes], Entry] = {}  # by content, from submission to result
         self._is_waking = False
+        self._changed = threading.Condition()  # guards the scheduler and the fields below
         self._idle_lanes = 0
         self.failed_batches = 0  # in a row, of which no entry succeeded
         self._is_stopping = False
