@@ -114,6 +114,14 @@ class QueueFull(ServingError):
     is_retryable = True
 
 
+class WouldMissDeadline(ServingError):
+    """What waits already would outlast the caller's deadline; refused now, while the caller can still act."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "WOULD_MISS_DEADLINE"
+    is_retryable = True
+
+
 class ModelLoading(ServingError):
     code = "UNAVAILABLE"
     reason = "MODEL_LOADING"

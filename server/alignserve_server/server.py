@@ -73,7 +73,8 @@ class Server:
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(settings))
         self._batcher: Batcher | None = None
         self._metrics_server: WSGIServer | None = None
-        self._pool = PreprocessPool(settings.decode_threads or cpu_count())
+        self._decode_threads = settings.decode_threads or cpu_count()
+        self._pool = PreprocessPool(self._decode_threads)
         self._watchdog: asyncio.Task[None] | None = None
         self._cut_off = asyncio.Event()
         self.port = 0
@@ -124,6 +125,7 @@ class Server:
             self._batcher,
             self._pool,
             self.metrics,
+            decode_threads=self._decode_threads,
             max_queue_size=self._settings.max_queue_size,
             max_queue_bytes=self._settings.max_queue_bytes,
             label_cache_size=self._settings.label_cache_size,

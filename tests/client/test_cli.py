@@ -278,6 +278,14 @@ def test_a_folder_with_an_images_name_is_not_an_image(run: Any, folder: Path) ->
     assert len(out.splitlines()) == 2
 
 
+def test_a_priority_goes_with_every_call(server: FakeServer, run: Any) -> None:
+    """--priority bulk is for work that can wait."""
+    code, _, _ = run("embed", "--priority", "bulk", "--text", "x")
+
+    assert code == 0
+    assert all(call.metadata["alignserve-priority"] == "bulk" for call in server.received)
+
+
 def test_headers_go_with_every_call(server: FakeServer, run: Any) -> None:
     """--header may be repeated, before the command and after it, and its value may have a = in it."""
     code, _, _ = run("--header", "a=1", "embed", "--text", "x", "--header", "Authorization=Bearer k=")

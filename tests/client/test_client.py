@@ -158,6 +158,24 @@ def test_metadata_goes_with_every_call(server: FakeServer) -> None:
     assert server.received[0].metadata["authorization"] == "Bearer k"
 
 
+@pytest.mark.parametrize("priority", [None, "interactive", "bulk"])
+def test_a_priority_goes_with_every_call(server: FakeServer, priority: Any) -> None:
+    """Work that can wait says so; without a word, a call is interactive."""
+    given = {"priority": priority} if priority else {}
+    with Client(server.target, **given) as client:
+        client.embed_text("a")
+        list(client.stream([TextItem("b")]))
+
+    sent = [call.metadata.get("alignserve-priority", "interactive") for call in server.received]
+    assert sent == [priority or "interactive"] * 2
+
+
+def test_an_unknown_priority_is_refused(server: FakeServer) -> None:
+    """Before anything is sent, with what there is instead."""
+    with pytest.raises(ValueError, match="interactive or bulk"):
+        Client(server.target, priority="urgent")
+
+
 def test_keys_of_metadata_may_be_written_as_in_http(server: FakeServer) -> None:
     """gRPC wants lower case, and gets it."""
     with Client(server.target, metadata=[("Authorization", "Bearer k")]) as client:

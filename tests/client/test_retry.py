@@ -59,6 +59,15 @@ def test_a_refused_call_waits_as_the_server_asks_or_longer(
     )
 
 
+def test_a_deadline_that_is_too_close_is_not_tried_again() -> None:
+    """The server says that an answer would come too late; after a pause it would come later still."""
+    error = ResourceExhaustedError(
+        "late", grpc.StatusCode.RESOURCE_EXHAUSTED, "WOULD_MISS_DEADLINE", retry_delay_seconds=0.1
+    )
+
+    assert refusal_delay_seconds(POLICY, error, 1, 30.0, lambda: 0.0) is None
+
+
 def test_one_attempt_means_that_a_refusal_is_final() -> None:
     """Who turns repeats off gets none, also from a server that says when to come back."""
     policy = RetryPolicy(max_attempts=1)

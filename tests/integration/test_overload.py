@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from tests.integration.serving import classify_request, image_request, refused, running, text_request, until
 
@@ -148,4 +149,79 @@ async def test_two_modalities_share_one_device() -> None:
         await asyncio.gather(text, *images)
 
         position = [batch.modality for batch in served.encoder.batches].index("text")
+        assert position <= 2
+
+
+async def test_a_call_that_would_miss_its_deadline_is_refused_at_once() -> None:
+    """The caller can still act; the item never takes a place, and others with more time are served."""
+    async with running(max_batch_size=1) as served:
+        for i in range(50):
+            await served.stub.EmbedText(text_request(f"warm {i}"))
+        served.encoder.gate.clear()
+        waiting = [asyncio.ensure_future(served.stub.EmbedText(text_request(f"w {i}"))) for i in range(20)]
+        await until(lambda: served.waiting("text") == 19)
+        await asyncio.sleep(0.3)  # the pace is that of a server that has answered nothing for so long
+
+        error = await refused(served.stub.EmbedText(text_request("hasty"), timeout=0.1))
+        patient = asyncio.ensure_future(served.stub.EmbedText(text_request("patient"), timeout=60))
+        await until(lambda: served.waiting("text") == 20)
+        served.encoder.gate.set()
+        await asyncio.gather(*waiting, patient)
+
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WOULD_MISS_DEADLINE")
+        assert error.retry_delay_seconds is not None
+        assert served.sample("alignserve_rejected_total", reason="WOULD_MISS_DEADLINE") == 1
+        assert served.items("text")["accepted"] == 71
+
+
+async def test_interactive_calls_overtake_a_bulk_stream() -> None:
+    """A call waits for the batch that runs, and not for the bulk items before it."""
+    async with running(max_batch_size=2) as served:
+        served.encoder.gate.clear()
+        plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
+        await until(lambda: len(served.encoder.batches) == 1)
+        bulk = served.stub.StreamInfer(metadata=[("alignserve-priority", "bulk")])
+        for i in range(10):
+            await bulk.write(pb.StreamInferRequest(correlation_id=str(i), embed_text=text_request(f"b {i}")))
+        await until(lambda: served.waiting("text") == 10)
+        call = asyncio.ensure_future(served.stub.EmbedText(text_request("urgent")))
+        await until(lambda: served.waiting("text") == 11)
+
+        served.encoder.gate.set()
+        await asyncio.gather(plug, call)
+        await bulk.done_writing()
+        answers = [response.WhichOneof("result") async for response in bulk]
+
+        assert answers == ["embed_text"] * 10
+        assert served.encoder.batches[1].keys == (served.encoder.key("urgent"),)
+
+
+async def test_an_unknown_priority_is_refused() -> None:
+    """A misspelt one would otherwise be served as what it is not."""
+    async with running() as served:
+        call = served.stub.EmbedText(text_request("text"), metadata=[("alignserve-priority", "urgent")])
+
+        error = await refused(call)
+
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "ARGUMENT_INVALID")
+        assert "interactive or bulk" in error.message
+
+
+async def test_a_flood_from_one_host_leaves_others_their_turn() -> None:
+    """Another host's call finds room, and goes before what the flood has waiting."""
+    async with running(
+        listen="[::]:0", max_queue_size=64, max_client_batch_size=8, max_batch_size=2
+    ) as served:
+        served.encoder.gate.clear()
+        flood = [asyncio.ensure_future(served.stub.EmbedText(text_request(f"f {i}"))) for i in range(200)]
+        await until(lambda: sum(call.done() for call in flood) > 100)  # refused
+        async with grpc.aio.insecure_channel(f"[::1]:{served.server.port}") as channel:
+            other = pb_grpc.AlignServiceStub(channel).EmbedText(text_request("other"))
+            queued = served.waiting("text")
+            await until(lambda: served.waiting("text") == queued + 1)
+            served.encoder.gate.set()
+            await other
+        await asyncio.gather(*flood, return_exceptions=True)
+
+        position = [served.encoder.key("other") in batch.keys for batch in served.encoder.batches].index(True)
         assert position <= 2

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from alignserve_server.batching.queue import Embedded, Entry
+from alignserve_server.batching.fair import NOBODY, Flow
+from alignserve_server.batching.queue import Entry
 from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 
@@ -64,9 +65,11 @@ class WatchedEncoder(FakeEncoder):
         return super().encode_texts(batch)
 
 
-def entry(name: str = "", *, length: int = 1, size_bytes: int = 1, enqueue_time: float = 0.0) -> Entry:
+def entry(
+    name: str = "", *, length: int = 1, size_bytes: int = 1, enqueue_time: float = 0.0, flow: Flow = NOBODY
+) -> Entry:
     """Builds an entry that no caller waits for."""
-    return Entry(name, length, size_bytes, enqueue_time, cast("asyncio.Future[Embedded]", None))
+    return Entry(name, length, size_bytes, enqueue_time, flow)
 
 
 def names(entries: Sequence[Entry]) -> list[Any]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from contextlib import suppress
 
 import pytest
 from alignserve_server.batching.admission import Place, Room
-from alignserve_server.errors import QueueFull
+from alignserve_server.batching.fair import Flow, Priority
+from alignserve_server.errors import QueueFull, WouldMissDeadline
 
 from tests.unit.fakes import FakeClock, settle
 
 MAX_ITEMS, MAX_BYTES = 8, 800
 OPEN_ITEMS, OPEN_BYTES = 6, 600  # three quarters: as much as one class may fill beside the other
 OWN_ITEMS, OWN_BYTES = 2, 200  # a quarter: what the other class cannot fill
+
+_numbers = itertools.count()
 
 
 @pytest.fixture
@@ -26,8 +31,9 @@ def room(clock: FakeClock) -> Room:
 
 
 def _fits(room: Room, items: int, size_bytes: int = 0) -> bool:
+    """Says whether a caller who has nothing there comes in."""
     try:
-        room.reserve(items, size_bytes)
+        room.reserve(items, size_bytes, Flow(f"caller {next(_numbers)}", Priority.INTERACTIVE))
     except QueueFull:
         return False
     return True
@@ -170,14 +176,13 @@ def test_a_refusal_says_what_waits(room: Room) -> None:
 
 
 def test_a_refusal_says_when_to_come_back(room: Room, clock: FakeClock) -> None:
-    """All that is there counts, also what is on the device, at the pace of what has left."""
+    """All that waits has to have its turn, at the pace at which others had theirs."""
     places = [room.reserve(1, 0) for _ in range(OPEN_ITEMS)]
-    for place in places:
-        place.give_back(0)
-    waiting = [room.reserve(1, 0) for _ in range(OPEN_ITEMS)]
+    waiting = []
     for place in places:
         clock.advance(0.5)
-        place.leave()
+        place.give_back(0)
+        waiting.append(room.reserve(1, 0))
 
     with pytest.raises(QueueFull) as refused:
         room.reserve(1, 0)
@@ -296,3 +301,123 @@ async def test_after_everybody_left_the_room_is_empty(room: Room) -> None:
     (await came).leave()
 
     assert _fits(room, 1000, 1_000_000)
+
+
+def _flow(caller: str, priority: Priority = Priority.INTERACTIVE) -> Flow:
+    return Flow(caller, priority)
+
+
+class TestFairShares:
+    """One caller cannot take all the room."""
+
+    def test_a_flood_leaves_room_for_newcomers(self) -> None:
+        """A caller who takes all it can leaves an eighth of what its class may fill."""
+        room = Room("text", max_items=1024, max_bytes=1 << 20)
+
+        admitted = 0
+        for _ in range(1024):
+            with suppress(QueueFull):
+                room.reserve(1, 1, _flow("flood"))
+                admitted += 1
+
+        assert admitted == 1024 * 3 // 4 * 7 // 8
+
+    def test_two_floods_share_the_room(self) -> None:
+        """As places fall free, who holds more is refused until both hold the same."""
+        room = Room("text", max_items=1024, max_bytes=1 << 20)
+        held: dict[str, list[Place]] = {"early": [], "late": []}
+        for caller in [*["early"] * 1000, *["early", "late"] * 2000]:
+            if sum(map(len, held.values())) > 600 and held["early"]:
+                held["early" if len(held["early"]) > len(held["late"]) else "late"].pop(0).leave()
+            with suppress(QueueFull):
+                held[caller].append(room.reserve(1, 1, _flow(caller)))
+
+        assert len(held["late"]) == pytest.approx(len(held["early"]), rel=0.1)
+
+    async def test_those_who_wait_take_turns(self, room: Room) -> None:
+        """A caller with one stream is not behind all of another's hundred."""
+        place = (await _wait(room, OPEN_ITEMS)).result()
+        flood = [asyncio.create_task(room.wait(1, 0, _flow("flood"))) for _ in range(100)]
+        await settle()
+        small = asyncio.create_task(room.wait(1, 0, _flow("small")))
+        await settle()
+
+        for _ in range(2):
+            place.give_back(0)
+        await settle()
+
+        assert small.done()
+        assert sum(task.done() for task in flood) == 1
+        for task in flood:
+            task.cancel()
+
+    async def test_anothers_line_makes_a_room_no_more_crowded(self, room: Room) -> None:
+        """Who has nothing there is next, however many of another's stand in line."""
+        room.reserve(OPEN_ITEMS, 0)
+        await _wait(room, OWN_ITEMS)
+        await _wait(room, 1)
+
+        room.check_not_crowded(_flow("newcomer"))
+
+
+class TestDeadlines:
+    """A call that cannot be answered in time is refused at once."""
+
+    @pytest.fixture
+    def busy(self, clock: FakeClock) -> Room:
+        """A room in which a hundred wait, of whom one gets its turn every 10 ms and is answered at once."""
+        room = Room("image", max_items=1000, max_bytes=1000, clock=clock)
+        for _ in range(100):
+            room.reserve(1, 1)
+        for _ in range(500):
+            place = room.reserve(1, 1)
+            clock.advance(0.01)
+            place.give_back(1)
+            place.leave()
+        return room
+
+    def test_a_deadline_that_is_too_close_is_refused(self, busy: Room) -> None:
+        """The hundred and first in line at 100 a second is answered after about a second."""
+        busy.reserve(1, 1, seconds_left=1.1).leave(served=False)
+
+        with pytest.raises(WouldMissDeadline, match=r"about 1\.0") as refused:
+            busy.reserve(1, 1, seconds_left=0.9)
+
+        assert refused.value.retry_delay_seconds == pytest.approx(0.1, abs=0.02)
+
+    def test_the_time_in_the_model_counts(self, busy: Room, clock: FakeClock) -> None:
+        """An answer comes after the turn, by as long as the device has been taking."""
+        places = [busy.reserve(1, 1) for _ in range(50)]
+        for place in places:
+            place.give_back(1)
+        clock.advance(0.5)
+        for place in places:
+            place.leave()
+
+        with pytest.raises(WouldMissDeadline, match="about 1"):
+            busy.reserve(1, 1, seconds_left=1.4)
+
+    def test_another_callers_backlog_is_not_in_the_way(self, busy: Room) -> None:
+        """Callers take turns, so a newcomer has one item of the other before its own."""
+        place = busy.reserve(1, 1, _flow("newcomer"), seconds_left=0.1)
+
+        assert place is not None
+
+    def test_bulk_work_waits_for_all(self, busy: Room) -> None:
+        """A newcomer with a bulk call is behind the others' interactive ones."""
+        with pytest.raises(WouldMissDeadline):
+            busy.reserve(1, 1, _flow("newcomer", Priority.BULK), seconds_left=0.1)
+
+    def test_an_empty_room_tries(self, room: Room) -> None:
+        """Where nothing is in the way, nothing speaks against trying."""
+        place = room.reserve(1, 1, seconds_left=0.001)
+
+        assert place is not None
+
+    def test_who_gives_up_does_not_make_the_rest_look_faster(self, busy: Room) -> None:
+        """Only turns that came count."""
+        for _ in range(50):
+            busy.reserve(1, 1).leave(served=False)
+
+        with pytest.raises(WouldMissDeadline):
+            busy.reserve(1, 1, seconds_left=0.9)

@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 from alignserve_server.batching.batcher import Batcher, Item
+from alignserve_server.batching.fair import Flow, Priority
 from alignserve_server.batching.queue import Embedded
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ExpiredInQueue, InferenceFailed
@@ -141,3 +142,16 @@ async def test_images_and_texts_with_one_key_are_not_equal(batcher, encoder):
 
     np.testing.assert_array_equal((await of_image).embedding, encoder.embedding_of(b"key"))
     np.testing.assert_array_equal((await of_text).embedding, encoder.embedding_of("word"))
+
+
+async def test_an_item_that_cannot_wait_takes_its_equal_along(batcher, encoder):
+    """A bulk entry that an interactive call wants too goes with the interactive ones."""
+    bulk, interactive = Flow("b", Priority.BULK), Flow("i", Priority.INTERACTIVE)
+    first = batcher.submit("image", [_item(encoder, b"%d" % i) for i in range(4)], flow=bulk)
+    wanted = batcher.submit("image", [_item(encoder, b"3")], flow=interactive)
+
+    encoder.resume()
+    await asyncio.gather(*first, *wanted)
+
+    assert encoder.seen[1] == encoder.key(b"3")
+    assert len(encoder.seen) == 5

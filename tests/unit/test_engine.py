@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Call, Engine
+from alignserve_server.batching.fair import Flow, Priority
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
 from alignserve_server.metrics import Metrics
@@ -72,6 +73,7 @@ async def engine(encoder: SlowDecoder, clock: FakeClock, metrics: Metrics) -> As
             batcher,
             pool,
             metrics,
+            decode_threads=1,
             max_queue_size=MAX_ITEMS,
             max_queue_bytes=MAX_BYTES,
             label_cache_size=100,
@@ -170,7 +172,7 @@ async def test_calls_that_wait_for_one_label_are_bounded(engine, encoder, monkey
     """They take one place in the queue of texts, and none in that of images once these are embedded."""
     encoder.decodes.release(1000)
     never = asyncio.Event()
-    monkeypatch.setattr(engine._labels, "_embed_prompts", lambda _: never.wait())
+    monkeypatch.setattr(engine._labels, "_embed_prompts", lambda *_: never.wait())
     waiting = [_classify(engine, "label") for _ in range(OPEN_ITEMS)]
     while len(encoder.seen) < OPEN_ITEMS:
         await encoder.begun()
@@ -190,7 +192,7 @@ async def test_a_classify_in_a_stream_waits_where_a_unary_one_is_refused(engine,
     encoder.decodes.release(1000)
     admitted = asyncio.Event()
     never = asyncio.Event()
-    monkeypatch.setattr(engine._labels, "_embed_prompts", lambda _: never.wait())
+    monkeypatch.setattr(engine._labels, "_embed_prompts", lambda *_: never.wait())
     waiting = [_classify(engine, "label", STREAM_CALL) for _ in range(OPEN_ITEMS)]
     streamed = _classify(engine, "label", Call(waits_for_room=True, on_admitted=admitted.set))
     await settle()
@@ -227,3 +229,22 @@ async def test_a_deadline_has_some_tolerance(seconds: float, is_expired: bool) -
     call = Call(deadline=asyncio.get_running_loop().time() + seconds)
 
     assert call.is_expired() is is_expired
+
+
+async def test_callers_take_turns_at_decoding(engine, encoder):
+    """One image of a small caller is not decoded after all of a large one's."""
+    flood = Call(flow=Flow("flood", Priority.INTERACTIVE))
+    small = Call(flow=Flow("small", Priority.INTERACTIVE))
+    calls = [asyncio.create_task(engine.embed_images([b"f%d" % i], flood)) for i in range(5)]
+    await encoder.decoding.get()
+    calls.append(asyncio.create_task(engine.embed_images([b"small"], small)))
+    await settle()
+
+    decoded = []
+    for _ in range(5):
+        encoder.decodes.release()
+        decoded.append(await encoder.decoding.get())
+
+    assert decoded.index(b"small") <= 2  # behind the one that a thread has by then, and one of the flood's
+    encoder.decodes.release()
+    await asyncio.gather(*calls)

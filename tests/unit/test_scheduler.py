@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from alignserve_server.batching.fair import BULK_SHARE, Flow, Priority
 from alignserve_server.batching.scheduler import Batch, BatchPolicy, Scheduler
 
 from tests.unit.fakes import entry, names
@@ -356,3 +357,70 @@ class TestEstimates:
             limits.append(scheduler.max_batch_size("image"))
 
         assert [limits[0], limits[98], limits[99], limits[198], limits[199]] == [1, 1, 2, 2, 3]
+
+
+class TestCallersAndPriorities:
+    """Whose entries go first."""
+
+    def test_callers_take_turns_in_a_batch(self) -> None:
+        """A caller with two entries is in the next batch of one with a hundred."""
+        scheduler = _scheduler(max_batch_size=4)
+        for caller, count in (("flood", 100), ("small", 2)):
+            for number in range(count):
+                flow = Flow(caller, Priority.INTERACTIVE)
+                scheduler.push("image", entry(f"{caller}-{number}", flow=flow))
+
+        batch = _next(scheduler)
+
+        assert sorted(names(batch.entries)) == ["flood-0", "flood-1", "small-0", "small-1"]
+
+    def test_interactive_entries_overtake_bulk_ones(self) -> None:
+        """They run next, and no bulk entry makes their batch longer."""
+        scheduler = _scheduler(max_batch_size=4)
+        _push_bulk(scheduler, "text", 8)
+        scheduler.finish(_next(scheduler), 1.0)
+        _push(scheduler, "text", 1)
+
+        batch = _next(scheduler)
+
+        assert names(batch.entries) == ["text-0"]
+
+    def test_interactive_entries_overtake_bulk_ones_of_the_other_modality(self) -> None:
+        """The device is shared by urgency first."""
+        scheduler = _scheduler(max_batch_size=4)
+        _push_bulk(scheduler, "text", 8)
+        scheduler.finish(_next(scheduler), 1.0)
+        _push(scheduler, "image", 1)
+
+        batch = _next(scheduler)
+
+        assert batch.modality == "image"
+
+    def test_bulk_entries_do_not_starve(self) -> None:
+        """While interactive ones never end, bulk ones get their share of the device."""
+        scheduler = _scheduler(max_batch_size=4)
+        seconds = dict.fromkeys(Priority, 0.0)
+
+        for _ in range(340):
+            _push(scheduler, "text", 4)
+            _push_bulk(scheduler, "text", 4)
+            batch = _next(scheduler)
+            scheduler.finish(batch, 1.0)
+            seconds[batch.priority] += 1.0
+
+        expected = 340 * BULK_SHARE / (1 + BULK_SHARE)
+        assert seconds[Priority.BULK] == pytest.approx(expected, abs=2)
+
+    def test_what_waits_counts_both_priorities(self) -> None:
+        """Entries and bytes of a modality are one number each."""
+        scheduler = _scheduler()
+        _push(scheduler, "text", 2)
+        _push_bulk(scheduler, "text", 3)
+
+        assert scheduler.waiting("text") == 5
+        assert scheduler.waiting_bytes("text") == 5
+
+
+def _push_bulk(scheduler: Scheduler, modality: str, count: int) -> None:
+    for number in range(count):
+        scheduler.push(modality, entry(f"bulk-{number}", flow=Flow("", Priority.BULK)))

@@ -45,7 +45,7 @@ class Prompts:
     def asked(self) -> list[str]:
         return [prompt for chunk in self.chunks for prompt in chunk]
 
-    async def __call__(self, prompts: Sequence[str]) -> list[np.ndarray | ServingError]:
+    async def __call__(self, prompts: Sequence[str], _: object = None) -> list[np.ndarray | ServingError]:
         self.chunks.append(list(prompts))
         try:
             await self.gate.wait()

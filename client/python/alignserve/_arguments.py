@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignserve import __version__, _bench
+from alignserve._terms import PRIORITIES
 
 _EPILOG = """\
 examples:
@@ -74,6 +75,12 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         type=_positive_float,
         default=default(30.0),
         help="longest wait for an answer (default: 30); embed and stream have no limit as a whole",
+    )
+    group.add_argument(
+        "--priority",
+        choices=PRIORITIES,
+        default=default("interactive"),
+        help="bulk is for work that can wait while others' is served (default: interactive)",
     )
     group.add_argument(
         "--wait-seconds",

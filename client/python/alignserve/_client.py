@@ -37,7 +37,7 @@ from alignserve._results import (
 )
 from alignserve._retry import RetryPolicy
 from alignserve._stream import Stream
-from alignserve._terms import Metadata, Terms, client_closed
+from alignserve._terms import Metadata, Priority, Terms, client_closed
 from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
@@ -58,6 +58,8 @@ class Client:
             have none of their own.
         credentials: TLS, such as `grpc.ssl_channel_credentials()`. Without, the connection is not encrypted.
         metadata: Sent with every call, such as `[("authorization", "Bearer …")]`.
+        priority: `bulk` for work that can wait: the server takes it when nobody else's waits, and a little
+            when somebody's does.
         retry: When failed calls are repeated.
         wait_for_ready: Waits for a server that cannot be reached, up to the deadline, rather than failing.
         max_in_flight: Most requests in flight for one call that is split.
@@ -71,6 +73,7 @@ class Client:
         timeout_seconds: float | None = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
+        priority: Priority = "interactive",
         retry: RetryPolicy | None = None,
         wait_for_ready: bool = False,
         max_in_flight: int = 4,
@@ -81,6 +84,7 @@ class Client:
         self._terms = Terms.of(
             timeout_seconds=timeout_seconds,
             metadata=metadata,
+            priority=priority,
             retry=retry,
             wait_for_ready=wait_for_ready,
             max_in_flight=max_in_flight,

@@ -38,7 +38,7 @@ from alignserve._results import (
 )
 from alignserve._retry import RetryPolicy
 from alignserve._stream_async import AsyncStream
-from alignserve._terms import Metadata, Terms, client_closed
+from alignserve._terms import Metadata, Priority, Terms, client_closed
 from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
@@ -63,6 +63,7 @@ class AsyncClient:
         timeout_seconds: float | None = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
+        priority: Priority = "interactive",
         retry: RetryPolicy | None = None,
         wait_for_ready: bool = False,
         max_in_flight: int = 4,
@@ -73,6 +74,7 @@ class AsyncClient:
         self._terms = Terms.of(
             timeout_seconds=timeout_seconds,
             metadata=metadata,
+            priority=priority,
             retry=retry,
             wait_for_ready=wait_for_ready,
             max_in_flight=max_in_flight,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import grpc
 
 from alignserve._client import Client
+from alignserve._terms import priority_metadata
 
 
 @contextmanager
@@ -38,5 +39,5 @@ def credentials(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
 
 def metadata(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Returns the headers of every call."""
-    found: list[tuple[str, str]] = args.headers + args.more_headers
+    found: list[tuple[str, str]] = args.headers + args.more_headers + priority_metadata(args.priority)
     return found

@@ -14,6 +14,7 @@ from alignserve.errors import (
     UnavailableError,
 )
 
+_TOO_LATE = "WOULD_MISS_DEADLINE"
 _MOST_ATTEMPTS_OF_GRPC = 5  # more in a service config are cut to this
 
 
@@ -75,7 +76,8 @@ def refusal_delay_seconds(
     """Returns how long to wait before a refused unary call is sent again, or `None` if it is not.
 
     Only RESOURCE_EXHAUSTED is decided here, and only if the server says when to return: UNAVAILABLE is
-    retried by gRPC itself. A pause that outlasts the deadline is not begun.
+    retried by gRPC itself. A pause that outlasts the deadline is not begun, and where the server finds the
+    deadline too close, waiting brings it closer.
 
     Args:
         policy: Whether at all, and how long between.
@@ -85,7 +87,7 @@ def refusal_delay_seconds(
         random: Draws from 0 to 1.
     """
     is_refusal = isinstance(error, ResourceExhaustedError) and error.retry_delay_seconds is not None
-    if not is_refusal or policy.max_attempts == 1:
+    if not is_refusal or error.reason == _TOO_LATE or policy.max_attempts == 1:
         return None
     delay = _delay_seconds(policy, error, attempt, random)
     return delay if delay < remaining_seconds else None

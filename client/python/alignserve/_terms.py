@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import grpc
 
@@ -14,6 +14,10 @@ from alignserve._retry import RetryPolicy
 from alignserve.errors import CallCancelledError
 
 Metadata = Sequence[tuple[str, str | bytes]]
+Priority: TypeAlias = Literal["interactive", "bulk"]
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+_PRIORITY_KEY = "alignserve-priority"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Terms:
         *,
         timeout_seconds: float | None,
         metadata: Metadata,
+        priority: Priority,
         retry: RetryPolicy | None,
         wait_for_ready: bool,
         max_in_flight: int,
@@ -43,7 +48,8 @@ class Terms:
             raise ValueError(f"max_in_flight is {max_in_flight}; at least one request must be in flight")
         return cls(
             timeout_seconds,
-            tuple((key.lower(), value) for key, value in metadata),  # gRPC refuses upper case
+            # gRPC refuses upper case
+            (*((key.lower(), value) for key, value in metadata), *priority_metadata(priority)),
             retry or RetryPolicy(),
             wait_for_ready,
             max_in_flight,
@@ -63,6 +69,13 @@ class Terms:
     def call_options(self, deadline: float) -> dict[str, Any]:
         """Returns the keyword arguments that gRPC takes with any call."""
         return {"timeout": finite(self.remaining_seconds(deadline)), "metadata": self.metadata}
+
+
+def priority_metadata(priority: Priority) -> list[tuple[str, str]]:
+    """Returns what tells the server the priority of a call; nothing for the default."""
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority {priority!r} is unknown; use {' or '.join(PRIORITIES)}")
+    return [] if priority == "interactive" else [(_PRIORITY_KEY, priority)]
 
 
 def finite(seconds: float) -> float | None:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.collect import padding_ratio
+from alignserve_server.batching.fair import NOBODY, Flow
 from alignserve_server.batching.queue import Embedded, Entry, Waiter
 from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingError, ShuttingDown
@@ -107,21 +108,23 @@ class Batcher:
         items: Sequence[Item],
         deadline: float | None = None,
         on_taken: Callable[[int], None] = lambda _: None,
+        flow: Flow = NOBODY,
     ) -> list[asyncio.Future[Embedded]]:
-        """Queues items; returns one future for each.
+        """Queues items, of the caller and priority that `flow` names; returns one future for each.
 
-        An item that equals one whose result is not there yet shares its entry: its place in the queue and its
-        result. Cancelling a future takes its item off the entry, and with the last one the entry out of the
-        queue. A future fails with `ExpiredInQueue` when `deadline` (in the loop's time) comes while its entry
-        still waits, and with `InferenceFailed` when the model fails on it. `on_taken` is called on the event
-        loop, with an item's bytes, when a lane takes its entry.
+        An item that equals one whose result is not there yet shares its entry: its place in the queue, which
+        becomes that of the more urgent one, and its result. Cancelling a future takes its item off the entry,
+        and with the last one the entry out of the queue. A future fails with `ExpiredInQueue` when `deadline`
+        (in the loop's time) comes while its entry still waits, and with `InferenceFailed` when the model
+        fails on it. `on_taken` is called on the event loop, with an item's bytes, when a lane takes its
+        entry.
 
         Raises:
             ShuttingDown: The lanes are stopping, so nothing would ever run the items.
         """
         if self._is_stopping:
             raise ShuttingDown()
-        waiting = [self._join(modality, item, on_taken) for item in items]
+        waiting = [self._join(modality, item, on_taken, flow) for item in items]
         self._settle_together(modality, waiting, deadline)
         return [waiter.future for _, waiter in waiting]
 
@@ -133,21 +136,31 @@ class Batcher:
 
     # --- on the event loop
 
-    def _join(self, modality: str, item: Item, on_taken: Callable[[int], None]) -> tuple[Entry, Waiter]:
+    def _join(
+        self, modality: str, item: Item, on_taken: Callable[[int], None], flow: Flow
+    ) -> tuple[Entry, Waiter]:
         """Adds an item to the entry of its content, or queues a new one."""
         waiter = Waiter(self._loop.create_future(), item.size_bytes, on_taken)
         entry = self._entries.get((modality, item.key)) if item.key is not None else None
         if entry is None:
-            entry = self._push(modality, item)
+            entry = self._push(modality, item, flow)
         else:
             self._metrics.modalities[modality].embedding_cache_coalesced.inc()
             if entry.is_taken:
                 waiter.on_taken(waiter.size_bytes)
+            elif flow.priority.value > entry.flow.priority.value:
+                self._promote(modality, entry, flow)
         entry.waiters.append(waiter)
         return entry, waiter
 
-    def _push(self, modality: str, item: Item) -> Entry:
-        entry = Entry(item.payload, item.length, item.size_bytes, self._clock(), item.key)
+    def _promote(self, modality: str, entry: Entry, flow: Flow) -> None:
+        with self._changed:
+            if self._scheduler.discard(modality, entry):
+                entry.flow = flow
+                self._scheduler.push(modality, entry)
+
+    def _push(self, modality: str, item: Item, flow: Flow) -> Entry:
+        entry = Entry(item.payload, item.length, item.size_bytes, self._clock(), flow, item.key)
         if item.key is not None:
             self._entries[modality, item.key] = entry
         with self._changed:

@@ -7,30 +7,30 @@ from itertools import islice
 
 from alignserve_server.batching.queue import Entry
 
-_WINDOW = 8  # batches' worth of oldest entries that are looked at, so that a long queue costs no more
+_WINDOW = 8  # batches' worth of entries that are looked at, so that a long queue costs no more
 
 
 def collect(waiting: Iterable[Entry], limit: int, overhead: int = 0) -> list[Entry]:
-    """Chooses the oldest entry and, of those near it in length, as many as pay.
+    """Chooses the first entry and, of those near it in length, as many as pay.
 
     A batch is padded to its longest entry. So a neighbour joins only while the padding that it causes, in
     itself or in the entries already chosen, is at most `overhead`: past that, a batch of its own is cheaper.
-    Entries of one length, such as images, come out oldest first.
+    Entries of one length, such as images, come out in the order of their turns.
 
     Args:
-        waiting: Entries, oldest first.
+        waiting: Entries in the order in which it is their turn.
         limit: Most entries in the batch.
         overhead: Fixed cost of a batch, in units of `Entry.length`.
 
     Returns:
-        At most `limit` entries, the oldest among them; empty only if nothing waits.
+        At most `limit` entries, the first among them; empty only if nothing waits.
     """
     window = list(islice(waiting, _WINDOW * limit))
     if not window:
         return []
-    oldest = window[0]
-    window.sort(key=lambda entry: entry.length)  # stable: equal lengths stay oldest first
-    low = high = window.index(oldest)
+    first = window[0]
+    window.sort(key=lambda entry: entry.length)  # stable: equal lengths stay in order
+    low = high = window.index(first)
     while high - low + 1 < limit:
         shorter, longer = low - 1, high + 1
         padding_below = _padding_of_shorter(window, shorter, high)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from alignserve_server.batching.admission import Place, Room
 from alignserve_server.batching.batcher import Batcher, Item
 from alignserve_server.batching.embedding_cache import EmbeddingCache
+from alignserve_server.batching.fair import NOBODY, FairGate, Flow
 from alignserve_server.batching.queue import Embedded
 from alignserve_server.errors import InferenceFailed, InvalidArgument, ServingError, all_valid
 from alignserve_server.metrics import MODALITIES, Metrics, TrackedItems
@@ -30,6 +31,7 @@ _T = TypeVar("_T")
 
 _INLINE_CHARACTERS = 2048  # tokenizing less than this (some 0.5 ms) costs no more than the way to a thread
 _PROMPTS_AT_ONCE = 64  # label prompts that one call queues at once, so that others get in between
+_DECODES_PER_THREAD = 2  # one, and the next, so that no thread waits for the event loop
 _TOKENIZE_THREADS = 2  # apart from decoding, so that a text does not wait behind images; two, for the longest
 _DEADLINE_TOLERANCE_SECONDS = 0.02  # a client's timer starts before ours, so its reset can come first
 
@@ -41,6 +43,11 @@ class Call:
     deadline: float | None = None  # in the event loop's time
     waits_for_room: bool = False  # streams wait, unary calls are refused
     on_admitted: Callable[[], None] | None = None  # called when its items have room
+    flow: Flow = NOBODY  # whose turn its items take
+
+    def seconds_left(self) -> float | None:
+        """Returns the time until the deadline."""
+        return None if self.deadline is None else self.deadline - asyncio.get_running_loop().time()
 
     def is_expired(self) -> bool:
         """Says whether the deadline has passed, at least by the caller's clock."""
@@ -97,16 +104,18 @@ class Engine:
         preprocess_pool: Executor,
         metrics: Metrics,
         *,
+        decode_threads: int,
         max_queue_size: int,
         max_queue_bytes: int,
         label_cache_size: int,
         embedding_cache_bytes: Mapping[str, int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Wires the parts; `embedding_cache_bytes` is by modality."""
+        """Wires the parts; `decode_threads` are those of the pool, `embedding_cache_bytes` is by modality."""
         self._encoder = encoder
         self._batcher = batcher
         self._decode_pool = preprocess_pool
+        self._decode_gate = FairGate(_DECODES_PER_THREAD * decode_threads)
         self._tokenize_pool = ThreadPoolExecutor(_TOKENIZE_THREADS, "tokenize")
         self._metrics = metrics
         room = partial(Room, max_items=max_queue_size, max_bytes=max_queue_bytes, clock=clock)
@@ -137,7 +146,8 @@ class Engine:
             InvalidArgument: Images that cannot be read; names each as `images[i].content`.
             ServingError: The call was refused, expired or failed.
         """
-        work = _Work("image", [len(content) for content in contents], partial(self._decode, contents))
+        decode = partial(self._decode, contents, call.flow)
+        work = _Work("image", [len(content) for content in contents], decode)
         results = await self._run(work, call)
         return ImageEmbeddings(_stack(results), work.timings(results))
 
@@ -177,7 +187,7 @@ class Engine:
             ServingError: The call was refused, expired or failed.
         """
         with ExitStack() as until_done:
-            labels_task = asyncio.ensure_future(self._labels.embed(labels, templates))
+            labels_task = asyncio.ensure_future(self._labels.embed(labels, templates, call.flow))
             labels_task.add_done_callback(_retrieve)
             until_done.callback(labels_task.cancel)
             await asyncio.sleep(0)  # one turn of the loop: if all labels were cached, they are there now
@@ -193,7 +203,7 @@ class Engine:
     async def _admit_without_labels(self, contents: Sequence[bytes], call: Call) -> Place:
         """Admits a call to wait for its labels, so that those who do are bounded even if no image waits."""
         if not call.waits_for_room:
-            self._rooms["text"].check_not_crowded()
+            self._rooms["text"].check_not_crowded(call.flow)
         return await _admit(self._room_without_labels, list(map(len, contents)), call)
 
     async def _run(self, work: _Work[_T], call: Call) -> list[Embedded]:
@@ -207,12 +217,16 @@ class Engine:
             work.prepared = await work.prepare()
             work.preprocess_seconds = time.perf_counter() - start
             metrics.preprocess_seconds.observe(work.preprocess_seconds)
-            return await self._embed(work, call.deadline, place)
+            return await self._embed(work, call, place)
 
-    async def _embed(self, work: _Work[_T], deadline: float | None, place: Place) -> list[Embedded]:
+    async def _embed(self, work: _Work[_T], call: Call, place: Place) -> list[Embedded]:
         """Embeds what was not at hand, and keeps it at hand."""
         items = work.missing_items()
-        futures = self._batcher.submit(work.modality, items, deadline, place.give_back) if items else []
+        futures = (
+            self._batcher.submit(work.modality, items, call.deadline, place.give_back, call.flow)
+            if items
+            else []
+        )
         try:
             embedded = await asyncio.gather(*futures)
         finally:
@@ -224,17 +238,24 @@ class Engine:
                 cache.put(item.key, result.embedding)
         return work.results(embedded)
 
-    async def _decode(self, contents: list[bytes]) -> list[_Prepared[PixelValues | None]]:
+    async def _decode(self, contents: list[bytes], flow: Flow) -> list[_Prepared[PixelValues | None]]:
         loop = asyncio.get_running_loop()
 
         def decode(position: int) -> _Prepared[PixelValues | None] | InvalidArgument:
             content, contents[position] = contents[position], b""
             return _attempt(self._look_up_image, content)
 
-        jobs = [loop.run_in_executor(self._decode_pool, decode, i) for i in range(len(contents))]
+        jobs: list[asyncio.Future[_Prepared[PixelValues | None] | InvalidArgument]] = []
         try:
+            for position in range(len(contents)):
+                await self._decode_gate.enter(flow)
+                job = loop.run_in_executor(self._decode_pool, decode, position)
+                job.add_done_callback(lambda _: self._decode_gate.leave())
+                jobs.append(job)
             return all_valid(await asyncio.gather(*jobs), "images[{}].content")
         finally:
+            for job in jobs:
+                job.cancel()
             contents.clear()  # if the caller has left: the pool keeps cancelled jobs until their turn
 
     def _look_up_image(self, content: bytes) -> _Prepared[PixelValues | None]:
@@ -258,16 +279,18 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._tokenize_pool, lambda: [tokenize(text) for text in texts])
 
-    async def _embed_prompts(self, prompts: Sequence[str]) -> list[NDArray[np.float32] | ServingError]:
+    async def _embed_prompts(
+        self, prompts: Sequence[str], flow: Flow
+    ) -> list[NDArray[np.float32] | ServingError]:
         """Embeds label prompts; waits for room, for as long as some caller waits for the label."""
         tokenized = await self._tokenize(prompts, truncate=False)
         sized = zip(tokenized, _utf8_sizes(prompts), strict=True)
         valid = [(text, size) for text, size in sized if isinstance(text, TokenizedText)]
-        embedded = iter(await self._embed_tokenized(valid))
+        embedded = iter(await self._embed_tokenized(valid, flow))
         return [next(embedded) if isinstance(text, TokenizedText) else text for text in tokenized]
 
     async def _embed_tokenized(
-        self, sized: list[tuple[TokenizedText, int]]
+        self, sized: list[tuple[TokenizedText, int]], flow: Flow
     ) -> Sequence[NDArray[np.float32] | InferenceFailed]:
         if not sized:
             return []
@@ -277,12 +300,13 @@ class Engine:
 
         work = _Work("text", [size for _, size in sized], prepare)
         try:
-            return [result.embedding for result in await self._run(work, Call(waits_for_room=True))]
+            call = Call(waits_for_room=True, flow=flow)
+            return [result.embedding for result in await self._run(work, call)]
         except InferenceFailed as error:
             if len(sized) == 1:
                 return [error]
         # A call fails as a whole, but these may be of labels that others wait for: one by one.
-        alone = await asyncio.gather(*(self._embed_tokenized([text]) for text in sized))
+        alone = await asyncio.gather(*(self._embed_tokenized([text], flow) for text in sized))
         return [answer for answers in alone for answer in answers]
 
 
@@ -335,8 +359,8 @@ class _Work(Generic[_T]):
 
 async def _admit(room: Room, sizes: Sequence[int], call: Call) -> Place:
     if call.waits_for_room:
-        return await room.wait(len(sizes), sum(sizes))
-    return room.reserve(len(sizes), sum(sizes))
+        return await room.wait(len(sizes), sum(sizes), call.flow)
+    return room.reserve(len(sizes), sum(sizes), call.flow, call.seconds_left())
 
 
 def _retrieve(task: asyncio.Future[_T]) -> None:

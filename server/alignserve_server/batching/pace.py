@@ -1,18 +1,18 @@
-"""How fast items leave, whatever it is that holds them up: decoding, the queue or the device."""
+"""How fast items get their turn, whatever it is that holds them up: decoding, the queue or the device."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-# What lies further back hardly counts. By time, so that a slow-down is noticed; by items too, since while
-# callers are few, the pace is theirs and not the server's.
+# What lies further back hardly counts. By time, so that a slow-down is noticed; by items too, since what was
+# measured while hardly anybody waited is soon wrong.
 _MEMORY_SECONDS = 5.0
 _MEMORY_ITEMS = 100
 
 
 class Pace:
-    """Measures items per second over the time in which there are any."""
+    """Measures items per second over the time in which any wait."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Starts with nothing there; `clock` tells monotonic seconds."""
@@ -28,14 +28,16 @@ class Pace:
             self._since = self._clock()
         self._there += items
 
-    def leave(self, items: int) -> None:
-        """Counts items that go."""
+    def leave(self, items: int, *, served: bool = True) -> None:
+        """Counts items that go; those that give up say nothing of how fast the others get their turn."""
+        self._there -= items
+        if not served:
+            return
         now = self._clock()
         elapsed, self._since = now - self._since, now
         kept = math.exp(-elapsed / _MEMORY_SECONDS - items / _MEMORY_ITEMS)
         self._left = self._left * kept + items
         self._seconds = self._seconds * kept + elapsed
-        self._there -= items
 
     def seconds_to_drain(self) -> float:
         """Estimates when all that are there now will have left.
@@ -44,5 +46,11 @@ class Pace:
         """
         if self._there == 0:
             return 0.0
-        seconds = self._seconds + self._clock() - self._since
-        return seconds * self._there / self._left if self._left else seconds
+        return self.seconds_for(self._there) if self._left else self._measured_seconds()
+
+    def seconds_for(self, items: int) -> float:
+        """Estimates how long it takes until so many have had their turn; 0 while none ever has."""
+        return self._measured_seconds() * items / self._left if self._left else 0.0
+
+    def _measured_seconds(self) -> float:
+        return self._seconds + (self._clock() - self._since if self._there else 0.0)

@@ -1,4 +1,4 @@
-"""The queue of one modality: entries that wait for a batch, oldest first."""
+"""Entries that wait for a batch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from alignserve_server.batching.fair import NOBODY, FairQueue, Flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +40,17 @@ class Entry:
     length: int  # tokens of a text; 1 for an image
     size_bytes: int  # as the first caller sent it
     enqueue_time: float  # monotonic seconds
+    flow: Flow = NOBODY  # of the first caller
     key: bytes | None = None  # names the content; None if it is not known to be equal to any other
     is_taken: bool = False  # by a lane, as far as the event loop has heard
     waiters: list[Waiter] = field(default_factory=list, repr=False)
 
 
 class EntryQueue:
-    """Entries in the order of their arrival. Any of them can leave at any time, at no cost to the others."""
+    """Entries whose callers take turns. Any of them can leave at any time, at no cost to the others."""
 
     def __init__(self) -> None:
-        self._entries: dict[Entry, None] = {}
+        self._entries: FairQueue[Entry] = FairQueue()
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -56,27 +59,27 @@ class EntryQueue:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
 
-    @property
-    def oldest(self) -> Entry:
-        return next(iter(self._entries))
-
     def __contains__(self, entry: Entry) -> bool:
         return entry in self._entries
 
+    @property
+    def oldest_time(self) -> float:
+        """When the entry that has waited longest was queued."""
+        return min(entry.enqueue_time for entry in self._entries.heads())
+
     def push(self, entry: Entry) -> None:
-        self._entries[entry] = None
+        self._entries.push(entry.flow, entry)
         self.size_bytes += entry.size_bytes
 
     def discard(self, entry: Entry) -> bool:
         """Removes the entry if it still waits, and says whether it did."""
-        if entry not in self._entries:
-            return False
-        del self._entries[entry]
-        self.size_bytes -= entry.size_bytes
-        return True
+        was_there = self._entries.discard(entry)
+        if was_there:
+            self.size_bytes -= entry.size_bytes
+        return was_there
 
     def take(self, entries: Iterable[Entry]) -> None:
-        """Removes entries that are known to wait."""
+        """Removes entries that are known to wait, to run them."""
         for entry in entries:
-            del self._entries[entry]
+            self._entries.take(entry)
             self.size_bytes -= entry.size_bytes

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from alignserve_server.model.encoder import l2_normalize
 PLACEHOLDER = "{label}"
 
 LabelEmbedding = NDArray[np.float32]  # (embedding_dimension,), L2-normalized
-EmbedPrompts = Callable[[Sequence[str]], Awaitable[Sequence[NDArray[np.float32] | ServingError]]]
+EmbedPrompts = Callable[[Sequence[str], Any], Awaitable[Sequence[NDArray[np.float32] | ServingError]]]
 
 
 class ScoredLabel(NamedTuple):  # made by the ten thousand: a frozen dataclass takes three times as long
@@ -79,6 +79,7 @@ class _Group:
     """Labels that one task embeds, and how many calls wait for any of them."""
 
     templates: Sequence[str]
+    on_behalf_of: object
     labels: list[_Pending] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
     waiters: int = 0
@@ -122,7 +123,8 @@ class LabelCache:
 
         Args:
             max_labels: Most labels kept.
-            embed_prompts: Embeds prompts: for each an embedding, not normalized, or why there is none.
+            embed_prompts: Embeds prompts on somebody's behalf: for each an embedding, not normalized, or
+                why there is none.
             metrics: Where hits and misses are counted.
             prompts_at_once: Most prompts that one call writes and embeds at a time. Labels times templates
                 are many times what the request itself holds.
@@ -135,8 +137,12 @@ class LabelCache:
         self._pending: dict[bytes, _Pending] = {}
         metrics.label_cache_entries.set_function(lambda: len(self._cached))
 
-    async def embed(self, labels: Sequence[str], templates: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+    async def embed(
+        self, labels: Sequence[str], templates: Sequence[str], on_behalf_of: object = None
+    ) -> tuple[NDArray[np.float32], int]:
         """Embeds labels, each as the average of its prompts.
+
+        `on_behalf_of` is handed to `embed_prompts`; of those who share a label's embedding, the first one's.
 
         Returns:
             Embeddings in order, (labels, embedding_dimension), L2-normalized; and how many were at hand.
@@ -157,7 +163,7 @@ class LabelCache:
         self._metrics.label_cache_misses.inc(len(missing))
         self._metrics.label_cache_coalesced.inc(len(keys) - hits - len(missing))
         if missing:
-            self._start(missing, templates)
+            self._start(missing, templates, on_behalf_of)
         unsettled = [self._pending[key] for key in dict.fromkeys(keys) if key not in found]
         answers = found | await self._wait(unsettled)
         embeddings = all_valid([answers[key] for key in keys], "labels[{}]")
@@ -171,9 +177,9 @@ class LabelCache:
                 found[key] = self._cached[key]
         return found
 
-    def _start(self, labels: dict[bytes, str], templates: Sequence[str]) -> None:
+    def _start(self, labels: dict[bytes, str], templates: Sequence[str], on_behalf_of: object) -> None:
         loop = asyncio.get_running_loop()
-        group = _Group(templates)
+        group = _Group(templates, on_behalf_of)
         group.labels = [_Pending(key, label, group, loop.create_future()) for key, label in labels.items()]
         group.task = loop.create_task(self._embed_group(group))
         self._pending.update((pending.key, pending) for pending in group.labels)
@@ -182,7 +188,7 @@ class LabelCache:
         prompts = group.prompts()
         try:
             while chunk := list(islice(prompts, self._prompts_at_once)):
-                answers = await self._embed_prompts([prompt for _, prompt in chunk])
+                answers = await self._embed_prompts([prompt for _, prompt in chunk], group.on_behalf_of)
                 for (pending, _), answer in zip(chunk, answers, strict=True):
                     self._take(pending, answer)
         except Exception as error:  # noqa: BLE001 — every waiter gets the answer, whatever it is

@@ -1,4 +1,4 @@
-"""Who calls, as far as fairness between callers is concerned."""
+"""Who calls and how urgently, as far as fairness between callers is concerned."""
 
 from __future__ import annotations
 
@@ -7,9 +7,35 @@ from urllib.parse import unquote
 
 import grpc
 
+from alignserve_server.batching.fair import Flow, Priority
+from alignserve_server.errors import InvalidArgument
+
+PRIORITY_KEY = "alignserve-priority"
+_PRIORITIES = {priority.name.lower(): priority for priority in Priority}
+
+
+def flow_of(context: grpc.aio.ServicerContext[Any, Any]) -> Flow:
+    """Returns whose turn a call's items take: the caller's, at the priority that the call's metadata names.
+
+    Raises:
+        InvalidArgument: There is no such priority.
+    """
+    return Flow(caller_of(context), _priority_of(context))
+
 
 def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """Names the caller: one name for all calls of a host, whichever connections they come by."""
     peer = unquote(context.peer())  # such as ipv4:127.0.0.1:41234, ipv6:[::1]:41234 or unix:
     host, separator, port = peer.rpartition(":")
     return host if separator and port.isdecimal() else peer
+
+
+def _priority_of(context: grpc.aio.ServicerContext[Any, Any]) -> Priority:
+    for key, value in context.invocation_metadata() or ():
+        if key == PRIORITY_KEY:
+            if value not in _PRIORITIES:
+                raise InvalidArgument(
+                    f"metadata {PRIORITY_KEY}: no such priority; send {' or '.join(_PRIORITIES)}"
+                )
+            return _PRIORITIES[value]
+    return Priority.INTERACTIVE

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from alignserve_server.batching.engine import Call, Engine
 from alignserve_server.errors import RequestEmpty
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc import convert
+from alignserve_server.rpc.callers import flow_of
 from alignserve_server.rpc.health import Readiness
 from alignserve_server.rpc.streaming import InferStream
 
@@ -59,11 +61,10 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         self, requests: AsyncIterator[pb.StreamInferRequest], context: Context
     ) -> None:
         self._readiness.check()
-        deadline = _call(context).deadline
         stream = InferStream(
             self._infer,
             context.write,
-            Call(deadline, waits_for_room=True),
+            replace(_call(context), waits_for_room=True),
             self._metrics,
             max_in_flight=self._limits.max_stream_in_flight,
         )
@@ -134,6 +135,6 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 
 def _call(context: Context) -> Call:
     remaining = context.time_remaining()
-    if remaining is None or not math.isfinite(remaining):
-        return Call()
-    return Call(deadline=asyncio.get_running_loop().time() + remaining)
+    is_bounded = remaining is not None and math.isfinite(remaining)
+    deadline = asyncio.get_running_loop().time() + remaining if is_bounded else None
+    return Call(deadline, flow=flow_of(context))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 from alignserve.v1 import align_service_pb2 as pb
 
@@ -105,7 +106,7 @@ class InferStream:
     async def _start(self, request: pb.StreamInferRequest, *, is_first: bool) -> None:
         """Begins to answer a request; returns once it has room, or is answered without."""
         admitted = asyncio.Event()
-        call = Call(self._call.deadline, self._call.waits_for_room, admitted.set)
+        call = replace(self._call, on_admitted=admitted.set)
         answer = asyncio.create_task(self._answer(request, call, is_first=is_first))
         answer.add_done_callback(lambda _: admitted.set())
         self._answers.add(answer)
