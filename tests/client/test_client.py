@@ -10,7 +10,7 @@ import alignserve
 import grpc
 import numpy as np
 import pytest
-from alignserve import Client, RetryPolicy
+from alignserve import Client, RetryPolicy, TextItem
 from alignserve.testing import FakeServer
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
