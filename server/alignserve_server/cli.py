@@ -24,6 +24,7 @@ examples:
   alignserve-server --checkpoint kakaobrain/align-base     from the Hugging Face hub
   alignserve-server --checkpoint /models/align --listen 0.0.0.0:50051
   alignserve-server --checkpoint /models/align --workers 4
+  alignserve-server keys --help                            API keys: make, list, revoke
   ALIGNSERVE_MAX_BATCH_SIZE=64 alignserve-server --config server.toml
 
 Each setting can be a flag (--max-batch-size 64), an environment variable (ALIGNSERVE_MAX_BATCH_SIZE=64) or a
@@ -53,6 +54,10 @@ def run(argv: list[str]) -> int:
         The exit code: 0 after a clean stop, 1 if it could not start, 2 for wrong usage.
     """
     try:
+        if argv[:1] == ["keys"]:
+            from alignserve_server.keys_cli import run as run_keys
+
+            return run_keys(argv[1:])
         flags, config_file = _parse_flags(argv)
         return _serve(flags, config_file)
     except ModuleNotFoundError as error:

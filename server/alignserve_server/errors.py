@@ -122,6 +122,31 @@ class WouldMissDeadline(ServingError):
     is_retryable = True
 
 
+class QuotaExceeded(ServingError):
+    """The key has a quota, and it is used up for now."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "QUOTA_EXCEEDED"
+    is_retryable = True
+
+
+class KeyMissing(ServingError):
+    code = "UNAUTHENTICATED"
+    reason = "KEY_MISSING"
+
+
+class KeyInvalid(ServingError):
+    """Unknown, revoked or expired: which of these is nobody's business who does not have a valid one."""
+
+    code = "UNAUTHENTICATED"
+    reason = "KEY_INVALID"
+
+
+class ScopeMissing(ServingError):
+    code = "PERMISSION_DENIED"
+    reason = "SCOPE_MISSING"
+
+
 class ModelLoading(ServingError):
     code = "UNAVAILABLE"
     reason = "MODEL_LOADING"

@@ -53,6 +53,11 @@ class Metrics:
         method = ["grpc_type", "grpc_service", "grpc_method"]
         self.rpcs_started = self._counter("grpc_server_started", "RPCs started.", method)
         self.rpcs_handled = self._counter("grpc_server_handled", "RPCs completed.", [*method, "grpc_code"])
+        self.certificate_expiry = self._gauge(
+            "alignserve_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate of the gRPC port ends.",
+            ["certificate"],
+        )
         self.rpc_seconds = self._histogram(
             "grpc_server_handling_seconds", "Time from an RPC's start to its end.", _LATENCY_BUCKETS, method
         )

@@ -28,17 +28,20 @@ from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.batching.tuning import best_batch_size
 from alignserve_server.cores import cpu_count
 from alignserve_server.errors import StartupError
+from alignserve_server.keys import KeyRing
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.convert import RequestLimits
 from alignserve_server.rpc.health import SERVICE, Readiness, State
 from alignserve_server.rpc.interceptors import ServingInterceptor
 from alignserve_server.rpc.servicer import AlignServicer
-from alignserve_server.settings import Settings
+from alignserve_server.rpc.tls import CertificateFiles, Certificates
+from alignserve_server.settings import Settings, is_loopback
 from alignserve_server.watchdog import PreprocessPool, Watchdog
 
 _log = get_logger(__name__)
@@ -53,6 +56,10 @@ _LANES_STOP_SECONDS = 5.0
 _MOMENT_SECONDS = 0.25  # for what is only a matter of the event loop coming round to it
 _FOREVER_SECONDS = 1e9
 _MAX_PENDING_CALLS = 100_000
+_ADVICE = (
+    "anybody who reaches this port can call, and what is sent is not encrypted; use --tls-certificate with "
+    "--tls-key, and --keys-file or --tls-client-ca, or keep the port to a network that you trust"
+)
 
 
 class Server:
@@ -68,8 +75,9 @@ class Server:
         self.metrics = Metrics(CollectorRegistry())
         self._limits = _limits(settings)
         self._version = version("alignserve")
-        self._servicer = AlignServicer(self._readiness, self._limits, self.metrics, self._version)
-        self._interceptor = ServingInterceptor(self.metrics)
+        access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file))
+        self._servicer = AlignServicer(self._readiness, access, self._limits, self.metrics, self._version)
+        self._interceptor = ServingInterceptor(self.metrics, access)
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(settings))
         self._batcher: Batcher | None = None
         self._metrics_server: WSGIServer | None = None
@@ -94,7 +102,7 @@ class Server:
         if not self.is_loaded:
             await self._readiness.start()
         try:
-            self.port = self._grpc.add_insecure_port(self._settings.listen)
+            self.port = self._open_port()
         except RuntimeError as error:
             raise StartupError(
                 f"cannot listen on {self._settings.listen}: the port is taken or the address is not this "
@@ -104,6 +112,8 @@ class Server:
             self._metrics_server = serve_metrics_page(self._settings.metrics_listen, self.metrics.registry)
             self.metrics_port = self._metrics_server.server_port
         await self._grpc.start()
+        if not is_loopback(self._settings.listen) and not self._settings.is_protected:
+            _log.warning("listening_unprotected", listen=self._settings.listen, advice=_ADVICE)
         self._announce(
             "listening", listen=self._settings.listen, port=self.port, metrics_port=self.metrics_port
         )
@@ -203,6 +213,14 @@ class Server:
         if not closing.done():
             await self._grpc.stop(None)
         await closing
+
+    def _open_port(self) -> int:
+        settings = self._settings
+        if settings.tls_certificate is None or settings.tls_key is None:
+            return self._grpc.add_insecure_port(settings.listen)
+        files = CertificateFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        certificates = Certificates(files, self.metrics.certificate_expiry.labels("server").set)
+        return self._grpc.add_secure_port(settings.listen, certificates.credentials)
 
     def _load(self) -> tuple[Encoder, dict[str, int]]:
         """Returns the model, warmed up, and its batch sizes; in one thread, which is prepared as a lane's."""

@@ -6,6 +6,7 @@ A flag wins over the environment, which wins over the file, which wins over the 
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,17 @@ def _check_address(address: str) -> str:
     if match is None or int(match[1]) > 65535:
         raise ValueError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051 or [::]:50051")
     return address
+
+
+def is_loopback(address: str) -> bool:
+    """Says whether HOST:PORT can be reached from this machine alone."""
+    host, _ = host_and_port(address)
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -48,6 +60,22 @@ class Settings(BaseSettings):
     metrics_listen: Address = Field("127.0.0.1:9464", description="HOST:PORT for Prometheus, at /metrics")
     metrics: bool = Field(True, description="serve /metrics")
     reflection: bool = Field(True, description="serve gRPC reflection, for grpcurl and the like")
+
+    # Access
+    tls_certificate: Path | None = Field(
+        None, description="the server's certificate and those up to the root, in PEM; turns TLS on"
+    )
+    tls_key: Path | None = Field(None, description="its private key, in PEM, not encrypted")
+    tls_client_ca: Path | None = Field(
+        None, description="roots of clients' certificates, in PEM; then no client comes in without one"
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="API keys, made by 'alignserve-server keys'; then no call comes in without one",
+    )
+    require_auth: bool = Field(
+        False, description="refuse to start without TLS and either API keys or clients' certificates"
+    )
 
     # Processes
     workers: Positive = Field(1, description="server processes that share the port, each with its own model")
@@ -163,6 +191,25 @@ class Settings(BaseSettings):
         if self.max_image_bytes > min(self.max_request_bytes, self.max_queue_bytes):
             raise ValueError("max_image_bytes is larger than max_request_bytes or max_queue_bytes")
         return self
+
+    @model_validator(mode="after")
+    def _check_access(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together; give both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.require_auth and not self.is_protected:
+            raise ValueError(
+                "require_auth needs tls_certificate and tls_key, and either keys_file or tls_client_ca"
+            )
+        return self
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether what travels is encrypted and callers have to prove who they are."""
+        return self.tls_certificate is not None and (
+            self.keys_file is not None or self.tls_client_ca is not None
+        )
 
     @model_validator(mode="after")
     def _check_device(self) -> Settings:

@@ -286,6 +286,33 @@ def test_a_priority_goes_with_every_call(server: FakeServer, run: Any) -> None:
     assert all(call.metadata["alignserve-priority"] == "bulk" for call in server.received)
 
 
+@pytest.mark.parametrize("source", ["file", "environment"])
+def test_an_api_key_goes_with_every_call(
+    server: FakeServer, run: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file or the environment; on a command line others would see it."""
+    options = []
+    if source == "file":
+        (tmp_path / "key").write_text("as_search_secret\n")
+        options = ["--api-key-file", tmp_path / "key"]
+    else:
+        monkeypatch.setenv("ALIGNSERVE_API_KEY", "as_search_secret")
+
+    code, _, _ = run(*options, "embed", "--text", "x")
+
+    assert code == 0
+    assert all(call.metadata["authorization"] == "Bearer as_search_secret" for call in server.received)
+
+
+def test_a_certificate_needs_its_key(server: FakeServer, run: Any, tmp_path: Path) -> None:
+    """One without the other is wrong usage."""
+    with pytest.raises(SystemExit) as ended:
+        run("--certificate-file", tmp_path / "c.pem", "embed", "--text", "x")
+
+    assert ended.value.code == 2
+    assert server.received == []
+
+
 def test_headers_go_with_every_call(server: FakeServer, run: Any) -> None:
     """--header may be repeated, before the command and after it, and its value may have a = in it."""
     code, _, _ = run("--header", "a=1", "embed", "--text", "x", "--header", "Authorization=Bearer k=")

@@ -176,6 +176,15 @@ def test_an_unknown_priority_is_refused(server: FakeServer) -> None:
         Client(server.target, priority="urgent")
 
 
+def test_an_api_key_goes_with_every_call_and_nowhere_else(server: FakeServer) -> None:
+    """It is what the server asks for, and no representation shows it."""
+    with Client(server.target, api_key="as_search_secret") as client:
+        client.embed_text("a")
+
+        assert server.received[0].metadata["authorization"] == "Bearer as_search_secret"
+        assert "secret" not in repr(client) + repr(client._terms)
+
+
 def test_keys_of_metadata_may_be_written_as_in_http(server: FakeServer) -> None:
     """gRPC wants lower case, and gets it."""
     with Client(server.target, metadata=[("Authorization", "Bearer k")]) as client:

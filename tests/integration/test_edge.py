@@ -13,6 +13,7 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.metrics import Metrics
+from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.interceptors import ServingInterceptor, code_of_cancellation
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
@@ -66,7 +67,7 @@ KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 @asynccontextmanager
 async def channel_to(service: grpc.GenericRpcHandler) -> AsyncIterator[grpc.aio.Channel]:
     """Opens a channel to a server with the interceptor and the service."""
-    server = grpc.aio.server(interceptors=[ServingInterceptor(Metrics(CollectorRegistry()))])
+    server = grpc.aio.server(interceptors=[ServingInterceptor(Metrics(CollectorRegistry()), Access(None))])
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

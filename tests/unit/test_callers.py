@@ -19,4 +19,4 @@ from alignserve_server.rpc.callers import caller_of
 )
 def test_a_caller_is_a_host(peer: str, caller: str) -> None:
     """All connections of a host are one caller."""
-    assert caller_of(Mock(peer=lambda: peer)) == caller
+    assert caller_of(Mock(peer=lambda: peer, auth_context=dict)) == caller

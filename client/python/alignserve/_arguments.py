@@ -98,6 +98,27 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         help="certificates, in PEM, of the authorities that the server's may come from; includes --tls",
     )
     group.add_argument(
+        "--certificate-file",
+        metavar="FILE",
+        type=Path,
+        default=default(None),
+        help="this client's certificate, in PEM, where the server asks for one; includes --tls",
+    )
+    group.add_argument(
+        "--certificate-key-file",
+        metavar="FILE",
+        type=Path,
+        default=default(None),
+        help="its private key, in PEM",
+    )
+    group.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        type=Path,
+        default=default(None),
+        help="file with the API key (default: the key is that of ALIGNSERVE_API_KEY, if it is set)",
+    )
+    group.add_argument(
         "--header",
         metavar="KEY=VALUE",
         type=_header,

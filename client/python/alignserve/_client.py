@@ -58,6 +58,8 @@ class Client:
             have none of their own.
         credentials: TLS, such as `grpc.ssl_channel_credentials()`. Without, the connection is not encrypted.
         metadata: Sent with every call, such as `[("authorization", "Bearer …")]`.
+        api_key: Sent with every call, where the server asks for one. Use it with `credentials`, or anybody on
+            the way can read it.
         priority: `bulk` for work that can wait: the server takes it when nobody else's waits, and a little
             when somebody's does.
         retry: When failed calls are repeated.
@@ -73,6 +75,7 @@ class Client:
         timeout_seconds: float | None = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
+        api_key: str | None = None,
         priority: Priority = "interactive",
         retry: RetryPolicy | None = None,
         wait_for_ready: bool = False,
@@ -84,6 +87,7 @@ class Client:
         self._terms = Terms.of(
             timeout_seconds=timeout_seconds,
             metadata=metadata,
+            api_key=api_key,
             priority=priority,
             retry=retry,
             wait_for_ready=wait_for_ready,

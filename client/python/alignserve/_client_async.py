@@ -63,6 +63,7 @@ class AsyncClient:
         timeout_seconds: float | None = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
+        api_key: str | None = None,
         priority: Priority = "interactive",
         retry: RetryPolicy | None = None,
         wait_for_ready: bool = False,
@@ -74,6 +75,7 @@ class AsyncClient:
         self._terms = Terms.of(
             timeout_seconds=timeout_seconds,
             metadata=metadata,
+            api_key=api_key,
             priority=priority,
             retry=retry,
             wait_for_ready=wait_for_ready,

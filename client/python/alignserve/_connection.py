@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 
 from alignserve._client import Client
-from alignserve._terms import priority_metadata
+from alignserve._terms import key_metadata, priority_metadata
 
 
 @contextmanager
@@ -30,14 +31,28 @@ def credentials(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
     """Returns what TLS needs, or `None` for a connection in the clear.
 
     Raises:
-        OSError: The file of certificates cannot be read.
+        OSError: A file of certificates cannot be read.
     """
-    if not args.tls and not args.ca_file:
+    files = (args.ca_file, args.certificate_key_file, args.certificate_file)
+    if not args.tls and not any(files):
         return None
-    return grpc.ssl_channel_credentials(args.ca_file.read_bytes() if args.ca_file else None)
+    if (args.certificate_file is None) != (args.certificate_key_file is None):
+        args.usage_error("--certificate-file and --certificate-key-file belong together")
+    return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
 
 
 def metadata(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Returns the headers of every call."""
-    found: list[tuple[str, str]] = args.headers + args.more_headers + priority_metadata(args.priority)
-    return found
+    """Returns the headers of every call.
+
+    Raises:
+        OSError: The file of the key cannot be read.
+    """
+    found: list[tuple[str, str]] = args.headers + args.more_headers
+    return [*found, *key_metadata(_api_key(args)), *priority_metadata(args.priority)]
+
+
+def _api_key(args: argparse.Namespace) -> str | None:
+    if args.api_key_file is not None:
+        key: str = args.api_key_file.read_text().strip()
+        return key
+    return os.environ.get("ALIGNSERVE_API_KEY") or None

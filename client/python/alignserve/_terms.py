@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 import grpc
@@ -25,7 +25,7 @@ class Terms:
     """The terms that a client was made with, and the arithmetic of deadlines; without one, it is infinite."""
 
     timeout_seconds: float | None
-    metadata: tuple[tuple[str, str | bytes], ...]
+    metadata: tuple[tuple[str, str | bytes], ...] = field(repr=False)  # may hold a key
     retry: RetryPolicy
     wait_for_ready: bool
     max_in_flight: int
@@ -37,6 +37,7 @@ class Terms:
         *,
         timeout_seconds: float | None,
         metadata: Metadata,
+        api_key: str | None,
         priority: Priority,
         retry: RetryPolicy | None,
         wait_for_ready: bool,
@@ -49,7 +50,11 @@ class Terms:
         return cls(
             timeout_seconds,
             # gRPC refuses upper case
-            (*((key.lower(), value) for key, value in metadata), *priority_metadata(priority)),
+            (
+                *((key.lower(), value) for key, value in metadata),
+                *key_metadata(api_key),
+                *priority_metadata(priority),
+            ),
             retry or RetryPolicy(),
             wait_for_ready,
             max_in_flight,
@@ -69,6 +74,11 @@ class Terms:
     def call_options(self, deadline: float) -> dict[str, Any]:
         """Returns the keyword arguments that gRPC takes with any call."""
         return {"timeout": finite(self.remaining_seconds(deadline)), "metadata": self.metadata}
+
+
+def key_metadata(api_key: str | None) -> list[tuple[str, str]]:
+    """Returns what carries an API key."""
+    return [] if api_key is None else [("authorization", f"Bearer {api_key}")]
 
 
 def priority_metadata(priority: Priority) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ import grpc
 
 from alignserve_server.batching.fair import Flow, Priority
 from alignserve_server.errors import InvalidArgument
+from alignserve_server.rpc.access import current_caller
 
 PRIORITY_KEY = "alignserve-priority"
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
@@ -24,7 +25,15 @@ def flow_of(context: grpc.aio.ServicerContext[Any, Any]) -> Flow:
 
 
 def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """Names the caller: one name for all calls of a host, whichever connections they come by."""
+    """Names the caller: by its API key, or else by its certificate, or else by its host.
+
+    All calls of a host are one caller's, whichever connections they come by.
+    """
+    name = current_caller().name
+    if name is not None:
+        return f"key:{name}"
+    for certified in context.auth_context().get("x509_common_name", ()):
+        return f"certificate:{certified.decode(errors='replace')}"
     peer = unquote(context.peer())  # such as ipv4:127.0.0.1:41234, ipv6:[::1]:41234 or unix:
     host, separator, port = peer.rpartition(":")
     return host if separator and port.isdecimal() else peer

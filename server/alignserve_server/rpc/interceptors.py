@@ -12,6 +12,7 @@ import inspect
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +26,7 @@ from prometheus_client import Counter
 from alignserve_server.errors import InternalError, RequestMalformed, ServingError, ShuttingDown
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
+from alignserve_server.rpc.access import Access, is_refused
 from alignserve_server.rpc.health import SERVICE
 from alignserve_server.rpc.status import to_grpc_status
 
@@ -49,8 +51,9 @@ def internal_error(where: str, error: BaseException) -> InternalError:
 class ServingInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler, health and reflection too."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, access: Access) -> None:
         self._metrics = metrics
+        self._access = access
         self._closing = asyncio.Event()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -68,6 +71,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Returns the wrapped handler of the method; wraps each method once."""
         method = handler_call_details.method
+        self._access.identify(method, handler_call_details.invocation_metadata)
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:  # unknown methods are not kept: their names are the callers'
@@ -76,7 +80,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
     def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        edge = _Edge(method, handler, self._metrics, self._closing)
+        edge = _Edge(method, handler, self._metrics, self._access, self._closing)
         make, answer = {
             (False, False): (grpc.unary_unary_rpc_method_handler, edge.answer),
             (False, True): (grpc.unary_stream_rpc_method_handler, edge.answer_in_stream),
@@ -89,7 +93,9 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
 class _Edge:
     """The edge of one method."""
 
-    def __init__(self, method: str, handler: Any, metrics: Metrics, closing: asyncio.Event) -> None:
+    def __init__(
+        self, method: str, handler: Any, metrics: Metrics, access: Access, closing: asyncio.Event
+    ) -> None:
         self._method = method
         self._handler: Handler = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
@@ -99,11 +105,15 @@ class _Edge:
         self._closing = closing
         _, service, name = method.split("/")
         self._is_watch: bool = handler.response_streaming and service != SERVICE
+        counts_items = handler.request_streaming and service == SERVICE
+        self._admitted = partial(access.call, counts_items=counts_items)
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
         self._calls = _Calls(method, metrics, (kind, service, name))
 
     def parse(self, message: bytes) -> Any:
-        """Returns the request, or why it is none."""
+        """Returns the request, or why it is none; of a call that is refused, nothing is read."""
+        if is_refused():
+            return None
         try:
             return self._parse(message)
         except (DecodeError, UnicodeDecodeError):
@@ -113,14 +123,14 @@ class _Edge:
 
     async def answer(self, given: Any, context: Context) -> Any:
         try:
-            with _Handling(self._calls, context):
+            with _Handling(self._calls, context), self._admitted():
                 return await self._handler(self._checked(given), context)
         except ServingError as error:
             await context.abort_with_status(to_grpc_status(error))
 
     async def answer_in_stream(self, given: Any, context: Context) -> None:
         try:
-            with _Handling(self._calls, context):
+            with _Handling(self._calls, context), self._admitted():
                 writing = self._write_all(given, context)
                 await (self._until_closing(writing) if self._is_watch else writing)
         except ServingError as error:

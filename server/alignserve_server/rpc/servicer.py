@@ -15,8 +15,10 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from alignserve_server.batching.engine import Call, Engine
 from alignserve_server.errors import RequestEmpty
+from alignserve_server.keys import Scope
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc import convert
+from alignserve_server.rpc.access import Access, current_caller
 from alignserve_server.rpc.callers import flow_of
 from alignserve_server.rpc.health import Readiness
 from alignserve_server.rpc.streaming import InferStream
@@ -28,10 +30,16 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     """Serves the API once `engine` is set; until then `readiness` refuses calls."""
 
     def __init__(
-        self, readiness: Readiness, limits: convert.RequestLimits, metrics: Metrics, server_version: str
+        self,
+        readiness: Readiness,
+        access: Access,
+        limits: convert.RequestLimits,
+        metrics: Metrics,
+        server_version: str,
     ) -> None:
         self.engine: Engine | None = None
         self._readiness = readiness
+        self._access = access
         self._limits = limits
         self._metrics = metrics
         self._server_version = server_version
@@ -82,6 +90,9 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     async def _infer(self, request: pb.StreamInferRequest, call: Call) -> pb.StreamInferResponse:
         self._readiness.check_model()  # not `check`: a stream that is draining answers what it has read
         kind = request.WhichOneof("request")
+        current_caller().check_scope(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
+        if (delay := self._access.item_delay()) > 0:
+            await asyncio.sleep(delay)  # the stream is not read meanwhile
         if kind == "embed_image":
             return pb.StreamInferResponse(embed_image=await self._embed_image(request.embed_image, call))
         if kind == "embed_text":

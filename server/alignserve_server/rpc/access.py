@@ -1,0 +1,178 @@
+"""Who may call: API keys with their scopes and quotas, checked before a request is parsed."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from alignserve_server.errors import KeyInvalid, KeyMissing, QuotaExceeded, ScopeMissing, ServingError
+from alignserve_server.keys import Key, KeyRing, Scope
+from alignserve_server.rpc.health import SERVICE
+
+_METADATA_KEY = "authorization"
+_SCHEME = "bearer"
+_OPEN_SERVICES = ("grpc.health.v1.Health",)  # orchestrators and balancers have no key
+_REFLECTION = "grpc.reflection."
+_SCOPES = {
+    f"/{SERVICE}/EmbedImage": {Scope.EMBED},
+    f"/{SERVICE}/EmbedText": {Scope.EMBED},
+    f"/{SERVICE}/Classify": {Scope.CLASSIFY},
+    f"/{SERVICE}/StreamInfer": {Scope.EMBED, Scope.CLASSIFY},  # one of them; items are checked on their own
+    f"/{SERVICE}/GetModelInfo": set(Scope),
+}
+_BURST_SECONDS = 1.0  # of a quota that may be used at once
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+@dataclass(slots=True)
+class _Usage:
+    """What a key has used of its quotas."""
+
+    calls: int = 0  # under way
+    used_until: float = -1e9  # monotonic seconds at which its requests so far are paid for
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose call it is, as its key says; nobody's, where none is needed."""
+
+    name: str | None = None
+    key: Key | None = None
+    usage: _Usage = field(default_factory=_Usage)
+
+    def check_scope(self, scope: Scope) -> None:
+        """Passes if the caller may do this.
+
+        Raises:
+            ScopeMissing: It may not.
+        """
+        if self.key is not None and scope not in self.key.scopes:
+            raise _scope_missing({scope})
+
+
+_NOBODY = Caller()
+_current: ContextVar[Caller | ServingError] = ContextVar("caller", default=_NOBODY)
+
+
+def current_caller() -> Caller:
+    """Returns who makes the call that this task serves.
+
+    Raises:
+        ServingError: The call is to be refused.
+    """
+    caller = _current.get()
+    if isinstance(caller, ServingError):
+        raise caller
+    return caller
+
+
+def is_refused() -> bool:
+    """Says whether the call that this task serves is to be refused, so that nothing has to be read of it."""
+    return isinstance(_current.get(), ServingError)
+
+
+class Access:
+    """Checks keys, scopes and quotas. Without a key ring everybody may do everything."""
+
+    def __init__(self, keys: KeyRing | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
+
+    def identify(self, method: str, metadata: Metadata) -> None:
+        """Finds out who makes a call, for `current_caller` in the same task."""
+        if self._keys is None:
+            return
+        try:
+            _current.set(self._caller(method, metadata))
+        except ServingError as error:
+            _current.set(error)
+
+    @contextmanager
+    def call(self, *, counts_items: bool) -> Iterator[None]:
+        """Lets a call in, for the block, if it is not refused and within its quotas.
+
+        A stream counts as one of the calls at once, and its items as requests when they come.
+
+        Raises:
+            ServingError: The call is to be refused.
+        """
+        caller = current_caller()
+        if caller.key is None:
+            yield
+            return
+        self._check_concurrency(caller.key, caller.usage)
+        if not counts_items:
+            delay = self._pay(caller)
+            if delay > 0:
+                caller.usage.used_until -= self._cost(caller.key)
+                raise QuotaExceeded(
+                    f"more than {caller.key.max_requests_per_second:g} requests a second; "
+                    "retry after the delay given",
+                    retry_delay_seconds=delay,
+                )
+        caller.usage.calls += 1
+        try:
+            yield
+        finally:
+            caller.usage.calls -= 1
+
+    def item_delay(self) -> float:
+        """Counts an item of a stream; returns for how many seconds it has to wait for its quota."""
+        return self._pay(current_caller())
+
+    def _caller(self, method: str, metadata: Metadata) -> Caller:
+        assert self._keys is not None  # noqa: S101 — else nobody asks
+        service = method.rpartition("/")[0].removeprefix("/")
+        if service in _OPEN_SERVICES:
+            return _NOBODY
+        found = self._keys.find(_presented(metadata))
+        if found is None:
+            raise KeyInvalid("the API key is unknown, revoked or has expired; ask the operator for another")
+        name, key = found
+        needed = {Scope.ADMIN} if service.startswith(_REFLECTION) else _SCOPES.get(method, set(Scope))
+        if not needed & key.scopes:
+            raise _scope_missing(needed)
+        return Caller(name, key, self._usage[name])
+
+    def _check_concurrency(self, key: Key, usage: _Usage) -> None:
+        if key.max_concurrent_requests is not None and usage.calls >= key.max_concurrent_requests:
+            raise QuotaExceeded(
+                f"{usage.calls} calls are under way, limit {key.max_concurrent_requests}; "
+                "retry when one has ended",
+                retry_delay_seconds=0.1,
+            )
+
+    def _pay(self, caller: Caller) -> float:
+        """Takes a request off the quota; returns the seconds until it is paid for, 0 if it is already.
+
+        Requests are spaced evenly, but for a second's worth of them at once: a token bucket, as the generic
+        cell rate algorithm (ITU-T I.371) writes it.
+        """
+        if caller.key is None or caller.key.max_requests_per_second is None:
+            return 0.0
+        now, cost = self._clock(), self._cost(caller.key)
+        caller.usage.used_until = max(caller.usage.used_until, now) + cost
+        return max(0.0, caller.usage.used_until - now - max(_BURST_SECONDS, cost))
+
+    def _cost(self, key: Key) -> float:
+        return 1.0 / key.max_requests_per_second if key.max_requests_per_second else 0.0
+
+
+def _presented(metadata: Metadata) -> str:
+    for name, value in metadata:
+        if name == _METADATA_KEY:
+            scheme, _, key = (value if isinstance(value, str) else "").partition(" ")
+            if scheme.lower() == _SCHEME and key.strip():
+                return key.strip()
+    raise KeyMissing("no API key; send the metadata 'authorization: Bearer KEY'")
+
+
+def _scope_missing(needed: set[Scope]) -> ScopeMissing:
+    names = " or ".join(sorted(needed))
+    return ScopeMissing(f"the API key lacks the scope {names}; ask the operator for one that has it")

@@ -1,0 +1,419 @@
+"""Who comes in: TLS, clients' certificates, API keys with scopes and quotas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.errors import StartupError
+from alignserve_server.keys import Scope, changed_keys, new_key
+from alignserve_server.server import Server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.integration.serving import (
+    RunningServer,
+    classify_request,
+    image_request,
+    read_status,
+    refused,
+    running,
+    settings,
+    text_request,
+    until,
+)
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    with changed_keys(path):
+        pass
+    return path
+
+
+def add_key(path: Path, name: str, *scopes: Scope, **limits) -> str:
+    """Adds a key to the file and returns it."""
+    with changed_keys(path) as keys:
+        key, keys[name] = new_key(name, frozenset(scopes or (Scope.EMBED, Scope.CLASSIFY)), **limits)
+    return key
+
+
+def bearer(key: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {key}")]
+
+
+@pytest.fixture
+def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are looked at whenever they are used, and not once a second."""
+    monkeypatch.setattr("alignserve_server.watched._INTERVAL_SECONDS", 0.0)
+
+
+class TestKeys:
+    """Calls have to carry a valid key."""
+
+    @pytest.mark.parametrize(
+        ("metadata", "reason"),
+        [
+            ([], "KEY_MISSING"),
+            ([("authorization", "Basic abc")], "KEY_MISSING"),
+            ([("authorization", "Bearer ")], "KEY_MISSING"),
+            ([("authorization", "Bearer as_search_guess")], "KEY_INVALID"),
+            ([("authorization", "Bearer " + "x" * 5000)], "KEY_INVALID"),
+        ],
+        ids=["none", "other scheme", "empty", "wrong", "long"],
+    )
+    async def test_a_call_without_a_valid_key_is_refused(self, keys_file, metadata, reason) -> None:
+        """On every kind of RPC, with a reason, and before the request is read."""
+        add_key(keys_file, "search")
+        async with running(keys_file=keys_file) as served:
+            malformed = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
+            calls = [
+                served.stub.EmbedText(text_request("a"), metadata=metadata),
+                served.stub.Classify(classify_request(b"x", "a"), metadata=metadata),
+                served.stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=metadata),
+                malformed(b"\xff\xff\xff", metadata=metadata),
+                served.stub.StreamInfer(metadata=metadata).read(),
+            ]
+
+            errors = [await refused(call) for call in calls]
+
+            assert {(error.code, error.reason) for error in errors} == {
+                (grpc.StatusCode.UNAUTHENTICATED, reason)
+            }
+            assert served.encoder.batches == []
+            assert served.sample("alignserve_rejected_total", reason=reason) == len(calls)
+
+    async def test_a_key_opens_what_its_scopes_name(self, keys_file) -> None:
+        """Unary calls and the items of a stream alike; a stream goes on after an item that may not."""
+        embed = add_key(keys_file, "search", Scope.EMBED)
+        async with running(keys_file=keys_file) as served:
+            await served.stub.EmbedText(text_request("a"), metadata=bearer(embed))
+            await served.stub.EmbedImage(image_request(b"a"), metadata=bearer(embed))
+            await served.stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=bearer(embed))
+            error = await refused(served.stub.Classify(classify_request(b"x", "a"), metadata=bearer(embed)))
+            stream = served.stub.StreamInfer(metadata=bearer(embed))
+            items = [
+                pb.StreamInferRequest(correlation_id="0", classify=classify_request(b"x", "a")),
+                pb.StreamInferRequest(correlation_id="1", embed_text=text_request("b")),
+            ]
+            for item in items:
+                await stream.write(item)
+            await stream.done_writing()
+            answers = {answer.correlation_id: answer async for answer in stream}
+
+            assert (error.code, error.reason) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
+            assert read_status(answers["0"].error)[2] == "SCOPE_MISSING"
+            assert answers["1"].WhichOneof("result") == "embed_text"
+
+    async def test_health_needs_no_key_and_reflection_needs_admin(self, keys_file) -> None:
+        """Probes have none; what the server can do is not everybody's business."""
+        embed, admin = add_key(keys_file, "search"), add_key(keys_file, "ops", Scope.ADMIN)
+        async with running(keys_file=keys_file) as served:
+            health = await health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest())
+            reflection = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+            question = reflection_pb2.ServerReflectionRequest(list_services="")
+
+            async def ask(metadata):
+                call = reflection.ServerReflectionInfo(iter([question]), metadata=metadata)
+                return await call.read()
+
+            errors = [await refused(ask([])), await refused(ask(bearer(embed)))]
+            answer = await ask(bearer(admin))
+
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+            assert [error.reason for error in errors] == ["KEY_MISSING", "SCOPE_MISSING"]
+            assert answer.list_services_response.service
+
+    async def test_keys_come_and_go_while_the_server_runs(self, keys_file, looks_always) -> None:
+        """A revoked key stops working, and a new one works, without a restart."""
+        first = add_key(keys_file, "first")
+        async with running(keys_file=keys_file) as served:
+            await served.stub.EmbedText(text_request("a"), metadata=bearer(first))
+            second = add_key(keys_file, "second")
+            with changed_keys(keys_file) as keys:
+                del keys["first"]
+
+            await served.stub.EmbedText(text_request("b"), metadata=bearer(second))
+            error = await refused(served.stub.EmbedText(text_request("c"), metadata=bearer(first)))
+
+            assert error.reason == "KEY_INVALID"
+
+    async def test_a_spoilt_file_changes_nothing(self, keys_file, looks_always, capfd) -> None:
+        """Keys that were valid stay so, and the log says what is wrong."""
+        key = add_key(keys_file, "search")
+        async with running(keys_file=keys_file) as served:
+            keys_file.write_text("{")
+
+            await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
+
+        assert "keys_not_read" in "".join(capfd.readouterr())
+
+    async def test_keys_are_nowhere_to_be_read(self, keys_file, capfd) -> None:
+        """Neither a valid nor a wrong one is in logs, metrics or errors."""
+        key = add_key(keys_file, "search")
+        wrong = "as_search_" + "secretguess" * 3
+        async with running(keys_file=keys_file) as served:
+            await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
+            served.encoder.failing.add(served.encoder.key("poison"))
+            failure = await refused(served.stub.EmbedText(text_request("poison"), metadata=bearer(key)))
+            refusal = await refused(served.stub.EmbedText(text_request("a"), metadata=bearer(wrong)))
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.server.metrics_port)
+            writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+            page = (await reader.read()).decode()
+            writer.close()
+
+        told = "".join([*capfd.readouterr(), page, str(failure), str(refusal)])
+        assert "alignserve_rejected_total" in told
+        assert key.rpartition("_")[2] not in told
+        assert "secretguess" not in told
+
+
+class TestQuotas:
+    """A key's share of requests and of calls at once."""
+
+    async def test_calls_above_the_rate_are_refused_with_a_delay(self, keys_file) -> None:
+        """A second's worth at once, and then one at a time; other keys are not concerned."""
+        slow = add_key(keys_file, "slow", max_requests_per_second=2)
+        fast = add_key(keys_file, "fast")
+        async with running(keys_file=keys_file) as served:
+            for i in range(2):
+                await served.stub.EmbedText(text_request(f"{i}"), metadata=bearer(slow))
+
+            error = await refused(served.stub.EmbedText(text_request("more"), metadata=bearer(slow)))
+            for i in range(10):
+                await served.stub.EmbedText(text_request(f"f {i}"), metadata=bearer(fast))
+
+            assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+            assert error.retry_delay_seconds is not None
+            assert 0 < error.retry_delay_seconds <= 0.5 * 1.25
+
+    async def test_a_stream_above_the_rate_is_slowed_down(self, keys_file) -> None:
+        """It loses no item, and takes as long as its quota says."""
+        key = add_key(keys_file, "slow", max_requests_per_second=20)
+        async with running(keys_file=keys_file) as served:
+            loop = asyncio.get_running_loop()
+            start = loop.time()
+            stream = served.stub.StreamInfer(metadata=bearer(key))
+            for i in range(30):
+                await stream.write(
+                    pb.StreamInferRequest(correlation_id=str(i), embed_text=text_request(f"{i}"))
+                )
+            await stream.done_writing()
+            answers = [answer.WhichOneof("result") async for answer in stream]
+
+            assert answers == ["embed_text"] * 30
+            assert loop.time() - start >= 0.45  # twenty at once, ten more at twenty a second
+
+    @pytest.mark.parametrize("ending", ["ok", "cancel", "error"])
+    async def test_calls_at_once_are_counted_down_however_they_end(self, keys_file, ending) -> None:
+        """One more is refused while they run; when they have ended there is room again."""
+        key = add_key(keys_file, "pair", max_concurrent_requests=2)
+        async with running(keys_file=keys_file) as served:
+            served.encoder.gate.clear()
+            text = "poison" if ending == "error" else "a"
+            served.encoder.failing.add(served.encoder.key("poison"))
+            running_call = served.stub.EmbedText(text_request(text), metadata=bearer(key))
+            stream = served.stub.StreamInfer(metadata=bearer(key))
+            await stream.write(pb.StreamInferRequest(correlation_id="1", embed_text=text_request("b")))
+            await until(lambda: served.items("text")["in_flight"] == 2)
+
+            error = await refused(served.stub.EmbedText(text_request("c"), metadata=bearer(key)))
+            if ending == "cancel":
+                running_call.cancel()
+            served.encoder.gate.set()
+            await asyncio.gather(asyncio.ensure_future(_outcome(running_call)))
+            stream.cancel()
+            await until(lambda: served.items("text")["in_flight"] == 0)
+            calls = [served.stub.EmbedText(text_request(f"d {i}"), metadata=bearer(key)) for i in range(2)]
+            await asyncio.gather(*calls)
+
+            assert error.reason == "QUOTA_EXCEEDED"
+
+
+async def _outcome(call) -> None:
+    with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+        await call
+
+
+async def test_callers_with_keys_are_told_apart(keys_file) -> None:
+    """From one host, a flood with one key leaves the other its turn."""
+    flood, small = add_key(keys_file, "flood"), add_key(keys_file, "small")
+    async with running(keys_file=keys_file, max_batch_size=2) as served:
+        served.encoder.gate.clear()
+        calls = [
+            asyncio.ensure_future(served.stub.EmbedText(text_request(f"{i}"), metadata=bearer(flood)))
+            for i in range(50)
+        ]
+        await until(lambda: len(served.encoder.batches) == 1 and served.waiting("text") >= 48)
+        waiting = served.waiting("text")
+        calls.append(asyncio.ensure_future(served.stub.EmbedText(text_request("s"), metadata=bearer(small))))
+        await until(lambda: served.waiting("text") == waiting + 1)
+        served.encoder.gate.set()
+        await asyncio.gather(*calls)
+
+        position = [served.encoder.key("s") in batch.keys for batch in served.encoder.batches].index(True)
+        assert position <= 2
+
+
+class Authority:
+    """Issues certificates and writes them to files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ca = trustme.CA()
+        self._folder = folder
+        self.root = self._ca.cert_pem.bytes()
+
+    def issue(self, name: str, common_name: str | None = None) -> tuple[Path, Path]:
+        """Writes a certificate for localhost and its key; an earlier one of the name is replaced."""
+        issued = self._ca.issue_cert("localhost", common_name=common_name)
+        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+        for path, content in ((key, issued.private_key_pem.bytes()), (certificate, chain)):
+            fresh = path.with_suffix(".fresh")
+            fresh.write_bytes(content)
+            fresh.replace(path)
+        return certificate, key
+
+    def write_root(self) -> Path:
+        path = self._folder / "root.pem"
+        path.write_bytes(self.root)
+        return path
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def secure_stub(served: RunningServer, root: bytes, *pair: Path) -> pb_grpc.AlignServiceAsyncStub:
+    """Connects anew, trusting `root`, with a client's certificate and key if they are given."""
+    certificate, key = (path.read_bytes() for path in pair) if pair else (None, None)
+    credentials = grpc.ssl_channel_credentials(root, key, certificate)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channel = grpc.aio.secure_channel(f"localhost:{served.server.port}", credentials, options)
+    return pb_grpc.AlignServiceStub(channel)
+
+
+class TestTls:
+    """Encrypted connections, with proof of who is at either end."""
+
+    async def test_clients_that_trust_the_authority_are_served(self, authority) -> None:
+        """Others, and those in the clear, are not."""
+        certificate, key = authority.issue("server")
+        async with running(tls_certificate=certificate, tls_key=key) as served:
+            response = await secure_stub(served, authority.root).EmbedText(text_request("a"))
+            strangers = secure_stub(served, trustme.CA().cert_pem.bytes())
+            errors = [
+                await refused(strangers.EmbedText(text_request("b"))),
+                await refused(served.stub.EmbedText(text_request("c"))),
+            ]
+
+            assert len(response.embeddings) == 1
+            assert {error.code for error in errors} == {grpc.StatusCode.UNAVAILABLE}
+            assert served.items("text")["accepted"] == 1
+
+    async def test_a_client_without_a_certificate_is_kept_out(self, authority) -> None:
+        """If the server asks for them; one of the right authority comes in."""
+        certificate, key = authority.issue("server")
+        async with running(
+            tls_certificate=certificate, tls_key=key, tls_client_ca=authority.write_root()
+        ) as served:
+            client = authority.issue("client", common_name="search")
+            response = await secure_stub(served, authority.root, *client).EmbedText(text_request("a"))
+            error = await refused(secure_stub(served, authority.root).EmbedText(text_request("b")))
+
+            assert len(response.embeddings) == 1
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+
+    async def test_a_renewed_certificate_holds_for_new_connections(self, authority, looks_always) -> None:
+        """Without a restart; connections that are there go on."""
+        certificate, key = authority.issue("server")
+        async with running(tls_certificate=certificate, tls_key=key) as served:
+            old = secure_stub(served, authority.root)
+            await old.EmbedText(text_request("a"))
+            renewed = Authority(certificate.parent)
+            renewed.issue("server")
+
+            await secure_stub(served, renewed.root).EmbedText(text_request("b"))
+            await old.EmbedText(text_request("c"))
+            error = await refused(secure_stub(served, authority.root).EmbedText(text_request("d")))
+
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+
+    async def test_a_certificate_without_its_key_changes_nothing(
+        self, authority, looks_always, capfd
+    ) -> None:
+        """While the two files are being replaced, or if they never match, the old ones are used."""
+        certificate, key = authority.issue("server")
+        other_certificate, _ = authority.issue("other")
+        async with running(tls_certificate=certificate, tls_key=key) as served:
+            old_certificate = certificate.read_bytes()
+            certificate.write_bytes(other_certificate.read_bytes())
+            await secure_stub(served, authority.root).EmbedText(text_request("a"))
+            certificate.write_bytes(old_certificate)
+            await secure_stub(served, authority.root).EmbedText(text_request("b"))
+
+        told = "".join(capfd.readouterr())
+        assert "certificate_not_read" in told
+        assert "the key is not that of the certificate" in told
+
+    async def test_the_end_of_the_certificate_is_a_metric(self, authority) -> None:
+        """So that an alert can come before it."""
+        certificate, key = authority.issue("server")
+        async with running(tls_certificate=certificate, tls_key=key) as served:
+            name = "alignserve_certificate_expiry_timestamp_seconds"
+
+            assert served.sample(name, certificate="server") > time.time()
+
+    @pytest.mark.parametrize("spoil", ["missing", "no certificate", "another's key"])
+    async def test_a_server_does_not_start_without_a_usable_certificate(self, authority, spoil) -> None:
+        """The error names the flags."""
+        certificate, key = authority.issue("server")
+        _, other_key = authority.issue("other")
+        if spoil == "missing":
+            certificate.unlink()
+        elif spoil == "no certificate":
+            certificate.write_text("nothing")
+        else:
+            key = other_key
+        server = Server(settings(tls_certificate=certificate, tls_key=key), lambda _: None)
+
+        with pytest.raises(StartupError, match="--tls-certificate"):
+            await server.start()
+        await server.stop(0.0)
+
+
+class TestUnprotected:
+    """A server that anybody on the network can use."""
+
+    @pytest.mark.parametrize(
+        ("listen", "warns"), [("0.0.0.0:0", True), ("127.0.0.1:0", False), ("[::1]:0", False)]
+    )
+    async def test_it_warns_if_it_can_be_reached(self, listen, warns, capfd) -> None:
+        """From other machines, that is."""
+        async with running(listen=listen):
+            pass
+
+        assert ("listening_unprotected" in "".join(capfd.readouterr())) == warns
+
+    async def test_a_protected_one_does_not_warn(self, authority, keys_file, capfd) -> None:
+        """TLS and keys are enough."""
+        certificate, key = authority.issue("server")
+        async with running(
+            listen="0.0.0.0:0",
+            tls_certificate=certificate,
+            tls_key=key,
+            keys_file=keys_file,
+            require_auth=True,
+        ):
+            pass
+
+        assert "listening_unprotected" not in "".join(capfd.readouterr())

@@ -1,0 +1,212 @@
+"""API keys: made once, kept as salted hashes, valid until they are revoked or expire."""
+
+from __future__ import annotations
+
+import json
+import stat
+from datetime import date
+from pathlib import Path
+
+import pytest
+from alignserve_server.errors import StartupError
+from alignserve_server.keys import KeyRing, KeysError, Scope, changed_keys, new_key, read_keys
+from alignserve_server.keys_cli import run
+
+EMBED = frozenset({Scope.EMBED})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+def _add(path: Path, name: str, **limits) -> str:
+    with changed_keys(path) as keys:
+        key, keys[name] = new_key(name, EMBED, **limits)
+    return key
+
+
+def _ring(path: Path, today: str = "2026-11-25") -> KeyRing:
+    return KeyRing(path, today=lambda: date.fromisoformat(today))
+
+
+def test_a_key_is_found_by_what_its_owner_has(path: Path) -> None:
+    """Name and scopes come from the file."""
+    key = _add(path, "search")
+    _add(path, "other")
+
+    found = _ring(path).find(key)
+
+    assert found is not None
+    name, known = found
+    assert (name, known.scopes) == ("search", EMBED)
+
+
+def test_the_file_holds_nothing_of_the_key_but_its_name(path: Path) -> None:
+    """Who reads the file can call nothing; it is readable by its owner alone."""
+    key = _add(path, "search")
+
+    content = path.read_text()
+
+    assert key.rpartition("_")[2] not in content
+    assert key.encode().hex() not in content
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_equal_secrets_look_different(path: Path) -> None:
+    """Salts differ, so that hashes cannot be looked up or compared."""
+    _add(path, "a")
+    _add(path, "b")
+
+    a, b = json.loads(path.read_text()).values()
+
+    assert a["salt"] != b["salt"]
+    assert a["hash"] != b["hash"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda key: key[:-1],
+        lambda key: key + "x",
+        lambda key: key.replace("search", "other"),
+        lambda key: key.replace("search", "nobody"),
+        lambda key: key.removeprefix("as"),
+        lambda _: "",
+        lambda _: "as_search_",
+        lambda _: "_" * 10_000,
+        lambda _: "as_search_\udcff",
+    ],
+    ids=["short", "long", "another's", "unknown", "no prefix", "empty", "no secret", "bars", "no text"],
+)
+def test_what_is_no_key_is_not_found(path: Path, spoil) -> None:
+    """Whatever is wrong with it, the answer is the same."""
+    key = _add(path, "search")
+    _add(path, "other")
+
+    assert _ring(path).find(spoil(key)) is None
+
+
+@pytest.mark.parametrize(
+    ("today", "is_valid"), [("2026-12-31", True), ("2027-01-01", False), ("2027-01-02", False)]
+)
+def test_a_key_expires(path: Path, today: str, is_valid: bool) -> None:
+    """On the day given, and not a day later."""
+    key = _add(path, "search", expires=date(2027, 1, 1))
+
+    assert (_ring(path, today).find(key) is not None) == is_valid
+
+
+@pytest.mark.parametrize("name", ["", "-a", "A", "a_b", "a b", "x" * 64, "ä"])
+def test_a_name_that_a_key_cannot_carry_is_refused(path: Path, name: str) -> None:
+    """Before anything is written."""
+    with pytest.raises(KeysError, match="is no name"):
+        _add(path, name)
+
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"a": {}}', '{"a": {"salt": "zz"}}'],
+    ids=["empty", "list", "cut", "void", "hex"],
+)
+def test_what_is_no_file_of_keys_ends_the_start(path: Path, content: str) -> None:
+    """With the file's name; no server starts that would let nobody in, or everybody."""
+    path.write_text(content)
+
+    with pytest.raises(StartupError, match=r"keys\.json is no file of keys"):
+        KeyRing(path)
+
+
+def test_a_missing_file_ends_the_start(path: Path) -> None:
+    """The message says how to make one."""
+    with pytest.raises(StartupError, match="alignserve-server keys add"):
+        KeyRing(path)
+
+
+def test_a_change_that_fails_changes_nothing(path: Path) -> None:
+    """The file is replaced as a whole or not at all."""
+    _add(path, "a")
+    before = path.read_bytes()
+
+    with pytest.raises(ZeroDivisionError), changed_keys(path) as keys:
+        keys["b"] = 1 // 0
+
+    assert path.read_bytes() == before
+    assert sorted(each.name for each in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
+
+
+class TestCommand:
+    """`alignserve-server keys`."""
+
+    def test_add_prints_the_key_and_nothing_else(self, path: Path, capsys) -> None:
+        """So that a script can take it; people are told to keep it."""
+        code = run(["--keys-file", str(path), "add", "search", "--scopes", "embed,admin"])
+
+        out, err = capsys.readouterr()
+        found = _ring(path).find(out.strip())
+        assert code == 0
+        assert "not shown again" in err
+        assert found is not None
+        assert found[1].scopes == {Scope.EMBED, Scope.ADMIN}
+
+    def test_add_takes_quotas_and_an_end(self, path: Path) -> None:
+        """All that a key can have can be given."""
+        limits = ["--max-requests-per-second", "2.5", "--max-concurrent-requests", "3"]
+        code = run(["--keys-file", str(path), "add", "batch", *limits, "--expires", "2027-01-31"])
+
+        key = read_keys(path)["batch"]
+        assert code == 0
+        assert (key.max_requests_per_second, key.max_concurrent_requests) == (2.5, 3)
+        assert key.expires == date(2027, 1, 31)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["add", "search"], "there is a key 'search'; revoke it first"),
+            (["add", "Big"], "'Big' is no name"),
+            (["add", "none", "--max-requests-per-second", "0"], "would let nothing pass"),
+            (["revoke", "nobody"], "there is no key 'nobody'"),
+        ],
+    )
+    def test_what_cannot_be_done_is_explained(self, path: Path, capsys, arguments, message) -> None:
+        """With exit code 1, and the file as it was."""
+        _add(path, "search")
+        before = path.read_bytes()
+
+        code = run(["--keys-file", str(path), *arguments])
+
+        assert code == 1
+        assert message in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+    def test_list_shows_what_is_not_secret(self, path: Path, capsys) -> None:
+        """Names, scopes, quotas and dates line up."""
+        key = _add(path, "search", max_concurrent_requests=8)
+
+        code = run(["--keys-file", str(path), "list"])
+
+        out = capsys.readouterr().out
+        assert code == 0
+        assert out.splitlines()[1].split()[:4] == ["search", "embed", "-", "8"]
+        assert key.rpartition("_")[2] not in out
+
+    def test_revoke_makes_a_key_invalid(self, path: Path) -> None:
+        """And no other."""
+        gone, stays = _add(path, "gone"), _add(path, "stays")
+
+        code = run(["--keys-file", str(path), "revoke", "gone"])
+
+        ring = _ring(path)
+        assert code == 0
+        assert ring.find(gone) is None
+        assert ring.find(stays) is not None
+
+    def test_the_file_may_come_from_the_environment(self, path: Path, monkeypatch, capsys) -> None:
+        """The same variable as the server's."""
+        monkeypatch.setenv("ALIGNSERVE_KEYS_FILE", str(path))
+
+        assert run(["add", "search"]) == 0
+        assert run(["list"]) == 0
+        assert "search" in capsys.readouterr().out
