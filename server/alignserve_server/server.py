@@ -55,6 +55,7 @@ _TEXT_BATCH_OVERHEAD_TOKENS = 16  # a text forward's fixed cost is about that of
 _LANES_STOP_SECONDS = 5.0
 _MOMENT_SECONDS = 0.25  # for what is only a matter of the event loop coming round to it
 _FOREVER_SECONDS = 1e9
+_BEYOND_HELP = 3  # exit code
 _MAX_PENDING_CALLS = 100_000
 _ADVICE = (
     "anybody who reaches this port can call, and what is sent is not encrypted; use --tls-certificate with "
@@ -84,7 +85,9 @@ class Server:
         self._decode_threads = settings.decode_threads or cpu_count()
         self._pool = PreprocessPool(self._decode_threads)
         self._watchdog: asyncio.Task[None] | None = None
+        self._is_beyond_help = asyncio.Event()
         self._cut_off = asyncio.Event()
+        self._is_stopped = False
         self.port = 0
         self.metrics_port = 0
 
@@ -147,6 +150,7 @@ class Server:
         self._publish_model(encoder)
         await self._readiness.enter(State.READY)
         self._watchdog = asyncio.create_task(self._watch(encoder, self._batcher).run())
+        self._watchdog.add_done_callback(self._note_end_of_watch)
         self._announce(
             "ready",
             model_id=info.model_id,
@@ -165,6 +169,10 @@ class Server:
         """Says whether `load` has ever reported ready."""
         return self._servicer.engine is not None
 
+    async def wait_until_beyond_help(self) -> None:
+        """Returns when the device has stalled for good, which only a new process can cure."""
+        await self._is_beyond_help.wait()
+
     async def drain(self, delay_seconds: float) -> None:
         """Reports NOT_SERVING and goes on serving for a while, so that balancers look elsewhere first.
 
@@ -180,11 +188,15 @@ class Server:
         await asyncio.sleep(min(delay_seconds, _MOMENT_SECONDS))
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes no new calls, lets accepted ones finish within the grace, and closes everything."""
+        """Takes no new calls, lets accepted ones finish within the grace, and closes everything, once."""
+        if self._is_stopped:  # gRPC crashes if it is stopped again
+            return
+        self._is_stopped = True
         _log.info("stopping", grace_seconds=grace_seconds)
         await self._refuse_calls()
         await self._close_grpc(grace_seconds)
-        patience = _MOMENT_SECONDS if self._cut_off.is_set() else _LANES_STOP_SECONDS
+        is_hopeless = self._cut_off.is_set() or self._is_beyond_help.is_set()
+        patience = _MOMENT_SECONDS if is_hopeless else _LANES_STOP_SECONDS
         if self._batcher is not None and not await self._batcher.stop(patience):
             _log.warning("lane_still_running")
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -198,6 +210,13 @@ class Server:
     def cut_off(self) -> None:
         """Ends the grace of a `stop` that is under way: cancels calls, and hardly waits for a batch."""
         self._cut_off.set()
+
+    def _note_end_of_watch(self, watch: asyncio.Task[None]) -> None:
+        if watch.cancelled():
+            return
+        if (error := watch.exception()) is not None:
+            _log.error("watchdog_died", exc_info=error)
+        self._is_beyond_help.set()
 
     async def _refuse_calls(self) -> None:
         await self._readiness.enter(State.STOPPING)
@@ -248,8 +267,10 @@ class Server:
             self._readiness,
             batcher,
             self._pool,
+            self.metrics,
             probe=lambda: _in_daemon_thread(partial(_run_once, encoder)),
             stall_timeout_seconds=self._settings.stall_timeout_seconds,
+            stall_exit_seconds=self._settings.stall_exit_seconds,
             interval_seconds=self._settings.watchdog_interval_seconds,
         )
 
@@ -279,8 +300,10 @@ async def serve(
     announce: Announce | None = None,
     *,
     listens_first: bool = True,
-) -> None:
+) -> int:
     """Serves until SIGTERM or SIGINT, then drains and stops. A second signal ends whatever that waits for.
+
+    A device that has stalled for good ends it too.
 
     Args:
         settings: All of them.
@@ -288,6 +311,9 @@ async def serve(
         announce: Takes the events `listening` and `ready`, which otherwise go to the log.
         listens_first: Whether the ports open before the model is loaded, so that probes get an answer, or
             after, where others on the same port can serve meanwhile.
+
+    Returns:
+        The exit code: 0 after a signal, 3 if the device has stalled for good.
 
     Raises:
         StartupError: A port cannot be opened.
@@ -302,13 +328,18 @@ async def serve(
             received = await _signal_during(server.load(), signals)
             if not listens_first and received is None:
                 await server.start()
-            received = received or await signals.get()
+            received = received or await _signal_during(server.wait_until_beyond_help(), signals)
+            if received is None:
+                _log.error("beyond_help", advice="the process ends with code 3; start a new one")
+                grace = min(settings.shutdown_grace_seconds, _LANES_STOP_SECONDS)
+                return _BEYOND_HELP
             # Ctrl-C is a person at a terminal, and a server that was never ready is in no balancer's list:
             # nobody has to notice, so there is nothing to wait for.
             is_in_use = received == signal.SIGTERM and server.is_loaded
             delay = settings.drain_delay_seconds if is_in_use else 0.0
             if await _signal_during(server.drain(delay), signals) is None:
                 grace = settings.shutdown_grace_seconds
+            return 0
         finally:
             stopping = asyncio.ensure_future(server.stop(grace))
             if await _signal_during(asyncio.shield(stopping), signals) is not None:

@@ -159,6 +159,9 @@ class Settings(BaseSettings):
     stall_timeout_seconds: float = Field(
         60.0, gt=0, description="a batch that runs longer turns health to NOT_SERVING"
     )
+    stall_exit_seconds: float = Field(
+        300.0, ge=0, description="a stall that lasts longer ends the process with code 3; 0 never does"
+    )
     watchdog_interval_seconds: float = Field(1.0, gt=0, description="time between looks at that")
 
     # Connections

@@ -94,14 +94,15 @@ async def test_a_stalled_model_turns_health_red_and_back_when_it_moves_again() -
         served.encoder.gate.clear()
         stuck = asyncio.ensure_future(served.stub.EmbedText(text_request("stuck")))
         seen.append((await watch.read()).status)
-        error = await refused(served.stub.EmbedText(text_request("refused")))
+        errors = [await refused(stuck), await refused(served.stub.EmbedText(text_request("refused")))]
         served.encoder.gate.set()
-        await stuck
         seen.append((await watch.read()).status)
         watch.cancel()
 
         assert seen == [SERVING, NOT_SERVING, SERVING]
-        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")
+        answers = {(error.code, error.reason) for error in errors}
+        assert answers == {(grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")}
+        assert len((await served.stub.EmbedText(text_request("after"))).embeddings) == 1
 
 
 class SlowDecoder(FakeEncoder):
@@ -132,6 +133,21 @@ async def test_decoding_that_does_not_move_turns_health_red_and_back() -> None:
         watch.cancel()
 
         assert seen == [SERVING, NOT_SERVING, SERVING]
+
+
+async def test_an_image_that_is_ready_only_after_the_stall_began_is_answered_too() -> None:
+    """It was accepted before and comes to the queue after all that waited was answered."""
+    encoder = SlowDecoder()
+    async with running(encoder, decode_threads=2, **WATCHFUL) as served:
+        late = asyncio.ensure_future(served.stub.EmbedImage(image_request(b"slow")))
+        await until(lambda: served.items("image")["in_flight"] == 1)
+        encoder.gate.clear()
+        await refused(served.stub.EmbedText(text_request("stuck")))
+
+        encoder.may_decode.set()
+        error = await refused(late)
+
+        assert error.reason == "MODEL_STALLED"
 
 
 async def test_a_device_on_which_everything_fails_turns_health_red_until_it_works() -> None:

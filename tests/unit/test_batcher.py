@@ -7,13 +7,14 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from alignserve_server.batching.batcher import Batcher, Item
 from alignserve_server.batching.queue import Embedded
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
-from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ShuttingDown
+from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ModelStalled, ShuttingDown
 from alignserve_server.metrics import Metrics
 from alignserve_server.model.encoder import OutOfDeviceMemory
 from structlog.testing import capture_logs
@@ -440,15 +441,16 @@ async def test_an_encoder_that_loses_a_row_fails_its_callers_and_not_the_lane(ba
     assert (lost, found) == (["InferenceFailed", "InferenceFailed"], ["ok"])
 
 
-async def test_a_lane_that_dies_counts_as_stalled(encoder, metrics, monkeypatch, logs):
-    """What ends a thread is logged, and the watchdog sees a batch that never ends."""
-    monkeypatch.setattr(encoder, "enter_lane", lambda: 1 / 0)
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+async def test_a_lane_that_dies_is_noticed(encoder, metrics, monkeypatch, logs, error):
+    """Whatever ends a thread is logged, and the watchdog can see it."""
+    monkeypatch.setattr(encoder, "enter_lane", Mock(side_effect=error))
     batcher = Batcher(encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), metrics, lanes=1)
 
     batcher.start()
     await batcher.stop(_PATIENCE_SECONDS)
 
-    assert batcher.longest_running_seconds() == float("inf")
+    assert batcher.has_dead_lane
     assert [line["event"] for line in logs] == ["lane_died"]
 
 
@@ -460,3 +462,20 @@ async def test_nothing_is_queued_once_the_lanes_stop(encoder, metrics):
 
     with pytest.raises(ShuttingDown):
         batcher.submit("image", _images(encoder, b"late"))
+
+
+async def test_giving_up_answers_all_and_the_lanes_go_on(batcher, encoder):
+    """Those in the model and those that wait are told at once; late results go nowhere, and new items run."""
+    encoder.hold()
+    running = batcher.submit("image", _images(encoder, b"a"))
+    await encoder.begun()
+    waiting = batcher.submit("image", _images(encoder, b"b", b"c"))
+
+    batcher.give_up(lambda: ModelStalled("stuck"))
+    outcomes = await asyncio.gather(*running, *waiting, return_exceptions=True)
+    encoder.resume()
+    (after,) = batcher.submit("image", _images(encoder, b"b"))
+
+    assert [type(outcome) for outcome in outcomes] == [ModelStalled] * 3
+    assert isinstance(await after, Embedded)
+    assert encoder.seen == [encoder.key(b"a"), encoder.key(b"b")]

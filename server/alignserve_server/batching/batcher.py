@@ -9,7 +9,6 @@ is left to prepare, stacking them, takes a fortieth of a CPU's forward at the mo
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 import threading
 import time
@@ -79,7 +78,8 @@ class Batcher:
         self._idle_lanes = 0
         self.failed_batches = 0  # in a row, of which no entry succeeded
         self._is_stopping = False
-        self._running_since: dict[int, float] = {}  # lane → start of its batch
+        self._running: dict[int, Batch] = {}  # by lane
+        self.has_dead_lane = False
         self._threads = [
             threading.Thread(target=self._run_lane, args=(lane,), name=f"lane-{lane}", daemon=True)
             for lane in range(lanes)
@@ -131,8 +131,25 @@ class Batcher:
     def longest_running_seconds(self) -> float:
         """Returns how long the oldest batch that is now in the model has been there; 0 if none is."""
         with self._changed:
-            started = list(self._running_since.values())
+            started = [batch.start_time for batch in self._running.values()]
         return self._clock() - min(started) if started else 0.0
+
+    def give_up(self, error: Callable[[], ServingError]) -> None:
+        """Answers all that wait and all that is in the model with an error each; the lanes go on.
+
+        If a batch ends after all, its results are dropped, since nobody waits for them any more.
+        """
+        with self._changed:
+            entries = [entry for batch in self._running.values() for entry in batch.entries]
+            waiting = {modality: self._scheduler.drop(modality) for modality in MODALITIES}
+        for modality, dropped in waiting.items():
+            for entry in dropped:
+                self._forget(modality, entry)
+            entries.extend(dropped)
+        for entry in entries:
+            for waiter in entry.waiters:
+                if not waiter.future.done():
+                    waiter.future.set_exception(error())
 
     # --- on the event loop
 
@@ -252,10 +269,9 @@ class Batcher:
             self._enter_lane()
             while (batch := self._take(lane)) is not None:
                 self._run_batch(lane, batch)
-        except Exception as error:  # noqa: BLE001 — a lane that ends unseen would leave its callers waiting
+        except BaseException as error:  # noqa: BLE001 — a lane that ends unseen would leave its callers waiting
             _log.error("lane_died", lane=lane, exc_info=error)
-            with self._changed:
-                self._running_since[lane] = -math.inf  # the watchdog sees a batch that never ends
+            self.has_dead_lane = True
 
     def _run_batch(self, lane: int, batch: Batch) -> None:
         self._on_loop(_tell_taken, batch.entries)
@@ -263,7 +279,7 @@ class Batcher:
         seconds = self._clock() - batch.start_time
         with self._changed:
             self._scheduler.finish(batch, seconds)
-            del self._running_since[lane]
+            del self._running[lane]
         self._on_loop(self._deliver, batch, outcomes, seconds)
 
     def _on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
@@ -279,7 +295,7 @@ class Batcher:
                 batch = self._scheduler.next_batch(now, sharing_lanes, self._is_stopping)
                 if batch is not None:
                     self._idle_lanes -= 1
-                    self._running_since[lane] = now
+                    self._running[lane] = batch
                     return batch
                 if self._is_stopping:
                     return None

@@ -120,6 +120,17 @@ class Scheduler:
         """Removes an entry whose caller has left; returns False if it is already in a batch."""
         return self._lineup(modality, entry).queue.discard(entry)
 
+    def drop(self, modality: str) -> list[Entry]:
+        """Removes all that wait, and returns them."""
+        dropped = []
+        for priority in Priority:
+            queue = self._lineups[modality, priority].queue
+            entries = list(queue)
+            for entry in entries:
+                queue.discard(entry)
+            dropped.extend(entries)
+        return dropped
+
     def next_batch(self, now: float, idle_lanes: int = 1, is_draining: bool = False) -> Batch | None:
         """Takes the entries that one free lane should run now, or None if there are none.
 

@@ -67,8 +67,13 @@ class Readiness:
         if self.state is State.LOADING:
             raise ModelLoading("the model is loading; retry after the delay", retry_delay_seconds=1.0)
         if self.state is State.STALLED:
-            raise ModelStalled("the model is stuck; retry on another server", retry_delay_seconds=5.0)
+            raise model_stalled()
 
     async def _publish(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in _SERVICES:
             await self.servicer.set(service, status)
+
+
+def model_stalled() -> ModelStalled:
+    """Returns the answer to calls while nothing moves."""
+    return ModelStalled("the model is stuck; retry on another server", retry_delay_seconds=5.0)

@@ -1,0 +1,132 @@
+"""A model that fails: what callers are told, and what becomes of the server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import numpy as np
+import pytest
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+
+from tests.integration.serving import (
+    connect,
+    image_request,
+    refused,
+    running,
+    server_process,
+    text_request,
+    until,
+)
+
+_BEYOND_HELP = 3
+_QUICK = ("--stall-timeout-seconds", "0.2", "--watchdog-interval-seconds", "0.05", "--log-level", "info")
+
+
+@pytest.mark.parametrize("fault", ["raises", "is not finite", "runs out of memory"])
+async def test_a_poisonous_item_fails_alone_among_strangers(fault: str) -> None:
+    """Its neighbours in the batch get their own embeddings."""
+    async with running(max_batch_size=8) as served:
+        encoder = served.encoder
+        if fault == "raises":
+            encoder.failing = {encoder.key("poison")}
+        elif fault == "is not finite":
+            encoder.not_finite = {encoder.key("poison")}
+        else:
+            encoder.max_batch_size = 2
+        encoder.gate.clear()
+        plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
+        await until(lambda: len(encoder.batches) == 1)
+        texts = ["poison", *(f"t {i}" for i in range(7))]
+        calls = [asyncio.ensure_future(served.stub.EmbedText(text_request(text))) for text in texts]
+        await until(lambda: served.waiting("text") == 8)
+        encoder.gate.set()
+        await plug
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+        pairs = list(zip(texts, outcomes, strict=True))
+        failed = [text for text, outcome in pairs if isinstance(outcome, Exception)]
+        assert failed == ([] if fault == "runs out of memory" else ["poison"])
+        for text, outcome in pairs:
+            if text not in failed:
+                embedding = np.frombuffer(outcome.embeddings[0].packed_float32, "<f4")
+                np.testing.assert_allclose(embedding, encoder.embedding_of(text), atol=1e-6)
+        account = served.items("text")
+        assert account["ok"] + account["failed"] == account["accepted"] == 9
+        assert account["failed"] == len(failed)
+
+
+async def test_the_cap_learned_from_a_lack_of_memory_is_lifted_again() -> None:
+    """What took the memory may have gone: after a hundred full batches larger ones are tried."""
+    async with running(max_batch_size=4) as served:
+        served.encoder.max_batch_size = 2
+        await served.stub.EmbedText(text_request("a", "b", "c", "d"))
+        served.encoder.max_batch_size = None
+        served.encoder.batches.clear()
+        for i in range(102):
+            await served.stub.EmbedText(text_request(*(f"{i} {j}" for j in range(4))))
+
+        sizes = [len(batch.keys) for batch in served.encoder.batches]
+        assert sizes[0] == 2
+        assert sizes[-1] == 4
+        assert served.sample("alignserve_batch_splits_total", reason="out_of_memory") == 1
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+async def test_a_server_that_cannot_recover_ends_with_a_code_of_its_own(how: str) -> None:
+    """Callers hear UNAVAILABLE, whether in the model or waiting; an orchestrator starts a new process."""
+    fault = {"dies": "raise SystemExit", "hangs": "get_stuck()"}[how]
+    flags = ("--no-warmup", "--lanes", "1", "--stall-exit-seconds", "0.5", *_QUICK)
+    async with server_process(*flags, encoder=f"def encode_texts(self, batch): {fault}") as process:
+        await process.event("ready")
+        async with connect(process.port) as channel:
+            stub = pb_grpc.AlignServiceStub(channel)
+            calls = [asyncio.ensure_future(stub.EmbedText(text_request(f"t {i}"))) for i in range(3)]
+            errors = [await refused(call) for call in calls]
+        code = await process.wait()
+
+        assert {(error.code, error.reason) for error in errors} == {
+            (grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")
+        }
+        assert code == _BEYOND_HELP
+
+
+async def test_decoding_that_is_stuck_for_good_ends_the_process_too() -> None:
+    """The process does not wait for the threads that it gave up on."""
+    flags = ("--no-warmup", "--decode-threads", "1", "--stall-exit-seconds", "0.5", *_QUICK)
+    stuck = "def preprocess_image(self, content): get_stuck()"
+    async with server_process(*flags, encoder=stuck) as process:
+        await process.event("ready")
+        async with connect(process.port) as channel:
+            error = await refused(pb_grpc.AlignServiceStub(channel).EmbedImage(image_request(b"a")))
+
+        assert error.code is grpc.StatusCode.UNAVAILABLE
+        assert await process.wait() == _BEYOND_HELP
+
+
+async def test_a_device_that_never_works_again_ends_the_process() -> None:
+    """As after a fault of a CUDA device, which lasts as long as its process."""
+    broken = "def encode_texts(self, batch): raise RuntimeError"
+    flags = ("--no-warmup", "--stall-exit-seconds", "0.5", *_QUICK)
+    async with server_process(*flags, encoder=broken) as process:
+        await process.event("ready")
+        async with connect(process.port) as channel:
+            stub = pb_grpc.AlignServiceStub(channel)
+            reasons = {(await refused(stub.EmbedText(text_request(f"t {i}")))).reason for i in range(8)}
+
+        assert reasons == {"INFERENCE_FAILED"}
+        assert await process.wait() == _BEYOND_HELP
+
+
+async def test_a_stall_that_may_last_for_ever_ends_nothing() -> None:
+    """Where somebody wants to look at it first."""
+    flags = ("--no-warmup", "--stall-exit-seconds", "0", *_QUICK)
+    async with server_process(*flags, encoder="def encode_texts(self, batch): get_stuck()") as process:
+        await process.event("ready")
+        async with connect(process.port) as channel:
+            await refused(pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a")))
+            for _ in range(20):  # more looks of the watchdog than it would take
+                await refused(pb_grpc.AlignServiceStub(channel).EmbedText(text_request("b")))
+                await asyncio.sleep(0.05)
+
+        assert process.process.returncode is None
