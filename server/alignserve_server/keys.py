@@ -183,6 +183,7 @@ class KeyRing:
         try:
             self._keys = read_keys(self._path)
         except KeysError as error:
+            self._files.look_again()  # the file may be right, and the right to read it be missing
             _log.error("keys_not_read", reason=str(error), kept=len(self._keys))
         else:
             _log.info("keys_read", count=len(self._keys))

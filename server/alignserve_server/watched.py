@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 _INTERVAL_SECONDS = 1.0  # between looks
+
+_Signature: TypeAlias = tuple[int, int, int]
 
 
 class WatchedFiles:
@@ -16,7 +19,7 @@ class WatchedFiles:
         self._paths = paths
         self._clock = clock
         self._looked_at = clock()
-        self._seen = self._signature()
+        self._seen: list[_Signature | None] | None = self._signature()
 
     def have_changed(self) -> bool:
         """Says whether they have changed since they last had; looks once a second at the most."""
@@ -29,11 +32,15 @@ class WatchedFiles:
         self._seen = signature
         return has_changed
 
-    def _signature(self) -> list[tuple[int, int, int] | None]:
+    def look_again(self) -> None:
+        """Has the next look find a change: what the last one found could not be used."""
+        self._seen = None
+
+    def _signature(self) -> list[_Signature | None]:
         return [_signature(path) for path in self._paths]
 
 
-def _signature(path: Path) -> tuple[int, int, int] | None:
+def _signature(path: Path) -> _Signature | None:
     try:
         found = path.stat()  # of what a link leads to, which is how Kubernetes swaps secrets
     except OSError:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -155,6 +156,20 @@ class TestKeys:
             await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
 
         assert "keys_not_read" in "".join(capfd.readouterr())
+
+    async def test_a_file_that_can_be_read_again_is(self, keys_file, looks_always, monkeypatch) -> None:
+        """Even if it has not changed since it could not: a revoked key must not outlive a lack of rights."""
+        key = add_key(keys_file, "search")
+        async with running(keys_file=keys_file) as served:
+            with changed_keys(keys_file) as keys:
+                del keys["search"]
+            with monkeypatch.context() as denied:
+                denied.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "Permission denied")))
+                await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
+
+            error = await refused(served.stub.EmbedText(text_request("b"), metadata=bearer(key)))
+
+            assert error.reason == "KEY_INVALID"
 
     async def test_keys_are_nowhere_to_be_read(self, keys_file, capfd) -> None:
         """Neither a valid nor a wrong one is in logs, metrics or errors."""

@@ -52,7 +52,6 @@ class Certificates:
         self._publish_expiry = publish_expiry
         paths = [files.certificate, files.key, *([files.client_ca] if files.client_ca else [])]
         self._watched = WatchedFiles(paths)
-        self._is_stale = False
         try:
             first = self._read()
         except (OSError, ValueError) as error:
@@ -67,15 +66,14 @@ class Certificates:
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """Returns what has changed, for the connection that is about to be made; None if nothing has."""
-        self._is_stale = self._watched.have_changed() or self._is_stale
-        if not self._is_stale:
+        if not self._watched.have_changed():
             return None
         try:
             configuration = self._read()
         except Exception as error:  # noqa: BLE001 — gRPC would refuse the connection
+            self._watched.look_again()
             _log.error("certificate_not_read", reason=str(error))
             return None
-        self._is_stale = False
         _log.info("certificate_read")
         return configuration
 
