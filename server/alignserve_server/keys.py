@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -207,11 +208,17 @@ def _write(path: Path, keys: Mapping[str, Key]) -> None:
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            Path(temporary).chmod(path.stat().st_mode & 0o777)  # its group may be who runs the server
+            _give_away(Path(temporary), path.stat())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink()
         raise
+
+
+def _give_away(new: Path, old: os.stat_result) -> None:
+    """Lets those read the new file who could read the old one: the server may run as another user."""
+    os.chown(new, old.st_uid, old.st_gid)
+    new.chmod(stat.S_IMODE(old.st_mode))
 
 
 def _today() -> date:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from datetime import date
 from pathlib import Path
@@ -135,6 +136,19 @@ def test_a_change_that_fails_changes_nothing(path: Path) -> None:
 
     assert path.read_bytes() == before
     assert sorted(each.name for each in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_change_keeps_the_owner_of_the_file(path: Path) -> None:
+    """A server that runs as another user reads it after `keys revoke` as before."""
+    _add(path, "a")
+    os.chown(path, 1234, 4321)
+    path.chmod(0o640)
+
+    _add(path, "b")
+
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 4321, 0o640)
 
 
 class TestCommand:
