@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from alignserve_server.errors import StartupError
 from alignserve_server.logs import get_logger
@@ -59,19 +59,13 @@ class Key(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    salt: str
-    hash: str
+    salt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: frozenset[Scope]
-    max_requests_per_second: Annotated[float, Field(gt=0)] | None = None
+    max_requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_concurrent_requests: Annotated[int, Field(ge=1)] | None = None
     created: date
     expires: date | None = None
-
-    @field_validator("salt", "hash")
-    @classmethod
-    def _check_hex(cls, value: str) -> str:
-        bytes.fromhex(value)
-        return value
 
     def matches(self, secret: str) -> bool:
         """Says whether it is the secret's, in a time that does not depend on how much of it is right."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from datetime import date
@@ -90,8 +91,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add(arguments: argparse.Namespace) -> None:
     for name in ("max_requests_per_second", "max_concurrent_requests"):
         limit = getattr(arguments, name)
-        if limit is not None and limit <= 0:
-            raise KeysError(f"--{name.replace('_', '-')} {limit:g} would let nothing pass; give more than 0")
+        if limit is not None and not 0 < limit < math.inf:
+            raise KeysError(
+                f"--{name.replace('_', '-')} {limit:g} is no limit; give more than 0, or leave it out"
+            )
     with changed_keys(arguments.keys_file) as keys:
         if arguments.name in keys:
             raise KeysError(f"there is a key {arguments.name!r}; revoke it first, or take another name")

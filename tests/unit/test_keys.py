@@ -27,6 +27,11 @@ def _add(path: Path, name: str, **limits) -> str:
     return key
 
 
+def _kept(**spoilt: str) -> str:
+    kept = {"salt": "00" * 16, "hash": "00" * 32, "scopes": ["embed"], "created": "2026-11-25"}
+    return json.dumps({"a": kept | spoilt})
+
+
 def _ring(path: Path, today: str = "2026-11-25") -> KeyRing:
     return KeyRing(path, today=lambda: date.fromisoformat(today))
 
@@ -109,8 +114,8 @@ def test_a_name_that_a_key_cannot_carry_is_refused(path: Path, name: str) -> Non
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", '{"a": {}}', '{"a": {"salt": "zz"}}'],
-    ids=["empty", "list", "cut", "void", "hex"],
+    ["", "[]", "{", '{"a": {}}', _kept(salt="zz" * 16), _kept(salt="00" * 20), _kept(hash="")],
+    ids=["empty", "list", "cut", "void", "hex", "long salt", "no hash"],
 )
 def test_what_is_no_file_of_keys_ends_the_start(path: Path, content: str) -> None:
     """With the file's name; no server starts that would let nobody in, or everybody."""
@@ -180,7 +185,8 @@ class TestCommand:
         [
             (["add", "search"], "there is a key 'search'; revoke it first"),
             (["add", "Big"], "'Big' is no name"),
-            (["add", "none", "--max-requests-per-second", "0"], "would let nothing pass"),
+            (["add", "none", "--max-requests-per-second", "0"], "is no limit"),
+            (["add", "none", "--max-requests-per-second", "nan"], "is no limit"),
             (["revoke", "nobody"], "there is no key 'nobody'"),
         ],
     )
