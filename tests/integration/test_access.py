@@ -16,6 +16,12 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.errors import StartupError
 from alignserve_server.keys import Scope, changed_keys, new_key
 from alignserve_server.server import Server
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -388,7 +394,7 @@ class TestTls:
 
             assert served.sample(name, certificate="server") > time.time()
 
-    @pytest.mark.parametrize("spoil", ["missing", "no certificate", "another's key"])
+    @pytest.mark.parametrize("spoil", ["missing", "no certificate", "another's key", "encrypted key"])
     async def test_a_server_does_not_start_without_a_usable_certificate(self, authority, spoil) -> None:
         """The error names the flags."""
         certificate, key = authority.issue("server")
@@ -397,6 +403,11 @@ class TestTls:
             certificate.unlink()
         elif spoil == "no certificate":
             certificate.write_text("nothing")
+        elif spoil == "encrypted key":
+            plain = load_pem_private_key(key.read_bytes(), None)
+            key.write_bytes(
+                plain.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
+            )
         else:
             key = other_key
         server = Server(settings(tls_certificate=certificate, tls_key=key), lambda _: None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from alignserve_server.errors import StartupError
@@ -92,10 +93,13 @@ def _checked_expiry(certificate: bytes, key: bytes) -> float:
     """Returns the Unix time at which a certificate ends.
 
     Raises:
-        ValueError: It is none, or the key is another's.
+        ValueError: It is none, or the key is another's, encrypted or of an unknown kind.
     """
     leaf = x509.load_pem_x509_certificates(certificate)[0]
-    private = load_pem_private_key(key, password=None)
+    try:
+        private = load_pem_private_key(key, password=None)
+    except (TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
+        raise ValueError(f"the key cannot be read: {error}") from error
     theirs, ours = (
         public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         for public in (leaf.public_key(), private.public_key())
