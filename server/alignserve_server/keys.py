@@ -164,8 +164,7 @@ class KeyRing:
 
     def find(self, key: str) -> tuple[str, Key] | None:
         """Returns the name of a key and what is known of it, or None if it is not, or no longer, valid."""
-        if self._files.have_changed():
-            self._read_again()
+        self._keep_up()
         prefix, _, rest = key.partition("_")
         name, _, secret = rest.partition("_")
         known = self._keys.get(name, _NOBODY)
@@ -174,7 +173,17 @@ class KeyRing:
             return None
         return name, known
 
-    def _read_again(self) -> None:
+    def renewed(self, name: str, key: Key) -> Key | None:
+        """Returns what is known now of a key that was found before, or None if it is not valid any more."""
+        self._keep_up()
+        known = self._keys.get(name)
+        if known is None or known.hash != key.hash or known.has_expired(self._today()):
+            return None
+        return known
+
+    def _keep_up(self) -> None:
+        if not self._files.have_changed():
+            return
         try:
             self._keys = read_keys(self._path)
         except KeysError as error:

@@ -153,6 +153,30 @@ class TestKeys:
 
             assert error.reason == "KEY_INVALID"
 
+    async def test_a_key_is_checked_for_every_item_of_a_stream(self, keys_file, looks_always) -> None:
+        """Or a stream that never ends would outlive the key; the stream goes on when there is one again."""
+        key = add_key(keys_file, "search")
+        async with running(keys_file=keys_file) as served:
+            stream = served.stub.StreamInfer(metadata=bearer(key))
+
+            async def answer(correlation_id: str) -> pb.StreamInferResponse:
+                item = pb.StreamInferRequest(correlation_id=correlation_id, embed_text=text_request("a"))
+                await stream.write(item)
+                return await stream.read()
+
+            before = await answer("0")
+            with changed_keys(keys_file) as keys:
+                kept = keys.pop("search")
+            revoked = await answer("1")
+            with changed_keys(keys_file) as keys:
+                keys["search"] = kept.model_copy(update={"scopes": frozenset({Scope.CLASSIFY})})
+            narrowed = await answer("2")
+            stream.cancel()
+
+            assert before.WhichOneof("result") == "embed_text"
+            assert read_status(revoked.error)[2] == "KEY_INVALID"
+            assert read_status(narrowed.error)[2] == "SCOPE_MISSING"
+
     async def test_a_spoilt_file_changes_nothing(self, keys_file, looks_always, capfd) -> None:
         """Keys that were valid stay so, and the log says what is wrong."""
         key = add_key(keys_file, "search")
@@ -216,12 +240,10 @@ class TestQuotas:
             assert error.retry_delay_seconds is not None
             assert 0 < error.retry_delay_seconds <= 0.5 * 1.25
 
-    async def test_a_stream_above_the_rate_is_slowed_down(self, keys_file) -> None:
-        """It loses no item, and takes as long as its quota says."""
+    async def test_a_stream_above_the_rate_loses_no_item(self, keys_file) -> None:
+        """Its items wait, where a call would be refused."""
         key = add_key(keys_file, "slow", max_requests_per_second=20)
         async with running(keys_file=keys_file) as served:
-            loop = asyncio.get_running_loop()
-            start = loop.time()
             stream = served.stub.StreamInfer(metadata=bearer(key))
             for i in range(30):
                 await stream.write(
@@ -231,7 +253,6 @@ class TestQuotas:
             answers = [answer.WhichOneof("result") async for answer in stream]
 
             assert answers == ["embed_text"] * 30
-            assert loop.time() - start >= 0.45  # twenty at once, ten more at twenty a second
 
     @pytest.mark.parametrize("ending", ["ok", "cancel", "error"])
     async def test_calls_at_once_are_counted_down_however_they_end(self, keys_file, ending) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -45,15 +46,6 @@ class Caller:
     key: Key | None = None
     usage: _Usage = field(default_factory=_Usage)
 
-    def check_scope(self, scope: Scope) -> None:
-        """Passes if the caller may do this.
-
-        Raises:
-            ScopeMissing: It may not.
-        """
-        if self.key is not None and scope not in self.key.scopes:
-            raise _scope_missing({scope})
-
 
 _NOBODY = Caller()
 _current: ContextVar[Caller | ServingError] = ContextVar("caller", default=_NOBODY)
@@ -79,9 +71,15 @@ def is_refused() -> bool:
 class Access:
     """Checks keys, scopes and quotas. Without a key ring everybody may do everything."""
 
-    def __init__(self, keys: KeyRing | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        keys: KeyRing | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
         self._keys = keys
         self._clock = clock
+        self._sleep = sleep
         self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
 
     def identify(self, method: str, metadata: Metadata) -> None:
@@ -108,9 +106,9 @@ class Access:
             return
         self._check_concurrency(caller.key, caller.usage)
         if not counts_items:
-            delay = self._pay(caller)
+            delay = self._pay(caller.key, caller.usage)
             if delay > 0:
-                caller.usage.used_until -= self._cost(caller.key)
+                caller.usage.used_until -= _cost(caller.key)
                 raise QuotaExceeded(
                     f"more than {caller.key.max_requests_per_second:g} requests a second; "
                     "retry after the delay given",
@@ -122,9 +120,27 @@ class Access:
         finally:
             caller.usage.calls -= 1
 
-    def item_delay(self) -> float:
-        """Counts an item of a stream; returns for how many seconds it has to wait for its quota."""
-        return self._pay(current_caller())
+    async def admit_item(self, scope: Scope) -> None:
+        """Returns when an item of a stream may be served. Its key may have changed since the stream began.
+
+        Raises:
+            ServingError: The item is to be refused.
+        """
+        caller = current_caller()
+        if self._keys is None or caller.name is None or caller.key is None:
+            return
+        key = self._keys.renewed(caller.name, caller.key)
+        if key is None:
+            raise _key_invalid()
+        if scope not in key.scopes:
+            raise _scope_missing({scope})
+        delay = self._pay(key, caller.usage)
+        try:
+            if delay > 0:
+                await self._sleep(delay)
+        except asyncio.CancelledError:  # else those who give up and try again would wait longer each time
+            caller.usage.used_until -= _cost(key)
+            raise
 
     def _caller(self, method: str, metadata: Metadata) -> Caller:
         assert self._keys is not None  # noqa: S101 — else nobody asks
@@ -133,7 +149,7 @@ class Access:
             return _NOBODY
         found = self._keys.find(_presented(metadata))
         if found is None:
-            raise KeyInvalid("the API key is unknown, revoked or has expired; ask the operator for another")
+            raise _key_invalid()
         name, key = found
         needed = {Scope.ADMIN} if service.startswith(_REFLECTION) else _SCOPES.get(method, set(Scope))
         if not needed & key.scopes:
@@ -148,20 +164,21 @@ class Access:
                 retry_delay_seconds=0.1,
             )
 
-    def _pay(self, caller: Caller) -> float:
+    def _pay(self, key: Key, usage: _Usage) -> float:
         """Takes a request off the quota; returns the seconds until it is paid for, 0 if it is already.
 
         Requests are spaced evenly, but for a second's worth of them at once: a token bucket, as the generic
         cell rate algorithm (ITU-T I.371) writes it.
         """
-        if caller.key is None or caller.key.max_requests_per_second is None:
+        if key.max_requests_per_second is None:
             return 0.0
-        now, cost = self._clock(), self._cost(caller.key)
-        caller.usage.used_until = max(caller.usage.used_until, now) + cost
-        return max(0.0, caller.usage.used_until - now - max(_BURST_SECONDS, cost))
+        now, cost = self._clock(), _cost(key)
+        usage.used_until = max(usage.used_until, now) + cost
+        return max(0.0, usage.used_until - now - max(_BURST_SECONDS, cost))
 
-    def _cost(self, key: Key) -> float:
-        return 1.0 / key.max_requests_per_second if key.max_requests_per_second else 0.0
+
+def _cost(key: Key) -> float:
+    return 1.0 / key.max_requests_per_second if key.max_requests_per_second else 0.0
 
 
 def _presented(metadata: Metadata) -> str:
@@ -171,6 +188,10 @@ def _presented(metadata: Metadata) -> str:
             if scheme.lower() == _SCHEME and key.strip():
                 return key.strip()
     raise KeyMissing("no API key; send the metadata 'authorization: Bearer KEY'")
+
+
+def _key_invalid() -> KeyInvalid:
+    return KeyInvalid("the API key is unknown, revoked or has expired; ask the operator for another")
 
 
 def _scope_missing(needed: set[Scope]) -> ScopeMissing:

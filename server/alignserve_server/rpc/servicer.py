@@ -18,7 +18,7 @@ from alignserve_server.errors import RequestEmpty
 from alignserve_server.keys import Scope
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc import convert
-from alignserve_server.rpc.access import Access, current_caller
+from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.callers import flow_of
 from alignserve_server.rpc.health import Readiness
 from alignserve_server.rpc.streaming import InferStream
@@ -90,9 +90,8 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     async def _infer(self, request: pb.StreamInferRequest, call: Call) -> pb.StreamInferResponse:
         self._readiness.check_model()  # not `check`: a stream that is draining answers what it has read
         kind = request.WhichOneof("request")
-        current_caller().check_scope(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
-        if (delay := self._access.item_delay()) > 0:
-            await asyncio.sleep(delay)  # the stream is not read meanwhile
+        # The stream is not read meanwhile.
+        await self._access.admit_item(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
         if kind == "embed_image":
             return pb.StreamInferResponse(embed_image=await self._embed_image(request.embed_image, call))
         if kind == "embed_text":
