@@ -10,7 +10,7 @@ import alignserve
 import grpc
 import numpy as np
 import pytest
-from alignserve import Client, RetryPolicy, TextItem
+from alignserve import AsyncClient, Client, RetryPolicy, TextItem
 from alignserve.testing import FakeServer
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -183,6 +183,32 @@ def test_an_api_key_goes_with_every_call_and_nowhere_else(server: FakeServer) ->
 
         assert server.received[0].metadata["authorization"] == "Bearer as_search_secret"
         assert "secret" not in repr(client) + repr(client._terms)
+
+
+def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> None:
+    """As `keys add >file` writes it."""
+    with Client(server.target, api_key="as_search_secret\n") as client:
+        client.embed_text("a")
+
+    assert server.received[0].metadata["authorization"] == "Bearer as_search_secret"
+
+
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"api_key": "as_\u00fc_secret"},
+        {"api_key": " \n"},
+        {"metadata": [("authorization", "Bearer secret\n")]},
+    ],
+    ids=["no ASCII", "empty", "line break"],
+)
+async def test_what_no_header_can_carry_is_refused_at_once(client_class, terms) -> None:
+    """By both clients, and without telling the secret."""
+    with pytest.raises(ValueError, match=r"API key|metadata") as error:
+        client_class("127.0.0.1:1", **terms)
+
+    assert "secret" not in str(error.value)
 
 
 def test_keys_of_metadata_may_be_written_as_in_http(server: FakeServer) -> None:

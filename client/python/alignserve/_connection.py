@@ -53,6 +53,6 @@ def metadata(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _api_key(args: argparse.Namespace) -> str | None:
     if args.api_key_file is not None:
-        key: str = args.api_key_file.read_text().strip()
+        key: str = args.api_key_file.read_text()
         return key
     return os.environ.get("ALIGNSERVE_API_KEY") or None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import grpc
 
@@ -18,6 +18,8 @@ Priority: TypeAlias = Literal["interactive", "bulk"]
 
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 _PRIORITY_KEY = "alignserve-priority"
+
+_Value = TypeVar("_Value", bound=str | bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Terms:
             timeout_seconds,
             # gRPC refuses upper case
             (
-                *((key.lower(), value) for key, value in metadata),
+                *((key.lower(), _sendable(key, value)) for key, value in metadata),
                 *key_metadata(api_key),
                 *priority_metadata(priority),
             ),
@@ -77,8 +79,12 @@ class Terms:
 
 
 def key_metadata(api_key: str | None) -> list[tuple[str, str]]:
-    """Returns what carries an API key."""
-    return [] if api_key is None else [("authorization", f"Bearer {api_key}")]
+    """Returns what carries an API key; around it there may be blanks, as files end with a line break."""
+    if api_key is None:
+        return []
+    if not (key := api_key.strip()):
+        raise ValueError("the API key is empty")
+    return [("authorization", _sendable("authorization", f"Bearer {key}"))]
 
 
 def priority_metadata(priority: Priority) -> list[tuple[str, str]]:
@@ -86,6 +92,13 @@ def priority_metadata(priority: Priority) -> list[tuple[str, str]]:
     if priority not in PRIORITIES:
         raise ValueError(f"priority {priority!r} is unknown; use {' or '.join(PRIORITIES)}")
     return [] if priority == "interactive" else [(_PRIORITY_KEY, priority)]
+
+
+def _sendable(key: str, value: _Value) -> _Value:
+    """Returns the value of a header; to a wrong one gRPC answers late, and in asyncio never."""
+    if isinstance(value, str) and not (value.isascii() and value.isprintable()):
+        raise ValueError(f"metadata {key!r} may hold printable ASCII alone")  # the value may be secret
+    return value
 
 
 def finite(seconds: float) -> float | None:
