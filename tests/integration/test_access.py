@@ -390,6 +390,28 @@ class TestTls:
 
             assert error.code is grpc.StatusCode.UNAVAILABLE
 
+    async def test_renewed_roots_of_clients_hold_for_new_connections(
+        self, authority, looks_always, tmp_path
+    ) -> None:
+        """Clients of the old ones stay outside; connections that are there go on."""
+        certificate, key = authority.issue("server")
+        roots = authority.write_root()
+        (tmp_path / "renewed").mkdir()
+        renewed = Authority(tmp_path / "renewed")
+        old_client, new_client = authority.issue("client"), renewed.issue("client")
+        async with running(tls_certificate=certificate, tls_key=key, tls_client_ca=roots) as served:
+            old = secure_stub(served, authority.root, *old_client)
+            await old.EmbedText(text_request("a"))
+            roots.write_bytes(renewed.root)
+
+            await secure_stub(served, authority.root, *new_client).EmbedText(text_request("b"))
+            await old.EmbedText(text_request("c"))
+            error = await refused(
+                secure_stub(served, authority.root, *old_client).EmbedText(text_request("d"))
+            )
+
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+
     async def test_a_certificate_without_its_key_changes_nothing(
         self, authority, looks_always, capfd
     ) -> None:

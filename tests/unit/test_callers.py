@@ -20,3 +20,10 @@ from alignserve_server.rpc.callers import caller_of
 def test_a_caller_is_a_host(peer: str, caller: str) -> None:
     """All connections of a host are one caller."""
     assert caller_of(Mock(peer=lambda: peer, auth_context=dict)) == caller
+
+
+def test_a_caller_with_a_certificate_is_its_common_name() -> None:
+    """From whichever host."""
+    context = Mock(peer=lambda: "ipv4:10.1.2.3:50123", auth_context=lambda: {"x509_common_name": [b"search"]})
+
+    assert caller_of(context) == "certificate:search"
