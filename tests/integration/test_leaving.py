@@ -67,26 +67,39 @@ async def test_an_expired_call_is_answered_while_the_device_is_busy(served: Runn
     assert served.items("text")["accepted"] == 2
 
 
-async def test_a_killed_client_leaves_nothing_in_the_queue(served: RunningServer) -> None:
-    """kill -9 of a client process frees the place of its call."""
+@pytest.mark.parametrize(
+    "call",
+    [
+        "stub.EmbedText(text)",
+        "ids = map(str, itertools.count())\n"
+        "list(stub.StreamInfer(pb.StreamInferRequest(correlation_id=i, embed_text=text) for i in ids))",
+    ],
+    ids=["unary", "stream"],
+)
+async def test_a_killed_client_leaves_nothing_in_the_queue(served: RunningServer, call: str) -> None:
+    """kill -9 of a client process frees the places of its call, or of all that its stream has sent."""
     plug = await hold_device(served)
     code = (
-        "import grpc, sys; from alignserve.v1 import align_service_pb2 as pb, align_service_pb2_grpc as g; "
-        "g.AlignServiceStub(grpc.insecure_channel(sys.argv[1])).EmbedText(pb.EmbedTextRequest(texts=['killed']))"
+        "import grpc, itertools, sys\n"
+        "from alignserve.v1 import align_service_pb2 as pb, align_service_pb2_grpc as g\n"
+        "stub = g.AlignServiceStub(grpc.insecure_channel(sys.argv[1]))\n"
+        f"text = pb.EmbedTextRequest(texts=['killed'])\n{call}"
     )
     client = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, f"127.0.0.1:{served.server.port}"
     )
-    await until(lambda: served.waiting("text") == 1)
+    await until(lambda: served.waiting("text") >= 1)
 
     client.kill()
     await client.wait()
-    await until(lambda: served.waiting("text") == 0)
+    await until(lambda: served.waiting("text") == served.items("text")["in_flight"] - 1 == 0)
     served.encoder.gate.set()
     await plug
 
     assert served.encoder.key("killed") not in reached_device(served)
-    assert served.items("text")["cancelled"] == 1
+    await until(lambda: served.items("text")["in_flight"] == 0)
+    account = served.items("text")
+    assert account["accepted"] - account["cancelled"] == account["ok"] == 1
 
 
 async def test_half_of_many_queued_calls_cancelled_leaves_exactly_the_other_half(
