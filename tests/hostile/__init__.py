@@ -1,0 +1,1 @@
+"""Input made to break what reads it, sent to a live server."""

@@ -1,0 +1,51 @@
+"""One live server for all hostile tests, which has to survive each of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from alignserve_server.metrics import MODALITIES
+
+from tests.hostile.live import LiveServer
+from tests.integration.serving import connect
+from tests.processes import ServerProcess, server_process
+
+_TALLIES = pytest.StashKey[dict[str, Counter[str]]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints how much hostile input was sent and how it ended."""
+    for source, tally in config.stash.get(_TALLIES, {}).items():
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in tally.most_common())
+        terminalreporter.write_line(f"hostile input, {source}: {tally.total()} sent: {outcomes}")
+
+
+@pytest.fixture
+def tallies(request: pytest.FixtureRequest) -> dict[str, Counter[str]]:
+    """Outcomes by source, printed after the last test."""
+    return request.config.stash.setdefault(_TALLIES, {})
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    """A server on the embedded checkpoint, the same for all tests."""
+    with server_process() as process:
+        yield process
+
+
+@pytest.fixture
+async def live(server: ServerProcess) -> AsyncIterator[LiveServer]:
+    """The server, which must be unharmed after the test: it runs, answers as before, and has lost nothing."""
+    async with connect(server.port) as channel:
+        live = LiveServer(server, channel)
+        before = await live.good_embedding()
+        yield live
+    async with connect(server.port) as channel:
+        live = LiveServer(server, channel)
+        assert live.is_running
+        assert await live.good_embedding() == before
+        for modality in MODALITIES:
+            account = await live.account(modality)
+            assert account.pop("accepted") == sum(account.values())

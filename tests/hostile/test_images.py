@@ -1,0 +1,74 @@
+"""Images made to break decoders are embedded or refused, one by one, and harm nobody."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from tests.hostile.corpora import IMAGES, Corpus
+from tests.hostile.live import OK, PHOTOS, LiveServer, Outcome, stream_request
+from tests.hostile.mutations import SIGNATURES, mutants
+
+pytestmark = pytest.mark.hostile
+
+_MUTANTS_OF_A_FILE = 6
+_MUTANTS_OF_OURS = 25
+_REFUSED = {
+    Outcome("INVALID_ARGUMENT", reason, ("images[0].content",))
+    for reason in ("REQUEST_EMPTY", "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE")
+}
+
+
+def _ours() -> Iterator[bytes]:
+    """Yields the repository's photos and small images of many kinds, and damaged copies of them."""
+    photos = [path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))]
+    for content in (*photos, *_drawn()):
+        yield content
+        yield from mutants(content, _MUTANTS_OF_OURS)
+
+
+def _drawn() -> Iterator[bytes]:
+    gradient = Image.radial_gradient("L")
+    kinds = [("JPEG", "L RGB CMYK"), ("PNG", "1 L LA P RGB RGBA I;16"), ("WEBP", "RGB RGBA")]
+    kinds += [("GIF", "L P"), ("BMP", "1 L P RGB")]
+    for file_format, modes in kinds:
+        for mode in modes.split():
+            buffer = BytesIO()
+            gradient.convert(mode).save(buffer, file_format)
+            yield buffer.getvalue()
+
+
+def _with_mutants(corpus: Corpus) -> Iterator[bytes]:
+    """Yields a corpus and damaged copies of those files that a decoder would look into."""
+    for path in corpus.files():
+        content = path.read_bytes()
+        yield content
+        if content.startswith(SIGNATURES):
+            yield from mutants(content, _MUTANTS_OF_A_FILE)
+
+
+def _sources() -> Iterator[pytest.ParameterSet]:
+    yield pytest.param(_ours, id="ours")
+    for corpus in IMAGES:
+        is_absent = pytest.mark.skipif(
+            not corpus.files(), reason=f"corpus {corpus.name} has 0 files here; `make hostile` fetches it"
+        )
+        yield pytest.param(lambda corpus=corpus: _with_mutants(corpus), id=corpus.name, marks=is_absent)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("source", list(_sources()))
+async def test_every_image_is_embedded_or_refused(
+    live: LiveServer, source: Callable[[], Iterator[bytes]], tallies: dict[str, Counter[str]], request
+) -> None:
+    """By call and by stream alike, with the reason and the field; nothing is the server's own failure."""
+    by_call = await live.embed_one_by_one(source())
+    by_stream = await live.stream(map(stream_request, source()))
+
+    tallies[request.node.callspec.id] = Counter(each.reason or each.code for each in by_call + by_stream)
+    assert set(by_call) <= {OK, *_REFUSED}
+    assert by_stream == by_call
