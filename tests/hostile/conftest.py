@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from alignserve_server.metrics import MODALITIES
 
-from tests.hostile.live import LiveServer
+from tests.hostile.live import DECODE_THREADS, LiveServer
 from tests.integration.serving import connect
 from tests.processes import ServerProcess, server_process
 
@@ -31,7 +31,7 @@ def tallies(request: pytest.FixtureRequest) -> dict[str, Counter[str]]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
     """A server on the embedded checkpoint, the same for all tests."""
-    with server_process() as process:
+    with server_process("--decode-threads", str(DECODE_THREADS)) as process:
         yield process
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,15 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.serving import PACKED, image_request, read_status, refusal_of
+from tests.integration.serving import image_request, read_status, refusal_of
 from tests.processes import ROOT, ServerProcess
 
 PHOTOS = ROOT / "tests" / "data" / "photos"
 GOOD_IMAGE = (PHOTOS / "cat.jpg").read_bytes()
+
+DECODE_THREADS = 2
+# Each holds a picture of as many pixels as the server allows, with up to four channels, and its RGB copy.
+MAX_DECODING_BYTES = DECODE_THREADS * 25_000_000 * (4 + 3) + (64 << 20)
 
 _AT_ONCE = 16  # calls
 _OUTCOMES = ("ok", "failed", "cancelled", "expired")
@@ -31,6 +35,7 @@ class Outcome:
     code: str
     reason: str = ""
     fields: tuple[str, ...] = ()
+    response: Any = field(default=None, compare=False, repr=False)
 
 
 OK = Outcome("OK")
@@ -39,11 +44,23 @@ OK = Outcome("OK")
 async def outcome_of(call: Awaitable[Any]) -> Outcome:
     """Awaits a call, whether it succeeds or not."""
     try:
-        await call
+        return Outcome("OK", response=await call)
     except grpc.aio.AioRpcError as error:
         refusal = refusal_of(error)
         return Outcome(refusal.code.name, refusal.reason, tuple(refusal.fields))
-    return OK
+
+
+async def outcomes_of(calls: Iterable[Awaitable[Any]]) -> list[Outcome]:
+    """Awaits calls, a few at a time, and returns their outcomes in order."""
+    outcomes: dict[int, Outcome] = {}
+    numbered = enumerate(calls)
+
+    async def caller() -> None:
+        for number, call in numbered:
+            outcomes[number] = await outcome_of(call)
+
+    await asyncio.gather(*(caller() for _ in range(_AT_ONCE)))
+    return [outcomes[number] for number in sorted(outcomes)]
 
 
 class LiveServer:
@@ -79,18 +96,6 @@ class LiveServer:
     def watch_memory(self) -> MemoryWatch:
         """Starts to watch how much memory the process takes at the most."""
         return MemoryWatch(self._process.pid)
-
-    async def embed_one_by_one(self, images: Iterable[bytes]) -> list[Outcome]:
-        """Sends each image as a unary call, and returns the outcomes in order."""
-        outcomes: dict[int, Outcome] = {}
-        numbered = enumerate(images)
-
-        async def caller() -> None:
-            for number, content in numbered:
-                outcomes[number] = await outcome_of(self.stub.EmbedImage(image_request(content)))
-
-        await asyncio.gather(*(caller() for _ in range(_AT_ONCE)))
-        return [outcomes[number] for number in sorted(outcomes)]
 
     async def stream(self, requests: Iterable[pb.StreamInferRequest]) -> list[Outcome]:
         """Sends requests over one stream, and returns the outcomes in order."""
@@ -137,16 +142,10 @@ class MemoryWatch:
         return int(status["VmHWM"].split()[0]) << 10
 
 
-def stream_request(content: bytes) -> pb.StreamInferRequest:
-    """Builds a stream's item for one image."""
-    return pb.StreamInferRequest(
-        embed_image=pb.EmbedImageRequest(images=[pb.Image(content=content)], embedding_options=PACKED)
-    )
-
-
 def _outcome_in(response: pb.StreamInferResponse) -> Outcome:
-    if not response.HasField("error"):
-        return OK
+    kind = response.WhichOneof("result")
+    if kind != "error":
+        return Outcome("OK", response=getattr(response, kind))
     code, _, reason, fields, *_ = read_status(response.error)
     (name,) = (each.name for each in grpc.StatusCode if each.value[0] == code)
     return Outcome(name, reason, tuple(fields))

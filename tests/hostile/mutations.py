@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")
@@ -16,6 +17,18 @@ def mutants(content: bytes, count: int) -> Iterator[bytes]:
     rng = random.Random(content)
     for _ in range(count):
         yield rng.choice(_MUTATIONS)(bytearray(content), rng)
+
+
+def with_dimensions(content: bytes, width: int, height: int) -> bytes:
+    """Returns an image that says it is so large, or as near to it as its format can say."""
+    position, field = _dimensions_of(content)
+    limit = (1 << 8 * struct.calcsize(field) // 2) - 1
+    changed = bytearray(content.ljust(position + struct.calcsize(field), b"\0"))
+    sides = (width, height) if field != ">HH" else (height, width)  # JPEG has the height first
+    struct.pack_into(field, changed, position, *(min(side, limit) for side in sides))
+    if changed.startswith(b"\x89PNG"):
+        changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))  # or the header is not even read
+    return bytes(changed)
 
 
 def _truncated(content: bytearray, rng: random.Random) -> bytes:
@@ -34,15 +47,10 @@ def _with_another_header(content: bytearray, rng: random.Random) -> bytes:
 
 
 def _with_other_dimensions(content: bytearray, rng: random.Random) -> bytes:
-    position, field = _dimensions_of(content)
-    limit = (1 << 8 * struct.calcsize(field) // 2) - 1
-    sides = (min(rng.choice(_LENGTHS), limit) for _ in range(2))
-    if position + struct.calcsize(field) <= len(content):
-        struct.pack_into(field, content, position, *sides)
-    return bytes(content)
+    return with_dimensions(bytes(content), rng.choice(_LENGTHS), rng.choice(_LENGTHS))
 
 
-def _dimensions_of(content: bytearray) -> tuple[int, str]:
+def _dimensions_of(content: bytes) -> tuple[int, str]:
     """Returns where a format keeps width and height, and as what."""
     if content.startswith(b"\x89PNG"):
         return 16, ">II"

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 
 import pytest
+from alignserve.v1 import align_service_pb2 as pb
 from PIL import Image
 
 from tests.hostile.corpora import IMAGES, Corpus
-from tests.hostile.live import OK, PHOTOS, LiveServer, Outcome, stream_request
+from tests.hostile.live import MAX_DECODING_BYTES, OK, PHOTOS, LiveServer, Outcome, outcomes_of
 from tests.hostile.mutations import SIGNATURES, mutants
+from tests.integration.serving import image_request
 
 pytestmark = pytest.mark.hostile
 
 _MUTANTS_OF_A_FILE = 6
-_MUTANTS_OF_OURS = 25
+_MUTANTS_OF_OURS = 10
 _REFUSED = {
     Outcome("INVALID_ARGUMENT", reason, ("images[0].content",))
     for reason in ("REQUEST_EMPTY", "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE")
@@ -66,9 +68,24 @@ async def test_every_image_is_embedded_or_refused(
     live: LiveServer, source: Callable[[], Iterator[bytes]], tallies: dict[str, Counter[str]], request
 ) -> None:
     """By call and by stream alike, with the reason and the field; nothing is the server's own failure."""
-    by_call = await live.embed_one_by_one(source())
-    by_stream = await live.stream(map(stream_request, source()))
+    memory = live.watch_memory()
+
+    by_call = await outcomes_of(live.stub.EmbedImage(image_request(content)) for content in source())
+    by_stream = await live.stream(
+        pb.StreamInferRequest(embed_image=image_request(content)) for content in source()
+    )
 
     tallies[request.node.callspec.id] = Counter(each.reason or each.code for each in by_call + by_stream)
     assert set(by_call) <= {OK, *_REFUSED}
     assert by_stream == by_call
+    assert memory.growth < MAX_DECODING_BYTES
+
+
+async def test_no_vector_graphic_is_accepted(live: LiveServer) -> None:
+    """What draws by program, loads other files and runs scripts is no image here, compressed or not."""
+    paths = [path for corpus in IMAGES for path in corpus.files() if path.suffix in (".svg", ".svgz")]
+    drawings = [b"<svg xmlns='http://www.w3.org/2000/svg'/>", *(path.read_bytes() for path in paths)]
+
+    outcomes = await outcomes_of(live.stub.EmbedImage(image_request(drawing)) for drawing in drawings)
+
+    assert set(outcomes) <= _REFUSED
