@@ -6,7 +6,7 @@ IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format typecheck protos baseline bench peers clean
+.PHONY: help setup run test hostile lint format typecheck protos baseline bench peers clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ run: $(STAMP) ## Start a server on the embedded checkpoint, classify a photo, ke
 
 test: lint typecheck ## Run every check and every test
 	$(BIN)/python -m pytest
+
+hostile: $(STAMP) ## Fetch files made to break what reads them, and send them to a live server
+	-@$(BIN)/python -m tests.hostile.corpora
+	$(BIN)/python -m pytest -m hostile
 
 lint: $(STAMP) ## Check style, import direction, protos and generated stubs
 	$(BIN)/ruff check .
