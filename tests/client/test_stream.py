@@ -149,6 +149,15 @@ def test_broken_streams_are_reopened_without_loss_or_repeat(
     assert len(time.sleeps) >= 5  # once per break
 
 
+def test_a_stream_that_was_reset_is_reopened(server: FakeServer, collect: Collect) -> None:
+    """A proxy whose server died ends a stream by a reset, which gRPC reports as INTERNAL."""
+    server.break_stream(5, grpc.StatusCode.INTERNAL, reason="")
+
+    results = collect(texts(10), ordered=True)
+
+    assert [result.id for result in results] == list(range(10))
+
+
 def test_a_stream_that_stays_broken_gives_up(server: FakeServer, collect: Collect, time: Any) -> None:
     """After the allowed attempts without an answer the error is raised, and what was answered is not lost."""
     for after in (2, 0, 0):
@@ -175,11 +184,14 @@ def test_an_item_that_the_server_cannot_take_now_is_sent_again(
     assert len(time.sleeps) == 2
 
 
-def test_an_error_that_is_no_break_ends_the_stream(server: FakeServer, client: Client, time: Any) -> None:
-    """Credentials do not get better by reconnecting."""
-    server.break_stream(0, grpc.StatusCode.PERMISSION_DENIED, "DENIED")
+@pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL])
+def test_an_error_that_is_no_break_ends_the_stream(
+    server: FakeServer, client: Client, time: Any, code: grpc.StatusCode
+) -> None:
+    """Credentials do not get better by reconnecting, nor does a server's bug."""
+    server.break_stream(0, code, "REASON")
 
-    with pytest.raises(alignserve.PermissionDeniedError):
+    with pytest.raises(alignserve.AlignserveError, match="REASON"):
         list(client.stream(texts(1)))
 
     assert time.sleeps == []

@@ -10,6 +10,7 @@ import grpc
 from alignserve.errors import (
     AlignserveError,
     DeadlineExceededError,
+    InternalError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -113,7 +114,7 @@ def reconnect_delay_seconds(
         AlignserveError: `error` itself, if it is no break or was met too often.
         DeadlineExceededError: The pause would outlast the deadline.
     """
-    if not isinstance(error, UnavailableError) or attempt >= policy.max_stream_attempts:
+    if not _is_break(error) or attempt >= policy.max_stream_attempts:
         raise error
     delay = _delay_seconds(policy, error, attempt, random)
     if delay >= remaining_seconds:
@@ -127,6 +128,15 @@ def stream_expired() -> DeadlineExceededError:
         "the time given for the stream is over; allow more by timeout_seconds",
         grpc.StatusCode.DEADLINE_EXCEEDED,
     )
+
+
+def _is_break(error: AlignserveError) -> bool:
+    """Says whether the stream may go on over another connection.
+
+    The server gives a reason for each INTERNAL. One without is a reset, by which a proxy ends the streams of
+    a server that died; or grpc.aio has forgotten the server's status, over a message that it was sending.
+    """
+    return isinstance(error, UnavailableError) or (isinstance(error, InternalError) and not error.reason)
 
 
 def _delay_seconds(

@@ -150,7 +150,7 @@ class AsyncStream:
         try:
             error = await self._take_answers(call)
         except grpc.aio.AioRpcError as cause:
-            return _unmasked(error_from_call(cause))
+            return error_from_call(cause)
         finally:
             call.cancel()  # does nothing to a call that has ended; otherwise also ends its sender
         if error is None and self._ledger.has_unanswered:
@@ -186,14 +186,6 @@ class AsyncStream:
 
     def _remaining_seconds(self) -> float:
         return self._terms.remaining_seconds(self._deadline)
-
-
-def _unmasked(error: AlignserveError) -> AlignserveError:
-    # A message that grpc.aio is sending when the server ends the call makes it forget the server's status and
-    # report this one. Opening the stream again shows what the matter is.
-    if error.code is grpc.StatusCode.INTERNAL and error.message == "Internal error from Core":
-        return UnavailableError("the server ended the stream", grpc.StatusCode.UNAVAILABLE)
-    return error
 
 
 async def _iterated(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncGenerator[Item, None]:
