@@ -164,6 +164,19 @@ class ShuttingDown(ServingError):
         )
 
 
+class StreamAged(ServingError):
+    """Streams end now and then, so that balancers can move them and connections can be replaced."""
+
+    code = "UNAVAILABLE"
+    reason = "STREAM_AGED"
+    is_retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the stream has reached its age; send what is unanswered on a new one", retry_delay_seconds=0.0
+        )
+
+
 class ModelStalled(ServingError):
     code = "UNAVAILABLE"
     reason = "MODEL_STALLED"

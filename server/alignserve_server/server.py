@@ -77,7 +77,14 @@ class Server:
         self._limits = _limits(settings)
         self._version = version("alignserve")
         access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file))
-        self._servicer = AlignServicer(self._readiness, access, self._limits, self.metrics, self._version)
+        self._servicer = AlignServicer(
+            self._readiness,
+            access,
+            self._limits,
+            self.metrics,
+            self._version,
+            max_stream_age_seconds=settings.max_stream_age_seconds or _FOREVER_SECONDS,
+        )
         self._interceptor = ServingInterceptor(self.metrics, access)
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(settings))
         self._batcher: Batcher | None = None
@@ -419,7 +426,7 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.min_recv_ping_interval_without_data_ms": 10_000,
     }
-    if settings.max_connection_age_seconds is not None:
+    if settings.max_connection_age_seconds:
         options["grpc.max_connection_age_ms"] = round(settings.max_connection_age_seconds * 1000)
         options["grpc.max_connection_age_grace_ms"] = round(settings.max_connection_age_grace_seconds * 1000)
     return list(options.items())

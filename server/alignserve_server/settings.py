@@ -169,11 +169,16 @@ class Settings(BaseSettings):
         30.0, gt=0, description="idle time before the server pings a client"
     )
     keepalive_timeout_seconds: float = Field(10.0, gt=0, description="time for a client to answer a ping")
-    max_connection_age_seconds: float | None = Field(
-        None, gt=0, description="age at which a connection is told to reconnect; default: never"
+    max_connection_age_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="age, give or take a tenth, at which clients are told to reconnect; 0 is never",
     )
     max_connection_age_grace_seconds: float = Field(
-        60.0, gt=0, description="time for the calls of an aged connection to finish"
+        300.0, gt=0, description="then, time for the connection's calls to finish; the rest is cut off"
+    )
+    max_stream_age_seconds: float = Field(
+        240.0, ge=0, description="age at which a stream ends, with all that was read answered; 0 is never"
     )
 
     # Logs
@@ -213,6 +218,16 @@ class Settings(BaseSettings):
         return self.tls_certificate is not None and (
             self.keys_file is not None or self.tls_client_ca is not None
         )
+
+    @model_validator(mode="after")
+    def _check_ages(self) -> Settings:
+        grace = self.max_connection_age_grace_seconds
+        if self.max_connection_age_seconds and not 0 < self.max_stream_age_seconds < grace:
+            raise ValueError(
+                f"max_stream_age_seconds ({self.max_stream_age_seconds}) is not between 0 and "
+                f"max_connection_age_grace_seconds ({grace}), so connections would cut streams off"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_device(self) -> Settings:

@@ -123,7 +123,8 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str, name:
         ("shutdown_grace_seconds", -1, 0),
         ("stall_timeout_seconds", 0, 0.001),
         ("watchdog_interval_seconds", 0, 0.001),
-        ("max_connection_age_seconds", 0, 1),
+        ("max_connection_age_seconds", -1, 0),
+        ("max_stream_age_seconds", -1, 1),
         ("metrics", "perhaps", "off"),
         ("dtype", "int4", "int8"),
         ("log_level", "loud", "debug"),
@@ -174,6 +175,16 @@ def test_sizes_that_exclude_each_other_are_refused(
 
     with pytest.raises(ValidationError, match=message):
         load_settings(wrong)
+
+
+@pytest.mark.parametrize("age", [0, 60])
+def test_streams_end_before_their_connection_is_cut_off(age: float) -> None:
+    """A stream that begins as its connection comes of age has only the grace, unless connections stay."""
+    ages = {"max_stream_age_seconds": age, "max_connection_age_grace_seconds": 60}
+    load_settings({**ages, "max_connection_age_seconds": 0})
+
+    with pytest.raises(ValidationError, match="max_stream_age_seconds"):
+        load_settings({**ages, "max_connection_age_seconds": 1})
 
 
 @pytest.mark.parametrize(

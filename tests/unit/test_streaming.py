@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.batching.engine import Call
-from alignserve_server.errors import QueueFull, ShuttingDown
+from alignserve_server.errors import QueueFull, ShuttingDown, StreamAged
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc.streaming import InferStream
 
@@ -157,7 +157,7 @@ async def test_a_stream_drained_before_it_begins_ends(stream, service):
     running = asyncio.create_task(stream.run(_endless()))
     await asyncio.sleep(0)  # `run` has begun, its reader has not
 
-    stream.drain()
+    stream.drain(ShuttingDown)
 
     with pytest.raises(ShuttingDown):
         await asyncio.wait_for(running, 5.0)
@@ -170,10 +170,36 @@ async def test_a_drained_stream_answers_what_it_has_read(stream, service, writte
     running = asyncio.create_task(stream.run(_endless()))
     await settle()
 
-    stream.drain()
+    stream.drain(ShuttingDown)
     await settle()
     service.answers[0].set_result(None)
 
     with pytest.raises(ShuttingDown):
         await running
+    assert written == ["0"]
+
+
+async def test_a_stream_is_drained_for_the_first_reason(stream, service):
+    """A stream that has reached its age says so, also if the server stops meanwhile."""
+    running = asyncio.create_task(stream.run(_endless()))
+    await settle()
+
+    stream.drain(StreamAged)
+    stream.drain(ShuttingDown)
+    for answer in service.answers:
+        answer.set_result(None)
+
+    with pytest.raises(StreamAged):
+        await running
+
+
+async def test_a_stream_that_has_read_everything_ends_well(stream, service, written):
+    """When the client has sent all, there is nothing for it to send elsewhere."""
+    running = asyncio.create_task(stream.run(_requests(1)))
+    await settle()
+
+    stream.drain(StreamAged)
+    service.answers[0].set_result(None)
+    await running
+
     assert written == ["0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from alignserve_server.batching.engine import Call, Engine
-from alignserve_server.errors import RequestEmpty
+from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
 from alignserve_server.keys import Scope
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc import convert
@@ -36,6 +37,8 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         limits: convert.RequestLimits,
         metrics: Metrics,
         server_version: str,
+        *,
+        max_stream_age_seconds: float,
     ) -> None:
         self.engine: Engine | None = None
         self._readiness = readiness
@@ -43,6 +46,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         self._limits = limits
         self._metrics = metrics
         self._server_version = server_version
+        self._max_stream_age_seconds = max_stream_age_seconds
         self._streams: set[InferStream] = set()
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Context) -> pb.EmbedImageResponse:
@@ -77,15 +81,21 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
             max_in_flight=self._limits.max_stream_in_flight,
         )
         self._streams.add(stream)
+        aging = asyncio.get_running_loop().call_later(self._stream_age_seconds(), stream.drain, StreamAged)
         try:
             await stream.run(requests)
         finally:
+            aging.cancel()
             self._streams.discard(stream)
 
     def drain_streams(self) -> None:
         """Lets every stream answer what it has read and end."""
         for stream in self._streams:
-            stream.drain()
+            stream.drain(ShuttingDown)
+
+    def _stream_age_seconds(self) -> float:
+        # At most the limit, and spread: streams that began together should not come back together.
+        return self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
 
     async def _infer(self, request: pb.StreamInferRequest, call: Call) -> pb.StreamInferResponse:
         self._readiness.check_model()  # not `check`: a stream that is draining answers what it has read

@@ -15,7 +15,7 @@ from dataclasses import replace
 from alignserve.v1 import align_service_pb2 as pb
 
 from alignserve_server.batching.engine import Call
-from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError, ShuttingDown
+from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc.interceptors import internal_error
 from alignserve_server.rpc.status import to_status_proto
@@ -52,7 +52,7 @@ class InferStream:
         self._outbox: asyncio.Queue[_Answer | None] = asyncio.Queue()  # bounded by the window; None ends it
         self._ids_in_flight: set[str] = set()
         self._is_ordered = False
-        self._is_draining = False
+        self._ending: Callable[[], ServingError] | None = None  # if reading stops before the client's end
         self._reader: asyncio.Task[None] | None = None
 
     async def run(self, requests: AsyncIterator[pb.StreamInferRequest]) -> None:
@@ -72,10 +72,10 @@ class InferStream:
             await asyncio.gather(self._reader, *self._answers, return_exceptions=True)
             self._forget()
 
-    def drain(self) -> None:
-        """Stops reading; `run` answers what was read and then raises `ShuttingDown`."""
-        self._is_draining = True
-        if self._reader is not None:
+    def drain(self, ending: Callable[[], ServingError]) -> None:
+        """Stops reading; `run` answers what was read and then raises the ending. The first one counts."""
+        if self._reader is not None and not self._reader.done():
+            self._ending = self._ending or ending
             self._reader.cancel()
 
     async def _read(self, requests: AsyncIterator[pb.StreamInferRequest]) -> None:
@@ -163,8 +163,8 @@ class InferStream:
             self._window.release()
 
     async def _finish_reading(self) -> None:
-        if self._is_draining:
-            raise ShuttingDown()
+        if self._ending is not None:
+            raise self._ending()
         if self._reader is not None:
             await self._reader  # raises what ended it
 

@@ -1,0 +1,73 @@
+"""An HTTP/2 connection by hand, for what gRPC's clients hide: pings, and how a server says goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS, PING, GOAWAY = 4, 6, 7
+ACK = 1
+
+NO_ERROR, ENHANCE_YOUR_CALM = 0, 11
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame as it came."""
+
+    kind: int
+    flags: int
+    payload: bytes
+
+    @property
+    def error_code(self) -> int:
+        """Why the connection ends; of a GOAWAY."""
+        return int.from_bytes(self.payload[4:8], "big")
+
+    @property
+    def message(self) -> str:
+        """The same for people."""
+        return self.payload[8:].decode()
+
+
+class Connection:
+    """A client's end, with its settings exchanged as far as this needs."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        writer.write(_PREFACE)
+        self._send(_SETTINGS, b"")
+
+    async def ping(self) -> Frame:
+        """Sends a ping, and returns what comes of it: its acknowledgement or a goodbye."""
+        self._send(PING, bytes(8))
+        return await self.next(PING, GOAWAY)
+
+    async def next(self, *kinds: int) -> Frame:
+        """Reads up to the next frame of these kinds; acknowledges settings on the way."""
+        while (frame := await self._read()).kind not in kinds:
+            if frame.kind == _SETTINGS and not frame.flags & ACK:
+                self._send(_SETTINGS, b"", ACK)
+        return frame
+
+    async def _read(self) -> Frame:
+        header = await self._reader.readexactly(9)
+        payload = await self._reader.readexactly(int.from_bytes(header[:3], "big"))
+        return Frame(header[3], header[4], payload)
+
+    def _send(self, kind: int, payload: bytes, flags: int = 0) -> None:
+        self._writer.write(len(payload).to_bytes(3, "big") + bytes([kind, flags]) + bytes(4) + payload)
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Connection]:
+    """Connects for the length of the block."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.close()

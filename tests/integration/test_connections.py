@@ -1,0 +1,112 @@
+"""Connections and streams that reach their age, and clients that ping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from alignserve import AsyncClient, Client, RetryPolicy, StreamResult, TextItem
+from alignserve_server.model.fake import FakeEncoder
+
+from tests.integration.http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, NO_ERROR, PING, connected
+from tests.integration.serving import RunningServer, running, until
+
+ITEMS = 5_000
+SOON = RetryPolicy(initial_backoff_seconds=0.01, max_stream_attempts=1000)
+
+
+def streams(served: RunningServer, code: str | None = None) -> float:
+    """Returns how many streams have begun, or have ended with a code."""
+    labels = {
+        "grpc_type": "bidi_stream",
+        "grpc_service": "alignserve.v1.AlignService",
+        "grpc_method": "StreamInfer",
+    }
+    if code is None:
+        return served.sample("grpc_server_started_total", **labels)
+    return served.sample("grpc_server_handled_total", grpc_code=code, **labels)
+
+
+def texts(count: int) -> list[TextItem]:
+    return [TextItem(f"text {number}", id=number) for number in range(count)]
+
+
+async def collect_blocking(port: int, count: int, *, ordered: bool = False) -> list[StreamResult]:
+    def collect() -> list[StreamResult]:
+        with Client(f"127.0.0.1:{port}", retry=SOON) as client:
+            return list(client.stream(texts(count), ordered=ordered))
+
+    return await asyncio.to_thread(collect)
+
+
+async def collect_async(port: int, count: int, *, ordered: bool = False) -> list[StreamResult]:
+    async with AsyncClient(f"127.0.0.1:{port}", retry=SOON) as client:
+        return [result async for result in client.stream(texts(count), ordered=ordered)]
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["as completed", "ordered"])
+@pytest.mark.parametrize("collect", [collect_blocking, collect_async], ids=["blocking", "asyncio"])
+async def test_streams_that_age_lose_and_repeat_nothing(
+    collect: Callable[..., object], ordered: bool
+) -> None:
+    """Over many reconnections each item is embedded once and answered once, in order if so asked."""
+    encoder = FakeEncoder(seconds_per_entry=0.0002)  # a second in all, which is ten ages
+    async with running(encoder, max_stream_age_seconds=0.1) as served:
+        results = await collect(served.server.port, ITEMS, ordered=ordered)
+
+        ids = [result.id for result in results]
+        assert (ids if ordered else sorted(ids)) == list(range(ITEMS))
+        for result in results:
+            expected = encoder.embedding_of(f"text {result.id}")
+            np.testing.assert_allclose(result.embedding, expected, atol=1e-6)
+        assert streams(served, "UNAVAILABLE") >= 5
+        assert sum(len(batch.keys) for batch in encoder.batches) == ITEMS
+        assert served.items("text") == {
+            "accepted": ITEMS, "in_flight": 0, "ok": ITEMS, "failed": 0, "cancelled": 0, "expired": 0,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("collect", [collect_blocking, collect_async], ids=["blocking", "asyncio"])
+async def test_a_stream_that_outlives_its_connection_is_resumed(collect: Callable[..., object]) -> None:
+    """Items that take longer than the grace are cut off with the connection; the client sends them again."""
+    ages = {"max_connection_age_grace_seconds": 0.1, "max_stream_age_seconds": 0.05}
+    async with running(max_connection_age_seconds=0.05, **ages) as served:
+        served.encoder.gate.clear()
+        collecting = asyncio.ensure_future(collect(served.server.port, 3, ordered=True))
+        await until(lambda: streams(served, "CANCELLED") >= 1 and streams(served) >= 2)
+
+        served.encoder.gate.set()
+        results = await collecting
+
+        assert [result.id for result in results] == [0, 1, 2]
+        assert [result.error for result in results] == [None] * 3
+
+
+async def test_an_aged_connection_is_told_to_go() -> None:
+    """The client hears that no call was lost and connects anew."""
+    async with (
+        running(max_connection_age_seconds=0.05) as served,
+        connected(served.server.port) as connection,
+    ):
+        goodbye = await connection.next(GOAWAY)
+
+    assert goodbye.error_code == NO_ERROR
+
+
+async def test_a_client_that_pings_at_times_is_answered(served: RunningServer) -> None:
+    """An idle connection may be pinged, to keep it alive or to find it dead."""
+    async with connected(served.server.port) as connection:
+        answer = await connection.ping()
+
+    assert (answer.kind, answer.flags) == (PING, ACK)
+
+
+async def test_a_client_that_pings_all_the_time_is_disconnected(served: RunningServer) -> None:
+    """Pings with neither calls nor ten seconds between them are a flood."""
+    async with connected(served.server.port) as connection:
+        while (goodbye := await connection.ping()).kind == PING:
+            pass
+
+    assert (goodbye.error_code, goodbye.message) == (ENHANCE_YOUR_CALM, "too_many_pings")
