@@ -53,6 +53,11 @@ class Envoy:
         page = await self._page(f"stats?format=json&filter=^cluster.alignserve.{name}$")
         return int(page["stats"][0]["value"])
 
+    async def wait_for_count(self, name: str, count: int) -> None:
+        """Waits until a counter of the cluster has come so far."""
+        while await self.count(name) < count:
+            await asyncio.sleep(0.02)
+
     async def _healthy(self) -> set[str]:
         return {_address(host) for host in await self._hosts() if _is_healthy(host["health_status"])}
 

@@ -59,6 +59,18 @@ async def test_replicas_that_are_killed_are_not_noticed(tmp_path: Path) -> None:
     assert repeated > 0
 
 
+async def test_ages_are_not_noticed(tmp_path: Path) -> None:
+    """Replicas send connections and streams away all the time, and nobody loses a call or an item."""
+    flags = ("--max-connection-age-seconds", "0.5", "--max-stream-age-seconds", "0.5")
+    replicas = [Replica(*flags), Replica(*flags)]
+    async with balanced(replicas, tmp_path) as envoy, Load(envoy.port).running() as load:
+        await envoy.wait_for_count("upstream_cx_close_notify", 8)  # connections that were sent away
+
+    assert load.failed == {}
+    assert load.wrong == 0
+    assert load.streamed == load.sent > 0
+
+
 async def test_large_calls_of_a_killed_replica_are_repeated(tmp_path: Path) -> None:
     """Envoy still has a request of several MiB when the replica that worked on it dies."""
     stuck = Replica("--no-warmup", encoder="encode_images = lambda self, batch: get_stuck()")
