@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
+from alignserve import RetryPolicy
+from alignserve._channel import channel_options
 from alignserve.testing import FakeServer
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from tests.contract.documents import code_blocks, read
 
 EXAMPLES = code_blocks(read("client/README.md"), "python")
 PROGRAMS = [example for example in EXAMPLES if "import pytest" not in example]
+(SERVICE_CONFIG,) = code_blocks(read("client/README.md"), "json")
 TESTS = [example for example in EXAMPLES if "import pytest" in example]
 
 
@@ -51,3 +58,22 @@ def test_tests_pass(tmp_path: Path, example: str) -> None:
     )
 
     assert done.returncode == 0, done.stdout
+
+
+def test_the_service_config_is_that_of_the_python_client() -> None:
+    """Clients in other languages get what is tested here."""
+    ours = dict(channel_options(RetryPolicy(), ()))["grpc.service_config"]
+
+    assert json.loads(SERVICE_CONFIG) == json.loads(ours)
+
+
+def test_plain_grpc_retries_by_the_service_config(server: FakeServer) -> None:
+    """A client made of stubs alone comes through a server that is not there for a moment."""
+    server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", times=3)
+    with grpc.insecure_channel(server.target, [("grpc.service_config", SERVICE_CONFIG)]) as channel:
+        stub = pb_grpc.AlignServiceStub(channel)
+
+        response = stub.EmbedText(pb.EmbedTextRequest(texts=["a cat"]), timeout=30)
+
+    assert len(response.embeddings) == 1
+    assert [call.method for call in server.received] == ["EmbedText"] * 4
