@@ -424,7 +424,7 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
         "grpc.keepalive_time_ms": round(settings.keepalive_time_seconds * 1000),
         "grpc.keepalive_timeout_ms": round(settings.keepalive_timeout_seconds * 1000),
         "grpc.keepalive_permit_without_calls": 1,
-        "grpc.http2.min_recv_ping_interval_without_data_ms": 10_000,
+        "grpc.http2.min_ping_interval_without_data_ms": 10_000,
     }
     if settings.max_connection_age_seconds:
         options["grpc.max_connection_age_ms"] = round(settings.max_connection_age_seconds * 1000)

@@ -48,11 +48,13 @@ class Connection:
         return await self.next(PING, GOAWAY)
 
     async def next(self, *kinds: int) -> Frame:
-        """Reads up to the next frame of these kinds; acknowledges settings on the way."""
-        while (frame := await self._read()).kind not in kinds:
-            if frame.kind == _SETTINGS and not frame.flags & ACK:
-                self._send(_SETTINGS, b"", ACK)
-        return frame
+        """Reads up to the next frame of these kinds; acknowledges settings and pings on the way."""
+        while True:
+            frame = await self._read()
+            if frame.kind in (_SETTINGS, PING) and not frame.flags & ACK:
+                self._send(frame.kind, frame.payload if frame.kind == PING else b"", ACK)
+            elif frame.kind in kinds:
+                return frame
 
     async def _read(self) -> Frame:
         header = await self._reader.readexactly(9)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from alignserve import AsyncClient, Client, RetryPolicy, StreamResult, TextItem
 from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.server import Server
+from grpc._cython import cygrpc
 
 from tests.integration.http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, NO_ERROR, PING, connected
-from tests.integration.serving import RunningServer, running, until
+from tests.integration.serving import RunningServer, running, settings, until
 
 ITEMS = 5_000
 SOON = RetryPolicy(initial_backoff_seconds=0.01, max_stream_attempts=1000)
@@ -31,6 +36,11 @@ def streams(served: RunningServer, code: str | None = None) -> float:
 
 def texts(count: int) -> list[TextItem]:
     return [TextItem(f"text {number}", id=number) for number in range(count)]
+
+
+def grpc_library() -> bytes:
+    """Returns gRPC itself, with all names that it knows."""
+    return Path(cygrpc.__file__).read_bytes()
 
 
 async def collect_blocking(port: int, count: int, *, ordered: bool = False) -> list[StreamResult]:
@@ -93,6 +103,22 @@ async def test_an_aged_connection_is_told_to_go() -> None:
         goodbye = await connection.next(GOAWAY)
 
     assert goodbye.error_code == NO_ERROR
+
+
+async def test_grpc_knows_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ignores those that it does not know, so a misspelt one would go unnoticed."""
+    given: dict[str, int] = {}
+    make = grpc.aio.server
+
+    def record(**arguments: Any) -> grpc.aio.Server:
+        given.update(arguments["options"])
+        return make(**arguments)
+
+    monkeypatch.setattr(grpc.aio, "server", record)
+
+    Server(settings(), lambda _: FakeEncoder())
+
+    assert [name for name in given if name.encode() not in grpc_library()] == []
 
 
 async def test_a_client_that_pings_at_times_is_answered(served: RunningServer) -> None:
