@@ -158,10 +158,15 @@ def test_a_stream_that_was_reset_is_reopened(server: FakeServer, collect: Collec
     assert [result.id for result in results] == list(range(10))
 
 
-def test_a_stream_that_stays_broken_gives_up(server: FakeServer, collect: Collect, time: Any) -> None:
+@pytest.mark.parametrize(
+    ("code", "reason"), [(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN"), (grpc.StatusCode.INTERNAL, "")]
+)
+def test_a_stream_that_stays_broken_gives_up(
+    server: FakeServer, collect: Collect, time: Any, code: grpc.StatusCode, reason: str
+) -> None:
     """After the allowed attempts without an answer the error is raised, and what was answered is not lost."""
     for after in (2, 0, 0):
-        server.break_stream(after)
+        server.break_stream(after, code, reason)
     seen: list[StreamResult] = []
 
     with pytest.raises(alignserve.UnavailableError):

@@ -13,6 +13,7 @@ from alignserve.errors import (
     InternalError,
     ResourceExhaustedError,
     UnavailableError,
+    error_from_call,
 )
 
 _TOO_LATE = "WOULD_MISS_DEADLINE"
@@ -114,12 +115,24 @@ def reconnect_delay_seconds(
         AlignserveError: `error` itself, if it is no break or was met too often.
         DeadlineExceededError: The pause would outlast the deadline.
     """
-    if not _is_break(error) or attempt >= policy.max_stream_attempts:
+    if not isinstance(error, UnavailableError) or attempt >= policy.max_stream_attempts:
         raise error
     delay = _delay_seconds(policy, error, attempt, random)
     if delay >= remaining_seconds:
         raise stream_expired() from error
     return delay
+
+
+def end_of_stream(cause: grpc.RpcError) -> AlignserveError:
+    """Returns the error that ended a stream.
+
+    The server gives a reason for each INTERNAL. One without is a broken connection: a proxy resets the streams of
+    a server that died, or grpc.aio has forgotten the server's status over a message that it was sending.
+    """
+    error = error_from_call(cause)
+    if isinstance(error, InternalError) and not error.reason:
+        return UnavailableError(error.message, grpc.StatusCode.UNAVAILABLE)
+    return error
 
 
 def stream_expired() -> DeadlineExceededError:
@@ -128,15 +141,6 @@ def stream_expired() -> DeadlineExceededError:
         "the time given for the stream is over; allow more by timeout_seconds",
         grpc.StatusCode.DEADLINE_EXCEEDED,
     )
-
-
-def _is_break(error: AlignserveError) -> bool:
-    """Says whether the stream may go on over another connection.
-
-    The server gives a reason for each INTERNAL. One without is a reset, by which a proxy ends the streams of
-    a server that died; or grpc.aio has forgotten the server's status, over a message that it was sending.
-    """
-    return isinstance(error, UnavailableError) or (isinstance(error, InternalError) and not error.reason)
 
 
 def _delay_seconds(

@@ -18,9 +18,9 @@ from alignserve._items import Item, StreamResult
 from alignserve._ledger import Ledger
 from alignserve._requests import prepared, stream_options
 from alignserve._responses import item_failure
-from alignserve._retry import reconnect_delay_seconds, stream_expired
+from alignserve._retry import end_of_stream, reconnect_delay_seconds, stream_expired
 from alignserve._terms import finite
-from alignserve.errors import AlignserveError, UnavailableError, error_from_call
+from alignserve.errors import AlignserveError, UnavailableError
 from alignserve.v1 import align_service_pb2 as pb
 
 # Any: gRPC's call is an iterator that can be cancelled, a type that its stubs do not name.
@@ -168,7 +168,7 @@ class Stream:
         try:
             error = self._take_answers(call)
         except grpc.RpcError as cause:
-            error = error_from_call(cause)
+            error = end_of_stream(cause)
         finally:
             with self._changed:
                 self._connection += 1  # ends the sender of this one

@@ -18,9 +18,9 @@ from alignserve._items import Item, StreamResult
 from alignserve._ledger import Ledger
 from alignserve._requests import prepared, reads_files, stream_options
 from alignserve._responses import item_failure
-from alignserve._retry import reconnect_delay_seconds, stream_expired
+from alignserve._retry import end_of_stream, reconnect_delay_seconds, stream_expired
 from alignserve._terms import finite
-from alignserve.errors import AlignserveError, UnavailableError, error_from_call
+from alignserve.errors import AlignserveError, UnavailableError
 from alignserve.v1 import align_service_pb2 as pb
 
 # Any: the stubs of grpc.aio leave out that a call has `cancel` and is an async iterable at once.
@@ -150,7 +150,7 @@ class AsyncStream:
         try:
             error = await self._take_answers(call)
         except grpc.aio.AioRpcError as cause:
-            return error_from_call(cause)
+            return end_of_stream(cause)
         finally:
             call.cancel()  # does nothing to a call that has ended; otherwise also ends its sender
         if error is None and self._ledger.has_unanswered:
