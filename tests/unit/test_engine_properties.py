@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Call, Engine
+from alignserve_server.batching.fair import NOBODY, Flow, Priority
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import (
     ExpiredInQueue,
@@ -183,6 +184,7 @@ class Batching(RuleBasedStateMachine):
             self.batcher,
             self.pool,
             self.metrics,
+            decode_threads=2,
             max_queue_size=MAX_ITEMS,
             max_queue_bytes=MAX_BYTES,
             label_cache_size=1,
@@ -197,10 +199,13 @@ class Batching(RuleBasedStateMachine):
         contents=st.lists(_CONTENTS, min_size=1, max_size=4),
         seconds=st.sampled_from([None, None, 1.0, 5.0]),
         waits_for_room=st.booleans(),
+        flow=st.builds(Flow, st.sampled_from("abc"), st.sampled_from(Priority)),
     )
-    def ask(self, modality: str, contents: list[str], seconds: float | None, waits_for_room: bool) -> None:
+    def ask(
+        self, modality: str, contents: list[str], seconds: float | None, waits_for_room: bool, flow: Flow
+    ) -> None:
         """A call comes."""
-        self._do(partial(self._ask, modality, contents, seconds, waits_for_room=waits_for_room))
+        self._do(partial(self._ask, modality, contents, seconds, waits_for_room=waits_for_room, flow=flow))
 
     @rule(number=_NUMBERS)
     def leave(self, number: int) -> None:
@@ -269,13 +274,19 @@ class Batching(RuleBasedStateMachine):
         assert not self.loop_errors
 
     def _ask(
-        self, modality: str, contents: list[str], seconds: float | None = None, *, waits_for_room: bool
+        self,
+        modality: str,
+        contents: list[str],
+        seconds: float | None = None,
+        *,
+        waits_for_room: bool,
+        flow: Flow = NOBODY,
     ) -> Asked:
         def admit() -> None:
             asked.is_admitted = True
 
         deadline = None if seconds is None else self.clock.now + seconds
-        call = Call(deadline, waits_for_room, admit)
+        call = Call(deadline, waits_for_room, admit, flow)
         answer = (
             self.engine.embed_texts(contents, call)
             if modality == "text"

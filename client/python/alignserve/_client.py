@@ -57,7 +57,7 @@ class Client:
         timeout_seconds: Deadline of each request, over all its attempts; `None` or infinity is none. Streams
             have none of their own.
         credentials: TLS, such as `grpc.ssl_channel_credentials()`. Without, the connection is not encrypted.
-        metadata: Sent with every call, such as `[("authorization", "Bearer …")]`.
+        metadata: Sent with every call, such as `[("x-team", "search")]`.
         api_key: Sent with every call, where the server asks for one. Use it with `credentials`, or anybody on
             the way can read it.
         priority: `bulk` for work that can wait: the server takes it when nobody else's waits, and a little

@@ -126,8 +126,9 @@ def reconnect_delay_seconds(
 def end_of_stream(cause: grpc.RpcError) -> AlignserveError:
     """Returns the error that ended a stream.
 
-    The server gives a reason for each INTERNAL. One without is a broken connection: a proxy resets the streams of
-    a server that died, or grpc.aio has forgotten the server's status over a message that it was sending.
+    The server gives a reason for each INTERNAL. One without is a broken connection: a proxy resets the
+    streams of a server that died, or grpc.aio has forgotten the server's status over a message that it was
+    sending.
     """
     error = error_from_call(cause)
     if isinstance(error, InternalError) and not error.reason:
