@@ -6,7 +6,7 @@ IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test hostile lint format typecheck protos baseline bench peers clean
+.PHONY: help setup run test hostile lint format typecheck protos baseline bench soak peers clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ baseline: $(STAMP) ## At a release, record its API as what later ones must not b
 
 bench: $(STAMP) ## Measure latency and throughput on this machine, beside others that are installed
 	$(BIN)/python -m tests.load $(FLAGS)
+
+soak: $(STAMP) ## Load a server for ten minutes and look for what grows
+	$(BIN)/python -m tests.load.soak $(FLAGS)
 
 peers: $(STAMP) ## Install the servers that `make bench` compares with
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,15 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(*flags: str) -> Iterator[ServerProcess]:
-    """Runs alignserve-server with the flags on free ports, and yields it once it is ready."""
+def server_process(
+    *flags: str, program: Sequence[str] = (str(BIN / "alignserve-server"),)
+) -> Iterator[ServerProcess]:
+    """Runs alignserve-server with the flags on free ports, and yields it once it is ready.
+
+    `program` may be another one that takes the same flags and logs the same.
+    """
     command = [
-        *(str(BIN / "alignserve-server"), "--log-format", "json", "--drain-delay-seconds", "0"),
+        *(*program, "--log-format", "json", "--drain-delay-seconds", "0"),
         *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *flags),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:

@@ -124,6 +124,9 @@ class Metrics:
         self.event_loop_lag = self._gauge(
             "alignserve_event_loop_lag_seconds", "By how much the event loop was late when last looked at."
         )
+        self.event_loop_tasks = self._gauge(
+            "alignserve_event_loop_tasks", "Tasks of the event loop when last looked at."
+        )
         self.lanes = self._gauge("alignserve_lanes", "Batches that the device can run at once.")
         self.device_memory_bytes = self._gauge(
             "alignserve_device_memory_bytes", "Memory that the model holds on its device."

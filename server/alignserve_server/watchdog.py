@@ -98,6 +98,7 @@ class Watchdog:
             before = self._clock()
             await asyncio.sleep(self._interval_seconds)
             self._metrics.event_loop_lag.set(max(0.0, self._clock() - before - self._interval_seconds))
+            self._metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             stall = await self._stall()
             if stall is None:
                 await self._recover()

@@ -16,7 +16,18 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tests.load import beside, cache, dtypes, latency, neighbour, overhead, resources, throughput
+from tests.load import (
+    beside,
+    cache,
+    dtypes,
+    fairness,
+    latency,
+    neighbour,
+    overhead,
+    overload,
+    resources,
+    throughput,
+)
 from tests.load.measuring import Plan
 from tests.load.report import Section, summary
 
@@ -31,6 +42,8 @@ _SECTIONS = {
     "cache": cache.run,
     "overhead": overhead.run,
     "dtypes": dtypes.run,
+    "overload": overload.run,
+    "fairness": fairness.run,
 }
 _PACKAGES = ("torch", "transformers", "openvino", "grpcio", "pillow", "mosec", "litserve", "ray")
 

@@ -193,7 +193,8 @@ class Room:
             )
 
     def _seconds_after(self, ahead: int, items: int) -> float:
-        return self._pace.seconds_for(ahead + items) + self._service_seconds
+        # Turns come a batch at a time, so an item may have to wait for half a batch longer than its place says.
+        return self._pace.seconds_for(ahead + items) + 1.5 * self._service_seconds
 
     def _ahead(self, flow: Flow, items: int) -> int:
         """Estimates how many items get their turn before the last of a call's."""

@@ -1,0 +1,158 @@
+"""Callers of a server in an open loop, and what each of their calls met: refusals matter as answers do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+from alignserve.errors import AlignserveError, error_from_call
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+
+_PACKED = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_FLOAT32)
+_numbers = itertools.count()
+_LOOP = asyncio.new_event_loop()  # one for all: grpc.aio keeps to the loop that it has met first
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody who sends single texts.
+
+    Attributes:
+        rate: Calls a second, at random times (Poisson).
+        key: API key.
+        timeout_seconds: Of each call.
+        is_bulk: Whether the calls can wait.
+    """
+
+    rate: float
+    key: str = ""
+    timeout_seconds: float | None = None
+    is_bulk: bool = False
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What goes with each call."""
+        key = [("authorization", f"Bearer {self.key}")] if self.key else []
+        return [*key, ("alignserve-priority", "bulk" if self.is_bulk else "interactive")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call."""
+
+    seconds: float  # from when it was due
+    error: AlignserveError | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a caller's calls."""
+
+    outcomes: Sequence[Outcome]
+    seconds: float  # in which they were due
+
+    @property
+    def answered(self) -> list[float]:
+        """The seconds of calls that were answered."""
+        return [each.seconds for each in self.outcomes if each.error is None]
+
+    @property
+    def refused(self) -> list[Outcome]:
+        """Calls that were refused for lack of room or time."""
+        return [
+            each
+            for each in self.outcomes
+            if each.error is not None and each.error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        ]
+
+    @property
+    def late(self) -> int:
+        """How many calls were neither answered nor refused."""
+        return len(self.outcomes) - len(self.answered) - len(self.refused)
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.answered) / self.seconds
+
+    def answered_ms(self, percent: int) -> float:
+        """A percentile of the answers, in milliseconds."""
+        return 1e3 * percentile(self.answered, percent)
+
+    def refused_ms(self, percent: int) -> float:
+        """A percentile of the refusals, in milliseconds."""
+        return 1e3 * percentile([each.seconds for each in self.refused], percent)
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Returns a percentile; NaN of nothing."""
+    if len(values) < 2:
+        return values[0] if values else float("nan")
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def call_all(address: str, callers: Sequence[Caller], seconds: float) -> list[Summary]:
+    """Lets all call at once for some seconds; returns what became of each one's calls."""
+
+    async def all_at_once() -> list[Summary]:
+        return await asyncio.gather(*(_call(address, caller, seconds) for caller in callers))
+
+    return _LOOP.run_until_complete(all_at_once())
+
+
+def capacity(address: str, seconds: float, *, at_once: int, key: str = "") -> float:
+    """Returns the most answers a second, with so many calls in flight all the time."""
+    return _LOOP.run_until_complete(_capacity(address, seconds, at_once, key))
+
+
+async def _capacity(address: str, seconds: float, at_once: int, key: str) -> float:
+    loop = asyncio.get_running_loop()
+    caller = Caller(0.0, key)
+    async with _channel(address) as channel:
+        stub = pb_grpc.AlignServiceStub(channel)
+        begin = loop.time() + 1.0  # after a warm-up
+        ends: list[float] = []
+
+        async def work() -> None:
+            while loop.time() < begin + seconds:
+                outcome = await _send(stub, caller, loop.time())
+                if outcome.error is None:
+                    ends.append(loop.time())
+
+        await asyncio.gather(*(work() for _ in range(at_once)))
+    return sum(begin <= end < begin + seconds for end in ends) / seconds
+
+
+async def _call(address: str, caller: Caller, seconds: float) -> Summary:
+    loop = asyncio.get_running_loop()
+    chance = random.Random(next(_numbers))
+    async with _channel(address) as channel:
+        stub = pb_grpc.AlignServiceStub(channel)
+        begin = due = loop.time()
+        calls = []
+        while (due := due + chance.expovariate(caller.rate)) < begin + seconds:
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            calls.append(asyncio.create_task(_send(stub, caller, due)))
+        return Summary(await asyncio.gather(*calls), seconds)
+
+
+async def _send(stub: pb_grpc.AlignServiceAsyncStub, caller: Caller, due: float) -> Outcome:
+    loop = asyncio.get_running_loop()
+    request = pb.EmbedTextRequest(texts=[f"text number {next(_numbers)}"], embedding_options=_PACKED)
+    try:
+        await stub.EmbedText(request, timeout=caller.timeout_seconds, metadata=caller.metadata)
+    except grpc.aio.AioRpcError as error:
+        return Outcome(loop.time() - due, error_from_call(error))
+    return Outcome(loop.time() - due)
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(
+        address, [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    )
