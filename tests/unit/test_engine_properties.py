@@ -73,7 +73,7 @@ class SteppedPool(Executor):
 class Forward:
     """A batch in the model, which waits to be let go."""
 
-    keys: list[bytes]
+    lane: int
     may_end: threading.Event
     fails: bool = False
 
@@ -100,6 +100,11 @@ class SteppedEncoder(FakeEncoder):
         for forward in self.inside:
             forward.may_end.set()
 
+    @property
+    def running(self) -> set[bytes]:
+        """Keys of the entries whose batch is in the model."""
+        return {key for forward in self.inside for key in self._batch[forward.lane]}
+
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
         self._wait([pixels.tobytes() for pixels in batch])
         return super().encode_images(batch)
@@ -109,10 +114,10 @@ class SteppedEncoder(FakeEncoder):
         return super().encode_texts(batch)
 
     def _wait(self, keys: list[bytes]) -> None:
-        forward, lane = Forward(keys, threading.Event()), threading.get_ident()
-        if not set(keys) < self._batch.get(lane, set()):
+        forward = Forward(threading.get_ident(), threading.Event())
+        if not set(keys) < self._batch.get(forward.lane, set()):
             self.begun.update(keys)
-            self._batch[lane] = set(keys)
+            self._batch[forward.lane] = set(keys)
         self.inside.append(forward)
         if not self._may_all_end:
             forward.may_end.wait()
@@ -145,7 +150,7 @@ _SPACES = " " * 20
 # Few, so that equal ones meet. A text's key is its words, so equal ones can differ in bytes.
 _CONTENTS = st.builds(
     "{}{}{}".format,
-    st.sampled_from(["fine", "fine", "fine", "long one with several words ", "poison", "nan", "broken"]),
+    st.sampled_from([*["fine"] * 6, *["some more words "] * 2, "poison", "nan", "broken"]),
     st.integers(0, 9),
     st.sampled_from(["", _SPACES]),
 )
@@ -207,12 +212,10 @@ class Batching(RuleBasedStateMachine):
         """A call comes."""
         self._do(partial(self._ask, modality, contents, seconds, waits_for_room=waits_for_room, flow=flow))
 
-    @rule(number=_NUMBERS)
-    def leave(self, number: int) -> None:
-        """A caller leaves, if there is one."""
-        for asked in _pick(self._live(), number):
-            asked.has_left, asked.was_late = True, self._is_late(asked)
-            self._do(asked.task.cancel)
+    @rule(numbers=st.lists(_NUMBERS, min_size=1, max_size=3), turns=st.integers(0, 4))
+    def leave(self, numbers: list[int], turns: int) -> None:
+        """Callers leave, if there are any, some turns of the event loop after one another."""
+        self._do(*(partial(self._leave, number) for number in numbers), turns=turns)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]))
     def pass_time(self, seconds: float) -> None:
@@ -251,6 +254,13 @@ class Batching(RuleBasedStateMachine):
                 self._check_answer(asked)
 
     @invariant()
+    def nobody_waits_beyond_the_deadline(self) -> None:
+        """A text whose caller is late, and has no answer, is in the model."""
+        for asked in self._live():
+            if asked.modality == "text" and asked.is_admitted and self._is_late(asked):
+                assert self._keys(asked) & self.encoder.running
+
+    @invariant()
     def the_account_is_right(self) -> None:
         """Each item is in flight or has had one outcome, the one that its call's caller has seen."""
         seen: Counter[tuple[str, str]] = Counter()
@@ -270,7 +280,8 @@ class Batching(RuleBasedStateMachine):
             self.answers_are_right()
             self.the_account_is_right()
             for modality in MODALITIES:
-                self._check_room_is_empty(modality)
+                self._check_room_is_empty(modality, "bcdef"[: OPEN_ITEMS - 1])
+                self._check_room_is_empty(modality, ["g".ljust(OPEN_BYTES - 1)])
         assert not self.loop_errors
 
     def _ask(
@@ -296,13 +307,21 @@ class Batching(RuleBasedStateMachine):
         self.asked.append(asked)
         return asked
 
-    def _do(self, step: Callable[[], object]) -> None:
-        """Takes a step, and lets everything happen that follows from it."""
+    def _leave(self, number: int) -> None:
+        for asked in _pick(self._live(), number):
+            asked.has_left, asked.was_late = True, self._is_late(asked)
+            asked.task.cancel()
+
+    def _do(self, *steps: Callable[[], object], turns: int = 0) -> None:
+        """Takes steps, turns of the event loop apart, and lets everything happen that follows from them."""
         wanted = self._wanted()
         self.encoder.begun.clear()
 
         async def take() -> None:
-            step()
+            for step in steps:
+                step()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
             await self._rest()
 
         self.loop.run_until_complete(take())
@@ -329,14 +348,13 @@ class Batching(RuleBasedStateMachine):
         for forward in list(self.encoder.inside):
             self.encoder.end(forward, fails=False)
 
-    def _check_room_is_empty(self, modality: str) -> None:
+    def _check_room_is_empty(self, modality: str, rest: Sequence[str]) -> None:
         """Fills the room of a modality exactly, while the lanes are busy and nothing is decoded."""
         for lane in range(self.lanes):
             self._do(partial(self._ask, modality, [f"plug {lane}"], waits_for_room=True))
             while self.pool:
                 self._do(self.pool.run_next)
-        rest = [*"bcde", "f".ljust(OPEN_BYTES - OPEN_ITEMS + 1)]
-        for contents in (["a"], rest, ["z"]):
+        for contents in (["a"], [*rest], ["z"]):
             self._do(partial(self._ask, modality, contents, waits_for_room=True))
         assert [asked.is_admitted for asked in self.asked[-3:]] == [True, True, False]
         self._finish()
@@ -376,12 +394,12 @@ class Batching(RuleBasedStateMachine):
 
     def _wanted(self) -> set[bytes]:
         """Returns the keys of what callers wait for."""
-        return {
-            self.encoder.key(asked.encoded(content))
-            for asked in self._live()
-            for content in asked.contents
-            if asked.modality == "text" or not content.startswith("broken")
-        }
+        return {key for asked in self._live() for key in self._keys(asked)}
+
+    def _keys(self, asked: Asked) -> set[bytes]:
+        is_image = asked.modality == "image"
+        readable = [content for content in asked.contents if not (is_image and content.startswith("broken"))]
+        return {self.encoder.key(asked.encoded(content)) for content in readable}
 
 
 _ACCEPTED, _IN_FLIGHT = "alignserve_items_accepted_total", "alignserve_items_in_flight"
