@@ -21,7 +21,8 @@ PHOTOS = ROOT / "tests" / "data" / "photos"
 GOOD_IMAGE = (PHOTOS / "cat.jpg").read_bytes()
 
 DECODE_THREADS = 2
-# Each holds a picture of as many pixels as the server allows, with up to four channels, and its RGB copy.
+# Each holds, of as many pixels as the server allows, the coefficients of a progressive JPEG (6 bytes), up to
+# four channels, and the RGB copy.
 MAX_DECODING_BYTES = DECODE_THREADS * 25_000_000 * (6 + 4 + 3) + (64 << 20)
 
 _AT_ONCE = 16  # calls

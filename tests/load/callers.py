@@ -46,6 +46,7 @@ class Caller:
 class Outcome:
     """What became of a call."""
 
+    due: float  # seconds after the beginning
     seconds: float  # from when it was due
     error: AlignserveError | None = None
 
@@ -78,8 +79,9 @@ class Summary:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
-        return len(self.answered) / self.seconds
+        """Answers a second, of those that came while calls were still sent."""
+        in_time = [each for each in self.outcomes if each.due + each.seconds < self.seconds]
+        return sum(each.error is None for each in in_time) / self.seconds
 
     def answered_ms(self, percent: int) -> float:
         """A percentile of the answers, in milliseconds."""
@@ -121,7 +123,7 @@ async def _capacity(address: str, seconds: float, at_once: int, key: str) -> flo
 
         async def work() -> None:
             while loop.time() < begin + seconds:
-                outcome = await _send(stub, caller, loop.time())
+                outcome = await _send(stub, caller, begin, loop.time())
                 if outcome.error is None:
                     ends.append(loop.time())
 
@@ -138,18 +140,18 @@ async def _call(address: str, caller: Caller, seconds: float) -> Summary:
         calls = []
         while (due := due + chance.expovariate(caller.rate)) < begin + seconds:
             await asyncio.sleep(max(0.0, due - loop.time()))
-            calls.append(asyncio.create_task(_send(stub, caller, due)))
+            calls.append(asyncio.create_task(_send(stub, caller, begin, due)))
         return Summary(await asyncio.gather(*calls), seconds)
 
 
-async def _send(stub: pb_grpc.AlignServiceAsyncStub, caller: Caller, due: float) -> Outcome:
+async def _send(stub: pb_grpc.AlignServiceAsyncStub, caller: Caller, begin: float, due: float) -> Outcome:
     loop = asyncio.get_running_loop()
     request = pb.EmbedTextRequest(texts=[f"text number {next(_numbers)}"], embedding_options=_PACKED)
     try:
         await stub.EmbedText(request, timeout=caller.timeout_seconds, metadata=caller.metadata)
     except grpc.aio.AioRpcError as error:
-        return Outcome(loop.time() - due, error_from_call(error))
-    return Outcome(loop.time() - due)
+        return Outcome(due - begin, loop.time() - due, error_from_call(error))
+    return Outcome(due - begin, loop.time() - due)
 
 
 def _channel(address: str) -> grpc.aio.Channel:

@@ -10,7 +10,7 @@ from alignserve_server.keys import Scope, changed_keys, new_key
 
 from tests.load.callers import Caller, Summary, call_all, capacity
 from tests.load.measuring import Plan, progress
-from tests.load.overload import MAX_BATCH_SIZE, PROGRAM
+from tests.load.overload import FLAGS, PROGRAM
 from tests.load.report import Bar, Section, number, ratio, table
 from tests.processes import server_process
 
@@ -33,8 +33,7 @@ def run(plan: Plan) -> Section:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys.json"
         keys = _keys(file, (*_POLITE, "flood"))
-        flags = ("--max-batch-size", str(MAX_BATCH_SIZE), "--keys-file", str(file))
-        with server_process(*flags, program=PROGRAM) as server:
+        with server_process(*FLAGS, "--keys-file", str(file), program=PROGRAM) as server:
             most = capacity(server.address, 3.0, at_once=_AT_ONCE, key=keys["ann"])
             polite = [Caller(_POLITE_SHARE * most, keys[name]) for name in _POLITE]
             flood = Caller(_FLOOD_SHARE * most, keys["flood"])

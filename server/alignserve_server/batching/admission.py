@@ -193,7 +193,7 @@ class Room:
             )
 
     def _seconds_after(self, ahead: int, items: int) -> float:
-        # Turns come a batch at a time, so an item may have to wait for half a batch longer than its place says.
+        # Turns come a batch at a time, so an item may wait for half a batch longer than its place says.
         return self._pace.seconds_for(ahead + items) + 1.5 * self._service_seconds
 
     def _ahead(self, flow: Flow, items: int) -> int:
