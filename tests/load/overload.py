@@ -27,8 +27,9 @@ _CASES = {  # flags of the server, deadline of the calls
 _NOTE = f"""\
 Single texts at random times (Poisson), from one caller that does not repeat what is refused. The model
 sleeps, 20 ms a batch and 2 ms an entry, {MAX_BATCH_SIZE} at most, so that it takes no core from client and
-server; capacity is what {_AT_ONCE} callers get who wait for their answers. "Late" is what was neither answered nor
-refused: the deadline came first. Memory is resident memory at the end less that at the beginning."""
+server; capacity is what {_AT_ONCE} callers get who wait for their answers. "Late" is what was neither
+answered nor refused: the deadline came first. Memory is resident memory at the end less that at the
+beginning."""
 
 
 def run(plan: Plan) -> Section:

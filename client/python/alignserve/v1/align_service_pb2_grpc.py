@@ -112,9 +112,9 @@ class AlignServiceServicer(object):
 
         A failed item yields an `error` response and leaves the stream open. The
         server stops reading while too many items are in flight, which pauses the
-        client by flow control. A server that shuts down answers every item that
-        it has read and ends the stream with `UNAVAILABLE`; send the unanswered
-        items on a new stream.
+        client by flow control. A server that shuts down, or has had the stream
+        open for some minutes, answers every item that it has read and ends the
+        stream with `UNAVAILABLE`; send the unanswered items on a new stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

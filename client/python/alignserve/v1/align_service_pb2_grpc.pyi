@@ -181,9 +181,9 @@ class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignService
 
     A failed item yields an `error` response and leaves the stream open. The
     server stops reading while too many items are in flight, which pauses the
-    client by flow control. A server that shuts down answers every item that
-    it has read and ends the stream with `UNAVAILABLE`; send the unanswered
-    items on a new stream.
+    client by flow control. A server that shuts down, or has had the stream
+    open for some minutes, answers every item that it has read and ends the
+    stream with `UNAVAILABLE`; send the unanswered items on a new stream.
     """
 
     GetModelInfo: _AlignServiceGetModelInfoType
@@ -260,9 +260,9 @@ class AlignServiceServicer(metaclass=abc.ABCMeta):
 
         A failed item yields an `error` response and leaves the stream open. The
         server stops reading while too many items are in flight, which pauses the
-        client by flow control. A server that shuts down answers every item that
-        it has read and ends the stream with `UNAVAILABLE`; send the unanswered
-        items on a new stream.
+        client by flow control. A server that shuts down, or has had the stream
+        open for some minutes, answers every item that it has read and ends the
+        stream with `UNAVAILABLE`; send the unanswered items on a new stream.
         """
 
     @abc.abstractmethod
