@@ -10,7 +10,7 @@ settings.register_profile(
     "short",
     derandomize=True,
     deadline=None,
-    max_examples=100,
+    max_examples=200,
     print_blob=True,
     stateful_step_count=40,
     suppress_health_check=_SLOW,

@@ -21,6 +21,7 @@ from alignserve_server.errors import (
     ExpiredInQueue,
     InferenceFailed,
     InvalidArgument,
+    ModelStalled,
     ServingError,
 )
 from alignserve_server.metrics import MODALITIES, Metrics
@@ -35,8 +36,9 @@ from tests.unit.fakes import FakeClock, settle
 
 _T = TypeVar("_T")
 
-MAX_ITEMS, MAX_BYTES = 8, 400
-OPEN_ITEMS, OPEN_BYTES = 6, 300  # three quarters: as much as those who wait may fill
+MAX_ITEMS, MAX_BYTES = 12, 400
+OPEN_ITEMS, OPEN_BYTES = 9, 300  # three quarters: as much as those who wait may fill
+_PATIENCE_STEPS = 1000
 _REFUSALS = ("QUEUE_FULL", "WOULD_MISS_DEADLINE")
 
 
@@ -136,6 +138,7 @@ class Asked:
     is_admitted: bool = False
     has_left: bool = False
     was_late: bool = False  # when it left
+    was_given_up: bool = False
 
     def has(self, *kinds: str) -> bool:
         """Says whether one of its items is of one of the kinds."""
@@ -154,7 +157,10 @@ _CONTENTS = st.builds(
     st.integers(0, 9),
     st.sampled_from(["", _SPACES]),
 )
-_NUMBERS = st.integers(0, 9)
+_ITEMS = st.lists(_CONTENTS, min_size=1, max_size=4)
+_SECONDS = st.sampled_from([None, None, 1.0, 5.0])  # to the deadline
+_SOME = st.lists(st.integers(0, 9), min_size=1, max_size=3)
+_FLOWS = st.builds(Flow, st.sampled_from("abc"), st.sampled_from(Priority))
 
 
 class Batching(RuleBasedStateMachine):
@@ -193,34 +199,39 @@ class Batching(RuleBasedStateMachine):
             max_queue_size=MAX_ITEMS,
             max_queue_bytes=MAX_BYTES,
             label_cache_size=1,
-            embedding_cache_bytes={"image": 0, "text": 200},
+            embedding_cache_bytes={"image": 0, "text": 1000},
             clock=self.clock,
         )
         self.until_end.callback(self._stop)
         self._do(self.batcher.start)
 
-    @rule(
-        modality=st.sampled_from(MODALITIES),
-        contents=st.lists(_CONTENTS, min_size=1, max_size=4),
-        seconds=st.sampled_from([None, None, 1.0, 5.0]),
-        waits_for_room=st.booleans(),
-        flow=st.builds(Flow, st.sampled_from("abc"), st.sampled_from(Priority)),
-    )
-    def ask(
-        self, modality: str, contents: list[str], seconds: float | None, waits_for_room: bool, flow: Flow
+    @rule(contents=_ITEMS, seconds=_SECONDS, waits_for_room=st.booleans(), flow=_FLOWS)
+    def ask_for_images(
+        self, contents: list[str], seconds: float | None, waits_for_room: bool, flow: Flow
     ) -> None:
-        """A call comes."""
-        self._do(partial(self._ask, modality, contents, seconds, waits_for_room=waits_for_room, flow=flow))
+        """A call with images comes."""
+        self._do(partial(self._ask, "image", contents, seconds, waits_for_room=waits_for_room, flow=flow))
 
-    @rule(numbers=st.lists(_NUMBERS, min_size=1, max_size=3), turns=st.integers(0, 4))
+    @rule(contents=_ITEMS, seconds=_SECONDS, waits_for_room=st.booleans(), flow=_FLOWS)
+    def ask_for_texts(
+        self, contents: list[str], seconds: float | None, waits_for_room: bool, flow: Flow
+    ) -> None:
+        """A call with texts comes."""
+        self._do(partial(self._ask, "text", contents, seconds, waits_for_room=waits_for_room, flow=flow))
+
+    @rule(numbers=_SOME, turns=st.integers(0, 4))
     def leave(self, numbers: list[int], turns: int) -> None:
         """Callers leave, if there are any, some turns of the event loop after one another."""
         self._do(*(partial(self._leave, number) for number in numbers), turns=turns)
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]))
-    def pass_time(self, seconds: float) -> None:
-        """Time passes, and with it deadlines."""
-        self._do(lambda: self.clock.advance(seconds))
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]), is_stuck=st.sampled_from([*[False] * 4, True]))
+    def pass_time(self, seconds: float, is_stuck: bool) -> None:
+        """Time passes, and with it deadlines; if the model is stuck, the watchdog gives up."""
+        self._do(partial(self.clock.advance, seconds))
+        if is_stuck:
+            for asked in self._live():
+                asked.was_given_up = True
+            self._do(partial(self.batcher.give_up, lambda: ModelStalled("stuck")))
 
     @rule()
     def decode(self) -> None:
@@ -228,16 +239,23 @@ class Batching(RuleBasedStateMachine):
         if self.pool:
             self._do(self.pool.run_next)
 
-    @rule(number=_NUMBERS, fails=st.booleans())
-    def end_forward(self, number: int, fails: bool) -> None:
-        """The model is done with a batch, if it has one, or fails on it."""
-        for forward in _pick(self.encoder.inside, number):
-            self._do(partial(self.encoder.end, forward, fails=fails))
+    @rule(numbers=_SOME, fails=st.booleans(), fitting=st.sampled_from([None, None, 1, 2]))
+    def end_forwards(self, numbers: list[int], fails: bool, fitting: int | None) -> None:
+        """The model is done with what it has, or fails on it, or has no memory for so many at once."""
+        self.encoder.max_batch_size = fitting
+        for number in numbers:
+            for forward in _pick(self.encoder.inside, number):
+                self._do(partial(self.encoder.end, forward, fails=fails))
 
-    @rule(limit=st.sampled_from([None, 1, 2, 3]))
-    def change_memory(self, limit: int | None) -> None:
-        """The device gets more or less memory."""
-        self.encoder.max_batch_size = limit
+    @rule()
+    def finish(self) -> None:
+        """Nothing comes until everything has gone on to its end."""
+        self.encoder.max_batch_size = None
+        for _ in range(_PATIENCE_STEPS):
+            self._do(self._go_on)
+            if not (self._live() or self.pool or self.encoder.inside):
+                return
+        raise AssertionError("a call is never answered")
 
     @invariant()
     def bounds_hold(self) -> None:
@@ -276,12 +294,12 @@ class Batching(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Lets everything go on to its end, after which nothing is left."""
         with self.until_end:
-            self._finish()
+            self.finish()
             self.answers_are_right()
             self.the_account_is_right()
             for modality in MODALITIES:
-                self._check_room_is_empty(modality, "bcdef"[: OPEN_ITEMS - 1])
-                self._check_room_is_empty(modality, ["g".ljust(OPEN_BYTES - 1)])
+                self._check_room_is_empty(modality, [str(number) for number in range(OPEN_ITEMS - 1)])
+                self._check_room_is_empty(modality, ["j".ljust(OPEN_BYTES - 1)])
         assert not self.loop_errors
 
     def _ask(
@@ -338,10 +356,6 @@ class Batching(RuleBasedStateMachine):
         idle, waiting = self.batcher._idle_lanes, sum(map(self.scheduler.waiting, MODALITIES))
         return idle + len(self.encoder.inside) == self.lanes and not (idle and waiting)
 
-    def _finish(self) -> None:
-        while self._live() or self.pool or self.encoder.inside:
-            self._do(self._go_on)
-
     def _go_on(self) -> None:
         while self.pool:
             self.pool.run_next()
@@ -357,7 +371,7 @@ class Batching(RuleBasedStateMachine):
         for contents in (["a"], [*rest], ["z"]):
             self._do(partial(self._ask, modality, contents, waits_for_room=True))
         assert [asked.is_admitted for asked in self.asked[-3:]] == [True, True, False]
-        self._finish()
+        self.finish()
 
     def _check_answer(self, asked: Asked) -> None:
         if asked.task.cancelled():
@@ -372,6 +386,8 @@ class Batching(RuleBasedStateMachine):
             assert asked.has("poison", "nan")
         elif isinstance(error, ExpiredInQueue):
             assert self._is_late(asked)
+        elif isinstance(error, ModelStalled):
+            assert asked.was_given_up
         elif isinstance(error, InvalidArgument):
             assert asked.modality == "image"
             assert asked.has("broken")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alignserve_server.batching.collect import padding_ratio
+from alignserve_server.batching.fair import Flow, Priority
 from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.scheduler import Batch, BatchPolicy, Scheduler
 from alignserve_server.metrics import MODALITIES
@@ -14,6 +15,7 @@ from tests.unit.fakes import entry
 _LIMIT = {"image": 4, "text": 8}
 _OVERHEAD = {"image": 0, "text": 6}
 _NUMBERS = st.integers(0, 99)
+_FLOWS = st.builds(Flow, st.sampled_from("abc"), st.sampled_from(Priority))
 _MODALITY = st.sampled_from(MODALITIES)
 
 
@@ -34,11 +36,12 @@ class Scheduling(RuleBasedStateMachine):
             {modality: BatchPolicy(_LIMIT[modality], _OVERHEAD[modality]) for modality in MODALITIES}, delay
         )
 
-    @rule(modality=_MODALITY, lengths=st.lists(st.integers(1, 64), min_size=1, max_size=12))
-    def push(self, modality: str, lengths: list[int]) -> None:
-        """Entries come."""
-        for length in lengths:
-            new = entry(length=length if modality == "text" else 1, size_bytes=length, enqueue_time=self.now)
+    @rule(modality=_MODALITY, lengths=st.lists(st.integers(1, 64), min_size=1, max_size=12), flow=_FLOWS)
+    def push(self, modality: str, lengths: list[int], flow: Flow) -> None:
+        """Entries of one caller come."""
+        for size_bytes in lengths:
+            length = size_bytes if modality == "text" else 1
+            new = entry(length=length, size_bytes=size_bytes, enqueue_time=self.now, flow=flow)
             self.scheduler.push(modality, new)
             self.waiting[modality].append(new)
 
@@ -57,23 +60,27 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(idle_lanes=st.integers(1, 4), is_draining=st.booleans())
     def take(self, idle_lanes: int, is_draining: bool) -> None:
-        """A lane is free: it gets a batch if anything may run, of one modality and within its limits."""
-        may_run = [modality for modality in MODALITIES if is_draining or self._is_ripe(modality)]
+        """A lane is free: it gets a batch if anything may run, of one kind and within its limits."""
+        kinds = [(modality, priority) for modality in MODALITIES for priority in Priority]
+        may_run = [kind for kind in kinds if self._of(*kind) and (is_draining or self._is_ripe(*kind))]
 
         batch = self.scheduler.next_batch(self.now, idle_lanes, is_draining)
 
-        assert (batch is not None) == any(self.waiting[modality] for modality in may_run)
+        assert (batch is not None) == bool(may_run)
         if batch is None:
             return
-        waiting = self.waiting[batch.modality]
-        assert batch.modality in may_run
+        waiting = self._of(batch.modality, batch.priority)
+        assert (batch.modality, batch.priority) in may_run
         assert 1 <= len(batch.entries) <= self.scheduler.max_batch_size(batch.modality)
         assert len(set(batch.entries)) == len(batch.entries)
         assert set(batch.entries) <= set(waiting)
-        assert waiting[0] in batch.entries
+        first_of_each_caller = {each.flow: each for each in reversed(waiting)}
+        assert set(first_of_each_caller.values()) & set(batch.entries)
         padding = padding_ratio(batch.entries) * len(batch.entries) * max(e.length for e in batch.entries)
         assert padding <= _OVERHEAD[batch.modality] * (len(batch.entries) - 1) + 1e-9
-        self.waiting[batch.modality] = [each for each in waiting if each not in batch.entries]
+        self.waiting[batch.modality] = [
+            each for each in self.waiting[batch.modality] if each not in batch.entries
+        ]
         self.running.append(batch)
 
     @rule(number=_NUMBERS, seconds=st.sampled_from([0.0, 0.01, 3.0]), is_out_of_memory=st.booleans())
@@ -102,10 +109,13 @@ class Scheduling(RuleBasedStateMachine):
             self.take(1, True)
         assert not any(self.waiting.values())
 
-    def _is_ripe(self, modality: str) -> bool:
-        waiting = self.waiting[modality]
+    def _of(self, modality: str, priority: Priority) -> list[Entry]:
+        return [each for each in self.waiting[modality] if each.flow.priority is priority]
+
+    def _is_ripe(self, modality: str, priority: Priority) -> bool:
+        waiting = self._of(modality, priority)
         is_full = len(waiting) >= self.scheduler.max_batch_size(modality)
-        return bool(waiting) and (is_full or waiting[0].enqueue_time + self.delay <= self.now)
+        return is_full or waiting[0].enqueue_time + self.delay <= self.now
 
 
 TestScheduling = Scheduling.TestCase
