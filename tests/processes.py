@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,10 +50,12 @@ def server_process(
         try:
             listening = _wait_for("listening", process.stderr)
             _wait_for("ready", process.stderr)
+            # Somebody has to read on, or the server waits at the line that fills the pipe.
+            threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
             yield ServerProcess(process, listening["port"], listening["metrics_port"])
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.wait(timeout=30)
 
 
 def free_port() -> int:

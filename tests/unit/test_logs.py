@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 from alignserve_server.logs import configure_logs, get_logger
+from grpc._cython.cygrpc import ExecuteBatchError
 
 SENT = "what a caller sent"
 QUIETED = ("httpx", "httpcore", "asyncio", "grpc")
@@ -106,6 +107,21 @@ def test_chatty_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixtur
     logging.getLogger(name).warning("trouble")
 
     assert [line["event"] for line in _lines(capsys)] == ["trouble"]
+
+
+def test_answers_that_find_their_client_gone_are_no_news(capsys: pytest.CaptureFixture[str]) -> None:
+    """gRPC reports each with a long traceback, and callers with short deadlines cause them all day."""
+    configure_logs("info", "json")
+    log = logging.getLogger("grpc._cython.cygrpc")
+
+    for error in (ExecuteBatchError("the client has left"), RuntimeError("a bug")):
+        try:
+            raise error
+        except Exception:
+            log.exception("raised by servicer method")
+
+    (line,) = _lines(capsys)
+    assert line["exception"][0]["exc_type"] == "RuntimeError"
 
 
 def test_an_exception_comes_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
