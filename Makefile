@@ -16,7 +16,7 @@ setup: $(STAMP) ## Create .venv with everything that the other targets need
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,openvino,int8,bench]' --group dev
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,openvino,int8,otel,bench]' --group dev
 	@touch $@
 
 run: $(STAMP) ## Start a server on the embedded checkpoint, classify a photo, keep serving

@@ -43,6 +43,7 @@ from alignserve_server.rpc.interceptors import ServingInterceptor
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.settings import Settings, is_loopback
+from alignserve_server.tracing import SpanExport, Tracing
 from alignserve_server.watchdog import PreprocessPool, Watchdog
 
 _log = get_logger(__name__)
@@ -86,7 +87,10 @@ class Server:
             self._version,
             max_stream_age_seconds=settings.max_stream_age_seconds or _FOREVER_SECONDS,
         )
-        self._interceptor = ServingInterceptor(self.metrics, access)
+        self._spans = SpanExport(self._version) if settings.tracing else None
+        tracer = None if self._spans is None else self._spans.tracer
+        tracing = Tracing(tracer, settings.access_log_ratio)
+        self._interceptor = ServingInterceptor(self.metrics, access, tracing)
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(settings))
         self._batcher: Batcher | None = None
         self._metrics_server: WSGIServer | None = None
@@ -214,6 +218,8 @@ class Server:
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
+        if self._spans is not None:
+            await _in_daemon_thread(self._spans.flush)
         _log.info("stopped")
 
     def cut_off(self) -> None:

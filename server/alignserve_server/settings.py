@@ -181,12 +181,18 @@ class Settings(BaseSettings):
         240.0, ge=0, description="age at which a stream ends, with all that was read answered; 0 is never"
     )
 
-    # Logs
+    # Logs and traces
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level written"
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto is console on a terminal and json elsewhere"
+    )
+    access_log_ratio: float = Field(
+        0.0, ge=0, le=1, description="share of calls that are logged, one line each; 0 is none"
+    )
+    tracing: bool = Field(
+        False, description="send OpenTelemetry spans; where to, and of which calls, say the variables OTEL_…"
     )
 
     @model_validator(mode="after")

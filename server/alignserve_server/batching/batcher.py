@@ -28,6 +28,7 @@ from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingErr
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import MODALITIES, Metrics
 from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory
+from alignserve_server.tracing import CallTrace
 
 _log = get_logger(__name__)
 
@@ -109,6 +110,7 @@ class Batcher:
         deadline: float | None = None,
         on_taken: Callable[[int], None] = lambda _: None,
         flow: Flow = NOBODY,
+        trace: CallTrace | None = None,
     ) -> list[asyncio.Future[Embedded]]:
         """Queues items, of the caller and priority that `flow` names; returns one future for each.
 
@@ -117,14 +119,14 @@ class Batcher:
         and with the last one the entry out of the queue. A future fails with `ExpiredInQueue` when `deadline`
         (in the loop's time) comes while its entry still waits, and with `InferenceFailed` when the model
         fails on it. `on_taken` is called on the event loop, with an item's bytes, when a lane takes its
-        entry.
+        entry. `trace` is told of the batches.
 
         Raises:
             ShuttingDown: The lanes are stopping, so nothing would ever run the items.
         """
         if self._is_stopping:
             raise ShuttingDown()
-        waiting = [self._join(modality, item, on_taken, flow) for item in items]
+        waiting = [self._join(modality, item, on_taken, flow, trace) for item in items]
         self._settle_together(modality, waiting, deadline)
         return [waiter.future for _, waiter in waiting]
 
@@ -154,10 +156,15 @@ class Batcher:
     # --- on the event loop
 
     def _join(
-        self, modality: str, item: Item, on_taken: Callable[[int], None], flow: Flow
+        self,
+        modality: str,
+        item: Item,
+        on_taken: Callable[[int], None],
+        flow: Flow,
+        trace: CallTrace | None,
     ) -> tuple[Entry, Waiter]:
         """Adds an item to the entry of its content, or queues a new one."""
-        waiter = Waiter(self._loop.create_future(), item.size_bytes, on_taken)
+        waiter = Waiter(self._loop.create_future(), item.size_bytes, on_taken, trace)
         entry = self._entries.get((modality, item.key)) if item.key is not None else None
         if entry is None:
             entry = self._push(modality, item, flow)
@@ -250,9 +257,11 @@ class Batcher:
     def _observe(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
         metrics, of_modality = self._metrics, self._metrics.modalities[batch.modality]
         of_modality.batch_size.observe(len(batch.entries))
-        of_modality.batch_compute_seconds.observe(seconds)
+        of_modality.batch_compute_seconds.observe(seconds, _note_batch(batch, seconds))
         for entry in batch.entries:
-            of_modality.queue_wait_seconds.observe(batch.start_time - entry.enqueue_time)
+            of_modality.queue_wait_seconds.observe(
+                batch.start_time - entry.enqueue_time, _exemplar(entry.waiters)
+            )
         if batch.modality == "text":
             metrics.batch_padding_ratio.observe(padding_ratio(batch.entries))
         metrics.device_busy_seconds.inc(seconds)
@@ -344,6 +353,24 @@ class Batcher:
             metrics = self._metrics.modalities[modality]
             metrics.queue_entries.set_function(partial(self._scheduler.waiting, modality))
             metrics.queue_bytes.set_function(partial(self._scheduler.waiting_bytes, modality))
+
+
+def _note_batch(batch: Batch, seconds: float) -> dict[str, str] | None:
+    """Notes the batch for its calls that are followed; returns what leads from a metric to it."""
+    waiting_since = {
+        waiter.trace: entry.enqueue_time
+        for entry in reversed(batch.entries)  # in the order of arrival, so that the first of a call counts
+        for waiter in entry.waiters
+        if waiter.trace is not None
+    }
+    if not waiting_since:
+        return None
+    end = batch.start_time + seconds
+    return CallTrace.note_batch(waiting_since, batch.modality, len(batch.entries), batch.start_time, end)
+
+
+def _exemplar(waiters: Sequence[Waiter]) -> dict[str, str] | None:
+    return next((waiter.trace.exemplar for waiter in waiters if waiter.trace is not None), None)
 
 
 def _tell_taken(entries: Sequence[Entry]) -> None:

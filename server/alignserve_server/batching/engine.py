@@ -25,6 +25,7 @@ from alignserve_server.errors import InferenceFailed, InvalidArgument, ServingEr
 from alignserve_server.metrics import MODALITIES, Metrics, TrackedItems
 from alignserve_server.model.encoder import Encoder, ModelInfo, PixelValues, TokenizedText, l2_normalize
 from alignserve_server.model.zero_shot import LabelCache, ScoredLabel, score_images
+from alignserve_server.tracing import CallTrace
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
@@ -44,6 +45,7 @@ class Call:
     waits_for_room: bool = False  # streams wait, unary calls are refused
     on_admitted: Callable[[], None] | None = None  # called when its items have room
     flow: Flow = NOBODY  # whose turn its items take
+    trace: CallTrace | None = None  # if it is followed
 
     def seconds_left(self) -> float | None:
         """Returns the time until the deadline."""
@@ -193,6 +195,8 @@ class Engine:
             await asyncio.sleep(0)  # one turn of the loop: if all labels were cached, they are there now
             if not labels_task.done():
                 until_done.enter_context(await self._admit_without_labels(contents, call))
+                if call.trace is not None:
+                    labels_task.add_done_callback(partial(_note_labels, call.trace, time.monotonic()))
             images_task = asyncio.ensure_future(self.embed_images(contents, call))
             until_done.callback(images_task.cancel)  # if one fails, the other leaves the queue
             images, (label_embeddings, hits) = await asyncio.gather(images_task, labels_task)
@@ -209,21 +213,29 @@ class Engine:
     async def _run(self, work: _Work[_T], call: Call) -> list[Embedded]:
         """Takes one modality's items of a call from admission to their results."""
         metrics = self._metrics.modalities[work.modality]
+        arrived = time.monotonic()
         place = await _admit(self._rooms[work.modality], work.sizes, call)
         with place, TrackedItems(metrics, len(work.sizes), call.is_expired):
             if call.on_admitted is not None:
                 call.on_admitted()
-            start = time.perf_counter()
+            admitted = time.monotonic()
             work.prepared = await work.prepare()
-            work.preprocess_seconds = time.perf_counter() - start
-            metrics.preprocess_seconds.observe(work.preprocess_seconds)
+            prepared = time.monotonic()
+            work.preprocess_seconds = prepared - admitted
+            metrics.preprocess_seconds.observe(
+                work.preprocess_seconds, None if call.trace is None else call.trace.exemplar
+            )
+            if call.trace is not None:
+                count = len(work.sizes)
+                call.trace.note("admission", arrived, admitted, modality=work.modality, items=count)
+                call.trace.note("preprocess", admitted, prepared, modality=work.modality, items=count)
             return await self._embed(work, call, place)
 
     async def _embed(self, work: _Work[_T], call: Call, place: Place) -> list[Embedded]:
         """Embeds what was not at hand, and keeps it at hand."""
         items = work.missing_items()
         futures = (
-            self._batcher.submit(work.modality, items, call.deadline, place.give_back, call.flow)
+            self._batcher.submit(work.modality, items, call.deadline, place.give_back, call.flow, call.trace)
             if items
             else []
         )
@@ -361,6 +373,10 @@ async def _admit(room: Room, sizes: Sequence[int], call: Call) -> Place:
     if call.waits_for_room:
         return await room.wait(len(sizes), sum(sizes), call.flow)
     return room.reserve(len(sizes), sum(sizes), call.flow, call.seconds_left())
+
+
+def _note_labels(trace: CallTrace, start: float, _: asyncio.Future[_T]) -> None:
+    trace.note("labels", start, time.monotonic())
 
 
 def _retrieve(task: asyncio.Future[_T]) -> None:

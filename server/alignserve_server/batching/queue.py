@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.fair import NOBODY, FairQueue, Flow
+from alignserve_server.tracing import CallTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Waiter:
     future: asyncio.Future[Embedded]
     size_bytes: int  # as its caller sent it
     on_taken: Callable[[int], None]  # told `size_bytes` when a lane takes the entry
+    trace: CallTrace | None = None  # of its call, if that is followed
 
 
 @dataclass(eq=False, slots=True)

@@ -29,11 +29,13 @@ from alignserve_server.metrics import Metrics
 from alignserve_server.rpc.access import Access, is_refused
 from alignserve_server.rpc.health import SERVICE
 from alignserve_server.rpc.status import to_grpc_status
+from alignserve_server.tracing import CallTrace, Metadata, Tracing
 
 _log = get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Any]
+_Follow = Callable[[Metadata], CallTrace | None]
 
 # A client's own timer runs from before the request was on its way, so at the deadline its reset comes first.
 _DEADLINE_TOLERANCE_SECONDS = 0.02
@@ -51,9 +53,10 @@ def internal_error(where: str, error: BaseException) -> InternalError:
 class ServingInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler, health and reflection too."""
 
-    def __init__(self, metrics: Metrics, access: Access) -> None:
+    def __init__(self, metrics: Metrics, access: Access, tracing: Tracing) -> None:
         self._metrics = metrics
         self._access = access
+        self._tracing = tracing
         self._closing = asyncio.Event()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -80,7 +83,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
     def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        edge = _Edge(method, handler, self._metrics, self._access, self._closing)
+        edge = _Edge(method, handler, self._metrics, self._access, self._tracing, self._closing)
         make, answer = {
             (False, False): (grpc.unary_unary_rpc_method_handler, edge.answer),
             (False, True): (grpc.unary_stream_rpc_method_handler, edge.answer_in_stream),
@@ -94,7 +97,13 @@ class _Edge:
     """The edge of one method."""
 
     def __init__(
-        self, method: str, handler: Any, metrics: Metrics, access: Access, closing: asyncio.Event
+        self,
+        method: str,
+        handler: Any,
+        metrics: Metrics,
+        access: Access,
+        tracing: Tracing,
+        closing: asyncio.Event,
     ) -> None:
         self._method = method
         self._handler: Handler = (
@@ -108,7 +117,8 @@ class _Edge:
         counts_items = handler.request_streaming and service == SERVICE
         self._admitted = partial(access.call, counts_items=counts_items)
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
-        self._calls = _Calls(method, metrics, (kind, service, name))
+        follow = partial(tracing.begin, service, name) if service == SERVICE else _follow_nothing
+        self._calls = _Calls(method, metrics, (kind, service, name), follow)
 
     def parse(self, message: bytes) -> Any:
         """Returns the request, or why it is none; of a call that is refused, nothing is read."""
@@ -164,8 +174,9 @@ class _Edge:
 class _Calls:
     """The metrics of one method's calls; each series is looked up once."""
 
-    def __init__(self, method: str, metrics: Metrics, labels: tuple[str, str, str]) -> None:
+    def __init__(self, method: str, metrics: Metrics, labels: tuple[str, str, str], follow: _Follow) -> None:
         self.method = method
+        self.follow = follow
         self.started = metrics.rpcs_started.labels(*labels)
         self.seconds = metrics.rpc_seconds.labels(*labels)
         self.count_refusal = metrics.count_refusal
@@ -183,7 +194,7 @@ class _Calls:
 class _Handling:
     """Counts and times a call; what its handler raises by mistake becomes an `InternalError`."""
 
-    __slots__ = ("_calls", "_context", "_start")
+    __slots__ = ("_calls", "_context", "_start", "_trace")
 
     def __init__(self, calls: _Calls, context: Context) -> None:
         self._calls = calls
@@ -191,14 +202,18 @@ class _Handling:
 
     def __enter__(self) -> None:
         self._calls.started.inc()
+        self._trace = self._calls.follow(self._context.invocation_metadata() or ())
         self._start = time.perf_counter()
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         code = self._code(error)
-        self._calls.seconds.observe(time.perf_counter() - self._start)
+        exemplar = None if self._trace is None else self._trace.exemplar
+        self._calls.seconds.observe(time.perf_counter() - self._start, exemplar)
         self._calls.handled(code or "INTERNAL").inc()
+        if self._trace is not None:
+            self._trace.end(code or "INTERNAL", error)
         if code is None:  # nothing unexpected may reach gRPC, which would send its text
             assert isinstance(error, Exception)  # noqa: S101 — `_code` knows all others
             raise internal_error(self._calls.method, error) from error
@@ -217,6 +232,10 @@ class _Handling:
         if isinstance(error, Exception):
             return None
         return code_of_cancellation(self._context.time_remaining())
+
+
+def _follow_nothing(_: Metadata) -> None:
+    """Health checks and reflection would crowd out what is worth following."""
 
 
 _KINDS = {

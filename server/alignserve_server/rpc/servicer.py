@@ -23,6 +23,7 @@ from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.callers import flow_of
 from alignserve_server.rpc.health import Readiness
 from alignserve_server.rpc.streaming import InferStream
+from alignserve_server.tracing import current_trace
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -157,4 +158,4 @@ def _call(context: Context) -> Call:
     remaining = context.time_remaining()
     is_bounded = remaining is not None and math.isfinite(remaining)
     deadline = asyncio.get_running_loop().time() + remaining if is_bounded else None
-    return Call(deadline, flow=flow_of(context))
+    return Call(deadline, flow=flow_of(context), trace=current_trace())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 from alignserve.v1 import align_service_pb2 as pb
@@ -127,7 +128,8 @@ class InferStream:
             self._check_id(correlation_id)
             self._ids_in_flight.add(correlation_id)
             is_ours = True
-            response = await self._infer(request, call)
+            with nullcontext() if call.trace is None else call.trace.item() as trace:
+                response = await self._infer(request, replace(call, trace=trace))
         except ServingError as error:
             self._metrics.count_refusal(error)
             response = pb.StreamInferResponse(error=to_status_proto(error))
