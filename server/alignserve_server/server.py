@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import TypeVar
@@ -55,6 +55,7 @@ Announce = Callable[..., object]  # takes an event and what belongs to it, as th
 
 _TEXT_BATCH_OVERHEAD_TOKENS = 16  # a text forward's fixed cost is about that of so many tokens
 _LANES_STOP_SECONDS = 5.0
+_FLUSH_SECONDS = 1.0
 _MOMENT_SECONDS = 0.25  # for what is only a matter of the event loop coming round to it
 _FOREVER_SECONDS = 1e9
 _BEYOND_HELP = 3  # exit code
@@ -219,7 +220,10 @@ class Server:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
         if self._spans is not None:
-            await _in_daemon_thread(self._spans.flush)
+            with suppress(
+                TimeoutError, asyncio.TimeoutError
+            ):  # two before Python 3.11; a collector may be away
+                await asyncio.wait_for(_in_daemon_thread(self._spans.flush), _FLUSH_SECONDS)
         _log.info("stopped")
 
     def cut_off(self) -> None:

@@ -41,7 +41,6 @@ _log = get_logger(__name__)
 Metadata: TypeAlias = Iterable[tuple[str, Any]]
 
 _PROPAGATOR = TraceContextTextMapPropagator()  # https://www.w3.org/TR/trace-context/
-_FLUSH_SECONDS = 2.0
 
 _current: ContextVar[CallTrace | None] = ContextVar("trace", default=None)
 
@@ -281,5 +280,5 @@ class SpanExport:
         self.tracer: Tracer = self._provider.get_tracer("alignserve", version)
 
     def flush(self) -> None:
-        """Sends what is left, for as long as two seconds."""
-        self._provider.force_flush(round(1000 * _FLUSH_SECONDS))
+        """Sends what is left; takes long if the collector is away."""
+        self._provider.force_flush()

@@ -1,0 +1,327 @@
+"""What is known of a call afterwards: spans at a collector, a line in the log, exemplars in metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve_server.errors import StartupError
+from alignserve_server.server import Server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
+
+from tests.integration.serving import (
+    RunningServer,
+    classify_request,
+    image_request,
+    refused,
+    running,
+    settings,
+    text_request,
+    until,
+)
+
+TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+SAMPLED = ("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-01")
+UNSAMPLED = ("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-00")
+SECRET = "what a caller sent"
+
+
+class Collector(otlp_grpc.TraceServiceServicer):
+    """An OpenTelemetry collector that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.resource: dict[str, str] = {}
+
+    async def Export(
+        self, request: otlp.ExportTraceServiceRequest, _: Any
+    ) -> otlp.ExportTraceServiceResponse:
+        for of_resource in request.resource_spans:
+            self.resource = {each.key: each.value.string_value for each in of_resource.resource.attributes}
+            self.spans += [span for of_scope in of_resource.scope_spans for span in of_scope.spans]
+        return otlp.ExportTraceServiceResponse()
+
+    def named(self, name: str) -> list[Span]:
+        return [span for span in self.spans if span.name == name]
+
+
+@pytest.fixture
+async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
+    collector = Collector()
+    server = grpc.aio.server()
+    otlp_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    yield collector
+    await server.stop(None)
+
+
+@pytest.fixture
+def lines() -> Iterator[list[Any]]:
+    with capture_logs() as lines:
+        yield lines
+
+
+def calls(lines: list[Any]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"] == "call"]
+
+
+@asynccontextmanager
+async def holding(server: RunningServer) -> AsyncIterator[None]:
+    """Keeps the lane at a batch, so that what comes meanwhile waits, and goes into the next one together."""
+    server.encoder.gate.clear()
+    first = asyncio.ensure_future(server.stub.EmbedText(text_request("ahead of the others")))
+    await until(lambda: server.encoder.batches != [])
+    yield
+    server.encoder.gate.set()
+    await first
+
+
+async def test_a_call_is_followed_step_by_step_in_its_callers_trace(collector: Collector) -> None:
+    """Its steps follow each other within it, and say what they were about."""
+    async with running(tracing=True) as server:
+        await server.stub.EmbedText(text_request("a cat", "a dog"), metadata=[SAMPLED])
+
+    (call,) = collector.named("alignserve.v1.AlignService/EmbedText")
+    assert (call.trace_id.hex(), call.parent_span_id.hex()) == (TRACE_ID, SPAN_ID)
+    assert call.kind == Span.SPAN_KIND_SERVER
+    steps = [span for name in STEPS for span in collector.named(name)]
+    assert [step.name for step in steps] == list(STEPS)
+    assert {(step.trace_id, step.parent_span_id) for step in steps} == {(call.trace_id, call.span_id)}
+    times = [time for step in steps for time in (step.start_time_unix_nano, step.end_time_unix_nano)]
+    assert [call.start_time_unix_nano, *times, call.end_time_unix_nano] == sorted(
+        [call.start_time_unix_nano, *times, call.end_time_unix_nano]
+    )
+    assert attributes(steps[1]) == {"modality": "text", "items": 2}
+
+
+STEPS = ("admission", "preprocess", "queue", "compute", "respond")
+
+
+async def test_a_batch_is_linked_with_every_call_that_had_a_part_in_it(collector: Collector) -> None:
+    """From each call a link leads to the batch, and from the batch one to each call."""
+    async with running(tracing=True) as server, holding(server):
+        requests = [server.stub.EmbedText(text_request(f"text {i}")) for i in range(3)]
+        await until(lambda: server.waiting("text") == 3)
+        server.encoder.gate.set()
+        await asyncio.gather(*requests)
+
+    (batch,) = [span for span in collector.named("batch") if attributes(span)["batch_size"] == 3]
+    linked = {link.span_id for link in batch.links}
+    members = [s for s in collector.named("alignserve.v1.AlignService/EmbedText") if s.span_id in linked]
+    assert len({member.trace_id for member in members}) == len(linked) == 3
+    computes = [span for span in collector.named("compute") if span.parent_span_id in linked]
+    assert [[link.span_id for link in span.links] for span in computes] == 3 * [[batch.span_id]]
+
+
+async def test_a_batch_counts_those_too_that_are_not_followed(collector: Collector) -> None:
+    """Which calls are followed is the caller's word; the batch is what it is."""
+    async with running(tracing=True) as server, holding(server):
+        followed = server.stub.EmbedText(text_request("followed"), metadata=[SAMPLED])
+        other = server.stub.EmbedText(text_request("not followed"), metadata=[UNSAMPLED])
+        await until(lambda: server.waiting("text") == 2)
+        server.encoder.gate.set()
+        await asyncio.gather(followed, other)
+
+    (batch,) = [span for span in collector.named("batch") if attributes(span)["batch_size"] == 2]
+    assert len(batch.links) == 1
+
+
+async def test_calls_of_an_unsampled_trace_make_no_spans(collector: Collector) -> None:
+    """The caller's decision holds."""
+    async with running(tracing=True) as server:
+        await server.stub.EmbedText(text_request("a cat"), metadata=[UNSAMPLED])
+
+    assert collector.spans == []
+
+
+@pytest.mark.parametrize("value", ["", "nonsense", f"00-{'0' * 32}-{SPAN_ID}-01", "00-" + "f" * 900])
+async def test_a_broken_traceparent_begins_a_new_trace(collector: Collector, value: str) -> None:
+    """As the standard has it."""
+    async with running(tracing=True) as server:
+        await server.stub.EmbedText(text_request("a cat"), metadata=[("traceparent", value)])
+
+    (call,) = collector.named("alignserve.v1.AlignService/EmbedText")
+    assert call.parent_span_id == b""
+
+
+async def test_items_of_a_stream_are_followed_one_by_one(collector: Collector) -> None:
+    """Each under the stream, and one that fails says why."""
+    async with running(tracing=True) as server:
+        requests = [
+            pb.StreamInferRequest(correlation_id="good", embed_text=pb.EmbedTextRequest(texts=["a cat"])),
+            pb.StreamInferRequest(correlation_id="bad", embed_text=pb.EmbedTextRequest(texts=[" "])),
+        ]
+        async for _ in server.stub.StreamInfer(iter(requests)):
+            pass
+
+    (stream,) = collector.named("alignserve.v1.AlignService/StreamInfer")
+    items = collector.named("item")
+    assert {item.parent_span_id for item in items} == {stream.span_id}
+    codes = sorted(str(attributes(item)["rpc.response.status_code"]) for item in items)
+    assert codes == ["INVALID_ARGUMENT", "OK"]
+    (queue,) = collector.named("queue")
+    assert queue.parent_span_id in {item.span_id for item in items}
+
+
+async def test_labels_that_are_not_at_hand_are_a_step_of_their_own(collector: Collector) -> None:
+    """The second call finds them."""
+    async with running(tracing=True) as server:
+        for _ in range(2):
+            await server.stub.Classify(classify_request(b"an image", "cat", "dog"))
+
+    assert len(collector.named("alignserve.v1.AlignService/Classify")) == 2
+    assert len(collector.named("labels")) == 1
+
+
+async def test_a_failed_call_says_why_and_nothing_that_was_sent(collector: Collector) -> None:
+    """Code and reason are from closed sets."""
+    async with running(tracing=True) as server:
+        await refused(server.stub.EmbedImage(image_request(b"broken " + SECRET.encode())))
+
+    (call,) = collector.named("alignserve.v1.AlignService/EmbedImage")
+    assert attributes(call)["rpc.response.status_code"] == "INVALID_ARGUMENT"
+    assert attributes(call)["error.type"] == "IMAGE_UNREADABLE"
+    assert SECRET not in str(collector.spans)
+
+
+async def test_health_checks_are_not_followed(collector: Collector, lines: list[Any]) -> None:
+    """They come every second, and would crowd out the rest."""
+    async with running(tracing=True, access_log_ratio=1.0) as server:
+        await health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest())
+
+    assert collector.spans == []
+    assert calls(lines) == []
+
+
+async def test_the_operators_variables_name_the_service(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of OpenTelemetry win over what the server says of itself."""
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "align-eu")
+    async with running(tracing=True) as server:
+        await server.stub.EmbedText(text_request("a cat"))
+
+    assert collector.resource["service.name"] == "align-eu"
+    assert collector.resource["service.version"]
+
+
+async def test_a_collector_that_is_away_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are served, and the server stops."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    async with running(tracing=True) as server:
+        response = await server.stub.EmbedText(text_request("a cat"))
+
+    assert len(response.embeddings) == 1
+
+
+async def test_tracing_without_its_extra_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what to install."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+
+    with pytest.raises(StartupError, match=r"pip install 'alignserve\[server,otel\]'"):
+        Server(settings(tracing=True), lambda _: pytest.fail("not loaded"))
+
+
+async def test_a_call_is_one_line_with_its_timings(lines: list[Any]) -> None:
+    """The same steps as the spans have, and the caller's trace, also without any spans."""
+    async with running(access_log_ratio=1.0) as server:
+        await server.stub.EmbedText(text_request("a cat", SECRET), metadata=[SAMPLED])
+
+    (line,) = calls(lines)
+    assert (line["method"], line["code"], line["trace_id"]) == ("EmbedText", "OK", TRACE_ID)
+    assert (line["modality"], line["items"], line["batch_size"]) == ("text", 2, 2)
+    steps = [line[f"{name}_seconds"] for name in STEPS]
+    assert 0 < sum(steps) <= line["seconds"] + 1e-5
+    assert SECRET not in str(line)
+
+
+async def test_a_refused_call_is_a_line_with_its_reason(lines: list[Any]) -> None:
+    """So are those that never got as far as the queue."""
+    async with running(access_log_ratio=1.0) as server:
+        await refused(server.stub.EmbedText(pb.EmbedTextRequest()))
+
+    (line,) = calls(lines)
+    assert (line["code"], line["reason"]) == ("INVALID_ARGUMENT", "REQUEST_EMPTY")
+
+
+async def test_a_stream_is_one_line(lines: list[Any]) -> None:
+    """However many items it has."""
+    async with running(access_log_ratio=1.0) as server:
+        requests = [
+            pb.StreamInferRequest(correlation_id=str(i), embed_text=pb.EmbedTextRequest(texts=[f"text {i}"]))
+            for i in range(5)
+        ]
+        async for _ in server.stub.StreamInfer(iter(requests)):
+            pass
+
+    (line,) = calls(lines)
+    assert (line["method"], line["code"], line["items"]) == ("StreamInfer", "OK", 5)
+
+
+async def test_no_call_is_logged_unless_asked_for(lines: list[Any]) -> None:
+    """The default."""
+    async with running() as server:
+        await server.stub.EmbedText(text_request("a cat"))
+
+    assert calls(lines) == []
+
+
+async def test_a_share_of_calls_is_logged_by_whole_traces(lines: list[Any]) -> None:
+    """Calls of one trace are all there, or none; of many traces it is about the share."""
+    traces = [f"{trace << 57:032x}" for trace in range(1, 128)]  # spread evenly
+    async with running(access_log_ratio=0.25) as server:
+        for trace_id in traces + traces:
+            metadata = [("traceparent", f"00-{trace_id}-{SPAN_ID}-00")]
+            await server.stub.EmbedText(text_request("a cat"), metadata=metadata)
+
+    logged = [line["trace_id"] for line in calls(lines)]
+    assert len(logged) == 2 * len(set(logged)) == 2 * 31
+
+
+async def test_exemplars_lead_from_histograms_to_traces(collector: Collector) -> None:
+    """In the OpenMetrics format, which Prometheus asks for."""
+    async with running(tracing=True) as server:
+        await server.stub.EmbedText(text_request("a cat"), metadata=[SAMPLED])
+        exemplars = await asyncio.to_thread(_exemplars, server.server.metrics_port)
+
+    assert exemplars == {
+        "grpc_server_handling_seconds": {TRACE_ID},
+        "alignserve_preprocess_seconds": {TRACE_ID},
+        "alignserve_queue_wait_seconds": {TRACE_ID},
+        "alignserve_batch_compute_seconds": {TRACE_ID},
+    }
+    assert collector.spans
+
+
+def _exemplars(metrics_port: int) -> dict[str, set[str]]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{metrics_port}/metrics", headers={"Accept": "application/openmetrics-text"}
+    )
+    with urllib.request.urlopen(request, timeout=30.0) as page:  # noqa: S310 — its own server
+        families = list(text_string_to_metric_families(page.read().decode()))
+    found: dict[str, set[str]] = {}
+    for family in families:
+        for sample in family.samples:
+            if sample.exemplar is not None:
+                found.setdefault(family.name, set()).add(sample.exemplar.labels["trace_id"])
+    return found
+
+
+def attributes(span: Span) -> dict[str, Any]:
+    """Returns what a span says of itself."""
+    values = {each.key: each.value for each in span.attributes}
+    return {key: getattr(value, str(value.WhichOneof("value"))) for key, value in values.items()}
