@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 _PATIENCE_SECONDS = 1.0
@@ -56,7 +56,7 @@ class WorkerPages(Collector):
 
 
 def merged(pages: Mapping[str, str]) -> list[Metric]:
-    """Returns the families of the pages, each once, with every series of every page."""
+    """Returns the families of the pages, in OpenMetrics, each once, with every series of every page."""
     families: dict[str, Metric] = {}
     for worker, page in pages.items():
         for family in text_string_to_metric_families(page):
@@ -64,14 +64,16 @@ def merged(pages: Mapping[str, str]) -> list[Metric]:
                 family.name, Metric(family.name, family.documentation, family.type)
             )
             for sample in family.samples:
-                merged_family.add_sample(sample.name, {"worker": worker, **sample.labels}, sample.value)
+                labels = {"worker": worker, **sample.labels}
+                merged_family.add_sample(sample.name, labels, sample.value, exemplar=sample.exemplar)
     return list(families.values())
 
 
 def _fetch(port: int, timeout_seconds: float) -> str | None:
     connection = HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
     try:
-        connection.request("GET", "/metrics")
+        # The format that has exemplars.
+        connection.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
         return connection.getresponse().read().decode()
     except (OSError, HTTPException):  # the worker is gone or hangs
         return None

@@ -9,18 +9,16 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.errors import StartupError
 from alignserve_server.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
+from tests.collector import Collector, attributes, collecting
 from tests.integration.serving import (
     RunningServer,
     classify_request,
@@ -38,35 +36,11 @@ UNSAMPLED = ("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-00")
 SECRET = "what a caller sent"
 
 
-class Collector(otlp_grpc.TraceServiceServicer):
-    """An OpenTelemetry collector that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.resource: dict[str, str] = {}
-
-    async def Export(
-        self, request: otlp.ExportTraceServiceRequest, _: Any
-    ) -> otlp.ExportTraceServiceResponse:
-        for of_resource in request.resource_spans:
-            self.resource = {each.key: each.value.string_value for each in of_resource.resource.attributes}
-            self.spans += [span for of_scope in of_resource.scope_spans for span in of_scope.spans]
-        return otlp.ExportTraceServiceResponse()
-
-    def named(self, name: str) -> list[Span]:
-        return [span for span in self.spans if span.name == name]
-
-
 @pytest.fixture
-async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
-    collector = Collector()
-    server = grpc.aio.server()
-    otlp_grpc.add_TraceServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    yield collector
-    await server.stop(None)
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        yield collector
 
 
 @pytest.fixture
@@ -319,9 +293,3 @@ def _exemplars(metrics_port: int) -> dict[str, set[str]]:
             if sample.exemplar is not None:
                 found.setdefault(family.name, set()).add(sample.exemplar.labels["trace_id"])
     return found
-
-
-def attributes(span: Span) -> dict[str, Any]:
-    """Returns what a span says of itself."""
-    values = {each.key: each.value for each in span.attributes}
-    return {key: getattr(value, str(value.WhichOneof("value"))) for key, value in values.items()}

@@ -18,6 +18,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def registry_of(ports: dict[str, int]) -> CollectorRegistry:
 
 def text_of(pages: dict[str, CollectorRegistry]) -> str:
     """Merges what registries show, and shows the result."""
-    families = merged({worker: generate_latest(registry).decode() for worker, registry in pages.items()})
+    families = merged({worker: openmetrics(registry).decode() for worker, registry in pages.items()})
     registry = CollectorRegistry()
     registry.collect = lambda: families  # type: ignore[method-assign]
     return generate_latest(registry).decode()
@@ -77,13 +78,24 @@ def test_every_series_keeps_its_value_and_gets_a_label() -> None:
     ]
 
 
+def test_exemplars_stay_with_their_buckets() -> None:
+    """They lead to the trace of a call that the worker served."""
+    registry = CollectorRegistry()
+    Histogram("seconds", "Seconds.", registry=registry, buckets=[1]).observe(0.5, {"trace_id": "abc"})
+
+    (family,) = merged({"0": openmetrics(registry).decode()})
+
+    exemplars = {sample.labels["le"]: sample.exemplar for sample in family.samples if sample.exemplar}
+    assert exemplars["1.0"].labels == {"trace_id": "abc"}
+
+
 @pytest.mark.parametrize("value", ['a "quoted" name', "C:\\models\nline", "ü{}=,"])
 def test_no_label_breaks_the_page(value: str) -> None:
     """What stands in a label comes out as it went in."""
     registry = CollectorRegistry()
     Gauge("info", "About \\ this.", ["name"], registry=registry).labels(value).set(1)
 
-    (family,) = merged({"0": generate_latest(registry).decode()})
+    (family,) = merged({"0": openmetrics(registry).decode()})
 
     assert family.documentation == "About \\ this."
     assert family.samples[0].labels == {"worker": "0", "name": value}
