@@ -131,6 +131,15 @@ class Metrics:
         self.device_memory_bytes = self._gauge(
             "alignserve_device_memory_bytes", "Memory that the model holds on its device."
         )
+        self.gpu_utilization = self._gauge(
+            "alignserve_gpu_utilization_ratio",
+            "Share of the last second or less in which the GPU computed, for whomever.",
+            ["gpu"],
+        )
+        self.gpu_memory_used_bytes = self._gauge(
+            "alignserve_gpu_memory_used_bytes", "Memory of the GPU that is taken, by whomever.", ["gpu"]
+        )
+        self.gpu_memory_bytes = self._gauge("alignserve_gpu_memory_bytes", "Memory of the GPU.", ["gpu"])
         self.last_forward_timestamp = self._gauge(
             "alignserve_last_forward_timestamp_seconds", "Unix time of the last successful batch."
         )

@@ -29,6 +29,7 @@ from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.batching.tuning import best_batch_size
 from alignserve_server.cores import cpu_count
 from alignserve_server.errors import StartupError
+from alignserve_server.gpu import watch_gpu
 from alignserve_server.keys import KeyRing
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
@@ -300,6 +301,8 @@ class Server:
         ).set(1)
         self.metrics.model_min_cosine.set(info.min_cosine)
         self.metrics.device_memory_bytes.set_function(lambda: encoder.device_memory_bytes)
+        if encoder.gpu_uuid is not None:
+            watch_gpu(encoder.gpu_uuid, self.metrics)
 
     def _scheduler(self, batch_sizes: dict[str, int]) -> Scheduler:
         for modality, size in batch_sizes.items():

@@ -59,7 +59,7 @@ def merged(pages: Mapping[str, str]) -> list[Metric]:
     """Returns the families of the pages, in OpenMetrics, each once, with every series of every page."""
     families: dict[str, Metric] = {}
     for worker, page in pages.items():
-        for family in text_string_to_metric_families(page):
+        for family in text_string_to_metric_families(page):  # type: ignore[no-untyped-call]
             merged_family = families.setdefault(
                 family.name, Metric(family.name, family.documentation, family.type)
             )

@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from alignserve_server.gpu import watch_gpu
+from alignserve_server.metrics import Metrics
 from alignserve_server.model.align import AlignEncoder, load_align
 from alignserve_server.model.encoder import l2_normalize
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from tests.model.conftest import Pair
@@ -105,3 +108,13 @@ def test_lanes_do_not_mix_their_batches(encoder, photos):
 def test_memory_counts_weights_and_graphs(encoder):
     """What the device holds is no less than the weights."""
     assert encoder.device_memory_bytes > encoder._runtime._towers.nbytes
+
+
+def test_the_gpu_is_found_by_nvidias_library(encoder):
+    """Its name is the one that the library knows, and the model's memory is within the GPU's."""
+    metrics = Metrics(CollectorRegistry())
+
+    watch_gpu(encoder.gpu_uuid, metrics)
+
+    used = metrics.registry.get_sample_value("alignserve_gpu_memory_used_bytes", {"gpu": encoder.gpu_uuid})
+    assert used >= encoder.device_memory_bytes

@@ -150,6 +150,7 @@ class AlignEncoder:
         self.is_measurable = True
         self.preprocess_image = images
         self.tokenize = texts
+        self.gpu_uuid = runtime.gpu_uuid
         self.enter_lane = runtime.enter_lane
         self.release_memory = runtime.release_memory
         self._runtime = runtime

@@ -45,6 +45,7 @@ class CudaRuntime:
         self.dtype, self.device = placement.dtype, placement.device
         self.lanes = placement.lanes or _LANES
         self._device = torch.device(self.device)
+        self.gpu_uuid: str | None = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
         self._compute = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._turn = threading.Lock()  # of the compute stream, from a batch's input to its output
         self._lane = threading.local()

@@ -70,6 +70,11 @@ class Encoder(Protocol):
         """Memory that the model holds on its device now."""
         ...
 
+    @property
+    def gpu_uuid(self) -> str | None:
+        """NVIDIA's name of the GPU that it runs on; None on a CPU."""
+        ...
+
     def enter_lane(self) -> None:
         """Prepares the calling thread, once, for the `encode_*` calls that it is going to make."""
         ...

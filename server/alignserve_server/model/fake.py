@@ -77,6 +77,7 @@ class FakeEncoder:
         self.lanes = 1
         self.has_parallel_lanes = True
         self.is_measurable = False
+        self.gpu_uuid: str | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.max_batch_size: int | None = None

@@ -70,6 +70,7 @@ class OpenVinoRuntime:
     name: RuntimeName = "openvino"
     device = "cpu"
     has_parallel_lanes = True
+    gpu_uuid: str | None = None
 
     def __init__(self, core: Any, folder: Path, placement: Placement) -> None:
         """Compiles the two models of a conversion. OpenVINO's classes ship no types."""

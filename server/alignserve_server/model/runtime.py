@@ -35,6 +35,7 @@ class Runtime(Protocol):
     device: str
     lanes: int  # batches that it runs at once
     has_parallel_lanes: bool  # false if lanes take turns at one device, and overlap only what is around it
+    gpu_uuid: str | None  # NVIDIA's name of the GPU; None on a CPU
 
     @property
     def memory_bytes(self) -> int:

@@ -65,6 +65,7 @@ class CpuRuntime:
     name: RuntimeName = "torch"
     device = "cpu"
     has_parallel_lanes = True
+    gpu_uuid: str | None = None
 
     def __init__(self, network: Network, placement: Placement, rescaling: Rescaling) -> None:
         """Takes over a float32 network."""
