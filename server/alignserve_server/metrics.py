@@ -6,18 +6,17 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
+import prometheus_client
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
-    Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
 )
 
 from alignserve_server.errors import ExpiredInQueue, ServingError
+from alignserve_server.instruments import Counter, Gauge, Histogram
 
 MODALITIES = ("image", "text")
 OUTCOMES = ("ok", "failed", "cancelled", "expired")
@@ -51,42 +50,44 @@ class Metrics:
     def _define_rpcs(self) -> None:
         # The names and labels of the gRPC ecosystem, so that existing dashboards work.
         method = ["grpc_type", "grpc_service", "grpc_method"]
-        self.rpcs_started = self._counter("grpc_server_started", "RPCs started.", method)
-        self.rpcs_handled = self._counter("grpc_server_handled", "RPCs completed.", [*method, "grpc_code"])
+        self.rpcs_started = self._loop_counter("grpc_server_started", "RPCs started.", method)
+        self.rpcs_handled = self._loop_counter(
+            "grpc_server_handled", "RPCs completed.", [*method, "grpc_code"]
+        )
         self.certificate_expiry = self._gauge(
             "alignserve_certificate_expiry_timestamp_seconds",
             "Unix time at which the certificate of the gRPC port ends.",
             ["certificate"],
         )
-        self.rpc_seconds = self._histogram(
+        self.rpc_seconds = self._loop_histogram(
             "grpc_server_handling_seconds", "Time from an RPC's start to its end.", _LATENCY_BUCKETS, method
         )
 
     def _define_items(self) -> None:
         modality = ["modality"]
-        self.items_accepted = self._counter(
+        self.items_accepted = self._loop_counter(
             "alignserve_items_accepted",
             "Images and texts (label prompts too) admitted: the sum of items by outcome and in flight.",
             modality,
         )
-        self.items = self._counter(
+        self.items = self._loop_counter(
             "alignserve_items", "Images and texts that have left, by outcome.", [*modality, "outcome"]
         )
-        self.items_in_flight = self._gauge(
+        self.items_in_flight = self._loop_gauge(
             "alignserve_items_in_flight", "Images and texts admitted and not yet answered.", modality
         )
-        self.rejected = self._counter(
+        self.rejected = self._loop_counter(
             "alignserve_rejected",
             "Calls and stream items refused, by the reason they were given.",
             ["reason"],
         )
-        self.preprocess_seconds = self._histogram(
+        self.preprocess_seconds = self._loop_histogram(
             "alignserve_preprocess_seconds",
             "Time to decode or tokenize a call's items.",
             _LATENCY_BUCKETS,
             modality,
         )
-        self.queue_wait_seconds = self._histogram(
+        self.queue_wait_seconds = self._loop_histogram(
             "alignserve_queue_wait_seconds", "Time an entry waited for its batch.", _LATENCY_BUCKETS, modality
         )
         self.queue_entries = self._gauge("alignserve_queue_entries", "Entries waiting for a batch.", modality)
@@ -98,7 +99,7 @@ class Metrics:
 
     def _define_batches(self) -> None:
         modality = ["modality"]
-        self.batch_size = self._histogram(
+        self.batch_size = self._loop_histogram(
             "alignserve_batch_size", "Entries per batch. Its sum counts the entries that reached the device.",
             _BATCH_SIZE_BUCKETS, modality,
         )  # fmt: skip
@@ -107,13 +108,14 @@ class Metrics:
             "Most entries in one batch, as measured at the start or set.",
             ["modality"],
         )
-        self.batch_compute_seconds = self._histogram(
+        self.batch_compute_seconds = self._loop_histogram(
             "alignserve_batch_compute_seconds", "Time a batch spent in the model.", _LATENCY_BUCKETS, modality
         )
-        self.batch_padding_ratio = self._histogram(
+        self.batch_padding_ratio = prometheus_client.Histogram(
             "alignserve_batch_padding_ratio",
             "Share of a text batch's tokens that are padding.",
-            _RATIO_BUCKETS,
+            buckets=_RATIO_BUCKETS,
+            registry=self.registry,
         )
         self.batch_splits = self._counter(
             "alignserve_batch_splits", "Batches that failed whole and were retried in halves.", ["reason"]
@@ -190,16 +192,25 @@ class Metrics:
         if error.code not in ("INTERNAL", "DEADLINE_EXCEEDED"):
             self.rejected.labels(error.reason).inc()
 
-    def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
-        return Counter(name, text, labels or (), registry=self.registry)
+    # What several threads write, or a function, is prometheus_client's; what the event loop's thread writes
+    # for each call is of `instruments`.
 
-    def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
-        return Gauge(name, text, labels or (), registry=self.registry)
+    def _counter(self, name: str, text: str, labels: list[str] | None = None) -> prometheus_client.Counter:
+        return prometheus_client.Counter(name, text, labels or (), registry=self.registry)
 
-    def _histogram(
-        self, name: str, text: str, buckets: tuple[float, ...], labels: list[str] | None = None
+    def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> prometheus_client.Gauge:
+        return prometheus_client.Gauge(name, text, labels or (), registry=self.registry)
+
+    def _loop_counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(name, text, labels, self.registry)
+
+    def _loop_gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
+        return Gauge(name, text, labels, self.registry)
+
+    def _loop_histogram(
+        self, name: str, text: str, bounds: tuple[float, ...], labels: list[str]
     ) -> Histogram:
-        return Histogram(name, text, labels or (), buckets=buckets, registry=self.registry)
+        return Histogram(name, text, labels, self.registry, bounds)
 
 
 class ModalityMetrics:

@@ -122,9 +122,11 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
         1, None, workers, addresses={}, patience_seconds=0
     )  # which would launch nothing before it runs
     labels = {
-        collector._name: list(collector._labelnames)  # published nowhere else before a series exists
+        getattr(collector, "name", None) or collector._name: list(
+            getattr(collector, "label_names", None) or collector._labelnames
+        )  # prometheus_client tells them nowhere else before a series exists
         for collector in vars(metrics).values()
-        if hasattr(collector, "_labelnames")
+        if hasattr(collector, "collect") and collector is not metrics.registry
     }
     labels.update((family.name, ["worker"]) for family in workers.collect())
     return [

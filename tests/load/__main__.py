@@ -27,6 +27,7 @@ from tests.load import (
     overload,
     resources,
     throughput,
+    watching,
 )
 from tests.load.measuring import Plan
 from tests.load.report import Section, summary
@@ -44,6 +45,7 @@ _SECTIONS = {
     "dtypes": dtypes.run,
     "overload": overload.run,
     "fairness": fairness.run,
+    "watching": watching.run,
 }
 _PACKAGES = ("torch", "transformers", "openvino", "grpcio", "pillow", "mosec", "litserve", "ray")
 

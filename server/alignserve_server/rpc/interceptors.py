@@ -21,9 +21,9 @@ from google.protobuf.message import DecodeError
 from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C extension; exported nowhere else
     ExecuteBatchError,
 )
-from prometheus_client import Counter
 
 from alignserve_server.errors import InternalError, RequestMalformed, ServingError, ShuttingDown
+from alignserve_server.instruments import Number
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc.access import Access, is_refused
@@ -182,9 +182,9 @@ class _Calls:
         self.count_refusal = metrics.count_refusal
         self._handled = metrics.rpcs_handled
         self._labels = labels
-        self._handled_by_code: dict[str, Counter] = {}
+        self._handled_by_code: dict[str, Number] = {}
 
-    def handled(self, code: str) -> Counter:
+    def handled(self, code: str) -> Number:
         """Returns the counter of calls that end with a code."""
         if code not in self._handled_by_code:
             self._handled_by_code[code] = self._handled.labels(*self._labels, code)

@@ -1,0 +1,27 @@
+"""alignserve that counts and times nothing, to see what its metrics cost.
+
+python -m tests.load.peers.unwatched_server [flags of alignserve-server]
+"""
+
+from __future__ import annotations
+
+from alignserve_server import cli
+from alignserve_server.instruments import Distribution, Number
+from prometheus_client import Counter, Gauge, Histogram
+
+
+def main() -> None:
+    """Runs the server."""
+    for kind in (Counter, Gauge, Histogram, Number, Distribution):
+        for name in ("inc", "dec", "set", "observe"):
+            if hasattr(kind, name):
+                setattr(kind, name, _nothing)
+    cli.main()
+
+
+def _nothing(*_: object) -> None:
+    """Counts nothing."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What it costs to watch the server: metrics, the access log and traces."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+import psutil
+from alignserve._bench.load import ClosedLoop
+from alignserve._bench.runner import Extent
+
+from tests.collector import Collector, collecting
+from tests.load.inputs import grpc_calls
+from tests.load.measuring import Plan, grpc_round, in_turn, progress
+from tests.load.report import Bar, Section, number, ratio, table
+from tests.processes import ServerProcess, server_process
+
+_CALLERS = 64
+_SCRAPE_SECONDS = 5.0
+_UNWATCHED = (sys.executable, "-m", "tests.load.peers.unwatched_server")
+_NOTHING, _METRICS = "nothing", "metrics"
+
+_NOTE = f"""\
+`--checkpoint fake`, texts, {_CALLERS} callers, each server in its turn: CPU time of the server's process for
+a call, and calls per second. The first server is patched to count nothing at all; the others count as always
+and are scraped every {_SCRAPE_SECONDS:.0f} s. Spans go to a collector on the same two cores, which takes its
+share of them, so of tracing the CPU time counts."""
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Of one round."""
+
+    cpu_us: float  # of a call
+    per_second: float
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way of watching."""
+
+    flags: tuple[str, ...] = ()
+    sampled: str = "0"  # share of calls that are traced
+
+
+_WAYS = {
+    _METRICS: _Way(),
+    "and one line in 100 calls": _Way(("--access-log-ratio", "0.01")),
+    "and a line a call": _Way(("--access-log-ratio", "1")),
+    "and one trace in 100 calls": _Way(("--tracing",), "0.01"),
+    "and a trace a call": _Way(("--tracing",), "1"),
+}
+
+
+def run(plan: Plan) -> Section:
+    """Measures all ways, in turns."""
+    with collecting() as collector, ExitStack() as until_done:
+        servers = {
+            _NOTHING: until_done.enter_context(server_process("--checkpoint", "fake", program=_UNWATCHED))
+        }
+        for name, way in _WAYS.items():
+            servers[name] = until_done.enter_context(_watched(way, collector))
+        progress(", ".join(servers))
+        measures = {name: lambda of=server: _cost(of, plan) for name, server in servers.items()}
+        costs = in_turn(measures, plan.rounds)
+    cpu = {name: statistics.median(cost.cpu_us for cost in of) for name, of in costs.items()}
+    rate = {name: statistics.median(cost.per_second for cost in of) for name, of in costs.items()}
+    head = ("watched by", "CPU µs a call", "÷ nothing", "calls/s")
+    rows = [
+        (name, number(cpu[name]), f"{ratio(cpu[name], cpu[_NOTHING]):.3f}", number(rate[name]))
+        for name in servers
+    ]
+    share = ratio(cpu[_NOTHING], cpu[_METRICS])
+    return Section("Watching", [_NOTE, table(head, rows)], [Bar("CPU without metrics ÷ with", share, 0.98)])
+
+
+@contextmanager
+def _watched(way: _Way, collector: Collector) -> Iterator[ServerProcess]:
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": way.sampled,
+    }
+    done = threading.Event()
+    with (
+        mock.patch.dict(os.environ, variables),
+        server_process("--checkpoint", "fake", *way.flags) as running,
+    ):
+        scraping = threading.Thread(target=_scrape, args=(running.metrics_port, done))
+        scraping.start()
+        try:
+            yield running
+        finally:
+            done.set()
+            scraping.join()
+
+
+def _scrape(port: int, done: threading.Event) -> None:
+    while not done.wait(_SCRAPE_SECONDS):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30.0) as page:
+            page.read()
+
+
+def _cost(server: ServerProcess, plan: Plan) -> _Cost:
+    process = psutil.Process(server.process.pid)
+    before = process.cpu_times()
+    extent = Extent(plan.seconds, warmup_seconds=0.0)  # so that every call is counted
+    measured = grpc_round(server.address, grpc_calls("text"), ClosedLoop(_CALLERS), extent)
+    after = process.cpu_times()
+    seconds = after.user + after.system - before.user - before.system
+    return _Cost(1e6 * seconds / max(1, measured.requests), measured.items_per_second)
