@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.integration.serving import (
     RunningServer,
+    classify_request,
     image_request,
     refusal_of,
     refused,
@@ -249,3 +250,37 @@ async def test_known_traffic_gives_exactly_the_expected_counts(served: RunningSe
     assert served.sample("alignserve_rejected_total", reason="REQUEST_EMPTY") == 1
     assert served.sample("alignserve_batch_size_sum", modality="text") == 14
     assert served.sample("alignserve_batch_size_sum", modality="image") == 3
+
+
+async def test_no_caller_can_make_the_metrics_grow(served: RunningServer) -> None:
+    """Whatever else is sent, how it ends, or who sends it: the second hundred calls adds no series."""
+    await _all_kinds_of_calls(served, "first")
+    before = _series(served)
+
+    for number in range(100):
+        await _all_kinds_of_calls(served, f"number {number}")
+
+    assert _series(served) == before
+    assert len(before) < 1000
+
+
+async def _all_kinds_of_calls(served: RunningServer, what: str) -> None:
+    stub = served.stub
+    await stub.EmbedText(text_request(what), metadata=[("x-anything", what)])
+    await stub.EmbedImage(image_request(what.encode()))
+    await stub.Classify(classify_request(what.encode(), f"label {what}"))
+    await stub.GetModelInfo(pb.GetModelInfoRequest())
+    await refused(stub.EmbedImage(image_request(b"broken " + what.encode())))
+    await refused(stub.EmbedText(text_request(""), metadata=[("alignserve-priority", what)]))
+    await refused(served.channel.unary_unary(f"/no.Such/{what.replace(' ', '')}")(b""))
+    items = [pb.StreamInferRequest(correlation_id=what, embed_text=pb.EmbedTextRequest(texts=[what]))]
+    async for _ in stub.StreamInfer(iter(items)):
+        pass
+
+
+def _series(served: RunningServer) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items())))
+        for family in served.server.metrics.registry.collect()
+        for sample in family.samples
+    }
