@@ -167,15 +167,15 @@ class Metrics:
 
     def _define_embedding_cache(self) -> None:
         modality = ["modality"]
-        self.embedding_cache_hits = self._counter(
+        self.embedding_cache_hits = self._loop_counter(
             "alignserve_embedding_cache_hits", "Items whose embedding was in the cache.", modality
         )
-        self.embedding_cache_misses = self._counter(
+        self.embedding_cache_misses = self._loop_counter(
             "alignserve_embedding_cache_misses",
             "Items whose embedding was not, while the cache is on.",
             modality,
         )
-        self.embedding_cache_coalesced = self._counter(
+        self.embedding_cache_coalesced = self._loop_counter(
             "alignserve_embedding_cache_coalesced",
             "Items that waited for the embedding of an equal one that was in the queue or in the model.",
             modality,
@@ -193,7 +193,7 @@ class Metrics:
             self.rejected.labels(error.reason).inc()
 
     # What several threads write, or a function, is prometheus_client's; what the event loop's thread writes
-    # for each call is of `instruments`.
+    # for each call, or a thread that holds a lock, is of `instruments`.
 
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> prometheus_client.Counter:
         return prometheus_client.Counter(name, text, labels or (), registry=self.registry)

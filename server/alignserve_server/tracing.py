@@ -11,7 +11,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     Tracer,
+    get_current_span,
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -40,6 +41,7 @@ _log = get_logger(__name__)
 
 Metadata: TypeAlias = Iterable[tuple[str, Any]]
 
+_NO_TRACER = NoOpTracer()
 _PROPAGATOR = TraceContextTextMapPropagator()  # https://www.w3.org/TR/trace-context/
 
 _current: ContextVar[CallTrace | None] = ContextVar("trace", default=None)
@@ -60,29 +62,31 @@ class Tracing:
             tracer: Makes spans, of the calls that its sampler draws; None makes none.
             access_log_ratio: Share of calls that get a line in the log.
         """
-        self._is_on = tracer is not None or access_log_ratio > 0
-        self._tracer = tracer or NoOpTracer()
+        self._tracer = tracer
         self._access_log_ratio = access_log_ratio
 
-    def begin(self, service: str, method: str, metadata: Metadata) -> CallTrace | None:
+    def begin(
+        self, service: str, method: str, read_metadata: Callable[[], Metadata | None]
+    ) -> CallTrace | None:
         """Follows a call from now on, for `current_trace` in the same task, if it is drawn.
 
-        Metadata may carry a `traceparent`, whose trace the call then belongs to.
+        Its metadata may carry a `traceparent`, whose trace the call then belongs to.
         """
-        if not self._is_on:
+        if self._tracer is None and self._access_log_ratio == 0.0:
             return None
-        carrier = {key: value for key, value in metadata if key in _PROPAGATOR.fields}
-        name = f"{service}/{method}"
-        span = self._tracer.start_span(
-            name,
-            _PROPAGATOR.extract(carrier) if carrier else Context(),
-            SpanKind.SERVER,
-            {"rpc.system.name": "grpc", "rpc.method": name},
-        )
+        fields = _PROPAGATOR.fields
+        carrier = {key: value for key, value in read_metadata() or () if key in fields}
+        parent = _PROPAGATOR.extract(carrier) if carrier else Context()
+        if self._tracer is None:
+            span = get_current_span(parent)  # the caller's own, to tell it in the log
+        else:
+            name = f"{service}/{method}"
+            about = {"rpc.system.name": "grpc", "rpc.method": name}
+            span = self._tracer.start_span(name, parent, SpanKind.SERVER, about)
         is_logged = self._is_drawn(span.get_span_context())
         if not (is_logged or span.is_recording()):
             return None
-        trace = CallTrace(self._tracer, span, method if is_logged else None)
+        trace = CallTrace(self._tracer or _NO_TRACER, span, method if is_logged else None)
         _current.set(trace)
         return trace
 

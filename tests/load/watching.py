@@ -7,7 +7,7 @@ import statistics
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest import mock
@@ -70,15 +70,25 @@ def run(plan: Plan) -> Section:
         progress(", ".join(servers))
         measures = {name: lambda of=server: _cost(of, plan) for name, server in servers.items()}
         costs = in_turn(measures, plan.rounds)
-    cpu = {name: statistics.median(cost.cpu_us for cost in of) for name, of in costs.items()}
-    rate = {name: statistics.median(cost.per_second for cost in of) for name, of in costs.items()}
-    head = ("watched by", "CPU µs a call", "÷ nothing", "calls/s")
+    shares = {name: _share(costs[_NOTHING], of) for name, of in costs.items()}
+    head = ("watched by", "CPU µs a call", "nothing ÷ this", "calls/s")
     rows = [
-        (name, number(cpu[name]), f"{ratio(cpu[name], cpu[_NOTHING]):.3f}", number(rate[name]))
-        for name in servers
+        (
+            name,
+            number(statistics.median(cost.cpu_us for cost in of)),
+            f"{shares[name]:.3f}",
+            number(statistics.median(cost.per_second for cost in of)),
+        )
+        for name, of in costs.items()
     ]
-    share = ratio(cpu[_NOTHING], cpu[_METRICS])
-    return Section("Watching", [_NOTE, table(head, rows)], [Bar("CPU without metrics ÷ with", share, 0.98)])
+    bar = Bar("CPU time of a call without metrics ÷ with", shares[_METRICS], 0.98)
+    return Section("Watching", [_NOTE, table(head, rows)], [bar])
+
+
+def _share(unwatched: Sequence[_Cost], watched: Sequence[_Cost]) -> float:
+    """Returns the median of the rounds' shares: the two of a round were measured one after the other."""
+    pairs = zip(unwatched, watched, strict=True)
+    return statistics.median(ratio(without.cpu_us, with_.cpu_us) for without, with_ in pairs)
 
 
 @contextmanager

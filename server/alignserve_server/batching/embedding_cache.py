@@ -32,12 +32,11 @@ class EmbeddingCache:
             return None
         with self._lock:
             embedding = self._embeddings.get(key)
-            if embedding is not None:
+            if embedding is None:
+                self._metrics.embedding_cache_misses.inc()
+            else:
+                self._metrics.embedding_cache_hits.inc()
                 self._embeddings.move_to_end(key)
-        found = (
-            self._metrics.embedding_cache_misses if embedding is None else self._metrics.embedding_cache_hits
-        )
-        found.inc()
         return embedding
 
     def put(self, key: bytes, embedding: NDArray[np.float32]) -> None:

@@ -35,7 +35,7 @@ _log = get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Any]
-_Follow = Callable[[Metadata], CallTrace | None]
+_Follow = Callable[[Callable[[], Metadata | None]], CallTrace | None]
 
 # A client's own timer runs from before the request was on its way, so at the deadline its reset comes first.
 _DEADLINE_TOLERANCE_SECONDS = 0.02
@@ -202,7 +202,7 @@ class _Handling:
 
     def __enter__(self) -> None:
         self._calls.started.inc()
-        self._trace = self._calls.follow(self._context.invocation_metadata() or ())
+        self._trace = self._calls.follow(self._context.invocation_metadata)
         self._start = time.perf_counter()
 
     def __exit__(
@@ -234,7 +234,7 @@ class _Handling:
         return code_of_cancellation(self._context.time_remaining())
 
 
-def _follow_nothing(_: Metadata) -> None:
+def _follow_nothing(_: Callable[[], Metadata | None]) -> None:
     """Health checks and reflection would crowd out what is worth following."""
 
 
