@@ -122,7 +122,7 @@ class CallTrace:
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        """What leads from a metric to this call; None if it makes no spans."""
+        """What leads from a metric to this call; None if its trace is not recorded."""
         return _exemplar(self._span)
 
     def note(
