@@ -11,7 +11,8 @@ import pytest
 from alignserve_server.metrics import Metrics
 from prometheus_client import CollectorRegistry
 
-from tests.deploy.container import can_run_containers, copy_sources
+from tests.deploy.container import can_run_containers
+from tests.deploy.image import copy_sources
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the Dockerfile says, and a container as its image would make it, without an engine.
+"""A container as the image would make it, without an engine.
 
 The container is made of Linux namespaces: a network of its own with a loopback alone, a root filesystem that
 cannot be written, user 10001 without capabilities, and the server as process 1. Its packages are this
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -18,79 +17,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.processes import BIN, ROOT
+from tests.deploy.image import Image
+from tests.processes import BIN
 
-DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
 _PREFIX = "/opt/alignserve"  # /usr/local in the image, which here holds more than the image's packages
 _NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--mount-proc", "--fork")
+_USER = ("unshare", "--user", "--map-user=10001", "--map-group=10001")
+_INSIDE = ("nsenter", "--user", "--preserve-credentials", "--net", "--mount", "--pid", "--wd=/")
 _SCAFFOLDS = ("/opt", "/run", "/tmp", "/var/cache")  # where mounts may lie
-
-
-@cache
-def stages() -> dict[str, list[tuple[str, str]]]:
-    """Returns the instructions of each stage, after those of the stage that it is built on."""
-    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    found: dict[str, list[tuple[str, str]]] = {}
-    current: list[tuple[str, str]] = []
-    for line in filter(None, text.splitlines()):
-        keyword, _, value = line.partition(" ")
-        if keyword == "FROM":
-            base, _, name = value.partition(" AS ")
-            current = found[name] = list(found.get(base, []))
-        else:
-            current.append((keyword, value.strip()))
-    return found
-
-
-@dataclass(frozen=True)
-class Image:
-    """What an engine would read from an image that is built of one target."""
-
-    target: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variables of ENV."""
-        pairs = [pair for value in self.all("ENV") for pair in shlex.split(value)]
-        return dict(pair.split("=", 1) for pair in pairs)
-
-    @property
-    def entrypoint(self) -> list[str]:
-        """The command, which has to be in exec form."""
-        return _exec_form(self.last("ENTRYPOINT"))
-
-    @property
-    def health_command(self) -> list[str]:
-        """The command of HEALTHCHECK, in exec form too."""
-        return _exec_form(self.last("HEALTHCHECK").partition("CMD ")[2])
-
-    def last(self, keyword: str) -> str:
-        """Returns what holds of an instruction that may be given several times."""
-        return self.all(keyword)[-1]
-
-    def all(self, keyword: str) -> list[str]:
-        """Returns the values of an instruction, in order."""
-        return [value for found, value in stages()[self.target] if found == keyword]
-
-
-def copy_sources(stage: str, folder: Path) -> Path:
-    """Copies what a stage copies from the repository, and returns the folder."""
-    for keyword, value in stages()[stage]:
-        if keyword == "COPY" and not value.startswith("--from"):
-            *sources, target = value.split()
-            for source in map(ROOT.joinpath, sources):
-                if source.is_dir():
-                    shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
-                else:
-                    (folder / target).mkdir(parents=True, exist_ok=True)
-                    shutil.copy(source, folder / target)
-    return folder
 
 
 @dataclass
@@ -113,16 +52,8 @@ class Container:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a command inside, as an engine does for a probe; the server has to be listening."""
-        inside = (
-            "nsenter",
-            f"--target={self._pid()}",
-            "--user",
-            "--preserve-credentials",
-            "--net",
-            "--mount",
-        )
         return subprocess.run(
-            [*inside, "--pid", "--wd=/", "--", *command],
+            [*_INSIDE, f"--target={self._pid()}", "--", *command],
             env=dict(self.environment),
             capture_output=True,
             text=True,
@@ -186,11 +117,10 @@ def running_container(
 
 
 def can_run_containers() -> bool:
-    """Whether this machine lets its user make the namespaces of a container."""
-    try:
-        return subprocess.run([*_NAMESPACES, "true"], capture_output=True, check=False).returncode == 0
-    except OSError:
+    """Whether this machine has the tools, and lets its user make the namespaces of a container."""
+    if not all(map(shutil.which, ("unshare", "nsenter", "ip"))):
         return False
+    return subprocess.run([*_NAMESPACES, *_USER, "true"], capture_output=True, check=False).returncode == 0
 
 
 def _script(files: Mapping[str, Path], writable: Sequence[str]) -> str:
@@ -206,12 +136,7 @@ def _script(files: Mapping[str, Path], writable: Sequence[str]) -> str:
         lines += [f"mkdir -p {target}", f"mount -t tmpfs none {target}"]
     read_only = [path for path in ("/", held, *_SCAFFOLDS) if path not in writable]
     lines += [f"mount -o bind,remount,ro {path}" for path in read_only]
-    return "\n".join([*lines, 'exec unshare --user --map-user=10001 --map-group=10001 "$@"'])
-
-
-def _exec_form(value: str) -> list[str]:
-    command: list[str] = json.loads(value)
-    return command
+    return "\n".join([*lines, f'exec {" ".join(_USER)} "$@"'])
 
 
 _HEALTH = """

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from alignserve_server.settings import Settings, host_and_port
 
-from tests.deploy.container import DOCKERFILE, Image, running_container, stages
+from tests.deploy.container import running_container
+from tests.deploy.image import DOCKERFILE, Image, stages
 from tests.processes import BIN, ROOT, run
 
 COMPOSE = ROOT / "deploy/compose/compose.yaml"

@@ -16,7 +16,8 @@ import trustme
 import yaml
 from alignserve_server.settings import Settings, host_and_port
 
-from tests.deploy.container import Container, Image, running_container
+from tests.deploy.container import Container, running_container
+from tests.deploy.image import Image
 from tests.processes import BIN, ROOT, run
 
 Object: TypeAlias = dict[str, Any]
