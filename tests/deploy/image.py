@@ -1,0 +1,81 @@
+"""What the Dockerfile says of the images that it builds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tests.processes import ROOT
+
+DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
+
+
+@cache
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Returns the instructions of each stage, after those of the stage that it is built on."""
+    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    found: dict[str, list[tuple[str, str]]] = {}
+    current: list[tuple[str, str]] = []
+    for line in filter(None, text.splitlines()):
+        keyword, _, value = line.partition(" ")
+        if keyword == "FROM":
+            base, _, name = value.partition(" AS ")
+            current = found[name] = list(found.get(base, []))
+        else:
+            current.append((keyword, value.strip()))
+    return found
+
+
+@dataclass(frozen=True)
+class Image:
+    """What an engine would read from an image that is built of one target."""
+
+    target: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of ENV."""
+        pairs = [pair for value in self.all("ENV") for pair in shlex.split(value)]
+        return dict(pair.split("=", 1) for pair in pairs)
+
+    @property
+    def entrypoint(self) -> list[str]:
+        """The command, which has to be in exec form."""
+        return _exec_form(self.last("ENTRYPOINT"))
+
+    @property
+    def health_command(self) -> list[str]:
+        """The command of HEALTHCHECK, in exec form too."""
+        return _exec_form(self.last("HEALTHCHECK").partition("CMD ")[2])
+
+    def last(self, keyword: str) -> str:
+        """Returns what holds of an instruction that may be given several times."""
+        return self.all(keyword)[-1]
+
+    def all(self, keyword: str) -> list[str]:
+        """Returns the values of an instruction, in order."""
+        return [value for found, value in stages()[self.target] if found == keyword]
+
+
+def copy_sources(stage: str, folder: Path) -> Path:
+    """Copies what a stage copies from the repository, and returns the folder."""
+    for keyword, value in stages()[stage]:
+        if keyword == "COPY" and not value.startswith("--from"):
+            *sources, target = value.split()
+            for source in map(ROOT.joinpath, sources):
+                if source.is_dir():
+                    shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    (folder / target).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(source, folder / target)
+    return folder
+
+
+def _exec_form(value: str) -> list[str]:
+    command: list[str] = json.loads(value)
+    return command

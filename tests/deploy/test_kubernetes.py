@@ -1,0 +1,433 @@
+"""The manifests: valid to the last field, in agreement with image and server, run without a cluster."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import trustme
+import yaml
+from alignserve_server.settings import Settings, host_and_port
+
+from tests.deploy.container import Container, running_container
+from tests.deploy.image import Image
+from tests.processes import BIN, ROOT, run
+
+Object: TypeAlias = dict[str, Any]
+
+FOLDER = ROOT / "deploy/kubernetes"
+OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
+LABELS = {"app.kubernetes.io/name": "alignserve"}
+HEALTH_SERVICE = "alignserve.v1.AlignService"
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="no kubectl, which renders the manifests"
+)
+each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+@cache
+def rendered(overlay: str) -> dict[str, Object]:
+    """Returns the objects of an overlay, by kind; there is one of each."""
+    done = run("kubectl", "kustomize", FOLDER / "overlays" / overlay)
+    assert done.returncode == 0, done.stderr
+    return {found["kind"]: found for found in yaml.safe_load_all(done.stdout)}
+
+
+def pod(overlay: str) -> Object:
+    """Returns the specification of the server's pods."""
+    found: Object = rendered(overlay)["Deployment"]["spec"]["template"]["spec"]
+    return found
+
+
+def container(overlay: str) -> Object:
+    """Returns the one container of a pod."""
+    (found,) = pod(overlay)["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def image(overlay: str) -> Image:
+    """Returns the image that a pod runs, as the Dockerfile makes it."""
+    return Image(container(overlay)["image"].removeprefix("alignserve:"))
+
+
+def environment(overlay: str) -> dict[str, str]:
+    """Returns the variables that a pod adds to its image's."""
+    values: dict[str, str] = rendered(overlay)["ConfigMap"]["data"]
+    return values | {entry["name"]: entry["value"] for entry in container(overlay).get("env", [])}
+
+
+def settings(overlay: str) -> Settings:
+    """Returns what the server makes of the image's and the pod's variables."""
+    variables = image(overlay).environment | environment(overlay)
+    return Settings(
+        **{
+            name.removeprefix("ALIGNSERVE_").lower(): value  # type: ignore[arg-type]  # it parses them
+            for name, value in variables.items()
+            if name.startswith("ALIGNSERVE_")
+        }
+    )
+
+
+def mounts(overlay: str) -> Iterator[tuple[str, Object]]:
+    """Yields where each volume is mounted, and the volume."""
+    volumes = {volume["name"]: volume for volume in pod(overlay)["volumes"]}
+    for mount in container(overlay)["volumeMounts"]:
+        yield mount["mountPath"], volumes[mount["name"]]
+
+
+@pytest.mark.contract
+@each_overlay
+def test_every_object_fits_its_schema(overlay: str) -> None:
+    """Kubernetes' own kinds and those of operators, with no field that the schema does not know."""
+    for found in rendered(overlay).values():
+        _validate(found)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("kind", ["Deployment", "PodMonitor", "ScaledObject"])
+def test_unknown_fields_are_found(kind: str) -> None:
+    """A misspelt field of each kind of schema is refused, so that the test above means something."""
+    found = rendered("keda")[kind]
+
+    with pytest.raises(Exception, match="minReadySecond"):
+        _validate(found | {"spec": found["spec"] | {"minReadySecond": 5}})
+
+
+@each_overlay
+def test_every_variable_is_a_setting(overlay: str) -> None:
+    """With a value that the server takes; an unknown name would be ignored there."""
+    assert all(name.startswith("ALIGNSERVE_") for name in environment(overlay))
+    assert settings(overlay)  # which forbids names that it does not know
+
+
+@each_overlay
+def test_ports_agree(overlay: str) -> None:
+    """Those of probes, service, network policy and pod monitor are those that the server listens on."""
+    ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
+    objects = rendered(overlay)
+    allowed = [rule["ports"][0]["port"] for rule in objects["NetworkPolicy"]["spec"]["ingress"]]
+    (service,) = objects["Service"]["spec"]["ports"]
+    grpc_port, metrics_port = (
+        host_and_port(address)[1] for address in (settings(overlay).listen, settings(overlay).metrics_listen)
+    )
+
+    assert ports == {"grpc": grpc_port, "metrics": metrics_port}
+    assert allowed == ["grpc", "metrics"]
+    assert (service["port"], service["targetPort"]) == (grpc_port, "grpc")
+    for probe in _probes(overlay):
+        if "grpc" in probe:
+            assert probe["grpc"] == {"port": grpc_port, "service": HEALTH_SERVICE}
+        else:
+            assert f"--server=localhost:{grpc_port}" in probe["exec"]["command"]
+    if "PodMonitor" in objects:
+        assert [end["port"] for end in objects["PodMonitor"]["spec"]["podMetricsEndpoints"]] == ["metrics"]
+
+
+@each_overlay
+def test_every_selector_finds_the_pods(overlay: str) -> None:
+    """Whatever selects pods or names the deployment means this one."""
+    objects = rendered(overlay)
+    (spread,) = pod(overlay)["topologySpreadConstraints"]
+    selectors = [
+        *(objects[kind]["spec"]["selector"] for kind in ("Deployment", "PodDisruptionBudget")),
+        objects["NetworkPolicy"]["spec"]["podSelector"],
+        spread["labelSelector"],
+        *(objects[kind]["spec"]["selector"] for kind in ("PodMonitor",) if kind in objects),
+    ]
+    targets = [
+        objects[kind]["spec"]["scaleTargetRef"]["name"]
+        for kind in ("HorizontalPodAutoscaler", "ScaledObject")
+        if kind in objects
+    ]
+
+    assert objects["Deployment"]["spec"]["template"]["metadata"]["labels"] == LABELS
+    assert objects["Service"]["spec"]["selector"] == LABELS
+    assert all(selector == {"matchLabels": LABELS} for selector in selectors)
+    assert all(target == objects["Deployment"]["metadata"]["name"] for target in targets)
+
+
+@each_overlay
+def test_a_pod_has_the_time_to_drain(overlay: str) -> None:
+    """Longer than the hook and the server's own stop can take."""
+    hook = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    stop = settings(overlay).drain_delay_seconds + settings(overlay).shutdown_grace_seconds + 7
+
+    assert pod(overlay)["terminationGracePeriodSeconds"] > hook + stop
+
+
+@each_overlay
+def test_probes_are_in_proportion(overlay: str) -> None:
+    """A stalled server ends itself before it is killed, and a rollout waits longer than a start may take."""
+    probes = container(overlay)
+    limit = settings(overlay).stall_exit_seconds + settings(overlay).watchdog_interval_seconds
+
+    if "livenessProbe" in probes:
+        assert _patience(probes["livenessProbe"]) > limit
+    assert rendered(overlay)["Deployment"]["spec"]["progressDeadlineSeconds"] > _patience(
+        probes["startupProbe"]
+    )
+    assert _patience(probes["readinessProbe"]) < 60
+
+
+@each_overlay
+def test_pods_are_restricted(overlay: str) -> None:
+    """As the Pod Security Standard of that name asks, and with a root that cannot be written."""
+    whole, one = pod(overlay)["securityContext"], container(overlay)["securityContext"]
+
+    assert whole["runAsNonRoot"] is True
+    assert f"{whole['runAsUser']}:{whole['runAsGroup']}" == image(overlay).last("USER")
+    assert whole["fsGroup"] == whole["runAsGroup"]
+    assert whole["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert one == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert pod(overlay)["automountServiceAccountToken"] is False
+
+
+@each_overlay
+def test_caches_are_on_volumes(overlay: str) -> None:
+    """Converted models and the hub's files lie where a pod may write."""
+    writable = [path for path, volume in mounts(overlay) if "emptyDir" in volume]
+    folders = [image(overlay).environment[name] for name in ("ALIGNSERVE_CACHE_FOLDER", "HF_HOME")]
+
+    assert image(overlay).last("VOLUME") in writable
+    assert all(any(Path(folder).is_relative_to(path) for path in writable) for folder in folders)
+
+
+def test_a_gpu_is_asked_for_and_used() -> None:
+    """One whole GPU, the image for it, and a server that does not start without it."""
+    assert container("gpu")["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert image("gpu").target == "cuda"
+    assert settings("gpu").device == "cuda"
+
+
+@pytest.mark.parametrize("overlay", ["monitoring", "keda"])
+def test_what_is_scaled_has_no_number_of_its_own(overlay: str) -> None:
+    """Or each apply would undo what the autoscaler has done."""
+    assert "replicas" not in rendered(overlay)["Deployment"]["spec"]
+
+
+def test_the_job_is_the_one_that_rules_ask_for() -> None:
+    """The pod monitor takes it from a label of the pods."""
+    label = rendered("monitoring")["PodMonitor"]["spec"]["jobLabel"]
+
+    assert LABELS[label] == "alignserve"
+    assert 'up{job="alignserve"}' in (ROOT / "deploy/prometheus/alerting_rules.yml").read_text()
+
+
+def test_the_autoscaler_asks_for_what_the_adapter_makes() -> None:
+    """Each by the other's name."""
+    asked = [
+        metric["pods"]["metric"]["name"]
+        for metric in rendered("monitoring")["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    ]
+
+    assert asked == [rule["name"]["as"] for rule in _adapter_rules()]
+
+
+def test_scaling_asks_for_metrics_that_exist(metric_names: set[str]) -> None:
+    """By the names under which the server shows them."""
+    asked = " ".join([*_adapter_queries().values(), *_keda_queries().values()])
+    seeds = " ".join(rule["seriesQuery"] for rule in _adapter_rules())
+
+    assert set(re.findall(r"alignserve_\w+", f"{asked} {seeds}")) <= metric_names
+
+
+@pytest.mark.contract
+def test_scaling_sees_load_and_idleness(promtool: Path, tmp_path: Path) -> None:
+    """Prometheus answers each query: of a busy pod, an idle one, both, and pods that nobody calls."""
+    idle = _series("b", busy_seconds=0, waits=0)
+    both = idle | _series("a", busy_seconds=7.5, waits=15)
+    adapter, keda = _adapter_queries(), _keda_queries()
+    cases = [
+        _case(both, adapter["alignserve_device_busy_ratio"], {'{pod="a"}': 0.5, '{pod="b"}': 0}),
+        _case(both, adapter["alignserve_queue_wait_seconds_p95"], {'{pod="a"}': 0.095, '{pod="b"}': 0}),
+        _case(both, keda["device-busy"], {"{}": 0.5}),
+        _case(both, keda["queue-wait"], {"{}": 0.095}),
+        _case(idle, keda["queue-wait"], {"{}": 0}),
+    ]
+    tests = tmp_path / "tests.yml"
+    tests.write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": cases}))
+
+    done = run(promtool, "test", "rules", tests)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.contract
+def test_the_overlay_of_the_readme_is_valid(tmp_path: Path) -> None:
+    """One of one's own, beside this repository's folder, of what it has."""
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/kustomization.yaml").write_text(example)
+
+    done = run("kubectl", "kustomize", tmp_path / "own")
+
+    assert done.returncode == 0, done.stderr
+    for found in yaml.safe_load_all(done.stdout):
+        _validate(found)
+
+
+@pytest.mark.contract
+def test_rules_become_objects_by_the_command_of_the_readme() -> None:
+    """It wraps both files of rules as Prometheus's operator wants them."""
+    (command,) = re.findall(r"^(for rules in .*?^done) \| kubectl", _readme(), re.DOTALL | re.MULTILINE)
+
+    done = subprocess.run(
+        ["sh", "-euc", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+
+    objects = list(yaml.safe_load_all(done.stdout))
+    assert [found["metadata"]["name"] for found in objects] == [
+        "alignserve-recording-rules",
+        "alignserve-alerting-rules",
+    ]
+    for found in objects:
+        _validate(found)
+
+
+def test_a_pod_serves_its_probes(containers: Path) -> None:
+    """With the variables and volumes of the manifest it gets ready for the kubelet, and SIGTERM ends it."""
+    probe = container("cpu")["readinessProbe"]["grpc"]
+    with _running(containers, "cpu") as server:
+        server.event("ready")
+
+        health = server.health(probe["port"], probe["service"])
+        code = server.stop()
+
+    assert health == "SERVING"
+    assert code == 0
+
+
+def test_a_pod_with_tls_and_keys_serves_its_probes(containers: Path, tmp_path: Path) -> None:
+    """The client that probes gets in with the files of the secrets, and nobody does without a key."""
+    secrets = _secrets(tmp_path)
+    probe = container("access")["readinessProbe"]["exec"]["command"]
+    with _running(containers, "access", secrets) as server:
+        server.event("ready")
+
+        probed = server.run(*probe)
+        without_key = server.run(*(word for word in probe if "key" not in word))
+
+    assert probed.returncode == 0, probed.stderr
+    assert "KEY_MISSING" in without_key.stderr
+
+
+def _readme() -> str:
+    return (FOLDER / "README.md").read_text()
+
+
+def _probes(overlay: str) -> list[Object]:
+    return [value for name, value in container(overlay).items() if name.endswith("Probe")]
+
+
+def _patience(probe: Object) -> int:
+    """Returns the seconds after which a probe that fails all the time has an effect."""
+    patience: int = probe["periodSeconds"] * probe["failureThreshold"]
+    return patience
+
+
+def _validate(found: Object) -> None:
+    """Raises unless an object fits its schema, without a field more."""
+    group = found["apiVersion"].partition("/")[0]
+    if group == "keda.sh":
+        models = pytest.importorskip("cloudcoil.models.keda.v1alpha1")
+    elif group == "monitoring.coreos.com":
+        models = pytest.importorskip("cloudcoil.models.prometheus_operator.v1")
+    else:
+        pytest.importorskip("kubernetes_validate").validate(found, "1.37", strict=True)
+        return
+    getattr(models, found["kind"]).model_validate(found, extra="forbid")
+
+
+def _adapter_rules() -> list[Object]:
+    values = yaml.safe_load((FOLDER / "components/autoscaling/adapter-values.yaml").read_text())
+    rules: list[Object] = values["rules"]["custom"]
+    return rules
+
+
+def _adapter_queries() -> dict[str, str]:
+    """Returns the adapter's queries as it asks them for the autoscaler, by metric."""
+    return {
+        rule["name"]["as"]: rule["metricsQuery"]
+        .replace("<<.GroupBy>>", "pod")
+        .replace("<<.LabelMatchers>>", 'pod=~"a|b"')
+        for rule in _adapter_rules()
+    }
+
+
+def _keda_queries() -> dict[str, str]:
+    triggers = rendered("keda")["ScaledObject"]["spec"]["triggers"]
+    return {trigger["name"]: trigger["metadata"]["query"] for trigger in triggers}
+
+
+def _series(pod: str, *, busy_seconds: float, waits: int) -> dict[str, str]:
+    """Returns what a pod shows for ten minutes, by its growth in each 15 s; waits are up to 0.1 s."""
+    labels = f'job="alignserve", pod="{pod}"'
+    wait = "alignserve_queue_wait_seconds_bucket"
+    return {
+        f"alignserve_lanes{{{labels}}}": "1x40",
+        f"alignserve_device_busy_seconds_total{{{labels}}}": f"0+{busy_seconds}x40",
+        f'{wait}{{{labels}, le="0"}}': "0x40",
+        f'{wait}{{{labels}, le="0.1"}}': f"0+{waits}x40",
+        f'{wait}{{{labels}, le="+Inf"}}': f"0+{waits}x40",
+    }
+
+
+def _case(series: Mapping[str, str], query: str, wanted: Mapping[str, float]) -> Object:
+    """Returns a case for `promtool test rules`, with what is wanted by labels."""
+    samples = [{"labels": labels, "value": value} for labels, value in wanted.items()]
+    return {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": query, "eval_time": "10m", "exp_samples": samples}],
+    }
+
+
+def _running(
+    packages: Path, overlay: str, secrets: Mapping[str, Path] | None = None
+) -> AbstractContextManager[Container]:
+    """Runs a pod's container with its variables and volumes, and the folders of its secrets."""
+    files = {
+        path: secrets[volume["secret"]["secretName"]]
+        for path, volume in mounts(overlay)
+        if secrets is not None and "secret" in volume
+    }
+    writable = [path for path, volume in mounts(overlay) if "emptyDir" in volume]
+    return running_container(packages, image(overlay), environment(overlay), writable=writable, files=files)
+
+
+def _secrets(folder: Path) -> dict[str, Path]:
+    """Makes the files of the secrets as the README does, and returns their folders by name."""
+    tls, keys = folder / "tls", folder / "keys"
+    tls.mkdir()
+    keys.mkdir()
+    authority = trustme.CA()
+    own = authority.issue_cert("alignserve", "localhost")
+    authority.cert_pem.write_to_path(tls / "ca.crt")
+    own.private_key_pem.write_to_path(tls / "tls.key")
+    own.cert_chain_pems[0].write_to_path(tls / "tls.crt")
+    made = run(
+        BIN / "alignserve-server",
+        "keys",
+        "--keys-file",
+        keys / "keys.json",
+        "add",
+        "probe",
+        "--scopes",
+        "embed",
+    )
+    (keys / "probe.key").write_text(made.stdout)
+    return {"alignserve-tls": tls, "alignserve-keys": keys}
