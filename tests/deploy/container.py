@@ -102,7 +102,9 @@ def running_container(
         **image.environment,
         **(environment or {}),
     }
-    script = _script({_PREFIX: packages, **(files or {})}, writable)
+    # This environment's own folders too, which may lie below a scaffold.
+    own = {folder: Path(folder) for folder in (sys.base_prefix, sys.prefix)}
+    script = _script({**own, _PREFIX: packages, **(files or {})}, writable)
     with subprocess.Popen(
         [*_NAMESPACES, "--kill-child", "sh", "-euc", script, "sh", *image.entrypoint],
         env=variables,
@@ -130,10 +132,10 @@ def _script(files: Mapping[str, Path], writable: Sequence[str]) -> str:
     for number, source in enumerate(files.values()):
         lines += [f"mkdir {held}/{number}", f"mount --bind {shlex.quote(str(source))} {held}/{number}"]
     lines += [f"mount -t tmpfs -o mode=0755 none {scaffold}" for scaffold in _SCAFFOLDS]
-    for number, target in enumerate(files):
-        lines += [f"mkdir -p {target}", f"mount --bind -o ro {held}/{number} {target}"]
     for target in writable:
         lines += [f"mkdir -p {target}", f"mount -t tmpfs none {target}"]
+    for number, target in enumerate(files):  # last, as they may lie below what can be written
+        lines += [f"mkdir -p {target}", f"mount --bind -o ro {held}/{number} {target}"]
     read_only = [path for path in ("/", held, *_SCAFFOLDS) if path not in writable]
     lines += [f"mount -o bind,remount,ro {path}" for path in read_only]
     return "\n".join([*lines, f'exec {" ".join(_USER)} "$@"'])

@@ -139,7 +139,7 @@ def test_containers_of_these_tests_are_confined(containers: Path) -> None:
         network = container.run("ip", "-brief", "link").stdout
         written = [
             path
-            for path in ("/", "/opt/alignserve", "/var/cache", str(ROOT), "/tmp")
+            for path in ("/", "/opt/alignserve", "/var/cache", sys.prefix, "/tmp")
             if container.run("touch", f"{path}/file").returncode == 0
         ]
         capabilities = container.run("grep", "CapEff", "/proc/1/status").stdout
