@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import trustme
 
@@ -22,8 +24,9 @@ DASHBOARDS = {
     for path in sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 }
 
-# refuses: its queue is nearly always full
-_SMALL = ("--max-queue-size", "4", "--max-client-batch-size", "4")
+Flags: TypeAlias = Sequence[str]
+
+_CERTIFICATE_LIFE = timedelta(days=60)
 
 
 @dataclass(frozen=True)
@@ -63,41 +66,53 @@ def filled_in(expr: str, window: str = "10s") -> str:
 
 
 @contextmanager
-def loaded_servers(folder: Path, place: Path, flags: Sequence[str]) -> Iterator[Prometheus]:
-    """Runs three servers that a Prometheus scrapes, and loads two of them for the length of the block.
+def loaded_servers(
+    folder: Path, place: Path, called: Mapping[str, Flags], idle: Mapping[str, Flags], wave_seconds: float
+) -> Iterator[Prometheus]:
+    """Runs servers that a Prometheus scrapes, and calls some of them for the length of the block.
 
-    One is too small for its load, one has two workers, and one that nobody calls has a certificate.
+    Args:
+        folder: The one with Prometheus's program.
+        place: For the files of Prometheus.
+        called: Flags of the servers that are called, by name.
+        idle: Flags of the others.
+        wave_seconds: For how long all callers turn to one server before they turn to the next.
     """
-    certificate, key = place / "server.pem", place / "server.key"
-    issued = trustme.CA().issue_cert("localhost")
-    certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
-    issued.private_key_pem.write_to_path(key)
-    tls = ("--tls-certificate", str(certificate), "--tls-key", str(key))
     with ExitStack() as life:
-        small, shared, idle = (
-            life.enter_context(server_process(*flags, *own)) for own in (_SMALL, ("--workers", "2"), tls)
-        )
-        targets = {
-            "align-0": small.metrics_port, "align-1": shared.metrics_port, "align-2": idle.metrics_port
-        }  # fmt: skip
+        servers = {
+            name: life.enter_context(server_process(*flags)) for name, flags in {**called, **idle}.items()
+        }
+        targets = {name: server.metrics_port for name, server in servers.items()}
         prometheus = life.enter_context(running_prometheus(folder, targets, place))
-        life.enter_context(_load(small.address, shared.address))
+        life.enter_context(_waves([servers[name].address for name in called], wave_seconds))
         yield prometheus
 
 
+def tls_flags(place: Path) -> Flags:
+    """Makes a certificate, and returns the flags of a server that uses it."""
+    certificate, key = place / "server.pem", place / "server.key"
+    ends = datetime.now(timezone.utc) + _CERTIFICATE_LIFE
+    issued = trustme.CA().issue_cert("localhost", not_after=ends)
+    certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    return ("--tls-certificate", str(certificate), "--tls-key", str(key))
+
+
 @contextmanager
-def _load(*addresses: str) -> Iterator[None]:
-    """Sends all kinds of calls, from a thread."""
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+def _waves(addresses: Sequence[str], wave_seconds: float) -> Iterator[None]:
+    """Sends all kinds of calls to the servers in turn, from a thread."""
+    is_over = threading.Event()
 
     async def send() -> None:
-        await asyncio.gather(*(Soak(address).run(stop) for address in addresses))
+        for address in itertools.takewhile(lambda _: not is_over.is_set(), itertools.cycle(addresses)):
+            ebb = asyncio.Event()
+            asyncio.get_running_loop().call_later(wave_seconds, ebb.set)
+            await Soak(address).run(ebb)
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(send(),))
+    thread = threading.Thread(target=asyncio.run, args=(send(),))
     thread.start()
     try:
         yield
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        is_over.set()
         thread.join()
-        loop.close()
