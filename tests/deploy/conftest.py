@@ -1,8 +1,7 @@
-"""What several tests of `deploy` need: Prometheus's tool, metrics' names, the package of the image."""
+"""What several tests of `deploy` need: Prometheus, metrics' names, the package of the image."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.deploy.container import can_run_containers
 from tests.deploy.image import copy_sources
+from tests.deploy.prometheus import programs
 
 
 @pytest.fixture(scope="session")
@@ -36,18 +36,18 @@ def containers(packages: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def promtool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finds promtool, or unpacks that of Debian's package; skips the test if there is neither."""
-    if (found := shutil.which("promtool")) is not None:
-        return Path(found)
-    folder = tmp_path_factory.mktemp("prometheus")
-    try:
-        subprocess.run(["apt-get", "download", "-q", "prometheus"], cwd=folder, check=True, timeout=120)
-        (package,) = folder.glob("*.deb")
-        subprocess.run(["dpkg", "-x", package, folder], check=True, timeout=120)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        pytest.skip("promtool is not installed, and Debian's package cannot be fetched here")
-    return folder / "usr/bin/promtool"
+def prometheus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finds where prometheus and promtool are, or skips the test."""
+    folder = programs(tmp_path_factory.mktemp("prometheus"))
+    if folder is None:
+        pytest.skip("prometheus is not installed, and Debian's package cannot be fetched here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def promtool(prometheus_folder: Path) -> Path:
+    """Prometheus's tool."""
+    return prometheus_folder / "promtool"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,106 @@
+"""A real Prometheus with the configuration that `deploy/prometheus` ships, on a free port, in a hurry."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import yaml
+
+from tests.processes import ROOT, free_port
+
+CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
+SCRAPE_SECONDS = 1
+
+Series: TypeAlias = dict[str, Any]  # as Prometheus answers: `metric`, and `value` or `values`
+
+_POLL_SECONDS = 0.1
+
+
+def programs(folder: Path) -> Path | None:
+    """Finds where prometheus and promtool are, or unpacks Debian's package; None if neither is possible."""
+    if (found := shutil.which("prometheus")) is not None and shutil.which("promtool") is not None:
+        return Path(found).parent
+    try:
+        subprocess.run(["apt-get", "download", "-q", "prometheus"], cwd=folder, check=True, timeout=120)
+        (package,) = folder.glob("*.deb")
+        subprocess.run(["dpkg", "-x", package, folder], check=True, timeout=120)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return folder / "usr/bin"
+
+
+class Prometheus:
+    """A running Prometheus, as its API shows it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def wait_until_ready(self) -> None:
+        """Waits until it answers queries."""
+        while True:
+            try:
+                with urlopen(f"http://{self.address}/-/ready"):
+                    return
+            except URLError:
+                time.sleep(_POLL_SECONDS)
+
+    def query(self, expr: str) -> list[Series]:
+        """Returns what an expression is now."""
+        found: list[Series] = self._ask("query", query=expr)["result"]
+        return found
+
+    def query_range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
+        """Returns what an expression was, as a graph asks."""
+        found: list[Series] = self._ask("query_range", query=expr, start=start, end=end, step=step)["result"]
+        return found
+
+    def metric_names(self) -> set[str]:
+        """Returns the names of all that was scraped or recorded."""
+        return set(self._ask("label/__name__/values"))
+
+    def _ask(self, path: str, **parameters: str | float) -> Any:
+        with urlopen(f"http://{self.address}/api/v1/{path}?{urlencode(parameters)}") as page:
+            return json.load(page)["data"]
+
+
+@contextmanager
+def running_prometheus(folder: Path, targets: Mapping[str, int], place: Path) -> Iterator[Prometheus]:
+    """Runs the program of `folder`, which scrapes ports of this machine; its files go to `place`.
+
+    Targets are named, so that pictures show names instead of ports.
+    """
+    config = place / "prometheus.yml"
+    config.write_text(yaml.safe_dump(_hurried(targets)))
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        *(folder / "prometheus", f"--config.file={config}", f"--storage.tsdb.path={place / 'data'}"),
+        *(f"--web.listen-address={address}", "--log.level=error"),
+    ]
+    with subprocess.Popen(command) as process:
+        try:
+            prometheus = Prometheus(address)
+            prometheus.wait_until_ready()
+            yield prometheus
+        finally:
+            process.terminate()
+
+
+def _hurried(targets: Mapping[str, int]) -> dict[str, Any]:
+    """Returns the shipped configuration with other targets and shorter intervals."""
+    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    config["global"] = dict.fromkeys(config["global"], f"{SCRAPE_SECONDS}s")
+    config["rule_files"] = [str(CONFIG.parent / file) for file in config["rule_files"]]
+    config["scrape_configs"][0]["static_configs"] = [
+        {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}} for name, port in targets.items()
+    ]
+    return config
