@@ -9,7 +9,7 @@ from deploy.grafana.generator.promql import buckets, mean, most, quantile, rate,
 def dashboard() -> Json:
     """Builds it."""
     description = "Where the time of a call goes on the chosen servers, and how well the device is used."
-    rows = [_queue(), _batches(), _device(), _caches()]
+    rows = [_queue(), _batches(), _device(), _gpu(), _caches()]
     return board("batching", "Batching and device", description, rows)
 
 
@@ -139,6 +139,30 @@ def _device() -> Row:
         *_median_and_p99("alignserve_preprocess_seconds"),
     )
     return Row("Device", [use, cost, preparing])
+
+
+def _gpu() -> Row:
+    busy = graph(
+        About(
+            "GPU busy",
+            "As NVIDIA's library tells it, for whomever. If it is far below the lanes' share of time in the "
+            "model, the GPU waits: for copies, or for a core to tell it what to do.",
+            "percentunit",
+        ),
+        Query(most("alignserve_gpu_utilization_ratio", "gpu"), "{{gpu}}"),
+    )
+    memory = graph(
+        About(
+            "GPU memory",
+            "Taken by whomever, and all there is. If more is taken than the models hold, another process "
+            "shares the GPU, and batches may not fit.",
+            "bytes",
+            ["AlignserveOutOfDeviceMemory"],
+        ),
+        Query(most("alignserve_gpu_memory_used_bytes", "gpu"), "{{gpu}}, taken"),
+        Query(most("alignserve_gpu_memory_bytes", "gpu"), "{{gpu}}, all"),
+    )
+    return Row("GPU, if there is one", [busy, memory])
 
 
 def _caches() -> Row:
