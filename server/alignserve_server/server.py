@@ -39,7 +39,7 @@ from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.convert import RequestLimits
-from alignserve_server.rpc.health import SERVICE, Readiness, State
+from alignserve_server.rpc.health import SERVICE, Readiness, State, model_stalled
 from alignserve_server.rpc.interceptors import ServingInterceptor
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
@@ -92,8 +92,8 @@ class Server:
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
         tracing = Tracing(tracer, settings.access_log_ratio)
-        self._interceptor = ServingInterceptor(self.metrics, access, tracing)
-        self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_channel_options(settings))
+        self.interceptor = ServingInterceptor(self.metrics, access, tracing)
+        self._grpc = grpc.aio.server(interceptors=[self.interceptor], options=_channel_options(settings))
         self._batcher: Batcher | None = None
         self._metrics_server: WSGIServer | None = None
         self._decode_threads = settings.decode_threads or cpu_count()
@@ -111,8 +111,7 @@ class Server:
         Raises:
             StartupError: A port is taken or an address is not this machine's.
         """
-        pb_grpc.add_AlignServiceServicer_to_server(self._servicer, self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.servicer, self._grpc)
+        self.add_services_to(self._grpc)
         if self._settings.reflection:
             names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
@@ -134,6 +133,11 @@ class Server:
         self._announce(
             "listening", listen=self._settings.listen, port=self.port, metrics_port=self.metrics_port
         )
+
+    def add_services_to(self, server: grpc.aio.Server) -> None:
+        """Adds the API and its health to a server, which has to use `interceptor`."""
+        pb_grpc.add_AlignServiceServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.servicer, server)
 
     async def load(self) -> None:
         """Loads the model, runs it once per modality and reports ready.
@@ -183,6 +187,16 @@ class Server:
     def is_loaded(self) -> bool:
         """Says whether `load` has ever reported ready."""
         return self._servicer.engine is not None
+
+    def check_health(self) -> None:
+        """Passes while calls can be served.
+
+        Raises:
+            ServingError: They cannot, for now or for good.
+        """
+        if self._is_beyond_help.is_set():
+            raise model_stalled()
+        self._readiness.check()
 
     async def wait_until_beyond_help(self) -> None:
         """Returns when the device has stalled for good, which only a new process can cure."""
@@ -243,7 +257,7 @@ class Server:
         self._servicer.drain_streams()
 
     async def _close_grpc(self, grace_seconds: float) -> None:
-        self._interceptor.close_watches()
+        self.interceptor.close_watches()
         # Two `stop` at once crash if one runs out of time as the other ends, so this one never does.
         closing = asyncio.create_task(self._grpc.stop(_FOREVER_SECONDS))
         cut_off = asyncio.create_task(self._cut_off.wait())

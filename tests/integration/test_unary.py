@@ -241,7 +241,7 @@ async def test_model_info_publishes_model_and_limits(served: RunningServer) -> N
     """A client learns what it talks to and what it may send."""
     info = await served.stub.GetModelInfo(pb.GetModelInfoRequest())
 
-    assert (info.model_id, info.embedding_dimension) == ("fake", 8)
+    assert (info.model_id, info.embedding_dimension) == ("fake", served.encoder.info.embedding_dimension)
     assert info.temperature == pytest.approx(0.1)
     assert (info.max_client_batch_size, info.max_stream_in_flight) == (64, 32)
     assert list(info.image_formats) == ["JPEG", "PNG", "WEBP", "GIF", "BMP"]

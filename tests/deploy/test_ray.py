@@ -1,0 +1,197 @@
+"""The shipped configuration of Ray Serve, in a real Ray cluster with two replicas.
+
+The tests imported from `tests.integration` run again here, through Ray Serve's proxy. Those that are not
+imported stop the encoder, look into its batches, or need the same replica twice.
+"""
+
+# ruff: noqa: F401 — pytest collects the imported tests
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import grpc
+import numpy as np
+import pytest
+from alignserve import Client, TextItem
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.model.fake import FakeEncoder
+
+from tests.deploy.ray_serve import CONFIG, REPLICAS, RayServe, running_ray_serve
+from tests.integration.serving import classify_request, connect, refused, text_request
+from tests.integration.test_stream import (
+    test_a_bad_item_fails_and_the_stream_goes_on,
+    test_a_failed_item_carries_a_full_status,
+    test_each_item_gets_its_own_result,
+    test_five_thousand_items_are_answered_once_each,
+)
+from tests.integration.test_unary import (
+    test_a_long_text_is_refused_unless_it_may_be_cut,
+    test_a_request_out_of_bounds_is_refused_with_the_field_at_fault,
+    test_answers_follow_the_order_of_the_request,
+    test_classify_scores_all_images_against_all_labels,
+    test_each_format_carries_the_vector_in_its_own_field,
+    test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device,
+    test_model_info_publishes_model_and_limits,
+    test_stats_come_only_when_asked_for,
+    vector,
+)
+
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.skipif(find_spec("ray") is None, reason="no ray; make peers"),
+]
+
+
+@dataclass
+class Served:
+    """What tests of the integration suite use of a running server."""
+
+    ray_serve: RayServe
+    encoder: FakeEncoder  # computes what the replicas' own have to
+    channel: grpc.aio.Channel
+    stub: pb_grpc.AlignServiceAsyncStub
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Returns one value of /metrics, summed over the replicas."""
+        return sum(self.ray_serve.samples(name, **labels))
+
+    def items(self, modality: str) -> dict[str, float]:
+        """Returns how many items are in flight, and how many were answered."""
+        return {
+            "in_flight": self.sample("alignserve_items_in_flight", modality=modality),
+            "ok": self.sample("alignserve_items_total", modality=modality, outcome="ok"),
+        }
+
+    async def until(self, value: float, name: str, **labels: str) -> None:
+        """Waits until the replicas together show a value."""
+        while self.sample(name, **labels) != value:
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def ray_serve() -> Iterator[RayServe]:
+    """Two replicas behind the proxy."""
+    with running_ray_serve() as application:
+        with Client(application.address) as client:
+            client.wait_until_ready()
+        yield application
+
+
+@pytest.fixture
+async def served(ray_serve: RayServe) -> AsyncIterator[Served]:
+    """The same with a channel of its own."""
+    async with connect(ray_serve.port) as channel:
+        yield Served(ray_serve, FakeEncoder(640), channel, pb_grpc.AlignServiceStub(channel))
+
+
+async def test_both_replicas_serve_and_each_caller_gets_its_own_result(served: Served) -> None:
+    """Calls of one connection are spread over the replicas, and come back to who made them."""
+    before = served.ray_serve.samples("alignserve_items_total", modality="text", outcome="ok")
+    texts = iter([f"text number {number}" for number in range(1000)])
+
+    async def caller() -> list[bool]:
+        right = []
+        for text in texts:
+            response = await served.stub.EmbedText(text_request(text))
+            expected = served.encoder.embedding_of(text)
+            right.append(np.allclose(vector(response.embeddings[0]), expected, atol=1e-6))
+        return right
+
+    answers = await asyncio.gather(*(caller() for _ in range(32)))
+
+    after = served.ray_serve.samples("alignserve_items_total", modality="text", outcome="ok")
+    shares = np.subtract(after, before)
+    assert sum(map(sum, answers)) == sum(shares) == 1000
+    assert len(shares) == REPLICAS
+    assert min(shares) > 100
+
+
+def test_the_client_needs_no_change(ray_serve: RayServe) -> None:
+    """It waits for readiness, embeds, classifies and streams as with any server."""
+    encoder = FakeEncoder(640)
+    texts = [f"text {number}" for number in range(100)]
+    with Client(ray_serve.address) as client:
+        client.wait_until_ready()
+        embedding = client.embed_text("a text")
+        (best,) = client.classify(b"an image", ["cat", "dog"], top_k=1)
+        streamed = list(client.stream((TextItem(text) for text in texts), ordered=True))
+
+    np.testing.assert_allclose(embedding, encoder.embedding_of("a text"), atol=1e-6)
+    assert best.label in ("cat", "dog")
+    for text, result in zip(texts, streamed, strict=True):
+        np.testing.assert_allclose(result.embedding, encoder.embedding_of(text), atol=1e-6)
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+async def test_a_call_that_its_client_gives_up_leaves_the_queue(served: Served, end: str) -> None:
+    """A cancellation and a deadline reach the replica, which drops what still waits."""
+    labels = {"grpc_method": "Classify", "grpc_code": "CANCELLED"}
+    before = served.sample("grpc_server_handled_total", **labels)
+    endless = classify_request(
+        b"x",
+        *(f"{end} {number}" for number in range(1000)),
+        prompt_templates=[f"{number} {{label}}" for number in range(100)],
+    )
+    call = served.stub.Classify(endless, timeout=0.5 if end == "deadline" else None)
+    if end == "cancel":
+        while served.items("text")["in_flight"] == 0:
+            await asyncio.sleep(0.02)
+        call.cancel()
+
+    with pytest.raises((asyncio.CancelledError, grpc.aio.AioRpcError)):
+        await call
+
+    await served.until(before + 1, "grpc_server_handled_total", **labels)
+    await served.until(0, "alignserve_items_in_flight", modality="text")
+
+
+async def test_a_stream_that_its_client_cancels_ends_on_the_replica(served: Served) -> None:
+    """Nothing of it stays."""
+    labels = {"grpc_method": "StreamInfer", "grpc_code": "CANCELLED"}
+    before = served.sample("grpc_server_handled_total", **labels)
+    call = served.stub.StreamInfer()
+    await call.write(pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a")))
+    await call.read()
+
+    call.cancel()
+
+    await served.until(before + 1, "grpc_server_handled_total", **labels)
+
+
+async def test_the_error_that_ends_a_stream_has_code_and_message(served: Served) -> None:
+    """Ray Serve loses its details, and with them reason and field."""
+    call = served.stub.StreamInfer()
+    await call.write(pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=9)))
+
+    error = await refused(call.read())
+
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.message.startswith("stream_options.delivery_order: order 9 is unknown")
+    assert (error.reason, error.fields) == ("", [])
+
+
+async def test_priority_is_passed_on(served: Served) -> None:
+    """Metadata reaches the replica."""
+    call = served.stub.EmbedText(text_request("a"), metadata=(("alignserve-priority", "urgent"),))
+
+    error = await refused(call)
+
+    assert error.reason == "ARGUMENT_INVALID"
+    assert "alignserve-priority" in error.message
+
+
+async def test_health_can_be_asked_and_not_watched(served: Served) -> None:
+    """Check answers for a replica; Watch says that there is no such thing."""
+    check = served.channel.unary_unary("/grpc.health.v1.Health/Check")
+    watch = served.channel.unary_stream("/grpc.health.v1.Health/Watch")
+
+    serving = await check(b"")
+    error = await refused(watch(b"").read())
+
+    assert serving == b"\x08\x01"
+    assert error.code is grpc.StatusCode.UNIMPLEMENTED
