@@ -25,6 +25,7 @@ from tests.load import (
     neighbour,
     overhead,
     overload,
+    plan_check,
     resources,
     throughput,
 )
@@ -44,6 +45,7 @@ _SECTIONS = {
     "dtypes": dtypes.run,
     "overload": overload.run,
     "fairness": fairness.run,
+    "plan": plan_check.run,
 }
 _PACKAGES = ("torch", "transformers", "openvino", "grpcio", "pillow", "mosec", "litserve", "ray")
 
