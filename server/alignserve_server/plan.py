@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from alignserve_server.plan_simulation import Arrival, Outcome, Replica, simulate
 
-_CALLS = 20_000  # of one simulation: 200 are slower than p99
 _PRECISION = 0.01  # of the highest rate
 _LEAST_SHARE = 0.001  # of what one caller at a time sends; a lower rate is none
 
@@ -20,16 +19,18 @@ class Traffic:
     Attributes:
         image_share: Share of images, from 0 to 1; the rest are texts.
         text_tokens: Fewest and most in a text; all between are as likely.
+        calls: How many come.
     """
 
     image_share: float
     text_tokens: tuple[int, int]
+    calls: int
 
-    def arrivals(self, rate: float, calls: int = _CALLS) -> Iterator[Arrival]:
+    def arrivals(self, rate: float) -> Iterator[Arrival]:
         """Yields calls, so many a second; the same ones at every rate, so that rates can be compared."""
         chance = random.Random(0)  # noqa: S311 — no secret
         time = 0.0
-        for _ in range(calls):
+        for _ in range(self.calls):
             time += chance.expovariate(1.0) / rate
             is_image, tokens = chance.random() < self.image_share, chance.randint(*self.text_tokens)
             yield Arrival(time, "image", 1) if is_image else Arrival(time, "text", tokens)
@@ -42,8 +43,8 @@ def expected(replica: Replica, traffic: Traffic, rate: float) -> Outcome:
 
 def on_idle(replica: Replica, traffic: Traffic) -> Outcome:
     """Returns what becomes of calls that never meet another: no replica is faster."""
-    calls = traffic.arrivals(1.0, 1000)
-    return simulate(replica, (call._replace(time=1e3 * number) for number, call in enumerate(calls)))
+    calls = enumerate(traffic.arrivals(1.0))
+    return simulate(replica, (call._replace(time=1e3 * number) for number, call in calls))
 
 
 def holds(outcome: Outcome, p99_seconds: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         help="time in which 99 of 100 calls have to be answered, network and client not counted",
     )
     result.add_argument("--rps", metavar="N", type=_positive, help="calls a second, of one item each")
-    result.add_argument("--replicas", metavar="N", type=_replicas, help="how many there are")
+    result.add_argument("--replicas", metavar="N", type=_at_least_1, help="how many there are")
     result.add_argument(
         "--share-of-images", metavar="S", type=_share, default=0.5, help="the rest are texts (default: 0.5)"
     )
@@ -79,6 +80,13 @@ def parser() -> argparse.ArgumentParser:
         type=_size,
         default=(640, 480),
         help="of the JPEG images that are measured (default: 640x480)",
+    )
+    result.add_argument(
+        "--calls",
+        metavar="N",
+        type=_at_least_1,
+        default=20_000,
+        help="that are simulated at each rate; fewer are quicker and less exact (default: 20000)",
     )
     curve = result.add_mutually_exclusive_group()
     curve.add_argument("--save", metavar="FILE", type=Path, help="keep what was measured, as JSON")
@@ -109,7 +117,7 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _answer(arguments: argparse.Namespace, replica: Replica) -> int:
-    traffic = Traffic(arguments.share_of_images, arguments.text_tokens)
+    traffic = Traffic(arguments.share_of_images, arguments.text_tokens, arguments.calls)
     least = on_idle(replica, traffic).latency(99)
     most = 0.0
     if least <= arguments.p99:
@@ -128,8 +136,7 @@ def _answer(arguments: argparse.Namespace, replica: Replica) -> int:
     ]
     print((_json if arguments.json else _text)(replica, arguments.p99, most, rows))
     if not holds(rows[0].outcome, arguments.p99):
-        needed = math.ceil(arguments.rps / most)
-        return _fail(f"{rows[0].replicas} replicas do not hold this; it takes {needed}", 1)
+        return _fail(f"so many replicas do not hold this; {math.ceil(arguments.rps / most)} would", 1)
     return 0
 
 
@@ -171,6 +178,8 @@ def _replica(curve: Curve, settings: Settings) -> Replica:
 
 
 async def _measure(arguments: argparse.Namespace, settings: Settings) -> Curve:
+    # Read when gRPC is imported, which otherwise remarks on each process that is started beside its threads.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from alignserve_server.plan_measure import measure
     from alignserve_server.server import load_encoder
 
@@ -200,7 +209,7 @@ def _json(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> st
                 "replicas": row.replicas,
                 "calls_per_second_each": row.rate_each,
                 "holds": holds(row.outcome, p99),
-                "refused": row.outcome.refused,
+                "is_saturated": row.outcome.is_saturated,
                 "device_busy": row.outcome.device_busy,
                 "cores_busy": row.outcome.cores_busy,
                 "mean_batch": row.outcome.mean_batch,
@@ -232,9 +241,10 @@ def _text(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> st
 def _cells(row: _Row) -> tuple[str, ...]:
     of = row.outcome
     batches = (f"{of.mean_batch[name]:.1f}" if name in of.mean_batch else "-" for name in ("image", "text"))
+    latencies = ("grows", "grows") if of.is_saturated else (_ms(of.latency(50)), _ms(of.latency(99)))
     return (
         *(str(row.replicas), _number(row.rate_each), f"{of.device_busy:.0%}", f"{of.cores_busy:.0%}"),
-        *(*batches, _ms(of.latency(50)), _ms(of.latency(99))),
+        *(*batches, *latencies),
     )
 
 
@@ -262,7 +272,7 @@ def _positive(text: str) -> float:
     return value
 
 
-def _replicas(text: str) -> int:
+def _at_least_1(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")

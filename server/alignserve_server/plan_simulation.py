@@ -21,6 +21,8 @@ from alignserve_server.batching.scheduler import Batch, BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
 from alignserve_server.plan_curve import Curve
 
+_MOST_OVERTIME = 0.03  # a share of the time; more is no chance, where thousands of calls came
+
 
 class Arrival(NamedTuple):
     """A call of one item."""
@@ -50,6 +52,13 @@ class Outcome:
     device_busy: float  # share of the lanes' time, from 0 to 1
     cores_busy: float  # share of the cores' time
     mean_batch: Mapping[str, float]  # by modality, of those that came
+    seconds: float  # up to the last answer
+    overtime_seconds: float  # of these, after the last call had come
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether calls came faster than they could be answered: the wait grows until calls are refused."""
+        return self.refused > 0 or self.overtime_seconds > _MOST_OVERTIME * self.seconds
 
     def latency(self, percent: float) -> float:
         """Returns a percentile, in seconds; of no answers it is infinite."""
@@ -57,7 +66,7 @@ class Outcome:
 
 
 def simulate(replica: Replica, arrivals: Iterable[Arrival]) -> Outcome:
-    """Lets calls come to an idle replica, in the order of their times, and waits for the last answer."""
+    """Lets calls, at least one, come to an idle replica in the order of their times; waits for all answers."""
     return _Simulation(replica).run(arrivals)
 
 
@@ -163,17 +172,21 @@ class _Simulation:
         self._batch_sizes: dict[str, list[int]] = {modality: [] for modality in replica.policies}
 
     def run(self, arrivals: Iterable[Arrival]) -> Outcome:
+        last = 0.0
         for arrival in arrivals:
+            last = arrival.time
             self._pass_to(arrival.time)
             self._receive(arrival)
         self._pass_to(sys.float_info.max)
-        seconds = self._cores.now or math.inf
+        seconds = self._cores.now
         return Outcome(
             np.array(self._latencies),
             self._refused,
             self._busy_seconds / (seconds * self._curve.lanes),
             self._cores.used_seconds / (seconds * self._curve.cores),
             {name: float(np.mean(sizes)) for name, sizes in self._batch_sizes.items() if sizes},
+            seconds,
+            seconds - last,
         )
 
     def _pass_to(self, time: float) -> None:

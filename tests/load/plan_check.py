@@ -34,8 +34,9 @@ _TRAFFIC = ("--image-size", "512x443")  # as many pixels as the photos have on a
 _NOTE = """\
 `plan` measures and then says what one replica holds; a real server gets a share of that, as calls of one item
 at random times (Poisson). In the first case the model sleeps, 20 ms a batch and 2 ms an entry, so that it
-takes no core. In the others it runs on OpenVINO, and plan and server have one core of their own, the client
-the other. Batches of images, then of texts. Medians of the rounds; milliseconds."""
+takes no core. In the others it runs on OpenVINO, and the server has a core of its own, the client another.
+While the plan measures, a process keeps the client's core busy, since the two may share caches and units.
+Batches of images, then of texts. Medians of the rounds; milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,16 @@ def _client_core(case: _Case) -> Iterator[Sequence[str]]:
         yield ("taskset", "--cpu-list", str(cores[0]))
     finally:
         process.cpu_affinity(cores)
+
+
+@contextmanager
+def _busy_core() -> Iterator[None]:
+    """Keeps a core of this process busy."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            yield
+        finally:
+            busy.kill()
 
 
 def _row(
