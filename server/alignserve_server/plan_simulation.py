@@ -66,7 +66,7 @@ class Outcome:
 
 
 def simulate(replica: Replica, arrivals: Iterable[Arrival]) -> Outcome:
-    """Lets calls, at least one, come to an idle replica in the order of their times; waits for all answers."""
+    """Lets calls, at least one, come to an idle replica in order of their times; waits for all answers."""
     return _Simulation(replica).run(arrivals)
 
 

@@ -121,6 +121,7 @@ def test_a_time_that_cannot_be_met_is_told_with_the_least(
         (["--p99", "0"], "argument --p99: 0 is not above 0"),
         (["--p99", "1", "--rps", "inf"], "argument --rps: inf is not above 0"),
         (["--p99", "1", "--replicas", "0"], "argument --replicas: 0 is not at least 1"),
+        (["--p99", "1", "--calls", "9"], "--calls: 9 is not at least 1000, of which 10 are slower than p99"),
         (["--p99", "1", "--share-of-images", "2"], "argument --share-of-images: 2 is not from 0 to 1"),
         (["--p99", "1", "--text-tokens", "9-3"], "'9-3' is not LEAST-MOST, such as 5-20, or one number"),
         (["--p99", "1", "--image-size", "640"], "'640' is not WIDTHxHEIGHT, such as 640x480"),
