@@ -8,7 +8,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,8 @@ def run(plan: Plan) -> Section:
 def _compared(case: _Case, plan: Plan) -> Iterator[tuple[float, dict[str, Any], Rates, dict[str, float]]]:
     with tempfile.TemporaryDirectory() as folder, _client_core(case) as prefix:
         curve = str(Path(folder, "curve.json"))
-        most = _plan(case, prefix, "--save", curve)["calls_per_second_of_one"]
+        with _busy_core() if case.has_own_core else nullcontext():
+            most = _plan(case, prefix, "--save", curve)["calls_per_second_of_one"]
         for load in _LOADS:
             rate = load * most
             (planned,) = _plan(case, prefix, "--curve", curve, "--rps", str(rate), "--replicas", "1")["plans"]
