@@ -25,6 +25,7 @@ examples:
   alignserve-server --checkpoint /models/align --listen 0.0.0.0:50051
   alignserve-server --checkpoint /models/align --workers 4
   alignserve-server keys --help                            API keys: make, list, revoke
+  alignserve-server plan --help                            how many replicas a load needs
   ALIGNSERVE_MAX_BATCH_SIZE=64 alignserve-server --config server.toml
 
 Each setting can be a flag (--max-batch-size 64), an environment variable (ALIGNSERVE_MAX_BATCH_SIZE=64) or a
@@ -58,17 +59,14 @@ def run(argv: list[str]) -> int:
             from alignserve_server.keys_cli import run as run_keys
 
             return run_keys(argv[1:])
-        flags, config_file = _parse_flags(argv)
-        return _serve(flags, config_file)
+        if argv[:1] == ["plan"]:
+            return _plan(argv[1:])
+        return _run_with(*_parse_flags(argv), _serving)
     except ModuleNotFoundError as error:
         return _missing(error)
 
 
 def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
-    from pydantic_settings import CliSettingsSource
-
-    from alignserve_server.settings import Settings
-
     parser = argparse.ArgumentParser(
         prog="alignserve-server",
         usage="%(prog)s [--help] [--version] [--config FILE] [settings]",
@@ -78,6 +76,30 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"alignserve-server {version('alignserve')}")
+    flags, arguments = _parse_settings(parser, argv)
+    return flags, arguments.config
+
+
+def _plan(argv: list[str]) -> int:
+    from alignserve_server import plan_cli
+
+    flags, arguments = _parse_settings(plan_cli.parser(), argv)
+    # Its output is the plan; what else is logged would only be in the way.
+    return _run_with(
+        {"log_level": "warning", **flags},
+        arguments.config,
+        lambda settings: plan_cli.plan(arguments, settings),
+    )
+
+
+def _parse_settings(
+    parser: argparse.ArgumentParser, argv: list[str]
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Adds the settings to what the parser takes; returns those that were given, and the rest."""
+    from pydantic_settings import CliSettingsSource
+
+    from alignserve_server.settings import Settings
+
     parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file with settings")
     source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
         Settings,
@@ -87,13 +109,13 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    config_file: Path | None = parser.parse_args(argv).config
-    if config_file is not None and not config_file.is_file():
-        parser.error(f"--config {config_file}: there is no such file")
-    return source(args=argv)(), config_file
+    arguments = parser.parse_args(argv)
+    if arguments.config is not None and not arguments.config.is_file():
+        parser.error(f"--config {arguments.config}: there is no such file")
+    return source(args=argv)(), arguments
 
 
-def _serve(flags: dict[str, Any], config_file: Path | None) -> int:
+def _run_with(flags: dict[str, Any], config_file: Path | None, work: Callable[[Settings], Serving]) -> int:
     from pydantic import ValidationError
 
     from alignserve_server.logs import configure_logs
@@ -106,7 +128,7 @@ def _serve(flags: dict[str, Any], config_file: Path | None) -> int:
     except (OSError, ValueError) as error:  # of the file: unreadable, or not TOML
         return _fail(f"--config {config_file}: {error}", 2)
     configure_logs(settings.log_level, settings.log_format)
-    return exit_code(lambda: _serving(settings))
+    return exit_code(lambda: work(settings))
 
 
 def _serving(settings: Settings) -> Serving:

@@ -8,7 +8,7 @@ import io
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -285,16 +285,14 @@ class Server:
         return encoder, batch_sizes
 
     def _batch_sizes(self, encoder: Encoder) -> dict[str, int]:
-        """Returns the largest batch of each modality: as set, or less where less proves as fast."""
-        limit = self._settings.max_batch_size
-        limits = {"image": self._settings.max_image_batch_size or limit, "text": limit}
-        if not self._settings.warmup or not encoder.is_measurable:
-            return limits
+        if not encoder.is_measurable:
+            return batch_limits(self._settings)
         pixels, text = _plain_inputs(encoder)
-        if self._settings.max_image_batch_size is None:
-            limits["image"] = best_batch_size(lambda size: encoder.encode_images([pixels] * size), limit)
-        limits["text"] = best_batch_size(lambda size: encoder.encode_texts([text] * size), limit)
-        return limits
+        return batch_sizes(
+            self._settings,
+            lambda size: encoder.encode_images([pixels] * size),
+            lambda size: encoder.encode_texts([text] * size),
+        )
 
     def _watch(self, encoder: Encoder, batcher: Batcher) -> Watchdog:
         return Watchdog(
@@ -321,13 +319,41 @@ class Server:
     def _scheduler(self, batch_sizes: dict[str, int]) -> Scheduler:
         for modality, size in batch_sizes.items():
             self.metrics.max_batch_size.labels(modality).set(size)
-        return Scheduler(
-            {
-                "image": BatchPolicy(batch_sizes["image"]),
-                "text": BatchPolicy(batch_sizes["text"], _TEXT_BATCH_OVERHEAD_TOKENS),
-            },
-            self._settings.max_queue_delay_ms / 1000,
-        )
+        return Scheduler(batch_policies(batch_sizes), self._settings.max_queue_delay_ms / 1000)
+
+
+def batch_limits(settings: Settings) -> dict[str, int]:
+    """Returns the most entries in a batch of each modality, as set."""
+    return {
+        "image": settings.max_image_batch_size or settings.max_batch_size,
+        "text": settings.max_batch_size,
+    }
+
+
+def batch_sizes(
+    settings: Settings,
+    run_images: Callable[[int], object],
+    run_texts: Callable[[int], object],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, int]:
+    """Returns the largest batch of each modality: as set, or less where less proves as fast.
+
+    `run_images` and `run_texts` run a batch of a size.
+    """
+    sizes = batch_limits(settings)
+    if settings.warmup:
+        if settings.max_image_batch_size is None:
+            sizes["image"] = best_batch_size(run_images, sizes["image"], clock)
+        sizes["text"] = best_batch_size(run_texts, sizes["text"], clock)
+    return sizes
+
+
+def batch_policies(sizes: Mapping[str, int]) -> dict[str, BatchPolicy]:
+    """Returns how each modality is batched."""
+    return {
+        "image": BatchPolicy(sizes["image"]),
+        "text": BatchPolicy(sizes["text"], _TEXT_BATCH_OVERHEAD_TOKENS),
+    }
 
 
 async def serve(

@@ -25,6 +25,7 @@ from tests.load import (
     neighbour,
     overhead,
     overload,
+    plan_check,
     resources,
     throughput,
     watching,
@@ -46,6 +47,7 @@ _SECTIONS = {
     "overload": overload.run,
     "fairness": fairness.run,
     "watching": watching.run,
+    "plan": plan_check.run,
 }
 _PACKAGES = ("torch", "transformers", "openvino", "grpcio", "pillow", "mosec", "litserve", "ray")
 
