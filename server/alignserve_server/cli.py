@@ -81,6 +81,8 @@ def _parse_flags(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
 
 
 def _plan(argv: list[str]) -> int:
+    # Read as gRPC is imported; otherwise it remarks on the process that is started beside its threads.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from alignserve_server import plan_cli
 
     flags, arguments = _parse_settings(plan_cli.parser(), argv)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from alignserve_server.plan import Traffic, expected, highest_rate, holds, on_idle
 from alignserve_server.plan_curve import Curve
+from alignserve_server.plan_measure import measure
 from alignserve_server.plan_simulation import Outcome, Replica
+from alignserve_server.server import batch_policies, batch_sizes, load_encoder
 from alignserve_server.settings import Settings
 
 _EXAMPLES = """\
@@ -108,10 +109,16 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
             "one worker has (taskset, --lanes), and count each worker as a replica",
             2,
         )
-    try:
-        curve = _load(arguments.curve) if arguments.curve else await _measure(arguments, settings)
-    except (OSError, ValueError) as error:
-        return _fail(f"--curve {arguments.curve}: {_reason(error)}; make another with --save", 2)
+    if arguments.save and not arguments.save.parent.is_dir():
+        return _fail(f"--save {arguments.save}: there is no folder {arguments.save.parent}", 2)
+    if arguments.curve:
+        try:
+            curve = _CURVES.validate_json(arguments.curve.read_bytes())
+        except (OSError, ValueError) as error:
+            return _fail(f"--curve {arguments.curve}: {_reason(error)}; make another with --save", 2)
+    else:
+        _progress("loading the model")
+        curve = await measure(settings, load_encoder(settings), arguments.image_size, _progress)
     if arguments.save:
         arguments.save.write_bytes(_CURVES.dump_json(curve, indent=2) + b"\n")
     return _answer(arguments, _replica(curve, settings))
@@ -136,8 +143,9 @@ def _answer(arguments: argparse.Namespace, replica: Replica) -> int:
         for replicas, rate in _loads(arguments.rps, arguments.replicas, most)
     ]
     print((_json if arguments.json else _text)(replica, arguments.p99, most, rows))
-    if not holds(rows[0].outcome, arguments.p99):
-        return _fail(f"so many replicas do not hold this; {math.ceil(arguments.rps / most)} would", 1)
+    needed = math.ceil((arguments.rps or most) / most)
+    if rows[0].replicas < needed:
+        return _fail(f"so many replicas do not hold this; {needed} would", 1)
     return 0
 
 
@@ -155,8 +163,6 @@ def _loads(rps: float | None, replicas: int | None, most: float) -> Iterator[tup
 
 def _replica(curve: Curve, settings: Settings) -> Replica:
     """Sets a replica as a server would set itself, which also chooses its batch sizes by measuring."""
-    from alignserve_server.server import batch_policies, batch_sizes
-
     clock = 0.0
 
     def run(modality: str, size: int, length: int) -> None:
@@ -176,20 +182,6 @@ def _replica(curve: Curve, settings: Settings) -> Replica:
         settings.max_queue_size,
         settings.max_queue_delay_ms / 1000,
     )
-
-
-async def _measure(arguments: argparse.Namespace, settings: Settings) -> Curve:
-    # Read when gRPC is imported, which otherwise remarks on each process that is started beside its threads.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from alignserve_server.plan_measure import measure
-    from alignserve_server.server import load_encoder
-
-    _progress("loading the model")
-    return await measure(settings, load_encoder(settings), arguments.image_size, _progress)
-
-
-def _load(file: Path) -> Curve:
-    return _CURVES.validate_json(file.read_bytes())
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -51,16 +51,16 @@ async def measure(
     """
     photo = _photo(*image_size)
     lanes = settings.lanes or encoder.lanes
-    forwards = _Forwards(encoder, lanes if encoder.has_parallel_lanes else 1)
     limits = batch_limits(settings)
     pixels = encoder.preprocess_image(photo)
-    progress("measuring forwards of images")
-    images = forwards.by_size(lambda size: encoder.encode_images([pixels] * size), limits["image"])
-    texts = {}
-    for text in _texts(encoder):
-        length = len(text.input_ids)
-        progress(f"measuring forwards of texts of {length} tokens")
-        texts[length] = forwards.by_size(partial(_encode_texts, encoder, text), limits["text"])
+    with _Forwards(encoder, lanes if encoder.has_parallel_lanes else 1) as forwards:
+        progress("measuring forwards of images")
+        images = forwards.by_size(lambda size: encoder.encode_images([pixels] * size), limits["image"])
+        texts = {}
+        for text in _texts(encoder):
+            length = len(text.input_ids)
+            progress(f"measuring forwards of texts of {length} tokens")
+            texts[length] = forwards.by_size(partial(_encode_texts, encoder, text), limits["text"])
     progress("measuring calls")
     info = encoder.info
     return Curve(
@@ -86,6 +86,12 @@ class _Forwards:
         self._threads = ThreadPoolExecutor(lanes, "lane", encoder.enter_lane)
         self._together = threading.Barrier(lanes)
         self.cores = 0.0  # that a forward has kept busy; the most, since what disturbs it leaves it less
+
+    def __enter__(self) -> _Forwards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
 
     def by_size(self, run: Callable[[int], object], limit: int) -> dict[int, float]:
         """Returns the seconds of batches of 1, 2, 4 and so on up to the limit, or to those that take long."""

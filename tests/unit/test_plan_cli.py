@@ -143,6 +143,10 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list
     [
         (["--workers", "2"], "workers is 2, and one process is planned; leave it out"),
         (["--lanes", "0"], "lanes: Input should be greater than or equal to 1"),
+        (
+            ["--save", "/no/such/folder/file"],
+            "--save /no/such/folder/file: there is no folder /no/such/folder",
+        ),
         (["--curve", "/no/such/file"], "--curve /no/such/file: [Errno 2] No such file or directory"),
     ],
 )
