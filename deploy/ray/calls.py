@@ -11,7 +11,7 @@ import grpc
 from alignserve_server.server import Server
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from ray.serve.grpc_util import RayServegRPCContext
+from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 
 
 class Calls:
@@ -35,7 +35,7 @@ class Calls:
         return answer
 
     async def stream(
-        self, method: str, requests: AsyncIterator[Message], context: RayServegRPCContext
+        self, method: str, requests: gRPCInputStream[Message], context: RayServegRPCContext
     ) -> AsyncIterator[Message]:
         """Yields the answers of a stream.
 
@@ -44,7 +44,9 @@ class Calls:
         """
         handler = await self._handler(method, context)
         answers: asyncio.Queue[Message | None] = asyncio.Queue()  # Ray Serve takes them without delay
-        serving = asyncio.ensure_future(handler.stream_stream(requests, _Context(context, answers.put)))
+        serving = asyncio.ensure_future(
+            handler.stream_stream(_read(requests), _Context(context, answers.put))
+        )
         serving.add_done_callback(lambda _: answers.put_nowait(None))
         try:
             while (answer := await answers.get()) is not None:
@@ -61,6 +63,14 @@ class Calls:
         handler = await self._interceptor.intercept_service(self._services.find, details)
         assert handler is not None  # noqa: S101 — the proxy refuses unknown methods
         return handler
+
+
+async def _read(requests: gRPCInputStream[Message]) -> AsyncIterator[Message]:
+    """Yields the requests; a stream that is cancelled does not just end, as Ray Serve would have it."""
+    async for request in requests:
+        yield request
+    if requests.is_cancelled():
+        raise asyncio.CancelledError
 
 
 @dataclass(frozen=True)

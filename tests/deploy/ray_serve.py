@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ CONFIG = ROOT / "deploy/ray/serve_config.yaml"
 REPLICAS = 2
 
 _OBJECT_STORE_BYTES = 80 << 20  # about the least it takes; the default is a third of the memory
+_STOP_SECONDS = 60.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # or it reports over the network
     "RAY_DEDUP_LOGS": "0",  # or only one replica's log is seen
@@ -77,8 +78,7 @@ def running_ray_serve() -> Iterator[RayServe]:
                 threading.Thread(target=deque, args=(process.stdout, 0), daemon=True).start()
                 yield RayServe(port, metrics_ports)
             finally:
-                process.terminate()  # which ends the cluster too
-                process.wait()
+                _end(process)
 
 
 def main(config: str, folder: str) -> None:
@@ -125,6 +125,13 @@ def _wait_for_replicas(log: IO[str]) -> list[int]:
         if len(ports) == REPLICAS:
             return ports
     raise AssertionError(f"Ray Serve ended before its replicas were there:\n{''.join(seen)}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_SECONDS)
+    process.kill()  # if it still runs; what it has started ends with it
 
 
 def _sample(port: int, name: str, labels: dict[str, str]) -> float:
