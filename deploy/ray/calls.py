@@ -11,6 +11,7 @@ import grpc
 from alignserve_server.server import Server
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
+from ray.exceptions import TaskCancelledError
 from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 
 
@@ -56,9 +57,8 @@ class Calls:
             serving.cancel()
             await asyncio.wait({serving})
 
-    async def _handler(
-        self, method: str, context: RayServegRPCContext
-    ) -> Any:  # gRPC's types of handlers leave out coroutines
+    # Any: gRPC's stubs do not type a handler as what can be awaited.
+    async def _handler(self, method: str, context: RayServegRPCContext) -> Any:
         details = _CallDetails(method, context.invocation_metadata())
         handler = await self._interceptor.intercept_service(self._services.find, details)
         assert handler is not None  # noqa: S101 — the proxy refuses unknown methods
@@ -66,9 +66,12 @@ class Calls:
 
 
 async def _read(requests: gRPCInputStream[Message]) -> AsyncIterator[Message]:
-    """Yields the requests; a stream that is cancelled does not just end, as Ray Serve would have it."""
-    async for request in requests:
-        yield request
+    """Yields the requests, until the client ends the stream or cancels it: Ray Serve tells that in two ways."""
+    try:
+        async for request in requests:
+            yield request
+    except TaskCancelledError:
+        raise asyncio.CancelledError from None
     if requests.is_cancelled():
         raise asyncio.CancelledError
 
