@@ -66,7 +66,7 @@ class Calls:
 
 
 async def _read(requests: gRPCInputStream[Message]) -> AsyncIterator[Message]:
-    """Yields the requests, until the client ends the stream or cancels it: Ray Serve tells that in two ways."""
+    """Yields the requests, until the client ends the stream or cancels it, which comes in two ways."""
     try:
         async for request in requests:
             yield request
