@@ -66,7 +66,7 @@ class Calls:
 
 
 async def _read(requests: gRPCInputStream[Message]) -> AsyncIterator[Message]:
-    """Yields the requests, until the client ends the stream or cancels it, which comes in two ways."""
+    """Yields the requests until the stream ends or is cancelled, which Ray Serve tells in two ways."""
     try:
         async for request in requests:
             yield request

@@ -27,14 +27,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.processes import ROOT, free_port
 
 CONFIG = ROOT / "deploy/ray/serve_config.yaml"
+MANIFEST = CONFIG.with_name("kuberay.yaml")
 REPLICAS = 2
 
 _OBJECT_STORE_BYTES = 80 << 20  # about the least it takes; the default is a third of the memory
 _STOP_SECONDS = 60.0
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # or it reports over the network
-    "RAY_DEDUP_LOGS": "0",  # or only one replica's log is seen
-}
 _METRICS_LINE = re.compile(r'"port": (\d+), "event": "metrics"')
 
 
@@ -67,7 +64,7 @@ def running_ray_serve() -> Iterator[RayServe]:
         with subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)},
+            env=_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -96,6 +93,18 @@ def main(config: str, folder: str) -> None:
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler aborts
     cli(["run", config])
+
+
+def _environment() -> dict[str, str]:
+    """Returns the shipped manifest's, over which this process's own wins."""
+    service = next(yaml.safe_load_all(MANIFEST.read_text()))
+    (head,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    return {
+        **{variable["name"]: variable["value"] for variable in head["env"]},
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray leaves one in the home folder
+        "RAY_DEDUP_LOGS": "0",  # or only one replica's log is seen
+        **os.environ,
+    }
 
 
 def _config(port: int) -> dict[str, Any]:

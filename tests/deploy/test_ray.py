@@ -9,6 +9,7 @@ imported stop the encoder, look into its batches, or need the same replica twice
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,13 +17,14 @@ from importlib.util import find_spec
 import grpc
 import numpy as np
 import pytest
+import yaml
 from alignserve import Client, TextItem
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
 
-from tests.deploy.ray_serve import CONFIG, REPLICAS, RayServe, running_ray_serve
-from tests.integration.serving import classify_request, connect, refused, text_request
+from tests.deploy.ray_serve import CONFIG, MANIFEST, REPLICAS, RayServe, running_ray_serve
+from tests.integration.serving import classify_request, connect, image_request, refused, text_request
 from tests.integration.test_stream import (
     test_a_bad_item_fails_and_the_stream_goes_on,
     test_a_failed_item_carries_a_full_status,
@@ -40,11 +42,9 @@ from tests.integration.test_unary import (
     test_stats_come_only_when_asked_for,
     vector,
 )
+from tests.processes import ROOT
 
-pytestmark = [
-    pytest.mark.contract,
-    pytest.mark.skipif(find_spec("ray") is None, reason="no ray; make peers"),
-]
+pytestmark = pytest.mark.contract
 
 
 @dataclass
@@ -76,6 +76,8 @@ class Served:
 @pytest.fixture(scope="module")
 def ray_serve() -> Iterator[RayServe]:
     """Two replicas behind the proxy."""
+    if find_spec("ray") is None:
+        pytest.skip("no ray; make peers")
     with running_ray_serve() as application:
         with Client(application.address) as client:
             client.wait_until_ready()
@@ -87,6 +89,15 @@ async def served(ray_serve: RayServe) -> AsyncIterator[Served]:
     """The same with a channel of its own."""
     async with connect(ray_serve.port) as channel:
         yield Served(ray_serve, FakeEncoder(640), channel, pb_grpc.AlignServiceStub(channel))
+
+
+def test_the_manifest_deploys_the_shipped_configuration() -> None:
+    """kuberay.yaml has serve_config.yaml inside, and names the version of Ray that is tested here."""
+    service = next(yaml.safe_load_all(MANIFEST.read_text()))["spec"]
+    (pinned,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+    assert yaml.safe_load(service["serveConfigV2"]) == yaml.safe_load(CONFIG.read_text())
+    assert service["rayClusterConfig"]["rayVersion"] == pinned
 
 
 async def test_both_replicas_serve_and_each_caller_gets_its_own_result(served: Served) -> None:
@@ -137,7 +148,7 @@ async def test_a_call_that_its_client_gives_up_leaves_the_queue(served: Served, 
         *(f"{end} {number}" for number in range(1000)),
         prompt_templates=[f"{number} {{label}}" for number in range(100)],
     )
-    call = served.stub.Classify(endless, timeout=0.5 if end == "deadline" else None)
+    call = served.stub.Classify(endless, timeout=0.2 if end == "deadline" else None)
     if end == "cancel":
         while served.items("text")["in_flight"] == 0:
             await asyncio.sleep(0.02)
@@ -177,6 +188,15 @@ async def test_the_error_that_ends_a_stream_has_code_and_message(served: Served)
     assert (error.reason, error.fields) == ("", [])
 
 
+async def test_the_largest_image_passes(served: Served) -> None:
+    """Neither the proxy nor the way to the replica has a lower limit than the server."""
+    image = bytes(10 << 20)
+
+    response = await served.stub.EmbedImage(image_request(image))
+
+    np.testing.assert_allclose(vector(response.embeddings[0]), served.encoder.embedding_of(image), atol=1e-6)
+
+
 async def test_priority_is_passed_on(served: Served) -> None:
     """Metadata reaches the replica."""
     call = served.stub.EmbedText(text_request("a"), metadata=(("alignserve-priority", "urgent"),))
@@ -185,6 +205,26 @@ async def test_priority_is_passed_on(served: Served) -> None:
 
     assert error.reason == "ARGUMENT_INVALID"
     assert "alignserve-priority" in error.message
+
+
+async def test_ray_serve_answers_what_is_no_message(served: Served) -> None:
+    """The proxy parses requests, and says UNKNOWN where a server of its own says REQUEST_MALFORMED."""
+    call = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
+
+    error = await refused(call(b"\xff\xff\xff"))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.UNKNOWN, "")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+@pytest.mark.parametrize("setting", [{"tls_certificate": "c.pem", "tls_key": "k.pem"}, {"workers": 2}])
+def test_settings_that_ray_serve_takes_over_are_refused(setting: dict[str, object]) -> None:
+    """Nobody should believe that a port is encrypted which is not."""
+    pytest.importorskip("ray")
+    from deploy.ray.app import build
+
+    with pytest.raises(ValueError, match="no settings of a replica"):
+        build({"checkpoint": "fake", **setting})
 
 
 async def test_health_can_be_asked_and_not_watched(served: Served) -> None:
