@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -25,9 +26,11 @@ from alignserve_server.plan_curve import Curve
 from alignserve_server.server import Server, batch_limits
 from alignserve_server.settings import Settings
 
+_T = TypeVar("_T")
+
 Progress = Callable[[str], None]
 
-_LEAST_RUNS, _LEAST_SECONDS = 5, 0.1  # of each step; the median counts: it is what most calls meet
+_LEAST_RUNS, _LEAST_SECONDS = 5, 0.3  # of each step; the median counts: it is what most calls meet
 _LONGEST_SECONDS = 1.0  # of a forward: larger batches are not tried, but taken to be as slow per entry
 _LENGTHS = (8, 16, 32, 64)  # tokens
 _CALLS, _CALLS_PER_SECOND = 600, 200  # one by one, as most come: together they would cost half as much
@@ -37,7 +40,7 @@ _TEXT = "a photo of a cat on a sofa in a room with a window"
 async def measure(
     settings: Settings, encoder: Encoder, image_size: tuple[int, int], progress: Progress
 ) -> Curve:
-    """Measures everything, in about a quarter of a minute, or some minutes where the model is slow.
+    """Measures everything, in half a minute, or some minutes where the model is slow.
 
     Args:
         settings: Those of the server that is planned.
@@ -53,14 +56,27 @@ async def measure(
     lanes = settings.lanes or encoder.lanes
     limits = batch_limits(settings)
     pixels = encoder.preprocess_image(photo)
-    with _Forwards(encoder, lanes if encoder.has_parallel_lanes else 1) as forwards:
+    plain = encoder.tokenize(_TEXT, truncate=True)
+
+    def serve_others() -> None:
+        encoder.preprocess_image(photo)
+        encoder.encode_images([pixels])
+        encoder.encode_texts([plain])
+
+    with _Lanes(encoder, lanes if encoder.has_parallel_lanes else 1, serve_others) as busy_lanes:
+        progress("measuring decoding and tokenizing")
+        prepare = {
+            "image": busy_lanes.seconds(lambda: encoder.preprocess_image(photo)),
+            "text": busy_lanes.seconds(lambda: encoder.tokenize(_TEXT, truncate=True)),
+        }
         progress("measuring forwards of images")
-        images = forwards.by_size(lambda size: encoder.encode_images([pixels] * size), limits["image"])
+        cores = busy_lanes.cores(lambda: encoder.encode_images([pixels]))
+        images = busy_lanes.by_size(lambda size: encoder.encode_images([pixels] * size), limits["image"])
         texts = {}
         for text in _texts(encoder):
             length = len(text.input_ids)
             progress(f"measuring forwards of texts of {length} tokens")
-            texts[length] = forwards.by_size(partial(_encode_texts, encoder, text), limits["text"])
+            texts[length] = busy_lanes.by_size(partial(_encode_texts, encoder, text), limits["text"])
     progress("measuring calls")
     info = encoder.info
     return Curve(
@@ -68,26 +84,27 @@ async def measure(
         cores=cpu_count(),
         lanes=lanes,
         has_parallel_lanes=encoder.has_parallel_lanes,
-        forward_cores=forwards.cores,
+        forward_cores=cores,
         call=await _call_seconds(photo),
-        prepare={
-            "image": _median_seconds(lambda: encoder.preprocess_image(photo)),
-            "text": _median_seconds(lambda: encoder.tokenize(_TEXT, truncate=True)),
-        },
+        prepare=prepare,
         forward={"image": {1: images}, "text": texts},
     )
 
 
-class _Forwards:
-    """Times forwards on lanes that are all busy with the same, as those of a loaded server are."""
+class _Lanes:
+    """Times work as it goes in a loaded server: on all lanes at once, and with other work in between.
 
-    def __init__(self, encoder: Encoder, lanes: int) -> None:
+    That work, `between`, does not count, but leaves the caches to find their way back. Without it forwards
+    looked a quarter faster than a server's.
+    """
+
+    def __init__(self, encoder: Encoder, lanes: int, between: Callable[[], None]) -> None:
         self._lanes = lanes
+        self._between = between
         self._threads = ThreadPoolExecutor(lanes, "lane", encoder.enter_lane)
         self._together = threading.Barrier(lanes)
-        self.cores = 0.0  # that a forward has kept busy; the most, since what disturbs it leaves it less
 
-    def __enter__(self) -> _Forwards:
+    def __enter__(self) -> _Lanes:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,7 +115,7 @@ class _Forwards:
         seconds: dict[int, float] = {}
         for size in _doubling(limit):
             try:
-                seconds[size] = self._seconds(partial(run, size))
+                seconds[size] = self.seconds(partial(run, size))
             except OutOfDeviceMemory:
                 if not seconds:
                     raise
@@ -107,26 +124,36 @@ class _Forwards:
                 break
         return seconds
 
-    def _seconds(self, run: Callable[[], object]) -> float:
-        def on_lane(_: int) -> float:
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Returns how long a run takes: the median of some."""
+
+        def on_lane() -> float:
             self._together.wait()
-            return _median_seconds(run)
+            seconds: list[float] = []
+            end = time.perf_counter() + _LEAST_SECONDS
+            while len(seconds) < _LEAST_RUNS or time.perf_counter() < end:
+                self._between()
+                begin = time.perf_counter()
+                run()
+                seconds.append(time.perf_counter() - begin)
+            return statistics.median(seconds)
 
-        list(self._threads.map(lambda _: run(), range(self._lanes)))  # warms
-        begin, begin_cpu = time.perf_counter(), time.process_time()
-        medians = list(self._threads.map(on_lane, range(self._lanes)))
-        busy = (time.process_time() - begin_cpu) / (time.perf_counter() - begin)
-        self.cores = max(self.cores, busy / self._lanes)
-        return statistics.mean(medians)
+        self._on_all(run)  # warms
+        return statistics.mean(self._on_all(on_lane))
 
+    def cores(self, run: Callable[[], object]) -> float:
+        """Returns how many cores a run keeps busy: the most of some, since what disturbs it leaves it less."""
 
-def _median_seconds(run: Callable[[], object]) -> float:
-    seconds: list[float] = []
-    while len(seconds) < _LEAST_RUNS or sum(seconds) < _LEAST_SECONDS:
-        begin = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
+        def busy() -> float:
+            begin, begin_cpu = time.perf_counter(), time.process_time()
+            self._on_all(run)
+            return (time.process_time() - begin_cpu) / (time.perf_counter() - begin)
+
+        busy()  # warms
+        return max(busy() for _ in range(_LEAST_RUNS)) / self._lanes
+
+    def _on_all(self, run: Callable[[], _T]) -> list[_T]:
+        return [job.result() for job in [self._threads.submit(run) for _ in range(self._lanes)]]
 
 
 def _doubling(limit: int) -> Iterator[int]:
