@@ -142,15 +142,14 @@ class _Lanes:
         return statistics.mean(self._on_all(on_lane))
 
     def cores(self, run: Callable[[], object]) -> float:
-        """Returns how many cores a run keeps busy: the most of some, since what disturbs it leaves it less."""
-
-        def busy() -> float:
-            begin, begin_cpu = time.perf_counter(), time.process_time()
+        """Returns how many cores a run keeps busy: the most of many, as what disturbs it leaves it less."""
+        self._on_all(run)  # warms
+        most, end = 0.0, time.perf_counter() + _LEAST_SECONDS
+        while (begin := time.perf_counter()) < end:
+            begin_cpu = time.process_time()
             self._on_all(run)
-            return (time.process_time() - begin_cpu) / (time.perf_counter() - begin)
-
-        busy()  # warms
-        return max(busy() for _ in range(_LEAST_RUNS)) / self._lanes
+            most = max(most, (time.process_time() - begin_cpu) / (time.perf_counter() - begin))
+        return most / self._lanes
 
     def _on_all(self, run: Callable[[], _T]) -> list[_T]:
         return [job.result() for job in [self._threads.submit(run) for _ in range(self._lanes)]]
