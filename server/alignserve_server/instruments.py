@@ -95,30 +95,31 @@ class _Instrument(Collector, Generic[_Series]):
         raise NotImplementedError
 
 
-class Counter(_Instrument[Number]):
+class _Numbers(_Instrument[Number]):
+    """Numbers, as the family shows them."""
+
+    _family: type[CounterMetricFamily] | type[GaugeMetricFamily]
+
+    def _new(self) -> Number:
+        return Number()
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._family(self.name, self.documentation, labels=self.label_names)
+        for values, number in list(self._series.items()):
+            family.add_metric(values, number.value)
+        return [family]
+
+
+class Counter(_Numbers):
     """What only grows. Its name comes without `_total`."""
 
-    def _new(self) -> Number:
-        return Number()
-
-    def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily(self.name, self.documentation, labels=self.label_names)
-        for values, number in list(self._series.items()):
-            family.add_metric(values, number.value)
-        return [family]
+    _family = CounterMetricFamily
 
 
-class Gauge(_Instrument[Number]):
+class Gauge(_Numbers):
     """What goes up and down."""
 
-    def _new(self) -> Number:
-        return Number()
-
-    def collect(self) -> Iterable[Metric]:
-        family = GaugeMetricFamily(self.name, self.documentation, labels=self.label_names)
-        for values, number in list(self._series.items()):
-            family.add_metric(values, number.value)
-        return [family]
+    _family = GaugeMetricFamily
 
 
 class Histogram(_Instrument[Distribution]):
