@@ -130,6 +130,36 @@ class QuotaExceeded(ServingError):
     is_retryable = True
 
 
+class ResponsesUnread(ServingError):
+    """The connection has not read its answers; more of them would only take up memory."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "RESPONSES_UNREAD"
+    is_retryable = True
+
+
+class TooManyStreams(ServingError):
+    """The connection has as many streams open as it may have beside others."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "TOO_MANY_STREAMS"
+    is_retryable = True
+
+
+class RequestTimeout(ServingError):
+    """The request itself has not arrived in time."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "REQUEST_TIMEOUT"
+
+
+class HealthServiceUnknown(ServingError):
+    """grpc.health.v1 was asked for a service that is not here."""
+
+    code = "NOT_FOUND"
+    reason = "SERVICE_UNKNOWN"
+
+
 class KeyMissing(ServingError):
     code = "UNAUTHENTICATED"
     reason = "KEY_MISSING"

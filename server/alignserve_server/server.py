@@ -18,7 +18,6 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from PIL import Image
 from prometheus_client import CollectorRegistry
@@ -38,9 +37,18 @@ from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.rpc.access import Access
+from alignserve_server.rpc.connections import Connections
 from alignserve_server.rpc.convert import RequestLimits
-from alignserve_server.rpc.health import SERVICE, Readiness, State, model_stalled
-from alignserve_server.rpc.interceptors import ServingInterceptor
+from alignserve_server.rpc.health import (
+    HEALTH_SERVICE,
+    SERVICE,
+    HealthServicer,
+    Readiness,
+    State,
+    add_health_to,
+    model_stalled,
+)
+from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.settings import Settings, is_loopback
@@ -57,7 +65,9 @@ Announce = Callable[..., object]  # takes an event and what belongs to it, as th
 _TEXT_BATCH_OVERHEAD_TOKENS = 16  # a text forward's fixed cost is about that of so many tokens
 _LANES_STOP_SECONDS = 5.0
 _FLUSH_SECONDS = 1.0
-_MOMENT_SECONDS = 0.25  # for what is only a matter of the event loop coming round to it
+_FORCED_LANES_STOP_SECONDS = 0.25
+_QUIET_ROUNDS, _ROUND_SECONDS = 2, 0.01  # without a call, before connections are ended
+_REFUSAL_SECONDS = 1.0  # after the last accepted call; whoever still calls then gets no reason
 _FOREVER_SECONDS = 1e9
 _BEYOND_HELP = 3  # exit code
 _MAX_PENDING_CALLS = 100_000
@@ -92,7 +102,7 @@ class Server:
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
         tracing = Tracing(tracer, settings.access_log_ratio)
-        self.interceptor = ServingInterceptor(self.metrics, access, tracing)
+        self.interceptor = ServingInterceptor(self.metrics, access, tracing, _connection_limits(settings))
         self._grpc = grpc.aio.server(interceptors=[self.interceptor], options=_channel_options(settings))
         self._batcher: Batcher | None = None
         self._metrics_server: WSGIServer | None = None
@@ -113,10 +123,8 @@ class Server:
         """
         self.add_services_to(self._grpc)
         if self._settings.reflection:
-            names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            names = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
-        if not self.is_loaded:
-            await self._readiness.start()
         try:
             self.port = self._open_port()
         except RuntimeError as error:
@@ -137,7 +145,7 @@ class Server:
     def add_services_to(self, server: grpc.aio.Server) -> None:
         """Adds the API and its health to a server, which has to use `interceptor`."""
         pb_grpc.add_AlignServiceServicer_to_server(self._servicer, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.servicer, server)
+        add_health_to(server, HealthServicer(self._readiness))
 
     async def load(self) -> None:
         """Loads the model, runs it once per modality and reports ready.
@@ -167,7 +175,7 @@ class Server:
         )
         self._publish_model(encoder)
         _forget_the_past()
-        await self._readiness.enter(State.READY)
+        self._readiness.enter(State.READY)
         self._watchdog = asyncio.create_task(self._watch(encoder, self._batcher).run())
         self._watchdog.add_done_callback(self._note_end_of_watch)
         self._announce(
@@ -203,29 +211,25 @@ class Server:
         await self._is_beyond_help.wait()
 
     async def drain(self, delay_seconds: float) -> None:
-        """Reports NOT_SERVING and goes on serving for a while, so that balancers look elsewhere first.
-
-        Then refuses new calls for a moment. gRPC itself would cut off those that come while it closes with
-        CANCELLED, which no client retries; UNAVAILABLE is retried elsewhere.
-        """
+        """Reports NOT_SERVING, serves on for a while so that balancers look elsewhere, then refuses calls."""
         _log.info("draining", delay_seconds=delay_seconds)
         if self._watchdog is not None:
             self._watchdog.cancel()
-        await self._readiness.enter(State.DRAINING)
+        self._readiness.enter(State.DRAINING)
         await asyncio.sleep(delay_seconds)
-        await self._refuse_calls()
-        await asyncio.sleep(min(delay_seconds, _MOMENT_SECONDS))
+        self._refuse_calls()
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes no new calls, lets accepted ones finish within the grace, and closes everything, once."""
+        """Refuses new calls, lets accepted ones finish within the grace, and closes everything, once."""
         if self._is_stopped:  # gRPC crashes if it is stopped again
             return
         self._is_stopped = True
         _log.info("stopping", grace_seconds=grace_seconds)
-        await self._refuse_calls()
-        await self._close_grpc(grace_seconds)
+        self._refuse_calls()
+        await self._finish_calls(grace_seconds)
+        await self._close_grpc()
         is_hopeless = self._cut_off.is_set() or self._is_beyond_help.is_set()
-        patience = _MOMENT_SECONDS if is_hopeless else _LANES_STOP_SECONDS
+        patience = _FORCED_LANES_STOP_SECONDS if is_hopeless else _LANES_STOP_SECONDS
         if self._batcher is not None and not await self._batcher.stop(patience):
             _log.warning("lane_still_running")
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -252,20 +256,44 @@ class Server:
             _log.error("watchdog_died", exc_info=error)
         self._is_beyond_help.set()
 
-    async def _refuse_calls(self) -> None:
-        await self._readiness.enter(State.STOPPING)
+    def _refuse_calls(self) -> None:
+        self._readiness.enter(State.STOPPING)
         self._servicer.drain_streams()
-
-    async def _close_grpc(self, grace_seconds: float) -> None:
+        self.interceptor.refuse_uploads()
         self.interceptor.close_watches()
-        # Two `stop` at once crash if one runs out of time as the other ends, so this one never does.
-        closing = asyncio.create_task(self._grpc.stop(_FOREVER_SECONDS))
-        cut_off = asyncio.create_task(self._cut_off.wait())
-        await asyncio.wait({closing, cut_off}, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _finish_calls(self, grace_seconds: float) -> None:
+        """Waits until accepted calls have their answers and no more come, for the grace at most."""
+        finishing = asyncio.ensure_future(self._calls_end())
+        cut_off = asyncio.ensure_future(self._cut_off.wait())
+        await asyncio.wait({finishing, cut_off}, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+        finishing.cancel()
         cut_off.cancel()
-        if not closing.done():
-            await self._grpc.stop(None)
-        await closing
+
+    async def _calls_end(self) -> None:
+        """Returns when no call is under way, and none has come for a while.
+
+        Callers who go on as they are refused would keep it from ever returning, so it does not wait for long:
+        they get UNAVAILABLE either way, if only without a reason.
+        """
+        await self.interceptor.under_way.wait_for_end()
+        connections, loop = Connections(self.port), asyncio.get_running_loop()
+        connections.accept_no_more()
+        end = loop.time() + _REFUSAL_SECONDS
+        quiet_rounds = 0
+        while quiet_rounds < _QUIET_ROUNDS and loop.time() < end:
+            started, began = self.interceptor.under_way.started, loop.time()
+            await asyncio.sleep(_ROUND_SECONDS)
+            # A machine that is late with this is late with the calls, too.
+            is_late = loop.time() - began > 2 * _ROUND_SECONDS
+            has_come = self.interceptor.under_way.started != started
+            is_quiet = not (has_come or is_late) and connections.are_read() and connections.are_written()
+            quiet_rounds = quiet_rounds + 1 if is_quiet else 0
+        await self.interceptor.under_way.wait_for_end()
+
+    async def _close_grpc(self) -> None:
+        Connections(self.port).end()  # before gRPC cancels what is left of their calls
+        await self._grpc.stop(None)
 
     def _open_port(self) -> int:
         settings = self._settings
@@ -470,6 +498,14 @@ def _limits(settings: Settings) -> RequestLimits:
         max_text_bytes=settings.max_text_bytes,
         max_request_bytes=settings.max_request_bytes,
         max_stream_in_flight=settings.max_stream_in_flight,
+    )
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        request_timeout_seconds=settings.request_timeout_seconds,
+        max_uploads=settings.max_uploads,
+        max_streams=settings.max_streams,
     )
 
 

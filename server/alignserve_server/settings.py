@@ -141,6 +141,19 @@ class Settings(BaseSettings):
     max_text_bytes: Positive = Field(32 << 10, description="longest text, before tokenization")
     max_request_bytes: Positive = Field(16 << 20, description="largest request message")
     max_stream_in_flight: Positive = Field(32, description="most items in flight on one stream")
+    request_timeout_seconds: float = Field(
+        30.0, gt=0, description="time for the request of a unary call to arrive"
+    )
+    max_uploads: Positive = Field(
+        128,
+        description="unary calls whose request is received at once, each of which can take "
+        "max_request_bytes; one connection gets at most half",
+    )
+    max_streams: Positive = Field(
+        256,
+        description="streams open at once, each of which can take max_request_bytes; one connection gets at "
+        "most half",
+    )
 
     # Caches
     text_cache_bytes: NotNegative = Field(

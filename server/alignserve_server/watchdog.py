@@ -101,25 +101,25 @@ class Watchdog:
             self._metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             stall = await self._stall()
             if stall is None:
-                await self._recover()
+                self._recover()
             else:
-                await self._note(stall)
+                self._note(stall)
 
-    async def _note(self, stall: dict[str, object]) -> None:
+    def _note(self, stall: dict[str, object]) -> None:
         if self._readiness.state is State.READY:
             self._stalled_since = self._clock()
             _log.error("stalled", **stall)
-            await self._readiness.enter(State.STALLED)
+            self._readiness.enter(State.STALLED)
         if self._readiness.state is State.STALLED:
             # Who waits can go elsewhere, and without a deadline would wait for ever. At every look, since
             # inputs that were still being prepared come to the queue later.
             self._batcher.give_up(model_stalled)
 
-    async def _recover(self) -> None:
+    def _recover(self) -> None:
         if self._readiness.state is State.STALLED:
             _log.info("recovered")
             self._stalled_since = math.inf
-            await self._readiness.enter(State.READY)
+            self._readiness.enter(State.READY)
 
     def _is_beyond_help(self) -> bool:
         is_stalled = self._readiness.state is State.STALLED

@@ -14,7 +14,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc.access import Access
-from alignserve_server.rpc.interceptors import ServingInterceptor, code_of_cancellation
+from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor, code_of_cancellation
 from alignserve_server.tracing import Tracing
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
@@ -69,7 +69,9 @@ KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 @asynccontextmanager
 async def channel_to(service: grpc.GenericRpcHandler) -> AsyncIterator[grpc.aio.Channel]:
     """Opens a channel to a server with the interceptor and the service."""
-    interceptor = ServingInterceptor(Metrics(CollectorRegistry()), Access(None), Tracing(None, 0.0))
+    interceptor = ServingInterceptor(
+        Metrics(CollectorRegistry()), Access(None), Tracing(None, 0.0), ConnectionLimits(5.0, 64, 64)
+    )
     server = grpc.aio.server(interceptors=[interceptor])
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")

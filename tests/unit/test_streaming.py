@@ -61,8 +61,8 @@ def written() -> list[str]:
 
 @pytest.fixture
 def stream(service: Service, written: list[str], metrics: Metrics) -> InferStream:
-    async def write(response: pb.StreamInferResponse) -> None:
-        written.append(response.correlation_id)
+    async def write(response: bytes) -> None:
+        written.append(pb.StreamInferResponse.FromString(response).correlation_id)
 
     return InferStream(service.infer, write, Call(waits_for_room=True), metrics, max_in_flight=WINDOW)
 
@@ -134,7 +134,7 @@ async def test_a_cancelled_stream_is_freed_at_once(stream, service):
 async def test_a_stream_that_cannot_be_written_to_is_freed_at_once(service, metrics):
     """The same if its end is that of the client's connection."""
 
-    async def write(_: pb.StreamInferResponse) -> None:
+    async def write(_: bytes) -> None:
         raise ConnectionError("client is gone")
 
     stream = InferStream(service.infer, write, Call(waits_for_room=True), metrics, max_in_flight=WINDOW)

@@ -63,11 +63,6 @@ def current_caller() -> Caller:
     return caller
 
 
-def is_refused() -> bool:
-    """Says whether the call that this task serves is to be refused, so that nothing has to be read of it."""
-    return isinstance(_current.get(), ServingError)
-
-
 class Access:
     """Checks keys, scopes and quotas. Without a key ring everybody may do everything."""
 

@@ -1,8 +1,8 @@
 """The edge of every RPC: parses the request, counts, times, and turns exceptions into statuses.
 
 gRPC's own edge answers malformed messages and unexpected exceptions with UNKNOWN and the exception's text.
-Here both become typed errors that leak nothing: to gRPC, every message can be parsed, and some turn out to be
-an error.
+Here both become typed errors that leak nothing. To gRPC every method reads a stream of bytes: a unary call's
+request is read here, after its key is known, within a time, and exactly one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import asyncio
 import inspect
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -22,12 +24,20 @@ from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C exten
     ExecuteBatchError,
 )
 
-from alignserve_server.errors import InternalError, RequestMalformed, ServingError, ShuttingDown
+from alignserve_server.errors import (
+    InternalError,
+    RequestMalformed,
+    ServingError,
+    ShuttingDown,
+    TooManyStreams,
+)
 from alignserve_server.instruments import Number
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
-from alignserve_server.rpc.access import Access, is_refused
+from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.health import SERVICE
+from alignserve_server.rpc.reading import Messages, RequestReader
+from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.status import to_grpc_status
 from alignserve_server.tracing import CallTrace, Metadata, Tracing
 
@@ -50,15 +60,35 @@ def internal_error(where: str, error: BaseException) -> InternalError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What connections share while their calls are open."""
+
+    request_timeout_seconds: float  # for the request of a unary call to arrive
+    max_uploads: int  # unary calls whose request is arriving, each of which can take a request's memory
+    max_streams: int  # of the API
+    max_watches: int = 1000  # health watches and reflection
+
+
 class ServingInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler, health and reflection too."""
 
-    def __init__(self, metrics: Metrics, access: Access, tracing: Tracing) -> None:
+    def __init__(self, metrics: Metrics, access: Access, tracing: Tracing, limits: ConnectionLimits) -> None:
         self._metrics = metrics
         self._access = access
         self._tracing = tracing
         self._closing = asyncio.Event()
+        self._reader = RequestReader(
+            ConnectionShares(limits.max_uploads, metrics.uploads.set), limits.request_timeout_seconds
+        )
+        self._streams = ConnectionShares(limits.max_streams, metrics.streams.set)
+        self._watches = ConnectionShares(limits.max_watches)
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self.under_way = CallsUnderWay()
+
+    def refuse_uploads(self) -> None:
+        """Refuses calls whose request has not arrived."""
+        self._reader.interrupt(ShuttingDown)
 
     def close_watches(self) -> None:
         """Ends health watches and reflection, now and from now on.
@@ -83,14 +113,48 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
     def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        edge = _Edge(method, handler, self._metrics, self._access, self._tracing, self._closing)
-        make, answer = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, edge.answer),
-            (False, True): (grpc.unary_stream_rpc_method_handler, edge.answer_in_stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, edge.answer),
-            (True, True): (grpc.stream_stream_rpc_method_handler, edge.answer_in_stream),
-        }[handler.request_streaming, handler.response_streaming]
-        return make(answer, edge.parse, handler.response_serializer)
+        """Makes a handler that gets no request but reads it, so that nothing is read of a refused call.
+
+        What it answers is bytes already: a message and its bytes would both wait for the client to read.
+        """
+        edge = _Edge(
+            method, handler, self._metrics, self._access, self._tracing, self._reader, self.under_way
+        )
+        if not handler.response_streaming:
+            return grpc.stream_unary_rpc_method_handler(edge.answer)
+        is_api = edge.service == SERVICE
+        answer = partial(
+            edge.answer_in_stream,
+            open_streams=self._streams if is_api else self._watches,
+            closing=None if is_api else self._closing,
+        )
+        return grpc.stream_stream_rpc_method_handler(answer, None, edge.serialize)
+
+
+class CallsUnderWay:
+    """The calls that a stop waits for: until their last answer is written, watches and reflection aside."""
+
+    def __init__(self) -> None:
+        self.started = 0  # since the start
+        self._count = 0
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+
+    def add(self, context: Context) -> None:
+        """Counts a call, from now until gRPC is through with it."""
+        self.started += 1
+        self._count += 1
+        self._none_left.clear()
+        context.add_done_callback(self._remove)  # type: ignore[arg-type]  # gRPC's class, not a protocol
+
+    async def wait_for_end(self) -> None:
+        """Returns once there are none."""
+        await self._none_left.wait()
+
+    def _remove(self, _: Context) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none_left.set()
 
 
 class _Edge:
@@ -103,72 +167,125 @@ class _Edge:
         metrics: Metrics,
         access: Access,
         tracing: Tracing,
-        closing: asyncio.Event,
+        reader: RequestReader,
+        under_way: CallsUnderWay,
     ) -> None:
         self._method = method
         self._handler: Handler = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
         self._reads_stream: bool = handler.request_streaming
-        self._parse = handler.request_deserializer
-        self._closing = closing
-        _, service, name = method.split("/")
-        self._is_watch: bool = handler.response_streaming and service != SERVICE
-        counts_items = handler.request_streaming and service == SERVICE
+        self._parse_message = handler.request_deserializer
+        self._serialize_message = handler.response_serializer
+        self._reader = reader
+        self._under_way = under_way
+        _, self.service, name = method.split("/")
+        is_api = self.service == SERVICE
+        counts_items = handler.request_streaming and is_api
         self._admitted = partial(access.call, counts_items=counts_items)
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
-        follow = partial(tracing.begin, service, name) if service == SERVICE else _follow_nothing
-        self._calls = _Calls(method, metrics, (kind, service, name), follow)
+        follow = partial(tracing.begin, self.service, name) if is_api else _follow_nothing
+        self._calls = _Calls(method, metrics, (kind, self.service, name), follow)
 
-    def parse(self, message: bytes) -> Any:
-        """Returns the request, or why it is none; of a call that is refused, nothing is read."""
-        if is_refused():
-            return None
+    async def answer(self, _: object, context: Context) -> bytes:
+        self._under_way.add(context)
+        answer = await self._answer(context)
+        if isinstance(answer, bytes):
+            return answer
+        # gRPC keeps the exception that this raises, and so its frames: this one knows nothing of the request.
+        await context.abort_with_status(answer)
+        raise AssertionError  # abort raises
+
+    async def answer_in_stream(
+        self, _: object, context: Context, open_streams: ConnectionShares, closing: asyncio.Event | None
+    ) -> None:
+        if closing is None:
+            self._under_way.add(context)
+        status = await self._answer_in_stream(context, open_streams, closing)
+        if status is not None:
+            await context.abort_with_status(status)
+
+    def serialize(self, response: Any) -> bytes:
+        """Returns a response as bytes, which it may be already."""
+        if isinstance(response, bytes):
+            return response
+        serialized: bytes = self._serialize_message(response)
+        return serialized
+
+    async def _answer(self, context: Context) -> Any:
+        """Returns the answer as bytes, or the status of its failure."""
         try:
-            return self._parse(message)
+            with _Handling(self._calls, context), self._admitted():
+                request = await self._request(context)
+                return self.serialize(await self._handler(request, context))
+        except ServingError as error:
+            return to_grpc_status(error)
+
+    async def _answer_in_stream(
+        self, context: Context, open_streams: ConnectionShares, closing: asyncio.Event | None
+    ) -> Any:
+        """Writes the answers; returns the status of the stream's failure, or None."""
+        try:
+            with _Handling(self._calls, context), self._admitted(), _opened(open_streams, context):
+                writing = self._write_all(await self._request(context), context)
+                await (writing if closing is None else _until(closing, writing))
+        except ServingError as error:
+            return to_grpc_status(error)
+        return None
+
+    async def _request(self, context: Context) -> Any:
+        """Returns what the handler takes: the request, or all of them as an iterator."""
+        if self._reads_stream:
+            return Messages(context, self._parse)
+        return self._parse(await self._reader.read(context))
+
+    def _parse(self, message: bytes) -> Any:
+        try:
+            return self._parse_message(message)
         except (DecodeError, UnicodeDecodeError):
-            return RequestMalformed(
+            raise RequestMalformed(
                 f"the request is not a valid message of {self._method}; use stubs made from its protos"
-            )
-
-    async def answer(self, given: Any, context: Context) -> Any:
-        try:
-            with _Handling(self._calls, context), self._admitted():
-                return await self._handler(self._checked(given), context)
-        except ServingError as error:
-            await context.abort_with_status(to_grpc_status(error))
-
-    async def answer_in_stream(self, given: Any, context: Context) -> None:
-        try:
-            with _Handling(self._calls, context), self._admitted():
-                writing = self._write_all(given, context)
-                await (self._until_closing(writing) if self._is_watch else writing)
-        except ServingError as error:
-            await context.abort_with_status(to_grpc_status(error))
+            ) from None
 
     async def _write_all(self, given: Any, context: Context) -> None:
         """Runs a streaming handler of either kind: one that yields, or one that writes by itself."""
-        result = self._handler(self._checked(given), context)
+        result = self._handler(given, context)
         if not inspect.isasyncgen(result):
             await result
             return
         async for response in result:
             await context.write(response)
 
-    async def _until_closing(self, writing: Awaitable[None]) -> None:
-        working, closing = asyncio.ensure_future(writing), asyncio.ensure_future(self._closing.wait())
-        try:
-            await asyncio.wait({working, closing}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise ShuttingDown()
-            working.result()
-        finally:
-            working.cancel()
-            closing.cancel()
 
-    def _checked(self, given: Any) -> Any:
-        """Returns what the handler takes, the one request or an iterator; raises where a message is none."""
-        return _valid_only(given) if self._reads_stream else _valid(given)
+@contextmanager
+def _opened(open_streams: ConnectionShares, context: Context) -> Iterator[None]:
+    """Counts a stream as open, for the block.
+
+    Raises:
+        TooManyStreams: Its connection has its share already.
+    """
+    share = open_streams.take(context.peer())
+    if share is None:
+        raise TooManyStreams(
+            "this connection has its share of open streams; end some, or spread them over more connections",
+            retry_delay_seconds=1.0,
+        )
+    try:
+        yield
+    finally:
+        share.give_back()
+
+
+async def _until(closing: asyncio.Event, writing: Awaitable[None]) -> None:
+    working, closed = asyncio.ensure_future(writing), asyncio.ensure_future(closing.wait())
+    try:
+        await asyncio.wait({working, closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ShuttingDown()
+        working.result()
+    finally:
+        working.cancel()
+        closed.cancel()
 
 
 class _Calls:
@@ -251,17 +368,6 @@ def code_of_cancellation(seconds_remaining: float | None) -> str:
     if seconds_remaining is None or seconds_remaining > _DEADLINE_TOLERANCE_SECONDS:
         return "CANCELLED"
     return "DEADLINE_EXCEEDED"
-
-
-def _valid(request: Any) -> Any:
-    if isinstance(request, ServingError):
-        raise request
-    return request
-
-
-async def _valid_only(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _valid(request)
 
 
 def _name(code: Any) -> str:

@@ -22,7 +22,7 @@ from alignserve_server.rpc.interceptors import internal_error
 from alignserve_server.rpc.status import to_status_proto
 
 Infer = Callable[[pb.StreamInferRequest, Call], Awaitable[pb.StreamInferResponse]]
-_Answer = asyncio.Task[pb.StreamInferResponse]
+_Answer = asyncio.Task[bytes]
 
 _MAX_CORRELATION_ID_BYTES = 128
 _ORDERS = (
@@ -38,7 +38,7 @@ class InferStream:
     def __init__(
         self,
         infer: Infer,
-        write: Callable[[pb.StreamInferResponse], Awaitable[None]],
+        write: Callable[[bytes], Awaitable[None]],
         call: Call,
         metrics: Metrics,
         *,
@@ -117,9 +117,8 @@ class InferStream:
             answer.add_done_callback(self._outbox.put_nowait)
         await admitted.wait()
 
-    async def _answer(
-        self, request: pb.StreamInferRequest, call: Call, *, is_first: bool
-    ) -> pb.StreamInferResponse:
+    async def _answer(self, request: pb.StreamInferRequest, call: Call, *, is_first: bool) -> bytes:
+        """Returns the response as bytes, since it may wait for the client to read others."""
         correlation_id = request.correlation_id
         is_ours = False
         try:
@@ -139,7 +138,7 @@ class InferStream:
             if is_ours:
                 self._ids_in_flight.discard(correlation_id)
         response.correlation_id = correlation_id
-        return response
+        return response.SerializeToString()
 
     def _check_id(self, correlation_id: str) -> None:
         size = len(correlation_id.encode())

@@ -1,0 +1,122 @@
+"""Requests as they arrive: the one message of a unary call, within a time and a share; those of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from alignserve_server.errors import RequestMalformed, RequestTimeout, ServingError
+from alignserve_server.rpc.shares import ConnectionShares
+
+_SETTLING_SECONDS = 0.01  # a call that its client cancelled looks the same until gRPC cancels it here
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RequestReader:
+    """Reads the requests of unary calls.
+
+    What has arrived of a message is in gRPC's hands and cannot be counted. So the calls that are being read
+    are bounded, of which each can take as much memory as a request may have bytes. The others wait, and
+    HTTP/2 flow control keeps their clients from sending more than a window.
+    """
+
+    def __init__(self, uploads: ConnectionShares, timeout_seconds: float) -> None:
+        self._uploads = uploads
+        self._timeout_seconds = timeout_seconds
+        self._reading: set[_Interruptible] = set()
+
+    async def read(self, context: Context) -> bytes:
+        """Returns the one message of a call.
+
+        Raises:
+            RequestMalformed: There is none, or more than one.
+            RequestTimeout: It has not arrived in time.
+            ServingError: `interrupt` was called meanwhile.
+        """
+        with _Interruptible(self._reading, self._timeout_seconds):
+            share = await self._uploads.wait(context.peer())
+            try:
+                return await _only_message(context)
+            finally:
+                share.give_back()
+
+    def interrupt(self, error: Callable[[], ServingError]) -> None:
+        """Ends the calls that are being read now with an error each."""
+        for reading in list(self._reading):
+            reading.interrupt(error())
+
+
+class Messages:
+    """The parsed messages of a stream. Holds none of them, unlike the iterator that gRPC makes."""
+
+    def __init__(self, context: Context, parse: Callable[[bytes], Any]) -> None:
+        self._context = context
+        self._parse = parse
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> Any:
+        """Returns the next message. Raises `RequestMalformed` if it is none."""
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return self._parse(message)
+
+
+async def _only_message(context: Context) -> bytes:
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        await asyncio.sleep(_SETTLING_SECONDS)
+        raise RequestMalformed("the call ended without a complete message; send exactly one")
+    if await context.read() is not grpc.aio.EOF:
+        raise RequestMalformed("the call has more than one message; send exactly one")
+    only: bytes = message
+    return only
+
+
+class _Interruptible:
+    """A block that a timer, or anybody, can end with an error."""
+
+    __slots__ = ("_all", "_error", "_task", "_timeout_seconds", "_timer")
+
+    def __init__(self, all_of_them: set[_Interruptible], timeout_seconds: float) -> None:
+        self._all = all_of_them
+        self._timeout_seconds = timeout_seconds
+        self._error: ServingError | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._timeout_seconds, self._time_out)
+        self._all.add(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._all.discard(self)
+        error, self._error = self._error, None
+        if error is not None and kind is asyncio.CancelledError:
+            uncancel = getattr(self._task, "uncancel", None)  # from Python 3.11 on
+            if uncancel is not None:  # or timeouts of later code would misread the cancellation as another's
+                uncancel()
+            raise error from None
+
+    def interrupt(self, error: ServingError) -> None:
+        if self._error is None and self._task is not None:
+            self._error = error
+            self._task.cancel()
+
+    def _time_out(self) -> None:
+        self.interrupt(
+            RequestTimeout(
+                f"the request has not arrived within {self._timeout_seconds:g} s; send it faster, or send "
+                "fewer at once on one connection"
+            )
+        )

@@ -1,0 +1,110 @@
+"""Limits that all connections share, so that none can take what the others need."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    amount: int
+    turn: asyncio.Future[Share]
+
+
+class ConnectionShares:
+    """An amount of something, of which a connection may hold at most as much as is left to the others.
+
+    These are dynamic thresholds (Choudhury and Hahne, 1998) with a factor of 1: one connection alone gets
+    half, two get a third each, and something is always left for the next one. While nothing is held, whatever
+    is asked for is granted. Belongs to the event loop's thread.
+    """
+
+    def __init__(self, limit: int, publish: Callable[[float], object] = lambda _: None) -> None:
+        """Starts with nothing held; `publish` is told the total whenever it changes."""
+        self._limit = limit
+        self._publish = publish
+        self._total = 0
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, dict[_Waiter, None]] = {}  # by connection, in the order of their turns
+
+    def fits(self, connection: str, amount: int = 1) -> bool:
+        """Says whether `take` would succeed now."""
+        return self._total == 0 or self._held[connection] + amount <= self._limit - self._total
+
+    def take(self, connection: str, amount: int = 1) -> Share | None:
+        """Takes an amount for a connection; returns None if it does not fit."""
+        return Share(self, connection, amount) if self.fits(connection, amount) else None
+
+    async def wait(self, connection: str, amount: int = 1) -> Share:
+        """Takes an amount as soon as it fits. Those who wait on one connection are served in order."""
+        if connection not in self._waiting and self.fits(connection, amount):
+            return Share(self, connection, amount)
+        waiter = _Waiter(amount, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(connection, {})[waiter] = None
+        try:
+            return await waiter.turn
+        except asyncio.CancelledError:
+            if waiter.turn.done() and not waiter.turn.cancelled():
+                waiter.turn.result().give_back()  # granted while being cancelled
+            else:
+                self._forget(connection, waiter)
+                self._wake()  # a smaller one behind it may fit
+            raise
+
+    def _enter(self, connection: str, amount: int) -> None:
+        self._total += amount
+        self._held[connection] += amount
+        self._publish(self._total)
+
+    def _leave(self, connection: str, amount: int) -> None:
+        self._total -= amount
+        self._held[connection] -= amount
+        if not self._held[connection]:
+            del self._held[connection]
+        self._publish(self._total)
+        self._wake()
+
+    def _wake(self) -> None:
+        for connection in list(self._waiting):
+            waiter = next(iter(self._waiting[connection]))
+            if not self.fits(connection, waiter.amount):
+                continue
+            self._forget(connection, waiter)
+            if connection in self._waiting:
+                self._waiting[connection] = self._waiting.pop(connection)  # to the end: others come first
+            if not waiter.turn.cancelled():
+                waiter.turn.set_result(Share(self, connection, waiter.amount))
+
+    def _forget(self, connection: str, waiter: _Waiter) -> None:
+        line = self._waiting.get(connection, {})
+        line.pop(waiter, None)
+        if not line:
+            self._waiting.pop(connection, None)
+
+
+class Share:
+    """What a connection holds, until it is given back."""
+
+    __slots__ = ("_amount", "_connection", "_shares")
+
+    def __init__(self, shares: ConnectionShares, connection: str, amount: int) -> None:
+        self._shares = shares
+        self._connection = connection
+        self._amount = amount
+        shares._enter(connection, amount)
+
+    def reduce_to(self, amount: int) -> None:
+        """Gives back what is not needed after all; an amount larger than what is held changes nothing."""
+        surplus = self._amount - amount
+        if surplus > 0:
+            self._amount = amount
+            self._shares._leave(self._connection, surplus)
+
+    def give_back(self) -> None:
+        """Gives back all of it; more than once has no effect."""
+        amount, self._amount = self._amount, 0
+        if amount:
+            self._shares._leave(self._connection, amount)
