@@ -67,7 +67,7 @@ _LANES_STOP_SECONDS = 5.0
 _FLUSH_SECONDS = 1.0
 _FORCED_LANES_STOP_SECONDS = 0.25
 _QUIET_ROUNDS, _ROUND_SECONDS = 2, 0.01  # without a call, before connections are ended
-_REFUSAL_SECONDS = 1.0  # after the last accepted call; whoever still calls then gets no reason
+_MAX_ROUNDS = 30  # after the last accepted call; rounds, since a busy machine takes longer for them
 _FOREVER_SECONDS = 1e9
 _BEYOND_HELP = 3  # exit code
 _MAX_PENDING_CALLS = 100_000
@@ -273,15 +273,16 @@ class Server:
     async def _calls_end(self) -> None:
         """Returns when no call is under way, and none has come for a while.
 
-        Callers who go on as they are refused would keep it from ever returning, so it does not wait for long:
-        they get UNAVAILABLE either way, if only without a reason.
+        Callers who go on although they are refused would keep it from ever returning, so it does not wait for
+        long: they get UNAVAILABLE either way, if only without a reason.
         """
         await self.interceptor.under_way.wait_for_end()
         connections, loop = Connections(self.port), asyncio.get_running_loop()
         connections.accept_no_more()
-        end = loop.time() + _REFUSAL_SECONDS
         quiet_rounds = 0
-        while quiet_rounds < _QUIET_ROUNDS and loop.time() < end:
+        for _ in range(_MAX_ROUNDS):
+            if quiet_rounds == _QUIET_ROUNDS:
+                break
             started, began = self.interceptor.under_way.started, loop.time()
             await asyncio.sleep(_ROUND_SECONDS)
             # A machine that is late with this is late with the calls, too.

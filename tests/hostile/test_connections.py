@@ -1,0 +1,204 @@
+"""Whoever reaches the port may send half a request, read no answer, or watch and fall asleep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.server import Server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.hostile.raw import framed, raw_client
+from tests.integration.serving import RunningServer, connect, running, settings, text_request, until
+from tests.integration.test_access import add_key
+
+pytestmark = pytest.mark.hostile
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[RunningServer]:
+    """A server with default settings."""
+    async with running() as server:
+        yield server
+
+
+_SERVICE = "/alignserve.v1.AlignService"
+_WATCH = "/grpc.health.v1.Health/Watch"
+_METHODS = ("EmbedImage", "EmbedText", "Classify", "GetModelInfo")
+_INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = 3, 4, 8
+_UNAVAILABLE, _UNAUTHENTICATED = 14, 16
+
+Health = health_pb2.HealthCheckResponse
+
+
+def watch_request(service: str = "") -> bytes:
+    return framed(health_pb2.HealthCheckRequest(service=service).SerializeToString())
+
+
+def served_calls(served: RunningServer, method: str, code: str) -> float:
+    """Returns how many calls of a method have ended with a code."""
+    return served.sample(
+        "grpc_server_handled_total",
+        grpc_type="unary",
+        grpc_service=_SERVICE[1:],
+        grpc_method=method,
+        grpc_code=code,
+    )
+
+
+# --- watchers of health
+
+
+async def test_a_watcher_who_does_not_read_holds_up_neither_start_nor_stop() -> None:
+    """The server becomes ready, other watchers hear of each change, and it ends in order."""
+    server = Server(settings(), lambda _: FakeEncoder())
+    await server.start()
+    async with raw_client(server.port, window=0) as asleep, connect(server.port) as channel:
+        await asleep.call(_WATCH, watch_request())
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        statuses = [(await watch.read()).status]
+
+        await server.load()
+        statuses.append((await watch.read()).status)
+        await server.drain(0.0)
+        await server.stop(5.0)
+
+    assert statuses == [Health.NOT_SERVING, Health.SERVING]
+
+
+async def test_watchers_stay_when_one_of_them_leaves() -> None:
+    """Of three watchers of a service one leaves; the others hear that it is NOT_SERVING."""
+    async with running() as served, connect(served.server.port) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+        assert [(await watch.read()).status for watch in watches] == [Health.SERVING] * 3
+
+        watches.pop().cancel()
+        draining = asyncio.ensure_future(served.server.drain(0.2))
+        statuses = [(await watch.read()).status for watch in watches]
+        await draining
+
+    assert statuses == [Health.NOT_SERVING] * 2
+
+
+async def test_a_slow_watcher_is_told_the_latest_status() -> None:
+    """Statuses that have been overtaken are not kept for it."""
+    async with running() as served, raw_client(served.server.port, window=0) as slow:
+        watch = await slow.call(_WATCH, watch_request())
+        for _ in range(1000):
+            served.server._readiness.enter(served.server._readiness.state)
+            await asyncio.sleep(0)
+
+        slow.open_window(watch, 1 << 16)
+        await slow.until(lambda: len(watch.body) > 0)
+
+    assert bytes(watch.body) == framed(Health(status=Health.SERVING).SerializeToString())
+
+
+async def test_a_connection_cannot_take_every_watch() -> None:
+    """It gets half of them; the next one is refused, and another connection is served."""
+    async with running() as served, raw_client(served.server.port) as greedy:
+        calls = [await greedy.call(_WATCH, watch_request()) for _ in range(600)]
+        await greedy.until(lambda: all(call.body or call.status is not None for call in calls))
+
+        async with connect(served.server.port) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            status = (await watch.read()).status
+
+    assert [call.status for call in calls] == [None] * 500 + [_RESOURCE_EXHAUSTED] * 100
+    assert status == Health.SERVING
+
+
+# --- requests that do not arrive
+
+
+@pytest.mark.parametrize("method", _METHODS)
+@pytest.mark.parametrize(
+    "body",
+    [b"", framed(b"\x0a\x01a")[:3], framed(b"\x0a\x01a", announced=1000), framed(b"") * 2],
+    ids=["no message", "half a header", "half a message", "two messages"],
+)
+async def test_a_unary_call_without_exactly_one_message_is_answered(
+    served: RunningServer, method: str, body: bytes
+) -> None:
+    """It is malformed, counted as such, and over."""
+    async with raw_client(served.server.port) as client:
+        call = await client.call(f"{_SERVICE}/{method}", body)
+        await client.until(lambda: call.is_over)
+
+    assert call.status == _INVALID_ARGUMENT
+    assert served_calls(served, method, "INVALID_ARGUMENT") == 1
+
+
+@pytest.mark.parametrize("method", _METHODS)
+async def test_a_request_that_does_not_arrive_in_time_is_answered(method: str) -> None:
+    """Whoever begins a message and does not end it gets DEADLINE_EXCEEDED."""
+    async with running(request_timeout_seconds=0.1) as served, raw_client(served.server.port) as client:
+        call = await client.call(f"{_SERVICE}/{method}", framed(b"a" * 100, announced=1000), ends=False)
+        await client.until(lambda: call.is_over)
+
+        assert call.status == _DEADLINE_EXCEEDED
+        assert served_calls(served, method, "DEADLINE_EXCEEDED") == 1
+        assert served.sample("alignserve_uploads") == 0
+
+
+async def test_uploads_that_never_end_leave_room_for_others() -> None:
+    """One connection gets half of what is read at once; the rest of its calls waits, and nobody else."""
+    async with running(max_uploads=8) as served, raw_client(served.server.port) as greedy:
+        for _ in range(50):
+            await greedy.call(f"{_SERVICE}/EmbedText", framed(b"a" * 100, announced=1000), ends=False)
+        await until(lambda: served.sample("alignserve_uploads") == 4)
+
+        async with connect(served.server.port) as channel:
+            embed = channel.unary_unary(f"{_SERVICE}/EmbedText")
+            for _ in range(20):
+                await embed(text_request("a").SerializeToString())
+
+        assert served.sample("alignserve_uploads") == 4
+
+
+async def test_nothing_is_read_of_a_call_without_its_key(tmp_path: Path) -> None:
+    """It is refused when its headers are there, whatever of its body has come."""
+    keys_file = tmp_path / "keys.json"
+    add_key(keys_file, "anyone")
+    async with running(keys_file=keys_file) as served, raw_client(served.server.port) as client:
+        calls = [
+            await client.call(f"{_SERVICE}/{method}", framed(b"a", announced=15 << 20), ends=False)
+            for method in ("EmbedImage", "StreamInfer")
+        ]
+        await client.until(lambda: all(call.status is not None for call in calls))
+
+    assert [call.status for call in calls] == [_UNAUTHENTICATED] * 2
+
+
+async def test_a_stop_does_not_wait_for_requests_that_have_not_arrived() -> None:
+    """They are refused like those that have."""
+    async with running() as served, raw_client(served.server.port) as client:
+        call = await client.call(f"{_SERVICE}/EmbedText", framed(b"a", announced=1000), ends=False)
+        await until(lambda: served.sample("alignserve_uploads") == 1)
+
+        await served.server.stop(60.0)
+        await client.until(lambda: call.is_over)
+
+    assert call.status == _UNAVAILABLE
+
+
+async def test_a_connection_cannot_open_every_stream() -> None:
+    """It gets half of them; another connection still opens one."""
+    async with running(max_streams=8) as served, raw_client(served.server.port) as greedy:
+        calls = [await greedy.call(f"{_SERVICE}/StreamInfer", ends=False) for _ in range(6)]
+        await greedy.until(lambda: sum(call.status is not None for call in calls) == 2)
+
+        async with connect(served.server.port) as channel:
+            stream = channel.stream_stream(f"{_SERVICE}/StreamInfer")()
+            await stream.write(
+                pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a")).SerializeToString()
+            )
+            answer = pb.StreamInferResponse.FromString(await stream.read())
+
+    assert {call.status for call in calls} == {None, _RESOURCE_EXHAUSTED}
+    assert answer.HasField("embed_text")
