@@ -143,7 +143,7 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
     )  # which would launch nothing before it runs
     labels = {
         getattr(collector, "name", None) or collector._name: list(
-            getattr(collector, "label_names", None) or collector._labelnames
+            collector.label_names if hasattr(collector, "label_names") else collector._labelnames
         )  # prometheus_client tells them nowhere else before a series exists
         for collector in vars(metrics).values()
         if hasattr(collector, "collect") and collector is not metrics.registry

@@ -17,6 +17,7 @@ from alignserve_server.errors import (
     QueueFull,
     QuotaExceeded,
     ServingError,
+    StreamAged,
     TextTooLong,
     WouldMissDeadline,
     all_valid,
@@ -163,6 +164,16 @@ def test_pushback_equals_retry_info(error: ServingError) -> None:
     delay = error.retry_delay_seconds or 1.0
     assert trailers[PUSHBACK] == str(retry.retry_delay.ToMilliseconds())
     assert 1000 * delay <= int(trailers[PUSHBACK]) <= 1250 * delay
+
+
+def test_pushback_is_never_0() -> None:
+    """gRPC core would forget a call that is to be repeated at once."""
+    error = StreamAged()
+
+    status = to_grpc_status(error)
+
+    assert error.retry_delay_seconds == 0.0
+    assert dict(status.trailing_metadata)[PUSHBACK] == "1"
 
 
 @pytest.mark.parametrize("kind", [QueueFull, QuotaExceeded])

@@ -21,6 +21,7 @@ from alignserve_server.errors import DOMAIN, InvalidArgument, ServingError
 _MAX_VIOLATIONS = 16
 _MAX_DESCRIPTION_BYTES = 160
 _MAX_MESSAGE_BYTES = 512
+_LEAST_PUSHBACK_MS = 1  # at 0, gRPC core (seen: 1.85) never repeats, and the call hangs until its deadline
 _JITTER = 0.25  # spreads callers that were refused together
 
 
@@ -72,7 +73,7 @@ def _pushback_ms(error: ServingError, proto: status_pb2.Status) -> int | None:
         return None
     retry = error_details_pb2.RetryInfo()
     delays = [retry.retry_delay.ToMilliseconds() for detail in proto.details if detail.Unpack(retry)]
-    return delays[0] if delays else None
+    return max(delays[0], _LEAST_PUSHBACK_MS) if delays else None
 
 
 def _code(error: ServingError) -> grpc.StatusCode:
