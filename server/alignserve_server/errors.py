@@ -34,6 +34,7 @@ class ServingError(Exception):
     code: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
     is_retryable: ClassVar[bool] = False
+    is_final_for_call: ClassVar[bool] = False  # retryable, but not within the deadline of the call refused
 
     def __init__(
         self,
@@ -120,6 +121,7 @@ class WouldMissDeadline(ServingError):
     code = "RESOURCE_EXHAUSTED"
     reason = "WOULD_MISS_DEADLINE"
     is_retryable = True
+    is_final_for_call = True
 
 
 class QuotaExceeded(ServingError):

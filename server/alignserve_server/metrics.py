@@ -97,6 +97,12 @@ class Metrics:
             _LATENCY_BUCKETS,
             modality,
         )
+        self.tokens = self._loop_counter("alignserve_tokens", "Tokens of texts and label prompts.", [])
+        self.unknown_tokens = self._loop_counter(
+            "alignserve_unknown_tokens",
+            "Tokens, of those, that stand for words that the model's vocabulary lacks.",
+            [],
+        )
         self.queue_wait_seconds = self._loop_histogram(
             "alignserve_queue_wait_seconds", "Time an entry waited for its batch.", _LATENCY_BUCKETS, modality
         )

@@ -498,6 +498,7 @@ def _limits(settings: Settings) -> RequestLimits:
         max_image_pixels=settings.max_image_pixels,
         max_text_bytes=settings.max_text_bytes,
         max_request_bytes=settings.max_request_bytes,
+        max_response_bytes=settings.max_response_bytes,
         max_stream_in_flight=settings.max_stream_in_flight,
     )
 
@@ -515,7 +516,7 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
         # On by default, and a second server would start silently and steal calls. Workers' port is reserved.
         "grpc.so_reuseport": int(settings.workers > 1),
         "grpc.max_receive_message_length": settings.max_request_bytes,
-        "grpc.max_send_message_length": -1,  # answers are bounded by the requests
+        "grpc.max_send_message_length": -1,  # `ResponseLimit` comes before the work, this would come after
         # By default gRPC drops calls with a bare CANCELLED, first some and then all, once 1000 to 3000 wait
         # for the event loop to take them; admission, which says QUEUE_FULL, comes after that.
         "grpc.server.max_pending_requests": _MAX_PENDING_CALLS,

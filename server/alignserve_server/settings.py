@@ -140,6 +140,9 @@ class Settings(BaseSettings):
     max_image_pixels: Positive = Field(25_000_000, description="largest decoded image, width times height")
     max_text_bytes: Positive = Field(32 << 10, description="longest text, before tokenization")
     max_request_bytes: Positive = Field(16 << 20, description="largest request message")
+    max_response_bytes: Positive = Field(
+        16 << 20, description="largest response message; callers get up to 4 MiB unless they ask for more"
+    )
     max_stream_in_flight: Positive = Field(32, description="most items in flight on one stream")
     request_timeout_seconds: float = Field(
         30.0, gt=0, description="time for the request of a unary call to arrive"

@@ -278,6 +278,54 @@ def test_a_folder_with_an_images_name_is_not_an_image(run: Any, folder: Path) ->
     assert len(out.splitlines()) == 2
 
 
+def test_embed_warns_of_texts_with_unknown_tokens(run: Any) -> None:
+    """On stderr, once for each text, with its counts; what was asked for is printed as ever."""
+    code, out, err = run("embed", "--json", "--text", "a [UNK] b", "fine", "a [UNK] b", "[UNK]")
+
+    assert code == 0
+    assert len(json.loads(out)["embeddings"]) == 4
+    consequence = "are unknown to the model's vocabulary; its embedding says little"
+    assert err.splitlines() == [
+        f"alignserve: 1 of 5 tokens of 'a [UNK] b' {consequence}",
+        f"alignserve: 1 of 3 tokens of '[UNK]' {consequence}",
+    ]
+
+
+def test_warnings_of_unknown_tokens_are_few_and_short(run: Any) -> None:
+    """Of a file of such texts five are named, the rest counted, and none fills the screen."""
+    texts = [f"[UNK] {number} {'long ' * 20}" for number in range(50)]
+
+    code, _, err = run("embed", "--text", *texts)
+
+    assert code == 0
+    assert len(err.splitlines()) == 6
+    assert max(map(len, err.splitlines())) < 160
+    assert err.endswith("alignserve: 45 more texts have unknown tokens\n")
+
+
+@pytest.mark.parametrize("command", ["classify", "stream"])
+def test_labels_with_unknown_tokens_are_warned_of(
+    server: FakeServer, run: Any, photo: Path, command: str
+) -> None:
+    """EmbedText is asked about those that are not ASCII, each once."""
+    code, _, err = run(command, photo, "--label", "Katze", "--label", "[UNK] ü", "--label", "[UNK] ü")
+
+    asked = [call.request.texts for call in server.received if call.method == "EmbedText"]
+    assert code == 0
+    assert asked == [["[UNK] ü"]]
+    assert "1 of 4 tokens of '[UNK] ü' are unknown to the model's vocabulary; its scores say little" in err
+
+
+def test_a_key_for_classify_alone_still_classifies(server: FakeServer, run: Any, photo: Path) -> None:
+    """A label about which the server may not be asked is not warned of."""
+    server.fail_input("猫", grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
+
+    code, out, err = run("classify", photo, "--label", "猫")
+
+    assert (code, err) == (0, "")
+    assert "猫" in out
+
+
 def test_a_priority_goes_with_every_call(server: FakeServer, run: Any) -> None:
     """--priority bulk is for work that can wait."""
     code, _, _ = run("embed", "--priority", "bulk", "--text", "x")

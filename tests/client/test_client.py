@@ -158,6 +158,28 @@ def test_metadata_goes_with_every_call(server: FakeServer) -> None:
     assert server.received[0].metadata["authorization"] == "Bearer k"
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], 16 << 20),
+        ([("grpc.max_receive_message_length", 1 << 20)], 1 << 20),
+        ([("grpc.max_receive_message_length", -1)], (1 << 31) - 1),
+        ([("grpc.max_receive_message_length", 1), ("grpc.max_receive_message_length", 1 << 26)], 1 << 26),
+    ],
+    ids=["default", "less", "unlimited", "the last one"],
+)
+def test_the_server_is_told_how_large_responses_may_be(
+    server: FakeServer, options: list[tuple[str, Any]], told: int
+) -> None:
+    """As large as the channel takes, with every call and stream."""
+    with Client(server.target, options=options) as client:
+        client.embed_image_detailed([b"a", b"b"])
+        list(client.stream([TextItem("b")]))
+
+    sent = {call.metadata["alignserve-max-response-bytes"] for call in server.received}
+    assert sent == {str(told)}
+
+
 @pytest.mark.parametrize("priority", [None, "interactive", "bulk"])
 def test_a_priority_goes_with_every_call(server: FakeServer, priority: Any) -> None:
     """Work that can wait says so; without a word, a call is interactive."""
@@ -443,3 +465,10 @@ def test_nobody_at_the_address_is_unavailable() -> None:
         assert not client.is_ready()
         with pytest.raises(alignserve.UnavailableError):
             client.embed_text("a")
+
+
+def test_unknown_tokens_are_told(client: Client) -> None:
+    """Each text's own count, also after truncation."""
+    found = client.embed_text_detailed(["a [UNK] b", "a b", "[UNK] " * 100], truncate=True)
+
+    assert [one.unknown_token_count for one in found.tokenizations] == [1, 0, 62]

@@ -142,3 +142,14 @@ async def test_readiness_follows_the_server(server: FakeServer, async_client: As
     await async_client.wait_until_ready(5)
 
     assert before is False
+
+
+async def test_the_server_is_told_how_large_responses_may_be(server: FakeServer) -> None:
+    """As large as the channel takes, with every call and stream."""
+    options = [("grpc.max_receive_message_length", 1 << 20)]
+    async with AsyncClient(server.target, options=options) as client:
+        await client.embed_text("a")
+        assert [result async for result in client.stream([alignserve.TextItem("b")])]
+
+    sent = {call.metadata["alignserve-max-response-bytes"] for call in server.received}
+    assert sent == {str(1 << 20)}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from alignserve_server import errors
 from alignserve_server.metrics import Metrics
+from alignserve_server.rpc.status import to_grpc_status
 from alignserve_server.settings import Settings
 from alignserve_server.supervisor import Supervisor
 from prometheus_client import CollectorRegistry
@@ -33,6 +34,15 @@ def test_error_table_says_what_can_be_retried(row: dict[str, str]) -> None:
 
     assert row["retry"].startswith("after the delay" if is_retryable else "no")
     assert ("RetryInfo" in row["details"]) == is_retryable
+
+
+@pytest.mark.parametrize("row", ERROR_ROWS, ids=lambda row: row["reason"])
+def test_error_table_says_what_grpcs_own_retries_are_told(row: dict[str, str]) -> None:
+    """A row names the pushback that ends its calls: the delay, -1, or none."""
+    told = {_pushback(kind) for kind in _error_kinds() if kind.reason == row["reason"]}
+
+    match = re.search(r"pushback( -1)?", row["details"])
+    assert told == {None if match is None else match[0]}
 
 
 def test_short_error_table_is_a_part_of_the_full_one() -> None:
@@ -98,6 +108,16 @@ def _error_kinds() -> list[type[errors.ServingError]]:
     ]
 
 
+def _pushback(kind: type[errors.ServingError]) -> str | None:
+    error = kind.__new__(kind)
+    errors.ServingError.__init__(error, "", retry_delay_seconds=7.0)
+    value = dict(to_grpc_status(error).trailing_metadata).get("grpc-retry-pushback-ms")
+    if value is None or value == "-1":
+        return value and "pushback -1"
+    assert 7000 <= int(value) <= 8750
+    return "pushback"
+
+
 def _settings() -> list[tuple[str, str, str]]:
     return [
         (name, _literal(field.default), field.description or "")
@@ -123,7 +143,7 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
     )  # which would launch nothing before it runs
     labels = {
         getattr(collector, "name", None) or collector._name: list(
-            getattr(collector, "label_names", None) or collector._labelnames
+            collector.label_names if hasattr(collector, "label_names") else collector._labelnames
         )  # prometheus_client tells them nowhere else before a series exists
         for collector in vars(metrics).values()
         if hasattr(collector, "collect") and collector is not metrics.registry

@@ -12,7 +12,7 @@ from tests.integration.serving import classify_request, image_request, refused, 
 
 
 async def test_a_full_queue_refuses_unary_calls_with_a_retry_delay() -> None:
-    """RESOURCE_EXHAUSTED says when to come back, to people, programs and gRPC's own retries."""
+    """RESOURCE_EXHAUSTED says when to come back, to people and programs."""
     async with running(max_queue_size=4, max_client_batch_size=4) as served:
         served.encoder.gate.clear()
         plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
@@ -29,7 +29,6 @@ async def test_a_full_queue_refuses_unary_calls_with_a_retry_delay() -> None:
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         assert error.retry_delay_seconds is not None
         assert 0.02 <= error.retry_delay_seconds <= 40
-        assert int(error.trailers["grpc-retry-pushback-ms"]) == round(error.retry_delay_seconds * 1000)
         assert served.sample("alignserve_rejected_total", reason="QUEUE_FULL") == 1
         assert served.items("text")["accepted"] == 5
 

@@ -111,6 +111,19 @@ async def test_a_long_text_is_refused_unless_it_may_be_cut(served: RunningServer
     assert [(t.token_count, t.truncated) for t in response.tokenizations] == [(3, False), (64, True)]
 
 
+async def test_unknown_tokens_are_counted_for_the_caller_and_the_operator(served: RunningServer) -> None:
+    """Each text's own in the response, and those of texts and label prompts in the metrics."""
+    long = "[UNK] " * 100
+
+    response = await served.stub.EmbedText(text_request("a [UNK] b", "a b", long, truncate=True))
+    await served.stub.Classify(classify_request(b"x", "[UNK]", "cat"))
+
+    told = [(one.token_count, one.unknown_token_count) for one in response.tokenizations]
+    assert told == [(5, 1), (4, 0), (64, 62)]
+    assert served.sample("alignserve_tokens_total") == 5 + 4 + 64 + 3 + 3
+    assert served.sample("alignserve_unknown_tokens_total") == 1 + 62 + 1
+
+
 async def test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device(served: RunningServer) -> None:
     """A unary call is atomic."""
     error = await refused(served.stub.EmbedImage(image_request(b"fine", b"broken", b"fine too", b"broken 2")))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
-from alignserve_server.errors import InvalidArgument, LabelsInvalid, TextTooLong
+from alignserve_server.errors import InvalidArgument, TextTooLong
+from alignserve_server.model.encoder import TokenizedText
 from alignserve_server.rpc import convert
 
 LIMITS = convert.RequestLimits(
@@ -15,6 +16,7 @@ LIMITS = convert.RequestLimits(
     max_image_pixels=1000,
     max_text_bytes=20,
     max_request_bytes=200,
+    max_response_bytes=200,
     max_stream_in_flight=32,
 )
 
@@ -58,27 +60,13 @@ def test_refuses_a_label_that_its_longest_template_makes_too_long():
     assert fields_of(refused.value) == ["labels[1]"]
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "top_k"),
-    [(10, ["l" * 20], 0), (5, ["l" * 20, "m" * 20], 0), (10, ["l" * 20] * 9, 1), (2, ["a"] * 100, 100)],
-)
-def test_accepts_a_response_as_large_as_a_request(images, labels, top_k):
-    """Exactly as many bytes of labels as the limit pass, and those that top_k leaves out do not count."""
-    convert.check_classification(classify_request(images, *labels, top_k=top_k), LIMITS)
+def test_tells_how_many_tokens_are_unknown():
+    """The count travels with each text's own tokenization."""
+    texts = [TokenizedText((2, 1, 1, 3), unknown_token_count=2), TokenizedText((2, 9, 3), truncated=True)]
 
+    told = convert.tokenizations(texts)
 
-@pytest.mark.parametrize(
-    ("images", "labels", "top_k"),
-    [
-        (11, ["l" * 20], 0),
-        (10, ["l" * 20, "m"], 0),
-        (10, ["a"] * 9 + ["l" * 20, "b"], 2),
-        (9, ["lll"] * 8, 9),
-    ],
-)
-def test_refuses_a_response_larger_than_a_request(images, labels, top_k):
-    """Each image repeats the labels; the longest that top_k allows count."""
-    with pytest.raises(LabelsInvalid, match=r"set top_k, shorten labels or send fewer images$") as refused:
-        convert.check_classification(classify_request(images, *labels, top_k=top_k), LIMITS)
-
-    assert fields_of(refused.value) == ["labels"]
+    assert [(one.token_count, one.truncated, one.unknown_token_count) for one in told] == [
+        (4, False, 2),
+        (3, True, 0),
+    ]

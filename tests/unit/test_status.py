@@ -13,9 +13,13 @@ from alignserve_server.errors import (
     InferenceFailed,
     InvalidArgument,
     ModelLoading,
+    ModelStalled,
     QueueFull,
+    QuotaExceeded,
     ServingError,
+    StreamAged,
     TextTooLong,
+    WouldMissDeadline,
     all_valid,
 )
 from alignserve_server.rpc.status import to_grpc_status, to_status_proto
@@ -150,14 +154,48 @@ def test_the_retry_delay_is_stretched_by_up_to_a_quarter(
     assert retry.retry_delay.ToMilliseconds() == milliseconds
 
 
-def test_pushback_equals_retry_info() -> None:
+@pytest.mark.parametrize("error", [ModelLoading("loading", retry_delay_seconds=7.0), ModelStalled("stalled")])
+def test_pushback_equals_retry_info(error: ServingError) -> None:
     """The retry policy inside gRPC waits exactly as long as a client that reads RetryInfo."""
-    trailers = dict(to_grpc_status(QueueFull("queue is full", retry_delay_seconds=7.0)).trailing_metadata)
+    trailers = dict(to_grpc_status(error).trailing_metadata)
 
     status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
     retry = _detail(status, error_details_pb2.RetryInfo)
+    delay = error.retry_delay_seconds or 1.0
     assert trailers[PUSHBACK] == str(retry.retry_delay.ToMilliseconds())
-    assert 7000 <= int(trailers[PUSHBACK]) <= 8750
+    assert 1000 * delay <= int(trailers[PUSHBACK]) <= 1250 * delay
+
+
+def test_pushback_is_never_0() -> None:
+    """gRPC core would forget a call that is to be repeated at once."""
+    error = StreamAged()
+
+    status = to_grpc_status(error)
+
+    assert error.retry_delay_seconds == 0.0
+    assert dict(status.trailing_metadata)[PUSHBACK] == "1"
+
+
+@pytest.mark.parametrize("kind", [QueueFull, QuotaExceeded])
+def test_a_full_server_leaves_it_to_the_client_to_come_back(kind: type[ServingError]) -> None:
+    """A delay would make grpc-java and .NET wait and repeat, whatever their policy says of the code."""
+    error = kind("no room", retry_delay_seconds=7.0)
+
+    status = to_grpc_status(error)
+
+    assert PUSHBACK not in dict(status.trailing_metadata)
+    assert _detail(to_status_proto(error), error_details_pb2.RetryInfo) is not None
+
+
+def test_what_would_miss_its_deadline_is_not_repeated_within_it() -> None:
+    """-1 ends the repeats of a policy that names the code; RetryInfo tells when to come anew."""
+    error = WouldMissDeadline("too late", retry_delay_seconds=7.0)
+
+    status = to_grpc_status(error)
+
+    assert dict(status.trailing_metadata)[PUSHBACK] == "-1"
+    retry = _detail(to_status_proto(error), error_details_pb2.RetryInfo)
+    assert 7.0 <= retry.retry_delay.ToMilliseconds() / 1000 <= 8.75
 
 
 @pytest.mark.parametrize("error", [InferenceFailed("the model failed"), TextTooLong("too long")])

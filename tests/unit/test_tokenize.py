@@ -9,7 +9,7 @@ import pytest
 from alignserve_server.errors import TextEmpty, TextTooLong
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.tokenize import TextTokenizer, max_text_tokens
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 TOKENIZER = resolve_checkpoint().folder / "tokenizer.json"
 MAX_TOKENS = 8  # [CLS], six words, [SEP]
@@ -112,3 +112,42 @@ def test_the_limit_is_the_smallest_that_the_checkpoint_names(positions, tokenize
     )
 
     assert max_text_tokens(checkpoint) == limit
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("a cat", 0),
+        ("🐱", 1),
+        ("a 🐱 and a 🐶", 2),
+        ("猫犬", 2),
+        ("b" * 101 + " cat", 1),
+        ("[UNK] cat", 1),
+        ("🐱 " * 5 + "cat 🐶", 5),
+        ("cat " * 6 + "🐱 " * 10, 0),
+        ("🐱 " * 20, 6),
+    ],
+)
+def test_counts_the_tokens_that_the_vocabulary_lacks(text, count):
+    """Among those that the model reads: what truncation cuts off does not count."""
+    tokenize = TextTokenizer(Tokenizer.from_file(str(TOKENIZER)), max_tokens=MAX_TOKENS, max_bytes=1000)
+
+    assert tokenize(text, truncate=True).unknown_token_count == count
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        (models.WordLevel({"<unk>": 7, "cat": 1}, unk_token="<unk>"), 2),
+        (models.Unigram([("cat", -1.0), ("<unk>", -9.0)], unk_id=1), 2),
+        (models.BPE({"c": 0, "a": 1, "t": 2}, []), 0),
+    ],
+    ids=["by name", "by id", "none"],
+)
+def test_finds_the_unknown_token_of_any_model(model, count):
+    """By its name or by its id; a model without one has no unknown tokens."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenize = TextTokenizer(tokenizer, max_tokens=MAX_TOKENS, max_bytes=100)
+
+    assert tokenize("cat 🐱 🐶", truncate=False).unknown_token_count == count

@@ -12,6 +12,8 @@ from alignserve.v1 import align_service_pb2 as pb
 SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"]
 
 _MAX_MESSAGE_BYTES = 16 << 20
+_MAX_RECEIVE = "grpc.max_receive_message_length"
+_LARGEST_MESSAGE_BYTES = (1 << 31) - 1  # of gRPC, whose option for no limit is -1
 
 ChannelOptions = Sequence[tuple[str, Any]]  # Any: gRPC takes int, str or bytes by key
 
@@ -20,7 +22,7 @@ def channel_options(policy: RetryPolicy, options: ChannelOptions) -> list[tuple[
     """Returns the options of a channel; those given by the caller come last and win."""
     return [
         ("grpc.service_config", json.dumps(_service_config(policy))),
-        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        (_MAX_RECEIVE, _MAX_MESSAGE_BYTES),
         # gRPC repeats a call only while it still holds the request, and holds 256 KiB by default.
         ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
         # Finds a dead peer under a call. Servers refuse clients that ping much more often.
@@ -31,6 +33,12 @@ def channel_options(policy: RetryPolicy, options: ChannelOptions) -> list[tuple[
         ("grpc.max_reconnect_backoff_ms", 5_000),
         *options,
     ]
+
+
+def response_size_metadata(options: ChannelOptions) -> list[tuple[str, str]]:
+    """Returns what tells the server how large responses may be, which it otherwise keeps to 4 MiB."""
+    limit: int = {_MAX_RECEIVE: _MAX_MESSAGE_BYTES, **dict(options)}[_MAX_RECEIVE]
+    return [("alignserve-max-response-bytes", str(limit if limit > 0 else _LARGEST_MESSAGE_BYTES))]
 
 
 def _service_config(policy: RetryPolicy) -> dict[str, object]:

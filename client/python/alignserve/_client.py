@@ -13,7 +13,7 @@ import numpy as np
 from alignserve import _calls, _responses
 from alignserve._caller import Caller
 from alignserve._calls import Call
-from alignserve._channel import ChannelOptions, channel_options
+from alignserve._channel import ChannelOptions, channel_options, response_size_metadata
 from alignserve._clock import Clock
 from alignserve._health import (
     CHECK,
@@ -86,7 +86,7 @@ class Client:
         self.target = target
         self._terms = Terms.of(
             timeout_seconds=timeout_seconds,
-            metadata=metadata,
+            metadata=[*metadata, *response_size_metadata(options)],
             api_key=api_key,
             priority=priority,
             retry=retry,

@@ -28,6 +28,7 @@ _DOMAIN = "alignserve.v1"
 _LENGTH_UNNORMALIZED = 3.0  # of embeddings, where normalization is skipped
 _NEVER_SECONDS = 1e9  # gRPC tells of the end of time where there is no deadline
 _PLACEHOLDER = "{label}"
+_UNKNOWN_WORD = "[UNK]"
 _SERVING, _NOT_SERVING = 1, 2  # grpc.health.v1.HealthCheckResponse
 _PACKED = {
     pb.EMBEDDING_FORMAT_PACKED_FLOAT32: ("packed_float32", "<f4"),
@@ -295,11 +296,16 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         if size > most_bytes:
             message = f"text has {size} bytes, limit {most_bytes}; shorten it"
             raise _invalid("TEXT_TOO_LONG", path, message)
-        count, limit = len(text.split()) + 2, self._state.info.max_text_tokens
+        words, limit = text.split(), self._state.info.max_text_tokens
+        count = len(words) + 2
         if count > limit and not truncate:
             message = f"text has {count} tokens, limit {limit}; shorten it or set truncate"
             raise _invalid("TEXT_TOO_LONG", path, message)
-        return pb.Tokenization(token_count=min(count, limit), truncated=count > limit)
+        return pb.Tokenization(
+            token_count=min(count, limit),
+            truncated=count > limit,
+            unknown_token_count=words[: limit - 2].count(_UNKNOWN_WORD),
+        )
 
     def _check_input(self, content: str | bytes, path: str) -> None:
         failure = self._state.script.failure_of(content)
@@ -427,7 +433,7 @@ def _abort(context: Any, failure: Failure) -> NoReturn:
     trailers: list[tuple[str, str | bytes]] = [
         ("grpc-status-details-bin", _status(failure).SerializeToString())
     ]
-    if failure.retry_delay_seconds is not None:
+    if failure.retry_delay_seconds is not None and failure.code is grpc.StatusCode.UNAVAILABLE:
         trailers.append(("grpc-retry-pushback-ms", str(round(failure.retry_delay_seconds * 1000))))
     context.set_trailing_metadata(trailers)
     context.abort(failure.code, failure.status_message)

@@ -47,6 +47,7 @@ def model_info(response: pb.GetModelInfoResponse) -> ModelInfo:
         image_formats=tuple(response.image_formats),
         server_version=response.server_version,
         min_cosine=response.min_cosine,
+        max_response_bytes=response.max_response_bytes,
     )
 
 
@@ -122,7 +123,7 @@ def _classifications(result: pb.ClassificationResult) -> list[Classification]:
 
 
 def _tokenization(tokenization: pb.Tokenization) -> Tokenization:
-    return Tokenization(tokenization.token_count, tokenization.truncated)
+    return Tokenization(tokenization.token_count, tokenization.truncated, tokenization.unknown_token_count)
 
 
 def _stats(responses: Iterable[Any]) -> tuple[InferenceStats, ...]:

@@ -40,6 +40,7 @@ class ModelInfo:
     image_formats: tuple[str, ...]
     server_version: str
     min_cosine: float
+    max_response_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,13 @@ class Tokenization:
     Attributes:
         token_count: Tokens that the model read, including special ones.
         truncated: Whether the text was longer and was cut.
+        unknown_token_count: Tokens, of those, that stand for words or characters that the model's vocabulary
+            lacks. They are all the same to the model, so an embedding of many says little.
     """
 
     token_count: int
     truncated: bool
+    unknown_token_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from alignserve._connection import connected
 from alignserve._files import image_files, is_image_file
 from alignserve._items import ClassifyItem, ImageItem, Item, StreamResult, TextItem
 from alignserve._progress import Progress
+from alignserve._unknown import warn_of_unknown_labels, warn_of_unknown_texts
 from alignserve.errors import (
     AlignserveError,
     DeadlineExceededError,
@@ -91,10 +92,11 @@ def run_classify(args: argparse.Namespace) -> int:
         raise _UsageError("classify needs --label or --labels-file")
     with connected(args) as client:
         found = client.classify(args.image, labels, prompt_templates=args.template, top_k=args.top_k)
-    if args.json:
-        _print_json({"classifications": _render.classification_data(found)})
-    else:
-        print(_render.classification_table(found))
+        if args.json:
+            _print_json({"classifications": _render.classification_data(found)})
+        else:
+            print(_render.classification_table(found))
+        warn_of_unknown_labels(client, labels, _complain)
     return OK
 
 
@@ -118,6 +120,7 @@ def run_embed(args: argparse.Namespace) -> int:
             )
         else:
             _print_embeddings(results)
+    warn_of_unknown_texts(results, _complain)
     return _report_failures(results)
 
 
@@ -153,6 +156,7 @@ def _stream_to_lines(args: argparse.Namespace, files: Sequence[Path], labels: Se
     items = (_stream_item(file, labels, args) for file in files)
     with _opened(args.output) as out, connected(args) as client:
         client.model_info()
+        warn_of_unknown_labels(client, labels, _complain)
         if out is not sys.stdout:
             _output.empty(out)  # not before the server has answered
         progress = Progress(len(files), sys.stderr, is_hidden=out.isatty())

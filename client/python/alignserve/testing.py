@@ -38,7 +38,8 @@ class FakeServer:
     Args:
         embedding_dimension: Number of elements in an embedding.
         max_client_batch_size: Most images or texts in one request; clients split longer lists.
-        max_text_tokens: Longest text; a text has as many tokens as words, and two more.
+        max_text_tokens: Longest text; a text has as many tokens as words, and two more. The word `[UNK]` is
+            unknown.
         max_request_bytes: Largest request, as clients are told.
         port: 0 takes a free one.
 
@@ -77,6 +78,7 @@ class FakeServer:
             image_formats=["JPEG", "PNG"],
             server_version="fake",
             min_cosine=1.0,
+            max_response_bytes=16 << 20,
         )
         self._state = FakeState(info)
         self.release()

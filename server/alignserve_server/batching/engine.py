@@ -120,6 +120,7 @@ class Engine:
         self._decode_gate = FairGate(_DECODES_PER_THREAD * decode_threads)
         self._tokenize_pool = ThreadPoolExecutor(_TOKENIZE_THREADS, "tokenize")
         self._metrics = metrics
+        self._tokens, self._unknown_tokens = metrics.tokens.labels(), metrics.unknown_tokens.labels()
         room = partial(Room, max_items=max_queue_size, max_bytes=max_queue_bytes, clock=clock)
         self._rooms = {modality: room(modality) for modality in MODALITIES}
         self._room_without_labels = room("Classify")
@@ -287,9 +288,17 @@ class Engine:
     ) -> list[TokenizedText | InvalidArgument]:
         tokenize = partial(_attempt, partial(self._encoder.tokenize, truncate=truncate))
         if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            return [tokenize(text) for text in texts]
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenize_pool, lambda: [tokenize(text) for text in texts])
+            tokenized = [tokenize(text) for text in texts]
+        else:
+            loop = asyncio.get_running_loop()
+            tokenized = await loop.run_in_executor(self._tokenize_pool, lambda: list(map(tokenize, texts)))
+        self._count_tokens(tokenized)
+        return tokenized
+
+    def _count_tokens(self, tokenized: Sequence[TokenizedText | InvalidArgument]) -> None:
+        valid = [text for text in tokenized if isinstance(text, TokenizedText)]
+        self._tokens.inc(sum(len(text.input_ids) for text in valid))
+        self._unknown_tokens.inc(sum(text.unknown_token_count for text in valid))
 
     async def _embed_prompts(
         self, prompts: Sequence[str], flow: Flow

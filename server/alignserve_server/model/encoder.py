@@ -21,6 +21,7 @@ class TokenizedText:
 
     input_ids: tuple[int, ...]  # with special tokens, without padding
     truncated: bool = False
+    unknown_token_count: int = 0  # among `input_ids`: words and characters that the vocabulary lacks
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ _SIDE = 4  # of an image's pixels; the 48 bytes are one digest
 _MAX_TEXT_TOKENS = 64
 _START, _END = 1, 2  # special tokens
 _FIRST_WORD = 3
+_UNKNOWN_WORD = b"[UNK]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class FakeBatch:
 class FakeEncoder:
     """Embeds by hashing: equal inputs agree, others point elsewhere.
 
-    An image is any bytes but empty ones and those that start with `broken`. A text has a token per word.
+    An image is any bytes but empty ones and those that start with `broken`. A text has a token per word, and
+    the word `[UNK]` is unknown.
 
     Attributes:
         gate: Forwards wait until it is set; it is set at first.
@@ -115,7 +117,9 @@ class FakeEncoder:
         if len(words) > room and not truncate:
             raise TextTooLong(f"text has {len(words) + 2} tokens, limit {_MAX_TEXT_TOKENS}")
         ids = (_START, *[_FIRST_WORD + zlib.crc32(word) for word in words[:room]], _END)
-        return TokenizedText(ids, truncated=len(words) > room)
+        return TokenizedText(
+            ids, truncated=len(words) > room, unknown_token_count=words[:room].count(_UNKNOWN_WORD)
+        )
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
         return self._forward("image", [pixels.tobytes() for pixels in batch])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from tokenizers import Encoding, Tokenizer
@@ -41,6 +42,7 @@ class TextTokenizer:
         self._truncating = Tokenizer.from_str(tokenizer.to_str())
         self._truncating.enable_truncation(max_tokens, direction=truncation_side)
         self._special_tokens = tokenizer.num_special_tokens_to_add(is_pair=False)
+        self._unknown_id = _unknown_id(self._truncating)
 
     def __call__(self, text: str, *, truncate: bool) -> TokenizedText:
         """Returns the tokens of a text, special tokens included.
@@ -62,7 +64,8 @@ class TextTokenizer:
                 f"text has {tokens} tokens, limit {self._max_tokens}; shorten it or set truncate"
             )
         finish = self._truncating if is_too_long else self._tokenizer
-        return TokenizedText(tuple(finish.post_process(encoding).ids), truncated=is_too_long)
+        ids = tuple(finish.post_process(encoding).ids)
+        return TokenizedText(ids, truncated=is_too_long, unknown_token_count=ids.count(self._unknown_id))
 
     def _encode(self, text: str) -> Encoding:
         try:
@@ -74,3 +77,12 @@ class TextTokenizer:
             if type(error).__name__ != "PanicException":
                 raise
             raise RuntimeError("the tokenizer panicked") from error
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Returns the token that stands for all that the vocabulary lacks; None if it lacks nothing."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("unk_token") is None:
+        unknown_id: int | None = model.get("unk_id")  # as Unigram has it
+        return unknown_id
+    return tokenizer.token_to_id(model["unk_token"])

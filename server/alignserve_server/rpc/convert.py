@@ -35,6 +35,7 @@ class RequestLimits:
     max_image_pixels: int
     max_text_bytes: int
     max_request_bytes: int
+    max_response_bytes: int
     max_stream_in_flight: int
 
 
@@ -105,25 +106,15 @@ def top_k(value: int) -> int:
 
 
 def check_classification(request: pb.ClassifyRequest, limits: RequestLimits) -> None:
-    """Checks what labels make together with templates and images; each has passed its own checks.
+    """Checks what labels make together with templates; each has passed its own checks.
 
     Raises:
-        InvalidArgument: A label in a template is too long, or the response would repeat labels until it is
-            larger than a request may be.
+        InvalidArgument: A label in a template is too long.
     """
-    sizes = [_utf8_size(label) for label in request.labels]
     longest_template = max(map(_filled_size, request.prompt_templates), default=0)
-    for position, size in enumerate(sizes):
+    for position, label in enumerate(request.labels):
         what = "label in the longest template"
-        _check_prompt_bytes(f"labels[{position}]", what, size + longest_template, limits)
-    # As much as an image can get: which labels are best is not known yet.
-    returned = sum(sorted(sizes, reverse=True)[: request.top_k or None])
-    if len(request.images) * returned > limits.max_request_bytes:
-        raise LabelsInvalid.at(
-            "labels",
-            f"{len(request.images)} images with {returned} bytes of labels each make a response larger than "
-            f"{limits.max_request_bytes} bytes; set top_k, shorten labels or send fewer images",
-        )
+        _check_prompt_bytes(f"labels[{position}]", what, _utf8_size(label) + longest_template, limits)
 
 
 def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.float32]], list[pb.Embedding]]:
@@ -144,7 +135,14 @@ def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.floa
 
 def tokenizations(tokenized: Iterable[TokenizedText]) -> list[pb.Tokenization]:
     """Returns how texts were tokenized."""
-    return [pb.Tokenization(token_count=len(text.input_ids), truncated=text.truncated) for text in tokenized]
+    return [
+        pb.Tokenization(
+            token_count=len(text.input_ids),
+            truncated=text.truncated,
+            unknown_token_count=text.unknown_token_count,
+        )
+        for text in tokenized
+    ]
 
 
 def classification_results(
@@ -205,6 +203,7 @@ def model_info(info: ModelInfo, limits: RequestLimits, server_version: str) -> p
         image_formats=IMAGE_FORMATS,
         server_version=server_version,
         min_cosine=info.min_cosine,
+        max_response_bytes=limits.max_response_bytes,
     )
 
 

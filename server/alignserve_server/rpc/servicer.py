@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,10 +19,11 @@ from alignserve_server.batching.engine import Call, Engine
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
 from alignserve_server.keys import Scope
 from alignserve_server.metrics import Metrics
-from alignserve_server.rpc import convert
+from alignserve_server.rpc import convert, response_size
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.callers import flow_of
 from alignserve_server.rpc.health import Readiness
+from alignserve_server.rpc.response_limit import ResponseLimit, response_limit
 from alignserve_server.rpc.streaming import InferStream
 from alignserve_server.tracing import current_trace
 
@@ -52,15 +54,15 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Context) -> pb.EmbedImageResponse:
         self._readiness.check()
-        return await self._embed_image(request, _call(context))
+        return await self._embed_image(request, _call(context), self._response_limit(context))
 
     async def EmbedText(self, request: pb.EmbedTextRequest, context: Context) -> pb.EmbedTextResponse:
         self._readiness.check()
-        return await self._embed_text(request, _call(context))
+        return await self._embed_text(request, _call(context), self._response_limit(context))
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         self._readiness.check()
-        return await self._classify(request, _call(context))
+        return await self._classify(request, _call(context), self._response_limit(context))
 
     async def GetModelInfo(
         self,
@@ -75,7 +77,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     ) -> None:
         self._readiness.check()
         stream = InferStream(
-            self._infer,
+            partial(self._infer, self._response_limit(context)),
             context.write,
             replace(_call(context), waits_for_room=True),
             self._metrics,
@@ -98,35 +100,49 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         # At most the limit, and spread: streams that began together should not come back together.
         return self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
 
-    async def _infer(self, request: pb.StreamInferRequest, call: Call) -> pb.StreamInferResponse:
+    def _response_limit(self, context: Context) -> ResponseLimit:
+        return response_limit(context, self._limits.max_response_bytes)
+
+    async def _infer(
+        self, limit: ResponseLimit, request: pb.StreamInferRequest, call: Call
+    ) -> pb.StreamInferResponse:
         self._readiness.check_model()  # not `check`: a stream that is draining answers what it has read
         kind = request.WhichOneof("request")
+        limit = limit.for_item(request.correlation_id)
         # The stream is not read meanwhile.
         await self._access.admit_item(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
         if kind == "embed_image":
-            return pb.StreamInferResponse(embed_image=await self._embed_image(request.embed_image, call))
+            return pb.StreamInferResponse(
+                embed_image=await self._embed_image(request.embed_image, call, limit)
+            )
         if kind == "embed_text":
-            return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call))
+            return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call, limit))
         if kind == "classify":
-            return pb.StreamInferResponse(classify=await self._classify(request.classify, call))
+            return pb.StreamInferResponse(classify=await self._classify(request.classify, call, limit))
         raise RequestEmpty.at("request", "no request; set embed_image, embed_text or classify")
 
-    async def _embed_image(self, request: pb.EmbedImageRequest, call: Call) -> pb.EmbedImageResponse:
+    async def _embed_image(
+        self, request: pb.EmbedImageRequest, call: Call, limit: ResponseLimit
+    ) -> pb.EmbedImageResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
         contents = convert.image_contents(request.images, self._limits)
         encode = convert.embedding_encoder(request.embedding_options)
+        limit.check_embeddings("images", response_size.embed_image_response_bytes(request, engine.info))
         result = await engine.embed_images(contents, call)
         return pb.EmbedImageResponse(
             embeddings=encode(result.embeddings),
             stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
         )
 
-    async def _embed_text(self, request: pb.EmbedTextRequest, call: Call) -> pb.EmbedTextResponse:
+    async def _embed_text(
+        self, request: pb.EmbedTextRequest, call: Call, limit: ResponseLimit
+    ) -> pb.EmbedTextResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
         texts = convert.texts(request.texts, self._limits)
         encode = convert.embedding_encoder(request.embedding_options)
+        limit.check_embeddings("texts", response_size.embed_text_response_bytes(request, engine.info))
         result = await engine.embed_texts(texts, call, truncate=request.truncate)
         return pb.EmbedTextResponse(
             embeddings=encode(result.embeddings),
@@ -134,7 +150,9 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
             stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
         )
 
-    async def _classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
+    async def _classify(
+        self, request: pb.ClassifyRequest, call: Call, limit: ResponseLimit
+    ) -> pb.ClassifyResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
         contents = convert.image_contents(request.images, self._limits)
@@ -142,6 +160,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         templates = convert.prompt_templates(request.prompt_templates, self._limits)
         top_k = convert.top_k(request.top_k)
         convert.check_classification(request, self._limits)
+        limit.check_classifications(response_size.classify_response_bytes(request))
         found = await engine.classify(contents, labels, templates, top_k, call)
         stats = convert.inference_stats(found.timings, start, found.cached_label_count)
         return pb.ClassifyResponse(

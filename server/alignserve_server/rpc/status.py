@@ -21,6 +21,7 @@ from alignserve_server.errors import DOMAIN, InvalidArgument, ServingError
 _MAX_VIOLATIONS = 16
 _MAX_DESCRIPTION_BYTES = 160
 _MAX_MESSAGE_BYTES = 512
+_LEAST_PUSHBACK_MS = 1  # at 0, gRPC core (seen: 1.85) never repeats, and the call hangs until its deadline
 _JITTER = 0.25  # spreads callers that were refused together
 
 
@@ -48,17 +49,31 @@ def to_status_proto(error: ServingError) -> status_pb2.Status:
 def to_grpc_status(error: ServingError) -> Any:
     """Builds the same as the trailing metadata that ends a call.
 
-    `grpc-retry-pushback-ms` makes the retry policies that are built into gRPC clients, in every language,
-    wait as long as RetryInfo says.
+    The retry policies that are built into gRPC clients obey `grpc-retry-pushback-ms` (gRFC A6).
     """
     proto = to_status_proto(error)
     status = rpc_status.to_status(proto)  # a namedtuple of code, details, trailing_metadata; typed as Any
-    for detail in proto.details:
-        retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(retry):
-            pushback = ("grpc-retry-pushback-ms", str(retry.retry_delay.ToMilliseconds()))
-            status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
-    return status
+    pushback = _pushback_ms(error, proto)
+    if pushback is None:
+        return status
+    trailer = ("grpc-retry-pushback-ms", str(pushback))
+    return status._replace(trailing_metadata=(*status.trailing_metadata, trailer))
+
+
+def _pushback_ms(error: ServingError, proto: status_pb2.Status) -> int | None:
+    """Returns after how long a call may be repeated by itself; -1 forbids it, None leaves it to the client.
+
+    A delay goes with UNAVAILABLE alone: grpc-java and .NET repeat whatever carries one, also codes that their
+    policy does not name, and the caller of a full server would wait without being told. -1 takes a token
+    from clients' retry throttling, so it goes only where a policy that names the code would repeat in vain.
+    """
+    if error.is_final_for_call:
+        return -1
+    if error.code != "UNAVAILABLE":
+        return None
+    retry = error_details_pb2.RetryInfo()
+    delays = [retry.retry_delay.ToMilliseconds() for detail in proto.details if detail.Unpack(retry)]
+    return max(delays[0], _LEAST_PUSHBACK_MS) if delays else None
 
 
 def _code(error: ServingError) -> grpc.StatusCode:

@@ -25,6 +25,7 @@ Infer = Callable[[pb.StreamInferRequest, Call], Awaitable[pb.StreamInferResponse
 _Answer = asyncio.Task[bytes]
 
 _MAX_CORRELATION_ID_BYTES = 128
+_MAX_ECHOED_CHARACTERS = 1024  # of an id that is refused as too long; a client could not take megabytes back
 _ORDERS = (
     pb.DELIVERY_ORDER_UNSPECIFIED,
     pb.DELIVERY_ORDER_AS_COMPLETED,
@@ -137,7 +138,7 @@ class InferStream:
         finally:
             if is_ours:
                 self._ids_in_flight.discard(correlation_id)
-        response.correlation_id = correlation_id
+        response.correlation_id = correlation_id[:_MAX_ECHOED_CHARACTERS]
         return response.SerializeToString()
 
     def _check_id(self, correlation_id: str) -> None:

@@ -14,7 +14,7 @@ import grpc
 from alignserve._bench.recorder import Failure
 from alignserve._bench.wire import content_fields, framed
 from alignserve._bench.workload import CLASSIFY, EMBED_IMAGE, EMBED_TEXT, Call
-from alignserve._channel import SERVICE, channel_options
+from alignserve._channel import SERVICE, channel_options, response_size_metadata
 from alignserve._retry import RetryPolicy
 from alignserve.errors import AlignserveError, UnavailableError, error_from_call, error_from_status
 from alignserve.v1 import align_service_pb2 as pb
@@ -74,6 +74,7 @@ async def opened_routes(
         UnavailableError: A channel found no server in time.
     """
     channels = [_channel(target, credentials) for _ in range(connections)]
+    metadata = [*metadata, *response_size_metadata(_OPTIONS)]
     routes: list[StreamRoute] = []
     try:
         await _connect(channels, target, timeout_seconds)

@@ -232,7 +232,9 @@ class ClassifyRequest(google.protobuf.message.Message):
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Required. Candidate labels, from 1 to `GetModelInfoResponse.max_labels`.
         None may be empty or blank. The server keeps the embeddings of recent
-        labels, so repeating a set of labels costs nothing.
+        labels, so repeating a set of labels costs nothing. Labels in a script that
+        the model does not know have equal scores; `EmbedText` reports such texts
+        by `Tokenization.unknown_token_count`.
         """
 
     @property
@@ -430,6 +432,7 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     IMAGE_FORMATS_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
     MIN_COSINE_FIELD_NUMBER: builtins.int
+    MAX_RESPONSE_BYTES_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     """Model identifier, such as `kakaobrain/align-base`."""
     model_revision: builtins.str
@@ -475,6 +478,10 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     the model was loaded, with what the same checkpoint gives in transformers in
     single precision.
     """
+    max_response_bytes: builtins.int
+    """Largest response message sent, in bytes, to callers that accept as much; see
+    `AlignService`.
+    """
     @property
     def image_formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the image formats accepted, such as `JPEG`."""
@@ -502,8 +509,9 @@ class GetModelInfoResponse(google.protobuf.message.Message):
         image_formats: collections.abc.Iterable[builtins.str] | None = ...,
         server_version: builtins.str = ...,
         min_cosine: builtins.float = ...,
+        max_response_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["device", b"device", "dtype", b"dtype", "embedding_dimension", b"embedding_dimension", "fingerprint", b"fingerprint", "image_formats", b"image_formats", "max_client_batch_size", b"max_client_batch_size", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_labels", b"max_labels", "max_prompt_templates", b"max_prompt_templates", "max_request_bytes", b"max_request_bytes", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes", "max_text_tokens", b"max_text_tokens", "min_cosine", b"min_cosine", "model_id", b"model_id", "model_revision", b"model_revision", "runtime", b"runtime", "server_version", b"server_version", "temperature", b"temperature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "dtype", b"dtype", "embedding_dimension", b"embedding_dimension", "fingerprint", b"fingerprint", "image_formats", b"image_formats", "max_client_batch_size", b"max_client_batch_size", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_labels", b"max_labels", "max_prompt_templates", b"max_prompt_templates", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes", "max_text_tokens", b"max_text_tokens", "min_cosine", b"min_cosine", "model_id", b"model_id", "model_revision", b"model_revision", "runtime", b"runtime", "server_version", b"server_version", "temperature", b"temperature"]) -> None: ...
 
 Global___GetModelInfoResponse: typing_extensions.TypeAlias = GetModelInfoResponse
 
@@ -587,17 +595,24 @@ class Tokenization(google.protobuf.message.Message):
 
     TOKEN_COUNT_FIELD_NUMBER: builtins.int
     TRUNCATED_FIELD_NUMBER: builtins.int
+    UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     token_count: builtins.int
     """Number of tokens the model read, including special tokens."""
     truncated: builtins.bool
     """Whether the text was longer and was cut."""
+    unknown_token_count: builtins.int
+    """Number of tokens, among those that the model read, that stand for characters
+    or words unknown to its vocabulary. All such tokens are equal to the model,
+    so texts that differ only in unknown words have the same embedding.
+    """
     def __init__(
         self,
         *,
         token_count: builtins.int = ...,
         truncated: builtins.bool = ...,
+        unknown_token_count: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["token_count", b"token_count", "truncated", b"truncated"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["token_count", b"token_count", "truncated", b"truncated", "unknown_token_count", b"unknown_token_count"]) -> None: ...
 
 Global___Tokenization: typing_extensions.TypeAlias = Tokenization
 

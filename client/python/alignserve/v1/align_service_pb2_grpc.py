@@ -37,6 +37,12 @@ class AlignServiceStub(object):
     with domain `alignserve.v1` and a stable `reason`; invalid arguments also
     carry a `google.rpc.BadRequest`, and errors worth retrying a
     `google.rpc.RetryInfo`.
+
+    A response never exceeds 4 MiB, the default limit of gRPC clients, unless the
+    call has the metadata `alignserve-max-response-bytes`: the largest response
+    message, in bytes, that its caller accepts. Of a stream this applies to each
+    response. Requests whose response could be larger fail before any work is
+    done for them.
     """
 
     def __init__(self, channel):
@@ -84,6 +90,12 @@ class AlignServiceServicer(object):
     with domain `alignserve.v1` and a stable `reason`; invalid arguments also
     carry a `google.rpc.BadRequest`, and errors worth retrying a
     `google.rpc.RetryInfo`.
+
+    A response never exceeds 4 MiB, the default limit of gRPC clients, unless the
+    call has the metadata `alignserve-max-response-bytes`: the largest response
+    message, in bytes, that its caller accepts. Of a stream this applies to each
+    response. Requests whose response could be larger fail before any work is
+    done for them.
     """
 
     def EmbedImage(self, request, context):
@@ -175,6 +187,12 @@ class AlignService(object):
     with domain `alignserve.v1` and a stable `reason`; invalid arguments also
     carry a `google.rpc.BadRequest`, and errors worth retrying a
     `google.rpc.RetryInfo`.
+
+    A response never exceeds 4 MiB, the default limit of gRPC clients, unless the
+    call has the metadata `alignserve-max-response-bytes`: the largest response
+    message, in bytes, that its caller accepts. Of a stream this applies to each
+    response. Requests whose response could be larger fail before any work is
+    done for them.
     """
 
     @staticmethod

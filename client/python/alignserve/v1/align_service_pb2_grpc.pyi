@@ -117,6 +117,12 @@ class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignService
     with domain `alignserve.v1` and a stable `reason`; invalid arguments also
     carry a `google.rpc.BadRequest`, and errors worth retrying a
     `google.rpc.RetryInfo`.
+
+    A response never exceeds 4 MiB, the default limit of gRPC clients, unless the
+    call has the metadata `alignserve-max-response-bytes`: the largest response
+    message, in bytes, that its caller accepts. Of a stream this applies to each
+    response. Requests whose response could be larger fail before any work is
+    done for them.
     """
 
     @typing.overload
@@ -224,6 +230,12 @@ class AlignServiceServicer(metaclass=abc.ABCMeta):
     with domain `alignserve.v1` and a stable `reason`; invalid arguments also
     carry a `google.rpc.BadRequest`, and errors worth retrying a
     `google.rpc.RetryInfo`.
+
+    A response never exceeds 4 MiB, the default limit of gRPC clients, unless the
+    call has the metadata `alignserve-max-response-bytes`: the largest response
+    message, in bytes, that its caller accepts. Of a stream this applies to each
+    response. Requests whose response could be larger fail before any work is
+    done for them.
     """
 
     @abc.abstractmethod

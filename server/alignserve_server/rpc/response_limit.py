@@ -1,0 +1,72 @@
+"""The largest response that a call may get: as much as its caller accepts, and the server sends."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+
+from alignserve_server.errors import BatchTooLarge, InvalidArgument, LabelsInvalid
+from alignserve_server.rpc.response_size import stream_response_bytes
+
+MAX_RESPONSE_BYTES_KEY = "alignserve-max-response-bytes"
+DEFAULT_MAX_RESPONSE_BYTES = 4 << 20  # gRPC's default in every language; beyond it clients drop what has come
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseLimit:
+    """What the response to a call, or to an item of a stream, may have in bytes."""
+
+    max_bytes: int
+    can_be_raised: bool  # by the caller
+    correlation_id: str | None = None  # of an item, whose response is wrapped
+
+    def for_item(self, correlation_id: str) -> ResponseLimit:
+        """Returns the same limit on the message that carries the response to an item of a stream."""
+        return replace(self, correlation_id=correlation_id)
+
+    def check_embeddings(self, field: str, response_bytes: int) -> None:
+        """Raises `BatchTooLarge` if a response of so many bytes is too large; `field` holds the items."""
+        size = self._size(response_bytes)
+        if size > self.max_bytes:
+            raise BatchTooLarge.at(field, self._complaint(size, f"send fewer {field} per request"))
+
+    def check_classifications(self, response_bytes: int) -> None:
+        """Raises `LabelsInvalid` if a response of so many bytes is too large."""
+        size = self._size(response_bytes)
+        if size > self.max_bytes:
+            raise LabelsInvalid.at("labels", self._complaint(size, "set top_k or send fewer images"))
+
+    def _size(self, response_bytes: int) -> int:
+        if self.correlation_id is None:
+            return response_bytes
+        return stream_response_bytes(self.correlation_id, response_bytes)
+
+    def _complaint(self, size: int, remedy: str) -> str:
+        also = f", or send the metadata {MAX_RESPONSE_BYTES_KEY}" if self.can_be_raised else ""
+        return f"the response could have {size} bytes, limit {self.max_bytes}; {remedy}{also}"
+
+
+def response_limit(context: grpc.aio.ServicerContext[Any, Any], max_response_bytes: int) -> ResponseLimit:
+    """Returns the limit of a call: by its metadata, or else gRPC's default; at most what the server sends.
+
+    Raises:
+        InvalidArgument: The metadata is not a number of bytes.
+    """
+    accepted = _accepted_bytes(context)
+    return ResponseLimit(min(accepted, max_response_bytes), accepted < max_response_bytes)
+
+
+def _accepted_bytes(context: grpc.aio.ServicerContext[Any, Any]) -> int:
+    for key, value in context.invocation_metadata() or ():
+        if key == MAX_RESPONSE_BYTES_KEY:
+            if _NUMBER.fullmatch(str(value)) is None or int(value) == 0:
+                raise InvalidArgument(
+                    f"metadata {MAX_RESPONSE_BYTES_KEY}: not a number of bytes; send digits, such as 16777216"
+                )
+            return int(value)
+    return DEFAULT_MAX_RESPONSE_BYTES
