@@ -65,13 +65,13 @@ class Metrics:
 
         self.uploads = self._loop_gauge(
             "alignserve_uploads", "Unary calls whose request is being received.", []
-        ).labels()
-        self.streams = self._loop_gauge("alignserve_streams", "Streams that are open.", []).labels()
+        )
+        self.streams = self._loop_gauge("alignserve_streams", "Streams that are open.", [])
         self.unread_response_bytes = self._loop_gauge(
             "alignserve_unread_response_bytes",
             "Bytes of responses that are being made or have not been read by their clients.",
             [],
-        ).labels()
+        )
 
     def _define_items(self) -> None:
         modality = ["modality"]

@@ -98,6 +98,7 @@ class Server:
             self.metrics,
             self._version,
             max_stream_age_seconds=settings.max_stream_age_seconds or _FOREVER_SECONDS,
+            max_unread_response_bytes=settings.max_unread_response_bytes,
         )
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer

@@ -144,19 +144,6 @@ class Settings(BaseSettings):
         16 << 20, description="largest response message; callers get up to 4 MiB unless they ask for more"
     )
     max_stream_in_flight: Positive = Field(32, description="most items in flight on one stream")
-    request_timeout_seconds: float = Field(
-        30.0, gt=0, description="time for the request of a unary call to arrive"
-    )
-    max_uploads: Positive = Field(
-        128,
-        description="unary calls whose request is received at once, each of which can take "
-        "max_request_bytes; one connection gets at most half",
-    )
-    max_streams: Positive = Field(
-        256,
-        description="streams open at once, each of which can take max_request_bytes; one connection gets at "
-        "most half",
-    )
 
     # Caches
     text_cache_bytes: NotNegative = Field(
@@ -197,6 +184,25 @@ class Settings(BaseSettings):
         240.0, ge=0, description="age at which a stream ends, with all that was read answered; 0 is never"
     )
 
+    request_timeout_seconds: float = Field(
+        30.0, gt=0, description="time for the request of a unary call to arrive"
+    )
+    max_uploads: Positive = Field(
+        128,
+        description="unary calls whose request is received at once, each of which can take "
+        "max_request_bytes; one connection gets at most half",
+    )
+    max_streams: Positive = Field(
+        256,
+        description="streams open at once, each of which can take max_request_bytes; one connection gets at "
+        "most half",
+    )
+    max_unread_response_bytes: Positive = Field(
+        128 << 20,
+        description="bytes of responses that are being made or not yet read by their clients; one connection "
+        "gets at most half",
+    )
+
     # Logs and traces
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level written"
@@ -220,6 +226,8 @@ class Settings(BaseSettings):
             )
         if self.max_image_bytes > min(self.max_request_bytes, self.max_queue_bytes):
             raise ValueError("max_image_bytes is larger than max_request_bytes or max_queue_bytes")
+        if self.max_response_bytes > self.max_unread_response_bytes:
+            raise ValueError("max_response_bytes is larger than max_unread_response_bytes")
         return self
 
     @model_validator(mode="after")

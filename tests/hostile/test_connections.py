@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -202,3 +203,64 @@ async def test_a_connection_cannot_open_every_stream() -> None:
 
     assert {call.status for call in calls} == {None, _RESOURCE_EXHAUSTED}
     assert answer.HasField("embed_text")
+
+
+# --- responses that are not read
+
+
+async def test_unary_responses_that_nobody_reads_are_bounded() -> None:
+    """One connection gets half of the memory for them; others are served, and nothing is left in the end."""
+    request = text_request("a")
+    response_bytes = 3000  # 640 floats and what is around them
+    async with running(FakeEncoder(640), max_unread_response_bytes=100 * response_bytes) as served:
+        async with raw_client(served.server.port, window=0) as greedy, connect(served.server.port) as channel:
+            calls = [
+                await greedy.call(f"{_SERVICE}/EmbedText", framed(request.SerializeToString()))
+                for _ in range(200)
+            ]
+            await greedy.until(lambda: sum(call.status is not None for call in calls) >= 140)
+            unread = served.sample("alignserve_unread_response_bytes")
+            for _ in range(20):
+                await pb_grpc.AlignServiceStub(channel).EmbedText(request)
+
+        assert {call.status for call in calls} == {None, _RESOURCE_EXHAUSTED}
+        assert unread <= 50 * response_bytes
+        assert served.sample("alignserve_rejected_total", reason="RESPONSES_UNREAD") >= 140
+        await until(lambda: served.sample("alignserve_unread_response_bytes") == 0)
+
+
+async def test_stream_responses_that_nobody_reads_are_bounded() -> None:
+    """The streams of one connection wait for it to read; a stream of another goes on."""
+    item = pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a"))
+    limit = 100 * 3000
+    async with running(FakeEncoder(640), max_unread_response_bytes=limit) as served:
+        async with raw_client(served.server.port, window=0) as greedy, connect(served.server.port) as channel:
+            for _ in range(20):
+                items = [
+                    pb.StreamInferRequest(correlation_id=str(number), embed_text=text_request("a"))
+                    for number in range(32)
+                ]
+                body = b"".join(framed(each.SerializeToString()) for each in items)
+                await greedy.call(f"{_SERVICE}/StreamInfer", body, ends=False)
+            await until(lambda: served.sample("alignserve_unread_response_bytes") > 0.45 * limit)
+
+            stream = pb_grpc.AlignServiceStub(channel).StreamInfer()
+            for _ in range(20):
+                await stream.write(item)
+                assert (await stream.read()).HasField("embed_text")
+            unread = served.sample("alignserve_unread_response_bytes")
+
+        assert unread <= limit / 2
+        await until(lambda: served.sample("alignserve_unread_response_bytes") == 0)
+
+
+async def test_a_stop_ends_although_responses_are_not_read() -> None:
+    """Within its grace; that of connections would be minutes."""
+    async with running(FakeEncoder(640)) as served:
+        async with raw_client(served.server.port, window=0) as client:
+            await client.call(f"{_SERVICE}/EmbedText", framed(text_request("a").SerializeToString()))
+            await until(lambda: served.sample("alignserve_unread_response_bytes") > 0)
+
+            await asyncio.wait_for(served.server.stop(0.2), 20)
+
+        assert served.sample("alignserve_unread_response_bytes") == 0

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.batching.engine import Call
 from alignserve_server.errors import QueueFull, ShuttingDown, StreamAged
 from alignserve_server.metrics import Metrics
+from alignserve_server.rpc.response_limit import ResponseLimit
+from alignserve_server.rpc.response_room import ResponseRoom
+from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.streaming import InferStream
 
 from tests.unit.fakes import settle
@@ -32,7 +35,9 @@ class Service:
         self.held: weakref.WeakSet[Held] = weakref.WeakSet()
         self.is_admitting = True
 
-    async def infer(self, request: pb.StreamInferRequest, call: Call) -> pb.StreamInferResponse:
+    async def infer(
+        self, request: pb.StreamInferRequest, call: Call, room: ResponseRoom
+    ) -> pb.StreamInferResponse:
         held = Held()
         self.held.add(held)
         self.calls.append(call)
@@ -59,12 +64,24 @@ def written() -> list[str]:
     return []
 
 
+def new_stream(service: Service, write: Callable[[bytes], Awaitable[None]], metrics: Metrics) -> InferStream:
+    limit, unread = ResponseLimit(1 << 20, can_be_raised=False), ConnectionShares(1 << 20)
+    return InferStream(
+        service.infer,
+        write,
+        lambda _: ResponseRoom(limit, unread, "connection", waits=True),
+        Call(waits_for_room=True),
+        metrics,
+        max_in_flight=WINDOW,
+    )
+
+
 @pytest.fixture
 def stream(service: Service, written: list[str], metrics: Metrics) -> InferStream:
     async def write(response: bytes) -> None:
         written.append(pb.StreamInferResponse.FromString(response).correlation_id)
 
-    return InferStream(service.infer, write, Call(waits_for_room=True), metrics, max_in_flight=WINDOW)
+    return new_stream(service, write, metrics)
 
 
 @pytest.fixture
@@ -137,7 +154,7 @@ async def test_a_stream_that_cannot_be_written_to_is_freed_at_once(service, metr
     async def write(_: bytes) -> None:
         raise ConnectionError("client is gone")
 
-    stream = InferStream(service.infer, write, Call(waits_for_room=True), metrics, max_in_flight=WINDOW)
+    stream = new_stream(service, write, metrics)
     running = asyncio.create_task(stream.run(_endless()))
     await settle()
 

@@ -79,9 +79,9 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         self._tracing = tracing
         self._closing = asyncio.Event()
         self._reader = RequestReader(
-            ConnectionShares(limits.max_uploads, metrics.uploads.set), limits.request_timeout_seconds
+            ConnectionShares(limits.max_uploads, metrics.uploads.labels().set), limits.request_timeout_seconds
         )
-        self._streams = ConnectionShares(limits.max_streams, metrics.streams.set)
+        self._streams = ConnectionShares(limits.max_streams, metrics.streams.labels().set)
         self._watches = ConnectionShares(limits.max_watches)
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self.under_way = CallsUnderWay()

@@ -29,17 +29,27 @@ class ResponseLimit:
         """Returns the same limit on the message that carries the response to an item of a stream."""
         return replace(self, correlation_id=correlation_id)
 
-    def check_embeddings(self, field: str, response_bytes: int) -> None:
-        """Raises `BatchTooLarge` if a response of so many bytes is too large; `field` holds the items."""
+    def check_embeddings(self, field: str, response_bytes: int) -> int:
+        """Returns the size on the wire of a response of so many bytes.
+
+        Raises:
+            BatchTooLarge: It is too large; `field` holds the items.
+        """
         size = self._size(response_bytes)
         if size > self.max_bytes:
             raise BatchTooLarge.at(field, self._complaint(size, f"send fewer {field} per request"))
+        return size
 
-    def check_classifications(self, response_bytes: int) -> None:
-        """Raises `LabelsInvalid` if a response of so many bytes is too large."""
+    def check_classifications(self, response_bytes: int) -> int:
+        """Returns the size on the wire of a response of so many bytes.
+
+        Raises:
+            LabelsInvalid: It is too large.
+        """
         size = self._size(response_bytes)
         if size > self.max_bytes:
             raise LabelsInvalid.at("labels", self._complaint(size, "set top_k or send fewer images"))
+        return size
 
     def _size(self, response_bytes: int) -> int:
         if self.correlation_id is None:

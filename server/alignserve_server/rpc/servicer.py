@@ -24,6 +24,8 @@ from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.callers import flow_of
 from alignserve_server.rpc.health import Readiness
 from alignserve_server.rpc.response_limit import ResponseLimit, response_limit
+from alignserve_server.rpc.response_room import ResponseRoom
+from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.streaming import InferStream
 from alignserve_server.tracing import current_trace
 
@@ -42,6 +44,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         server_version: str,
         *,
         max_stream_age_seconds: float,
+        max_unread_response_bytes: int,
     ) -> None:
         self.engine: Engine | None = None
         self._readiness = readiness
@@ -51,18 +54,19 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         self._server_version = server_version
         self._max_stream_age_seconds = max_stream_age_seconds
         self._streams: set[InferStream] = set()
+        self._unread = ConnectionShares(max_unread_response_bytes, metrics.unread_response_bytes.labels().set)
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Context) -> pb.EmbedImageResponse:
         self._readiness.check()
-        return await self._embed_image(request, _call(context), self._response_limit(context))
+        return await self._embed_image(request, _call(context), self._room(context))
 
     async def EmbedText(self, request: pb.EmbedTextRequest, context: Context) -> pb.EmbedTextResponse:
         self._readiness.check()
-        return await self._embed_text(request, _call(context), self._response_limit(context))
+        return await self._embed_text(request, _call(context), self._room(context))
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         self._readiness.check()
-        return await self._classify(request, _call(context), self._response_limit(context))
+        return await self._classify(request, _call(context), self._room(context))
 
     async def GetModelInfo(
         self,
@@ -77,8 +81,9 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     ) -> None:
         self._readiness.check()
         stream = InferStream(
-            partial(self._infer, self._response_limit(context)),
+            self._infer,
             context.write,
+            partial(self._room_for_item, self._response_limit(context), context.peer()),
             replace(_call(context), waits_for_room=True),
             self._metrics,
             max_in_flight=self._limits.max_stream_in_flight,
@@ -103,32 +108,41 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     def _response_limit(self, context: Context) -> ResponseLimit:
         return response_limit(context, self._limits.max_response_bytes)
 
+    def _room(self, context: Context) -> ResponseRoom:
+        """Makes room for a unary call's response, until gRPC has written it."""
+        room = ResponseRoom(self._response_limit(context), self._unread, context.peer(), waits=False)
+        context.add_done_callback(lambda _: room.give_back())  # type: ignore[arg-type]  # as gRPC calls it
+        return room
+
+    def _room_for_item(self, limit: ResponseLimit, connection: str, correlation_id: str) -> ResponseRoom:
+        return ResponseRoom(limit.for_item(correlation_id), self._unread, connection, waits=True)
+
     async def _infer(
-        self, limit: ResponseLimit, request: pb.StreamInferRequest, call: Call
+        self, request: pb.StreamInferRequest, call: Call, room: ResponseRoom
     ) -> pb.StreamInferResponse:
         self._readiness.check_model()  # not `check`: a stream that is draining answers what it has read
         kind = request.WhichOneof("request")
-        limit = limit.for_item(request.correlation_id)
         # The stream is not read meanwhile.
         await self._access.admit_item(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
         if kind == "embed_image":
             return pb.StreamInferResponse(
-                embed_image=await self._embed_image(request.embed_image, call, limit)
+                embed_image=await self._embed_image(request.embed_image, call, room)
             )
         if kind == "embed_text":
-            return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call, limit))
+            return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call, room))
         if kind == "classify":
-            return pb.StreamInferResponse(classify=await self._classify(request.classify, call, limit))
+            return pb.StreamInferResponse(classify=await self._classify(request.classify, call, room))
         raise RequestEmpty.at("request", "no request; set embed_image, embed_text or classify")
 
     async def _embed_image(
-        self, request: pb.EmbedImageRequest, call: Call, limit: ResponseLimit
+        self, request: pb.EmbedImageRequest, call: Call, room: ResponseRoom
     ) -> pb.EmbedImageResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
         contents = convert.image_contents(request.images, self._limits)
         encode = convert.embedding_encoder(request.embedding_options)
-        limit.check_embeddings("images", response_size.embed_image_response_bytes(request, engine.info))
+        size = response_size.embed_image_response_bytes(request, engine.info)
+        await room.take_for_embeddings("images", size)
         result = await engine.embed_images(contents, call)
         return pb.EmbedImageResponse(
             embeddings=encode(result.embeddings),
@@ -136,13 +150,14 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         )
 
     async def _embed_text(
-        self, request: pb.EmbedTextRequest, call: Call, limit: ResponseLimit
+        self, request: pb.EmbedTextRequest, call: Call, room: ResponseRoom
     ) -> pb.EmbedTextResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
         texts = convert.texts(request.texts, self._limits)
         encode = convert.embedding_encoder(request.embedding_options)
-        limit.check_embeddings("texts", response_size.embed_text_response_bytes(request, engine.info))
+        size = response_size.embed_text_response_bytes(request, engine.info)
+        await room.take_for_embeddings("texts", size)
         result = await engine.embed_texts(texts, call, truncate=request.truncate)
         return pb.EmbedTextResponse(
             embeddings=encode(result.embeddings),
@@ -151,7 +166,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         )
 
     async def _classify(
-        self, request: pb.ClassifyRequest, call: Call, limit: ResponseLimit
+        self, request: pb.ClassifyRequest, call: Call, room: ResponseRoom
     ) -> pb.ClassifyResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
@@ -160,7 +175,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         templates = convert.prompt_templates(request.prompt_templates, self._limits)
         top_k = convert.top_k(request.top_k)
         convert.check_classification(request, self._limits)
-        limit.check_classifications(response_size.classify_response_bytes(request))
+        await room.take_for_classifications(response_size.classify_response_bytes(request))
         found = await engine.classify(contents, labels, templates, top_k, call)
         stats = convert.inference_stats(found.timings, start, found.cached_label_count)
         return pb.ClassifyResponse(

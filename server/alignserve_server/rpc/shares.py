@@ -68,15 +68,21 @@ class ConnectionShares:
         self._wake()
 
     def _wake(self) -> None:
-        for connection in list(self._waiting):
-            waiter = next(iter(self._waiting[connection]))
-            if not self.fits(connection, waiter.amount):
-                continue
-            self._forget(connection, waiter)
-            if connection in self._waiting:
-                self._waiting[connection] = self._waiting.pop(connection)  # to the end: others come first
-            if not waiter.turn.cancelled():
-                waiter.turn.set_result(Share(self, connection, waiter.amount))
+        is_served = True
+        while is_served:  # in rounds, so that connections take turns
+            is_served = sum(map(self._wake_first_of, list(self._waiting))) > 0
+
+    def _wake_first_of(self, connection: str) -> bool:
+        """Serves the first one who waits on a connection, and says whether it fitted."""
+        waiter = next(iter(self._waiting[connection]))
+        if not self.fits(connection, waiter.amount):
+            return False
+        self._forget(connection, waiter)
+        if connection in self._waiting:
+            self._waiting[connection] = self._waiting.pop(connection)  # to the end, for the next time
+        if not waiter.turn.cancelled():
+            waiter.turn.set_result(Share(self, connection, waiter.amount))
+        return True
 
     def _forget(self, connection: str, waiter: _Waiter) -> None:
         line = self._waiting.get(connection, {})

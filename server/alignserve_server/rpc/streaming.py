@@ -19,9 +19,10 @@ from alignserve_server.batching.engine import Call
 from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc.interceptors import internal_error
+from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.status import to_status_proto
 
-Infer = Callable[[pb.StreamInferRequest, Call], Awaitable[pb.StreamInferResponse]]
+Infer = Callable[[pb.StreamInferRequest, Call, ResponseRoom], Awaitable[pb.StreamInferResponse]]
 _Answer = asyncio.Task[bytes]
 
 _MAX_CORRELATION_ID_BYTES = 128
@@ -40,6 +41,7 @@ class InferStream:
         self,
         infer: Infer,
         write: Callable[[bytes], Awaitable[None]],
+        make_room: Callable[[str], ResponseRoom],
         call: Call,
         metrics: Metrics,
         *,
@@ -47,10 +49,11 @@ class InferStream:
     ) -> None:
         self._infer = infer
         self._write = write
+        self._make_room = make_room  # for the response to an item, which is named by its correlation id
         self._call = call
         self._metrics = metrics
         self._window = asyncio.Semaphore(max_in_flight)
-        self._answers: set[_Answer] = set()  # in flight, and finished but not yet written
+        self._answers: dict[_Answer, ResponseRoom] = {}  # in flight, and finished but not yet written
         self._outbox: asyncio.Queue[_Answer | None] = asyncio.Queue()  # bounded by the window; None ends it
         self._ids_in_flight: set[str] = set()
         self._is_ordered = False
@@ -72,6 +75,8 @@ class InferStream:
             for task in (self._reader, *self._answers):
                 task.cancel()
             await asyncio.gather(self._reader, *self._answers, return_exceptions=True)
+            for room in self._answers.values():
+                room.give_back()
             self._forget()
 
     def drain(self, ending: Callable[[], ServingError]) -> None:
@@ -109,16 +114,19 @@ class InferStream:
         """Begins to answer a request; returns once it has room, or is answered without."""
         admitted = asyncio.Event()
         call = replace(self._call, on_admitted=admitted.set)
-        answer = asyncio.create_task(self._answer(request, call, is_first=is_first))
+        room = self._make_room(request.correlation_id)
+        answer = asyncio.create_task(self._answer(request, call, room, is_first=is_first))
         answer.add_done_callback(lambda _: admitted.set())
-        self._answers.add(answer)
+        self._answers[answer] = room
         if self._is_ordered:
             self._outbox.put_nowait(answer)
         else:
             answer.add_done_callback(self._outbox.put_nowait)
         await admitted.wait()
 
-    async def _answer(self, request: pb.StreamInferRequest, call: Call, *, is_first: bool) -> bytes:
+    async def _answer(
+        self, request: pb.StreamInferRequest, call: Call, room: ResponseRoom, *, is_first: bool
+    ) -> bytes:
         """Returns the response as bytes, since it may wait for the client to read others."""
         correlation_id = request.correlation_id
         is_ours = False
@@ -129,7 +137,7 @@ class InferStream:
             self._ids_in_flight.add(correlation_id)
             is_ours = True
             with nullcontext() if call.trace is None else call.trace.item() as trace:
-                response = await self._infer(request, replace(call, trace=trace))
+                response = await self._infer(request, replace(call, trace=trace), room)
         except ServingError as error:
             self._metrics.count_refusal(error)
             response = pb.StreamInferResponse(error=to_status_proto(error))
@@ -161,7 +169,7 @@ class InferStream:
                 continue
             response = await answer
             await self._write(response)
-            self._answers.discard(answer)
+            self._answers.pop(answer).give_back()
             self._window.release()
 
     async def _finish_reading(self) -> None:
