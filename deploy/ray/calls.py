@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import grpc
 from alignserve_server.server import Server
+from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from ray.exceptions import TaskCancelledError
@@ -29,11 +30,14 @@ class Calls:
         Ray Serve loses the details of a status if the call ends by an exception.
         """
         handler = await self._handler(method, context)
+        called = _Context(context, _only(request))
         try:
-            answer: Message = await handler.unary_unary(request, _Context(context))
+            answer = await handler.stream_unary(None, called)
         except grpc.aio.AbortError:
             return Empty()
-        return answer
+        finally:
+            called.end()
+        return self._services.response(method, answer)
 
     async def stream(
         self, method: str, requests: gRPCInputStream[Message], context: RayServegRPCContext
@@ -45,9 +49,12 @@ class Calls:
         """
         handler = await self._handler(method, context)
         answers: asyncio.Queue[Message | None] = asyncio.Queue()  # Ray Serve takes them without delay
-        serving = asyncio.ensure_future(
-            handler.stream_stream(_read(requests), _Context(context, answers.put))
-        )
+
+        async def write(answer: bytes) -> None:
+            await answers.put(self._services.response(method, answer))
+
+        called = _Context(context, _read(requests), write)
+        serving = asyncio.ensure_future(handler.stream_stream(None, called))
         serving.add_done_callback(lambda _: answers.put_nowait(None))
         try:
             while (answer := await answers.get()) is not None:
@@ -56,6 +63,7 @@ class Calls:
         finally:
             serving.cancel()
             await asyncio.wait({serving})
+            called.end()
 
     # Any: gRPC's stubs do not type a handler as what can be awaited.
     async def _handler(self, method: str, context: RayServegRPCContext) -> Any:
@@ -63,6 +71,10 @@ class Calls:
         handler = await self._interceptor.intercept_service(self._services.find, details)
         assert handler is not None  # noqa: S101 — the proxy refuses unknown methods
         return handler
+
+
+async def _only(request: Message) -> AsyncIterator[Message]:
+    yield request
 
 
 async def _read(requests: gRPCInputStream[Message]) -> AsyncIterator[Message]:
@@ -87,12 +99,20 @@ class _Services:
 
     def __init__(self) -> None:
         self._services: list[grpc.GenericRpcHandler] = []
+        self._responses: dict[str, type[Message]] = {}
 
     def add_generic_rpc_handlers(self, handlers: tuple[grpc.GenericRpcHandler, ...]) -> None:
         self._services.extend(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """Does nothing: they are the same handlers."""
+
+    def response(self, method: str, answer: bytes) -> Message:
+        """Returns an answer as the message that Ray Serve asks for; to the server's own gRPC it is bytes."""
+        if method not in self._responses:
+            self._responses[method] = _response_class(method)
+        response: Message = self._responses[method].FromString(answer)
+        return response
 
     async def find(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         found = (service.service(details) for service in self._services)
@@ -105,14 +125,31 @@ class _Context:
     def __init__(
         self,
         context: RayServegRPCContext,
-        write: Callable[[Message], Awaitable[None]] | None = None,
+        requests: AsyncIterator[Message],
+        write: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> None:
         self.write = write
+        self._requests = requests
+        self._done_callbacks: list[Callable[[Any], object]] = []
         self.auth_context = context.auth_context
         self.code = context.code
         self.invocation_metadata = context.invocation_metadata
         self.peer = context.peer
         self._context = context
+
+    async def read(self) -> bytes | object:
+        """Returns the next request as it came to the proxy, or grpc.aio.EOF."""
+        async for request in self._requests:
+            return request.SerializeToString()
+        return grpc.aio.EOF
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        self._done_callbacks.append(callback)
+
+    def end(self) -> None:
+        """Tells those who wait for it that the call is over."""
+        for callback in self._done_callbacks:
+            callback(self)
 
     def time_remaining(self) -> None:
         """Returns none: Ray Serve keeps the deadline to itself and cancels the call when it comes."""
@@ -125,3 +162,10 @@ class _Context:
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
         self._context.set_trailing_metadata(list(status.trailing_metadata))
         await self.abort(status.code, status.details)
+
+
+def _response_class(method: str) -> type[Message]:
+    _, service, name = method.split("/")
+    descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name].output_type
+    response: type[Message] = message_factory.GetMessageClass(descriptor)
+    return response

@@ -212,7 +212,8 @@ async def test_unary_responses_that_nobody_reads_are_bounded() -> None:
     """One connection gets half of the memory for them; others are served, and nothing is left in the end."""
     request = text_request("a")
     response_bytes = 3000  # 640 floats and what is around them
-    async with running(FakeEncoder(640), max_unread_response_bytes=100 * response_bytes) as served:
+    limits = {"max_unread_response_bytes": 100 * response_bytes, "max_response_bytes": 100_000}
+    async with running(FakeEncoder(640), **limits) as served:
         async with raw_client(served.server.port, window=0) as greedy, connect(served.server.port) as channel:
             calls = [
                 await greedy.call(f"{_SERVICE}/EmbedText", framed(request.SerializeToString()))
@@ -233,7 +234,8 @@ async def test_stream_responses_that_nobody_reads_are_bounded() -> None:
     """The streams of one connection wait for it to read; a stream of another goes on."""
     item = pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a"))
     limit = 100 * 3000
-    async with running(FakeEncoder(640), max_unread_response_bytes=limit) as served:
+    limits = {"max_unread_response_bytes": limit, "max_response_bytes": 100_000}
+    async with running(FakeEncoder(640), **limits) as served:
         async with raw_client(served.server.port, window=0) as greedy, connect(served.server.port) as channel:
             for _ in range(20):
                 items = [
@@ -250,7 +252,7 @@ async def test_stream_responses_that_nobody_reads_are_bounded() -> None:
                 assert (await stream.read()).HasField("embed_text")
             unread = served.sample("alignserve_unread_response_bytes")
 
-        assert unread <= limit / 2
+        assert unread <= 0.6 * limit  # the other stream's among them
         await until(lambda: served.sample("alignserve_unread_response_bytes") == 0)
 
 

@@ -13,7 +13,8 @@ _MAY_FAIL, _MAY_BE_SLOW, _PAGING_RATE = 0.001, 0.01, 14.4
 def dashboard() -> Json:
     """Builds it."""
     description = "What callers notice of the chosen servers, taken together."
-    return board("service", "Service", description, [_calls(), _latency(), _failures(), _items()])
+    rows = [_calls(), _latency(), _failures(), _items(), _connections()]
+    return board("service", "Service", description, rows)
 
 
 def _calls() -> Row:
@@ -158,4 +159,39 @@ def _items() -> Row:
         ),
         Query(total("alignserve_items_in_flight", "modality"), "{{modality}}s"),
     )
-    return Row("Images and texts", [admitted, lost, in_flight])
+    unknown = graph(
+        About(
+            "Unknown tokens",
+            "Share of the tokens of texts and label prompts that the model's vocabulary lacks, such as emoji. "
+            "Texts of nothing else all get the same embedding.",
+            "percentunit",
+        ),
+        Query(
+            f"{or_zero(rate('alignserve_unknown_tokens_total'))} / {rate('alignserve_tokens_total')}",
+            "unknown",
+        ),
+    )
+    return Row("Images and texts", [admitted, lost, in_flight, unknown])
+
+
+def _connections() -> Row:
+    unread = graph(
+        About(
+            "Responses being made or unread",
+            "Bytes that clients have not read yet. If it stays near max_unread_response_bytes, clients have "
+            "stopped reading, and what they still ask for is refused or waits.",
+            "bytes",
+        ),
+        Query(total("alignserve_unread_response_bytes"), "bytes"),
+    )
+    open_calls = graph(
+        About(
+            "Uploads and streams",
+            "Unary calls whose request is arriving, and open streams. If uploads stay near max_uploads, "
+            "clients are slow to send, or never end.",
+            "short",
+        ),
+        Query(total("alignserve_uploads"), "uploads"),
+        Query(total("alignserve_streams"), "streams"),
+    )
+    return Row("Connections", [unread, open_calls])
