@@ -139,9 +139,8 @@ class _Context:
 
     async def read(self) -> bytes | object:
         """Returns the next request as it came to the proxy, or grpc.aio.EOF."""
-        async for request in self._requests:
-            return request.SerializeToString()
-        return grpc.aio.EOF
+        request = await anext(self._requests, None)
+        return grpc.aio.EOF if request is None else request.SerializeToString()
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
         self._done_callbacks.append(callback)

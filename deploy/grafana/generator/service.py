@@ -162,7 +162,7 @@ def _items() -> Row:
     unknown = graph(
         About(
             "Unknown tokens",
-            "Share of the tokens of texts and label prompts that the model's vocabulary lacks, such as emoji. "
+            "Share of the tokens of texts and label prompts that the vocabulary lacks, such as emoji. "
             "Texts of nothing else all get the same embedding.",
             "percentunit",
         ),
