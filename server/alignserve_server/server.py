@@ -522,6 +522,9 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
         # for the event loop to take them; admission, which says QUEUE_FULL, comes after that.
         "grpc.server.max_pending_requests": _MAX_PENDING_CALLS,
         "grpc.server.max_pending_requests_hard_limit": _MAX_PENDING_CALLS,
+        # Probing raises the window of every stream to megabytes, which a client may then fill without anybody
+        # reading. A message that is being read gets the window that it needs, however large.
+        "grpc.http2.bdp_probe": 0,
         # A fuse against rapid resets, never admission: clients do not queue at it, they fail.
         "grpc.max_concurrent_streams": max(1000, 2 * settings.max_queue_size),
         "grpc.keepalive_time_ms": round(settings.keepalive_time_seconds * 1000),

@@ -188,7 +188,7 @@ class Settings(BaseSettings):
         30.0, gt=0, description="time for the request of a unary call to arrive"
     )
     max_uploads: Positive = Field(
-        128,
+        64,
         description="unary calls whose request is received at once, each of which can take "
         "max_request_bytes; one connection gets at most half",
     )
