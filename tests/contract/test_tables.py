@@ -123,12 +123,13 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
     )  # which would launch nothing before it runs
     labels = {
         getattr(collector, "name", None) or collector._name: list(
-            getattr(collector, "label_names", None) or collector._labelnames
+            collector.label_names if hasattr(collector, "label_names") else collector._labelnames
         )  # prometheus_client tells them nowhere else before a series exists
         for collector in vars(metrics).values()
         if hasattr(collector, "collect") and collector is not metrics.registry
     }
-    labels.update((family.name, ["worker"]) for family in workers.collect())
+    own = [family for family in workers.collect() if family.name not in labels]  # not what workers have too
+    labels.update((family.name, ["worker"]) for family in own)
     return [
         (
             f"{family.name}_total" if family.type == "counter" else family.name,
@@ -136,6 +137,6 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
             labels[family.name],
             family.documentation,
         )
-        for family in (*metrics.registry.collect(), *workers.collect())
+        for family in (*metrics.registry.collect(), *own)
         if not family.name.startswith(("process_", "python_"))
     ]
