@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from alignserve_server.standard_error import keep_standard_error_from_blocking, open_standard_streams
+
 if TYPE_CHECKING:  # imported where it is needed: who lacks a package is told which
     from alignserve_server.settings import Settings
 
@@ -36,11 +38,12 @@ the file. SIGTERM drains and exits with 0.
 
 def main() -> NoReturn:
     """The installed command: runs the server and ends the process with its exit code."""
+    open_standard_streams()
     end_process(run(sys.argv[1:]))
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends the process at once, with everything written."""
+    """Ends the process at once, with everything written that somebody reads."""
     logging.shutdown()
     with suppress(OSError):  # who read the output may have left first
         sys.stdout.flush()
@@ -134,6 +137,7 @@ def _run_with(flags: dict[str, Any], config_file: Path | None, work: Callable[[S
 
 
 def _serving(settings: Settings) -> Serving:
+    keep_standard_error_from_blocking()
     if settings.workers > 1:
         from alignserve_server.supervisor import supervise  # imports neither gRPC nor a runtime
 
@@ -180,5 +184,6 @@ def _missing(error: ModuleNotFoundError) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("\n".join(f"alignserve-server: {line}" for line in message.splitlines()), file=sys.stderr)
+    with suppress(OSError):  # nobody reads, which changes nothing
+        print("\n".join(f"alignserve-server: {line}" for line in message.splitlines()), file=sys.stderr)
     return code

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Metric
@@ -120,6 +120,25 @@ class Gauge(_Numbers):
     """What goes up and down."""
 
     _family = GaugeMetricFamily
+
+
+class FunctionCounter(Collector):
+    """A counter without labels whose value a function returns. Its name comes without `_total`."""
+
+    label_names: tuple[str, ...] = ()
+
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        self.name = name
+        self.documentation = documentation
+        self._read: Callable[[], float] = lambda: 0.0
+        registry.register(self)
+
+    def set_function(self, read: Callable[[], float]) -> None:
+        """Has the value read from a function, which any thread may call."""
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        return [CounterMetricFamily(self.name, self.documentation, value=self._read())]
 
 
 class Histogram(_Instrument[Distribution]):

@@ -161,6 +161,8 @@ class KeyRing:
             self._keys: Mapping[str, Key] = read_keys(path)
         except KeysError as error:
             raise StartupError(f"{error}; make one with 'alignserve-server keys add'") from error
+        if not self._keys:
+            self._warn_of_none()
 
     def find(self, key: str) -> tuple[str, Key] | None:
         """Returns the name of a key and what is known of it, or None if it is not, or no longer, valid."""
@@ -191,6 +193,11 @@ class KeyRing:
             _log.error("keys_not_read", reason=str(error), kept=len(self._keys))
         else:
             _log.info("keys_read", count=len(self._keys))
+            if not self._keys:  # the last one may have been revoked, but few mean to
+                self._warn_of_none()
+
+    def _warn_of_none(self) -> None:
+        _log.warning("no_keys", file=str(self._path), advice="add one, or every call is refused")
 
 
 def _hash(secret: str, salt: bytes) -> bytes:

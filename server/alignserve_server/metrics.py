@@ -16,7 +16,7 @@ from prometheus_client import (
 )
 
 from alignserve_server.errors import ExpiredInQueue, ServingError
-from alignserve_server.instruments import Counter, Gauge, Histogram
+from alignserve_server.instruments import Counter, FunctionCounter, Gauge, Histogram
 
 MODALITIES = ("image", "text")
 OUTCOMES = ("ok", "failed", "cancelled", "expired")
@@ -43,6 +43,7 @@ class Metrics:
         self._define_batches()
         self._define_label_cache()
         self._define_embedding_cache()
+        self.log_lines_dropped = log_lines_dropped(registry)
         for reason in ("error", "out_of_memory"):
             self.batch_splits.labels(reason)
         self.modalities = {modality: ModalityMetrics(self, modality) for modality in MODALITIES}
@@ -227,6 +228,13 @@ class Metrics:
         self, name: str, text: str, bounds: tuple[float, ...], labels: list[str]
     ) -> Histogram:
         return Histogram(name, text, labels, self.registry, bounds)
+
+
+def log_lines_dropped(registry: CollectorRegistry) -> FunctionCounter:
+    """Defines the counter that every process has."""
+    return FunctionCounter(
+        "alignserve_log_lines_dropped", "Log lines that were lost because nobody read them in time.", registry
+    )
 
 
 class ModalityMetrics:

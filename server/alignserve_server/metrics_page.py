@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any, TextIO, TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from alignserve_server.errors import StartupError
+from alignserve_server.logs import get_logger
 from alignserve_server.settings import host_and_port
 
+_log = get_logger(__name__)
+
+_App: TypeAlias = "Callable[[Any, Any], Iterable[bytes]]"
+
 _IDLE_SECONDS = 10.0
+_MAX_CONNECTIONS = 32
 
 
 def serve_metrics_page(
@@ -24,7 +33,7 @@ def serve_metrics_page(
     Args:
         listen: HOST:PORT; port 0 takes a free one.
         registry: What is shown.
-        idle_seconds: A client that is silent for longer is disconnected.
+        idle_seconds: A client that neither sends nor reads for longer is disconnected.
 
     Raises:
         StartupError: The port is taken or the address is not this machine's.
@@ -43,19 +52,69 @@ def serve_metrics_page(
 def _bound(host: str, port: int, registry: CollectorRegistry, idle_seconds: float) -> WSGIServer:
     family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 
-    class Server(ThreadingWSGIServer):
+    class Server(_Server):
         address_family = family
 
     class Handler(_Handler):
         timeout = idle_seconds  # or each connection that sends nothing would hold a thread for good
 
-    return make_server(host, port, make_wsgi_app(registry), Server, Handler)
+    return make_server(host, port, _logging_failures(make_wsgi_app(registry)), Server, Handler)
+
+
+def _logging_failures(app: _App) -> _App:
+    """Logs what the app raises, such as a metric's function; the handler would print it."""
+
+    def logging_app(environ: Any, start_response: Any) -> Iterable[bytes]:  # WSGI's types, passed on
+        try:
+            return app(environ, start_response)
+        except Exception:
+            _log.exception("metrics_not_served")
+            raise
+
+    return logging_app
+
+
+class _Server(ThreadingWSGIServer):
+    """Answers each connection in a thread. One too many costs the oldest its connection.
+
+    A scrape takes milliseconds, so whoever has been there for longest is stuck, or means to keep others out.
+    """
+
+    request_queue_size = 128  # or the kernel turns scrapers away while a flood of others is being accepted
+
+    def __init__(self, *arguments: Any) -> None:  # as socketserver has them
+        super().__init__(*arguments)
+        self._connections: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._connections) >= _MAX_CONNECTIONS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with suppress(OSError):  # its client may have left
+                    oldest.shutdown(socket.SHUT_RDWR)  # ends whatever its thread waits for
+            self._connections[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 — socketserver's
+        """Logs what would be printed to standard error, which may block."""
+        _log.exception("metrics_not_served")
 
 
 class _Handler(WSGIRequestHandler):
     def handle(self) -> None:
         with suppress(TimeoutError, ConnectionError):  # else a traceback for each client that leaves
             super().handle()
+
+    def get_stderr(self) -> TextIO:
+        """Takes tracebacks, of clients that do not read and of what is logged already."""
+        return io.StringIO()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — named by wsgiref
         """Logs nothing: scrapes are no events."""

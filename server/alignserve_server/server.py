@@ -30,7 +30,7 @@ from alignserve_server.cores import cpu_count
 from alignserve_server.errors import StartupError
 from alignserve_server.gpu import watch_gpu
 from alignserve_server.keys import KeyRing
-from alignserve_server.logs import get_logger
+from alignserve_server.logs import dropped_lines, get_logger
 from alignserve_server.metrics import Metrics
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.model.checkpoint import resolve_checkpoint
@@ -88,6 +88,7 @@ class Server:
         self._announce = announce or _log.info
         self._readiness = Readiness()
         self.metrics = Metrics(CollectorRegistry())
+        self.metrics.log_lines_dropped.set_function(dropped_lines)
         self._limits = _limits(settings)
         self._version = version("alignserve")
         access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file))

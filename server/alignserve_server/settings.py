@@ -79,6 +79,12 @@ class Settings(BaseSettings):
 
     # Processes
     workers: Positive = Field(1, description="server processes that share the port, each with its own model")
+    worker_timeout_seconds: float = Field(
+        20.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="a worker whose event loop is silent for longer is killed and replaced; 0 kills none",
+    )
 
     # Model
     checkpoint: str = Field(
@@ -256,6 +262,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_stream_age_seconds ({self.max_stream_age_seconds}) is not between 0 and "
                 f"max_connection_age_grace_seconds ({grace}), so connections would cut streams off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_worker_timeout(self) -> Settings:
+        if 0 < self.worker_timeout_seconds < 1:
+            raise ValueError(
+                f"worker_timeout_seconds ({self.worker_timeout_seconds}) is less than 1, so workers would be "
+                "killed that are merely busy; 0 kills none"
             )
         return self
 

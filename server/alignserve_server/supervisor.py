@@ -1,4 +1,4 @@
-"""Several server processes behind one address: starts them, restarts those that die, ends them together.
+"""Several server processes behind one address: starts them, replaces those that die or hang, ends them all.
 
 Imports neither gRPC nor a runtime, so that it stays small and nothing of theirs can bring it down.
 """
@@ -21,7 +21,8 @@ from prometheus_client import CollectorRegistry, Counter, disable_created_metric
 
 from alignserve_server.cores import cpu_count
 from alignserve_server.errors import StartupError
-from alignserve_server.logs import get_logger
+from alignserve_server.logs import dropped_lines, get_logger
+from alignserve_server.metrics import log_lines_dropped
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.ports import reserved_port
 from alignserve_server.settings import Settings
@@ -32,6 +33,10 @@ _log = get_logger(__name__)
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.5, 30.0  # before restarts
 _SOUND_SECONDS = 60.0  # who ran for so long did not die of its start
 _LATE_SECONDS = 10.0  # beyond drain and grace; then a worker is killed
+_LOOKS = 10  # in the time after which a silent worker hangs
+_LOADING_SECONDS = 600.0  # imports and a model's compilation may block its event loop
+_STACKS_SECONDS = 1.0  # for a dump of its threads' stacks, of whose end nothing tells
+_STACKS_BYTES = 32 << 10
 
 
 class Process(Protocol):
@@ -45,6 +50,10 @@ class Process(Protocol):
 
     async def wait(self) -> int:
         """Waits for the end and returns the exit code; minus the signal that ended it."""
+        ...
+
+    async def stacks(self) -> str:
+        """Returns where its threads are; empty if it cannot tell."""
         ...
 
     def send_signal(self, number: int) -> None:
@@ -75,6 +84,7 @@ async def supervise(settings: Settings) -> int:
             registry,
             addresses={"listen": settings.listen, "port": port, "metrics_port": metrics_port},
             patience_seconds=settings.drain_delay_seconds + settings.shutdown_grace_seconds + _LATE_SECONDS,
+            silence_seconds=settings.worker_timeout_seconds,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, supervisor.stop, number)
@@ -93,6 +103,7 @@ class Worker:
         self.number = number
         self.process: Process | None = None
         self.is_ready = False
+        self.is_heard = False  # since it was last looked at
         self.has_been_ready = asyncio.Event()
         self.metrics_port = 0  # of its own page, while it is ready
 
@@ -119,6 +130,7 @@ class Supervisor:
         *,
         addresses: Mapping[str, object],
         patience_seconds: float,
+        silence_seconds: float = 0.0,
         restart_delay: Callable[[int], float] = restart_delay,
     ) -> None:
         """Prepares to run.
@@ -129,12 +141,17 @@ class Supervisor:
             registry: Takes the metrics of the workers, and what is counted about them.
             addresses: What the log says when the first worker listens.
             patience_seconds: A worker that takes longer to stop is killed.
+            silence_seconds: A worker that is silent for longer hangs, and is replaced; 0 is never.
             restart_delay: See there.
         """
         self.workers = [Worker(number) for number in range(workers)]
         self._launch = launch
         self._addresses = addresses
         self._patience_seconds = patience_seconds
+        self._look_seconds = silence_seconds / _LOOKS
+        self._loading_looks = (
+            max(_LOOKS, round(_LOADING_SECONDS / self._look_seconds)) if silence_seconds else 0
+        )
         self._restart_delay = restart_delay
         self._stopping = asyncio.Event()
         self._restarts = Counter(
@@ -143,9 +160,18 @@ class Supervisor:
             ["worker"],
             registry=registry,
         )
+        self._hangs = Counter(
+            "alignserve_worker_hangs",
+            "Times that the worker did not answer and was killed, to be started again.",
+            ["worker"],
+            registry=registry,
+        )
         for worker in self.workers:
             self._restarts.labels(worker.number)
-        registry.register(WorkerPages(workers, self._metrics_ports))
+            self._hangs.labels(worker.number)
+        own = CollectorRegistry()
+        log_lines_dropped(own).set_function(dropped_lines)
+        registry.register(WorkerPages(workers, self._metrics_ports, own))
 
     async def run(self) -> int:
         """Starts the first worker, then the others, and restarts those that die after they were ready.
@@ -204,8 +230,12 @@ class Supervisor:
         """Notes what a process tells until it ends; returns its exit code and for how long it was ready."""
         worker.process, ready_at = process, math.inf
         told: dict[str, dict[str, Any]] = {}
+        watching = asyncio.ensure_future(self._watch(worker, process))
         async for event in process.events():
-            told[event.pop("event")] = event
+            worker.is_heard = True
+            if (name := event.pop("event")) == "beat":
+                continue
+            told[name] = event
             if told.keys() == {"listening"}:  # before it is ready, as only the first one does, and once
                 _log.info("listening", **self._addresses)
             elif told.keys() == {"listening", "ready"}:
@@ -213,8 +243,40 @@ class Supervisor:
                 worker.is_ready, ready_at = True, time.monotonic()
                 worker.has_been_ready.set()
                 _log.info("worker_ready", worker=worker.number, pid=process.pid, **told["ready"])
+        watching.cancel()
         worker.is_ready = False
         return await process.wait(), time.monotonic() - ready_at
+
+    async def _watch(self, worker: Worker, process: Process) -> None:
+        """Kills a process that is silent for too long; one that stops has its own limit.
+
+        Silence is counted in looks, not in seconds: where the machine was suspended or is starved, the
+        supervisor itself looks late, and the time in between says nothing about a worker.
+        """
+        silent_looks = 0
+        while self._look_seconds and not self._stopping.is_set():
+            worker.is_heard = False
+            await asyncio.sleep(self._look_seconds)
+            silent_looks = 0 if worker.is_heard else silent_looks + 1
+            is_hanging = silent_looks >= (_LOOKS if worker.is_ready else self._loading_looks)
+            if is_hanging and await self._kill(worker, process, silent_looks * self._look_seconds):
+                return
+
+    async def _kill(self, worker: Worker, process: Process, silent_seconds: float) -> bool:
+        """Kills a process that hangs, to be restarted like one that died; not if it answers after all."""
+        stacks = await process.stacks()
+        if worker.is_heard or self._stopping.is_set():
+            return False
+        _log.error(
+            "worker_hung",
+            worker=worker.number,
+            pid=process.pid,
+            silent_seconds=round(silent_seconds, 1),
+            stacks=stacks,
+        )
+        self._hangs.labels(worker.number).inc()
+        process.send_signal(signal.SIGKILL)
+        return True
 
     async def _announce_ready(self) -> None:
         for worker in self.workers:
@@ -241,9 +303,11 @@ class _WorkerProcess:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        stacks_descriptor: int,
     ) -> None:
         self.pid = process.pid
         self._process = process
+        self._stacks_descriptor = stacks_descriptor
         self._reader = reader
         self._writer = writer
 
@@ -255,7 +319,16 @@ class _WorkerProcess:
     async def wait(self) -> int:
         code = await self._process.wait()
         self._writer.close()
+        os.close(self._stacks_descriptor)
         return code
+
+    async def stacks(self) -> str:
+        self.send_signal(signal.SIGQUIT)
+        await asyncio.sleep(_STACKS_SECONDS)
+        size = os.fstat(self._stacks_descriptor).st_size
+        # From the end: the main thread, where the event loop is, comes last.
+        content = os.pread(self._stacks_descriptor, _STACKS_BYTES, max(0, size - _STACKS_BYTES))
+        return content.decode(errors="replace")
 
     def send_signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
@@ -267,7 +340,14 @@ def _launcher(settings: Settings, port: int) -> Launch:
     own = settings.model_copy(update={"listen": f"{host}:{port}", "metrics_listen": "127.0.0.1:0"})
 
     async def launch(worker: int, listens_first: bool) -> Process:
-        order = {"worker": worker, "listens_first": listens_first, "settings": own.model_dump(mode="json")}
+        stacks_descriptor = os.memfd_create("stacks")
+        order = {
+            "worker": worker,
+            "listens_first": listens_first,
+            "settings": own.model_dump(mode="json"),
+            "beat_seconds": own.worker_timeout_seconds / _LOOKS / 2,
+            "stacks_descriptor": stacks_descriptor,
+        }
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -275,10 +355,11 @@ def _launcher(settings: Settings, port: int) -> Launch:
                 stdin=theirs.fileno(),
                 env={**os.environ, "PYTHONSAFEPATH": "1"},  # or -m would import from the current folder first
                 start_new_session=True,  # a terminal's Ctrl-C comes here alone, and is passed on once
+                pass_fds=[stacks_descriptor],
             )
         reader, writer = await asyncio.open_connection(sock=ours)
         writer.write(f"{json.dumps(order)}\n".encode())
-        return _WorkerProcess(process, reader, writer)
+        return _WorkerProcess(process, reader, writer, stacks_descriptor)
 
     return launch
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 _INTERVAL_SECONDS = 1.0  # between looks
-
-_Signature: TypeAlias = tuple[int, int, int]
 
 
 class WatchedFiles:
@@ -19,7 +18,7 @@ class WatchedFiles:
         self._paths = paths
         self._clock = clock
         self._looked_at = clock()
-        self._seen: list[_Signature | None] | None = self._signature()
+        self._seen: list[object] | None = self._contents()
 
     def have_changed(self) -> bool:
         """Says whether they have changed since they last had; looks once a second at the most."""
@@ -27,22 +26,27 @@ class WatchedFiles:
         if now - self._looked_at < _INTERVAL_SECONDS:
             return False
         self._looked_at = now
-        signature = self._signature()
-        has_changed = signature != self._seen
-        self._seen = signature
+        contents = self._contents()
+        has_changed = contents != self._seen
+        self._seen = contents
         return has_changed
 
     def look_again(self) -> None:
         """Has the next look find a change: what the last one found could not be used."""
         self._seen = None
 
-    def _signature(self) -> list[_Signature | None]:
-        return [_signature(path) for path in self._paths]
+    def _contents(self) -> list[object]:
+        return [_content(path) for path in self._paths]
 
 
-def _signature(path: Path) -> _Signature | None:
+def _content(path: Path) -> object:
+    """Returns what differs when a file's content does, of what a link leads to; None if it cannot be read."""
     try:
-        found = path.stat()  # of what a link leads to, which is how Kubernetes swaps secrets
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return found.st_ino  # what comes through a pipe is there once
+        # Times and sizes miss a change that follows another within a tick of the file system's clock, and a
+        # copy that keeps the old time.
+        return hashlib.blake2b(path.read_bytes()).digest()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

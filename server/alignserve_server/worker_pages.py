@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from http.client import HTTPConnection, HTTPException
 from typing import TypeAlias
 
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -21,17 +22,24 @@ class WorkerPages(Collector):
     """Collects what the workers' own pages, at ports of this machine, say at the moment."""
 
     def __init__(
-        self, workers: int, ports: Callable[[], PagePorts], *, patience_seconds: float = _PATIENCE_SECONDS
+        self,
+        workers: int,
+        ports: Callable[[], PagePorts],
+        supervisor: CollectorRegistry,
+        *,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
         """Prepares to collect.
 
         Args:
             workers: How many there are, ready or not.
             ports: Tells where their pages are.
+            supervisor: Metrics of this process that workers have too, shown with `worker="supervisor"`.
             patience_seconds: Whoever has not answered by then is not up.
         """
         self._workers = workers
         self._ports = ports
+        self._supervisor = supervisor
         self._patience_seconds = patience_seconds
         self._pool = ThreadPoolExecutor(2 * workers, "pages")  # a page that hangs delays no other scrape
 
@@ -43,14 +51,17 @@ class WorkerPages(Collector):
         for worker in map(str, range(self._workers)):
             up.add_metric([worker], worker in pages)
         yield up
-        yield from merged(pages)
+        own = generate_latest(self._supervisor).decode()  # type: ignore[no-untyped-call]
+        yield from merged({**pages, "supervisor": own})
 
     def _fetch_all(self) -> dict[str, str]:
         fetches = {
             worker: self._pool.submit(_fetch, port, self._patience_seconds)
             for worker, port in self._ports().items()
         }
-        done, _ = wait(fetches.values(), self._patience_seconds)
+        done, late = wait(fetches.values(), self._patience_seconds)
+        for fetch in late:
+            fetch.cancel()  # or those that have not begun would keep later scrapes waiting
         pages = {worker: fetch.result() for worker, fetch in fetches.items() if fetch in done}
         return {worker: page for worker, page in pages.items() if page is not None}
 

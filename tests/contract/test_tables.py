@@ -148,7 +148,8 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
         for collector in vars(metrics).values()
         if hasattr(collector, "collect") and collector is not metrics.registry
     }
-    labels.update((family.name, ["worker"]) for family in workers.collect())
+    own = [family for family in workers.collect() if family.name not in labels]  # not what workers have too
+    labels.update((family.name, ["worker"]) for family in own)
     return [
         (
             f"{family.name}_total" if family.type == "counter" else family.name,
@@ -156,6 +157,6 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
             labels[family.name],
             family.documentation,
         )
-        for family in (*metrics.registry.collect(), *workers.collect())
+        for family in (*metrics.registry.collect(), *own)
         if not family.name.startswith(("process_", "python_"))
     ]

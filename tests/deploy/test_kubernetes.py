@@ -159,7 +159,7 @@ def test_every_selector_finds_the_pods(overlay: str) -> None:
 def test_a_pod_has_the_time_to_drain(overlay: str) -> None:
     """Longer than the hook and the server's own stop can take."""
     hook = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    stop = settings(overlay).drain_delay_seconds + settings(overlay).shutdown_grace_seconds + 7
+    stop = settings(overlay).drain_delay_seconds + settings(overlay).shutdown_grace_seconds + 10
 
     assert pod(overlay)["terminationGracePeriodSeconds"] > hook + stop
 

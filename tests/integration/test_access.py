@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,6 +17,9 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.errors import StartupError
 from alignserve_server.keys import Scope, changed_keys, new_key
 from alignserve_server.server import Server
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -313,9 +317,9 @@ class Authority:
         self._folder = folder
         self.root = self._ca.cert_pem.bytes()
 
-    def issue(self, name: str, common_name: str | None = None) -> tuple[Path, Path]:
+    def issue(self, name: str, common_name: str | None = None, **period: datetime) -> tuple[Path, Path]:
         """Writes a certificate for localhost and its key; an earlier one of the name is replaced."""
-        issued = self._ca.issue_cert("localhost", common_name=common_name)
+        issued = self._ca.issue_cert("localhost", common_name=common_name, **period)
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
         for path, content in ((key, issued.private_key_pem.bytes()), (certificate, chain)):
@@ -328,6 +332,18 @@ class Authority:
         path = self._folder / "root.pem"
         path.write_bytes(self.root)
         return path
+
+
+def _days(number: int) -> datetime:
+    """Returns a time so many days from now."""
+    return datetime.now(timezone.utc) + timedelta(days=number)
+
+
+def _expired_root() -> bytes:
+    """Makes a root that signed itself and expired yesterday."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, _days(-9), _days(-1))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 @pytest.fixture
@@ -428,6 +444,88 @@ class TestTls:
         told = "".join(capfd.readouterr())
         assert "certificate_not_read" in told
         assert "the key is not that of the certificate" in told
+
+    @pytest.mark.parametrize(
+        ("period", "reason"),
+        [
+            ({"not_before": _days(-9), "not_after": _days(-1)}, "the certificate expired at"),
+            ({"not_before": _days(1), "not_after": _days(9)}, "the certificate is not valid before"),
+        ],
+        ids=["expired", "not valid yet"],
+    )
+    async def test_a_renewed_certificate_that_is_not_valid_does_not_replace_a_valid_one(
+        self, authority, looks_always, capfd, period, reason
+    ) -> None:
+        """Callers are served as before, the log says why, and one that is valid is taken."""
+        certificate, key = authority.issue("server")
+        async with running(tls_certificate=certificate, tls_key=key) as served:
+            authority.issue("server", **period)
+            await secure_stub(served, authority.root).EmbedText(text_request("a"))
+            expiry = served.sample("alignserve_certificate_expiry_timestamp_seconds", certificate="server")
+            kept = "".join(capfd.readouterr())
+            renewed = Authority(certificate.parent)
+            renewed.issue("server")
+            await secure_stub(served, renewed.root).EmbedText(text_request("b"))
+
+        assert "certificate_not_read" in kept
+        assert reason in kept
+        assert expiry > time.time() + 10 * 86400
+        assert "certificate_read" in "".join(capfd.readouterr())
+
+    async def test_an_expired_certificate_starts_with_a_warning(self, authority, looks_always, capfd) -> None:
+        """It may be the clock that is wrong; any other certificate replaces it, and a valid one ends that."""
+        certificate, key = authority.issue("server", not_before=_days(-9), not_after=_days(-2))
+        async with running(tls_certificate=certificate, tls_key=key) as served:
+            started = "".join(capfd.readouterr())
+            authority.issue("server", not_before=_days(-9), not_after=_days(-1))
+            await refused(secure_stub(served, authority.root).EmbedText(text_request("a")))
+            replaced = "".join(capfd.readouterr())
+            authority.issue("server")
+            await secure_stub(served, authority.root).EmbedText(text_request("b"))
+
+        assert "certificate_not_valid" in started
+        assert "certificate_not_valid" in replaced
+        assert "certificate_not_valid" not in "".join(capfd.readouterr())
+
+    async def test_a_renewed_certificate_that_expires_sooner_is_used_and_warned_of(
+        self, authority, looks_always, capfd
+    ) -> None:
+        """It may be an old one that was put back by mistake."""
+        certificate, key = authority.issue("server", not_after=_days(60))
+        async with running(tls_certificate=certificate, tls_key=key) as served:
+            authority.issue("server", not_after=_days(2))
+            await secure_stub(served, authority.root).EmbedText(text_request("a"))
+
+        assert "certificate_expires_sooner" in "".join(capfd.readouterr())
+
+    @pytest.mark.parametrize("spoil", ["empty", "no certificate", "expired"])
+    async def test_roots_of_clients_that_let_nobody_in_change_nothing(
+        self, authority, looks_always, capfd, spoil
+    ) -> None:
+        """Clients come in as before, others stay outside, and the log says why."""
+        certificate, key = authority.issue("server")
+        client, roots = authority.issue("client"), authority.write_root()
+        contents = {"empty": b"", "no certificate": b"nothing", "expired": _expired_root()}
+        async with running(tls_certificate=certificate, tls_key=key, tls_client_ca=roots) as served:
+            roots.write_bytes(contents[spoil])
+
+            await secure_stub(served, authority.root, *client).EmbedText(text_request("a"))
+            error = await refused(secure_stub(served, authority.root).EmbedText(text_request("b")))
+
+        assert error.code is grpc.StatusCode.UNAVAILABLE
+        assert "certificate_not_read" in "".join(capfd.readouterr())
+
+    async def test_roots_of_clients_of_which_one_is_valid_are_used(self, authority, looks_always) -> None:
+        """A bundle may hold some that have expired."""
+        certificate, key = authority.issue("server")
+        client, roots = authority.issue("client"), authority.write_root()
+        roots.write_bytes(_expired_root())
+        async with running(tls_certificate=certificate, tls_key=key, tls_client_ca=roots) as served:
+            roots.write_bytes(_expired_root() + authority.root)
+
+            response = await secure_stub(served, authority.root, *client).EmbedText(text_request("a"))
+
+            assert len(response.embeddings) == 1
 
     async def test_the_end_of_the_certificate_is_a_metric(self, authority) -> None:
         """So that an alert can come before it."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import grpc
@@ -71,7 +75,14 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
 @pytest.fixture
 async def workers() -> AsyncIterator[Workers]:
     """Two workers with the fake encoder."""
-    async with server_process("--workers", "2", "--drain-delay-seconds", "0") as server:
+    async with two_workers() as workers:
+        yield workers
+
+
+@asynccontextmanager
+async def two_workers(*flags: str) -> AsyncIterator[Workers]:
+    """Runs a server with two workers for the length of the block."""
+    async with server_process("--workers", "2", "--drain-delay-seconds", "0", *flags) as server:
         metrics_port = (await server.event("listening"))["metrics_port"]
         pids = [(await server.event("worker_ready"))["pid"] for _ in range(2)]
         await server.event("ready")
@@ -140,6 +151,89 @@ async def test_a_worker_that_hangs_does_not_hide_the_others(workers: Workers) ->
     assert [page["alignserve_worker_up", worker] for worker in "01"] == [0, 1]
     assert ("alignserve_lanes", "0") not in page
     assert page["alignserve_lanes", "1"] == 1
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What became of worker 0, once it hung."""
+
+    hung: dict[str, Any]
+    died: dict[str, Any]
+    page: Page
+
+
+async def replaced(workers: Workers) -> Replaced:
+    """Waits until another process serves as worker 0."""
+    hung = await workers.server.event("worker_hung")
+    died = await workers.server.event("worker_died")
+    ready = await workers.server.event("worker_ready")
+    assert ready["worker"] == 0
+    assert ready["pid"] != workers.pids[0]
+    channel = await workers.connection_to(0)
+    await channel.close()
+    return Replaced(hung, died, await workers.page())
+
+
+@pytest.fixture
+async def impatient() -> AsyncIterator[Workers]:
+    """Two workers, of which one that is silent for two seconds is replaced."""
+    async with two_workers("--worker-timeout-seconds", "2") as workers:
+        yield workers
+
+
+async def test_a_worker_that_is_stopped_is_replaced(impatient: Workers) -> None:
+    """It heeds nothing but SIGKILL, is logged and counted, and the other one's callers notice nothing."""
+    channel = await impatient.connection_to(1)
+
+    os.kill(impatient.pids[0], signal.SIGSTOP)
+    outcome = await replaced(impatient)
+    await embed(channel)
+
+    assert (outcome.hung["worker"], outcome.hung["pid"]) == (0, impatient.pids[0])
+    assert (outcome.died["worker"], outcome.died["exit_code"]) == (0, -signal.SIGKILL)
+    assert [outcome.page["alignserve_worker_hangs_total", worker] for worker in "01"] == [1, 0]
+    assert [outcome.page["alignserve_worker_restarts_total", worker] for worker in "01"] == [1, 0]
+    await channel.close()
+
+
+_STUCK_AT_A_SIGNAL = """
+import signal, threading
+
+def get_stuck(*_):
+    threading.Event().wait()
+
+signal.signal(signal.SIGUSR1, get_stuck)
+"""
+
+
+async def test_a_worker_whose_event_loop_is_blocked_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other threads may run, and its page be served; the log shows where it was stuck."""
+    (tmp_path / "sitecustomize.py").write_text(_STUCK_AT_A_SIGNAL)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    async with two_workers("--worker-timeout-seconds", "2") as workers:
+        os.kill(workers.pids[0], signal.SIGUSR1)
+
+        outcome = await replaced(workers)
+
+    assert "get_stuck" in outcome.hung["stacks"]
+    assert outcome.page["alignserve_worker_hangs_total", "0"] == 1
+
+
+async def test_a_supervisor_that_was_stopped_replaces_nobody(impatient: Workers) -> None:
+    """For longer than a worker may be silent; the workers serve meanwhile, and afterwards."""
+    os.kill(impatient.server.process.pid, signal.SIGSTOP)
+    end = time.monotonic() + 3.0
+    while time.monotonic() < end:
+        async with connect(impatient.server.port) as channel:
+            await embed(channel)
+    os.kill(impatient.server.process.pid, signal.SIGCONT)
+
+    page = await impatient.page()
+
+    assert [page["alignserve_worker_hangs_total", worker] for worker in "01"] == [0, 0]
+    assert [page["alignserve_worker_up", worker] for worker in "01"] == [1, 1]
 
 
 async def test_workers_drain_when_their_supervisor_is_killed(workers: Workers) -> None:

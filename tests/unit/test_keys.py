@@ -21,6 +21,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "keys.json"
 
 
+@pytest.fixture
+def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is looked at whenever a key is, and not once a second."""
+    monkeypatch.setattr("alignserve_server.watched._INTERVAL_SECONDS", 0.0)
+
+
 def _add(path: Path, name: str, **limits) -> str:
     with changed_keys(path) as keys:
         key, keys[name] = new_key(name, EMBED, **limits)
@@ -129,6 +135,52 @@ def test_a_missing_file_ends_the_start(path: Path) -> None:
     """The message says how to make one."""
     with pytest.raises(StartupError, match="alignserve-server keys add"):
         KeyRing(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-5]),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        lambda path: path.unlink(),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    ],
+    ids=["empty", "cut", "zeros", "gone", "a folder", "a broken link"],
+)
+def test_a_file_that_is_spoilt_keeps_the_keys_there_were(path: Path, looks_always, capfd, spoil) -> None:
+    """It opens nothing and locks nobody out, and the log says so."""
+    key = _add(path, "search")
+    ring = _ring(path)
+
+    spoil(path)
+
+    assert ring.find(key) is not None
+    assert ring.find("as_other_secret") is None
+    assert "keys_not_read" in capfd.readouterr().out
+
+
+def test_a_file_without_keys_lets_nobody_in_and_is_warned_of(path: Path, looks_always, capfd) -> None:
+    """The last key may be revoked; whoever did not mean to finds it in the log."""
+    key = _add(path, "search")
+    ring = _ring(path)
+
+    with changed_keys(path) as keys:
+        keys.clear()
+
+    assert ring.find(key) is None
+    assert "no_keys" in capfd.readouterr().out
+
+
+def test_a_server_that_starts_without_keys_warns(path: Path, capfd) -> None:
+    """They may be added later."""
+    with changed_keys(path):
+        pass
+
+    _ring(path)
+
+    assert "no_keys" in capfd.readouterr().out
 
 
 def test_a_change_that_fails_changes_nothing(path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from alignserve_server.logs import configure_logs, get_logger
+from alignserve_server.logs import configure_logs, dropped_lines, get_logger
 from grpc._cython.cygrpc import ExecuteBatchError
 
 SENT = "what a caller sent"
@@ -25,6 +27,7 @@ def _restore_logging() -> Iterator[None]:
     handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in QUIETED}
     root_level = root.level
     yield
+    _written()
     structlog.configure(**config)
     root.handlers[:] = handlers
     root.setLevel(root_level)
@@ -32,10 +35,21 @@ def _restore_logging() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
-def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def _written() -> None:
+    """Waits for the thread that writes."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _text(capsys: pytest.CaptureFixture[str]) -> str:
+    _written()
     output = capsys.readouterr()
     assert output.out == ""
-    return [json.loads(line) for line in output.err.splitlines()]
+    return output.err
+
+
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _text(capsys).splitlines()]
 
 
 def _fail() -> None:
@@ -193,7 +207,7 @@ def test_auto_is_text_on_a_terminal_and_json_elsewhere(
     configure_logs("info", log_format)
     get_logger("test").info("listening", port=50051)
 
-    assert capsys.readouterr().err.startswith("{") is is_json
+    assert _text(capsys).startswith("{") is is_json
 
 
 def test_the_console_shows_event_values_and_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +219,7 @@ def test_the_console_shows_event_values_and_traceback(capsys: pytest.CaptureFixt
     except ValueError as error:
         get_logger("test").error("inference_failed", modality="image", exc_info=error)
 
-    text = capsys.readouterr().err
+    text = _text(capsys)
     for part in ("inference_failed", "modality", "image", "ValueError", "the cause", "_fail"):
         assert part in text
 
@@ -220,7 +234,7 @@ def test_a_traceback_shows_no_values(capsys: pytest.CaptureFixture[str], log_for
     except ValueError as error:
         get_logger("test").error("inference_failed", exc_info=error)
 
-    assert SENT not in capsys.readouterr().err
+    assert SENT not in _text(capsys)
 
 
 def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,3 +245,35 @@ def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> No
     get_logger("test").info("ready")
 
     assert len(_lines(capsys)) == 1
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody() -> None:
+    """What is dropped meanwhile is counted, and reported in the log's format when somebody reads again."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as reader, os.fdopen(writing, "w") as stream, redirect_stderr(stream):
+        configure_logs("info", "json", worker=3)
+        log = get_logger("test")
+
+        for number in range(5000):
+            log.info("event", number=number, value="x" * 100)
+        dropped = dropped_lines()
+        logged = 0
+        while logged < 5000:
+            line = json.loads(reader.readline())
+            logged += line["count"] if line["event"] == "log_lines_dropped" else 1
+
+    assert dropped > 0
+    assert line == {"event": "log_lines_dropped", "level": "error", "worker": 3, "count": dropped} | {
+        "timestamp": line["timestamp"]
+    }
+
+
+def test_a_record_that_cannot_be_rendered_is_reported_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not printed to standard error by whoever logs, as logging does by default; and it harms nobody."""
+    configure_logs("info", "json")
+
+    logging.getLogger("some.library").warning("retry %d", "twice")
+
+    (line,) = _lines(capsys)
+    assert (line["event"], line["level"], line["reason"]) == ("log_line_not_rendered", "error", "TypeError")
+    assert "test_logs.py" in line["where"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.error import HTTPError
 from urllib.request import urlopen
 from wsgiref.simple_server import WSGIServer
 
 import pytest
 from alignserve_server.errors import StartupError
 from alignserve_server.metrics_page import serve_metrics_page
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 @pytest.fixture
@@ -57,3 +60,68 @@ def test_a_taken_port_is_an_error(page: WSGIServer, registry: CollectorRegistry)
     """Nothing is served silently elsewhere."""
     with pytest.raises(StartupError, match="in use"):
         serve_metrics_page(f"127.0.0.1:{page.server_port}", registry)
+
+
+@pytest.fixture
+def patient(registry: CollectorRegistry) -> Iterator[WSGIServer]:
+    """A page that hardly disconnects anybody."""
+    server = serve_metrics_page("127.0.0.1:0", registry, idle_seconds=600)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.timeout(30)
+def test_clients_that_are_stuck_are_bounded_and_keep_nobody_out(patient: WSGIServer) -> None:
+    """The oldest of too many are disconnected; whoever asks gets the page, and the end comes as ever."""
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        address = ("127.0.0.1", patient.server_port)
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
+        with urlopen(f"http://127.0.0.1:{patient.server_port}/metrics") as response:
+            text = response.read().decode()
+        oldest_read = clients[0].recv(1000)
+        more_threads = threading.active_count() - threads
+        patient.shutdown()
+
+    assert "answers_total 42.0" in text
+    assert oldest_read == b""
+    assert more_threads < 50
+
+
+@pytest.mark.timeout(30)
+def test_a_client_that_does_not_read_is_disconnected(
+    registry: CollectorRegistry, page: WSGIServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its thread ends, and nothing is printed, as whoever prints may wait for a reader as well."""
+    label = "x" * 1_000_000
+    counter = Counter("long", "Long.", ["label"], registry=registry)
+    for number in range(20):  # more than a connection buffers
+        counter.labels(f"{number}{label}")
+    threads = threading.active_count()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.connect(("127.0.0.1", page.server_port))
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+
+        while client.recv(1, socket.MSG_PEEK) == b"":
+            pass
+        while threading.active_count() > threads:
+            pass
+
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.timeout(30)
+def test_a_metric_that_fails_is_logged(
+    registry: CollectorRegistry, page: WSGIServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The scraper gets an error, and the log the reason."""
+    Gauge("broken", "Broken.", registry=registry).set_function(lambda: 1 / 0)
+
+    with pytest.raises(HTTPError, match="500"):
+        urlopen(f"http://127.0.0.1:{page.server_port}/metrics")
+
+    output = capfd.readouterr()
+    assert "metrics_not_served" in output.out  # where structlog prints unless it is configured
+    assert output.err == ""

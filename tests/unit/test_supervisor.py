@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,16 @@ from alignserve_server.supervisor import Supervisor, restart_delay
 from prometheus_client import CollectorRegistry
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+
+
+_SILENCE_SECONDS = 0.2
+_BEAT_SECONDS = _SILENCE_SECONDS / 100
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the event loop run until the condition holds; the test's timeout bounds it."""
+    while not condition():
+        await asyncio.sleep(0)
 
 
 class FakeProcess:
@@ -24,6 +35,9 @@ class FakeProcess:
         self.pid = 1000 + worker
         self.signals: list[int] = []
         self.heeds = {TERM, INT, KILL}
+        self.beating: asyncio.Task[None] | None = None
+        self.comes_back = 0  # times that it does so while its stacks are asked for
+        self.times_asked = 0
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._code = 0
 
@@ -34,6 +48,13 @@ class FakeProcess:
     async def wait(self) -> int:
         return self._code
 
+    async def stacks(self) -> str:
+        self.times_asked += 1
+        if self.times_asked <= self.comes_back:
+            self._events.put_nowait({"event": "beat"})
+            await until(self._events.empty)
+        return "where its threads are"
+
     def send_signal(self, number: int) -> None:
         self.signals.append(number)
         if number in self.heeds:
@@ -43,7 +64,22 @@ class FakeProcess:
         self._events.put_nowait({"event": "listening", "metrics_port": 1})
         self._events.put_nowait({"event": "ready"})
 
+    def beat(self) -> None:
+        """Beats from now on."""
+
+        async def beat() -> None:
+            while True:
+                self._events.put_nowait({"event": "beat"})
+                await asyncio.sleep(_BEAT_SECONDS)
+
+        self.beating = asyncio.ensure_future(beat())
+
+    def fall_silent(self) -> None:
+        if self.beating is not None:
+            self.beating.cancel()
+
     def end(self, code: int) -> None:
+        self.fall_silent()
         self._code = code
         self._events.put_nowait(None)
 
@@ -51,7 +87,7 @@ class FakeProcess:
 class Workplace:
     """Two supervised workers, and the processes that were launched for them, in order."""
 
-    def __init__(self, patience_seconds: float = 60.0) -> None:
+    def __init__(self, patience_seconds: float = 60.0, silence_seconds: float = 0.0) -> None:
         self.registry = CollectorRegistry()
         self.deaths: list[int] = []
         self.launched: asyncio.Queue[FakeProcess] = asyncio.Queue()
@@ -61,6 +97,7 @@ class Workplace:
             self.registry,
             addresses={},
             patience_seconds=patience_seconds,
+            silence_seconds=silence_seconds,
             restart_delay=self._delay,
         )
         self.running = asyncio.ensure_future(self.supervisor.run())
@@ -74,6 +111,9 @@ class Workplace:
             await worker.has_been_ready.wait()
             processes.append(process)
         return processes
+
+    def hangs(self, worker: int) -> float | None:
+        return self.registry.get_sample_value("alignserve_worker_hangs_total", {"worker": str(worker)})
 
     def restarts(self, worker: int) -> float | None:
         return self.registry.get_sample_value("alignserve_worker_restarts_total", {"worker": str(worker)})
@@ -92,6 +132,15 @@ class Workplace:
 async def workplace() -> AsyncIterator[Workplace]:
     """Workers that are stopped in the end."""
     workplace = Workplace()
+    yield workplace
+    workplace.supervisor.stop(TERM)
+    await asyncio.gather(workplace.running, return_exceptions=True)
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Workplace]:
+    """Workers of which a silent one hangs."""
+    workplace = Workplace(silence_seconds=_SILENCE_SECONDS)
     yield workplace
     workplace.supervisor.stop(TERM)
     await asyncio.gather(workplace.running, return_exceptions=True)
@@ -221,3 +270,75 @@ async def test_a_worker_that_does_not_stop_is_killed() -> None:
 
     assert await workplace.running == 1
     assert processes[1].signals == [TERM, KILL]
+
+
+async def test_a_worker_that_hangs_is_replaced(watched: Workplace) -> None:
+    """It is killed, since it would heed nothing else, and counted; one that beats is left alone."""
+    processes = await watched.both_ready()
+    processes[1].beat()
+
+    successor = await watched.launched.get()
+    successor.beat()
+
+    assert successor.worker == 0
+    assert processes[0].signals == [KILL]
+    assert processes[1].signals == []
+    assert (watched.hangs(0), watched.restarts(0)) == (1, 1)
+    assert (watched.hangs(1), watched.restarts(1)) == (0, 0)
+
+
+async def test_a_worker_that_loads_may_be_silent(watched: Workplace) -> None:
+    """Imports and compilation block its event loop for longer than serving ever may."""
+    first = await watched.launched.get()
+    first.become_ready()
+    first.beat()
+    second = await watched.launched.get()
+
+    first.fall_silent()
+    await watched.launched.get()
+
+    assert first.signals == [KILL]
+    assert second.signals == []
+
+
+async def test_a_worker_that_answers_while_its_stacks_are_asked_for_lives_on(watched: Workplace) -> None:
+    """It was slow; the next time that it is silent it hangs."""
+    processes = await watched.both_ready()
+    processes[1].beat()
+    processes[0].comes_back = 2
+
+    (await watched.launched.get()).beat()
+
+    assert processes[0].times_asked == 3
+    assert processes[0].signals == [KILL]
+    assert watched.hangs(0) == 1
+
+
+async def test_a_supervisor_that_was_stopped_itself_blames_nobody(watched: Workplace) -> None:
+    """A machine that was suspended, or is starved, delays its looks as it delays the workers' beats."""
+    processes = await watched.both_ready()
+    for process in processes:
+        process.beat()
+
+    for _ in range(3):
+        time.sleep(2 * _SILENCE_SECONDS)  # noqa: ASYNC251 — so that the event loop stands still
+        await asyncio.sleep(0)
+
+    assert [process.signals for process in processes] == [[], []]
+    assert [process.times_asked for process in processes] == [0, 0]
+
+
+async def test_a_worker_that_stops_may_be_silent() -> None:
+    """The time to stop has its own limit, after which it is killed."""
+    workplace = Workplace(patience_seconds=3 * _SILENCE_SECONDS, silence_seconds=_SILENCE_SECONDS)
+    processes = await workplace.both_ready()
+    for process in processes:
+        process.beat()
+    processes[0].heeds = {KILL}
+
+    workplace.supervisor.stop(TERM)
+    processes[0].fall_silent()
+
+    assert await workplace.running == 1
+    assert processes[0].signals == [TERM, KILL]
+    assert workplace.hangs(0) == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from wsgiref.simple_server import WSGIServer
 
 import pytest
-from alignserve_server.metrics import Metrics
+from alignserve_server.metrics import Metrics, log_lines_dropped
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.worker_pages import WorkerPages, merged
 from prometheus_client import (
@@ -41,7 +41,9 @@ def silent() -> Iterator[int]:
 def registry_of(ports: dict[str, int]) -> CollectorRegistry:
     """Collects the pages of two workers at most, without much patience."""
     registry = CollectorRegistry()
-    registry.register(WorkerPages(2, lambda: ports, patience_seconds=0.2))
+    supervisor = CollectorRegistry()
+    log_lines_dropped(supervisor).set_function(lambda: 7.0)
+    registry.register(WorkerPages(2, lambda: ports, supervisor, patience_seconds=0.2))
     return registry
 
 
@@ -110,6 +112,18 @@ def test_a_worker_that_answers_is_up(page: WSGIServer) -> None:
     ok = {"modality": "image", "outcome": "ok"}
     assert registry.get_sample_value("alignserve_items_total", {**ok, "worker": "1"}) == 2
     assert registry.get_sample_value("alignserve_items_total", {**ok, "worker": "0"}) is None
+
+
+def test_the_supervisor_is_counted_beside_the_workers(page: WSGIServer) -> None:
+    """What it has in common with them is in the same family, as that of one more worker."""
+    text = generate_latest(registry_of({"1": page.server_port})).decode()
+
+    name = "alignserve_log_lines_dropped_total"
+    assert [line for line in text.splitlines() if name in line and not line.startswith("# HELP")] == [
+        f"# TYPE {name} counter",
+        f'{name}{{worker="1"}} 0.0',
+        f'{name}{{worker="supervisor"}} 7.0',
+    ]
 
 
 @pytest.mark.timeout(30)

@@ -179,17 +179,19 @@ def _capacity() -> Row:
 def _health() -> Row:
     starts = f"changes({series('process_start_time_seconds')}{_HALF_AN_HOUR})"
     restarts = f"increase({series('alignserve_worker_restarts_total')}{_HALF_AN_HOUR})"
+    hangs = f"increase({series('alignserve_worker_hangs_total')}{_HALF_AN_HOUR})"
     last = f"{series('alignserve_last_forward_timestamp_seconds')} > 0"
     again = graph(
         About(
             "Restarts in the last half hour",
             "Of processes, workers among them. More than three mean that a server dies again and again; its "
-            "log of the time before tells why, and exit code 3 is a device that stalled.",
+            "log of the time before tells why: exit code 3 is a device that stalled.",
             "none",
             ["AlignserveRestarting"],
         ),
         Query(over("sum", starts, "instance"), "{{instance}}"),
         Query(over("sum", restarts, "instance"), "{{instance}}, workers"),
+        Query(over("sum", hangs, "instance"), "{{instance}}, workers that hung"),
         limit=3,
     )
     missing = graph(
@@ -268,4 +270,13 @@ def _processes() -> Row:
         ),
         Query(least("alignserve_model_min_cosine", "instance"), "{{instance}}"),
     )
-    return Row("Processes", [memory, cores, lag, tasks, lanes, exactness])
+    unread = graph(
+        About(
+            "Log lines dropped",
+            "Per second, since nobody read the log in time. Calls do not wait for it; whatever collects the "
+            "log has stopped or is too slow.",
+            "short",
+        ),
+        Query(rate("alignserve_log_lines_dropped_total", "instance"), "{{instance}}"),
+    )
+    return Row("Processes", [memory, cores, lag, tasks, lanes, exactness, unread])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import grpc
@@ -36,11 +37,15 @@ class CertificateFiles:
 class Certificates:
     """The credentials of a port. A renewed certificate holds for the connections that come after it.
 
-    Files that cannot be used, such as a certificate whose key has not been written yet, change nothing.
+    Files that cannot be used, such as a certificate whose key has not been written yet, change nothing. Nor
+    do those outside their period of validity, as long as the ones in use are within theirs.
     """
 
     def __init__(self, files: CertificateFiles, publish_expiry: Callable[[float], object]) -> None:
-        """Reads the files.
+        """Reads the files. A certificate that has expired is used, for want of a better one, with a warning.
+
+        It may be the clock that is wrong, and clients without one of their own go on; refusing to start would
+        help none.
 
         Args:
             files: Where.
@@ -54,13 +59,14 @@ class Certificates:
         paths = [files.certificate, files.key, *([files.client_ca] if files.client_ca else [])]
         self._watched = WatchedFiles(paths)
         try:
-            first = self._read()
+            self._in_use = _read(files)
         except (OSError, ValueError) as error:
             raise StartupError(
                 f"cannot use the certificate of --tls-certificate, --tls-key and --tls-client-ca: {error}"
             ) from error
+        self._use(self._in_use)
         self.credentials = grpc.dynamic_ssl_server_credentials(
-            first,
+            self._in_use.configuration,
             self._renewed,  # type: ignore[arg-type]  # None is no change, which the types leave out
             require_client_authentication=files.client_ca is not None,
         )
@@ -70,31 +76,80 @@ class Certificates:
         if not self._watched.have_changed():
             return None
         try:
-            configuration = self._read()
+            renewed = self._better()
         except Exception as error:  # noqa: BLE001 — gRPC would refuse the connection
             self._watched.look_again()
             _log.error("certificate_not_read", reason=str(error))
             return None
-        _log.info("certificate_read")
-        return configuration
+        _log.info("certificate_read", expires=renewed.expiry.isoformat())
+        if renewed.expiry < self._in_use.expiry:
+            _log.warning("certificate_expires_sooner", earlier_one=self._in_use.expiry.isoformat())
+        self._use(renewed)
+        return renewed.configuration
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
-        certificate, key = self._files.certificate.read_bytes(), self._files.key.read_bytes()
-        roots = self._files.client_ca.read_bytes() if self._files.client_ca else None
-        expiry = _checked_expiry(certificate, key)
-        if roots is not None:
-            x509.load_pem_x509_certificates(roots)
-        configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], roots)
-        self._publish_expiry(expiry)
-        return configuration
+    def _better(self) -> _Loaded:
+        renewed, now = _read(self._files), datetime.now(timezone.utc)
+        objection = renewed.objection(now)
+        if objection is not None and self._in_use.objection(now) is None:
+            raise ValueError(f"{objection}; the files in use are kept, which are valid")
+        return renewed
+
+    def _use(self, loaded: _Loaded) -> None:
+        self._in_use = loaded
+        self._publish_expiry(loaded.expiry.timestamp())
+        objection = loaded.objection(datetime.now(timezone.utc))
+        if objection is not None:
+            _log.warning("certificate_not_valid", reason=objection, advice="renew it, and check the clock")
 
 
-def _checked_expiry(certificate: bytes, key: bytes) -> float:
-    """Returns the Unix time at which a certificate ends.
+@dataclass(frozen=True)
+class _Loaded:
+    """The content of files that belong together."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    certificate: x509.Certificate
+    client_roots: Sequence[x509.Certificate]  # none if clients need no certificate
+
+    @property
+    def expiry(self) -> datetime:
+        return self.certificate.not_valid_after_utc
+
+    def objection(self, now: datetime) -> str | None:
+        """Returns why connections would fail at a time; None if they would not."""
+        if (period := _other_period(self.certificate, now)) is not None:
+            return f"the certificate {period}"
+        periods = [_other_period(root, now) for root in self.client_roots]
+        if periods and None not in periods:
+            return f"of the roots of clients' certificates, each is out of date; the first {periods[0]}"
+        return None
+
+
+def _other_period(certificate: x509.Certificate, now: datetime) -> str | None:
+    """Returns in which other time a certificate is valid; None if it is valid now."""
+    if now < certificate.not_valid_before_utc:
+        return f"is not valid before {certificate.not_valid_before_utc.isoformat()}"
+    if now >= certificate.not_valid_after_utc:
+        return f"expired at {certificate.not_valid_after_utc.isoformat()}"
+    return None
+
+
+def _read(files: CertificateFiles) -> _Loaded:
+    """Reads the files.
 
     Raises:
-        ValueError: It is none, or the key is another's, encrypted or of an unknown kind.
+        OSError: One cannot be read.
+        ValueError: One holds no certificate, or the key is another's, encrypted or of an unknown kind.
     """
+    certificate, key = files.certificate.read_bytes(), files.key.read_bytes()
+    roots = files.client_ca.read_bytes() if files.client_ca else None
+    return _Loaded(
+        grpc.ssl_server_certificate_configuration([(key, certificate)], roots),
+        _checked_certificate(certificate, key),
+        [] if roots is None else x509.load_pem_x509_certificates(roots),
+    )
+
+
+def _checked_certificate(certificate: bytes, key: bytes) -> x509.Certificate:
     leaf = x509.load_pem_x509_certificates(certificate)[0]
     try:
         private = load_pem_private_key(key, password=None)
@@ -106,4 +161,4 @@ def _checked_expiry(certificate: bytes, key: bytes) -> float:
     )
     if theirs != ours:
         raise ValueError("the key is not that of the certificate")
-    return leaf.not_valid_after_utc.timestamp()
+    return leaf
