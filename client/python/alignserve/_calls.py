@@ -29,6 +29,7 @@ class Call(Generic[_Result]):
         read: Takes a response apart. Any: the kinds of response travel alike.
         result: Makes the result, given the dimension of an embedding for rows that are missing.
         reads_files: Whether making a request takes long enough to keep it off an event loop.
+        makes_rows: Whether the result is an array, which has a width also without any row.
     """
 
     rpc: str
@@ -37,6 +38,7 @@ class Call(Generic[_Result]):
     read: Callable[[Any], Answer]
     result: Callable[[Outcome, int], _Result]
     reads_files: bool = False
+    makes_rows: bool = True
 
 
 def embed_image(images: Sequence[ImageInput], *, normalize: bool, dtype: Dtype) -> Call[ImageEmbeddings]:
@@ -65,7 +67,7 @@ def classify(
         labels=labels, prompt_templates=prompt_templates, top_k=top_k, include_stats=True
     )
     read, result = _responses.read_classifications, _responses.image_classifications
-    return Call("Classify", images, recipe, read, result, _reads_files(images))
+    return Call("Classify", images, recipe, read, result, _reads_files(images), makes_rows=False)
 
 
 def is_about_limits(error: AlignserveError) -> bool:

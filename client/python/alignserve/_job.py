@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -101,14 +102,17 @@ class Job:
         limits: Of one request.
         terms: Of the client.
         options: Of the caller.
+        deadline: Of all requests together.
     """
 
-    def __init__(self, call: Call[Any], limits: Limits, terms: Terms, options: Options) -> None:
+    def __init__(
+        self, call: Call[Any], limits: Limits, terms: Terms, options: Options, deadline: float
+    ) -> None:
         self.outcome = Outcome(len(call.items))
         self._call = call
         self._terms = terms
         self._options = options
-        self._total_deadline = _deadline(terms, options.total_timeout_seconds)
+        self._total_deadline = deadline
         self._unread = enumerate(call.items)
         self._read: deque[_Entry] = deque()  # and never sent
         self._returned: deque[deque[_Entry]] = deque()  # of requests that failed
@@ -119,6 +123,11 @@ class Job:
         self._answered_at = terms.clock.monotonic()
         self._resumes_at = -math.inf
         self._reported = 0
+
+    @property
+    def returns_errors(self) -> bool:
+        """Returns whether errors are returned in place."""
+        return self._options.returns_errors
 
     @property
     def is_done(self) -> bool:
@@ -140,14 +149,13 @@ class Job:
         return min(self._terms.deadline(self._options.timeout_seconds), self._total_deadline)
 
     def pause_seconds(self) -> float:
-        """Returns for how long nothing may be sent.
+        """Returns for how long nothing may be sent."""
+        return max(self._resumes_at - self._terms.clock.monotonic(), 0.0)
 
-        Raises:
-            DeadlineExceededError: The pause would outlast the time for all requests together.
-        """
+    def check_pause(self) -> None:
+        """Raises `DeadlineExceededError` if the pause outlasts the time for all requests together."""
         if self._resumes_at >= self._total_deadline:
             raise _list_expired()
-        return max(self._resumes_at - self._terms.clock.monotonic(), 0.0)
 
     def next_batch(self) -> Batch | None:
         """Returns the next request to send, or `None` while there is no room for it, or no item left.
@@ -195,6 +203,15 @@ class Job:
         if not self._options.returns_errors:
             raise error
         self.outcome.fail_rest(without_frames(error))
+
+    @contextmanager
+    def completing(self) -> Iterator[None]:
+        """Gives each exception that leaves the block the results that are there, Ctrl-C among them."""
+        try:
+            yield
+        except BaseException as error:
+            error.completed = dict(self.outcome.values)  # type: ignore[attr-defined]  # of any exception
+            raise
 
     def report(self) -> None:
         """Tells the caller how many items are done, if that has changed."""
@@ -322,10 +339,6 @@ class Job:
         else:
             self.outcome.errors[batch.positions[0]] = without_frames(error)
         return True
-
-
-def _deadline(terms: Terms, seconds: float | None) -> float:
-    return math.inf if seconds is None else terms.deadline(seconds)
 
 
 def _list_expired() -> DeadlineExceededError:

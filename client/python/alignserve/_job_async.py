@@ -50,8 +50,17 @@ class AsyncJobRun:
         """Returns once every item has its result or error.
 
         Raises:
-            AlignserveError: The job ended early, unless errors are returned; `completed` has what is done.
+            AlignserveError: The job ended early, unless errors are returned.
+            BaseException: What reading an item raises, or what `on_progress` does.
         """
+        with self._job.completing():
+            try:
+                await self._work()
+            except AlignserveError as error:
+                self._job.give_up(error)
+            self._job.report()
+
+    async def _work(self) -> None:
         try:
             await self._start()
             while not self._job.is_done:
@@ -59,13 +68,10 @@ class AsyncJobRun:
                 await self._wait()
                 await self._settle()
                 self._job.report()
-        except AlignserveError as error:
-            self._job.give_up(error)
         finally:
             for task in self._in_flight:
                 task.cancel()
             await asyncio.gather(*self._in_flight, return_exceptions=True)
-        self._job.report()
 
     async def _start(self) -> None:
         batch = await self._next_batch()
@@ -104,6 +110,7 @@ class AsyncJobRun:
         pause = self._job.pause_seconds()
         if not self._in_flight:
             if pause:
+                self._job.check_pause()
                 await self._caller.pause(pause)
         elif pause:
             await self._clock.wait_async(self._changed, pause)
@@ -121,9 +128,9 @@ class AsyncJobRun:
                 failed.append((batch, error))
             else:
                 self._job.answer(batch, response)
-        for batch, error in failed:  # after what was answered, which a failure may leave as it is
-            if not await self._is_resized(batch, error):
-                self._job.fail(batch, error)
+        for batch, failure in failed:  # after the answers, which count also if a failure ends the job
+            if not await self._is_resized(batch, failure):
+                self._job.fail(batch, failure)
 
     async def _is_resized(self, batch: Batch, error: AlignserveError) -> bool:
         """Returns whether the items go again because the server has other limits by now."""

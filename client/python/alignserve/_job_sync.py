@@ -40,8 +40,17 @@ class JobRun:
         """Returns once every item has its result or error.
 
         Raises:
-            AlignserveError: The job ended early, unless errors are returned; `completed` has what is done.
+            AlignserveError: The job ended early, unless errors are returned.
+            BaseException: What reading an item raises, or what `on_progress` does.
         """
+        with self._job.completing():
+            try:
+                self._work()
+            except AlignserveError as error:
+                self._job.give_up(error)
+            self._job.report()
+
+    def _work(self) -> None:
         try:
             self._start()
             while not self._job.is_done:
@@ -49,12 +58,9 @@ class JobRun:
                 self._wait()
                 self._settle()
                 self._job.report()
-        except AlignserveError as error:
-            self._job.give_up(error)
         finally:
             for future in self._in_flight:
                 future.cancel()
-        self._job.report()
 
     def _start(self) -> None:
         batch = self._job.next_batch()
@@ -87,6 +93,7 @@ class JobRun:
         pause = self._job.pause_seconds()
         if not self._in_flight:
             if pause:
+                self._job.check_pause()
                 self._caller.pause(pause)
         elif pause:
             self._clock.wait(self._changed, pause)
@@ -104,9 +111,9 @@ class JobRun:
                 failed.append((batch, error))
             else:
                 self._job.answer(batch, response)
-        for batch, error in failed:  # after what was answered, which a failure may leave as it is
-            if not self._is_resized(batch, error):
-                self._job.fail(batch, error)
+        for batch, failure in failed:  # after the answers, which count also if a failure ends the job
+            if not self._is_resized(batch, failure):
+                self._job.fail(batch, failure)
 
     def _is_resized(self, batch: Batch, error: AlignserveError) -> bool:
         """Returns whether the items go again because the server has other limits by now."""

@@ -57,7 +57,8 @@ class Recipe(Generic[_Payload]):
 
     def room(self, limits: Limits) -> float:
         """Returns how many bytes of items fit into one request, each with what is around it."""
-        return limits.max_bytes - self.build([]).ByteSize() - _BYTES_AROUND_ITEM
+        around: int = self.build([]).ByteSize() + _BYTES_AROUND_ITEM
+        return limits.max_bytes - around
 
     def bytes_of(self, payload: _Payload) -> int:
         """Returns the bytes that an item takes of the room."""

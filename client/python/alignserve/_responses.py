@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class Answer:
         stats: Of the request, if the server sent them.
     """
 
-    values: Sequence[Value]
+    values: Iterable[Value]
     tokenizations: Sequence[Tokenization]
     stats: InferenceStats | None
 
@@ -99,10 +99,6 @@ class Outcome:
             if position not in self.values:
                 self.errors.setdefault(position, error)
 
-    def in_place(self) -> list[Any]:
-        """Returns the result or the error of each item. Any: what the caller declares."""
-        return [self.errors.get(position, self.values.get(position)) for position in range(self.count)]
-
 
 def read_images(response: pb.EmbedImageResponse) -> Answer:
     """Takes a response apart."""
@@ -137,6 +133,11 @@ def image_classifications(outcome: Outcome, _: int) -> ImageClassifications:
     """Makes the result of a call."""
     found: Any = (outcome.values.get(position, []) for position in range(outcome.count))
     return ImageClassifications(tuple(found), outcome.stats, outcome.errors)
+
+
+def in_place(values: Iterable[Any], errors: Mapping[int, AlignserveError]) -> list[Any]:
+    """Returns the value or the error of each item. Any: what the call declares to return for one."""
+    return [errors.get(position, value) for position, value in enumerate(values)]
 
 
 def embedding_rows(embeddings: Sequence[pb.Embedding]) -> EmbeddingArray:
@@ -190,9 +191,11 @@ def _tokenization(tokenization: pb.Tokenization) -> Tokenization:
 
 
 def _rows(outcome: Outcome, dimension: int, dtype: Dtype) -> EmbeddingArray:
-    rows = np.full((outcome.count, dimension), np.nan, dtype)
-    for position, value in outcome.values.items():
-        rows[position] = value
+    found = cast("Mapping[int, EmbeddingArray]", outcome.values)
+    width = next(iter(found.values())).size if found else dimension
+    rows = np.full((outcome.count, width), np.nan, dtype)
+    for position, row in found.items():
+        rows[position] = row
     return rows
 
 
