@@ -14,8 +14,6 @@ from alignserve._job import Batch, Job
 from alignserve._requests import Limits
 from alignserve.errors import AlignserveError
 
-Method = grpc.aio.UnaryUnaryMultiCallable[Any, Any]  # Any: the kinds of request travel alike
-
 
 class AsyncJobRun:
     """Sends the requests of a job and takes their answers.
@@ -31,7 +29,7 @@ class AsyncJobRun:
     def __init__(
         self,
         caller: AsyncCaller,
-        method: Method,
+        method: grpc.aio.UnaryUnaryMultiCallable[Any, Any],  # Any: the kinds of request travel alike
         job: Job,
         refreshed: Callable[[], Awaitable[Limits]],
         *,

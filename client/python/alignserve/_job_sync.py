@@ -14,8 +14,6 @@ from alignserve._job import Batch, Job
 from alignserve._requests import Limits
 from alignserve.errors import AlignserveError
 
-Method = grpc.UnaryUnaryMultiCallable[Any, Any]  # Any: the kinds of request travel alike
-
 
 class JobRun:
     """Sends the requests of a job and takes their answers.
@@ -27,7 +25,13 @@ class JobRun:
         refreshed: Asks the server for its limits, as one with others may have come in its place.
     """
 
-    def __init__(self, caller: Caller, method: Method, job: Job, refreshed: Callable[[], Limits]) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        method: grpc.UnaryUnaryMultiCallable[Any, Any],  # Any: the kinds of request travel alike
+        job: Job,
+        refreshed: Callable[[], Limits],
+    ) -> None:
         self._caller = caller
         self._clock = caller.terms.clock
         self._method = method
