@@ -5,8 +5,8 @@ Each behaviour is stated once and run on both: `call` hides which client it is.
 
 from __future__ import annotations
 
-import _thread
 import asyncio
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -415,7 +415,9 @@ def test_ctrl_c_carries_what_was_done(server: FakeServer) -> None:
 
     def interrupt() -> None:
         server.wait_for_received(4)
-        _thread.interrupt_main()
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
 
     with Client(server.target, max_in_flight=1) as client:
         threading.Thread(target=interrupt).start()

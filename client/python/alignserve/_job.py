@@ -145,17 +145,17 @@ class Job:
             DeadlineExceededError: The time for all requests together is over.
         """
         if self._terms.clock.monotonic() >= self._total_deadline:
-            raise _list_expired()
+            raise list_expired()
         return min(self._terms.deadline(self._options.timeout_seconds), self._total_deadline)
 
     def pause_seconds(self) -> float:
         """Returns for how long nothing may be sent."""
         return max(self._resumes_at - self._terms.clock.monotonic(), 0.0)
 
-    def check_pause(self) -> None:
-        """Raises `DeadlineExceededError` if the pause outlasts the time for all requests together."""
-        if self._resumes_at >= self._total_deadline:
-            raise _list_expired()
+    @property
+    def resumes(self) -> bool:
+        """Returns whether the pause ends before the time for all requests together does."""
+        return self._resumes_at < self._total_deadline
 
     def next_batch(self) -> Batch | None:
         """Returns the next request to send, or `None` while there is no room for it, or no item left.
@@ -341,7 +341,8 @@ class Job:
         return True
 
 
-def _list_expired() -> DeadlineExceededError:
+def list_expired() -> DeadlineExceededError:
+    """Returns the error of a list whose own deadline comes before it is done."""
     return DeadlineExceededError(
         "the time given for the list is over; allow more by total_timeout_seconds",
         grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -10,7 +10,7 @@ import grpc
 
 from alignserve._caller import Caller
 from alignserve._calls import is_about_limits
-from alignserve._job import Batch, Job
+from alignserve._job import Batch, Job, list_expired
 from alignserve._requests import Limits
 from alignserve.errors import AlignserveError
 
@@ -95,14 +95,14 @@ class JobRun:
 
     def _wait(self) -> None:
         pause = self._job.pause_seconds()
-        if not self._in_flight:
-            if pause:
-                self._job.check_pause()
-                self._caller.pause(pause)
-        elif pause:
+        if pause and self._in_flight and self._job.resumes:
             self._clock.wait(self._changed, pause)
-        else:
+        elif self._in_flight:
             self._changed.wait()
+        elif pause and self._job.resumes:
+            self._caller.pause(pause)
+        elif pause:
+            raise list_expired()
         self._changed.clear()  # before looking, so that none is overlooked
 
     def _settle(self) -> None:
