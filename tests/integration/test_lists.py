@@ -58,7 +58,10 @@ async def test_an_image_on_which_the_model_fails_is_found() -> None:
     """The server does not name it; the others of its request are embedded."""
     encoder = FakeEncoder()
     sent = images(0)
-    async with running(encoder) as served, AsyncClient(f"127.0.0.1:{served.server.port}") as client:
+    async with (
+        running(encoder, max_client_batch_size=4) as served,
+        AsyncClient(f"127.0.0.1:{served.server.port}") as client,
+    ):
         encoder.failing = {encoder.key(sent[77])}
         found = await client.embed_image(sent, on_error="return")
 
