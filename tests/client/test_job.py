@@ -14,6 +14,7 @@ import pytest
 from alignserve import (
     AlignserveError,
     DeadlineExceededError,
+    FieldViolation,
     ImageInput,
     InvalidArgumentError,
     ResourceExhaustedError,
@@ -75,6 +76,11 @@ def full(delay: float = 0.0, reason: str = "QUEUE_FULL") -> ResourceExhaustedErr
 
 def gone() -> UnavailableError:
     return UnavailableError("gone", grpc.StatusCode.UNAVAILABLE)
+
+
+def broken() -> InvalidArgumentError:
+    violation = FieldViolation("images[0].content", "broken", "IMAGE_UNREADABLE")
+    return InvalidArgumentError("broken", grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNREADABLE", [violation])
 
 
 def late() -> DeadlineExceededError:
@@ -236,6 +242,21 @@ def test_a_job_outlasts_any_number_of_refusals_while_it_gets_on(terms: Terms, ti
             job.answer(batch, answer(batch))
 
     assert job.is_done
+
+
+def test_an_answer_about_bad_items_is_an_answer(terms: Terms, time: Any) -> None:
+    """A list of which every item is bad gets on too, and outlasts refusals between."""
+    call = embed_image([b"x"] * 20, normalize=True, dtype="float32")
+    job = Job(call, Limits(1), terms, dataclasses.replace(OPTIONS, on_error="return"), math.inf)
+
+    for number in itertools.count():
+        batch = job.next_batch()
+        if batch is None:
+            break
+        time.now += 60
+        job.fail(batch, full(30.0) if number % 9 else broken())
+
+    assert sorted(job.outcome.errors) == list(range(20))
 
 
 @pytest.mark.parametrize(

@@ -175,8 +175,7 @@ class Job:
         """Enters the response to a request."""
         self._window.end(len(batch.entries))
         self._window.widen(len(batch.entries))
-        self._tries = 0
-        self._answered_at = self._terms.clock.monotonic()
+        self._get_on()
         self.outcome.enter(batch.positions, self._call.read(response))
 
     def fail(self, batch: Batch, error: AlignserveError) -> None:
@@ -188,7 +187,9 @@ class Job:
         error = error_at_positions(error, batch.positions)
         if self._holds_back(batch, error):
             self._give_back(batch.entries)
-        elif not (self._options.returns_errors and self._isolates(batch, error)):
+        elif self._options.returns_errors and self._isolates(batch, error):
+            self._get_on()
+        else:
             raise error
         self._window.end(len(batch.entries))
 
@@ -218,6 +219,10 @@ class Job:
         if self._options.on_progress is not None and self.outcome.done > self._reported:
             self._reported = self.outcome.done
             self._options.on_progress(self.outcome.done, self.outcome.count)
+
+    def _get_on(self) -> None:
+        self._tries = 0
+        self._answered_at = self._terms.clock.monotonic()
 
     def _limit(self, limits: Limits) -> None:
         self._limits = limits
