@@ -15,6 +15,10 @@ from alignserve._requests import Limits
 from alignserve.errors import AlignserveError
 
 
+# Ctrl-C does not end a wait that it came just before, nor on Windows any wait without a timeout.
+_WAKE_SECONDS = 0.2
+
+
 class JobRun:
     """Sends the requests of a job and takes their answers.
 
@@ -98,7 +102,8 @@ class JobRun:
         if pause and self._in_flight and self._job.resumes:
             self._clock.wait(self._changed, pause)
         elif self._in_flight:
-            self._changed.wait()
+            while not self._changed.wait(_WAKE_SECONDS):
+                pass
         elif pause and self._job.resumes:
             self._caller.pause(pause)
         elif pause:
