@@ -14,7 +14,6 @@ from alignserve._job import Batch, Job, list_expired
 from alignserve._requests import Limits
 from alignserve.errors import AlignserveError
 
-
 # Ctrl-C does not end a wait that it came just before, nor on Windows any wait without a timeout.
 _WAKE_SECONDS = 0.2
 
