@@ -115,6 +115,44 @@ def test_embed_npy_has_a_row_for_every_input(
     assert "nowhere.jpg: cannot read the input" in err
 
 
+@pytest.mark.parametrize(
+    "command_line", ["embed {folder}/b.jpg {folder}/c.jpg {folder}/d.jpg", "stream {folder}"]
+)
+def test_what_was_embedded_is_saved_although_the_server_goes_away(
+    server: FakeServer, run: Any, tmp_path: Path, command_line: str
+) -> None:
+    """Files without an answer are named one by one, have rows of NaN, and make the exit code 1."""
+    for name in ("b.jpg", "c.jpg", "d.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    server.break_stream(1, grpc.StatusCode.PERMISSION_DENIED, "KEY_REVOKED")
+    out = tmp_path / "out.npy"
+
+    code, _, err = run(*command_line.format(folder=tmp_path).split(), "--npy", out)
+
+    rows = np.load(out)
+    assert code == 1
+    assert np.array_equal(rows[0], server.embedding_of(b"b.jpg"))
+    assert np.isnan(rows[1:]).all()
+    assert [f"{name}: " in err for name in ("b.jpg", "c.jpg", "d.jpg")] == [False, True, True]
+
+
+def test_embed_leaves_out_what_is_broken_and_writes_the_rest(
+    server: FakeServer, run: Any, tmp_path: Path
+) -> None:
+    """One bad file among many is a line on stderr, whether the server or the disk has it so."""
+    files = [tmp_path / f"{number}.jpg" for number in range(50)]
+    for file in files[:49]:
+        file.write_bytes(file.name.encode())
+    server.fail_input(b"7.jpg", message="no image")
+
+    code, _, err = run("embed", *files, "--npy", tmp_path / "out.npy")
+
+    rows = np.load(tmp_path / "out.npy")
+    assert code == 1
+    assert np.flatnonzero(np.isnan(rows).any(axis=1)).tolist() == [7, 49]
+    assert err.count("\n") == 2
+
+
 def test_embed_prints_vectors_and_similarities(run: Any, photo: Path) -> None:
     """With images and texts there is a second table, of each against each."""
     code, out, _ = run("embed", photo, "--text", "a", "b")

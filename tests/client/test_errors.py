@@ -8,7 +8,7 @@ import alignserve
 import grpc
 import pytest
 from alignserve import FieldViolation
-from alignserve.errors import error_at_offset, error_from_call, error_from_status
+from alignserve.errors import error_at_positions, error_from_call, error_from_status, errors_of_items
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -120,7 +120,26 @@ def test_errors_survive_pickling() -> None:
 
 def test_positions_are_those_of_the_callers_list() -> None:
     """The error of a later part of a split list names the position in the whole list."""
-    error = error_at_offset(FULL, 64)
+    error = error_at_positions(FULL, [64, 65, 66, 90])
 
-    assert error.message == "images[67].content: unreadable"
-    assert error.violations[0].field == "images[67].content"
+    assert error.message == "images[90].content: unreadable"
+    assert error.violations[0].field == "images[90].content"
+
+
+def test_each_item_at_fault_has_an_error_of_its_own() -> None:
+    """An error that names several items is told apart; what is no item, such as a label, is not one."""
+    violations = [
+        FieldViolation("images[3].content", "broken", "IMAGE_UNREADABLE"),
+        FieldViolation("images[12].content", "too large", "IMAGE_TOO_LARGE"),
+        FieldViolation("labels[5]", "blank", "LABELS_INVALID"),
+    ]
+    error = alignserve.InvalidArgumentError(
+        "two images", grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNREADABLE", violations
+    )
+
+    found = errors_of_items(error)
+
+    assert {position: (each.message, each.reason) for position, each in found.items()} == {
+        3: ("images[3].content: broken", "IMAGE_UNREADABLE"),
+        12: ("images[12].content: too large", "IMAGE_TOO_LARGE"),
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import grpc
 import pytest
 from alignserve import (
@@ -13,8 +11,7 @@ from alignserve import (
     RetryPolicy,
     UnavailableError,
 )
-from alignserve._channel import channel_options
-from alignserve._retry import reconnect_delay_seconds, refusal_delay_seconds
+from alignserve._retry import Repeats, end_of_call, reconnect_delay_seconds
 
 POLICY = RetryPolicy(max_attempts=3, max_stream_attempts=4, jitter=0.5)
 
@@ -29,6 +26,23 @@ def gone(delay: float | None = None) -> UnavailableError:
     return UnavailableError("gone", grpc.StatusCode.UNAVAILABLE, retry_delay_seconds=delay)
 
 
+def stopping() -> UnavailableError:
+    return UnavailableError("stopping", grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", retry_delay_seconds=0.1)
+
+
+def delays(
+    error: AlignserveError,
+    count: int,
+    *,
+    remaining: float = 30.0,
+    policy: RetryPolicy = POLICY,
+    jitter: float = 0.0,
+) -> list[float | None]:
+    """Returns the pauses after `count` attempts that all met the error."""
+    repeats = Repeats(policy, lambda: jitter)
+    return [repeats.delay_seconds(error, remaining) for _ in range(count)]
+
+
 @pytest.mark.parametrize(
     ("error", "attempt", "remaining", "delay"),
     [
@@ -38,7 +52,8 @@ def gone(delay: float | None = None) -> UnavailableError:
         (full(0.05), 3, 30.0, 0.6),
         (full(2.0), 1, 3.0, None),
         (full(None), 1, 30.0, None),
-        (gone(2.0), 1, 30.0, None),
+        (gone(2.0), 1, 30.0, 3.0),
+        (gone(), 2, 30.0, 0.3),
     ],
     ids=[
         "as the server asks",
@@ -47,16 +62,39 @@ def gone(delay: float | None = None) -> UnavailableError:
         "longer each time",
         "outlasts the deadline",
         "no delay sent",
-        "gRPC's own",
+        "unavailable, as the server asks",
+        "unavailable, longer each time",
     ],
 )
 def test_a_refused_call_waits_as_the_server_asks_or_longer(
-    error: ResourceExhaustedError, attempt: int, remaining: float, delay: float | None
+    error: AlignserveError, attempt: int, remaining: float, delay: float | None
 ) -> None:
     """The pause is the longer one of the server's and the backoff, with jitter on top."""
-    assert refusal_delay_seconds(POLICY, error, attempt, remaining, lambda: 1.0) == (
-        pytest.approx(delay) if delay else None
-    )
+    last = delays(error, attempt, remaining=remaining, jitter=1.0)[-1]
+
+    assert last == (pytest.approx(delay) if delay else None)
+
+
+def test_unavailable_is_repeated_up_to_the_number_of_attempts() -> None:
+    """A policy of three attempts has two pauses, whatever gRPC's own retries are limited to."""
+    assert delays(gone(), 3) == [0.1, 0.2, None]
+    assert delays(gone(), 8, policy=RetryPolicy(max_attempts=8))[-2:] == [5.0, None]
+
+
+def test_a_stopping_server_is_asked_as_long_as_the_deadline_allows() -> None:
+    """A refusal by a server that stops ends with the server, and says nothing about the others."""
+    assert None not in delays(stopping(), 50)
+
+
+def test_refusals_use_up_no_attempts() -> None:
+    """A call that waited for a full server is repeated as often as another one when its server goes away."""
+    repeats = Repeats(POLICY, lambda: 0.0)
+    for _ in range(10):
+        repeats.delay_seconds(full(0.1), 30.0)
+
+    pauses = [repeats.delay_seconds(gone(), 30.0) for _ in range(3)]
+
+    assert [pause is None for pause in pauses] == [False, False, True]
 
 
 def test_a_deadline_that_is_too_close_is_not_tried_again() -> None:
@@ -65,14 +103,24 @@ def test_a_deadline_that_is_too_close_is_not_tried_again() -> None:
         "late", grpc.StatusCode.RESOURCE_EXHAUSTED, "WOULD_MISS_DEADLINE", retry_delay_seconds=0.1
     )
 
-    assert refusal_delay_seconds(POLICY, error, 1, 30.0, lambda: 0.0) is None
+    assert delays(error, 1) == [None]
 
 
-def test_one_attempt_means_that_a_refusal_is_final() -> None:
+@pytest.mark.parametrize("error", [full(0.1), gone(), stopping()], ids=["full", "gone", "stopping"])
+def test_one_attempt_means_that_a_refusal_is_final(error: AlignserveError) -> None:
     """Who turns repeats off gets none, also from a server that says when to come back."""
-    policy = RetryPolicy(max_attempts=1)
+    assert delays(error, 1, policy=RetryPolicy(max_attempts=1)) == [None]
 
-    assert refusal_delay_seconds(policy, full(0.1), 1, 30.0, lambda: 0.0) is None
+
+def test_a_cancel_of_the_server_is_a_broken_connection() -> None:
+    """A server that stops cancels its calls without a reason; that is not the caller's own cancel."""
+    cause = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+    error = end_of_call(cause)
+
+    assert type(error) is UnavailableError
+    assert error.code is grpc.StatusCode.UNAVAILABLE
+    assert "the server cancelled the call" in error.message
 
 
 @pytest.mark.parametrize(
@@ -125,25 +173,3 @@ def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
     """A policy that could not be followed is an error where it is made."""
     with pytest.raises(ValueError, match=r"attempts|backoff|jitter"):
         RetryPolicy(**wrong)  # type: ignore[arg-type]
-
-
-def test_grpc_retries_unary_calls_that_meet_unavailable() -> None:
-    """The service config names UNAVAILABLE, every unary method, and no stream."""
-    config = json.loads(dict(channel_options(POLICY, ()))["grpc.service_config"])
-
-    method_config = config["methodConfig"][0]
-    assert method_config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert method_config["retryPolicy"]["maxAttempts"] == 3
-    assert {name["method"] for name in method_config["name"]} == {
-        "EmbedImage",
-        "EmbedText",
-        "Classify",
-        "GetModelInfo",
-    }
-
-
-def test_one_attempt_means_no_retries() -> None:
-    """A policy of one attempt leaves gRPC's own retries out."""
-    config = json.loads(dict(channel_options(RetryPolicy(max_attempts=1), ()))["grpc.service_config"])
-
-    assert "methodConfig" not in config

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from alignserve import AsyncClient, Classification, Client, ImageInput, ImageItem, Item, StreamResult
+from alignserve import AlignserveError, AsyncClient, Classification, Client, ImageInput, ImageItem, Item
+from alignserve import StreamResult
 
 Photo = ImageInput | None
 
@@ -40,12 +41,27 @@ def blocking(client: Client, paths: list[Path]) -> StreamResult:
     vector: npt.NDArray[np.float32] = client.embed_text("a")
     one: list[Classification] = client.classify(photo, ["cat"])
     many: list[list[Classification]] = client.classify([photo], ["cat"])
+    for position, found in enumerate(client.embed_image(paths, on_error="return")):
+        if isinstance(found, AlignserveError):
+            print(paths[position], found.reason)
+        else:
+            print(found.shape)
+    either: npt.NDArray[np.floating] | AlignserveError = client.embed_text("a", on_error="return")
+    texts: list[npt.NDArray[np.floating] | AlignserveError] = client.embed_text(["a"], on_error="return")
+    labels: list[list[Classification] | AlignserveError] = client.classify(
+        [photo], ["cat"], on_error="return", on_progress=lambda done, total: print(done / total)
+    )
+    label: list[Classification] | AlignserveError = client.classify(photo, ["cat"], on_error="return")
     items: list[Item] = [ImageItem(photo, id=vector.size + len(one) + len(many))]
     return next(client.stream(items))
 
 
 async def asynchronous(client: AsyncClient, photo: Photo) -> list[Classification]:
     await client.embed_image(photo or Image.new("L", (2, 2)))
+    rows: npt.NDArray[np.floating] = await client.embed_text(["a"], total_timeout_seconds=5)
+    found: list[npt.NDArray[np.floating] | AlignserveError] = await client.embed_text(
+        ["a"], on_error="return"
+    )
     return await client.classify(Image.open("a.jpg"), ["cat"])
 """
 

@@ -1,19 +1,17 @@
-"""Calls over an asyncio channel: deadlines, retries, and several requests in flight for one call."""
+"""Requests over an asyncio channel: deadlines, repeats, and whose cancel it was."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
 
-from alignserve._requests import Part
-from alignserve._retry import refusal_delay_seconds
+from alignserve._retry import Repeats, RetryPolicy, end_of_call
 from alignserve._terms import Terms, client_closed
-from alignserve.errors import error_at_offset, error_from_call
+from alignserve.errors import AlignserveError
 
 _T = TypeVar("_T")
 _Response = TypeVar("_Response")
@@ -23,8 +21,8 @@ _Response = TypeVar("_Response")
 class AsyncCaller:
     """Sends requests. Each has its own deadline, which all of its attempts share.
 
-    `closed` is set before the channel closes: it ends pauses, and tells a closed client from a cancelled
-    task.
+    `closed` is set before the channel closes: it ends pauses, and tells a closed client from a cancelled task
+    and from a server that cancels.
     """
 
     terms: Terms
@@ -34,74 +32,49 @@ class AsyncCaller:
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response],
         request: object,
-        timeout_seconds: float | None,
+        deadline: float,
         *,
-        offset: int = 0,
         wait_for_ready: bool | None = None,
+        retry: RetryPolicy | None = None,
     ) -> _Response:
-        """Sends one request, whose items begin at `offset` of the caller's list, and returns its response.
+        """Sends one request and returns its response.
+
+        Args:
+            method: Of the stub.
+            request: The message.
+            deadline: Of all attempts together, by the clock.
+            wait_for_ready: Instead of the client's.
+            retry: Instead of the client's.
 
         Raises:
             AlignserveError: It failed, and no retry was left.
         """
-        deadline = self.terms.deadline(timeout_seconds)
-        attempt = 1
+        repeats = Repeats(retry or self.terms.retry, self.terms.clock.random)
         while True:
             try:
-                return await self._response(self._begun(method, request, deadline, wait_for_ready))
-            except grpc.aio.AioRpcError as cause:
-                error = error_at_offset(error_from_call(cause), offset)
-                delay = refusal_delay_seconds(
-                    self.terms.retry,
-                    error,
-                    attempt,
-                    self.terms.remaining_seconds(deadline),
-                    self.terms.clock.random,
-                )
+                return await self.attempt(method, request, deadline, wait_for_ready=wait_for_ready)
+            except AlignserveError as error:
+                delay = repeats.delay_seconds(error, self.terms.remaining_seconds(deadline))
                 if delay is None:
-                    raise error from cause
+                    raise
             await self.pause(delay)
-            attempt += 1
 
-    async def call_parts(
+    async def attempt(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response],
-        parts: AsyncIterable[Part[Any]],  # Any: the three kinds of request travel alike
-        timeout_seconds: float | None,
-    ) -> list[_Response]:
-        """Sends the parts of one call, `max_in_flight` at a time, and returns their responses in order.
+        request: object,
+        deadline: float,
+        *,
+        wait_for_ready: bool | None = None,
+    ) -> _Response:
+        """Sends one request, once, and returns its response.
 
         Raises:
-            AlignserveError: One failed, and no retry was left; the others are cancelled.
+            CallCancelledError: The client was closed.
+            AlignserveError: It failed.
+            asyncio.CancelledError: The task was cancelled, or an interceptor cancelled the call.
         """
-        in_flight: deque[asyncio.Task[_Response]] = deque()
-        responses: list[_Response] = []
-        try:
-            async for part in parts:
-                if len(in_flight) == self.terms.max_in_flight:
-                    responses.append(await in_flight[0])
-                    in_flight.popleft()
-                call = self.call(method, part.request, timeout_seconds, offset=part.offset)
-                in_flight.append(asyncio.create_task(call))
-            while in_flight:
-                responses.append(await in_flight[0])
-                in_flight.popleft()
-        finally:
-            for task in in_flight:
-                task.cancel()
-            await asyncio.gather(*in_flight, return_exceptions=True)
-        return responses
-
-    def open_stream(self, method: Callable[..., _T], requests: object, deadline: float) -> _T:
-        """Begins a stream; it does not wait for a server, since streams come back by themselves."""
-        return self._begun(method, requests, deadline, wait_for_ready=False)
-
-    async def pause(self, seconds: float) -> None:
-        """Waits, unless the client is closed meanwhile, which raises `CallCancelledError`."""
-        if await self.terms.clock.wait_async(self.closed, seconds):
-            raise client_closed()
-
-    async def _response(self, call: grpc.aio.UnaryUnaryCall[Any, _Response]) -> _Response:
+        call = self._begin(method, request, deadline, wait_for_ready)
         # A call reports its own end by CancelledError too, so its status is asked for before its response:
         # what is raised from waiting for the status is the cancellation of the task.
         try:
@@ -111,20 +84,22 @@ class AsyncCaller:
         except asyncio.CancelledError:
             call.cancel()
             raise
+        except grpc.aio.AioRpcError as cause:
+            raise end_of_call(cause) from cause
 
-    def _begun(
+    def open_stream(self, method: Callable[..., _T], requests: object, deadline: float) -> _T:
+        """Begins a stream; it does not wait for a server, since streams come back by themselves."""
+        return self._begin(method, requests, deadline, wait_for_ready=False)
+
+    async def pause(self, seconds: float) -> None:
+        """Waits, unless the client is closed meanwhile, which raises `CallCancelledError`."""
+        if await self.terms.clock.wait_async(self.closed, seconds):
+            raise client_closed()
+
+    def _begin(
         self, begin: Callable[..., _T], request: object, deadline: float, wait_for_ready: bool | None
     ) -> _T:
         if self.closed.is_set():
             raise client_closed()
         waits = self.terms.wait_for_ready if wait_for_ready is None else wait_for_ready
         return begin(request, wait_for_ready=waits, **self.terms.call_options(deadline))
-
-
-async def read_parts(parts: Iterator[Part[Any]], *, in_thread: bool) -> AsyncIterator[Part[Any]]:
-    """Yields the parts, each made in a worker thread if making it reads files."""
-    while True:
-        part = await asyncio.to_thread(next, parts, None) if in_thread else next(parts, None)
-        if part is None:
-            return
-        yield part

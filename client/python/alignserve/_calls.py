@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from alignserve import _requests, _responses
 from alignserve._images import ImageInput
 from alignserve._items import Dtype
-from alignserve._requests import Limits, Part
+from alignserve._requests import Recipe, strings
+from alignserve._responses import Answer, Outcome
 from alignserve._results import ImageClassifications, ImageEmbeddings, TextEmbeddings
 from alignserve.errors import AlignserveError, ResourceExhaustedError
 
@@ -24,58 +25,53 @@ class Call(Generic[_Result]):
     Attributes:
         rpc: Name of the method at the server.
         items: The images or texts.
-        parts: Makes the requests, each when it is wanted. Any: the kinds of request travel alike.
-        join: Makes the result of their responses.
+        recipe: How they become requests. Any: bytes or str.
+        read: Takes a response apart. Any: the kinds of response travel alike.
+        result: Makes the result, given the dimension of an embedding for rows that are missing.
         reads_files: Whether making a request takes long enough to keep it off an event loop.
+        makes_rows: Whether the result is an array, which has a width also without any row.
     """
 
     rpc: str
     items: Sequence[object]
-    parts: Callable[[Limits], Iterator[Part[Any]]]
-    join: Callable[[Sequence[Any]], _Result]
+    recipe: Recipe[Any]
+    read: Callable[[Any], Answer]
+    result: Callable[[Outcome, int], _Result]
     reads_files: bool = False
+    makes_rows: bool = True
 
 
 def embed_image(images: Sequence[ImageInput], *, normalize: bool, dtype: Dtype) -> Call[ImageEmbeddings]:
     """Returns the call that embeds images."""
-    parts = functools.partial(
-        _requests.embed_image_parts, images, normalize=normalize, dtype=dtype, include_stats=True
-    )
-    return Call("EmbedImage", images, parts, _responses.image_embeddings, _reads_files(images))
+    recipe = _requests.embed_image_recipe(normalize=normalize, dtype=dtype, include_stats=True)
+    result = functools.partial(_responses.image_embeddings, dtype=dtype)
+    return Call("EmbedImage", images, recipe, _responses.read_images, result, _reads_files(images))
 
 
 def embed_text(
     texts: Sequence[str], *, truncate: bool, normalize: bool, dtype: Dtype
 ) -> Call[TextEmbeddings]:
     """Returns the call that embeds texts."""
-    parts = functools.partial(
-        _requests.embed_text_parts,
-        texts,
-        truncate=truncate,
-        normalize=normalize,
-        dtype=dtype,
-        include_stats=True,
+    recipe = _requests.embed_text_recipe(
+        truncate=truncate, normalize=normalize, dtype=dtype, include_stats=True
     )
-    return Call("EmbedText", texts, parts, _responses.text_embeddings)
+    result = functools.partial(_responses.text_embeddings, dtype=dtype)
+    return Call("EmbedText", strings(texts, "texts"), recipe, _responses.read_texts, result)
 
 
 def classify(
     images: Sequence[ImageInput], labels: Sequence[str], *, prompt_templates: Sequence[str], top_k: int
 ) -> Call[ImageClassifications]:
     """Returns the call that classifies images."""
-    parts = functools.partial(
-        _requests.classify_parts,
-        images,
-        labels=labels,
-        prompt_templates=prompt_templates,
-        top_k=top_k,
-        include_stats=True,
+    recipe = _requests.classify_recipe(
+        labels=labels, prompt_templates=prompt_templates, top_k=top_k, include_stats=True
     )
-    return Call("Classify", images, parts, _responses.image_classifications, _reads_files(images))
+    read, result = _responses.read_classifications, _responses.image_classifications
+    return Call("Classify", images, recipe, read, result, _reads_files(images), makes_rows=False)
 
 
 def is_about_limits(error: AlignserveError) -> bool:
-    """Says whether a request may have been refused for being larger than the server allows by now.
+    """Returns whether a request may have been refused for being larger than the server allows by now.
 
     gRPC itself refuses too many bytes, and adds no reason.
     """

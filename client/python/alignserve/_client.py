@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 import grpc
-import numpy as np
 
 from alignserve import _calls, _responses
 from alignserve._caller import Caller
@@ -26,6 +26,8 @@ from alignserve._health import (
 )
 from alignserve._images import ImageInput, as_list
 from alignserve._items import Dtype, Item, StreamResult
+from alignserve._job import Job, OnError, OnProgress, Options
+from alignserve._job_sync import JobRun
 from alignserve._requests import Limits
 from alignserve._results import (
     Classification,
@@ -64,7 +66,8 @@ class Client:
             when somebody's does.
         retry: When failed calls are repeated.
         wait_for_ready: Waits for a server that cannot be reached, up to the deadline, rather than failing.
-        max_in_flight: Most requests in flight for one call that is split.
+        max_in_flight: Maximum number of requests in flight for one call that is split; there are fewer
+            while the server is full.
         options: gRPC channel options, which win over those set here.
     """
 
@@ -95,7 +98,7 @@ class Client:
             clock=_clock,
         )
         self._caller = Caller(self._terms)
-        channel_args = channel_options(self._terms.retry, options)
+        channel_args = channel_options(options)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, channel_args)
         else:
@@ -123,6 +126,7 @@ class Client:
             stream.fail(client_closed())
         self._channel.close()
 
+    @overload
     def embed_image(
         self,
         image: ImageInput | Iterable[ImageInput],
@@ -130,7 +134,49 @@ class Client:
         normalize: bool = True,
         dtype: Dtype = "float32",
         timeout_seconds: float | None = None,
-    ) -> EmbeddingArray:
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray: ...
+
+    # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
+    @overload
+    def embed_image(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        *,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray | AlignserveError: ...
+
+    @overload
+    def embed_image(
+        self,
+        image: Iterable[ImageInput],
+        *,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> list[EmbeddingArray | AlignserveError]: ...
+
+    def embed_image(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        *,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
         """Embeds an image, or several.
 
         Args:
@@ -139,15 +185,33 @@ class Client:
                 list of such.
             normalize: Scales embeddings to length 1.
             dtype: Data type of the embeddings; `float16` halves the bytes that travel.
-            timeout_seconds: Instead of the client's.
+            timeout_seconds: Of each request, instead of the client's.
+            total_timeout_seconds: Of the whole call. Without, a list lasts as long as it gets on.
+            on_error: `return` gives, in the place of each image that failed, its error instead of raising it.
+            on_progress: Called as `on_progress(done, total)` after images were embedded or failed.
 
         Returns:
-            (embedding_dimension,) for one image, (images, embedding_dimension) for a list.
+            (embedding_dimension,) for one image, (images, embedding_dimension) for a list. With
+            `on_error="return"`, a list of vectors and errors.
+
+        Raises:
+            AlignserveError: `completed` has the embeddings of a list that were there already, by position.
         """
         images, is_one = as_list(image)
         found = self.embed_image_detailed(
-            images, normalize=normalize, dtype=dtype, timeout_seconds=timeout_seconds
+            images,
+            normalize=normalize,
+            dtype=dtype,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
         )
+        if on_error == "return":
+            results: list[EmbeddingArray | AlignserveError] = _responses.in_place(
+                found.embeddings, found.errors
+            )
+            return results[0] if is_one else results
         return found.embeddings[0] if is_one else found.embeddings
 
     def embed_image_detailed(
@@ -157,12 +221,63 @@ class Client:
         normalize: bool = True,
         dtype: Dtype = "float32",
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
     ) -> ImageEmbeddings:
-        """Embeds like `embed_image`, and returns timings too; one image gives one row."""
+        """Embeds like `embed_image`, and returns timings and errors too; one image gives one row."""
         images, _ = as_list(image)
-        if not images:
-            return ImageEmbeddings(self._no_embeddings(dtype, timeout_seconds), ())
-        return self._run(_calls.embed_image(images, normalize=normalize, dtype=dtype), timeout_seconds)
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
+        call = _calls.embed_image(images, normalize=normalize, dtype=dtype)
+        return self._run(call, options)
+
+    @overload
+    def embed_text(
+        self,
+        text: str | Iterable[str],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray: ...
+
+    # A str is also an iterable of str, as above.
+    @overload
+    def embed_text(  # type: ignore[overload-overlap]
+        self,
+        text: str,
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray | AlignserveError: ...
+
+    @overload
+    def embed_text(
+        self,
+        text: Iterable[str],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> list[EmbeddingArray | AlignserveError]: ...
 
     def embed_text(
         self,
@@ -172,7 +287,10 @@ class Client:
         normalize: bool = True,
         dtype: Dtype = "float32",
         timeout_seconds: float | None = None,
-    ) -> EmbeddingArray:
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
         """Embeds a text, or several.
 
         Args:
@@ -180,14 +298,33 @@ class Client:
             truncate: Cuts texts longer than `ModelInfo.max_text_tokens`, which otherwise fail.
             normalize: Scales embeddings to length 1.
             dtype: Data type of the embeddings; `float16` halves the bytes that travel.
-            timeout_seconds: Instead of the client's.
+            timeout_seconds: Of each request, instead of the client's.
+            total_timeout_seconds: Of the whole call. Without, a list lasts as long as it gets on.
+            on_error: `return` gives, in the place of each text that failed, its error instead of raising it.
+            on_progress: Called as `on_progress(done, total)` after texts were embedded or failed.
 
         Returns:
-            (embedding_dimension,) for one text, (texts, embedding_dimension) for a list.
+            (embedding_dimension,) for one text, (texts, embedding_dimension) for a list. With
+            `on_error="return"`, a list of vectors and errors.
+
+        Raises:
+            AlignserveError: `completed` has the embeddings of a list that were there already, by position.
         """
         found = self.embed_text_detailed(
-            text, truncate=truncate, normalize=normalize, dtype=dtype, timeout_seconds=timeout_seconds
+            text,
+            truncate=truncate,
+            normalize=normalize,
+            dtype=dtype,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
         )
+        if on_error == "return":
+            results: list[EmbeddingArray | AlignserveError] = _responses.in_place(
+                found.embeddings, found.errors
+            )
+            return results[0] if isinstance(text, str) else results
         return found.embeddings[0] if isinstance(text, str) else found.embeddings
 
     def embed_text_detailed(
@@ -198,15 +335,22 @@ class Client:
         normalize: bool = True,
         dtype: Dtype = "float32",
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
     ) -> TextEmbeddings:
-        """Embeds like `embed_text`, and returns token counts and timings too; one text gives one row."""
+        """Embeds like `embed_text`, and returns token counts, timings and errors too; one text, one row."""
         texts = [text] if isinstance(text, str) else list(text)
-        if not texts:
-            return TextEmbeddings(self._no_embeddings(dtype, timeout_seconds), (), ())
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
         call = _calls.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype)
-        return self._run(call, timeout_seconds)
+        return self._run(call, options)
 
-    # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
+    # As above.
     @overload
     def classify(  # type: ignore[overload-overlap]
         self,
@@ -216,6 +360,9 @@ class Client:
         prompt_templates: Sequence[str] = (),
         top_k: int = 0,
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
     ) -> list[Classification]: ...
 
     @overload
@@ -227,7 +374,38 @@ class Client:
         prompt_templates: Sequence[str] = (),
         top_k: int = 0,
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
     ) -> list[list[Classification]]: ...
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        labels: Sequence[str],
+        *,
+        prompt_templates: Sequence[str] = (),
+        top_k: int = 0,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> list[Classification] | AlignserveError: ...
+
+    @overload
+    def classify(
+        self,
+        image: Iterable[ImageInput],
+        labels: Sequence[str],
+        *,
+        prompt_templates: Sequence[str] = (),
+        top_k: int = 0,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[Classification] | AlignserveError]: ...
 
     def classify(
         self,
@@ -237,7 +415,15 @@ class Client:
         prompt_templates: Sequence[str] = (),
         top_k: int = 0,
         timeout_seconds: float | None = None,
-    ) -> list[Classification] | list[list[Classification]]:
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> (
+        list[Classification]
+        | list[list[Classification]]
+        | AlignserveError
+        | list[list[Classification] | AlignserveError]
+    ):
         """Scores an image, or several, against labels that the model was never trained on.
 
         Args:
@@ -245,11 +431,18 @@ class Client:
             labels: Candidate labels. Repeating a set of labels costs the server next to nothing.
             prompt_templates: Prompts with one `{label}` each, such as `a photo of a {label}`; several are
                 averaged. Without, labels are embedded as they are.
-            top_k: Most labels to return; 0 is all.
-            timeout_seconds: Instead of the client's.
+            top_k: Maximum number of labels to return; 0 is all.
+            timeout_seconds: Of each request, instead of the client's.
+            total_timeout_seconds: Of the whole call. Without, a list lasts as long as it gets on.
+            on_error: `return` gives, in the place of each image that failed, its error instead of raising it.
+            on_progress: Called as `on_progress(done, total)` after images were classified or failed.
 
         Returns:
-            The labels, best first; for a list of images, one such list for each.
+            The labels, best first; for a list of images, one such list for each. With `on_error="return"`,
+            errors among them.
+
+        Raises:
+            AlignserveError: `completed` has the results of a list that were there already, by position.
         """
         images, is_one = as_list(image)
         found = self.classify_detailed(
@@ -258,7 +451,15 @@ class Client:
             prompt_templates=prompt_templates,
             top_k=top_k,
             timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
         )
+        if on_error == "return":
+            results: list[list[Classification] | AlignserveError] = _responses.in_place(
+                found.classifications, found.errors
+            )
+            return results[0] if is_one else results
         return found.classifications[0] if is_one else list(found.classifications)
 
     def classify_detailed(
@@ -269,11 +470,20 @@ class Client:
         prompt_templates: Sequence[str] = (),
         top_k: int = 0,
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
     ) -> ImageClassifications:
-        """Classifies like `classify`, and returns timings too; one image gives one list."""
+        """Classifies like `classify`, and returns timings and errors too; one image gives one list."""
         images, _ = as_list(image)
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
         call = _calls.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k)
-        return self._run(call, timeout_seconds)
+        return self._run(call, options)
 
     def stream(
         self,
@@ -310,9 +520,7 @@ class Client:
 
     def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
         """Returns the model being served and the limits that apply to requests."""
-        response = self._caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout_seconds)
-        self._info = _responses.model_info(response)
-        return self._info
+        return self._ask_info(self._terms.deadline(timeout_seconds))
 
     def is_ready(self, *, timeout_seconds: float = 5.0) -> bool:
         """Says whether the server can be reached and serves calls."""
@@ -336,7 +544,7 @@ class Client:
         self, items: Iterable[Item], ordered: bool, window: int, timeout_seconds: float | None
     ) -> Generator[StreamResult, None, None]:
         deadline = math.inf if timeout_seconds is None else self._terms.deadline(timeout_seconds)
-        info = self._known_info(timeout_seconds)
+        info = self._known_info(self._terms.deadline(timeout_seconds))
         stream = Stream(
             self._caller,
             self._stub.StreamInfer,
@@ -352,38 +560,39 @@ class Client:
         finally:
             self._streams.discard(stream)
 
-    def _run(self, call: Call[_Result], timeout_seconds: float | None) -> _Result:
-        limits = self._limits(call, timeout_seconds)
-        try:
-            return self._send(call, limits, timeout_seconds)
-        except AlignserveError as error:
-            if not _calls.is_about_limits(error):
-                raise
-            self._info = None  # as a server with other limits may have come in its place
-            fresh = Limits.of(self._known_info(timeout_seconds))
-            if fresh == limits:
-                raise
-        return self._send(call, fresh, timeout_seconds)
+    def _run(self, call: Call[_Result], options: Options) -> _Result:
+        end = math.inf
+        if options.total_timeout_seconds is not None:
+            end = self._terms.deadline(options.total_timeout_seconds)
+        needs_info = len(call.items) > 1 or (call.makes_rows and not call.items) or options.returns_errors
+        # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
+        info = self._known_info(self._deadline(options, end)) if needs_info else self._info
 
-    def _send(self, call: Call[_Result], limits: Limits, timeout_seconds: float | None) -> _Result:
-        method = getattr(self._stub, call.rpc)
-        return call.join(self._caller.call_parts(method, call.parts(limits), timeout_seconds))
+        def refreshed() -> Limits:
+            return Limits.of(self._ask_info(self._deadline(options, end)))
+
+        job = Job(call, Limits.of(info), self._terms, options, end)
+        job_run = JobRun(self._caller, getattr(self._stub, call.rpc), job, refreshed)
+        job_run.run()
+        return call.result(job.outcome, info.embedding_dimension if info else 0)
+
+    def _deadline(self, options: Options, end: float) -> float:
+        return min(self._terms.deadline(options.timeout_seconds), end)
 
     def _is_serving(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
+        deadline = self._terms.deadline(timeout_seconds)
+        once = dataclasses.replace(self._terms.retry, max_attempts=1)  # its answer would change meanwhile
         try:
             return self._caller.call(
-                self._check, SERVICE_NAME, timeout_seconds, wait_for_ready=wait_for_ready
+                self._check, SERVICE_NAME, deadline, wait_for_ready=wait_for_ready, retry=once
             )
         except AlignserveError as error:
             return not check_means_not_ready(error)
 
-    def _limits(self, call: Call[_Result], timeout_seconds: float | None) -> Limits:
-        # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
-        return Limits.of(self._info if len(call.items) <= 1 else self._known_info(timeout_seconds))
+    def _known_info(self, deadline: float) -> ModelInfo:
+        return self._info or self._ask_info(deadline)
 
-    def _no_embeddings(self, dtype: Dtype, timeout_seconds: float | None) -> EmbeddingArray:
-        info = self._known_info(timeout_seconds)
-        return np.empty((0, info.embedding_dimension), dtype)
-
-    def _known_info(self, timeout_seconds: float | None) -> ModelInfo:
-        return self._info or self.model_info(timeout_seconds=timeout_seconds)
+    def _ask_info(self, deadline: float) -> ModelInfo:
+        response = self._caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline)
+        self._info = _responses.model_info(response)
+        return self._info

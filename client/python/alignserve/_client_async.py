@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import grpc
-import numpy as np
 
 from alignserve import _calls, _responses
-from alignserve._caller_async import AsyncCaller, read_parts
+from alignserve._caller_async import AsyncCaller
 from alignserve._calls import Call
 from alignserve._channel import ChannelOptions, channel_options, response_size_metadata
 from alignserve._clock import Clock
@@ -27,6 +27,8 @@ from alignserve._health import (
 )
 from alignserve._images import ImageInput, as_list
 from alignserve._items import Dtype, Item, StreamResult
+from alignserve._job import Job, OnError, OnProgress, Options
+from alignserve._job_async import AsyncJobRun
 from alignserve._requests import Limits
 from alignserve._results import (
     Classification,
@@ -83,7 +85,7 @@ class AsyncClient:
             clock=_clock,
         )
         self._caller = AsyncCaller(self._terms)
-        channel_args = channel_options(self._terms.retry, options)
+        channel_args = channel_options(options)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, channel_args)
         else:
@@ -111,6 +113,7 @@ class AsyncClient:
             await stream.fail(client_closed())
         await self._channel.close()
 
+    @overload
     async def embed_image(
         self,
         image: ImageInput | Iterable[ImageInput],
@@ -118,12 +121,65 @@ class AsyncClient:
         normalize: bool = True,
         dtype: Dtype = "float32",
         timeout_seconds: float | None = None,
-    ) -> EmbeddingArray:
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray: ...
+
+    # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
+    @overload
+    async def embed_image(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        *,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray | AlignserveError: ...
+
+    @overload
+    async def embed_image(
+        self,
+        image: Iterable[ImageInput],
+        *,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> list[EmbeddingArray | AlignserveError]: ...
+
+    async def embed_image(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        *,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
         """Embeds an image, or several; see `Client.embed_image`."""
         images, is_one = as_list(image)
         found = await self.embed_image_detailed(
-            images, normalize=normalize, dtype=dtype, timeout_seconds=timeout_seconds
+            images,
+            normalize=normalize,
+            dtype=dtype,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
         )
+        if on_error == "return":
+            results: list[EmbeddingArray | AlignserveError] = _responses.in_place(
+                found.embeddings, found.errors
+            )
+            return results[0] if is_one else results
         return found.embeddings[0] if is_one else found.embeddings
 
     async def embed_image_detailed(
@@ -133,12 +189,63 @@ class AsyncClient:
         normalize: bool = True,
         dtype: Dtype = "float32",
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
     ) -> ImageEmbeddings:
-        """Embeds like `embed_image`, and returns timings too; one image gives one row."""
+        """Embeds like `embed_image`, and returns timings and errors too; one image gives one row."""
         images, _ = as_list(image)
-        if not images:
-            return ImageEmbeddings(await self._no_embeddings(dtype, timeout_seconds), ())
-        return await self._run(_calls.embed_image(images, normalize=normalize, dtype=dtype), timeout_seconds)
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
+        call = _calls.embed_image(images, normalize=normalize, dtype=dtype)
+        return await self._run(call, options)
+
+    @overload
+    async def embed_text(
+        self,
+        text: str | Iterable[str],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray: ...
+
+    # A str is also an iterable of str, as above.
+    @overload
+    async def embed_text(  # type: ignore[overload-overlap]
+        self,
+        text: str,
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray | AlignserveError: ...
+
+    @overload
+    async def embed_text(
+        self,
+        text: Iterable[str],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> list[EmbeddingArray | AlignserveError]: ...
 
     async def embed_text(
         self,
@@ -148,11 +255,26 @@ class AsyncClient:
         normalize: bool = True,
         dtype: Dtype = "float32",
         timeout_seconds: float | None = None,
-    ) -> EmbeddingArray:
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
         """Embeds a text, or several; see `Client.embed_text`."""
         found = await self.embed_text_detailed(
-            text, truncate=truncate, normalize=normalize, dtype=dtype, timeout_seconds=timeout_seconds
+            text,
+            truncate=truncate,
+            normalize=normalize,
+            dtype=dtype,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
         )
+        if on_error == "return":
+            results: list[EmbeddingArray | AlignserveError] = _responses.in_place(
+                found.embeddings, found.errors
+            )
+            return results[0] if isinstance(text, str) else results
         return found.embeddings[0] if isinstance(text, str) else found.embeddings
 
     async def embed_text_detailed(
@@ -163,15 +285,22 @@ class AsyncClient:
         normalize: bool = True,
         dtype: Dtype = "float32",
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
     ) -> TextEmbeddings:
-        """Embeds like `embed_text`, and returns token counts and timings too; one text gives one row."""
+        """Embeds like `embed_text`, and returns token counts, timings and errors too; one text, one row."""
         texts = [text] if isinstance(text, str) else list(text)
-        if not texts:
-            return TextEmbeddings(await self._no_embeddings(dtype, timeout_seconds), (), ())
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
         call = _calls.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype)
-        return await self._run(call, timeout_seconds)
+        return await self._run(call, options)
 
-    # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
+    # As above.
     @overload
     async def classify(  # type: ignore[overload-overlap]
         self,
@@ -181,6 +310,9 @@ class AsyncClient:
         prompt_templates: Sequence[str] = (),
         top_k: int = 0,
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
     ) -> list[Classification]: ...
 
     @overload
@@ -192,7 +324,38 @@ class AsyncClient:
         prompt_templates: Sequence[str] = (),
         top_k: int = 0,
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
     ) -> list[list[Classification]]: ...
+
+    @overload
+    async def classify(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        labels: Sequence[str],
+        *,
+        prompt_templates: Sequence[str] = (),
+        top_k: int = 0,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> list[Classification] | AlignserveError: ...
+
+    @overload
+    async def classify(
+        self,
+        image: Iterable[ImageInput],
+        labels: Sequence[str],
+        *,
+        prompt_templates: Sequence[str] = (),
+        top_k: int = 0,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[Classification] | AlignserveError]: ...
 
     async def classify(
         self,
@@ -202,7 +365,15 @@ class AsyncClient:
         prompt_templates: Sequence[str] = (),
         top_k: int = 0,
         timeout_seconds: float | None = None,
-    ) -> list[Classification] | list[list[Classification]]:
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+    ) -> (
+        list[Classification]
+        | list[list[Classification]]
+        | AlignserveError
+        | list[list[Classification] | AlignserveError]
+    ):
         """Scores an image, or several, against free-form labels; see `Client.classify`."""
         images, is_one = as_list(image)
         found = await self.classify_detailed(
@@ -211,7 +382,15 @@ class AsyncClient:
             prompt_templates=prompt_templates,
             top_k=top_k,
             timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
         )
+        if on_error == "return":
+            results: list[list[Classification] | AlignserveError] = _responses.in_place(
+                found.classifications, found.errors
+            )
+            return results[0] if is_one else results
         return found.classifications[0] if is_one else list(found.classifications)
 
     async def classify_detailed(
@@ -222,11 +401,20 @@ class AsyncClient:
         prompt_templates: Sequence[str] = (),
         top_k: int = 0,
         timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
     ) -> ImageClassifications:
-        """Classifies like `classify`, and returns timings too; one image gives one list."""
+        """Classifies like `classify`, and returns timings and errors too; one image gives one list."""
         images, _ = as_list(image)
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
         call = _calls.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k)
-        return await self._run(call, timeout_seconds)
+        return await self._run(call, options)
 
     def stream(
         self,
@@ -247,9 +435,7 @@ class AsyncClient:
 
     async def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
         """Returns the model being served and the limits that apply to requests."""
-        response = await self._caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), timeout_seconds)
-        self._info = _responses.model_info(response)
-        return self._info
+        return await self._ask_info(self._terms.deadline(timeout_seconds))
 
     async def is_ready(self, *, timeout_seconds: float = 5.0) -> bool:
         """Says whether the server can be reached and serves calls."""
@@ -277,7 +463,7 @@ class AsyncClient:
         timeout_seconds: float | None,
     ) -> AsyncGenerator[StreamResult, None]:
         deadline = math.inf if timeout_seconds is None else self._terms.deadline(timeout_seconds)
-        info = await self._known_info(timeout_seconds)
+        info = await self._known_info(self._terms.deadline(timeout_seconds))
         stream = AsyncStream(
             self._caller,
             self._stub.StreamInfer,
@@ -295,39 +481,40 @@ class AsyncClient:
         finally:
             self._streams.discard(stream)
 
-    async def _run(self, call: Call[_Result], timeout_seconds: float | None) -> _Result:
-        limits = await self._limits(call, timeout_seconds)
-        try:
-            return await self._send(call, limits, timeout_seconds)
-        except AlignserveError as error:
-            if not _calls.is_about_limits(error):
-                raise
-            self._info = None  # as a server with other limits may have come in its place
-            fresh = Limits.of(await self._known_info(timeout_seconds))
-            if fresh == limits:
-                raise
-        return await self._send(call, fresh, timeout_seconds)
+    async def _run(self, call: Call[_Result], options: Options) -> _Result:
+        end = math.inf
+        if options.total_timeout_seconds is not None:
+            end = self._terms.deadline(options.total_timeout_seconds)
+        needs_info = len(call.items) > 1 or (call.makes_rows and not call.items) or options.returns_errors
+        # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
+        info = await self._known_info(self._deadline(options, end)) if needs_info else self._info
 
-    async def _send(self, call: Call[_Result], limits: Limits, timeout_seconds: float | None) -> _Result:
+        async def refreshed() -> Limits:
+            return Limits.of(await self._ask_info(self._deadline(options, end)))
+
+        job = Job(call, Limits.of(info), self._terms, options, end)
         method = getattr(self._stub, call.rpc)
-        parts = read_parts(call.parts(limits), in_thread=call.reads_files)
-        return call.join(await self._caller.call_parts(method, parts, timeout_seconds))
+        job_run = AsyncJobRun(self._caller, method, job, refreshed, reads_files=call.reads_files)
+        await job_run.run()
+        return call.result(job.outcome, info.embedding_dimension if info else 0)
+
+    def _deadline(self, options: Options, end: float) -> float:
+        return min(self._terms.deadline(options.timeout_seconds), end)
 
     async def _is_serving(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
+        deadline = self._terms.deadline(timeout_seconds)
+        once = dataclasses.replace(self._terms.retry, max_attempts=1)  # its answer would change meanwhile
         try:
             return await self._caller.call(
-                self._check, SERVICE_NAME, timeout_seconds, wait_for_ready=wait_for_ready
+                self._check, SERVICE_NAME, deadline, wait_for_ready=wait_for_ready, retry=once
             )
         except AlignserveError as error:
             return not check_means_not_ready(error)
 
-    async def _limits(self, call: Call[_Result], timeout_seconds: float | None) -> Limits:
-        # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
-        return Limits.of(self._info if len(call.items) <= 1 else await self._known_info(timeout_seconds))
+    async def _known_info(self, deadline: float) -> ModelInfo:
+        return self._info or await self._ask_info(deadline)
 
-    async def _no_embeddings(self, dtype: Dtype, timeout_seconds: float | None) -> EmbeddingArray:
-        info = await self._known_info(timeout_seconds)
-        return np.empty((0, info.embedding_dimension), dtype)
-
-    async def _known_info(self, timeout_seconds: float | None) -> ModelInfo:
-        return self._info or await self.model_info(timeout_seconds=timeout_seconds)
+    async def _ask_info(self, deadline: float) -> ModelInfo:
+        response = await self._caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline)
+        self._info = _responses.model_info(response)
+        return self._info

@@ -21,6 +21,8 @@ from alignserve._health import HEALTH_SERVICE
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
+_Checked = TypeVar("_Checked")
+_Item = TypeVar("_Item")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
@@ -30,6 +32,7 @@ _NEVER_SECONDS = 1e9  # gRPC tells of the end of time where there is no deadline
 _PLACEHOLDER = "{label}"
 _UNKNOWN_WORD = "[UNK]"
 _SERVING, _NOT_SERVING = 1, 2  # grpc.health.v1.HealthCheckResponse
+_MAX_VIOLATIONS = 16  # as the server names
 _PACKED = {
     pb.EMBEDDING_FORMAT_PACKED_FLOAT32: ("packed_float32", "<f4"),
     pb.EMBEDDING_FORMAT_PACKED_FLOAT16: ("packed_float16", "<f2"),
@@ -63,6 +66,7 @@ class Failure:
     retry_delay_seconds: float | None = None
     error_id: str = ""
     field: str = ""
+    others: tuple[Failure, ...] = ()  # of other fields of the same request
 
     def at(self, path: str) -> Failure:
         """Returns the same failure as the fault of a field."""
@@ -251,10 +255,10 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
     def _embed_text(self, request: pb.EmbedTextRequest) -> pb.EmbedTextResponse:
         self._check_count("texts", len(request.texts))
         _check_format(request.embedding_options)
-        tokenizations = [
-            self._tokenization(text, request.truncate, f"texts[{position}]")
-            for position, text in enumerate(request.texts)
-        ]
+        tokenizations = _of_each(
+            request.texts,
+            lambda position, text: self._tokenization(text, request.truncate, f"texts[{position}]"),
+        )
         return pb.EmbedTextResponse(
             embeddings=self._embeddings(request.texts, request.embedding_options),
             tokenizations=tokenizations,
@@ -276,17 +280,18 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
 
     def _contents(self, images: Sequence[pb.Image]) -> list[bytes]:
         self._check_count("images", len(images))
-        for position, image in enumerate(images):
-            path, size = f"images[{position}].content", len(image.content)
-            if not image.content:
-                raise _invalid("REQUEST_EMPTY", path, "no bytes; send an encoded image file")
-            if size > self._state.info.max_image_bytes:
-                message = (
-                    f"image has {size} bytes, limit {self._state.info.max_image_bytes}; send a smaller one"
-                )
-                raise _invalid("IMAGE_TOO_LARGE", path, message)
-            self._check_input(image.content, path)
-        return [image.content for image in images]
+        return _of_each(images, lambda position, image: self._content(image, f"images[{position}].content"))
+
+    def _content(self, image: pb.Image, path: str) -> bytes:
+        if not image.content:
+            raise _invalid("REQUEST_EMPTY", path, "no bytes; send an encoded image file")
+        size, limit = len(image.content), self._state.info.max_image_bytes
+        if size > limit:
+            raise _invalid(
+                "IMAGE_TOO_LARGE", path, f"image has {size} bytes, limit {limit}; send a smaller one"
+            )
+        self._check_input(image.content, path)
+        return image.content
 
     def _tokenization(self, text: str, truncate: bool, path: str) -> pb.Tokenization:
         self._check_input(text, path)
@@ -373,6 +378,22 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         return np.asarray(mean / np.linalg.norm(mean), np.float32)
 
 
+def _of_each(items: Sequence[_Item], check: Callable[[int, _Item], _Checked]) -> list[_Checked]:
+    """Returns what each item gives; those at fault are named together, as the server names them."""
+    checked: list[_Checked] = []
+    invalid: list[Failure] = []
+    for position, item in enumerate(items):
+        try:
+            checked.append(check(position, item))
+        except _Failed as failed:  # noqa: PERF203 — each item may fail
+            if failed.failure.code is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
+            invalid.append(failed.failure)
+    if invalid:
+        raise _Failed(replace(invalid[0], others=tuple(invalid[1:])))
+    return checked
+
+
 def _embedding(vector: NDArray[np.float32], options: pb.EmbeddingOptions) -> pb.Embedding:
     packed = _PACKED.get(options.format)
     if packed is None:
@@ -408,9 +429,8 @@ def _status(failure: Failure) -> status_pb2.Status:
     details: list[Message] = [info]
     if failure.field:
         bad_request = error_details_pb2.BadRequest()
-        bad_request.field_violations.add(
-            field=failure.field, description=failure.message, reason=failure.reason
-        )
+        for each in (failure, *failure.others)[:_MAX_VIOLATIONS]:
+            bad_request.field_violations.add(field=each.field, description=each.message, reason=each.reason)
         details.append(bad_request)
     if failure.retry_delay_seconds is not None:
         retry = error_details_pb2.RetryInfo()
@@ -433,6 +453,7 @@ def _abort(context: Any, failure: Failure) -> NoReturn:
     trailers: list[tuple[str, str | bytes]] = [
         ("grpc-status-details-bin", _status(failure).SerializeToString())
     ]
+    # With other codes it would make some clients repeat what they should not.
     if failure.retry_delay_seconds is not None and failure.code is grpc.StatusCode.UNAVAILABLE:
         trailers.append(("grpc-retry-pushback-ms", str(round(failure.retry_delay_seconds * 1000))))
     context.set_trailing_metadata(trailers)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import grpc
 
 from alignserve._images import ImageInput, encoded_image, is_pixels
 from alignserve._items import ClassifyItem, Dtype, ImageItem, Item, TextItem
 from alignserve._results import ModelInfo
-from alignserve.errors import FieldViolation, InvalidArgumentError
+from alignserve.errors import FieldViolation, InvalidArgumentError, without_frames
 from alignserve.v1 import align_service_pb2 as pb
 
-Request = TypeVar("Request", pb.EmbedImageRequest, pb.EmbedTextRequest, pb.ClassifyRequest)
-
-_T = TypeVar("_T")
+_Payload = TypeVar("_Payload", bytes, str)
 
 _FORMATS = {
     "float32": pb.EMBEDDING_FORMAT_PACKED_FLOAT32,
@@ -42,23 +39,40 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Generic[Request]):
-    """One request of a call, and where its items begin in the caller's list."""
+class Recipe(Generic[_Payload]):
+    """How items of one kind become requests.
 
-    request: Request
-    offset: int
+    Attributes:
+        payload: What travels of an item: the bytes of an image's file, or the text. It raises what reading
+            the item raises.
+        size: Its bytes in a request.
+        build: Makes a request of payloads. Any: the kinds of request travel alike.
+        too_large: Makes the error of an item, given its position and what it is too large for.
+    """
+
+    payload: Callable[[Any], _Payload]  # Any: what callers have
+    size: Callable[[_Payload], int]
+    build: Callable[[Sequence[_Payload]], Any]
+    too_large: Callable[[Any, int, str], InvalidArgumentError]
+
+    def room(self, limits: Limits) -> float:
+        """Returns how many bytes of items fit into one request, each with what is around it."""
+        around: int = self.build([]).ByteSize() + _BYTES_AROUND_ITEM
+        return limits.max_bytes - around
+
+    def bytes_of(self, payload: _Payload) -> int:
+        """Returns the bytes that an item takes of the room."""
+        return self.size(payload) + _BYTES_AROUND_ITEM
+
+    def check_size(self, item: object, payload: _Payload, position: int, room: float) -> None:
+        """Raises `InvalidArgumentError` for an item that fits into no request."""
+        if (size := self.size(payload)) > room:
+            fact = f"has {size} bytes, and a request has room for {room:.0f}"
+            raise self.too_large(item, position, fact)
 
 
-def embed_image_parts(
-    images: Sequence[ImageInput],
-    limits: Limits,
-    *,
-    normalize: bool,
-    dtype: Dtype,
-    include_stats: bool,
-    encode: Callable[[ImageInput], bytes] = encoded_image,
-) -> Iterator[Part[pb.EmbedImageRequest]]:
-    """Yields requests that together embed the images. Each is read only when its request is wanted."""
+def embed_image_recipe(*, normalize: bool, dtype: Dtype, include_stats: bool) -> Recipe[bytes]:
+    """Returns how images become requests that embed them."""
     options = _embedding_options(normalize, dtype)
 
     def build(contents: Sequence[bytes]) -> pb.EmbedImageRequest:
@@ -66,42 +80,26 @@ def embed_image_parts(
             images=_images(contents), embedding_options=options, include_stats=include_stats
         )
 
-    return _parts(map(encode, images), len, limits, build, functools.partial(_image_too_large, images))
+    return Recipe(encoded_image, len, build, _image_too_large)
 
 
-def embed_text_parts(
-    texts: Sequence[str],
-    limits: Limits,
-    *,
-    truncate: bool,
-    normalize: bool,
-    dtype: Dtype,
-    include_stats: bool,
-) -> Iterator[Part[pb.EmbedTextRequest]]:
-    """Yields requests that together embed the texts."""
+def embed_text_recipe(*, truncate: bool, normalize: bool, dtype: Dtype, include_stats: bool) -> Recipe[str]:
+    """Returns how texts become requests that embed them."""
     options = _embedding_options(normalize, dtype)
-    texts = _strings(texts, "texts")
 
-    def build(chunk: Sequence[str]) -> pb.EmbedTextRequest:
+    def build(texts: Sequence[str]) -> pb.EmbedTextRequest:
         return pb.EmbedTextRequest(
-            texts=chunk, embedding_options=options, truncate=truncate, include_stats=include_stats
+            texts=texts, embedding_options=options, truncate=truncate, include_stats=include_stats
         )
 
-    return _parts(texts, _utf8_size, limits, build, _text_too_long)
+    return Recipe(_sendable_text, _utf8_size, build, _text_too_long)
 
 
-def classify_parts(
-    images: Sequence[ImageInput],
-    limits: Limits,
-    *,
-    labels: Sequence[str],
-    prompt_templates: Sequence[str],
-    top_k: int,
-    include_stats: bool,
-    encode: Callable[[ImageInput], bytes] = encoded_image,
-) -> Iterator[Part[pb.ClassifyRequest]]:
-    """Yields requests that together classify the images. Each is read only when its request is wanted."""
-    labels, prompt_templates = _strings(labels, "labels"), _strings(prompt_templates, "prompt_templates")
+def classify_recipe(
+    *, labels: Sequence[str], prompt_templates: Sequence[str], top_k: int, include_stats: bool
+) -> Recipe[bytes]:
+    """Returns how images become requests that classify them."""
+    labels, prompt_templates = strings(labels, "labels"), strings(prompt_templates, "prompt_templates")
 
     def build(contents: Sequence[bytes]) -> pb.ClassifyRequest:
         return pb.ClassifyRequest(
@@ -112,7 +110,7 @@ def classify_parts(
             include_stats=include_stats,
         )
 
-    return _parts(map(encode, images), len, limits, build, functools.partial(_image_too_large, images))
+    return Recipe(encoded_image, len, build, _image_too_large)
 
 
 def prepared(item: Item, max_bytes: int) -> pb.StreamInferRequest | InvalidArgumentError:
@@ -122,12 +120,23 @@ def prepared(item: Item, max_bytes: int) -> pb.StreamInferRequest | InvalidArgum
         TypeError: It is no item, or one of its options has the wrong type.
         ValueError: An option has an unknown value.
     """
+    field, value, recipe = _item_parts(item)
     try:
-        return _item_request(item, Limits(1, max_bytes - _BYTES_AROUND_STREAMED))
-    except UnicodeEncodeError as error:
+        payload = readable_payload(recipe, value)
+        recipe.check_size(value, payload, 0, recipe.room(Limits(1, max_bytes - _BYTES_AROUND_STREAMED)))
+        return pb.StreamInferRequest(**{field: recipe.build([payload])})
+    except UnicodeEncodeError as error:  # of a label
         return _unreadable(error)
     except InvalidArgumentError as error:
-        return error
+        return without_frames(error)
+
+
+def readable_payload(recipe: Recipe[_Payload], item: object) -> _Payload:
+    """Returns what travels of an item; whatever reading it raises becomes `InvalidArgumentError`."""
+    try:
+        return recipe.payload(item)
+    except Exception as error:  # an imaging library raises anything, and one image must not end all
+        raise _unreadable(error) from error
 
 
 def stream_options(*, ordered: bool) -> pb.StreamInferRequest:
@@ -141,66 +150,41 @@ def reads_files(item: Item) -> bool:
     return isinstance(item, (ImageItem, ClassifyItem)) and not isinstance(item.image, bytes)
 
 
-def chunks(
-    items: Iterable[_T], size: Callable[[_T], int], max_items: float, max_total: float
-) -> Iterator[list[_T]]:
-    """Cuts items into lists of at most `max_items` whose sizes add up to at most `max_total`.
+def strings(values: Sequence[str], name: str) -> list[str]:
+    """Returns the values as a list.
 
-    An item that is larger alone gets a list of its own; whoever receives it can say so.
+    Raises:
+        TypeError: It is one string, or has an element that is not a string.
     """
-    chunk: list[_T] = []
-    total = 0
-    for item in items:
-        item_size = size(item)
-        if chunk and (len(chunk) >= max_items or total + item_size > max_total):
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(item)
-        total += item_size
-    if chunk:
-        yield chunk
+    if isinstance(values, str):  # a string is a sequence of its letters
+        raise TypeError(f"{name} is one string; put it into a list")
+    checked: list[object] = list(values)
+    for position, value in enumerate(checked):
+        if not isinstance(value, str):
+            raise TypeError(f"{name}[{position}] is {type(value).__name__}; give str")
+    return cast("list[str]", checked)
 
 
-def _item_request(item: Item, limits: Limits) -> pb.StreamInferRequest:
+def _item_parts(item: Item) -> tuple[str, object, Recipe[Any]]:
+    """Returns the field of the stream's message, the input, and how it becomes a request."""
     if isinstance(item, ImageItem):
-        images = embed_image_parts(
-            [item.image],
-            limits,
-            normalize=item.normalize,
-            dtype=item.dtype,
-            include_stats=False,
-            encode=_encoded_item,
-        )
-        return pb.StreamInferRequest(embed_image=next(images).request)
+        images = embed_image_recipe(normalize=item.normalize, dtype=item.dtype, include_stats=False)
+        return "embed_image", item.image, images
     if isinstance(item, TextItem):
-        texts = embed_text_parts(
-            [item.text],
-            limits,
-            truncate=item.truncate,
-            normalize=item.normalize,
-            dtype=item.dtype,
-            include_stats=False,
+        strings([item.text], "texts")
+        texts = embed_text_recipe(
+            truncate=item.truncate, normalize=item.normalize, dtype=item.dtype, include_stats=False
         )
-        return pb.StreamInferRequest(embed_text=next(texts).request)
+        return "embed_text", item.text, texts
     if isinstance(item, ClassifyItem):
-        classified = classify_parts(
-            [item.image],
-            limits,
+        classified = classify_recipe(
             labels=item.labels,
             prompt_templates=item.prompt_templates,
             top_k=item.top_k,
             include_stats=False,
-            encode=_encoded_item,
         )
-        return pb.StreamInferRequest(classify=next(classified).request)
+        return "classify", item.image, classified
     raise TypeError(f"{type(item).__name__} is no item; stream ImageItem, TextItem or ClassifyItem")
-
-
-def _encoded_item(image: ImageInput) -> bytes:
-    try:
-        return encoded_image(image)
-    except Exception as error:  # an imaging library raises anything, and one image must not end all
-        raise _unreadable(error) from error
 
 
 def _unreadable(error: Exception) -> InvalidArgumentError:
@@ -209,32 +193,16 @@ def _unreadable(error: Exception) -> InvalidArgumentError:
     )
 
 
-def _parts(
-    items: Iterable[_T],
-    size: Callable[[_T], int],
-    limits: Limits,
-    build: Callable[[Sequence[_T]], Request],
-    too_large: Callable[[int, str], InvalidArgumentError],
-) -> Iterator[Part[Request]]:
-    available = limits.max_bytes - build([]).ByteSize() - _BYTES_AROUND_ITEM
-    offset = 0
-    for chunk in chunks(items, lambda item: size(item) + _BYTES_AROUND_ITEM, limits.max_items, available):
-        if size(chunk[0]) > available:
-            raise too_large(offset, f"has {size(chunk[0])} bytes, and a request has room for {available:.0f}")
-        yield Part(build(chunk), offset)
-        offset += len(chunk)
-
-
-def _image_too_large(images: Sequence[ImageInput], position: int, fact: str) -> InvalidArgumentError:
+def _image_too_large(image: ImageInput, position: int, fact: str) -> InvalidArgumentError:
     advice = (
         "pixels travel as PNG, so give the image's file, or encode it as JPEG"
-        if is_pixels(images[position])
+        if is_pixels(image)
         else "send a smaller one"
     )
     return _invalid("IMAGE_TOO_LARGE", f"images[{position}].content", f"image {fact}; {advice}")
 
 
-def _text_too_long(position: int, fact: str) -> InvalidArgumentError:
+def _text_too_long(_: str, position: int, fact: str) -> InvalidArgumentError:
     return _invalid("TEXT_TOO_LONG", f"texts[{position}]", f"text {fact}; shorten it")
 
 
@@ -254,15 +222,10 @@ def _embedding_options(normalize: bool, dtype: Dtype) -> pb.EmbeddingOptions:
     return pb.EmbeddingOptions(skip_normalization=not normalize, format=_FORMATS[dtype])
 
 
-def _strings(values: Sequence[str], name: str) -> list[str]:
-    if isinstance(values, str):  # a string is a sequence of its letters
-        raise TypeError(f"{name} is one string; put it into a list")
-    strings: list[object] = list(values)
-    for position, value in enumerate(strings):
-        if not isinstance(value, str):
-            raise TypeError(f"{name}[{position}] is {type(value).__name__}; give str")
-    return cast("list[str]", strings)
+def _sendable_text(text: str) -> str:
+    text.encode()  # a lone surrogate has no UTF-8, and no message could be built
+    return text
 
 
 def _utf8_size(text: str) -> int:
-    return len(text.encode(errors="surrogatepass"))  # a lone surrogate is refused where the message is built
+    return len(text) if text.isascii() else len(text.encode())

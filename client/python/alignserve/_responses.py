@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 
-from alignserve._items import Item, StreamResult
+from alignserve._items import Dtype, Item, StreamResult, Value
 from alignserve._results import (
     Classification,
     EmbeddingArray,
@@ -51,29 +52,93 @@ def model_info(response: pb.GetModelInfoResponse) -> ModelInfo:
     )
 
 
-def image_embeddings(responses: Sequence[pb.EmbedImageResponse]) -> ImageEmbeddings:
-    """Joins the responses of one call, at least one."""
-    return ImageEmbeddings(
-        embeddings=embedding_rows([e for response in responses for e in response.embeddings]),
-        stats=_stats(responses),
-    )
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response, item by item.
+
+    Attributes:
+        values: The embedding of each, (embedding_dimension,), or its classifications.
+        tokenizations: How each was tokenized, for texts.
+        stats: Of the request, if the server sent them.
+    """
+
+    values: Iterable[Value]
+    tokenizations: Sequence[Tokenization]
+    stats: InferenceStats | None
 
 
-def text_embeddings(responses: Sequence[pb.EmbedTextResponse]) -> TextEmbeddings:
-    """Joins the responses of one call, at least one."""
-    return TextEmbeddings(
-        embeddings=embedding_rows([e for response in responses for e in response.embeddings]),
-        tokenizations=tuple(_tokenization(t) for response in responses for t in response.tokenizations),
-        stats=_stats(responses),
-    )
+@dataclass(slots=True)
+class Outcome:
+    """What became of the items of one call, by their positions in the caller's list."""
+
+    count: int
+    values: dict[int, Value] = field(default_factory=dict)
+    tokenizations: dict[int, Tokenization] = field(default_factory=dict)
+    errors: dict[int, AlignserveError] = field(default_factory=dict)
+    _stats: list[tuple[int, InferenceStats]] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """Returns how many items have a result or an error."""
+        return len(self.values) + len(self.errors)
+
+    @property
+    def stats(self) -> tuple[InferenceStats, ...]:
+        """Returns those of the requests, in the order of the items that they begin with."""
+        return tuple(stats for _, stats in sorted(self._stats, key=lambda numbered: numbered[0]))
+
+    def enter(self, positions: Sequence[int], answer: Answer) -> None:
+        """Enters a response to the items at these positions."""
+        self.values.update(zip(positions, answer.values, strict=True))
+        self.tokenizations.update(zip(positions, answer.tokenizations, strict=False))  # texts only
+        if answer.stats is not None:
+            self._stats.append((positions[0], answer.stats))
+
+    def fail_rest(self, error: AlignserveError) -> None:
+        """Enters an error for each item that has neither result nor error."""
+        for position in range(self.count):
+            if position not in self.values:
+                self.errors.setdefault(position, error)
 
 
-def image_classifications(responses: Sequence[pb.ClassifyResponse]) -> ImageClassifications:
-    """Joins the responses of one call."""
-    return ImageClassifications(
-        classifications=tuple(_classifications(r) for response in responses for r in response.results),
-        stats=_stats(responses),
-    )
+def read_images(response: pb.EmbedImageResponse) -> Answer:
+    """Takes a response apart."""
+    return Answer(embedding_rows(response.embeddings), (), _stats(response))
+
+
+def read_texts(response: pb.EmbedTextResponse) -> Answer:
+    """Takes a response apart."""
+    tokenizations = [_tokenization(each) for each in response.tokenizations]
+    return Answer(embedding_rows(response.embeddings), tokenizations, _stats(response))
+
+
+def read_classifications(response: pb.ClassifyResponse) -> Answer:
+    """Takes a response apart."""
+    return Answer([_classifications(each) for each in response.results], (), _stats(response))
+
+
+def image_embeddings(outcome: Outcome, dimension: int, *, dtype: Dtype) -> ImageEmbeddings:
+    """Makes the result of a call."""
+    return ImageEmbeddings(_rows(outcome, dimension, dtype), outcome.stats, outcome.errors)
+
+
+def text_embeddings(outcome: Outcome, dimension: int, *, dtype: Dtype) -> TextEmbeddings:
+    """Makes the result of a call."""
+    unread = _tokenization(pb.Tokenization())
+    tokenizations = tuple(outcome.tokenizations.get(each, unread) for each in range(outcome.count))
+    rows = _rows(outcome, dimension, dtype)
+    return TextEmbeddings(rows, tokenizations, outcome.stats, outcome.errors)
+
+
+def image_classifications(outcome: Outcome, _: int) -> ImageClassifications:
+    """Makes the result of a call."""
+    found: Any = (outcome.values.get(position, []) for position in range(outcome.count))
+    return ImageClassifications(tuple(found), outcome.stats, outcome.errors)
+
+
+def in_place(values: Iterable[Any], errors: Mapping[int, AlignserveError]) -> list[Any]:
+    """Returns the value or the error of each item. Any: what the call declares to return for one."""
+    return [errors.get(position, value) for position, value in enumerate(values)]
 
 
 def embedding_rows(embeddings: Sequence[pb.Embedding]) -> EmbeddingArray:
@@ -126,17 +191,26 @@ def _tokenization(tokenization: pb.Tokenization) -> Tokenization:
     return Tokenization(tokenization.token_count, tokenization.truncated, tokenization.unknown_token_count)
 
 
-def _stats(responses: Iterable[Any]) -> tuple[InferenceStats, ...]:
+def _rows(outcome: Outcome, dimension: int, dtype: Dtype) -> EmbeddingArray:
+    found = cast("Mapping[int, EmbeddingArray]", outcome.values)
+    width = next(iter(found.values())).size if found else dimension
+    rows = np.full((outcome.count, width), np.nan, dtype)
+    for position, row in found.items():
+        rows[position] = row
+    return rows
+
+
+def _stats(response: Any) -> InferenceStats | None:
     # Any: the three responses share the field `stats` and no type that has it.
-    return tuple(
-        InferenceStats(
-            preprocess_seconds=response.stats.preprocess_duration.ToNanoseconds() / 1e9,
-            queue_seconds=response.stats.queue_duration.ToNanoseconds() / 1e9,
-            compute_seconds=response.stats.compute_duration.ToNanoseconds() / 1e9,
-            total_seconds=response.stats.total_duration.ToNanoseconds() / 1e9,
-            batch_size=response.stats.batch_size,
-            cached_label_count=response.stats.cached_label_count,
-        )
-        for response in responses
-        if response.HasField("stats")
+    if not response.HasField("stats"):
+        return None
+    stats = response.stats
+    return InferenceStats(
+        preprocess_seconds=stats.preprocess_duration.ToNanoseconds() / 1e9,
+        queue_seconds=stats.queue_duration.ToNanoseconds() / 1e9,
+        compute_seconds=stats.compute_duration.ToNanoseconds() / 1e9,
+        total_seconds=stats.total_duration.ToNanoseconds() / 1e9,
+        batch_size=stats.batch_size,
+        cached_label_count=stats.cached_label_count,
+        cached_item_count=stats.cached_item_count,
     )

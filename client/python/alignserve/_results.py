@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from alignserve.errors import AlignserveError
 
 EmbeddingArray: TypeAlias = NDArray[np.floating[Any]]  # float32 or float16, as asked for
 
@@ -88,7 +91,9 @@ class InferenceStats:
         compute_seconds: Longest time an item spent in the model.
         total_seconds: From the request's arrival to its answer.
         batch_size: Size of the largest batch that served the request.
-        cached_label_count: Labels whose embeddings were at hand, for a classification.
+        cached_label_count: Labels served from the cache, for a classification.
+        cached_item_count: Images or texts served from the cache. If all were, `queue_seconds`,
+            `compute_seconds` and `batch_size` are 0.
     """
 
     preprocess_seconds: float
@@ -97,6 +102,7 @@ class InferenceStats:
     total_seconds: float
     batch_size: int
     cached_label_count: int
+    cached_item_count: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value to compare by
@@ -104,12 +110,14 @@ class ImageEmbeddings:
     """Embeddings of images, with what else is known.
 
     Attributes:
-        embeddings: (images, embedding_dimension), in the order given.
+        embeddings: (images, embedding_dimension), in the order given. The row of an image that failed is NaN.
         stats: One per request; a long list is split into several.
+        errors: Why images failed, by position; empty unless `on_error="return"`.
     """
 
     embeddings: EmbeddingArray
     stats: tuple[InferenceStats, ...]
+    errors: Mapping[int, AlignserveError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,14 +125,16 @@ class TextEmbeddings:
     """Embeddings of texts, with what else is known.
 
     Attributes:
-        embeddings: (texts, embedding_dimension), in the order given.
-        tokenizations: One per text.
+        embeddings: (texts, embedding_dimension), in the order given. The row of a text that failed is NaN.
+        tokenizations: One per text; of a text that failed, without any token.
         stats: One per request; a long list is split into several.
+        errors: Why texts failed, by position; empty unless `on_error="return"`.
     """
 
     embeddings: EmbeddingArray
     tokenizations: tuple[Tokenization, ...]
     stats: tuple[InferenceStats, ...]
+    errors: Mapping[int, AlignserveError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +142,11 @@ class ImageClassifications:
     """Classifications of images, with what else is known.
 
     Attributes:
-        classifications: For each image, its labels, best first.
+        classifications: For each image, its labels, best first. None for an image that failed.
         stats: One per request; a long list is split into several.
+        errors: Why images failed, by position; empty unless `on_error="return"`.
     """
 
     classifications: tuple[list[Classification], ...]
     stats: tuple[InferenceStats, ...]
+    errors: Mapping[int, AlignserveError] = field(default_factory=dict)

@@ -9,6 +9,7 @@ import grpc
 
 from alignserve.errors import (
     AlignserveError,
+    CallCancelledError,
     DeadlineExceededError,
     InternalError,
     ResourceExhaustedError,
@@ -17,22 +18,22 @@ from alignserve.errors import (
 )
 
 _TOO_LATE = "WOULD_MISS_DEADLINE"
-_MOST_ATTEMPTS_OF_GRPC = 5  # more in a service config are cut to this
+_STOPPING = "SHUTTING_DOWN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """How a client tries again.
 
-    A unary call that meets UNAVAILABLE is repeated after a growing backoff, a few times. One that a full
-    server refuses, with RESOURCE_EXHAUSTED and a delay, is repeated after that delay or the backoff,
-    whichever is longer, for as long as its deadline allows. A stream that breaks reconnects and sends what
-    is unanswered.
+    A unary call that meets UNAVAILABLE is repeated after a growing backoff, a few times. One that a full or
+    stopping server refuses is repeated after the delay that the server names or the backoff, whichever is
+    longer, for as long as its deadline allows. A stream that breaks reconnects and sends what is unanswered,
+    and a list of several requests sends again what is unanswered, also after a refusal.
 
     Attributes:
-        max_attempts: Tries of a unary call that meets UNAVAILABLE, the first one included; gRPC makes at most
-            5. 1 repeats no unary call, whatever it meets.
-        max_stream_attempts: Tries of a stream in a row without any answer.
+        max_attempts: Tries of a unary call that meets UNAVAILABLE, the first one included; of a list of
+            several requests, tries in a row whose time runs out. 1 repeats no call, whatever it meets.
+        max_stream_attempts: Tries of a stream, or of a list of several requests, in a row without any answer.
         initial_backoff_seconds: Pause before the first retry.
         max_backoff_seconds: Longest pause, unless the server asks for a longer one.
         backoff_multiplier: Growth of the pause from one retry to the next.
@@ -55,44 +56,47 @@ class RetryPolicy:
             raise ValueError("jitter is not negative")
 
 
-def service_config_policy(policy: RetryPolicy) -> dict[str, object] | None:
-    """Returns gRPC's own retry policy for UNAVAILABLE, or `None` if there are no retries."""
-    if policy.max_attempts == 1:
-        return None
-    return {
-        "maxAttempts": min(policy.max_attempts, _MOST_ATTEMPTS_OF_GRPC),
-        "initialBackoff": f"{policy.initial_backoff_seconds:.3f}s",
-        "maxBackoff": f"{policy.max_backoff_seconds:.3f}s",
-        "backoffMultiplier": policy.backoff_multiplier,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-
-
-def refusal_delay_seconds(
-    policy: RetryPolicy,
-    error: AlignserveError,
-    attempt: int,
-    remaining_seconds: float,
-    random: Callable[[], float],
-) -> float | None:
-    """Returns how long to wait before a refused unary call is sent again, or `None` if it is not.
-
-    Only RESOURCE_EXHAUSTED is decided here, and only if the server says when to return: UNAVAILABLE is
-    retried by gRPC itself. A pause that outlasts the deadline is not begun, and where the server finds the
-    deadline too close, waiting brings it closer.
+@dataclass(slots=True)
+class Repeats:
+    """Decides when one request is sent again; it counts the attempts.
 
     Args:
         policy: Whether at all, and how long between.
-        error: What the last attempt met.
-        attempt: Its number, from 1.
-        remaining_seconds: Time left for the call.
         random: Draws from 0 to 1.
     """
-    is_refusal = isinstance(error, ResourceExhaustedError) and error.retry_delay_seconds is not None
-    if not is_refusal or error.reason == _TOO_LATE or policy.max_attempts == 1:
-        return None
-    delay = _delay_seconds(policy, error, attempt, random)
-    return delay if delay < remaining_seconds else None
+
+    policy: RetryPolicy
+    random: Callable[[], float]
+    _attempts: int = 0
+    _breaks: int = 0
+
+    def delay_seconds(self, error: AlignserveError, remaining_seconds: float) -> float | None:
+        """Returns how long to wait before the next attempt, or `None` if there is none.
+
+        A refusal that ends by itself, of a server that is full or stopping, is bounded by the deadline alone;
+        other UNAVAILABLE by the number of attempts. A pause that outlasts the deadline is not begun, and
+        where the server finds the deadline too close, waiting brings it closer.
+
+        Args:
+            error: What the last attempt met.
+            remaining_seconds: Time left for the request.
+        """
+        self._attempts += 1
+        if self.policy.max_attempts == 1 or not (is_refusal(error) or isinstance(error, UnavailableError)):
+            return None
+        if error.reason == _TOO_LATE:
+            return None
+        if isinstance(error, UnavailableError) and error.reason != _STOPPING:
+            self._breaks += 1
+            if self._breaks >= self.policy.max_attempts:
+                return None
+        delay = delay_seconds(self.policy, error, self._attempts, self.random)
+        return delay if delay < remaining_seconds else None
+
+
+def is_refusal(error: AlignserveError) -> bool:
+    """Returns whether a full server refused the request and says when to return."""
+    return isinstance(error, ResourceExhaustedError) and error.retry_delay_seconds is not None
 
 
 def reconnect_delay_seconds(
@@ -117,20 +121,36 @@ def reconnect_delay_seconds(
     """
     if not isinstance(error, UnavailableError) or attempt >= policy.max_stream_attempts:
         raise error
-    delay = _delay_seconds(policy, error, attempt, random)
+    delay = delay_seconds(policy, error, attempt, random)
     if delay >= remaining_seconds:
         raise stream_expired() from error
     return delay
 
 
+def end_of_call(cause: grpc.RpcError) -> AlignserveError:
+    """Returns the error that ended a call which this client did not cancel.
+
+    A server that stops cancels the calls that it has not answered, and gives no reason: the connection is as
+    good as broken.
+    """
+    error = error_from_call(cause)
+    if isinstance(error, CallCancelledError) and not error.reason:
+        error = UnavailableError(
+            f"the server cancelled the call, as one that stops does: {error.message}",
+            grpc.StatusCode.UNAVAILABLE,
+        )
+    error.__cause__ = cause
+    return error
+
+
 def end_of_stream(cause: grpc.RpcError) -> AlignserveError:
-    """Returns the error that ended a stream.
+    """Returns the error that ended a stream which this client did not cancel.
 
     The server gives a reason for each INTERNAL. One without is a broken connection: a proxy resets the
     streams of a server that died, or grpc.aio has forgotten the server's status over a message that it was
     sending.
     """
-    error = error_from_call(cause)
+    error = end_of_call(cause)
     if isinstance(error, InternalError) and not error.reason:
         return UnavailableError(error.message, grpc.StatusCode.UNAVAILABLE)
     return error
@@ -144,9 +164,13 @@ def stream_expired() -> DeadlineExceededError:
     )
 
 
-def _delay_seconds(
+def delay_seconds(
     policy: RetryPolicy, error: AlignserveError, attempt: int, random: Callable[[], float]
 ) -> float:
+    """Returns the pause after an attempt, numbered from 1: RetryInfo's or the backoff, the longer of the two.
+
+    `grpc-retry-pushback-ms` is not looked at: it says what gRPC's own retries shall do.
+    """
     growth = policy.backoff_multiplier ** min(attempt - 1, 64)  # bounded, or the power overflows
     backoff = min(policy.initial_backoff_seconds * growth, policy.max_backoff_seconds)
     return max(backoff, error.retry_delay_seconds or 0.0) * (1 + policy.jitter * random())

@@ -20,7 +20,7 @@ from alignserve._requests import prepared, reads_files, stream_options
 from alignserve._responses import item_failure
 from alignserve._retry import end_of_stream, reconnect_delay_seconds, stream_expired
 from alignserve._terms import finite
-from alignserve.errors import AlignserveError, UnavailableError
+from alignserve.errors import AlignserveError, CallCancelledError, UnavailableError
 from alignserve.v1 import align_service_pb2 as pb
 
 # Any: the stubs of grpc.aio leave out that a call has `cancel` and is an async iterable at once.
@@ -52,6 +52,7 @@ class AsyncStream:
         self._deadline = deadline
         self._ledger = Ledger(window, ordered=ordered)
         self._changed = asyncio.Condition()
+        self._is_closed = False
         self._answers = 0
         self._failure: Exception | None = None  # of the stream: nothing more will come
         self._source_failure: BaseException | None = None  # of the caller's items
@@ -69,6 +70,7 @@ class AsyncStream:
                 yield result
             await asyncio.wait([receiver], timeout=_LAST_STATUS_SECONDS)
         finally:
+            self._is_closed = True
             feeder.cancel()
             receiver.cancel()
             await asyncio.gather(feeder, receiver, return_exceptions=True)
@@ -122,6 +124,10 @@ class AsyncStream:
             await self._run_connections()
         except Exception as error:  # noqa: BLE001 — raised again by `results`, which waits for it
             await self.fail(error)
+        except asyncio.CancelledError:
+            if not self._is_closed:  # the call was cancelled, by an interceptor or with its channel
+                await self.fail(CallCancelledError("the stream was cancelled", grpc.StatusCode.CANCELLED))
+            raise
 
     async def _run_connections(self) -> None:
         attempt = 0

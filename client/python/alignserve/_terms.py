@@ -65,8 +65,12 @@ class Terms:
 
     def deadline(self, timeout_seconds: float | None) -> float:
         """Returns the time by which a call ends that has this timeout, or else the client's."""
+        return self.deadline_from(self.clock.monotonic(), timeout_seconds)
+
+    def deadline_from(self, start: float, timeout_seconds: float | None) -> float:
+        """Returns the same for a call that began at `start`."""
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
-        return self.clock.monotonic() + (math.inf if seconds is None else seconds)
+        return start + (math.inf if seconds is None else seconds)
 
     def remaining_seconds(self, deadline: float) -> float:
         """Returns the time left."""

@@ -111,7 +111,7 @@ def run_embed(args: argparse.Namespace) -> int:
         raise _UsageError("embed needs a FILE, --text or --texts-file")
     with _output.open_bytes(args.npy) if args.npy else nullcontext() as npy, connected(args) as client:
         info = client.model_info()
-        results = list(client.stream(items, ordered=True))
+        results = list(_whole(client.stream(items, ordered=True), items))
         if npy:
             _save(npy, results, info.embedding_dimension)
         elif args.json:
@@ -176,13 +176,27 @@ def _stream_to_npy(args: argparse.Namespace, files: Sequence[Path]) -> int:
     ):
         dimension = client.model_info().embedding_dimension
         progress = Progress(len(files), sys.stderr)
-        items = (ImageItem(file, id=str(file)) for file in files)
-        results = list(_counted(client.stream(items, ordered=True, window=args.window), progress))
+        items: list[Item] = [ImageItem(file, id=str(file)) for file in files]
+        stream = client.stream(items, ordered=True, window=args.window)
+        results = list(_counted(_whole(stream, items), progress))
         _save(npy, results, dimension)
         _output.empty(names)
         names.writelines(f"{file}\n" for file in files)
     _report_failures(results)
     return _summarize(progress)
+
+
+def _whole(results: Iterable[StreamResult], items: Sequence[Item]) -> Iterator[StreamResult]:
+    """Yields ordered results, and the error of a stream that ends midway for the items that it leaves."""
+    done = 0
+    try:
+        for result in results:
+            done += 1
+            yield result
+    except AlignserveError as error:
+        if not done:
+            raise
+        yield from (StreamResult(item, error=error) for item in items[done:])
 
 
 def _counted(results: Iterable[StreamResult], progress: Progress) -> Iterator[StreamResult]:

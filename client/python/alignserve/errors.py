@@ -5,7 +5,7 @@ AlignserveError
 ├── ResourceExhaustedError  the server is full, or something on the way limits calls
 ├── UnavailableError        no server, or one that starts or stops
 ├── DeadlineExceededError   out of time
-├── CallCancelledError      the call was cancelled
+├── CallCancelledError      the call was cancelled on this side
 ├── UnauthenticatedError    credentials are missing or wrong
 ├── PermissionDeniedError   the credentials do not allow the call
 └── InternalError           the server failed
@@ -14,7 +14,7 @@ AlignserveError
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _POSITION = re.compile(r"\b(images|texts)\[(\d+)\]")
 
 _Detail = TypeVar("_Detail", bound=Message)
+_Error = TypeVar("_Error", bound="AlignserveError")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,11 @@ class AlignserveError(Exception):
         violations: Fields at fault, for invalid arguments.
         retry_delay_seconds: Time after which the server wants to be asked again, or `None`.
         error_id: Finds the cause in the server's log. Empty if the server sent none.
+        completed: Of a list that failed, the results that were there already, by position in the list:
+            embeddings or lists of classifications. Empty for every other call.
     """
+
+    completed: Mapping[int, Any]  # Any: what the call returns for one item
 
     def __init__(
         self,
@@ -73,6 +78,7 @@ class AlignserveError(Exception):
         self.violations = violations
         self.retry_delay_seconds = retry_delay_seconds
         self.error_id = error_id
+        self.completed = {}
 
     def __str__(self) -> str:
         names = " ".join(name for name in (self.code.name, self.reason) if name)
@@ -97,7 +103,7 @@ class DeadlineExceededError(AlignserveError):
 
 
 class CallCancelledError(AlignserveError):
-    """The call was cancelled, for example because its client was closed."""
+    """The call was cancelled on this side, for example because its client was closed."""
 
 
 class UnauthenticatedError(AlignserveError):
@@ -151,18 +157,53 @@ def error_from_call(error: grpc.RpcError) -> AlignserveError:
     return error_from_status(status)
 
 
-def error_at_offset(error: AlignserveError, offset: int) -> AlignserveError:
-    """Returns the error with positions in the caller's list, at whose `offset` the request began."""
-    if not offset:
+def error_at_positions(error: AlignserveError, positions: Sequence[int]) -> AlignserveError:
+    """Returns the error with positions in the caller's list, given those of the request's items there."""
+
+    def moved(text: str) -> str:
+        return _POSITION.sub(lambda match: f"{match[1]}[{_at(positions, int(match[2]))}]", text)
+
+    message = moved(error.message)
+    violations = [replace(violation, field=moved(violation.field)) for violation in error.violations]
+    if (message, violations) == (error.message, list(error.violations)):
         return error
-    return type(error)(
-        _shifted(error.message, offset),
+    changed = type(error)(
+        message,
         error.code,
         error.reason,
-        [replace(violation, field=_shifted(violation.field, offset)) for violation in error.violations],
+        violations,
         error.retry_delay_seconds,
         error.error_id,
     )
+    changed.__cause__ = error.__cause__
+    return changed
+
+
+def errors_of_items(error: AlignserveError) -> dict[int, AlignserveError]:
+    """Returns an error for each image or text that is named as being at fault, by its position."""
+    by_item: dict[int, list[FieldViolation]] = {}
+    for violation in error.violations:
+        if match := _POSITION.match(violation.field):
+            by_item.setdefault(int(match[2]), []).append(violation)
+    return {position: _error_of(found, error) for position, found in by_item.items()}
+
+
+def without_frames(error: _Error) -> _Error:
+    """Returns the error, to be kept as a value: the frames of its traceback would keep the inputs with it."""
+    for each in (error, error.__cause__, error.__context__):
+        if each is not None:
+            each.__traceback__ = None
+    return error
+
+
+def _error_of(violations: Sequence[FieldViolation], error: AlignserveError) -> AlignserveError:
+    first = violations[0]
+    message = f"{first.field}: {first.description}"
+    return type(error)(message, error.code, first.reason or error.reason, violations)
+
+
+def _at(positions: Sequence[int], index: int) -> int:
+    return positions[index] if index < len(positions) else index
 
 
 def _violations(bad_request: error_details_pb2.BadRequest) -> tuple[FieldViolation, ...]:
@@ -190,7 +231,3 @@ def _status_in(trailers: Iterable[Any] | None) -> status_pb2.Status | None:
             except DecodeError:
                 return None
     return None
-
-
-def _shifted(text: str, offset: int) -> str:
-    return _POSITION.sub(lambda match: f"{match[1]}[{int(match[2]) + offset}]", text)

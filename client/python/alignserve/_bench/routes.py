@@ -15,8 +15,8 @@ from alignserve._bench.recorder import Failure
 from alignserve._bench.wire import content_fields, framed
 from alignserve._bench.workload import CLASSIFY, EMBED_IMAGE, EMBED_TEXT, Call
 from alignserve._channel import SERVICE, channel_options, response_size_metadata
-from alignserve._retry import RetryPolicy
-from alignserve.errors import AlignserveError, UnavailableError, error_from_call, error_from_status
+from alignserve._retry import end_of_call
+from alignserve.errors import AlignserveError, UnavailableError, error_from_status
 from alignserve.v1 import align_service_pb2 as pb
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -30,10 +30,8 @@ _STREAM_FIELDS = {
 _ID = pb.StreamInferRequest.CORRELATION_ID_FIELD_NUMBER  # the same in the response
 _ERROR = pb.StreamInferResponse.ERROR_FIELD_NUMBER
 
-_OPTIONS = channel_options(
-    RetryPolicy(max_attempts=1),  # a retry would hide a failure, and count its time as the server's
-    [("grpc.use_local_subchannel_pool", 1)],  # or all channels to one address share one connection
-)
+# By default all channels to one address share one connection.
+_OPTIONS = channel_options([("grpc.use_local_subchannel_pool", 1)])
 
 _ENDED = Failure(grpc.StatusCode.UNAVAILABLE.name, "", "the server ended the stream")
 _FORGOTTEN = Failure(grpc.StatusCode.INTERNAL.name, "", "Internal error from Core")
@@ -109,7 +107,7 @@ class UnaryRoute:
         try:
             await method(call.request, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise RequestFailed(_failure(error_from_call(error))) from None
+            raise RequestFailed(_failure(end_of_call(error))) from None
 
 
 class StreamRoute:
@@ -184,7 +182,7 @@ class _Stream:
                 self._settle(content_fields(message))
             failure = _ENDED
         except grpc.aio.AioRpcError as error:
-            failure = _unmasked(_failure(error_from_call(error)))
+            failure = _unmasked(_failure(end_of_call(error)))
         self.is_broken = True
         self._tasks[0].cancel()  # nothing more can be written
         for answer in self._answers.values():
