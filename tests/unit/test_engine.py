@@ -15,6 +15,7 @@ from alignserve_server.batching.fair import Flow, Priority
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
 from alignserve_server.metrics import Metrics
+from alignserve_server.model.zero_shot import LabelSet
 
 from tests.unit.fakes import FakeClock, WatchedEncoder, settle
 
@@ -94,7 +95,11 @@ def _embed(engine: Engine, *contents: bytes) -> asyncio.Task[object]:
 def _classify(engine: Engine, label: str, call: Call = CALL) -> asyncio.Task[object]:
     """Classifies an image that no other call has."""
     image = b"%d" % next(_numbers)
-    return asyncio.create_task(engine.classify([image], [label], [], 0, call))
+    return asyncio.create_task(engine.classify([image], LabelSet.of([label], []), 0, call, _ignore))
+
+
+def _ignore(_: object) -> None:
+    """Takes what `Engine.classify` has scored."""
 
 
 _numbers = itertools.count()

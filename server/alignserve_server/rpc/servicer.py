@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -60,7 +61,9 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         self._readiness.check()
-        return await self._classify(request, _call(context))
+        response = pb.ClassifyResponse()
+        await self._classify(request, _call(context), response)
+        return response
 
     async def GetModelInfo(
         self,
@@ -108,7 +111,9 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         if kind == "embed_text":
             return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call))
         if kind == "classify":
-            return pb.StreamInferResponse(classify=await self._classify(request.classify, call))
+            response = pb.StreamInferResponse()
+            await self._classify(request.classify, call, response.classify)
+            return response
         raise RequestEmpty.at("request", "no request; set embed_image, embed_text or classify")
 
     async def _embed_image(self, request: pb.EmbedImageRequest, call: Call) -> pb.EmbedImageResponse:
@@ -134,20 +139,18 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
             stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
         )
 
-    async def _classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
+    async def _classify(self, request: pb.ClassifyRequest, call: Call, response: pb.ClassifyResponse) -> None:
+        """Fills in a response, which may be part of another: a large one takes long to copy."""
         start = time.perf_counter()
         engine = self._loaded_engine()
         contents = convert.image_contents(request.images, self._limits)
-        labels = convert.labels(request.labels, self._limits)
-        templates = convert.prompt_templates(request.prompt_templates, self._limits)
-        top_k = convert.top_k(request.top_k)
-        convert.check_classification(request, self._limits)
-        found = await engine.classify(contents, labels, templates, top_k, call)
-        stats = convert.inference_stats(found.timings, start, found.cached_label_count)
-        return pb.ClassifyResponse(
-            results=convert.classification_results(found, labels),
-            stats=stats if request.include_stats else None,
-        )
+        check = partial(convert.label_set, request, self._limits)
+        labels = check() if convert.has_short_labels(request) else await engine.run_aside(call.flow, check)
+        on_scored = partial(convert.add_classification_result, response, labels.labels)
+        found = await engine.classify(contents, labels, request.top_k, call, on_scored)
+        if request.include_stats:
+            stats = convert.inference_stats(found.timings, start, found.cached_label_count)
+            response.stats.CopyFrom(stats)
 
     def _loaded_engine(self) -> Engine:
         assert self.engine is not None  # noqa: S101 — `server` sets it before it reports ready
