@@ -235,9 +235,8 @@ def all_valid(answers: Sequence[_T | InvalidArgument], path: str) -> list[_T]:
         if isinstance(answer, InvalidArgument)
     ]
     if errors:
-        error = _merge(errors)
-        answers, errors = (), []  # the traceback would keep the valid ones
-        raise error
+        answers = ()  # the traceback would keep the valid ones
+        raise _merge(errors)
     return [answer for answer in answers if not isinstance(answer, InvalidArgument)]
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from alignserve_server.batching.fair import BULK_SHARE, FairGate, FairPool, FairQueue, Flow, Priority
@@ -27,10 +30,7 @@ def _push(queue: FairQueue[str], flow: Flow, count: int, *, first: int = 0) -> N
 
 
 def _served(queue: FairQueue[str], count: int) -> list[str]:
-    served = []
-    for _ in range(count):
-        served.append(queue.pop())
-    return served
+    return [queue.pop() for _ in range(count)]
 
 
 class TestFairQueue:
@@ -357,3 +357,60 @@ class TestFairGate:
 
         assert [task.done() for task in tasks] == [True, True, False]
         tasks[2].cancel()
+
+
+class TestFairPool:
+    """Threads whose jobs take turns."""
+
+    async def test_results_come_in_the_order_of_the_jobs(self) -> None:
+        """Whichever ends first."""
+        with ThreadPoolExecutor(2) as threads:
+            results = await FairPool(threads, 2).run(_flow("a"), [partial(str, i) for i in range(10)])
+
+        assert results == [str(i) for i in range(10)]
+
+    async def test_callers_take_turns(self) -> None:
+        """One job of a small caller is not behind all of a large one's."""
+        ran: list[str] = []
+        with ThreadPoolExecutor(1) as threads:
+            pool, may_go = FairPool(threads, 1), threading.Event()
+            flood_jobs = [partial(ran.append, "flood")] * 5
+            first = asyncio.create_task(pool.run(_flow("first"), [may_go.wait]))
+            await settle()
+            floods = [
+                asyncio.create_task(pool.run(_flow("flood"), [partial(ran.append, "flood")] * 5))
+                for _ in range(5)
+            ]
+            await settle()
+            small = asyncio.create_task(pool.run(_flow("small"), [partial(ran.append, "small")]))
+            await settle()
+            may_go.set()
+            await asyncio.gather(first, small, *floods)
+
+        assert ran.index("small") <= 2
+        assert len(ran) == 26
+
+    async def test_a_caller_who_leaves_takes_its_jobs_along(self) -> None:
+        """Those that have not begun; the next caller is not held up by them."""
+        ran: list[str] = []
+        with ThreadPoolExecutor(1) as threads:
+            pool, may_go = FairPool(threads, 2), threading.Event()
+            jobs = [may_go.wait, *[partial(ran.append, "left")] * 5]
+            leaving = asyncio.create_task(pool.run(_flow("a"), jobs))
+            await settle()
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            may_go.set()
+            await pool.run(_flow("b"), [partial(ran.append, "next")])
+
+        assert ran == ["next"]
+
+    async def test_a_job_that_fails_frees_its_place(self) -> None:
+        """The error is the caller's; the others go on."""
+        with ThreadPoolExecutor(1) as threads:
+            pool = FairPool(threads, 1)
+            for _ in range(3):
+                with pytest.raises(ZeroDivisionError):
+                    await pool.run(_flow("a"), [partial(divmod, 1, 0)])
+
+            assert await pool.run(_flow("b"), [partial(str, 1)]) == ["1"]

@@ -40,6 +40,7 @@ class Prompts:
 
     def __init__(self) -> None:
         self.chunks: list[list[str]] = []
+        self.flows: list[object] = []  # one for each chunk
         self.gate = asyncio.Event()
         self.gate.set()
         self.invalid: set[str] = set()
@@ -51,8 +52,9 @@ class Prompts:
     def asked(self) -> list[str]:
         return [prompt for chunk in self.chunks for prompt in chunk]
 
-    async def __call__(self, prompts: Sequence[str], _: object = None) -> list[np.ndarray | ServingError]:
+    async def __call__(self, prompts: Sequence[str], flow: object) -> list[np.ndarray | ServingError]:
         self.chunks.append(list(prompts))
+        self.flows.append(flow)
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -97,9 +99,11 @@ def one_by_one(prompts: Prompts, metrics: Metrics) -> LabelCache:
     return LabelCache(100, prompts, metrics, prompts_at_once=1)
 
 
-async def _start(cache: LabelCache, *labels: str) -> asyncio.Task[tuple[np.ndarray, int]]:
+async def _start(
+    cache: LabelCache, *labels: str, flow: str | None = None
+) -> asyncio.Task[tuple[np.ndarray, int]]:
     """Starts to embed labels and comes back when that waits for the encoder."""
-    task = asyncio.create_task(cache.embed(LabelSet.of(labels, [])))
+    task = asyncio.create_task(cache.embed(LabelSet.of(labels, []), flow))
     await settle()
     return task
 
@@ -498,3 +502,77 @@ async def test_who_comes_as_the_last_one_leaves_starts_anew(cache, held):
 
     np.testing.assert_allclose(embeddings, [_direction("a")], atol=1e-6)
     assert held.asked == ["a", "a"]
+
+
+async def test_a_label_that_another_call_has_not_begun_is_begun_at_once(one_by_one, held):
+    """Whoever shares the last label of a large call does not wait for those before it."""
+    large = await _start(one_by_one, "a", "b", "c", flow="large")
+
+    small = await _start(one_by_one, "c", flow="small")
+    await held.release_chunk()
+
+    assert small.done()
+    assert (held.asked[:2], held.flows[:2]) == (["a", "c"], ["large", "small"])
+    assert not large.done()
+    await _leave(large)
+
+
+async def test_a_label_that_another_call_of_the_caller_has_begun_is_not_begun_again(one_by_one, held):
+    """Within one caller's work nothing is done twice, whichever call comes to it first."""
+    first = await _start(one_by_one, "a", "b", "c")
+    second = await _start(one_by_one, "c")
+
+    held.gate.set()
+    await asyncio.gather(first, second)
+
+    assert held.asked == ["a", "c", "b"]
+
+
+async def test_a_label_that_another_caller_has_begun_is_settled_by_the_first_turn(cache, held):
+    """Nobody waits for the turns of somebody else, who may have to wait for long."""
+    slow = await _start(cache, "a", flow="slow")
+    slow_gate, held.gate = held.gate, asyncio.Event()
+
+    fast = await _start(cache, "a", flow="fast")
+    held.gate.set()
+    embeddings, _ = await fast
+    await settle()
+
+    np.testing.assert_array_equal((await slow)[0], embeddings)
+    assert held.flows == ["slow", "fast"]
+    assert not slow_gate.is_set()
+
+
+async def test_what_nobody_has_begun_comes_before_what_others_have(one_by_one, held):
+    """Two callers with the same labels share the work rather than do it side by side."""
+    calls = [await _start(one_by_one, *"abcd", flow=flow) for flow in ("one", "other")]
+
+    while not all(call.done() for call in calls):
+        await held.release_chunk()
+
+    assert sorted(held.asked[:4]) == [*"abcd"]
+
+
+async def test_a_caller_who_leaves_takes_along_its_turns_alone(one_by_one, held):
+    """Another who wants the same label still has it, at its own turn."""
+    leaving = await _start(one_by_one, "a", flow="leaving")
+    staying = await _start(one_by_one, "a", flow="staying")
+
+    await _leave(leaving)
+    cancelled = held.cancelled
+    held.gate.set()
+    await staying
+
+    assert cancelled == 1
+
+
+async def test_each_waiter_has_an_error_of_its_own(cache, held):
+    """It has never been raised before, so it leads to nobody else's frames."""
+    held.failing = {"a"}
+    tasks = [await _start(cache, "a") for _ in range(2)]
+    held.gate.set()
+
+    one, other = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert one is not other
+    assert (type(one), str(one)) == (type(other), str(other))

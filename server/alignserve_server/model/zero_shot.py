@@ -126,7 +126,7 @@ class _Work:
     task: asyncio.Task[None] | None = None
 
     def prompts(self) -> Iterator[_Prompt]:
-        """Yields what is left to embed; begins each label, and writes each prompt, only when it is its turn."""
+        """Yields what is left to embed; begins a label, and writes a prompt, only when it is its turn."""
         for pending in self._to_begin():
             if not self.has_caller:
                 return
@@ -304,6 +304,7 @@ def _give_up(pending: _Pending, flow: Hashable) -> None:
 def _cancel_if_idle(work: _Work) -> None:
     if not work.has_caller and not work.begun and work.task is not None:
         work.task.cancel()  # no effect if it has ended
+        work.task = None  # its CancelledError has a frame in its traceback that holds `work`: a cycle
 
 
 def _answer(settled: asyncio.Future[LabelEmbedding]) -> LabelEmbedding | InvalidArgument:
