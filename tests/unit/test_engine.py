@@ -288,7 +288,7 @@ async def test_callers_take_turns_at_tokenizing(clock, metrics):
     async with _engine(encoder, clock, metrics) as engine:
         floods = [
             asyncio.create_task(engine.embed_texts(["f" + LONG_TEXT] * 2, Call(flow=FLOOD), truncate=True))
-            for _ in range(3)
+            for _ in range(2)
         ]
         while len(encoder.tokenized) < 2:
             await asyncio.sleep(0.001)

@@ -377,10 +377,7 @@ class TestFairPool:
             flood_jobs = [partial(ran.append, "flood")] * 5
             first = asyncio.create_task(pool.run(_flow("first"), [may_go.wait]))
             await settle()
-            floods = [
-                asyncio.create_task(pool.run(_flow("flood"), [partial(ran.append, "flood")] * 5))
-                for _ in range(5)
-            ]
+            floods = [asyncio.create_task(pool.run(_flow("flood"), flood_jobs)) for _ in range(5)]
             await settle()
             small = asyncio.create_task(pool.run(_flow("small"), [partial(ran.append, "small")]))
             await settle()

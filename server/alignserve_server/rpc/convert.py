@@ -73,11 +73,12 @@ def labels(values: Sequence[str], limits: RequestLimits) -> list[str]:
     """
     if not 1 <= len(values) <= limits.max_labels:
         raise LabelsInvalid.at("labels", f"{len(values)} labels; send from 1 to {limits.max_labels}")
-    texts = list(values)  # once: each reading of the field decodes them
-    for position, label in enumerate(texts):
+    texts = []  # not list(values), which holds the GIL until megabytes are decoded
+    for position, label in enumerate(values):
         if not label or label.isspace():
             raise LabelsInvalid.at(f"labels[{position}]", "label is blank; leave it out or name it")
         _check_prompt_bytes(f"labels[{position}]", "label", _utf8_size(label), limits)
+        texts.append(label)
     return texts
 
 
