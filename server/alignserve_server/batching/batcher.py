@@ -12,7 +12,7 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -169,16 +169,16 @@ class Batcher:
         entry = self._entries.get((modality, item.key)) if item.key is not None else None
         if entry is None:
             entry = self._push(modality, item, flow)
-            entry.add(waiter)
+            entry.waiters.append(waiter)
             return entry, waiter
         self._metrics.modalities[modality].embedding_cache_coalesced.inc()
-        is_first_of_flow = entry.add(waiter)
         if entry.is_taken:
             waiter.on_taken(waiter.size_bytes)
-        elif is_first_of_flow:
+        elif not entry.is_wanted_by(flow):
             with self._changed:
                 self._scheduler.join(modality, entry, flow)
             self._wake_soon()
+        entry.waiters.append(waiter)
         return entry, waiter
 
     def _push(self, modality: str, item: Item, flow: Flow) -> Entry:
@@ -232,7 +232,8 @@ class Batcher:
         with self._changed:
             if not self._scheduler.is_waiting(modality, entry):
                 return False
-            if entry.remove(waiter):
+            entry.waiters.remove(waiter)
+            if not entry.is_wanted_by(waiter.flow):
                 self._scheduler.leave(modality, entry, waiter.flow)
         if not entry.waiters:
             self._forget(modality, entry)
@@ -374,7 +375,7 @@ def _note_batch(batch: Batch, seconds: float) -> dict[str, str] | None:
     return CallTrace.note_batch(waiting_since, batch.modality, len(batch.entries), batch.start_time, end)
 
 
-def _exemplar(waiters: Iterable[Waiter]) -> dict[str, str] | None:
+def _exemplar(waiters: Sequence[Waiter]) -> dict[str, str] | None:
     return next((waiter.trace.exemplar for waiter in waiters if waiter.trace is not None), None)
 
 

@@ -115,9 +115,10 @@ class FairQueue(Generic[_T]):
 
     def take(self, items: Collection[_T]) -> None:
         """Removes items that are there, as served."""
-        payers = self._payers(items)
+        shared = {item for item in items if len(self._lines_of[item]) > 1}
+        payers = self._payers(shared) if shared else {}
         for item in items:
-            payer = payers.get(item, self._lines_of[item][0])
+            payer = payers.get(item) or self._lines_of[item][0]
             self._remove(item)
             self._now = max(self._now, payer.tag)
             payer.tag += payer.pace
@@ -150,16 +151,14 @@ class FairQueue(Generic[_T]):
             yield line, item
             heapq.heapreplace(heads, (tag + line.pace, number, line, items))
 
-    def _payers(self, items: Collection[_T]) -> dict[_T, _Line[_T]]:
-        """Returns the lines whose turns serve those of the items that are in several lines."""
-        shared = {item for item in items if len(self._lines_of[item]) > 1}
+    def _payers(self, shared: set[_T]) -> dict[_T, _Line[_T]]:
+        """Returns the lines whose turns serve items that are in several."""
         payers: dict[_T, _Line[_T]] = {}
-        if shared:
-            for line, item in self._turns():
-                if item in shared:
-                    payers[item] = line
-                    if len(payers) == len(shared):
-                        break
+        for line, item in self._turns():
+            if item in shared:
+                payers[item] = line
+                if len(payers) == len(shared):
+                    break
         return payers
 
     def _remove(self, item: _T) -> None:

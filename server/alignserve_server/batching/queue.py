@@ -46,22 +46,11 @@ class Entry:
     flow: Flow = NOBODY  # of the first caller
     key: bytes | None = None  # names the content; None if it is not known to be equal to any other
     is_taken: bool = False  # by a lane, as far as the event loop has heard
-    waiters: dict[Waiter, None] = field(default_factory=dict, repr=False)  # in the order of arrival
-    _waiting: dict[Flow, int] = field(default_factory=dict, repr=False)  # how many of `waiters`, by flow
+    waiters: list[Waiter] = field(default_factory=list, repr=False)
 
-    def add(self, waiter: Waiter) -> bool:
-        """Adds a waiter; says whether it is the first one of its flow."""
-        self.waiters[waiter] = None
-        count = self._waiting[waiter.flow] = self._waiting.get(waiter.flow, 0) + 1
-        return count == 1
-
-    def remove(self, waiter: Waiter) -> bool:
-        """Removes a waiter; says whether it was the last one of its flow."""
-        del self.waiters[waiter]
-        count = self._waiting[waiter.flow] = self._waiting[waiter.flow] - 1
-        if count == 0:
-            del self._waiting[waiter.flow]
-        return count == 0
+    def is_wanted_by(self, flow: Flow) -> bool:
+        """Says whether an item of a flow waits for the result."""
+        return any(waiter.flow == flow for waiter in self.waiters)
 
 
 class EntryQueue:
@@ -114,8 +103,12 @@ class EntryQueue:
     def take(self, priority: Priority, entries: Collection[Entry]) -> None:
         """Removes entries that flows of a priority want, to run them: the flows whose turns they are pay."""
         self._lines[priority].take(entries)
+        for line in self._lines.values():
+            if line:
+                for entry in entries:
+                    line.discard(entry)
         for entry in entries:
-            self.discard(entry)
+            self._forget(entry)
 
     def drop(self) -> list[Entry]:
         """Removes all entries, and returns them in the order of arrival."""
