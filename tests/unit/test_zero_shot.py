@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import tracemalloc
 from collections.abc import Sequence
 
@@ -576,3 +577,47 @@ async def test_each_waiter_has_an_error_of_its_own(cache, held):
 
     assert one is not other
     assert (type(one), str(one)) == (type(other), str(other))
+
+
+async def test_a_label_that_another_caller_began_and_left_is_begun_in_the_end(one_by_one, held):
+    """Who put it off, since it was under way, does not wait for ever."""
+    leaving = await _start(one_by_one, "a", flow="leaving")
+    staying = await _start(one_by_one, "a", "b", flow="staying")
+
+    await _leave(leaving)
+    held.gate.set()
+    await staying
+
+    assert held.asked == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_comes_and_leaves_every_call_is_answered(prompts, metrics, seed):
+    """Callers share labels, leave at any time, and labels fail; nobody waits for ever, nothing is left."""
+    rng = random.Random(seed)
+    cache = LabelCache(rng.randrange(1, 4), prompts, metrics, prompts_at_once=rng.randrange(1, 4))
+    prompts.gate.clear()
+    prompts.failing, prompts.invalid = {"f"}, {"g"}
+    calls: list[asyncio.Task[tuple[np.ndarray, int]]] = []
+    asked: list[str] = []
+    for _ in range(60):
+        if rng.random() < 0.5:
+            asked.append("".join(rng.choices("abcdefg", weights=[6] * 5 + [1, 1], k=rng.randrange(1, 6))))
+            labels = LabelSet.of([*asked[-1]], ["{label}"] * rng.randrange(3))
+            calls.append(asyncio.create_task(cache.embed(labels, rng.choice("xyz"))))
+        if calls and rng.random() < 0.3:
+            rng.choice(calls).cancel()
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        if rng.random() < 0.5:
+            await prompts.release_chunk()
+    prompts.gate.set()
+
+    await asyncio.wait_for(asyncio.wait(calls), 10.0)
+    await settle()
+
+    assert cache._pending == {}
+    assert len(asyncio.all_tasks()) == 1
+    for call, labels in zip(calls, asked, strict=True):
+        if not call.cancelled() and call.exception() is None:
+            np.testing.assert_allclose(call.result()[0], [_direction(label) for label in labels], atol=1e-6)

@@ -139,12 +139,12 @@ class _Work:
                 yield _Prompt(text, pending, embeddings)
 
     def _to_begin(self) -> Iterator[_Pending]:
-        """Yields labels that nobody has begun, and then those that only other flows have."""
-        for is_begun in (False, True):
+        """Yields labels that nobody has begun, and then those that are left of what only other flows had."""
+        for skips_others in (True, False):
             for pending in self.labels:
                 if pending.future.done() or self.flow in pending.begun_by:
                     continue
-                if bool(pending.begun_by) is is_begun:
+                if not (skips_others and pending.begun_by):
                     yield pending
 
 
