@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 _T = TypeVar("_T")
+_Error = TypeVar("_Error", bound="ServingError")
+_Raised = TypeVar("_Raised", bound=BaseException)
 
 DOMAIN = "alignserve.v1"  # google.rpc.ErrorInfo.domain
 
@@ -49,6 +51,15 @@ class ServingError(Exception):
         self.violations = tuple(violations)
         self.retry_delay_seconds = retry_delay_seconds
         self.metadata = metadata or {}
+
+    def again(self: _Error) -> _Error:
+        """Returns an equal error that has never been raised, for one more caller.
+
+        One object that several callers raise would gather the frames of all of them.
+        """
+        error = type(self).__new__(type(self), *self.args)
+        vars(error).update(vars(self))
+        return error
 
 
 class InvalidArgument(ServingError):
@@ -234,6 +245,15 @@ class InternalError(ServingError):
     reason = "INTERNAL"
 
 
+def as_value(error: _Raised) -> _Raised:
+    """Returns an error that has been raised, cut off from where, so that it can be kept as an answer.
+
+    Its traceback, and those of its cause and context, hold frames, and these all that the call was given.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
 def all_valid(answers: Sequence[_T | InvalidArgument], path: str) -> list[_T]:
     """Returns the answers if none is an error.
 
@@ -247,6 +267,7 @@ def all_valid(answers: Sequence[_T | InvalidArgument], path: str) -> list[_T]:
         if isinstance(answer, InvalidArgument)
     ]
     if errors:
+        answers = ()  # the traceback would keep the valid ones
         raise _merge(errors)
     return [answer for answer in answers if not isinstance(answer, InvalidArgument)]
 

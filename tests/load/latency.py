@@ -79,7 +79,7 @@ def _pairs(encoder: Encoder, client: Client) -> list[_Pair]:
     labels = l2_normalize(np.concatenate([embed_text(label) for label in _LABELS]))
 
     def classify(content: bytes) -> object:
-        return score_images(l2_normalize(embed_image(content)), labels, encoder.info.temperature)
+        return list(score_images(l2_normalize(embed_image(content)), labels, encoder.info.temperature))
 
     return [
         _Pair("EmbedImage", "image", embed_image, client.embed_image),

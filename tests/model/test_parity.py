@@ -57,7 +57,7 @@ def test_scores_equal_the_reference(pair, photos):
 
     labels = embed_texts(pair.encoder, TEXTS)
     images = embed_images(pair.encoder, photos.values())
-    ranked = score_images(images, labels, pair.encoder.info.temperature)
+    ranked = list(score_images(images, labels, pair.encoder.info.temperature))
 
     for row, reference in zip(ranked, expected, strict=True):
         assert [label.label_index for label in row] == list(np.argsort(-reference, kind="stable"))

@@ -155,3 +155,76 @@ async def test_an_item_that_cannot_wait_takes_its_equal_along(batcher, encoder):
 
     assert encoder.seen[1] == encoder.key(b"3")
     assert len(encoder.seen) == 5
+
+
+FLOOD, SMALL = (Flow(caller, Priority.INTERACTIVE) for caller in ("flood", "small"))
+
+
+def _flood(batcher: Batcher, encoder: WatchedEncoder, flow: Flow) -> list[asyncio.Future[Embedded]]:
+    """Queues forty images, five batches, of one caller."""
+    return batcher.submit("image", [_item(encoder, b"%d" % i) for i in range(40)], flow=flow)
+
+
+@pytest.mark.parametrize("flow", [FLOOD, Flow("flood", Priority.BULK)])
+async def test_an_item_that_is_last_in_anothers_line_runs_at_its_own_turn(batcher, encoder, flow):
+    """Sharing work with a backlog does not mean to wait for it."""
+    flood = _flood(batcher, encoder, flow)
+    (wanted,) = batcher.submit("image", [_item(encoder, b"39")], flow=SMALL)
+
+    encoder.resume()
+    await asyncio.gather(wanted, *flood)
+
+    assert encoder.key(b"39") in encoder.batches[1].keys
+    assert len(encoder.seen) == 41
+
+
+async def test_an_item_whose_other_caller_has_left_waits_in_line_again(batcher, encoder):
+    """Its turn is only that of those who still want it."""
+    flood = _flood(batcher, encoder, FLOOD)
+    (left,) = batcher.submit("image", [_item(encoder, b"39")], flow=SMALL)
+
+    left.cancel()
+    await settle()
+    encoder.resume()
+    await asyncio.gather(*flood)
+
+    assert encoder.seen[-1] == encoder.key(b"39")
+
+
+async def test_an_item_stays_in_line_while_one_of_its_caller_waits(batcher, encoder):
+    """Two items of one caller are one place in its line, which the last of them takes along."""
+    flood = _flood(batcher, encoder, FLOOD)
+    left, stays = batcher.submit("image", [_item(encoder, b"39")] * 2, flow=SMALL)
+
+    left.cancel()
+    await settle()
+    encoder.resume()
+    await asyncio.gather(stays, *flood)
+
+    assert encoder.key(b"39") in encoder.batches[1].keys
+
+
+async def test_an_item_runs_at_the_others_turns_once_its_first_caller_has_left(batcher, encoder):
+    """A backlog that is given up takes nothing away from those who want a part of it."""
+    flood = _flood(batcher, encoder, FLOOD)
+    (wanted,) = batcher.submit("image", [_item(encoder, b"39")], flow=SMALL)
+
+    for future in flood:
+        future.cancel()
+    await settle()
+    encoder.resume()
+
+    assert isinstance(await wanted, Embedded)
+    assert encoder.seen == [encoder.key(b"plug"), encoder.key(b"39")]
+
+
+async def test_each_who_shares_an_entry_has_an_error_of_its_own(batcher, encoder):
+    """One for all would gather the frames of all, and what these hold."""
+    encoder.failing = {encoder.key(b"same")}
+    sharing = [batcher.submit("image", [_item(encoder, b"same")])[0] for _ in range(2)]
+    encoder.resume()
+
+    one, other = await asyncio.gather(*sharing, return_exceptions=True)
+
+    assert one is not other
+    assert vars(one) == vars(other)

@@ -7,6 +7,8 @@ import itertools
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from alignserve_server.batching.batcher import Batcher
@@ -15,6 +17,8 @@ from alignserve_server.batching.fair import Flow, Priority
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
 from alignserve_server.metrics import Metrics
+from alignserve_server.model.encoder import TokenizedText
+from alignserve_server.model.zero_shot import LabelSet, ScoredLabel
 
 from tests.unit.fakes import FakeClock, WatchedEncoder, settle
 
@@ -36,6 +40,20 @@ class SlowDecoder(WatchedEncoder):
         self._loop.call_soon_threadsafe(self.decoding.put_nowait, bytes(content))
         assert self.decodes.acquire(timeout=30.0)
         return super().preprocess_image(content)
+
+
+class SlowTokenizer(WatchedEncoder):
+    """A `WatchedEncoder` that tells which texts it tokenizes, each of which waits for the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizes = threading.Semaphore(0)
+        self.tokenized: list[str] = []
+
+    def tokenize(self, text: str, *, truncate: bool) -> TokenizedText:
+        self.tokenized.append(text[0])
+        assert self.tokenizes.acquire(timeout=30.0)
+        return super().tokenize(text, truncate=truncate)
 
 
 class Content(bytes):
@@ -63,6 +81,13 @@ async def encoder() -> SlowDecoder:
 
 @pytest.fixture
 async def engine(encoder: SlowDecoder, clock: FakeClock, metrics: Metrics) -> AsyncIterator[Engine]:
+    async with _engine(encoder, clock, metrics) as engine:
+        yield engine
+        encoder.decodes.release(1000)
+
+
+@asynccontextmanager
+async def _engine(encoder: WatchedEncoder, clock: FakeClock, metrics: Metrics) -> AsyncIterator[Engine]:
     """One lane, one thread that decodes."""
     policies = {modality: BatchPolicy(8) for modality in ("image", "text")}
     batcher = Batcher(encoder, Scheduler(policies), metrics, lanes=1)
@@ -76,13 +101,12 @@ async def engine(encoder: SlowDecoder, clock: FakeClock, metrics: Metrics) -> As
             decode_threads=1,
             max_queue_size=MAX_ITEMS,
             max_queue_bytes=MAX_BYTES,
-            label_cache_size=100,
+            label_cache_size=1000,
             embedding_cache_bytes={"image": 0, "text": 0},
             clock=clock,
         )
         yield engine
         encoder.resume()
-        encoder.decodes.release(1000)
         assert await batcher.stop(30.0)
         engine.close()
 
@@ -94,7 +118,11 @@ def _embed(engine: Engine, *contents: bytes) -> asyncio.Task[object]:
 def _classify(engine: Engine, label: str, call: Call = CALL) -> asyncio.Task[object]:
     """Classifies an image that no other call has."""
     image = b"%d" % next(_numbers)
-    return asyncio.create_task(engine.classify([image], [label], [], 0, call))
+    return asyncio.create_task(engine.classify([image], LabelSet.of([label], []), 0, call, _ignore))
+
+
+def _ignore(_: object) -> None:
+    """Takes what `Engine.classify` has scored."""
 
 
 _numbers = itertools.count()
@@ -248,3 +276,137 @@ async def test_callers_take_turns_at_decoding(engine, encoder):
     assert decoded.index(b"small") <= 2  # behind the one that a thread has by then, and one of the flood's
     encoder.decodes.release()
     await asyncio.gather(*calls)
+
+
+FLOOD, SMALL = (Flow(caller, Priority.INTERACTIVE) for caller in ("flood", "small"))
+LONG_TEXT = " word" * 220  # so long that each is tokenized on its own
+
+
+async def test_callers_take_turns_at_tokenizing(clock, metrics):
+    """One text of a small caller is not tokenized after all of a large one's."""
+    encoder = SlowTokenizer()
+    async with _engine(encoder, clock, metrics) as engine:
+        flood = engine.embed_texts(["f" + LONG_TEXT] * 4, Call(flow=FLOOD), truncate=True)
+        flooding = asyncio.create_task(flood)
+        while len(encoder.tokenized) < 2:
+            await asyncio.sleep(0.001)
+        small = asyncio.create_task(engine.embed_texts(["s" + LONG_TEXT], Call(flow=SMALL), truncate=True))
+        await settle()
+        encoder.tokenizes.release(1000)
+        await asyncio.gather(small, flooding)
+
+    assert encoder.tokenized.index("s") <= 3  # behind the two that threads have, and one that is next
+
+
+async def test_texts_are_tokenized_in_order_however_they_are_split(engine):
+    """Short ones together and long ones alone, each at its place."""
+    texts = [f"number {i} " + "word " * (i * 37 % 700) for i in range(40)]
+
+    for start in range(0, 40, 6):
+        result = await engine.embed_texts(texts[start : start + 6], CALL, truncate=True)
+
+        expected = [engine._encoder.tokenize(text, truncate=True) for text in texts[start : start + 6]]
+        assert result.texts == expected
+
+
+async def test_label_bytes_are_room_until_the_call_is_over(engine, encoder):
+    """Those of templates too; a second large call is refused as long as the first is there."""
+    encoder.hold()
+    encoder.decodes.release(1000)
+    large = partial(_classify_labels, engine, ["l" * 3000], ["{label}" + "t" * 2000])
+    first = large()
+    await settle()
+
+    with pytest.raises(QueueFull, match="label set"):
+        await large()
+    encoder.resume()
+    await first
+    again = await large()
+
+    assert again == ["l" * 3000]
+
+
+async def test_known_labels_are_room_too(engine, encoder):
+    """They are held as long, though nobody has to embed them."""
+    encoder.decodes.release(1000)
+    large = partial(_classify_labels, engine, ["l" * 5000], [])
+    await large()
+    encoder.hold()
+    first = large()
+    await encoder.begun()
+    await settle()
+
+    with pytest.raises(QueueFull, match="label set"):
+        await large()
+
+    encoder.resume()
+    await first
+
+
+async def test_a_stream_waits_for_room_for_its_labels(engine, encoder):
+    """It is not admitted, and so not read on, before others' labels are gone."""
+    encoder.hold()
+    encoder.decodes.release(1000)
+    admitted = asyncio.Event()
+    first = _classify_labels(engine, ["l" * 5000], [])
+    await settle()
+    call = Call(waits_for_room=True, on_admitted=admitted.set)
+    second = _classify_labels(engine, ["m" * 5000], [], call)
+    await settle()
+    was_admitted = admitted.is_set()
+
+    encoder.resume()
+    await asyncio.gather(first, second)
+
+    assert (was_admitted, admitted.is_set()) == (False, True)
+
+
+async def test_labels_larger_than_the_room_run_alone(engine, encoder):
+    """What passed the request's own limits is never refused for ever."""
+    encoder.decodes.release(1000)
+
+    labels = await _classify_labels(engine, ["l" * (MAX_BYTES + 1)], [])
+
+    assert len(labels) == 1
+
+
+async def test_callers_take_turns_at_large_answers(engine, encoder):
+    """A small answer is not built after all of a large one's images."""
+    encoder.decodes.release(1000)
+    labels = LabelSet.of([f"label {i}" for i in range(300)], [])
+    built: list[str] = []
+    may_go = threading.Event()
+
+    def build(caller: str, _: list[ScoredLabel]) -> None:
+        built.append(caller)
+        assert may_go.wait(30.0)
+
+    async def classify(flow: Flow, images: int) -> None:
+        contents = [f"{flow.caller} {i}".encode() for i in range(images)]
+        await engine.classify(contents, labels, 0, Call(flow=flow), partial(build, flow.caller))
+
+    flood = asyncio.create_task(classify(FLOOD, 5))
+    while not built:
+        await asyncio.sleep(0.001)
+    small = asyncio.create_task(classify(SMALL, 1))
+    while len(encoder.seen) < 306:
+        await encoder.begun()
+    await settle()
+    may_go.set()
+    await asyncio.gather(flood, small)
+
+    assert built.index("small") <= 2
+
+
+def _classify_labels(
+    engine: Engine, labels: list[str], templates: list[str], call: Call = CALL
+) -> asyncio.Task[list[str]]:
+    """Classifies an image that no other call has; returns its labels, best first."""
+
+    async def classify() -> list[str]:
+        found: list[ScoredLabel] = []
+        contents = [b"%d" % next(_numbers)]
+        await engine.classify(contents, LabelSet.of(labels, templates), 0, call, found.extend)
+        return [labels[each.label_index] for each in found]
+
+    return asyncio.create_task(classify())

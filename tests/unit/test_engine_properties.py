@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
@@ -16,6 +16,7 @@ import numpy as np
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Call, Engine
 from alignserve_server.batching.fair import NOBODY, Flow, Priority
+from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import (
     ExpiredInQueue,
@@ -263,6 +264,18 @@ class Batching(RuleBasedStateMachine):
         for modality in MODALITIES:
             assert self.scheduler.waiting(modality) <= MAX_ITEMS
             assert self.scheduler.waiting_bytes(modality) <= MAX_BYTES
+
+    @invariant()
+    def each_waits_in_its_own_line(self) -> None:
+        """An entry that waits is in the line of each caller that wants it, and of no other."""
+        for modality in MODALITIES:
+            queue = self.scheduler._queues[modality]
+            in_line: dict[Entry, set[Flow]] = defaultdict(set)
+            for priority in Priority:
+                for flow, line in queue.of(priority)._lines.items():
+                    for entry in line.items:
+                        in_line[entry].add(flow)
+            assert in_line == {entry: {w.flow for w in entry.waiters} for entry in queue._entries}
 
     @invariant()
     def answers_are_right(self) -> None:

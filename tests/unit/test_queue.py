@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from alignserve_server.batching.queue import EntryQueue
+from alignserve_server.batching.fair import Priority
+from alignserve_server.batching.queue import Entry, EntryQueue
 
 from tests.unit.fakes import entry, names
+
+
+def _waiting(queue: EntryQueue, priority: Priority = Priority.INTERACTIVE) -> list[Entry]:
+    return list(queue.of(priority))
 
 
 def test_a_new_queue_is_empty() -> None:
@@ -22,7 +27,7 @@ def test_entries_stay_in_the_order_of_their_arrival() -> None:
     for name in "abc":
         queue.push(entry(name))
 
-    assert names(list(queue)) == ["a", "b", "c"]
+    assert names(_waiting(queue)) == ["a", "b", "c"]
 
 
 def test_discard_removes_an_entry_and_its_bytes() -> None:
@@ -35,7 +40,7 @@ def test_discard_removes_an_entry_and_its_bytes() -> None:
     was_waiting = queue.discard(second)
 
     assert was_waiting
-    assert names(list(queue)) == ["a", "c"]
+    assert names(_waiting(queue)) == ["a", "c"]
     assert queue.size_bytes == 101
 
 
@@ -59,10 +64,10 @@ def test_an_entry_taken_can_no_longer_be_discarded() -> None:
     queue.push(first)
     queue.push(second)
 
-    queue.take([first])
+    queue.take(Priority.INTERACTIVE, [first])
 
     assert not queue.discard(first)
-    assert list(queue) == [second]
+    assert _waiting(queue) == [second]
 
 
 def test_equal_looking_entries_are_different() -> None:
@@ -74,4 +79,4 @@ def test_equal_looking_entries_are_different() -> None:
 
     queue.discard(second)
 
-    assert list(queue) == [first]
+    assert _waiting(queue) == [first]

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
-from alignserve_server.batching.engine import Classifications, Timings
 from alignserve_server.model.encoder import TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.zero_shot import score_images
@@ -43,11 +42,10 @@ def classified(request: pb.ClassifyRequest, rng: random.Random) -> pb.ClassifyRe
     images = numbers.standard_normal((len(request.images), 4)).astype(np.float32)
     labels = numbers.standard_normal((len(request.labels), 4)).astype(np.float32)
     scored = score_images(images, labels, 1.0, request.top_k)
-    found = Classifications(scored, 0, Timings(0.0, 0.0, 0.0, 0, 0))
-    stats = largest_stats() if request.include_stats else None
-    return pb.ClassifyResponse(
-        results=convert.classification_results(found, list(request.labels)), stats=stats
-    )
+    response = pb.ClassifyResponse(stats=largest_stats() if request.include_stats else None)
+    for each in scored:
+        convert.add_classification_result(response, list(request.labels), each)
+    return response
 
 
 def embeddings(count: int, dimension: int, options: pb.EmbeddingOptions) -> list[pb.Embedding]:

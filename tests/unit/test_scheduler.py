@@ -80,29 +80,29 @@ class TestTaking:
         assert {first.modality, second.modality} == {"image", "text"}
         assert len(first.entries) == len(second.entries) == 1
 
-    def test_a_discarded_entry_never_runs(self) -> None:
+    def test_an_entry_that_nobody_wants_never_runs(self) -> None:
         """Its place and bytes are free at once."""
         scheduler = _scheduler()
         gone, stays = entry("gone", size_bytes=7), entry("stays", size_bytes=3)
         scheduler.push("text", gone)
         scheduler.push("text", stays)
 
-        was_waiting = scheduler.discard("text", gone)
+        scheduler.leave("text", gone, gone.flow)
 
-        assert was_waiting
         assert scheduler.waiting_bytes("text") == 3
         assert names(_next(scheduler).entries) == ["stays"]
 
-    def test_an_entry_in_a_batch_cannot_be_discarded(self) -> None:
-        """Once taken it runs; the caller's leaving changes nothing for the others."""
+    def test_an_entry_in_a_batch_cannot_be_joined(self) -> None:
+        """Once taken it runs, in nobody's line any more."""
         scheduler = _scheduler()
         taken = entry()
         scheduler.push("image", taken)
         _next(scheduler)
 
-        was_waiting = scheduler.discard("image", taken)
+        has_joined = scheduler.join("image", taken, Flow("late", Priority.INTERACTIVE))
 
-        assert not was_waiting
+        assert not has_joined
+        assert not scheduler.is_waiting("image", taken)
 
     def test_entries_are_spread_over_idle_lanes(self) -> None:
         """Four entries and two free lanes make two batches of two, not one of four."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from alignserve_server.batching.collect import padding_ratio
 from alignserve_server.batching.fair import Flow, Priority
 from alignserve_server.batching.queue import Entry
@@ -26,6 +28,7 @@ class Scheduling(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.waiting: dict[str, list[Entry]] = {modality: [] for modality in MODALITIES}
+        self.lines: dict[tuple[str, Flow], list[Entry]] = defaultdict(list)  # by modality and flow
         self.running: list[Batch] = []
 
     @initialize(delay=st.sampled_from([0.0, 1.0]))
@@ -44,14 +47,27 @@ class Scheduling(RuleBasedStateMachine):
             new = entry(length=length, size_bytes=size_bytes, enqueue_time=self.now, flow=flow)
             self.scheduler.push(modality, new)
             self.waiting[modality].append(new)
+            self.lines[modality, flow].append(new)
 
-    @rule(modality=_MODALITY, number=_NUMBERS)
-    def discard(self, modality: str, number: int) -> None:
-        """A caller leaves."""
+    @rule(modality=_MODALITY, number=_NUMBERS, flow=_FLOWS)
+    def join(self, modality: str, number: int, flow: Flow) -> None:
+        """Another caller wants what waits already."""
         if waiting := self.waiting[modality]:
-            gone = waiting.pop(number % len(waiting))
-            assert self.scheduler.discard(modality, gone)
-            assert not self.scheduler.discard(modality, gone)
+            wanted = waiting[number % len(waiting)]
+            if wanted not in self.lines[modality, flow]:
+                assert self.scheduler.join(modality, wanted, flow)
+                self.lines[modality, flow].append(wanted)
+
+    @rule(modality=_MODALITY, flow=_FLOWS, number=_NUMBERS)
+    def leave(self, modality: str, flow: Flow, number: int) -> None:
+        """A caller leaves; what others want stays."""
+        if line := self.lines[modality, flow]:
+            gone = line.pop(number % len(line))
+            self.scheduler.leave(modality, gone, flow)
+            is_wanted = any(gone in line for line in self.lines.values())
+            assert self.scheduler.is_waiting(modality, gone) == is_wanted
+            if not is_wanted:
+                self.waiting[modality].remove(gone)
 
     @rule(seconds=st.sampled_from([0.1, 1.0]))
     def pass_time(self, seconds: float) -> None:
@@ -74,13 +90,15 @@ class Scheduling(RuleBasedStateMachine):
         assert 1 <= len(batch.entries) <= self.scheduler.max_batch_size(batch.modality)
         assert len(set(batch.entries)) == len(batch.entries)
         assert set(batch.entries) <= set(waiting)
-        first_of_each_caller = {each.flow: each for each in reversed(waiting)}
-        assert set(first_of_each_caller.values()) & set(batch.entries)
+        assert set(self._heads(batch.modality, batch.priority)) & set(batch.entries)
+        assert not any(self.scheduler.is_waiting(batch.modality, each) for each in batch.entries)
         padding = padding_ratio(batch.entries) * len(batch.entries) * max(e.length for e in batch.entries)
         assert padding <= _OVERHEAD[batch.modality] * (len(batch.entries) - 1) + 1e-9
         self.waiting[batch.modality] = [
             each for each in self.waiting[batch.modality] if each not in batch.entries
         ]
+        for line in self.lines.values():
+            line[:] = [each for each in line if each not in batch.entries]
         self.running.append(batch)
 
     @rule(number=_NUMBERS, seconds=st.sampled_from([0.0, 0.01, 3.0]), is_out_of_memory=st.booleans())
@@ -102,6 +120,10 @@ class Scheduling(RuleBasedStateMachine):
             assert self.scheduler.waiting(modality) == len(waiting)
             assert self.scheduler.waiting_bytes(modality) == sum(each.size_bytes for each in waiting)
             assert 1 <= self.scheduler.max_batch_size(modality) <= _LIMIT[modality]
+            for priority in Priority:
+                turns = list(self.scheduler._queues[modality].of(priority))
+                assert len(turns) == len(set(turns))
+                assert set(turns) == set(self._of(modality, priority))
 
     def teardown(self) -> None:
         """A server that drains runs all that waits, in as many batches as there are entries at the most."""
@@ -110,12 +132,20 @@ class Scheduling(RuleBasedStateMachine):
         assert not any(self.waiting.values())
 
     def _of(self, modality: str, priority: Priority) -> list[Entry]:
-        return [each for each in self.waiting[modality] if each.flow.priority is priority]
+        """Returns what flows of a priority want."""
+        lines = [
+            self.lines[key] for key in list(self.lines) if key[0] == modality and key[1].priority is priority
+        ]
+        return [each for each in self.waiting[modality] if any(each in line for line in lines)]
+
+    def _heads(self, modality: str, priority: Priority) -> list[Entry]:
+        lines = {key: line for key, line in self.lines.items() if line}
+        return [line[0] for (of, flow), line in lines.items() if of == modality and flow.priority is priority]
 
     def _is_ripe(self, modality: str, priority: Priority) -> bool:
-        waiting = self._of(modality, priority)
-        is_full = len(waiting) >= self.scheduler.max_batch_size(modality)
-        return is_full or waiting[0].enqueue_time + self.delay <= self.now
+        is_full = len(self._of(modality, priority)) >= self.scheduler.max_batch_size(modality)
+        oldest = min(head.enqueue_time for head in self._heads(modality, priority))
+        return is_full or oldest + self.delay <= self.now
 
 
 TestScheduling = Scheduling.TestCase

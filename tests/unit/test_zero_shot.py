@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import tracemalloc
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from alignserve_server.metrics import Metrics
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.zero_shot import (
     LabelCache,
+    LabelSet,
     is_template,
     prompts_of,
     score_images,
@@ -23,9 +25,14 @@ from tests.unit.fakes import settle, unit
 LABELS = np.stack([unit(1, 0), unit(0, 1), unit(1, 1), unit(0, 1)])
 
 
+def score_all(images, labels, **options):
+    """Scores images, all at once."""
+    return list(score_images(images, labels, **options))
+
+
 def score(image, labels, **options):
     """Scores one image."""
-    (found,) = score_images(image[np.newaxis], labels, **options)
+    (found,) = score_all(image[np.newaxis], labels, **options)
     return found
 
 
@@ -34,6 +41,7 @@ class Prompts:
 
     def __init__(self) -> None:
         self.chunks: list[list[str]] = []
+        self.flows: list[object] = []  # one for each chunk
         self.gate = asyncio.Event()
         self.gate.set()
         self.invalid: set[str] = set()
@@ -45,8 +53,9 @@ class Prompts:
     def asked(self) -> list[str]:
         return [prompt for chunk in self.chunks for prompt in chunk]
 
-    async def __call__(self, prompts: Sequence[str], _: object = None) -> list[np.ndarray | ServingError]:
+    async def __call__(self, prompts: Sequence[str], flow: object) -> list[np.ndarray | ServingError]:
         self.chunks.append(list(prompts))
+        self.flows.append(flow)
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -91,9 +100,11 @@ def one_by_one(prompts: Prompts, metrics: Metrics) -> LabelCache:
     return LabelCache(100, prompts, metrics, prompts_at_once=1)
 
 
-async def _start(cache: LabelCache, *labels: str) -> asyncio.Task[tuple[np.ndarray, int]]:
+async def _start(
+    cache: LabelCache, *labels: str, flow: str | None = None
+) -> asyncio.Task[tuple[np.ndarray, int]]:
     """Starts to embed labels and comes back when that waits for the encoder."""
-    task = asyncio.create_task(cache.embed(labels, []))
+    task = asyncio.create_task(cache.embed(LabelSet.of(labels, []), flow))
     await settle()
     return task
 
@@ -106,7 +117,7 @@ async def _leave(task: asyncio.Task[object]) -> None:
 
 
 async def _hits(cache: LabelCache, *labels: str) -> int:
-    _, hits = await cache.embed(labels, [])
+    _, hits = await cache.embed(LabelSet.of(labels, []))
     return hits
 
 
@@ -175,7 +186,7 @@ def test_equal_labels_get_equal_scores():
     rng = np.random.default_rng(0)
     label, images = unit(*rng.standard_normal(640)), rng.standard_normal((7, 640)).astype(np.float32)
 
-    scored = score_images(images, np.tile(label, (101, 1)), temperature=0.01)
+    scored = score_all(images, np.tile(label, (101, 1)), temperature=0.01)
 
     assert [[label.label_index for label in of_image] for of_image in scored] == [[*range(101)]] * 7
 
@@ -184,7 +195,7 @@ def test_each_image_is_scored_on_its_own():
     """What the neighbours are changes nothing."""
     images = np.stack([unit(1, 2), unit(2, 1), unit(-1, 0)])
 
-    scored = score_images(images, LABELS, temperature=1.0, top_k=3)
+    scored = score_all(images, LABELS, temperature=1.0, top_k=3)
 
     assert scored == [score(image, LABELS, temperature=1.0, top_k=3) for image in images]
 
@@ -219,7 +230,7 @@ def test_a_similarity_never_leaves_the_range_of_a_cosine(sign):
 
 async def test_labels_come_out_in_order_and_of_length_one(cache):
     """Each row belongs to the label at its position, whatever length the encoder gave it."""
-    embeddings, hits = await cache.embed(["cat", "a dog", "cat"], [])
+    embeddings, hits = await cache.embed(LabelSet.of(["cat", "a dog", "cat"], []))
 
     np.testing.assert_allclose(
         embeddings, [_direction(label) for label in ("cat", "a dog", "cat")], atol=1e-6
@@ -229,7 +240,7 @@ async def test_labels_come_out_in_order_and_of_length_one(cache):
 
 async def test_prompts_are_averaged_by_direction(cache):
     """A prompt with a longer embedding weighs no more than another; the average has length 1."""
-    embeddings, _ = await cache.embed(["cat"], ["{label}", "a much longer photo of a {label}"])
+    embeddings, _ = await cache.embed(LabelSet.of(["cat"], ["{label}", "a much longer photo of a {label}"]))
 
     expected = _direction("cat") + _direction("a much longer photo of a cat")
     np.testing.assert_allclose(embeddings, [expected / np.linalg.norm(expected)], atol=1e-6)
@@ -240,7 +251,7 @@ async def test_invalid_labels_are_named_by_position(cache, prompts):
     prompts.invalid = {"bad, twice"}
 
     with pytest.raises(TextTooLong) as refused:
-        await cache.embed(["a", "bad", "c", "bad"], ["{label}", "{label}, twice"])
+        await cache.embed(LabelSet.of(["a", "bad", "c", "bad"], ["{label}", "{label}, twice"]))
 
     assert [violation.field for violation in refused.value.violations] == ["labels[1]", "labels[3]"]
 
@@ -249,7 +260,7 @@ async def test_the_valid_neighbours_of_an_invalid_label_are_kept(cache, prompts)
     """Whoever repairs the request pays for the repaired label alone."""
     prompts.invalid = {"bad"}
     with pytest.raises(TextTooLong):
-        await cache.embed(["a", "bad", "c"], [])
+        await cache.embed(LabelSet.of(["a", "bad", "c"], []))
 
     prompts.invalid = set()
 
@@ -258,9 +269,9 @@ async def test_the_valid_neighbours_of_an_invalid_label_are_kept(cache, prompts)
 
 async def test_a_known_label_is_not_embedded_again(cache, prompts):
     """Only what is missing goes to the encoder, and what is at hand comes out the same."""
-    first, _ = await cache.embed(["a", "b"], [])
+    first, _ = await cache.embed(LabelSet.of(["a", "b"], []))
 
-    second, hits = await cache.embed(["b", "c", "a"], [])
+    second, hits = await cache.embed(LabelSet.of(["b", "c", "a"], []))
 
     assert hits == 2
     assert prompts.asked == ["a", "b", "c"]
@@ -280,9 +291,9 @@ async def test_a_known_label_is_not_embedded_again(cache, prompts):
 )
 async def test_different_prompts_are_kept_apart(cache, one, other):
     """Neither another label nor other templates are taken for one that is known."""
-    await cache.embed([one[0]], one[1])
+    await cache.embed(LabelSet.of([one[0]], one[1]))
 
-    _, hits = await cache.embed([other[0]], other[1])
+    _, hits = await cache.embed(LabelSet.of([other[0]], other[1]))
 
     assert hits == 0
 
@@ -290,10 +301,10 @@ async def test_different_prompts_are_kept_apart(cache, one, other):
 async def test_the_least_recently_used_goes_first(prompts, metrics):
     """A full cache forgets the label that nobody asked for the longest."""
     cache = LabelCache(2, prompts, metrics, prompts_at_once=64)
-    await cache.embed(["a", "b"], [])
-    await cache.embed(["a"], [])
+    await cache.embed(LabelSet.of(["a", "b"], []))
+    await cache.embed(LabelSet.of(["a"], []))
 
-    await cache.embed(["c"], [])
+    await cache.embed(LabelSet.of(["c"], []))
 
     assert await _hits(cache, "a", "c") == 2
     assert await _hits(cache, "b") == 0
@@ -303,7 +314,7 @@ async def test_more_labels_than_the_cache_holds_are_answered(prompts, metrics):
     """The bound is on what is kept, not on what a request may ask."""
     cache = LabelCache(1, prompts, metrics, prompts_at_once=64)
 
-    embeddings, _ = await cache.embed(["a", "b", "c"], [])
+    embeddings, _ = await cache.embed(LabelSet.of(["a", "b", "c"], []))
 
     assert len(embeddings) == 3
     assert metrics.registry.get_sample_value("alignserve_label_cache_entries") == 1
@@ -311,9 +322,9 @@ async def test_more_labels_than_the_cache_holds_are_answered(prompts, metrics):
 
 async def test_hits_misses_and_shared_work_are_counted(cache, prompts, metrics):
     """Each label of a request, one that is sent twice too, counts as exactly one of the three."""
-    await cache.embed(["a", "b", "b"], [])
+    await cache.embed(LabelSet.of(["a", "b", "b"], []))
 
-    await cache.embed(["a", "c"], [])
+    await cache.embed(LabelSet.of(["a", "c"], []))
 
     counts = {
         kind: metrics.registry.get_sample_value(f"alignserve_label_cache_{kind}_total")
@@ -350,16 +361,17 @@ async def test_an_error_reaches_everybody_who_waits(cache, held):
     held.gate.set()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert answers == [held.error] * 2
+    assert [type(answer) for answer in answers] == [InferenceFailed] * 2
+    assert answers[0] is not answers[1]  # or each would hold the frames of both
 
 
 async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
     """A stranger who shares another label of the call gets it; the caller learns of the failure."""
     held.failing = {"poison, twice"}
-    embed = cache.embed(["cat", "poison"], ["{label}", "{label}, twice"])
+    embed = cache.embed(LabelSet.of(["cat", "poison"], ["{label}", "{label}, twice"]))
     poisoned = asyncio.create_task(embed)
     await settle()
-    stranger = asyncio.create_task(cache.embed(["cat"], ["{label}", "{label}, twice"]))
+    stranger = asyncio.create_task(cache.embed(LabelSet.of(["cat"], ["{label}", "{label}, twice"])))
     await settle()
 
     held.gate.set()
@@ -387,7 +399,7 @@ async def test_prompts_behind_a_bad_one_of_the_same_label_are_not_embedded(one_b
     prompts.invalid = {"1 bad"}
 
     with pytest.raises(TextTooLong):
-        await one_by_one.embed(["bad", "good"], ["1 {label}", "2 {label}"])
+        await one_by_one.embed(LabelSet.of(["bad", "good"], ["1 {label}", "2 {label}"]))
 
     assert prompts.asked == ["1 bad", "1 good", "2 good"]
 
@@ -396,7 +408,7 @@ async def test_prompts_are_embedded_in_chunks(prompts, metrics):
     """A chunk takes prompts of several labels, and the last may be smaller."""
     cache = LabelCache(100, prompts, metrics, prompts_at_once=3)
 
-    await cache.embed(["a", "b"], ["1 {label}", "2 {label}"])
+    await cache.embed(LabelSet.of(["a", "b"], ["1 {label}", "2 {label}"]))
 
     assert prompts.chunks == [["1 a", "2 a", "1 b"], ["2 b"]]
 
@@ -407,7 +419,7 @@ async def test_prompts_are_written_only_when_it_is_their_turn(cache, held):
     templates = [f"{i} {'t' * 2_000} {{label}}" for i in range(100)]
     tracemalloc.start()
 
-    task = asyncio.create_task(cache.embed(labels, templates))
+    task = asyncio.create_task(cache.embed(LabelSet.of(labels, templates)))
     await settle()
     _, peak_bytes = tracemalloc.get_traced_memory()
 
@@ -422,10 +434,10 @@ async def test_an_error_is_not_kept(cache, held):
     held.gate.set()
     held.error = InferenceFailed("the model failed")
     with pytest.raises(InferenceFailed):
-        await cache.embed(["a"], [])
+        await cache.embed(LabelSet.of(["a"], []))
 
     held.error = None
-    embeddings, _ = await cache.embed(["a"], [])
+    embeddings, _ = await cache.embed(LabelSet.of(["a"], []))
 
     np.testing.assert_allclose(embeddings, [_direction("a")], atol=1e-6)
 
@@ -455,7 +467,7 @@ async def test_the_work_ends_when_the_last_caller_leaves(cache, held):
 
 
 async def test_who_shares_a_part_keeps_only_that_work_going(one_by_one, held):
-    """As soon as nobody waits for the rest of a call that was left, the rest is cancelled."""
+    """The rest of a call that was left is not even begun."""
     large, small = await _start(one_by_one, "a", "b", "c"), await _start(one_by_one, "a")
 
     await _leave(large)
@@ -463,8 +475,7 @@ async def test_who_shares_a_part_keeps_only_that_work_going(one_by_one, held):
     await held.release_chunk()
 
     assert small.done()
-    assert held.cancelled == 1
-    assert held.asked == ["a", "b"]
+    assert held.asked == ["a"]
 
 
 async def test_who_waits_for_two_calls_labels_cancels_neither_of_theirs(cache, held):
@@ -492,3 +503,121 @@ async def test_who_comes_as_the_last_one_leaves_starts_anew(cache, held):
 
     np.testing.assert_allclose(embeddings, [_direction("a")], atol=1e-6)
     assert held.asked == ["a", "a"]
+
+
+async def test_a_label_that_another_call_has_not_begun_is_begun_at_once(one_by_one, held):
+    """Whoever shares the last label of a large call does not wait for those before it."""
+    large = await _start(one_by_one, "a", "b", "c", flow="large")
+
+    small = await _start(one_by_one, "c", flow="small")
+    await held.release_chunk()
+
+    assert small.done()
+    assert (held.asked[:2], held.flows[:2]) == (["a", "c"], ["large", "small"])
+    assert not large.done()
+    await _leave(large)
+
+
+async def test_a_label_that_another_call_of_the_caller_has_begun_is_not_begun_again(one_by_one, held):
+    """Within one caller's work nothing is done twice, whichever call comes to it first."""
+    first = await _start(one_by_one, "a", "b", "c")
+    second = await _start(one_by_one, "c")
+
+    held.gate.set()
+    await asyncio.gather(first, second)
+
+    assert held.asked == ["a", "c", "b"]
+
+
+async def test_a_label_that_another_caller_has_begun_is_settled_by_the_first_turn(cache, held):
+    """Nobody waits for the turns of somebody else, who may have to wait for long."""
+    slow = await _start(cache, "a", flow="slow")
+    slow_gate, held.gate = held.gate, asyncio.Event()
+
+    fast = await _start(cache, "a", flow="fast")
+    held.gate.set()
+    embeddings, _ = await fast
+    await settle()
+
+    np.testing.assert_array_equal((await slow)[0], embeddings)
+    assert held.flows == ["slow", "fast"]
+    assert not slow_gate.is_set()
+
+
+async def test_what_nobody_has_begun_comes_before_what_others_have(one_by_one, held):
+    """Two callers with the same labels share the work rather than do it side by side."""
+    calls = [await _start(one_by_one, *"abcd", flow=flow) for flow in ("one", "other")]
+
+    while not all(call.done() for call in calls):
+        await held.release_chunk()
+
+    assert sorted(held.asked[:4]) == [*"abcd"]
+
+
+async def test_a_caller_who_leaves_takes_along_its_turns_alone(one_by_one, held):
+    """Another who wants the same label still has it, at its own turn."""
+    leaving = await _start(one_by_one, "a", flow="leaving")
+    staying = await _start(one_by_one, "a", flow="staying")
+
+    await _leave(leaving)
+    cancelled = held.cancelled
+    held.gate.set()
+    await staying
+
+    assert cancelled == 1
+
+
+async def test_each_waiter_has_an_error_of_its_own(cache, held):
+    """It has never been raised before, so it leads to nobody else's frames."""
+    held.failing = {"a"}
+    tasks = [await _start(cache, "a") for _ in range(2)]
+    held.gate.set()
+
+    one, other = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert one is not other
+    assert (type(one), str(one)) == (type(other), str(other))
+
+
+async def test_a_label_that_another_caller_began_and_left_is_begun_in_the_end(one_by_one, held):
+    """Who put it off, since it was under way, does not wait for ever."""
+    leaving = await _start(one_by_one, "a", flow="leaving")
+    staying = await _start(one_by_one, "a", "b", flow="staying")
+
+    await _leave(leaving)
+    held.gate.set()
+    await staying
+
+    assert held.asked == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_comes_and_leaves_every_call_is_answered(prompts, metrics, seed):
+    """Callers share labels, leave at any time, and labels fail; nobody waits for ever, nothing is left."""
+    rng = random.Random(seed)
+    cache = LabelCache(rng.randrange(1, 4), prompts, metrics, prompts_at_once=rng.randrange(1, 4))
+    prompts.gate.clear()
+    prompts.failing, prompts.invalid = {"f"}, {"g"}
+    calls: list[asyncio.Task[tuple[np.ndarray, int]]] = []
+    asked: list[str] = []
+    for _ in range(60):
+        if rng.random() < 0.5:
+            asked.append("".join(rng.choices("abcdefg", weights=[6] * 5 + [1, 1], k=rng.randrange(1, 6))))
+            labels = LabelSet.of([*asked[-1]], ["{label}"] * rng.randrange(3))
+            calls.append(asyncio.create_task(cache.embed(labels, rng.choice("xyz"))))
+        if calls and rng.random() < 0.3:
+            rng.choice(calls).cancel()
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        if rng.random() < 0.5:
+            await prompts.release_chunk()
+    prompts.gate.set()
+
+    await asyncio.wait_for(asyncio.wait(calls), 10.0)
+    await settle()
+
+    assert cache._pending == {}
+    assert len(asyncio.all_tasks()) == 1
+    for call, labels in zip(calls, asked, strict=True):
+        if not call.cancelled() and call.exception() is None:
+            np.testing.assert_allclose(call.result()[0], [_direction(label) for label in labels], atol=1e-6)

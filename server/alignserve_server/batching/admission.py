@@ -156,7 +156,7 @@ class Room:
                 continue
             if not self._fits(self._by_waiters, waiter.items, waiter.size_bytes):
                 return
-            self._line.take(waiter)
+            self._line.take([waiter])
             waiter.turn.set_result(
                 Place(self, self._by_waiters, waiter.flow, waiter.items, waiter.size_bytes)
             )

@@ -114,9 +114,10 @@ class Batcher:
     ) -> list[asyncio.Future[Embedded]]:
         """Queues items, of the caller and priority that `flow` names; returns one future for each.
 
-        An item that equals one whose result is not there yet shares its entry: its place in the queue, which
-        becomes that of the more urgent one, and its result. Cancelling a future takes its item off the entry,
-        and with the last one the entry out of the queue. A future fails with `ExpiredInQueue` when `deadline`
+        An item that equals one whose result is not there yet shares its entry and its result. The entry is in
+        the line of each flow that wants it, and runs at the first turn that comes. Cancelling a future takes
+        its item off the entry, with the last one of a flow the entry out of the flow's line, and with the
+        last of all out of the queue. A future fails with `ExpiredInQueue` when `deadline`
         (in the loop's time) comes while its entry still waits, and with `InferenceFailed` when the model
         fails on it. `on_taken` is called on the event loop, with an item's bytes, when a lane takes its
         entry. `trace` is told of the batches.
@@ -164,24 +165,21 @@ class Batcher:
         trace: CallTrace | None,
     ) -> tuple[Entry, Waiter]:
         """Adds an item to the entry of its content, or queues a new one."""
-        waiter = Waiter(self._loop.create_future(), item.size_bytes, on_taken, trace)
+        waiter = Waiter(self._loop.create_future(), item.size_bytes, on_taken, flow, trace)
         entry = self._entries.get((modality, item.key)) if item.key is not None else None
         if entry is None:
             entry = self._push(modality, item, flow)
-        else:
-            self._metrics.modalities[modality].embedding_cache_coalesced.inc()
-            if entry.is_taken:
-                waiter.on_taken(waiter.size_bytes)
-            elif flow.priority.value > entry.flow.priority.value:
-                self._promote(modality, entry, flow)
+            entry.waiters.append(waiter)
+            return entry, waiter
+        self._metrics.modalities[modality].embedding_cache_coalesced.inc()
+        if entry.is_taken:
+            waiter.on_taken(waiter.size_bytes)
+        elif not entry.is_wanted_by(flow):
+            with self._changed:
+                self._scheduler.join(modality, entry, flow)
+            self._wake_soon()
         entry.waiters.append(waiter)
         return entry, waiter
-
-    def _promote(self, modality: str, entry: Entry, flow: Flow) -> None:
-        with self._changed:
-            if self._scheduler.discard(modality, entry):
-                entry.flow = flow
-                self._scheduler.push(modality, entry)
 
     def _push(self, modality: str, item: Item, flow: Flow) -> Entry:
         entry = Entry(item.payload, item.length, item.size_bytes, self._clock(), flow, item.key)
@@ -189,11 +187,14 @@ class Batcher:
             self._entries[modality, item.key] = entry
         with self._changed:
             self._scheduler.push(modality, entry)
+        self._wake_soon()
+        return entry
+
+    def _wake_soon(self) -> None:
         if not self._is_waking:
             # Later in this turn of the loop, so that what else comes in it wakes no lane again.
             self._is_waking = True
             self._loop.call_soon(self._wake_lanes)
-        return entry
 
     def _wake_lanes(self) -> None:
         self._is_waking = False
@@ -232,8 +233,8 @@ class Batcher:
             if not self._scheduler.is_waiting(modality, entry):
                 return False
             entry.waiters.remove(waiter)
-            if not entry.waiters:
-                self._scheduler.discard(modality, entry)
+            if not entry.is_wanted_by(waiter.flow):
+                self._scheduler.leave(modality, entry, waiter.flow)
         if not entry.waiters:
             self._forget(modality, entry)
         return True
@@ -249,7 +250,7 @@ class Batcher:
                 if waiter.future.done():  # the caller left while the batch ran
                     continue
                 if isinstance(outcome, ServingError):
-                    waiter.future.set_exception(outcome)
+                    waiter.future.set_exception(outcome.again())
                 else:
                     waiter.future.set_result(outcome)
         self._observe(batch, outcomes, seconds)
@@ -276,13 +277,17 @@ class Batcher:
     def _run_lane(self, lane: int) -> None:
         try:
             self._enter_lane()
-            while (batch := self._take(lane)) is not None:
-                self._run_batch(lane, batch)
+            while self._run_next(lane):
+                pass
         except BaseException as error:  # noqa: BLE001 — a lane that ends unseen would leave its callers waiting
             _log.error("lane_died", lane=lane, exc_info=error)
             self.has_dead_lane = True
 
-    def _run_batch(self, lane: int, batch: Batch) -> None:
+    def _run_next(self, lane: int) -> bool:
+        """Runs a batch, of which nothing is kept while the lane waits for the next; False ends the lane."""
+        batch = self._take(lane)
+        if batch is None:
+            return False
         self._on_loop(_tell_taken, batch.entries)
         outcomes = self._execute(batch, batch.entries)
         seconds = self._clock() - batch.start_time
@@ -290,6 +295,7 @@ class Batcher:
             self._scheduler.finish(batch, seconds)
             del self._running[lane]
         self._on_loop(self._deliver, batch, outcomes, seconds)
+        return True
 
     def _on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
         if not self._loop.is_closed():  # a batch can outlast the loop after a stop that did not wait for it

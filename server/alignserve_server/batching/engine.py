@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import time
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -19,18 +20,24 @@ from numpy.typing import NDArray
 from alignserve_server.batching.admission import Place, Room
 from alignserve_server.batching.batcher import Batcher, Item
 from alignserve_server.batching.embedding_cache import EmbeddingCache
-from alignserve_server.batching.fair import NOBODY, FairGate, Flow
+from alignserve_server.batching.fair import NOBODY, FairPool, Flow
 from alignserve_server.batching.queue import Embedded
-from alignserve_server.errors import InferenceFailed, InvalidArgument, ServingError, all_valid
+from alignserve_server.errors import InferenceFailed, InvalidArgument, ServingError, all_valid, as_value
 from alignserve_server.metrics import MODALITIES, Metrics, TrackedItems
 from alignserve_server.model.encoder import Encoder, ModelInfo, PixelValues, TokenizedText, l2_normalize
-from alignserve_server.model.zero_shot import LabelCache, ScoredLabel, score_images
+from alignserve_server.model.zero_shot import LabelCache, LabelSet, ScoredLabel, score_images
 from alignserve_server.tracing import CallTrace
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
-_INLINE_CHARACTERS = 2048  # tokenizing less than this (some 0.5 ms) costs no more than the way to a thread
+# Tokenizing less than this takes under 1 ms at worst, with words of a hundred letters of which none makes a
+# token, and some 0.1 ms otherwise, as the way to a thread does.
+_INLINE_CHARACTERS = 256
+_CHARACTERS_AT_ONCE = (
+    2048  # that one job tokenizes: texts up to here, or a longer one; some 0.5 ms, 7 at worst
+)
+_INLINE_SCORES = 256  # images times labels that are scored and put into an answer in some 0.5 ms
 _PROMPTS_AT_ONCE = 64  # label prompts that one call queues at once, so that others get in between
 _DECODES_PER_THREAD = 2  # one, and the next, so that no thread waits for the event loop
 _TOKENIZE_THREADS = 2  # apart from decoding, so that a text does not wait behind images; two, for the longest
@@ -88,10 +95,9 @@ class TextEmbeddings:
 
 
 @dataclass(frozen=True, slots=True)
-class Classifications:
-    """Answer of `Engine.classify`."""
+class Classified:
+    """How `Engine.classify` came to its results."""
 
-    results: list[list[ScoredLabel]]  # one list per image, best label first
     cached_label_count: int
     timings: Timings
 
@@ -116,14 +122,19 @@ class Engine:
         """Wires the parts; `decode_threads` are those of the pool, `embedding_cache_bytes` is by modality."""
         self._encoder = encoder
         self._batcher = batcher
-        self._decode_pool = preprocess_pool
-        self._decode_gate = FairGate(_DECODES_PER_THREAD * decode_threads)
-        self._tokenize_pool = ThreadPoolExecutor(_TOKENIZE_THREADS, "tokenize")
+        self._decoding = FairPool(preprocess_pool, _DECODES_PER_THREAD * decode_threads)
+        self._threads = (ThreadPoolExecutor(_TOKENIZE_THREADS, "tokenize"), ThreadPoolExecutor(1, "aside"))
+        self._tokenizing = FairPool(self._threads[0], _TOKENIZE_THREADS)
+        self._aside = FairPool(self._threads[1], 1)  # work in Python: a second thread would only take the GIL
         self._metrics = metrics
         self._tokens, self._unknown_tokens = metrics.tokens.labels(), metrics.unknown_tokens.labels()
         room = partial(Room, max_items=max_queue_size, max_bytes=max_queue_bytes, clock=clock)
         self._rooms = {modality: room(modality) for modality in MODALITIES}
         self._room_without_labels = room("Classify")
+        # For bytes alone: one item is one call, which has more than one of them.
+        self._label_room = Room(
+            "label set", max_items=max_queue_bytes, max_bytes=max_queue_bytes, clock=clock
+        )
         self._caches = {
             modality: EmbeddingCache(embedding_cache_bytes[modality], metrics.modalities[modality])
             for modality in MODALITIES
@@ -139,8 +150,17 @@ class Engine:
         return self._encoder.info
 
     def close(self) -> None:
-        """Ends the threads that tokenize."""
-        self._tokenize_pool.shutdown(wait=False, cancel_futures=True)
+        """Ends the threads for texts and answers."""
+        for threads in self._threads:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run_aside(self, flow: Flow, job: Callable[[], _T]) -> _T:
+        """Runs work of more than a millisecond apart from the event loop, when it is the caller's turn.
+
+        It should be no more than a few milliseconds, so that others get in between.
+        """
+        (result,) = await self._aside.run(flow, [job])
+        return result
 
     async def embed_images(self, contents: list[bytes], call: Call) -> ImageEmbeddings:
         """Embeds encoded images. Empties the list: each image is dropped when it is decoded.
@@ -165,7 +185,7 @@ class Engine:
         """
 
         async def prepare() -> list[_Prepared[TokenizedText]]:
-            tokenized = all_valid(await self._tokenize(texts, truncate=truncate), "texts[{}]")
+            tokenized = all_valid(await self._tokenize(texts, call.flow, truncate=truncate), "texts[{}]")
             return list(map(self._look_up_text, tokenized))
 
         work = _Work("text", _utf8_sizes(texts), prepare)
@@ -176,21 +196,45 @@ class Engine:
     async def classify(
         self,
         contents: list[bytes],
-        labels: Sequence[str],
-        templates: Sequence[str],
+        labels: LabelSet,
         top_k: int,
         call: Call,
-    ) -> Classifications:
+        on_scored: Callable[[list[ScoredLabel]], object],
+    ) -> Classified:
         """Scores encoded images against labels. The caller has checked labels and templates.
 
-        Empties `contents`, as `embed_images` does.
+        Empties `contents`, as `embed_images` does. `on_scored` is called once per image, in order, with its
+        labels, best first; from a thread if they are many.
 
         Raises:
             InvalidArgument: Images that cannot be read, or labels that are too long; names each.
             ServingError: The call was refused, expired or failed.
         """
+        image_count = len(contents)
+        with await self._admit_labels(labels, call):
+            images, label_embeddings, hits = await self._embed_both(contents, labels, call)
+            normalized = l2_normalize(images.embeddings)
+            scored = score_images(normalized, label_embeddings, self.info.temperature, top_k)
+            if image_count * len(labels.labels) <= _INLINE_SCORES:
+                for of_image in scored:
+                    on_scored(of_image)
+            else:
+                for _ in range(image_count):
+                    await self.run_aside(call.flow, lambda: on_scored(next(scored)))
+        return Classified(hits, images.timings)
+
+    async def _admit_labels(self, labels: LabelSet, call: Call) -> Place:
+        """Admits the bytes of labels and templates, which a call keeps until it is over."""
+        if call.waits_for_room:
+            return await self._label_room.wait(1, labels.size_bytes, call.flow)
+        return self._label_room.reserve(1, labels.size_bytes, call.flow)
+
+    async def _embed_both(
+        self, contents: list[bytes], labels: LabelSet, call: Call
+    ) -> tuple[ImageEmbeddings, NDArray[np.float32], int]:
+        """Embeds images and labels side by side; returns also how many labels were at hand."""
         with ExitStack() as until_done:
-            labels_task = asyncio.ensure_future(self._labels.embed(labels, templates, call.flow))
+            labels_task = asyncio.ensure_future(self._labels.embed(labels, call.flow))
             labels_task.add_done_callback(_retrieve)
             until_done.callback(labels_task.cancel)
             await asyncio.sleep(0)  # one turn of the loop: if all labels were cached, they are there now
@@ -200,10 +244,12 @@ class Engine:
                     labels_task.add_done_callback(partial(_note_labels, call.trace, time.monotonic()))
             images_task = asyncio.ensure_future(self.embed_images(contents, call))
             until_done.callback(images_task.cancel)  # if one fails, the other leaves the queue
-            images, (label_embeddings, hits) = await asyncio.gather(images_task, labels_task)
-        normalized = l2_normalize(images.embeddings)
-        results = score_images(normalized, label_embeddings, self.info.temperature, top_k)
-        return Classifications(results, hits, images.timings)
+            try:
+                images, (label_embeddings, hits) = await asyncio.gather(images_task, labels_task)
+            finally:
+                # The error of a task has this frame in its traceback, which would be a cycle.
+                del images_task, labels_task
+        return images, label_embeddings, hits
 
     async def _admit_without_labels(self, contents: Sequence[bytes], call: Call) -> Place:
         """Admits a call to wait for its labels, so that those who do are bounded even if no image waits."""
@@ -243,8 +289,10 @@ class Engine:
         try:
             embedded = await asyncio.gather(*futures)
         finally:
-            for future in futures:
-                future.cancel()  # takes those that still wait out of the queue; no effect on the others
+            # Takes those that still wait out of the queue; no effect on the others. The error of a future has
+            # this frame in its traceback, so the frame keeps none.
+            while futures:
+                futures.pop().cancel()
         cache = self._caches[work.modality]
         for item, result in zip(items, embedded, strict=True):
             if item.key is not None:
@@ -252,23 +300,14 @@ class Engine:
         return work.results(embedded)
 
     async def _decode(self, contents: list[bytes], flow: Flow) -> list[_Prepared[PixelValues | None]]:
-        loop = asyncio.get_running_loop()
-
         def decode(position: int) -> _Prepared[PixelValues | None] | InvalidArgument:
             content, contents[position] = contents[position], b""
             return _attempt(self._look_up_image, content)
 
-        jobs: list[asyncio.Future[_Prepared[PixelValues | None] | InvalidArgument]] = []
         try:
-            for position in range(len(contents)):
-                await self._decode_gate.enter(flow)
-                job = loop.run_in_executor(self._decode_pool, decode, position)
-                job.add_done_callback(lambda _: self._decode_gate.leave())
-                jobs.append(job)
-            return all_valid(await asyncio.gather(*jobs), "images[{}].content")
+            jobs = [partial(decode, position) for position in range(len(contents))]
+            return all_valid(await self._decoding.run(flow, jobs), "images[{}].content")
         finally:
-            for job in jobs:
-                job.cancel()
             contents.clear()  # if the caller has left: the pool keeps cancelled jobs until their turn
 
     def _look_up_image(self, content: bytes) -> _Prepared[PixelValues | None]:
@@ -284,14 +323,18 @@ class Engine:
         return _Prepared(key, text, self._caches["text"].get(key))
 
     async def _tokenize(
-        self, texts: Sequence[str], *, truncate: bool
+        self, texts: Sequence[str], flow: Flow, *, truncate: bool
     ) -> list[TokenizedText | InvalidArgument]:
-        tokenize = partial(_attempt, partial(self._encoder.tokenize, truncate=truncate))
+        attempt = partial(_attempt, partial(self._encoder.tokenize, truncate=truncate))
+
+        def tokenize(piece: Sequence[str]) -> list[TokenizedText | InvalidArgument]:
+            return list(map(attempt, piece))
+
         if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            tokenized = [tokenize(text) for text in texts]
+            tokenized = tokenize(texts)
         else:
-            loop = asyncio.get_running_loop()
-            tokenized = await loop.run_in_executor(self._tokenize_pool, lambda: list(map(tokenize, texts)))
+            jobs = [partial(tokenize, piece) for piece in _pieces(texts)]
+            tokenized = list(chain.from_iterable(await self._tokenizing.run(flow, jobs)))
         self._count_tokens(tokenized)
         return tokenized
 
@@ -304,7 +347,7 @@ class Engine:
         self, prompts: Sequence[str], flow: Flow
     ) -> list[NDArray[np.float32] | ServingError]:
         """Embeds label prompts; waits for room, for as long as some caller waits for the label."""
-        tokenized = await self._tokenize(prompts, truncate=False)
+        tokenized = await self._tokenize(prompts, flow, truncate=False)
         sized = zip(tokenized, _utf8_sizes(prompts), strict=True)
         valid = [(text, size) for text, size in sized if isinstance(text, TokenizedText)]
         embedded = iter(await self._embed_tokenized(valid, flow))
@@ -325,7 +368,7 @@ class Engine:
             return [result.embedding for result in await self._run(work, call)]
         except InferenceFailed as error:
             if len(sized) == 1:
-                return [error]
+                return [as_value(error)]
         # A call fails as a whole, but these may be of labels that others wait for: one by one.
         alone = await asyncio.gather(*(self._embed_tokenized([text], flow) for text in sized))
         return [answer for answers in alone for answer in answers]
@@ -399,11 +442,22 @@ def _attempt(prepare: Callable[[_S], _T], given: _S) -> _T | InvalidArgument:
     try:
         return prepare(given)
     except InvalidArgument as error:
-        return error
+        return as_value(error)
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yields runs of texts that are short together, and long ones alone."""
+    start = size = 0
+    for position, text in enumerate(texts):
+        if size and size + len(text) > _CHARACTERS_AT_ONCE:
+            yield texts[start:position]
+            start, size = position, 0
+        size += len(text)
+    yield texts[start:]
 
 
 def _utf8_sizes(texts: Sequence[str]) -> list[int]:
-    return [len(text.encode()) for text in texts]
+    return [len(text) if text.isascii() else len(text.encode()) for text in texts]
 
 
 def _length(payload: object) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
@@ -41,13 +42,6 @@ class _Line(Generic[_T]):
     tag: float = 0.0
     items: dict[_T, None] = field(default_factory=dict)
 
-    def tagged(self, number: int) -> Iterator[tuple[float, int, _T]]:
-        """Yields the items with their tags; `number` settles equal ones."""
-        tag = self.tag
-        for item in self.items:
-            yield tag, number, item
-            tag += self.pace
-
 
 class FairQueue(Generic[_T]):
     """Items of several flows, in the order in which they should be served.
@@ -56,29 +50,27 @@ class FairQueue(Generic[_T]):
     with the earliest tag goes first, and a flow's tag moves on by the inverse of its share with each item
     that is served. So callers that all have something here take turns, however much each of them has. A flow
     that had nothing here starts level with the others, as it has saved up nothing; a bulk one starts where
-    the others will be after the many items that they have to one of its own. Who leaves unserved was never
-    charged.
+    the others will be after the many items that they have to one of its own. Items removed before service
+    are not charged.
+
+    An item that several flows want is in the line of each. The first turn that comes to it serves it, and
+    only the flow whose turn that was is charged.
     """
 
     def __init__(self) -> None:
         self._lines: dict[Flow, _Line[_T]] = {}
-        self._line_of: dict[_T, _Line[_T]] = {}
+        self._lines_of: dict[_T, list[_Line[_T]]] = {}
         self._now = 0.0  # virtual time: the tag of the latest item that was served
         self._purge_at = 64  # lines; a multiple of those that were needed at the last purge
 
     def __len__(self) -> int:
-        return len(self._line_of)
+        return len(self._lines_of)
 
     def __contains__(self, item: _T) -> bool:
-        return item in self._line_of
+        return item in self._lines_of
 
     def __iter__(self) -> Iterator[_T]:
-        lines = [line for line in self._lines.values() if line.items]
-        if len(lines) == 1:
-            yield from lines[0].items
-            return
-        for _, _, item in heapq.merge(*(line.tagged(number) for number, line in enumerate(lines))):
-            yield item
+        return (item for _, item in self._turns())
 
     def heads(self) -> Iterator[_T]:
         """Yields the first item of each flow."""
@@ -91,7 +83,10 @@ class FairQueue(Generic[_T]):
         return flow in self._lines and bool(self._lines[flow].items)
 
     def push(self, flow: Flow, item: _T) -> None:
-        """Adds an item, which must be hashable by identity, to the end of its flow."""
+        """Adds an item, which must be hashable by identity, to the end of a flow that does not have it yet.
+
+        Other flows may have it: then it is one item that several want.
+        """
         line = self._lines.get(flow)
         if line is None:
             self._purge()
@@ -99,27 +94,79 @@ class FairQueue(Generic[_T]):
         if not line.items:
             line.tag = max(line.tag, self._now + line.pace - 1.0)
         line.items[item] = None
-        self._line_of[item] = line
+        self._lines_of.setdefault(item, []).append(line)
+
+    def leave(self, flow: Flow, item: _T) -> None:
+        """Takes an item out of the line of a flow that no longer wants it; the last one removes it."""
+        line = self._lines[flow]
+        del line.items[item]
+        self._lines_of[item].remove(line)
+        if not self._lines_of[item]:
+            del self._lines_of[item]
+            self._reset_if_empty()
 
     def discard(self, item: _T) -> bool:
         """Removes an item unserved, and says whether it was there."""
-        line = self._line_of.pop(item, None)
-        if line is None:
-            return False
-        del line.items[item]
-        self._reset_if_empty()
-        return True
+        is_there = item in self._lines_of
+        if is_there:
+            self._remove(item)
+            self._reset_if_empty()
+        return is_there
 
-    def take(self, item: _T) -> None:
-        """Removes an item that is there, as served."""
-        line = self._line_of.pop(item)
-        del line.items[item]
-        self._now = max(self._now, line.tag)
-        line.tag += line.pace
+    def take(self, items: Collection[_T]) -> None:
+        """Removes items that are there, as served."""
+        shared = {item for item in items if len(self._lines_of[item]) > 1}
+        payers = self._payers(shared) if shared else {}
+        for item in items:
+            payer = payers.get(item) or self._lines_of[item][0]
+            self._remove(item)
+            self._now = max(self._now, payer.tag)
+            payer.tag += payer.pace
         self._reset_if_empty()
+
+    def pop(self) -> _T:
+        """Removes the item whose turn it is, as served; there must be one."""
+        item = next(iter(self))
+        self.take([item])
+        return item
+
+    def _turns(self) -> Iterator[tuple[_Line[_T], _T]]:
+        """Yields each item once, in the order of service, with the line whose turn serves it."""
+        lines = [line for line in self._lines.values() if line.items]
+        if len(lines) == 1:
+            yield from ((lines[0], item) for item in lines[0].items)
+            return
+        # The number settles equal tags.
+        heads = [(line.tag, number, line, iter(line.items)) for number, line in enumerate(lines)]
+        heapq.heapify(heads)
+        served: set[_T] = set()  # those that another line could come to
+        while heads:
+            tag, number, line, items = heads[0]
+            item = next((item for item in items if item not in served), None)
+            if item is None:
+                heapq.heappop(heads)
+                continue
+            if len(self._lines_of[item]) > 1:
+                served.add(item)
+            yield line, item
+            heapq.heapreplace(heads, (tag + line.pace, number, line, items))
+
+    def _payers(self, shared: set[_T]) -> dict[_T, _Line[_T]]:
+        """Returns the lines whose turns serve items that are in several."""
+        payers: dict[_T, _Line[_T]] = {}
+        for line, item in self._turns():
+            if item in shared:
+                payers[item] = line
+                if len(payers) == len(shared):
+                    break
+        return payers
+
+    def _remove(self, item: _T) -> None:
+        for line in self._lines_of.pop(item):
+            del line.items[item]
 
     def _reset_if_empty(self) -> None:
-        if not self._line_of:  # nobody competes, so nobody owes anything
+        if not self._lines_of:  # nobody competes, so nobody owes anything
             self._lines.clear()
             self._now = 0.0
 
@@ -157,8 +204,37 @@ class FairGate:
         if not self._waiting:
             self._places += 1
             return
-        turn = next(iter(self._waiting))
-        self._waiting.take(turn)
+        turn = self._waiting.pop()
         if turn.cancelled():  # its task is about to run, and finds that it has to leave
             return
         turn.set_result(None)
+
+
+class FairPool:
+    """Threads whose jobs take turns by caller. Belongs to the event loop."""
+
+    def __init__(self, executor: Executor, places: int) -> None:
+        """Hands `places` jobs at a time to the executor, so that the others can still be overtaken."""
+        self._executor = executor
+        self._gate = FairGate(places)
+
+    async def run(self, flow: Flow, jobs: Iterable[Callable[[], _T]]) -> list[_T]:
+        """Runs jobs, each when it is the caller's turn, and returns their results in order.
+
+        If the caller leaves, or a job fails, those that have not begun never do.
+        """
+        futures: list[asyncio.Future[_T]] = []
+        try:
+            for job in jobs:
+                await self._gate.enter(flow)
+                futures.append(self._start(job))
+            return list(await asyncio.gather(*futures))
+        finally:
+            # Emptied: an error in one of them has this frame in its traceback, which would be a cycle.
+            while futures:
+                futures.pop().cancel()
+
+    def _start(self, job: Callable[[], _T]) -> asyncio.Future[_T]:
+        future = asyncio.get_running_loop().run_in_executor(self._executor, job)
+        future.add_done_callback(lambda _: self._gate.leave())
+        return future

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.batching.fair import NOBODY, FairQueue, Flow
+from alignserve_server.batching.fair import NOBODY, FairQueue, Flow, Priority
 from alignserve_server.tracing import CallTrace
 
 
@@ -31,6 +31,7 @@ class Waiter:
     future: asyncio.Future[Embedded]
     size_bytes: int  # as its caller sent it
     on_taken: Callable[[int], None]  # told `size_bytes` when a lane takes the entry
+    flow: Flow  # whose turn it waits for
     trace: CallTrace | None = None  # of its call, if that is followed
 
 
@@ -47,41 +48,75 @@ class Entry:
     is_taken: bool = False  # by a lane, as far as the event loop has heard
     waiters: list[Waiter] = field(default_factory=list, repr=False)
 
+    def is_wanted_by(self, flow: Flow) -> bool:
+        """Says whether an item of a flow waits for the result."""
+        return any(waiter.flow == flow for waiter in self.waiters)
+
 
 class EntryQueue:
-    """Entries whose callers take turns. Any of them can leave at any time, at no cost to the others."""
+    """The entries of one modality, each in the line of every flow that wants it.
+
+    Flows of one priority take turns; which priority goes first is for the scheduler to decide. Any caller
+    can leave at any time, at no cost to the others.
+    """
 
     def __init__(self) -> None:
-        self._entries: FairQueue[Entry] = FairQueue()
-        self.size_bytes = 0
+        self._lines: dict[Priority, FairQueue[Entry]] = {priority: FairQueue() for priority in Priority}
+        self._entries: dict[Entry, None] = {}
+        self.size_bytes = 0  # each entry once, however many flows want it
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries)
-
     def __contains__(self, entry: Entry) -> bool:
         return entry in self._entries
 
-    @property
-    def oldest_time(self) -> float:
-        """When the entry that has waited longest was queued."""
-        return min(entry.enqueue_time for entry in self._entries.heads())
+    def of(self, priority: Priority) -> FairQueue[Entry]:
+        """Returns the entries that flows of a priority want, in the order in which it is their turn."""
+        return self._lines[priority]
 
     def push(self, entry: Entry) -> None:
-        self._entries.push(entry.flow, entry)
+        """Adds an entry to the line of its flow."""
+        self._entries[entry] = None
         self.size_bytes += entry.size_bytes
+        self.join(entry, entry.flow)
+
+    def join(self, entry: Entry, flow: Flow) -> None:
+        """Adds an entry that waits to the line of another flow, which wants it too."""
+        self._lines[flow.priority].push(flow, entry)
+
+    def leave(self, entry: Entry, flow: Flow) -> None:
+        """Takes an entry that waits out of the line of a flow that no longer wants it."""
+        self._lines[flow.priority].leave(flow, entry)
+        if not any(entry in line for line in self._lines.values()):
+            self._forget(entry)
 
     def discard(self, entry: Entry) -> bool:
         """Removes the entry if it still waits, and says whether it did."""
-        was_there = self._entries.discard(entry)
-        if was_there:
-            self.size_bytes -= entry.size_bytes
-        return was_there
+        if entry not in self._entries:
+            return False
+        for line in self._lines.values():
+            line.discard(entry)
+        self._forget(entry)
+        return True
 
-    def take(self, entries: Iterable[Entry]) -> None:
-        """Removes entries that are known to wait, to run them."""
+    def take(self, priority: Priority, entries: Collection[Entry]) -> None:
+        """Removes entries that flows of a priority want, to run them: the flows whose turns they are pay."""
+        self._lines[priority].take(entries)
+        for line in self._lines.values():
+            if line:
+                for entry in entries:
+                    line.discard(entry)
         for entry in entries:
-            self._entries.take(entry)
-            self.size_bytes -= entry.size_bytes
+            self._forget(entry)
+
+    def drop(self) -> list[Entry]:
+        """Removes all entries, and returns them in the order of arrival."""
+        dropped = list(self._entries)
+        for entry in dropped:
+            self.discard(entry)
+        return dropped
+
+    def _forget(self, entry: Entry) -> None:
+        del self._entries[entry]
+        self.size_bytes -= entry.size_bytes

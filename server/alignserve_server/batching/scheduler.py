@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alignserve_server.batching.collect import collect
-from alignserve_server.batching.fair import Priority
+from alignserve_server.batching.fair import FairQueue, Flow, Priority
 from alignserve_server.batching.queue import Entry, EntryQueue
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimate of an entry's device time
@@ -37,13 +37,18 @@ class Batch:
 
 
 class _Lineup:
-    """The queue of one modality and priority, and its account with the device."""
+    """What waits of one modality at one priority, and its account with the device."""
 
-    def __init__(self, modality: str, priority: Priority) -> None:
+    def __init__(self, modality: str, priority: Priority, queue: FairQueue[Entry]) -> None:
         self.modality = modality
         self.priority = priority
-        self.queue = EntryQueue()
+        self.queue = queue
         self.used_seconds = 0.0  # divided by its share; the lineup with less goes first
+
+    @property
+    def oldest_time(self) -> float:
+        """When the entry that has waited longest was queued."""
+        return min(entry.enqueue_time for entry in self.queue.heads())
 
     def charge(self, seconds: float) -> None:
         self.used_seconds += seconds / self.priority.value
@@ -79,13 +84,15 @@ class Scheduler:
     nothing else waits, and a little when something does. A queue that had nothing waiting starts level with
     the latest batch, as it has saved up no credit, and a bulk one a second behind. This is start-time fair
     queueing (Goyal et al., 1996), with queues as flows; within a queue callers take turns, see `FairQueue`.
-    A batch has one priority, so that bulk entries do not make it longer for those that cannot wait.
+    A batch has one priority, so that bulk entries do not make it longer for those that cannot wait. An entry
+    that several flows want is in the line of each, and the first turn that comes to it runs it.
     """
 
     def __init__(self, policies: Mapping[str, BatchPolicy], max_queue_delay_seconds: float = 0.0) -> None:
         self._batching = {modality: _Batching(policy) for modality, policy in policies.items()}
+        self._queues = {modality: EntryQueue() for modality in policies}
         self._lineups = {
-            (modality, priority): _Lineup(modality, priority)
+            (modality, priority): _Lineup(modality, priority, self._queues[modality].of(priority))
             for modality in policies
             for priority in Priority
         }
@@ -94,42 +101,40 @@ class Scheduler:
 
     def waiting(self, modality: str) -> int:
         """Returns how many entries wait."""
-        return sum(len(self._lineups[modality, priority].queue) for priority in Priority)
+        return len(self._queues[modality])
 
     def waiting_bytes(self, modality: str) -> int:
         """Returns the bytes of the entries that wait."""
-        return sum(self._lineups[modality, priority].queue.size_bytes for priority in Priority)
+        return self._queues[modality].size_bytes
 
     def max_batch_size(self, modality: str) -> int:
         """Returns the most entries that a batch takes now."""
         return self._batching[modality].max_batch_size
 
     def push(self, modality: str, entry: Entry) -> None:
-        """Adds an entry to its queue."""
-        lineup = self._lineup(modality, entry)
-        if not lineup.queue:
-            start = self._level_seconds + _HEAD_START_SECONDS[lineup.priority]
-            lineup.used_seconds = max(lineup.used_seconds, start)
-        lineup.queue.push(entry)
+        """Adds an entry to its queue, in the line of its flow."""
+        self._level(modality, entry.flow.priority)
+        self._queues[modality].push(entry)
+
+    def join(self, modality: str, entry: Entry, flow: Flow) -> bool:
+        """Adds an entry to the line of another flow; returns False if it is already in a batch."""
+        if not self.is_waiting(modality, entry):
+            return False
+        self._level(modality, flow.priority)
+        self._queues[modality].join(entry, flow)
+        return True
+
+    def leave(self, modality: str, entry: Entry, flow: Flow) -> None:
+        """Takes an entry that waits out of the line of a flow, and with the last one out of its queue."""
+        self._queues[modality].leave(entry, flow)
 
     def is_waiting(self, modality: str, entry: Entry) -> bool:
         """Says whether an entry is still in its queue."""
-        return entry in self._lineup(modality, entry).queue
-
-    def discard(self, modality: str, entry: Entry) -> bool:
-        """Removes an entry whose caller has left; returns False if it is already in a batch."""
-        return self._lineup(modality, entry).queue.discard(entry)
+        return entry in self._queues[modality]
 
     def drop(self, modality: str) -> list[Entry]:
         """Removes all that wait, and returns them."""
-        dropped = []
-        for priority in Priority:
-            queue = self._lineups[modality, priority].queue
-            entries = list(queue)
-            for entry in entries:
-                queue.discard(entry)
-            dropped.extend(entries)
-        return dropped
+        return self._queues[modality].drop()
 
     def next_batch(self, now: float, idle_lanes: int = 1, is_draining: bool = False) -> Batch | None:
         """Takes the entries that one free lane should run now, or None if there are none.
@@ -150,7 +155,7 @@ class Scheduler:
         batching = self._batching[lineup.modality]
         share = math.ceil(len(lineup.queue) / max(1, idle_lanes))
         entries = collect(lineup.queue, min(batching.max_batch_size, share), batching.policy.overhead)
-        lineup.queue.take(entries)
+        self._queues[lineup.modality].take(lineup.priority, entries)
         estimate = batching.seconds_per_entry * len(entries)
         self._level_seconds = lineup.used_seconds
         lineup.charge(estimate)
@@ -178,12 +183,16 @@ class Scheduler:
             batching.full_batches = 0
         return batching.max_batch_size
 
-    def _lineup(self, modality: str, entry: Entry) -> _Lineup:
-        return self._lineups[modality, entry.flow.priority]
+    def _level(self, modality: str, priority: Priority) -> None:
+        """Prepares a lineup for an entry: one that had none starts level with the others."""
+        lineup = self._lineups[modality, priority]
+        if not lineup.queue:
+            start = self._level_seconds + _HEAD_START_SECONDS[priority]
+            lineup.used_seconds = max(lineup.used_seconds, start)
 
     def _ripe_time(self, lineup: _Lineup) -> float:
         if self._max_queue_delay == 0.0:
             return -math.inf
         if len(lineup.queue) >= self._batching[lineup.modality].max_batch_size:
             return -math.inf
-        return lineup.queue.oldest_time + self._max_queue_delay
+        return lineup.oldest_time + self._max_queue_delay

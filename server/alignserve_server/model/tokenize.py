@@ -55,9 +55,9 @@ class TextTokenizer:
         if len(encoded) > self._max_bytes:
             raise TextTooLong(f"text has {len(encoded)} bytes, limit {self._max_bytes}; shorten it")
         encoding = self._encode(encoded.decode())
-        if not encoding.ids or text.isspace():
+        if not len(encoding) or text.isspace():
             raise TextEmpty("text is empty or blank")
-        tokens = len(encoding.ids) + self._special_tokens
+        tokens = len(encoding) + self._special_tokens
         is_too_long = tokens > self._max_tokens
         if is_too_long and not truncate:
             raise TextTooLong(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.errors import InvalidArgument, ServingError, all_valid
+from alignserve_server.errors import InvalidArgument, ServingError, all_valid, as_value
 from alignserve_server.metrics import Metrics
 from alignserve_server.model.encoder import l2_normalize
 
@@ -49,8 +49,8 @@ def is_template(text: str) -> bool:
 
 def score_images(
     images: NDArray[np.float32], labels: NDArray[np.float32], temperature: float, top_k: int = 0
-) -> list[list[ScoredLabel]]:
-    """Scores images against labels.
+) -> Iterator[list[ScoredLabel]]:
+    """Scores images against labels, one image at a time: all at once are objects by the ten thousand.
 
     Args:
         images: (images, embedding_dimension), each L2-normalized.
@@ -58,7 +58,7 @@ def score_images(
         temperature: The checkpoint's; logits are cosine divided by it.
         top_k: Most labels to return per image; 0 returns all.
 
-    Returns:
+    Yields:
         For each image, labels in descending order of score; equal scores stay in the order of the request.
     """
     # In float64 and rounded, since a float32 product gives the same label other last digits at another
@@ -69,51 +69,100 @@ def score_images(
     scores = weights / weights.sum(axis=1, keepdims=True)
     order = np.argsort(-logits, axis=1, kind="stable")[:, : top_k or None]
     columns = [np.take_along_axis(of, order, axis=1) for of in (scores, similarities.clip(-1.0, 1.0), logits)]
-    # tolist() first: taking numbers out of arrays one by one costs four times as much
-    rows = zip(order.tolist(), *(column.tolist() for column in columns), strict=True)
-    return [list(map(ScoredLabel, *row)) for row in rows]
+    for row in zip(order, *columns, strict=True):
+        # tolist() first: taking numbers out of arrays one by one costs four times as much
+        yield list(map(ScoredLabel, *(column.tolist() for column in row)))
 
 
-@dataclass(eq=False, slots=True)
-class _Group:
-    """Labels that one task embeds, and how many calls wait for any of them."""
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """A call's labels, the templates that they are put into, and what each label's embedding is kept by."""
 
+    labels: Sequence[str]
     templates: Sequence[str]
-    on_behalf_of: object
-    labels: list[_Pending] = field(default_factory=list)
-    task: asyncio.Task[None] | None = None
-    waiters: int = 0
+    keys: Sequence[bytes]  # of the labels, in order
+    size_bytes: int  # of labels and templates, in UTF-8
 
-    def prompts(self) -> Iterator[tuple[_Pending, str]]:
-        """Yields what is left to embed, each prompt with its label. Written only when it is its turn."""
-        for pending in self.labels:
-            for prompt in prompts_of(pending.label, self.templates):
-                if pending.future.done():  # a prompt before this one failed
-                    break
-                yield pending, prompt
+    @classmethod
+    def of(cls, labels: Sequence[str], templates: Sequence[str]) -> LabelSet:
+        """Builds the set; takes milliseconds where labels are many or long."""
+        # Digests, not the texts, so that the size of the cache depends on the number of labels alone. The
+        # templates are hashed once, and not for each label.
+        digest = hashlib.blake2b(digest_size=16)
+        size_bytes = sum([_update(digest, template) for template in templates])
+        keys = []
+        for label in labels:
+            of_label = digest.copy()
+            size_bytes += _update(of_label, label)
+            keys.append(of_label.digest())
+        return cls(labels, templates, keys, size_bytes)
 
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """A label that is being embedded."""
+    """A label that calls wait for."""
 
     key: bytes
     label: str
-    group: _Group
+    templates: Sequence[str]
     future: asyncio.Future[LabelEmbedding]
-    embeddings: list[NDArray[np.float32]] = field(default_factory=list)  # of its prompts so far
+    waiting: dict[Hashable, int] = field(default_factory=dict)  # calls, by flow
+    begun_by: dict[Hashable, _Work] = field(default_factory=dict)  # by flow, each at its own turns
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
-            self.future.set_exception(error)
+            self.future.set_exception(as_value(error))
             self.future.exception()  # marks it as retrieved: if every waiter has left, nobody to warn
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """What one call has embedded: of its labels, those that no other call of its flow has begun."""
+
+    flow: Hashable
+    labels: Sequence[_Pending]
+    begun: set[_Pending] = field(default_factory=set)  # and not settled
+    has_caller: bool = True  # if not, what has begun goes on as long as others of the flow wait for it
+    task: asyncio.Task[None] | None = None
+
+    def prompts(self) -> Iterator[_Prompt]:
+        """Yields what is left to embed; begins a label, and writes a prompt, only when it is its turn."""
+        for pending in self._to_begin():
+            if not self.has_caller:
+                return
+            pending.begun_by[self.flow] = self
+            self.begun.add(pending)
+            embeddings: list[NDArray[np.float32]] = []
+            for text in prompts_of(pending.label, pending.templates):
+                if pending not in self.begun:  # a prompt failed, another flow was faster, or all have left
+                    break
+                yield _Prompt(text, pending, embeddings)
+
+    def _to_begin(self) -> Iterator[_Pending]:
+        """Yields labels that nobody has begun, and then those that are left of what only other flows had."""
+        for skips_others in (True, False):
+            for pending in self.labels:
+                if pending.future.done() or self.flow in pending.begun_by:
+                    continue
+                if not (skips_others and pending.begun_by):
+                    yield pending
+
+
+class _Prompt(NamedTuple):
+    """One text of a label, and the embeddings of those before it."""
+
+    text: str
+    pending: _Pending
+    embeddings: list[NDArray[np.float32]]
 
 
 class LabelCache:
     """Embeddings of recent labels, least recently used out first.
 
-    Calls that miss the same label at the same time share one embedding of it. When the last of them leaves,
-    the work is cancelled.
+    Calls that miss the same label at the same time share one embedding of it. Each call goes through its own
+    labels in its own turns, and waits for those that another call of its flow has begun. A label that another
+    flow has begun it begins as well, so that nobody waits for somebody else's turns: whoever is first settles
+    it for all. When the last of them leaves, the work is cancelled.
     """
 
     def __init__(
@@ -123,8 +172,8 @@ class LabelCache:
 
         Args:
             max_labels: Most labels kept.
-            embed_prompts: Embeds prompts on somebody's behalf: for each an embedding, not normalized, or
-                why there is none.
+            embed_prompts: Embeds prompts on a flow's behalf: for each an embedding, not normalized, or why
+                there is none. Equal prompts of several flows should be embedded once.
             metrics: Where hits and misses are counted.
             prompts_at_once: Most prompts that one call writes and embeds at a time. Labels times templates
                 are many times what the request itself holds.
@@ -137,12 +186,8 @@ class LabelCache:
         self._pending: dict[bytes, _Pending] = {}
         metrics.label_cache_entries.set_function(lambda: len(self._cached))
 
-    async def embed(
-        self, labels: Sequence[str], templates: Sequence[str], on_behalf_of: object = None
-    ) -> tuple[NDArray[np.float32], int]:
-        """Embeds labels, each as the average of its prompts.
-
-        `on_behalf_of` is handed to `embed_prompts`; of those who share a label's embedding, the first one's.
+    async def embed(self, labels: LabelSet, flow: Hashable = None) -> tuple[NDArray[np.float32], int]:
+        """Embeds labels, each as the average of its prompts, at the turns of a flow.
 
         Returns:
             Embeddings in order, (labels, embedding_dimension), L2-normalized; and how many were at hand.
@@ -151,21 +196,18 @@ class LabelCache:
             InvalidArgument: A prompt is too long; names each label at fault.
             ServingError: A prompt failed, or whatever `embed_prompts` raises.
         """
-        keys = _keys(labels, templates)
+        keys = labels.keys
         found = self._look_up(keys)
         hits = sum(key in found for key in keys)
-        missing = {
-            key: label
-            for key, label in zip(keys, labels, strict=True)
-            if key not in found and key not in self._pending
-        }
+        missing = {key: label for key, label in zip(keys, labels.labels, strict=True) if key not in found}
+        new = [key for key in missing if key not in self._pending]
         self._metrics.label_cache_hits.inc(hits)
-        self._metrics.label_cache_misses.inc(len(missing))
-        self._metrics.label_cache_coalesced.inc(len(keys) - hits - len(missing))
-        if missing:
-            self._start(missing, templates, on_behalf_of)
-        unsettled = [self._pending[key] for key in dict.fromkeys(keys) if key not in found]
-        answers = found | await self._wait(unsettled)
+        self._metrics.label_cache_misses.inc(len(new))
+        self._metrics.label_cache_coalesced.inc(len(keys) - hits - len(new))
+        loop = asyncio.get_running_loop()
+        for key in new:
+            self._pending[key] = _Pending(key, missing[key], labels.templates, loop.create_future())
+        answers = found | await self._wait([self._pending[key] for key in missing], flow)
         embeddings = all_valid([answers[key] for key in keys], "labels[{}]")
         return np.stack(embeddings), hits
 
@@ -177,97 +219,109 @@ class LabelCache:
                 found[key] = self._cached[key]
         return found
 
-    def _start(self, labels: dict[bytes, str], templates: Sequence[str], on_behalf_of: object) -> None:
-        loop = asyncio.get_running_loop()
-        group = _Group(templates, on_behalf_of)
-        group.labels = [_Pending(key, label, group, loop.create_future()) for key, label in labels.items()]
-        group.task = loop.create_task(self._embed_group(group))
-        self._pending.update((pending.key, pending) for pending in group.labels)
+    async def _wait(
+        self, labels: Sequence[_Pending], flow: Hashable
+    ) -> dict[bytes, LabelEmbedding | InvalidArgument]:
+        if not labels:
+            return {}
+        for pending in labels:
+            pending.waiting[flow] = pending.waiting.get(flow, 0) + 1
+        work = _Work(flow, labels)
+        work.task = asyncio.get_running_loop().create_task(self._embed(work))
+        try:
+            # not `gather`: a caller who leaves must not cancel what others wait for
+            await asyncio.wait([pending.future for pending in labels])
+        finally:
+            work.has_caller = False
+            for pending in labels:
+                self._leave(pending, flow)
+            _cancel_if_idle(work)
+        return {pending.key: _answer(pending.future) for pending in labels}
 
-    async def _embed_group(self, group: _Group) -> None:
-        prompts = group.prompts()
+    def _leave(self, pending: _Pending, flow: Hashable) -> None:
+        """Takes note that a call waits no longer; what nobody waits for is given up."""
+        pending.waiting[flow] -= 1
+        if pending.waiting[flow]:
+            return
+        del pending.waiting[flow]
+        if flow in pending.begun_by:
+            _give_up(pending, flow)
+        if not pending.waiting and not pending.future.done():
+            pending.future.cancel()
+            del self._pending[pending.key]
+
+    async def _embed(self, work: _Work) -> None:
+        prompts = work.prompts()
         try:
             while chunk := list(islice(prompts, self._prompts_at_once)):
-                answers = await self._embed_prompts([prompt for _, prompt in chunk], group.on_behalf_of)
-                for (pending, _), answer in zip(chunk, answers, strict=True):
-                    self._take(pending, answer)
+                answers = await self._embed_prompts([prompt.text for prompt in chunk], work.flow)
+                for prompt, answer in zip(chunk, answers, strict=True):
+                    self._take(prompt, answer)
         except Exception as error:  # noqa: BLE001 — every waiter gets the answer, whatever it is
-            for pending in group.labels:
-                pending.fail(error)
-        finally:
-            self._forget(group)
+            for pending in work.labels:
+                if pending in work.begun or (work.has_caller and not pending.begun_by):
+                    self._fail(pending, error)
 
-    def _take(self, pending: _Pending, answer: NDArray[np.float32] | ServingError) -> None:
+    def _take(self, prompt: _Prompt, answer: NDArray[np.float32] | ServingError) -> None:
         """Adds the answer to one prompt of a label; the last one settles it, and so does an error."""
+        pending = prompt.pending
         if pending.future.done():
             return
         if isinstance(answer, ServingError):
-            pending.fail(answer)
-            del self._pending[pending.key]
+            self._fail(pending, answer)
             return
-        pending.embeddings.append(answer)
-        if len(pending.embeddings) == max(1, len(pending.group.templates)):
-            embedding = l2_normalize(l2_normalize(np.stack(pending.embeddings)).mean(axis=0))
+        prompt.embeddings.append(answer)
+        if len(prompt.embeddings) == max(1, len(pending.templates)):
+            embedding = l2_normalize(l2_normalize(np.stack(prompt.embeddings)).mean(axis=0))
             pending.future.set_result(embedding)
-            del self._pending[pending.key]
+            self._settle(pending)
             self._keep(pending.key, embedding)
+
+    def _fail(self, pending: _Pending, error: Exception) -> None:
+        if not pending.future.done():
+            pending.fail(error)
+            self._settle(pending)
+
+    def _settle(self, pending: _Pending) -> None:
+        """Ends what flows have begun of a label that has its answer."""
+        del self._pending[pending.key]
+        for flow in list(pending.begun_by):
+            _give_up(pending, flow)
 
     def _keep(self, key: bytes, embedding: LabelEmbedding) -> None:
         self._cached[key] = embedding
         while len(self._cached) > self._max_labels:
             self._cached.popitem(last=False)
 
-    def _forget(self, group: _Group) -> None:
-        for pending in group.labels:
-            pending.future.cancel()  # no effect on those that have their answer
-            if self._pending.get(pending.key) is pending:
-                del self._pending[pending.key]
 
-    async def _wait(self, labels: Sequence[_Pending]) -> dict[bytes, LabelEmbedding | InvalidArgument]:
-        if not labels:
-            return {}
-        groups = {pending.group for pending in labels}
-        for group in groups:
-            group.waiters += 1
-        try:
-            # not `gather`: a caller who leaves must not cancel what others wait for
-            await asyncio.wait([pending.future for pending in labels])
-        finally:
-            for group in groups:
-                group.waiters -= 1
-                self._cancel_if_abandoned(group)
-        return {pending.key: _answer(pending.future) for pending in labels}
+def _give_up(pending: _Pending, flow: Hashable) -> None:
+    """Takes from a flow's work a label that nobody wants from it any more."""
+    work = pending.begun_by.pop(flow)
+    work.begun.discard(pending)
+    _cancel_if_idle(work)
 
-    def _cancel_if_abandoned(self, group: _Group) -> None:
-        if group.waiters == 0 and group.task is not None and not group.task.done():
-            group.task.cancel()
-            self._forget(group)  # at once, so that nobody who comes now waits for what is being cancelled
+
+def _cancel_if_idle(work: _Work) -> None:
+    if not work.has_caller and not work.begun and work.task is not None:
+        work.task.cancel()  # no effect if it has ended
+        work.task = None  # its CancelledError has a frame in its traceback that holds `work`: a cycle
 
 
 def _answer(settled: asyncio.Future[LabelEmbedding]) -> LabelEmbedding | InvalidArgument:
     """Returns an invalid label's error, so that all of a call are found; raises any other."""
-    try:
+    error = settled.exception()
+    if error is None:
         return settled.result()
-    except InvalidArgument as error:
+    if isinstance(error, InvalidArgument):
         return error
+    # Of its own for each caller: one for all would gather the frames of all.
+    raise error.again() if isinstance(error, ServingError) else error.with_traceback(None)
 
 
-def _keys(labels: Sequence[str], templates: Sequence[str]) -> list[bytes]:
-    # Digests, not the texts, so that the size of the cache depends on the number of labels alone. The
-    # templates are hashed once, and not for each label.
-    of_templates = hashlib.blake2b(digest_size=16)
-    for template in templates:
-        _update(of_templates, template)
-    return [_key(of_templates.copy(), label) for label in labels]
-
-
-def _key(digest: hashlib.blake2b, label: str) -> bytes:
-    _update(digest, label)
-    return digest.digest()
-
-
-def _update(digest: hashlib.blake2b, part: str) -> None:
+def _update(digest: hashlib.blake2b, part: str) -> int:
+    """Adds a text to a digest, and returns its bytes."""
     # Lengths separate the parts: ("ab", ["c"]) is not ("a", ["bc"]).
     encoded = part.encode()
     digest.update(len(encoded).to_bytes(8, "little"))
     digest.update(encoded)
+    return len(encoded)

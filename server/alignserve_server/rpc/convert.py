@@ -10,7 +10,7 @@ import numpy as np
 from alignserve.v1 import align_service_pb2 as pb
 from numpy.typing import NDArray
 
-from alignserve_server.batching.engine import Classifications, Timings
+from alignserve_server.batching.engine import Timings
 from alignserve_server.errors import (
     BatchTooLarge,
     InvalidArgument,
@@ -21,7 +21,10 @@ from alignserve_server.errors import (
 )
 from alignserve_server.model.decode import IMAGE_FORMATS
 from alignserve_server.model.encoder import ModelInfo, TokenizedText, l2_normalize
-from alignserve_server.model.zero_shot import PLACEHOLDER, is_template
+from alignserve_server.model.zero_shot import PLACEHOLDER, LabelSet, ScoredLabel, is_template
+
+_SHORT_LABELS = 64
+_SHORT_LABEL_CHARACTERS = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,13 @@ def labels(values: Sequence[str], limits: RequestLimits) -> list[str]:
     """
     if not 1 <= len(values) <= limits.max_labels:
         raise LabelsInvalid.at("labels", f"{len(values)} labels; send from 1 to {limits.max_labels}")
+    texts = []  # not list(values), which holds the GIL until megabytes are decoded
     for position, label in enumerate(values):
-        if not label.strip():
+        if not label or label.isspace():
             raise LabelsInvalid.at(f"labels[{position}]", "label is blank; leave it out or name it")
         _check_prompt_bytes(f"labels[{position}]", "label", _utf8_size(label), limits)
-    return list(values)
+        texts.append(label)
+    return texts
 
 
 def prompt_templates(values: Sequence[str], limits: RequestLimits) -> list[str]:
@@ -117,6 +122,30 @@ def check_classification(request: pb.ClassifyRequest, limits: RequestLimits) -> 
         _check_prompt_bytes(f"labels[{position}]", what, _utf8_size(label) + longest_template, limits)
 
 
+def label_set(request: pb.ClassifyRequest, limits: RequestLimits) -> LabelSet:
+    """Returns the labels and templates of a request, after all checks of them.
+
+    Takes tens of milliseconds for the largest requests; see `has_short_labels`.
+
+    Raises:
+        InvalidArgument: One of the checks of `labels`, `prompt_templates`, `top_k` and `check_classification`
+            fails.
+    """
+    names = labels(request.labels, limits)
+    templates = prompt_templates(request.prompt_templates, limits)
+    top_k(request.top_k)
+    check_classification(request, limits)
+    return LabelSet.of(names, templates)
+
+
+def has_short_labels(request: pb.ClassifyRequest) -> bool:
+    """Says whether `label_set` takes well under a millisecond."""
+    fields = (request.labels, request.prompt_templates)
+    return sum(map(len, fields)) <= _SHORT_LABELS and (
+        sum(len(text) for field in fields for text in field) <= _SHORT_LABEL_CHARACTERS
+    )
+
+
 def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.float32]], list[pb.Embedding]]:
     """Returns the function that turns embeddings, (items, embedding_dimension), into messages as asked for.
 
@@ -145,25 +174,19 @@ def tokenizations(tokenized: Iterable[TokenizedText]) -> list[pb.Tokenization]:
     ]
 
 
-def classification_results(
-    found: Classifications, label_names: Sequence[str]
-) -> list[pb.ClassificationResult]:
-    """Returns one result per image, best label first."""
-    return [
-        pb.ClassificationResult(
-            classifications=[
-                pb.Classification(
-                    label=label_names[scored.label_index],
-                    label_index=scored.label_index,
-                    score=scored.score,
-                    similarity=scored.similarity,
-                    logit=scored.logit,
-                )
-                for scored in result
-            ]
+def add_classification_result(
+    response: pb.ClassifyResponse, label_names: Sequence[str], scored: Iterable[ScoredLabel]
+) -> None:
+    """Adds the result of one image, best label first, in place: a response of many takes long to copy."""
+    add = response.results.add().classifications.add
+    for each in scored:
+        add(
+            label=label_names[each.label_index],
+            label_index=each.label_index,
+            score=each.score,
+            similarity=each.similarity,
+            logit=each.logit,
         )
-        for result in found.results
-    ]
 
 
 def inference_stats(timings: Timings, start: float, cached_label_count: int = 0) -> pb.InferenceStats:
@@ -225,7 +248,7 @@ def _filled_size(template: str) -> int:
 
 
 def _utf8_size(text: str) -> int:
-    return len(text.encode())
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _float_list(embedding: NDArray[np.float32]) -> pb.Embedding:

@@ -46,7 +46,8 @@ def classify_response_bytes(request: pb.ClassifyRequest) -> int:
 
     Which labels `top_k` leaves is not known before: the largest ones count.
     """
-    sizes = np.fromiter(map(len, map(str.encode, request.labels)), np.int64, len(request.labels))
+    # A loop, since whatever is written in C holds the GIL until megabytes are encoded.
+    sizes = np.array([len(label.encode()) for label in request.labels], np.int64)
     positions = np.arange(len(sizes))
     classifications = _fields_bytes(_fields_bytes(sizes) + _TAG + _varints_bytes(positions) + _SCORES)
     if 0 < request.top_k < len(sizes):

@@ -19,6 +19,7 @@ from alignserve_server.batching.engine import Call, Engine
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
 from alignserve_server.keys import Scope
 from alignserve_server.metrics import Metrics
+from alignserve_server.model.zero_shot import LabelSet
 from alignserve_server.rpc import convert, response_size
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.callers import flow_of
@@ -66,7 +67,9 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         self._readiness.check()
-        return await self._classify(request, _call(context), self._room(context))
+        response = pb.ClassifyResponse()
+        await self._classify(request, _call(context), self._room(context), response)
+        return response
 
     async def GetModelInfo(
         self,
@@ -131,7 +134,9 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         if kind == "embed_text":
             return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call, room))
         if kind == "classify":
-            return pb.StreamInferResponse(classify=await self._classify(request.classify, call, room))
+            response = pb.StreamInferResponse()
+            await self._classify(request.classify, call, room, response.classify)
+            return response
         raise RequestEmpty.at("request", "no request; set embed_image, embed_text or classify")
 
     async def _embed_image(
@@ -166,26 +171,30 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         )
 
     async def _classify(
-        self, request: pb.ClassifyRequest, call: Call, room: ResponseRoom
-    ) -> pb.ClassifyResponse:
+        self, request: pb.ClassifyRequest, call: Call, room: ResponseRoom, response: pb.ClassifyResponse
+    ) -> None:
+        """Fills in a response, which may be part of another: a large one takes long to copy."""
         start = time.perf_counter()
         engine = self._loaded_engine()
         contents = convert.image_contents(request.images, self._limits)
-        labels = convert.labels(request.labels, self._limits)
-        templates = convert.prompt_templates(request.prompt_templates, self._limits)
-        top_k = convert.top_k(request.top_k)
-        convert.check_classification(request, self._limits)
-        await room.take_for_classifications(response_size.classify_response_bytes(request))
-        found = await engine.classify(contents, labels, templates, top_k, call)
-        stats = convert.inference_stats(found.timings, start, found.cached_label_count)
-        return pb.ClassifyResponse(
-            results=convert.classification_results(found, labels),
-            stats=stats if request.include_stats else None,
-        )
+        check = partial(_checked_labels, request, self._limits)
+        checked = check() if convert.has_short_labels(request) else await engine.run_aside(call.flow, check)
+        labels, response_bytes = checked
+        await room.take_for_classifications(response_bytes)
+        on_scored = partial(convert.add_classification_result, response, labels.labels)
+        found = await engine.classify(contents, labels, request.top_k, call, on_scored)
+        if request.include_stats:
+            stats = convert.inference_stats(found.timings, start, found.cached_label_count)
+            response.stats.CopyFrom(stats)
 
     def _loaded_engine(self) -> Engine:
         assert self.engine is not None  # noqa: S101 — `server` sets it before it reports ready
         return self.engine
+
+
+def _checked_labels(request: pb.ClassifyRequest, limits: convert.RequestLimits) -> tuple[LabelSet, int]:
+    """Returns the labels of a request, and the most bytes that the response to it has."""
+    return convert.label_set(request, limits), response_size.classify_response_bytes(request)
 
 
 def _call(context: Context) -> Call:

@@ -1,0 +1,130 @@
+"""Calls that fail leave nothing behind, and those that wait are within the room that there is."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from PIL import Image
+
+from tests.hostile.live import LiveServer, MemoryWatch
+from tests.integration.serving import connect, image_request, text_request
+from tests.processes import ServerProcess, server_process
+
+pytestmark = pytest.mark.hostile
+
+_MB = 1 << 20
+_UNCOLLECTED = (sys.executable, "-m", "tests.hostile.uncollected")
+_SLOW_MODEL = (sys.executable, "-m", "tests.load.peers.sleeping_server")
+_SIDE = 2000  # 12 MB of pixels
+_MOST_GROWTH = 100 * _MB
+
+
+@pytest.fixture(scope="module")
+def uncollected() -> Iterator[ServerProcess]:
+    """A server on the embedded checkpoint whose garbage nobody collects."""
+    with server_process("--decode-threads", "1", program=_UNCOLLECTED) as server:
+        yield server
+
+
+@pytest.fixture
+async def live(uncollected: ServerProcess) -> AsyncIterator[LiveServer]:
+    async with connect(uncollected.port) as channel:
+        yield LiveServer(uncollected, channel)
+
+
+def _cut_image(number: int) -> bytes:
+    """A PNG that ends before its pixels do."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (_SIDE, _SIDE), (number, number, number)).save(buffer, "PNG")
+    content = buffer.getvalue()
+    return content[: len(content) * 98 // 100]
+
+
+def _cut_images() -> pb.EmbedImageRequest:
+    return image_request(*map(_cut_image, range(8)))
+
+
+def _broken_to_classify() -> pb.ClassifyRequest:
+    images = [pb.Image(content=_cut_image(number)) for number in range(8)]
+    return pb.ClassifyRequest(images=images, labels=["a", "b"])
+
+
+def _long_texts() -> pb.EmbedTextRequest:
+    return text_request(*["a " * 4000] * 64)
+
+
+# Of each as many that the growth was twice the bound and more when the frames of refused calls stayed.
+REFUSED = {
+    "cut images": ("EmbedImage", _cut_images, 2),
+    "cut images to classify": ("Classify", _broken_to_classify, 2),
+    "long texts": ("EmbedText", _long_texts, 15),
+}
+_FIELDS = {"EmbedImage": "embed_image", "EmbedText": "embed_text", "Classify": "classify"}
+
+
+@pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
+@pytest.mark.parametrize("name", REFUSED)
+async def test_refused_calls_leave_nothing_behind(live: LiveServer, name: str, by_stream: bool) -> None:
+    """Without a garbage collector too, memory is the same after many of them."""
+    method, make, count = REFUSED[name]
+    request = make()
+    await _refused(live, method, [request], by_stream=by_stream)
+    watch = live.watch_memory()
+
+    await _refused(live, method, [request] * count, by_stream=by_stream)
+
+    assert watch.growth < _MOST_GROWTH
+
+
+async def _refused(live: LiveServer, method: str, requests: Sequence[Any], *, by_stream: bool) -> None:
+    if by_stream:
+        items = (pb.StreamInferRequest(**{_FIELDS[method]: request}) for request in requests)
+        codes = {outcome.code for outcome in await live.stream(items)}
+    else:
+        codes = {await _code(getattr(live.stub, method)(request)) for request in requests}
+    assert codes == {"INVALID_ARGUMENT"}
+
+
+async def _code(call: Any) -> str:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+async def test_labels_of_streams_are_within_the_room_for_bytes() -> None:
+    """Two streams that send as many as they may hold are not read beyond it."""
+    flags = ("--max-queue-bytes", str(32 * _MB), "--text-cache-bytes", "0")
+    with server_process(*flags, program=_SLOW_MODEL) as server:
+        async with connect(server.port) as channel:
+            watch = MemoryWatch(server.process.pid)
+            streams = [asyncio.ensure_future(_stream_labels(channel, name)) for name in "ab"]
+            await asyncio.wait(streams, timeout=3.0)
+            growth = watch.growth
+            for stream in streams:
+                stream.cancel()
+            await asyncio.wait(streams)
+
+    assert growth < 300 * _MB
+
+
+async def _stream_labels(channel: grpc.aio.Channel, name: str) -> None:
+    """Sends requests of 7.7 MB of labels that nobody else has."""
+
+    async def requests() -> AsyncIterator[pb.StreamInferRequest]:
+        for number in range(32):
+            labels = [f"{name}{number}-{i}".ljust(7_700, "l") for i in range(1000)]
+            classify = pb.ClassifyRequest(images=[pb.Image(content=b"a")], labels=labels, top_k=1)
+            yield pb.StreamInferRequest(correlation_id=str(number), classify=classify)
+
+    async for _ in pb_grpc.AlignServiceStub(channel).StreamInfer(requests()):
+        pass
