@@ -100,7 +100,7 @@ def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
         torch_runtime.CpuRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
     )
 
-    with pytest.raises(CheckpointError, match="--min-cosine"):
+    with pytest.raises(CheckpointError, match="made numbers that are not finite; lower --min-cosine"):
         load_align(mini.checkpoint, runtime="torch")
 
 

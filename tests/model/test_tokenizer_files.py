@@ -192,6 +192,10 @@ def token_types(folder: Path) -> None:
         (tokenizer_config(model_max_length="long"), "model_max_length is 'long'"),
         (tokenizer_config(model_max_length=0), "model_max_length is 0"),
         (tokenizer_config(unk_token="<unk>"), r"tokenizer fails on .* Missing \[UNK\]"),
+        (
+            tokenizer_config(tokenizer_class="BertTokenizerLegacy"),
+            "BertTokenizerLegacy has no tokenizers backend",
+        ),
         (token_types, "token types other than 0"),
         (
             lambda folder: (folder / "tokenizer.json").write_text("{}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -116,8 +117,8 @@ def load_align(
         _log.warning("not_exact_enough", runtime=name, dtype=precise, min_cosine=cosine, limit=least_cosine)
     else:
         raise CheckpointError(
-            f"no runtime comes within a cosine of {least_cosine} of transformers' AlignModel; "
-            "lower --min-cosine if that will do"
+            f"no runtime comes within a cosine of {least_cosine} of transformers' AlignModel; the last one "
+            f"{_found(cosine)}; lower --min-cosine if that will do"
         )
     _warn_of_unembedded(loaded.reference)
     return AlignEncoder(images, texts, loaded.runtime, _info(checkpoint, loaded, cosine))
@@ -252,6 +253,10 @@ def _proved_cosine(checkpoint: Checkpoint, loaded: Loaded, texts: TextTokenizer)
     )
     embeddings = embed_probe(loaded.runtime, loaded.reference, images, texts)
     return min_cosine(embeddings, loaded.reference.embeddings)
+
+
+def _found(cosine: float) -> str:
+    return "made numbers that are not finite" if math.isnan(cosine) else f"comes within {cosine:.6f}"
 
 
 def _warn_of_unembedded(reference: Reference) -> None:
