@@ -158,6 +158,23 @@ def test_tokens_are_those_of_auto_tokenizer(folder, change):
     assert_equal_to_transformers(encoder, folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "limit"),
+    [
+        (tokenizer_config(model_max_length=20), 20),
+        (tokenizer_config(model_max_length=None, max_len=21), 21),
+        (tokenizer_config(max_length=22), 22),
+        (cut_on_the_left, 12),
+    ],
+    ids=["model_max_length", "max_len", "max_length", "tokenizer.json"],
+)
+def test_the_limit_is_the_smallest_of_all_files(folder, change, limit):
+    """Where AlignProcessor cuts, a text is too long here."""
+    change(folder)
+
+    assert load(folder).info.max_text_tokens == limit
+
+
 def test_a_conversion_keeps_the_tokenizer_that_transformers_makes(folder, tmp_path):
     """On OpenVINO too, when it has converted and when it has found a conversion; ids beyond its rows too."""
     pytest.importorskip("openvino")
