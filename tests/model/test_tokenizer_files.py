@@ -199,6 +199,12 @@ def token_types(folder: Path) -> None:
     edit(path, post_processor=processor)
 
 
+def one_token_twice(folder: Path) -> None:
+    """Special and not: transformers' tokenizer then has a state that its own JSON cannot express."""
+    tokens = {str(NEXT_ID): added("<e>", special=True), str(NEXT_ID + 1): added("<e>", normalized=True)}
+    tokenizer_config(added_tokens_decoder=tokens, split_special_tokens=True)(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -213,6 +219,7 @@ def token_types(folder: Path) -> None:
             tokenizer_config(tokenizer_class="BertTokenizerLegacy"),
             "BertTokenizerLegacy has no tokenizers backend",
         ),
+        (one_token_twice, r"the text '.*<e>.*' has the tokens .* in transformers"),
         (token_types, "token types other than 0"),
         (
             lambda folder: (folder / "tokenizer.json").write_text("{}"),
