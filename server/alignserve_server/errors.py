@@ -94,6 +94,12 @@ class TextTooLong(InvalidArgument):
     reason = "TEXT_TOO_LONG"
 
 
+class TextUnsupported(InvalidArgument):
+    """The tokenizer knows a token that the model has no embedding for."""
+
+    reason = "TEXT_UNSUPPORTED"
+
+
 class LabelsInvalid(InvalidArgument):
     reason = "LABELS_INVALID"
 

@@ -201,6 +201,18 @@ async def test_out_of_memory_halves_the_largest_batch(run, encoder, metrics):
     assert value("alignserve_batch_splits_total", {"reason": "out_of_memory"}) == 3
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e30, np.inf])
+async def test_a_vector_without_a_direction_is_no_embedding(batcher, encoder, monkeypatch, value):
+    """It cannot be normalized, and would be served as zeros; its neighbours in the batch are."""
+    rows = np.array([[1.0] * 8, [value] * 8], np.float32)
+    monkeypatch.setattr(encoder, "_forward", lambda _, batch: rows[: len(batch)])
+    images = _images(encoder, b"a", b"b")
+
+    outcomes = await _outcomes(batcher.submit("image", images))
+
+    assert outcomes == ["ok", "InferenceFailed"]
+
+
 @pytest.mark.parametrize("error", [OutOfDeviceMemory, RuntimeError])
 async def test_a_failed_forward_is_gone_before_its_halves_run(batcher, encoder, monkeypatch, error):
     """What it had allocated is not held by its traceback while the retries need the memory."""
@@ -213,7 +225,7 @@ async def test_a_failed_forward_is_gone_before_its_halves_run(batcher, encoder, 
         forwards.add(activations)
         if len(batch) > 1:
             raise error("too large")
-        return np.zeros((len(batch), 8), np.float32)
+        return np.ones((len(batch), 8), np.float32)
 
     monkeypatch.setattr(encoder, "_forward", lambda _, batch: forward(batch))
     images = _images(encoder, b"a", b"b", b"c", b"d")

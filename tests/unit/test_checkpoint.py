@@ -146,5 +146,8 @@ def test_the_fingerprint_tells_everything_else_apart(folder):
     seen.add(fingerprint(folder))
     edit(folder / "tokenizer_config.json", model_max_length=32)
     seen.add(fingerprint(folder))
+    for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer.4.0.0.json"):
+        (folder / name).write_text("{}")
+        seen.add(fingerprint(folder))
 
-    assert len(seen) == 8
+    assert len(seen) == 11

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from alignserve_server.errors import TextEmpty, TextTooLong
+from alignserve_server.errors import TextEmpty, TextTooLong, TextUnsupported
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.tokenize import TextTokenizer, max_text_tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -95,6 +95,21 @@ def test_a_panic_becomes_an_ordinary_error():
 
     with pytest.raises(RuntimeError, match="the tokenizer panicked"):
         tokenize("cat", truncate=False)
+
+
+def test_an_id_beyond_the_rows_of_the_model_is_refused():
+    """The highest row passes, the next one is refused by name, and is not missed where the text is cut."""
+    dog, cat = (Tokenizer.from_file(str(TOKENIZER)).token_to_id(word) for word in ("dog", "cat"))
+    assert dog < cat
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    tokenize = TextTokenizer(tokenizer, max_tokens=MAX_TOKENS, max_bytes=100, vocabulary_rows=cat)
+
+    assert dog in tokenize("dog", truncate=False).input_ids
+    assert tokenize("dog " * 6 + "cat", truncate=True).truncated
+    with pytest.raises(
+        TextUnsupported, match=rf"the token 'cat' with id {cat}, and the model has {cat} embed"
+    ):
+        tokenize("dog cat dog", truncate=False)
 
 
 @pytest.mark.parametrize(

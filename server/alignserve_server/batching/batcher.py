@@ -27,7 +27,7 @@ from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingError, ShuttingDown
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import MODALITIES, Metrics
-from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory
+from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, has_direction
 from alignserve_server.tracing import CallTrace
 
 _log = get_logger(__name__)
@@ -336,12 +336,14 @@ class Batcher:
         if len(embeddings) != len(entries):
             raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
         seconds = self._clock() - batch.start_time
-        finite = np.logical_and.reduce(np.isfinite(embeddings), axis=1)
+        sound = has_direction(embeddings)
         return [
             Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries))
-            if is_finite
-            else _inference_failed(batch.modality, ValueError("the embedding has values that are not finite"))
-            for entry, embedding, is_finite in zip(entries, embeddings, finite, strict=True)
+            if is_sound
+            else _inference_failed(
+                batch.modality, ValueError("the embedding is zero, or has values that are not finite")
+            )
+            for entry, embedding, is_sound in zip(entries, embeddings, sound, strict=True)
         ]
 
     def _note(self, error: Exception, modality: str, batch_size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from alignserve_server.logs import get_logger
 from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
+from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.decode import ImageDecoder
 from alignserve_server.model.encoder import (
     Embeddings,
@@ -24,11 +25,12 @@ from alignserve_server.model.encoder import (
     TokenizedText,
 )
 from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.probe import Reference
+from alignserve_server.model.proof import embed_probe
 from alignserve_server.model.runtime import (
     DtypeName,
     Loaded,
     Placement,
-    Probe,
     Rescaling,
     Runtime,
     RuntimeName,
@@ -89,18 +91,11 @@ def load_align(
         ValueError: The device does not exist, the runtime does not go with device or data type, or int8 lacks
             something.
     """
+    check_configuration(checkpoint.config)
     decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels)
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
-    max_tokens = max_text_tokens(checkpoint)
-    texts = TextTokenizer(
-        _load_tokenizer(checkpoint.folder),
-        max_tokens=max_tokens,
-        max_bytes=max_text_bytes,
-        truncation_side=checkpoint.tokenizer_config.get("truncation_side", "right"),
-    )
-    pad_token_id = checkpoint.config.get("text_config", {}).get("pad_token_id") or 0
     rescaling = Rescaling(images.scale, images.offset)
-    probe = Probe.of(images.output_size, texts, pad_token_id)
+    max_tokens = max_text_tokens(checkpoint)
     target = resolved_device(device, runtime)
     choices = _choices(runtime, target, dtype)
     calibration = _calibration(calibration_folder, images) if dtype == "int8" else None
@@ -109,23 +104,24 @@ def load_align(
             target, precise, lanes, threads_per_lane, max_batch_size, max_tokens, cuda_graphs
         )
         try:
-            loaded = _load(name, checkpoint, placement, rescaling, probe, cache_folder, calibration)
+            loaded = _load(name, checkpoint, placement, rescaling, cache_folder, calibration)
         except CheckpointError as error:
             if runtime != "auto" or name == "torch":
                 raise
             _log.warning("runtime_unusable", runtime=name, reason=str(error))
             continue
-        cosine = min_cosine(probe.embed(loaded.runtime), loaded.reference)
+        texts = TextTokenizer.of(loaded.reference, max_bytes=max_text_bytes)
+        cosine = _proved_cosine(checkpoint, loaded, texts)
         if cosine >= least_cosine:
             break
         _log.warning("not_exact_enough", runtime=name, dtype=precise, min_cosine=cosine, limit=least_cosine)
     else:
         raise CheckpointError(
-            f"no runtime comes within a cosine of {least_cosine} of transformers' AlignModel; "
-            "lower --min-cosine if that will do"
+            f"no runtime comes within a cosine of {least_cosine} of transformers' AlignModel; the last one "
+            f"{_found(cosine)}; lower --min-cosine if that will do"
         )
-    info = _info(checkpoint, loaded, cosine, max_tokens)
-    return AlignEncoder(images, texts, loaded.runtime, info, pad_token_id)
+    _warn_of_unembedded(loaded.reference)
+    return AlignEncoder(images, texts, loaded.runtime, _info(checkpoint, loaded, cosine))
 
 
 def default_cache_folder() -> Path:
@@ -142,7 +138,6 @@ class AlignEncoder:
         texts: TextTokenizer,
         runtime: Runtime,
         info: ModelInfo,
-        pad_token_id: int,
     ) -> None:
         self.info = info
         self.lanes = runtime.lanes
@@ -154,7 +149,6 @@ class AlignEncoder:
         self.enter_lane = runtime.enter_lane
         self.release_memory = runtime.release_memory
         self._runtime = runtime
-        self._pad_token_id = pad_token_id
 
     @property
     def device_memory_bytes(self) -> int:
@@ -171,7 +165,7 @@ class AlignEncoder:
 
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
         """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
-        return self._runtime.embed_tokens(*padded(batch, self._pad_token_id))
+        return self._runtime.embed_tokens(*padded([text.input_ids for text in batch]))
 
 
 def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
@@ -229,14 +223,13 @@ def _load(
     checkpoint: Checkpoint,
     placement: Placement,
     rescaling: Rescaling,
-    probe: Probe,
     cache_folder: Path | None,
     calibration: CalibrationImages | None,
 ) -> Loaded:
     if name == "torch":
         from alignserve_server.model import torch_runtime
 
-        return torch_runtime.load(checkpoint, placement, rescaling, probe)
+        return torch_runtime.load(checkpoint, placement, rescaling)
     if importlib.util.find_spec("openvino") is None:
         raise ValueError(
             "openvino is not installed; pip install 'alignserve[openvino]', or use --runtime torch"
@@ -247,14 +240,39 @@ def _load(
         checkpoint,
         placement,
         rescaling,
-        probe,
         cache_folder or default_cache_folder(),
         calibration if placement.dtype == "int8" else None,
     )
 
 
-def _info(checkpoint: Checkpoint, loaded: Loaded, cosine: float, max_tokens: int) -> ModelInfo:
-    runtime = loaded.runtime
+def _proved_cosine(checkpoint: Checkpoint, loaded: Loaded, texts: TextTokenizer) -> float:
+    """Returns the lowest cosine with the reference. Raises CheckpointError for other tokens or pixels."""
+    # With the limits of the probe's own images, whatever callers may send.
+    images = ImagePreprocessor(
+        checkpoint.image_processor, ImageDecoder(max_bytes=10 << 20, max_pixels=25_000_000)
+    )
+    embeddings = embed_probe(loaded.runtime, loaded.reference, images, texts)
+    return min_cosine(embeddings, loaded.reference.embeddings)
+
+
+def _found(cosine: float) -> str:
+    return "made numbers that are not finite" if math.isnan(cosine) else f"comes within {cosine:.6f}"
+
+
+def _warn_of_unembedded(reference: Reference) -> None:
+    tokens = reference.unembedded_tokens
+    if tokens:
+        _log.warning(
+            "tokens_without_embedding",
+            count=len(tokens),
+            examples=list(tokens[:5]),
+            vocabulary_rows=reference.vocabulary_rows,
+            advice="texts with them are refused with TEXT_UNSUPPORTED",
+        )
+
+
+def _info(checkpoint: Checkpoint, loaded: Loaded, cosine: float) -> ModelInfo:
+    runtime, reference = loaded.runtime, loaded.reference
     return ModelInfo(
         model_id=checkpoint.model_id,
         model_revision=checkpoint.revision,
@@ -262,16 +280,8 @@ def _info(checkpoint: Checkpoint, loaded: Loaded, cosine: float, max_tokens: int
         runtime=runtime.name,
         dtype=runtime.dtype,
         device=runtime.device,
-        embedding_dimension=loaded.embedding_dimension,
-        temperature=loaded.temperature,
-        max_text_tokens=max_tokens,
+        embedding_dimension=reference.embedding_dimension,
+        temperature=reference.temperature,
+        max_text_tokens=reference.max_text_tokens,
         min_cosine=cosine,
     )
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    from transformers import AutoTokenizer  # slow to import, and only old checkpoints need it
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer

@@ -22,6 +22,11 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"  # of weights in several files
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")
+_TOKENIZER_ADDITIONS = (
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.*.json",
+)  # read if they exist
 _PROVENANCE = (
     "_name_or_path",
     "name_or_path",
@@ -52,7 +57,8 @@ class Checkpoint:
         digest = hashlib.sha256()
         for part in (self.config, self.image_processor, self.tokenizer_config):
             _add(digest, json.dumps(_without_provenance(part), sort_keys=True).encode())
-        for path in [*_tokenizer_files(self.folder), *_weight_files(self.folder)]:
+        files = _tokenizer_files(self.folder) + _tokenizer_additions(self.folder) + _weight_files(self.folder)
+        for path in files:
             status = path.stat()
             _add(digest, _file_digest(path, status.st_size, status.st_mtime_ns))
         _add(digest, runtime.encode())
@@ -171,6 +177,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in _TOKENIZERS if (folder / name).is_file()][:1]
+
+
+def _tokenizer_additions(folder: Path) -> list[Path]:
+    return sorted(path for pattern in _TOKENIZER_ADDITIONS for path in folder.glob(pattern))
 
 
 def _without_provenance(config: Json) -> dict[str, Any]:  # Any: see Json

@@ -13,6 +13,7 @@ PixelValues: TypeAlias = NDArray[np.uint8]  # (height, width, 3), resized and cr
 Embeddings: TypeAlias = NDArray[np.float32]  # (batch, embedding_dimension), not normalized
 
 _TINY = np.finfo(np.float32).tiny
+_LEAST_SQUARED_LENGTH = 1e-30  # below it float32 loses digits of the squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +122,14 @@ def l2_normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.sqrt(np.add.reduce(embeddings * embeddings, axis=-1, keepdims=True))
     normalized: NDArray[np.float32] = embeddings / np.maximum(norms, _TINY)
     return normalized
+
+
+def has_direction(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Says of each vector (the last axis) whether `l2_normalize` gives it length 1.
+
+    It does not if a number is not finite, if all are zero, or if the squares overflow or vanish.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squared_lengths = np.add.reduce(embeddings * embeddings, axis=-1)
+    sound: NDArray[np.bool_] = (squared_lengths > _LEAST_SQUARED_LENGTH) & np.isfinite(squared_lengths)
+    return sound

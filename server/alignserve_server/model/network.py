@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +12,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers.activations import ACT2FN
+from transformers.models.align.configuration_align import AlignConfig
 from transformers.models.align.modeling_align import AlignModel
 from transformers.utils import logging as transformers_logging
 
 from alignserve_server.model.checkpoint import CheckpointError
-from alignserve_server.model.encoder import Embeddings
-from alignserve_server.model.runtime import Probe, Rescaling
 
 Network: TypeAlias = Any  # AlignModel, whose annotations do not survive strict checking
 
-_UNUSED_WEIGHTS = "text_model.pooler."  # embeddings come from the hidden state of [CLS] itself
+# Embeddings come from the hidden state of [CLS] itself, and the other counts batches of training.
+_UNUSED_WEIGHTS = re.compile(r"text_model\.pooler\..*|.*\.num_batches_tracked")
 _CONVOLUTION_NORMS = {  # attribute names in modeling_align.py: each convolution and the norm that follows it
     "convolution": "batchnorm",
     "expand_conv": "expand_bn",
@@ -32,25 +35,54 @@ def load_network(folder: Path) -> Network:
     """Loads a checkpoint's AlignModel in float32 on the CPU.
 
     Raises:
-        CheckpointError: Weights are missing or of other shapes, or modalities differ in dimension.
+        CheckpointError: Weights are missing, of other shapes or not finite, modalities differ in dimension,
+            or the temperature cannot divide.
     """
     load: Any = AlignModel.from_pretrained
     with quiet_transformers():
         try:
+            config = _load_config(folder)
             model, report = load(
                 folder,
+                config=config,
                 dtype=torch.float32,
+                attn_implementation="eager",
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{folder} does not load: {error}") from error
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(_UNUSED_WEIGHTS))
+        except CheckpointError:
+            raise
+        except Exception as error:  # a stranger's files: whatever they lead to
+            raise CheckpointError(f"{folder} does not load: {one_line(error)}") from error
+    missing = sorted(name for name in report["missing_keys"] if not _UNUSED_WEIGHTS.fullmatch(name))
     if missing:  # transformers would leave them random
         raise CheckpointError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
     _check_dimensions(model)
+    _check_weights(model)
     return model.eval()
+
+
+def one_line(error: Exception) -> str:
+    """Returns what an error says, without line breaks, and its type, without which a KeyError says little."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _load_config(folder: Path) -> Any:
+    """Returns the configuration without what decides the form of outputs, and no number in them."""
+    config: Any = AlignConfig.from_pretrained(folder, local_files_only=True)
+    for name in ("text_config", "vision_config"):
+        activation = getattr(config, name).hidden_act
+        if activation not in ACT2FN:
+            raise CheckpointError(
+                f"config.json: {name}.hidden_act is {activation!r}, which is not supported; "
+                f"supported: {', '.join(ACT2FN)}"
+            )
+    for section in (config, config.text_config, config.vision_config):
+        section.return_dict = True
+        section.output_hidden_states = section.output_attentions = False
+        section.chunk_size_feed_forward = 0  # chunks of one layer's work, which must divide a text's length
+    return config
 
 
 def embedding_dimension(network: Network) -> int:
@@ -61,13 +93,14 @@ def embedding_dimension(network: Network) -> int:
 def optimized(network: Network) -> Network:
     """Changes a network to one that computes the same with less work, and returns it.
 
-    Batch normalization is folded into the convolutions, the unused text pooler goes, the average at the end
-    is a plain mean where it spans the whole image, and the layout is channels-last.
+    Batch normalization is folded into the convolutions, the unused text pooler goes, pooling at the end is
+    of the whole image (AlignModel fails where its window is smaller), and the layout is channels-last.
     """
     network.text_model.pooler = None
     for module in list(network.vision_model.modules()):
         _fold_norms(module)
-    network.vision_model.pooler = _AveragePooler(network.vision_model.pooler)
+    is_mean = isinstance(network.vision_model.pooler, nn.AvgPool2d)
+    network.vision_model.pooler = _MeanPooler() if is_mean else _MaxPooler()
     return network.to(memory_format=torch.channels_last)
 
 
@@ -84,33 +117,19 @@ def embed_tokens(network: Network, input_ids: torch.Tensor, attention_mask: torc
     return embeddings
 
 
-@torch.inference_mode()
-def reference_embeddings(network: Network, probe: Probe, rescaling: Rescaling) -> Embeddings:
-    """Returns what the network, as transformers made it, makes of the probe."""
-    pixels = torch.from_numpy(probe.pixels).permute(0, 3, 1, 2).to(torch.float32)
-    images = embed_pixel_values(network, pixels * channels(rescaling.scale) + channels(rescaling.offset))
-    texts = embed_tokens(network, torch.from_numpy(probe.input_ids), torch.from_numpy(probe.attention_mask))
-    return torch.cat([images, texts]).numpy()
-
-
 def channels(values: Any) -> torch.Tensor:
     """Returns a value per channel in a shape that fits (batch, 3, height, width)."""
     return torch.from_numpy(values).view(1, 3, 1, 1)
 
 
-class _AveragePooler(nn.Module):
-    """Pools as its window does. In every known checkpoint the window is larger than what it pools."""
-
-    def __init__(self, window: nn.AvgPool2d) -> None:
-        super().__init__()
-        self._window = window
-        self._side = int(window.kernel_size)  # type: ignore[arg-type]  # an int in AlignVisionModel
-
+class _MeanPooler(nn.Module):
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        if max(activations.shape[2:]) <= self._side:
-            return activations.mean((2, 3), keepdim=True)
-        pooled: torch.Tensor = self._window(activations)
-        return pooled
+        return activations.mean((2, 3), keepdim=True)
+
+
+class _MaxPooler(nn.Module):
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        return activations.amax((2, 3), keepdim=True)
 
 
 def _fold_norms(module: nn.Module) -> None:
@@ -129,6 +148,18 @@ def _check_dimensions(network: Network) -> None:
         raise CheckpointError(
             f"images have {image_dimension} dimensions and texts {embedding_dimension(network)}; "
             "projection_dim must equal the channels of the last vision block"
+        )
+
+
+def _check_weights(network: Network) -> None:
+    for name, weight in network.state_dict().items():
+        if not _UNUSED_WEIGHTS.fullmatch(name) and not torch.isfinite(weight).all():
+            raise CheckpointError(f"the weight {name} has values that are not finite")
+    temperature = network.temperature.item()
+    # Logits are cosines divided by it, and have to fit a float32.
+    if temperature <= 0 or not math.isfinite(torch.tensor(2.0 / temperature, dtype=torch.float32)):
+        raise CheckpointError(
+            f"the weight temperature is {temperature:g}; it divides cosines, and must be above 0"
         )
 
 

@@ -48,6 +48,8 @@ def fuse(towers: nn.Module) -> None:
 
 
 def _fused(step: Step) -> nn.Module:
+    if isinstance(step.weighted, nn.Conv2d) and _is_lopsided(step.weighted):
+        return step
     make = _Convolution if isinstance(step.weighted, nn.Conv2d) else _Linear
     if step.activation is None:
         return make(step.weighted, _NO_ACTIVATION)
@@ -100,8 +102,13 @@ class _Linear(nn.Module):
         return self._operator_with_shortcut(hidden, shortcut, self.weight, self.bias, "add")
 
 
+def _is_lopsided(convolution: nn.Conv2d) -> bool:
+    """Says whether one side gets more padding than the other, which oneDNN's operator cannot express."""
+    return convolution.padding == "same" and any(size % 2 == 0 for size in convolution.kernel_size)
+
+
 def _padding(convolution: nn.Conv2d) -> tuple[int, ...]:
-    """Returns the padding in numbers. "same" is symmetric, since the kernels of EfficientNet are odd."""
+    """Returns the padding in numbers. "same" is symmetric, since the kernel is odd."""
     if convolution.padding == "same":
         return tuple(size // 2 for size in convolution.kernel_size)
     return (0, 0) if convolution.padding == "valid" else convolution.padding  # type: ignore[return-value]

@@ -15,62 +15,72 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
+import tokenizers
 
 from alignserve_server.logs import get_logger
+from alignserve_server.model import probe
 from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.openvino_quiet import ov
-from alignserve_server.model.runtime import Probe, Rescaling
+from alignserve_server.model.runtime import Rescaling
 
 _log = get_logger(__name__)
 
-IMAGE, TEXT, FACTS, REFERENCE = "image.xml", "text.xml", "facts.json", "reference.npy"
+IMAGE, TEXT = "image.xml", "text.xml"
+QUANTIZER = "quantizer.txt"  # what made int8
 INPUTS = "inputs.npz"  # for the process that converts
-
 _CONVERSION = "alignserve_server.model.openvino_conversion"
 
 
 def find_or_convert(
     checkpoint: Checkpoint,
     rescaling: Rescaling,
-    probe: Probe,
     cache_folder: Path,
     calibration: CalibrationImages | None,
 ) -> Path:
     """Returns the folder of a conversion to float32, or with calibration images to int8.
 
     Raises:
-        CheckpointError: Its weights cannot be served, or OpenVINO cannot convert them.
+        CheckpointError: Its weights or its tokenizer cannot be served, or OpenVINO cannot convert it.
         ValueError: int8 has to be made, and nncf or readable images are missing.
     """
     dtype = "float32" if calibration is None else f"int8-{calibration.digest}"
-    fingerprint = checkpoint.fingerprint(runtime=f"openvino-{ov.get_version()}", dtype=dtype)
-    folder = cache_folder / "openvino" / fingerprint
-    if calibration is not None:
-        folder = _by_quantizer(folder)
+    # Another tokenizers or Pillow may make other tokens or pixels, and the reference was made with them too.
+    made_with = f"openvino-{ov.get_version()} tokenizers-{tokenizers.__version__} pillow-{PIL.__version__}"
+    fingerprint = checkpoint.fingerprint(runtime=f"{made_with} probe-{probe.digest()}", dtype=dtype)
+    folder = _by_makers(cache_folder / "openvino", fingerprint, has_quantizer=calibration is not None)
     if folder.is_dir():
         return folder
-    inputs: dict[str, Any] = {
-        "scale": rescaling.scale,
-        "offset": rescaling.offset,
-        "pixels": probe.pixels,
-        "input_ids": probe.input_ids,
-        "attention_mask": probe.attention_mask,
-    }
+    inputs: dict[str, Any] = {"scale": rescaling.scale, "offset": rescaling.offset}
     if calibration is not None:
         inputs["calibration"] = calibration.pixels()
     return _converted(checkpoint, inputs, folder)
 
 
-def _by_quantizer(folder: Path) -> Path:
-    """Returns the folder inside for the version of nncf; or without nncf, one that was made before."""
-    try:
-        return folder / f"nncf-{version('nncf')}"
-    except PackageNotFoundError:
-        made = sorted(folder.glob("nncf-*"))
-        if made:
-            return made[-1]
+def _by_makers(cache: Path, fingerprint: str, *, has_quantizer: bool) -> Path:
+    """Returns the folder for the versions of what converts; or where that is missing, one made before."""
+    makers = {"transformers": _version("transformers")}
+    if has_quantizer:
+        makers["nncf"] = _version("nncf")
+    name = "-".join([fingerprint, *(f"{maker}-{version or '*'}" for maker, version in makers.items())])
+    if all(makers.values()):
+        return cache / name
+    made = sorted(cache.glob(name))
+    if made:
+        return made[-1]
+    if makers["transformers"] is None:
+        raise ValueError(
+            "conversions are made with transformers and torch, and transformers is not installed"
+        )
     raise ValueError("int8 is made with nncf, which is not installed; pip install 'alignserve[int8]'")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _converted(checkpoint: Checkpoint, inputs: dict[str, Any], folder: Path) -> Path:

@@ -5,11 +5,11 @@ python -m alignserve_server.model.openvino_conversion CHECKPOINT FOLDER
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +19,49 @@ from numpy.typing import NDArray
 from torch import nn
 
 from alignserve_server.model import network as networks
-from alignserve_server.model.checkpoint import CheckpointError
+from alignserve_server.model.checkpoint import CheckpointError, open_checkpoint
 from alignserve_server.model.network import Network
-from alignserve_server.model.openvino_cache import FACTS, IMAGE, INPUTS, REFERENCE, TEXT
+from alignserve_server.model.openvino_cache import IMAGE, INPUTS, QUANTIZER, TEXT
 from alignserve_server.model.openvino_quiet import ov
-from alignserve_server.model.runtime import Probe, Rescaling
+from alignserve_server.model.reference import make_reference
+from alignserve_server.model.runtime import Rescaling
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
     """Converts by the inputs in a folder, into that folder.
 
     Raises:
-        CheckpointError: The checkpoint's weights cannot be served.
+        CheckpointError: The checkpoint's weights or its tokenizer cannot be served.
     """
     inputs = np.load(folder / INPUTS)
     rescaling = Rescaling(inputs["scale"], inputs["offset"])
-    probe = Probe(inputs["pixels"], inputs["input_ids"], inputs["attention_mask"])
     network = networks.load_network(checkpoint)
-    facts = {
-        "temperature": network.temperature.item(),
-        "embedding_dimension": networks.embedding_dimension(network),
-    }
-    np.save(folder / REFERENCE, networks.reference_embeddings(network, probe, rescaling))
+    reference = make_reference(open_checkpoint(checkpoint), network)
+    reference.save(folder)
     network = networks.optimized(network)
-    image, text = _image_model(network, rescaling, probe), _text_model(network, probe)
+    image, text = _image_model(network, rescaling, reference.image_size), _text_model(network)
     if "calibration" in inputs:
         image, text = _quantized(image, text, inputs["calibration"])
+        (folder / QUANTIZER).write_text(f"nncf-{version('nncf')}")
     ov.save_model(image, folder / IMAGE, compress_to_fp16=False)
     ov.save_model(text, folder / TEXT, compress_to_fp16=False)
-    (folder / FACTS).write_text(json.dumps(facts))
 
 
-def _image_model(network: Network, rescaling: Rescaling, probe: Probe) -> Any:
+def _image_model(network: Network, rescaling: Rescaling, size: tuple[int, int]) -> Any:
     """Returns a model from (batch, height, width, 3) uint8 pixels to embeddings."""
-    _, height, width, _ = probe.pixels.shape
+    height, width = size
     tower = _ImageTower(network, rescaling).eval()
     with torch.no_grad():
         return ov.convert_model(
             tower,
-            example_input=torch.from_numpy(probe.pixels),
+            example_input=torch.zeros(2, height, width, 3, dtype=torch.uint8),
             input=[([-1, height, width, 3], ov.Type.u8)],
         )
 
 
-def _text_model(network: Network, probe: Probe) -> Any:
+def _text_model(network: Network) -> Any:
     """Returns a model from (batch, length) input_ids and attention_mask to embeddings."""
-    example = (torch.from_numpy(probe.input_ids), torch.from_numpy(probe.attention_mask))
+    example = (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[1, 1, 1], [1, 1, 0]]))
     tower = _TextTower(network).eval()
     with torch.no_grad():
         return ov.convert_model(

@@ -6,7 +6,6 @@ of the probe. A server that finds it there needs no torch.
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
 from alignserve_server.model.memory import drop_file_pages, trim_heap
-from alignserve_server.model.openvino_cache import FACTS, IMAGE, REFERENCE, TEXT, find_or_convert
+from alignserve_server.model.openvino_cache import IMAGE, QUANTIZER, TEXT, find_or_convert
 from alignserve_server.model.openvino_quiet import ov
+from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtime import (
     DtypeName,
     Loaded,
     Placement,
-    Probe,
     Rescaling,
     RuntimeName,
     TokenArray,
@@ -41,26 +40,22 @@ def load(
     checkpoint: Checkpoint,
     placement: Placement,
     rescaling: Rescaling,
-    probe: Probe,
     cache_folder: Path,
     calibration: CalibrationImages | None = None,
 ) -> Loaded:
     """Loads a checkpoint, converting it if that has not been done before; int8 takes calibration images.
 
     Raises:
-        CheckpointError: Its weights cannot be served, or OpenVINO cannot convert them.
+        CheckpointError: Its weights or its tokenizer cannot be served, or OpenVINO cannot convert it.
         ValueError: OpenVINO does not compute in that data type here, or something is missing for int8.
     """
     core = ov.Core()
     _check_dtype(core, placement.dtype)
-    folder = find_or_convert(checkpoint, rescaling, probe, cache_folder, calibration)
-    facts = json.loads((folder / FACTS).read_text())
+    folder = find_or_convert(checkpoint, rescaling, cache_folder, calibration)
     return Loaded(
         OpenVinoRuntime(core, folder, placement),
-        np.load(folder / REFERENCE),
-        facts["temperature"],
-        facts["embedding_dimension"],
-        "" if calibration is None else f"{calibration.digest}-{folder.name}",
+        Reference.load(folder),
+        "" if calibration is None else f"{calibration.digest}-{(folder / QUANTIZER).read_text()}",
     )
 
 

@@ -90,7 +90,8 @@ class ImagePreprocessor:
             self._decoder.check_size(width, height, "resized image")  # where it is long and thin
             image = self._resized(image, (width, height))
         pixels = np.asarray(image)
-        return np.ascontiguousarray(pixels if self._crop is None else center_crop(pixels, self._crop))
+        # A copy in any case: the image lends its memory for reading alone, and torch warns of such arrays.
+        return np.array(pixels if self._crop is None else center_crop(pixels, self._crop), order="C")
 
     def _resized(self, image: Image.Image, width_height: tuple[int, int]) -> Image.Image:
         try:

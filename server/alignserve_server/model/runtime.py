@@ -1,30 +1,24 @@
 """What runs the two networks of a checkpoint: the `Runtime` protocol, and how a runtime proves itself.
 
-Every runtime is compared, when it is loaded, with the reference: transformers' own AlignModel on torch in
-float32 on a CPU, on the same inputs.
+Every runtime is compared, when it is loaded, with the reference: transformers' own processors and AlignModel
+on torch in float32 on a CPU, on the same texts and image files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText, l2_normalize
+from alignserve_server.model.encoder import Embeddings, l2_normalize
+from alignserve_server.model.probe import Reference
 
 RuntimeName: TypeAlias = Literal["torch", "openvino"]
 DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 TokenArray: TypeAlias = NDArray[np.int64]
-
-_PROBE_TEXTS = (
-    "cat",
-    "a photo of a dog on a sofa",
-    "an old map of the city, drawn by hand in ink on paper, with hills, two rivers and seven bridges",
-)
-_PROBE_GRIDS = (3, 24, 96)  # cells along a side: from soft gradients to fine texture
 
 
 class Runtime(Protocol):
@@ -82,42 +76,11 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A runtime with what else the weights tell."""
+    """A runtime with what it has to equal."""
 
     runtime: Runtime
-    reference: Embeddings  # of the probe, by the reference
-    temperature: float
-    embedding_dimension: int
+    reference: Reference
     calibration: str = ""  # digest of what decided the ranges of int8
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Inputs on which a runtime is compared with the reference."""
-
-    pixels: NDArray[np.uint8]  # (images, height, width, 3)
-    input_ids: TokenArray  # (texts, length)
-    attention_mask: TokenArray
-
-    @classmethod
-    def of(
-        cls, output_size: tuple[int, int], tokenize: Callable[..., TokenizedText], pad_token_id: int
-    ) -> Probe:
-        """Makes patterns of several scales, and texts of several lengths, padded to one."""
-        texts = [tokenize(text, truncate=True) for text in _PROBE_TEXTS]
-        return cls(_patterns(*output_size), *padded(texts, pad_token_id))
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of what the model reads."""
-        _, height, width, _ = self.pixels.shape
-        return height, width
-
-    def embed(self, runtime: Runtime) -> Embeddings:
-        """Returns what a runtime makes of the images, one by one, and of the texts together."""
-        images = [runtime.embed_pixels(self.pixels[i : i + 1]) for i in range(len(self.pixels))]
-        texts = runtime.embed_tokens(self.input_ids, self.attention_mask)
-        return np.concatenate([*images, texts])
 
 
 def min_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
@@ -125,22 +88,13 @@ def min_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
     return float((l2_normalize(embeddings) * l2_normalize(reference)).sum(axis=1).min())
 
 
-def padded(texts: Sequence[TokenizedText], pad_token_id: int) -> tuple[TokenArray, TokenArray]:
+def padded(texts: Sequence[Sequence[int]]) -> tuple[TokenArray, TokenArray]:
     """Returns input_ids and attention_mask, (texts, length of the longest)."""
-    shape = len(texts), max(len(text.input_ids) for text in texts)
-    input_ids = np.full(shape, pad_token_id, np.int64)
+    shape = len(texts), max(map(len, texts))
+    # Attention leaves padding out, so any token does; 0 is one that every model has.
+    input_ids = np.zeros(shape, np.int64)
     attention_mask = np.zeros(shape, np.int64)
     for row, text in enumerate(texts):
-        input_ids[row, : len(text.input_ids)] = text.input_ids
-        attention_mask[row, : len(text.input_ids)] = 1
+        input_ids[row, : len(text)] = text
+        attention_mask[row, : len(text)] = 1
     return input_ids, attention_mask
-
-
-def _patterns(height: int, width: int) -> PixelValues:
-    random = np.random.default_rng(0)
-    patterns = []
-    for cells in _PROBE_GRIDS:
-        grid = random.integers(0, 256, (cells, cells, 3), np.uint8)
-        rows, columns = (np.arange(side) * cells // side for side in (height, width))
-        patterns.append(grid[rows][:, columns])
-    return np.stack(patterns)

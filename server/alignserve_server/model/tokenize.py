@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 from tokenizers import Encoding, Tokenizer
 
-from alignserve_server.errors import TextEmpty, TextTooLong
-from alignserve_server.model.checkpoint import Checkpoint
+from alignserve_server.errors import TextEmpty, TextTooLong, TextUnsupported
+from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.encoder import TokenizedText
+from alignserve_server.model.probe import Reference
 
 _PROCESSOR_MAX_TOKENS = 64  # max_length of transformers' AlignProcessor
+_DEFAULT_POSITIONS = 512  # of transformers' AlignTextConfig
 
 
 def max_text_tokens(checkpoint: Checkpoint) -> int:
-    """Returns the longest text that a checkpoint reads, in tokens, including special tokens."""
-    limits = (
-        checkpoint.tokenizer_config.get("model_max_length"),
-        checkpoint.config.get("text_config", {}).get("max_position_embeddings"),
-        _PROCESSOR_MAX_TOKENS,
+    """Returns the longest text that a checkpoint reads, in tokens, including special tokens.
+
+    Raises:
+        CheckpointError: A limit is not a number above 0.
+    """
+    tokenizer = checkpoint.tokenizer_config
+    limits = {
+        "model_max_length": tokenizer.get("model_max_length", tokenizer.get("max_len")),  # max_len: of 2019
+        "max_position_embeddings": (checkpoint.config.get("text_config") or {}).get(
+            "max_position_embeddings", _DEFAULT_POSITIONS
+        ),
+    }
+    for name, limit in limits.items():
+        if limit is not None and not (isinstance(limit, int | float) and limit >= 1):
+            raise CheckpointError(f"{name} is {limit!r}; it must be a number of tokens")
+    return int(
+        min(_PROCESSOR_MAX_TOKENS, *(math.inf if limit is None else limit for limit in limits.values()))
     )
-    return int(min(limit for limit in limits if limit is not None))
 
 
 class TextTokenizer:
     """Splits texts into tokens; safe to call from several threads."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, max_tokens: int, max_bytes: int, truncation_side: str = "right"
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int,
+        max_bytes: int,
+        truncation_side: str = "right",
+        vocabulary_rows: int | None = None,
     ) -> None:
-        """Takes over a tokenizer as `tokenizer.json` describes it."""
+        """Takes over a tokenizer; `vocabulary_rows` are how many ids the model has an embedding for."""
         # Each call has one text, which a pool of threads cannot speed up.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
+        self._vocabulary_rows = math.inf if vocabulary_rows is None else vocabulary_rows
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -44,17 +65,35 @@ class TextTokenizer:
         self._special_tokens = tokenizer.num_special_tokens_to_add(is_pair=False)
         self._unknown_id = _unknown_id(self._truncating)
 
+    @classmethod
+    def of(cls, reference: Reference, *, max_bytes: int) -> TextTokenizer:
+        """Makes the tokenizer that transformers uses."""
+        tokenizer = Tokenizer.from_str(reference.tokenizer)
+        tokenizer.encode_special_tokens = reference.splits_special_tokens
+        return cls(
+            tokenizer,
+            max_tokens=reference.max_text_tokens,
+            max_bytes=max_bytes,
+            truncation_side=reference.truncation_side,
+            vocabulary_rows=reference.vocabulary_rows,
+        )
+
     def __call__(self, text: str, *, truncate: bool) -> TokenizedText:
         """Returns the tokens of a text, special tokens included.
 
         Raises:
             TextEmpty: The text is empty or blank, or of invisible characters that make no token.
             TextTooLong: It has more bytes than the limit, or more tokens and `truncate` is false.
+            TextUnsupported: It has a token that the model has no embedding for.
         """
         encoded = text.encode(errors="replace")  # tokenizers refuses lone surrogates
         if len(encoded) > self._max_bytes:
             raise TextTooLong(f"text has {len(encoded)} bytes, limit {self._max_bytes}; shorten it")
-        encoding = self._encode(encoded.decode())
+        return self.tokens(encoded.decode(), truncate=truncate)
+
+    def tokens(self, text: str, *, truncate: bool) -> TokenizedText:
+        """Does the same with a text of any length, which must not hold lone surrogates."""
+        encoding = self._encode(text)
         if not len(encoding) or text.isspace():
             raise TextEmpty("text is empty or blank")
         tokens = len(encoding) + self._special_tokens
@@ -64,8 +103,20 @@ class TextTokenizer:
                 f"text has {tokens} tokens, limit {self._max_tokens}; shorten it or set truncate"
             )
         finish = self._truncating if is_too_long else self._tokenizer
-        ids = tuple(finish.post_process(encoding).ids)
-        return TokenizedText(ids, truncated=is_too_long, unknown_token_count=ids.count(self._unknown_id))
+        input_ids = tuple(finish.post_process(encoding).ids)
+        self._check_rows(input_ids)
+        unknown = input_ids.count(self._unknown_id)
+        return TokenizedText(input_ids, truncated=is_too_long, unknown_token_count=unknown)
+
+    def _check_rows(self, input_ids: tuple[int, ...]) -> None:
+        """Raises TextUnsupported for an id that no device may see: some answer zeros, others die of it."""
+        highest = max(input_ids, default=0)
+        if highest >= self._vocabulary_rows:
+            token = self._tokenizer.id_to_token(highest)
+            raise TextUnsupported(
+                f"text has the token {token!r} with id {highest}, and the model has {self._vocabulary_rows} "
+                "embeddings; leave it out"
+            )
 
     def _encode(self, text: str) -> Encoding:
         try:

@@ -17,14 +17,8 @@ from alignserve_server.model.encoder import Embeddings
 from alignserve_server.model.memory import trim_heap
 from alignserve_server.model.network import Network
 from alignserve_server.model.out_of_memory import memory_errors
-from alignserve_server.model.runtime import (
-    Loaded,
-    Placement,
-    Probe,
-    Rescaling,
-    RuntimeName,
-    TokenArray,
-)
+from alignserve_server.model.reference import make_reference
+from alignserve_server.model.runtime import Loaded, Placement, Rescaling, RuntimeName, TokenArray
 from alignserve_server.model.towers import Towers
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -43,20 +37,18 @@ def cuda_device(index: int | None) -> str | None:
     return f"cuda:{index or 0}"
 
 
-def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling, probe: Probe) -> Loaded:
+def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling) -> Loaded:
     """Loads a checkpoint onto a device.
 
     Raises:
-        CheckpointError: Its weights cannot be served.
+        CheckpointError: Its weights or its tokenizer cannot be served.
     """
     network = networks.load_network(checkpoint.folder)
-    reference = networks.reference_embeddings(network, probe, rescaling)
-    dimension, temperature = networks.embedding_dimension(network), network.temperature.item()
+    reference = make_reference(checkpoint, network)
     network = networks.optimized(network)
     if placement.device == "cpu":
-        return Loaded(CpuRuntime(network, placement, rescaling), reference, temperature, dimension)
-    runtime = CudaRuntime(network, placement, rescaling, probe.image_size)
-    return Loaded(runtime, reference, temperature, dimension)
+        return Loaded(CpuRuntime(network, placement, rescaling), reference)
+    return Loaded(CudaRuntime(network, placement, rescaling, reference.image_size), reference)
 
 
 class CpuRuntime:

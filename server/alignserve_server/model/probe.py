@@ -1,0 +1,174 @@
+"""The texts and image files on which a server is compared with transformers, and what that makes of them.
+
+The comparison begins where callers begin, at strings and at encoded images: a tokenizer that is not obeyed
+gives right vectors of wrong tokens, which no comparison of vectors from equal tokens can show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from alignserve_server.model.encoder import Embeddings
+
+# These go through the text tower too; the last one is cut, so it reads every position that a text can have.
+EMBEDDED_TEXTS = (
+    "cat",
+    "a photo of a dog on a sofa",
+    "an old map of the city, drawn by hand in ink on paper, with hills, two rivers and seven bridges",
+    "Of rockets and dogs, of the cat and a cup of coffee: " * 12,
+)
+TEXTS = (
+    *EMBEDDED_TEXTS,
+    "A Photo of THE Cat",
+    "mixedCase iPhone USA",
+    "École, naïve café; Ünïcödé, ŁÓDŹ",
+    "cafe\u0301 A\u030angstro\u0308m",  # accents as characters of their own
+    "İstanbul ß ﬁ Ⅳ ㎏ ½",
+    ".",
+    "a",
+    "Q",
+    "?!…",
+    "1,234.5% & @#_~ (x) [y] {z} <w> 'quoted' \"twice\"",
+    "don't we'll it's o'clock",
+    "http://example.org/a_b?c=d&e=f#g",
+    "  two  spaces\tand\nlines \r\n ",
+    "\u00a0no\u00a0break\u3000wide",
+    "zero\u200bwidth so\u00adft \ufeffmark",
+    "bell\x07 and \x7f delete \ufffd replaced",
+    "猫と犬 cats猫dogs",
+    "東京都 カタカナ ひらがな 한국어",
+    "مرحبا שלום привет γειά हिन्दी",
+    "🚀",
+    "a 🐈 and 👩‍👩‍👧 🇩🇪 ❤️",
+    "x" * 120,  # longer than what WordPiece takes for a word
+    "antidisestablishmentarianism",
+    "##cat cat## ##",
+    "[CLS] [SEP] [PAD] [UNK] [MASK] [cls] [ CLS ] [CLS][SEP]",
+    "<s> </s> <pad> <unk> <mask> <|endoftext|>",
+)
+_TOKENS_PER_TEXT = 8  # of those that a tokenizer adds to its vocabulary
+_PATTERN_CELLS = (3, 24, 96)  # along a side: from soft gradients to fine texture
+EMBEDDED_IMAGES = tuple(f"pattern-{cells}.png" for cells in _PATTERN_CELLS)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What transformers' tokenizer, image processor and AlignModel, in float32, make of the probe."""
+
+    tokenizer: str  # as JSON, with all that transformers applies on top of tokenizer.json
+    splits_special_tokens: bool  # a state that the JSON leaves out
+    truncation_side: str
+    max_text_tokens: int
+    vocabulary_rows: int  # of the word embeddings
+    unembedded_tokens: tuple[str, ...]  # those with ids beyond the rows
+    temperature: float
+    embedding_dimension: int
+    input_ids: dict[str, list[int]]  # of every text, cut to the limit
+    embedded_texts: list[str]
+    pixel_values: NDArray[np.float32]  # of every image, (images, 3, height, width)
+    embeddings: Embeddings  # of EMBEDDED_IMAGES, then of the embedded texts; not normalized
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of what the model reads."""
+        _, _, height, width = self.pixel_values.shape
+        return height, width
+
+    def save(self, folder: Path) -> None:
+        """Writes two files."""
+        facts: dict[str, Any] = asdict(self)  # Any: of JSON
+        arrays = {name: facts.pop(name) for name in ("pixel_values", "embeddings")}
+        (folder / "reference.json").write_text(json.dumps(facts))
+        np.savez(folder / "reference.npz", **arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> Reference:
+        """Reads what `save` wrote."""
+        facts = json.loads((folder / "reference.json").read_text())
+        facts["unembedded_tokens"] = tuple(facts["unembedded_tokens"])
+        with np.load(folder / "reference.npz") as arrays:
+            return cls(**facts, **arrays)
+
+
+def texts_with(tokens: list[str]) -> list[str]:
+    """Returns texts in which each token stands alone, inside a word, and in the other case."""
+    groups = [tokens[i : i + _TOKENS_PER_TEXT] for i in range(0, len(tokens), _TOKENS_PER_TEXT)]
+    return [
+        written
+        for group in groups
+        for written in (
+            " ".join(group),
+            " ".join(f"a{token}s" for token in group),
+            " ".join(token.swapcase() for token in group),
+        )
+    ]
+
+
+@cache
+def images() -> dict[str, bytes]:
+    """Returns encoded images of several formats, modes and sizes, by name; the same in every process.
+
+    16-bit greyscale and broken metadata are left out, as `decode` differs from transformers there by choice.
+    """
+    encoded = {
+        name: _encoded(_pattern(cells, 320))
+        for name, cells in zip(EMBEDDED_IMAGES, _PATTERN_CELLS, strict=True)
+    }
+    picture = _pattern(9, 97).crop((0, 0, 97, 61))
+    for mode in ("1", "L", "LA", "RGBA", "P"):
+        encoded[f"{mode}.png"] = _encoded(_with_mode(picture, mode))
+    encoded["transparent-palette.png"] = _encoded(picture.convert("P"), transparency=3)
+    encoded["L.jpg"] = _encoded(picture.convert("L"), "JPEG")
+    encoded["CMYK.jpg"] = _encoded(picture.convert("CMYK"), "JPEG")
+    encoded["turned.jpg"] = _encoded(picture, "JPEG", exif=_turned())
+    encoded["turned.png"] = _encoded(picture, exif=_turned())
+    encoded["RGBA.webp"] = _encoded(_with_mode(picture, "RGBA"), "WEBP")
+    encoded["frames.gif"] = _encoded(picture, "GIF", save_all=True, append_images=[picture.rotate(180)])
+    encoded["RGB.bmp"] = _encoded(picture, "BMP")
+    encoded["pixel.png"] = _encoded(picture.crop((40, 30, 41, 31)))
+    encoded["thin.png"] = _encoded(picture.crop((0, 0, 40, 3)))
+    encoded["tall.png"] = _encoded(picture.crop((0, 0, 7, 60)))
+    encoded["large.jpg"] = _encoded(picture.resize((1031, 769)), "JPEG")
+    return encoded
+
+
+@cache
+def digest() -> str:
+    """Tells one version of the probe from another, in 16 hexadecimal digits."""
+    parts = [*(text.encode() for text in TEXTS), *images().values()]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
+
+
+def _pattern(cells: int, side: int) -> Image.Image:
+    grid = np.random.default_rng(cells).integers(0, 256, (cells, cells, 3), np.uint8)
+    at = np.arange(side) * cells // side
+    return Image.fromarray(grid[at][:, at])
+
+
+def _with_mode(picture: Image.Image, mode: str) -> Image.Image:
+    picture = picture.convert(mode)
+    if mode.endswith("A"):
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    return picture
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return exif
+
+
+def _encoded(picture: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:  # Any: of Pillow's
+    buffer = BytesIO()
+    picture.save(buffer, file_format, **options)
+    return buffer.getvalue()

@@ -1,0 +1,74 @@
+"""What a server proves before it serves: that it has transformers' tokens and pixels, and near vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from alignserve_server.errors import InvalidArgument, TextEmpty, TextUnsupported
+from alignserve_server.model import probe
+from alignserve_server.model.checkpoint import CheckpointError
+from alignserve_server.model.encoder import Embeddings, PixelValues
+from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.probe import Reference
+from alignserve_server.model.runtime import Runtime, padded
+from alignserve_server.model.tokenize import TextTokenizer
+
+_MOST_GREY_LEVELS = 0.02  # by which a pixel may differ: what float32 rounds, and no step of 8 bits
+
+
+def embed_probe(
+    runtime: Runtime, reference: Reference, images: ImagePreprocessor, texts: TextTokenizer
+) -> Embeddings:
+    """Returns what is made of the probe here, in the order of `reference.embeddings`.
+
+    Raises:
+        CheckpointError: A text has other tokens than the reference's, or an image other pixels.
+    """
+    input_ids = {text: _checked_tokens(text, reference, texts) for text in reference.input_ids}
+    pixels = {
+        name: _checked_pixels(name, expected, images)
+        for name, expected in zip(probe.images(), reference.pixel_values, strict=True)
+    }
+    image_rows = [runtime.embed_pixels(pixels[name][None]) for name in probe.EMBEDDED_IMAGES]
+    text_rows = runtime.embed_tokens(*padded([input_ids[text] for text in reference.embedded_texts]))
+    return np.concatenate([*image_rows, text_rows])
+
+
+def _checked_tokens(text: str, reference: Reference, texts: TextTokenizer) -> tuple[int, ...]:
+    expected = tuple(reference.input_ids[text])
+    try:
+        actual = texts.tokens(text, truncate=True).input_ids
+    except TextEmpty:  # nothing but special tokens, or else there was something to refuse
+        actual = tuple(reference.input_ids[""])
+    except TextUnsupported:
+        if max(expected) >= reference.vocabulary_rows:
+            return expected
+        actual = ()
+    if actual != expected:
+        raise CheckpointError(
+            f"the text {text!r} has the tokens {list(actual)} here and {list(expected)} in transformers; "
+            "the tokenizer's files ask for something that is not supported"
+        )
+    return actual
+
+
+def _checked_pixels(name: str, expected: np.ndarray, images: ImagePreprocessor) -> PixelValues:
+    """Compares (height, width, 3) pixels, when rescaled, with (3, height, width) of the reference."""
+    try:
+        pixels = images(probe.images()[name])
+    except InvalidArgument as error:
+        raise CheckpointError(
+            f"the image {name} is refused here, and read by transformers: {error}"
+        ) from error
+    if pixels.shape != (*expected.shape[1:], 3):
+        raise CheckpointError(
+            f"the image {name} is {pixels.shape[:2]} here and {expected.shape[1:]} in transformers; "
+            "the image processor's configuration asks for something that is not supported"
+        )
+    distance = np.abs(pixels * images.scale + images.offset - expected.transpose(1, 2, 0)).max(axis=(0, 1))
+    if not (distance <= _MOST_GREY_LEVELS * np.abs(images.scale)).all():
+        raise CheckpointError(
+            f"the image {name} has other pixels here than in transformers, by up to {distance.max():g}; "
+            "the image processor's configuration asks for something that is not supported"
+        )
+    return pixels
