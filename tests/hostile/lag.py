@@ -1,0 +1,79 @@
+"""How late the event loop of a live server is while it is under attack."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.hostile.ticking import Page
+from tests.processes import ServerProcess, server_process
+
+_TRIES = 3
+_LOOK_SECONDS = 0.002
+
+
+@dataclass
+class Lag:
+    """What was seen between the begin and the end of a block; the longest lag is there after it."""
+
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TickingServer:
+    """A server process whose event loop is watched from inside."""
+
+    server: ServerProcess
+    page: Page
+
+    @asynccontextmanager
+    async def lag(self) -> AsyncIterator[Lag]:
+        """Watches the event loop for the length of the block.
+
+        Time that the loop's thread was ready and had no core is taken off, so that a busy machine makes little
+        difference. What cannot be taken off is that a thread that holds the GIL had no core: see `least_lag`.
+        """
+        lag = Lag()
+        self.page.watch = watch = self.page.watch + 1
+        await self._next_tick(watch)
+        try:
+            yield lag
+        finally:
+            lag.seconds = await self._next_tick(watch)
+
+    async def least_lag(self, attack: Callable[[], Awaitable[object]], bound: float) -> float:
+        """Returns the longest lag during an attack, in seconds: the least of three, or the first below `bound`."""
+        seen = []
+        for _ in range(_TRIES):
+            async with self.lag() as lag:
+                await attack()
+            seen.append(lag.seconds)
+            if lag.seconds < bound:
+                break
+        return min(seen)
+
+    async def _next_tick(self, watch: int) -> float:
+        """Waits for a tick that began after this call, and returns the longest lag of the watch in seconds."""
+        ticks, last = 0, self.page.seen[1]
+        while ticks < 2 and self.server.process.poll() is None:  # the first of two may have begun before
+            await asyncio.sleep(_LOOK_SECONDS)
+            _, now, of = self.page.seen
+            ticks += of == watch and now != last
+            last = now
+        return self.page.seen[0]
+
+
+@contextmanager
+def ticking_server(*flags: str) -> Iterator[TickingServer]:
+    """Runs alignserve-server with the flags, and yields it once it is ready."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(Page.SIZE))
+        file.flush()
+        program = (sys.executable, "-m", "tests.hostile.ticking", file.name)
+        with server_process(*flags, program=program) as server:
+            yield TickingServer(server, Page(Path(file.name)))

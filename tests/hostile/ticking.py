@@ -1,0 +1,93 @@
+"""alignserve-server with a ticker in its event loop: `python -m tests.hostile.ticking PAGE FLAG...`.
+
+PAGE is a file, mapped into memory, with what the ticker sees; so it can be read while the server hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from alignserve_server import cli, server
+
+_SEEN = struct.Struct("=ddQ")
+_SINCE = struct.Struct("=Q")  # written by the reader
+_TICK_SECONDS = 0.002
+
+
+class Page:
+    """What the ticker and its reader share; each writes only its own half."""
+
+    SIZE: Final = _SEEN.size + _SINCE.size
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), self.SIZE)
+
+    @property
+    def seen(self) -> tuple[float, float, int]:
+        """The longest lag in seconds, the time of the last tick, and the number of the watch."""
+        longest, last, watch = _SEEN.unpack_from(self._memory)
+        return longest, last, watch
+
+    @seen.setter
+    def seen(self, value: tuple[float, float, int]) -> None:
+        _SEEN.pack_into(self._memory, 0, *value)
+
+    @property
+    def watch(self) -> int:
+        """The number of the watch; when it changes, the ticker starts again at 0."""
+        number: int = _SINCE.unpack_from(self._memory, _SEEN.size)[0]
+        return number
+
+    @watch.setter
+    def watch(self, number: int) -> None:
+        _SINCE.pack_into(self._memory, _SEEN.size, number)
+
+
+async def tick(page: Page) -> None:
+    """Notes by how much the event loop is late, until it ends.
+
+    What the thread waited for a core is taken off: the machine may be busy with something else.
+    """
+    longest, watch = 0.0, 0
+    while True:
+        due, waited = time.monotonic() + _TICK_SECONDS, _seconds_without_core()
+        await asyncio.sleep(_TICK_SECONDS)
+        now = time.monotonic()
+        lag = now - due - (_seconds_without_core() - waited)
+        if page.watch != watch:
+            longest, watch = 0.0, page.watch
+        else:
+            longest = max(longest, lag)
+        page.seen = longest, now, watch
+
+
+def _seconds_without_core() -> float:
+    """Returns for how long this thread has been ready to run while no core was free."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+def main() -> None:
+    """Serves as alignserve-server does."""
+    page = Page(Path(sys.argv.pop(1)))
+    serve = server.serve
+
+    async def ticking(*args: Any, **options: Any) -> int:
+        ticker = asyncio.ensure_future(tick(page))
+        try:
+            return await serve(*args, **options)
+        finally:
+            ticker.cancel()
+
+    server.serve = ticking
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
