@@ -35,8 +35,8 @@ class TickingServer:
     async def lag(self) -> AsyncIterator[Lag]:
         """Watches the event loop for the length of the block.
 
-        Time that the loop's thread was ready and had no core is taken off, so that a busy machine makes little
-        difference. What cannot be taken off is that a thread that holds the GIL had no core: see `least_lag`.
+        Time that the loop's thread was ready and had no core is taken off, so that a busy machine makes
+        little difference. That a thread which holds the GIL had none cannot be: see `least_lag`.
         """
         lag = Lag()
         self.page.watch = watch = self.page.watch + 1
@@ -47,7 +47,7 @@ class TickingServer:
             lag.seconds = await self._next_tick(watch)
 
     async def least_lag(self, attack: Callable[[], Awaitable[object]], bound: float) -> float:
-        """Returns the longest lag during an attack, in seconds: the least of three, or the first below `bound`."""
+        """Returns the longest lag in seconds during an attack: the least of three, or the first below `bound`."""
         seen = []
         for _ in range(_TRIES):
             async with self.lag() as lag:
@@ -58,7 +58,7 @@ class TickingServer:
         return min(seen)
 
     async def _next_tick(self, watch: int) -> float:
-        """Waits for a tick that began after this call, and returns the longest lag of the watch in seconds."""
+        """Waits for a tick that began after this call; returns the longest lag of the watch in seconds."""
         ticks, last = 0, self.page.seen[1]
         while ticks < 2 and self.server.process.poll() is None:  # the first of two may have begun before
             await asyncio.sleep(_LOOK_SECONDS)
