@@ -47,7 +47,7 @@ class TickingServer:
             lag.seconds = await self._next_tick(watch)
 
     async def least_lag(self, attack: Callable[[], Awaitable[object]], bound: float) -> float:
-        """Returns the longest lag in seconds during an attack: the least of three, or the first below `bound`."""
+        """Returns the longest lag during an attack in seconds: the least of three, or one below `bound`."""
         seen = []
         for _ in range(_TRIES):
             async with self.lag() as lag:

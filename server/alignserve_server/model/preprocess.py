@@ -7,6 +7,7 @@ the device applies to a whole batch: a quarter of the memory and of the copy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
@@ -47,8 +48,7 @@ _CLASS_DEFAULTS: Json = {  # of transformers' class, for keys that the checkpoin
 # While a thread holds the GIL, the event loop stands still. Pillow allocates under it, which takes 2 ms for
 # a million pixels; and some formats it decodes under it, which takes 20 ms for a million and 2 ms for these.
 _INLINE_PIXELS = 1 << 22
-_INLINE_GIL_PIXELS = 1 << 16
-_INLINE_GIL_BYTES = 1 << 16
+_INLINE_UNDER_GIL = 1 << 16  # pixels, and bytes
 
 _Size: TypeAlias = tuple[int, int]  # height, width
 _Sizing: TypeAlias = Callable[[_Size], _Size]  # from an image's size to what it is resized to
@@ -97,8 +97,12 @@ class ImagePreprocessor:
             ImageUnreadable: See `ImageDecoder.decode`; also a picture so narrow that nothing is left of it.
             ImageTooLarge: See `ImageDecoder.decode`; also a picture that its resizing would make too large.
         """
-        picture = self._decoder.read(content)
-        return self._processes(picture) if _holds_gil_for_long(picture) else self.preprocess(picture)
+        picture = self.find(content)
+        return self._processes(picture) if self._holds_gil_for_long(picture) else self.preprocess(picture)
+
+    def find(self, content: bytes) -> Picture:
+        """Returns the picture in a file; raises as `ImageDecoder.read` does."""
+        return self._decoder.read(content)
 
     def preprocess(self, picture: Picture) -> PixelValues:
         """Does the same with a picture that was found in a file, in this process."""
@@ -110,18 +114,18 @@ class ImagePreprocessor:
         pixels = np.asarray(image)
         return np.ascontiguousarray(pixels if self._crop is None else center_crop(pixels, self._crop))
 
+    def _holds_gil_for_long(self, picture: Picture) -> bool:
+        if picture.holds_gil and max(picture.pixels, len(picture.content)) > _INLINE_UNDER_GIL:
+            return True
+        resized = self._sizing((picture.height, picture.width)) if self._sizing is not None else (0, 0)
+        return max(picture.pixels, math.prod(resized)) > _INLINE_PIXELS
+
     def _resized(self, image: Image.Image, width_height: tuple[int, int]) -> Image.Image:
         try:
             return image.resize(width_height, self._resample)
         except MemoryError:
             image.close()
         raise ImageUnreadable("image needs more memory than there is")
-
-
-def _holds_gil_for_long(picture: Picture) -> bool:
-    if picture.holds_gil and len(picture.content) > _INLINE_GIL_BYTES:
-        return True
-    return picture.pixels > (_INLINE_GIL_PIXELS if picture.holds_gil else _INLINE_PIXELS)
 
 
 def center_crop(pixels: PixelValues, size: tuple[int, int]) -> PixelValues:
