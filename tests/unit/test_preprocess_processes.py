@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 
 import numpy as np
@@ -37,12 +37,16 @@ def encoded(file_format: str, size: tuple[int, int], **options: object) -> bytes
     return buffer.getvalue()
 
 
-def children() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children()
-        if any("preprocess_child" in argument for argument in child.cmdline())
-    ]
+@pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """Returns the decoders that have started since the test began and still run."""
+
+    def running() -> list[psutil.Process]:
+        processes = psutil.Process().children()
+        return [each for each in processes if any("preprocess_child" in word for word in each.cmdline())]
+
+    others = running()
+    return lambda: [each for each in running() if each not in others]
 
 
 def turned(size: tuple[int, int]) -> bytes:
@@ -56,7 +60,7 @@ def turned(size: tuple[int, int]) -> bytes:
     [encoded("WEBP", (400, 300)), encoded("PNG", LARGE), turned(LARGE)],
     ids=["webp", "png", "turned"],
 )
-def test_gives_the_same_pixels(preprocess, content):
+def test_gives_the_same_pixels(preprocess, content, children):
     """As this process would make of the same picture."""
     expected = preprocess.preprocess(preprocess.find(content))
 
@@ -66,7 +70,7 @@ def test_gives_the_same_pixels(preprocess, content):
     assert len(children()) == 1
 
 
-def test_ordinary_images_start_no_process(preprocess):
+def test_ordinary_images_start_no_process(preprocess, children):
     """Photos of up to four million pixels, and thumbnails in WEBP."""
     preprocess(encoded("JPEG", (2000, 1500)))
     preprocess(encoded("WEBP", (224, 224)))
@@ -74,7 +78,7 @@ def test_ordinary_images_start_no_process(preprocess):
     assert children() == []
 
 
-def test_a_process_serves_again_after_a_refusal(preprocess):
+def test_a_process_serves_again_after_a_refusal(preprocess, children):
     """One is enough for what comes one by one, whatever it is."""
     content = encoded("WEBP", (400, 300))
 
@@ -85,7 +89,7 @@ def test_a_process_serves_again_after_a_refusal(preprocess):
     assert len(children()) == 1
 
 
-def test_a_process_that_was_killed_is_replaced(preprocess):
+def test_a_process_that_was_killed_is_replaced(preprocess, children):
     """The next image does not notice."""
     content = encoded("WEBP", (400, 300))
     expected = preprocess(content)
@@ -123,7 +127,7 @@ def test_an_image_that_ends_its_process_is_refused(preprocess, monkeypatch, numb
     assert preprocess(encoded("WEBP", (400, 300))).shape == (30, 50, 3)
 
 
-def test_processes_end_with_their_preprocessor():
+def test_processes_end_with_their_preprocessor(children):
     """None is left behind."""
     preprocess = ImagePreprocessor(CONFIG, ImageDecoder(max_bytes=1 << 20, max_pixels=5_000_000))
     preprocess(encoded("WEBP", (400, 300)))

@@ -106,10 +106,10 @@ class ImagePreprocessor:
 
     def preprocess(self, picture: Picture) -> PixelValues:
         """Does the same with a picture that was found in a file, in this process."""
+        height, width = self._resized_size(picture)
+        self._decoder.check_size(width, height, "resized image")  # where it is long and thin
         image = draw(picture)
         if self._sizing is not None:
-            height, width = self._sizing((image.height, image.width))
-            self._decoder.check_size(width, height, "resized image")  # where it is long and thin
             image = self._resized(image, (width, height))
         pixels = np.asarray(image)
         return np.ascontiguousarray(pixels if self._crop is None else center_crop(pixels, self._crop))
@@ -117,8 +117,10 @@ class ImagePreprocessor:
     def _holds_gil_for_long(self, picture: Picture) -> bool:
         if picture.holds_gil and max(picture.pixels, len(picture.content)) > _INLINE_UNDER_GIL:
             return True
-        resized = self._sizing((picture.height, picture.width)) if self._sizing is not None else (0, 0)
-        return max(picture.pixels, math.prod(resized)) > _INLINE_PIXELS
+        return max(picture.pixels, math.prod(self._resized_size(picture))) > _INLINE_PIXELS
+
+    def _resized_size(self, picture: Picture) -> _Size:
+        return picture.upright_size if self._sizing is None else self._sizing(picture.upright_size)
 
     def _resized(self, image: Image.Image, width_height: tuple[int, int]) -> Image.Image:
         try:

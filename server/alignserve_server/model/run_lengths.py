@@ -25,25 +25,25 @@ class RunLengthDecoder(ImageFile.PyDecoder):
         """Fills the image with what the runs say, and with black what they leave out."""
         assert self.fd is not None  # noqa: S101 — for the type; Pillow sets it before
         _, has_half_bytes, direction = self.args
+        start = self.fd.tell()
+        self.fd.seek(0)
         size = self.state.xsize, self.state.ysize
-        pixels = expanded(self.fd, *size, has_half_bytes=has_half_bytes)
+        pixels = expanded(self.fd.read(), start, *size, has_half_bytes=has_half_bytes)
         self.set_as_raw(pixels, "L" if self.mode in {"1", "L"} else "P", (0, direction))
         return -1, 0
 
 
-def expanded(file: Any, width: int, height: int, *, has_half_bytes: bool) -> bytes:
-    """Returns the palette's indices, a byte for each pixel, as far as the runs go."""
+def expanded(data: bytes, position: int, width: int, height: int, *, has_half_bytes: bool) -> bytes:
+    """Returns the palette's indices, a byte for each pixel, as far as the runs from a position on go."""
     pixels = bytearray()
-    read = file.read
-    x, size = 0, width * height
-    while len(pixels) < size:
-        code = read(2)
-        if len(code) < 2:
-            break
-        count, value = code
+    x, size, last = 0, width * height, len(data) - 1
+    while len(pixels) < size and position < last:
+        count, value = data[position], data[position + 1]
+        position += 2
         if count:
             count = min(count, max(0, width - x))
-            pixels += (_halves(code[1:]) * (count // 2 + 1))[:count] if has_half_bytes else code[1:] * count
+            run = data[position - 1 : position]
+            pixels += (_halves(run) * (count // 2 + 1))[:count] if has_half_bytes else run * count
             x += count
         elif value == _END_OF_LINE:
             pixels += bytes(-len(pixels) % width)
@@ -51,21 +51,22 @@ def expanded(file: Any, width: int, height: int, *, has_half_bytes: bool) -> byt
         elif value == _END_OF_BITMAP:
             break
         elif value == _DELTA:
-            delta = read(2)
-            if len(delta) < 2:
+            if position >= last:
                 break
-            pixels += bytes(min(size - len(pixels), delta[0] + delta[1] * width))
+            step = data[position] + data[position + 1] * width
+            position += 2
+            pixels += bytes(min(size - len(pixels), step))
             x = len(pixels) % width
         else:
             count = min(size - len(pixels), value)
             length = (count + 1) // 2 if has_half_bytes else count
-            data = read(length)
-            pixels += _halves(data)[:count] if has_half_bytes else data
-            if len(data) < length or len(pixels) == size:
+            plain = data[position : position + length]
+            position += length
+            pixels += _halves(plain)[:count] if has_half_bytes else plain
+            if len(plain) < length:
                 break
             x += value
-            if file.tell() % 2:  # runs begin at even places
-                file.seek(1, 1)
+            position += position % 2  # runs begin at even places
     return bytes(pixels)
 
 

@@ -17,6 +17,8 @@ _MAX_SCANS = 100  # each passes over all the pixels, some 10 ms at 25 million, a
 _MAX_TABLES = 1024  # segments that a decoder needs before the first scan; there are a dozen
 _MAX_QUANTIZATION_BYTES = 1 << 14  # some 250 tables; there are four at the most
 
+_MAX_EXIF_SEGMENTS = 16  # of 64 kB; cameras write one, and the orientation is at its beginning
+
 _SCAN, _END, _QUANTIZATION = 0xDA, 0xD9, 0xDB
 _FRAMES = {*range(0xC0, 0xD0), 0xDE} - {0xC4, 0xC8, 0xCC}  # they tell the size
 # Applications' data and comments, but for those that tell how colours are coded: JFIF's APP0, Adobe's APP14.
@@ -53,7 +55,8 @@ def read(content: bytes, check_size: CheckSize) -> Picture:
         if segment.marker in _METADATA and segment.body <= segment.end <= len(content):
             dropped.append((segment.start, segment.end))
             if segment.marker == _APP1 and content.startswith(_EXIF, segment.body):
-                exif.append(content[body] if not exif else content[body][len(_EXIF) :])
+                if len(exif) < _MAX_EXIF_SEGMENTS:
+                    exif.append(content[body] if not exif else content[body][len(_EXIF) :])
             elif segment.marker == _APP1 and content.startswith(_XMP, segment.body):
                 xmp = content[body][len(_XMP) :]
             continue

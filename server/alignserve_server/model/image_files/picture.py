@@ -33,6 +33,12 @@ class Picture:
     def pixels(self) -> int:
         return self.width * self.height
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width) once it is held as it should be."""
+        is_on_its_side = self.orientation in range(5, 9)
+        return (self.width, self.height) if is_on_its_side else (self.height, self.width)
+
 
 def check_count(what: str, count: int, limit: int = MAX_PARTS) -> None:
     """Raises ImageTooLarge if a file has more parts of a kind than any program writes."""
