@@ -370,6 +370,7 @@ BROKEN_METADATA = {
     "jpeg, profile without its number": jpeg_with(segment(0xE2, b"ICC_PROFILE\0")),
     "jpeg, photoshop cut off": jpeg_with(segment(0xED, b"Photoshop 3.0\x008BIM")),
     "jpeg, several pictures, no list of them": jpeg_with(segment(0xE2, b"MPF\0MM\0*\0\0\0\x08\xff\xff")),
+    "jpeg, junk behind a profile": jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1a") + b"junk"),
     "jpeg, EXIF in name only": jpeg_with(segment(0xE1, b"Exif\0\0") * 3),
     "gif, empty extension": gif_with(b"!\x01\0!\xfe\0"),
     "gif, control too short": gif_with(b"!\xf9\1\1\0"),

@@ -27,6 +27,8 @@ _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP1 = 0xE1
 
 _MARKER = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")  # the end, and all that tell their length
+_START = b"\xff\xd8"
+_EMPTY_COMMENT = b"\xff\xfe\0\2"
 _SCAN_MARKER = b"\xff\xda"
 _WINDOW = 1 << 16  # bytes searched at once: a search lets no other thread run
 
@@ -116,10 +118,14 @@ def _next_marker(content: bytes, start: int) -> int | None:
 
 
 def _without(content: bytes, dropped: Sequence[tuple[int, int]]) -> bytes:
-    """Returns the content without ranges, which come in order."""
+    """Returns the content without ranges, which come in order.
+
+    An empty comment comes first: bytes that belong to nothing are skipped anywhere but there.
+    """
     if not dropped:
         return content
-    view, position, kept = memoryview(content), 0, []
+    view = memoryview(content)
+    position, kept = len(_START), [memoryview(_START + _EMPTY_COMMENT)]
     for start, end in dropped:
         kept.append(view[position:start])
         position = end
