@@ -129,13 +129,15 @@ def _text(content: bytes, chunk: _Chunk | None) -> bytes:
     """Returns the text of a chunk, or nothing if it is broken or large."""
     if chunk is None:
         return b""
-    text = _checked(content, chunk).partition(b"\0")[2]
+    data = _checked(content, chunk)
+    start = data.find(b"\0") + 1
     is_compressed = chunk.kind == b"zTXt"
     if chunk.kind == b"iTXt":
-        is_compressed = text[:1] != b"\0"
-        _, _, text = text[2:].partition(b"\0")[2].partition(b"\0")  # behind language and keyword in it
+        is_compressed = data[start : start + 1] != b"\0"
+        start = data.find(b"\0", data.find(b"\0", start + 2) + 1) + 1  # behind language and keyword in it
     elif is_compressed:
-        text = text[1:]  # the method, of which there is one
+        start += 1  # the method, of which there is one
+    text = data[start:]
     return _inflated(text) if is_compressed else text
 
 
