@@ -182,6 +182,9 @@ SLOW: dict[str, Build] = {
     "WEBP, EXIF of 65,535 tags": lambda: webp_with(riff(b"EXIF", exif_directory(65_535)), flags=8),
     "WEBP, 25 million pixels": lambda: picture("WEBP", SIDE),
     "WEBP, 25 million pixels, lossless": lambda: picture("WEBP", SIDE, lossless=True, method=0),
+    "JPEG, 10 MB of film behind it: what receiving alone costs": lambda: _filled(
+        b"\0", lambda film: picture("JPEG") + film
+    ),
     "BMP, 3 million pixels": lambda: picture("BMP", 1800),
 }  # fmt: skip
 
