@@ -15,6 +15,7 @@ _EXTENDED, _LOSSY, _LOSSLESS = b"VP8X", b"VP8 ", b"VP8L"
 _LOSSY_START = b"\x9d\x01\x2a"
 _LOSSLESS_START = 0x2F
 _HAS_EXIF, _HAS_XMP, _IS_ANIMATED = 8, 4, 2
+_MAX_CHUNKS = 8192  # there is one for each frame
 _MAX_SIDE = (1 << 14) - 1  # of a frame
 
 
@@ -57,7 +58,7 @@ def _chunks(content: bytes) -> Iterator[_Chunk]:
         kind, length = _CHUNK.unpack_from(content, position)
         position += _CHUNK.size
         parts += 1
-        check_count("chunks", parts)
+        check_count("chunks", parts, _MAX_CHUNKS)
         if position + length > end:
             raise unreadable()
         yield _Chunk(kind, view[position : position + length])
