@@ -69,6 +69,20 @@ IMAGES = {
     "one-pixel.png": encoded(picture(size=(1, 1)), "PNG"),
     "one-row.png": encoded(picture(size=(300, 1)), "PNG"),
     "large.jpg": encoded(picture(size=(1200, 900)), "JPEG"),
+    "lossless.webp": encoded(picture(), "WEBP", lossless=True),
+    "all-metadata.jpg": encoded(
+        picture(),
+        "JPEG",
+        icc_profile=SRGB_PROFILE,
+        comment=b"a",
+        xmp=b'<a tiff:Orientation="6"/>',
+        dpi=(9, 9),
+    ),
+    "all-metadata.webp": encoded(
+        picture(), "WEBP", icc_profile=SRGB_PROFILE, xmp=b'<a tiff:Orientation="3"/>'
+    ),
+    "transparent.gif": encoded(picture("P"), "GIF", transparency=3, comment=b"a" * 999),
+    "interlaced.gif": encoded(picture("P"), "GIF", interlace=True),
 }
 
 

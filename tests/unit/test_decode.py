@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from alignserve_server.errors import ImageTooLarge, ImageUnreadable
 from alignserve_server.model.decode import IMAGE_FORMATS, ImageDecoder
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 100_000
 
@@ -309,3 +309,204 @@ def test_pillow_prints_no_warning():
     done = subprocess.run([sys.executable, "-c", program], input=buffer.getvalue(), capture_output=True)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def pixels_of(content: bytes) -> np.ndarray:
+    """What transformers' `load_image` would make of a sound file."""
+    with Image.open(BytesIO(content)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def with_wrong_checksum(chunk: bytes) -> bytes:
+    """A chunk of a PNG whose checksum is wrong."""
+    return chunk[:-4] + bytes(byte ^ 0xFF for byte in chunk[-4:])
+
+
+def gif_with(extensions: bytes) -> bytes:
+    """A GIF with more before its first frame."""
+    content = encoded("GIF")
+    start = 13 + (3 << (content[10] & 7) + 1)
+    return content[:start] + extensions + content[start:]
+
+
+def webp_with(flags: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A WEBP with more behind its picture."""
+    body = b"WEBP" + riff(b"VP8X", bytes([flags, 0, 0, 0, 39, 0, 0, 29, 0, 0])) + encoded("WEBP")[12:]
+    body += b"".join(riff(kind, data) for kind, data in chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def riff(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a WEBP."""
+    return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    """A segment of a JPEG."""
+    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+
+def exif(orientation: int) -> bytes:
+    """EXIF, without the name that JPEG writes in front of it."""
+    return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, ExifTags.Base.Orientation, 3, 1, orientation, 0, 0)
+
+
+BROKEN_METADATA = {
+    "png, text that inflates to 3 MB": png_with(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3 << 20)))),
+    "png, many large texts": png_with(chunk(b"tEXt", b"a\0" + bytes(500_000)) * 2),
+    **{
+        f"png, {kind.decode()}, {name}, {place}": png_with(broken, before=before)
+        for kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"eXIf")
+        for name, broken in {
+            "wrong checksum": with_wrong_checksum(chunk(kind, b"a\0\0" + bytes(40))),
+            "too short": chunk(kind, b""),
+            "of another method": chunk(kind, b"a\0\7" + bytes(40)),
+        }.items()
+        for place, before in {"before": b"IDAT", "behind": b"IEND"}.items()
+    },
+    "png, tRNS, too short": png_with(chunk(b"tRNS", b"")),
+    "png, animation without order": png_with(chunk(b"acTL", bytes(7)) + chunk(b"fcTL", bytes(26))),
+    "png, text that names a field of Pillow's": png_with(chunk(b"tEXt", b"interlace\x001")),
+    "jpeg, profile without its number": jpeg_with(segment(0xE2, b"ICC_PROFILE\0")),
+    "jpeg, photoshop cut off": jpeg_with(segment(0xED, b"Photoshop 3.0\x008BIM")),
+    "jpeg, several pictures, no list of them": jpeg_with(segment(0xE2, b"MPF\0MM\0*\0\0\0\x08\xff\xff")),
+    "jpeg, junk behind a profile": jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1a") + b"junk"),
+    "jpeg, EXIF in name only": jpeg_with(segment(0xE1, b"Exif\0\0") * 3),
+    "gif, empty extension": gif_with(b"!\x01\0!\xfe\0"),
+    "gif, control too short": gif_with(b"!\xf9\1\1\0"),
+    "gif, application of one byte": gif_with(b"!\xff\1N\0"),
+    "webp, EXIF and XMP of nothing": webp_with(12, (b"EXIF", b"\xff"), (b"XMP ", b"\xff" * 3)),
+    "webp, metadata without notice": webp_with(0, (b"EXIF", exif(6)), (b"ICCP", b"")),
+    "bmp, junk behind": encoded("BMP") + b"junk" * 99,
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_METADATA.values(), ids=BROKEN_METADATA.keys())
+def test_a_picture_with_broken_metadata_decodes_like_one_without(decoder, content):
+    """Whatever is wrong with what makes no pixel, and wherever it stands."""
+    formats = {b"\x89P": "PNG", b"\xff\xd8": "JPEG", b"GI": "GIF", b"RI": "WEBP", b"BM": "BMP"}
+
+    image = decoder.decode(content)
+
+    np.testing.assert_array_equal(np.asarray(image), pixels_of(encoded(formats[content[:2]])))
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+TURNED = {
+    "png, EXIF behind the data": png_with(chunk(b"eXIf", exif(6)), before=b"IEND"),
+    "png, the last EXIF": png_with(chunk(b"eXIf", exif(3)) + chunk(b"eXIf", exif(6))),
+    "png, EXIF in hexadecimal": png_with(
+        chunk(
+            b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 38\n" + exif(6).hex().encode())
+        )
+    ),
+    "png, XMP": png_with(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)),
+    "png, XMP inflated": png_with(chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP))),
+    "jpeg, EXIF in two segments": jpeg_with(
+        segment(0xE1, b"Exif\0\0" + exif(6)[:17]) + segment(0xE1, b"Exif\0\0" + exif(6)[17:])
+    ),
+    "jpeg, XMP": jpeg_with(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)),
+    "webp, EXIF": webp_with(8, (b"EXIF", exif(6))),
+    "webp, XMP": webp_with(4, (b"XMP ", XMP)),
+}
+
+
+@pytest.mark.parametrize("content", TURNED.values(), ids=TURNED.keys())
+def test_finds_the_orientation_where_pillow_does(decoder, content):
+    """In EXIF and XMP, wherever a format may have them."""
+    image = decoder.decode(content)
+
+    assert image.size == (30, 40)
+    np.testing.assert_array_equal(np.asarray(image), pixels_of(content))
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
+def test_a_critical_chunk_needs_its_checksum(decoder, kind):
+    """What makes pixels is not metadata."""
+    buffer = BytesIO()
+    Image.linear_gradient("L").convert("P", palette=Image.Palette.ADAPTIVE).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    start = content.index(kind)
+    content[start + 4 + struct.unpack_from(">I", content, start - 4)[0]] ^= 1
+
+    with pytest.raises(ImageUnreadable):
+        decoder.decode(bytes(content))
+
+
+def bmp_of_runs(runs: bytes, size: tuple[int, int], bits: int) -> bytes:
+    """A BMP whose pixels are given as runs."""
+    colours = 1 << bits
+    palette = bytes(value * 37 % 256 for value in range(4 * colours))
+    header = struct.pack("<IiiHHIIIIII", 40, *size, 1, bits, 1 if bits == 8 else 2, 0, 1, 1, colours, 0)
+    start = 14 + len(header) + len(palette)
+    return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + palette + runs
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_expands_runs_as_pillow_does(decoder, bits):
+    """Runs, single pixels, ends of lines and steps of any kind, whole or not, give its pixels or none."""
+    rng = random.Random(bits)
+    outcomes = set()
+
+    for _ in range(300):
+        size = rng.randint(1, 40), rng.choice([-1, 1]) * rng.randint(1, 20)
+        runs = bytearray()
+        for _ in range(rng.randint(0, 120)):
+            count = rng.choice([0, 0, rng.randint(1, 255), rng.randint(1, 9)])
+            value = rng.choice([0, 0, 2, rng.randint(3, 20)]) if not count else rng.randrange(256)
+            runs += bytes([count, value])
+            if not count and value > 1:
+                runs += rng.randbytes(2 if value == 2 else (value + 1) // 2 if bits == 4 else value)
+                runs += bytes(rng.random() < 0.9 and len(runs) % 2)
+        content = bmp_of_runs(bytes(runs) + b"\0\0\0\1", size, bits)
+        try:
+            expected = pixels_of(content)
+        except ValueError:
+            with pytest.raises(ImageUnreadable):
+                decoder.decode(content)
+            outcomes.add("refused")
+        else:
+            np.testing.assert_array_equal(np.asarray(decoder.decode(content)), expected)
+            outcomes.add("decoded")
+
+    assert outcomes == {"decoded", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (jpeg_with(segment(0xC0, struct.pack(">BHHB", 8, 30, 40, 3) + b"\1\x11\0" * 3)), ImageUnreadable),
+        (jpeg_with(segment(0xDB, (b"\0" + b"\1" * 64) * 1000)), ImageTooLarge),
+        (jpeg_with(b"\xff\xdd\0\4\0\0" * 2000), ImageTooLarge),
+        (png_with(chunk(b"PLTE", bytes(9)) * 300), ImageTooLarge),
+        (png_with(chunk(b"IHDR", struct.pack(">IIBBBBB", 40, 30, 8, 2, 0, 0, 0))), ImageUnreadable),
+        (gif_with(b"!\xfe" + b"\1a" * 40_000 + b"\0"), ImageTooLarge),
+        (gif_with(b"x" * 40_000), ImageTooLarge),
+        (webp_with(0, *[(b"junk", b"")] * 40_000), ImageTooLarge),
+    ],
+    ids=[
+        *("jpeg, two sizes", "jpeg, quantization tables", "jpeg, other tables", "png, palettes"),
+        *("png, two headers", "gif, blocks", "gif, junk", "webp, chunks"),
+    ],
+)
+def test_refuses_parts_that_pillow_would_walk_in_python(decoder, content, error):
+    """Of each kind there is a limit, or one."""
+    with pytest.raises(error):
+        decoder.decode(content)
+
+
+@pytest.mark.parametrize("content", [encoded("PNG")[:-40], b"GIF89a", encoded("JPEG")[:-200]])
+def test_an_error_keeps_nothing_of_the_image(decoder, content):
+    """No other error hangs at it, whose traceback would hold pixels or bytes."""
+    with pytest.raises(ImageUnreadable) as caught:
+        decoder.decode(content)
+
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_pillows_own_limit_is_the_second_line(decoder):
+    """It is on, and lets every decoder of the process have its own."""
+    ImageDecoder(max_bytes=1, max_pixels=1 << 40)
+
+    assert Image.MAX_IMAGE_PIXELS >= 1 << 40

@@ -1,0 +1,50 @@
+"""One process of `PreprocessProcesses`: `python -m alignserve_server.model.preprocess_child`.
+
+Pictures come on standard input and pixels leave on standard output, until the former closes.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from typing import IO, Any
+
+from alignserve_server.errors import ImageTooLarge, ImageUnreadable
+from alignserve_server.model.decode import ImageDecoder
+from alignserve_server.model.image_files import Picture
+from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.preprocess_processes import MAX_SECONDS
+
+
+def main() -> None:
+    """Takes the order and then one picture after another."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C drains the server, and images are part of that
+    incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
+    order = json.loads(incoming.readline())
+    decoder = ImageDecoder(max_bytes=order["max_bytes"], max_pixels=order["max_pixels"])
+    preprocessor = ImagePreprocessor(order["config"], decoder)
+    _send(outgoing, {"event": "ready"})
+    while line := incoming.readline():
+        message = json.loads(line)
+        picture = Picture(content=incoming.read(message.pop("bytes")), **message)
+        signal.alarm(MAX_SECONDS)  # whose default is the end of the process, whatever it is at
+        answer, pixels = _preprocess(preprocessor, picture)
+        signal.alarm(0)
+        _send(outgoing, answer, pixels)
+
+
+def _preprocess(preprocessor: ImagePreprocessor, picture: Picture) -> tuple[dict[str, Any], bytes]:
+    try:
+        return {}, preprocessor.preprocess(picture).tobytes()
+    except (ImageTooLarge, ImageUnreadable) as error:
+        return {"refusal": error.reason, "message": error.message}, b""
+
+
+def _send(outgoing: IO[bytes], line: dict[str, Any], content: bytes = b"") -> None:
+    outgoing.write(json.dumps(line).encode() + b"\n" + content)
+    outgoing.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The measure of the event loop's lag sees what holds the loop up, and forgets it with the next watch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+
+from tests.hostile.lag import ticking_server
+from tests.hostile.ticking import Page, tick
+from tests.integration.serving import connect, text_request, until
+
+
+async def test_sees_what_holds_the_loop_up(tmp_path: Path) -> None:
+    """A callback of 0.1 s is a lag of about 0.1 s, until another watch begins."""
+    (tmp_path / "page").write_bytes(bytes(Page.SIZE))
+    page = Page(tmp_path / "page")
+    ticker = asyncio.ensure_future(tick(page))
+    page.watch = 1
+    await until(lambda: page.seen[2] == 1)
+
+    time.sleep(0.1)  # noqa: ASYNC251 — what it must see
+    await until(lambda: page.seen[0] > 0)
+    held_up = page.seen[0]
+    page.watch = 2
+    await until(lambda: page.seen[2] == 2)
+    afterwards = page.seen[0]
+    ticker.cancel()
+
+    assert held_up > 0.09
+    assert afterwards < held_up
+
+
+async def test_watches_a_server() -> None:
+    """A server of its own serves as ever, and calls that are small hold nothing up for long."""
+    with ticking_server("--checkpoint", "fake") as ticking:
+        async with connect(ticking.server.port) as channel:
+            stub = pb_grpc.AlignServiceStub(channel)
+
+            lag = await ticking.least_lag(lambda: stub.EmbedText(text_request("a")), bound=0.1)
+
+    assert 0.0 <= lag < 0.1
