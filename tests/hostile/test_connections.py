@@ -51,6 +51,17 @@ def served_calls(served: RunningServer, method: str, code: str) -> float:
     )
 
 
+def watches_ended(served: RunningServer) -> float:
+    """Returns how many health watches their clients have ended."""
+    return served.sample(
+        "grpc_server_handled_total",
+        grpc_type="server_stream",
+        grpc_service="grpc.health.v1.Health",
+        grpc_method="Watch",
+        grpc_code="CANCELLED",
+    )
+
+
 # --- watchers of health
 
 
@@ -79,6 +90,7 @@ async def test_watchers_stay_when_one_of_them_leaves() -> None:
         assert [(await watch.read()).status for watch in watches] == [Health.SERVING] * 3
 
         watches.pop().cancel()
+        await until(lambda: watches_ended(served) == 1)
         draining = asyncio.ensure_future(served.server.drain(0.2))
         statuses = [(await watch.read()).status for watch in watches]
         await draining
