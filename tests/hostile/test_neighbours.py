@@ -176,16 +176,16 @@ async def test_texts_that_take_long_to_refuse_do_not_hold_up_anothers(live: Live
 
 
 @pytest.fixture(scope="module")
-def ticking() -> Iterator[TickingServer]:
+def unloaded() -> Iterator[TickingServer]:
     """A server without a model's load, whose event loop is watched."""
-    with ticking_server("--checkpoint", "fake") as ticking:
-        yield ticking
+    with ticking_server("--checkpoint", "fake") as unloaded:
+        yield unloaded
 
 
 @pytest.fixture
-async def stub(ticking: TickingServer) -> AsyncIterator[pb_grpc.AlignServiceAsyncStub]:
+async def stub(unloaded: TickingServer) -> AsyncIterator[pb_grpc.AlignServiceAsyncStub]:
     options = [("grpc.max_receive_message_length", _RESPONSE_BYTES)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{ticking.server.port}", options=options) as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{unloaded.server.port}", options=options) as channel:
         yield pb_grpc.AlignServiceStub(channel)
 
 
@@ -222,13 +222,13 @@ WORST = {
 @pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
 @pytest.mark.parametrize("name", WORST)
 async def test_the_largest_requests_do_not_hold_up_the_event_loop(
-    ticking: TickingServer, stub: pb_grpc.AlignServiceAsyncStub, name: str, by_stream: bool
+    unloaded: TickingServer, stub: pb_grpc.AlignServiceAsyncStub, name: str, by_stream: bool
 ) -> None:
     """Checks, tokens, labels and answers of the largest legal request of each kind are made beside it."""
     method, make = WORST[name]
     send = (_streamed if by_stream else _called)(stub, method, make())
 
-    lag = await ticking.least_lag(lambda: _ended(send()), _MOST_LAG_SECONDS)
+    lag = await unloaded.least_lag(lambda: _ended(send()), _MOST_LAG_SECONDS)
 
     assert lag < _MOST_LAG_SECONDS
 
