@@ -178,7 +178,7 @@ class InferStream:
             await self._reader  # raises what ended it
 
     def _cancel_all(self) -> None:
-        # Apart from `run`, whose frame is in the traceback of what ended a task: a variable there would be a cycle.
+        # Apart from `run`, whose frame the reader's error holds: a variable there would be a cycle.
         for task in filter(None, (self._reader, *self._answers)):
             task.cancel()
 
