@@ -22,6 +22,9 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["a", "photo", "of", "the", "cat", "dog", "coffee", "rocket", "##s", ".", ",", "!"]
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
 
+# Threads of one forward spin at its barriers, and on a busy machine it then takes ten times as long.
+torch.set_num_threads(1)
+
 
 @dataclass(frozen=True)
 class Reference:
