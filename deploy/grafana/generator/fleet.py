@@ -273,8 +273,8 @@ def _processes() -> Row:
     unread = graph(
         About(
             "Log lines dropped",
-            "Per second, because nobody read the log in time. Calls do not wait for it; the collector of the log "
-            "has stopped or is too slow.",
+            "Per second, because nobody read the log in time. Calls do not wait for it; the collector of the "
+            "log has stopped or is too slow.",
             "short",
             ["AlignserveLogDropped"],
         ),
