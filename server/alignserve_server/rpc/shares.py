@@ -1,8 +1,9 @@
 """Limits that all connections share, so that none can take what the others need.
 
-They bound what is held on behalf of a connection before a call is known, while its request arrives, and after
-it has been answered, until its response is read. What calls take in between is bounded by `batching.admission`,
-by caller, which a connection is not: one caller may have many, and a proxy's carries many callers.
+They bound what is held on behalf of a connection before a call is known, while its request arrives, and
+after it has been answered, until its response is read. What calls take in between is bounded by
+`batching.admission`, by caller, which a connection is not: one caller may have many, and a proxy's carries
+many callers.
 """
 
 from __future__ import annotations
