@@ -108,13 +108,6 @@ class Share:
         self._amount = amount
         shares._enter(connection, amount)
 
-    def reduce_to(self, amount: int) -> None:
-        """Gives back what is not needed after all; an amount larger than what is held changes nothing."""
-        surplus = self._amount - amount
-        if surplus > 0:
-            self._amount = amount
-            self._shares._leave(self._connection, surplus)
-
     def give_back(self) -> None:
         """Gives back all of it; more than once has no effect."""
         amount, self._amount = self._amount, 0
