@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -204,17 +203,6 @@ def test_every_refusal_is_tried():
     fields = {f"{section}.{field}".lstrip(".") for section, names in REQUIREMENTS.items() for field in names}
 
     assert fields == set(REFUSED)
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint, to change."""
-    return shutil.copytree(tiny_folder, tmp_path / "copy")
 
 
 def load(folder: Path, **options: object):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,17 +117,6 @@ OBEYED = {
     "normalizer overridden": normalizer_that_is_overridden,
     "vocab.txt alone": without_tokenizer_json,
 }
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint, to change."""
-    return shutil.copytree(tiny_folder, tmp_path / "copy")
 
 
 def load(folder: Path, runtime: str = "torch", **options: object) -> AlignEncoder:
