@@ -50,7 +50,7 @@ def server_process(
         try:
             listening = _wait_for("listening", process.stderr)
             _wait_for("ready", process.stderr)
-            # Somebody has to read on, or the server waits at the line that fills the pipe.
+            # The log has to be read on: other programs wait at a full pipe, and the server does at its end.
             threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
             yield ServerProcess(process, listening["port"], listening["metrics_port"])
         finally:

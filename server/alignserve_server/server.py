@@ -241,9 +241,8 @@ class Server:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
         if self._spans is not None:
-            with suppress(
-                TimeoutError, asyncio.TimeoutError
-            ):  # two before Python 3.11; a collector may be away
+            # A collector may be away. Two errors, which are one from Python 3.11 on.
+            with suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(_in_daemon_thread(self._spans.flush), _FLUSH_SECONDS)
         _log.info("stopped")
 

@@ -14,6 +14,7 @@ from alignserve_server.supervisor import Supervisor
 from prometheus_client import CollectorRegistry
 
 from tests.contract.documents import read, rows
+from tests.processes import ROOT
 
 ERROR_ROWS = rows(read("protos/README.md"), "code", "reason", "meaning", "details", "retry")
 SETTING_COLUMNS = ("setting", "default", "meaning")
@@ -99,6 +100,25 @@ def test_short_metrics_table_names_metrics_that_exist() -> None:
 
     assert short
     assert short <= names
+
+
+def test_log_table_has_every_event() -> None:
+    """server/README.md says when each event is logged that the server's code names."""
+    sources = (ROOT / "server" / "alignserve_server").rglob("*.py")
+    logged = {
+        event
+        for source in sources
+        for event in re.findall(r'_(?:log\.\w+|announce|render_own)\(\s*"(\w+)"', source.read_text())
+    }
+
+    documented = {
+        event
+        for row in rows(read("server/README.md"), "event", "level", "when")
+        for event in re.findall(r"\w+", row["event"])
+    }
+
+    assert logged
+    assert logged - {"listening_unprotected"} <= documented  # explained where access is
 
 
 def _error_kinds() -> list[type[errors.ServingError]]:

@@ -18,7 +18,10 @@ ALERTS = [
     for rule in group["rules"]
 ]
 # of the supervisor's page, and of Prometheus itself
-_OTHER_METRICS = {"alignserve_worker_up", "alignserve_worker_restarts_total", "up", "ALERTS"}
+_OTHER_METRICS = {
+    *("alignserve_worker_up", "alignserve_worker_restarts_total", "alignserve_worker_hangs_total"),
+    *("up", "ALERTS"),
+}
 
 
 @pytest.mark.contract

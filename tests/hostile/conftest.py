@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from alignserve_server.metrics import MODALITIES
 
+from tests.hostile.lag import TickingServer, ticking_server
 from tests.hostile.live import DECODE_THREADS, LiveServer
 from tests.integration.serving import connect
-from tests.processes import ServerProcess, server_process
 
 _TALLIES = pytest.StashKey[dict[str, Counter[str]]]()
 
@@ -29,21 +29,21 @@ def tallies(request: pytest.FixtureRequest) -> dict[str, Counter[str]]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[ServerProcess]:
-    """A server on the embedded checkpoint, the same for all tests."""
-    with server_process("--decode-threads", str(DECODE_THREADS)) as process:
-        yield process
+def ticking() -> Iterator[TickingServer]:
+    """A server on the embedded checkpoint, the same for all tests, whose event loop is watched."""
+    with ticking_server("--decode-threads", str(DECODE_THREADS)) as ticking:
+        yield ticking
 
 
 @pytest.fixture
-async def live(server: ServerProcess) -> AsyncIterator[LiveServer]:
+async def live(ticking: TickingServer) -> AsyncIterator[LiveServer]:
     """The server, which must be unharmed after the test: it runs, answers as before, and has lost nothing."""
-    async with connect(server.port) as channel:
-        live = LiveServer(server, channel)
+    async with connect(ticking.server.port) as channel:
+        live = LiveServer(ticking.server, channel)
         before = await live.good_embedding()
         yield live
-    async with connect(server.port) as channel:
-        live = LiveServer(server, channel)
+    async with connect(ticking.server.port) as channel:
+        live = LiveServer(ticking.server, channel)
         assert live.is_running
         assert await live.good_embedding() == before
         for modality in MODALITIES:

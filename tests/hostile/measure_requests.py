@@ -40,15 +40,17 @@ async def _row(ticking: TickingServer, name: str) -> Sequence[str]:
     async with grpc.aio.insecure_channel(ticking.server.address, options=options) as channel:
         stub = pb_grpc.AlignServiceStub(channel)
 
+        send = called(stub, method, request)
+
         async def call() -> None:
-            await ended(called(stub, method, request))
+            await ended(send())
 
         async def calls() -> None:
             await asyncio.gather(*(call() for _ in range(_AT_ONCE)), return_exceptions=True)
 
         await call()  # embeds the labels
-        send = streamed(stub, method, request)
-        return name, *[await _lag_ms(ticking, each) for each in (call, lambda: ended(send()), calls)]
+        item = streamed(stub, method, request)
+        return name, *[await _lag_ms(ticking, each) for each in (call, lambda: ended(item()), calls)]
 
 
 def main() -> None:

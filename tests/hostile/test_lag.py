@@ -6,11 +6,14 @@ import asyncio
 import time
 from pathlib import Path
 
-from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+import pytest
 
-from tests.hostile.lag import ticking_server
+from tests.hostile.lag import TickingServer
+from tests.hostile.live import LiveServer
 from tests.hostile.ticking import Page, tick
-from tests.integration.serving import connect, text_request, until
+from tests.integration.serving import text_request, until
+
+pytestmark = pytest.mark.hostile
 
 
 async def test_sees_what_holds_the_loop_up(tmp_path: Path) -> None:
@@ -33,12 +36,8 @@ async def test_sees_what_holds_the_loop_up(tmp_path: Path) -> None:
     assert afterwards < held_up
 
 
-async def test_watches_a_server() -> None:
-    """A server of its own serves as ever, and calls that are small hold nothing up for long."""
-    with ticking_server("--checkpoint", "fake") as ticking:
-        async with connect(ticking.server.port) as channel:
-            stub = pb_grpc.AlignServiceStub(channel)
-
-            lag = await ticking.least_lag(lambda: stub.EmbedText(text_request("a")), bound=0.1)
+async def test_watches_a_server(ticking: TickingServer, live: LiveServer) -> None:
+    """It serves as ever, and calls that are small hold nothing up for long."""
+    lag = await ticking.least_lag(lambda: live.stub.EmbedText(text_request("a")), bound=0.1)
 
     assert 0.0 <= lag < 0.1

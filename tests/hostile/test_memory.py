@@ -1,4 +1,7 @@
-"""Calls that fail leave nothing behind, and those that wait are within the room that there is."""
+"""Calls that fail leave nothing behind, and those that wait are within the room that there is.
+
+gRPC keeps the exception that ends a call, and so the frames that it came through.
+"""
 
 from __future__ import annotations
 
@@ -61,11 +64,27 @@ def _long_texts() -> pb.EmbedTextRequest:
     return text_request(*["a " * 4000] * 64)
 
 
-# Of each as many that the growth was twice the bound and more when the frames of refused calls stayed.
+def _too_many_texts() -> pb.EmbedTextRequest:
+    return text_request(*["a" * 16_000] * 65)
+
+
+def _broken_image() -> pb.EmbedImageRequest:
+    return image_request(b"broken" + bytes(_MB))
+
+
+def _blank_label() -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(images=[pb.Image(content=bytes(_MB))], labels=[" "])
+
+
+# Of each as many that the growth is twice the bound and more where refused calls keep what they had: the
+# first three pixels or tokens, the others a request of 1 MB.
 REFUSED = {
     "cut images": ("EmbedImage", _cut_images, 2),
     "cut images to classify": ("Classify", _broken_to_classify, 2),
     "long texts": ("EmbedText", _long_texts, 15),
+    "too many texts": ("EmbedText", _too_many_texts, 200),
+    "broken image": ("EmbedImage", _broken_image, 200),
+    "blank label": ("Classify", _blank_label, 200),
 }
 _FIELDS = {"EmbedImage": "embed_image", "EmbedText": "embed_text", "Classify": "classify"}
 
@@ -81,6 +100,25 @@ async def test_refused_calls_leave_nothing_behind(live: LiveServer, name: str, b
 
     await _refused(live, method, [request] * count, by_stream=by_stream)
 
+    assert watch.growth < _MOST_GROWTH
+
+
+@pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
+async def test_malformed_messages_leave_nothing_behind(live: LiveServer, by_stream: bool) -> None:
+    """Nor does what is no message, and ends a call or a stream."""
+    service = "/alignserve.v1.AlignService"
+    embed, infer = (
+        live.channel.unary_unary(f"{service}/EmbedText"),
+        live.channel.stream_stream(f"{service}/StreamInfer"),
+    )
+    malformed = b"\xff" * _MB
+    watch = live.watch_memory()
+
+    codes = {
+        await _code(infer(iter([malformed])).read() if by_stream else embed(malformed)) for _ in range(200)
+    }
+
+    assert codes == {"INVALID_ARGUMENT"}
     assert watch.growth < _MOST_GROWTH
 
 

@@ -26,9 +26,11 @@ _SLOW_MODEL = (sys.executable, "-m", "tests.load.peers.sleeping_server")
 _BATCH = 16
 _SOON_BATCHES = 8  # what runs, what is ready, the neighbour's own, and as many of the flood in between
 _PATIENCE_SECONDS = 20.0  # only a failing test waits so long
+_LONG_SECONDS = 2.0
 _MOST_LAG_SECONDS = 0.05  # the promise is 20 ms; other work on the machine takes the GIL's owner off its core
+_RESPONSE_BYTES = 16 << 20  # the server's own limit; by default it refuses what would be larger than 4 MiB
+_LARGE_RESPONSE = [("alignserve-max-response-bytes", str(_RESPONSE_BYTES))]
 _LABELS = 1000
-_TAKES_ALL = (("alignserve-max-response-bytes", str(16 << 20)),)
 _TEMPLATES = [f"{{label}}, {i}" for i in range(40)]
 
 
@@ -174,16 +176,16 @@ async def test_texts_that_take_long_to_refuse_do_not_hold_up_anothers(live: Live
 
 
 @pytest.fixture(scope="module")
-def ticking() -> Iterator[TickingServer]:
+def unloaded() -> Iterator[TickingServer]:
     """A server without a model's load, whose event loop is watched."""
-    with ticking_server("--checkpoint", "fake") as ticking:
-        yield ticking
+    with ticking_server("--checkpoint", "fake") as unloaded:
+        yield unloaded
 
 
 @pytest.fixture
-async def stub(ticking: TickingServer) -> AsyncIterator[pb_grpc.AlignServiceAsyncStub]:
-    options = [("grpc.max_receive_message_length", -1)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{ticking.server.port}", options=options) as channel:
+async def stub(unloaded: TickingServer) -> AsyncIterator[pb_grpc.AlignServiceAsyncStub]:
+    options = [("grpc.max_receive_message_length", _RESPONSE_BYTES)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{unloaded.server.port}", options=options) as channel:
         yield pb_grpc.AlignServiceStub(channel)
 
 
@@ -220,22 +222,20 @@ WORST = {
 @pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
 @pytest.mark.parametrize("name", WORST)
 async def test_the_largest_requests_do_not_hold_up_the_event_loop(
-    ticking: TickingServer, stub: pb_grpc.AlignServiceAsyncStub, name: str, by_stream: bool
+    unloaded: TickingServer, stub: pb_grpc.AlignServiceAsyncStub, name: str, by_stream: bool
 ) -> None:
     """Checks, tokens, labels and answers of the largest legal request of each kind are made beside it."""
     method, make = WORST[name]
-    request = make()
-    send = streamed(stub, method, request) if by_stream else lambda: called(stub, method, request)
+    send = (streamed if by_stream else called)(stub, method, make())
 
-    lag = await ticking.least_lag(lambda: ended(send()), _MOST_LAG_SECONDS)
+    lag = await unloaded.least_lag(lambda: ended(send()), _MOST_LAG_SECONDS)
 
     assert lag < _MOST_LAG_SECONDS
 
 
-def called(stub: pb_grpc.AlignServiceAsyncStub, method: str, request: Any) -> Awaitable[object]:
-    """Sends a request as a call that takes the largest response."""
-    call: Awaitable[object] = getattr(stub, method)(request, metadata=_TAKES_ALL)
-    return call
+def called(stub: pb_grpc.AlignServiceAsyncStub, method: str, request: Any) -> Callable[[], Awaitable[object]]:
+    """Returns what sends a request as a call that takes the largest response."""
+    return lambda: getattr(stub, method)(request, metadata=_LARGE_RESPONSE)
 
 
 def streamed(
@@ -246,7 +246,7 @@ def streamed(
 
     async def send() -> None:
         item = pb.StreamInferRequest(correlation_id="a", **{field: request})
-        async for response in stub.StreamInfer(iter([item]), metadata=_TAKES_ALL):
+        async for response in stub.StreamInfer(iter([item]), metadata=_LARGE_RESPONSE):
             assert response.WhichOneof("result") == field
 
     return send
@@ -255,7 +255,7 @@ def streamed(
 async def ended(call: Awaitable[object]) -> None:
     """Awaits a call for a while; one that takes long has shown by then what it does to the loop."""
     task = asyncio.ensure_future(call)
-    done, _ = await asyncio.wait([task], timeout=2.0)
+    done, _ = await asyncio.wait([task], timeout=_LONG_SECONDS)
     if done:
         task.result()
     task.cancel()

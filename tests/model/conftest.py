@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import string
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,9 +19,13 @@ from transformers import AlignConfig, AlignModel, AlignProcessor, BertTokenizer
 from transformers.image_utils import load_image
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+from tests.model.tiny import SPECIAL_TOKENS, write_tiny_checkpoint
+
 WORDS = ["a", "photo", "of", "the", "cat", "dog", "coffee", "rocket", "##s", ".", ",", "!"]
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
+
+# Threads of one forward spin at its barriers, and on a busy machine it then takes ten times as long.
+torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -157,3 +162,15 @@ def mini() -> Pair:
 @pytest.fixture(scope="session")
 def photos() -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a few kilobytes, the same for all tests."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change."""
+    return shutil.copytree(tiny_folder, tmp_path / "copy")

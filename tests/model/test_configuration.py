@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -206,17 +205,6 @@ def test_every_refusal_is_tried():
     assert fields == set(REFUSED)
 
 
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint, to change."""
-    return shutil.copytree(tiny_folder, tmp_path / "copy")
-
-
 def load(folder: Path, **options: object):
     return load_align(resolve_checkpoint(str(folder)), **{"runtime": "torch", "device": "cpu", **options})
 
@@ -226,6 +214,12 @@ def embed(encoder) -> np.ndarray:
     pixels = [rng.integers(0, 256, (40, 40, 3), np.uint8) for _ in range(3)]
     texts = [encoder.tokenize(text, truncate=False) for text in ("cat", "a dog of the cat!")]
     return l2_normalize(np.concatenate([encoder.encode_images(pixels), encoder.encode_texts(texts)]))
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_folder: Path):
+    """The tiny checkpoint, unchanged."""
+    return load(tiny_folder)
 
 
 def change_weights(folder: Path, change) -> None:
@@ -273,11 +267,11 @@ def test_an_unknown_activation_is_refused_by_name(folder, section):
         ("attn_implementation", "flash_attention_2"),
     ],
 )
-def test_a_field_without_effect_has_none(tiny_folder, folder, path, value):
+def test_a_field_without_effect_has_none(plain, folder, path, value):
     """Vectors and temperature are those without it."""
     edit(folder / "config.json", **with_field(tiny_model().config.to_dict(), path, value))
 
-    changed, plain = load(folder), load(tiny_folder)
+    changed = load(folder)
 
     np.testing.assert_array_equal(embed(changed), embed(plain))
     assert changed.info.temperature == plain.info.temperature
@@ -297,30 +291,14 @@ def test_weights_saved_in_half_precision_are_read_exactly(folder, dtype):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
-def test_openvino_obeys_pooling_kernels_and_activations(tmp_path):
-    """What its conversion could read otherwise: the largest of a window, even kernels, rare activations."""
-    pytest.importorskip("openvino")
-    model = tiny_model(
-        vision={"pooling_type": "max", "kernel_sizes": [4, 3], "hidden_act": "gelu_new"},
-        text={"hidden_act": "quick_gelu"},
-    )
-    folder = write_tiny_checkpoint(tmp_path / "model", model)
-
-    encoder = load(folder, runtime="openvino", cache_folder=tmp_path / "cache")
-
-    np.testing.assert_allclose(embed(encoder), embed(load(folder)), rtol=0, atol=1e-5)
-    assert encoder.info.runtime == "openvino"
-    assert encoder.info.min_cosine > 0.99999
-
-
-def test_the_count_of_training_batches_may_be_missing(tiny_folder, folder):
+def test_the_count_of_training_batches_may_be_missing(plain, folder):
     """Nothing that is served depends on it."""
     change_weights(
         folder,
         lambda weights: [weights.pop(name) for name in list(weights) if "num_batches_tracked" in name],
     )
 
-    np.testing.assert_array_equal(embed(load(folder)), embed(load(tiny_folder)))
+    np.testing.assert_array_equal(embed(load(folder)), embed(plain))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan"), float("inf"), -float("inf"), 1e-40])

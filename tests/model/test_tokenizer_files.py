@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,10 @@ from transformers import AlignModel, AutoTokenizer
 from tests.integration.serving import settings
 from tests.model.tiny import SPARE_ROWS, VOCABULARY, edit, tiny_model, write_tiny_checkpoint
 
-pytestmark = pytest.mark.model
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),  # of torch
+]
 
 TEXTS = [
     "cat",
@@ -117,17 +119,6 @@ OBEYED = {
 }
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint, to change."""
-    return shutil.copytree(tiny_folder, tmp_path / "copy")
-
-
 def load(folder: Path, runtime: str = "torch", **options: object) -> AlignEncoder:
     return load_align(resolve_checkpoint(str(folder)), runtime=runtime, device="cpu", **options)
 
@@ -175,16 +166,28 @@ def test_the_limit_is_the_smallest_of_all_files(folder, change, limit):
     assert load(folder).info.max_text_tokens == limit
 
 
-def test_a_conversion_keeps_the_tokenizer_that_transformers_makes(folder, tmp_path):
-    """On OpenVINO too, when it has converted and when it has found a conversion; ids beyond its rows too."""
+def test_a_conversion_obeys_all_files(tmp_path):
+    """On OpenVINO too, when it has converted and when it has found a conversion.
+
+    What a conversion could read otherwise: the tokenizer, ids beyond the rows of the embeddings, the largest
+    of a window, even kernels and rare activations.
+    """
     pytest.importorskip("openvino")
+    vision = {"pooling_type": "max", "kernel_sizes": [4, 3], "hidden_act": "gelu_new"}
+    model = tiny_model(vision=vision, text={"hidden_act": "quick_gelu"})
+    folder = write_tiny_checkpoint(tmp_path / "model", model)
     tokenizer_with(folder, "okapi")
     tokenizer_config(do_lower_case=False, split_special_tokens=True, truncation_side="left")(folder)
+    pixels = list(np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8))
+    expected = l2_normalize(load(folder).encode_images(pixels))
 
     for _ in range(2):
         encoder = load(folder, "openvino", cache_folder=tmp_path / "cache")
 
+        assert encoder.info.runtime == "openvino"
+        assert encoder.info.min_cosine > 0.99999
         assert_equal_to_transformers(encoder, folder)
+        np.testing.assert_allclose(l2_normalize(encoder.encode_images(pixels)), expected, rtol=0, atol=1e-5)
         with pytest.raises(TextUnsupported, match="okapi"):
             encoder.tokenize("an okapi", truncate=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
 
@@ -137,6 +139,33 @@ def test_processes_end_with_their_preprocessor(children):
     gc.collect()
 
     assert not child.is_running()
+
+
+_SERVER = f"""
+import signal, sys
+from alignserve_server.model.decode import ImageDecoder
+from alignserve_server.model.preprocess import ImagePreprocessor
+preprocess = ImagePreprocessor({CONFIG!r}, ImageDecoder(max_bytes=1 << 20, max_pixels=5_000_000))
+preprocess(sys.stdin.buffer.read())
+print("preprocessed", flush=True)
+signal.pause()
+"""
+
+
+def test_processes_end_with_a_server_that_is_killed():
+    """Which can end nothing itself."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        server.stdin.write(encoded("WEBP", (400, 300)))
+        server.stdin.close()
+        server.stdout.readline()
+        children = psutil.Process(server.pid).children()
+
+        server.kill()
+
+        assert children
+        assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 def test_a_process_that_cannot_start_is_no_fault_of_the_image(preprocess, monkeypatch):

@@ -47,18 +47,16 @@ def test_what_is_too_large_is_granted_while_nothing_is_held() -> None:
 
 
 def test_what_is_given_back_counts_once() -> None:
-    """However often it is given back, and after it was reduced."""
+    """However often it is given back."""
     totals: list[float] = []
     shares = ConnectionShares(100, totals.append)
     share = shares.take("a", 10)
     assert share is not None
 
-    share.reduce_to(4)
-    share.reduce_to(8)
     share.give_back()
     share.give_back()
 
-    assert totals == [10, 4, 0]
+    assert totals == [10, 0]
 
 
 async def test_those_who_wait_are_served_in_order() -> None:

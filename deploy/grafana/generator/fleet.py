@@ -187,7 +187,7 @@ def _health() -> Row:
             "Of processes, workers among them. More than three mean that a server dies again and again; its "
             "log of the time before tells why: exit code 3 is a device that stalled.",
             "none",
-            ["AlignserveRestarting"],
+            ["AlignserveRestarting", "AlignserveWorkerHung"],
         ),
         Query(over("sum", starts, "instance"), "{{instance}}"),
         Query(over("sum", restarts, "instance"), "{{instance}}, workers"),
@@ -273,9 +273,10 @@ def _processes() -> Row:
     unread = graph(
         About(
             "Log lines dropped",
-            "Per second, since nobody read the log in time. Calls do not wait for it; whatever collects the "
+            "Per second, because nobody read the log in time. Calls do not wait for it; the collector of the "
             "log has stopped or is too slow.",
             "short",
+            ["AlignserveLogDropped"],
         ),
         Query(rate("alignserve_log_lines_dropped_total", "instance"), "{{instance}}"),
     )

@@ -1,6 +1,7 @@
 """Who may come in: room for a bounded number of items and bytes, shared fairly between callers.
 
 An item takes room when its call is admitted and gives it back when a lane takes it, or when its call is over.
+Whose turn it is within that room is `fair`'s; what connections hold outside of it is `rpc.shares`'s.
 """
 
 from __future__ import annotations

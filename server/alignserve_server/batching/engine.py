@@ -34,9 +34,8 @@ _T = TypeVar("_T")
 # Tokenizing less than this takes under 1 ms at worst, with words of a hundred letters of which none makes a
 # token, and some 0.1 ms otherwise, as the way to a thread does.
 _INLINE_CHARACTERS = 256
-_CHARACTERS_AT_ONCE = (
-    2048  # that one job tokenizes: texts up to here, or a longer one; some 0.5 ms, 7 at worst
-)
+# That one job tokenizes: texts up to here, or a longer one; some 0.5 ms, 7 at worst.
+_CHARACTERS_AT_ONCE = 2048
 _INLINE_SCORES = 256  # images times labels that are scored and put into an answer in some 0.5 ms
 _PROMPTS_AT_ONCE = 64  # label prompts that one call queues at once, so that others get in between
 _DECODES_PER_THREAD = 2  # one, and the next, so that no thread waits for the event loop

@@ -1,4 +1,7 @@
-"""Memory for responses, from before they are made until their clients have read them."""
+"""Memory for responses, from before they are made until their clients have read them.
+
+How much one may take is `ResponseLimit`'s, and how much all of a connection `ConnectionShares`'s.
+"""
 
 from __future__ import annotations
 

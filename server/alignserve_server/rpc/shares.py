@@ -1,4 +1,10 @@
-"""Limits that all connections share, so that none can take what the others need."""
+"""Limits that all connections share, so that none can take what the others need.
+
+They bound what is held on behalf of a connection before a call is known, while its request arrives, and
+after it has been answered, until its response is read. What calls take in between is bounded by
+`batching.admission`, by caller, which a connection is not: one caller may have many, and a proxy's carries
+many callers.
+"""
 
 from __future__ import annotations
 
@@ -101,13 +107,6 @@ class Share:
         self._connection = connection
         self._amount = amount
         shares._enter(connection, amount)
-
-    def reduce_to(self, amount: int) -> None:
-        """Gives back what is not needed after all; an amount larger than what is held changes nothing."""
-        surplus = self._amount - amount
-        if surplus > 0:
-            self._amount = amount
-            self._shares._leave(self._connection, surplus)
 
     def give_back(self) -> None:
         """Gives back all of it; more than once has no effect."""

@@ -72,8 +72,7 @@ class InferStream:
             await self._write_answers()
             await self._finish_reading()
         finally:
-            for task in (self._reader, *self._answers):
-                task.cancel()
+            self._cancel_all()
             await asyncio.gather(self._reader, *self._answers, return_exceptions=True)
             for room in self._answers.values():
                 room.give_back()
@@ -177,6 +176,11 @@ class InferStream:
             raise self._ending()
         if self._reader is not None:
             await self._reader  # raises what ended it
+
+    def _cancel_all(self) -> None:
+        # Apart from `run`, whose frame the reader's error holds: a variable there would be a cycle.
+        for task in filter(None, (self._reader, *self._answers)):
+            task.cancel()
 
     def _forget(self) -> None:
         """Drops the finished tasks.
