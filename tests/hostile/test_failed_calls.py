@@ -65,17 +65,39 @@ async def test_a_malformed_call_leaves_nothing_of_its_request(live: LiveServer) 
 
 
 async def test_a_failed_stream_leaves_nothing_of_its_items(live: LiveServer) -> None:
-    """Nor do items that fail, or the message that ends a stream."""
+    """Nor do items that fail."""
     memory = live.watch_memory()
 
     for _ in range(_CALLS // 10):
         outcomes = await live.stream(pb.StreamInferRequest(embed_image=_BROKEN) for _ in range(10))
         assert {outcome.reason for outcome in outcomes} == {"IMAGE_UNREADABLE"}
-    for _ in range(_CALLS // 10):
-        stream = live.channel.stream_stream("/alignserve.v1.AlignService/StreamInfer")(
-            iter([b"\xff" * 1_000_000])
-        )
-        with pytest.raises(grpc.aio.AioRpcError):
-            await anext(aiter(stream))
+
+    assert memory.growth < _LEFT_BYTES
+
+
+_UNKNOWN_ORDER = pb.StreamInferRequest(embed_image=_BROKEN, stream_options={"delivery_order": 77})  # type: ignore[dict-item]  # an open enum
+_NO_MESSAGE = b"\xff" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("/alignserve.v1.AlignService/StreamInfer", _NO_MESSAGE),
+        ("/alignserve.v1.AlignService/StreamInfer", _UNKNOWN_ORDER.SerializeToString()),
+        ("/grpc.health.v1.Health/Watch", _NO_MESSAGE),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", _NO_MESSAGE),
+    ],
+    ids=["malformed item", "unknown order", "malformed watch", "malformed reflection"],
+)
+async def test_a_message_that_ends_its_stream_leaves_nothing(
+    live: LiveServer, method: str, message: bytes
+) -> None:
+    """Nor does what ends a stream, of any service."""
+    memory = live.watch_memory()
+
+    for _ in range(_CALLS // 3):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await anext(aiter(live.channel.stream_stream(method)(iter([message]))))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
     assert memory.growth < _LEFT_BYTES

@@ -30,6 +30,7 @@ from alignserve_server.errors import (
     ServingError,
     ShuttingDown,
     TooManyStreams,
+    as_value,
 )
 from alignserve_server.instruments import Number
 from alignserve_server.logs import get_logger
@@ -219,7 +220,7 @@ class _Edge:
                 request = await self._request(context)
                 return self.serialize(await self._handler(request, context))
         except ServingError as error:
-            return to_grpc_status(error)
+            return to_grpc_status(as_value(error))
 
     async def _answer_in_stream(
         self, context: Context, open_streams: ConnectionShares, closing: asyncio.Event | None
@@ -230,7 +231,7 @@ class _Edge:
                 writing = self._write_all(await self._request(context), context)
                 await (writing if closing is None else _until(closing, writing))
         except ServingError as error:
-            return to_grpc_status(error)
+            return to_grpc_status(as_value(error))
         return None
 
     async def _request(self, context: Context) -> Any:
@@ -286,6 +287,7 @@ async def _until(closing: asyncio.Event, writing: Awaitable[None]) -> None:
     finally:
         working.cancel()
         closed.cancel()
+        del working  # its error has this frame in its traceback, which would be a cycle
 
 
 class _Calls:

@@ -72,11 +72,7 @@ class InferStream:
             await self._write_answers()
             await self._finish_reading()
         finally:
-            for task in (self._reader, *self._answers):
-                task.cancel()
-            await asyncio.gather(self._reader, *self._answers, return_exceptions=True)
-            for room in self._answers.values():
-                room.give_back()
+            await self._cancel()
             self._forget()
 
     def drain(self, ending: Callable[[], ServingError]) -> None:
@@ -177,6 +173,16 @@ class InferStream:
             raise self._ending()
         if self._reader is not None:
             await self._reader  # raises what ended it
+
+    async def _cancel(self) -> None:
+        # Not in `run`, whose frame is in the traceback of what ends the stream: it would keep the last task.
+        assert self._reader is not None  # noqa: S101 — `run` has begun it
+        tasks = (self._reader, *self._answers)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for room in self._answers.values():
+            room.give_back()
 
     def _forget(self) -> None:
         """Drops the finished tasks.
