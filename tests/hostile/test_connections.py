@@ -31,7 +31,7 @@ _SERVICE = "/alignserve.v1.AlignService"
 _WATCH = "/grpc.health.v1.Health/Watch"
 _METHODS = ("EmbedImage", "EmbedText", "Classify", "GetModelInfo")
 _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = 3, 4, 8
-_UNAVAILABLE, _UNAUTHENTICATED = 14, 16
+_UNIMPLEMENTED, _UNAVAILABLE, _UNAUTHENTICATED = 12, 14, 16
 
 Health = health_pb2.HealthCheckResponse
 
@@ -112,6 +112,42 @@ async def test_a_connection_cannot_take_every_watch() -> None:
 
     assert [call.status for call in calls] == [None] * 500 + [_RESOURCE_EXHAUSTED] * 100
     assert status == Health.SERVING
+
+
+# --- names of methods
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/nobody/Knows",
+        f"{_SERVICE}/Nothing",
+        b"/\xff",
+        f"{_SERVICE}/EmbedText".encode() + b"\x80",
+        b"\xc0/\x80",
+    ],
+)
+async def test_a_method_that_there_is_not_is_unimplemented(
+    served: RunningServer, method: str | bytes
+) -> None:
+    """Whatever bytes name it, and nobody else notices."""
+    async with raw_client(served.server.port) as client, connect(served.server.port) as channel:
+        begun = pb_grpc.AlignServiceStub(channel).StreamInfer()
+        calls = [await client.call(method, framed(b""), ends=ends) for ends in (True, False, True)]
+        await client.until(lambda: all(call.is_over for call in calls))
+
+        await begun.write(pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a")))
+        answer = await begun.read()
+
+    assert [call.status for call in calls] == [_UNIMPLEMENTED] * 3
+    assert answer.HasField("embed_text")
+
+
+async def test_a_server_whose_grpc_has_ended_is_beyond_help(served: RunningServer) -> None:
+    """Its port is closed although its process lives, so that only a new one helps."""
+    await served.server._grpc.stop(None)  # as gRPC itself does where a bug ends its loop
+
+    await served.server.wait_until_beyond_help()
 
 
 # --- requests that do not arrive
