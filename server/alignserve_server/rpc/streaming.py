@@ -72,8 +72,10 @@ class InferStream:
             await self._write_answers()
             await self._finish_reading()
         finally:
-            await self._cancel()
-            self._forget()
+            try:
+                await self._cancel()
+            finally:  # gRPC may cancel this meanwhile, once more
+                self._forget()
 
     def drain(self, ending: Callable[[], ServingError]) -> None:
         """Stops reading; `run` answers what was read and then raises the ending. The first one counts."""
@@ -181,16 +183,16 @@ class InferStream:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for room in self._answers.values():
-            room.give_back()
 
     def _forget(self) -> None:
-        """Drops the finished tasks.
+        """Gives back the room of answers that were not written, and drops the finished tasks.
 
         What ended them has tracebacks, which lead to this stream and to the items' bytes: a cycle that would
         stay until the garbage collector comes to the oldest generation.
         """
         self._reader = None
+        for room in self._answers.values():
+            room.give_back()
         self._answers.clear()
         while not self._outbox.empty():
             self._outbox.get_nowait()
