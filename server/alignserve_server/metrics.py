@@ -65,7 +65,7 @@ class Metrics:
         )
 
         self.uploads = self._loop_gauge(
-            "alignserve_uploads", "Unary calls whose request is being received.", []
+            "alignserve_uploads", "Unary calls whose request is being received, health aside.", []
         )
         self.streams = self._loop_gauge("alignserve_streams", "Streams that are open.", [])
         self.unread_response_bytes = self._loop_gauge(

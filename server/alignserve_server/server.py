@@ -37,6 +37,7 @@ from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.rpc.access import Access
+from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
 from alignserve_server.rpc.convert import RequestLimits
 from alignserve_server.rpc.health import (
@@ -105,12 +106,13 @@ class Server:
         tracer = None if self._spans is None else self._spans.tracer
         tracing = Tracing(tracer, settings.access_log_ratio)
         self.interceptor = ServingInterceptor(self.metrics, access, tracing, _connection_limits(settings))
-        self._grpc = grpc.aio.server(interceptors=[self.interceptor], options=_channel_options(settings))
+        self._grpc = aio_server([self.interceptor], _channel_options(settings))
         self._batcher: Batcher | None = None
         self._metrics_server: WSGIServer | None = None
         self._decode_threads = settings.decode_threads or cpu_count()
         self._pool = PreprocessPool(self._decode_threads)
         self._watchdog: asyncio.Task[None] | None = None
+        self._serving: asyncio.Task[None] | None = None
         self._is_beyond_help = asyncio.Event()
         self._cut_off = asyncio.Event()
         self._is_stopped = False
@@ -138,6 +140,7 @@ class Server:
             self._metrics_server = serve_metrics_page(self._settings.metrics_listen, self.metrics.registry)
             self.metrics_port = self._metrics_server.server_port
         await self._grpc.start()
+        self._serving = asyncio.create_task(self._note_end_of_grpc())
         if not is_loopback(self._settings.listen) and not self._settings.is_protected:
             _log.warning("listening_unprotected", listen=self._settings.listen, advice=_ADVICE)
         self._announce(
@@ -249,6 +252,15 @@ class Server:
     def cut_off(self) -> None:
         """Ends the grace of a `stop` that is under way: cancels calls, and hardly waits for a batch."""
         self._cut_off.set()
+
+    async def _note_end_of_grpc(self) -> None:
+        """Notes if gRPC ends by itself: then nobody is served, while all the rest looks alive."""
+        try:
+            await self._grpc.wait_for_termination()
+        except Exception:  # noqa: BLE001 — whatever ended it
+            _log.exception("grpc_died")
+        if not self._is_stopped:
+            self._is_beyond_help.set()
 
     def _note_end_of_watch(self, watch: asyncio.Task[None]) -> None:
         if watch.cancelled():

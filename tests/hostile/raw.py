@@ -67,7 +67,12 @@ class RawClient:
         self._flush()
 
     async def call(
-        self, method: str, body: bytes = b"", *, ends: bool = True, metadata: dict[str, str] | None = None
+        self,
+        method: str | bytes,
+        body: bytes = b"",
+        *,
+        ends: bool = True,
+        metadata: dict[str, str] | None = None,
     ) -> RawCall:
         """Begins a call and sends a body, as far as the server's windows allow now."""
         call = RawCall(self._http.get_next_available_stream_id())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.hostile.raw import framed, raw_client
 from tests.integration.serving import RunningServer, connect, running, settings, text_request, until
-from tests.integration.test_access import add_key
+from tests.integration.test_access import add_key, bearer
 
 pytestmark = pytest.mark.hostile
 
@@ -29,9 +30,10 @@ async def served() -> AsyncIterator[RunningServer]:
 
 _SERVICE = "/alignserve.v1.AlignService"
 _WATCH = "/grpc.health.v1.Health/Watch"
+_REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 _METHODS = ("EmbedImage", "EmbedText", "Classify", "GetModelInfo")
 _INVALID_ARGUMENT, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = 3, 4, 8
-_UNAVAILABLE, _UNAUTHENTICATED = 14, 16
+_UNIMPLEMENTED, _UNAVAILABLE, _UNAUTHENTICATED = 12, 14, 16
 
 Health = health_pb2.HealthCheckResponse
 
@@ -126,6 +128,42 @@ async def test_a_connection_cannot_take_every_watch() -> None:
     assert status == Health.SERVING
 
 
+# --- names of methods
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/nobody/Knows",
+        f"{_SERVICE}/Nothing",
+        b"/\xff",
+        f"{_SERVICE}/EmbedText".encode() + b"\x80",
+        b"\xc0/\x80",
+    ],
+)
+async def test_a_method_that_there_is_not_is_unimplemented(
+    served: RunningServer, method: str | bytes
+) -> None:
+    """Whatever bytes name it, and nobody else notices."""
+    async with raw_client(served.server.port) as client, connect(served.server.port) as channel:
+        begun = pb_grpc.AlignServiceStub(channel).StreamInfer()
+        calls = [await client.call(method, framed(b""), ends=ends) for ends in (True, False, True)]
+        await client.until(lambda: all(call.is_over for call in calls))
+
+        await begun.write(pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a")))
+        answer = await begun.read()
+
+    assert [call.status for call in calls] == [_UNIMPLEMENTED] * 3
+    assert answer.HasField("embed_text")
+
+
+async def test_a_server_whose_grpc_has_ended_is_beyond_help(served: RunningServer) -> None:
+    """Its port is closed although its process lives, so that only a new one helps."""
+    await served.server._grpc.stop(None)  # as gRPC itself does where a bug ends its loop
+
+    await served.server.wait_until_beyond_help()
+
+
 # --- requests that do not arrive
 
 
@@ -174,6 +212,43 @@ async def test_uploads_that_never_end_leave_room_for_others() -> None:
         assert served.sample("alignserve_uploads") == 4
 
 
+async def test_requests_without_a_key_that_do_not_arrive_keep_nobody_out(tmp_path: Path) -> None:
+    """Health needs no key: a hundred connections that begin to ask for it cost neither callers nor probes."""
+    keys_file = tmp_path / "keys.json"
+    key = add_key(keys_file, "anyone")
+    half = framed(b"a", announced=15 << 20)
+    async with running(keys_file=keys_file, max_uploads=8) as served, AsyncExitStack() as strangers:
+        clients = [await strangers.enter_async_context(raw_client(served.server.port)) for _ in range(50)]
+        calls = [
+            await client.call(f"/grpc.health.v1.Health/{method}", half, ends=False)
+            for client in clients
+            for method in ("Check", "Watch")
+        ]
+        await until(lambda: sum(call.is_over for call in calls) > 80)
+
+        async with connect(served.server.port) as channel:
+            await pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a"), metadata=bearer(key))
+            health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+
+    assert health.status == Health.SERVING
+    assert {call.status for call in calls} == {None, _DEADLINE_EXCEEDED}
+
+
+async def test_many_health_checks_at_once_make_way_for_nobody(served: RunningServer) -> None:
+    """Requests that come with their call have been read before they are too many."""
+    async with AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(connect(served.server.port)) for _ in range(10)]
+        checks = [
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            for channel in channels
+            for _ in range(100)
+        ]
+
+        statuses = {answer.status for answer in await asyncio.gather(*checks)}
+
+    assert statuses == {Health.SERVING}
+
+
 async def test_nothing_is_read_of_a_call_without_its_key(tmp_path: Path) -> None:
     """It is refused when its headers are there, whatever of its body has come."""
     keys_file = tmp_path / "keys.json"
@@ -200,10 +275,11 @@ async def test_a_stop_does_not_wait_for_requests_that_have_not_arrived() -> None
     assert call.status == _UNAVAILABLE
 
 
-async def test_a_connection_cannot_open_every_stream() -> None:
-    """It gets half of them; another connection still opens one."""
+@pytest.mark.parametrize("method", [f"{_SERVICE}/StreamInfer", _REFLECTION])
+async def test_a_connection_cannot_open_every_stream(method: str) -> None:
+    """It gets half of them, each of which can take a request's memory; another connection still opens one."""
     async with running(max_streams=8) as served, raw_client(served.server.port) as greedy:
-        calls = [await greedy.call(f"{_SERVICE}/StreamInfer", ends=False) for _ in range(6)]
+        calls = [await greedy.call(method, ends=False) for _ in range(6)]
         await greedy.until(lambda: sum(call.status is not None for call in calls) == 2)
 
         async with connect(served.server.port) as channel:

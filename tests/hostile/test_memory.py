@@ -122,6 +122,35 @@ async def test_malformed_messages_leave_nothing_behind(live: LiveServer, by_stre
     assert watch.growth < _MOST_GROWTH
 
 
+_NO_MESSAGE = b"\xff" * _MB
+_ENDS_STREAMS = {
+    "unknown order": (
+        "/alignserve.v1.AlignService/StreamInfer",
+        pb.StreamInferRequest(
+            stream_options=pb.StreamOptions(delivery_order=77),  # type: ignore[arg-type]  # an open enum
+            embed_image=pb.EmbedImageRequest(images=[pb.Image(content=_NO_MESSAGE)]),
+        ).SerializeToString(),
+    ),
+    "malformed watch": ("/grpc.health.v1.Health/Watch", _NO_MESSAGE),
+    "malformed reflection": (
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        _NO_MESSAGE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _ENDS_STREAMS)
+async def test_a_message_that_ends_its_stream_leaves_nothing_behind(live: LiveServer, name: str) -> None:
+    """Whatever service the stream is of."""
+    method, message = _ENDS_STREAMS[name]
+    watch = live.watch_memory()
+
+    codes = {await _code(live.channel.stream_stream(method)(iter([message])).read()) for _ in range(200)}
+
+    assert codes == {"INVALID_ARGUMENT"}
+    assert watch.growth < _MOST_GROWTH
+
+
 async def _refused(live: LiveServer, method: str, requests: Sequence[Any], *, by_stream: bool) -> None:
     if by_stream:
         items = (pb.StreamInferRequest(**{_FIELDS[method]: request}) for request in requests)

@@ -64,8 +64,14 @@ def written() -> list[str]:
     return []
 
 
-def new_stream(service: Service, write: Callable[[bytes], Awaitable[None]], metrics: Metrics) -> InferStream:
-    limit, unread = ResponseLimit(1 << 20, can_be_raised=False), ConnectionShares(1 << 20)
+def new_stream(
+    service: Service,
+    write: Callable[[bytes], Awaitable[None]],
+    metrics: Metrics,
+    unread: ConnectionShares | None = None,
+) -> InferStream:
+    limit = ResponseLimit(1 << 20, can_be_raised=False)
+    unread = unread or ConnectionShares(1 << 20)
     return InferStream(
         service.infer,
         write,
@@ -220,3 +226,33 @@ async def test_a_stream_that_has_read_everything_ends_well(stream, service, writ
     await running
 
     assert written == ["0"]
+
+
+class ServiceWithRoom(Service):
+    """Takes room for each answer."""
+
+    async def infer(
+        self, request: pb.StreamInferRequest, call: Call, room: ResponseRoom
+    ) -> pb.StreamInferResponse:
+        await room.take_for_embeddings("texts", 1000)
+        return await super().infer(request, call, room)
+
+
+async def test_a_stream_that_is_cancelled_as_it_fails_gives_its_room_back(metrics):
+    """gRPC tells of a client that left by a write that fails, and cancels the call right afterwards."""
+    service, held = ServiceWithRoom(), [0.0]
+
+    async def write(_: bytes) -> None:
+        asyncio.get_running_loop().call_soon(running.cancel)
+        raise ConnectionError
+
+    stream = new_stream(service, write, metrics, ConnectionShares(1 << 20, held.append))
+    running = asyncio.create_task(stream.run(_endless()))
+    await settle()
+    held_before = held[-1]
+    service.answers[0].set_result(None)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert held_before >= WINDOW * 1000
+    assert held[-1] == 0

@@ -136,3 +136,4 @@ def add_health_to(server: grpc.aio.Server, servicer: HealthServicer) -> None:
         )
         handlers = {"List": handler}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH_SERVICE, handlers),))
+        server.add_registered_method_handlers(HEALTH_SERVICE, handlers)

@@ -30,13 +30,14 @@ from alignserve_server.errors import (
     ServingError,
     ShuttingDown,
     TooManyStreams,
+    as_value,
 )
 from alignserve_server.instruments import Number
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
 from alignserve_server.rpc.access import Access
-from alignserve_server.rpc.health import SERVICE
-from alignserve_server.rpc.reading import Messages, RequestReader
+from alignserve_server.rpc.health import HEALTH_SERVICE, SERVICE
+from alignserve_server.rpc.reading import Messages, RequestReader, SmallRequestReader
 from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.status import to_grpc_status
 from alignserve_server.tracing import CallTrace, Metadata, Tracing
@@ -66,8 +67,9 @@ class ConnectionLimits:
 
     request_timeout_seconds: float  # for the request of a unary call to arrive
     max_uploads: int  # unary calls whose request is arriving, each of which can take a request's memory
-    max_streams: int  # of the API
-    max_watches: int = 1000  # health watches and reflection
+    max_streams: int  # of the API and of reflection, each of which can take a request's memory
+    max_watches: int = 1000  # of health
+    max_health_uploads: int = 16  # calls of the health service whose request is arriving
 
 
 class ServingInterceptor(grpc.aio.ServerInterceptor):
@@ -81,6 +83,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         self._reader = RequestReader(
             ConnectionShares(limits.max_uploads, metrics.uploads.labels().set), limits.request_timeout_seconds
         )
+        self._health_reader = SmallRequestReader(limits.max_health_uploads, limits.request_timeout_seconds)
         self._streams = ConnectionShares(limits.max_streams, metrics.streams.labels().set)
         self._watches = ConnectionShares(limits.max_watches)
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -89,6 +92,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
     def refuse_uploads(self) -> None:
         """Refuses calls whose request has not arrived."""
         self._reader.interrupt(ShuttingDown)
+        self._health_reader.interrupt(ShuttingDown)
 
     def close_watches(self) -> None:
         """Ends health watches and reflection, now and from now on.
@@ -117,15 +121,15 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
 
         What it answers is bytes already: a message and its bytes would both wait for the client to read.
         """
-        edge = _Edge(
-            method, handler, self._metrics, self._access, self._tracing, self._reader, self.under_way
-        )
+        is_health = _service(method) == HEALTH_SERVICE
+        reader = self._health_reader if is_health else self._reader
+        edge = _Edge(method, handler, self._metrics, self._access, self._tracing, reader, self.under_way)
         if not handler.response_streaming:
             return grpc.stream_unary_rpc_method_handler(edge.answer)
         is_api = edge.service == SERVICE
         answer = partial(
             edge.answer_in_stream,
-            open_streams=self._streams if is_api else self._watches,
+            open_streams=self._watches if is_health else self._streams,
             closing=None if is_api else self._closing,
         )
         return grpc.stream_stream_rpc_method_handler(answer, None, edge.serialize)
@@ -167,7 +171,7 @@ class _Edge:
         metrics: Metrics,
         access: Access,
         tracing: Tracing,
-        reader: RequestReader,
+        reader: RequestReader | SmallRequestReader,
         under_way: CallsUnderWay,
     ) -> None:
         self._method = method
@@ -179,7 +183,7 @@ class _Edge:
         self._serialize_message = handler.response_serializer
         self._reader = reader
         self._under_way = under_way
-        _, self.service, name = method.split("/")
+        self.service, name = _service(method), method.rpartition("/")[2]
         is_api = self.service == SERVICE
         counts_items = handler.request_streaming and is_api
         self._admitted = partial(access.call, counts_items=counts_items)
@@ -219,7 +223,7 @@ class _Edge:
                 request = await self._request(context)
                 return self.serialize(await self._handler(request, context))
         except ServingError as error:
-            return to_grpc_status(error)
+            return to_grpc_status(as_value(error))
 
     async def _answer_in_stream(
         self, context: Context, open_streams: ConnectionShares, closing: asyncio.Event | None
@@ -230,7 +234,7 @@ class _Edge:
                 writing = self._write_all(await self._request(context), context)
                 await (writing if closing is None else _until(closing, writing))
         except ServingError as error:
-            return to_grpc_status(error)
+            return to_grpc_status(as_value(error))
         return None
 
     async def _request(self, context: Context) -> Any:
@@ -286,6 +290,7 @@ async def _until(closing: asyncio.Event, writing: Awaitable[None]) -> None:
     finally:
         working.cancel()
         closed.cancel()
+        del working  # its error has this frame in its traceback, which would be a cycle
 
 
 class _Calls:
@@ -349,6 +354,10 @@ class _Handling:
         if isinstance(error, Exception):
             return None
         return code_of_cancellation(self._context.time_remaining())
+
+
+def _service(method: str) -> str:
+    return method.rpartition("/")[0].removeprefix("/")
 
 
 def _follow_nothing(_: Callable[[], Metadata | None]) -> None:

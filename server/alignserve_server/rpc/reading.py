@@ -28,7 +28,7 @@ class RequestReader:
     def __init__(self, uploads: ConnectionShares, timeout_seconds: float) -> None:
         self._uploads = uploads
         self._timeout_seconds = timeout_seconds
-        self._reading: set[_Interruptible] = set()
+        self._reading: dict[_Interruptible, None] = {}
 
     async def read(self, context: Context) -> bytes:
         """Returns the one message of a call.
@@ -44,6 +44,39 @@ class RequestReader:
                 return await _only_message(context)
             finally:
                 share.give_back()
+
+    def interrupt(self, error: Callable[[], ServingError]) -> None:
+        """Ends the calls that are being read now with an error each."""
+        for reading in list(self._reading):
+            reading.interrupt(error())
+
+
+class SmallRequestReader:
+    """Reads the requests of unary calls that need no key and are small, so that they come at once.
+
+    Whoever let them come slowly could keep out all others for as long. So of those that are being read, the
+    oldest makes way for one too many.
+    """
+
+    def __init__(self, max_uploads: int, timeout_seconds: float) -> None:
+        self._max_uploads = max_uploads
+        self._timeout_seconds = timeout_seconds
+        self._reading: dict[_Interruptible, None] = {}  # the oldest first
+
+    async def read(self, context: Context) -> bytes:
+        """Returns the one message of a call.
+
+        Raises:
+            RequestMalformed: There is none, or more than one.
+            RequestTimeout: It has not arrived in time, or before many others had to.
+            ServingError: `interrupt` was called meanwhile.
+        """
+        if len(self._reading) >= self._max_uploads:
+            next(iter(self._reading)).interrupt(
+                RequestTimeout("the request has not arrived while others were waiting; send it at once")
+            )
+        with _Interruptible(self._reading, self._timeout_seconds):
+            return await _only_message(context)
 
     def interrupt(self, error: Callable[[], ServingError]) -> None:
         """Ends the calls that are being read now with an error each."""
@@ -85,7 +118,7 @@ class _Interruptible:
 
     __slots__ = ("_all", "_error", "_task", "_timeout_seconds", "_timer")
 
-    def __init__(self, all_of_them: set[_Interruptible], timeout_seconds: float) -> None:
+    def __init__(self, all_of_them: dict[_Interruptible, None], timeout_seconds: float) -> None:
         self._all = all_of_them
         self._timeout_seconds = timeout_seconds
         self._error: ServingError | None = None
@@ -94,13 +127,13 @@ class _Interruptible:
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._timeout_seconds, self._time_out)
-        self._all.add(self)
+        self._all[self] = None
 
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         self._timer.cancel()
-        self._all.discard(self)
+        self._all.pop(self, None)
         error, self._error = self._error, None
         if error is not None and kind is asyncio.CancelledError:
             uncancel = getattr(self._task, "uncancel", None)  # from Python 3.11 on
@@ -111,6 +144,7 @@ class _Interruptible:
     def interrupt(self, error: ServingError) -> None:
         if self._error is None and self._task is not None:
             self._error = error
+            self._all.pop(self, None)
             self._task.cancel()
 
     def _time_out(self) -> None:

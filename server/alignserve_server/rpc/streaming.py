@@ -72,11 +72,10 @@ class InferStream:
             await self._write_answers()
             await self._finish_reading()
         finally:
-            self._cancel_all()
-            await asyncio.gather(self._reader, *self._answers, return_exceptions=True)
-            for room in self._answers.values():
-                room.give_back()
-            self._forget()
+            try:
+                await self._cancel()
+            finally:  # gRPC may cancel this meanwhile, once more
+                self._forget()
 
     def drain(self, ending: Callable[[], ServingError]) -> None:
         """Stops reading; `run` answers what was read and then raises the ending. The first one counts."""
@@ -177,18 +176,23 @@ class InferStream:
         if self._reader is not None:
             await self._reader  # raises what ended it
 
-    def _cancel_all(self) -> None:
-        # Apart from `run`, whose frame the reader's error holds: a variable there would be a cycle.
-        for task in filter(None, (self._reader, *self._answers)):
+    async def _cancel(self) -> None:
+        # Not in `run`, whose frame is in the traceback of what ends the stream: it would keep the last task.
+        assert self._reader is not None  # noqa: S101 — `run` has begun it
+        tasks = (self._reader, *self._answers)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _forget(self) -> None:
-        """Drops the finished tasks.
+        """Gives back the room of answers that were not written, and drops the finished tasks.
 
         What ended them has tracebacks, which lead to this stream and to the items' bytes: a cycle that would
         stay until the garbage collector comes to the oldest generation.
         """
         self._reader = None
+        for room in self._answers.values():
+            room.give_back()
         self._answers.clear()
         while not self._outbox.empty():
             self._outbox.get_nowait()
