@@ -11,13 +11,13 @@ from alignserve_server.model.fake import FakeEncoder
 SECONDS_PER_BATCH, SECONDS_PER_ENTRY = 0.02, 0.002
 
 
-def main() -> None:
-    """Runs the server."""
+def main(slower: float = 1.0) -> None:
+    """Runs the server; `slower` times as slow a model."""
     server.load_encoder = lambda *_: FakeEncoder(
         embedding_dimension=640,
         is_recording=False,
-        seconds_per_batch=SECONDS_PER_BATCH,
-        seconds_per_entry=SECONDS_PER_ENTRY,
+        seconds_per_batch=SECONDS_PER_BATCH * slower,
+        seconds_per_entry=SECONDS_PER_ENTRY * slower,
     )
     cli.main()
 
