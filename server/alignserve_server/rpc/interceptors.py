@@ -22,6 +22,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C extension; exported nowhere else
     ExecuteBatchError,
+    _ServerStoppedError,
 )
 
 from alignserve_server.errors import (
@@ -349,7 +350,8 @@ class _Handling:
             return error.code
         if isinstance(error, grpc.aio.AbortError):  # of handlers that are not ours
             return _name(self._context.code())
-        if isinstance(error, ExecuteBatchError):  # a write to a client that has left
+        # To a client that has left; or in a call that began as gRPC stopped, which its client knows as lost.
+        if isinstance(error, (ExecuteBatchError, _ServerStoppedError)):
             return "CANCELLED"
         if isinstance(error, Exception):
             return None
