@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from alignserve_server.open_files import allow_open_files
 from alignserve_server.standard_error import keep_standard_error_from_blocking, open_standard_streams
 
 if TYPE_CHECKING:  # imported where it is needed: who lacks a package is told which
@@ -138,6 +139,7 @@ def _run_with(flags: dict[str, Any], config_file: Path | None, work: Callable[[S
 
 def _serving(settings: Settings) -> Serving:
     keep_standard_error_from_blocking()
+    allow_open_files()  # workers inherit it
     if settings.workers > 1:
         from alignserve_server.supervisor import supervise  # imports neither gRPC nor a runtime
 

@@ -123,8 +123,14 @@ class _BackgroundHandler(logging.Handler):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Drops gRPC's tracebacks of answers that were under way when their client left: that happens all day."""
+    """Drops tracebacks of gRPC's that tell of a client.
+
+    Answers that were under way when it left, which happens all day; and metadata that is not UTF-8, several
+    times and in full, by which a stranger could drown the log and a key get there.
+    """
     kind = record.exc_info[0] if record.exc_info else None
+    if kind is UnicodeDecodeError:
+        return not record.name.startswith("grpc.")
     return kind is None or kind.__name__ != "ExecuteBatchError"  # which no public module exports
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TextIO, TypeAlias
@@ -23,6 +24,7 @@ _App: TypeAlias = "Callable[[Any, Any], Iterable[bytes]]"
 
 _IDLE_SECONDS = 10.0
 _MAX_CONNECTIONS = 32
+_RETRY_SECONDS = 0.1
 
 
 def serve_metrics_page(
@@ -86,6 +88,13 @@ class _Server(ThreadingWSGIServer):
         super().__init__(*arguments)
         self._connections: dict[socket.socket, None] = {}  # the oldest first
         self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # there is no file descriptor left: the next attempt, which comes at once, fails too
+            time.sleep(_RETRY_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

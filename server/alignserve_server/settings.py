@@ -199,7 +199,7 @@ class Settings(BaseSettings):
         "max_request_bytes; one connection gets at most half",
     )
     max_streams: Positive = Field(
-        256,
+        128,
         description="streams open at once, each of which can take max_request_bytes; one connection gets at "
         "most half",
     )

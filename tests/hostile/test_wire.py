@@ -13,13 +13,15 @@ from io import BytesIO
 import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from PIL import Image
 
 from tests.hostile.live import GOOD_IMAGE, MAX_DECODING_BYTES, OK, LiveServer, Outcome, outcome_of
 from tests.hostile.mutations import with_dimensions
-from tests.integration.serving import image_request, text_request
+from tests.integration.serving import connect, image_request, text_request
+from tests.processes import BIN, server_process
 
 pytestmark = pytest.mark.hostile
 
@@ -262,6 +264,17 @@ async def test_idle_connections_keep_nobody_out(live: LiveServer, greeting: byte
             stack.enter_context(_connection(live.port)).sendall(greeting)
 
         assert await live.good_embedding()
+
+
+async def test_more_connections_than_a_shell_allows_keep_nobody_out() -> None:
+    """The server takes what limit of open files it can get, whatever it is started with."""
+    program = ("sh", "-c", f'ulimit -Sn 128; exec {BIN}/alignserve-server "$@"', "sh")
+    with server_process("--checkpoint", "fake", program=program) as server, ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(_connection(server.port))
+
+        async with connect(server.port) as channel:
+            await pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a"), timeout=30)
 
 
 async def test_a_thousand_calls_that_are_cancelled_at_once_leave_nothing(live: LiveServer) -> None:

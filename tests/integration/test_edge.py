@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -27,6 +27,7 @@ from tests.integration.serving import (
     refused,
     running,
     text_request,
+    until,
 )
 
 SECRET = "secret=/etc/passwd"
@@ -79,6 +80,52 @@ async def channel_to(service: grpc.GenericRpcHandler) -> AsyncIterator[grpc.aio.
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
         yield opened
     await server.stop(None)
+
+
+class Late(grpc.aio.ServerInterceptor):
+    """Keeps calls, even from being cancelled, until the server has stopped."""
+
+    def __init__(self) -> None:
+        self.keeps_one = asyncio.Event()
+        self.stopped = asyncio.Event()
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        self.keeps_one.set()
+        while not self.stopped.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.stopped.wait()
+        return await continuation(details)
+
+
+async def test_a_call_that_begins_when_grpc_has_stopped_is_no_bug() -> None:
+    """It counts as cancelled; its client has seen its connection end."""
+    metrics, late = Metrics(CollectorRegistry()), Late()
+    limits = ConnectionLimits(5.0, 64, 64)
+    interceptor = ServingInterceptor(metrics, Access(None), Tracing(None, 0.0), limits)
+    server = grpc.aio.server(interceptors=[late, interceptor])
+    server.add_generic_rpc_handlers((Failing(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        calling = asyncio.ensure_future(call(channel, "unary_unary", b""))
+        await late.keeps_one.wait()
+        await server.stop(None)
+        late.stopped.set()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await calling
+    await until(lambda: bool(_handled(metrics)))
+
+    assert _handled(metrics) == {"CANCELLED": 1}
+
+
+def _handled(metrics: Metrics) -> dict[str, float]:
+    """Returns how many calls have ended, by code."""
+    (family,) = metrics.rpcs_handled.collect()
+    return {
+        sample.labels["grpc_code"]: sample.value
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
 
 
 @pytest.fixture

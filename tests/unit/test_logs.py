@@ -138,6 +138,21 @@ def test_answers_that_find_their_client_gone_are_no_news(capsys: pytest.CaptureF
     assert line["exception"][0]["exc_type"] == "RuntimeError"
 
 
+@pytest.mark.parametrize(("name", "written"), [("grpc._cython.cygrpc", 0), ("some.library", 1)])
+def test_metadata_that_is_no_text_is_not_written(
+    capsys: pytest.CaptureFixture[str], name: str, written: int
+) -> None:
+    """gRPC would log it in full, so that a stranger could fill the log, and a key be in it."""
+    configure_logs("info", "json")
+
+    try:
+        b"Bearer \xff".decode()
+    except UnicodeDecodeError:
+        logging.getLogger(name).exception("Invalid encoding on %s", b"Bearer \xff")
+
+    assert len(_lines(capsys)) == written
+
+
 def test_an_exception_comes_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     """With exc_info, type, message and frames are structured, on the same line."""
     configure_logs("info", "json")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from urllib.error import HTTPError
 from urllib.request import urlopen
 from wsgiref.simple_server import WSGIServer
@@ -110,6 +113,36 @@ def test_a_client_that_does_not_read_is_disconnected(
             pass
 
     assert capfd.readouterr().err == ""
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Lets this process open no more files."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as last:  # noqa: PTH123 — a device
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.timeout(30)
+def test_without_a_file_descriptor_the_page_waits(page: WSGIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would try to accept all the time, and take the interpreter from the server's threads."""
+    accept, attempts = page.get_request, threading.Semaphore(0)
+    monkeypatch.setattr(page, "get_request", lambda: (attempts.release(), accept())[1])
+    with socket.socket() as client:
+        with no_descriptor_left():
+            client.connect(("127.0.0.1", page.server_port))
+            began = time.monotonic()
+            for _ in range(4):
+                attempts.acquire()
+            seconds = time.monotonic() - began
+        end = client.recv(1000)
+
+    assert seconds > 0.25
+    assert end == b""  # accepted at last, and disconnected since it was silent
 
 
 @pytest.mark.timeout(30)

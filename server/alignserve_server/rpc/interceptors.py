@@ -22,6 +22,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C extension; exported nowhere else
     ExecuteBatchError,
+    _ServerStoppedError,
 )
 
 from alignserve_server.errors import (
@@ -268,10 +269,13 @@ def _opened(open_streams: ConnectionShares, context: Context) -> Iterator[None]:
     Raises:
         TooManyStreams: Its connection has its share already.
     """
-    share = open_streams.take(context.peer())
+    connection = context.peer()
+    share = open_streams.take(connection)
     if share is None:
         raise TooManyStreams(
-            "this connection has its share of open streams; end some, or spread them over more connections",
+            f"{open_streams.held_by(connection)} streams are open on this connection, {open_streams.total} in "
+            f"all, limit {open_streams.limit}, some of it kept for other connections; end some, or spread them "
+            "over more connections",
             retry_delay_seconds=1.0,
         )
     try:
@@ -349,7 +353,8 @@ class _Handling:
             return error.code
         if isinstance(error, grpc.aio.AbortError):  # of handlers that are not ours
             return _name(self._context.code())
-        if isinstance(error, ExecuteBatchError):  # a write to a client that has left
+        # To a client that has left; or in a call that began as gRPC stopped, which its client knows as lost.
+        if isinstance(error, (ExecuteBatchError, _ServerStoppedError)):
             return "CANCELLED"
         if isinstance(error, Exception):
             return None

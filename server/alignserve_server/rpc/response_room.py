@@ -53,8 +53,10 @@ class ResponseRoom:
             return
         self._share = self._unread.take(self._connection, size)
         if self._share is None:
+            unread = self._unread
             raise ResponsesUnread(
-                "this connection has its share of responses that are unread or being made; read them, then "
-                "retry",
+                f"{unread.held_by(self._connection)} bytes of responses on this connection are unread or being "
+                f"made, {unread.total} in all, limit {unread.limit}, some of it kept for other connections; "
+                "read them, then retry",
                 retry_delay_seconds=1.0,
             )

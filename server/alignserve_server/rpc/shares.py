@@ -30,15 +30,24 @@ class ConnectionShares:
 
     def __init__(self, limit: int, publish: Callable[[float], object] = lambda _: None) -> None:
         """Starts with nothing held; `publish` is told the total whenever it changes."""
-        self._limit = limit
+        self.limit = limit
         self._publish = publish
         self._total = 0
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, dict[_Waiter, None]] = {}  # by connection, in the order of their turns
 
+    @property
+    def total(self) -> int:
+        """How much all connections hold."""
+        return self._total
+
+    def held_by(self, connection: str) -> int:
+        """Returns how much a connection holds."""
+        return self._held[connection]
+
     def fits(self, connection: str, amount: int = 1) -> bool:
         """Says whether `take` would succeed now."""
-        return self._total == 0 or self._held[connection] + amount <= self._limit - self._total
+        return self._total == 0 or self._held[connection] + amount <= self.limit - self._total
 
     def take(self, connection: str, amount: int = 1) -> Share | None:
         """Takes an amount for a connection; returns None if it does not fit."""
