@@ -273,9 +273,9 @@ def _opened(open_streams: ConnectionShares, context: Context) -> Iterator[None]:
     share = open_streams.take(connection)
     if share is None:
         raise TooManyStreams(
-            f"{open_streams.held_by(connection)} streams are open on this connection, {open_streams.total} in "
-            f"all, limit {open_streams.limit}, some of it kept for other connections; end some, or spread them "
-            "over more connections",
+            f"{open_streams.held_by(connection)} streams are open on this connection, {open_streams.total} "
+            f"in all, limit {open_streams.limit}, some of it kept for other connections; end some, or spread "
+            "them over more connections",
             retry_delay_seconds=1.0,
         )
     try:

@@ -55,8 +55,8 @@ class ResponseRoom:
         if self._share is None:
             unread = self._unread
             raise ResponsesUnread(
-                f"{unread.held_by(self._connection)} bytes of responses on this connection are unread or being "
-                f"made, {unread.total} in all, limit {unread.limit}, some of it kept for other connections; "
-                "read them, then retry",
+                f"{unread.held_by(self._connection)} bytes of responses on this connection are unread or "
+                f"being made, {unread.total} in all, limit {unread.limit}, some of it kept for other "
+                "connections; read them, then retry",
                 retry_delay_seconds=1.0,
             )
