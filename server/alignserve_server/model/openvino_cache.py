@@ -50,8 +50,8 @@ def find_or_convert(
     """
     dtype = "float32" if calibration is None else f"int8-{calibration.digest}"
     # Another tokenizers or Pillow may make other tokens or pixels, and the reference was made with them too.
-    made_with = f"openvino-{ov.get_version()} tokenizers-{tokenizers.__version__} pillow-{PIL.__version__} digests"
-    fingerprint = checkpoint.fingerprint(runtime=f"{made_with} probe-{probe.digest()}", dtype=dtype)
+    made_with = f"openvino-{ov.get_version()} tokenizers-{tokenizers.__version__} pillow-{PIL.__version__}"
+    fingerprint = checkpoint.fingerprint(runtime=f"{made_with} probe-{probe.digest()} digests", dtype=dtype)
     folder = _by_makers(cache_folder / "openvino", fingerprint, has_quantizer=calibration is not None)
     if folder.is_dir():
         _check_undamaged(folder)
