@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import statistics
 import sys
 import tempfile
@@ -214,6 +215,7 @@ async def _seconds_per_call(port: int, modality: str, photo: str) -> float:
         *("--max-requests", str(_CALLS), "--duration-seconds", "600", "--warmup-seconds", "0", "--json"),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # or -m would import from the current folder first
     )
     _, complaint = await client.communicate()
     if client.returncode != 0:

@@ -167,6 +167,46 @@ def test_a_conversion_leaves_nothing_but_itself(mini, tmp_path):
     }
 
 
+@pytest.fixture(scope="module")
+def converted(mini, cache_folder) -> Path:
+    """The cache, with a conversion of the embedded checkpoint."""
+    load_align(mini.checkpoint, runtime="openvino", cache_folder=cache_folder)
+    return cache_folder
+
+
+def damage_a_word(folder: Path) -> None:
+    """Zeroes a page of weights, as a power failure can, where the rows of words are that no proof reads."""
+    with (folder / "text.bin").open("r+b") as file:
+        file.seek(4096 * 1000)
+        file.write(bytes(4096))
+
+
+def damage_a_token(folder: Path) -> None:
+    path = folder / "reference.json"
+    path.write_text(path.read_text().replace("dog", "fog"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (damage_a_word, "text.bin"),
+        (damage_a_token, "reference.json"),
+        (lambda folder: (folder / "image.xml").unlink(), "image.xml"),
+        (lambda folder: (folder / "digests.json").write_bytes(bytes(100)), ""),
+    ],
+    ids=["weights", "tokens", "missing", "digests"],
+)
+def test_a_damaged_conversion_is_not_served(mini, converted, tmp_path, damage, name):
+    """Whatever is damaged, a word of a thousand too, as a proof can look at a few only."""
+    cache = shutil.copytree(converted, tmp_path / "cache")
+    for folder in (cache / "openvino").iterdir():
+        if (folder / "reference.json").exists():
+            damage(folder)
+
+    with pytest.raises(CheckpointError, match=f"is damaged: .*{name}"):
+        load_align(mini.checkpoint, runtime="openvino", cache_folder=cache)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_weights_are_not_held_twice(mini, cache_folder, tmp_path):
     """What OpenVINO has rearranged stays, the file that it came from leaves memory, and nothing changes."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -102,6 +103,41 @@ def test_a_process_that_was_killed_is_replaced(preprocess, children):
     pixels = preprocess(content)
 
     np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_stops_the_server_leaves_images_alone(preprocess, children, number):
+    """systemd and terminals send it to all processes, and what was accepted is answered."""
+    content = encoded("WEBP", (400, 300))
+    preprocess(content)
+    (child,) = children()
+
+    child.send_signal(number)
+    preprocess(content)
+
+    assert children() == [child]
+
+
+def test_a_terminal_does_not_reach_a_process(preprocess, children):
+    """It tells its own group that it closes, or of Ctrl-C, even before the process could be ready."""
+    preprocess(encoded("WEBP", (400, 300)))
+
+    (child,) = children()
+
+    assert os.getsid(child.pid) == child.pid
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is of Python 3.11")
+def test_a_process_imports_nothing_from_the_current_folder(
+    preprocess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A server may be started anywhere, in a folder with a numpy.py of its own too."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+
+    pixels = preprocess(encoded("WEBP", (400, 300)))
+
+    assert pixels.shape == (30, 50, 3)
 
 
 @pytest.mark.parametrize(

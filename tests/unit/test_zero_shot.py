@@ -365,6 +365,29 @@ async def test_an_error_reaches_everybody_who_waits(cache, held):
     assert answers[0] is not answers[1]  # or each would hold the frames of both
 
 
+async def test_a_call_whose_own_turns_fail_waits_for_nobody_elses(metrics):
+    """Or it would wait for ever when those who embed the rest leave; they get their own answers."""
+    turns: dict[str, asyncio.Future[None]] = {}
+
+    async def embed(prompts: Sequence[str], flow: str) -> list[np.ndarray]:
+        turns[flow] = asyncio.get_running_loop().create_future()
+        await turns[flow]
+        return [_direction(prompt) for prompt in prompts]
+
+    cache = LabelCache(100, embed, metrics, prompts_at_once=1)
+    other, failing = await _start(cache, "b", "c", flow="x"), await _start(cache, "a", "b", "c", flow="y")
+
+    turns["y"].set_exception(InferenceFailed("the model failed"))
+    await settle()
+
+    assert isinstance(failing.exception(), InferenceFailed)
+    for _ in "bc":
+        turns["x"].set_result(None)
+        await settle()
+    embeddings, _ = await other
+    np.testing.assert_allclose(embeddings, [_direction("b"), _direction("c")], atol=1e-6)
+
+
 async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
     """A stranger who shares another label of the call gets it; the caller learns of the failure."""
     held.failing = {"poison, twice"}

@@ -113,6 +113,14 @@ def open_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
     )
 
 
+def file_digest(path: Path) -> bytes:
+    """Digests what is in a file, however large, with SHA-256."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.digest()
+
+
 def _download(hub_id: str, revision: str | None) -> Path:
     import huggingface_hub  # half a second of imports that folders do not need
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -198,10 +206,7 @@ def _add(digest: hashlib._Hash, part: bytes) -> None:
 
 @lru_cache(maxsize=64)  # weights are large, and fingerprints of several runtimes are asked for
 def _file_digest(path: Path, _size: int, _modified: int) -> bytes:
-    digest = hashlib.sha256()
-    for chunk in _chunks(path):
-        digest.update(chunk)
-    return digest.digest()
+    return file_digest(path)
 
 
 def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ To convert takes torch and several times the memory of the weights; both go when
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import tokenizers
 from alignserve_server.logs import get_logger
 from alignserve_server.model import probe
 from alignserve_server.model.calibration import CalibrationImages
-from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
+from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, file_digest
 from alignserve_server.model.openvino_quiet import ov
 from alignserve_server.model.runtime import Rescaling
 
@@ -30,6 +31,7 @@ _log = get_logger(__name__)
 IMAGE, TEXT = "image.xml", "text.xml"
 QUANTIZER = "quantizer.txt"  # what made int8
 INPUTS = "inputs.npz"  # for the process that converts
+_DIGESTS = "digests.json"  # of all other files
 _CONVERSION = "alignserve_server.model.openvino_conversion"
 
 
@@ -42,20 +44,40 @@ def find_or_convert(
     """Returns the folder of a conversion to float32, or with calibration images to int8.
 
     Raises:
-        CheckpointError: Its weights or its tokenizer cannot be served, or OpenVINO cannot convert it.
+        CheckpointError: Its weights or its tokenizer cannot be served, OpenVINO cannot convert it, or the
+            conversion is damaged.
         ValueError: int8 has to be made, and nncf or readable images are missing.
     """
     dtype = "float32" if calibration is None else f"int8-{calibration.digest}"
     # Another tokenizers or Pillow may make other tokens or pixels, and the reference was made with them too.
     made_with = f"openvino-{ov.get_version()} tokenizers-{tokenizers.__version__} pillow-{PIL.__version__}"
-    fingerprint = checkpoint.fingerprint(runtime=f"{made_with} probe-{probe.digest()}", dtype=dtype)
+    fingerprint = checkpoint.fingerprint(runtime=f"{made_with} probe-{probe.digest()} digests", dtype=dtype)
     folder = _by_makers(cache_folder / "openvino", fingerprint, has_quantizer=calibration is not None)
     if folder.is_dir():
+        _check_undamaged(folder)
         return folder
     inputs: dict[str, Any] = {"scale": rescaling.scale, "offset": rescaling.offset}
     if calibration is not None:
         inputs["calibration"] = calibration.pixels()
     return _converted(checkpoint, inputs, folder)
+
+
+def _check_undamaged(folder: Path) -> None:
+    """Compares the files with their digests: the probe has a few of the words, and a disk can lose any."""
+    try:
+        digests = json.loads((folder / _DIGESTS).read_text())
+        damaged = [name for name, digest in digests.items() if file_digest(folder / name).hex() != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        damaged = [str(error)]
+    if damaged:
+        raise CheckpointError(
+            f"the conversion in {folder} is damaged: {', '.join(damaged)}; delete the folder to convert again"
+        )
+
+
+def _write_digests(folder: Path) -> None:
+    digests = {path.name: file_digest(path).hex() for path in sorted(folder.iterdir())}
+    (folder / _DIGESTS).write_text(json.dumps(digests))
 
 
 def _by_makers(cache: Path, fingerprint: str, *, has_quantizer: bool) -> Path:
@@ -96,6 +118,7 @@ def _converted(checkpoint: Checkpoint, inputs: dict[str, Any], folder: Path) -> 
         np.savez(draft / INPUTS, **inputs)
         _run_conversion(checkpoint, draft)
         (draft / INPUTS).unlink()
+        _write_digests(draft)
         if draft != folder:
             draft.rename(folder)  # whole or not at all, whoever else converts or is cut off
     except OSError:

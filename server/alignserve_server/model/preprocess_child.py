@@ -19,7 +19,8 @@ from alignserve_server.model.preprocess_processes import MAX_SECONDS
 
 def main() -> None:
     """Takes the order and then one picture after another."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C drains the server, and images are part of that
+    for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends one to all processes of a service
+        signal.signal(number, signal.SIG_IGN)  # it drains the server, and images are part of that
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
     order = json.loads(incoming.readline())
     decoder = ImageDecoder(max_bytes=order["max_bytes"], max_pixels=order["max_pixels"])

@@ -84,7 +84,12 @@ class _Process:
             [sys.executable, "-m", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's, for which it has no work
+            env={
+                **os.environ,
+                "OPENBLAS_NUM_THREADS": "1",  # numpy's, for which it has no work
+                "PYTHONSAFEPATH": "1",  # a module is not looked for where the server started
+            },
+            start_new_session=True,  # Ctrl-C and a closed terminal drain the server, images included
         )
         assert self._process.stdin is not None  # noqa: S101 — for the types; they are pipes
         assert self._process.stdout is not None  # noqa: S101

@@ -121,9 +121,27 @@ class _Work:
 
     flow: Hashable
     labels: Sequence[_Pending]
+    ended: asyncio.Future[None]  # when all labels have their answers, whoever embedded them, or it has failed
+    unsettled: int  # labels without an answer
     begun: set[_Pending] = field(default_factory=set)  # and not settled
     has_caller: bool = True  # if not, what has begun goes on as long as others of the flow wait for it
     task: asyncio.Task[None] | None = None
+    error: Exception | None = None
+
+    def note_settled(self, _: asyncio.Future[LabelEmbedding]) -> None:
+        """Ends the wait with the last answer."""
+        self.unsettled -= 1
+        if not self.unsettled:
+            self._end()
+
+    def fail(self, error: Exception) -> None:
+        """Ends the wait for all labels, those that other flows embed too."""
+        self.error = as_value(error)
+        self._end()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def prompts(self) -> Iterator[_Prompt]:
         """Yields what is left to embed; begins a label, and writes a prompt, only when it is its turn."""
@@ -224,18 +242,22 @@ class LabelCache:
     ) -> dict[bytes, LabelEmbedding | InvalidArgument]:
         if not labels:
             return {}
+        loop = asyncio.get_running_loop()
+        work = _Work(flow, labels, loop.create_future(), len(labels))
         for pending in labels:
             pending.waiting[flow] = pending.waiting.get(flow, 0) + 1
-        work = _Work(flow, labels)
-        work.task = asyncio.get_running_loop().create_task(self._embed(work))
+            pending.future.add_done_callback(work.note_settled)
+        work.task = loop.create_task(self._embed(work))
         try:
-            # not `gather`: a caller who leaves must not cancel what others wait for
-            await asyncio.wait([pending.future for pending in labels])
+            await work.ended
         finally:
             work.has_caller = False
             for pending in labels:
+                pending.future.remove_done_callback(work.note_settled)
                 self._leave(pending, flow)
             _cancel_if_idle(work)
+        if work.error is not None:
+            raise _own(work.error)
         return {pending.key: _answer(pending.future) for pending in labels}
 
     def _leave(self, pending: _Pending, flow: Hashable) -> None:
@@ -258,9 +280,9 @@ class LabelCache:
                 for prompt, answer in zip(chunk, answers, strict=True):
                     self._take(prompt, answer)
         except Exception as error:  # noqa: BLE001 — every waiter gets the answer, whatever it is
-            for pending in work.labels:
-                if pending in work.begun or (work.has_caller and not pending.begun_by):
-                    self._fail(pending, error)
+            for pending in list(work.begun):
+                self._fail(pending, error)
+            work.fail(error)
 
     def _take(self, prompt: _Prompt, answer: NDArray[np.float32] | ServingError) -> None:
         """Adds the answer to one prompt of a label; the last one settles it, and so does an error."""
@@ -314,8 +336,12 @@ def _answer(settled: asyncio.Future[LabelEmbedding]) -> LabelEmbedding | Invalid
         return settled.result()
     if isinstance(error, InvalidArgument):
         return error
-    # Of its own for each caller: one for all would gather the frames of all.
-    raise error.again() if isinstance(error, ServingError) else error.with_traceback(None)
+    raise _own(error)
+
+
+def _own(error: BaseException) -> BaseException:
+    """Returns an error for one caller to raise: one for all would gather the frames of all."""
+    return error.again() if isinstance(error, ServingError) else error.with_traceback(None)
 
 
 def _update(digest: hashlib.blake2b, part: str) -> int:
