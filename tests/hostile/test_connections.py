@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
@@ -155,6 +157,18 @@ async def test_a_method_that_there_is_not_is_unimplemented(
 
     assert [call.status for call in calls] == [_UNIMPLEMENTED] * 3
     assert answer.HasField("embed_text")
+
+
+async def test_calls_of_no_method_are_over_when_they_are_answered(served: RunningServer) -> None:
+    """Without the collector too: what was left of them would use up the streams of their connection."""
+    unknown = served.channel.unary_unary("/nobody/Knows")
+    gc.disable()
+    try:
+        for _ in range(25):
+            answers = await asyncio.gather(*(unknown(bytes(10)) for _ in range(100)), return_exceptions=True)
+            assert {answer.code() for answer in answers} == {grpc.StatusCode.UNIMPLEMENTED}
+    finally:
+        gc.enable()
 
 
 async def test_a_server_whose_grpc_has_ended_is_beyond_help(served: RunningServer) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import grpc
 from grpc._cython import cygrpc  # a C extension, which grpc.aio wraps
+
+from alignserve_server.errors import as_value
 
 _REGISTERS_METHODS = hasattr(cygrpc.AioServer, "_request_registered_call")
 
@@ -47,5 +48,7 @@ class _Server(cygrpc.AioServer):  # type: ignore[misc]  # has no types
 async def _refuse(call: Any) -> None:
     """Answers as grpc.aio does."""
     context = cygrpc._ServicerContext(call, None, None, asyncio.get_running_loop())
-    with suppress(cygrpc.BaseError):  # what ends a call that is aborted; and others, if its client has left
+    try:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    except cygrpc.BaseError as error:  # as every call that is aborted; or another, if its client has left
+        as_value(error)  # the call keeps it, and its stream would stay open until the collector comes
