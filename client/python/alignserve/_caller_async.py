@@ -11,7 +11,7 @@ import grpc
 
 from alignserve._retry import Repeats, RetryPolicy, end_of_call
 from alignserve._terms import Terms, client_closed
-from alignserve.errors import AlignserveError
+from alignserve.errors import AlignserveError, InternalError
 
 _T = TypeVar("_T")
 _Response = TypeVar("_Response")
@@ -80,12 +80,15 @@ class AsyncCaller:
         try:
             if await call.code() is grpc.StatusCode.CANCELLED and self.closed.is_set():
                 raise client_closed()
-            return await call
+            response = await call
         except asyncio.CancelledError:
             call.cancel()
             raise
         except grpc.aio.AioRpcError as cause:
             raise end_of_call(cause) from cause
+        if response is None:  # grpc.aio's way to say that it is no such message
+            raise InternalError("the response cannot be read", grpc.StatusCode.INTERNAL)
+        return response
 
     def open_stream(self, method: Callable[..., _T], requests: object, deadline: float) -> _T:
         """Begins a stream; it does not wait for a server, since streams come back by themselves."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import grpc
 import numpy as np
 
 from alignserve._items import Dtype, Item, StreamResult, Value
@@ -19,7 +20,7 @@ from alignserve._results import (
     TextEmbeddings,
     Tokenization,
 )
-from alignserve.errors import AlignserveError, error_from_status
+from alignserve.errors import AlignserveError, InternalError, error_from_status
 from alignserve.v1 import align_service_pb2 as pb
 
 _UNKNOWN_RESULT = "the server sent a result of an unknown kind; update alignserve"
@@ -88,11 +89,27 @@ class Outcome:
         return tuple(stats for _, stats in sorted(self._stats, key=lambda numbered: numbered[0]))
 
     def enter(self, positions: Sequence[int], answer: Answer) -> None:
-        """Enters a response to the items at these positions."""
-        self.values.update(zip(positions, answer.values, strict=True))
+        """Enters a response to the items at these positions.
+
+        Raises:
+            InternalError: It does not fit them, or comes from another model than those before.
+        """
+        values = list(answer.values)
+        if len(values) != len(positions):
+            raise _misfit(f"the server sent {len(values)} results for {len(positions)} items")
+        self._check_width(values[0])
+        self.values.update(zip(positions, values, strict=True))
         self.tokenizations.update(zip(positions, answer.tokenizations, strict=False))  # texts only
         if answer.stats is not None:
             self._stats.append((positions[0], answer.stats))
+
+    def _check_width(self, value: Value) -> None:
+        first = next(iter(self.values.values()), value)
+        if isinstance(value, np.ndarray) and isinstance(first, np.ndarray) and value.size != first.size:
+            raise _misfit(
+                f"embeddings have {value.size} numbers now and had {first.size} before; "
+                "the server has another model, so begin again"
+            )
 
     def fail_rest(self, error: AlignserveError) -> None:
         """Enters an error for each item that has neither result nor error."""
@@ -142,11 +159,20 @@ def in_place(values: Iterable[Any], errors: Mapping[int, AlignserveError]) -> li
 
 
 def embedding_rows(embeddings: Sequence[pb.Embedding]) -> EmbeddingArray:
-    """Returns packed embeddings, at least one and all of one format, as (embeddings, dimension)."""
+    """Returns packed embeddings, at least one and all of one format, as (embeddings, dimension).
+
+    Raises:
+        InternalError: There is none, or they are not of one size.
+    """
+    if not embeddings:
+        raise _misfit("the server sent no embedding")
     if embeddings[0].packed_float16:
         packed, dtype = [embedding.packed_float16 for embedding in embeddings], "<f2"
     else:
         packed, dtype = [embedding.packed_float32 for embedding in embeddings], "<f4"
+    sizes = set(map(len, packed))
+    if len(sizes) > 1 or min(sizes) == 0 or min(sizes) % np.dtype(dtype).itemsize:
+        raise _misfit(f"the server sent embeddings of {', '.join(map(str, sorted(sizes)))} bytes")
     # A bytearray makes the array writable without a second copy.
     joined = np.frombuffer(bytearray().join(packed), dtype)
     native: EmbeddingArray = joined.astype(joined.dtype.newbyteorder("="), copy=False)
@@ -172,6 +198,10 @@ def item_result(item: Item, response: pb.StreamInferResponse) -> StreamResult:
     if kind == "classify":
         return StreamResult(item, _classifications(response.classify.results[0]))
     return StreamResult(item, error=item_failure(response) or AlignserveError(_UNKNOWN_RESULT))
+
+
+def _misfit(message: str) -> InternalError:
+    return InternalError(message, grpc.StatusCode.INTERNAL)
 
 
 def _classifications(result: pb.ClassificationResult) -> list[Classification]:
