@@ -521,7 +521,14 @@ def _connection_limits(settings: Settings) -> ConnectionLimits:
         request_timeout_seconds=settings.request_timeout_seconds,
         max_uploads=settings.max_uploads,
         max_streams=settings.max_streams,
+        max_request_fields=_max_request_fields(settings),
     )
+
+
+def _max_request_fields(settings: Settings) -> int:
+    """Returns several times those of the largest legal request: others are told what is wrong if they can."""
+    largest = 2 * settings.max_client_batch_size + settings.max_labels + settings.max_prompt_templates
+    return max(1 << 13, 4 * largest)
 
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C extension; exported nowhere else
     ExecuteBatchError,
@@ -26,6 +27,7 @@ from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C exten
 )
 
 from alignserve_server.errors import (
+    BatchTooLarge,
     InternalError,
     RequestMalformed,
     ServingError,
@@ -36,6 +38,7 @@ from alignserve_server.errors import (
 from alignserve_server.instruments import Number
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
+from alignserve_server.rpc import fields
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.health import HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.reading import Messages, RequestReader, SmallRequestReader
@@ -71,6 +74,7 @@ class ConnectionLimits:
     max_streams: int  # of the API and of reflection, each of which can take a request's memory
     max_watches: int = 1000  # of health
     max_health_uploads: int = 16  # calls of the health service whose request is arriving
+    max_request_fields: int = 1 << 13  # of a message that is not small
 
 
 class ServingInterceptor(grpc.aio.ServerInterceptor):
@@ -80,6 +84,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._access = access
         self._tracing = tracing
+        self._max_request_fields = limits.max_request_fields
         self._closing = asyncio.Event()
         self._reader = RequestReader(
             ConnectionShares(limits.max_uploads, metrics.uploads.labels().set), limits.request_timeout_seconds
@@ -123,8 +128,16 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         What it answers is bytes already: a message and its bytes would both wait for the client to read.
         """
         is_health = _service(method) == HEALTH_SERVICE
-        reader = self._health_reader if is_health else self._reader
-        edge = _Edge(method, handler, self._metrics, self._access, self._tracing, reader, self.under_way)
+        edge = _Edge(
+            method,
+            handler,
+            self._metrics,
+            self._access,
+            self._tracing,
+            self._health_reader if is_health else self._reader,
+            self.under_way,
+            self._max_request_fields,
+        )
         if not handler.response_streaming:
             return grpc.stream_unary_rpc_method_handler(edge.answer)
         is_api = edge.service == SERVICE
@@ -174,6 +187,7 @@ class _Edge:
         tracing: Tracing,
         reader: RequestReader | SmallRequestReader,
         under_way: CallsUnderWay,
+        max_request_fields: int,
     ) -> None:
         self._method = method
         self._handler: Handler = (
@@ -181,6 +195,9 @@ class _Edge:
         )
         self._reads_stream: bool = handler.request_streaming
         self._parse_message = handler.request_deserializer
+        message = getattr(self._parse_message, "__self__", None)
+        self._message: Descriptor | None = getattr(message, "DESCRIPTOR", None)
+        self._max_request_fields = max_request_fields
         self._serialize_message = handler.response_serializer
         self._reader = reader
         self._under_way = under_way
@@ -245,6 +262,12 @@ class _Edge:
         return self._parse(await self._reader.read(context))
 
     def _parse(self, message: bytes) -> Any:
+        limit = self._max_request_fields
+        if len(message) > fields.SMALL_BYTES and fields.has_more_fields(message, self._message, limit):
+            raise BatchTooLarge(
+                f"the request has more than {limit} images, texts, labels and other fields, the limit; "
+                "send fewer at once"
+            )
         try:
             return self._parse_message(message)
         except (DecodeError, UnicodeDecodeError):

@@ -1,0 +1,48 @@
+"""What a message is made of is counted before it is parsed."""
+
+from __future__ import annotations
+
+import pytest
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve_server.rpc.fields import has_more_fields
+from google.protobuf.message import Message
+
+IMAGES = pb.EmbedImageRequest(images=[pb.Image(content=b"a" * 300)] * 5, include_stats=True)
+UNKNOWN = b"\x78\x01" + b"\x79" + bytes(8) + b"\x7d" + bytes(4) + b"\x7a\x02ab" + b"\x7b\x78\x01\x7c"
+
+
+def count(message: bytes, of: Message) -> int:
+    """Finds by how the limit is met how many fields there are."""
+    return next(limit for limit in range(1000) if not has_more_fields(message, of.DESCRIPTOR, limit))
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        (pb.EmbedTextRequest(), 0),
+        (pb.EmbedTextRequest(texts=["a", "", "é" * 200], truncate=True), 4),
+        (IMAGES, 5 * 2 + 1),
+        (pb.StreamInferRequest(correlation_id="a", embed_image=IMAGES), 2 + 5 * 2 + 1),
+    ],
+    ids=["none", "texts", "images", "item of a stream"],
+)
+def test_fields_are_counted_at_every_depth(message: Message, fields: int) -> None:
+    """Those of messages in a message too."""
+    assert count(message.SerializeToString(), message) == fields
+
+
+def test_fields_that_nobody_knows_count() -> None:
+    """Of every kind of wire; a group's begin and end as one each, since it may hold any number."""
+    assert pb.EmbedTextRequest.FromString(UNKNOWN)
+    assert count(UNKNOWN, pb.EmbedTextRequest()) == 7
+
+
+@pytest.mark.parametrize(
+    "end",
+    [b"\x0a", b"\x0a\x80", b"\x0a\x05a", b"\x0e", b"\xff" * 100_000, b"\x0a" + b"\xff" * 11],
+    ids=["no length", "half a length", "too short", "no such kind", "endless", "long length"],
+)
+def test_what_is_no_message_is_left_to_the_parser(end: bytes) -> None:
+    """It costs no more than what was sent before, and no limit is met by it."""
+    assert not has_more_fields(b"\x0a\x01a" * 3 + end, pb.EmbedTextRequest.DESCRIPTOR, 4)
+    assert has_more_fields(b"\x0a\x01a" * 5 + end, pb.EmbedTextRequest.DESCRIPTOR, 4)
