@@ -27,6 +27,7 @@ examples:
   alignserve-server --checkpoint kakaobrain/align-base     from the Hugging Face hub
   alignserve-server --checkpoint /models/align --listen 0.0.0.0:50051
   alignserve-server --checkpoint /models/align --workers 4
+  alignserve-server prepare --help                         a checkpoint to serve without torch
   alignserve-server keys --help                            API keys: make, list, revoke
   alignserve-server plan --help                            how many replicas a load needs
   ALIGNSERVE_MAX_BATCH_SIZE=64 alignserve-server --config server.toml
@@ -35,6 +36,9 @@ Each setting can be a flag (--max-batch-size 64), an environment variable (ALIGN
 line of the file given by --config (max_batch_size = 64). A flag wins over the environment, which wins over
 the file. SIGTERM drains and exits with 0.
 """
+
+
+_EXTRAS = {"torch": "torch", "transformers": "torch", "nncf": "int8", "opentelemetry": "otel"}
 
 
 def main() -> NoReturn:
@@ -63,6 +67,12 @@ def run(argv: list[str]) -> int:
             from alignserve_server.keys_cli import run as run_keys
 
             return run_keys(argv[1:])
+        if argv[:1] == ["prepare"]:
+            from alignserve_server.logs import configure_logs
+            from alignserve_server.prepare_cli import run as run_prepare
+
+            configure_logs("warning", "auto")
+            return run_prepare(argv[1:])
         if argv[:1] == ["plan"]:
             return _plan(argv[1:])
         return _run_with(*_parse_flags(argv), _serving)
@@ -182,7 +192,10 @@ def _problem(error: Any) -> str:
 
 
 def _missing(error: ModuleNotFoundError) -> int:
-    return _fail(f"{error.name} is missing; install the server: pip install 'alignserve[server]'", 1)
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    extras = f"server,{extra}" if extra else "server"
+    return _fail(f"{error.name} is missing; pip install 'alignserve[{extras}]'", 1)
 
 
 def _fail(message: str, code: int) -> int:

@@ -33,9 +33,10 @@ from alignserve_server.keys import KeyRing
 from alignserve_server.logs import dropped_lines, get_logger
 from alignserve_server.metrics import Metrics
 from alignserve_server.metrics_page import serve_metrics_page
-from alignserve_server.model.checkpoint import resolve_checkpoint
+from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.model.prepared import resolve
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
@@ -585,11 +586,14 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
         return FakeEncoder(embedding_dimension=640, is_recording=False)
     from alignserve_server.model.align import load_align  # so that the fake starts without any runtime
 
+    checkpoint = resolve(settings.checkpoint, settings.revision)
+    # What is prepared is served on the CPU, whatever else there is.
+    device = _device(settings, worker) if isinstance(checkpoint, Checkpoint) else settings.device
     try:
         return load_align(
-            resolve_checkpoint(settings.checkpoint, settings.revision),
+            checkpoint,
             runtime=settings.runtime,
-            device=_device(settings, worker),
+            device=device,
             dtype=settings.dtype,
             lanes=settings.lanes,
             threads_per_lane=settings.threads_per_lane,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 from alignserve_server.model import openvino_runtime, torch_runtime
 from alignserve_server.model.align import load_align
-from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
+from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
+from alignserve_server.model.prepared import is_undamaged
 from alignserve_server.model.runtime import min_cosine
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
@@ -31,6 +34,18 @@ def events():
         yield lines
 
 
+@pytest.fixture(scope="module")
+def unprepared(random_folder) -> Checkpoint:
+    """A checkpoint that does not bring its prepared form along."""
+    return resolve_checkpoint(str(random_folder))
+
+
+def hide(monkeypatch, package: str) -> None:
+    """Makes a package look as if it were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find(name))
+
+
 def test_auto_on_a_cpu_is_openvino(mini, cache_folder):
     """The faster runtime is taken where it is installed."""
     encoder = load_align(mini.checkpoint, device="cpu", cache_folder=cache_folder)
@@ -40,7 +55,7 @@ def test_auto_on_a_cpu_is_openvino(mini, cache_folder):
 
 def test_auto_without_openvino_is_torch(mini, monkeypatch):
     """The server needs the extra for speed, not to run."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    hide(monkeypatch, "openvino")
 
     encoder = load_align(mini.checkpoint, device="cpu")
 
@@ -49,9 +64,9 @@ def test_auto_without_openvino_is_torch(mini, monkeypatch):
 
 def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
     """An explicit choice is not replaced by another one."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    hide(monkeypatch, "openvino")
 
-    with pytest.raises(ValueError, match=r"alignserve\[openvino\]"):
+    with pytest.raises(ValueError, match=r"alignserve\[server"):
         load_align(mini.checkpoint, runtime="openvino")
 
 
@@ -104,23 +119,27 @@ def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
         load_align(mini.checkpoint, runtime="torch")
 
 
-def test_a_converted_checkpoint_is_served_without_torch(mini, cache_folder):
+def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_folder):
     """The second start takes the conversion from the cache, and gives the same vectors."""
-    first = load_align(mini.checkpoint, runtime="openvino", cache_folder=cache_folder)
+    first = load_align(unprepared, runtime="openvino", cache_folder=cache_folder)
     expected = first.encode_texts([first.tokenize("a cat", truncate=False)])[0, :4].tolist()
     program = (
         "import sys\n"
         "from pathlib import Path\n"
         "from alignserve_server.model.align import load_align\n"
         "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
-        "encoder = load_align(resolve_checkpoint(), runtime='openvino', cache_folder=Path(sys.argv[1]))\n"
+        "folder, cache = sys.argv[1:]\n"
+        "encoder = load_align(resolve_checkpoint(folder), runtime='openvino', cache_folder=Path(cache))\n"
         "print(encoder.encode_texts([encoder.tokenize('a cat', truncate=False)])[0, :4].tolist())\n"
         "print({'torch', 'transformers'} & set(sys.modules))\n"
         "print([name for name, module in sys.modules.items() if 'telemetry' in name and module])"
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program, str(cache_folder)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, unprepared.folder, cache_folder],
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     vector, modules, reporters = done.stdout.splitlines()
@@ -129,12 +148,12 @@ def test_a_converted_checkpoint_is_served_without_torch(mini, cache_folder):
     assert reporters == "[]" or "stub" in reporters
 
 
-def test_a_cache_that_cannot_be_written_costs_time_alone(mini, tmp_path, events):
+def test_a_cache_that_cannot_be_written_costs_time_alone(unprepared, tmp_path, events):
     """The conversion is then made at each start, and the log says why."""
     file = tmp_path / "file"
     file.touch()
 
-    encoder = load_align(mini.checkpoint, runtime="openvino", cache_folder=file / "cache")
+    encoder = load_align(unprepared, runtime="openvino", cache_folder=file / "cache")
 
     assert encoder.info.runtime == "openvino"
     assert "cache_not_writable" in [event["event"] for event in events]
@@ -157,9 +176,9 @@ def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_fold
     assert before.info.fingerprint != after.info.fingerprint
 
 
-def test_a_conversion_leaves_nothing_but_itself(mini, tmp_path):
+def test_a_conversion_leaves_nothing_but_itself(unprepared, tmp_path):
     """It becomes visible whole, under its fingerprint, and the draft is gone."""
-    load_align(mini.checkpoint, runtime="openvino", cache_folder=tmp_path)
+    load_align(unprepared, runtime="openvino", cache_folder=tmp_path)
 
     (folder,) = (tmp_path / "openvino").iterdir()
     assert {"image.xml", "text.xml", "reference.json", "reference.npz"} <= {
@@ -168,17 +187,18 @@ def test_a_conversion_leaves_nothing_but_itself(mini, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def converted(mini, cache_folder) -> Path:
-    """The cache, with a conversion of the embedded checkpoint."""
-    load_align(mini.checkpoint, runtime="openvino", cache_folder=cache_folder)
-    return cache_folder
+def converted(unprepared, tmp_path_factory) -> Path:
+    """A cache with nothing but a conversion of a checkpoint."""
+    cache = tmp_path_factory.mktemp("converted")
+    load_align(unprepared, runtime="openvino", cache_folder=cache)
+    return cache
 
 
 def damage_a_word(folder: Path) -> None:
-    """Zeroes a page of weights, as a power failure can, where the rows of words are that no proof reads."""
+    """Zeroes weights, as a power failure can, where the rows of words are that no proof reads."""
     with (folder / "text.bin").open("r+b") as file:
-        file.seek(4096 * 1000)
-        file.write(bytes(4096))
+        file.seek(-64, os.SEEK_END)
+        file.write(bytes(64))
 
 
 def damage_a_token(folder: Path) -> None:
@@ -187,38 +207,115 @@ def damage_a_token(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "name"),
+    "damage",
     [
-        (damage_a_word, "text.bin"),
-        (damage_a_token, "reference.json"),
-        (lambda folder: (folder / "image.xml").unlink(), "image.xml"),
-        (lambda folder: (folder / "digests.json").write_bytes(bytes(100)), ""),
+        damage_a_word,
+        damage_a_token,
+        lambda folder: (folder / "image.bin").write_bytes(b""),
+        lambda folder: (folder / "image.xml").unlink(),
+        lambda folder: (folder / "digests.json").unlink(),
+        lambda folder: [path.unlink() for path in folder.iterdir() if path.is_file()],
     ],
-    ids=["weights", "tokens", "missing", "digests"],
+    ids=["weights", "tokens", "emptied", "missing", "no digests", "no files"],
 )
-def test_a_damaged_conversion_is_not_served(mini, converted, tmp_path, damage, name):
-    """Whatever is damaged, a word of a thousand too, as a proof can look at a few only."""
+def test_a_damaged_conversion_is_made_again(unprepared, converted, tmp_path, damage, events):
+    """A start recovers from what a power failure left, and serves nothing of it."""
+    cache = shutil.copytree(converted, tmp_path / "cache")
+    (folder,) = (cache / "openvino").iterdir()
+    expected = load_align(unprepared, runtime="openvino", cache_folder=cache).info
+    damage(folder)
+
+    encoder = load_align(unprepared, runtime="openvino", cache_folder=cache)
+
+    assert encoder.info == expected
+    assert [event["event"] for event in events][-1] == "converting"
+    assert is_undamaged(folder)
+    assert [path.name for path in (cache / "openvino").glob("alignserve-*")] == []
+
+
+def test_a_damaged_conversion_on_a_full_or_read_only_disk_is_made_elsewhere(
+    unprepared, converted, tmp_path, monkeypatch, events
+):
+    """What cannot be replaced is left, and the start goes on from a temporary folder that goes too."""
     cache = shutil.copytree(converted, tmp_path / "cache")
     for folder in (cache / "openvino").iterdir():
-        if (folder / "reference.json").exists():
-            damage(folder)
+        damage_a_word(folder)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    make = tempfile.mkdtemp
+    monkeypatch.setattr(
+        "tempfile.mkdtemp",
+        lambda **where: make(**where) if where["dir"] == temporary else read_only(),
+    )
 
-    with pytest.raises(CheckpointError, match=f"is damaged: .*{name}"):
-        load_align(mini.checkpoint, runtime="openvino", cache_folder=cache)
+    encoder = load_align(unprepared, runtime="openvino", cache_folder=cache)
+
+    assert encoder.encode_texts([encoder.tokenize("cat", truncate=False)]).any()
+    assert "cache_not_writable" in [event["event"] for event in events]
+    assert list(temporary.iterdir()) == []
+
+
+def read_only() -> str:
+    raise OSError(30, "Read-only file system")
+
+
+def test_drafts_that_were_left_are_removed(random_folder, tmp_path):
+    """A process was killed while it converted: the next one cleans up, and spares what another one writes."""
+    cache = tmp_path / "openvino"
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from alignserve_server.model.drafts import draft_folder\n"
+        "with draft_folder(Path(sys.argv[1])) as draft:\n"
+        "    (draft / 'image.bin').write_bytes(bytes(1000))\n"
+        "    print(draft, flush=True)\n"
+        "    sys.stdin.read(1)\n"
+    )
+    killed, living = (
+        subprocess.Popen(
+            [sys.executable, "-c", program, cache], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    )
+    left, kept = (Path(process.stdout.readline().strip()) for process in (killed, living))
+    killed.kill()
+    killed.communicate()
+
+    load_align(resolve_checkpoint(str(random_folder)), runtime="openvino", cache_folder=tmp_path)
+
+    assert not left.exists()
+    assert kept.exists()
+    living.communicate(input="x")
+    assert not kept.exists()
+
+
+def test_a_disk_that_is_full_is_named(random_folder, tmp_path, monkeypatch):
+    """The message says what could not be written and what to do, and no draft is left."""
+    monkeypatch.setattr("numpy.savez", lambda *_, **__: full())
+
+    with pytest.raises(CheckpointError, match="No space left on device; make room there"):
+        load_align(resolve_checkpoint(str(random_folder)), runtime="openvino", cache_folder=tmp_path)
+
+    assert list((tmp_path / "openvino").iterdir()) == []
+
+
+def full() -> None:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_weights_are_not_held_twice(mini, cache_folder, tmp_path):
+def test_weights_are_not_held_twice(converted, unprepared, tmp_path):
     """What OpenVINO has rearranged stays, the file that it came from leaves memory, and nothing changes."""
-    folder = shutil.copytree(cache_folder, tmp_path / "cache")  # which no other encoder has mapped
-    encoder = load_align(mini.checkpoint, runtime="openvino", cache_folder=folder)
+    folder = shutil.copytree(converted, tmp_path / "cache")  # which no other encoder has mapped
+    encoder = load_align(unprepared, runtime="openvino", cache_folder=folder)
     text = encoder.tokenize("a cat", truncate=False)
     before = encoder.encode_texts([text]).copy()
     resident_before = _resident_bytes(folder)
 
     encoder.release_memory()
 
-    assert resident_before > 1 << 20
+    assert resident_before > 1 << 16
     assert _resident_bytes(folder) == 0
     np.testing.assert_array_equal(encoder.encode_texts([text]), before)
 
@@ -283,7 +380,7 @@ def test_int8_is_served_from_the_cache_without_nncf(int8, mini, cache_folder, wi
 
 def test_int8_that_must_be_made_needs_nncf(mini, tmp_path, without_nncf):
     """The message names what to install."""
-    with pytest.raises(ValueError, match=r"alignserve\[int8\]"):
+    with pytest.raises(ValueError, match=r"alignserve\[server,int8\]"):
         _load_int8(mini.checkpoint, tmp_path)
 
 
@@ -297,6 +394,7 @@ def without_nncf(monkeypatch):
         return metadata.version(package)
 
     monkeypatch.setattr("alignserve_server.model.openvino_cache.version", version)
+    hide(monkeypatch, "nncf")
 
 
 def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_folder):

@@ -24,6 +24,8 @@ from alignserve_server.model.encoder import (
     PixelValues,
     TokenizedText,
 )
+from alignserve_server.model.preparation import check_installed
+from alignserve_server.model.prepared import PreparedCheckpoint
 from alignserve_server.model.preprocess import ImagePreprocessor
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.proof import embed_probe
@@ -37,7 +39,7 @@ from alignserve_server.model.runtime import (
     min_cosine,
     padded,
 )
-from alignserve_server.model.tokenize import TextTokenizer, max_text_tokens
+from alignserve_server.model.tokenize import TextTokenizer
 
 _log = get_logger(__name__)
 
@@ -48,7 +50,7 @@ _GPU_FILES = ("nvidia[0-9]*", "kfd")  # in /dev, of NVIDIA's and AMD's drivers
 
 
 def load_align(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | PreparedCheckpoint,
     *,
     runtime: RuntimeName | Auto = "auto",
     device: str = "auto",
@@ -70,7 +72,7 @@ def load_align(
     runtime, then float32 on torch.
 
     Args:
-        checkpoint: As `resolve_checkpoint` returns it.
+        checkpoint: As `prepared.resolve` returns it.
         runtime: `auto` is OpenVINO on a CPU, if it is installed, and torch otherwise.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the GPU if there is one.
         dtype: Of weights and computation. `auto` is float32 on a CPU, and float16 on a GPU, which rounds
@@ -91,22 +93,28 @@ def load_align(
         ValueError: The device does not exist, the runtime does not go with device or data type, or int8 lacks
             something.
     """
-    check_configuration(checkpoint.config)
     decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels)
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
-    rescaling = Rescaling(images.scale, images.offset)
-    max_tokens = max_text_tokens(checkpoint)
-    target = resolved_device(device, runtime)
-    choices = _choices(runtime, target, dtype)
-    calibration = _calibration(calibration_folder, images) if dtype == "int8" else None
+    if isinstance(checkpoint, Checkpoint):
+        check_configuration(checkpoint.config)
+        target = resolved_device(device, runtime)
+        choices = _choices(runtime, target, dtype)
+    else:
+        target = "cpu"
+        choices = _prepared_choices(checkpoint, runtime, device, dtype)
+    calibration = (
+        _calibration(calibration_folder, images)
+        if dtype == "int8" and isinstance(checkpoint, Checkpoint)
+        else None
+    )
     for name, precise in choices:
         placement = Placement(
-            target, precise, lanes, threads_per_lane, max_batch_size, max_tokens, cuda_graphs
+            target, precise, lanes, threads_per_lane, max_batch_size, cuda_graphs=cuda_graphs
         )
         try:
-            loaded = _load(name, checkpoint, placement, rescaling, cache_folder, calibration)
+            loaded = _load(name, checkpoint, placement, images, cache_folder, calibration)
         except CheckpointError as error:
-            if runtime != "auto" or name == "torch":
+            if runtime != "auto" or (name, precise) == choices[-1]:
                 raise
             _log.warning("runtime_unusable", runtime=name, reason=str(error))
             continue
@@ -183,6 +191,10 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
         return "cpu"
     if device == "auto" and not any(any(Path("/dev").glob(name)) for name in _GPU_FILES):
         return "cpu"  # known without torch, which takes seconds to import
+    if device == "auto" and importlib.util.find_spec("torch") is None:
+        _log.warning("gpu_unused", reason="torch is not installed", advice="pip install 'alignserve[torch]'")
+        return "cpu"
+    check_installed(["torch"], extra="torch", why=f"for --device {device}")
     from alignserve_server.model.torch_runtime import cuda_device
 
     if device == "auto":
@@ -209,6 +221,24 @@ def _choices(
     return list(dict.fromkeys(choices))
 
 
+def _prepared_choices(
+    checkpoint: PreparedCheckpoint, runtime: RuntimeName | Auto, device: str, dtype: DtypeName | Auto
+) -> list[tuple[RuntimeName, DtypeName]]:
+    """Returns what to try of a prepared checkpoint, which is for OpenVINO and nothing else."""
+    if runtime == "torch" or device not in ("auto", "cpu"):
+        asked = "--runtime torch" if runtime == "torch" else f"--device {device}"
+        raise ValueError(
+            f"{checkpoint.folder} is prepared for OpenVINO on a CPU; for {asked} give the checkpoint that it "
+            f"was prepared from ({checkpoint.model_id})"
+        )
+    exact = next(iter(checkpoint.fingerprints))
+    chosen = exact if dtype == "auto" else dtype
+    if chosen not in checkpoint.fingerprints:
+        supported = " and ".join(checkpoint.fingerprints)
+        raise ValueError(f"{checkpoint.folder} is prepared for dtype {supported}, not for {dtype}")
+    return list(dict.fromkeys([("openvino", chosen), ("openvino", exact)]))
+
+
 def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> CalibrationImages:
     if folder is None:
         raise ValueError(
@@ -220,32 +250,31 @@ def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> Calibrat
 
 def _load(
     name: RuntimeName,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | PreparedCheckpoint,
     placement: Placement,
-    rescaling: Rescaling,
+    images: ImagePreprocessor,
     cache_folder: Path | None,
     calibration: CalibrationImages | None,
 ) -> Loaded:
-    if name == "torch":
+    if isinstance(checkpoint, Checkpoint) and name == "torch":
+        check_installed(["torch", "transformers"], extra="torch", why="for --runtime torch")
         from alignserve_server.model import torch_runtime
 
-        return torch_runtime.load(checkpoint, placement, rescaling)
-    if importlib.util.find_spec("openvino") is None:
-        raise ValueError(
-            "openvino is not installed; pip install 'alignserve[openvino]', or use --runtime torch"
-        )
+        return torch_runtime.load(checkpoint, placement, Rescaling(images.scale, images.offset))
+    check_installed(["openvino"], extra="server", why="for --runtime openvino, if not for --runtime torch")
     from alignserve_server.model import openvino_runtime
+    from alignserve_server.model.openvino_cache import prepared_form
 
-    return openvino_runtime.load(
-        checkpoint,
-        placement,
-        rescaling,
-        cache_folder or default_cache_folder(),
-        calibration if placement.dtype == "int8" else None,
-    )
+    if isinstance(checkpoint, PreparedCheckpoint):
+        return openvino_runtime.load(checkpoint, placement)
+    images_of_int8 = calibration if placement.dtype == "int8" else None
+    with prepared_form(checkpoint, cache_folder or default_cache_folder(), images_of_int8) as prepared:
+        return openvino_runtime.load(prepared, placement)
 
 
-def _proved_cosine(checkpoint: Checkpoint, loaded: Loaded, texts: TextTokenizer) -> float:
+def _proved_cosine(
+    checkpoint: Checkpoint | PreparedCheckpoint, loaded: Loaded, texts: TextTokenizer
+) -> float:
     """Returns the lowest cosine with the reference. Raises CheckpointError for other tokens or pixels."""
     # With the limits of the probe's own images, whatever callers may send.
     images = ImagePreprocessor(
@@ -271,12 +300,12 @@ def _warn_of_unembedded(reference: Reference) -> None:
         )
 
 
-def _info(checkpoint: Checkpoint, loaded: Loaded, cosine: float) -> ModelInfo:
+def _info(checkpoint: Checkpoint | PreparedCheckpoint, loaded: Loaded, cosine: float) -> ModelInfo:
     runtime, reference = loaded.runtime, loaded.reference
     return ModelInfo(
         model_id=checkpoint.model_id,
         model_revision=checkpoint.revision,
-        fingerprint=checkpoint.fingerprint(runtime=runtime.name, dtype=runtime.dtype + loaded.calibration),
+        fingerprint=loaded.fingerprint,
         runtime=runtime.name,
         dtype=runtime.dtype,
         device=runtime.device,

@@ -16,7 +16,12 @@ EMBEDDED = "mini"  # ships inside this package and needs no network
 Json: TypeAlias = Mapping[str, Any]  # Any: a file of a stranger's; each reader checks its own keys
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
-_DOWNLOADED = ["*.json", "*.txt", "*.safetensors"]  # never pickles, which run code when they are loaded
+# Never pickles, which run code when they are loaded; the second line is of prepared ones.
+_DOWNLOADED = [
+    *("*.json", "*.txt", "*.safetensors"),
+    *("image.xml", "image.bin", "text.xml", "text.bin", "reference.npz", "probe/*"),
+    *("LICENSE*", "NOTICE*", "README.md"),
+]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"  # of weights in several files
@@ -36,6 +41,15 @@ _PROVENANCE = (
 
 class CheckpointError(Exception):
     """The checkpoint cannot be served; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a checkpoint is, and what to call it."""
+
+    folder: Path
+    model_id: str | None = None  # the folder's name
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,17 @@ class Checkpoint:
 
 
 def resolve_checkpoint(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoint:
-    """Finds a checkpoint, downloading it if it is on the hub and not in the local cache.
+    """Finds a checkpoint in Hugging Face format, downloading it if it is not in the local cache.
+
+    Raises:
+        CheckpointError: See `locate_checkpoint`; or it cannot be served.
+    """
+    location = locate_checkpoint(checkpoint, revision)
+    return open_checkpoint(location.folder, model_id=location.model_id, revision=location.revision)
+
+
+def locate_checkpoint(checkpoint: str = EMBEDDED, revision: str | None = None) -> Location:
+    """Finds the folder of a checkpoint, downloading it if it is on the hub and not in the local cache.
 
     Args:
         checkpoint: `mini`, a folder (`./mini` where the name is taken), or a hub id such as
@@ -75,19 +99,19 @@ def resolve_checkpoint(checkpoint: str = EMBEDDED, revision: str | None = None) 
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: There is no such checkpoint, it cannot be downloaded, or it cannot be served.
+        CheckpointError: There is no such checkpoint, or it cannot be downloaded.
     """
     folder = Path(checkpoint).expanduser()
     if checkpoint == EMBEDDED:
-        return open_checkpoint(_CHECKPOINTS / EMBEDDED, model_id=EMBEDDED)
+        return Location(_CHECKPOINTS / EMBEDDED, model_id=EMBEDDED)
     if folder.is_dir():
-        return open_checkpoint(folder)
+        return Location(folder)
     if not _HUB_ID.fullmatch(checkpoint) or checkpoint.startswith("."):
         raise CheckpointError(
             f"checkpoint {checkpoint!r} is neither a folder nor a hub id such as organization/name"
         )
     snapshot = _download(checkpoint, revision)
-    return open_checkpoint(snapshot, model_id=checkpoint, revision=snapshot.name)
+    return Location(snapshot, model_id=checkpoint, revision=snapshot.name)
 
 
 def open_checkpoint(folder: Path, *, model_id: str | None = None, revision: str = "") -> Checkpoint:

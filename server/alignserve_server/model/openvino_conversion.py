@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import threading
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from torch import nn
 from alignserve_server.model import network as networks
 from alignserve_server.model.checkpoint import CheckpointError, open_checkpoint
 from alignserve_server.model.network import Network
-from alignserve_server.model.openvino_cache import IMAGE, INPUTS, QUANTIZER, TEXT
 from alignserve_server.model.openvino_quiet import ov
+from alignserve_server.model.preparation import INPUTS
+from alignserve_server.model.prepared import IMAGE, TEXT
 from alignserve_server.model.reference import make_reference
 from alignserve_server.model.runtime import Rescaling
 
@@ -42,9 +42,29 @@ def convert(checkpoint: Path, folder: Path) -> None:
     image, text = _image_model(network, rescaling, reference.image_size), _text_model(network)
     if "calibration" in inputs:
         image, text = _quantized(image, text, inputs["calibration"])
-        (folder / QUANTIZER).write_text(f"nncf-{version('nncf')}")
-    ov.save_model(image, folder / IMAGE, compress_to_fp16=False)
-    ov.save_model(text, folder / TEXT, compress_to_fp16=False)
+    for model, name in ((image, IMAGE), (text, TEXT)):
+        in_float16 = inputs["weights"] == "float16" or _is_exact_in_float16(model)
+        ov.save_model(model, folder / name, compress_to_fp16=in_float16)
+
+
+def _is_exact_in_float16(model: Any) -> bool:
+    """Says whether no weight would change, as where they were stored so; it halves the file."""
+    return all(map(_survives_float16, filter(_is_weight, model.get_ops())))
+
+
+def _is_weight(operation: Any) -> bool:
+    # Numbers that stand alone, such as an epsilon, are left as they are by OpenVINO if they would change.
+    return bool(
+        operation.get_type_name() == "Constant"
+        and operation.get_element_type() == ov.Type.f32
+        and operation.data.size > 1
+    )
+
+
+@np.errstate(over="ignore")  # what is too large does not survive
+def _survives_float16(constant: Any) -> bool:
+    weights: NDArray[np.float32] = constant.data
+    return np.array_equal(weights.astype(np.float16).astype(np.float32), weights)
 
 
 def _image_model(network: Network, rescaling: Rescaling, size: tuple[int, int]) -> Any:

@@ -1,7 +1,6 @@
 """ALIGN on OpenVINO: CPUs, faster than torch there, and as exact in float32.
 
-A checkpoint is converted once and kept in a cache folder, by its fingerprint, with what the reference makes
-of the probe. A server that finds it there needs no torch.
+It reads prepared checkpoints, which takes no torch.
 """
 
 from __future__ import annotations
@@ -14,21 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.cores import cpu_count
-from alignserve_server.model.calibration import CalibrationImages
-from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
 from alignserve_server.model.memory import drop_file_pages, trim_heap
-from alignserve_server.model.openvino_cache import IMAGE, QUANTIZER, TEXT, find_or_convert
 from alignserve_server.model.openvino_quiet import ov
+from alignserve_server.model.prepared import IMAGE, TEXT, PreparedCheckpoint
 from alignserve_server.model.probe import Reference
-from alignserve_server.model.runtime import (
-    DtypeName,
-    Loaded,
-    Placement,
-    Rescaling,
-    RuntimeName,
-    TokenArray,
-)
+from alignserve_server.model.runtime import DtypeName, Loaded, Placement, RuntimeName, TokenArray
 
 _PRECISIONS: dict[DtypeName, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of the rest
 _CAPABILITIES: dict[DtypeName, str] = {"float32": "FP32", "bfloat16": "BF16", "int8": "INT8"}
@@ -36,26 +26,18 @@ _QUANTIZATION_GROUP_SIZE = 128  # activations that share a scale; measures faste
 _CORES_PER_LANE = 4  # a forward of these networks gains little from more
 
 
-def load(
-    checkpoint: Checkpoint,
-    placement: Placement,
-    rescaling: Rescaling,
-    cache_folder: Path,
-    calibration: CalibrationImages | None = None,
-) -> Loaded:
-    """Loads a checkpoint, converting it if that has not been done before; int8 takes calibration images.
+def load(prepared: PreparedCheckpoint, placement: Placement) -> Loaded:
+    """Loads a prepared checkpoint.
 
     Raises:
-        CheckpointError: Its weights or its tokenizer cannot be served, or OpenVINO cannot convert it.
-        ValueError: OpenVINO does not compute in that data type here, or something is missing for int8.
+        ValueError: OpenVINO does not compute in that data type here.
     """
     core = ov.Core()
     _check_dtype(core, placement.dtype)
-    folder = find_or_convert(checkpoint, rescaling, cache_folder, calibration)
     return Loaded(
-        OpenVinoRuntime(core, folder, placement),
-        Reference.load(folder),
-        "" if calibration is None else f"{calibration.digest}-{(folder / QUANTIZER).read_text()}",
+        OpenVinoRuntime(core, prepared.folder, placement),
+        Reference.load(prepared.folder),
+        prepared.fingerprint(placement.dtype),
     )
 
 
@@ -125,4 +107,9 @@ def _check_dtype(core: Any, dtype: DtypeName) -> None:
 
 
 def _constant_bytes(model: Any) -> int:
-    return sum(op.data.nbytes for op in model.get_ops() if op.get_type_name() == "Constant")
+    """Returns what the weights take, which OpenVINO unpacks if the file has them in float16."""
+    return sum(
+        op.data.nbytes * (2 if op.get_element_type() == ov.Type.f16 else 1)
+        for op in model.get_ops()
+        if op.get_type_name() == "Constant"
+    )

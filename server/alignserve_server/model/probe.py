@@ -56,6 +56,7 @@ TEXTS = (
     "[CLS] [SEP] [PAD] [UNK] [MASK] [cls] [ CLS ] [CLS][SEP]",
     "<s> </s> <pad> <unk> <mask> <|endoftext|>",
 )
+_FACTS, _ARRAYS, _IMAGES = "reference.json", "reference.npz", "probe"  # in a reference's folder
 _TOKENS_PER_TEXT = 8  # of those that a tokenizer adds to its vocabulary
 _PATTERN_CELLS = (3, 24, 96)  # along a side: from soft gradients to fine texture
 EMBEDDED_IMAGES = tuple(f"pattern-{cells}.png" for cells in _PATTERN_CELLS)
@@ -75,6 +76,8 @@ class Reference:
     embedding_dimension: int
     input_ids: dict[str, list[int]]  # of every text, cut to the limit
     embedded_texts: list[str]
+    images: dict[str, bytes]  # the files, by name
+    pillow: str  # version, whose decoders had a part in the next
     pixel_values: NDArray[np.float32]  # of every image, (images, 3, height, width)
     embeddings: Embeddings  # of EMBEDDED_IMAGES, then of the embedded texts; not normalized
 
@@ -85,18 +88,23 @@ class Reference:
         return height, width
 
     def save(self, folder: Path) -> None:
-        """Writes two files."""
+        """Writes two files, and a folder with the images. Raises OSError."""
         facts: dict[str, Any] = asdict(self)  # Any: of JSON
         arrays = {name: facts.pop(name) for name in ("pixel_values", "embeddings")}
-        (folder / "reference.json").write_text(json.dumps(facts))
-        np.savez(folder / "reference.npz", **arrays)
+        facts["images"] = list(self.images)
+        (folder / _FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        np.savez_compressed(folder / _ARRAYS, **arrays)
+        (folder / _IMAGES).mkdir()
+        for name, content in self.images.items():
+            (folder / _IMAGES / name).write_bytes(content)
 
     @classmethod
     def load(cls, folder: Path) -> Reference:
-        """Reads what `save` wrote."""
-        facts = json.loads((folder / "reference.json").read_text())
+        """Reads what `save` wrote. Raises OSError or ValueError for anything else."""
+        facts = json.loads((folder / _FACTS).read_bytes())
         facts["unembedded_tokens"] = tuple(facts["unembedded_tokens"])
-        with np.load(folder / "reference.npz") as arrays:
+        facts["images"] = {name: (folder / _IMAGES / name).read_bytes() for name in facts["images"]}
+        with np.load(folder / _ARRAYS) as arrays:
             return cls(**facts, **arrays)
 
 

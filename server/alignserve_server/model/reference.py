@@ -6,6 +6,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -52,6 +53,8 @@ def make_reference(checkpoint: Checkpoint, network: Network) -> Reference:
         embedding_dimension=networks.embedding_dimension(network),
         input_ids=input_ids,
         embedded_texts=embedded,
+        images=probe.images(),
+        pillow=PIL.__version__,
         pixel_values=pixel_values,
         embeddings=embeddings,
     )

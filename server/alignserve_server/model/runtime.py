@@ -80,7 +80,7 @@ class Loaded:
 
     runtime: Runtime
     reference: Reference
-    calibration: str = ""  # digest of what decided the ranges of int8
+    fingerprint: str
 
 
 def min_cosine(embeddings: Embeddings, reference: Embeddings) -> float:

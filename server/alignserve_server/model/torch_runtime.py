@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,14 @@ from alignserve_server.model.memory import trim_heap
 from alignserve_server.model.network import Network
 from alignserve_server.model.out_of_memory import memory_errors
 from alignserve_server.model.reference import make_reference
-from alignserve_server.model.runtime import Loaded, Placement, Rescaling, RuntimeName, TokenArray
+from alignserve_server.model.runtime import (
+    Loaded,
+    Placement,
+    Rescaling,
+    Runtime,
+    RuntimeName,
+    TokenArray,
+)
 from alignserve_server.model.towers import Towers
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -46,9 +54,13 @@ def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling) -> 
     network = networks.load_network(checkpoint.folder)
     reference = make_reference(checkpoint, network)
     network = networks.optimized(network)
+    placement = replace(placement, max_text_tokens=reference.max_text_tokens)
+    runtime: Runtime
     if placement.device == "cpu":
-        return Loaded(CpuRuntime(network, placement, rescaling), reference)
-    return Loaded(CudaRuntime(network, placement, rescaling, reference.image_size), reference)
+        runtime = CpuRuntime(network, placement, rescaling)
+    else:
+        runtime = CudaRuntime(network, placement, rescaling, reference.image_size)
+    return Loaded(runtime, reference, checkpoint.fingerprint(runtime="torch", dtype=placement.dtype))
 
 
 class CpuRuntime:

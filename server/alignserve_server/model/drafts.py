@@ -1,0 +1,104 @@
+"""Folders that appear whole or not at all: drafts beside their place, locked while somebody writes them.
+
+A process can be killed while it writes, and a disk can be full. What it leaves is found unlocked, and
+removed, by the next one that makes a draft there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PREFIX = "alignserve-draft-"
+
+
+@contextmanager
+def draft_folder(parent: Path) -> Iterator[Path]:
+    """Yields a new folder in `parent`, and removes it at the end unless `install` has moved it.
+
+    Raises:
+        OSError: It cannot be made there.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent)
+    unlocked = Path(tempfile.mkdtemp(prefix="alignserve-", dir=parent))
+    descriptor = os.open(unlocked, os.O_RDONLY)
+    _lock(descriptor)
+    # The name comes after the lock, so that no draft is taken for an abandoned one.
+    draft = unlocked.rename(unlocked.with_name(unlocked.name.replace("alignserve-", _PREFIX)))
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(descriptor)
+
+
+def install(draft: Path, folder: Path, *, is_usable: Callable[[Path], bool]) -> None:
+    """Moves a draft to its place, on disk to the last byte; replaces what is there unless that is usable.
+
+    Raises:
+        OSError: It cannot be written or moved.
+    """
+    for path in [*draft.rglob("*"), draft]:
+        _sync(path)
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        if is_usable(folder):  # another process was first, with the same result
+            return
+        with draft_folder(folder.parent) as aside:
+            folder.rename(aside / folder.name)
+            draft.rename(folder)
+    _sync(folder.parent)
+
+
+def move_into(draft: Path, folder: Path, *, last: str) -> None:
+    """Moves the files of a draft into a folder that cannot be replaced, `last` after all others.
+
+    Raises:
+        OSError: They cannot be written or moved.
+    """
+    for path in draft.rglob("*"):
+        _sync(path)
+    (folder / last).unlink(missing_ok=True)
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == last):
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.rename(target)
+    _sync(folder)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for draft in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            descriptor = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if _lock(descriptor):
+                    shutil.rmtree(draft, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks a file until its descriptor is closed; False if another process has it, or locks are unknown."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""Prepares checkpoints, each in a process of its own.
+
+That takes torch, transformers and several times the memory of the weights; all go when the process ends.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from alignserve_server.model.calibration import CalibrationImages
+from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
+from alignserve_server.model.configuration import check_configuration
+from alignserve_server.model.decode import ImageDecoder
+from alignserve_server.model.prepared import (
+    SHIPPED,
+    PreparedCheckpoint,
+    copy_licences,
+    is_prepared,
+    open_prepared,
+)
+from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.runtime import DtypeName
+
+Weights: TypeAlias = Literal["float32", "float16"]
+
+INPUTS = "inputs.npz"  # for the process that converts
+MADE_WITH = ("openvino", "torch", "transformers", "tokenizers", "pillow")
+QUANTIZER = "nncf"
+_WHY_TORCH = "to prepare a checkpoint (one that 'alignserve-server prepare' has made needs neither)"
+_CONVERSION = "alignserve_server.model.openvino_conversion"
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    draft: Path,
+    *,
+    calibration: CalibrationImages | None = None,
+    weights: Weights = "float32",
+) -> PreparedCheckpoint:
+    """Prepares a checkpoint into an empty folder; with calibration images, in int8.
+
+    Args:
+        checkpoint: In Hugging Face format.
+        draft: Where everything goes.
+        calibration: Images like those that callers send.
+        weights: float16 halves the folder and rounds the weights.
+
+    Raises:
+        CheckpointError: Its weights or its processors cannot be served, or OpenVINO cannot convert it.
+        ValueError: A package is not installed, or no calibration image can be read.
+        OSError: The folder cannot be written.
+    """
+    check_installed(["torch", "transformers"], extra="torch", why=_WHY_TORCH)
+    check_configuration(checkpoint.config)
+    images = ImagePreprocessor(checkpoint.image_processor, ImageDecoder(max_bytes=1, max_pixels=1))
+    inputs: dict[str, Any] = {"scale": images.scale, "offset": images.offset, "weights": weights}
+    if calibration is not None:
+        check_installed([QUANTIZER], extra="int8", why="to make int8")
+        inputs["calibration"] = calibration.pixels()
+    np.savez(draft / INPUTS, **inputs)
+    _run_conversion(checkpoint, draft)
+    (draft / INPUTS).unlink()
+    copy_licences(checkpoint.folder, draft)
+    prepared = PreparedCheckpoint(
+        folder=draft,
+        model_id=checkpoint.model_id,
+        revision=checkpoint.revision,
+        image_processor=checkpoint.image_processor,
+        fingerprints=fingerprints(checkpoint, calibration, weights),
+        weights=weights if calibration is None else "int8",
+        made_with=_versions([*MADE_WITH, QUANTIZER] if calibration is not None else MADE_WITH),
+    )
+    prepared.save()
+    return prepared
+
+
+def shipped_form(checkpoint: Checkpoint) -> PreparedCheckpoint | None:
+    """Returns the prepared form, in float32, that a checkpoint brings along, if it is of the same weights.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    folder = checkpoint.folder / SHIPPED
+    if not is_prepared(folder):
+        return None
+    prepared = open_prepared(folder)
+    if prepared.fingerprints != fingerprints(checkpoint, None, "float32"):
+        return None
+    return replace(prepared, model_id=checkpoint.model_id, revision=checkpoint.revision)
+
+
+def fingerprints(
+    checkpoint: Checkpoint, calibration: CalibrationImages | None, weights: Weights
+) -> dict[DtypeName, str]:
+    """Returns a fingerprint for each data type in which the same graphs can be computed.
+
+    Raises:
+        ValueError: nncf, whose version is a part of that of int8, is not installed.
+    """
+    if calibration is not None:
+        check_installed([QUANTIZER], extra="int8", why="to make int8")
+        made: dict[DtypeName, str] = {"int8": f"int8{calibration.digest}-{QUANTIZER}-{version(QUANTIZER)}"}
+    else:
+        rounded = "" if weights == "float32" else f"-weights-{weights}"
+        made = {"float32": f"float32{rounded}", "bfloat16": f"bfloat16{rounded}"}
+    return {dtype: checkpoint.fingerprint(runtime="openvino", dtype=name) for dtype, name in made.items()}
+
+
+def check_installed(packages: list[str], *, extra: str, why: str) -> None:
+    """Raises ValueError if a package is missing, with what to install."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"not installed: {', '.join(missing)}, needed {why}; pip install 'alignserve[server,{extra}]'"
+        )
+
+
+def _versions(packages: list[str] | tuple[str, ...]) -> dict[str, str]:
+    return {package: version(package) for package in packages}
+
+
+def _run_conversion(checkpoint: Checkpoint, draft: Path) -> None:
+    command = [sys.executable, "-m", _CONVERSION, str(checkpoint.folder.resolve()), str(draft.resolve())]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # a module is not looked for where the server started
+    with subprocess.Popen(  # noqa: S603 — a module of this package
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,  # it ends when this closes
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None  # noqa: S101 — it is a pipe
+        report = process.stderr.read().strip()
+    if process.returncode:
+        reason = report.rpartition("\n")[2] or f"its process ended with {process.returncode}"
+        if not shutil.disk_usage(draft).free:
+            reason = f"{reason}; the disk of {draft.parent} is full"
+        raise CheckpointError(
+            f"openvino cannot convert {checkpoint.model_id} ({reason}); use --runtime torch"
+        )

@@ -1,0 +1,198 @@
+"""`alignserve-server prepare`: writes a checkpoint that is served without torch and transformers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from alignserve_server.model.align import load_align
+from alignserve_server.model.calibration import CalibrationImages
+from alignserve_server.model.checkpoint import EMBEDDED, Checkpoint, CheckpointError
+from alignserve_server.model.decode import ImageDecoder
+from alignserve_server.model.drafts import draft_folder, install, move_into
+from alignserve_server.model.preparation import Weights, fingerprints, prepare, shipped_form
+from alignserve_server.model.prepared import (
+    DIGESTS,
+    PreparedCheckpoint,
+    is_prepared,
+    open_prepared,
+    resolve,
+)
+from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.runtime import DtypeName
+
+_Weights: TypeAlias = Literal["float32", "float16", "int8"]
+
+_EXAMPLES = """\
+examples:
+  alignserve-server prepare --checkpoint kakaobrain/align-base --to /models/align
+  alignserve-server --checkpoint /models/align
+
+Preparing takes torch and transformers (pip install 'alignserve[server,torch]'), some minutes, and three times
+the memory of the weights. The folder can be copied to any machine. What serves it needs neither package, and
+proves at each start that it has transformers' tokens, pixels and embeddings. A folder that was prepared from
+the same checkpoint is left as it is, so that the command can run before each start; a damaged one is made
+again.
+"""
+
+
+def run(argv: list[str]) -> int:
+    """Prepares a checkpoint; returns 0 if the folder can be served, 1 if not. Wrong usage exits with 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _prepare(arguments)
+    except (CheckpointError, ValueError, OSError) as error:
+        print(f"alignserve-server prepare: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="alignserve-server prepare",
+        description="Writes all that serving a checkpoint on a CPU takes, without torch and transformers.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default=EMBEDDED,
+        metavar="ID|FOLDER",
+        help="hub id or folder of an ALIGN checkpoint; default: the embedded one",
+    )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="folder to write")
+    parser.add_argument(
+        "--weights",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="data type of the stored weights; float16 takes half the space, changes vectors in the fourth "
+        "digit and has a fingerprint of its own; int8 needs --calibration-folder; default: float32",
+    )
+    parser.add_argument(
+        "--calibration-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="images like those that callers send, for int8",
+    )
+    parser.add_argument(
+        "--min-cosine",
+        type=float,
+        default=0.999,
+        metavar="COSINE",
+        help="least cosine with transformers in float32; what is less exact is not written; default: 0.999",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace what another checkpoint was prepared into"
+    )
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    folder: Path = arguments.to
+    source = resolve(arguments.checkpoint, arguments.revision)
+    calibration = _calibration(arguments, source)
+    if _is_done(folder, _fingerprints(source, calibration, arguments.weights), is_forced=arguments.force):
+        print(f"{folder} is already prepared from this checkpoint")
+    else:
+        print(f"preparing {source.model_id} ...", flush=True)
+        _write(folder, source, calibration, arguments)
+    print(f"serve it with: alignserve-server --checkpoint {folder}")
+
+
+def _calibration(
+    arguments: argparse.Namespace, source: Checkpoint | PreparedCheckpoint
+) -> CalibrationImages | None:
+    if (arguments.weights == "int8") != (arguments.calibration_folder is not None):
+        raise ValueError("--weights int8 and --calibration-folder belong together; give both or neither")
+    if arguments.weights != "int8":
+        return None
+    return CalibrationImages(
+        arguments.calibration_folder,
+        ImagePreprocessor(source.image_processor, ImageDecoder(max_bytes=64 << 20, max_pixels=100_000_000)),
+    )
+
+
+def _fingerprints(
+    source: Checkpoint | PreparedCheckpoint, calibration: CalibrationImages | None, weights: _Weights
+) -> Mapping[DtypeName, str]:
+    if isinstance(source, Checkpoint):
+        return fingerprints(source, calibration, _stored(weights))
+    if source.weights != weights:
+        raise ValueError(
+            f"{source.folder} is prepared with weights in {source.weights}; for {weights} give the "
+            f"checkpoint that it was prepared from ({source.model_id})"
+        )
+    return source.fingerprints
+
+
+def _is_done(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool) -> bool:
+    """Says whether a folder is what would be written there. Raises CheckpointError if it has to be kept."""
+    if not folder.exists():
+        return False
+    if is_prepared(folder):
+        try:
+            if open_prepared(folder).fingerprints == expected:
+                return True
+        except CheckpointError as error:
+            print(error)
+            return False
+        if not is_forced:
+            raise CheckpointError(f"{folder} was prepared otherwise; give another folder, or --force")
+    elif any(path.name != "lost+found" for path in folder.iterdir()):
+        raise CheckpointError(f"{folder} holds other files; give a folder that is new or empty")
+    return False
+
+
+def _write(
+    folder: Path,
+    source: Checkpoint | PreparedCheckpoint,
+    calibration: CalibrationImages | None,
+    arguments: argparse.Namespace,
+) -> None:
+    is_mount = folder.is_mount()  # which cannot be replaced, only filled
+    with draft_folder(folder if is_mount else folder.absolute().parent) as draft:
+        _fill(draft, source, calibration, arguments.weights)
+        cosine = load_align(open_prepared(draft), least_cosine=arguments.min_cosine).info.min_cosine
+        if is_mount:
+            move_into(draft, folder, last=DIGESTS)
+        else:
+            _share(draft)
+            install(draft, folder.absolute(), is_usable=lambda _: False)
+    size = sum(path.stat().st_size for path in folder.rglob("*"))
+    print(f"wrote {folder}: {size / 1e6:.0f} MB, weights in {arguments.weights}")
+    print(f"lowest cosine with transformers in float32: {cosine:.6f} (limit {arguments.min_cosine})")
+
+
+def _fill(
+    draft: Path,
+    source: Checkpoint | PreparedCheckpoint,
+    calibration: CalibrationImages | None,
+    weights: _Weights,
+) -> None:
+    if isinstance(source, PreparedCheckpoint):
+        ready: PreparedCheckpoint | None = source
+    else:
+        ready = shipped_form(source) if weights == "float32" else None
+        if ready is None:
+            prepare(source, draft, calibration=calibration, weights=_stored(weights))
+    if ready is not None:
+        shutil.copytree(ready.folder, draft, dirs_exist_ok=True)
+
+
+def _stored(weights: _Weights) -> Weights:
+    """Returns the data type of what int8 leaves as it is, or of all."""
+    return "float16" if weights == "float16" else "float32"
+
+
+def _share(draft: Path) -> None:
+    """Gives a draft, which is for its owner alone, the permissions of any new folder."""
+    umask = os.umask(0)
+    os.umask(umask)
+    draft.chmod(0o777 & ~umask)

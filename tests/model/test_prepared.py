@@ -1,0 +1,330 @@
+"""Checkpoints that were prepared: served without torch and transformers, as exact as before, or refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from alignserve_server import prepare_cli
+from alignserve_server.model import probe
+from alignserve_server.model.align import load_align
+from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
+from alignserve_server.model.prepared import SHIPPED, PreparedCheckpoint, open_prepared, resolve
+from alignserve_server.model.probe import Reference
+
+from tests.model.conftest import PHOTOS
+
+pytestmark = pytest.mark.model
+
+# Any import of these fails from here on, as where they are not installed.
+_WITHOUT_TORCH = """
+import importlib.util, sys
+for name in ("torch", "transformers", "safetensors", "nncf"):
+    sys.modules[name] = None
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if sys.modules.get(name, 0) is None else find(name)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared_folder(random_folder, tmp_path_factory) -> Path:
+    """The random checkpoint, prepared by the command."""
+    folder = tmp_path_factory.mktemp("prepared") / "random"
+    assert prepare_cli.run(["--checkpoint", str(random_folder), "--to", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def prepared_copy(prepared_folder, tmp_path) -> Path:
+    """One that a test may damage."""
+    return shutil.copytree(prepared_folder, tmp_path / "copy")
+
+
+def run_without_torch(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TORCH + program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def embed(encoder) -> np.ndarray:
+    """What is made of the photos and some texts, not normalized."""
+    images = [encoder.preprocess_image(path.read_bytes()) for path in sorted(PHOTOS.glob("*.jpg"))]
+    texts = [encoder.tokenize(text, truncate=True) for text in ("a cat", "a photo of the dogs", "rocket")]
+    return np.concatenate([encoder.encode_images(images), encoder.encode_texts(texts)])
+
+
+def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, cache_folder):
+    """The same numbers under the same fingerprint, so that vectors of both can be compared."""
+    original = load_align(resolve(str(random_folder)), runtime="openvino", cache_folder=cache_folder)
+
+    prepared = load_align(resolve(str(prepared_folder)))
+
+    assert prepared.info.fingerprint == original.info.fingerprint
+    np.testing.assert_array_equal(embed(prepared), embed(original))
+
+
+@pytest.mark.parametrize("which", ["mini", "prepared"])
+def test_neither_torch_nor_transformers_is_needed(which, prepared_folder):
+    """The embedded checkpoint and a prepared folder are served, and proven, where neither is installed."""
+    name = "mini" if which == "mini" else prepared_folder
+    program = """
+from alignserve_server.model.align import load_align
+from alignserve_server.model.prepared import resolve
+encoder = load_align(resolve(sys.argv[1]))
+assert not {"torch", "transformers"} & {name for name, module in sys.modules.items() if module}
+print(encoder.info.min_cosine)
+"""
+
+    done = run_without_torch(program, name)
+
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.99999
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runtime", "torch"], "alignserve[server,torch]"),
+        (["--device", "cuda"], "alignserve[server,torch]"),
+        (["--checkpoint", "random"], "alignserve[server,torch]"),
+    ],
+)
+def test_what_needs_torch_says_what_to_install(options, message, random_folder, tmp_path):
+    """A runtime, a GPU or an unprepared checkpoint: the extra is named, and no traceback is shown."""
+    options = [str(random_folder) if option == "random" else option for option in options]
+    program = "from alignserve_server.cli import run\nsys.exit(run(sys.argv[1:]))"
+
+    done = run_without_torch(
+        program,
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--cache-folder", tmp_path, *options),
+    )
+
+    assert done.returncode == 1
+    assert '"event": "cannot_start"' in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_prepared_form_of_the_embedded_checkpoint_is_not_stale():
+    """It is of the same weights, with the probe of this release."""
+    checkpoint = resolve_checkpoint()
+
+    prepared = open_prepared(checkpoint.folder / SHIPPED)
+
+    reference = Reference.load(prepared.folder)
+    assert dict(prepared.fingerprints) == {
+        dtype: checkpoint.fingerprint(runtime="openvino", dtype=dtype) for dtype in ("float32", "bfloat16")
+    }
+    assert set(probe.TEXTS) <= set(reference.input_ids)
+    assert reference.images == probe.images()
+
+
+def test_the_licence_goes_along(random_folder, tmp_path):
+    """Whoever copies the folder copies what its licence asks to keep."""
+    source = shutil.copytree(random_folder, tmp_path / "source")
+    (source / "LICENSE").write_text("terms")
+
+    code = prepare_cli.run(["--checkpoint", str(source), "--to", str(tmp_path / "to")])
+
+    assert code == 0
+    assert (tmp_path / "to" / "LICENSE").read_text() == "terms"
+
+
+def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_path):
+    """Rounded weights take half the space, stay near, and have a fingerprint of their own."""
+    folder = tmp_path / "to"
+
+    prepare_cli.run(
+        [
+            "--checkpoint",
+            str(random_folder),
+            "--to",
+            str(folder),
+            "--weights",
+            "float16",
+            "--min-cosine",
+            "0.9",
+        ]
+    )
+
+    exact, rounded = open_prepared(prepared_folder), open_prepared(folder)
+    assert (folder / "image.bin").stat().st_size < 0.6 * (prepared_folder / "image.bin").stat().st_size
+    assert not set(exact.fingerprints.values()) & set(rounded.fingerprints.values())
+    assert load_align(rounded, least_cosine=0.9).info.min_cosine < 1
+
+
+def test_what_is_less_exact_than_asked_is_not_written(random_folder, tmp_path, capsys):
+    """The proof comes before the folder."""
+    limit = ["--weights", "float16", "--min-cosine", "1"]
+
+    code = prepare_cli.run(["--checkpoint", str(random_folder), "--to", str(tmp_path / "to"), *limit])
+
+    assert code == 1
+    assert "--min-cosine" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_is_prepared_from_images(tmp_path):
+    """It is served as int8, and as nothing else."""
+    pytest.importorskip("nncf")
+    folder = tmp_path / "to"
+    options = ["--weights", "int8", "--calibration-folder", str(PHOTOS), "--min-cosine", "0"]
+
+    code = prepare_cli.run(["--to", str(folder), *options])
+
+    assert code == 0
+    assert load_align(open_prepared(folder), least_cosine=0).info.dtype == "int8"
+    with pytest.raises(ValueError, match="is prepared for dtype int8, not for float32"):
+        load_align(open_prepared(folder), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runtime": "torch"}, "give the checkpoint that it was prepared from"),
+        ({"device": "cuda"}, "give the checkpoint that it was prepared from"),
+        ({"dtype": "int8"}, "not for int8"),
+        ({"dtype": "float16"}, "not for float16"),
+    ],
+)
+def test_what_was_not_prepared_is_refused(prepared_folder, options, message):
+    """The message says what was, or where to go."""
+    with pytest.raises(ValueError, match=message):
+        load_align(open_prepared(prepared_folder), **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["image.bin", "text.xml", "reference.json", "reference.npz", "prepared.json", "probe/L.jpg"]
+)
+@pytest.mark.parametrize("damage", ["cut", "emptied", "missing", "changed"])
+def test_a_damaged_file_is_named(prepared_copy, name, damage):
+    """Nothing is served of which a byte has changed, wherever it is."""
+    damage_file(prepared_copy / name, damage)
+
+    with pytest.raises(CheckpointError, match=f"is damaged: .*{name}"):
+        open_prepared(prepared_copy)
+
+
+def damage_file(path: Path, damage: str) -> None:
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+        return
+    if damage == "changed":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"cut": content[: len(content) // 2], "emptied": b""}.get(damage, content))
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"{", b'{"image.bin": 1}', b"\xff"])
+def test_broken_digests_are_damage(prepared_copy, content):
+    """Whatever became of the file that tells."""
+    (prepared_copy / "digests.json").write_bytes(content)
+
+    with pytest.raises(CheckpointError, match="is damaged: "):
+        open_prepared(prepared_copy)
+
+
+def test_a_later_format_is_refused(prepared_copy):
+    """An older server does not guess."""
+    facts = json.loads((prepared_copy / "prepared.json").read_text())
+    rewrite(prepared_copy, {**facts, "format": 2})
+
+    with pytest.raises(CheckpointError, match="format 2, and this release reads 1"):
+        open_prepared(prepared_copy)
+
+
+def rewrite(folder: Path, facts: dict[str, object]) -> None:
+    """Replaces the facts, with the digest that fits."""
+    path = folder / "prepared.json"
+    before = path.read_bytes()
+    path.write_text(json.dumps(facts))
+    digests = folder / "digests.json"
+    old, new = (sha256(content).hexdigest() for content in (before, path.read_bytes()))
+    digests.write_text(digests.read_text().replace(old, new))
+
+
+def test_a_folder_that_is_done_is_left_alone(prepared_folder, random_folder, capsys):
+    """An init container can run the command before each start."""
+    before = (prepared_folder / "digests.json").stat()
+
+    code = prepare_cli.run(["--checkpoint", str(random_folder), "--to", str(prepared_folder)])
+
+    assert code == 0
+    assert "is already prepared" in capsys.readouterr().out
+    assert (prepared_folder / "digests.json").stat() == before
+
+
+def test_a_damaged_folder_is_prepared_again(prepared_copy, random_folder):
+    """Also by an init container, of which nobody is there to look after."""
+    damage_file(prepared_copy / "text.bin", "cut")
+
+    code = prepare_cli.run(["--checkpoint", str(random_folder), "--to", str(prepared_copy)])
+
+    assert code == 0
+    assert isinstance(open_prepared(prepared_copy), PreparedCheckpoint)
+
+
+def test_another_checkpoint_is_kept_unless_forced(prepared_copy, capsys):
+    """What took an hour is not lost to a mistyped name."""
+    refused = prepare_cli.run(["--to", str(prepared_copy)])
+
+    assert refused == 1
+    assert "--force" in capsys.readouterr().err
+    assert prepare_cli.run(["--to", str(prepared_copy), "--force"]) == 0
+    assert open_prepared(prepared_copy).model_id == "mini"
+
+
+def test_other_files_are_never_replaced(tmp_path, capsys):
+    """Not even by force, which is for prepared checkpoints."""
+    (tmp_path / "thesis.txt").touch()
+
+    code = prepare_cli.run(["--to", str(tmp_path), "--force"])
+
+    assert code == 1
+    assert "holds other files" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_prepared_checkpoint_is_copied(prepared_folder, tmp_path):
+    """The image's build takes either kind."""
+    code = prepare_cli.run(["--checkpoint", str(prepared_folder), "--to", str(tmp_path / "to")])
+
+    assert code == 0
+    assert open_prepared(tmp_path / "to").fingerprints == open_prepared(prepared_folder).fingerprints
+
+
+@pytest.mark.parametrize(
+    ("pillow", "levels", "is_served"), [("1.0", 2, True), ("1.0", 20, False), (None, 2, False)]
+)
+def test_another_pillow_may_decode_a_little_differently(prepared_copy, pillow, levels, is_served):
+    """A folder outlives the decoders of the day it was made on; other pixels by the same ones are refused."""
+    prepared, reference = open_prepared(prepared_copy), Reference.load(prepared_copy)
+    shifted = reference.pixel_values + levels * np.float32(prepared.image_processor["rescale_factor"])
+    shutil.rmtree(prepared_copy / "probe")
+    replace(reference, pillow=pillow or reference.pillow, pixel_values=shifted).save(prepared_copy)
+    prepared.save()
+
+    with nullcontext() if is_served else pytest.raises(CheckpointError, match="has other pixels here"):
+        load_align(open_prepared(prepared_copy))
+
+
+def test_a_checkpoint_that_brings_another_form_along_is_converted(random_folder, prepared_folder, tmp_path):
+    """A prepared form of other weights is not served as these."""
+    source = shutil.copytree(random_folder, tmp_path / "source")
+    shutil.copytree(resolve_checkpoint().folder / SHIPPED, source / SHIPPED)
+
+    encoder = load_align(resolve(str(source)), runtime="openvino", cache_folder=tmp_path / "cache")
+
+    assert encoder.info.embedding_dimension == 80
+    assert isinstance(resolve(str(source)), Checkpoint)
