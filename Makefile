@@ -1,9 +1,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+SERVE := $(VENV)/.installed-server
+DEVELOP := $(VENV)/.installed
 IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
+# PyPI's torch for Linux brings CUDA along. An index of CPU builds saves most of that, such as
+# https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test hostile lint format typecheck protos baseline bench soak peers clean
@@ -11,25 +16,34 @@ BASELINE := protos/baseline.binpb
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Create .venv with everything that the other targets need
+setup: $(DEVELOP) ## Create .venv with everything that the other targets need
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[server,openvino,int8,otel,bench]' --group dev
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "alignserve needs Python 3.11 or later, and $(PYTHON) is %d.%d; name another one, as in: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --quiet pip
+
+$(SERVE): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the server for CPUs into $(VENV): about 440 MB, half a minute ..."
+	@$(PIP) --quiet -e '.[server]'
 	@touch $@
 
-run: $(STAMP) ## Start a server on the embedded checkpoint, classify a photo, keep serving
+$(DEVELOP): $(SERVE)
+	@echo "Installing torch and the tools into $(VENV): $(if $(TORCH_INDEX),2.2 GB from $(TORCH_INDEX),6 GB; 2.2 GB with TORCH_INDEX=https://download.pytorch.org/whl/cpu), some minutes ..."
+	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[server,torch,int8,otel,bench]' --group dev
+	@touch $@
+
+run: $(SERVE) ## Start a server on the embedded checkpoint, classify a photo, keep serving
 	@$(BIN)/python -m deploy.quickstart $(if $(PORT),--port $(PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(FLAGS)
 
-test: lint typecheck ## Run every check and every test
+test: lint typecheck ## Run every check and every test: 10 minutes on 2 cores
 	$(BIN)/python -m pytest
 
-hostile: $(STAMP) ## Fetch files made to break what reads them, and send them to a live server
+hostile: $(DEVELOP) ## Fetch files made to break what reads them, and send them to a live server
 	-@$(BIN)/python -m tests.hostile.corpora
 	$(BIN)/python -m pytest -m hostile
 
-lint: $(STAMP) ## Check style, import direction, protos and generated stubs
+lint: $(DEVELOP) ## Check style, import direction, protos and generated stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
@@ -40,27 +54,27 @@ lint: $(STAMP) ## Check style, import direction, protos and generated stubs
 	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml
 	$(BIN)/buf breaking $(IMAGE) --against $(BASELINE) --config protos/buf.yaml
 
-format: $(STAMP) ## Rewrite Python and protos in the project's format
+format: $(DEVELOP) ## Rewrite Python and protos in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/buf format -w protos
 
-typecheck: $(STAMP) ## Check types
+typecheck: $(DEVELOP) ## Check types
 	$(BIN)/mypy
 
-protos: $(STAMP) ## Generate the Python stubs from the protos
+protos: $(DEVELOP) ## Generate the Python stubs from the protos
 	$(BIN)/python protos/generate.py
 
-baseline: $(STAMP) ## At a release, record its API as what later ones must not break
+baseline: $(DEVELOP) ## At a release, record its API as what later ones must not break
 	$(BIN)/python protos/generate.py --image $(BASELINE)
 
-bench: $(STAMP) ## Measure latency and throughput on this machine, beside others that are installed
+bench: $(DEVELOP) ## Measure latency and throughput on this machine, beside others that are installed
 	$(BIN)/python -m tests.load $(FLAGS)
 
-soak: $(STAMP) ## Load a server for ten minutes and look for what grows
+soak: $(DEVELOP) ## Load a server for ten minutes and look for what grows
 	$(BIN)/python -m tests.load.soak $(FLAGS)
 
-peers: $(STAMP) ## Install the servers that `make bench` compares with
+peers: $(DEVELOP) ## Install the servers that `make bench` compares with
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers
 
 clean: ## Remove .venv and caches

@@ -36,9 +36,9 @@ Serving gRPC on {server} and metrics on {metrics} until Ctrl-C. What to type nex
     {bin}/alignserve{flag} embed tests/data/photos/*.jpg --text "a cup of coffee"
     {bin}/alignserve{flag} stream tests/data/photos --label cat --label coffee --top-k 1
 
-  any gRPC client
-    {bin}/grpcurl -plaintext {server} list alignserve.v1.AlignService
-    {bin}/grpcurl -plaintext -d '{{"texts": ["a cat"]}}' {server} alignserve.v1.AlignService/EmbedText
+  any gRPC client (grpcurl comes with `make setup`, or from https://github.com/fullstorydev/grpcurl)
+    {grpcurl} -plaintext {server} list alignserve.v1.AlignService
+    {grpcurl} -plaintext -d '{{"texts": ["a cat"]}}' {server} alignserve.v1.AlignService/EmbedText
 
   metrics
     curl -s http://{metrics}/metrics | grep '^alignserve_'
@@ -112,9 +112,22 @@ def _serve(server: subprocess.Popen[bytes], address: str, metrics_address: str) 
         return server.wait() or code
     flag = "" if address == "localhost:50051" else f" --server {address}"
     print(
-        _NEXT.format(bin=os.path.relpath(BIN), flag=flag, server=address, metrics=metrics_address), flush=True
+        _NEXT.format(
+            bin=os.path.relpath(BIN),
+            flag=flag,
+            server=address,
+            metrics=metrics_address,
+            grpcurl=_grpcurl(),
+        ),
+        flush=True,
     )
     return server.wait()
+
+
+def _grpcurl() -> str:
+    """Returns what to type for it: `make setup` installs it, `make run` does not."""
+    installed = BIN / "grpcurl"
+    return os.path.relpath(installed) if installed.exists() else "grpcurl"
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], address: str) -> bool:

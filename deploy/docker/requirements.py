@@ -1,15 +1,14 @@
 """Prints what alignserve needs with some of its extras, a line each.
 
-python requirements.py server openvino
+python requirements.py server torch
 """
 
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-
-import tomllib  # type: ignore[import-not-found]  # the image has it, the oldest Python that is checked for does not
 
 
 def requirements(pyproject: Path, extras: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from alignserve_server.metrics import Metrics
 from prometheus_client import CollectorRegistry
 
 from tests.deploy.container import can_run_containers
-from tests.deploy.image import copy_sources
+from tests.deploy.image import arguments, copy_sources, run_step, stages
 from tests.deploy.prometheus import programs
 
 
@@ -25,6 +25,16 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*pip, "--no-deps", "--no-build-isolation", "--target", folder, source], check=True, timeout=120
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of the image `cpu`, as its build makes it."""
+    folder = tmp_path_factory.mktemp("image")
+    (step,) = [value for keyword, value in stages()["checkpoint"] if keyword == "RUN"]
+    done = run_step(step, folder, arguments("checkpoint"))
+    assert done.returncode == 0, done.stderr
+    return folder / "checkpoint"
 
 
 @pytest.fixture(scope="session")

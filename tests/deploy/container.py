@@ -29,7 +29,7 @@ _PREFIX = "/opt/alignserve"  # /usr/local in the image, which here holds more th
 _NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--mount-proc", "--fork")
 _USER = ("unshare", "--user", "--map-user=10001", "--map-group=10001")
 _INSIDE = ("nsenter", "--user", "--preserve-credentials", "--net", "--mount", "--pid", "--wd=/")
-_SCAFFOLDS = ("/opt", "/run", "/tmp", "/var/cache")  # where mounts may lie
+_SCAFFOLDS = ("/opt", "/run", "/srv", "/tmp", "/var/cache")  # where mounts may lie
 
 
 @dataclass
@@ -104,7 +104,7 @@ def running_container(
     }
     # This environment's own folders too, which may lie below a scaffold.
     own = {folder: Path(folder) for folder in (sys.base_prefix, sys.prefix)}
-    script = _script({**own, _PREFIX: packages, **(files or {})}, writable)
+    script = _script({**own, _PREFIX: packages, **_checkpoint(image, packages), **(files or {})}, writable)
     with subprocess.Popen(
         [*_NAMESPACES, "--kill-child", "sh", "-euc", script, "sh", *image.entrypoint],
         env=variables,
@@ -116,6 +116,13 @@ def running_container(
             yield Container(process, variables)
         finally:
             process.kill()
+
+
+def _checkpoint(image: Image, packages: Path) -> dict[str, Path]:
+    """Returns what the image was built with, which for the embedded checkpoint is a copy of what ships."""
+    shipped = packages / "alignserve_server/model/checkpoints/mini/prepared"
+    folder = image.environment.get("ALIGNSERVE_CHECKPOINT")
+    return {} if folder is None else {folder: shipped}
 
 
 def can_run_containers() -> bool:

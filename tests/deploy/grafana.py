@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -91,7 +91,7 @@ def loaded_servers(
 def tls_flags(place: Path) -> Flags:
     """Makes a certificate, and returns the flags of a server that uses it."""
     certificate, key = place / "server.pem", place / "server.key"
-    ends = datetime.now(timezone.utc) + _CERTIFICATE_LIFE
+    ends = datetime.now(UTC) + _CERTIFICATE_LIFE
     issued = trustme.CA().issue_cert("localhost", not_after=ends)
     certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(key)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from subprocess import CompletedProcess
 
-from tests.processes import ROOT
+from tests.processes import BIN, ROOT
 
 DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
 
@@ -60,6 +64,26 @@ class Image:
     def all(self, keyword: str) -> list[str]:
         """Returns the values of an instruction, in order."""
         return [value for found, value in stages()[self.target] if found == keyword]
+
+
+def run_step(step: str, folder: Path, variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
+    """Runs a RUN in a folder, below which `/install` and `/checkpoint` lie.
+
+    Commands come from the folder's `bin` first, then from this environment. Mounts are left out.
+    """
+    command = re.sub(r"--mount=\S+", "", step)
+    for path in ("/install", "/checkpoint"):
+        command = command.replace(path, f"{folder}{path}")
+    environment = {**os.environ, **(variables or {}), "PATH": f"{folder}/bin:{BIN}:{os.environ['PATH']}"}
+    return subprocess.run(
+        ["sh", "-euc", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def arguments(stage: str) -> dict[str, str]:
+    """Returns the build arguments of a stage that have a default."""
+    pairs = [value.partition("=") for keyword, value in stages()[stage] if keyword == "ARG"]
+    return {name: default for name, _, default in pairs}
 
 
 def copy_sources(stage: str, folder: Path) -> Path:

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
+from alignserve_server.model.prepared import open_prepared
 from alignserve_server.settings import Settings, host_and_port
 
 from tests.deploy.container import running_container
-from tests.deploy.image import DOCKERFILE, Image, stages
+from tests.deploy.image import DOCKERFILE, Image, copy_sources, run_step, stages
 from tests.processes import BIN, ROOT, run
 
 COMPOSE = ROOT / "deploy/compose/compose.yaml"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
-TARGETS = ("cpu", "cuda")
+TARGETS = ("cpu", "cpu-torch", "cuda")
 
 
 @pytest.mark.contract
@@ -73,8 +74,39 @@ def test_the_requirements_are_what_the_extras_need(target: str, tmp_path: Path) 
     printed = run(sys.executable, ROOT / "deploy/docker/requirements.py", *extras).stdout.splitlines()
 
     names = {re.split(r"[^\w-]", line, maxsplit=1)[0] for line in printed}
-    assert {"grpcio", "numpy", "torch", "transformers"} <= names
-    assert ("openvino" in names) == (target == "cpu")
+    assert {"grpcio", "numpy", "openvino"} <= names
+    assert ({"torch", "transformers"} <= names) == (target != "cpu")
+    assert ("torch" in names) == (target != "cpu")
+
+
+@pytest.mark.parametrize("target", ["cpu-torch", "cuda"])
+@pytest.mark.parametrize("wheel", [[], ["torch/include"], ["torch/include", "torch/test"]], ids=len)
+def test_packages_install_whatever_a_wheel_contains(target: str, wheel: list[str], tmp_path: Path) -> None:
+    """Each step ends well, with folders of torch that are there in one release and not in the next."""
+    copy_sources(f"packages-{target}", tmp_path)
+    site = tmp_path / "install/lib/python3.11/site-packages"
+    write_program(
+        tmp_path / "bin/pip", f"mkdir -p {' '.join(str(site / folder) for folder in ['numpy', *wheel])}"
+    )
+    steps = [value for keyword, value in stages()[f"packages-{target}"] if keyword == "RUN"]
+
+    done = [run_step(step, tmp_path) for step in steps]
+
+    assert [step.returncode for step in done] == [0], done[0].stderr
+    assert (site / "numpy").is_dir()
+    assert not (site / "torch/test").exists()
+
+
+def test_the_checkpoint_of_the_image_is_prepared(prepared: Path) -> None:
+    """By the command of the Dockerfile, with the build's defaults: the embedded one."""
+    assert open_prepared(prepared).model_id == "mini"
+
+
+def write_program(path: Path, script: str) -> None:
+    """Writes a command that stands in for one that needs the network."""
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 def test_the_build_context_has_what_is_copied() -> None:
@@ -97,14 +129,17 @@ def test_the_package_has_all_that_it_needs(packages: Path) -> None:
 
     assert {"bin/alignserve", "bin/alignserve-server", "alignserve/v1/align_service_pb2.py"} <= names
     checkpoint = "alignserve_server/model/checkpoints/mini"
-    assert {f"{checkpoint}/model.safetensors", f"{checkpoint}/config.json"} <= names
+    assert {f"{checkpoint}/model.safetensors", f"{checkpoint}/prepared/digests.json"} <= names
     assert {Path(name).name for name in names if "/licenses/" in name} >= {"LICENSE", "NOTICE"}
 
 
-def test_the_image_serves(containers: Path) -> None:
+def test_the_image_serves(containers: Path, prepared: Path) -> None:
     """Confined, and without a network; the health check sees that it is ready, and SIGTERM ends it."""
     image = Image("cpu")
-    with running_container(containers, image, writable=[image.last("VOLUME"), "/tmp"]) as container:
+    files = {image.environment["ALIGNSERVE_CHECKPOINT"]: prepared}
+    with running_container(
+        containers, image, writable=[image.last("VOLUME"), "/tmp"], files=files
+    ) as container:
         container.event("ready")
 
         checked = container.run(*image.health_command)

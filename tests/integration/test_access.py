@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -337,7 +337,7 @@ class Authority:
 
 def _days(number: int) -> datetime:
     """Returns a time so many days from now."""
-    return datetime.now(timezone.utc) + timedelta(days=number)
+    return datetime.now(UTC) + timedelta(days=number)
 
 
 def _expired_root() -> bytes:

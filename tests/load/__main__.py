@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def _heading(plan: Plan, sections: list[str]) -> str:
         f"python -m tests.load --checkpoint {shlex.quote(plan.checkpoint)} --rounds {plan.rounds} "
         f"--seconds {plan.seconds:g} --sections {','.join(sections)}"
     )
-    date = datetime.now(timezone.utc).date()
+    date = datetime.now(UTC).date()
     return (
         f"# Measured\n\n`{command}`, {date}, {_processor()}, Python {platform.python_version()}, "
         f"{_software()}.\n\n"

@@ -32,7 +32,7 @@ class HttpRoute:
             reader, writer = self._idle.pop() if self._idle else await self._connect()
             writer.write(head.encode() + call.request)
             status = await asyncio.wait_for(_answer(reader), timeout_seconds)
-        except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError) as error:
+        except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             raise RequestFailed(Failure("UNAVAILABLE", type(error).__name__, str(error))) from error
         self._idle.append((reader, writer))
         if status != 200:

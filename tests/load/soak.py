@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -239,7 +239,7 @@ def _report(arguments: argparse.Namespace, samples: Sequence[Sample], ends: dict
     command = f"python -m tests.load.soak --minutes {arguments.minutes:g} --checkpoint {arguments.checkpoint}"
     if arguments.plant_leak:
         command += f" --plant-leak {arguments.plant_leak}"
-    date = datetime.now(timezone.utc).date()
+    date = datetime.now(UTC).date()
     return (
         f"# Soak\n\n`{command}`, {date}, {psutil.cpu_count()} cores, client on the same.\n\n"
         f"{samples[-1].requests} requests. Unary calls ended with: {calls}.\n\n{table(head, rows)}\n"
