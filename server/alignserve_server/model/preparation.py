@@ -37,6 +37,7 @@ INPUTS = "inputs.npz"  # for the process that converts
 MADE_WITH = ("openvino", "torch", "transformers", "tokenizers", "pillow")
 QUANTIZER = "nncf"
 _WHY_TORCH = "to prepare a checkpoint (one that 'alignserve-server prepare' has made needs neither)"
+_LITTLE_MEGABYTES = 100
 _CONVERSION = "alignserve_server.model.openvino_conversion"
 
 
@@ -144,8 +145,9 @@ def _run_conversion(checkpoint: Checkpoint, draft: Path) -> None:
         report = process.stderr.read().strip()
     if process.returncode:
         reason = report.rpartition("\n")[2] or f"its process ended with {process.returncode}"
-        if not shutil.disk_usage(draft).free:
-            reason = f"{reason}; the disk of {draft.parent} is full"
+        free_megabytes = shutil.disk_usage(draft).free >> 20
+        if free_megabytes < _LITTLE_MEGABYTES:  # what writes graphs does not say why it could not
+            reason = f"{reason}; {draft.parent} has {free_megabytes} MB left"
         raise CheckpointError(
             f"openvino cannot convert {checkpoint.model_id} ({reason}); use --runtime torch"
         )

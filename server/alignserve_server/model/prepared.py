@@ -32,6 +32,7 @@ SHIPPED = "prepared"  # where a checkpoint in Hugging Face format may have its p
 
 _FACTS = "prepared.json"
 _FORMAT = 1
+_MOST_NAMES = 3  # of damaged files in a message
 _LICENCES = ("LICENSE*", "NOTICE*", "README.md")
 
 
@@ -96,7 +97,7 @@ def open_prepared(folder: Path) -> PreparedCheckpoint:
     damaged = _damaged_files(folder)
     if damaged:
         raise CheckpointError(
-            f"the prepared checkpoint {folder} is damaged: {', '.join(damaged)}; "
+            f"the prepared checkpoint {folder} is damaged: {_listed(damaged)}; "
             "prepare it again, or copy it again from where it is whole"
         )
     try:
@@ -135,6 +136,11 @@ def _damaged_files(folder: Path) -> list[str]:
         return [f"{DIGESTS} ({type(error).__name__})"]
     missing = [name for name in (_FACTS, IMAGE, TEXT) if name not in digests]
     return missing + [name for name, digest in digests.items() if not _is_whole(folder / name, digest)]
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_whole(path: Path, digest: str) -> bool:
