@@ -17,8 +17,8 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import date, datetime, timezone
-from enum import Enum
+from datetime import UTC, date, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +36,7 @@ _SECRET_BYTES = 32
 _PERSON = b"alignserve-key"
 
 
-class Scope(str, Enum):
+class Scope(StrEnum):
     """What a key may be used for."""
 
     EMBED = "embed"  # EmbedImage, EmbedText and such items of a stream
@@ -232,4 +232,4 @@ def _give_away(new: Path, old: os.stat_result) -> None:
 
 
 def _today() -> date:
-    return datetime.now(timezone.utc).date()
+    return datetime.now(UTC).date()

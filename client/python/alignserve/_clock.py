@@ -13,7 +13,7 @@ from dataclasses import dataclass
 async def _wait_async(event: asyncio.Event, seconds: float) -> bool:
     try:
         return await asyncio.wait_for(event.wait(), seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return False
 
 

@@ -385,7 +385,7 @@ def _of_each(items: Sequence[_Item], check: Callable[[int, _Item], _Checked]) ->
     for position, item in enumerate(items):
         try:
             checked.append(check(position, item))
-        except _Failed as failed:  # noqa: PERF203 — each item may fail
+        except _Failed as failed:
             if failed.failure.code is not grpc.StatusCode.INVALID_ARGUMENT:
                 raise
             invalid.append(failed.failure)

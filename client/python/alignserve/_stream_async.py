@@ -147,7 +147,7 @@ class AsyncStream:
             has_work = self._changed.wait_for(lambda: self._ledger.has_unanswered or self._ledger.is_complete)
             try:
                 await asyncio.wait_for(has_work, finite(self._remaining_seconds()))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise stream_expired() from None
             return self._ledger.has_unanswered
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 PixelValues: TypeAlias = NDArray[np.uint8]  # (height, width, 3), resized and cropped, not yet rescaled
 Embeddings: TypeAlias = NDArray[np.float32]  # (batch, embedding_dimension), not normalized
 
-_TINY = np.finfo(np.float32).tiny
+_TINY = np.float32(np.finfo(np.float32).tiny)
 _LEAST_SQUARED_LENGTH = 1e-30  # below it float32 loses digits of the squares
 
 
@@ -119,9 +119,8 @@ class OutOfDeviceMemory(Exception):
 def l2_normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales each vector (the last axis) to length 1; a zero vector stays zero."""
     # what np.linalg.norm computes, at a third of its price for a single vector
-    norms = np.sqrt(np.add.reduce(embeddings * embeddings, axis=-1, keepdims=True))
-    normalized: NDArray[np.float32] = embeddings / np.maximum(norms, _TINY)
-    return normalized
+    norms: NDArray[np.float32] = np.sqrt(np.add.reduce(embeddings * embeddings, axis=-1, keepdims=True))
+    return embeddings / np.maximum(norms, _TINY)
 
 
 def has_direction(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:

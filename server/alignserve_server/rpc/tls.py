@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -88,7 +88,7 @@ class Certificates:
         return renewed.configuration
 
     def _better(self) -> _Loaded:
-        renewed, now = _read(self._files), datetime.now(timezone.utc)
+        renewed, now = _read(self._files), datetime.now(UTC)
         objection = renewed.objection(now)
         if objection is not None and self._in_use.objection(now) is None:
             raise ValueError(f"{objection}; the files in use are kept, which are valid")
@@ -97,7 +97,7 @@ class Certificates:
     def _use(self, loaded: _Loaded) -> None:
         self._in_use = loaded
         self._publish_expiry(loaded.expiry.timestamp())
-        objection = loaded.objection(datetime.now(timezone.utc))
+        objection = loaded.objection(datetime.now(UTC))
         if objection is not None:
             _log.warning("certificate_not_valid", reason=objection, advice="renew it, and check the clock")
 

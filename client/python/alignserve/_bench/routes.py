@@ -230,6 +230,6 @@ async def _connect(channels: Sequence[grpc.aio.Channel], target: str, timeout_se
     ready = asyncio.gather(*(channel.channel_ready() for channel in channels))
     try:
         await asyncio.wait_for(ready, timeout_seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         message = f"cannot connect to {target} within {timeout_seconds:g} s"
         raise UnavailableError(message, grpc.StatusCode.UNAVAILABLE) from None
