@@ -18,7 +18,6 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from grpc_reflection.v1alpha import reflection
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
@@ -50,6 +49,7 @@ from alignserve_server.rpc.health import (
     model_stalled,
 )
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
+from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.settings import Settings, is_loopback
@@ -127,8 +127,7 @@ class Server:
         """
         self.add_services_to(self._grpc)
         if self._settings.reflection:
-            names = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
+            add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE))
         try:
             self.port = self._open_port()
         except RuntimeError as error:
