@@ -24,6 +24,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from tests.collector import Collector, attributes, collecting
+from tests.contract.documents import read, rows
 from tests.integration.serving import (
     RunningServer,
     classify_request,
@@ -214,6 +215,18 @@ async def test_an_item_that_embeds_says_so(collector: Collector) -> None:
     operations = [attributes(item).get("gen_ai.operation.name") for item in collector.named("item")]
     assert attributes(stream) == called("StreamInfer", "OK")
     assert sorted(operations, key=str) == [None, "embeddings"]
+
+
+async def test_the_documents_name_every_attribute_of_a_call(collector: Collector) -> None:
+    """And no other: a query is made from that table."""
+    async with running(tracing=True) as server:
+        server.encoder.failing.add(server.encoder.key("poison"))
+        await refused(server.stub.EmbedText(text_request("poison")))
+        await server.stub.EmbedText(text_request("a cat"))
+
+    found = {name for span in collector.named(f"{SERVICE}/EmbedText") for name in attributes(span)}
+    table = rows(read("server/README.md"), "attribute", "of", "")
+    assert found == {name for row in table for name in row["attribute"].split("`, `")}
 
 
 async def test_only_failures_of_the_server_are_errors(collector: Collector) -> None:
