@@ -41,7 +41,7 @@ class Scope(StrEnum):
 
     EMBED = "embed"  # EmbedImage, EmbedText and such items of a stream
     CLASSIFY = "classify"  # Classify and such items of a stream
-    ADMIN = "admin"  # reflection
+    ADMIN = "admin"  # no more than any key may: GetModelInfo and reflection
 
 
 class Key(BaseModel):

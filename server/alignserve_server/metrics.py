@@ -122,7 +122,7 @@ class Metrics:
         )  # fmt: skip
         self.max_batch_size = self._gauge(
             "alignserve_max_batch_size",
-            "Most entries in one batch, as measured at the start or set.",
+            "Maximum batch size, as measured or set.",
             ["modality"],
         )
         self.batch_compute_seconds = self._loop_histogram(

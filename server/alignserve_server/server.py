@@ -13,12 +13,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TypeVar
 from wsgiref.simple_server import WSGIServer
 
 import grpc
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from grpc_reflection.v1alpha import reflection
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
@@ -51,10 +51,12 @@ from alignserve_server.rpc.health import (
     model_stalled,
 )
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
+from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.settings import Settings, is_loopback
 from alignserve_server.tracing import SpanExport, Tracing
+from alignserve_server.tuned_sizes import TunedSizes, cpu_model
 from alignserve_server.watchdog import PreprocessPool, Watchdog
 
 _log = get_logger(__name__)
@@ -109,6 +111,7 @@ class Server:
         self.interceptor = ServingInterceptor(self.metrics, access, tracing, _connection_limits(settings))
         self._grpc = aio_server([self.interceptor], _channel_options(settings))
         self._batcher: Batcher | None = None
+        self._tuned_sizes: TunedSizes | None = None
         self._metrics_server: WSGIServer | None = None
         self._decode_threads = settings.decode_threads or cpu_count()
         self._pool = PreprocessPool(self._decode_threads)
@@ -128,8 +131,7 @@ class Server:
         """
         self.add_services_to(self._grpc)
         if self._settings.reflection:
-            names = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._grpc)
+            add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE))
         try:
             self.port = self._open_port()
         except RuntimeError as error:
@@ -163,7 +165,13 @@ class Server:
         encoder, batch_sizes = await _in_daemon_thread(self._load)
         info = encoder.info
         lanes = self._settings.lanes or encoder.lanes
-        self._batcher = Batcher(encoder, self._scheduler(batch_sizes), self.metrics, lanes=lanes)
+        self._batcher = Batcher(
+            encoder,
+            self._scheduler(batch_sizes),
+            self.metrics,
+            lanes=lanes,
+            on_widened=partial(self._note_widened, batch_sizes),
+        )
         self._batcher.start()
         self._servicer.engine = Engine(
             encoder,
@@ -328,14 +336,30 @@ class Server:
         return encoder, batch_sizes
 
     def _batch_sizes(self, encoder: Encoder) -> dict[str, int]:
-        if not encoder.is_measurable:
+        if not encoder.is_measurable or not tuned_limits(self._settings):
             return batch_limits(self._settings)
+        self._tuned_sizes = _tuned_sizes(self._settings, encoder, self._version)
+        known = self._tuned_sizes.read(tuned_limits(self._settings))
         pixels, text = _plain_inputs(encoder)
-        return batch_sizes(
+        sizes = batch_sizes(
             self._settings,
             lambda size: encoder.encode_images([pixels] * size),
             lambda size: encoder.encode_texts([text] * size),
+            # On a CPU, the time for which others had it does not count.
+            time.process_time if encoder.info.device == "cpu" else time.perf_counter,
+            known,
         )
+        if known.keys() != tuned_limits(self._settings).keys():
+            self._tuned_sizes.write(sizes)
+        return sizes
+
+    def _note_widened(self, sizes: dict[str, int], modality: str, size: int) -> None:
+        """Takes note of a larger batch that has proved faster while serving."""
+        sizes[modality] = size
+        self.metrics.max_batch_size.labels(modality).set(size)
+        _log.info("max_batch_size_raised", modality=modality, max_batch_size=size)
+        if self._tuned_sizes is not None:
+            threading.Thread(target=self._tuned_sizes.write, args=(dict(sizes),), daemon=True).start()
 
     def _watch(self, encoder: Encoder, batcher: Batcher) -> Watchdog:
         return Watchdog(
@@ -362,15 +386,22 @@ class Server:
     def _scheduler(self, batch_sizes: dict[str, int]) -> Scheduler:
         for modality, size in batch_sizes.items():
             self.metrics.max_batch_size.labels(modality).set(size)
-        return Scheduler(batch_policies(batch_sizes), self._settings.max_queue_delay_ms / 1000)
+        policies = batch_policies(batch_sizes, tuned_limits(self._settings))
+        return Scheduler(policies, self._settings.max_queue_delay_ms / 1000)
 
 
 def batch_limits(settings: Settings) -> dict[str, int]:
     """Returns the most entries in a batch of each modality, as set."""
     return {
         "image": settings.max_image_batch_size or settings.max_batch_size,
-        "text": settings.max_batch_size,
+        "text": settings.max_text_batch_size or settings.max_batch_size,
     }
+
+
+def tuned_limits(settings: Settings) -> dict[str, int]:
+    """Returns the most entries in a batch of each modality whose size is not used as given."""
+    pins = {"image": settings.max_image_batch_size, "text": settings.max_text_batch_size}
+    return {name: settings.max_batch_size for name, pin in pins.items() if settings.warmup and pin is None}
 
 
 def batch_sizes(
@@ -378,24 +409,32 @@ def batch_sizes(
     run_images: Callable[[int], object],
     run_texts: Callable[[int], object],
     clock: Callable[[], float] = time.perf_counter,
+    known: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Returns the largest batch of each modality: as set, or less where less proves as fast.
 
-    `run_images` and `run_texts` run a batch of a size.
+    Args:
+        settings: Which sizes are used as given.
+        run_images: Runs a batch of a size.
+        run_texts: The same for texts.
+        clock: Seconds.
+        known: Sizes that were measured before.
     """
-    sizes = batch_limits(settings)
-    if settings.warmup:
-        if settings.max_image_batch_size is None:
-            sizes["image"] = best_batch_size(run_images, sizes["image"], clock)
-        sizes["text"] = best_batch_size(run_texts, sizes["text"], clock)
-    return sizes
+    runs = {"image": run_images, "text": run_texts}
+    measured = {
+        modality: known.get(modality) or best_batch_size(runs[modality], limit, clock)
+        for modality, limit in tuned_limits(settings).items()
+    }
+    return {**batch_limits(settings), **measured}
 
 
-def batch_policies(sizes: Mapping[str, int]) -> dict[str, BatchPolicy]:
-    """Returns how each modality is batched."""
+def batch_policies(
+    sizes: Mapping[str, int], limits: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, BatchPolicy]:
+    """Returns how each modality is batched; batches may grow from `sizes` to `limits` while serving."""
     return {
-        "image": BatchPolicy(sizes["image"]),
-        "text": BatchPolicy(sizes["text"], _TEXT_BATCH_OVERHEAD_TOKENS),
+        "image": BatchPolicy(sizes["image"], limit=limits.get("image", 0)),
+        "text": BatchPolicy(sizes["text"], _TEXT_BATCH_OVERHEAD_TOKENS, limits.get("text", 0)),
     }
 
 
@@ -566,6 +605,25 @@ def _run_once(encoder: Encoder) -> None:
     encoder.encode_texts([text])
 
 
+def _tuned_sizes(settings: Settings, encoder: Encoder, version: str) -> TunedSizes:
+    from alignserve_server.model.align import default_cache_folder  # so that the fake starts without it
+
+    facts: dict[str, str | int | None] = {
+        "server": version,
+        "processor": cpu_model(),
+        "cores": cpu_count(),
+        "gpu": encoder.gpu_uuid,
+        "runtime": encoder.info.runtime,
+        "dtype": encoder.info.dtype,
+        "device": encoder.info.device,
+        "lanes": settings.lanes or encoder.lanes,
+        "threads_per_lane": settings.threads_per_lane,
+        "max_batch_size": settings.max_batch_size,
+    }
+    folder = (settings.cache_folder or default_cache_folder()) / "tuning"
+    return TunedSizes(folder, encoder.info.fingerprint, facts)
+
+
 def _plain_inputs(encoder: Encoder) -> tuple[PixelValues, TokenizedText]:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "gray").save(buffer, "PNG")
@@ -597,7 +655,7 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
             dtype=settings.dtype,
             lanes=settings.lanes,
             threads_per_lane=settings.threads_per_lane,
-            max_batch_size=max(settings.max_batch_size, settings.max_image_batch_size or 1),
+            max_batch_size=max(batch_limits(settings).values()),
             cuda_graphs=settings.cuda_graphs,
             least_cosine=settings.min_cosine,
             cache_folder=settings.cache_folder,

@@ -120,15 +120,21 @@ class Settings(BaseSettings):
         None, description="folder of images like those that callers send; int8 is made from them"
     )
     cache_folder: Path | None = Field(
-        None, description="folder for converted models; default: $XDG_CACHE_HOME/alignserve"
+        None,
+        description="folder for conversions and measured batch sizes; default: $XDG_CACHE_HOME/alignserve",
     )
 
     # Batching
     max_batch_size: Positive = Field(
-        32, description="most entries in one batch; fewer where larger ones prove no faster at the start"
+        32,
+        description="maximum batch size; lowered at startup if larger batches do not raise throughput, and "
+        "raised again if they do while serving",
     )
     max_image_batch_size: Positive | None = Field(
-        None, description="the same for images alone, without proof; default: max_batch_size, with proof"
+        None, description="maximum image batch size, used as given; default: max_batch_size, tuned at startup"
+    )
+    max_text_batch_size: Positive | None = Field(
+        None, description="maximum text batch size, used as given; default: max_batch_size, tuned at startup"
     )
     max_queue_delay_ms: float = Field(
         0.0, ge=0, description="longest that a free device waits to fill a batch; 0 never waits"

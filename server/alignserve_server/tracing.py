@@ -44,6 +44,12 @@ Metadata: TypeAlias = Iterable[tuple[str, Any]]
 _NO_TRACER = NoOpTracer()
 _PROPAGATOR = TraceContextTextMapPropagator()  # https://www.w3.org/TR/trace-context/
 
+# Which codes are the server's failures, and not its answer to what a caller sent:
+# https://opentelemetry.io/docs/specs/semconv/rpc/grpc/#server
+_SERVER_ERRORS = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
+
 _current: ContextVar[CallTrace | None] = ContextVar("trace", default=None)
 
 
@@ -136,6 +142,22 @@ class CallTrace:
         """Notes a step that took from `start` to `end`, in monotonic seconds."""
         self._steps.append(_Step(name, max(start, self._start), end, attributes, link))
 
+    def describe_embeddings(self, model: str, dimension: int) -> None:
+        """Says that the call embeds, as OpenTelemetry's conventions for generative AI have it."""
+        self._span.set_attributes(
+            {
+                "gen_ai.operation.name": "embeddings",
+                "gen_ai.provider.name": "alignserve",
+                "gen_ai.request.model": model,
+                "gen_ai.response.model": model,
+                "gen_ai.embeddings.dimension.count": dimension,
+            }
+        )
+
+    def count_input_tokens(self, tokens: int) -> None:
+        """Says how many tokens the call's texts have, those in the cache too."""
+        self._span.set_attribute("gen_ai.usage.input_tokens", tokens)
+
     @contextmanager
     def item(self) -> Iterator[CallTrace]:
         """Follows an item of this stream, for the block."""
@@ -173,10 +195,11 @@ class CallTrace:
                 step.name, inside, attributes=step.attributes, links=links, start_time=self._time(step.start)
             )
             child.end(self._time(step.end))
-        self._span.set_attribute("rpc.response.status_code", code)
+        self._span.set_attribute("rpc.status_code", code)
         if reason is not None:
-            self._span.set_attribute("error.type", reason)
-        if code != "OK":
+            self._span.set_attribute("alignserve.reason", reason)
+        if code in _SERVER_ERRORS:
+            self._span.set_attribute("error.type", code)
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end(self._time(end))
 

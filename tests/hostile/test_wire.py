@@ -49,11 +49,14 @@ _METHODS = {
         "unary_stream",
         health_pb2.HealthCheckRequest(service=_SERVICE[1:]),
     ),
-    "ServerReflectionInfo": (
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        "stream_stream",
-        reflection_pb2.ServerReflectionRequest(list_services="services"),
-    ),
+    **{
+        f"ServerReflectionInfo of {version}": (
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            "stream_stream",
+            reflection_pb2.ServerReflectionRequest(list_services="services"),
+        )
+        for version in ("v1", "v1alpha")
+    },
 }
 _NO_MESSAGE = {
     "a length beyond the end": b"\x0a\xff\xff\xff\xff\x07",

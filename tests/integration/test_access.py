@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -59,6 +60,18 @@ def add_key(path: Path, name: str, *scopes: Scope, **limits) -> str:
 
 def bearer(key: str) -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {key}")]
+
+
+async def reflected(channel: grpc.aio.Channel, version: str, metadata: list[tuple[str, str]]) -> set[str]:
+    """Returns the services that reflection names."""
+    ask = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    answer = await ask(iter([question]), metadata=metadata).read()
+    return {service.name for service in answer.list_services_response.service}
 
 
 @pytest.fixture
@@ -124,24 +137,40 @@ class TestKeys:
             assert read_status(answers["0"].error)[2] == "SCOPE_MISSING"
             assert answers["1"].WhichOneof("result") == "embed_text"
 
-    async def test_health_needs_no_key_and_reflection_needs_admin(self, keys_file) -> None:
-        """Probes have none; what the server can do is not everybody's business."""
-        embed, admin = add_key(keys_file, "search"), add_key(keys_file, "ops", Scope.ADMIN)
+    async def test_health_needs_no_key(self, keys_file) -> None:
+        """Probes have none."""
+        add_key(keys_file, "search")
         async with running(keys_file=keys_file) as served:
             health = await health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest())
-            reflection = reflection_pb2_grpc.ServerReflectionStub(served.channel)
-            question = reflection_pb2.ServerReflectionRequest(list_services="")
-
-            async def ask(metadata):
-                call = reflection.ServerReflectionInfo(iter([question]), metadata=metadata)
-                return await call.read()
-
-            errors = [await refused(ask([])), await refused(ask(bearer(embed)))]
-            answer = await ask(bearer(admin))
 
             assert health.status == health_pb2.HealthCheckResponse.SERVING
-            assert [error.reason for error in errors] == ["KEY_MISSING", "SCOPE_MISSING"]
-            assert answer.list_services_response.service
+
+    @pytest.mark.parametrize("version", ["v1", "v1alpha"])
+    async def test_reflection_needs_a_key_whatever_its_scopes(self, keys_file, version) -> None:
+        """Else tools such as grpcurl could not be used with it."""
+        keys = [add_key(keys_file, scope.value, scope) for scope in Scope]
+        async with running(keys_file=keys_file) as served:
+            ask = partial(reflected, served.channel, version)
+
+            answers = [await ask(bearer(key)) for key in keys]
+            errors = [await refused(ask(metadata)) for metadata in ([], bearer("as_search_guess"))]
+
+            assert all("alignserve.v1.AlignService" in answer for answer in answers)
+            assert [error.reason for error in errors] == ["KEY_MISSING", "KEY_INVALID"]
+
+    async def test_reflection_does_not_count_against_a_keys_quotas(self, keys_file) -> None:
+        """A tool keeps it open during the call for which it asks."""
+        key = add_key(keys_file, "search", max_concurrent_requests=1, max_requests_per_second=0.001)
+        async with running(keys_file=keys_file) as served:
+            stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+            streams = [stub.ServerReflectionInfo(metadata=bearer(key)) for _ in range(3)]
+            for stream in streams:
+                await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+                await stream.read()
+
+            response = await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
+
+            assert len(response.embeddings) == 1
 
     async def test_keys_come_and_go_while_the_server_runs(self, keys_file, looks_always) -> None:
         """A revoked key stops working, and a new one works, without a restart."""

@@ -12,13 +12,19 @@ from typing import Any
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.errors import StartupError
+from alignserve_server.rpc.health import SERVICE
 from alignserve_server.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Status as OtlpStatus
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, rpc_attributes
+from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import GenAiOperationNameValues
+from opentelemetry.semconv._incubating.attributes.rpc_attributes import RpcSystemNameValues
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from tests.collector import Collector, attributes, collecting
+from tests.contract.documents import read, rows
 from tests.integration.serving import (
     RunningServer,
     classify_request,
@@ -145,7 +151,7 @@ async def test_items_of_a_stream_are_followed_one_by_one(collector: Collector) -
     (stream,) = collector.named("alignserve.v1.AlignService/StreamInfer")
     items = collector.named("item")
     assert {item.parent_span_id for item in items} == {stream.span_id}
-    codes = sorted(str(attributes(item)["rpc.response.status_code"]) for item in items)
+    codes = sorted(str(attributes(item)["rpc.status_code"]) for item in items)
     assert codes == ["INVALID_ARGUMENT", "OK"]
     (queue,) = collector.named("queue")
     assert queue.parent_span_id in {item.span_id for item in items}
@@ -167,9 +173,92 @@ async def test_a_failed_call_says_why_and_nothing_that_was_sent(collector: Colle
         await refused(server.stub.EmbedImage(image_request(b"broken " + SECRET.encode())))
 
     (call,) = collector.named("alignserve.v1.AlignService/EmbedImage")
-    assert attributes(call)["rpc.response.status_code"] == "INVALID_ARGUMENT"
-    assert attributes(call)["error.type"] == "IMAGE_UNREADABLE"
+    assert attributes(call)["rpc.status_code"] == "INVALID_ARGUMENT"
+    assert attributes(call)["alignserve.reason"] == "IMAGE_UNREADABLE"
     assert SECRET not in str(collector.spans)
+
+
+async def test_a_call_that_embeds_says_so_by_opentelemetrys_conventions(collector: Collector) -> None:
+    """Names are those of the conventions; tokens count whether or not their text is in the cache."""
+    async with running(tracing=True) as server:
+        for _ in range(2):
+            await server.stub.EmbedText(text_request("a cat", "a dog here"))
+        await server.stub.EmbedImage(image_request(b"an image"))
+
+    embeds = {
+        gen_ai_attributes.GEN_AI_OPERATION_NAME: GenAiOperationNameValues.EMBEDDINGS.value,
+        gen_ai_attributes.GEN_AI_PROVIDER_NAME: "alignserve",
+        gen_ai_attributes.GEN_AI_REQUEST_MODEL: "fake",
+        gen_ai_attributes.GEN_AI_RESPONSE_MODEL: "fake",
+        gen_ai_attributes.GEN_AI_EMBEDDINGS_DIMENSION_COUNT: 8,
+    }
+    texts = [attributes(span) for span in collector.named(f"{SERVICE}/EmbedText")]
+    (image,) = [attributes(span) for span in collector.named(f"{SERVICE}/EmbedImage")]
+    assert (
+        texts
+        == [{**called("EmbedText", "OK"), **embeds, gen_ai_attributes.GEN_AI_USAGE_INPUT_TOKENS: 4 + 5}] * 2
+    )
+    assert image == {**called("EmbedImage", "OK"), **embeds}
+
+
+async def test_an_item_that_embeds_says_so(collector: Collector) -> None:
+    """The stream itself does not: it may have items of every kind."""
+    async with running(tracing=True) as server:
+        requests = [
+            pb.StreamInferRequest(correlation_id="0", embed_text=text_request("a cat")),
+            pb.StreamInferRequest(correlation_id="1", classify=classify_request(b"an image", "cat")),
+        ]
+        async for _ in server.stub.StreamInfer(iter(requests)):
+            pass
+
+    (stream,) = collector.named(f"{SERVICE}/StreamInfer")
+    operations = [attributes(item).get("gen_ai.operation.name") for item in collector.named("item")]
+    assert attributes(stream) == called("StreamInfer", "OK")
+    assert sorted(operations, key=str) == [None, "embeddings"]
+
+
+async def test_the_documents_name_every_attribute_of_a_call(collector: Collector) -> None:
+    """And no other: a query is made from that table."""
+    async with running(tracing=True) as server:
+        server.encoder.failing.add(server.encoder.key("poison"))
+        await refused(server.stub.EmbedText(text_request("poison")))
+        await server.stub.EmbedText(text_request("a cat"))
+
+    found = {name for span in collector.named(f"{SERVICE}/EmbedText") for name in attributes(span)}
+    table = rows(read("server/README.md"), "attribute", "of", "")
+    assert found == {name for row in table for name in row["attribute"].split("`, `")}
+
+
+async def test_only_failures_of_the_server_are_errors(collector: Collector) -> None:
+    """What a caller got wrong leaves the server's span without one, as the conventions for gRPC have it."""
+    async with running(tracing=True) as server:
+        await refused(server.stub.EmbedText(text_request(" ")))
+        server.encoder.failing.add(server.encoder.key("poison"))
+        await refused(server.stub.EmbedText(text_request("poison")))
+
+    spans = collector.named(f"{SERVICE}/EmbedText")
+    ends = {
+        attributes(span)["rpc.status_code"]: (
+            attributes(span).get("error.type"),
+            attributes(span)["alignserve.reason"],
+            span.status.code,
+        )
+        for span in spans
+    }
+    assert ends == {
+        "INVALID_ARGUMENT": (None, "TEXT_EMPTY", OtlpStatus.STATUS_CODE_UNSET),
+        "INTERNAL": ("INTERNAL", "INFERENCE_FAILED", OtlpStatus.STATUS_CODE_ERROR),
+    }
+
+
+def called(method: str, code: str) -> dict[str, str]:
+    """Returns what the span of an RPC says of it."""
+    # `rpc.response.status_code` until version 1.44 of the conventions, whose package is behind.
+    return {
+        rpc_attributes.RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value,
+        rpc_attributes.RPC_METHOD: f"{SERVICE}/{method}",
+        "rpc.status_code": code,
+    }
 
 
 async def test_health_checks_are_not_followed(collector: Collector, lines: list[Any]) -> None:

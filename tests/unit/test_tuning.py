@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import pytest
 from alignserve_server.batching.tuning import best_batch_size
@@ -84,6 +85,38 @@ def test_one_disturbed_run_does_not_decide() -> None:
     size = best_batch_size(device, 4, device.clock)
 
     assert size == 4
+
+
+@pytest.mark.parametrize("length", [1, 5, 12])
+def test_bursts_of_other_work_do_not_decide(length: int) -> None:
+    """Sizes take turns, so that a burst hits all alike, wherever it falls."""
+    sizes = set()
+    for phase in range(4 * length):
+        runs = count(phase)
+        device = Device(lambda size: (0.004 + 0.001 * size) * (1 if next(runs) // length % 4 else 10))  # noqa: B023
+        sizes.add(best_batch_size(device, 32, device.clock))
+
+    assert sizes == {32}
+
+
+def test_a_burst_at_the_beginning_ends_nothing() -> None:
+    """A first run that took a second says nothing of larger batches."""
+    slow = iter([0.0, 1.0, 0.0, 3.0])
+    device = Device(lambda _: 0.010 + next(slow, 0.0))
+
+    size = best_batch_size(device, 32, device.clock)
+
+    assert size == 32
+
+
+def test_a_slow_model_is_measured_less_often() -> None:
+    """The start does not take much longer for it."""
+    slow, fast = Device(lambda _: 0.4), Device(lambda _: 0.003)
+    for device in (slow, fast):
+        best_batch_size(device, 32, device.clock)
+
+    assert (slow.clock.now < 3.0, len(slow.sizes) >= 3) == (True, True)
+    assert fast.sizes.count(1) == 6
 
 
 def test_sizes_that_do_not_fit_are_not_used() -> None:

@@ -53,6 +53,7 @@ class Batcher:
         metrics: Metrics,
         *,
         lanes: int,
+        on_widened: Callable[[str, int], object] = lambda _modality, _size: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepares the lanes; `start` sets them running.
@@ -62,6 +63,7 @@ class Batcher:
             scheduler: Decides what runs next. Belongs to this object from now on.
             metrics: Where batches are counted.
             lanes: Batches that run at once.
+            on_widened: Told, on the event loop, when batches of a modality have become larger.
             clock: Monotonic seconds.
         """
         self._encode: dict[str, Callable[[Sequence[Any]], NDArray[np.float32]]] = {
@@ -72,6 +74,7 @@ class Batcher:
         self._has_parallel_lanes = encoder.has_parallel_lanes
         self._scheduler = scheduler
         self._metrics = metrics
+        self._on_widened = on_widened
         self._clock = clock
         self._entries: dict[tuple[str, bytes], Entry] = {}  # by content, from submission to result
         self._is_waking = False
@@ -292,12 +295,15 @@ class Batcher:
         outcomes = self._execute(batch, batch.entries)
         seconds = self._clock() - batch.start_time
         with self._changed:
-            self._scheduler.finish(batch, seconds)
+            has_grown = self._scheduler.finish(batch, seconds)
             del self._running[lane]
         self._on_loop(self._deliver, batch, outcomes, seconds)
+        if has_grown:
+            size = self._scheduler.max_batch_size(batch.modality)
+            self._on_loop(self._on_widened, batch.modality, size)
         return True
 
-    def _on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
+    def _on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
         if not self._loop.is_closed():  # a batch can outlast the loop after a stop that did not wait for it
             self._loop.call_soon_threadsafe(callback, *arguments)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from alignserve_server.batching.collect import collect
 from alignserve_server.batching.fair import FairQueue, Flow, Priority
 from alignserve_server.batching.queue import Entry, EntryQueue
+from alignserve_server.batching.widening import Widening
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimate of an entry's device time
 # Device time that interactive entries have ahead of bulk ones that come. Without it each bulk batch that
@@ -23,6 +24,7 @@ class BatchPolicy:
 
     max_batch_size: int
     overhead: int = 0  # fixed cost of a batch, in units of Entry.length; see `collect`
+    limit: int = 0  # to which `max_batch_size` may grow if larger batches prove faster; 0 leaves it as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +61,36 @@ class _Batching:
 
     def __init__(self, policy: BatchPolicy) -> None:
         self.policy = policy
+        self.widening = Widening(policy.max_batch_size, policy.limit)
         self.max_batch_size = policy.max_batch_size  # halved when the device runs out of memory
         self.full_batches = 0  # finished since that limit was set
         self.seconds_per_entry = 0.0
 
-    def learn_from(self, batch: Batch, seconds: float) -> None:
-        """Notes how long a batch took, and raises a lowered limit when enough full ones have run."""
+    def next_size(self, waiting: int) -> int:
+        """Returns how many entries the next batch takes at most, if so many wait for it."""
+        is_lowered = self.max_batch_size < self.widening.size
+        return self.max_batch_size if is_lowered else self.widening.next_size(waiting)
+
+    def learn_from(self, batch: Batch, seconds: float) -> bool:
+        """Notes how long a batch took; returns whether larger ones than before have proved faster.
+
+        Raises a lowered limit when enough full ones have run.
+        """
         per_entry = seconds / len(batch.entries)
         if self.seconds_per_entry:
             self.seconds_per_entry += _SMOOTHING * (per_entry - self.seconds_per_entry)
         else:
             self.seconds_per_entry = per_entry
         self.full_batches += len(batch.entries) == self.max_batch_size
-        if self.full_batches >= _BATCHES_TO_GROW and self.max_batch_size < self.policy.max_batch_size:
-            self.max_batch_size = min(2 * self.max_batch_size, self.policy.max_batch_size)
-            self.full_batches = 0
+        if self.max_batch_size < self.widening.size:
+            if self.full_batches >= _BATCHES_TO_GROW:
+                self.max_batch_size = min(2 * self.max_batch_size, self.widening.size)
+                self.full_batches = 0
+            return False
+        work = sum(entry.length for entry in batch.entries)
+        has_grown = self.widening.learn(len(batch.entries), work, seconds)
+        self.max_batch_size = self.widening.size
+        return has_grown
 
 
 class Scheduler:
@@ -154,7 +171,7 @@ class Scheduler:
         lineup = min(ripe, key=lambda each: each.used_seconds)
         batching = self._batching[lineup.modality]
         share = math.ceil(len(lineup.queue) / max(1, idle_lanes))
-        entries = collect(lineup.queue, min(batching.max_batch_size, share), batching.policy.overhead)
+        entries = collect(lineup.queue, min(batching.next_size(share), share), batching.policy.overhead)
         self._queues[lineup.modality].take(lineup.priority, entries)
         estimate = batching.seconds_per_entry * len(entries)
         self._level_seconds = lineup.used_seconds
@@ -166,10 +183,10 @@ class Scheduler:
         times = [self._ripe_time(lineup) for lineup in self._lineups.values() if lineup.queue]
         return min(times, default=None)
 
-    def finish(self, batch: Batch, seconds: float) -> None:
-        """Charges the device time that a batch really took."""
+    def finish(self, batch: Batch, seconds: float) -> bool:
+        """Charges the device time that a batch really took; returns whether `max_batch_size` has grown."""
         self._lineups[batch.modality, batch.priority].charge(seconds - batch.estimated_seconds)
-        self._batching[batch.modality].learn_from(batch, seconds)
+        return self._batching[batch.modality].learn_from(batch, seconds)
 
     def shrink(self, modality: str, failed_size: int) -> int:
         """Halves the largest batch after one of `failed_size` ran out of memory; returns the new limit.
@@ -181,6 +198,7 @@ class Scheduler:
         if failed_size > 1:
             batching.max_batch_size = min(batching.max_batch_size, failed_size // 2)
             batching.full_batches = 0
+            batching.widening.give_up()
         return batching.max_batch_size
 
     def _level(self, modality: str, priority: Priority) -> None:

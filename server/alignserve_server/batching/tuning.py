@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from alignserve_server.model.encoder import OutOfDeviceMemory
 
-_REPEATS = 3  # of which the fastest counts: others were disturbed
-_WORTH = 0.95  # of the best throughput, which the smallest batch that reaches it is preferred for
-_LONGEST_SECONDS = 0.5  # of a batch: longer ones keep the other modality waiting
-_HOPELESS = 8  # times the best size: larger ones take time and memory to try, and three have not paid
+WORTH = 0.95  # of the best throughput, which the smallest batch that reaches it is preferred for
+LONGEST_SECONDS = 0.5  # of a batch: longer ones keep the other modality waiting
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 5  # of which the fastest run of each size counts: others were disturbed
+_BUDGET_SECONDS = 2.0  # after which no round begins beyond the first three
+_GIVE_UP_FACTOR = 8  # stop three doublings past the best size: larger ones cost time and memory to try
 
 
 def best_batch_size(
@@ -19,41 +21,85 @@ def best_batch_size(
     """Returns the smallest batch with nearly the best throughput.
 
     Sizes double from 1 up to `limit`, until three in a row do not pay, one does not fit the device, or the
-    next should take over half a second.
+    next should take over half a second. They take turns, so that a burst of other work on the machine hits
+    all of them alike.
 
     Args:
         run: Runs a batch of a size. Called some times for each size, and once before to warm it.
         limit: Largest size.
-        clock: Seconds.
+        clock: Seconds: of the wall, or of the CPU where the model runs on it alone.
 
     Raises:
         OutOfDeviceMemory: Not even one entry fits.
     """
-    rates: dict[int, float] = {}
-    size = 1
-    while True:
+    trials = _Trials(run, clock)
+    for size in doubling(limit):
+        if trials.takes_long(size) and trials.repeat().takes_long(size):
+            break
         try:
-            run(size)
+            trials.add(size)
         except OutOfDeviceMemory:
-            if not rates:
+            if size == 1:
                 raise
-            return _smallest_near_best(rates)
-        seconds = min(_seconds(run, size, clock) for _ in range(_REPEATS))
-        rates[size] = size / max(seconds, 1e-9)
-        best = _smallest_near_best(rates)
-        following = min(2 * size, limit)
-        is_long = seconds * following / size > _LONGEST_SECONDS
-        if following == size or is_long or size >= _HOPELESS * best:
-            return best
-        size = following
+            break
+        if trials.is_hopeless(size) and trials.repeat().is_hopeless(size):
+            break
+    return trials.repeat().best_size()
 
 
-def _smallest_near_best(rates: dict[int, float]) -> int:
-    most = max(rates.values())
-    return min(size for size, rate in rates.items() if rate >= _WORTH * most)
+def doubling(limit: int) -> Iterator[int]:
+    """Yields 1, 2, 4 and so on, and the limit."""
+    size = 1
+    while size < limit:
+        yield size
+        size *= 2
+    yield limit
 
 
-def _seconds(run: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    run(size)
-    return clock() - start
+class _Trials:
+    """The fastest run of each size so far."""
+
+    def __init__(self, run: Callable[[int], object], clock: Callable[[], float]) -> None:
+        self._run = run
+        self._clock = clock
+        self._begin = clock()
+        self._seconds: dict[int, float] = {}
+        self._rounds = 0  # that all sizes have had
+
+    def add(self, size: int) -> None:
+        """Warms a size and times it once."""
+        self._run(size)
+        self._seconds[size] = math.inf
+        self._time(size)
+        self._rounds = 1
+
+    def repeat(self) -> _Trials:
+        """Times all sizes, in turns, until each has had its rounds or the budget is spent."""
+        while self._rounds < _MIN_ROUNDS or (self._rounds < _MAX_ROUNDS and self._is_within_budget()):
+            for size in self._seconds:
+                self._time(size)
+            self._rounds += 1
+        return self
+
+    def takes_long(self, size: int) -> bool:
+        """Returns whether a batch would keep others waiting, by the best throughput so far."""
+        best = min((seconds / each for each, seconds in self._seconds.items()), default=0.0)
+        return size * best > LONGEST_SECONDS
+
+    def is_hopeless(self, size: int) -> bool:
+        """Returns whether three doublings up to a size have not paid."""
+        return size >= _GIVE_UP_FACTOR * self.best_size()
+
+    def best_size(self) -> int:
+        """Returns the smallest size with nearly the best throughput."""
+        rates = {size: size / max(seconds, 1e-9) for size, seconds in self._seconds.items()}
+        most = max(rates.values())
+        return min(size for size, rate in rates.items() if rate >= WORTH * most)
+
+    def _is_within_budget(self) -> bool:
+        return self._clock() - self._begin < _BUDGET_SECONDS
+
+    def _time(self, size: int) -> None:
+        start = self._clock()
+        self._run(size)
+        self._seconds[size] = min(self._seconds[size], self._clock() - start)

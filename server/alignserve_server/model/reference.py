@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -170,16 +172,31 @@ def _embeddings(network: Network, pixel_values: NDArray[np.float32], texts: list
             "the tokenizer is another model's: no text of the probe has tokens that the word embeddings have"
         )
     input_ids, attention_mask = map(torch.from_numpy, padded(texts))
+    pixels = torch.from_numpy(pixel_values[: len(probe.EMBEDDED_IMAGES)])
     try:
-        images = networks.embed_pixel_values(
-            network, torch.from_numpy(pixel_values[: len(probe.EMBEDDED_IMAGES)])
-        )
-        embeddings = torch.cat([images, networks.embed_tokens(network, input_ids, attention_mask)])
+        with _one_thread():
+            images = networks.embed_pixel_values(network, pixels)
+            embeddings = torch.cat([images, networks.embed_tokens(network, input_ids, attention_mask)])
     except Exception as error:
         raise CheckpointError(
             f"transformers' AlignModel fails on the probe: {networks.one_line(error)}"
         ) from error
     return embeddings.numpy()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch to the calling thread, for the block.
+
+    Threads meet at hundreds of barriers; where one shares its core with another process, all wait for it, and
+    a forward of the embedded checkpoint takes 3 to 10 times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check_embeddings(embeddings: Embeddings, texts: list[str]) -> None:

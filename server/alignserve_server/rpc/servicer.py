@@ -144,6 +144,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     ) -> pb.EmbedImageResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
+        _describe_embeddings(call, engine)
         contents = convert.image_contents(request.images, self._limits)
         encode = convert.embedding_encoder(request.embedding_options)
         size = response_size.embed_image_response_bytes(request, engine.info)
@@ -159,11 +160,14 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     ) -> pb.EmbedTextResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
+        _describe_embeddings(call, engine)
         texts = convert.texts(request.texts, self._limits)
         encode = convert.embedding_encoder(request.embedding_options)
         size = response_size.embed_text_response_bytes(request, engine.info)
         await room.take_for_embeddings("texts", size)
         result = await engine.embed_texts(texts, call, truncate=request.truncate)
+        if call.trace is not None:
+            call.trace.count_input_tokens(sum(len(text.input_ids) for text in result.texts))
         return pb.EmbedTextResponse(
             embeddings=encode(result.embeddings),
             tokenizations=convert.tokenizations(result.texts),
@@ -195,6 +199,11 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 def _checked_labels(request: pb.ClassifyRequest, limits: convert.RequestLimits) -> tuple[LabelSet, int]:
     """Returns the labels of a request, and the most bytes that the response to it has."""
     return convert.label_set(request, limits), response_size.classify_response_bytes(request)
+
+
+def _describe_embeddings(call: Call, engine: Engine) -> None:
+    if call.trace is not None:
+        call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
 
 
 def _call(context: Context) -> Call:

@@ -1,0 +1,121 @@
+"""Batch sizes: measured at startup, kept for the next one, and corrected while serving."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from alignserve_server.model.encoder import Embeddings, TokenizedText
+from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.server import batch_limits, batch_sizes
+
+from tests.integration.serving import running, settings, text_request, until
+
+
+class MeasurableEncoder(FakeEncoder):
+    """A model of which a batch takes as long as an entry, and the sizes of the text batches that it ran."""
+
+    def __init__(self) -> None:
+        super().__init__(seconds_per_batch=0.002)
+        self.is_measurable = True
+        self.text_sizes: set[int] = set()
+
+    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+        self.text_sizes.add(len(batch))
+        return super().encode_texts(batch)
+
+
+async def test_the_next_start_measures_nothing(tmp_path: Path) -> None:
+    """It takes what the first has kept in the cache folder."""
+    first, second = MeasurableEncoder(), MeasurableEncoder()
+    # The clock of a CPU does not see a fake that sleeps, so what was measured is set by hand.
+    async with running(first, cache_folder=tmp_path, max_batch_size=8):
+        pass
+    (file,) = (tmp_path / "tuning").iterdir()
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps({**kept, "max_batch_size": {"image": 2, "text": 4}}))
+    async with running(second, cache_folder=tmp_path, max_batch_size=8) as served:
+        caps = {name: served.sample("alignserve_max_batch_size", modality=name) for name in ("image", "text")}
+
+    assert 8 in first.text_sizes
+    assert second.text_sizes == {1}  # the warm-up
+    assert caps == {"image": 2, "text": 4}
+
+
+async def test_a_damaged_file_is_measured_anew(tmp_path: Path) -> None:
+    """As if it were not there, and written over."""
+    async with running(MeasurableEncoder(), cache_folder=tmp_path, max_batch_size=8):
+        pass
+    (file,) = (tmp_path / "tuning").iterdir()
+    file.write_bytes(b"\0" * 64)
+    again = MeasurableEncoder()
+    async with running(again, cache_folder=tmp_path, max_batch_size=8):
+        pass
+
+    assert 8 in again.text_sizes
+    assert json.loads(file.read_text())["max_batch_size"]
+
+
+async def test_sizes_that_are_given_are_neither_measured_nor_kept(tmp_path: Path) -> None:
+    """Of texts as of images."""
+    encoder = MeasurableEncoder()
+    async with running(
+        encoder, cache_folder=tmp_path, max_image_batch_size=3, max_text_batch_size=5
+    ) as served:
+        caps = {name: served.sample("alignserve_max_batch_size", modality=name) for name in ("image", "text")}
+
+    assert caps == {"image": 3, "text": 5}
+    assert encoder.text_sizes == {1}
+    assert not (tmp_path / "tuning").exists()
+
+
+async def test_serving_corrects_a_size_that_was_measured_too_small(tmp_path: Path) -> None:
+    """A worker that was restarted under load does not stay at 2, nor does the next start."""
+    async with running(MeasurableEncoder(), cache_folder=tmp_path, max_batch_size=8):
+        pass
+    (file,) = (tmp_path / "tuning").iterdir()
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps({**kept, "max_batch_size": {"image": 2, "text": 2}}))
+    encoder = MeasurableEncoder()
+    async with running(encoder, cache_folder=tmp_path, max_batch_size=8, text_cache_bytes=0) as served:
+
+        async def call(number: int) -> None:
+            for turn in range(40):
+                texts = [f"{number} {turn} {text}" for text in range(32)]
+                await served.stub.EmbedText(text_request(*texts))
+
+        await asyncio.gather(*(call(number) for number in range(4)))
+        cap = served.sample("alignserve_max_batch_size", modality="text")
+        await until(lambda: json.loads(file.read_text())["max_batch_size"]["text"] == cap)
+
+    assert cap in (4, 8)
+    assert cap in encoder.text_sizes
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ({}, {"image": 2, "text": 16}),
+        ({"max_batch_size": 8}, {"image": 2, "text": 8}),
+        ({"max_text_batch_size": 64}, {"image": 2, "text": 64}),
+        ({"max_image_batch_size": 7}, {"image": 7, "text": 16}),
+        ({"warmup": False}, {"image": 32, "text": 32}),
+    ],
+    ids=str,
+)
+def test_what_is_known_is_not_measured(given: dict[str, int], sizes: dict[str, int]) -> None:
+    """Sizes that are given win over those that are known, and the rest is measured."""
+    known = {"image": 2}
+    now = 0.0
+
+    def run(size: int) -> None:
+        nonlocal now
+        now += max(0.001, 0.001 * size / 16)
+
+    chosen = batch_sizes(settings(**given), lambda _: pytest.fail("measured"), run, lambda: now, known)
+
+    assert chosen == sizes
+    assert batch_limits(settings(**given))["text"] >= sizes["text"]
