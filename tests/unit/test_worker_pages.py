@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from wsgiref.simple_server import WSGIServer
 
 import pytest
-from alignserve_server.metrics import Metrics, log_lines_dropped
+from alignserve_server.metrics import STATES, Metrics, log_lines_dropped, state_series
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.worker_pages import WorkerPages, merged
 from prometheus_client import (
@@ -25,7 +25,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 def page(metrics: Metrics) -> Iterator[WSGIServer]:
     """A worker's own page, of a server that has embedded two images."""
     metrics.items.labels("image", "ok").inc(2)
-    server = serve_metrics_page("127.0.0.1:0", metrics.registry)
+    server = serve_metrics_page("127.0.0.1:0", metrics.registry, lambda: "serving")
     yield server
     server.shutdown()
     server.server_close()
@@ -43,7 +43,8 @@ def registry_of(ports: dict[str, int]) -> CollectorRegistry:
     registry = CollectorRegistry()
     supervisor = CollectorRegistry()
     log_lines_dropped(supervisor).set_function(lambda: 7.0)
-    registry.register(WorkerPages(2, lambda: ports, supervisor, patience_seconds=0.2))
+    states = {"0": "loading", "1": "serving"}
+    registry.register(WorkerPages(2, lambda: ports, lambda: states, supervisor, patience_seconds=0.2))
     return registry
 
 
@@ -112,6 +113,20 @@ def test_a_worker_that_answers_is_up(page: WSGIServer) -> None:
     ok = {"modality": "image", "outcome": "ok"}
     assert registry.get_sample_value("alignserve_items_total", {**ok, "worker": "1"}) == 2
     assert registry.get_sample_value("alignserve_items_total", {**ok, "worker": "0"}) is None
+
+
+def test_a_worker_without_a_page_has_its_state(metrics: Metrics, page: WSGIServer) -> None:
+    """Of one that loads, or is being restarted, nothing else is known; each state is there once."""
+    metrics.state.set_function(lambda: state_series("serving"))
+
+    lines = generate_latest(registry_of({"1": page.server_port})).decode().splitlines()
+
+    states = [line for line in lines if line.startswith("alignserve_state{")]
+    assert sorted(line for line in states if line.endswith(" 1.0")) == [
+        'alignserve_state{state="loading",worker="0"} 1.0',
+        'alignserve_state{state="serving",worker="1"} 1.0',
+    ]
+    assert len(states) == 2 * len(STATES)
 
 
 def test_the_supervisor_is_counted_beside_the_workers(page: WSGIServer) -> None:

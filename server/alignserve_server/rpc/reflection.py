@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import grpc
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
@@ -18,9 +19,14 @@ _V1ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 _V1_SERVICE = f"{_V1}.ServerReflection"
 
 
-def add_reflection_to(server: grpc.aio.Server, services: Iterable[str]) -> None:
-    """Lets clients ask a server for the protos of these services, and of reflection itself."""
-    descriptor_pool.Default().AddSerializedFile(_v1_file().SerializeToString())
+def add_reflection_to(server: grpc.aio.Server, services: Iterable[str]) -> list[ServiceDescriptor]:
+    """Lets clients ask a server for the protos of these services, and of reflection itself.
+
+    Returns:
+        The services of reflection.
+    """
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(_v1_file().SerializeToString())
     servicer = reflection.aio.ReflectionServicer((*services, _V1_SERVICE, reflection.SERVICE_NAME))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     info = grpc.stream_stream_rpc_method_handler(
@@ -31,6 +37,7 @@ def add_reflection_to(server: grpc.aio.Server, services: Iterable[str]) -> None:
     handlers = {"ServerReflectionInfo": info}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_V1_SERVICE, handlers),))
     server.add_registered_method_handlers(_V1_SERVICE, handlers)
+    return [pool.FindServiceByName(name) for name in (reflection.SERVICE_NAME, _V1_SERVICE)]
 
 
 def _v1_file() -> FileDescriptorProto:
