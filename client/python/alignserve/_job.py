@@ -17,7 +17,7 @@ import grpc
 from alignserve._calls import Call
 from alignserve._requests import Limits, readable_payload
 from alignserve._responses import Outcome
-from alignserve._retry import delay_seconds, is_refusal
+from alignserve._retry import delay_seconds, is_refusal, log_retry
 from alignserve._terms import Terms
 from alignserve._window import Window
 from alignserve.errors import (
@@ -307,6 +307,7 @@ class Job:
         if not is_silence:
             pause = delay_seconds(self._terms.retry, error, self._tries, self._terms.clock.random)
             self._resumes_at = max(self._resumes_at, self._terms.clock.monotonic() + pause)
+        log_retry(f"request of {len(batch.entries)} items", error, self._tries, self.pause_seconds())
         return True
 
     def _least_room(self, error: AlignserveError) -> int:

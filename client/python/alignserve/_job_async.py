@@ -55,7 +55,7 @@ class AsyncJobRun:
             try:
                 await self._work()
             except AlignserveError as error:
-                self._job.give_up(error)
+                self._job.give_up(await self._caller.explained(error))
             self._job.report()
 
     async def _work(self) -> None:

@@ -54,7 +54,7 @@ class JobRun:
             try:
                 self._work()
             except AlignserveError as error:
-                self._job.give_up(error)
+                self._job.give_up(self._caller.explained(error))
             self._job.report()
 
     def _work(self) -> None:
