@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 import grpc
+from typing_extensions import Unpack  # as grpcio needs it, and Python 3.10 has it nowhere else
 
 from alignserve import _calls, _responses
 from alignserve._caller import Caller
@@ -46,9 +47,6 @@ from alignserve._terms import CallOptions, Metadata, Priority, Terms, client_clo
 from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _Result = TypeVar("_Result")
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import grpc
+from typing_extensions import Unpack  # as grpcio needs it, and Python 3.10 has it nowhere else
 
 from alignserve import _calls, _responses
 from alignserve._caller_async import AsyncCaller
@@ -49,8 +50,6 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from alignserve.v1.align_service_pb2_grpc import AlignServiceAsyncStub  # exists for type checkers only
 
 _Result = TypeVar("_Result")

@@ -155,16 +155,18 @@ def _is_on_by(variables: Mapping[str, str]) -> bool:
 
 
 def _security(tls: Tls, variables: Mapping[str, str]) -> Security:
-    given = zip(_TLS_FILES, tls.files, strict=True)
     root, certificate, key = (
-        _pem(name, variables.get(name) or None if pem is None else pem) for name, pem in given
+        variables.get(name) or None if given is None else given
+        for name, given in zip(_TLS_FILES, tls.files, strict=True)
     )
     if (certificate is None) != (key is None):
         raise ValueError(
-            "a client certificate and its key belong together; give both (client_certificate and client_key, "
-            f"{_CLIENT_CERTIFICATE} and {_CLIENT_KEY})"
+            "a client certificate and its key belong together; give both (client_certificate and client_key; "
+            "--certificate-file and --certificate-key-file)"
         )
-    credentials = grpc.ssl_channel_credentials(root, key, certificate)
+    credentials = grpc.ssl_channel_credentials(
+        _pem(_ROOT_CERTIFICATES, root), _pem(_CLIENT_KEY, key), _pem(_CLIENT_CERTIFICATE, certificate)
+    )
     return Security(credentials, has_client_certificate=certificate is not None)
 
 
