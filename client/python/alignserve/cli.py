@@ -223,6 +223,8 @@ def _readable(items: list[Item], found: Found, formats: Sequence[str]) -> list[I
     files = {str(file) for file in found.readable(formats)}
     for line in found.told():
         _complain(line)
+    if not files:
+        raise ValueError(f"no image that this server reads; it reads {', '.join(formats)}")
     return [item for item in items if item.id in files]
 
 
@@ -326,7 +328,7 @@ def _print_classification(found: list[Classification], label_count: int, args: a
         _print_json({"classifications": _render.classification_data(found)})
     else:
         print(_render.classification_table(found))
-    warn_of_winners(fits_badly(found), label_count, _complain)
+    warn_of_winners(int(fits_badly(found)), label_count, _complain)
     return OK
 
 
