@@ -22,6 +22,7 @@ import grpc
 import pytest
 import trustme
 from alignserve import AsyncClient, Client, RetryPolicy, TextItem
+from alignserve._probe import Cause
 from alignserve.testing import FakeServer
 from alignserve.v1 import align_service_pb2 as pb
 
@@ -267,6 +268,31 @@ def test_an_error_of_the_server_stays_as_it_is(server: FakeServer) -> None:
     assert caught.value.message == "the model is loading"
 
 
+def test_a_question_whether_the_server_is_ready_takes_no_look(
+    ports: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`is_ready` says no more than yes or no, so it need not wait; `check_ready` says why."""
+    looks: list[object] = []
+    monkeypatch.setattr("alignserve._probe.Probe._cause", lambda _: looks.append(1))
+
+    with Client(f"127.0.0.1:{ports.by_name['nothing']}") as client:
+        assert not client.is_ready()
+        assert looks == []
+        with pytest.raises(alignserve.UnavailableError):
+            client.check_ready()
+
+    assert looks == [1]
+
+
+def test_a_client_that_waits_for_a_server_names_the_cause(ports: Ports) -> None:
+    """Its time runs out in place of an error of the connection."""
+    with (
+        Client(f"localhost:{ports.by_name['tls']}", wait_for_ready=True, timeout_seconds=0.3) as client,
+        pytest.raises(alignserve.DeadlineExceededError, match="the server uses TLS"),
+    ):
+        client.model_info()
+
+
 def test_waiting_in_vain_names_the_cause(ports: Ports) -> None:
     """`wait_until_ready` would otherwise say that the server is not there, about a certificate."""
     with (
@@ -324,12 +350,13 @@ def test_a_proxy_is_named_without_its_password() -> None:
     assert done.returncode == 3
     assert "through the proxy 127.0.0.1:1 of https_proxy" in done.stderr
     assert "secret" not in done.stderr
+    assert "Connection refused" in done.stderr
 
 
 def test_asyncio_is_not_blocked_by_a_look(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event loop goes on while a name is resolved."""
     gate = threading.Event()
-    monkeypatch.setattr("alignserve._probe.Probe._cause", lambda _: gate.wait() and "the cause")
+    monkeypatch.setattr("alignserve._probe.Probe._cause", lambda _: gate.wait() and Cause("the cause"))
 
     async def fail() -> str:
         async with AsyncClient(f"127.0.0.1:{ports.by_name['nothing']}", retry=ONCE) as client:

@@ -323,7 +323,7 @@ def test_health_says_whether_the_server_is_ready(server: FakeServer, run: Any) -
     assert "connection refused" in gone[2]
 
 
-def test_an_empty_key_of_the_environment_is_wrong_usage(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_key_of_the_environment_is_refused(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named, and nothing is sent without it."""
     monkeypatch.setenv("ALIGNSERVE_API_KEY", "")
 

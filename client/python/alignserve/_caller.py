@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from alignserve._probe import LONGEST_SECONDS, Probe, lacks_cause, with_cause
+from alignserve._probe import LONGEST_SECONDS, Cause, Probe, lacks_cause, with_cause
 from alignserve._retry import Repeats, RetryPolicy, end_of_call
 from alignserve._terms import Terms, client_closed
 from alignserve.errors import AlignserveError, CallCancelledError
@@ -43,6 +43,7 @@ class Caller:
         *,
         wait_for_ready: bool | None = None,
         retry: RetryPolicy | None = None,
+        explains: bool = True,
     ) -> _Response:
         """Sends one request and returns its response.
 
@@ -52,6 +53,7 @@ class Caller:
             deadline: Of all attempts together, by the clock.
             wait_for_ready: Instead of the client's.
             retry: Instead of the client's.
+            explains: Whether the error of a server that cannot be reached shall say why.
 
         Raises:
             AlignserveError: It failed, and no retry was left.
@@ -63,7 +65,7 @@ class Caller:
             except AlignserveError as error:
                 delay = repeats.delay_seconds(error, self.terms.remaining_seconds(deadline))
                 if delay is None:
-                    raise self.explained(error) from error.__cause__
+                    raise self.explained(error) if explains else error from error.__cause__
             self.pause(delay)
 
     def start(
@@ -91,11 +93,11 @@ class Caller:
 
     def explained(self, error: AlignserveError) -> AlignserveError:
         """Returns the error that is raised for one that no retry follows: it says why there is no server."""
-        if not lacks_cause(error) or self.closed.is_set():
+        if not lacks_cause(error, waits=self.terms.wait_for_ready) or self.closed.is_set():
             return error
         return with_cause(error, self.cause())
 
-    def cause(self) -> str | None:
+    def cause(self) -> Cause | None:
         """Returns why there is no connection, or `None` if there is one or the cause is not found in time."""
         future = self.probe.begin()
         done, _ = futures.wait([future], LONGEST_SECONDS)

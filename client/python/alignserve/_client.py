@@ -582,7 +582,7 @@ class Client:
             UnavailableError: There is no server, or one that is loading, stopping or stalled.
             AlignserveError: The server could not be asked.
         """
-        if not self._ask_health(timeout_seconds, wait_for_ready=False):
+        if not self._ask_health(timeout_seconds, explains=True):
             raise not_serving(self.target)
 
     def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
@@ -596,7 +596,8 @@ class Client:
         while not self._is_serving(remaining, wait_for_ready=True):
             remaining = deadline - self._terms.clock.monotonic() - POLL_SECONDS
             if remaining <= 0:
-                raise not_ready(self.target, timeout_seconds, self._caller.cause())
+                cause = self._caller.cause()
+                raise not_ready(self.target, timeout_seconds, cause.message if cause else None)
             self._caller.pause(POLL_SECONDS)
 
     def _stream(
@@ -652,11 +653,18 @@ class Client:
         except AlignserveError as error:
             return not check_means_not_ready(error)
 
-    def _ask_health(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
+    def _ask_health(
+        self, timeout_seconds: float, *, wait_for_ready: bool = False, explains: bool = False
+    ) -> bool:
         deadline = self._terms.deadline(timeout_seconds)
         once = dataclasses.replace(self._terms.retry, max_attempts=1)  # its answer would change meanwhile
         return self._caller.call(
-            self._check, SERVICE_NAME, deadline, wait_for_ready=wait_for_ready, retry=once
+            self._check,
+            SERVICE_NAME,
+            deadline,
+            wait_for_ready=wait_for_ready,
+            retry=once,
+            explains=explains,
         )
 
     def _known_info(self, deadline: float, caller: Caller) -> ModelInfo:

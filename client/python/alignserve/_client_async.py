@@ -487,7 +487,7 @@ class AsyncClient:
             UnavailableError: There is no server, or one that is loading, stopping or stalled.
             AlignserveError: The server could not be asked.
         """
-        if not await self._ask_health(timeout_seconds, wait_for_ready=False):
+        if not await self._ask_health(timeout_seconds, explains=True):
             raise not_serving(self.target)
 
     async def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
@@ -501,7 +501,8 @@ class AsyncClient:
         while not await self._is_serving(remaining, wait_for_ready=True):
             remaining = deadline - self._terms.clock.monotonic() - POLL_SECONDS
             if remaining <= 0:
-                raise not_ready(self.target, timeout_seconds, await self._caller.cause())
+                cause = await self._caller.cause()
+                raise not_ready(self.target, timeout_seconds, cause.message if cause else None)
             await self._caller.pause(POLL_SECONDS)
 
     async def _stream(
@@ -560,11 +561,18 @@ class AsyncClient:
         except AlignserveError as error:
             return not check_means_not_ready(error)
 
-    async def _ask_health(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
+    async def _ask_health(
+        self, timeout_seconds: float, *, wait_for_ready: bool = False, explains: bool = False
+    ) -> bool:
         deadline = self._terms.deadline(timeout_seconds)
         once = dataclasses.replace(self._terms.retry, max_attempts=1)  # its answer would change meanwhile
         return await self._caller.call(
-            self._check, SERVICE_NAME, deadline, wait_for_ready=wait_for_ready, retry=once
+            self._check,
+            SERVICE_NAME,
+            deadline,
+            wait_for_ready=wait_for_ready,
+            retry=once,
+            explains=explains,
         )
 
     async def _known_info(self, deadline: float, caller: AsyncCaller) -> ModelInfo:

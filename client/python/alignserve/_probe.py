@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -21,7 +21,7 @@ import grpc
 
 from alignserve._health import CHECK, SERVICE_NAME, decode_is_serving, encode_request
 from alignserve._targets import Endpoint, Target, proxy_of
-from alignserve.errors import AlignserveError, UnavailableError
+from alignserve.errors import AlignserveError, DeadlineExceededError, UnavailableError
 
 LONGEST_SECONDS = 3.0  # that a probe is waited for
 
@@ -58,6 +58,19 @@ class _Finding:
     advice: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why there is no connection.
+
+    Attributes:
+        message: For people, with what to do.
+        is_whole: Whether it says all; otherwise gRPC's own words are needed beside it.
+    """
+
+    message: str
+    is_whole: bool = True
+
+
 class Probe:
     """Looks for the cause in a thread of its own, since the resolver of names can block for any time.
 
@@ -72,45 +85,47 @@ class Probe:
         self._security = security
         self._options = options
         self._lock = threading.Lock()
-        self._latest: Future[str | None] | None = None
+        self._latest: Future[Cause | None] | None = None
         self._began_at = 0.0
 
-    def begin(self) -> Future[str | None]:
-        """Returns the cause to come, for people, or `None` where nothing wrong is found."""
+    def begin(self) -> Future[Cause | None]:
+        """Returns the cause to come, or `None` where nothing wrong is found."""
         with self._lock:
             if self._latest is not None and time.monotonic() - self._began_at < _KEEP_SECONDS:
                 return self._latest
-            self._latest = future = Future[str | None]()
+            self._latest = future = Future[Cause | None]()
             self._began_at = time.monotonic()
         # A daemon: a name that does not resolve must not keep the program from ending.
         threading.Thread(target=self._run, args=(future,), name="alignserve-probe", daemon=True).start()
         return future
 
-    def _run(self, future: Future[str | None]) -> None:
+    def _run(self, future: Future[Cause | None]) -> None:
         cause = None
         with suppress(Exception):  # it only adds to an error that is raised anyway
             cause = self._cause()
         future.set_result(cause)
 
-    def _cause(self) -> str | None:
+    def _cause(self) -> Cause | None:
         if not self._target.endpoints:
             return None
         if proxy := proxy_of(self._target):
             variable, address = proxy
-            return (
+            told = (
                 f"{self._target.name} was tried through the proxy {address} of {variable}; "
                 "if it is reached without, name its host in no_proxy"
             )
+            return Cause(told, is_whole=False)
         try:
             addresses = [each for endpoint in self._target.endpoints for each in _resolved(endpoint)]
         except socket.gaierror as error:
-            return (
+            return Cause(
                 f"the name in {self._target.name} cannot be resolved ({error.strerror}); check its spelling"
             )
-        findings = [self._look(*each) for each in addresses[:_MAX_ADDRESSES]]
+        with ThreadPoolExecutor(_MAX_ADDRESSES, "alignserve-probe") as pool:
+            findings = list(pool.map(lambda each: self._look(*each), addresses[:_MAX_ADDRESSES]))
         if not findings or any(finding is None for finding in findings):
             return None  # one address works by now
-        return _told(self._target, [finding for finding in findings if finding])
+        return Cause(_told(self._target, [finding for finding in findings if finding]))
 
     def _look(self, where: Endpoint, named: Endpoint) -> _Finding | None:
         try:
@@ -172,23 +187,31 @@ class Probe:
         return None
 
 
-def lacks_cause(error: AlignserveError) -> bool:
-    """Returns whether gRPC itself found no server: none has answered, and nobody has looked for the cause."""
-    return isinstance(error, UnavailableError) and not error.reason and _is_of_connection(error.__cause__)
+def lacks_cause(error: AlignserveError, *, waits: bool) -> bool:
+    """Returns whether gRPC itself found no server: none has answered, and nobody has looked for the cause.
+
+    Args:
+        error: Of a call.
+        waits: Whether the call was to wait for a server, so that its time runs out where there is none.
+    """
+    kinds = (UnavailableError, DeadlineExceededError) if waits else UnavailableError
+    return isinstance(error, kinds) and not error.reason and _is_of_grpc(error)
 
 
-def with_cause(error: AlignserveError, cause: str | None) -> AlignserveError:
+def with_cause(error: AlignserveError, cause: Cause | None) -> AlignserveError:
     """Returns the error with the cause as its message; the error itself is that one's `__cause__`."""
     if cause is None:
         return error
-    explained = type(error)(cause, error.code)
+    message = cause.message if cause.is_whole else f"{cause.message}: {error.message}"
+    explained = type(error)(message, error.code)
     explained.completed = error.completed
     explained.__cause__ = error
     return explained
 
 
-def _is_of_connection(cause: BaseException | None) -> bool:
-    return isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.UNAVAILABLE
+def _is_of_grpc(error: AlignserveError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, grpc.RpcError) and cause.code() is error.code
 
 
 _CLIENT_CERTIFICATE: dict[bool | None, tuple[str, str]] = {
