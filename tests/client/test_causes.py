@@ -258,6 +258,21 @@ def test_no_look_is_taken_while_retries_are_left(ports: Ports, monkeypatch: pyte
     assert looks == [1]
 
 
+def test_a_list_that_fails_at_once_is_looked_into_once(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a request has found out is not asked again for the list."""
+    asked: list[object] = []
+    monkeypatch.setattr("alignserve._caller.Caller.cause", lambda _: asked.append(1) or Cause("found"))
+
+    with (
+        Client(f"127.0.0.1:{ports.by_name['nothing']}", retry=ONCE) as client,
+        pytest.raises(alignserve.UnavailableError, match="found") as caught,
+    ):
+        client.embed_text("a")
+
+    assert asked == [1]
+    assert isinstance(caught.value.__cause__, alignserve.UnavailableError)
+
+
 def test_an_error_of_the_server_stays_as_it_is(server: FakeServer) -> None:
     """Who has answered, is there."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", message="the model is loading")
@@ -314,7 +329,7 @@ def shell(*arguments: object, **variables: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("case", ["untrusted authority", "another name", "nothing listens"])
+@pytest.mark.parametrize("case", ["untrusted authority", "no client certificate", "nothing listens"])
 def test_the_shell_says_it_in_one_line(ports: Ports, case: str, tmp_path: Path) -> None:
     """Exit code 3 or 4 and a line, with none of gRPC's own beside it."""
     name, security, host, expected = CASES[case]
@@ -327,6 +342,7 @@ def test_the_shell_says_it_in_one_line(ports: Ports, case: str, tmp_path: Path) 
     assert [part for part in expected if part not in done.stderr] == []
     assert done.stderr.count("\n") == 1
     assert "[UNAVAILABLE]" not in done.stderr
+    assert ("no server at" in done.stderr) == (case == "nothing listens")
 
 
 @pytest.mark.parametrize(

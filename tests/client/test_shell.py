@@ -230,7 +230,7 @@ def test_folders_name_what_they_leave_out(run: Any, tmp_path: Path, photo: Path)
 
     assert (code, len(out.splitlines())) == (0, 1)
     assert (
-        "skipped 5 files that are not images for this server: 2 .heic, 1 .tif, 1 .txt, 1 without suffix; "
+        "skipped, since this server does not read them: 2 .heic, 1 .tif, 1 .txt, 1 without suffix; "
         "convert those that are images to JPEG"
     ) in err
 

@@ -65,7 +65,7 @@ class Caller:
             except AlignserveError as error:
                 delay = repeats.delay_seconds(error, self.terms.remaining_seconds(deadline))
                 if delay is None:
-                    raise self.explained(error) if explains else error from error.__cause__
+                    raise self.explained(error) if explains else error  # noqa: B904 — has its cause
             self.pause(delay)
 
     def start(

@@ -64,7 +64,7 @@ class AsyncCaller:
             except AlignserveError as error:
                 delay = repeats.delay_seconds(error, self.terms.remaining_seconds(deadline))
                 if delay is None:
-                    raise (await self.explained(error) if explains else error) from error.__cause__
+                    raise await self.explained(error) if explains else error  # noqa: B904 — has its cause
             await self.pause(delay)
 
     async def attempt(

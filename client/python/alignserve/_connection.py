@@ -55,7 +55,9 @@ def _made(args: argparse.Namespace) -> Client:
     return Client(
         where.target.name,
         timeout_seconds=args.timeout_seconds,
-        tls=False if where.security.credentials is None else None,
-        credentials=where.security.credentials,
+        tls=where.security.credentials is not None,
+        root_certificates=args.ca_file,
+        client_certificate=args.certificate_file,
+        client_key=args.certificate_key_file,
         metadata=metadata(args),
     )

@@ -53,8 +53,7 @@ class Found:
         if self.skipped:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped.items()))
             advice = "; convert those that are images to JPEG" if set(self.skipped) & set(_OPTIONAL) else ""
-            total = self.skipped.total()
-            lines.append(f"skipped {total} files that are not images for this server: {kinds}{advice}")
+            lines.append(f"skipped, since this server does not read them: {kinds}{advice}")
         return lines
 
 
