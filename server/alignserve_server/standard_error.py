@@ -32,8 +32,9 @@ def open_standard_streams() -> None:
 
 def keep_standard_error_from_blocking() -> None:
     """Has what would be printed logged, and what C++ libraries write skipped where it does not fit."""
-    # Read when gRPC starts. By default it reports each failed handshake, of which a stranger can make many.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Read when gRPC starts. By default it reports each failed handshake, of which a stranger can make many,
+    # and none of its lines is JSON.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.captureWarnings(capture=True)
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread

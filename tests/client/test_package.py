@@ -19,6 +19,7 @@ def test_exports_are_pinned() -> None:
         "AlignserveError",
         "AsyncClient",
         "CallCancelledError",
+        "CallOptions",
         "Classification",
         "ClassifyItem",
         "Client",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,12 @@ from tests.contract.documents import code_blocks, read
 EXAMPLES = code_blocks(read("client/README.md"), "python")
 PROGRAMS = [example for example in EXAMPLES if "import pytest" not in example]
 (SERVICE_CONFIG,) = code_blocks(read("client/README.md"), "json")
+COMMANDS = [
+    line
+    for block in code_blocks(read("client/README.md"), "sh")
+    for line in block.splitlines()
+    if "alignserve " in line and not line.startswith(("pip", "grpcurl", " ", "protoc"))
+]
 TESTS = [example for example in EXAMPLES if "import pytest" in example]
 
 
@@ -41,6 +48,33 @@ def test_programs_run(server: FakeServer, photo: Path, tmp_path: Path, example: 
     )
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_run(server: FakeServer, photo: Path, tmp_path: Path, line: str) -> None:
+    """Each command runs in a folder with photos and queries; those that measure do so for a moment."""
+    (tmp_path / "photos").mkdir()
+    for copy in ("cat.jpg", "dog.jpg", "photos/cat.jpg"):
+        shutil.copy(photo, tmp_path / copy)
+    (tmp_path / "queries.txt").write_text("a cat\na dog\n")
+    shell = f'alignserve() {{ "{sys.executable}" -m alignserve.cli "$@"; }}\n{shortened(line)}'
+
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", shell],
+        cwd=tmp_path,
+        env={**os.environ, "ALIGNSERVE_TARGET": server.target},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+def shortened(line: str) -> str:
+    """Returns a command as it is, or one of `bench` that ends soon."""
+    command = line.partition(" #")[0]
+    return f"{command} --duration-seconds 0.1 --warmup-seconds 0" if " bench" in command else command
 
 
 @pytest.mark.parametrize("example", TESTS, ids=["test"])

@@ -113,3 +113,49 @@ def test_stub_clients_get_plain_lists_by_default(server: FakeServer) -> None:
         reply = AlignServiceStub(channel).EmbedText(pb.EmbedTextRequest(texts=["a"]))
 
     assert np.allclose(reply.embeddings[0].values, server.embedding_of("a"))
+
+
+def test_a_test_can_set_vectors_and_scores(server: FakeServer, client: Client) -> None:
+    """Of one input, in every call; a vector comes out at length 1, scores as they were given."""
+    server.set_embedding("up", [0, 2] + [0] * 6)
+    server.set_scores(b"photo", {"cat": 0.9, "dog": 0.1})
+
+    up = client.embed_text("up")
+    found = client.classify(b"photo", ["dog", "bird", "cat"])
+
+    assert up.tolist() == [0, 1] + [0] * 6
+    assert np.array_equal(server.embedding_of("up"), up)
+    assert [one.label for one in found] == ["cat", "dog", "bird"]
+    assert [one.score for one in found] == pytest.approx([0.9, 0.1, 0], abs=1e-6)
+    with pytest.raises(ValueError, match="8 finite numbers"):
+        server.set_embedding("up", [1, 2])
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        server.set_scores(b"photo", {"cat": 2})
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"), [(None, "KEY_MISSING"), ("as_wrong", "KEY_INVALID"), ("as_a", "")]
+)
+def test_a_test_can_ask_for_keys(key: str | None, reason: str) -> None:
+    """Calls and streams are refused as by a real server; health is for everybody."""
+    with FakeServer(api_keys=["as_a", "as_b"]) as fake, Client(fake.target, api_key=key) as client:
+        assert client.is_ready()
+        if not reason:
+            assert len(list(client.stream([TextItem("a")]))) == 1
+            return
+        with pytest.raises(alignserve.UnauthenticatedError) as called:
+            client.embed_text("a")
+        with pytest.raises(alignserve.UnauthenticatedError) as streamed:
+            list(client.stream([TextItem("a")]))
+
+    assert (called.value.reason, streamed.value.reason) == (reason, reason)
+
+
+def test_a_test_can_have_images_checked() -> None:
+    """Bytes that are no image of the formats are refused, and those of one are not."""
+    with FakeServer(checks_images=True) as fake, Client(fake.target) as client:
+        client.embed_image(b"\x89PNG\r\n\x1a\n and so on")
+        with pytest.raises(alignserve.InvalidArgumentError, match="image is none of JPEG, PNG") as caught:
+            client.embed_image(b"GIF89a")
+
+    assert caught.value.reason == "IMAGE_UNREADABLE"

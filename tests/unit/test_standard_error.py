@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from alignserve_server.standard_error import keep_standard_error_from_blocking
+
+from tests.processes import BIN
 
 
 def _run(code: str, **options) -> subprocess.CompletedProcess[str]:
@@ -44,6 +47,8 @@ def test_no_socket_becomes_standard_error(tmp_path: Path) -> None:
 _FULL_PIPE = """
 import os
 from alignserve_server.standard_error import keep_standard_error_from_blocking
+
+from tests.processes import BIN
 before = os.dup(2)
 keep_standard_error_from_blocking()
 try:
@@ -73,6 +78,8 @@ def test_a_file_is_written_on_where_it_ends(tmp_path: Path) -> None:
     code = """
 import os
 from alignserve_server.standard_error import keep_standard_error_from_blocking
+
+from tests.processes import BIN
 keep_standard_error_from_blocking()
 os.write(2, b"later")
 """
@@ -87,6 +94,8 @@ _STRAY = """
 import logging, sys, threading, warnings
 from alignserve_server.logs import configure_logs
 from alignserve_server.standard_error import keep_standard_error_from_blocking
+
+from tests.processes import BIN
 configure_logs("info", "json")
 keep_standard_error_from_blocking()
 
@@ -113,8 +122,8 @@ def test_what_python_would_print_is_logged() -> None:
     assert thread["exception"][0]["exc_type"] == "ZeroDivisionError"
 
 
-@pytest.mark.parametrize(("set_to", "expected"), [(None, "ERROR"), ("debug", "debug")])
-def test_grpc_reports_errors_only(set_to: str | None, expected: str) -> None:
+@pytest.mark.parametrize(("set_to", "expected"), [(None, "NONE"), ("debug", "debug")])
+def test_grpc_is_silent_unless_it_is_asked_to_speak(set_to: str | None, expected: str) -> None:
     """A stranger can cause a line for each handshake; who asks for more gets it."""
     environment = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
     if set_to is not None:
@@ -129,3 +138,18 @@ print(os.environ["GRPC_VERBOSITY"])
     outcome = _run(code, env=environment, stdout=subprocess.PIPE)
 
     assert outcome.stdout.strip() == expected
+
+
+def test_grpc_writes_no_lines_of_its_own() -> None:
+    """Of a port that is taken, for one: standard error is lines of JSON and nothing else."""
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        flags = ["--checkpoint", "fake", "--no-metrics", "--listen", listen]
+
+        done = subprocess.run(
+            [BIN / "alignserve-server", *flags], env=environment, capture_output=True, text=True, check=False
+        )
+
+    assert done.returncode == 1
+    assert "cannot_start" in [json.loads(line)["event"] for line in done.stderr.splitlines()]

@@ -1,5 +1,9 @@
 """Client of alignserve: image and text embeddings and zero-shot classification over gRPC."""
 
+# isort: off
+from alignserve import _quiet  # noqa: F401 — before gRPC is imported
+# isort: on
+
 from importlib.metadata import version as _version
 
 from alignserve._client import Client
@@ -16,6 +20,7 @@ from alignserve._results import (
     Tokenization,
 )
 from alignserve._retry import RetryPolicy
+from alignserve._terms import CallOptions
 from alignserve.errors import (
     AlignserveError,
     CallCancelledError,
@@ -35,6 +40,7 @@ __all__ = [
     "AlignserveError",
     "AsyncClient",
     "CallCancelledError",
+    "CallOptions",
     "Classification",
     "ClassifyItem",
     "Client",

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from alignserve import __version__, _bench
+from alignserve._environment import default_target
+from alignserve._suggest import SuggestingParser
 from alignserve._terms import PRIORITIES
 
 _EPILOG = """\
 examples:
   alignserve info
-  alignserve classify cat.jpg --label cat --label dog --template 'a photo of a {label}'
+  alignserve health --wait 60
+  alignserve classify cat.jpg --label cat dog --template 'a photo of a {label}'
   alignserve embed cat.jpg dog.jpg --text 'a cat' 'a dog'
   alignserve embed cat.jpg --npy vectors.npy
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl
+  alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl --resume
   alignserve bench --concurrency 1,8,64
 
 exit codes:
   0  all is well
   1  some inputs of embed or stream failed, or requests of bench; the others are written
   2  the command line is wrong
-  3  no server, a busy one, or no answer in time: worth trying again
+  3  no server, one that is busy or not ready, or no answer in time: worth trying again
   4  the request was refused, or an input cannot be read: trying again will not help
   5  the server failed
   130  interrupted
   141  the reader of the output went away
 
-The server is --server, else the environment variable ALIGNSERVE_SERVER, else 127.0.0.1:50051.
+environment, over which options win:
+  ALIGNSERVE_TARGET              --server; ALIGNSERVE_SERVER is an older name
+  ALIGNSERVE_API_KEY             the key itself, and not a file as for --api-key-file
+  ALIGNSERVE_TLS                 true or false: --tls
+  ALIGNSERVE_ROOT_CERTIFICATES   --ca-file
+  ALIGNSERVE_CLIENT_CERTIFICATE  --certificate-file
+  ALIGNSERVE_CLIENT_KEY          --certificate-key-file
 """
 
 
@@ -39,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     The namespace that it fills has the name of the command in `command`, and in `usage_error` what ends the
     program with the usage of that command.
     """
-    top = argparse.ArgumentParser(
+    top = SuggestingParser(
         prog="alignserve",
         description="Embeds images and texts and classifies images, on an alignserve server.",
         epilog=_EPILOG,
@@ -50,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     _add_connection(top)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_info(commands)
+    _add_health(commands)
     _add_embed(commands)
     _add_classify(commands)
     _add_stream(commands)
@@ -66,8 +76,9 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
     group.add_argument(
         "--server",
         metavar="HOST:PORT",
-        default=default(os.environ.get("ALIGNSERVE_SERVER") or "127.0.0.1:50051"),
-        help="address of the server (default: ALIGNSERVE_SERVER, else 127.0.0.1:50051)",
+        default=default(default_target()),
+        help="address of the server, or a URL such as https://HOST (default: ALIGNSERVE_TARGET, else "
+        "127.0.0.1:50051)",
     )
     group.add_argument(
         "--timeout-seconds",
@@ -116,7 +127,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         metavar="FILE",
         type=Path,
         default=default(None),
-        help="file with the API key (default: the key is that of ALIGNSERVE_API_KEY, if it is set)",
+        help="file with the API key (default: the key in ALIGNSERVE_API_KEY, if that is set)",
     )
     group.add_argument(
         "--header",
@@ -134,10 +145,26 @@ def _add_info(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_health(commands: Any) -> None:
+    parser = _add_command(commands, "health", "ask whether the server is ready; exits with 0 if it is")
+    parser.add_argument(
+        "--wait",
+        metavar="S",
+        type=_positive_float,
+        default=argparse.SUPPRESS,
+        dest="wait_seconds",
+        help="the same as --wait-seconds",
+    )
+
+
 def _add_embed(commands: Any) -> None:
     parser = _add_command(commands, "embed", "embed images and texts")
     parser.add_argument(
-        "file", metavar="FILE", nargs="*", type=Path, help="image file; files come before --text"
+        "file",
+        metavar="FILE",
+        nargs="*",
+        type=Path,
+        help="image file, or - for stdin; before --text",
     )
     parser.add_argument(
         "--text", metavar="TEXT", nargs="+", action="extend", default=[], help="text; may be repeated"
@@ -148,24 +175,34 @@ def _add_embed(commands: Any) -> None:
     parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument("--output", metavar="OUT", help="write JSON Lines, one line an input; - for stdout")
     output.add_argument(
         "--npy",
         metavar="OUT",
         type=Path,
         help="save (inputs, dimension) float32 in input order; the row of an input that failed is NaN",
     )
+    _add_resume(parser)
 
 
 def _add_classify(commands: Any) -> None:
-    parser = _add_command(commands, "classify", "score an image against labels (zero-shot)")
-    parser.add_argument("image", metavar="IMAGE", type=Path, help="image file")
+    parser = _add_command(commands, "classify", "score images against labels (zero-shot)")
+    parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        nargs="*",
+        type=Path,
+        help="image file, or - for stdin; files come before --label",
+    )
     _add_labels(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_stream(commands: Any) -> None:
     parser = _add_command(commands, "stream", "embed or classify folders of images")
-    parser.add_argument("path", metavar="PATH", nargs="+", type=Path, help="image file, or folder of such")
+    parser.add_argument(
+        "path", metavar="PATH", nargs="*", type=Path, help="image file, folder of such, or - for stdin"
+    )
     _add_labels(parser)
     parser.add_argument("--ordered", action="store_true", help="write in the order of the files")
     parser.add_argument(
@@ -184,10 +221,26 @@ def _add_stream(commands: Any) -> None:
         type=Path,
         help="save (images, dimension) float32 in file order, and the names in OUT.txt",
     )
+    _add_resume(parser)
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where an earlier run with the same --output stopped; what failed is done again",
+    )
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--label", action="append", default=[], help="candidate label; may be repeated")
+    parser.add_argument(
+        "--label",
+        metavar="LABEL",
+        nargs="+",
+        action="append",
+        default=[],
+        help="candidate labels; may be repeated",
+    )
     parser.add_argument("--labels-file", metavar="FILE", help="labels, one a line; - for stdin")
     parser.add_argument(
         "--template", action="append", default=[], help="prompt with {label} in it; several are averaged"

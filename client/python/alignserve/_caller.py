@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent import futures
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import grpc
 
+from alignserve._probe import LONGEST_SECONDS, Cause, Probe, lacks_cause, with_cause
 from alignserve._retry import Repeats, RetryPolicy, end_of_call
 from alignserve._terms import Terms, client_closed
 from alignserve.errors import AlignserveError, CallCancelledError
@@ -22,11 +24,16 @@ class Caller:
     """Sends requests. Each has its own deadline, which all of its attempts share.
 
     `closed` is set before the channel closes: it ends pauses, and tells why gRPC refuses to send, and whose
-    cancel it was that ended a call.
+    cancel it was that ended a call. `probe` looks for the cause where there is no connection.
     """
 
     terms: Terms
+    probe: Probe
     closed: threading.Event = field(default_factory=threading.Event)
+
+    def with_terms(self, terms: Terms) -> Caller:
+        """Returns the same for a call that has other terms."""
+        return replace(self, terms=terms)
 
     def call(
         self,
@@ -36,6 +43,7 @@ class Caller:
         *,
         wait_for_ready: bool | None = None,
         retry: RetryPolicy | None = None,
+        explains: bool = True,
     ) -> _Response:
         """Sends one request and returns its response.
 
@@ -45,6 +53,7 @@ class Caller:
             deadline: Of all attempts together, by the clock.
             wait_for_ready: Instead of the client's.
             retry: Instead of the client's.
+            explains: Whether the error of a server that cannot be reached shall say why.
 
         Raises:
             AlignserveError: It failed, and no retry was left.
@@ -56,7 +65,7 @@ class Caller:
             except AlignserveError as error:
                 delay = repeats.delay_seconds(error, self.terms.remaining_seconds(deadline))
                 if delay is None:
-                    raise
+                    raise self.explained(error) if explains else error  # noqa: B904 — has its cause
             self.pause(delay)
 
     def start(
@@ -81,6 +90,18 @@ class Caller:
             if cause.code() is grpc.StatusCode.CANCELLED and self.closed.is_set():
                 raise client_closed() from cause
             raise end_of_call(cause) from cause
+
+    def explained(self, error: AlignserveError) -> AlignserveError:
+        """Returns the error that is raised for one that no retry follows: it says why there is no server."""
+        if not lacks_cause(error, waits=self.terms.wait_for_ready) or self.closed.is_set():
+            return error
+        return with_cause(error, self.cause())
+
+    def cause(self) -> Cause | None:
+        """Returns why there is no connection, or `None` if there is one or the cause is not found in time."""
+        future = self.probe.begin()
+        done, _ = futures.wait([future], LONGEST_SECONDS)
+        return future.result() if done else None
 
     def open_stream(self, method: Callable[..., _T], requests: object, deadline: float) -> _T:
         """Begins a stream; it does not wait for a server, since streams come back by themselves."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from alignserve._targets import Target
 from alignserve.v1 import align_service_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"]
@@ -38,6 +39,11 @@ def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 5_000),
         *options,
     ]
+
+
+def proxy_options(target: Target) -> list[tuple[str, Any]]:
+    """Returns what keeps calls to this machine out of the proxy of `http_proxy`, which cannot reach it."""
+    return [("grpc.enable_http_proxy", 0)] if target.is_loopback else []
 
 
 def response_size_metadata(options: ChannelOptions) -> list[tuple[str, str]]:

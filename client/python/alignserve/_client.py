@@ -9,12 +9,14 @@ from types import TracebackType
 from typing import Literal, TypeVar, overload
 
 import grpc
+from typing_extensions import Unpack  # as grpcio needs it, and Python 3.10 has it nowhere else
 
 from alignserve import _calls, _responses
 from alignserve._caller import Caller
 from alignserve._calls import Call
-from alignserve._channel import ChannelOptions, channel_options, response_size_metadata
+from alignserve._channel import ChannelOptions, channel_options, proxy_options, response_size_metadata
 from alignserve._clock import Clock
+from alignserve._environment import Connection, Pem, Tls, default_api_key
 from alignserve._health import (
     CHECK,
     POLL_SECONDS,
@@ -23,11 +25,13 @@ from alignserve._health import (
     decode_is_serving,
     encode_request,
     not_ready,
+    not_serving,
 )
 from alignserve._images import ImageInput, as_list
 from alignserve._items import Dtype, Item, StreamResult
 from alignserve._job import Job, OnError, OnProgress, Options
 from alignserve._job_sync import JobRun
+from alignserve._probe import Probe
 from alignserve._requests import Limits
 from alignserve._results import (
     Classification,
@@ -39,7 +43,7 @@ from alignserve._results import (
 )
 from alignserve._retry import RetryPolicy
 from alignserve._stream import Stream
-from alignserve._terms import Metadata, Priority, Terms, client_closed
+from alignserve._terms import CallOptions, Metadata, Priority, Terms, client_closed
 from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
@@ -54,14 +58,22 @@ class Client:
     it raises, such as `FileNotFoundError`. A list too long for one request is split into several.
 
     Args:
-        target: Address of the server, `HOST:PORT` or any gRPC target. Calls are spread over all the addresses
-            that it stands for.
+        target: Address of the server: `HOST:PORT`, `HOST` (port 50051), `https://HOST:PORT` with TLS,
+            `http://HOST:PORT` without, or any gRPC target. Calls are spread over all the addresses that it
+            stands for. Without, that of ALIGNSERVE_TARGET, or 127.0.0.1:50051.
         timeout_seconds: Deadline of each request, over all its attempts; `None` or infinity is none. Streams
             have none of their own.
-        credentials: TLS, such as `grpc.ssl_channel_credentials()`. Without, the connection is not encrypted.
+        credentials: TLS as gRPC takes it, instead of the four arguments that follow.
+        tls: Whether the connection is encrypted. Without, it is if one of the next three or an https://
+            target is given, or else if ALIGNSERVE_TLS says so or a variable of the next three is set.
+        root_certificates: PEM file, or its bytes, of the authorities that the server's certificate may come
+            from. Without, that of ALIGNSERVE_ROOT_CERTIFICATES, or those that gRPC knows.
+        client_certificate: PEM file, or its bytes, with this client's certificate, where the server asks for
+            one. Without, that of ALIGNSERVE_CLIENT_CERTIFICATE.
+        client_key: PEM file, or its bytes, with its private key. Without, that of ALIGNSERVE_CLIENT_KEY.
         metadata: Sent with every call, such as `[("x-team", "search")]`.
-        api_key: Sent with every call, where the server asks for one. Use it with `credentials`, or anybody on
-            the way can read it.
+        api_key: Sent with every call, where the server asks for one. Without, that of ALIGNSERVE_API_KEY. Use
+            it with TLS, or anybody on the way can read it.
         priority: `bulk` for work that can wait: the server takes it when nobody else's waits, and a little
             when somebody's does.
         retry: When failed calls are repeated.
@@ -69,14 +81,22 @@ class Client:
         max_in_flight: Maximum number of requests in flight for one call that is split; there are fewer
             while the server is full.
         options: gRPC channel options, which win over those set here.
+
+    Raises:
+        OSError: A file of certificates cannot be read.
+        ValueError: An argument or a variable of the environment cannot be used.
     """
 
     def __init__(
         self,
-        target: str = "127.0.0.1:50051",
+        target: str | None = None,
         *,
         timeout_seconds: float | None = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: bool | None = None,
+        root_certificates: Pem | None = None,
+        client_certificate: Pem | None = None,
+        client_key: Pem | None = None,
         metadata: Metadata = (),
         api_key: str | None = None,
         priority: Priority = "interactive",
@@ -86,23 +106,25 @@ class Client:
         options: ChannelOptions = (),
         _clock: Clock | None = None,
     ) -> None:
-        self.target = target
+        security = Tls(credentials, tls, root_certificates, client_certificate, client_key)
+        connection = Connection.of(target, security)
+        self.target = connection.target.name
         self._terms = Terms.of(
             timeout_seconds=timeout_seconds,
             metadata=[*metadata, *response_size_metadata(options)],
-            api_key=api_key,
+            api_key=default_api_key(metadata) if api_key is None else api_key,
             priority=priority,
             retry=retry,
             wait_for_ready=wait_for_ready,
             max_in_flight=max_in_flight,
             clock=_clock,
         )
-        self._caller = Caller(self._terms)
-        channel_args = channel_options(options)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(target, channel_args)
+        channel_args = channel_options([*proxy_options(connection.target), *options])
+        self._caller = Caller(self._terms, Probe(connection.target, connection.security, channel_args))
+        if (made := connection.security.credentials) is None:
+            self._channel = grpc.insecure_channel(self.target, channel_args)
         else:
-            self._channel = grpc.secure_channel(target, credentials, channel_args)
+            self._channel = grpc.secure_channel(self.target, made, channel_args)
         self._stub = AlignServiceStub(self._channel)
         self._check = self._channel.unary_unary(CHECK, encode_request, decode_is_serving)
         self._info: ModelInfo | None = None
@@ -137,6 +159,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["raise"] = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> EmbeddingArray: ...
 
     # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
@@ -151,6 +174,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["return"],
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError: ...
 
     @overload
@@ -164,6 +188,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["return"],
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> list[EmbeddingArray | AlignserveError]: ...
 
     def embed_image(
@@ -176,6 +201,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
         """Embeds an image, or several.
 
@@ -206,6 +232,7 @@ class Client:
             total_timeout_seconds=total_timeout_seconds,
             on_error=on_error,
             on_progress=on_progress,
+            **call,
         )
         if on_error == "return":
             results: list[EmbeddingArray | AlignserveError] = _responses.in_place(
@@ -224,6 +251,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> ImageEmbeddings:
         """Embeds like `embed_image`, and returns timings and errors too; one image gives one row."""
         images, _ = as_list(image)
@@ -233,8 +261,9 @@ class Client:
             on_error=on_error,
             on_progress=on_progress,
         )
-        call = _calls.embed_image(images, normalize=normalize, dtype=dtype)
-        return self._run(call, options)
+        return self._run(
+            _calls.embed_image(images, normalize=normalize, dtype=dtype), options, self._caller_of(call)
+        )
 
     @overload
     def embed_text(
@@ -248,6 +277,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["raise"] = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> EmbeddingArray: ...
 
     # A str is also an iterable of str, as above.
@@ -263,6 +293,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["return"],
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError: ...
 
     @overload
@@ -277,6 +308,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["return"],
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> list[EmbeddingArray | AlignserveError]: ...
 
     def embed_text(
@@ -290,6 +322,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
         """Embeds a text, or several.
 
@@ -319,6 +352,7 @@ class Client:
             total_timeout_seconds=total_timeout_seconds,
             on_error=on_error,
             on_progress=on_progress,
+            **call,
         )
         if on_error == "return":
             results: list[EmbeddingArray | AlignserveError] = _responses.in_place(
@@ -338,6 +372,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> TextEmbeddings:
         """Embeds like `embed_text`, and returns token counts, timings and errors too; one text, one row."""
         texts = [text] if isinstance(text, str) else list(text)
@@ -347,8 +382,11 @@ class Client:
             on_error=on_error,
             on_progress=on_progress,
         )
-        call = _calls.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype)
-        return self._run(call, options)
+        return self._run(
+            _calls.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype),
+            options,
+            self._caller_of(call),
+        )
 
     # As above.
     @overload
@@ -363,6 +401,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["raise"] = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> list[Classification]: ...
 
     @overload
@@ -377,6 +416,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["raise"] = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> list[list[Classification]]: ...
 
     @overload
@@ -391,6 +431,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["return"],
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> list[Classification] | AlignserveError: ...
 
     @overload
@@ -405,6 +446,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: Literal["return"],
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> list[list[Classification] | AlignserveError]: ...
 
     def classify(
@@ -418,6 +460,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> (
         list[Classification]
         | list[list[Classification]]
@@ -454,6 +497,7 @@ class Client:
             total_timeout_seconds=total_timeout_seconds,
             on_error=on_error,
             on_progress=on_progress,
+            **call,
         )
         if on_error == "return":
             results: list[list[Classification] | AlignserveError] = _responses.in_place(
@@ -473,6 +517,7 @@ class Client:
         total_timeout_seconds: float | None = None,
         on_error: OnError = "raise",
         on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
     ) -> ImageClassifications:
         """Classifies like `classify`, and returns timings and errors too; one image gives one list."""
         images, _ = as_list(image)
@@ -482,8 +527,11 @@ class Client:
             on_error=on_error,
             on_progress=on_progress,
         )
-        call = _calls.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k)
-        return self._run(call, options)
+        return self._run(
+            _calls.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k),
+            options,
+            self._caller_of(call),
+        )
 
     def stream(
         self,
@@ -492,6 +540,7 @@ class Client:
         ordered: bool = False,
         window: int = 32,
         timeout_seconds: float | None = None,
+        **call: Unpack[CallOptions],
     ) -> Generator[StreamResult, None, None]:
         """Runs any number of items over one stream, with a bounded number of them in flight.
 
@@ -516,15 +565,25 @@ class Client:
         """
         if window < 1:
             raise ValueError(f"window is {window}; at least one item must be in flight")
-        return self._stream(items, ordered, window, timeout_seconds)
+        return self._stream(items, ordered, window, timeout_seconds, self._caller_of(call))
 
-    def model_info(self, *, timeout_seconds: float | None = None) -> ModelInfo:
+    def model_info(self, *, timeout_seconds: float | None = None, **call: Unpack[CallOptions]) -> ModelInfo:
         """Returns the model being served and the limits that apply to requests."""
-        return self._ask_info(self._terms.deadline(timeout_seconds))
+        return self._ask_info(self._terms.deadline(timeout_seconds), self._caller_of(call))
 
     def is_ready(self, *, timeout_seconds: float = 5.0) -> bool:
         """Says whether the server can be reached and serves calls."""
         return self._is_serving(timeout_seconds, wait_for_ready=False)
+
+    def check_ready(self, *, timeout_seconds: float = 5.0) -> None:
+        """Returns if the server can be reached and serves calls, and otherwise says why not.
+
+        Raises:
+            UnavailableError: There is no server, or one that is loading, stopping or stalled.
+            AlignserveError: The server could not be asked.
+        """
+        if not self._ask_health(timeout_seconds, explains=True):
+            raise not_serving(self.target)
 
     def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
         """Returns once the server can be reached and serves calls.
@@ -537,16 +596,22 @@ class Client:
         while not self._is_serving(remaining, wait_for_ready=True):
             remaining = deadline - self._terms.clock.monotonic() - POLL_SECONDS
             if remaining <= 0:
-                raise not_ready(self.target, timeout_seconds)
+                cause = self._caller.cause()
+                raise not_ready(self.target, timeout_seconds, cause.message if cause else None)
             self._caller.pause(POLL_SECONDS)
 
     def _stream(
-        self, items: Iterable[Item], ordered: bool, window: int, timeout_seconds: float | None
+        self,
+        items: Iterable[Item],
+        ordered: bool,
+        window: int,
+        timeout_seconds: float | None,
+        caller: Caller,
     ) -> Generator[StreamResult, None, None]:
         deadline = math.inf if timeout_seconds is None else self._terms.deadline(timeout_seconds)
-        info = self._known_info(self._terms.deadline(timeout_seconds))
+        info = self._known_info(self._terms.deadline(timeout_seconds), caller)
         stream = Stream(
-            self._caller,
+            caller,
             self._stub.StreamInfer,
             items,
             ordered=ordered,
@@ -560,39 +625,52 @@ class Client:
         finally:
             self._streams.discard(stream)
 
-    def _run(self, call: Call[_Result], options: Options) -> _Result:
+    def _run(self, call: Call[_Result], options: Options, caller: Caller) -> _Result:
         end = math.inf
         if options.total_timeout_seconds is not None:
             end = self._terms.deadline(options.total_timeout_seconds)
         needs_info = len(call.items) > 1 or (call.makes_rows and not call.items) or options.returns_errors
         # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
-        info = self._known_info(self._deadline(options, end)) if needs_info else self._info
+        info = self._known_info(self._deadline(options, end), caller) if needs_info else self._info
 
         def refreshed() -> Limits:
-            return Limits.of(self._ask_info(self._deadline(options, end)))
+            return Limits.of(self._ask_info(self._deadline(options, end), caller))
 
-        job = Job(call, Limits.of(info), self._terms, options, end)
-        job_run = JobRun(self._caller, getattr(self._stub, call.rpc), job, refreshed)
+        job = Job(call, Limits.of(info), caller.terms, options, end)
+        job_run = JobRun(caller, getattr(self._stub, call.rpc), job, refreshed)
         job_run.run()
         return call.result(job.outcome, info.embedding_dimension if info else 0)
+
+    def _caller_of(self, call: CallOptions) -> Caller:
+        return self._caller.with_terms(self._terms.for_call(**call)) if call else self._caller
 
     def _deadline(self, options: Options, end: float) -> float:
         return min(self._terms.deadline(options.timeout_seconds), end)
 
     def _is_serving(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
-        deadline = self._terms.deadline(timeout_seconds)
-        once = dataclasses.replace(self._terms.retry, max_attempts=1)  # its answer would change meanwhile
         try:
-            return self._caller.call(
-                self._check, SERVICE_NAME, deadline, wait_for_ready=wait_for_ready, retry=once
-            )
+            return self._ask_health(timeout_seconds, wait_for_ready=wait_for_ready)
         except AlignserveError as error:
             return not check_means_not_ready(error)
 
-    def _known_info(self, deadline: float) -> ModelInfo:
-        return self._info or self._ask_info(deadline)
+    def _ask_health(
+        self, timeout_seconds: float, *, wait_for_ready: bool = False, explains: bool = False
+    ) -> bool:
+        deadline = self._terms.deadline(timeout_seconds)
+        once = dataclasses.replace(self._terms.retry, max_attempts=1)  # its answer would change meanwhile
+        return self._caller.call(
+            self._check,
+            SERVICE_NAME,
+            deadline,
+            wait_for_ready=wait_for_ready,
+            retry=once,
+            explains=explains,
+        )
 
-    def _ask_info(self, deadline: float) -> ModelInfo:
-        response = self._caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline)
+    def _known_info(self, deadline: float, caller: Caller) -> ModelInfo:
+        return self._info or self._ask_info(deadline, caller)
+
+    def _ask_info(self, deadline: float, caller: Caller) -> ModelInfo:
+        response = caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline)
         self._info = _responses.model_info(response)
         return self._info

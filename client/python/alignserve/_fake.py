@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from numpy.typing import NDArray
 
 from alignserve._health import HEALTH_SERVICE
+from alignserve._kinds import kind_of
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
@@ -32,6 +33,17 @@ _NEVER_SECONDS = 1e9  # gRPC tells of the end of time where there is no deadline
 _PLACEHOLDER = "{label}"
 _UNKNOWN_WORD = "[UNK]"
 _SERVING, _NOT_SERVING = 1, 2  # grpc.health.v1.HealthCheckResponse
+_LEAST_SCORE = 1e-9  # of a label without a score
+_BEST_SIMILARITY = 0.3  # of an image whose scores the test has set, as of a photo of a trained model
+_KEY_MISSING = "no API key; send the metadata 'authorization: Bearer KEY'"
+_KEY_INVALID = "the API key is unknown, revoked or has expired; ask the operator for another"
+_SIGNATURES = {
+    "BMP": b"BM",
+    "GIF": b"GIF8",
+    "JPEG": b"\xff\xd8\xff",
+    "PNG": b"\x89PNG\r\n\x1a\n",
+    "WEBP": b"RIFF",
+}
 _MAX_VIOLATIONS = 16  # as the server names
 _PACKED = {
     pb.EMBEDDING_FORMAT_PACKED_FLOAT32: ("packed_float32", "<f4"),
@@ -128,6 +140,15 @@ class FakeState:
     arrived: threading.Condition = field(default_factory=threading.Condition)  # guards `received`
     gate: threading.Event = field(default_factory=threading.Event)  # set while answers may leave
     is_ready: bool = True
+    api_keys: frozenset[str] = frozenset()  # none: calls need no key
+    checks_images: bool = False
+    vectors: dict[str | bytes, NDArray[np.float32]] = field(default_factory=dict)  # instead of drawn ones
+    scores: dict[bytes, dict[str, float]] = field(default_factory=dict)  # of images, by label
+
+    def vector_of(self, content: str | bytes) -> NDArray[np.float32]:
+        """Returns the embedding of an input, of length 1: the one that the test has set, or a drawn one."""
+        vector = self.vectors.get(content)
+        return fake_embedding(content, self.info.embedding_dimension) if vector is None else vector
 
 
 def fake_embedding(content: str | bytes, dimension: int) -> NDArray[np.float32]:
@@ -178,7 +199,7 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         self, request_iterator: Iterator[pb.StreamInferRequest], context: Any
     ) -> Iterator[pb.StreamInferResponse]:
         try:
-            self._check_state()
+            self._check_state(context)
             yield from self._answers(request_iterator, context)
         except _Failed as failed:
             _abort(context, failed.failure)
@@ -220,7 +241,7 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         self._record(method, request, context)
         self._state.gate.wait()
         try:
-            self._check_state()
+            self._check_state(context)
             return answer(request)
         except _Failed as failed:
             _abort(context, failed.failure)
@@ -237,12 +258,21 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
             self._state.received.append(call)
             self._state.arrived.notify_all()
 
-    def _check_state(self) -> None:
+    def _check_state(self, context: Any) -> None:
+        self._check_key(dict(context.invocation_metadata()))
         failure = self._state.script.next_failure()
         if failure is not None:
             raise _Failed(failure)
         if not self._state.is_ready:
             raise _Failed(Failure(grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", "the model is loading", 0.01))
+
+    def _check_key(self, metadata: dict[str, Any]) -> None:
+        scheme, _, key = str(metadata.get("authorization", "")).partition(" ")
+        if not self._state.api_keys or (scheme == "Bearer" and key in self._state.api_keys):
+            return
+        if key:
+            raise _Failed(Failure(grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID", _KEY_INVALID))
+        raise _Failed(Failure(grpc.StatusCode.UNAUTHENTICATED, "KEY_MISSING", _KEY_MISSING))
 
     def _embed_image(self, request: pb.EmbedImageRequest) -> pb.EmbedImageResponse:
         contents = self._contents(request.images)
@@ -291,6 +321,9 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
                 "IMAGE_TOO_LARGE", path, f"image has {size} bytes, limit {limit}; send a smaller one"
             )
         self._check_input(image.content, path)
+        if self._state.checks_images and not _is_image(image.content, self._state.info.image_formats):
+            formats = ", ".join(self._state.info.image_formats)
+            raise _invalid("IMAGE_UNREADABLE", path, f"image is none of {formats}")
         return image.content
 
     def _tokenization(self, text: str, truncate: bool, path: str) -> pb.Tokenization:
@@ -349,8 +382,7 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         return [_embedding(length * self._vector(content), options) for content in contents]
 
     def _classification(self, content: bytes, request: pb.ClassifyRequest) -> pb.ClassificationResult:
-        image = self._vector(content)
-        similarities = np.array([image @ self._label(label, request) for label in request.labels])
+        similarities = self._similarities(content, request)
         logits = similarities / self._state.info.temperature
         scores = np.exp(logits - logits.max())
         scores /= scores.sum()
@@ -368,8 +400,16 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
             ]
         )
 
+    def _similarities(self, content: bytes, request: pb.ClassifyRequest) -> NDArray[Any]:
+        scores = self._state.scores.get(content)
+        if scores is None:
+            image = self._vector(content)
+            return np.array([image @ self._label(label, request) for label in request.labels])
+        logits = np.log([max(scores.get(label, 0.0), _LEAST_SCORE) for label in request.labels])
+        return np.asarray(_BEST_SIMILARITY + (logits - logits.max()) * self._state.info.temperature)
+
     def _vector(self, content: str | bytes) -> NDArray[np.float32]:
-        return fake_embedding(content, self._state.info.embedding_dimension)
+        return self._state.vector_of(content)
 
     def _label(self, label: str, request: pb.ClassifyRequest) -> NDArray[np.float32]:
         templates = request.prompt_templates or [_PLACEHOLDER]
@@ -408,6 +448,12 @@ def _check_format(options: pb.EmbeddingOptions) -> None:
     if options.format not in pb.EmbeddingFormat.values():
         message = f"format {options.format} is unknown; use one of EmbeddingFormat"
         raise _invalid("ARGUMENT_INVALID", "embedding_options.format", message)
+
+
+def _is_image(content: bytes, formats: Sequence[str]) -> bool:
+    known = tuple(_SIGNATURES[each] for each in formats if each in _SIGNATURES)
+    others = tuple(each for each in formats if each not in _SIGNATURES)
+    return content.startswith(known) or (kind_of(content) or "").startswith(others)
 
 
 def _stats(batch_size: int, include_stats: bool) -> pb.InferenceStats | None:

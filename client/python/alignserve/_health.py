@@ -11,7 +11,7 @@ import grpc
 from google.protobuf import wrappers_pb2
 
 from alignserve._channel import SERVICE
-from alignserve.errors import AlignserveError, DeadlineExceededError
+from alignserve.errors import AlignserveError, DeadlineExceededError, UnavailableError
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 CHECK = f"/{HEALTH_SERVICE}/Check"
@@ -43,10 +43,20 @@ def check_means_not_ready(error: AlignserveError) -> bool:
     raise error
 
 
-def not_ready(target: str, timeout_seconds: float) -> AlignserveError:
-    """Returns the error for a wait that was in vain."""
+def not_serving(target: str) -> AlignserveError:
+    """Returns the error for a server that answers that it does not serve."""
+    return UnavailableError(
+        f"the server at {target} is not ready: it loads its model, stops or has stalled; see its log",
+        grpc.StatusCode.UNAVAILABLE,
+        "NOT_SERVING",
+    )
+
+
+def not_ready(target: str, timeout_seconds: float, cause: str | None) -> AlignserveError:
+    """Returns the error for a wait that was in vain; `cause` says why there is no connection."""
+    advice = cause or "see that it runs and has its model"
     return DeadlineExceededError(
-        f"no ready server at {target} within {timeout_seconds:g} s; see that it runs and has its model",
+        f"no ready server at {target} within {timeout_seconds:g} s; {advice}",
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "NOT_READY",
     )

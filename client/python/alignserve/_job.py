@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeAlias
 import grpc
 
 from alignserve._calls import Call
+from alignserve._kinds import with_kind
 from alignserve._requests import Limits, readable_payload
 from alignserve._responses import Outcome
-from alignserve._retry import delay_seconds, is_refusal
+from alignserve._retry import delay_seconds, is_refusal, log_retry
 from alignserve._terms import Terms
 from alignserve._window import Window
 from alignserve.errors import (
@@ -184,7 +185,7 @@ class Job:
         Raises:
             AlignserveError: The job ends, by this error.
         """
-        error = error_at_positions(error, batch.positions)
+        error = self.told(batch, error)
         if self._holds_back(batch, error):
             self._give_back(batch.entries)
         elif self._options.returns_errors and self._isolates(batch, error):
@@ -192,6 +193,11 @@ class Job:
         else:
             raise error
         self._window.end(len(batch.entries))
+
+    def told(self, batch: Batch, error: AlignserveError) -> AlignserveError:
+        """Returns the error in the caller's terms: positions in the list, and what unreadable images are."""
+        contents = {f"images[{number}].content": entry.payload for number, entry in enumerate(batch.entries)}
+        return error_at_positions(with_kind(error, contents.get), batch.positions)
 
     def resize(self, batch: Batch, limits: Limits) -> None:
         """Takes back a request that was made for limits which the server no longer has."""
@@ -307,6 +313,7 @@ class Job:
         if not is_silence:
             pause = delay_seconds(self._terms.retry, error, self._tries, self._terms.clock.random)
             self._resumes_at = max(self._resumes_at, self._terms.clock.monotonic() + pause)
+        log_retry(f"request of {len(batch.entries)} items", error, self._tries, self.pause_seconds())
         return True
 
     def _least_room(self, error: AlignserveError) -> int:

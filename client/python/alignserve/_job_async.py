@@ -55,7 +55,7 @@ class AsyncJobRun:
             try:
                 await self._work()
             except AlignserveError as error:
-                self._job.give_up(error)
+                self._job.give_up(await self._caller.explained(error))
             self._job.report()
 
     async def _work(self) -> None:
@@ -82,7 +82,7 @@ class AsyncJobRun:
             response = await self._caller.call(self._method, batch.request, self._job.deadline())
         except AlignserveError as error:
             if not await self._is_resized(batch, error):
-                raise
+                raise self._job.told(batch, error) from error.__cause__
         else:
             self._job.answer(batch, response)
 

@@ -54,7 +54,7 @@ class JobRun:
             try:
                 self._work()
             except AlignserveError as error:
-                self._job.give_up(error)
+                self._job.give_up(self._caller.explained(error))
             self._job.report()
 
     def _work(self) -> None:
@@ -80,7 +80,7 @@ class JobRun:
             response = self._caller.call(self._method, batch.request, self._job.deadline())
         except AlignserveError as error:
             if not self._is_resized(batch, error):
-                raise
+                raise self._job.told(batch, error) from error.__cause__
         else:
             self._job.answer(batch, response)
 

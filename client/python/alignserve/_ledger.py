@@ -5,9 +5,10 @@ Pure state, without threads, tasks or gRPC; the two streams add the waiting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignserve._items import Item, StreamResult
+from alignserve._kinds import with_kind
 from alignserve._responses import item_result
 from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
@@ -70,7 +71,7 @@ class Ledger:
         entry = self._entries.get(sequence)
         if entry is None or entry.request is None:
             return
-        entry.result = item_result(entry.item, response)
+        entry.result = _told(item_result(entry.item, response), entry.request)
         entry.request = None
 
     def take(self) -> StreamResult | None:
@@ -82,3 +83,12 @@ class Ledger:
             if self._ordered:
                 return None
         return None
+
+
+def _told(result: StreamResult, request: pb.StreamInferRequest) -> StreamResult:
+    """Returns the result with what the image is, if the server could not read it."""
+    if result.error is None:
+        return result
+    kind = request.WhichOneof("request")
+    images = [] if kind in (None, "embed_text") else getattr(request, kind).images
+    return replace(result, error=with_kind(result.error, lambda _: images[0].content if images else None))

@@ -35,6 +35,11 @@ def open_text(path: Path) -> TextIO:
     return open(path, "w", encoding="utf-8", errors="surrogateescape", opener=_without_truncating)
 
 
+def open_end(path: Path) -> TextIO:
+    """Opens a file for text that goes after what it holds; see `open_text`."""
+    return path.open("a", encoding="utf-8", errors="surrogateescape")
+
+
 def empty(file: IO[bytes] | TextIO) -> None:
     """Drops what a file held when it was opened; pipes and devices hold nothing."""
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):

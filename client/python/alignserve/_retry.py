@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from alignserve.errors import (
     UnavailableError,
     error_from_call,
 )
+
+_log = logging.getLogger("alignserve")  # by the name of the package, which users know
 
 _TOO_LATE = "WOULD_MISS_DEADLINE"
 _STOPPING = "SHUTTING_DOWN"
@@ -91,7 +94,15 @@ class Repeats:
             if self._breaks >= self.policy.max_attempts:
                 return None
         delay = delay_seconds(self.policy, error, self._attempts, self.random)
-        return delay if delay < remaining_seconds else None
+        if delay >= remaining_seconds:
+            return None
+        log_retry("request", error, self._attempts, delay)
+        return delay
+
+
+def log_retry(what: str, error: AlignserveError, attempt: int, delay_seconds: float) -> None:
+    """Logs that something is sent again, and why: at INFO, since it mostly ends well."""
+    _log.info("%s: attempt %d failed, next in %.2f s: %s", what, attempt, delay_seconds, error)
 
 
 def is_refusal(error: AlignserveError) -> bool:
@@ -124,6 +135,7 @@ def reconnect_delay_seconds(
     delay = delay_seconds(policy, error, attempt, random)
     if delay >= remaining_seconds:
         raise stream_expired() from error
+    log_retry("stream", error, attempt, delay)
     return delay
 
 

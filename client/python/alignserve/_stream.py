@@ -130,6 +130,8 @@ class Stream:
     def _receive(self) -> None:
         try:
             self._run_connections()
+        except AlignserveError as error:
+            self.fail(self._caller.explained(error))
         except Exception as error:  # noqa: BLE001 — raised again in the caller's thread, which waits for it
             self.fail(error)
 

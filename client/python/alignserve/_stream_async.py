@@ -122,6 +122,8 @@ class AsyncStream:
     async def _receive(self) -> None:
         try:
             await self._run_connections()
+        except AlignserveError as error:
+            await self.fail(await self._caller.explained(error))
         except Exception as error:  # noqa: BLE001 — raised again by `results`, which waits for it
             await self.fail(error)
         except asyncio.CancelledError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 import grpc
 
@@ -17,9 +18,29 @@ Metadata = Sequence[tuple[str, str | bytes]]
 Priority: TypeAlias = Literal["interactive", "bulk"]
 
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+AUTHORIZATION = "authorization"
 _PRIORITY_KEY = "alignserve-priority"
+_TRACEPARENT_KEY = "traceparent"
+# https://www.w3.org/TR/trace-context: neither id is all zeros, and ff is no version.
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?"
+)
 
 _Value = TypeVar("_Value", bound=str | bytes)
+
+
+class CallOptions(TypedDict, total=False):
+    """What one call may have otherwise than its client.
+
+    Attributes:
+        metadata: Sent with this call; a key that the client sends too has this value instead.
+        priority: Instead of the client's.
+        traceparent: Trace that the call belongs to, in W3C's form; the server's spans become part of it.
+    """
+
+    metadata: Metadata
+    priority: Priority
+    traceparent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +74,7 @@ class Terms:
             timeout_seconds,
             # gRPC refuses upper case
             (
-                *((key.lower(), _sendable(key, value)) for key, value in metadata),
+                *_lowered(metadata),
                 *key_metadata(api_key),
                 *priority_metadata(priority),
             ),
@@ -62,6 +83,21 @@ class Terms:
             max_in_flight,
             clock or Clock(),
         )
+
+    def for_call(
+        self, *, metadata: Metadata = (), priority: Priority | None = None, traceparent: str | None = None
+    ) -> Terms:
+        """Returns the terms of one call; see `CallOptions`."""
+        own = _lowered(metadata)
+        replaced = {key for key, _ in own}
+        if priority is not None:
+            own += priority_metadata(priority)
+            replaced.add(_PRIORITY_KEY)
+        if traceparent is not None:
+            own.append((_TRACEPARENT_KEY, _valid_traceparent(traceparent)))
+            replaced.add(_TRACEPARENT_KEY)
+        kept = [(key, value) for key, value in self.metadata if key not in replaced]
+        return replace(self, metadata=(*kept, *own))
 
     def deadline(self, timeout_seconds: float | None) -> float:
         """Returns the time by which a call ends that has this timeout, or else the client's."""
@@ -88,7 +124,7 @@ def key_metadata(api_key: str | None) -> list[tuple[str, str]]:
         return []
     if not (key := api_key.strip()):
         raise ValueError("the API key is empty")
-    return [("authorization", _sendable("authorization", f"Bearer {key}"))]
+    return [(AUTHORIZATION, _sendable(AUTHORIZATION, f"Bearer {key}"))]
 
 
 def priority_metadata(priority: Priority) -> list[tuple[str, str]]:
@@ -96,6 +132,19 @@ def priority_metadata(priority: Priority) -> list[tuple[str, str]]:
     if priority not in PRIORITIES:
         raise ValueError(f"priority {priority!r} is unknown; use {' or '.join(PRIORITIES)}")
     return [] if priority == "interactive" else [(_PRIORITY_KEY, priority)]
+
+
+def _lowered(metadata: Metadata) -> list[tuple[str, str | bytes]]:
+    return [(key.lower(), _sendable(key, value)) for key, value in metadata]
+
+
+def _valid_traceparent(value: str) -> str:
+    if not _TRACEPARENT.fullmatch(value):
+        raise ValueError(
+            f"traceparent {value!r} is not in W3C's form, such as "
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        )
+    return value
 
 
 def _sendable(key: str, value: _Value) -> _Value:

@@ -15,11 +15,16 @@ from typing import IO, Any, TextIO
 import numpy as np
 
 from alignserve import _arguments, _bench, _output, _render
+from alignserve._client import Client
 from alignserve._connection import connected
-from alignserve._files import image_files, is_image_file
+from alignserve._files import Found, image_files, is_image_file
+from alignserve._inputs import STDIN, check_stdin, image_of, read_labels, read_lines
 from alignserve._items import ClassifyItem, ImageItem, Item, StreamResult, TextItem
+from alignserve._label_warnings import fits_badly, warn_of_labels, warn_of_winners
 from alignserve._progress import Progress
-from alignserve._unknown import warn_of_unknown_labels, warn_of_unknown_texts
+from alignserve._results import Classification
+from alignserve._resume import Earlier, line_key
+from alignserve._unknown import warn_of_unknown_texts
 from alignserve.errors import (
     AlignserveError,
     DeadlineExceededError,
@@ -32,6 +37,8 @@ from alignserve.errors import (
 
 OK, SOME_FAILED, USAGE, NO_SERVER, REFUSED, SERVER_FAILED = range(6)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
+
+_EMBED_WINDOW = 32  # items in flight
 
 
 class _UsageError(Exception):
@@ -85,30 +92,46 @@ def run_info(args: argparse.Namespace) -> int:
     return OK
 
 
+def run_health(args: argparse.Namespace) -> int:
+    """Says that the server serves calls; an error says why not."""
+    with connected(args) as client:
+        client.check_ready(timeout_seconds=args.timeout_seconds)
+        print(f"{client.target} is ready")
+    return OK
+
+
 def run_classify(args: argparse.Namespace) -> int:
-    """Prints the labels of one image, best first."""
-    labels = _labels(args)
+    """Prints the labels of each image, best first."""
+    labels = read_labels(args, args.image, needs="classify needs an IMAGE")
     if not labels:
         raise _UsageError("classify needs --label or --labels-file")
+    images = [image_of(path) for path in args.image]
     with connected(args) as client:
-        found = client.classify(args.image, labels, prompt_templates=args.template, top_k=args.top_k)
-        if args.json:
-            _print_json({"classifications": _render.classification_data(found)})
+        if len(images) == 1:
+            found = client.classify(images[0], labels, prompt_templates=args.template, top_k=args.top_k)
+            code = _print_classification(found, len(labels), args)
         else:
-            print(_render.classification_table(found))
-        warn_of_unknown_labels(client, labels, _complain)
-    return OK
+            results = client.classify(
+                images, labels, prompt_templates=args.template, top_k=args.top_k, on_error="return"
+            )
+            code = _print_classifications(results, len(labels), args)
+        warn_of_labels(client, labels, _complain)
+    return code
 
 
 def run_embed(args: argparse.Namespace) -> int:
     """Prints or saves the embeddings of files and texts, in the order given."""
     for text in filter(is_image_file, args.text):
         raise _UsageError(f"'{text}' after --text is a file; put files before --text")
-    texts = [*args.text, *(_lines(args.texts_file) if args.texts_file else [])]
-    items: list[Item] = [ImageItem(path, id=str(path)) for path in args.file]
+    check_stdin(args, args.file)
+    _check_resumes(args, args.file)
+    texts = [*args.text, *(read_lines(args.texts_file) if args.texts_file else [])]
+    items: list[Item] = [ImageItem(image_of(path), id=str(path)) for path in args.file]
     items += [TextItem(text, truncate=args.truncate, id=text) for text in texts]
     if not items:
         raise _UsageError("embed needs a FILE, --text or --texts-file")
+    if args.output is not None:
+        return _write_lines(args, items, ordered=True)
     with _output.open_bytes(args.npy) if args.npy else nullcontext() as npy, connected(args) as client:
         info = client.model_info()
         results = list(_whole(client.stream(items, ordered=True), items))
@@ -126,19 +149,23 @@ def run_embed(args: argparse.Namespace) -> int:
 
 def run_stream(args: argparse.Namespace) -> int:
     """Writes a line for every image file below the paths, through one stream."""
-    labels = _labels(args)
+    labels = read_labels(args, args.path, needs="stream needs a PATH")
     if args.npy and labels:
         raise _UsageError("--npy holds embeddings; leave out the labels, or use --output")
-    files = list(image_files(args.path))
-    if not files:
-        raise _UsageError(f"no image files in {', '.join(map(str, args.path))}")
+    _check_resumes(args, args.path)
+    found = image_files(args.path)
+    if not found.files:
+        left_out = "".join(f" ({line})" for line in found.told())
+        raise _UsageError(f"no image files in {', '.join(map(str, args.path))}{left_out}")
     if args.npy:
-        return _stream_to_npy(args, files)
-    return _stream_to_lines(args, files, labels)
+        return _stream_to_npy(args, found)
+    items = [_stream_item(file, labels, args) for file in found.files]
+    return _write_lines(args, items, ordered=args.ordered, labels=labels, found=found)
 
 
 _COMMANDS = {
     "info": run_info,
+    "health": run_health,
     "classify": run_classify,
     "embed": run_embed,
     "stream": run_stream,
@@ -146,42 +173,103 @@ _COMMANDS = {
 }
 
 
+def _check_resumes(args: argparse.Namespace, paths: Sequence[Path]) -> None:
+    if not args.resume:
+        return
+    if args.output in (None, "-") or args.npy:
+        raise _UsageError("--resume goes on with a file; name it with --output")
+    if STDIN in paths:
+        raise _UsageError("--resume needs files, since what comes on standard input has no name")
+
+
 def _stream_item(file: Path, labels: Sequence[str], args: argparse.Namespace) -> Item:
     if labels:
-        return ClassifyItem(file, labels, args.template, args.top_k, id=str(file))
-    return ImageItem(file, id=str(file))
+        return ClassifyItem(image_of(file), labels, args.template, args.top_k, id=str(file))
+    return ImageItem(image_of(file), id=str(file))
 
 
-def _stream_to_lines(args: argparse.Namespace, files: Sequence[Path], labels: Sequence[str]) -> int:
-    items = (_stream_item(file, labels, args) for file in files)
+def _write_lines(
+    args: argparse.Namespace,
+    items: list[Item],
+    *,
+    ordered: bool,
+    labels: Sequence[str] = (),
+    found: Found | None = None,
+) -> int:
+    """Writes a line for each item, or for those that an earlier run has left."""
+    earlier = Earlier.read(Path(args.output)) if args.resume else None
     with _opened(args.output) as out, connected(args) as client:
-        client.model_info()
-        warn_of_unknown_labels(client, labels, _complain)
-        if out is not sys.stdout:
+        info = client.model_info()
+        warn_of_labels(client, labels, _complain)
+        if found is not None:
+            items = _readable(items, found, info.image_formats)
+        left = items if earlier is None else _left(earlier, items, client)
+        if out is not sys.stdout and earlier is None:
             _output.empty(out)  # not before the server has answered
-        progress = Progress(len(files), sys.stderr, is_hidden=out.isatty())
-        results = client.stream(items, ordered=args.ordered, window=args.window)
-        for result in _counted(results, progress):
-            out.write(_json(_stream_line(result), out) + "\n")
-        out.flush()
+        progress = Progress(len(left), sys.stderr, is_hidden=out.isatty())
+        window = getattr(args, "window", _EMBED_WINDOW)
+        results = client.stream(left, ordered=ordered, window=window)
+        with _output.open_end(Path(args.output)) if earlier else nullcontext(out) as lines:
+            for result in _counted(_observed(results, labels), progress):
+                lines.write(_json(_stream_line(result), lines) + "\n")
+            lines.flush()
+    if earlier is not None:
+        _complain(f"{len(items) - len(left)} of {len(items)} were done before")
     return _summarize(progress)
 
 
-def _stream_to_npy(args: argparse.Namespace, files: Sequence[Path]) -> int:
+def _readable(items: list[Item], found: Found, formats: Sequence[str]) -> list[Item]:
+    """Returns the items of files that the server reads, and names what is left out of folders."""
+    files = {str(file) for file in found.readable(formats)}
+    for line in found.told():
+        _complain(line)
+    if not files:
+        raise ValueError(f"no image that this server reads; it reads {', '.join(formats)}")
+    return [item for item in items if item.id in files]
+
+
+def _left(earlier: Earlier, items: list[Item], client: Client) -> list[Item]:
+    """Returns the items that an earlier run has left, once it is known that its lines are still right."""
+    left = earlier.left(items, lambda item: line_key(_line_of(item)))
+    if earlier.last is not None:
+        key = line_key(earlier.last)
+        again = next((item for item in items if line_key(_line_of(item)) == key), None)
+        if again is not None:
+            (now,) = client.stream([again])
+            earlier.check(_stream_line(now))
+    earlier.repair()
+    return left
+
+
+def _observed(results: Iterable[StreamResult], labels: Sequence[str]) -> Iterator[StreamResult]:
+    """Yields the results, and says at the end what they do not say themselves."""
+    texts: list[StreamResult] = []
+    unfitting = 0
+    for result in results:
+        yield result
+        if isinstance(result.item, TextItem):
+            texts.append(StreamResult(result.item, tokenization=result.tokenization))
+        elif labels and result.error is None:
+            unfitting += fits_badly(result.classifications)
+    warn_of_unknown_texts(texts, _complain)
+    warn_of_winners(unfitting, len(labels), _complain)
+
+
+def _stream_to_npy(args: argparse.Namespace, found: Found) -> int:
     names_path = args.npy.with_name(f"{args.npy.name}.txt")
     with (
         _output.open_bytes(args.npy) as npy,
         _output.open_text(names_path) as names,
         connected(args) as client,
     ):
-        dimension = client.model_info().embedding_dimension
-        progress = Progress(len(files), sys.stderr)
-        items: list[Item] = [ImageItem(file, id=str(file)) for file in files]
+        info = client.model_info()
+        items = _readable([_stream_item(file, (), args) for file in found.files], found, info.image_formats)
+        progress = Progress(len(items), sys.stderr)
         stream = client.stream(items, ordered=True, window=args.window)
         results = list(_counted(_whole(stream, items), progress))
-        _save(npy, results, dimension)
+        _save(npy, results, info.embedding_dimension)
         _output.empty(names)
-        names.writelines(f"{file}\n" for file in files)
+        names.writelines(f"{item.id}\n" for item in items)
     _report_failures(results)
     return _summarize(progress)
 
@@ -213,13 +301,19 @@ def _summarize(progress: Progress) -> int:
     return SOME_FAILED if progress.failed else OK
 
 
+def _line_of(item: Item) -> dict[str, Any]:
+    """Returns what names an item in its line; images need no word for it."""
+    return {"input": item.id, "kind": "text"} if isinstance(item, TextItem) else {"input": item.id}
+
+
 def _stream_line(result: StreamResult) -> dict[str, Any]:
+    line = _line_of(result.item)
     if result.error is not None:
-        return {"input": result.id, "error": _render.error_data(result.error)}
+        return {**line, "error": _render.error_data(result.error)}
     value = result.result()
     if isinstance(value, list):
-        return {"input": result.id, "classifications": _render.classification_data(value)}
-    return {"input": result.id, "embedding": _render.vector_data(value)}
+        return {**line, "classifications": _render.classification_data(value)}
+    return {**line, "embedding": _render.vector_data(value)}
 
 
 def _embed_line(result: StreamResult) -> dict[str, Any]:
@@ -227,6 +321,38 @@ def _embed_line(result: StreamResult) -> dict[str, Any]:
     if result.error is not None:
         return {**line, "error": _render.error_data(result.error)}
     return {**line, "values": _render.vector_data(result.embedding)}
+
+
+def _print_classification(found: list[Classification], label_count: int, args: argparse.Namespace) -> int:
+    if args.json:
+        _print_json({"classifications": _render.classification_data(found)})
+    else:
+        print(_render.classification_table(found))
+    warn_of_winners(int(fits_badly(found)), label_count, _complain)
+    return OK
+
+
+def _print_classifications(
+    results: Sequence[list[Classification] | AlignserveError], label_count: int, args: argparse.Namespace
+) -> int:
+    named = list(zip(map(str, args.image), results, strict=True))
+    found = [(name, result) for name, result in named if not isinstance(result, AlignserveError)]
+    failed = [(name, result) for name, result in named if isinstance(result, AlignserveError)]
+    if args.json:
+        _print_json({"results": [_classify_line(name, result) for name, result in named]})
+    elif found:
+        tables = [f"{name}\n{_render.classification_table(result)}" for name, result in found]
+        print("\n\n".join(tables))
+    for name, error in failed:
+        _complain(f"{name}: {error}")
+    warn_of_winners(sum(fits_badly(result) for _, result in found), label_count, _complain)
+    return SOME_FAILED if failed else OK
+
+
+def _classify_line(name: str, result: list[Classification] | AlignserveError) -> dict[str, Any]:
+    if isinstance(result, AlignserveError):
+        return {"input": name, "error": _render.error_data(result)}
+    return {"input": name, "classifications": _render.classification_data(result)}
 
 
 def _print_embeddings(results: Sequence[StreamResult]) -> None:
@@ -260,15 +386,6 @@ def _kind(result: StreamResult) -> str:
     return "text" if isinstance(result.item, TextItem) else "image"
 
 
-def _labels(args: argparse.Namespace) -> list[str]:
-    return [*args.label, *(_lines(args.labels_file) if args.labels_file else [])]
-
-
-def _lines(path: str) -> list[str]:
-    with nullcontext(sys.stdin) if path == "-" else Path(path).open(encoding="utf-8") as file:
-        return [line.strip() for line in file if line.strip()]
-
-
 @contextmanager
 def _opened(output: str) -> Iterator[TextIO]:
     if output == "-":
@@ -293,6 +410,8 @@ def _complain(message: str) -> None:
 def _advice(error: AlignserveError, args: argparse.Namespace) -> str:
     if isinstance(error, UnavailableError) and error.reason:
         return f"{error}; add --wait-seconds 60 to wait for it"
+    if isinstance(error, UnavailableError) and isinstance(error.__cause__, AlignserveError):
+        return error.message  # the cause, and what to do
     if isinstance(error, UnavailableError):
         return (
             f"no server at {args.server}: {error.message}; start alignserve-server there, "

@@ -9,19 +9,19 @@ inputs give unrelated ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from types import TracebackType
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from alignserve._fake import (
     Failure,
     FakeServicer,
     FakeState,
     ReceivedCall,
-    fake_embedding,
     health_handler,
 )
 from alignserve.v1 import align_service_pb2 as pb
@@ -42,6 +42,10 @@ class FakeServer:
             unknown.
         max_request_bytes: Largest request, as clients are told.
         port: 0 takes a free one.
+        api_keys: Calls need one of these, if there are any.
+        image_formats: Formats that clients are told.
+        checks_images: Refuses images that do not begin as one of these formats does, as a real server would.
+            Without, any bytes are an image.
 
     Attributes:
         target: The address, for `Client(target)`.
@@ -56,6 +60,9 @@ class FakeServer:
         max_text_tokens: int = 64,
         max_request_bytes: int = 16 << 20,
         port: int = 0,
+        api_keys: Sequence[str] = (),
+        image_formats: Sequence[str] = ("JPEG", "PNG"),
+        checks_images: bool = False,
     ) -> None:
         self.embedding_dimension = embedding_dimension
         info = pb.GetModelInfoResponse(
@@ -75,12 +82,12 @@ class FakeServer:
             max_text_bytes=32 << 10,
             max_request_bytes=max_request_bytes,
             max_stream_in_flight=32,
-            image_formats=["JPEG", "PNG"],
+            image_formats=image_formats,
             server_version="fake",
             min_cosine=1.0,
             max_response_bytes=16 << 20,
         )
-        self._state = FakeState(info)
+        self._state = FakeState(info, api_keys=frozenset(api_keys), checks_images=checks_images)
         self.release()
         self._pool = futures.ThreadPoolExecutor(_WORKERS, "alignserve-fake")
         options = [
@@ -153,6 +160,27 @@ class FakeServer:
         failure = Failure(code, reason, message, retry_delay_seconds)
         self._state.script.fail_input(content, failure, times)
 
+    def set_embedding(self, content: str | bytes, vector: ArrayLike) -> None:
+        """Sets the embedding of a text, or of the bytes of an image; it is scaled to length 1.
+
+        Raises:
+            ValueError: It has another size than `embedding_dimension`, or length 0.
+        """
+        array = np.asarray(vector, np.float32)
+        length = np.linalg.norm(array)
+        if array.shape != (self.embedding_dimension,) or not 0 < length < np.inf:
+            raise ValueError(f"give {self.embedding_dimension} finite numbers that are not all 0")
+        self._state.vectors[content] = np.asarray(array / length, np.float32)
+
+    def set_scores(self, image: bytes, scores: Mapping[str, float]) -> None:
+        """Sets the scores of an image by label, from 0 to 1.
+
+        Those of the labels that a request has are scaled to a sum of 1; a label without a score has about 0.
+        """
+        if not all(0 <= score <= 1 for score in scores.values()):
+            raise ValueError(f"scores are from 0 to 1: {dict(scores)}")
+        self._state.scores[image] = dict(scores)
+
     def break_stream(
         self,
         after: int,
@@ -176,4 +204,4 @@ class FakeServer:
 
     def embedding_of(self, content: str | bytes) -> NDArray[np.float32]:
         """Returns the embedding of a text or of the bytes of an image, normalized: (embedding_dimension,)."""
-        return fake_embedding(content, self.embedding_dimension)
+        return self._state.vector_of(content)

@@ -25,7 +25,7 @@ from alignserve._bench.runner import Extent, measure
 from alignserve._bench.sweep import Sweep
 from alignserve._bench.ticker import Ticker
 from alignserve._bench.workload import Call, calls
-from alignserve._connection import connected, credentials, metadata
+from alignserve._connection import connected, connection, metadata
 from alignserve._results import ModelInfo
 
 OK, SOME_FAILED, INTERRUPTED = 0, 1, 130  # as the other commands exit
@@ -72,17 +72,18 @@ def _run_precisely(work: Coroutine[Any, Any, None]) -> None:
 async def _measure_all(args: argparse.Namespace, workload: Iterator[Call], sweep: Sweep) -> None:
     stop = _stop_on_interrupt()
     extent = Extent(args.duration_seconds, args.warmup_seconds, args.max_requests, args.timeout_seconds)
+    where = connection(args)
     for load in _loads(args):
         ticker = Ticker(load, sys.stderr)
         try:
             measurement = await measure(
-                args.server,
+                where.target.name,
                 workload,
                 load,
                 extent,
                 connections=args.connections,
                 streams=args.streams if args.transport == "stream" else 0,
-                credentials=credentials(args),
+                credentials=where.security.credentials,
                 metadata=metadata(args),
                 stop=stop,
                 watch=ticker.watch,

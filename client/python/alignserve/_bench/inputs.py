@@ -46,7 +46,7 @@ def image_inputs(paths: Sequence[Path], seed: int, *, is_unique: bool) -> list[V
     prepare = varied_image if is_unique else unvaried_image
     if not paths:
         return [prepare(content) for content in synthetic_photos()]
-    files = list(image_files(paths))
+    files = image_files(paths).readable(())
     if not files:
         raise ValueError(f"no image files in {', '.join(map(str, paths))}")
     random.Random(seed).shuffle(files)  # noqa: S311 — no secret

@@ -14,8 +14,9 @@ import grpc
 from alignserve._bench.recorder import Failure
 from alignserve._bench.wire import content_fields, framed
 from alignserve._bench.workload import CLASSIFY, EMBED_IMAGE, EMBED_TEXT, Call
-from alignserve._channel import SERVICE, channel_options, response_size_metadata
+from alignserve._channel import SERVICE, channel_options, proxy_options, response_size_metadata
 from alignserve._retry import end_of_call
+from alignserve._targets import target_of
 from alignserve.errors import AlignserveError, UnavailableError, error_from_status
 from alignserve.v1 import align_service_pb2 as pb
 
@@ -221,9 +222,10 @@ def _failure(error: AlignserveError) -> Failure:
 
 
 def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    options = [*_OPTIONS, *proxy_options(target_of(target))]
     if credentials is None:
-        return grpc.aio.insecure_channel(target, _OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, _OPTIONS)
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)
 
 
 async def _connect(channels: Sequence[grpc.aio.Channel], target: str, timeout_seconds: float) -> None:

@@ -232,9 +232,14 @@ class ClassifyRequest(google.protobuf.message.Message):
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Required. Candidate labels, from 1 to `GetModelInfoResponse.max_labels`.
         None may be empty or blank. The server keeps the embeddings of recent
-        labels, so repeating a set of labels costs nothing. Labels in a script that
-        the model does not know have equal scores; `EmbedText` reports such texts
-        by `Tokenization.unknown_token_count`.
+        labels, so repeating a set of labels costs nothing.
+
+        Labels that the tokenizer reads as the same tokens share their score
+        equally: the same label twice, or labels that differ only in case, accents
+        or spaces where the model ignores these. So do labels in a script that the
+        model does not know; `EmbedText` reports such texts by
+        `Tokenization.unknown_token_count`. Scores of one label are always 1, and
+        some label has the best score even if none fits: see `similarity`.
         """
 
     @property

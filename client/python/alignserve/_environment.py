@@ -1,0 +1,182 @@
+"""What a client takes from the environment where it is given no argument, and how it connects by it.
+
+An argument wins over its variable, and an empty variable is an unset one. ALIGNSERVE_API_KEY is the
+exception: an empty one is what is left of a secret that was not mounted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc
+
+from alignserve._probe import Security
+from alignserve._targets import DEFAULT_TARGET, Target, target_of
+from alignserve._terms import AUTHORIZATION, Metadata
+
+Pem: TypeAlias = str | os.PathLike[str] | bytes
+
+TARGET_VARIABLES = ("ALIGNSERVE_TARGET", "ALIGNSERVE_SERVER")  # the second one is an older name
+
+_API_KEY = "ALIGNSERVE_API_KEY"
+_TLS = "ALIGNSERVE_TLS"
+_ROOT_CERTIFICATES = "ALIGNSERVE_ROOT_CERTIFICATES"
+_CLIENT_CERTIFICATE = "ALIGNSERVE_CLIENT_CERTIFICATE"
+_CLIENT_KEY = "ALIGNSERVE_CLIENT_KEY"
+_TLS_FILES = (_ROOT_CERTIFICATES, _CLIENT_CERTIFICATE, _CLIENT_KEY)
+_SWITCH = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How a caller wants the connection encrypted; what is `None` comes from the environment.
+
+    Attributes:
+        credentials: All of it, made by the caller; then the others have to be `None`.
+        is_on: Whether at all.
+        root_certificates: Of the authorities that the server's certificate may come from.
+        client_certificate: This client's own, and those up to its authority.
+        client_key: Its private key.
+    """
+
+    credentials: grpc.ChannelCredentials | None = None
+    is_on: bool | None = None
+    root_certificates: Pem | None = None
+    client_certificate: Pem | None = None
+    client_key: Pem | None = None
+
+    @property
+    def files(self) -> tuple[Pem | None, Pem | None, Pem | None]:
+        """Returns the three of them, in the order of their variables."""
+        return self.root_certificates, self.client_certificate, self.client_key
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where a client connects to, and how."""
+
+    target: Target
+    security: Security
+
+    @classmethod
+    def of(cls, target: str | None, tls: Tls, environment: Mapping[str, str] | None = None) -> Connection:
+        """Returns the connection for the arguments of a client.
+
+        Raises:
+            OSError: A file of certificates cannot be read.
+            ValueError: An argument or variable cannot be used, or two contradict each other.
+        """
+        variables = os.environ if environment is None else environment
+        where = target_of(target) if target is not None else _default_target(variables)
+        if tls.credentials is not None:
+            _check_alone(where, tls)
+            return cls(where, Security(tls.credentials))
+        if not _is_on(where, tls, variables):
+            return cls(where, Security())
+        return cls(where, _security(tls, variables))
+
+
+def default_target(environment: Mapping[str, str] | None = None) -> str:
+    """Returns the address of the environment, or of a server on this machine."""
+    return _named_target(os.environ if environment is None else environment)[1]
+
+
+def default_api_key(metadata: Metadata, environment: Mapping[str, str] | None = None) -> str | None:
+    """Returns the key of the environment, unless the metadata has one.
+
+    Raises:
+        ValueError: The variable is there, and empty.
+    """
+    if any(key.lower() == AUTHORIZATION for key, _ in metadata):
+        return None
+    key = (os.environ if environment is None else environment).get(_API_KEY)
+    if key is not None and not key.strip():
+        raise ValueError(f"{_API_KEY} is empty; set it to the key, or unset it to call without one")
+    return key
+
+
+def _named_target(variables: Mapping[str, str]) -> tuple[str, str]:
+    found = ((name, variables[name]) for name in TARGET_VARIABLES if variables.get(name, "").strip())
+    return next(found, ("", DEFAULT_TARGET))
+
+
+def _default_target(variables: Mapping[str, str]) -> Target:
+    name, value = _named_target(variables)
+    try:
+        return target_of(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _check_alone(target: Target, tls: Tls) -> None:
+    if tls.is_on is not None or any(file is not None for file in tls.files):
+        raise ValueError("credentials have all of TLS in them; leave out tls, certificates and key")
+    if target.is_encrypted is False:
+        raise ValueError("http:// and grpc:// are in the clear, and credentials are given; use https://")
+
+
+def _is_on(target: Target, tls: Tls, variables: Mapping[str, str]) -> bool:
+    is_on = tls.is_on
+    if is_on is None and any(file is not None for file in tls.files):
+        is_on = True
+    if is_on is not None and target.is_encrypted is not None and is_on != target.is_encrypted:
+        raise ValueError(
+            f"the scheme of the address turns TLS {'on' if target.is_encrypted else 'off'}, and other "
+            "arguments do not; use https:// with TLS and http:// without"
+        )
+    if is_on is False and any(file is not None for file in tls.files):
+        raise ValueError("certificates are given, and tls is off; leave out one of them")
+    if is_on is not None or target.is_encrypted is not None:
+        return bool(is_on or target.is_encrypted)
+    return _is_on_by(variables)
+
+
+def _is_on_by(variables: Mapping[str, str]) -> bool:
+    files = [name for name in _TLS_FILES if variables.get(name)]
+    value = variables.get(_TLS, "").strip().lower()
+    if value and value not in _SWITCH:
+        raise ValueError(f"{_TLS} is {value!r}; use true or false")
+    if value and not _SWITCH[value] and files:
+        raise ValueError(f"{_TLS} is {value}, and {files[0]} is set; unset one of them")
+    return _SWITCH[value] if value else bool(files)
+
+
+def _security(tls: Tls, variables: Mapping[str, str]) -> Security:
+    root, certificate, key = (
+        variables.get(name) or None if given is None else given
+        for name, given in zip(_TLS_FILES, tls.files, strict=True)
+    )
+    if (certificate is None) != (key is None):
+        raise ValueError(
+            "a client certificate and its key belong together; give both (client_certificate and client_key; "
+            "--certificate-file and --certificate-key-file)"
+        )
+    credentials = grpc.ssl_channel_credentials(
+        _pem(_ROOT_CERTIFICATES, root), _pem(_CLIENT_KEY, key), _pem(_CLIENT_CERTIFICATE, certificate)
+    )
+    return Security(credentials, has_client_certificate=certificate is not None)
+
+
+def _pem(name: str, pem: Pem | None) -> bytes | None:
+    """Returns the content; `name` is the variable's, without its prefix also the argument's."""
+    if pem is None:
+        return None
+    content = pem if isinstance(pem, bytes) else Path(pem).read_bytes()
+    if b"-----BEGIN " not in content:
+        what = name.removeprefix("ALIGNSERVE_").lower()
+        source = "its bytes" if isinstance(pem, bytes) else os.fspath(pem)
+        raise ValueError(f"{what}: {source} is no PEM; it begins with -----BEGIN")
+    return content

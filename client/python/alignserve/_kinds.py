@@ -1,0 +1,120 @@
+"""What a file is that a server refused as an image, by its first bytes, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from alignserve.errors import AlignserveError, FieldViolation, InvalidArgumentError
+
+_UNREADABLE = "IMAGE_UNREADABLE"
+_HEAD_BYTES = 512
+
+_CONVERT = "`magick IN OUT.jpg`, on a Mac `sips -s format jpeg IN --out OUT.jpg`"
+_BY_PILLOW = "or open it by Pillow and give the image that it makes"
+_HEIC = (
+    f"HEIC; convert it: `heif-convert IN OUT.jpg`, {_CONVERT}, or open it by Pillow with pillow-heif "
+    "and give the image that it makes"
+)
+_AVIF = f"AVIF; convert it: {_CONVERT}, {_BY_PILLOW}"
+_TIFF = f"TIFF or a camera's raw format; convert it: {_CONVERT}, {_BY_PILLOW}"
+_OTHER = "; convert it to JPEG or PNG"
+_TEXT = "; give the bytes themselves"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    test: Callable[[bytes], bool]
+    told: str  # after "the file is"
+
+
+def kind_of(content: bytes) -> str | None:
+    """Returns what the content is if that is no format which servers read, with advice, or `None`."""
+    head = content[:_HEAD_BYTES]
+    return next((kind.told for kind in _KINDS if kind.test(head)), None)
+
+
+def with_kind(error: AlignserveError, content_at: Callable[[str], bytes | None]) -> AlignserveError:
+    """Returns the error with what each image is that the server could not read.
+
+    Args:
+        error: Of a call or an item.
+        content_at: Gives the image that a violation's field names.
+    """
+    if not isinstance(error, InvalidArgumentError):
+        return error
+    violations = [_told(violation, content_at(violation.field)) for violation in error.violations]
+    if violations == list(error.violations):
+        return error
+    first = violations[0]
+    message = f"{first.field}: {first.description}" if _is_of(error, error.violations[0]) else error.message
+    told = type(error)(
+        message, error.code, error.reason, violations, error.retry_delay_seconds, error.error_id
+    )
+    told.__cause__ = error.__cause__
+    return told
+
+
+def _told(violation: FieldViolation, content: bytes | None) -> FieldViolation:
+    if violation.reason != _UNREADABLE or content is None or (kind := kind_of(content)) is None:
+        return violation
+    if kind.split(";")[0] in violation.description:  # the server knows the format, and says what to do
+        return violation
+    return replace(violation, description=f"{violation.description}; the file is {kind}")
+
+
+def _is_of(error: AlignserveError, violation: FieldViolation) -> bool:
+    return error.message == f"{violation.field}: {violation.description}"
+
+
+def _starts(*signatures: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(signatures)
+
+
+def _text_starts(*signatures: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(signatures)
+
+
+def _has_brand(*brands: bytes) -> Callable[[bytes], bool]:
+    """Returns a test of ISO's media files: the major brand, then those that it is compatible with."""
+
+    def test(head: bytes) -> bool:
+        if head[4:8] != b"ftyp":
+            return False
+        named = head[8 : min(int.from_bytes(head[:4], "big"), len(head))]
+        return any(named[start : start + 4] in brands for start in range(0, len(named), 4) if start != 4)
+
+    return test
+
+
+def _is_svg(head: bytes) -> bool:
+    return b"<svg" in head.lower()
+
+
+_KINDS = (
+    _Kind(_has_brand(b"avif", b"avis"), _AVIF),
+    _Kind(_has_brand(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), _HEIC),
+    _Kind(_has_brand(b"crx "), _TIFF),
+    _Kind(lambda head: head[4:8] == b"ftyp", "a video; give one of its frames as a picture"),
+    _Kind(_starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"FUJIFILM", b"IIRO", b"IIU\0"), _TIFF),
+    _Kind(_starts(b"\xff\x0a", b"\0\0\0\x0cJXL "), f"JPEG XL{_OTHER}: `djxl IN OUT.jpg`"),
+    _Kind(_starts(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), f"JPEG 2000{_OTHER}: {_CONVERT}"),
+    _Kind(_starts(b"%PDF-"), "a PDF; convert its page: `pdftoppm -jpeg IN OUT`"),
+    _Kind(_starts(b"%!PS"), f"PostScript{_OTHER}: {_CONVERT}"),
+    _Kind(_starts(b"8BPS"), f"a Photoshop file{_OTHER}: {_CONVERT}"),
+    _Kind(_starts(b"\0\0\1\0"), f"an icon (ICO){_OTHER}: {_CONVERT}"),
+    _Kind(_starts(b"\x76\x2f\x31\x01"), f"OpenEXR{_OTHER}: {_CONVERT}"),
+    _Kind(_starts(b"\x93NUMPY"), "a NumPy array; load it, and give the uint8 array"),
+    _Kind(
+        _starts(b"PK\3\4", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ"), "an archive; unpack it"
+    ),
+    _Kind(_starts(b"\x1aE\xdf\xa3", b"\0\0\1\xba"), "a video; give one of its frames as a picture"),
+    _Kind(_text_starts(b"version https://git-lfs"), "a Git LFS pointer; run `git lfs pull`"),
+    _Kind(_text_starts(b"data:image/", b"/9j/", b"ivborw0kggo"), f"text in base64{_TEXT}"),
+    _Kind(_is_svg, "SVG; draw it as PNG: `rsvg-convert IN -o OUT.png`"),
+    _Kind(
+        _text_starts(b"<!doctype html", b"<html"), "a web page, as downloads leave it; get the image itself"
+    ),
+    _Kind(_text_starts(b"{", b"[", b"<?xml"), "JSON or XML, as downloads leave it; get the image itself"),
+    _Kind(lambda head: not head.strip(b"\0"), "nothing but zeros or empty; get it anew"),
+)

@@ -1,0 +1,197 @@
+"""Runs that were interrupted go on where they stopped, and the accounts balance."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from alignserve.cli import main
+from alignserve.testing import FakeServer
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.jpg").write_bytes(f"photo {number}".encode())
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl"
+
+
+def stream(server: FakeServer, photos: Path, out: Path, *more: str) -> int:
+    return main(["--server", server.target, "stream", str(photos), "--ordered", "--output", str(out), *more])
+
+
+def inputs(out: Path) -> Counter[str]:
+    return Counter(json.loads(line)["input"] for line in out.read_text().splitlines())
+
+
+def sent_images(server: FakeServer) -> list[bytes]:
+    requests = [call.request for call in server.received if call.method == "StreamInfer"]
+    return [request.embed_image.images[0].content for request in requests if request.HasField("embed_image")]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30])
+def test_a_run_goes_on_after_its_last_whole_line(
+    server: FakeServer, photos: Path, out: Path, cut: int
+) -> None:
+    """A cut line is done again, each input has one line in the end, and no other is sent again."""
+    stream(server, photos, out)
+    complete = out.read_bytes()
+    lines = complete.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:4]) + (lines[4][:-cut] if cut else b""))
+    server.received.clear()
+
+    code = stream(server, photos, out, "--resume")
+
+    assert code == 0
+    assert out.read_bytes() == complete
+    assert len(sent_images(server)) == 6 + 1  # the last one that was done is compared
+
+
+def test_the_same_input_twice_needs_two_lines(server: FakeServer, photos: Path, out: Path) -> None:
+    """Inputs are counted, and not only known."""
+    twice = [str(photos / "1.jpg")] * 2
+    arguments = ["--server", server.target, "stream", *twice, "--output", str(out)]
+    main(arguments)
+    out.write_bytes(out.read_bytes().splitlines(keepends=True)[0])
+
+    main([*arguments, "--resume"])
+
+    assert inputs(out) == {twice[0]: 2}
+
+
+def test_what_failed_is_done_again(server: FakeServer, photos: Path, out: Path) -> None:
+    """Its line of an error is replaced, so that the file holds one line an input."""
+    server.fail_input(b"photo 3", times=1)
+    first = stream(server, photos, out)
+
+    second = stream(server, photos, out, "--resume")
+
+    assert (first, second) == (1, 0)
+    assert set(inputs(out).values()) == {1}
+    assert len(inputs(out)) == 10
+    assert '"error"' not in out.read_text()
+
+
+def test_a_run_that_is_complete_does_nothing(server: FakeServer, photos: Path, out: Path) -> None:
+    """And a file that is not there is begun."""
+    begun = stream(server, photos, out, "--resume")
+    before = out.read_bytes()
+
+    again = stream(server, photos, out, "--resume")
+
+    assert (begun, again) == (0, 0)
+    assert out.read_bytes() == before
+
+
+def test_lines_of_another_model_are_not_mixed_in(
+    server: FakeServer, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Embeddings of two models cannot be compared; the file stays as it is."""
+    stream(server, photos, out)
+    before = b"".join(out.read_bytes().splitlines(keepends=True)[:4]) + b'{"cut'
+    out.write_bytes(before)
+    server.set_embedding(b"photo 3", np.arange(8))
+
+    code = stream(server, photos, out, "--resume")
+
+    assert code == 4
+    assert out.read_bytes() == before
+    assert "has another result now" in capsys.readouterr().err
+
+
+def test_lines_for_other_labels_are_not_mixed_in(server: FakeServer, photos: Path, out: Path) -> None:
+    """Nor those of embeddings with those of labels."""
+    stream(server, photos, out, "--label", "cat", "dog")
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:4]))
+
+    assert stream(server, photos, out, "--label", "cat", "bird", "--resume") == 4
+    assert stream(server, photos, out, "--resume") == 4
+    assert stream(server, photos, out, "--label", "cat", "dog", "--resume") == 0
+    assert len(inputs(out)) == 10
+
+
+def test_a_file_of_something_else_is_left_alone(
+    server: FakeServer, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped name costs no notes."""
+    out.write_text("my notes\n")
+
+    code = stream(server, photos, out, "--resume")
+
+    assert code == 4
+    assert out.read_text() == "my notes\n"
+    assert "line 1 of" in capsys.readouterr().err
+
+
+def test_a_file_is_not_touched_before_the_server_answers(server: FakeServer, photos: Path, out: Path) -> None:
+    """A server that is away costs not even the cut line."""
+    stream(server, photos, out)
+    out.write_bytes(out.read_bytes()[:-5])
+    before = out.read_bytes()
+    server.fail_next(grpc.StatusCode.PERMISSION_DENIED, "DENIED")
+
+    assert stream(server, photos, out, "--resume") == 4
+    assert out.read_bytes() == before
+
+
+def test_embed_resumes_files_and_texts(server: FakeServer, photos: Path, out: Path) -> None:
+    """A text that is written like a file's name is another input."""
+    file = str(photos / "1.jpg")
+    arguments = [
+        "--server",
+        server.target,
+        "embed",
+        file,
+        "--text",
+        "a",
+        "x/1.jpg",
+        file + " ",
+        "--output",
+        str(out),
+    ]
+    main(arguments)
+    complete = [json.loads(line) for line in out.read_text().splitlines()]
+    out.write_bytes(out.read_bytes().splitlines(keepends=True)[0])
+
+    code = main([*arguments, "--resume"])
+
+    assert code == 0
+    assert [json.loads(line) for line in out.read_text().splitlines()] == complete
+    assert [line.get("kind", "image") for line in complete] == ["image", "text", "text", "text"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_run_is_resumed(
+    server: FakeServer, tmp_path: Path, photos: Path, out: Path, how: Any
+) -> None:
+    """Whatever of it had reached the disk."""
+    for number in range(10, 400):
+        (photos / f"{number}.jpg").write_bytes(f"photo {number}".encode())
+    arguments = ["--server", server.target, "stream", str(photos), "--output", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alignserve.cli", *arguments], stderr=subprocess.DEVNULL
+    )
+    server.wait_for_received(150)
+    process.send_signal(how)
+    process.wait(20)
+
+    code = main([*arguments, "--resume"])
+
+    assert code == 0
+    assert set(inputs(out).values()) == {1}
+    assert len(inputs(out)) == 400

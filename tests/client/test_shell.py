@@ -1,0 +1,340 @@
+"""What newcomers meet in the shell: mistyped words, photos of their own, labels that mean nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from alignserve.cli import main
+from alignserve.testing import FakeServer
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+AVIF = b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(100)
+
+
+@pytest.fixture
+def run(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command; gives exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main(["--server", server.target, *map(str, arguments)])
+        except SystemExit as ended:
+            code = int(str(ended.code))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def put(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return put
+
+
+def labels_of(server: FakeServer) -> list[str]:
+    return next(list(call.request.labels) for call in server.received if call.method == "Classify")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{photo}", "--label", "cat", "dog"],
+        ["{photo}", "--label", "cat", "--label", "dog"],
+        ["--label", "cat", "dog", "--", "{photo}"],
+        ["--label", "cat", "dog", "{photo}"],
+        ["--label", "cat", "--label", "dog", "{photo}"],
+    ],
+)
+def test_several_labels_may_follow_one_flag(
+    server: FakeServer, run: Any, photo: Path, arguments: list[str]
+) -> None:
+    """And a file at their end is the image, as it was when each label had a flag of its own."""
+    code, _, _ = run("classify", *(word.format(photo=photo) for word in arguments))
+
+    assert code == 0
+    assert labels_of(server) == ["cat", "dog"]
+
+
+def test_a_folder_after_labels_is_the_folder(
+    server: FakeServer, run: Any, tmp_path: Path, photo: Path
+) -> None:
+    """For `stream` too."""
+    shutil.copy(photo, tmp_path / "a.jpg")
+
+    code, _, _ = run("stream", "--label", "cat", "dog", tmp_path)
+
+    assert code == 0
+
+
+def test_labels_named_like_folders_stay_labels(
+    server: FakeServer, run: Any, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of a data set are named by what is in them."""
+    (tmp_path / "dog").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    code, _, _ = run("classify", photo, "--label", "cat", "dog")
+
+    assert code == 0
+    assert labels_of(server) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["classify", "--label", "cat", "dog"], "classify needs an IMAGE; put it before --label"),
+        (["classify", "{photo}", "--label", "cat", "{photo}"], "after --label is a file"),
+        (["clasify", "{photo}"], "did you mean classify?"),
+        (["classify", "{photo}", "--lable", "cat"], "unknown option --lable; did you mean --label?"),
+        (["embed", "--tex", "cat"], "unknown option --tex; did you mean --text?"),
+        (["--sever", "x", "info"], "unknown option --sever; did you mean --server?"),
+        (["info", "--priority", "bulkk"], "did you mean bulk?"),
+        (["bench", "--concurency", "1"], "did you mean --concurrency?"),
+        (["classify", "-", "-", "--label", "cat"], "give it once"),
+        (["classify", "-", "--labels-file", "-"], "give it once"),
+        (["stream", "{photo}", "--resume"], "name it with --output"),
+        (["embed", "-", "--resume", "--output", "x"], "has no name"),
+        (["--server", "http://x/y", "info"], "has a path"),
+        (["--server", "50051", "info"], "only a port"),
+        (["--server", "http://x", "--tls", "info"], "turns TLS off"),
+    ],
+)
+def test_a_wrong_command_line_says_what_was_meant(
+    server: FakeServer, run: Any, photo: Path, arguments: list[str], told: str
+) -> None:
+    """With exit code 2, before anything is sent."""
+    code, _, err = run(*(word.format(photo=photo) for word in arguments))
+
+    assert code == 2
+    assert told in err
+    assert server.received == []
+
+
+def test_words_that_look_like_flags_are_values(run: Any, photo: Path) -> None:
+    """After --, and with blanks in them."""
+    code, _, _ = run("embed", "--text", "--a b", "--json")
+
+    assert code == 0
+
+
+def test_several_images_are_classified(server: FakeServer, run: Any, photo: Path, tmp_path: Path) -> None:
+    """Each has a table under its name, or an object in JSON; one that fails costs only itself."""
+    (tmp_path / "b.jpg").write_bytes(b"b")
+    (tmp_path / "c.jpg").write_bytes(b"c")
+    server.fail_input(b"c", message="no image")
+
+    images = [photo, tmp_path / "b.jpg", tmp_path / "c.jpg", tmp_path / "nowhere.jpg"]
+    code, out, err = run("classify", *images, "--label", "cat", "dog")
+    code_json, data, _ = run("classify", *images, "--label", "cat", "dog", "--json")
+
+    assert (code, code_json) == (1, 1)
+    assert [block.splitlines()[0] for block in out.split("\n\n")] == [str(photo), str(tmp_path / "b.jpg")]
+    assert f"{tmp_path / 'c.jpg'}: images[2].content: no image" in err
+    assert "nowhere.jpg: cannot read the input" in err
+    results = json.loads(data)["results"]
+    assert [one["input"] for one in results] == [str(image) for image in images]
+    assert ["error" in one for one in results] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["classify", "-", "--label", "cat", "dog"], ["embed", "-"], ["stream", "-"]]
+)
+def test_an_image_comes_on_standard_input(
+    server: FakeServer, run: Any, stdin: Any, arguments: list[str]
+) -> None:
+    """`curl … | alignserve classify -`."""
+    stdin(b"piped")
+
+    code, out, _ = run(*arguments, *(["--json"] if arguments[0] != "stream" else []))
+
+    assert code == 0
+    sent = [call.request for call in server.received if call.method in ("Classify", "StreamInfer")]
+    assert b"piped" in sent[-1].SerializeToString()
+    assert out
+
+
+def test_nothing_on_standard_input_is_said(run: Any, stdin: Any) -> None:
+    """A pipe whose beginning failed."""
+    stdin(b"")
+
+    code, _, err = run("classify", "-", "--label", "cat")
+
+    assert code == 4
+    assert "nothing came on standard input" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (HEIC, "the file is HEIC; convert it: `heif-convert IN OUT.jpg`"),
+        (AVIF, "the file is AVIF; convert it: `magick IN OUT.jpg`"),
+        (b"II*\0" + bytes(100), "the file is TIFF"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "the file is a Git LFS pointer; run `git lfs pull`",
+        ),
+        (b"\xef\xbb\xbf<!DOCTYPE html><html>", "the file is a web page"),
+        (b"<?xml version='1.0'?><svg xmlns='x'/>", "the file is SVG"),
+        (b"%PDF-1.7", "the file is a PDF"),
+        (b"/9j/4AAQSkZJRg==", "the file is text in base64"),
+    ],
+)
+@pytest.mark.parametrize("command", ["classify", "embed", "classify two"])
+def test_a_refused_file_is_called_what_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, told: str, command: str
+) -> None:
+    """With how to convert it, whatever its name says."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    paths = [str(path)] * (2 if command.endswith("two") else 1)
+    labels = ["--label", "a", "b"] if command.startswith("classify") else []
+
+    with FakeServer(checks_images=True) as server:
+        main(["--server", server.target, command.split()[0], *paths, *labels])
+
+    err = capsys.readouterr().err
+    assert "image is none of JPEG, PNG" in err
+    assert told in err
+
+
+def test_a_broken_image_is_not_called_something_else(
+    capsys: pytest.CaptureFixture[str], server: FakeServer, tmp_path: Path
+) -> None:
+    """Of a JPEG that is cut off, the server's words are all there is to say."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"\xff\xd8\xff")
+    server.fail_input(b"\xff\xd8\xff", message="image is broken or incomplete")
+
+    main(["--server", server.target, "classify", str(path), "--label", "a", "b"])
+
+    assert "the file is" not in capsys.readouterr().err
+
+
+def test_folders_name_what_they_leave_out(run: Any, tmp_path: Path, photo: Path) -> None:
+    """By suffix, with advice for photos; hidden files are nobody's photos."""
+    shutil.copy(photo, tmp_path / "a.jpg")
+    for name in ("b.HEIC", "c.heic", "d.tif", "notes.txt", ".DS_Store", "README"):
+        (tmp_path / name).write_bytes(b"x")
+
+    code, out, err = run("stream", tmp_path)
+
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert (
+        "skipped, since this server does not read them: 2 .heic, 1 .tif, 1 .txt, 1 without suffix; "
+        "convert those that are images to JPEG"
+    ) in err
+
+
+def test_folders_of_photos_that_no_server_reads_are_explained(run: Any, tmp_path: Path) -> None:
+    """Nothing is left of them."""
+    (tmp_path / "b.avif").write_bytes(b"x")
+
+    code, out, err = run("stream", tmp_path)
+
+    assert (code, out) == (4, "")
+    assert "1 .avif" in err
+
+
+def test_a_server_that_reads_a_format_gets_its_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """GetModelInfo says which ones."""
+    (tmp_path / "b.heic").write_bytes(b"x")
+
+    with FakeServer(image_formats=("JPEG", "HEIC")) as server:
+        code = main(["--server", server.target, "stream", str(tmp_path)])
+
+    assert code == 0
+    assert "skipped" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["classify", "stream"])
+def test_labels_that_are_the_same_to_the_model_are_named(
+    server: FakeServer, run: Any, photo: Path, command: str
+) -> None:
+    """Given twice, apart in case, accents or blanks, or all unknown: they share one score."""
+    for label in ("cat", "Cat", " CAT"):
+        server.set_embedding(label, np.arange(8) + 1)
+    for label in ("🐱", "🐶"):
+        server.set_embedding(label, np.arange(8)[::-1])
+
+    code, _, err = run(command, photo, "--label", "cat", "Cat", " CAT", "dog", "dog", "🐱", "🐶", "house")
+
+    assert code == 0
+    assert "labels 'dog' and 'dog' are the same to the model and share their score" in err
+    assert "labels 'cat' and 'Cat' and ' CAT' are the same" in err
+    assert "labels '🐱' and '🐶' are the same" in err
+    assert err.count("are the same") == 3
+
+
+def test_labels_that_a_cased_model_tells_apart_are_not_named(run: Any, photo: Path) -> None:
+    """The server is asked, and not guessed about."""
+    _, _, err = run("classify", photo, "--label", "us", "US")
+
+    assert "are the same" not in err
+
+
+def test_scores_that_say_nothing_are_warned_of(server: FakeServer, run: Any, photo: Path) -> None:
+    """Softmax always names a winner: of one label, and where none fits."""
+    image = photo.read_bytes()
+    server.set_embedding(image, [1] + [0] * 7)
+    server.set_embedding("far", [0, 1] + [0] * 6)
+    server.set_embedding("off", [0, 0, 1] + [0] * 5)
+    server.set_embedding("near", [1, 1] + [0] * 6)
+
+    single = run("classify", photo, "--label", "near")[2]
+    none_fits = run("classify", photo, "--label", "far", "off")[2]
+    fits = run("classify", photo, "--label", "far", "near")[2]
+    many = run("stream", photo, photo, "--label", "far", "off")[2]
+
+    assert "the score of a single label is always 1" in single
+    assert "1 image with no label that fits" in none_fits
+    assert "some label always wins" in none_fits
+    assert fits == ""
+    assert "2 images with no label that fits" in many
+
+
+def test_health_says_whether_the_server_is_ready(server: FakeServer, run: Any) -> None:
+    """0 if it is, 3 if it is not yet; --wait waits."""
+    ready = run("health")
+    waited = run("health", "--wait", 5)
+    server.set_ready(False)
+    loading = run("health")
+    in_vain = run("health", "--wait", 0.1)
+    server.stop()
+    gone = run("health")
+
+    assert (ready[0], ready[1]) == (0, f"{server.target} is ready\n")
+    assert waited[0] == 0
+    assert (loading[0], loading[1]) == (3, "")
+    assert "is not ready" in loading[2]
+    assert in_vain[0] == 3
+    assert gone[0] == 3
+    assert "connection refused" in gone[2]
+
+
+def test_an_empty_key_of_the_environment_is_refused(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and nothing is sent without it."""
+    monkeypatch.setenv("ALIGNSERVE_API_KEY", "")
+
+    code, _, err = run("info")
+
+    assert code == 4
+    assert "ALIGNSERVE_API_KEY is empty" in err
+
+
+def test_an_unauthenticated_call_is_refused(run: Any, server: FakeServer) -> None:
+    """With the server's advice."""
+    server.fail_next(grpc.StatusCode.UNAUTHENTICATED, "KEY_MISSING", message="no API key")
+
+    assert run("info")[0] == 4
