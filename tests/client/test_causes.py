@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def ports() -> Iterator[Ports]:
     authority, other = trustme.CA(), trustme.CA()
     issued = {
         "tls": authority.issue_cert("localhost"),
-        "expired": authority.issue_cert("localhost", not_after=datetime(2020, 1, 1, tzinfo=timezone.utc)),
+        "expired": authority.issue_cert("localhost", not_after=datetime(2020, 1, 1, tzinfo=UTC)),
         "elsewhere": authority.issue_cert("elsewhere.example"),
     }
     root = authority.cert_pem.bytes()

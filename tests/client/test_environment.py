@@ -12,7 +12,16 @@ from alignserve._environment import Connection, Tls
 from alignserve._targets import proxy_of, target_of
 from alignserve.testing import FakeServer
 
-KEY_NAMES = ("TARGET", "SERVER", "API_KEY", "TLS", "ROOT_CERTIFICATES", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+KEY_NAMES = (
+    "TARGET",
+    "SERVER",
+    "LISTEN",
+    "API_KEY",
+    "TLS",
+    "ROOT_CERTIFICATES",
+    "CLIENT_CERTIFICATE",
+    "CLIENT_KEY",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +209,21 @@ def test_contradictions_are_refused(
     """Rather than taking one of two things that were asked for."""
     with pytest.raises(ValueError, match=told):
         Connection.of(target, Tls(**tls), variables)
+
+
+@pytest.mark.parametrize(
+    ("variables", "target"),
+    [
+        ({"LISTEN": "0.0.0.0:8500"}, "127.0.0.1:8500"),
+        ({"LISTEN": "[::]:8500"}, "localhost:8500"),
+        ({"LISTEN": "[::1]:8500"}, "[::1]:8500"),
+        ({"LISTEN": "10.0.0.5:8500"}, "10.0.0.5:8500"),
+        ({"LISTEN": ""}, "127.0.0.1:50051"),
+        ({"LISTEN": "0.0.0.0:8500", "TARGET": "box:1"}, "box:1"),
+    ],
+)
+def test_a_health_check_finds_the_server_of_its_container(variables: dict[str, str], target: str) -> None:
+    """Wherever the server's own variable says that it listens."""
+    environment = {f"ALIGNSERVE_{name}": value for name, value in variables.items()}
+
+    assert Connection.of(None, Tls(), environment).target.name == target

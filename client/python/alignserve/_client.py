@@ -6,10 +6,9 @@ import dataclasses
 import math
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Literal, TypeVar, overload
+from typing import Literal, TypeVar, Unpack, overload
 
 import grpc
-from typing_extensions import Unpack  # as grpcio needs it, and Python 3.10 has it nowhere else
 
 from alignserve import _calls, _responses
 from alignserve._caller import Caller

@@ -7,10 +7,9 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, overload
 
 import grpc
-from typing_extensions import Unpack  # as grpcio needs it, and Python 3.10 has it nowhere else
 
 from alignserve import _calls, _responses
 from alignserve._caller_async import AsyncCaller

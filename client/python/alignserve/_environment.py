@@ -21,6 +21,8 @@ from alignserve._terms import AUTHORIZATION, Metadata
 Pem: TypeAlias = str | os.PathLike[str] | bytes
 
 TARGET_VARIABLES = ("ALIGNSERVE_TARGET", "ALIGNSERVE_SERVER")  # the second one is an older name
+_LISTEN = "ALIGNSERVE_LISTEN"  # the server's own setting, which a health check in its container finds
+_ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "[::]": "localhost"}  # noqa: S104 — where a server listens
 
 _API_KEY = "ALIGNSERVE_API_KEY"
 _TLS = "ALIGNSERVE_TLS"
@@ -90,7 +92,7 @@ class Connection:
 
 
 def default_target(environment: Mapping[str, str] | None = None) -> str:
-    """Returns the address of the environment, or of a server on this machine."""
+    """Returns the address of the environment, or else of the server on this machine."""
     return _named_target(os.environ if environment is None else environment)[1]
 
 
@@ -110,7 +112,9 @@ def default_api_key(metadata: Metadata, environment: Mapping[str, str] | None = 
 
 def _named_target(variables: Mapping[str, str]) -> tuple[str, str]:
     found = ((name, variables[name]) for name in TARGET_VARIABLES if variables.get(name, "").strip())
-    return next(found, ("", DEFAULT_TARGET))
+    host, colon, port = variables.get(_LISTEN, "").strip().rpartition(":")
+    local = (_LISTEN, f"{_ALL_ADDRESSES.get(host, host)}:{port}") if colon else ("", DEFAULT_TARGET)
+    return next(found, local)
 
 
 def _default_target(variables: Mapping[str, str]) -> Target:
