@@ -6,8 +6,10 @@ Pictures come on standard input and pixels leave on standard output, until the f
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 from alignserve_server.errors import ImageTooLarge, ImageUnreadable
@@ -15,6 +17,11 @@ from alignserve_server.model.decode import ImageDecoder
 from alignserve_server.model.image_files import Picture
 from alignserve_server.model.preprocess import ImagePreprocessor
 from alignserve_server.model.preprocess_processes import MAX_SECONDS
+
+# A codec's own stream may say another size than the container does. Of so many bytes for each pixel there is no
+# need: six of coefficients or planes, and four of each of decoded, turned, converted and resized pixels.
+_BYTES_PER_PIXEL = 48
+_OTHER_BYTES = 512 << 20
 
 
 def main() -> None:
@@ -25,6 +32,7 @@ def main() -> None:
     order = json.loads(incoming.readline())
     decoder = ImageDecoder(max_bytes=order["max_bytes"], max_pixels=order["max_pixels"])
     preprocessor = ImagePreprocessor(order["config"], decoder)
+    _limit_memory(_OTHER_BYTES + _BYTES_PER_PIXEL * decoder.max_pixels)
     _send(outgoing, {"event": "ready"})
     while line := incoming.readline():
         message = json.loads(line)
@@ -33,6 +41,19 @@ def main() -> None:
         answer, pixels = _preprocess(preprocessor, picture)
         signal.alarm(0)
         _send(outgoing, answer, pixels)
+
+
+def _limit_memory(growth: int) -> None:
+    """Makes allocations fail that would take this process beyond what any picture within the limits needs."""
+    try:
+        data_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    except OSError:  # not Linux, where the limit would be of something else
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = data_pages * resource.getpagesize() + growth
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)
+    )
 
 
 def _preprocess(preprocessor: ImagePreprocessor, picture: Picture) -> tuple[dict[str, Any], bytes]:
