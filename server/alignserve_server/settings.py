@@ -51,9 +51,8 @@ IMAGE_FORMATS = ("avif", "tiff", "heic")  # that can be turned on
 def _check_image_formats(names: str) -> str:
     for name in filter(None, names.split(",")):
         if name.strip().lower() not in IMAGE_FORMATS:
-            raise ValueError(
-                f"{name.strip()!r} is none of {', '.join(IMAGE_FORMATS)}, several with commas between"
-            )
+            known = ", ".join(IMAGE_FORMATS)
+            raise ValueError(f"unknown format {name.strip()!r}; known are {known}, separated by commas")
     return names
 
 
@@ -158,7 +157,7 @@ class Settings(BaseSettings):
     max_image_pixels: Positive = Field(25_000_000, description="largest decoded image, width times height")
     image_formats: Annotated[str, AfterValidator(_check_image_formats)] = Field(
         "",
-        description="accepted besides JPEG, PNG, WEBP, GIF and BMP: avif, tiff, heic, several with commas between",
+        description="further image formats to accept, separated by commas: avif, tiff, heic",
     )
     max_text_bytes: Positive = Field(32 << 10, description="longest text, before tokenization")
     max_request_bytes: Positive = Field(16 << 20, description="largest request message")

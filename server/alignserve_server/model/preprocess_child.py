@@ -6,6 +6,7 @@ Pictures come on standard input and pixels leave on standard output, until the f
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -18,8 +19,8 @@ from alignserve_server.model.image_files import Picture
 from alignserve_server.model.preprocess import ImagePreprocessor
 from alignserve_server.model.preprocess_processes import MAX_SECONDS
 
-# A codec's own stream may say another size than the container does. Of so many bytes for each pixel there is no
-# need: six of coefficients or planes, and four of each of decoded, turned, converted and resized pixels.
+# A codec's own stream may say another size than its container does. Nothing needs so many bytes a pixel: it
+# is six of coefficients or planes, and four each of decoded, turned, converted and resized pixels.
 _BYTES_PER_PIXEL = 48
 _OTHER_BYTES = 512 << 20
 
@@ -34,6 +35,7 @@ def main() -> None:
     preprocessor = ImagePreprocessor(order["config"], decoder)
     _limit_memory(_OTHER_BYTES + _BYTES_PER_PIXEL * decoder.max_pixels)
     _send(outgoing, {"event": "ready"})
+    _silence()
     while line := incoming.readline():
         message = json.loads(line)
         picture = Picture(content=incoming.read(message.pop("bytes")), **message)
@@ -43,6 +45,12 @@ def main() -> None:
         _send(outgoing, answer, pixels)
 
 
+def _silence() -> None:
+    """Keeps what decoders' libraries write of strangers' files out of the server's log."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 — a descriptor is all that is wanted
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
 def _limit_memory(growth: int) -> None:
     """Makes allocations fail that would take this process beyond what any picture within the limits needs."""
     try:
@@ -50,10 +58,10 @@ def _limit_memory(growth: int) -> None:
     except OSError:  # not Linux, where the limit would be of something else
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = data_pages * resource.getpagesize() + growth
-    resource.setrlimit(
-        resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard)
-    )
+    limit = data_pages * resource.getpagesize() + growth
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _preprocess(preprocessor: ImagePreprocessor, picture: Picture) -> tuple[dict[str, Any], bytes]:

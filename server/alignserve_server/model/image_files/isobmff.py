@@ -7,9 +7,11 @@ box and item by item, to what a decoder passes by: tracks, metadata, further kin
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from alignserve_server.errors import ImageUnreadable
+from alignserve_server.model.image_files.orientation import orientation_of
 from alignserve_server.model.image_files.picture import CheckSize, Picture, check_count, unreadable
 
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -57,19 +59,21 @@ def format_of(content: bytes) -> str | None:
 
 def read_avif(content: bytes, check_size: CheckSize) -> Picture:
     """Reads the boxes. The size is that of the primary item before it is turned: Pillow leaves that to us."""
-    patched, primary, size = _read(content, b"av01", b"avif", check_size)
-    return Picture("AVIF", *size, patched, _orientation(primary, content), needs_process=True)
+    patched, primary, items = _read(content, b"av01", b"avif", check_size)
+    orientation = _orientation(content, primary, items.values())
+    return Picture("AVIF", *_size(content, primary), patched, orientation, needs_process=True)
 
 
 def read_heic(content: bytes, check_size: CheckSize) -> Picture:
     """Reads the boxes. The size is that of the primary item as libheif crops and turns it."""
-    patched, primary, size = _read(content, b"hvc1", b"heic", check_size)
-    return Picture("HEIF", *_transformed(size, primary, content), patched, needs_process=True)
+    patched, primary, _ = _read(content, b"hvc1", b"heic", check_size)
+    return Picture("HEIF", *_transformed_size(content, primary), patched, needs_process=True)
 
 
 def _read(
     content: bytes, codec: bytes, brand: bytes, check_size: CheckSize
-) -> tuple[bytes, _Item, tuple[int, int]]:
+) -> tuple[bytes, _Item, dict[int, _Item]]:
+    """Returns the file for the decoder, its primary item, and all items."""
     patches: dict[int, bytes] = {}  # by place, four bytes each
     boxes = list(_boxes(content, 0, len(content)))
     if boxes[0].kind != b"ftyp":
@@ -94,9 +98,14 @@ def _read(
     version = content[meta[b"pitm"].body]
     (number,) = struct.unpack_from(">I" if version else ">H", content, meta[b"pitm"].body + 4)
     primary = items.get(number)
-    if primary is None or primary.kind not in (codec, _GRID):
+    if primary is None:
         raise unreadable()
-    return _patched(content, patches), primary, _size(content, primary)
+    if primary.kind not in (codec, _GRID):
+        raise ImageUnreadable(
+            f"image is an item of kind {primary.kind!r}, which this server does not read; "
+            "convert it to JPEG or PNG"
+        )
+    return _patched(content, patches), primary, items
 
 
 def _boxes(content: bytes, start: int, end: int) -> Iterator[_Box]:
@@ -149,7 +158,7 @@ def _patched(content: bytes, patches: Mapping[int, bytes]) -> bytes:
 
 
 def _item_kinds(content: bytes, box: _Box, codec: bytes, patches: dict[int, bytes]) -> dict[int, bytes]:
-    """Returns items that are pictures of the codec or grids, and leaves out others."""
+    """Returns what the items are; leaves out what is neither a picture of the codec nor a grid of them."""
     start = box.body + (6 if content[box.body] == 0 else 8)
     kinds: dict[int, bytes] = {}
     for entry in _boxes(content, start, box.end):
@@ -159,8 +168,8 @@ def _item_kinds(content: bytes, box: _Box, codec: bytes, patches: dict[int, byte
         kind = content[kind_at : kind_at + 4]
         if entry.kind != b"infe" or version not in (2, 3) or kind_at + 4 > entry.end or number in kinds:
             raise unreadable()
-        kinds[number] = kind if kind in (codec, _GRID) else _NO_ITEM
-        if kinds[number] == _NO_ITEM:
+        kinds[number] = kind
+        if kind not in (codec, _GRID):
             patches[kind_at] = _NO_ITEM
     return kinds
 
@@ -174,6 +183,7 @@ def _items(content: bytes, meta: Mapping[bytes, _Box], kinds: Mapping[int, bytes
     for box in _boxes(content, meta[b"iprp"].body, meta[b"iprp"].end):
         if box.kind == b"ipco":
             properties += _boxes(content, box.body, box.end)
+            check_count("properties", len(properties), _MAX_BOXES)
         elif box.kind == b"ipma":
             associations.update(_associations(content, box))
     return {
@@ -183,7 +193,6 @@ def _items(content: bytes, meta: Mapping[bytes, _Box], kinds: Mapping[int, bytes
             [properties[index - 1] for index in associations.get(number, ()) if 0 < index <= len(properties)],
         )
         for number, kind in kinds.items()
-        if kind != _NO_ITEM
     }
 
 
@@ -252,7 +261,7 @@ def _check_grid(
     content: bytes, grid: _Item, tiles: Sequence[_Item | None], codec: bytes, check_size: CheckSize
 ) -> None:
     """Checks that its tiles are coded pictures, of one size, and no more than cover it."""
-    data = b"".join(content[start:end] for start, end in grid.extents[:4])
+    data = _data(content, grid)
     flags, rows, columns = data[1], data[2] + 1, data[3] + 1
     width, height = struct.unpack_from(">II" if flags & 1 else ">HH", data, 4)
     check_size(width, height)
@@ -278,21 +287,35 @@ def _size_of(content: bytes, box: _Box) -> tuple[int, int]:
     return width, height
 
 
-def _orientation(item: _Item, content: bytes) -> int:
-    """Returns what EXIF would say for the item's turn, and mirroring after it, as Pillow does for AVIF."""
+def _orientation(content: bytes, primary: _Item, items: Iterable[_Item]) -> int:
+    """Returns what EXIF would say for the item's turn, and mirroring after it, as Pillow does for AVIF.
+
+    An orientation in EXIF is not obeyed, but keeps Pillow from looking into XMP.
+    """
     turns = mirror = None
-    for box in item.properties:
+    for box in primary.properties:
         if box.kind == b"irot" and turns is None:
             turns = content[box.body] & 3
         elif box.kind == b"imir" and mirror is None:
             mirror = content[box.body] & 1
-    if mirror is None:
-        return (1, 8, 3, 6)[turns or 0]
-    return ((4, 2), (5, 7), (2, 4), (7, 5))[turns or 0][mirror]
+    if mirror is not None:
+        return ((4, 2), (5, 7), (2, 4), (7, 5))[turns or 0][mirror]
+    if turns:
+        return (1, 8, 3, 6)[turns]
+    data = {item.kind: _data(content, item) for item in items if item.kind in (b"Exif", b"mime")}
+    exif = data.get(b"Exif", b"")
+    skipped = 4 + int.from_bytes(exif[:4], "big")
+    if orientation_of(exif[skipped:], b"") is not None:
+        return 1
+    return orientation_of(b"", data.get(b"mime", b"")) or 1
 
 
-def _transformed(size: tuple[int, int], item: _Item, content: bytes) -> tuple[int, int]:
-    width, height = size
+def _data(content: bytes, item: _Item) -> bytes:
+    return b"".join(content[start:end] for start, end in item.extents)
+
+
+def _transformed_size(content: bytes, item: _Item) -> tuple[int, int]:
+    width, height = _size(content, item)
     for box in item.properties:
         if box.kind == b"clap":
             width, height = _cropped(content, box, (width, height))

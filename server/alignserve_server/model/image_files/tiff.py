@@ -35,8 +35,8 @@ _UNIT_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _MAX_TAG_BYTES = 1 << 20  # the palette of 16 bits has 384 kB
 
-# None, fax, LZW, JPEG, Deflate and PackBits: each further one is a decoder that strangers' bytes reach. Old JPEG
-# (6) comes in many broken kinds; LZMA, Zstandard, WebP and JPEG 2000 are rare in TIFF.
+# None, fax, LZW, JPEG, Deflate and PackBits: each further one is a decoder that strangers' bytes reach. Old
+# JPEG (6) comes in many broken kinds; LZMA, Zstandard, WebP and JPEG 2000 are rare in TIFF.
 _RAW = 1
 _COMPRESSIONS = {_RAW, 2, 3, 4, 5, 7, 8, 32773, 32946}
 
