@@ -171,7 +171,7 @@ def _check_parts(tags: _Tags, width: int, height: int, check_size: CheckSize) ->
     check_count("strips or tiles", parts)
     if len(tags.numbers(offsets)) != parts:
         raise unreadable()
-    if tags.number(_COMPRESSION, _RAW) != _RAW or lengths in tags:
+    if lengths in tags or parts > 1:  # one goes on to the end of the file, says libtiff
         sizes = tags.numbers(lengths)
         if len(sizes) != parts or sum(sizes) > tags.file_bytes:
             raise unreadable()
