@@ -155,9 +155,8 @@ class Settings(BaseSettings):
     max_prompt_templates: Positive = Field(100, description="most prompt templates in one Classify request")
     max_image_bytes: Positive = Field(10 << 20, description="largest encoded image")
     max_image_pixels: Positive = Field(25_000_000, description="largest decoded image, width times height")
-    image_formats: Annotated[str, AfterValidator(_check_image_formats)] = Field(
-        "",
-        description="further image formats to accept, separated by commas: avif, tiff, heic",
+    image_formats: Annotated[str, AfterValidator(_check_image_formats)] | None = Field(
+        None, description="further image formats to accept, separated by commas: avif, tiff, heic"
     )
     max_text_bytes: Positive = Field(32 << 10, description="longest text, before tokenization")
     max_request_bytes: Positive = Field(16 << 20, description="largest request message")
@@ -273,7 +272,7 @@ class Settings(BaseSettings):
     @property
     def further_image_formats(self) -> tuple[str, ...]:
         """Names in `image_formats`, each once, in capitals."""
-        names = [name.strip().lower() for name in self.image_formats.split(",")]
+        names = [name.strip().lower() for name in (self.image_formats or "").split(",")]
         return tuple(name.upper() for name in IMAGE_FORMATS if name in names)
 
     @model_validator(mode="after")
