@@ -19,10 +19,11 @@ from alignserve_server.model.image_files import Picture
 from alignserve_server.model.preprocess import ImagePreprocessor
 from alignserve_server.model.preprocess_processes import MAX_SECONDS
 
-# A codec's own stream may say another size than its container does. Nothing needs so many bytes a pixel: it
-# is six of coefficients or planes, and four each of decoded, turned, converted and resized pixels.
+# A codec's own stream may claim another size than its container. No picture needs more than this: six bytes a
+# pixel of coefficients or planes, four each of decoded, turned, converted and resized pixels, and that twice.
 _BYTES_PER_PIXEL = 48
-_OTHER_BYTES = 512 << 20
+_OTHER_BYTES = 64 << 20
+_COPIES = 4  # of the file
 
 
 def main() -> None:
@@ -33,7 +34,6 @@ def main() -> None:
     order = json.loads(incoming.readline())
     decoder = ImageDecoder(max_bytes=order["max_bytes"], max_pixels=order["max_pixels"])
     preprocessor = ImagePreprocessor(order["config"], decoder)
-    _limit_memory(_OTHER_BYTES + _BYTES_PER_PIXEL * decoder.max_pixels)
     _send(outgoing, {"event": "ready"})
     _silence()
     while line := incoming.readline():
@@ -52,7 +52,7 @@ def _silence() -> None:
 
 
 def _limit_memory(growth: int) -> None:
-    """Makes allocations fail that would take this process beyond what any picture within the limits needs."""
+    """Makes allocations fail that would let this process grow by more bytes than that."""
     try:
         data_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
     except OSError:  # not Linux, where the limit would be of something else
@@ -65,6 +65,8 @@ def _limit_memory(growth: int) -> None:
 
 
 def _preprocess(preprocessor: ImagePreprocessor, picture: Picture) -> tuple[dict[str, Any], bytes]:
+    pixel_bytes = _BYTES_PER_PIXEL * preprocessor.most_pixels(picture)
+    _limit_memory(pixel_bytes + _COPIES * len(picture.content) + _OTHER_BYTES)
     try:
         return {}, preprocessor.preprocess(picture).tobytes()
     except (ImageTooLarge, ImageUnreadable) as error:
