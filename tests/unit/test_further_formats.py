@@ -234,6 +234,7 @@ BROKEN = {
         data=bytes(60),
     ),
     "tiff, a directory behind the end": b"II*\0\xff\xff\0\0",
+    "tiff, a directory beyond all memory": b"II+\0\x08\0\0\0" + b"\xff" * 8,
     "tiff, a picture without strips": tiff(long(256, 9), long(257, 9)),
     "tiff, fewer strips than rows": tiff(
         long(256, 9), long(257, 9), long(259, 1), long(273, 8), long(278, 1)

@@ -40,7 +40,7 @@ def read_picture(content: bytes, check_size: CheckSize, formats: Sequence[str] =
     name = format_of(content)
     if name is None or name not in formats:
         raise ImageUnreadable(_refusal(name, formats))
-    with suppress(IndexError, struct.error):  # the file ends where more was announced
+    with suppress(IndexError, OverflowError, struct.error):  # the file ends where more was announced
         return _READERS[name](content, check_size)
     # Outside of the block, or the error would keep the other one, whose traceback keeps the content.
     raise unreadable()
