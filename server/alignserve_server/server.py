@@ -34,6 +34,7 @@ from alignserve_server.logs import dropped_lines, get_logger
 from alignserve_server.metrics import Metrics, state_series
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.model.checkpoint import Checkpoint
+from alignserve_server.model.decode import IMAGE_FORMATS, accepted_formats
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.prepared import resolve
@@ -573,6 +574,7 @@ def _limits(settings: Settings) -> RequestLimits:
         max_request_bytes=settings.max_request_bytes,
         max_response_bytes=settings.max_response_bytes,
         max_stream_in_flight=settings.max_stream_in_flight,
+        image_formats=(*IMAGE_FORMATS, *settings.further_image_formats),
     )
 
 
@@ -683,6 +685,7 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
             max_text_bytes=settings.max_text_bytes,
+            image_formats=accepted_formats(settings.further_image_formats),
         )
     except ValueError as error:
         raise StartupError(str(error)) from error

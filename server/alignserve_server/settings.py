@@ -45,6 +45,17 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+IMAGE_FORMATS = ("avif", "tiff", "heic")  # that can be turned on
+
+
+def _check_image_formats(names: str) -> str:
+    for name in filter(None, names.split(",")):
+        if name.strip().lower() not in IMAGE_FORMATS:
+            known = ", ".join(IMAGE_FORMATS)
+            raise ValueError(f"unknown format {name.strip()!r}; known are {known}, separated by commas")
+    return names
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -152,6 +163,9 @@ class Settings(BaseSettings):
     max_prompt_templates: Positive = Field(100, description="most prompt templates in one Classify request")
     max_image_bytes: Positive = Field(10 << 20, description="largest encoded image")
     max_image_pixels: Positive = Field(25_000_000, description="largest decoded image, width times height")
+    image_formats: Annotated[str, AfterValidator(_check_image_formats)] | None = Field(
+        None, description="further image formats to accept, separated by commas: avif, tiff, heic"
+    )
     max_text_bytes: Positive = Field(32 << 10, description="longest text, before tokenization")
     max_request_bytes: Positive = Field(16 << 20, description="largest request message")
     max_response_bytes: Positive = Field(
@@ -262,6 +276,12 @@ class Settings(BaseSettings):
         return self.tls_certificate is not None and (
             self.keys_file is not None or self.tls_client_ca is not None
         )
+
+    @property
+    def further_image_formats(self) -> tuple[str, ...]:
+        """Names in `image_formats`, each once, in capitals."""
+        names = [name.strip().lower() for name in (self.image_formats or "").split(",")]
+        return tuple(name.upper() for name in IMAGE_FORMATS if name in names)
 
     @model_validator(mode="after")
     def _check_ages(self) -> Settings:

@@ -9,7 +9,7 @@ import pytest
 from alignserve_server.metrics import MODALITIES
 
 from tests.hostile.lag import TickingServer, ticking_server
-from tests.hostile.live import DECODE_THREADS, LiveServer
+from tests.hostile.live import DECODE_THREADS, IMAGE_FORMATS, LiveServer
 from tests.integration.serving import connect
 
 _TALLIES = pytest.StashKey[dict[str, Counter[str]]]()
@@ -31,7 +31,8 @@ def tallies(request: pytest.FixtureRequest) -> dict[str, Counter[str]]:
 @pytest.fixture(scope="session")
 def ticking() -> Iterator[TickingServer]:
     """A server on the embedded checkpoint, the same for all tests, whose event loop is watched."""
-    with ticking_server("--decode-threads", str(DECODE_THREADS)) as ticking:
+    flags = ("--decode-threads", str(DECODE_THREADS), "--image-formats", IMAGE_FORMATS)
+    with ticking_server(*flags) as ticking:
         yield ticking
 
 

@@ -7,12 +7,15 @@ import zlib
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 
 MAX_BYTES = 10 << 20  # of an image, by the server's default
 MAX_PIXELS = 25_000_000
 SIDE = 5000  # of the largest square
+
+DATA = Path(__file__).parents[1] / "data"
 
 Build = Callable[[], bytes]
 
@@ -86,6 +89,52 @@ def bmp_of_runs(runs: bytes, side: int = SIDE, bits: int = 8) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + palette + runs
 
 
+def tiff(*tags: tuple[int, int, int, bytes], data: bytes = b"") -> bytes:
+    """Builds a TIFF of tags (number, kind, count, four bytes of value or place) and of data behind them."""
+    table = b"".join(struct.pack("<HHI", *tag[:3]) + tag[3].ljust(4, b"\0") for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + bytes(4) + data
+
+
+def number(tag: int, value: int) -> tuple[int, int, int, bytes]:
+    """Builds a tag of one number."""
+    return tag, 4, 1, struct.pack("<I", value)
+
+
+def tiff_of_strips(count: int) -> bytes:
+    """Builds a TIFF of eight pixels by many, each row in a strip of its own."""
+    row = b"\0\xff"  # one byte as it is
+    start = 14 + 12 * 7
+    places = range(start + 8 * count, start + (8 + len(row)) * count, len(row))
+    return tiff(
+        *(number(256, 8), number(257, count), number(259, 32773), number(277, 1), number(278, 1)),
+        *((273, 4, count, struct.pack("<I", start)), (279, 4, count, struct.pack("<I", start + 4 * count))),
+        data=struct.pack(f"<{count}I", *places) + struct.pack("<I", len(row)) * count + row * count,
+    )
+
+
+def avif_says(width: int, height: int) -> bytes:
+    """Builds an AVIF that says it is so large, whatever its stream says."""
+    return picture("AVIF").replace(struct.pack(">II", 64, 64), struct.pack(">II", width, height))
+
+
+def avif_with_items(count: int) -> bytes:
+    """Builds an AVIF with more items than it shows, and metadata among them."""
+    infe = b"".join(
+        struct.pack(">I4sIHH5s", 21, b"infe", 2 << 24, each, 0, b"mime\0") for each in range(2, count + 2)
+    )
+    content = picture("AVIF")
+    start = content.index(b"iinf") - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    meta = content.index(b"meta") - 4
+    grown = bytearray(content[: start + length] + infe + content[start + length :])
+    struct.pack_into(">I", grown, start, length + len(infe))
+    struct.pack_into(">H", grown, start + 12, count + 1)
+    struct.pack_into(">I", grown, meta, struct.unpack_from(">I", content, meta)[0] + len(infe))
+    place = grown.index(b"iloc") + 4 + 14  # of the first extent
+    struct.pack_into(">I", grown, place, struct.unpack_from(">I", grown, place)[0] + len(infe))
+    return bytes(grown)
+
+
 def exif_directory(entries: int, order: str = ">") -> bytes:
     """Builds EXIF with many tags, each of which says that its value is elsewhere, and large."""
     table = b"".join(struct.pack(f"{order}HHII", tag % 65_536, 1, 65_536, 8) for tag in range(entries))
@@ -120,6 +169,18 @@ SIZES: dict[str, Build] = {
         chunk(b"acTL", struct.pack(">II", 2, 0))
         + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 60_000, 60_000, 0, 0, 1, 1, 1, 0))
     ),
+    "TIFF, 60,000²": lambda: tiff(
+        *(number(256, 60_000), number(257, 60_000), number(259, 1), number(273, 8), number(279, 9))
+    ),
+    "TIFF, tiles of 60,000² for a small picture": lambda: tiff(
+        *(number(256, 9), number(257, 9), number(259, 5), number(322, 60_000), number(323, 60_000)),
+        *(number(324, 8), number(325, 9)),
+    ),
+    "TIFF, strips of 2 GB for a small picture": lambda: tiff(
+        *(number(256, 9), number(257, 9), number(259, 5), number(273, 8), number(279, 1 << 31))
+    ),
+    "AVIF, 60,000²": lambda: avif_says(60_000, 60_000),
+    "AVIF, stream of 12,288² for an item of 64²": (DATA / "avif" / "large_stream.avif").read_bytes,
     "JPEG, 159 frame headers of 21,000 components": lambda: _many(
         159, segment(0xC0, struct.pack(">BHHB", 8, 64, 64, 3) + b"\1\x11\0" * 21_000), jpeg_with
     ),
@@ -182,6 +243,21 @@ SLOW: dict[str, Build] = {
     "WEBP, EXIF of 65,535 tags": lambda: webp_with(riff(b"EXIF", exif_directory(65_535)), flags=8),
     "WEBP, 25 million pixels": lambda: picture("WEBP", SIDE),
     "WEBP, 25 million pixels, lossless": lambda: picture("WEBP", SIDE, lossless=True, method=0),
+    "TIFF, 32,000 strips": lambda: tiff_of_strips(32_000),
+    "TIFF, 65,535 tags": lambda: tiff(*[number(tag, 1) for tag in range(65_535)]),
+    "TIFF, 1,000 tags of 10 MB each": lambda: _filled(
+        b"\0",
+        lambda data: tiff(
+            *[(50_000 + tag, 1, 10_000_000, struct.pack("<I", 8)) for tag in range(1000)], data=data
+        ),
+    ),
+    "TIFF, 25 million pixels": lambda: picture("TIFF", SIDE, compression="tiff_adobe_deflate"),
+    "AVIF, 2,000 items": lambda: avif_with_items(2000),
+    "AVIF, 60,000 items": lambda: avif_with_items(60_000),
+    "AVIF, 1.3 million empty boxes": lambda: _filled(
+        b"\0\0\0\x08free", lambda boxes: picture("AVIF") + boxes
+    ),
+    "AVIF, 25 million pixels": lambda: picture("AVIF", SIDE, speed=10, quality=20),
     "JPEG, 10 MB of film behind it: what receiving alone costs": lambda: _filled(
         b"\0", lambda film: picture("JPEG") + film
     ),

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.model import heif
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.serving import image_request, read_status, refusal_of
@@ -21,6 +22,7 @@ PHOTOS = ROOT / "tests" / "data" / "photos"
 GOOD_IMAGE = (PHOTOS / "cat.jpg").read_bytes()
 
 DECODE_THREADS = 2
+IMAGE_FORMATS = "avif,tiff,heic" if heif.is_installed() else "avif,tiff"
 # Each holds, of as many pixels as the server allows, the coefficients of a progressive JPEG (6 bytes), up to
 # four channels, and the RGB copy.
 MAX_DECODING_BYTES = DECODE_THREADS * 25_000_000 * (6 + 4 + 3) + (64 << 20)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.hostile.crafted import SIZES, SLOW
 from tests.hostile.lag import TickingServer, ticking_server
-from tests.hostile.live import DECODE_THREADS, LiveServer, MemoryWatch, outcome_of
+from tests.hostile.live import DECODE_THREADS, IMAGE_FORMATS, LiveServer, MemoryWatch, outcome_of
 from tests.integration.serving import connect, image_request
 from tests.processes import ROOT
 
@@ -103,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, metavar="FOLDER", help="with the other alignserve_server")
     parser.add_argument("--json", action="store_true", help="print figures of this one alone")
+    os.environ["ALIGNSERVE_IMAGE_FORMATS"] = IMAGE_FORMATS  # a server that has no such setting ignores it
     parser.add_argument("names", nargs="*", help="of files; default: all")
     arguments = parser.parse_args()
     after = _measure(arguments.names)

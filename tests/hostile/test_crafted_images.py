@@ -25,6 +25,7 @@ _EMBEDDED = {name for name in SLOW if name.startswith(("PNG", "WEBP", "BMP, 5000
 _EMBEDDED |= {"APNG, first frame of 60,000²", "JPEG, 32,000 EXIF segments", "JPEG, 32,000 comments"}
 _EMBEDDED |= {"JPEG, EXIF of 65,535 tags", "BMP, half bytes one by one", "BMP, 3 million pixels"}
 _EMBEDDED |= {name for name in SLOW if "film" in name}
+_EMBEDDED |= {"TIFF, 32,000 strips", "AVIF, 2,000 items", "AVIF, 25 million pixels"}
 _EMBEDDED -= {"WEBP, 1.3 million empty chunks"}
 # They take long even where they hold nobody up; `measure_images` sends them.
 _LONG = {name for name in SLOW if "25 million" in name} - {"WEBP, 25 million pixels"} | {

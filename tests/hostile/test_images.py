@@ -36,7 +36,7 @@ def _ours() -> Iterator[bytes]:
 def _drawn() -> Iterator[bytes]:
     gradient = Image.radial_gradient("L")
     kinds = [("JPEG", "L RGB CMYK"), ("PNG", "1 L LA P RGB RGBA I;16"), ("WEBP", "RGB RGBA")]
-    kinds += [("GIF", "L P"), ("BMP", "1 L P RGB")]
+    kinds += [("GIF", "L P"), ("BMP", "1 L P RGB"), ("TIFF", "1 L P RGB CMYK"), ("AVIF", "L RGB RGBA")]
     for file_format, modes in kinds:
         for mode in modes.split():
             buffer = BytesIO()

@@ -260,6 +260,14 @@ async def test_model_info_publishes_model_and_limits(served: RunningServer) -> N
     assert list(info.image_formats) == ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
 
 
+async def test_model_info_lists_formats_that_were_turned_on() -> None:
+    """Behind those that are always read, by the names that are in refusals."""
+    async with running(image_formats="tiff,avif") as served:
+        info = await served.stub.GetModelInfo(pb.GetModelInfoRequest())
+
+    assert list(info.image_formats) == ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"]
+
+
 async def test_a_poisonous_entry_fails_alone() -> None:
     """An input on which the model fails, or answers NaN, leaves its neighbours alone."""
     encoder = FakeEncoder()

@@ -18,6 +18,7 @@ LIMITS = convert.RequestLimits(
     max_request_bytes=200,
     max_response_bytes=200,
     max_stream_in_flight=32,
+    image_formats=("JPEG", "PNG"),
 )
 
 

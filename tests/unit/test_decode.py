@@ -351,6 +351,14 @@ def exif(orientation: int) -> bytes:
     return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, ExifTags.Base.Orientation, 3, 1, orientation, 0, 0)
 
 
+def webp_animation(*frames: bytes) -> bytes:
+    """A WEBP of lossless frames; one without bytes says that it is there, and has no picture."""
+    edges = struct.pack("<I", 39)[:3] + struct.pack("<I", 29)[:3]
+    body = b"WEBP" + riff(b"VP8X", bytes([2, 0, 0, 0]) + edges) + riff(b"ANIM", bytes(6))
+    body += b"".join(riff(b"ANMF", bytes(6) + edges + bytes(4) + frame) for frame in frames)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 BROKEN_METADATA = {
     "png, text that inflates to 3 MB": png_with(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3 << 20)))),
     "png, many large texts": png_with(chunk(b"tEXt", b"a\0" + bytes(500_000)) * 2),
@@ -364,6 +372,7 @@ BROKEN_METADATA = {
         }.items()
         for place, before in {"before": b"IDAT", "behind": b"IEND"}.items()
     },
+    "png, a chunk with digits in its name": png_with(chunk(b"aB1_")),
     "png, tRNS, too short": png_with(chunk(b"tRNS", b"")),
     "png, animation without order": png_with(chunk(b"acTL", bytes(7)) + chunk(b"fcTL", bytes(26))),
     "png, text that names a field of Pillow's": png_with(chunk(b"tEXt", b"interlace\x001")),
@@ -389,6 +398,39 @@ def test_a_picture_with_broken_metadata_decodes_like_one_without(decoder, conten
     image = decoder.decode(content)
 
     np.testing.assert_array_equal(np.asarray(image), pixels_of(encoded(formats[content[:2]])))
+
+
+def test_a_frame_without_a_picture_is_none(decoder):
+    """The first frame that has one counts."""
+    content = webp_animation(b"", encoded("WEBP", lossless=True)[12:])
+
+    np.testing.assert_array_equal(np.asarray(decoder.decode(content)), pixels_of(content))
+
+
+def test_a_lossless_stream_may_go_on_in_the_padding(decoder):
+    """As in libwebp, which reads the byte behind an odd chunk."""
+    content = bytearray(encoded("WEBP", lossless=True))
+    (length,) = struct.unpack_from("<I", content, 16)
+    assert length % 2 == 0
+    struct.pack_into("<I", content, 16, length - 1)
+
+    np.testing.assert_array_equal(np.asarray(decoder.decode(bytes(content))), pixels_of(bytes(content)))
+
+
+@pytest.mark.parametrize(
+    "extension", [b"!\xff\x0bNETSCAPE2.0\0", b"!\xf9\0"], ids=["no loop count", "no control"]
+)
+def test_the_first_frame_is_the_first_in_the_file(decoder, extension):
+    """Pillow reads beyond the end of such an extension, and takes a frame for part of it."""
+    first, second = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
+    buffer = BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    content = buffer.getvalue()
+    start = 13 + (3 << (content[10] & 7) + 1)
+
+    image = decoder.decode(content[:start] + extension + content[start:])
+
+    assert image.getpixel((20, 15)) == (255, 0, 0)
 
 
 XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'

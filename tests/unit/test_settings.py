@@ -32,6 +32,18 @@ def _faults(flags: dict[str, object], file: Path | None = None) -> list[str]:
     return [str(name) for error in raised.value.errors() for name in error["loc"]]
 
 
+def test_image_formats_are_names_with_commas() -> None:
+    """In any order and case, with or without spaces; none is added by default."""
+    assert load_settings({}).further_image_formats == ()
+    assert load_settings({"image_formats": "heic, AVIF,heic"}).further_image_formats == ("AVIF", "HEIC")
+
+
+def test_an_unknown_image_format_is_refused_with_those_that_are_known() -> None:
+    """Before anything starts."""
+    with pytest.raises(ValidationError, match="unknown format 'webm'; known are avif, tiff, heic"):
+        load_settings({"image_formats": "avif,webm"})
+
+
 def test_defaults_serve() -> None:
     """Without any setting there is a server that only this machine reaches, with the embedded model."""
     settings = load_settings({})

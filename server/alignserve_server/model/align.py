@@ -16,7 +16,7 @@ from alignserve_server.logs import get_logger
 from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
-from alignserve_server.model.decode import ImageDecoder
+from alignserve_server.model.decode import IMAGE_FORMATS, ImageDecoder
 from alignserve_server.model.encoder import (
     Embeddings,
     ModelInfo,
@@ -65,6 +65,7 @@ def load_align(
     max_image_bytes: int = 10 << 20,
     max_image_pixels: int = 25_000_000,
     max_text_bytes: int = 32 << 10,
+    image_formats: Sequence[str] = IMAGE_FORMATS,
 ) -> AlignEncoder:
     """Loads a checkpoint and compares it with transformers' AlignModel in float32.
 
@@ -87,13 +88,14 @@ def load_align(
         max_image_bytes: Largest encoded image.
         max_image_pixels: Largest decoded image, width times height.
         max_text_bytes: Longest text, in bytes of UTF-8.
+        image_formats: As `accepted_formats` returns them.
 
     Raises:
         CheckpointError: Its weights or its preprocessing cannot be served.
         ValueError: The device does not exist, the runtime does not go with device or data type, or int8 lacks
             something.
     """
-    decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels)
+    decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels, formats=image_formats)
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
     if isinstance(checkpoint, Checkpoint):
         check_configuration(checkpoint.config)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from io import BytesIO
 
-from PIL import Image
+from PIL import Image, features
 from PIL.ImageFile import ImageFile
 
 from alignserve_server.errors import ImageTooLarge, ImageUnreadable
-from alignserve_server.model import run_lengths
-from alignserve_server.model.image_files import IMAGE_FORMATS, Picture, read_picture
+from alignserve_server.model import heif, run_lengths
+from alignserve_server.model.image_files import FURTHER_FORMATS, IMAGE_FORMATS, Picture, read_picture
 
-__all__ = ["IMAGE_FORMATS", "MAX_IMAGE_SIDE", "ImageDecoder"]
+__all__ = ["FURTHER_FORMATS", "IMAGE_FORMATS", "MAX_IMAGE_SIDE", "ImageDecoder", "accepted_formats"]
 
 # A thin picture costs the memory of its longer side: resizing keeps a row of weights for each of its pixels.
 # 65,535 is the most that JPEG and GIF can express.
@@ -31,6 +33,22 @@ _UPRIGHT = {  # EXIF orientation to what undoes it; 1 is upright
 _TO_8_BITS = [(value + 128) // 257 for value in range(1 << 16)]  # value / 257, rounded
 
 
+def accepted_formats(further: Sequence[str]) -> tuple[str, ...]:
+    """Returns the formats that are always read, and those of `FURTHER_FORMATS` that were asked for.
+
+    Raises:
+        ValueError: What one of them is read with is not installed.
+    """
+    if "HEIC" in further and not heif.is_installed():
+        raise ValueError("image_formats: heic needs pi-heif; pip install 'alignserve[heif]'")
+    for name, feature in (("AVIF", "avif"), ("TIFF", "libtiff")):
+        if name in further and not features.check(feature):
+            raise ValueError(
+                f"image_formats: {name.lower()} needs a Pillow built with {feature}; those from PyPI are"
+            )
+    return (*IMAGE_FORMATS, *(name for name in FURTHER_FORMATS if name in further))
+
+
 class ImageDecoder:
     """Decodes images as `transformers.image_utils.load_image` does, within limits.
 
@@ -40,9 +58,10 @@ class ImageDecoder:
     too broken to read leaves the picture as it is, where the reference fails.
     """
 
-    def __init__(self, *, max_bytes: int, max_pixels: int) -> None:
+    def __init__(self, *, max_bytes: int, max_pixels: int, formats: Sequence[str] = IMAGE_FORMATS) -> None:
         self.max_bytes = max_bytes
         self.max_pixels = max_pixels
+        self._formats = tuple(formats)
         # Both belong to the process, so they are set here, once, before threads decode. Pillow's own limit is
         # the second line: it merely warns up to twice its value, and has to let other decoders' images pass.
         Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
@@ -52,7 +71,7 @@ class ImageDecoder:
         """Returns the picture, upright and in mode RGB.
 
         Raises:
-            ImageUnreadable: The bytes are not of `IMAGE_FORMATS`, or are broken or incomplete.
+            ImageUnreadable: The bytes are of none of the formats, or are broken or incomplete.
             ImageTooLarge: There are more bytes or pixels than the limits allow, or more parts than any real
                 file has.
         """
@@ -69,7 +88,7 @@ class ImageDecoder:
             raise ImageUnreadable("image is empty; send the bytes of an image file")
         if len(content) > self.max_bytes:
             raise ImageTooLarge(f"image has {len(content)} bytes, limit {self.max_bytes}; send a smaller one")
-        return read_picture(content, self.check_size)
+        return read_picture(content, self.check_size, self._formats)
 
     def check_size(self, width: int, height: int, what: str = "image") -> None:
         """Raises ImageTooLarge or, if a side is empty, ImageUnreadable."""
@@ -94,6 +113,10 @@ def draw(picture: Picture) -> Image.Image:
         ImageUnreadable: It is broken or incomplete, or needs more memory than there is.
     """
     image = None
+    if picture.format == "HEIF":
+        heif.register()
+    if picture.format == "AVIF":
+        _keep_avif_to_one_thread()
     with suppress(Exception):  # every one: decoders raise far more than OSError on broken files
         image = Image.open(BytesIO(picture.content), formats=[picture.format])
         return _drawn(image, picture)
@@ -101,6 +124,13 @@ def draw(picture: Picture) -> Image.Image:
         image.close()
     # Outside of the block, or the error would keep the other one, whose traceback keeps the picture.
     raise ImageUnreadable("image is broken or incomplete; it does not decode")
+
+
+@cache
+def _keep_avif_to_one_thread() -> None:
+    from PIL import AvifImagePlugin  # loads its decoder, which the server's own process does without
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # other threads decode other images
 
 
 def _drawn(image: ImageFile, picture: Picture) -> Image.Image:
@@ -111,6 +141,8 @@ def _drawn(image: ImageFile, picture: Picture) -> Image.Image:
         for tile in image.tile
     ]
     image.load()
+    if image.size != (picture.width, picture.height):  # libheif may find out while it decodes
+        raise ValueError("the picture has another size than was checked")
     image.info.pop("transparency", None)  # it changes no pixel of RGB, and converting it can fail
     if picture.orientation in _UPRIGHT:
         return _to_rgb(image.transpose(_UPRIGHT[picture.orientation]))
@@ -118,6 +150,6 @@ def _drawn(image: ImageFile, picture: Picture) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
+    if image.mode.startswith("I;16"):
         image = image.convert("I").point(_TO_8_BITS, "L")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -98,7 +98,7 @@ class ImagePreprocessor:
             ImageTooLarge: See `ImageDecoder.decode`; also a picture that its resizing would make too large.
         """
         picture = self.find(content)
-        return self._processes(picture) if self._holds_gil_for_long(picture) else self.preprocess(picture)
+        return self._processes(picture) if self._needs_process(picture) else self.preprocess(picture)
 
     def find(self, content: bytes) -> Picture:
         """Returns the picture in a file; raises as `ImageDecoder.read` does."""
@@ -115,10 +115,16 @@ class ImagePreprocessor:
         # A copy in any case: the image lends its memory for reading alone, and torch warns of such arrays.
         return np.array(pixels if self._crop is None else center_crop(pixels, self._crop), order="C")
 
-    def _holds_gil_for_long(self, picture: Picture) -> bool:
+    def most_pixels(self, picture: Picture) -> int:
+        """Returns how many a picture has, or what it is resized to, if those are more."""
+        return max(picture.pixels, math.prod(self._resized_size(picture)))
+
+    def _needs_process(self, picture: Picture) -> bool:
+        if picture.needs_process:
+            return True
         if picture.holds_gil and max(picture.pixels, len(picture.content)) > _INLINE_UNDER_GIL:
             return True
-        return max(picture.pixels, math.prod(self._resized_size(picture))) > _INLINE_PIXELS
+        return self.most_pixels(picture) > _INLINE_PIXELS
 
     def _resized_size(self, picture: Picture) -> _Size:
         return picture.upright_size if self._sizing is None else self._sizing(picture.upright_size)

@@ -19,7 +19,6 @@ from alignserve_server.errors import (
     TemplateInvalid,
     TextTooLong,
 )
-from alignserve_server.model.decode import IMAGE_FORMATS
 from alignserve_server.model.encoder import ModelInfo, TokenizedText, l2_normalize
 from alignserve_server.model.zero_shot import PLACEHOLDER, LabelSet, ScoredLabel, is_template
 
@@ -40,6 +39,7 @@ class RequestLimits:
     max_request_bytes: int
     max_response_bytes: int
     max_stream_in_flight: int
+    image_formats: tuple[str, ...]
 
 
 def image_contents(images: Sequence[pb.Image], limits: RequestLimits) -> list[bytes]:
@@ -223,7 +223,7 @@ def model_info(info: ModelInfo, limits: RequestLimits, server_version: str) -> p
         max_text_bytes=limits.max_text_bytes,
         max_request_bytes=limits.max_request_bytes,
         max_stream_in_flight=limits.max_stream_in_flight,
-        image_formats=IMAGE_FORMATS,
+        image_formats=limits.image_formats,
         server_version=server_version,
         min_cosine=info.min_cosine,
         max_response_bytes=limits.max_response_bytes,

@@ -489,7 +489,9 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     """
     @property
     def image_formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Names of the image formats accepted, such as `JPEG`."""
+        """Names of the image formats accepted, such as `JPEG`: always JPEG, PNG, WEBP,
+        GIF and BMP; AVIF, TIFF and HEIC where the server was told to.
+        """
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class Picture:
     content: bytes
     orientation: int | None = None  # of EXIF, or else of XMP
     holds_gil: bool = False  # Pillow decodes it without ever letting other threads run
+    needs_process: bool = False  # its decoder is kept out of the server's own process, however small it is
 
     @property
     def pixels(self) -> int:

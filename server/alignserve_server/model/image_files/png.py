@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from itertools import takewhile
@@ -19,6 +20,7 @@ _CHUNK = struct.Struct(">I4s")  # length of the data, kind; data and a checksum 
 _SIZE = struct.Struct(">II")  # the first two fields of the header
 _CHECKSUM = struct.Struct(">I")
 _HEADER, _DATA, _END = b"IHDR", b"IDAT", b"IEND"
+_KIND = re.compile(rb"\w{4}")  # letters alone, by the standard; Pillow is not so strict
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
@@ -64,7 +66,7 @@ def _chunks(content: bytes) -> list[_Chunk]:
     start = len(SIGNATURE)
     while start + _CHUNK.size <= len(content):
         length, kind = _CHUNK.unpack_from(content, start)
-        if kind == _END or not kind.isalpha():
+        if kind == _END or not _KIND.fullmatch(kind):
             break
         data = start + _CHUNK.size
         chunks.append(_Chunk(kind, start, data, min(data + length, len(content))))

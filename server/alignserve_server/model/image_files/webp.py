@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from alignserve_server.model.image_files.orientation import orientation_of
@@ -17,14 +18,20 @@ _LOSSLESS_START = 0x2F
 _HAS_EXIF, _HAS_XMP, _IS_ANIMATED = 8, 4, 2
 _MAX_CHUNKS = 8192  # there is one for each frame
 _MAX_SIDE = (1 << 14) - 1  # of a frame
+_FRAME_BYTES = 16  # in front of a frame's own chunks
 
 
 class _Chunk(NamedTuple):
     kind: bytes
     data: memoryview
+    padding: bytes  # as it is in the file: the lossless decoder reads it as the end of its stream
 
     def encoded(self) -> tuple[bytes, memoryview, bytes]:
-        return _CHUNK.pack(self.kind, len(self.data)), self.data, bytes(len(self.data) % 2)
+        return (
+            _CHUNK.pack(self.kind, len(self.data)),
+            self.data,
+            self.padding.ljust(len(self.data) % 2, b"\0"),
+        )
 
 
 def is_webp(content: bytes) -> bool:
@@ -61,8 +68,11 @@ def _chunks(content: bytes) -> Iterator[_Chunk]:
         check_count("chunks", parts, _MAX_CHUNKS)
         if position + length > end:
             raise unreadable()
-        yield _Chunk(kind, view[position : position + length])
-        position += length + length % 2
+        data = view[position : position + length]
+        position += length
+        padding = content[position : position + length % 2]
+        position += length % 2
+        yield _Chunk(kind, data, padding)
 
 
 def _size(chunk: _Chunk) -> tuple[int, int]:
@@ -87,8 +97,9 @@ def _file(chunks: list[_Chunk]) -> bytes:
 
 def _first_frame(flags: int, chunks: list[_Chunk]) -> list[_Chunk]:
     if flags & _IS_ANIMATED:
-        firsts = {chunk.kind: chunk for chunk in reversed(chunks)}
-        return [firsts[kind] for kind in (b"ANIM", b"ANMF") if kind in firsts]
+        animation = (chunk for chunk in chunks if chunk.kind == b"ANIM")
+        frames = (chunk for chunk in chunks if chunk.kind == b"ANMF" and _has_picture(chunk.data))
+        return [*islice(animation, 1), *islice(frames, 1)]
     frame = []
     for chunk in chunks:
         if chunk.kind in (b"ALPH", _LOSSY, _LOSSLESS):
@@ -96,6 +107,16 @@ def _first_frame(flags: int, chunks: list[_Chunk]) -> list[_Chunk]:
         if chunk.kind in (_LOSSY, _LOSSLESS):
             break
     return frame
+
+
+def _has_picture(frame: memoryview) -> bool:
+    """Says whether a frame has more than its own header; libwebp skips one that has not."""
+    position = _FRAME_BYTES
+    kind, length = _CHUNK.unpack_from(frame, position) if len(frame) >= position + _CHUNK.size else (b"", 0)
+    if kind == b"ALPH":
+        position += _CHUNK.size + length + length % 2
+        kind = bytes(frame[position : position + len(kind)])
+    return kind in (_LOSSY, _LOSSLESS)
 
 
 def _orientation(flags: int, chunks: list[_Chunk]) -> int | None:
