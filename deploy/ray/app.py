@@ -38,7 +38,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     Raises:
         ValueError: A setting is unknown, out of range, or not for a server behind Ray Serve.
     """
-    settings = Settings(**arguments)
+    settings = load_settings(arguments)
     if void := _PROXYS_OWN & settings.model_fields_set:
         raise ValueError(
             f"{', '.join(sorted(void))}: no settings of a replica; Ray Serve opens the port, without TLS, "
