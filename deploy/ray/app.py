@@ -16,7 +16,7 @@ from alignserve_server.logs import configure_logs, get_logger
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.rpc.health import SERVICE
 from alignserve_server.server import LoadEncoder, Server, load_encoder
-from alignserve_server.settings import Settings
+from alignserve_server.settings import Settings, load_settings
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
