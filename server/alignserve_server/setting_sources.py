@@ -43,7 +43,10 @@ class Given:
 
 def of_flags(flags: Mapping[str, Any]) -> dict[str, Given]:
     """Returns the settings that were given as flags, by name."""
-    return {name: Given(value, flag(name), " ") for name, value in flags.items()}
+    return {
+        name: Given(value, flag(f"no_{name}" if value is False else name), " ")
+        for name, value in flags.items()
+    }
 
 
 def of_environment(environment: Mapping[str, str], names: Collection[str]) -> dict[str, Given]:

@@ -326,7 +326,7 @@ def test_a_secret_in_place_of_its_path_is_not_shown(
     ],
 )
 def test_variables_of_others_are_known(name: str, value: str) -> None:
-    """Kubernetes makes some for a Service `alignserve` or `alignserve-metrics`, and the client has its own."""
+    """Kubernetes makes some for a Service `alignserve` or `alignserve-metrics`; the client has some."""
     reading = read_settings({}, environment={f"ALIGNSERVE_{name}": value})
 
     assert (reading.unknown_variables, reading.problems) == ((), ())
@@ -356,7 +356,8 @@ def test_each_problem_names_its_place_its_value_and_what_was_meant(tmp_path: Pat
             "--max-batch-size 0: must be at least 1",
             "ALIGNSERVE_MAX_QUEUE_SIZE=two: must be a whole number",
             f"{file}:2: lane = 2: unknown setting; did you mean lanes?",
-            f"{file}:3: log_level = debgu: must be 'debug', 'info', 'warning' or 'error'; did you mean debug?",
+            f"{file}:3: log_level = debgu: must be 'debug', 'info', 'warning' or 'error'; "
+            "did you mean debug?",
             f"{file}:5: server = {{'x': 1}}: unknown setting",
             "tls_certificate and tls_key belong together; give both or neither (given: --tls-key)",
         ]

@@ -166,8 +166,8 @@ def _hub_refusal(hub_id: str, error: BaseException) -> str:
 
     if is_offline_mode():
         return (
-            "it is not in the local cache, and HF_HUB_OFFLINE is set, so the hub is not asked; unset it once, "
-            "or give a folder"
+            "it is not in the local cache, and HF_HUB_OFFLINE is set, so the hub is not asked; unset it "
+            "once, or give a folder"
         )
     errors = list(_chain(error))
     status = next((code for one in errors if (code := _http_status(one)) is not None), None)

@@ -115,11 +115,11 @@ def check_safetensors(path: Path) -> None:
     size = check_file(path)
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if size < _LENGTH_BYTES or header_bytes > _LARGEST_HEADER_BYTES:
+        if header_bytes > _LARGEST_HEADER_BYTES or file.read(1) != b"{":
             raise CheckpointError(f"{path} is not a file of safetensors; it begins with {_beginning(path)!r}")
         if _LENGTH_BYTES + header_bytes > size:
             raise CheckpointError(_cut_off(path, size, f"more than {header_bytes}"))
-        header = file.read(header_bytes)
+        header = b"{" + file.read(header_bytes - 1)
     end = _LENGTH_BYTES + header_bytes + _data_bytes(path, header)
     if size < end:
         raise CheckpointError(_cut_off(path, size, str(end)))

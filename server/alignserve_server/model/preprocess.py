@@ -51,7 +51,7 @@ _INLINE_PIXELS = 1 << 22
 _INLINE_UNDER_GIL = 1 << 16  # pixels, and bytes
 
 CONFIGURATION = "preprocessor_config.json (or image_processor in processor_config.json)"
-_BROKEN = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
+_BROKEN = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
 _LARGEST_EDGE = 4096  # pixels; the largest ALIGN reads 600
 
 _Size: TypeAlias = tuple[int, int]  # height, width
@@ -159,7 +159,7 @@ def _crop_axis(pixels: PixelValues, axis: int, length: int) -> PixelValues:
     return np.pad(pixels, padding)
 
 
-@np.errstate(divide="ignore", invalid="ignore")  # the check below covers them
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # the check below covers them
 def _affine(config: Json) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Composes rescaling, normalizing and, of include_top, the second division by the deviation."""
     mean, std = (
@@ -172,9 +172,10 @@ def _affine(config: Json) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         scale, offset = scale / std, (offset - mean) / std
     if config["include_top"]:
         scale, offset = scale / std, offset / std
-    if not np.isfinite([scale, offset]).all():
-        raise ValueError("image_mean or image_std is missing or zero")
-    return scale.astype(np.float32), offset.astype(np.float32)
+    affine = scale.astype(np.float32), offset.astype(np.float32)
+    if not np.isfinite(affine).all():
+        raise ValueError("image_mean, image_std or rescale_factor is missing, zero or too large")
+    return affine
 
 
 def _output_size(config: Json, crop: _Size | None) -> _Size:
