@@ -16,7 +16,7 @@ from alignserve_server.logs import configure_logs, get_logger
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.rpc.health import SERVICE
 from alignserve_server.server import LoadEncoder, Server, load_encoder
-from alignserve_server.settings import Settings
+from alignserve_server.settings import Settings, load_settings
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from ray import serve
@@ -37,7 +37,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     Raises:
         ValueError: A setting is unknown, out of range, or not for a server behind Ray Serve.
     """
-    settings = Settings(**arguments)
+    settings = load_settings(arguments)
     if void := _PROXYS_OWN & settings.model_fields_set:
         raise ValueError(
             f"{', '.join(sorted(void))}: no settings of a replica; Ray Serve opens the port, without TLS, "

@@ -8,14 +8,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from alignserve_server.cpu_quota import cpu_quotas
+
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology"
 _COUNT = "PYTHON_CPU_COUNT"  # lowers Python's own count too, from 3.13 on
 
 
-def cpu_count() -> int:
-    """Returns the cores that this process may use, which in a container are fewer than the machine's."""
-    return min(_limits())
+def cpu_count(root: Path = Path("/")) -> int:
+    """Returns the cores that this process may use, which in a container are fewer than the machine's.
+
+    `root` is where /proc and /sys are.
+    """
+    return min(_limits(root))
 
 
 def take_share(worker: int, workers: int) -> None:
@@ -37,13 +41,10 @@ def share(cores: Sequence[int], worker: int, workers: int) -> Sequence[int]:
     return cores[len(cores) * worker // workers : len(cores) * (worker + 1) // workers]
 
 
-def _limits() -> Iterator[int]:
+def _limits(root: Path) -> Iterator[int]:
     yield len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(
-        OSError, ValueError
-    ):  # no control groups of version 2, or no limit, which is the word "max"
-        quota, period = map(int, _CGROUP_QUOTA.read_text().split())
-        yield max(1, math.ceil(quota / period))
+    for quota in cpu_quotas(root):
+        yield max(1, math.ceil(quota))
     with suppress(KeyError, ValueError):  # not set, or the word "default"
         yield max(1, int(os.environ[_COUNT]))
 

@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    of_environment = os.environ.get("ALIGNSERVE_KEYS_FILE")
+    of_environment = os.environ.get("ALIGNSERVE_KEYS_FILE", "").strip() or None  # empty is unset
+    if of_environment == "none":
+        of_environment = None
     parser.add_argument(
         "--keys-file",
         metavar="FILE",

@@ -20,13 +20,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TextIO
 
-from alignserve_server.cli import Serving, end_process, exit_code
+from alignserve_server.cli import Serving, end_process, exit_code, ignore_inherited_metrics
 from alignserve_server.cores import take_share
 from alignserve_server.standard_error import keep_standard_error_from_blocking
 
 
 def main() -> NoReturn:
     """Serves as ordered, and ends the process with its exit code."""
+    ignore_inherited_metrics()
     supervisor = _take_standard_input()
     lines = supervisor.makefile("r")
     order = json.loads(lines.readline() or sys.exit(1))

@@ -8,12 +8,27 @@ from pathlib import Path
 import pytest
 from alignserve_server import cores
 from alignserve_server.cores import cpu_count, share, take_share
+from alignserve_server.cpu_quota import cpu_quotas
+
+V2_MOUNT = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
+V1_MOUNT = "33 32 0:29 {top} /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:12 - cgroup cgroup rw,cpu,cpuacct"
+
+
+def _machine(root: Path, groups: str, mounts: str, quotas: dict[str, str]) -> Path:
+    """Writes /proc and /sys of a process as the kernel would."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(groups)
+    (root / "proc/self/mountinfo").write_text(f"22 1 8:1 / / rw - ext4 /dev/sda rw\n{mounts}\n")
+    for name, text in quotas.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
 
 
 @pytest.fixture(autouse=True)
 def _four_free_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.setattr(cores, "_CGROUP_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(cores, "_TOPOLOGY", f"{tmp_path}/cpu{{}}")
     monkeypatch.delenv("PYTHON_CPU_COUNT", raising=False)
 
@@ -24,9 +39,72 @@ def _four_free_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_a_quota_limits_the_count(tmp_path: Path, quota: str, count: int) -> None:
     """Part of a core counts as one, and more than there are as what there is."""
-    (tmp_path / "cpu.max").write_text(quota)
+    _machine(tmp_path, "0::/", V2_MOUNT.format(top="/"), {"cpu.max": quota})
 
-    assert cpu_count() == count
+    assert cpu_count(tmp_path) == count
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "quotas", "count"),
+    [
+        pytest.param(
+            "0::/system.slice/align.service",
+            V2_MOUNT.format(top="/"),
+            {"system.slice/align.service/cpu.max": "150000 100000", "system.slice/cpu.max": "max 100000"},
+            2,
+            id="unit of systemd",
+        ),
+        pytest.param(
+            "0::/system.slice/align.service",
+            V2_MOUNT.format(top="/"),
+            {"system.slice/align.service/cpu.max": "300000 100000", "system.slice/cpu.max": "100000 100000"},
+            1,
+            id="slice around the unit",
+        ),
+        pytest.param(
+            "4:memory:/docker/a\n3:cpu,cpuacct:/docker/a\n0::/",
+            V1_MOUNT.format(top="/docker/a"),
+            {"cpu,cpuacct/cpu.cfs_quota_us": "200000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"},
+            2,
+            id="container, version 1",
+        ),
+        pytest.param(
+            "3:cpu,cpuacct:/system.slice/align.service\n0::/system.slice/align.service",
+            V1_MOUNT.format(top="/"),
+            {
+                "cpu,cpuacct/system.slice/align.service/cpu.cfs_quota_us": "50000",
+                "cpu,cpuacct/system.slice/align.service/cpu.cfs_period_us": "100000",
+            },
+            1,
+            id="unit, version 1",
+        ),
+        pytest.param(
+            "3:cpu,cpuacct:/",
+            V1_MOUNT.format(top="/"),
+            {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            4,
+            id="version 1 without a quota",
+        ),
+        pytest.param(
+            "0::/../../elsewhere",
+            V2_MOUNT.format(top="/"),
+            {"cpu.max": "300000 100000"},
+            3,
+            id="group outside the namespace",
+        ),
+        pytest.param("", "", {}, 4, id="no groups"),
+    ],
+)
+def test_every_quota_around_the_process_counts(
+    tmp_path: Path, groups: str, mounts: str, quotas: dict[str, str], count: int
+) -> None:
+    """The process's own group and all around it, in both versions of control groups: the least."""
+    assert cpu_count(_machine(tmp_path, groups, mounts, quotas)) == count
+
+
+def test_without_proc_all_cores_count(tmp_path: Path) -> None:
+    """As on systems that are not Linux."""
+    assert cpu_count(tmp_path) == 4
 
 
 @pytest.mark.parametrize(("value", "count"), [("3", 3), ("9", 4), ("0", 1), ("default", 4)])
@@ -59,7 +137,8 @@ def test_a_share_counts_its_cores_and_its_part_of_the_quota(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, count: int
 ) -> None:
     """A worker of two on four cores uses two at the most, and fewer where the quota for all is less."""
-    (tmp_path / "cpu.max").write_text(quota)
+    _machine(tmp_path, "0::/", V2_MOUNT.format(top="/"), {"cpu.max": quota})
+    monkeypatch.setattr(cores, "cpu_quotas", lambda _: cpu_quotas(tmp_path))
     monkeypatch.setenv("PYTHON_CPU_COUNT", "4")  # and so restored afterwards
     held = {0, 1, 2, 3}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: held)

@@ -282,3 +282,14 @@ class TestCommand:
         assert run(["add", "search"]) == 0
         assert run(["list"]) == 0
         assert "search" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["", " ", "none"])
+def test_an_empty_variable_is_not_a_file_of_keys(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """It would be the current folder."""
+    monkeypatch.setenv("ALIGNSERVE_KEYS_FILE", value)
+
+    with pytest.raises(SystemExit) as exited:
+        run(["list"])
+
+    assert exited.value.code == 2

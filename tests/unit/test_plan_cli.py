@@ -126,7 +126,6 @@ def test_a_time_that_cannot_be_met_is_told_with_the_least(
         (["--p99", "1", "--text-tokens", "9-3"], "'9-3' is not LEAST-MOST, such as 5-20, or one number"),
         (["--p99", "1", "--image-size", "640"], "'640' is not WIDTHxHEIGHT, such as 640x480"),
         (["--p99", "1", "--save", "a", "--curve", "b"], "--curve: not allowed with argument --save"),
-        (["--p99", "1", "--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
@@ -142,7 +141,7 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list
     ("argv", "message"),
     [
         (["--workers", "2"], "workers is 2, and one process is planned; leave it out"),
-        (["--lanes", "0"], "lanes: Input should be greater than or equal to 1"),
+        (["--lanes", "0"], "--lanes 0: must be at least 1"),
         (
             ["--save", "/no/such/folder/file"],
             "--save /no/such/folder/file: there is no folder /no/such/folder",

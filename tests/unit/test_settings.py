@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from alignserve_server.settings import Settings, load_settings
+from alignserve_server.setting_problems import SettingsError
+from alignserve_server.settings import ACCESS, GROUPS, Settings, load_settings, read_settings
 from pydantic import ValidationError
 
 
@@ -27,9 +28,9 @@ def _toml(folder: Path, text: str) -> Path:
 
 def _faults(flags: dict[str, object], file: Path | None = None) -> list[str]:
     """Loads settings that are wrong; returns the names at fault."""
-    with pytest.raises(ValidationError) as raised:
+    with pytest.raises(SettingsError) as raised:
         load_settings(flags, file)
-    return [str(name) for error in raised.value.errors() for name in error["loc"]]
+    return [name for problem in raised.value.problems for name in problem.names]
 
 
 def test_image_formats_are_names_with_commas() -> None:
@@ -169,12 +170,12 @@ def test_every_fault_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (
             {"max_image_bytes": 101, "max_request_bytes": 100},
             {"max_image_bytes": 100, "max_request_bytes": 100},
-            "max_image_bytes is larger than max_request_bytes",
+            r"max_image_bytes \(101\) is larger than max_request_bytes",
         ),
         (
             {"max_image_bytes": 101, "max_queue_bytes": 100},
             {"max_image_bytes": 100, "max_queue_bytes": 100},
-            "max_image_bytes is larger than max_request_bytes or max_queue_bytes",
+            r"max_image_bytes \(101\) is larger than max_queue_bytes \(100\)",
         ),
     ],
     ids=["items", "request bytes", "queue bytes"],
@@ -185,7 +186,7 @@ def test_sizes_that_exclude_each_other_are_refused(
     """What a limit allows must fit into the limits around it, exactly full included."""
     load_settings(right)
 
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(SettingsError, match=message):
         load_settings(wrong)
 
 
@@ -195,7 +196,7 @@ def test_streams_end_before_their_connection_is_cut_off(age: float) -> None:
     ages = {"max_stream_age_seconds": age, "max_connection_age_grace_seconds": 60}
     load_settings({**ages, "max_connection_age_seconds": 0})
 
-    with pytest.raises(ValidationError, match="max_stream_age_seconds"):
+    with pytest.raises(SettingsError, match="max_stream_age_seconds"):
         load_settings({**ages, "max_connection_age_seconds": 1})
 
 
@@ -229,3 +230,166 @@ def test_settings_do_not_change() -> None:
 def test_every_setting_explains_itself(name: str) -> None:
     """`--help` has a sentence for each."""
     assert Settings.model_fields[name].description
+
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if name not in ACCESS]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str, empty: str) -> None:
+    """Compose and Kubernetes leave variables empty that nobody has filled in."""
+    monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", empty)
+
+    assert load_settings({}) == Settings()
+
+
+def test_an_empty_variable_leaves_the_setting_to_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As if the variable were not there."""
+    monkeypatch.setenv("ALIGNSERVE_LANES", "")
+
+    assert load_settings({}, _toml(tmp_path, "lanes = 3")).lanes == 3
+
+
+@pytest.mark.parametrize("name", sorted(ACCESS))
+def test_an_empty_variable_of_access_refuses_the_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A secret that was not mounted must not open the server, whatever a file says."""
+    monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", "")
+
+    with pytest.raises(SettingsError, match=f"ALIGNSERVE_{name.upper()}: is empty.*none"):
+        load_settings({})
+
+
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+@pytest.mark.parametrize("name", ["keys_file", "tls_client_ca", "lanes", "revision", "cache_folder"])
+def test_none_unsets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str) -> None:
+    """What has no default can be unset, over a source that counts less."""
+    file = _toml(tmp_path, f'{name} = "{"none" if source == "file" else "1"}"')
+    if source == "variable":
+        monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", "none")
+
+    settings = load_settings({name: "none"} if source == "flag" else {}, file)
+
+    assert getattr(settings, name) is None
+
+
+def test_none_switches_required_access_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Said aloud, it is not an accident."""
+    monkeypatch.setenv("ALIGNSERVE_REQUIRE_AUTH", "none")
+
+    assert not load_settings({}, _toml(tmp_path, "require_auth = true")).require_auth
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "keys_file", "cache_folder", "lanes", "require_auth", "listen"]
+)
+def test_an_empty_flag_or_line_is_refused(tmp_path: Path, name: str) -> None:
+    """Above all no empty path, which would be the current folder."""
+    assert _faults({name: ""}) == [name]
+    assert _faults({}, _toml(tmp_path, f"{name} = ''")) == [name]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "revision", "keys_file", "tls_key", "cache_folder"])
+def test_a_zero_byte_is_refused(tmp_path: Path, name: str) -> None:
+    """No file has it in its name, and the system's calls raise for it what nobody expects."""
+    assert _faults({}, _toml(tmp_path, f'{name} = "a\\u0000b"'))[0] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("tls_key", "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADAN"),
+        ("keys_file", "as_search_" + "x" * 43),
+    ],
+)
+def test_a_secret_in_place_of_its_path_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, secret: str
+) -> None:
+    """The variable is named, and what was in it stays out of the log."""
+    monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", secret)
+
+    with pytest.raises(SettingsError, match="holds a secret itself") as raised:
+        load_settings({})
+
+    assert secret[-10:] not in str(raised.value)
+    assert f"ALIGNSERVE_{name.upper()}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("SERVICE_PORT", "50051"),
+        ("SERVICE_PORT_GRPC", "50051"),
+        ("PORT", "tcp://10.0.0.1:50051"),
+        ("PORT_50051_TCP", "tcp://10.0.0.1:50051"),
+        ("PORT_50051_TCP_PROTO", "tcp"),
+        ("PORT_50051_TCP_PORT", "50051"),
+        ("PORT_50051_TCP_ADDR", "10.0.0.1"),
+        ("METRICS_SERVICE_HOST", "10.0.0.1"),
+        ("METRICS_PORT", "tcp://10.0.0.1:9464"),
+        ("METRICS_PORT_9464_TCP_ADDR", "10.0.0.1"),
+        ("API_KEY", "as_a_b"),
+        ("SERVER", "localhost:50051"),
+        ("TARGET", "localhost:50051"),
+        ("LANES", ""),
+    ],
+)
+def test_variables_of_others_are_known(name: str, value: str) -> None:
+    """Kubernetes makes some for a Service `alignserve` or `alignserve-metrics`; the client has some."""
+    reading = read_settings({}, environment={f"ALIGNSERVE_{name}": value})
+
+    assert (reading.unknown_variables, reading.problems) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "name", ["ALIGNSERVE_LANE", "ALIGNSERVE_PORT", "alignserve_max_batchsize", "ALIGNSERVE_"]
+)
+def test_other_variables_are_unknown(name: str) -> None:
+    """They do not stop the start, but are told of."""
+    reading = read_settings({}, environment={name: "8"})
+
+    assert reading.unknown_variables == (name,)
+    assert reading.problems == ()
+
+
+def test_each_problem_names_its_place_its_value_and_what_was_meant(tmp_path: Path) -> None:
+    """Flag, variable, or line of the file: all of what is wrong, and not only the first."""
+    file = _toml(tmp_path, '# a file\nlane = 2\nlog_level = "debgu"\n\n[server]\nx = 1')
+
+    reading = read_settings(
+        {"max_batch_size": "0", "tls_key": "/key"}, file, {"ALIGNSERVE_MAX_QUEUE_SIZE": "two"}
+    )
+
+    assert sorted(map(str, reading.problems)) == sorted(
+        [
+            "--max-batch-size 0: must be at least 1",
+            "ALIGNSERVE_MAX_QUEUE_SIZE=two: must be a whole number",
+            f"{file}:2: lane = 2: unknown setting; did you mean lanes?",
+            f"{file}:3: log_level = debgu: must be 'debug', 'info', 'warning' or 'error'; "
+            "did you mean debug?",
+            f"{file}:5: server = {{'x': 1}}: unknown setting",
+            "tls_certificate and tls_key belong together; give both or neither (given: --tls-key)",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
+)
+@pytest.mark.parametrize("value", ["1e400", "9" * 400, "-9", "inf"])
+def test_a_number_is_taken_or_refused(name: str, value: str) -> None:
+    """However large, it is no traceback."""
+    reading = read_settings({name: value})
+
+    assert all(problem.names for problem in reading.problems)
+
+
+def test_the_groups_are_those_of_the_readme() -> None:
+    """Each group begins with a setting, and is a heading of server/README.md."""
+    page = (Path(__file__).parents[2] / "server" / "README.md").read_text()
+
+    assert set(GROUPS) <= set(Settings.model_fields)
+    assert [title for title in GROUPS.values() if f"**{title}**" not in page] == []

@@ -136,7 +136,13 @@ def load_align(
 
 def default_cache_folder() -> Path:
     """Returns the user's folder for what can be made again: `$XDG_CACHE_HOME/alignserve`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignserve"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "alignserve"
+    try:
+        home = Path.home()
+    except RuntimeError:  # HOME is not set, and the system does not know the user; engines then say HOME=/
+        home = Path("/")
+    return home / ".cache" / "alignserve"
 
 
 class AlignEncoder:

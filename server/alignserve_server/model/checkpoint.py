@@ -5,15 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
+
+from alignserve_server.model.checkpoint_files import (
+    CheckpointError,
+    Json,
+    check_safetensors,
+    is_there,
+    read_json,
+    read_text,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "Checkpoint",
+    "CheckpointError",
+    "Json",
+    "file_digest",
+    "open_checkpoint",
+    "resolve_checkpoint",
+]
 
 EMBEDDED = "mini"  # ships inside this package and needs no network
-
-Json: TypeAlias = Mapping[str, Any]  # Any: a file of a stranger's; each reader checks its own keys
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 # Never pickles, which run code when they are loaded; the second line is of prepared ones.
@@ -23,6 +40,7 @@ _DOWNLOADED = [
     *("LICENSE*", "NOTICE*", "README.md"),
 ]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"  # of weights in several files
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -37,10 +55,6 @@ _PROVENANCE = (
     "name_or_path",
     "transformers_version",
 )  # who wrote a file
-
-
-class CheckpointError(Exception):
-    """The checkpoint cannot be served; the message says what is missing and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +115,10 @@ def locate_checkpoint(checkpoint: str = EMBEDDED, revision: str | None = None) -
     Raises:
         CheckpointError: There is no such checkpoint, or it cannot be downloaded.
     """
-    folder = Path(checkpoint).expanduser()
     if checkpoint == EMBEDDED:
         return Location(_CHECKPOINTS / EMBEDDED, model_id=EMBEDDED)
-    if folder.is_dir():
-        return Location(folder)
+    if _is_folder(checkpoint):
+        return Location(Path(checkpoint).expanduser())
     if not _HUB_ID.fullmatch(checkpoint) or checkpoint.startswith("."):
         raise CheckpointError(
             f"checkpoint {checkpoint!r} is neither a folder nor a hub id such as organization/name"
@@ -120,20 +133,19 @@ def open_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
     Raises:
         CheckpointError: It is not an ALIGN checkpoint, or a file is missing or broken.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "align":
         raise CheckpointError(f"{folder} holds a model of type {config.get('model_type')!r}, not 'align'")
     _check_weights(folder)
-    if not _tokenizer_files(folder):
-        raise CheckpointError(f"{folder} has no tokenizer: neither {' nor '.join(_TOKENIZERS)}")
+    _check_tokenizer(folder)
     tokenizer_config = folder / "tokenizer_config.json"
     return Checkpoint(
         folder=folder,
-        model_id=model_id or folder.resolve().name,
+        model_id=model_id or folder.resolve().name or str(folder),
         revision=revision,
         config=config,
         image_processor=_read_image_processor(folder),
-        tokenizer_config=_read_json(tokenizer_config) if tokenizer_config.is_file() else {},
+        tokenizer_config=read_json(tokenizer_config) if is_there(tokenizer_config) else {},
     )
 
 
@@ -145,70 +157,146 @@ def file_digest(path: Path) -> bytes:
     return digest.digest()
 
 
+def _is_folder(checkpoint: str) -> bool:
+    """Says whether a name is a folder's; raises CheckpointError if it is a file's."""
+    try:
+        path = Path(checkpoint).expanduser()
+        if path.is_dir():
+            return True
+        is_file = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of an unknown user
+        raise CheckpointError(f"checkpoint {checkpoint[:200]!r} cannot be looked for: {error}") from error
+    if is_file:
+        raise CheckpointError(f"checkpoint {checkpoint!r} is a file; give the folder that holds config.json")
+    return False
+
+
 def _download(hub_id: str, revision: str | None) -> Path:
     import huggingface_hub  # half a second of imports that folders do not need
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
 
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=_DOWNLOADED))
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{hub_id} has no revision {revision!r} on the hub") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{hub_id} is neither a folder nor on the hub, or it is private; check the name, or set HF_TOKEN"
-        ) from error
-    except (OSError, ValueError) as error:  # everything of the hub and of its HTTP client derives from these
-        raise CheckpointError(
-            f"{hub_id} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
-            "go online once, set HF_ENDPOINT to a mirror, or give a folder"
-        ) from error
+    except (OSError, ValueError, RuntimeError) as error:  # whatever the hub and its HTTP client raise
+        raise CheckpointError(f"{hub_id} cannot be loaded: {_hub_refusal(hub_id, error)}") from error
 
 
-def _read_json(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; save_pretrained writes a complete folder") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
+def _hub_refusal(hub_id: str, error: BaseException) -> str:
+    """Says why a download failed and what to do, by the answer of the hub, if there was one."""
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if is_offline_mode():
+        return (
+            "it is not in the local cache, and HF_HUB_OFFLINE is set, so the hub is not asked; unset it "
+            "once, or give a folder"
+        )
+    errors = list(_chain(error))
+    status = next((code for one in errors if (code := _http_status(one)) is not None), None)
+    if any(isinstance(one, GatedRepoError) for one in errors):
+        return (
+            f"it is gated; ask for access at https://huggingface.co/{hub_id} and set HF_TOKEN to a token of "
+            "the account that has it"
+        )
+    if any(isinstance(one, RepositoryNotFoundError) for one in errors):
+        return (
+            "it is neither a folder nor on the hub, or it is private, or the hub refuses the token "
+            f"(HTTP {status}); check the name, and set HF_TOKEN to a valid token with access"
+        )
+    if status in (401, 403):
+        return f"the hub refuses access (HTTP {status}); set HF_TOKEN to a valid token that may read {hub_id}"
+    if status is not None:
+        return f"it is not in the local cache, and the hub answers HTTP {status}; try again later"
+    return (
+        f"it is not in the local cache, and the hub cannot be reached ({type(errors[-1]).__name__}); go "
+        "online once, set HF_ENDPOINT to a mirror, or give a folder"
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and its causes: the hub's client hides the answer of the hub behind another error."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _http_status(error: BaseException) -> int | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _read_image_processor(folder: Path) -> Json:
     # transformers 5 writes processor_config.json, which nests what 4 wrote to preprocessor_config.json
     nested = folder / "processor_config.json"
-    if nested.is_file():
-        processor = _read_json(nested).get("image_processor")
+    if is_there(nested):
+        processor = read_json(nested).get("image_processor")
         if isinstance(processor, dict):
             return processor
-    return _read_json(folder / "preprocessor_config.json")
+    return read_json(folder / "preprocessor_config.json")
 
 
 def _check_weights(folder: Path) -> None:
-    missing = [path.name for path in _weight_files(folder) if not path.is_file()]
-    if not missing:
-        return
-    if any((folder / name).exists() for name in _PICKLES):
+    files = _weight_files(folder)
+    missing = [path.name for path in files if not is_there(path)]
+    if missing and any((folder / name).exists() for name in _PICKLES):
         raise CheckpointError(
             f"{folder} has its weights as a pickle, which runs code when it is loaded; convert it once with "
             "AlignModel.from_pretrained(folder).save_pretrained(folder)"
         )
-    raise CheckpointError(f"{folder} lacks weights: {', '.join(missing)}")
+    if missing:
+        raise CheckpointError(f"{folder} lacks weights: {', '.join(missing)}")
+    for path in files:
+        check_safetensors(path)
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _WEIGHTS).is_file() or not (folder / _INDEX).is_file():
+    index = folder / _INDEX
+    if is_there(folder / _WEIGHTS) or not is_there(index):
         return [folder / _WEIGHTS]
-    weight_map = _read_json(folder / _INDEX).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / _INDEX} names no weights")
-    return [folder / Path(name).name for name in sorted(set(weight_map.values()))]
+        raise CheckpointError(f"{index} names no weights")
+    for weight, name in weight_map.items():
+        if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{index} has the weight {weight!r} in {name!r}, which is not the name of a file beside it"
+            )
+    return [folder / name for name in sorted(set(weight_map.values()))]
+
+
+def _check_tokenizer(folder: Path) -> None:
+    files = _tokenizer_files(folder)
+    if not files:
+        raise CheckpointError(f"{folder} has no tokenizer: neither {' nor '.join(_TOKENIZERS)}")
+    for path in (*files, *_tokenizer_additions(folder)):
+        if path.suffix == ".json":
+            read_json(path)
+    vocabulary = folder / _TOKENIZERS[1]
+    if is_there(vocabulary):  # read by transformers even beside tokenizer.json
+        read_text(vocabulary)
+    if files[0].suffix == ".json":
+        _parse_tokenizer(files[0])
+
+
+def _parse_tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer  # whoever only asks for a fingerprint does not need it
+
+    try:
+        Tokenizer.from_str(read_text(path))
+    except BaseException as error:
+        # A panic in Rust is a BaseException, whose type cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is not a tokenizer: {reason}; save it again, or update tokenizers"
+        ) from error
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in _TOKENIZERS if (folder / name).is_file()][:1]
+    return [folder / name for name in _TOKENIZERS if is_there(folder / name)][:1]
 
 
 def _tokenizer_additions(folder: Path) -> list[Path]:

@@ -18,12 +18,11 @@ from pathlib import Path
 from alignserve_server.model.checkpoint import (
     EMBEDDED,
     Checkpoint,
-    CheckpointError,
-    Json,
     file_digest,
     locate_checkpoint,
     open_checkpoint,
 )
+from alignserve_server.model.checkpoint_files import CheckpointError, Json, check_file, read_json
 from alignserve_server.model.runtime import DtypeName
 
 IMAGE, TEXT = "image.xml", "text.xml"
@@ -32,7 +31,7 @@ SHIPPED = "prepared"  # where a checkpoint in Hugging Face format may have its p
 
 _FACTS = "prepared.json"
 _FORMAT = 1
-_MOST_NAMES = 3  # of damaged files in a message
+_MOST_FAULTS = 3  # in a message
 _LICENCES = ("LICENSE*", "NOTICE*", "README.md")
 
 
@@ -94,19 +93,18 @@ def open_prepared(folder: Path) -> PreparedCheckpoint:
     Raises:
         CheckpointError: It is damaged, or of a later release.
     """
-    damaged = _damaged_files(folder)
-    if damaged:
+    if faults := _faults(folder):
         raise CheckpointError(
-            f"the prepared checkpoint {folder} is damaged: {_listed(damaged)}; "
+            f"the prepared checkpoint {folder} is damaged: {_listed(faults)}; "
             "prepare it again, or copy it again from where it is whole"
         )
     try:
-        facts = json.loads((folder / _FACTS).read_bytes())
+        facts = dict(read_json(folder / _FACTS))
         written_as = facts.pop("format")
         if written_as == _FORMAT:
             return PreparedCheckpoint(folder=folder, **facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / _FACTS} cannot be read: {type(error).__name__}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / _FACTS} lacks what it should hold: {error}") from error
     raise CheckpointError(
         f"{folder} was prepared in format {written_as!r}, and this release reads {_FORMAT}; "
         "prepare it again with this release"
@@ -128,23 +126,27 @@ def copy_licences(source: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _damaged_files(folder: Path) -> list[str]:
-    """Returns the files that are missing or not what they were."""
+def _faults(folder: Path) -> list[str]:
+    """Returns what is wrong with each file that is missing or not what it was."""
     try:
-        digests = dict(json.loads((folder / DIGESTS).read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        return [f"{DIGESTS} ({type(error).__name__})"]
-    missing = [name for name in (_FACTS, IMAGE, TEXT) if name not in digests]
-    return missing + [name for name, digest in digests.items() if not _is_whole(folder / name, digest)]
+        digests = read_json(folder / DIGESTS)
+    except CheckpointError as error:
+        return [str(error)]
+    expected = {**dict.fromkeys((_FACTS, IMAGE, TEXT), ""), **digests}
+    return [fault for name, digest in expected.items() if (fault := _fault(folder, name, digest))]
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _is_whole(path: Path, digest: str) -> bool:
+def _fault(folder: Path, name: str, digest: object) -> str | None:
     try:
-        return path.is_file() and file_digest(path).hex() == digest
-    except OSError:
-        return False
+        check_file(folder / name)
+        is_whole = file_digest(folder / name).hex() == digest
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{folder / name} cannot be read: {error.strerror}"
+    return None if is_whole else f"{folder / name} has other contents than its digest says"
+
+
+def _listed(faults: list[str]) -> str:
+    more = len(faults) - _MOST_FAULTS
+    return "; ".join(faults[:_MOST_FAULTS]) + (f"; and {more} more" if more > 0 else "")

@@ -50,6 +50,10 @@ _CLASS_DEFAULTS: Json = {  # of transformers' class, for keys that the checkpoin
 _INLINE_PIXELS = 1 << 22
 _INLINE_UNDER_GIL = 1 << 16  # pixels, and bytes
 
+CONFIGURATION = "preprocessor_config.json (or image_processor in processor_config.json)"
+_BROKEN = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
+_LARGEST_EDGE = 4096  # pixels; the largest ALIGN reads 600
+
 _Size: TypeAlias = tuple[int, int]  # height, width
 _Sizing: TypeAlias = Callable[[_Size], _Size]  # from an image's size to what it is resized to
 
@@ -71,7 +75,7 @@ class ImagePreprocessor:
         """
         if config.get("image_processor_type") not in _PROCESSOR_TYPES:
             raise CheckpointError(
-                f"image processor {config['image_processor_type']!r} is not supported; "
+                f"{CONFIGURATION}: image processor {config['image_processor_type']!r} is not supported; "
                 f"supported is {_PROCESSOR_TYPES[1]}"
             )
         self._decoder = decoder
@@ -83,8 +87,11 @@ class ImagePreprocessor:
             self._resample = _resample(config["resample"])
             self.output_size = _output_size(config, self._crop)
             self.scale, self.offset = _affine(config)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the image processor's configuration is broken: {error!r}") from error
+        except _BROKEN as error:
+            raise CheckpointError(
+                f"{CONFIGURATION} is broken: {type(error).__name__}: {error}; save it again with "
+                "AlignProcessor.save_pretrained"
+            ) from error
         self._processes = PreprocessProcesses(
             {"config": given, "max_bytes": decoder.max_bytes, "max_pixels": decoder.max_pixels},
             self.output_size,
@@ -158,7 +165,7 @@ def _crop_axis(pixels: PixelValues, axis: int, length: int) -> PixelValues:
     return np.pad(pixels, padding)
 
 
-@np.errstate(divide="ignore", invalid="ignore")  # the check below covers them
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # the check below covers them
 def _affine(config: Json) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Composes rescaling, normalizing and, of include_top, the second division by the deviation."""
     mean, std = (
@@ -171,9 +178,10 @@ def _affine(config: Json) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         scale, offset = scale / std, (offset - mean) / std
     if config["include_top"]:
         scale, offset = scale / std, offset / std
-    if not np.isfinite([scale, offset]).all():
-        raise ValueError("image_mean or image_std is missing or zero")
-    return scale.astype(np.float32), offset.astype(np.float32)
+    affine = scale.astype(np.float32), offset.astype(np.float32)
+    if not np.isfinite(affine).all():
+        raise ValueError("image_mean, image_std or rescale_factor is missing, zero or too large")
+    return affine
 
 
 def _output_size(config: Json, crop: _Size | None) -> _Size:
@@ -182,7 +190,7 @@ def _output_size(config: Json, crop: _Size | None) -> _Size:
     if config["do_resize"] and "height" in _size_mapping(config):
         return _pair(config["size"])
     raise CheckpointError(
-        "the image processor makes images of different sizes, which cannot share a batch; "
+        f"{CONFIGURATION} makes images of different sizes, which cannot share a batch; "
         "it needs do_center_crop, or do_resize with height and width"
     )
 
@@ -201,18 +209,26 @@ def _size_mapping(config: Json) -> Json:
 
 
 def _pair(size: object) -> _Size:
+    """Returns height and width. Raises ValueError for what no image can have."""
     mapping = _size_mapping({"size": size, "default_to_square": True})
-    return int(mapping["height"]), int(mapping["width"])
+    return _edge(mapping, "height"), _edge(mapping, "width")
+
+
+def _edge(size: Json, name: str) -> int:
+    edge = int(size[name])
+    if not 1 <= edge <= _LARGEST_EDGE:
+        raise ValueError(f"{name} is {size[name]!r}; supported are 1 to {_LARGEST_EDGE} pixels")
+    return edge
 
 
 def _sizing(size: Json) -> _Sizing:
     """Chooses the rule in the order of PilBackend.resize."""
     if "shortest_edge" in size and "longest_edge" in size:
-        return partial(_fit_edges, shortest=int(size["shortest_edge"]), longest=int(size["longest_edge"]))
+        return partial(_fit_edges, shortest=_edge(size, "shortest_edge"), longest=_edge(size, "longest_edge"))
     if "shortest_edge" in size:
-        return partial(_fit_shortest, shortest=int(size["shortest_edge"]))
+        return partial(_fit_shortest, shortest=_edge(size, "shortest_edge"))
     if "max_height" in size:
-        return partial(_fit_inside, max_height=int(size["max_height"]), max_width=int(size["max_width"]))
+        return partial(_fit_inside, max_height=_edge(size, "max_height"), max_width=_edge(size, "max_width"))
     return partial(_fixed, size=_pair(size))
 
 

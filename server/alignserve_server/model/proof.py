@@ -46,6 +46,10 @@ def _checked_tokens(text: str, reference: Reference, texts: TextTokenizer) -> tu
         if max(expected) >= reference.vocabulary_rows:
             return expected
         actual = ()
+    except Exception as error:  # whatever the library says of a stranger's file
+        raise CheckpointError(
+            f"the tokenizer (tokenizer.json, tokenizer_config.json) fails on the text {text[:200]!r}: {error}"
+        ) from error
     if actual != expected:
         raise CheckpointError(
             f"the text {text!r} has the tokens {list(actual)} here and {list(expected)} in transformers; "

@@ -1,0 +1,173 @@
+"""Odd environments of a start: closed streams, inherited variables, no home, and signals before it serves."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.processes import BIN, server_process
+
+SERVER = str(BIN / "alignserve-server")
+STREAMS = [closed for count in (1, 2, 3) for closed in itertools.combinations((0, 1, 2), count)]
+
+_CLOSING = """
+import os, sys
+for descriptor in map(int, sys.argv[1].split(",")):
+    os.close(descriptor)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _started(*command: str, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _wait_until_listening(port: int) -> None:
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"nothing listens on {port}")
+
+
+@pytest.mark.parametrize(
+    ("closed", "workers"), [*((closed, "1") for closed in STREAMS), ((0,), "2"), ((0, 1, 2), "2")], ids=str
+)
+def test_a_server_without_standard_streams_stops_cleanly(closed: Sequence[int], workers: str) -> None:
+    """As a daemon may be started: none of its own files takes a stream's number."""
+    port = _free_port()
+    flags = [
+        *("--checkpoint", "fake", "--no-metrics", "--drain-delay-seconds", "0"),
+        *("--listen", f"127.0.0.1:{port}", "--workers", workers),
+    ]
+    program = [sys.executable, "-c", _CLOSING, ",".join(map(str, closed)), SERVER, *flags]
+
+    with _started(*program, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        _wait_until_listening(port)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+
+    assert code == 0
+
+
+_INTERRUPTED = """
+import os, signal, sys
+from alignserve_server import cli
+name, number = sys.argv[1], int(sys.argv[2])
+
+class Interrupting:
+    def find_spec(self, module, path=None, target=None):
+        if module == name:
+            os.kill(os.getpid(), number)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv[1:] = sys.argv[3:]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("module", "argv", "code"),
+    [
+        ("pydantic", ["--checkpoint", "fake"], 0),
+        ("structlog", ["--checkpoint", "fake"], 0),
+        ("grpc", ["--checkpoint", "fake"], 0),
+        ("grpc", ["check"], None),
+        ("numpy", ["plan", "--p99", "1"], None),
+        ("pydantic", ["settings"], None),
+    ],
+)
+def test_a_signal_during_imports_ends_without_a_traceback(
+    module: str, argv: list[str], code: int | None, number: signal.Signals
+) -> None:
+    """With 0, as at any time, if it would serve; for a command that is cut short, with 130 or 143."""
+    program = [sys.executable, "-c", _INTERRUPTED, module, str(int(number)), *argv]
+
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == (128 + number if code is None else code)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_during_the_load_ends_without_a_traceback(
+    tmp_path: Path, number: signal.Signals, workers: str
+) -> None:
+    """A model that takes long does not keep its server from ending, with 0."""
+    port = _free_port()
+    flags = [
+        *("--listen", f"127.0.0.1:{port}", "--no-metrics", "--workers", workers),
+        *("--runtime", "torch", "--device", "cpu"),
+    ]
+
+    with _started(SERVER, *flags, stderr=subprocess.PIPE) as process:
+        _wait_until_listening(port)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
+    assert b"cannot_start" not in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [("PROMETHEUS_MULTIPROC_DIR", "1"), ("PROMETHEUS_MULTIPROC_DIR", "2"), ("prometheus_multiproc_dir", "1")],
+)
+def test_another_servers_folder_of_metrics_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, workers: str
+) -> None:
+    """Base images set it; nothing is written there, and the page is whole."""
+    monkeypatch.setenv(name, str(tmp_path))
+
+    with (
+        server_process("--checkpoint", "fake", "--workers", workers) as server,
+        urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as answer,
+    ):
+        page = answer.read().decode()
+
+    assert "alignserve_lanes" in page
+    assert list(tmp_path.iterdir()) == []
+
+
+_HOMELESS = """
+import os, sys
+os.environ.pop("HOME", None)
+os.environ.pop("XDG_CACHE_HOME", None)
+from alignserve_server.model.align import default_cache_folder
+if os.getuid() == 0:
+    os.setuid(54321)
+print(default_cache_folder())
+"""
+
+
+def test_a_user_without_a_home_has_a_cache_folder() -> None:
+    """A container may run as any number; the folder need not be writable."""
+    done = subprocess.run([sys.executable, "-c", _HOMELESS], capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.strip() == "/.cache/alignserve", done.stderr
