@@ -19,7 +19,6 @@ from alignserve_server.server import LoadEncoder, Server, load_encoder
 from alignserve_server.settings import Settings
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
-from prometheus_client import CollectorRegistry
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 
@@ -60,7 +59,7 @@ class Align:
         self._calls = Calls(self._server)
         await self._server.load()
         if settings.metrics:
-            self._metrics_server = _metrics_page(settings.metrics_listen, self._server.metrics.registry)
+            self._metrics_server = _metrics_page(settings.metrics_listen, self._server)
             _log.info("metrics", port=self._metrics_server.server_port)
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, grpc_context: RayServegRPCContext) -> Message:
@@ -113,10 +112,10 @@ def _assigned_cores() -> float:
     return cores
 
 
-def _metrics_page(listen: str, registry: CollectorRegistry) -> WSGIServer:
+def _metrics_page(listen: str, server: Server) -> WSGIServer:
     """Serves the metrics on the first free port from the one set on: replicas of a node share the address."""
     host, _, first = listen.rpartition(":")
     for port in range(int(first), int(first) + _MOST_REPLICAS_OF_A_NODE):
         with suppress(StartupError):
-            return serve_metrics_page(f"{host}:{port}", registry)
+            return serve_metrics_page(f"{host}:{port}", server.metrics.registry, lambda: server.state)
     raise StartupError(f"no free port for metrics from {listen} on; choose another with metrics_listen")

@@ -38,6 +38,11 @@ class ServingError(Exception):
     is_retryable: ClassVar[bool] = False
     is_final_for_call: ClassVar[bool] = False  # retryable, but not within the deadline of the call refused
 
+    @classmethod
+    def is_refusal(cls) -> bool:
+        """Says whether it turns a call or stream item away, rather than reports that one failed."""
+        return cls.code not in ("INTERNAL", "DEADLINE_EXCEEDED")
+
     def __init__(
         self,
         message: str,
@@ -249,6 +254,15 @@ class InternalError(ServingError):
 
     code = "INTERNAL"
     reason = "INTERNAL"
+
+
+def error_kinds() -> tuple[type[ServingError], ...]:
+    """Returns every kind of answer in this module; `InvalidArgument` too, which is one of its own."""
+    return tuple(
+        kind
+        for kind in globals().values()
+        if isinstance(kind, type) and issubclass(kind, ServingError) and kind is not ServingError
+    )
 
 
 def as_value(error: _Raised) -> _Raised:

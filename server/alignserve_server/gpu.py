@@ -6,12 +6,11 @@ the server counts by itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pynvml
-from prometheus_client import Gauge
 
+from alignserve_server.instruments import Measured
 from alignserve_server.logs import get_logger
 from alignserve_server.metrics import Metrics
 
@@ -35,7 +34,7 @@ def watch_gpu(uuid: str, metrics: Metrics) -> None:
     except pynvml.NVMLError as error:
         _log.warning("gpu_not_watched", gpu=uuid, reason=str(error))
         return
-    readings: list[tuple[Gauge, Callable[[], float]]] = [
+    readings: list[tuple[Measured, Callable[[], float]]] = [
         (metrics.gpu_utilization, lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
         (metrics.gpu_memory_used_bytes, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).used),
         (metrics.gpu_memory_bytes, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).total),
@@ -45,16 +44,19 @@ def watch_gpu(uuid: str, metrics: Metrics) -> None:
             read()
         except pynvml.NVMLError:
             continue
-        gauge.labels(uuid).set_function(_or_nan(read))
+        gauge.labels(uuid).set_function(_or_none(read))
 
 
-def _or_nan(read: Callable[[], float]) -> Callable[[], float]:
-    """Keeps a GPU that has fallen off the bus from taking the whole page of metrics with it."""
+def _or_none(read: Callable[[], float]) -> Callable[[], float | None]:
+    """Keeps a GPU that has fallen off the bus from taking the whole page of metrics with it.
 
-    def read_or_nan() -> float:
+    Its series ends: NaN would be the average of all GPUs.
+    """
+
+    def read_or_none() -> float | None:
         try:
             return read()
         except pynvml.NVMLError:
-            return math.nan
+            return None
 
-    return read_or_nan
+    return read_or_none

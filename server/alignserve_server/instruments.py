@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from typing import Generic, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Metric
@@ -20,11 +21,14 @@ from prometheus_client.utils import floatToGoString
 
 Bucket: TypeAlias = "tuple[str, float] | tuple[str, float, Exemplar]"
 
+Labels: TypeAlias = "Sequence[str] | Mapping[str, Sequence[str]]"
+"""The names of a metric's labels; with all the values that each can have, where these are known."""
+
 _Series = TypeVar("_Series")
 
 
 class Number:
-    """A series of a counter or gauge."""
+    """A series of a counter, or of a gauge that is counted up and down."""
 
     __slots__ = ("value",)
 
@@ -39,6 +43,26 @@ class Number:
 
     def set(self, value: float) -> None:
         self.value = value
+
+
+class Reading:
+    """A series of a gauge that is read off; not shown before there is a value, nor while there is none."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self) -> None:
+        self._read: Callable[[], float | None] = lambda: None
+
+    @property
+    def value(self) -> float | None:
+        return self._read()
+
+    def set(self, value: float) -> None:
+        self._read = lambda: value
+
+    def set_function(self, read: Callable[[], float | None]) -> None:
+        """Has the value read from a function, which any thread may call."""
+        self._read = read
 
 
 class Distribution:
@@ -72,15 +96,20 @@ class Distribution:
 
 
 class _Instrument(Collector, Generic[_Series]):
-    """A metric and its series, by the values of its labels."""
+    """A metric and its series, by the values of its labels.
 
-    def __init__(
-        self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry
-    ) -> None:
+    Where all values are known, all series are there from the start: one that appears only with its first
+    event makes rates and alerts miss that event.
+    """
+
+    def __init__(self, name: str, documentation: str, labels: Labels, registry: CollectorRegistry) -> None:
         self.name = name
         self.documentation = documentation
         self.label_names = tuple(labels)
         self._series: dict[tuple[str, ...], _Series] = {}
+        if isinstance(labels, Mapping):
+            for values in product(*labels.values()):
+                self.labels(*values)
         registry.register(self)
 
     def labels(self, *values: str) -> _Series:
@@ -90,6 +119,10 @@ class _Instrument(Collector, Generic[_Series]):
         if values not in self._series:
             self._series[values] = self._new()
         return self._series[values]
+
+    def remove(self, *values: str) -> None:
+        """Ends the series of these values, if it is there."""
+        self._series.pop(values, None)
 
     def _new(self) -> _Series:
         raise NotImplementedError
@@ -117,9 +150,57 @@ class Counter(_Numbers):
 
 
 class Gauge(_Numbers):
-    """What goes up and down."""
+    """What is counted up and down, from 0."""
 
     _family = GaugeMetricFamily
+
+
+class Measured(_Instrument[Reading]):
+    """A gauge of what is read off or measured. It has no series before it is known.
+
+    A 0 that stands for "not known yet" ends in quotients and averages over servers, and in decisions.
+    """
+
+    def _new(self) -> Reading:
+        return Reading()
+
+    def set(self, value: float) -> None:
+        """Sets the series, if there are no labels."""
+        self.labels().set(value)
+
+    def set_function(self, read: Callable[[], float | None]) -> None:
+        """Has the series read from a function, if there are no labels."""
+        self.labels().set_function(read)
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(self.name, self.documentation, labels=self.label_names)
+        for values, reading in list(self._series.items()):
+            if (value := reading.value) is not None:
+                family.add_metric(values, value)
+        return [family]
+
+
+class Computed(Collector):
+    """A gauge whose series a function returns, by the values of their labels."""
+
+    def __init__(
+        self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry
+    ) -> None:
+        self.name = name
+        self.documentation = documentation
+        self.label_names = tuple(labels)
+        self._read: Callable[[], Mapping[tuple[str, ...], float]] = dict
+        registry.register(self)
+
+    def set_function(self, read: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
+        """Has the series read from a function, which any thread may call."""
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(self.name, self.documentation, labels=self.label_names)
+        for values, value in self._read().items():
+            family.add_metric(values, value)
+        return [family]
 
 
 class FunctionCounter(Collector):
@@ -148,7 +229,7 @@ class Histogram(_Instrument[Distribution]):
         self,
         name: str,
         documentation: str,
-        labels: Sequence[str],
+        labels: Labels,
         registry: CollectorRegistry,
         bounds: Sequence[float],
     ) -> None:

@@ -15,7 +15,7 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, timezone
 from enum import Enum
@@ -148,19 +148,31 @@ def changed_keys(path: Path) -> Iterator[dict[str, Key]]:
 class KeyRing:
     """The keys of a file, read again when it changes. A file that cannot be read changes nothing."""
 
-    def __init__(self, path: Path, today: Callable[[], date] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tell_names: Callable[[Collection[str]], object] = lambda _: None,
+        today: Callable[[], date] | None = None,
+    ) -> None:
         """Reads the file.
+
+        Args:
+            path: Where it is.
+            tell_names: Takes the names of all keys, now and whenever they have been read again.
+            today: Returns the date.
 
         Raises:
             StartupError: It cannot be read, or is no file of keys.
         """
         self._path = path
+        self._tell_names = tell_names
         self._today = today or _today
         self._files = WatchedFiles([path])
         try:
             self._keys: Mapping[str, Key] = read_keys(path)
         except KeysError as error:
             raise StartupError(f"{error}; make one with 'alignserve-server keys add'") from error
+        self._tell_names(self._keys)
         if not self._keys:
             self._warn_of_none()
 
@@ -193,6 +205,7 @@ class KeyRing:
             _log.error("keys_not_read", reason=str(error), kept=len(self._keys))
         else:
             _log.info("keys_read", count=len(self._keys))
+            self._tell_names(self._keys)
             if not self._keys:  # the last one may have been revoked, but few mean to
                 self._warn_of_none()
 

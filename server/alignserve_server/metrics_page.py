@@ -1,4 +1,7 @@
-"""The page /metrics over HTTP, served by threads of its own, so that a busy event loop does not delay it."""
+"""The metrics port: /metrics, and /healthz and /readyz for probes that speak HTTP.
+
+Threads of its own serve it, so that a busy event loop does not delay it.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,30 @@ _App: TypeAlias = "Callable[[Any, Any], Iterable[bytes]]"
 _IDLE_SECONDS = 10.0
 _MAX_CONNECTIONS = 32
 _RETRY_SECONDS = 0.1
+_OK = "200 OK"
 
 
 def serve_metrics_page(
-    listen: str, registry: CollectorRegistry, *, idle_seconds: float = _IDLE_SECONDS
+    listen: str,
+    registry: CollectorRegistry,
+    state: Callable[[], str],
+    *,
+    idle_seconds: float = _IDLE_SECONDS,
 ) -> WSGIServer:
-    """Starts to serve the registry's metrics; `shutdown` and `server_close` of the result end it.
+    """Starts to serve the registry's metrics and probes; `shutdown` and `server_close` of the result end it.
 
     Args:
         listen: HOST:PORT; port 0 takes a free one.
         registry: What is shown.
+        state: Returns the state of the server, one of `metrics.STATES`; only `serving` is ready.
         idle_seconds: A client that neither sends nor reads for longer is disconnected.
 
     Raises:
         StartupError: The port is taken or the address is not this machine's.
     """
     try:
-        server = _bound(*host_and_port(listen), registry, idle_seconds)
+        app = _logging_failures(_without_body_of_head(_pages(registry, state)))
+        server = _bound(*host_and_port(listen), app, idle_seconds)
     except OSError as error:
         raise StartupError(
             f"cannot serve metrics on {listen}: {error.strerror}; choose another "
@@ -51,7 +61,7 @@ def serve_metrics_page(
     return server
 
 
-def _bound(host: str, port: int, registry: CollectorRegistry, idle_seconds: float) -> WSGIServer:
+def _bound(host: str, port: int, app: _App, idle_seconds: float) -> WSGIServer:
     family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 
     class Server(_Server):
@@ -60,7 +70,54 @@ def _bound(host: str, port: int, registry: CollectorRegistry, idle_seconds: floa
     class Handler(_Handler):
         timeout = idle_seconds  # or each connection that sends nothing would hold a thread for good
 
-    return make_server(host, port, _logging_failures(make_wsgi_app(registry)), Server, Handler)
+    return make_server(host, port, app, Server, Handler)
+
+
+def _pages(registry: CollectorRegistry, state: Callable[[], str]) -> _App:
+    """Answers each path with its page."""
+
+    def ready() -> tuple[str, str]:
+        word = state()
+        return (_OK if word == "serving" else "503 Service Unavailable"), word
+
+    pages = {
+        "/metrics": make_wsgi_app(registry),
+        "/healthz": _text(lambda: (_OK, "ok")),
+        "/readyz": _text(ready),
+    }
+    missing = _text(lambda: ("404 Not Found", f"no such page; there are {', '.join(pages)}"))
+    return lambda environ, start_response: pages.get(environ["PATH_INFO"], missing)(environ, start_response)
+
+
+def _text(answer: Callable[[], tuple[str, str]]) -> _App:
+    """Answers with a status and a line of text."""
+
+    def text_app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "GET":
+            start_response("405 Method Not Allowed", [("Allow", "GET,HEAD")])
+            return []
+        status, line = answer()
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
+        return [f"{line}\n".encode()]
+
+    return text_app
+
+
+def _without_body_of_head(app: _App) -> _App:
+    """Answers HEAD as GET, without the body."""
+
+    def app_with_head(environ: Any, start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return app(environ, start_response)
+        answered: list[Any] = []
+        body = b"".join(
+            app({**environ, "REQUEST_METHOD": "GET"}, lambda *answer, **_: answered.extend(answer))
+        )
+        status, headers = answered[:2]
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return []
+
+    return app_with_head
 
 
 def _logging_failures(app: _App) -> _App:

@@ -31,7 +31,7 @@ from alignserve_server.errors import StartupError
 from alignserve_server.gpu import watch_gpu
 from alignserve_server.keys import KeyRing
 from alignserve_server.logs import dropped_lines, get_logger
-from alignserve_server.metrics import Metrics
+from alignserve_server.metrics import Metrics, state_series
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
@@ -40,6 +40,7 @@ from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
 from alignserve_server.rpc.convert import RequestLimits
+from alignserve_server.rpc.expected import API, API_CODES, HEALTH, HEALTH_CODES, REFLECTION, expect_calls
 from alignserve_server.rpc.health import (
     HEALTH_SERVICE,
     SERVICE,
@@ -62,6 +63,7 @@ _T = TypeVar("_T")
 
 LoadEncoder = Callable[[Settings], Encoder]
 Announce = Callable[..., object]  # takes an event and what belongs to it, as the log does
+TellState = Callable[[str], object]  # takes one of `metrics.STATES`
 
 _TEXT_BATCH_OVERHEAD_TOKENS = 16  # a text forward's fixed cost is about that of so many tokens
 _LANES_STOP_SECONDS = 5.0
@@ -82,17 +84,23 @@ class Server:
     """A server in this process, on the running event loop."""
 
     def __init__(
-        self, settings: Settings, load_encoder: LoadEncoder, announce: Announce | None = None
+        self,
+        settings: Settings,
+        load_encoder: LoadEncoder,
+        announce: Announce | None = None,
+        tell_state: TellState = lambda _: None,
     ) -> None:
         self._settings = settings
         self._load_encoder = load_encoder
         self._announce = announce or _log.info
-        self._readiness = Readiness()
+        self._readiness = Readiness(tell_state)
         self.metrics = Metrics(CollectorRegistry())
         self.metrics.log_lines_dropped.set_function(dropped_lines)
+        self.metrics.state.set_function(lambda: state_series(self.state))
         self._limits = _limits(settings)
         self._version = version("alignserve")
-        access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file))
+        keys = settings.keys_file
+        access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
         self._servicer = AlignServicer(
             self._readiness,
             access,
@@ -129,6 +137,7 @@ class Server:
         if self._settings.reflection:
             names = (SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
+            expect_calls(self.metrics, REFLECTION, API_CODES)
         try:
             self.port = self._open_port()
         except RuntimeError as error:
@@ -137,7 +146,9 @@ class Server:
                 "machine's; choose another with --listen"
             ) from error
         if self._settings.metrics:
-            self._metrics_server = serve_metrics_page(self._settings.metrics_listen, self.metrics.registry)
+            self._metrics_server = serve_metrics_page(
+                self._settings.metrics_listen, self.metrics.registry, lambda: self.state
+            )
             self.metrics_port = self._metrics_server.server_port
         await self._grpc.start()
         self._serving = asyncio.create_task(self._note_end_of_grpc())
@@ -151,6 +162,8 @@ class Server:
         """Adds the API and its health to a server, which has to use `interceptor`."""
         pb_grpc.add_AlignServiceServicer_to_server(self._servicer, server)
         add_health_to(server, HealthServicer(self._readiness))
+        expect_calls(self.metrics, API, API_CODES)
+        expect_calls(self.metrics, HEALTH, HEALTH_CODES)
 
     async def load(self) -> None:
         """Loads the model, runs it once per modality and reports ready.
@@ -195,6 +208,11 @@ class Server:
             max_batch_size=batch_sizes,
             load_seconds=round(time.perf_counter() - start, 3),
         )
+
+    @property
+    def state(self) -> str:
+        """One of `metrics.STATES`."""
+        return self._readiness.state.word
 
     @property
     def is_loaded(self) -> bool:
@@ -402,6 +420,7 @@ async def serve(
     settings: Settings,
     load_encoder: LoadEncoder,
     announce: Announce | None = None,
+    tell_state: TellState = lambda _: None,
     *,
     listens_first: bool = True,
 ) -> int:
@@ -413,6 +432,7 @@ async def serve(
         settings: All of them.
         load_encoder: Loads the model.
         announce: Takes the events `listening` and `ready`, which otherwise go to the log.
+        tell_state: Takes the state whenever it has changed.
         listens_first: Whether the ports open before the model is loaded, so that probes get an answer, or
             after, where others on the same port can serve meanwhile.
 
@@ -423,7 +443,7 @@ async def serve(
         StartupError: A port cannot be opened.
         Exception: Whatever loading the model raises.
     """
-    server = Server(settings, load_encoder, announce)
+    server = Server(settings, load_encoder, announce, tell_state)
     with _signals() as signals:
         grace = 0.0
         try:

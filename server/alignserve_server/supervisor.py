@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
@@ -77,15 +77,20 @@ async def supervise(settings: Settings) -> int:
         _log.warning("more_workers_than_cores", workers=settings.workers, cores=cpu_count())
     disable_created_metrics()  # type: ignore[no-untyped-call]  # as the workers do
     registry = CollectorRegistry()
-    with reserved_port(settings.listen) as port, _metrics_page(settings, registry) as metrics_port:
+    with reserved_port(settings.listen) as port, ExitStack() as life:
         supervisor = Supervisor(
             settings.workers,
             _launcher(settings, port),
             registry,
-            addresses={"listen": settings.listen, "port": port, "metrics_port": metrics_port},
             patience_seconds=settings.drain_delay_seconds + settings.shutdown_grace_seconds + _LATE_SECONDS,
             silence_seconds=settings.worker_timeout_seconds,
         )
+        page = _metrics_page(settings, registry, lambda: supervisor.state)
+        supervisor.addresses = {
+            "listen": settings.listen,
+            "port": port,
+            "metrics_port": life.enter_context(page),
+        }
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, supervisor.stop, number)
         return await supervisor.run()
@@ -103,6 +108,7 @@ class Worker:
         self.number = number
         self.process: Process | None = None
         self.is_ready = False
+        self.state = "loading"  # as its process last told
         self.is_heard = False  # since it was last looked at
         self.has_been_ready = asyncio.Event()
         self.metrics_port = 0  # of its own page, while it is ready
@@ -128,7 +134,6 @@ class Supervisor:
         launch: Launch,
         registry: CollectorRegistry,
         *,
-        addresses: Mapping[str, object],
         patience_seconds: float,
         silence_seconds: float = 0.0,
         restart_delay: Callable[[int], float] = restart_delay,
@@ -139,14 +144,13 @@ class Supervisor:
             workers: How many.
             launch: Starts a process.
             registry: Takes the metrics of the workers, and what is counted about them.
-            addresses: What the log says when the first worker listens.
             patience_seconds: A worker that takes longer to stop is killed.
             silence_seconds: A worker that is silent for longer hangs, and is replaced; 0 is never.
             restart_delay: See there.
         """
         self.workers = [Worker(number) for number in range(workers)]
         self._launch = launch
-        self._addresses = addresses
+        self.addresses: Mapping[str, object] = {}  # what the log says when the first worker listens
         self._patience_seconds = patience_seconds
         self._look_seconds = silence_seconds / _LOOKS
         self._loading_looks = (
@@ -171,7 +175,13 @@ class Supervisor:
             self._hangs.labels(worker.number)
         own = CollectorRegistry()
         log_lines_dropped(own).set_function(dropped_lines)
-        registry.register(WorkerPages(workers, self._metrics_ports, own))
+        registry.register(WorkerPages(workers, self._metrics_ports, self._states, own))
+
+    @property
+    def state(self) -> str:
+        """One of `metrics.STATES`: serving as long as any worker is."""
+        states = self._states().values()
+        return next(state for state in ("serving", "stalled", "draining", "loading") if state in states)
 
     async def run(self) -> int:
         """Starts the first worker, then the others, and restarts those that die after they were ready.
@@ -235,16 +245,19 @@ class Supervisor:
             worker.is_heard = True
             if (name := event.pop("event")) == "beat":
                 continue
+            if name == "state":
+                worker.state = event["state"]
+                continue
             told[name] = event
             if told.keys() == {"listening"}:  # before it is ready, as only the first one does, and once
-                _log.info("listening", **self._addresses)
+                _log.info("listening", **self.addresses)
             elif told.keys() == {"listening", "ready"}:
                 worker.metrics_port = told["listening"]["metrics_port"]
                 worker.is_ready, ready_at = True, time.monotonic()
                 worker.has_been_ready.set()
                 _log.info("worker_ready", worker=worker.number, pid=process.pid, **told["ready"])
         watching.cancel()
-        worker.is_ready = False
+        worker.is_ready, worker.state = False, "loading"
         return await process.wait(), time.monotonic() - ready_at
 
     async def _watch(self, worker: Worker, process: Process) -> None:
@@ -290,6 +303,11 @@ class Supervisor:
         for task in waiting:
             task.cancel()
         return self._stopping.is_set()
+
+    def _states(self) -> dict[str, str]:
+        """Returns the workers' states. One that is not ready is or will be loading, unless all stop."""
+        unready = "draining" if self._stopping.is_set() else "loading"
+        return {str(worker.number): worker.state if worker.is_ready else unready for worker in self.workers}
 
     def _metrics_ports(self) -> dict[str, int]:
         return {str(worker.number): worker.metrics_port for worker in self.workers if worker.is_ready}
@@ -371,12 +389,12 @@ def _code_of_failed_start(worker: int, code: int) -> int:
 
 
 @contextmanager
-def _metrics_page(settings: Settings, registry: CollectorRegistry) -> Iterator[int]:
+def _metrics_page(settings: Settings, registry: CollectorRegistry, state: Callable[[], str]) -> Iterator[int]:
     """Serves the page, if it is wanted, and yields its port."""
     if not settings.metrics:
         yield 0
         return
-    page = serve_metrics_page(settings.metrics_listen, registry)
+    page = serve_metrics_page(settings.metrics_listen, registry, state)
     try:
         yield page.server_port
     finally:

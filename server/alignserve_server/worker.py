@@ -63,6 +63,10 @@ class Reports:
         self._unsent += f"{json.dumps({'event': event, **fields})}\n".encode()
         self._send()
 
+    def tell_state(self, state: str) -> None:
+        """Sends the state that the server has entered."""
+        self.announce("state", state=state)
+
     def beat(self) -> None:
         """Sends a sign of life, unless there are enough that the supervisor has not read."""
         if self._unsent:
@@ -104,7 +108,9 @@ def _serving(order: Mapping[str, Any], reports: Reports) -> Serving:
     configure_logs(settings.log_level, settings.log_format, order["worker"])
     keep_standard_error_from_blocking()
     load = partial(load_encoder, worker=order["worker"])
-    serving = serve(settings, load, reports.announce, listens_first=order["listens_first"])
+    serving = serve(
+        settings, load, reports.announce, reports.tell_state, listens_first=order["listens_first"]
+    )
     return _beating(serving, reports, order["beat_seconds"])
 
 

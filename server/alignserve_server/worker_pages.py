@@ -13,9 +13,12 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from alignserve_server.metrics import server_state, state_series
+
 _PATIENCE_SECONDS = 1.0
 
 PagePorts: TypeAlias = Mapping[str, int]  # by worker, of those that are ready
+States: TypeAlias = Mapping[str, str]  # by worker, of all, each one of `metrics.STATES`
 
 
 class WorkerPages(Collector):
@@ -25,6 +28,7 @@ class WorkerPages(Collector):
         self,
         workers: int,
         ports: Callable[[], PagePorts],
+        states: Callable[[], States],
         supervisor: CollectorRegistry,
         *,
         patience_seconds: float = _PATIENCE_SECONDS,
@@ -34,11 +38,13 @@ class WorkerPages(Collector):
         Args:
             workers: How many there are, ready or not.
             ports: Tells where their pages are.
+            states: Tells their states, of which those have no page who are not ready.
             supervisor: Metrics of this process that workers have too, shown with `worker="supervisor"`.
             patience_seconds: Whoever has not answered by then is not up.
         """
         self._workers = workers
         self._ports = ports
+        self._states = states
         self._supervisor = supervisor
         self._patience_seconds = patience_seconds
         self._pool = ThreadPoolExecutor(2 * workers, "pages")  # a page that hangs delays no other scrape
@@ -51,8 +57,8 @@ class WorkerPages(Collector):
         for worker in map(str, range(self._workers)):
             up.add_metric([worker], worker in pages)
         yield up
-        own = generate_latest(self._supervisor).decode()  # type: ignore[no-untyped-call]
-        yield from merged({**pages, "supervisor": own})
+        missing = {worker: _page_of(state) for worker, state in self._states().items() if worker not in pages}
+        yield from merged({**pages, **missing, "supervisor": _page(self._supervisor)})
 
     def _fetch_all(self) -> dict[str, str]:
         fetches = {
@@ -78,6 +84,18 @@ def merged(pages: Mapping[str, str]) -> list[Metric]:
                 labels = {"worker": worker, **sample.labels}
                 merged_family.add_sample(sample.name, labels, sample.value, exemplar=sample.exemplar)
     return list(families.values())
+
+
+def _page_of(state: str) -> str:
+    """Returns what is known of a worker without a page: its state."""
+    registry = CollectorRegistry()
+    server_state(registry).set_function(lambda: state_series(state))
+    return _page(registry)
+
+
+def _page(registry: CollectorRegistry) -> str:
+    page: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    return page.decode()
 
 
 def _fetch(port: int, timeout_seconds: float) -> str | None:

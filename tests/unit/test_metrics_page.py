@@ -30,7 +30,7 @@ def registry() -> CollectorRegistry:
 @pytest.fixture
 def page(registry: CollectorRegistry) -> Iterator[WSGIServer]:
     """A page that disconnects silent clients almost at once."""
-    server = serve_metrics_page("127.0.0.1:0", registry, idle_seconds=0.05)
+    server = serve_metrics_page("127.0.0.1:0", registry, lambda: "serving", idle_seconds=0.05)
     yield server
     server.shutdown()
     server.server_close()
@@ -62,13 +62,13 @@ def test_a_client_that_falls_silent_is_disconnected(
 def test_a_taken_port_is_an_error(page: WSGIServer, registry: CollectorRegistry) -> None:
     """Nothing is served silently elsewhere."""
     with pytest.raises(StartupError, match="in use"):
-        serve_metrics_page(f"127.0.0.1:{page.server_port}", registry)
+        serve_metrics_page(f"127.0.0.1:{page.server_port}", registry, lambda: "serving")
 
 
 @pytest.fixture
 def patient(registry: CollectorRegistry) -> Iterator[WSGIServer]:
     """A page that hardly disconnects anybody."""
-    server = serve_metrics_page("127.0.0.1:0", registry, idle_seconds=600)
+    server = serve_metrics_page("127.0.0.1:0", registry, lambda: "serving", idle_seconds=600)
     yield server
     server.shutdown()
     server.server_close()

@@ -95,7 +95,6 @@ class Workplace:
             2,
             self._launch,
             self.registry,
-            addresses={},
             patience_seconds=patience_seconds,
             silence_seconds=silence_seconds,
             restart_delay=self._delay,

@@ -25,7 +25,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 def page(metrics: Metrics) -> Iterator[WSGIServer]:
     """A worker's own page, of a server that has embedded two images."""
     metrics.items.labels("image", "ok").inc(2)
-    server = serve_metrics_page("127.0.0.1:0", metrics.registry)
+    server = serve_metrics_page("127.0.0.1:0", metrics.registry, lambda: "serving")
     yield server
     server.shutdown()
     server.server_close()
@@ -43,7 +43,8 @@ def registry_of(ports: dict[str, int]) -> CollectorRegistry:
     registry = CollectorRegistry()
     supervisor = CollectorRegistry()
     log_lines_dropped(supervisor).set_function(lambda: 7.0)
-    registry.register(WorkerPages(2, lambda: ports, supervisor, patience_seconds=0.2))
+    states = {"0": "loading", "1": "serving"}
+    registry.register(WorkerPages(2, lambda: ports, lambda: states, supervisor, patience_seconds=0.2))
     return registry
 
 

@@ -76,9 +76,25 @@ class Room:
     """Room for items of one kind. Belongs to the event loop's thread."""
 
     def __init__(
-        self, kind: str, *, max_items: int, max_bytes: int, clock: Callable[[], float] = time.monotonic
+        self,
+        kind: str,
+        *,
+        max_items: int,
+        max_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        on_change: Callable[[str, int], object] = lambda _, __: None,
     ) -> None:
-        self._kind = kind  # for messages
+        """Starts empty.
+
+        Args:
+            kind: Of the items, for messages.
+            max_items: Most items at once.
+            max_bytes: Most bytes at once.
+            clock: Monotonic seconds.
+            on_change: Takes a caller and how many more of its items are there, or, below 0, how many fewer.
+        """
+        self._kind = kind
+        self._on_change = on_change
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._clock = clock
@@ -138,11 +154,13 @@ class Room:
         self._there.add(items, size_bytes)
         owner.enter(flow, items, size_bytes)
         self._pace.enter(items)
+        self._on_change(flow.caller, items)
 
     def _leave(self, owner: _Class, flow: Flow, items: int, size_bytes: int, *, served: bool) -> None:
         self._there.add(-items, -size_bytes)
         owner.leave(flow, items, size_bytes)
         self._pace.leave(items, served=served)
+        self._on_change(flow.caller, -items)
         self._wake()
 
     def _learn_service(self, seconds: float) -> None:

@@ -72,6 +72,7 @@ class Batcher:
         self._has_parallel_lanes = encoder.has_parallel_lanes
         self._scheduler = scheduler
         self._metrics = metrics
+        self._busy_seconds = metrics.device_busy_seconds.labels()
         self._clock = clock
         self._entries: dict[tuple[str, bytes], Entry] = {}  # by content, from submission to result
         self._is_waking = False
@@ -265,9 +266,9 @@ class Batcher:
             )
         if batch.modality == "text":
             metrics.batch_padding_ratio.observe(padding_ratio(batch.entries))
-        metrics.device_busy_seconds.inc(seconds)
+        self._busy_seconds.inc(seconds)
         if any(isinstance(outcome, Embedded) for outcome in outcomes):
-            metrics.last_forward_timestamp.set_to_current_time()
+            metrics.last_forward_timestamp.set(time.time())
             self.failed_batches = 0
         else:
             self.failed_batches += 1
@@ -356,11 +357,11 @@ class Batcher:
         return "out_of_memory"
 
     def _register_gauges(self, lanes: int) -> None:
-        self._metrics.lanes.set(lanes)
+        metrics, scheduler = self._metrics, self._scheduler
+        metrics.lanes.set(lanes)
         for modality in MODALITIES:
-            metrics = self._metrics.modalities[modality]
-            metrics.queue_entries.set_function(partial(self._scheduler.waiting, modality))
-            metrics.queue_bytes.set_function(partial(self._scheduler.waiting_bytes, modality))
+            metrics.queue_entries.labels(modality).set_function(partial(scheduler.waiting, modality))
+            metrics.queue_bytes.labels(modality).set_function(partial(scheduler.waiting_bytes, modality))
 
 
 def _note_batch(batch: Batch, seconds: float) -> dict[str, str] | None:

@@ -128,7 +128,7 @@ class Engine:
         self._metrics = metrics
         self._tokens, self._unknown_tokens = metrics.tokens.labels(), metrics.unknown_tokens.labels()
         room = partial(Room, max_items=max_queue_size, max_bytes=max_queue_bytes, clock=clock)
-        self._rooms = {modality: room(modality) for modality in MODALITIES}
+        self._rooms = {modality: room(modality, on_change=metrics.callers.wait) for modality in MODALITIES}
         self._room_without_labels = room("Classify")
         # For bytes alone: one item is one call, which has more than one of them.
         self._label_room = Room(
@@ -262,6 +262,7 @@ class Engine:
         arrived = time.monotonic()
         place = await _admit(self._rooms[work.modality], work.sizes, call)
         with place, TrackedItems(metrics, len(work.sizes), call.is_expired):
+            self._metrics.callers.accept(call.flow.caller, len(work.sizes))
             if call.on_admitted is not None:
                 call.on_admitted()
             admitted = time.monotonic()

@@ -40,15 +40,19 @@ class _Usage:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose call it is, as its key says; nobody's, where none is needed."""
+    """Whose call it is, as its key says; nobody's, where none is needed.
+
+    One with a `refusal` may not make this call.
+    """
 
     name: str | None = None
     key: Key | None = None
+    refusal: ServingError | None = None
     usage: _Usage = field(default_factory=_Usage)
 
 
 _NOBODY = Caller()
-_current: ContextVar[Caller | ServingError] = ContextVar("caller", default=_NOBODY)
+_current: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
 
 
 def current_caller() -> Caller:
@@ -58,9 +62,14 @@ def current_caller() -> Caller:
         ServingError: The call is to be refused.
     """
     caller = _current.get()
-    if isinstance(caller, ServingError):
-        raise caller
+    if caller.refusal is not None:
+        raise caller.refusal
     return caller
+
+
+def current_key_name() -> str | None:
+    """Returns the name of the key that came with the call, be it refused or not; None without a valid one."""
+    return _current.get().name
 
 
 class Access:
@@ -84,7 +93,7 @@ class Access:
         try:
             _current.set(self._caller(method, metadata))
         except ServingError as error:
-            _current.set(error)
+            _current.set(Caller(refusal=error))
 
     @contextmanager
     def call(self, *, counts_items: bool) -> Iterator[None]:
@@ -147,9 +156,8 @@ class Access:
             raise _key_invalid()
         name, key = found
         needed = {Scope.ADMIN} if service.startswith(_REFLECTION) else _SCOPES.get(method, set(Scope))
-        if not needed & key.scopes:
-            raise _scope_missing(needed)
-        return Caller(name, key, self._usage[name])
+        refusal = None if needed & key.scopes else _scope_missing(needed)
+        return Caller(name, key, refusal, self._usage[name])
 
     def _check_concurrency(self, key: Key, usage: _Usage) -> None:
         if key.max_concurrent_requests is not None and usage.calls >= key.max_concurrent_requests:

@@ -8,10 +8,12 @@ from urllib.parse import unquote
 import grpc
 
 from alignserve_server.batching.fair import Flow, Priority
+from alignserve_server.caller_metrics import CERTIFICATE, KEY
 from alignserve_server.errors import InvalidArgument
-from alignserve_server.rpc.access import current_caller
+from alignserve_server.rpc.access import current_key_name
 
 PRIORITY_KEY = "alignserve-priority"
+_DEFAULT = Priority.INTERACTIVE
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
 
@@ -29,14 +31,22 @@ def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
     All calls of a host are one caller's, whichever connections they come by.
     """
-    name = current_caller().name
+    name = current_key_name()
     if name is not None:
-        return f"key:{name}"
+        return f"{KEY}{name}"
     for certified in context.auth_context().get("x509_common_name", ()):
-        return f"certificate:{certified.decode(errors='replace')}"
+        return f"{CERTIFICATE}{certified.decode(errors='replace')}"
     peer = unquote(context.peer())  # such as ipv4:127.0.0.1:41234, ipv6:[::1]:41234 or unix:
     host, separator, port = peer.rpartition(":")
     return host if separator and port.isdecimal() else peer
+
+
+def priority_label(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Returns the priority of a call: one of `metrics.PRIORITIES`, whatever its metadata names."""
+    for key, value in context.invocation_metadata() or ():
+        if key == PRIORITY_KEY:
+            return str(value) if value in _PRIORITIES else _DEFAULT.name.lower()
+    return _DEFAULT.name.lower()
 
 
 def _priority_of(context: grpc.aio.ServicerContext[Any, Any]) -> Priority:
@@ -47,4 +57,4 @@ def _priority_of(context: grpc.aio.ServicerContext[Any, Any]) -> Priority:
                     f"metadata {PRIORITY_KEY}: no such priority; send {' or '.join(_PRIORITIES)}"
                 )
             return _PRIORITIES[value]
-    return Priority.INTERACTIVE
+    return _DEFAULT

@@ -9,6 +9,7 @@ https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -37,11 +38,21 @@ class State(Enum):
     DRAINING = "draining"  # on its way out, still serving
     STOPPING = "stopping"
 
+    @property
+    def word(self) -> str:
+        """How it is shown, one of `metrics.STATES`: to whoever looks, what drains and what stops are one."""
+        return _WORDS.get(self, self.value)
+
+
+_WORDS = {State.READY: "serving", State.STOPPING: "draining"}
+
 
 class Readiness:
     """The state of the server. Changing it waits for nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object] = lambda _: None) -> None:
+        """Begins with loading; `tell` takes the word for each state that follows."""
+        self._tell = tell
         self.state = State.LOADING
         self.changed = asyncio.Event()  # set, and replaced by a new one, with the next change
 
@@ -52,6 +63,7 @@ class Readiness:
         self.state = state
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
+        self._tell(state.word)
 
     def check(self) -> None:
         """Passes if a call that comes now can be served. A draining server still serves those that come.

@@ -35,11 +35,13 @@ from alignserve_server.errors import (
     TooManyStreams,
     as_value,
 )
-from alignserve_server.instruments import Number
+from alignserve_server.instruments import Distribution, Number
 from alignserve_server.logs import get_logger
-from alignserve_server.metrics import Metrics
+from alignserve_server.metrics import PRIORITIES, SIZES, Metrics
 from alignserve_server.rpc import fields
 from alignserve_server.rpc.access import Access
+from alignserve_server.rpc.callers import caller_of, priority_label
+from alignserve_server.rpc.expected import rpc_type
 from alignserve_server.rpc.health import HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.reading import Messages, RequestReader, SmallRequestReader
 from alignserve_server.rpc.shares import ConnectionShares
@@ -205,9 +207,13 @@ class _Edge:
         is_api = self.service == SERVICE
         counts_items = handler.request_streaming and is_api
         self._admitted = partial(access.call, counts_items=counts_items)
-        kind = _KINDS[handler.request_streaming, handler.response_streaming]
+        kind = rpc_type(
+            request_streaming=handler.request_streaming, response_streaming=handler.response_streaming
+        )
         follow = partial(tracing.begin, self.service, name) if is_api else _follow_nothing
-        self._calls = _Calls(method, metrics, (kind, self.service, name), follow)
+        self._calls = _Calls(
+            method, metrics, (kind, self.service, name), follow, is_api=is_api, is_batch=counts_items
+        )
 
     async def answer(self, _: object, context: Context) -> bytes:
         self._under_way.add(context)
@@ -237,8 +243,9 @@ class _Edge:
     async def _answer(self, context: Context) -> Any:
         """Returns the answer as bytes, or the status of its failure."""
         try:
-            with _Handling(self._calls, context), self._admitted():
+            with _Handling(self._calls, context) as handling, self._admitted():
                 request = await self._request(context)
+                handling.items = item_count(request)
                 return self.serialize(await self._handler(request, context))
         except ServingError as error:
             return to_grpc_status(as_value(error))
@@ -323,11 +330,26 @@ async def _until(closing: asyncio.Event, writing: Awaitable[None]) -> None:
 class _Calls:
     """The metrics of one method's calls; each series is looked up once."""
 
-    def __init__(self, method: str, metrics: Metrics, labels: tuple[str, str, str], follow: _Follow) -> None:
+    def __init__(
+        self,
+        method: str,
+        metrics: Metrics,
+        labels: tuple[str, str, str],
+        follow: _Follow,
+        *,
+        is_api: bool,
+        is_batch: bool,
+    ) -> None:
         self.method = method
         self.follow = follow
+        self.is_api = is_api
+        self.is_batch = is_batch  # always, as a stream of items is
         self.started = metrics.rpcs_started.labels(*labels)
-        self.seconds = metrics.rpc_seconds.labels(*labels)
+        self.seconds: dict[tuple[str, str], Distribution] = {
+            (priority, size): metrics.rpc_seconds.labels(*labels, priority, size)
+            for priority in (PRIORITIES if is_api else PRIORITIES[:1])
+            for size in ((SIZES[1:] if is_batch else SIZES) if is_api else SIZES[:1])
+        }
         self.count_refusal = metrics.count_refusal
         self._handled = metrics.rpcs_handled
         self._labels = labels
@@ -343,23 +365,25 @@ class _Calls:
 class _Handling:
     """Counts and times a call; what its handler raises by mistake becomes an `InternalError`."""
 
-    __slots__ = ("_calls", "_context", "_start", "_trace")
+    __slots__ = ("_calls", "_context", "_start", "_trace", "items")
 
     def __init__(self, calls: _Calls, context: Context) -> None:
         self._calls = calls
         self._context = context
+        self.items = 0  # as soon as they are known
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Handling:
         self._calls.started.inc()
         self._trace = self._calls.follow(self._context.invocation_metadata)
         self._start = time.perf_counter()
+        return self
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         code = self._code(error)
         exemplar = None if self._trace is None else self._trace.exemplar
-        self._calls.seconds.observe(time.perf_counter() - self._start, exemplar)
+        self._seconds().observe(time.perf_counter() - self._start, exemplar)
         self._calls.handled(code or "INTERNAL").inc()
         if self._trace is not None:
             self._trace.end(code or "INTERNAL", error)
@@ -367,12 +391,18 @@ class _Handling:
             assert isinstance(error, Exception)  # noqa: S101 — `_code` knows all others
             raise internal_error(self._calls.method, error) from error
 
+    def _seconds(self) -> Distribution:
+        calls = self._calls
+        priority = priority_label(self._context) if calls.is_api else PRIORITIES[0]
+        return calls.seconds[priority, SIZES[calls.is_batch or self.items > 1]]
+
     def _code(self, error: BaseException | None) -> str | None:
         """Names the code with which the call ends, or None if the error is unexpected."""
         if error is None:
             return "OK"
         if isinstance(error, ServingError):
-            self._calls.count_refusal(error)
+            caller = caller_of(self._context) if self._calls.is_api else None
+            self._calls.count_refusal(error, caller, self.items)
             return error.code
         if isinstance(error, grpc.aio.AbortError):  # of handlers that are not ours
             return _name(self._context.code())
@@ -384,20 +414,17 @@ class _Handling:
         return code_of_cancellation(self._context.time_remaining())
 
 
+def item_count(request: Any) -> int:
+    """Returns how many images or texts a request of any kind has; labels are none of them."""
+    return len(getattr(request, "images", ()) or getattr(request, "texts", ()))
+
+
 def _service(method: str) -> str:
     return method.rpartition("/")[0].removeprefix("/")
 
 
 def _follow_nothing(_: Callable[[], Metadata | None]) -> None:
     """Health checks and reflection would crowd out what is worth following."""
-
-
-_KINDS = {
-    (False, False): "unary",
-    (False, True): "server_stream",
-    (True, False): "client_stream",
-    (True, True): "bidi_stream",
-}
 
 
 def code_of_cancellation(seconds_remaining: float | None) -> str:

@@ -18,7 +18,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.batching.engine import Call
 from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError
 from alignserve_server.metrics import Metrics
-from alignserve_server.rpc.interceptors import internal_error
+from alignserve_server.rpc.interceptors import internal_error, item_count
 from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.status import to_status_proto
 
@@ -137,7 +137,9 @@ class InferStream:
             with nullcontext() if call.trace is None else call.trace.item() as trace:
                 response = await self._infer(request, replace(call, trace=trace), room)
         except ServingError as error:
-            self._metrics.count_refusal(error)
+            kind = request.WhichOneof("request")
+            items = 0 if kind is None else item_count(getattr(request, kind))
+            self._metrics.count_refusal(error, call.flow.caller, items)
             response = pb.StreamInferResponse(error=to_status_proto(error))
         except Exception as error:  # noqa: BLE001 — one item's bug must not end the stream
             response = pb.StreamInferResponse(error=to_status_proto(internal_error("StreamInfer", error)))
