@@ -1,7 +1,7 @@
-"""alignserve whose model is slow, hangs or fails as its callers ask: python -m tests.deploy.faulty_server JSON
+"""alignserve whose model is slow, hangs or fails as told: python -m tests.deploy.faulty_server JSON
 
-The JSON is {"settings": {…}, "load_seconds": 0, "batch_seconds": 0, "entry_seconds": 0}. Texts that are asked to be
-embedded decide what happens: see `FAIL`, `HANG` and `HANG_FOR_A_WHILE`.
+The JSON is {"settings": {…}, "load_seconds": 0, "batch_seconds": 0, "entry_seconds": 0}. Texts that callers
+want embedded decide what happens: see `FAIL`, `HANG` and `HANG_FOR_A_WHILE`.
 """
 
 from __future__ import annotations

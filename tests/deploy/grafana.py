@@ -59,7 +59,13 @@ def questions() -> list[Question]:
 
 def filled_in(expr: str, window: str = "10s") -> str:
     """Returns a query as Grafana sends it, for all servers and a window of rates."""
-    values = {"$__rate_interval": window, "$job": "alignserve", "$instance": ".+"}
+    values = {
+        "$__rate_interval": window,
+        "$cluster": ".*",
+        "$namespace": ".*",
+        "$job": "alignserve",
+        "$instance": ".+",
+    }
     for variable, value in values.items():
         expr = expr.replace(variable, value)
     return expr

@@ -1,10 +1,10 @@
-"""The shipped rules in a real Prometheus, watching real servers to which things happen: which alert fires when?
+"""The shipped rules in a real Prometheus that watches servers in trouble: which alert fires when?
 
 python -m tests.deploy.live_alerts [--record]
 
-Each scene is a namespace of its own, all at the same time. Time is compressed: rules, timeouts and stalls take a
-thirtieth of what they take in life, so that an hour lasts two minutes. `--record` keeps the series of each scene in
-`recorded.yml`, as the input of `promtool test rules` with the shipped rules, a sample a minute.
+Each scene is a namespace of its own, all at the same time. Time is compressed: rules, timeouts and stalls
+take a thirtieth of what they take in life, so that an hour lasts two minutes. `--record` keeps the series of
+each scene in `recorded.yml`, as the input of `promtool test rules` with the shipped rules, a sample a minute.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import yaml
@@ -39,7 +40,7 @@ RECORDED = Path(__file__).parent / "recorded.yml"
 SPEEDUP = 30
 _MINUTE = 60 / SPEEDUP  # in seconds
 _PLAY_MINUTES = 45
-_EMPTY_MINUTES = 8  # at the end, when nothing is scraped any more
+_EMPTY_MINUTES = 12  # at the end, when nothing is scraped any more
 _SCRAPE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1  # of a caller between two calls
 # As the settings are by default.
@@ -74,6 +75,14 @@ class Replica:
                 stderr=subprocess.DEVNULL,
             )
 
+    def answers(self, path: str) -> bool:
+        """Says whether its page for probes answers 200."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.metrics_port}/{path}", timeout=5):
+                return True
+        except OSError:
+            return False
+
     def kill(self) -> None:
         """Ends it at once."""
         if self._process is not None:
@@ -94,11 +103,12 @@ class Stage:
     targets: Path
     replicas: list[Replica] = field(default_factory=list)
     events: list[tuple[float, str]] = field(default_factory=list)
-    began: float = field(default_factory=time.time)
+    began: float = 0.0
     end: float = 0.0
 
     def note(self, event: str) -> None:
         """Remembers that something happens now."""
+        self.begin()
         self.events.append((time.time(), event))
 
     def scrape(self, *ports: int) -> None:
@@ -119,13 +129,20 @@ class Stage:
         replica = Replica(**told)
         self.replicas.append(replica)
         replica.start()
+        while not await asyncio.to_thread(replica.answers, "healthz"):
+            await asyncio.sleep(_PAUSE_SECONDS)
         self.scrape(*(each.metrics_port for each in self.replicas))
         return replica
 
     async def ready(self, replica: Replica) -> None:
-        """Waits until a replica answers calls."""
-        while await _call(replica, "ready?") != "OK":
+        """Waits until a replica is ready for calls."""
+        while not await asyncio.to_thread(replica.answers, "readyz"):
             await asyncio.sleep(_PAUSE_SECONDS)
+        self.begin()
+
+    def begin(self) -> None:
+        """Remembers this as the time at which the scene begins, unless it has begun."""
+        self.began = self.began or time.time()
 
 
 Play = Callable[[Stage], Awaitable[None]]
@@ -195,8 +212,8 @@ async def _bulk(stage: Stage) -> None:
 @_scene("NotReady")
 async def _loading(stage: Stage) -> None:
     """A first start takes 15 minutes, then it serves."""
-    stage.note("starts")
     replica = await stage.replica(load_seconds=15 * _MINUTE)
+    stage.note("starts")
     await stage.ready(replica)
     stage.note("serves")
     await _keep_calling(replica, "a photo")
@@ -204,11 +221,11 @@ async def _loading(stage: Stage) -> None:
 
 @_scene("NotReady")
 async def _never_ready(stage: Stage) -> None:
-    """A start that never ends is killed and begun again every 9 minutes."""
-    stage.note("starts")
+    """A start that never ends is killed and begun again every 10 minutes, as by a startup probe."""
     replica = await stage.replica(load_seconds=1e6)
+    stage.note("starts")
     while True:
-        await asyncio.sleep(9 * _MINUTE)
+        await asyncio.sleep(10 * _MINUTE)
         replica.kill()
         replica.start()
 
@@ -228,7 +245,7 @@ async def _stalled_called(stage: Stage) -> None:
     await asyncio.gather(calling, hanging)
 
 
-@_scene("Stalled")
+@_scene("Stalled", "ErrorBudgetBurn", "LatencyBudgetBurn")
 async def _stalled_idle(stage: Stage) -> None:
     """The device hangs at one call, nobody calls any more, and stall_exit_seconds is 0."""
     replica = await stage.replica(settings={"stall_exit_seconds": 0})
@@ -238,7 +255,7 @@ async def _stalled_idle(stage: Stage) -> None:
     await _call(replica, HANG)
 
 
-@_scene("Stalled")
+@_scene("Stalled", "ErrorBudgetBurn", "LatencyBudgetBurn", "ItemsFailing")
 async def _stalling_again_and_again(stage: Stage) -> None:
     """The device hangs for 100 s of every 2 minutes, so that no stall lasts for a whole minute."""
     replica = await stage.replica()
@@ -267,6 +284,7 @@ async def _vanished(stage: Stage) -> None:
     await asyncio.sleep(3 * _MINUTE)
     stage.note("vanishes")
     stage.scrape()
+    await asyncio.sleep(4 * _MINUTE)  # until Prometheus has taken note
     replica.kill()
 
 
@@ -284,17 +302,19 @@ async def _restarting(stage: Stage) -> None:
 
 @_scene("Refusing")
 async def _refusing(stage: Stage) -> None:
-    """Eight callers, and room for two."""
-    replica = await stage.replica(batch_seconds=0.05, settings={"max_queue_size": 2})
+    """Twelve callers, and room for four."""
+    replica = await stage.replica(
+        batch_seconds=0.05, settings={"max_queue_size": 4, "max_client_batch_size": 4}
+    )
     await stage.ready(replica)
     stage.note("is full")
-    await asyncio.gather(*(_keep_calling(replica, "a photo") for _ in range(8)))
+    await asyncio.gather(*(_keep_calling(replica, "a photo") for _ in range(12)))
 
 
 @_scene("NotReady")
 async def _something_else(stage: Stage) -> None:
     """What answers at the metrics port is another program."""
-    folder = stage.targets.parent / "page"
+    folder = stage.targets.with_suffix(".page")
     folder.mkdir()
     (folder / "metrics").write_text("other_metric 1\n")
     port = free_port()
@@ -385,7 +405,7 @@ async def play(prometheus: Prometheus, stages: Sequence[Stage], scenes: Sequence
 
 
 def firings(prometheus: Prometheus, start: float, end: float) -> list[Firing]:
-    """Returns the alerts that fired in a time, each once for a namespace, in the order in which they began."""
+    """Returns the alerts that fired in a time, once for each namespace, in the order they began."""
     expr = 'max by (namespace, alertname) (ALERTS{alertstate="firing"})'
     found = []
     for series in prometheus.query_range(expr, start, end, _SCRAPE_SECONDS):
@@ -403,7 +423,7 @@ def timeline(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[F
         fired = [
             firing for firing in found if firing.namespace == stage.namespace and firing.began <= stage.end
         ]
-        first = stage.events[0][0]
+        first = stage.began
         happened = "; ".join(f"{event} at {_minutes(moment - first)}" for moment, event in stage.events[:-1])
         alerts = "; ".join(
             f"{firing.alert.removeprefix('Alignserve')} {_minutes(firing.began - first)}"
@@ -444,7 +464,7 @@ def _minutes(seconds: float) -> str:
 
 
 def recorded(prometheus: Prometheus, scene: Scene, stage: Stage) -> dict[str, Any]:
-    """Returns a case for promtool: the scene's series that rules ask for, and the alerts that have to fire."""
+    """Returns a case for promtool: the series that rules ask for, and the alerts that have to fire."""
     start = stage.began
     count = int((stage.end - start) / _MINUTE)
     moments = [start + number * _MINUTE for number in range(count)]
@@ -454,7 +474,8 @@ def recorded(prometheus: Prometheus, scene: Scene, stage: Stage) -> dict[str, An
         for found in prometheus.query_range(selector, moments[0], moments[-1], _MINUTE):
             values = {round(float(moment) - start, 1): value for moment, value in found["values"]}
             samples = [values.get(round(moment - start, 1)) for moment in moments]
-            series.append({"series": _notation(metric, found["metric"]), "values": _packed(samples)})
+            if any(float(sample or 0) for sample in samples) and _is_asked(found["metric"]):
+                series.append({"series": _notation(metric, found["metric"]), "values": _packed(samples)})
     fired = 'group by (alertname) (max_over_time(ALERTS{alertstate="firing"}[2h]))'
     return {
         "name": f"{scene.name}: {scene.about}",
@@ -470,6 +491,12 @@ def recorded(prometheus: Prometheus, scene: Scene, stage: Stage) -> dict[str, An
             }
         ],
     }
+
+
+def _is_asked(labels: Mapping[str, str]) -> bool:
+    """Says whether rules can see a series: of the histogram of calls they ask for one bucket."""
+    is_bucket = labels["__name__"] == "grpc_server_handling_seconds_bucket"
+    return labels["le"] == "0.5" if is_bucket else True
 
 
 def _asked_metrics() -> set[str]:
@@ -490,7 +517,8 @@ def _notation(metric: str, labels: dict[str, str]) -> str:
 def _packed(samples: Sequence[str | None]) -> str:
     """Returns samples as promtool writes them: `1x3` is 1 four times, `_` a scrape that lacks the series."""
     packed = []
-    for value, same in itertools.groupby("_" if sample is None else sample for sample in samples):
+    short = ("_" if sample is None else f"{float(sample):.12g}" for sample in samples)
+    for value, same in itertools.groupby(short):
         length = len(list(same))
         if value == "_":
             packed.append(f"_x{length}" if length > 1 else "_")
@@ -503,11 +531,9 @@ def _packed(samples: Sequence[str | None]) -> str:
 def _theatre(folder: Path, place: Path) -> Iterator[tuple[Prometheus, list[Stage]]]:
     """Runs Prometheus, and yields it with a stage for each scene."""
     targets = place / "targets"
-    stages = []
-    for scene in SCENES:
-        (targets / scene.name).mkdir(parents=True)
-        stages.append(Stage(scene.name, targets / scene.name / "targets.json"))
-    config = {"file_sd_configs": [{"files": [f"{targets}/*/targets.json"], "refresh_interval": "1s"}]}
+    targets.mkdir()
+    stages = [Stage(scene.name, targets / f"{scene.name}.json") for scene in SCENES]
+    config = {"file_sd_configs": [{"files": [f"{targets}/*.json"], "refresh_interval": "1s"}]}
     with running_prometheus(folder, config, place, speedup=SPEEDUP) as prometheus:
         yield prometheus, stages
 
@@ -536,7 +562,7 @@ def main() -> int:
 
 def _write(cases: Sequence[dict[str, Any]]) -> None:
     rules = [f"../../deploy/prometheus/{kind}_rules.yml" for kind in ("recording", "alerting")]
-    head = "# What real servers showed, by `python -m tests.deploy.live_alerts --record`, a sample a minute: do not edit.\n"
+    head = "# What servers showed, a sample a minute: python -m tests.deploy.live_alerts --record\n"
     tests = {"rule_files": rules, "evaluation_interval": "1m", "tests": list(cases)}
     RECORDED.write_text(head + yaml.safe_dump(tests, sort_keys=False, width=1_000_000))
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -25,6 +24,7 @@ SCRAPE_SECONDS = 1
 Series: TypeAlias = dict[str, Any]  # as Prometheus answers: `metric`, and `value` or `values`
 
 _POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 30
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -44,16 +44,18 @@ def programs(folder: Path) -> Path | None:
 class Prometheus:
     """A running Prometheus, as its API shows it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, process: subprocess.Popen[bytes]) -> None:
         self.address = address
+        self._process = process
 
     def wait_until_ready(self) -> None:
         """Waits until it answers queries."""
         while True:
+            assert self._process.poll() is None, "Prometheus has ended; its log tells why"
             try:
-                with urlopen(f"http://{self.address}/-/ready"):
+                with urlopen(f"http://{self.address}/-/ready", timeout=_ANSWER_SECONDS):
                     return
-            except URLError:
+            except OSError:
                 time.sleep(_POLL_SECONDS)
 
     def query(self, expr: str) -> list[Series]:
@@ -71,7 +73,9 @@ class Prometheus:
         return set(self._ask("label/__name__/values"))
 
     def _ask(self, path: str, **parameters: str | float) -> Any:
-        with urlopen(f"http://{self.address}/api/v1/{path}?{urlencode(parameters)}") as page:
+        with urlopen(
+            f"http://{self.address}/api/v1/{path}?{urlencode(parameters)}", timeout=_ANSWER_SECONDS
+        ) as page:
             return json.load(page)["data"]
 
 
@@ -97,7 +101,7 @@ def running_prometheus(
     ]
     with subprocess.Popen(command) as process:
         try:
-            prometheus = Prometheus(address)
+            prometheus = Prometheus(address, process)
             prometheus.wait_until_ready()
             yield prometheus
         finally:
