@@ -17,8 +17,8 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from tests.deploy.faulty_server import HANG
-from tests.deploy.live_alerts import Replica
 from tests.deploy.prometheus import Prometheus, named_targets, running_prometheus
+from tests.deploy.scenes import Replica
 from tests.processes import BIN
 
 HOURS = 24
