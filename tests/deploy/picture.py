@@ -45,7 +45,7 @@ _NAMED = {
     "dark-red": "#7d0b1b",
 }
 _LEGEND_POINTS, _CHARACTER_PIXELS, _LEGEND_PIXELS = 7, 5.2, 14  # of its font, and a line of it
-_FRAME = "#d8d8d8"
+_FRAME, _GREY = "#d8d8d8", "#8e8e8e"
 _SHADES = 128  # of a picture, which halves its size
 
 Panel: TypeAlias = dict[str, Any]
@@ -131,7 +131,12 @@ class Sheet:
         for series in self._ask(alerts["target"]):
             name, moment = series["metric"]["alertname"], float(series["values"][0][0])
             found[name] = min(moment, found.get(name, moment))
-        return [(moment, name.removeprefix("Alignserve")) for name, moment in found.items()]
+        # Those at its very beginning are of Prometheus's start.
+        return [
+            (moment, name.removeprefix("Alignserve"))
+            for name, moment in found.items()
+            if moment > self._times[_POINTS // 100]
+        ]
 
     @cached_property
     def _starts(self) -> list[float]:
@@ -160,13 +165,14 @@ class Sheet:
         value = float(found[0]["values"][-1][1]) if found else math.nan
         steps = field["thresholds"]["steps"]
         reached = [step["color"] for step in steps if step["value"] is None or step["value"] <= value]
-        axes.set_facecolor(_NAMED[reached[-1]])
+        axes.set_facecolor(_GREY if math.isnan(value) else _NAMED[reached[-1]])
         text = field["noValue"] if math.isnan(value) else _written(value, field["unit"])
         axes.text(0.5, 0.5, text, fontsize=17, color="white", ha="center", va="center")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         box = axes.get_position()
-        axes.set_position((box.x0 - 0.035, box.y0 - 0.2 * box.height, box.width + 0.04, 1.3 * box.height))
+        row = box.height / (panel["gridPos"]["h"] - 2.5)
+        axes.set_position((box.x0 - 0.035, box.y0 - 0.3 * row, box.width + 0.04, box.height + 0.45 * row))
 
     def _timeline(self, axes: Axes, panel: Panel) -> None:
         states = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
@@ -286,7 +292,7 @@ def _finish(axes: Axes, unit: str, *, grid: bool = True) -> None:
     axes.set_xticks(range(0, HOURS + 1, 6), [f"{hour}:00" for hour in range(0, HOURS + 1, 6)])
     axes.tick_params(labelsize=7.5, length=0)
     axes.spines[:].set_visible(False)
-    axes.margins(x=0)
+    axes.set_xlim(0, HOURS)
     if grid:
         axes.grid(color="#e4e4e4", linewidth=0.5)
 

@@ -94,8 +94,13 @@ def heat(about: About, expr: str) -> Panel:
 
 
 def number(about: About, query: Query, *steps: tuple[float | None, str], nothing: str = "0") -> Panel:
-    """Shows the last value in the color of the highest step that it has reached, or says `nothing`."""
-    field: Json = {"thresholds": _thresholds(*steps), "noValue": nothing}
+    """Shows the last value in the color of the highest step it has reached, or `nothing` in grey."""
+    none: Json = {"match": "null+nan", "result": {"text": nothing, "color": "#8e8e8e"}}
+    field: Json = {
+        "thresholds": _thresholds(*steps),
+        "noValue": nothing,
+        "mappings": [{"type": "special", "options": none}],
+    }
     options: Json = {
         "graphMode": "none",
         "colorMode": "background",
