@@ -242,11 +242,21 @@ class Metrics:
             "alignserve_embedding_cache_bytes", "Memory that the cache takes.", ["modality"]
         )
 
-    def expect_rpcs(self, labels: Sequence[str], codes: Sequence[str]) -> None:
-        """Creates the series of a method, by the values of `RPC_LABELS`, and of the codes it can end with."""
+    def expect_rpcs(
+        self, labels: Sequence[str], codes: Sequence[str], kinds: Sequence[tuple[str, str]]
+    ) -> None:
+        """Creates the series of a method.
+
+        Args:
+            labels: The values of `RPC_LABELS`.
+            codes: With which its calls can end.
+            kinds: The priorities and sizes of its calls.
+        """
         self.rpcs_started.labels(*labels)
         for code in codes:
             self.rpcs_handled.labels(*labels, code)
+        for kind in kinds:
+            self.rpc_seconds.labels(*labels, *kind)
 
     def count_refusal(self, error: ServingError, caller: str | None, items: int) -> None:
         """Counts an error if it refuses a call or stream item, rather than reports its failure.

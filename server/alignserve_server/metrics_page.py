@@ -93,18 +93,24 @@ def _pages(registry: CollectorRegistry, state: Callable[[], str]) -> _App:
         "/readyz": _text(ready),
     }
     missing = _text(lambda: ("404 Not Found", f"no such page; there are {', '.join(pages)}"))
-    return lambda environ, start_response: pages.get(environ["PATH_INFO"], missing)(environ, start_response)
+    not_allowed = _text(lambda: ("405 Method Not Allowed", "only GET and HEAD"), ("Allow", "GET, HEAD"))
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        page = pages.get(environ["PATH_INFO"], missing)
+        if page is not missing and environ["REQUEST_METHOD"] != "GET":
+            page = not_allowed
+        return page(environ, start_response)
+
+    return app
 
 
-def _text(answer: Callable[[], tuple[str, str]]) -> _App:
+def _text(answer: Callable[[], tuple[str, str]], *headers: tuple[str, str]) -> _App:
     """Answers with a status and a line of text."""
 
-    def text_app(environ: Any, start_response: Any) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] != "GET":
-            start_response("405 Method Not Allowed", [("Allow", "GET,HEAD")])
-            return []
+    def text_app(_: Any, start_response: Any) -> Iterable[bytes]:
         status, line = answer()
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
+        content = ("Content-Type", "text/plain; charset=utf-8")
+        start_response(status, [content, ("Cache-Control", "no-store"), *headers])
         return [f"{line}\n".encode()]
 
     return text_app

@@ -57,8 +57,10 @@ class Settings(BaseSettings):
 
     # Where
     listen: Address = Field("127.0.0.1:50051", description="HOST:PORT for gRPC; port 0 takes a free one")
-    metrics_listen: Address = Field("127.0.0.1:9464", description="HOST:PORT for Prometheus, at /metrics")
-    metrics: bool = Field(True, description="serve /metrics")
+    metrics_listen: Address = Field(
+        "127.0.0.1:9464", description="HOST:PORT for Prometheus and HTTP probes: /metrics, /healthz, /readyz"
+    )
+    metrics: bool = Field(True, description="serve /metrics, /healthz and /readyz")
     reflection: bool = Field(True, description="serve gRPC reflection, for grpcurl and the like")
 
     # Access

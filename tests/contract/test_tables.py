@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ from tests.processes import ROOT
 
 ERROR_ROWS = rows(read("protos/README.md"), "code", "reason", "meaning", "details", "retry")
 SETTING_COLUMNS = ("setting", "default", "meaning")
+_IN_PLACE_OF_LOGGERS = {"_render_own": "error", "announce": "info", "_announce": "info"}
+_LEVELS = {"exception": "error", **_IN_PLACE_OF_LOGGERS}
 METRIC_COLUMNS = ("metric", "type", "labels", "meaning")
 
 
@@ -102,23 +106,53 @@ def test_short_metrics_table_names_metrics_that_exist() -> None:
     assert short <= names
 
 
-def test_log_table_has_every_event() -> None:
-    """server/README.md says when each event is logged that the server's code names."""
-    sources = (ROOT / "server" / "alignserve_server").rglob("*.py")
-    logged = {
-        event
-        for source in sources
-        for event in re.findall(r'_(?:log\.\w+|announce|render_own)\(\s*"(\w+)"', source.read_text())
-    }
-
-    documented = {
-        event
+def test_log_table_equals_the_events() -> None:
+    """server/README.md lists every event that the server's code logs, once, at its level, and no other."""
+    documented = [
+        (event, level)
         for row in rows(read("server/README.md"), "event", "level", "when")
-        for event in re.findall(r"\w+", row["event"])
-    }
+        for event, level in _leveled(re.findall(r"\w+", row["event"]), re.findall(r"\w+", row["level"]))
+    ]
 
-    assert logged
-    assert logged - {"listening_unprotected"} <= documented  # explained where access is
+    assert sorted(documented) == sorted(_events())
+
+
+def test_every_event_has_its_name_in_the_code() -> None:
+    """An event whose name is put together as it is logged could be in no table."""
+    assert [call.lineno for call, _ in _logging_calls() if not isinstance(_event_of(call), str)] == []
+
+
+def _leveled(events: list[str], levels: list[str]) -> list[tuple[str, str]]:
+    """Pairs the events of a row with their levels, of which there is one for all or one for each."""
+    return list(zip(events, levels * len(events) if len(levels) == 1 else levels, strict=True))
+
+
+def _events() -> set[tuple[str, str]]:
+    """Returns the events that the code logs, with their levels."""
+    told = {("beat", "info"), ("state", "info")}  # by a worker to its supervisor, and never logged
+    return {(str(_event_of(call)), _LEVELS.get(name, name)) for call, name in _logging_calls()} - told
+
+
+def _event_of(call: ast.Call) -> object:
+    return call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
+
+
+def _logging_calls() -> Iterator[tuple[ast.Call, str]]:
+    """Yields the calls of loggers, and of what takes a log's place, with the name of what is called."""
+    for source in sorted((ROOT / "server" / "alignserve_server").rglob("*.py")):
+        if "get_logger" not in (text := source.read_text()):
+            continue  # it logs as libraries do, in sentences
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _logs(node.func):
+                yield node, node.func.attr
+
+
+def _logs(function: ast.Attribute) -> bool:
+    of = function.value
+    is_of_logger = (isinstance(of, ast.Name) and of.id == "_log") or (
+        isinstance(of, ast.Call) and isinstance(of.func, ast.Name) and of.func.id == "get_logger"
+    )
+    return is_of_logger or function.attr in _IN_PLACE_OF_LOGGERS
 
 
 def _error_kinds() -> list[type[errors.ServingError]]:

@@ -1,6 +1,6 @@
-"""The series of a real server through its life, for tests of rules: what alerts are fed is what a server shows.
+"""The series of a real server through its life, so that tests feed alerts with what a server shows.
 
-`python -m tests.deploy.recorded_series` runs a server that loads, serves, stalls, recovers, stalls for good and
+`python -m tests.deploy.recorded_series` runs a server that loads, serves, stalls, recovers, stalls again and
 drains, scrapes its page over HTTP, and writes `recorded_series.json`. A test compares that with what a server
 shows now.
 """
@@ -110,6 +110,7 @@ async def record() -> Recording:
         await scrape("loading", call)
         loaded.set()
         await loading
+        await _until(lambda: server.metrics.event_loop_tasks.labels().value is not None)  # a first look
         await scrape("serving", call)
         await stall()
         await scrape("stalled", call)

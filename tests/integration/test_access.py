@@ -289,6 +289,71 @@ async def _outcome(call) -> None:
         await call
 
 
+@pytest.mark.usefixtures("looks_always")
+async def test_the_caller_that_floods_can_be_found(keys_file) -> None:
+    """What each key had accepted, was refused and has waiting; a key that is revoked is shown no more."""
+    flood, search = add_key(keys_file, "nightly-index"), add_key(keys_file, "search")
+    refused_key = add_key(keys_file, "no-texts", Scope.CLASSIFY)
+    async with running(keys_file=keys_file, max_queue_size=64, max_batch_size=2) as served:
+
+        def of(caller: str) -> list[float | None]:
+            sample = served.server.metrics.registry.get_sample_value
+            accepted, rejected = (
+                sample("alignserve_caller_items_total", {"caller": caller, "outcome": outcome})
+                for outcome in ("accepted", "refused")
+            )
+            return [accepted, rejected, sample("alignserve_caller_waiting_items", {"caller": caller})]
+
+        assert [of(caller) for caller in ("nightly-index", "search", "anonymous")] == [[0, 0, 0]] * 3
+        served.encoder.gate.clear()
+        flooding = [
+            asyncio.ensure_future(
+                _outcome(served.stub.EmbedText(text_request(f"a {i}", f"b {i}"), metadata=bearer(flood)))
+            )
+            for i in range(100)
+        ]
+        await until(lambda: sum(map(float, of("nightly-index")[:2])) == 200)
+        calm = asyncio.ensure_future(served.stub.EmbedText(text_request("calm"), metadata=bearer(search)))
+        await until(lambda: of("search")[0] == 1)
+        await refused(served.stub.EmbedText(text_request("a", "b"), metadata=bearer(refused_key)))
+        await refused(served.stub.EmbedText(text_request("a"), metadata=bearer("as_search_guess")))
+
+        accepted, rejected, waiting = of("nightly-index")
+        assert rejected > accepted > 0
+        assert waiting >= accepted - 2  # one is in the model
+        assert of("search") == [1, 0, 1]
+        assert of("no-texts") == [0, 1, 0]  # refused before it was read
+        assert of("anonymous") == [0, 1, 0]
+
+        served.encoder.gate.set()
+        await asyncio.gather(*flooding, calm)
+        assert of("nightly-index")[2] == of("search")[2] == 0
+        with changed_keys(keys_file) as keys:
+            del keys["nightly-index"]
+        await refused(served.stub.EmbedText(text_request("a"), metadata=bearer(flood)))
+        assert of("nightly-index") == [None, None, None]
+        assert served.sample("alignserve_items_accepted_total", modality="text") == accepted + 1
+
+
+async def test_items_of_streams_are_counted_by_caller(keys_file) -> None:
+    """Each with its own images and texts, whether it is served or refused."""
+    key = add_key(keys_file, "search")
+    async with running(keys_file=keys_file) as served:
+        requests = [
+            pb.StreamInferRequest(correlation_id="1", embed_text=text_request("a", "b")),
+            pb.StreamInferRequest(correlation_id="2", embed_text=pb.EmbedTextRequest()),
+            pb.StreamInferRequest(correlation_id="3"),
+        ]
+        async for _ in served.stub.StreamInfer(iter(requests), metadata=bearer(key)):
+            pass
+
+        counts = {
+            outcome: served.sample("alignserve_caller_items_total", caller="search", outcome=outcome)
+            for outcome in ("accepted", "refused")
+        }
+        assert counts == {"accepted": 2, "refused": 2}
+
+
 async def test_callers_with_keys_are_told_apart(keys_file) -> None:
     """From one host, a flood with one key leaves the other its turn."""
     flood, small = add_key(keys_file, "flood"), add_key(keys_file, "small")

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
 from urllib.error import HTTPError
 from urllib.request import urlopen
 from wsgiref.simple_server import WSGIServer
 
 import pytest
 from alignserve_server.errors import StartupError
+from alignserve_server.metrics import STATES
 from alignserve_server.metrics_page import serve_metrics_page
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -42,6 +44,62 @@ def test_the_page_shows_the_registry(page: WSGIServer) -> None:
         text = response.read().decode()
 
     assert "answers_total 42.0" in text
+
+
+def asked(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    """Returns status, headers and body of an answer."""
+    connection = HTTPConnection("127.0.0.1", port)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics?name[]=answers_total", "/healthz", "/readyz?verbose"])
+def test_head_is_get_without_the_body(page: WSGIServer, path: str) -> None:
+    """As some probes and balancers ask."""
+    status, headers, body = asked(page.server_port, path)
+    head = asked(page.server_port, path, "HEAD")
+
+    assert (status, head[0], head[2]) == (200, 200, b"")
+    assert head[1]["Content-Length"] == headers["Content-Length"] == str(len(body))
+    assert head[1]["Content-Type"] == headers["Content-Type"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/metric", "/metrics/", "/metrics2", "/Metrics", "/healthz/x", "/favicon.ico"]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_any_other_path_is_not_found(page: WSGIServer, path: str, method: str) -> None:
+    """A probe with a slip in its path would be green for ever; the answer names the paths that there are."""
+    status, _, body = asked(page.server_port, path, method)
+
+    assert status == 404
+    assert (b"/metrics, /healthz, /readyz" in body) == (method != "HEAD")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+def test_nothing_can_be_sent(page: WSGIServer, path: str) -> None:
+    """What is allowed is said."""
+    status, headers, _ = asked(page.server_port, path, "POST")
+
+    assert status == 405
+    assert "GET" in headers["Allow"]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_only_a_server_that_serves_is_ready(registry: CollectorRegistry, state: str) -> None:
+    """Whatever it does otherwise is the body, in a word; alive it is anyway."""
+    server = serve_metrics_page("127.0.0.1:0", registry, lambda: state)
+
+    ready, alive = asked(server.server_port, "/readyz"), asked(server.server_port, "/healthz")
+    server.shutdown()
+    server.server_close()
+
+    assert (ready[0], ready[2]) == (200 if state == "serving" else 503, f"{state}\n".encode())
+    assert (alive[0], alive[2]) == (200, b"ok\n")
 
 
 @pytest.mark.timeout(30)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from alignserve_server.errors import StartupError
+from alignserve_server.metrics import STATES
 from alignserve_server.supervisor import Supervisor, restart_delay
 from prometheus_client import CollectorRegistry
 
@@ -60,7 +61,11 @@ class FakeProcess:
         if number in self.heeds:
             self.end(-number if number == KILL else 0)
 
+    def tell_state(self, state: str) -> None:
+        self._events.put_nowait({"event": "state", "state": state})
+
     def become_ready(self) -> None:
+        self.tell_state("serving")
         self._events.put_nowait({"event": "listening", "metrics_port": 1})
         self._events.put_nowait({"event": "ready"})
 
@@ -113,6 +118,15 @@ class Workplace:
 
     def hangs(self, worker: int) -> float | None:
         return self.registry.get_sample_value("alignserve_worker_hangs_total", {"worker": str(worker)})
+
+    def states(self) -> list[str]:
+        """Returns the state of each worker, as the page shows it."""
+        return [
+            state
+            for worker in "01"
+            for state in STATES
+            if self.registry.get_sample_value("alignserve_state", {"worker": worker, "state": state})
+        ]
 
     def restarts(self, worker: int) -> float | None:
         return self.registry.get_sample_value("alignserve_worker_restarts_total", {"worker": str(worker)})
@@ -341,3 +355,41 @@ async def test_a_worker_that_stops_may_be_silent() -> None:
     assert await workplace.running == 1
     assert processes[0].signals == [TERM, KILL]
     assert workplace.hangs(0) == 0
+
+
+async def test_the_state_of_all_is_that_of_the_one_that_can_serve() -> None:
+    """From the first moment on, through restarts, until the end: one that serves is enough to be ready."""
+    workplace = Workplace()
+    supervisor = workplace.supervisor
+    assert (supervisor.state, workplace.states()) == ("loading", ["loading", "loading"])
+
+    first, second = await workplace.both_ready()
+    assert (supervisor.state, workplace.states()) == ("serving", ["serving", "serving"])
+
+    first.tell_state("stalled")
+    await until(lambda: workplace.states() == ["stalled", "serving"])
+    assert supervisor.state == "serving"
+
+    second.end(1)
+    await until(lambda: workplace.states() == ["stalled", "loading"])
+    assert supervisor.state == "stalled"
+
+    supervisor.stop(TERM)
+    await until(lambda: set(workplace.states()) == {"draining"})
+    assert supervisor.state == "draining"
+    await workplace.running
+
+
+async def test_a_worker_that_is_restarted_is_ready_when_it_says_so() -> None:
+    """What its predecessor told last is forgotten."""
+    workplace = Workplace()
+    first, _ = await workplace.both_ready()
+
+    first.end(1)
+    again = await workplace.launched.get()
+    assert workplace.states() == ["loading", "serving"]
+
+    again.become_ready()
+    await until(lambda: workplace.states() == ["serving", "serving"])
+    workplace.supervisor.stop(TERM)
+    await workplace.running

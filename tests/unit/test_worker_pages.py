@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from wsgiref.simple_server import WSGIServer
 
 import pytest
-from alignserve_server.metrics import Metrics, log_lines_dropped
+from alignserve_server.metrics import STATES, Metrics, log_lines_dropped, state_series
 from alignserve_server.metrics_page import serve_metrics_page
 from alignserve_server.worker_pages import WorkerPages, merged
 from prometheus_client import (
@@ -113,6 +113,20 @@ def test_a_worker_that_answers_is_up(page: WSGIServer) -> None:
     ok = {"modality": "image", "outcome": "ok"}
     assert registry.get_sample_value("alignserve_items_total", {**ok, "worker": "1"}) == 2
     assert registry.get_sample_value("alignserve_items_total", {**ok, "worker": "0"}) is None
+
+
+def test_a_worker_without_a_page_has_its_state(metrics: Metrics, page: WSGIServer) -> None:
+    """Of one that loads, or is being restarted, nothing else is known; each state is there once."""
+    metrics.state.set_function(lambda: state_series("serving"))
+
+    lines = generate_latest(registry_of({"1": page.server_port})).decode().splitlines()
+
+    states = [line for line in lines if line.startswith("alignserve_state{")]
+    assert sorted(line for line in states if line.endswith(" 1.0")) == [
+        'alignserve_state{state="loading",worker="0"} 1.0',
+        'alignserve_state{state="serving",worker="1"} 1.0',
+    ]
+    assert len(states) == 2 * len(STATES)
 
 
 def test_the_supervisor_is_counted_beside_the_workers(page: WSGIServer) -> None:

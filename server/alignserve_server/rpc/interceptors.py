@@ -41,7 +41,7 @@ from alignserve_server.metrics import PRIORITIES, SIZES, Metrics
 from alignserve_server.rpc import fields
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.callers import caller_of, priority_label
-from alignserve_server.rpc.expected import rpc_type
+from alignserve_server.rpc.expected import kinds_of_calls, rpc_type
 from alignserve_server.rpc.health import HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.reading import Messages, RequestReader, SmallRequestReader
 from alignserve_server.rpc.shares import ConnectionShares
@@ -346,9 +346,8 @@ class _Calls:
         self.is_batch = is_batch  # always, as a stream of items is
         self.started = metrics.rpcs_started.labels(*labels)
         self.seconds: dict[tuple[str, str], Distribution] = {
-            (priority, size): metrics.rpc_seconds.labels(*labels, priority, size)
-            for priority in (PRIORITIES if is_api else PRIORITIES[:1])
-            for size in ((SIZES[1:] if is_batch else SIZES) if is_api else SIZES[:1])
+            kind: metrics.rpc_seconds.labels(*labels, *kind)
+            for kind in kinds_of_calls(labels[1], request_streaming=is_batch)
         }
         self.count_refusal = metrics.count_refusal
         self._handled = metrics.rpcs_handled
