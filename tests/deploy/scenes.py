@@ -206,7 +206,7 @@ async def _bulk(stage: Stage) -> None:
 async def _loading(stage: Stage) -> None:
     """A first start takes 15 minutes, then it serves."""
     replica = await stage.replica(load_seconds=15 * MINUTE)
-    stage.note("starts")
+    stage.note("is scraped")
     await stage.ready(replica)
     stage.note("serves")
     await _keep_calling(replica, "a photo")
@@ -216,7 +216,7 @@ async def _loading(stage: Stage) -> None:
 async def _never_ready(stage: Stage) -> None:
     """A start that never ends is killed and begun again every 10 minutes, as by a startup probe."""
     replica = await stage.replica(load_seconds=1e6)
-    stage.note("starts")
+    stage.note("is scraped")
     while True:
         await asyncio.sleep(10 * MINUTE)
         replica.kill()
@@ -316,7 +316,7 @@ async def _something_else(stage: Stage) -> None:
         stderr=subprocess.DEVNULL,
     )
     await stage.scrape(port)
-    stage.note("starts")
+    stage.note("is scraped")
     try:
         await server.wait()
     finally:

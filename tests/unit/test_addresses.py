@@ -48,9 +48,7 @@ def test_workers_share_a_port_without_ipv6() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["_no_ipv6", "request"], ids=["without IPv6", "as it is"])
-def test_metrics_are_served_over_ipv4_at_all_addresses(
-    request: pytest.FixtureRequest, kernel: str
-) -> None:
+def test_metrics_are_served_over_ipv4_at_all_addresses(request: pytest.FixtureRequest, kernel: str) -> None:
     """Whether or not the kernel has IPv6."""
     request.getfixturevalue(kernel)
     page = serve_metrics_page("[::]:0", CollectorRegistry(), lambda: "serving")
