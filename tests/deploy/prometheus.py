@@ -20,6 +20,7 @@ from tests.processes import ROOT, free_port
 
 CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
 SCRAPE_SECONDS = 1
+PLACE = {"cluster": "test", "namespace": "align"}
 
 Series: TypeAlias = dict[str, Any]  # as Prometheus answers: `metric`, and `value` or `values`
 
@@ -112,7 +113,8 @@ def named_targets(ports: Mapping[str, int]) -> dict[str, Any]:
     """Returns ports of this machine as targets with names, so that pictures show names instead of ports."""
     return {
         "static_configs": [
-            {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}} for name, port in ports.items()
+            {"targets": [f"127.0.0.1:{port}"], "labels": {**PLACE, "instance": name}}
+            for name, port in ports.items()
         ]
     }
 
