@@ -17,6 +17,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from alignserve_server.addresses import present_host
 from alignserve_server.errors import StartupError
 from alignserve_server.logs import get_logger
 from alignserve_server.settings import host_and_port
@@ -62,10 +63,16 @@ def serve_metrics_page(
 
 
 def _bound(host: str, port: int, app: _App, idle_seconds: float) -> WSGIServer:
+    host = present_host(host)
     family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 
     class Server(_Server):
         address_family = family
+
+        def server_bind(self) -> None:
+            if family == socket.AF_INET6:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # as gRPC: IPv4 too
+            super().server_bind()
 
     class Handler(_Handler):
         timeout = idle_seconds  # or each connection that sends nothing would hold a thread for good

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from alignserve_server.addresses import present_host
 from alignserve_server.errors import StartupError
 from alignserve_server.settings import host_and_port
 
@@ -33,7 +34,7 @@ def reserved_port(listen: str) -> Iterator[int]:
 
 
 def _hold_all(host: str, port: int, held: ExitStack) -> int:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = socket.getaddrinfo(present_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = dict.fromkeys((family, address[0], address[2:]) for family, *_, address in found)
     holders = 0
     for family, name, scope in addresses:

@@ -667,9 +667,9 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
     from alignserve_server.model.align import load_align  # so that the fake starts without any runtime
 
     checkpoint = resolve(settings.checkpoint, settings.revision)
-    # What is prepared is served on the CPU, whatever else there is.
-    device = _device(settings, worker) if isinstance(checkpoint, Checkpoint) else settings.device
     try:
+        # What is prepared is served on the CPU, whatever else there is.
+        device = _device(settings, worker) if isinstance(checkpoint, Checkpoint) else settings.device
         return load_align(
             checkpoint,
             runtime=settings.runtime,

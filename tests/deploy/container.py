@@ -27,7 +27,7 @@ from tests.processes import BIN
 
 _PREFIX = "/opt/alignserve"  # /usr/local in the image, which here holds more than the image's packages
 _NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--mount-proc", "--fork")
-_USER = ("unshare", "--user", "--map-user=10001", "--map-group=10001")
+_USER = "10001:10001"
 _INSIDE = ("nsenter", "--user", "--preserve-credentials", "--net", "--mount", "--pid", "--wd=/")
 _SCAFFOLDS = ("/opt", "/run", "/srv", "/tmp", "/var/cache")  # where mounts may lie
 
@@ -86,6 +86,7 @@ def running_container(
     *,
     writable: Sequence[str],
     files: Mapping[str, Path] | None = None,
+    user: str = _USER,
 ) -> Iterator[Container]:
     """Runs an image's entrypoint for the length of the block.
 
@@ -94,6 +95,7 @@ def running_container(
         image: Gives the entrypoint and variables, which those of `environment` win over.
         writable: Where volumes are mounted that can be written.
         files: Folders of this machine by where they are mounted.
+        user: Numbers of the user and of its group.
     """
     variables = {
         "HOME": "/nonexistent",
@@ -104,7 +106,9 @@ def running_container(
     }
     # This environment's own folders too, which may lie below a scaffold.
     own = {folder: Path(folder) for folder in (sys.base_prefix, sys.prefix)}
-    script = _script({**own, _PREFIX: packages, **_checkpoint(image, packages), **(files or {})}, writable)
+    script = _script(
+        {**own, _PREFIX: packages, **_checkpoint(image, packages), **(files or {})}, writable, user
+    )
     with subprocess.Popen(
         [*_NAMESPACES, "--kill-child", "sh", "-euc", script, "sh", *image.entrypoint],
         env=variables,
@@ -129,10 +133,18 @@ def can_run_containers() -> bool:
     """Whether this machine has the tools, and lets its user make the namespaces of a container."""
     if not all(map(shutil.which, ("unshare", "nsenter", "ip"))):
         return False
-    return subprocess.run([*_NAMESPACES, *_USER, "true"], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run([*_NAMESPACES, *_as_user(_USER), "true"], capture_output=True, check=False).returncode
+        == 0
+    )
 
 
-def _script(files: Mapping[str, Path], writable: Sequence[str]) -> str:
+def _as_user(user: str) -> tuple[str, ...]:
+    number, _, group = user.partition(":")
+    return ("unshare", "--user", f"--map-user={number}", f"--map-group={group}")
+
+
+def _script(files: Mapping[str, Path], writable: Sequence[str], user: str) -> str:
     """Returns what lays out the filesystem and then becomes the command."""
     held = "/mnt"  # the sources of mounts, which scaffolds would hide
     lines = ["ip link set lo up", f"mount -t tmpfs none {held}"]
@@ -145,7 +157,7 @@ def _script(files: Mapping[str, Path], writable: Sequence[str]) -> str:
         lines += [f"mkdir -p {target}", f"mount --bind -o ro {held}/{number} {target}"]
     read_only = [path for path in ("/", held, *_SCAFFOLDS) if path not in writable]
     lines += [f"mount -o bind,remount,ro {path}" for path in read_only]
-    return "\n".join([*lines, f'exec {" ".join(_USER)} "$@"'])
+    return "\n".join([*lines, f'exec {" ".join(_as_user(user))} "$@"'])
 
 
 _HEALTH = """

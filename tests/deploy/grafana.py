@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import trustme
 
-from tests.deploy.prometheus import Prometheus, running_prometheus
+from tests.deploy.prometheus import Prometheus, named_targets, running_prometheus
 from tests.load.soak import Soak
 from tests.processes import ROOT, server_process
 
@@ -59,7 +59,13 @@ def questions() -> list[Question]:
 
 def filled_in(expr: str, window: str = "10s") -> str:
     """Returns a query as Grafana sends it, for all servers and a window of rates."""
-    values = {"$__rate_interval": window, "$job": "alignserve", "$instance": ".+"}
+    values = {
+        "$__rate_interval": window,
+        "$cluster": ".*",
+        "$namespace": ".*",
+        "$job": "alignserve",
+        "$instance": ".+",
+    }
     for variable, value in values.items():
         expr = expr.replace(variable, value)
     return expr
@@ -83,7 +89,7 @@ def loaded_servers(
             name: life.enter_context(server_process(*flags)) for name, flags in {**called, **idle}.items()
         }
         targets = {name: server.metrics_port for name, server in servers.items()}
-        prometheus = life.enter_context(running_prometheus(folder, targets, place))
+        prometheus = life.enter_context(running_prometheus(folder, named_targets(targets), place))
         life.enter_context(_waves([servers[name].address for name in called], wave_seconds))
         yield prometheus
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -10,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -20,10 +20,13 @@ from tests.processes import ROOT, free_port
 
 CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
 SCRAPE_SECONDS = 1
+PLACE = {"cluster": "test", "namespace": "align"}
 
 Series: TypeAlias = dict[str, Any]  # as Prometheus answers: `metric`, and `value` or `values`
 
 _POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 30
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def programs(folder: Path) -> Path | None:
@@ -42,16 +45,18 @@ def programs(folder: Path) -> Path | None:
 class Prometheus:
     """A running Prometheus, as its API shows it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, process: subprocess.Popen[bytes]) -> None:
         self.address = address
+        self._process = process
 
     def wait_until_ready(self) -> None:
         """Waits until it answers queries."""
         while True:
+            assert self._process.poll() is None, "Prometheus has ended; its log tells why"
             try:
-                with urlopen(f"http://{self.address}/-/ready"):
+                with urlopen(f"http://{self.address}/-/ready", timeout=_ANSWER_SECONDS):
                     return
-            except URLError:
+            except OSError:
                 time.sleep(_POLL_SECONDS)
 
     def query(self, expr: str) -> list[Series]:
@@ -69,38 +74,69 @@ class Prometheus:
         return set(self._ask("label/__name__/values"))
 
     def _ask(self, path: str, **parameters: str | float) -> Any:
-        with urlopen(f"http://{self.address}/api/v1/{path}?{urlencode(parameters)}") as page:
+        with urlopen(
+            f"http://{self.address}/api/v1/{path}?{urlencode(parameters)}", timeout=_ANSWER_SECONDS
+        ) as page:
             return json.load(page)["data"]
 
 
 @contextmanager
-def running_prometheus(folder: Path, targets: Mapping[str, int], place: Path) -> Iterator[Prometheus]:
-    """Runs the program of `folder`, which scrapes ports of this machine; its files go to `place`.
+def running_prometheus(
+    folder: Path, targets: Mapping[str, Any], place: Path, *, speedup: int = 1
+) -> Iterator[Prometheus]:
+    """Runs the program of `folder`, which scrapes what `targets` say; its files go to `place`.
 
-    Targets are named, so that pictures show names instead of ports.
+    Args:
+        folder: The one with Prometheus's program.
+        targets: Kinds of service discovery, as in a scrape configuration; see `named_targets`.
+        place: For configuration and data.
+        speedup: By how much the times in the rules are shortened.
     """
     config = place / "prometheus.yml"
-    config.write_text(yaml.safe_dump(_hurried(targets)))
+    config.write_text(yaml.safe_dump(_hurried(targets, place, speedup)))
     address = f"127.0.0.1:{free_port()}"
     command = [
         *(folder / "prometheus", f"--config.file={config}", f"--storage.tsdb.path={place / 'data'}"),
         *(f"--web.listen-address={address}", "--log.level=error"),
+        f"--query.lookback-delta={max(300 // speedup, 3 * SCRAPE_SECONDS)}s",
     ]
     with subprocess.Popen(command) as process:
         try:
-            prometheus = Prometheus(address)
+            prometheus = Prometheus(address, process)
             prometheus.wait_until_ready()
             yield prometheus
         finally:
             process.terminate()
 
 
-def _hurried(targets: Mapping[str, int]) -> dict[str, Any]:
-    """Returns the shipped configuration with other targets and shorter intervals."""
+def named_targets(ports: Mapping[str, int]) -> dict[str, Any]:
+    """Returns ports of this machine as targets with names, so that pictures show names instead of ports."""
+    return {
+        "static_configs": [
+            {"targets": [f"127.0.0.1:{port}"], "labels": {**PLACE, "instance": name}}
+            for name, port in ports.items()
+        ]
+    }
+
+
+def hurried_rules(rules: str, speedup: int) -> str:
+    """Returns a file of rules with all ranges, `for` and offsets shortened, in milliseconds."""
+
+    def shorten(match: re.Match[str]) -> str:
+        milliseconds = 1000 * int(match[2]) * _SECONDS[match[3]] // speedup
+        return f"{match[1]}{milliseconds}ms{match[4]}"
+
+    return re.sub(r"(\[|for: |offset )(\d+)([smhd])(\]?)", shorten, rules)
+
+
+def _hurried(targets: Mapping[str, Any], place: Path, speedup: int) -> dict[str, Any]:
+    """Returns the shipped configuration with other targets and shorter times."""
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     config["global"] = dict.fromkeys(config["global"], f"{SCRAPE_SECONDS}s")
-    config["rule_files"] = [str(CONFIG.parent / file) for file in config["rule_files"]]
-    config["scrape_configs"][0]["static_configs"] = [
-        {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}} for name, port in targets.items()
-    ]
+    for number, file in enumerate(config["rule_files"]):
+        hurried = place / file
+        hurried.write_text(hurried_rules((CONFIG.parent / file).read_text(), speedup))
+        config["rule_files"][number] = str(hurried)
+    job = config["scrape_configs"][0]
+    config["scrape_configs"] = [{"job_name": job["job_name"], **targets}]
     return config

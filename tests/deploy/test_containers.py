@@ -51,7 +51,7 @@ def test_the_image_exposes_what_the_server_listens_on(target: str) -> None:
     ]
 
     assert {name.removeprefix("ALIGNSERVE_").lower() for name in names} <= set(Settings.model_fields)
-    assert [host for host, _ in listening] == ["0.0.0.0", "0.0.0.0"]
+    assert [host for host, _ in listening] == ["::", "::"]  # IPv4 too
     assert [str(port) for _, port in listening] == image.last("EXPOSE").split()
 
 
@@ -149,6 +149,23 @@ def test_the_image_serves(containers: Path, prepared: Path) -> None:
     assert checked.returncode == 0, checked.stderr
     assert '"kind": "text"' in page.stdout, page.stderr
     assert code == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_the_image_listens_on_ipv4_and_ipv6(containers: Path, host: str) -> None:
+    """Calls and scrapes reach it by either, as a cluster of one family or of both needs."""
+    image = Image("cpu")
+    fetch = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).status)"
+    with running_container(
+        containers, image, {"ALIGNSERVE_CHECKPOINT": "fake"}, writable=["/tmp"]
+    ) as container:
+        container.event("ready")
+
+        called = container.run("alignserve", "--server", f"{host}:50051", "info")
+        scraped = container.run(sys.executable, "-c", fetch, f"http://{host}:9464/metrics")
+
+    assert called.returncode == 0, called.stderr
+    assert scraped.stdout == "200\n", scraped.stderr
 
 
 def test_the_health_check_fails_where_no_server_answers(containers: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 from pathlib import Path
 
 import grpc
@@ -13,9 +14,9 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
-from tests.deploy.envoy import CONFIG, PROGRAM
+from tests.deploy.envoy import CONFIG, PROGRAM, Envoy, rendered
 from tests.deploy.rolling import Load, Replica, balanced, restart, right_answer, vector_of
-from tests.integration.serving import connect, image_request
+from tests.integration.serving import connect, image_request, until
 from tests.processes import run
 
 pytestmark = [
@@ -30,6 +31,26 @@ def test_the_configuration_is_valid() -> None:
 
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
+
+
+async def test_it_starts_where_standard_output_is_a_socket(tmp_path: Path) -> None:
+    """As under systemd, whose journal reads it from one; /dev/stdout cannot be opened then."""
+    config, admin = tmp_path / "envoy.json", tmp_path / "admin"
+    config.write_text(json.dumps(rendered(["127.0.0.1:1"])))
+    journal, stdout = socket.socketpair()
+    process = await asyncio.create_subprocess_exec(
+        *(str(PROGRAM), "-c", str(config), "--admin-address-path", str(admin)),
+        *("--use-dynamic-base-id", "--concurrency", "1", "--log-level", "error"),
+        stdout=stdout,
+    )
+    with journal, stdout:
+        try:
+            await until(lambda: admin.exists() and admin.read_text() != "")
+            await Envoy(admin.read_text(), [], tmp_path).start()  # which fails if Envoy has ended
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
 
 
 async def test_a_rolling_restart_is_not_noticed(tmp_path: Path) -> None:

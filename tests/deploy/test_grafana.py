@@ -24,7 +24,7 @@ from tests.deploy.grafana import (
     questions,
     tls_flags,
 )
-from tests.deploy.prometheus import SCRAPE_SECONDS, Prometheus, Series
+from tests.deploy.prometheus import PLACE, SCRAPE_SECONDS, Prometheus, Series
 from tests.deploy.test_prometheus import ALERTS
 from tests.processes import ROOT
 
@@ -71,7 +71,11 @@ def test_starts_are_marked_and_servers_can_be_chosen(prometheus: Prometheus, nam
 
     found = {match[2]: _values(prometheus, match[1], match[2]) for match in chosen if match}
 
-    assert found == {"job": {"alignserve"}, "instance": {"align-0", "align-1", "align-2"}}
+    assert found == {
+        **{label: {value} for label, value in PLACE.items()},
+        "job": {"alignserve"},
+        "instance": {"align-0", "align-1", "align-2"},
+    }
     assert _values(prometheus, starts["target"]["expr"], "instance") == found["instance"]
     assert prometheus.query(filled_in(alerts["target"]["expr"])) is not None
 

@@ -184,8 +184,9 @@ def test_pods_are_restricted(overlay: str) -> None:
     whole, one = pod(overlay)["securityContext"], container(overlay)["securityContext"]
 
     assert whole["runAsNonRoot"] is True
-    assert f"{whole['runAsUser']}:{whole['runAsGroup']}" == image(overlay).last("USER")
-    assert whole["fsGroup"] == whole["runAsGroup"]
+    if overlay != "openshift":
+        assert f"{whole['runAsUser']}:{whole['runAsGroup']}" == image(overlay).last("USER")
+        assert whole["fsGroup"] == whole["runAsGroup"]
     assert whole["seccompProfile"] == {"type": "RuntimeDefault"}
     assert one == {
         "allowPrivilegeEscalation": False,
@@ -210,6 +211,65 @@ def test_a_gpu_is_asked_for_and_used() -> None:
     assert container("gpu")["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert image("gpu").target == "cuda"
     assert settings("gpu").device == "cuda"
+
+
+def test_openshift_chooses_user_and_group() -> None:
+    """As SCC restricted-v2 does where a pod asks for none; and OpenShift's Prometheus gets in."""
+    policy = rendered("openshift")["NetworkPolicy"]["spec"]["ingress"][1]["from"][0]["namespaceSelector"]
+
+    assert {"runAsUser", "runAsGroup", "fsGroup"} & pod("openshift")["securityContext"].keys() == set()
+    assert policy["matchLabels"] == {"kubernetes.io/metadata.name": "openshift-user-workload-monitoring"}
+
+
+@pytest.mark.parametrize("overlay", ["keda", "monitoring"])
+def test_a_prefix_and_labels_reach_what_refers_to_them(overlay: str, tmp_path: Path) -> None:
+    """Two deployments in one namespace: the scaler finds the renamed one, the monitor its pods alone."""
+    objects = {
+        found["kind"]: found
+        for found in _own_overlay(
+            tmp_path,
+            f"""
+resources: [../deploy/kubernetes/overlays/{overlay}]
+namePrefix: blue-
+labels: [{{pairs: {{app.kubernetes.io/instance: blue}}, includeSelectors: true}}]
+""",
+        )
+    }
+    scaler = objects["ScaledObject" if overlay == "keda" else "HorizontalPodAutoscaler"]
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+
+    assert scaler["spec"]["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]
+    assert objects["PodMonitor"]["spec"]["selector"]["matchLabels"] == labels
+    assert objects["Service"]["spec"]["selector"] == labels
+
+
+def test_a_pod_monitor_selects_the_pods_of_kuberay() -> None:
+    """By their label and the name of their port, under the job that rules ask for."""
+    folder = ROOT / "deploy/ray"
+    cluster = next(yaml.safe_load_all((folder / "kuberay.yaml").read_text()))["spec"]["rayClusterConfig"]
+    (workers,) = (group["template"] for group in cluster["workerGroupSpecs"])
+    (monitor,) = yaml.safe_load_all((folder / "pod-monitor.yaml").read_text())
+    ports = {port["name"] for each in workers["spec"]["containers"] for port in each["ports"]}
+
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= workers["metadata"]["labels"].items()
+    assert {end["port"] for end in monitor["spec"]["podMetricsEndpoints"]} <= ports
+    assert workers["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "alignserve"
+    _validate(monitor)
+
+
+def test_lost_data_are_not_taken_for_no_load() -> None:
+    """KEDA leaves the replicas as they are where a query finds nothing, and later runs all that may."""
+    spec = rendered("keda")["ScaledObject"]["spec"]
+
+    assert all(trigger["metadata"]["ignoreNullValues"] == "false" for trigger in spec["triggers"])
+    assert all("vector(" not in query for query in _keda_queries().values())
+    assert spec["fallback"]["replicas"] == spec["maxReplicaCount"]
+    # longer than a start may take, in which there are no data either
+    assert spec["fallback"]["failureThreshold"] * spec["pollingInterval"] >= _patience(
+        container("keda")["startupProbe"]
+    )
+    # KEDA refuses a fallback beside triggers of other types
+    assert all(trigger["metricType"] == "AverageValue" for trigger in spec["triggers"])
 
 
 @pytest.mark.parametrize("overlay", ["monitoring", "keda"])
@@ -250,34 +310,72 @@ def test_scaling_sees_load_and_idleness(promtool: Path, tmp_path: Path) -> None:
     idle = _series("b", busy_seconds=0, waits=0)
     both = idle | _series("a", busy_seconds=7.5, waits=15)
     adapter, keda = _adapter_queries(), _keda_queries()
-    cases = [
+
+    _ask(
+        promtool,
+        tmp_path,
         _case(both, adapter["alignserve_device_busy_ratio"], {'{pod="a"}': 0.5, '{pod="b"}': 0}),
         _case(both, adapter["alignserve_queue_wait_seconds_p95"], {'{pod="a"}': 0.095, '{pod="b"}': 0}),
         _case(both, keda["device-busy"], {"{}": 0.5}),
         _case(both, keda["queue-wait"], {"{}": 0.095}),
         _case(idle, keda["queue-wait"], {"{}": 0}),
-    ]
-    tests = tmp_path / "tests.yml"
-    tests.write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": cases}))
-
-    done = run(promtool, "test", "rules", tests)
-
-    assert done.returncode == 0, done.stdout + done.stderr
+    )
 
 
 @pytest.mark.contract
-def test_the_overlay_of_the_readme_is_valid(tmp_path: Path) -> None:
-    """One of one's own, beside this repository's folder, of what it has."""
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
-    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own/kustomization.yaml").write_text(example)
+@pytest.mark.parametrize("shows_lanes", [False, True], ids=["no lanes yet", "0 lanes, as before 0.1.0"])
+def test_a_pod_that_loads_is_neither_busy_nor_idle(promtool: Path, tmp_path: Path, shows_lanes: bool) -> None:
+    """It has no value of its own, and what the others are is seen beside it."""
+    loading = _series("b", busy_seconds=0, waits=0)
+    if shows_lanes:
+        loading = {name: "0x40" if "_lanes" in name else values for name, values in loading.items()}
+    else:
+        loading = {name: values for name, values in loading.items() if "_lanes" not in name}
+    both = loading | _series("a", busy_seconds=7.5, waits=15)
+    adapter, keda = _adapter_queries(), _keda_queries()
 
-    done = run("kubectl", "kustomize", tmp_path / "own")
+    _ask(
+        promtool,
+        tmp_path,
+        _case(both, adapter["alignserve_device_busy_ratio"], {'{pod="a"}': 0.5}),
+        _case(both, keda["device-busy"], {"{}": 0.5}),
+        _case(both, keda["queue-wait"], {"{}": 0.095}),
+    )
 
-    assert done.returncode == 0, done.stderr
-    for found in yaml.safe_load_all(done.stdout):
-        _validate(found)
+
+@pytest.mark.contract
+def test_no_data_are_no_number(promtool: Path, tmp_path: Path) -> None:
+    """So that KEDA keeps the replicas, rather than scale a busy deployment to the minimum."""
+    other = _series("a", busy_seconds=7.5, waits=15, namespace="staging")
+
+    _ask(
+        promtool,
+        tmp_path,
+        *(_case({}, query, {}) for query in _keda_queries().values()),
+        *(_case(other, query, {}) for query in _keda_queries().values()),
+    )
+
+
+@pytest.mark.contract
+def test_the_overlays_of_the_readme_are_valid(tmp_path: Path) -> None:
+    """Ones of one's own, beside this repository's folder, of what it has."""
+    examples = re.findall(r"^```yaml\n(.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
+
+    for example in examples:
+        for found in _own_overlay(tmp_path, example):
+            _validate(found)
+
+    assert len(examples) == 2
+
+
+def test_the_namespace_gets_into_the_queries(tmp_path: Path) -> None:
+    """By the README's example for KEDA, in each query once."""
+    (example,) = re.findall(r"^```yaml\n([^`]*replacements:.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
+
+    (scaler,) = (found for found in _own_overlay(tmp_path, example) if found["kind"] == "ScaledObject")
+
+    for trigger in scaler["spec"]["triggers"]:
+        assert re.findall('namespace="(.*?)"', trigger["metadata"]["query"]) == ["align"]
 
 
 @pytest.mark.contract
@@ -294,6 +392,7 @@ def test_rules_become_objects_by_the_command_of_the_readme() -> None:
         "alignserve-recording-rules",
         "alignserve-alerting-rules",
     ]
+    assert all(found["metadata"]["labels"] == {"release": "prometheus"} for found in objects)
     for found in objects:
         _validate(found)
 
@@ -302,6 +401,19 @@ def test_a_pod_serves_its_probes(containers: Path) -> None:
     """With the variables and volumes of the manifest it gets ready for the kubelet, and SIGTERM ends it."""
     probe = container("cpu")["readinessProbe"]["grpc"]
     with _running(containers, "cpu") as server:
+        server.event("ready")
+
+        health = server.health(probe["port"], probe["service"])
+        code = server.stop()
+
+    assert health == "SERVING"
+    assert code == 0
+
+
+def test_a_pod_serves_as_any_user(containers: Path) -> None:
+    """As on OpenShift, with a number from the namespace's range and the group 0."""
+    probe = container("openshift")["readinessProbe"]["grpc"]
+    with _running(containers, "openshift", user="1000680000:0") as server:
         server.event("ready")
 
         health = server.health(probe["port"], probe["service"])
@@ -323,6 +435,25 @@ def test_a_pod_with_tls_and_keys_serves_its_probes(containers: Path, tmp_path: P
 
     assert probed.returncode == 0, probed.stderr
     assert "KEY_MISSING" in without_key.stderr
+
+
+def _own_overlay(place: Path, text: str) -> list[Object]:
+    """Returns the objects of a kustomization beside this repository's folder."""
+    (place / "own").mkdir(exist_ok=True)
+    if not (place / "deploy").exists():
+        (place / "deploy").symlink_to(ROOT / "deploy")
+    (place / "own/kustomization.yaml").write_text(text)
+    done = run("kubectl", "kustomize", place / "own")
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def _ask(promtool: Path, place: Path, *cases: Object) -> None:
+    """Has promtool try the cases."""
+    tests = place / "tests.yml"
+    tests.write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": list(cases)}))
+    done = run(promtool, "test", "rules", tests)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _readme() -> str:
@@ -373,9 +504,9 @@ def _keda_queries() -> dict[str, str]:
     return {trigger["name"]: trigger["metadata"]["query"] for trigger in triggers}
 
 
-def _series(pod: str, *, busy_seconds: float, waits: int) -> dict[str, str]:
+def _series(pod: str, *, busy_seconds: float, waits: int, namespace: str = "default") -> dict[str, str]:
     """Returns what a pod shows for ten minutes, by its growth in each 15 s; waits are up to 0.1 s."""
-    labels = f'job="alignserve", pod="{pod}"'
+    labels = f'namespace="{namespace}", job="alignserve", pod="{pod}"'
     wait = "alignserve_queue_wait_seconds_bucket"
     return {
         f"alignserve_lanes{{{labels}}}": "1x40",
@@ -397,7 +528,7 @@ def _case(series: Mapping[str, str], query: str, wanted: Mapping[str, float]) ->
 
 
 def _running(
-    packages: Path, overlay: str, secrets: Mapping[str, Path] | None = None
+    packages: Path, overlay: str, secrets: Mapping[str, Path] | None = None, **options: str
 ) -> AbstractContextManager[Container]:
     """Runs a pod's container with its variables and volumes, and the folders of its secrets."""
     files = {
@@ -406,7 +537,9 @@ def _running(
         if secrets is not None and "secret" in volume
     }
     writable = [path for path, volume in mounts(overlay) if "emptyDir" in volume]
-    return running_container(packages, image(overlay), environment(overlay), writable=writable, files=files)
+    return running_container(
+        packages, image(overlay), environment(overlay), writable=writable, files=files, **options
+    )
 
 
 def _secrets(folder: Path) -> dict[str, Path]:

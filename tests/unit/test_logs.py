@@ -6,33 +6,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stderr
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from alignserve_server.logs import configure_logs, dropped_lines, get_logger
 from grpc._cython.cygrpc import ExecuteBatchError
 
 SENT = "what a caller sent"
-QUIETED = ("httpx", "httpcore", "asyncio", "grpc")
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root, config = logging.getLogger(), structlog.get_config()
-    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in QUIETED}
-    root_level = root.level
-    yield
-    _written()
-    structlog.configure(**config)
-    root.handlers[:] = handlers
-    root.setLevel(root_level)
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
 
 
 def _written() -> None:
@@ -112,7 +95,7 @@ def test_events_below_the_level_are_not_written(
     assert [line["level"] for line in _lines(capsys)] == written
 
 
-@pytest.mark.parametrize("name", QUIETED)
+@pytest.mark.parametrize("name", ["httpx", "httpcore", "asyncio", "grpc"])
 def test_chatty_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixture[str], name: str) -> None:
     """A line per request of theirs would drown the server's own."""
     configure_logs("debug", "json")

@@ -134,7 +134,7 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list
         (["--nonsense", "1"], "--nonsense: unknown flag"),
         (["--max-batch", "3"], "--max-batch: unknown flag; did you mean --max-batch-size?"),
         (["--max_batch_siez=3"], "--max_batch_siez: unknown flag; did you mean --max-batch-size?"),
-        (["serve"], "serve: unknown command; commands are check, keys, plan, settings"),
+        (["serve"], "serve: unknown command; commands are check, keys, plan, prepare, settings"),
         (["setings"], "setings: unknown command; did you mean settings?"),
         (["--metrics", "false"], "false: unexpected argument; a switch takes no value, --no-… turns it off"),
     ],
@@ -336,6 +336,4 @@ sys.exit(run([]))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 1
-    assert done.stderr == (
-        "alignserve-server: pydantic is missing; install the server: pip install 'alignserve[server]'\n"
-    )
+    assert done.stderr == ("alignserve-server: pydantic is missing; pip install 'alignserve[server]'\n")

@@ -41,7 +41,7 @@ def test_image_formats_are_names_with_commas() -> None:
 
 def test_an_unknown_image_format_is_refused_with_those_that_are_known() -> None:
     """Before anything starts."""
-    with pytest.raises(ValidationError, match="unknown format 'webm'; known are avif, tiff, heic"):
+    with pytest.raises(SettingsError, match="unknown format 'webm'; known are avif, tiff, heic"):
         load_settings({"image_formats": "avif,webm"})
 
 

@@ -116,7 +116,7 @@ def _device() -> Row:
             "percentunit",
             ["AlignserveSaturated"],
         ),
-        Query(f"{busy} / {total('alignserve_lanes', 'instance')}", "{{instance}}"),
+        Query(f"{busy} / ({total('alignserve_lanes', 'instance')} > 0)", "{{instance}}"),
         limit=0.9,
     )
     cost = graph(

@@ -16,6 +16,7 @@ from deploy.grafana.generator.panels import (
 from deploy.grafana.generator.promql import (
     FIRING,
     RPCS,
+    SINGLE,
     least,
     most,
     or_zero,
@@ -41,18 +42,30 @@ def dashboard() -> Json:
 
 def _state() -> Row:
     up = most("up", "instance")
-    models = over("count", series("alignserve_model_info"), "instance")
+    ranks = ("loading", "draining", "stalled", "serving")  # of several workers the last one counts
+    found = " or ".join(
+        "{} * {}".format(rank, series("alignserve_state", f'state="{state}"'))
+        for rank, state in enumerate(ranks, 1)
+    )
+    state = over("max", found, "instance")
     states = timeline(
         About(
             "State",
-            "Down: no answer from the metrics page. No model: it loads, or it cannot; its log tells. "
-            "Callers reach ready servers alone.",
+            "Down: no answer from the metrics page. Loading for long: its log tells what it waits for. "
+            "Stalled: its device does not move on. Of several workers one that serves is enough. Callers "
+            "reach only servers that serve.",
             "none",
-            ["AlignserveTargetDown", "AlignserveNotReady"],
+            ["AlignserveTargetDown", "AlignserveNotReady", "AlignserveStalled", "AlignserveVanished"],
             width=12,
         ),
-        Query(f"{up} + {or_zeros(f'{models} > bool 0', up)}", "{{instance}}"),
-        [("down", "red"), ("no model", "orange"), ("ready", "green")],
+        Query(or_zeros(state, up), "{{instance}}"),
+        [
+            ("down", "red"),
+            ("loading", "orange"),
+            ("draining", "blue"),
+            ("stalled", "purple"),
+            ("serving", "green"),
+        ],
     )
     alerts = number(
         About(
@@ -126,12 +139,13 @@ def _load() -> Row:
     slowest = graph(
         About(
             "Latency, p99",
-            "99 of 100 unary calls took less. One server alone: its machine is slower, or shared.",
+            "99 of 100 interactive calls of one item took less. One server alone: its machine is slower, or "
+            "shared.",
             "s",
             ["AlignserveLatencyBudgetBurn"],
         ),
         Query(
-            quantile(0.99, "grpc_server_handling_seconds", "instance", f'{RPCS}, grpc_type="unary"'),
+            quantile(0.99, "grpc_server_handling_seconds", "instance", SINGLE),
             "{{instance}}",
         ),
         limit=0.5,

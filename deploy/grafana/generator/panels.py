@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeAlias
@@ -16,7 +16,7 @@ RUNBOOKS = "https://github.com/alignserve/alignserve/blob/main/deploy/prometheus
 
 _SCHEMA_VERSION = 41  # of Grafana 11.6; later ones migrate it when they load it
 _SOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
-_COLUMNS, _HEIGHT = 24, 8
+_COLUMNS = 24
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,17 @@ class Row:
 
     title: str
     panels: Sequence[Panel]
+    height: int = 8  # rows of Grafana's grid
 
 
-def graph(about: About, *queries: Query, limit: float | None = None, is_stacked: bool = False) -> Panel:
-    """Draws lines, and a dashed one at `limit`; stacked ones add up."""
+def graph(
+    about: About,
+    *queries: Query,
+    limit: float | None = None,
+    is_stacked: bool = False,
+    colors: Mapping[str, str] | None = None,
+) -> Panel:
+    """Draws lines, and a dashed one at `limit`; stacked ones add up. Series in `colors` keep theirs."""
     custom: Json = {"fillOpacity": 60 if is_stacked else 8, "showPoints": "never"}
     field: Json = {"min": 0, "custom": custom}
     if is_stacked:
@@ -67,7 +74,9 @@ def graph(about: About, *queries: Query, limit: float | None = None, is_stacked:
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
-    return _panel("timeseries", about, map(_range, queries), field, options)
+    panel = _panel("timeseries", about, map(_range, queries), field, options)
+    _fix_colors(panel, colors or {})
+    return panel
 
 
 def heat(about: About, expr: str) -> Panel:
@@ -85,8 +94,13 @@ def heat(about: About, expr: str) -> Panel:
 
 
 def number(about: About, query: Query, *steps: tuple[float | None, str], nothing: str = "0") -> Panel:
-    """Shows the last value in the color of the highest step that it has reached, or says `nothing`."""
-    field: Json = {"thresholds": _thresholds(*steps), "noValue": nothing}
+    """Shows the last value in the color of the highest step it has reached, or `nothing` in grey."""
+    none: Json = {"match": "null+nan", "result": {"text": nothing, "color": "#8e8e8e"}}
+    field: Json = {
+        "thresholds": _thresholds(*steps),
+        "noValue": nothing,
+        "mappings": [{"type": "special", "options": none}],
+    }
     options: Json = {
         "graphMode": "none",
         "colorMode": "background",
@@ -158,11 +172,25 @@ def _placed(rows: Sequence[Row]) -> Iterator[Json]:
         x, y = 0, y + 1
         for panel in row.panels:
             if x + panel.width > _COLUMNS:
-                x, y = 0, y + _HEIGHT
-            place = {"x": x, "y": y, "w": panel.width, "h": _HEIGHT}
+                x, y = 0, y + row.height
+            place = {"x": x, "y": y, "w": panel.width, "h": row.height}
             yield {"id": next(identities), **panel.json, "gridPos": place}
             x += panel.width
-        y += _HEIGHT
+        y += row.height
+
+
+def _fix_colors(panel: Panel, colors: Mapping[str, str]) -> None:
+    defaults = panel.json["fieldConfig"]
+    panel.json["fieldConfig"] = {
+        **(defaults if isinstance(defaults, dict) else {}),
+        "overrides": [
+            {
+                "matcher": {"id": "byName", "options": name},
+                "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": color}}],
+            }
+            for name, color in colors.items()
+        ],
+    }
 
 
 def _range(query: Query) -> Json:
@@ -178,9 +206,12 @@ def _source() -> Json:
 
 
 def _choices() -> list[Json]:
+    # Of what is scraped, whether it answers or not; clusters and namespaces where series have such a label.
     found = {
-        "job": "label_values(alignserve_lanes, job)",
-        "instance": 'label_values(up{job=~"$job"}, instance)',  # also those that do not answer
+        "cluster": "label_values(alignserve_state, cluster)",
+        "namespace": 'label_values(alignserve_state{cluster=~"$cluster"}, namespace)',
+        "job": 'label_values(alignserve_state{cluster=~"$cluster", namespace=~"$namespace"}, job)',
+        "instance": f"label_values(up{{{promql.PLACES}}}, instance)",
     }
     return [
         {
@@ -193,6 +224,7 @@ def _choices() -> list[Json]:
             "sort": 1,
             "multi": True,
             "includeAll": True,
+            "allValue": ".*",  # of series without the label, too
             "current": {"text": ["All"], "value": ["$__all"]},
         }
         for name, query in found.items()

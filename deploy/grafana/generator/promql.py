@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-CHOSEN = 'job=~"$job", instance=~"$instance"'
+PLACES = 'cluster=~"$cluster", namespace=~"$namespace", job=~"$job"'
+CHOSEN = f'{PLACES}, instance=~"$instance"'
 RPCS = 'grpc_service="alignserve.v1.AlignService"'  # not health checks, nor reflection
-FIRING = 'ALERTS{alertname=~"Alignserve.+", alertstate="firing", job=~"$job"}'
+FIRING = f'ALERTS{{alertname=~"Alignserve.+", alertstate="firing", {PLACES}}}'
+SINGLE = f'{RPCS}, grpc_type="unary", priority="interactive", size="single"'  # what the objective is about
 
 
 def series(metric: str, where: str = "") -> str:

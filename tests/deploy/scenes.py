@@ -1,0 +1,363 @@
+"""What can happen to servers, each scene with the alerts that have to fire: for `live_alerts`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+
+from tests.deploy.faulty_server import FAIL, HANG, HANG_FOR_A_WHILE
+from tests.processes import ROOT, free_port
+
+SPEEDUP = 30
+MINUTE = 60 / SPEEDUP  # in seconds
+_NOTICED_SECONDS = 6.0  # Prometheus takes note of targets every 5 s
+_PAUSE_SECONDS = 0.1  # of a caller between two calls
+# As the settings are by default.
+_SCALED = {
+    "stall_timeout_seconds": 60 / SPEEDUP,
+    "stall_exit_seconds": 300 / SPEEDUP,
+    "watchdog_interval_seconds": 0.1,
+    "text_cache_bytes": 0,  # not as by default: each call has to reach the device
+}
+_RECONNECTS = (("grpc.max_reconnect_backoff_ms", 500),)
+
+
+class Replica:
+    """A server of a scene, which can die and be started again at the same address."""
+
+    def __init__(self, **told: Any) -> None:
+        self.port, self.metrics_port = free_port(), free_port()
+        addresses = {
+            "listen": f"127.0.0.1:{self.port}",
+            "metrics_listen": f"127.0.0.1:{self.metrics_port}",
+            "drain_delay_seconds": 0,
+        }
+        self._told = {**told, "settings": {**_SCALED, **addresses, **told.get("settings", {})}}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it, unless it runs."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.deploy.faulty_server", json.dumps(self._told)],
+                cwd=ROOT,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def answers(self, path: str) -> bool:
+        """Says whether its page for probes answers 200."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.metrics_port}/{path}", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    async def ended(self) -> int:
+        """Waits until it ends by itself, and returns its exit code."""
+        assert self._process is not None
+        return await asyncio.to_thread(self._process.wait)
+
+
+@dataclass
+class Stage:
+    """Where a scene plays: its replicas, their callers, and what happened when."""
+
+    namespace: str
+    targets: Path
+    replicas: list[Replica] = field(default_factory=list)
+    events: list[tuple[float, str]] = field(default_factory=list)
+    began: float = 0.0
+    end: float = 0.0
+
+    def note(self, event: str) -> None:
+        """Remembers that something happens now."""
+        self.begin()
+        self.events.append((time.time(), event))
+
+    async def scrape(self, *ports: int) -> None:
+        """Tells Prometheus what to scrape in this namespace, and waits until it does."""
+        self.tell(*ports)
+        await asyncio.sleep(_NOTICED_SECONDS)
+
+    def tell(self, *ports: int) -> None:
+        """Tells Prometheus what to scrape in this namespace."""
+        groups = [
+            {
+                "targets": [f"127.0.0.1:{port}"],
+                "labels": {"namespace": self.namespace, "pod": f"{self.namespace}-{number}"},
+            }
+            for number, port in enumerate(ports)
+        ]
+        draft = self.targets.with_suffix(".draft")
+        draft.write_text(json.dumps(groups))
+        draft.replace(self.targets)
+
+    @property
+    def minutes(self) -> int:
+        """For how long it played."""
+        return int((self.end - self.began) / MINUTE)
+
+    async def replica(self, **told: Any) -> Replica:
+        """Starts one more, which is scraped from now on."""
+        replica = Replica(**told)
+        self.replicas.append(replica)
+        replica.start()
+        while not await asyncio.to_thread(replica.answers, "healthz"):
+            await asyncio.sleep(_PAUSE_SECONDS)
+        await self.scrape(*(each.metrics_port for each in self.replicas))
+        return replica
+
+    async def ready(self, replica: Replica) -> None:
+        """Waits until a replica is ready for calls."""
+        while not await asyncio.to_thread(replica.answers, "readyz"):
+            await asyncio.sleep(_PAUSE_SECONDS)
+        self.begin()
+
+    def begin(self) -> None:
+        """Remembers this as the time at which the scene begins, unless it has begun."""
+        self.began = self.began or time.time()
+
+
+Play = Callable[[Stage], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What happens in a namespace, and the alerts that have to fire there, and no others."""
+
+    play: Play
+    alerts: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.play.__name__.strip("_").replace("_", "-")
+
+    @property
+    def about(self) -> str:
+        return (self.play.__doc__ or "").strip()
+
+
+SCENES: list[Scene] = []
+
+
+def _scene(*alerts: str) -> Callable[[Play], Play]:
+    def add(play: Play) -> Play:
+        SCENES.append(Scene(play, frozenset(f"Alignserve{alert}" for alert in alerts)))
+        return play
+
+    return add
+
+
+@_scene()
+async def _production(stage: Stage) -> None:
+    """Two replicas serve single texts all the time."""
+    replicas = [await stage.replica(batch_seconds=0.02), await stage.replica(batch_seconds=0.02)]
+    await asyncio.gather(*(stage.ready(each) for each in replicas))
+    await asyncio.gather(*(_keep_calling(each, "a photo") for each in replicas))
+
+
+@_scene("ErrorBudgetBurn", "ItemsFailing")
+async def _staging(stage: Stage) -> None:
+    """Of the same job in another namespace, every fourth call fails."""
+    replica = await stage.replica()
+    await stage.ready(replica)
+    stage.note("fails")
+    await _keep_calling(replica, "a photo", "a cat", "a dog", FAIL)
+
+
+@_scene("LatencyBudgetBurn")
+async def _slow(stage: Stage) -> None:
+    """A single text takes 0.7 s."""
+    replica = await stage.replica(batch_seconds=0.7)
+    await stage.ready(replica)
+    stage.note("is slow")
+    await _keep_calling(replica, "a photo")
+
+
+@_scene()
+async def _bulk(stage: Stage) -> None:
+    """A job of priority bulk embeds 32 texts a call, which takes 0.7 s as well."""
+    replica = await stage.replica(batch_seconds=0.7)
+    await stage.ready(replica)
+    await _keep_calling(replica, "a photo", items=32, priority="bulk", pause=0.3)
+
+
+@_scene("NotReady")
+async def _loading(stage: Stage) -> None:
+    """A first start takes 15 minutes, then it serves."""
+    replica = await stage.replica(load_seconds=15 * MINUTE)
+    stage.note("is scraped")
+    await stage.ready(replica)
+    stage.note("serves")
+    await _keep_calling(replica, "a photo")
+
+
+@_scene("NotReady")
+async def _never_ready(stage: Stage) -> None:
+    """A start that never ends is killed and begun again every 10 minutes, as by a startup probe."""
+    replica = await stage.replica(load_seconds=1e6)
+    stage.note("is scraped")
+    while True:
+        await asyncio.sleep(10 * MINUTE)
+        replica.kill()
+        replica.start()
+
+
+@_scene("Stalled", "ErrorBudgetBurn")
+async def _stalled_called(stage: Stage) -> None:
+    """The device hangs, callers go on; after 5 minutes the process ends with code 3 and is started again."""
+    replica = await stage.replica()
+    await stage.ready(replica)
+    calling = asyncio.ensure_future(_keep_calling(replica, "a photo"))
+    await asyncio.sleep(5 * MINUTE)
+    stage.note("hangs")
+    hanging = asyncio.ensure_future(_call(replica, HANG))
+    code = await replica.ended()
+    stage.note(f"ends with {code}")
+    replica.start()
+    await asyncio.gather(calling, hanging)
+
+
+@_scene("Stalled", "ErrorBudgetBurn", "LatencyBudgetBurn")
+async def _stalled_idle(stage: Stage) -> None:
+    """The device hangs at one call, nobody calls any more, and stall_exit_seconds is 0."""
+    replica = await stage.replica(settings={"stall_exit_seconds": 0})
+    await stage.ready(replica)
+    await asyncio.sleep(2 * MINUTE)
+    stage.note("hangs")
+    await _call(replica, HANG)
+
+
+@_scene("Stalled", "ErrorBudgetBurn", "LatencyBudgetBurn", "ItemsFailing")
+async def _stalling_again_and_again(stage: Stage) -> None:
+    """The device hangs for 100 s of every 2 minutes, so that no stall lasts for a whole minute."""
+    replica = await stage.replica()
+    await stage.ready(replica)
+    stage.note("hangs")
+    while True:
+        await _call(replica, HANG_FOR_A_WHILE.format(round(10 * 100 / SPEEDUP)))
+        await asyncio.sleep(20 / SPEEDUP)
+
+
+@_scene("TargetDown")
+async def _dead(stage: Stage) -> None:
+    """A server is killed and not started again."""
+    replica = await stage.replica()
+    await stage.ready(replica)
+    await asyncio.sleep(2 * MINUTE)
+    stage.note("dies")
+    replica.kill()
+
+
+@_scene("Vanished")
+async def _vanished(stage: Stage) -> None:
+    """A server is stopped, and Prometheus no longer told of it, as when a deployment is scaled to 0."""
+    replica = await stage.replica()
+    await stage.ready(replica)
+    await asyncio.sleep(3 * MINUTE)
+    stage.note("vanishes")
+    await stage.scrape()
+    replica.kill()
+
+
+@_scene("Restarting")
+async def _restarting(stage: Stage) -> None:
+    """A server dies every 5 minutes, and is started again at once."""
+    replica = await stage.replica()
+    await stage.ready(replica)
+    stage.note("first dies")
+    while True:
+        replica.kill()
+        replica.start()
+        await asyncio.sleep(5 * MINUTE)
+
+
+@_scene("Refusing")
+async def _refusing(stage: Stage) -> None:
+    """Twelve callers, and room for four."""
+    replica = await stage.replica(
+        batch_seconds=0.05, settings={"max_queue_size": 4, "max_client_batch_size": 4}
+    )
+    await stage.ready(replica)
+    stage.note("is full")
+    await asyncio.gather(*(_keep_calling(replica, "a photo") for _ in range(12)))
+
+
+@_scene("NotReady")
+async def _something_else(stage: Stage) -> None:
+    """What answers at the metrics port is another program."""
+    folder = stage.targets.with_suffix(".page")
+    folder.mkdir()
+    (folder / "metrics").write_text("other_metric 1\n")
+    port = free_port()
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    await stage.scrape(port)
+    stage.note("is scraped")
+    try:
+        await server.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            server.kill()
+
+
+async def _call(replica: Replica, text: str) -> str:
+    """Embeds a text, and returns the code that the call ends with."""
+    async with _stub(replica) as stub:
+        return await _send(stub, [text], "interactive")
+
+
+async def _keep_calling(
+    replica: Replica,
+    *texts: str,
+    items: int = 1,
+    priority: str = "interactive",
+    pause: float = _PAUSE_SECONDS,
+) -> None:
+    """Sends calls until it is cancelled, each with something new, as equal texts would share a place."""
+    async with _stub(replica) as stub:
+        for number, text in enumerate(itertools.cycle(texts)):
+            called = (
+                [text] if text == FAIL else [f"{text} {number} {item} {id(stub)}" for item in range(items)]
+            )
+            await _send(stub, called, priority)
+            await asyncio.sleep(pause)
+
+
+@asynccontextmanager
+async def _stub(replica: Replica) -> AsyncIterator[pb_grpc.AlignServiceAsyncStub]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{replica.port}", options=_RECONNECTS) as channel:
+        yield pb_grpc.AlignServiceStub(channel)
+
+
+async def _send(stub: pb_grpc.AlignServiceAsyncStub, texts: Sequence[str], priority: str) -> str:
+    try:
+        await stub.EmbedText(
+            pb.EmbedTextRequest(texts=texts), metadata=(("alignserve-priority", priority),), timeout=30
+        )
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
