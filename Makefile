@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test hostile lint format typecheck protos baseline bench soak peers clean
+.PHONY: help announced setup run test hostile lint format typecheck protos baseline bench soak peers clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ $(DEVELOP): $(SERVE)
 run: $(SERVE) ## Start a server on the embedded checkpoint, classify a photo, keep serving
 	@$(BIN)/python -m deploy.quickstart $(if $(PORT),--port $(PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(FLAGS)
 
-test: lint typecheck ## Run every check and every test: 10 minutes on 2 cores
+test: announced lint typecheck ## Run every check and every test
 	$(BIN)/python -m pytest
+
+announced: $(DEVELOP)
+	@echo "Every check and every test: about 10 minutes on 2 cores."
 
 hostile: $(DEVELOP) ## Fetch files made to break what reads them, and send them to a live server
 	-@$(BIN)/python -m tests.hostile.corpora

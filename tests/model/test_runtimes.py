@@ -300,6 +300,23 @@ def test_a_disk_that_is_full_is_named(random_folder, tmp_path, monkeypatch):
     assert list((tmp_path / "openvino").iterdir()) == []
 
 
+def test_no_folder_at_all_to_write_to_is_named(random_folder, tmp_path, monkeypatch):
+    """Neither the cache nor a temporary folder: the message says so, and what to set."""
+    (tmp_path / "file").touch()
+
+    def no_folder() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", no_folder)
+
+    with pytest.raises(CheckpointError, match="No usable temporary directory.*set --cache-folder"):
+        load_align(
+            resolve_checkpoint(str(random_folder)),
+            runtime="openvino",
+            cache_folder=tmp_path / "file" / "cache",
+        )
+
+
 def full() -> None:
     raise OSError(28, "No space left on device")
 

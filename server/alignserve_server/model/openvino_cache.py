@@ -86,16 +86,16 @@ def _made(
 ) -> Iterator[PreparedCheckpoint]:
     _log.info("converting", model_id=checkpoint.model_id, runtime="openvino", cache_folder=str(folder.parent))
     with ExitStack() as stack:
-        draft, is_kept = _draft(stack, folder.parent)
         try:
+            draft, is_kept = _draft(stack, folder.parent)
             prepared = prepare(checkpoint, draft, calibration=calibration)
             if is_kept:
                 install(draft, folder, is_usable=is_undamaged)
                 prepared = open_prepared(folder)
         except OSError as error:
             raise CheckpointError(
-                f"the conversion of {checkpoint.model_id} cannot be written to {draft.parent}: {error}; "
-                "make room there, or set --cache-folder to another folder"
+                f"the conversion of {checkpoint.model_id} cannot be written: {error}; make room there, or set "
+                "--cache-folder to another folder"
             ) from error
         yield prepared
 
