@@ -309,7 +309,7 @@ def test_no_folder_at_all_to_write_to_is_named(random_folder, tmp_path, monkeypa
 
     monkeypatch.setattr("tempfile.gettempdir", no_folder)
 
-    with pytest.raises(CheckpointError, match="No usable temporary directory.*set --cache-folder"):
+    with pytest.raises(CheckpointError, match=r"No usable temporary directory.*set --cache-folder"):
         load_align(
             resolve_checkpoint(str(random_folder)),
             runtime="openvino",

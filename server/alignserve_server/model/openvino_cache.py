@@ -94,8 +94,8 @@ def _made(
                 prepared = open_prepared(folder)
         except OSError as error:
             raise CheckpointError(
-                f"the conversion of {checkpoint.model_id} cannot be written: {error}; make room there, or set "
-                "--cache-folder to another folder"
+                f"the conversion of {checkpoint.model_id} cannot be written: {error}; make room there, or "
+                "set --cache-folder to another folder"
             ) from error
         yield prepared
 
