@@ -365,7 +365,7 @@ def test_the_overlays_of_the_readme_are_valid(tmp_path: Path) -> None:
         for found in _own_overlay(tmp_path, example):
             _validate(found)
 
-    assert len(examples) == 2
+    assert len(examples) == 3
 
 
 def test_the_namespace_gets_into_the_queries(tmp_path: Path) -> None:
