@@ -185,10 +185,10 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 def _hub_refusal(hub_id: str, error: BaseException) -> str:
     """Says why a download failed and what to do, by the answer of the hub, if there was one."""
-    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    if is_offline_mode():
+    if HF_HUB_OFFLINE:
         return (
             "it is not in the local cache, and HF_HUB_OFFLINE is set, so the hub is not asked; unset it "
             "once, or give a folder"
