@@ -40,7 +40,7 @@ _DOWNLOADED = [
     *("image.xml", "image.bin", "text.xml", "text.bin", "reference.npz", "probe/*"),
     *("LICENSE*", "NOTICE*", "README.md"),
 ]
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"  # of weights in several files

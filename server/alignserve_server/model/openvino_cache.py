@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,7 +41,7 @@ def prepared_form(
     """
     folder = _cached(checkpoint, cache_folder / "openvino", calibration)
     found = _undamaged(lambda: shipped_form(checkpoint)) if calibration is None else None
-    if found is None and folder.is_dir():
+    if found is None and os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises if it may not look
         found = _undamaged(lambda: open_prepared(folder))
     if found is not None:
         yield found

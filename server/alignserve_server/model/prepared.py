@@ -10,6 +10,7 @@ digests.json                    SHA-256 of all other files
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -101,7 +102,8 @@ def resolve(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoi
 
 def is_prepared(folder: Path) -> bool:
     """Says whether a folder is meant to be a prepared checkpoint, damaged or not."""
-    return (folder / _FACTS).exists() or (folder / IMAGE).exists()
+    # Path.exists() raises where a folder may not be searched, which whatever opens it tells better.
+    return os.path.lexists(folder / _FACTS) or os.path.lexists(folder / IMAGE)
 
 
 def open_prepared(folder: Path) -> PreparedCheckpoint:
