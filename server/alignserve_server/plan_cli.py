@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,8 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
             "one worker has (taskset, --lanes), and count each worker as a replica",
             2,
         )
-    if arguments.save and not arguments.save.parent.is_dir():
+    # Path.is_dir() raises where it may not look.
+    if arguments.save and not os.path.isdir(arguments.save.parent):  # noqa: PTH112
         return _fail(f"--save {arguments.save}: there is no folder {arguments.save.parent}", 2)
     if arguments.curve:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -70,7 +70,9 @@ def _cached(checkpoint: Checkpoint, cache: Path, calibration: CalibrationImages 
     name = "-".join([fingerprint, *(f"{maker}-{version or '*'}" for maker, version in versions.items())])
     if all(versions.values()):
         return cache / name
-    made = sorted(cache.glob(name))
+    made: list[Path] = []
+    with suppress(OSError):  # it may not be searched: whoever writes there tells
+        made = sorted(cache.glob(name))
     return made[-1] if made else cache / name.replace("*", "none")
 
 
