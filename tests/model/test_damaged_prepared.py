@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from threading import Thread
@@ -228,3 +228,20 @@ def test_calibration_takes_files_alone(tmp_path):
 
     assert images.digest
     assert len(images.pixels()) == 1
+
+
+def test_a_cache_that_may_not_be_searched_costs_the_embedded_checkpoint_nothing(tmp_path, monkeypatch):
+    """Its prepared form comes along; without transformers the cache is searched for one of any version."""
+    monkeypatch.setattr("alignserve_server.model.openvino_cache._version", lambda _: None)
+    glob = Path.glob
+
+    def denied(folder: Path, pattern: str) -> Iterator[Path]:
+        if folder.is_relative_to(tmp_path):  # which root may search, whatever its mode
+            raise PermissionError(13, "Permission denied")
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", denied)
+
+    encoder = load_align(resolve(), runtime="openvino", cache_folder=tmp_path)
+
+    assert encoder.info.runtime == "openvino"
