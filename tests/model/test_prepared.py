@@ -118,17 +118,10 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
 
 def test_int8_without_torch_names_all_that_it_needs(tmp_path):
     """One installation is enough, and not a second one for what is asked for next."""
-    options = [
-        "prepare",
-        "--weights",
-        "int8",
-        "--calibration-folder",
-        str(PHOTOS),
-        "--to",
-        str(tmp_path / "to"),
-    ]
+    program = "from alignserve_server.cli import run\nsys.exit(run(sys.argv[1:]))"
+    options = ["--weights", "int8", "--calibration-folder", PHOTOS, "--to", tmp_path / "to"]
 
-    done = run_without_torch("from alignserve_server.cli import run\nsys.exit(run(sys.argv[1:]))", *options)
+    done = run_without_torch(program, "prepare", *options)
 
     assert done.returncode == 1
     assert "alignserve[server,torch,int8]" in done.stderr
