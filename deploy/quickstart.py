@@ -17,7 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+if __name__ == "__main__":
+    # Until it is passed on to the server, Ctrl-C ends this, also while the rest is imported.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from alignserve import Client, DeadlineExceededError, cli
+from alignserve_server.standard_error import open_standard_streams
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -169,4 +174,5 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -16,15 +17,15 @@ def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
     own_groups = dict(_own_groups(root))
     for mount_point, top, is_version_1 in _mounts(root):
         for folder in _folders(mount_point, top, own_groups.get("cpu" if is_version_1 else "", "/")):
-            with suppress(OSError, ValueError):  # no quota here: no such file, or the word "max"
+            with suppress(OSError, ValueError, OverflowError):  # none here: no such file, or the word "max"
                 yield _quota(folder, is_version_1=is_version_1)
 
 
 def _own_groups(root: Path) -> Iterator[tuple[str, str]]:
     """Yields each controller with the process's group in it; version 2 has one for all, and the name ''."""
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, group = line.split(":", 2)
-        for controller in controllers.split(","):
+        _, controllers, group = (*line.split(":", 2), "", "")[:3]
+        for controller in controllers.split(",") if group else ():
             yield controller, group
 
 
@@ -34,8 +35,14 @@ def _mounts(root: Path) -> Iterator[tuple[Path, str, bool]]:
         fields, _, rest = line.partition(" - ")
         kind, _, options = (*rest.split(" ", 2), "", "")[:3]
         if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
-            _, _, _, top, mount_point, *_ = fields.split(" ")
-            yield root / mount_point.lstrip("/"), top, kind == "cgroup"
+            top, mount_point = (*fields.split(" ")[3:5], "", "")[:2]
+            if mount_point:  # as emulated kernels may leave out what nobody reads
+                yield root / _unescaped(mount_point).lstrip("/"), _unescaped(top), kind == "cgroup"
+
+
+def _unescaped(path: str) -> str:
+    """Returns a path of mountinfo, where the kernel writes a space as \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
 
 
 def _folders(mount_point: Path, top: str, own: str) -> Iterator[Path]:

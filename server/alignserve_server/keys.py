@@ -26,13 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from alignserve_server.errors import StartupError
 from alignserve_server.logs import get_logger
-from alignserve_server.watched import WatchedFiles
+from alignserve_server.watched import WatchedFiles, read_whole
 
 _log = get_logger(__name__)
 
 _PREFIX = "as"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")  # no underscore, which ends it in a key
 _SECRET_BYTES = 32
+_PIPE_SECONDS = 10.0  # for a secret that is being fetched
 _PERSON = b"alignserve-key"
 
 
@@ -109,14 +110,18 @@ def new_key(
     return f"{_PREFIX}_{name}_{secret}", kept
 
 
-def read_keys(path: Path) -> dict[str, Key]:
+def read_keys(path: Path, *, pipe_seconds: float = _PIPE_SECONDS) -> dict[str, Key]:
     """Reads a file of keys by name.
+
+    Args:
+        path: See `read_whole`.
+        pipe_seconds: See there.
 
     Raises:
         KeysError: It cannot be read, or is no file of keys.
     """
     try:
-        return _KEYS.validate_json(path.read_bytes())
+        return _KEYS.validate_json(read_whole(path, pipe_seconds=pipe_seconds))
     except OSError as error:
         raise KeysError(f"cannot read the keys in {path}: {error.strerror}") from error
     except ValidationError as error:
@@ -199,7 +204,7 @@ class KeyRing:
         if not self._files.have_changed():
             return
         try:
-            self._keys = read_keys(self._path)
+            self._keys = read_keys(self._path, pipe_seconds=0.0)  # the event loop waits
         except KeysError as error:
             self._files.look_again()  # the file may be right, and the right to read it be missing
             _log.error("keys_not_read", reason=str(error), kept=len(self._keys))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -97,6 +98,10 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 — Path.is_dir() raises where it may not look
+
+
 async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
     """Runs the command.
 
@@ -109,7 +114,7 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
             "one worker has (taskset, --lanes), and count each worker as a replica",
             2,
         )
-    if arguments.save and not arguments.save.parent.is_dir():
+    if arguments.save and not _is_folder(arguments.save.parent):
         return _fail(f"--save {arguments.save}: there is no folder {arguments.save.parent}", 2)
     if arguments.curve:
         try:

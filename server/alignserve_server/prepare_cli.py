@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
+import shlex
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -46,10 +47,16 @@ def run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         _prepare(arguments)
-    except (CheckpointError, ValueError, OSError) as error:
-        print(f"alignserve-server prepare: {error}", file=sys.stderr)
-        return 1
+    except (CheckpointError, ValueError) as error:
+        return _fail(str(error))
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+        return _fail(f"cannot write {arguments.to}: {error}; make room, or give another folder")
     return 0
+
+
+def _fail(reason: str) -> int:
+    print(f"alignserve-server prepare: {reason}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--min-cosine",
-        type=float,
+        type=_cosine,
         default=0.999,
         metavar="COSINE",
         help="least cosine with transformers in float32; what is less exact is not written; default: 0.999",
@@ -94,16 +101,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _cosine(text: str) -> float:
+    cosine = float(text)
+    if not 0 <= cosine <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return cosine
+
+
 def _prepare(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.to
     source = resolve(arguments.checkpoint, arguments.revision)
     calibration = _calibration(arguments, source)
-    if _is_done(folder, _fingerprints(source, calibration, arguments.weights), is_forced=arguments.force):
+    expected = _fingerprints(source, calibration, arguments.weights)
+    if _is_done(folder, expected, is_forced=arguments.force):
         print(f"{folder} is already prepared from this checkpoint")
     else:
         print(f"preparing {source.model_id} ...", flush=True)
-        _write(folder, source, calibration, arguments)
-    print(f"serve it with: alignserve-server --checkpoint {folder}")
+        cosine = _write(folder, source, calibration, expected, arguments)
+        size = sum(path.stat().st_size for path in folder.rglob("*"))
+        print(f"wrote {folder}: {size / 1e6:.0f} MB, weights in {arguments.weights}")
+        print(f"lowest cosine with transformers in float32: {cosine:.6f} (limit {arguments.min_cosine})")
+    print(f"serve it with: alignserve-server --checkpoint {shlex.quote(str(folder))}")
 
 
 def _calibration(
@@ -136,6 +154,8 @@ def _is_done(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool
     """Says whether a folder is what would be written there. Raises CheckpointError if it has to be kept."""
     if not folder.exists():
         return False
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; give a folder that is new or empty")
     if is_prepared(folder):
         try:
             if open_prepared(folder).fingerprints == expected:
@@ -154,20 +174,33 @@ def _write(
     folder: Path,
     source: Checkpoint | PreparedCheckpoint,
     calibration: CalibrationImages | None,
+    expected: Mapping[DtypeName, str],
     arguments: argparse.Namespace,
-) -> None:
-    is_mount = folder.is_mount()  # which cannot be replaced, only filled
-    with draft_folder(folder if is_mount else folder.absolute().parent) as draft:
+) -> float:
+    """Writes the folder, or where a link leads to; returns the lowest cosine with the reference."""
+    place = folder.resolve()
+    is_kept = place.is_dir() and _has_to_stay(place)
+    with draft_folder(place if is_kept else place.parent) as draft:
         _fill(draft, source, calibration, arguments.weights)
         cosine = load_align(open_prepared(draft), least_cosine=arguments.min_cosine).info.min_cosine
-        if is_mount:
-            move_into(draft, folder, last=DIGESTS)
+        if is_kept:
+            move_into(draft, place, last=DIGESTS)
         else:
             _share(draft)
-            install(draft, folder.absolute(), is_usable=lambda _: False)
-    size = sum(path.stat().st_size for path in folder.rglob("*"))
-    print(f"wrote {folder}: {size / 1e6:.0f} MB, weights in {arguments.weights}")
-    print(f"lowest cosine with transformers in float32: {cosine:.6f} (limit {arguments.min_cosine})")
+            install(draft, place, is_usable=partial(_is_what, expected))
+    return cosine
+
+
+def _has_to_stay(folder: Path) -> bool:
+    """Says whether a folder can only be filled: a mount, the one of a shell, or one of somebody else's."""
+    return folder.is_mount() or folder == Path.cwd() or not os.access(folder.parent, os.W_OK | os.X_OK)
+
+
+def _is_what(expected: Mapping[DtypeName, str], folder: Path) -> bool:
+    try:
+        return open_prepared(folder).fingerprints == expected
+    except CheckpointError:
+        return False
 
 
 def _fill(
@@ -183,7 +216,7 @@ def _fill(
         if ready is None:
             prepare(source, draft, calibration=calibration, weights=_stored(weights))
     if ready is not None:
-        shutil.copytree(ready.folder, draft, dirs_exist_ok=True)
+        ready.copy_to(draft)
 
 
 def _stored(weights: _Weights) -> Weights:

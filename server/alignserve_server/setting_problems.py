@@ -19,6 +19,7 @@ _EXPECTED = {  # by pydantic's type of error
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "string_unicode": "must be text in UTF-8",
     "path_type": "must be a path",
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be above {gt}",

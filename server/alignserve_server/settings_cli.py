@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -127,8 +128,14 @@ _FORMATS = {"table": _table, "toml": _toml, "json": _json}
 
 
 def config_file(text: str) -> Path:
-    """Reads the value of `--config`. Raises ArgumentTypeError if there is no such file."""
+    """Reads the value of `--config`. Raises ArgumentTypeError if it is not that of a file."""
     path = Path(text)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text}: there is no such file")
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError as error:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such file") from error
+    except OSError as error:  # its folder may not be searched
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
+    if not is_file:
+        raise argparse.ArgumentTypeError(f"{text}: it is not a file")
     return path

@@ -6,6 +6,7 @@ libraries, and Python where nobody else handles an error. A pipe that nobody rea
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -28,6 +29,10 @@ def open_standard_streams() -> None:
     sys.stdin = sys.stdin or open(0)  # noqa: SIM115 — a descriptor, for the process's life
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        # A path or a variable may hold what the locale, or no locale, has a character for.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def keep_standard_error_from_blocking() -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from alignserve_server.logs import get_logger
+from alignserve_server.watched import read_whole
 
 _log = get_logger(__name__)
 
@@ -41,7 +42,7 @@ class TunedSizes:
     def read(self, limits: Mapping[str, int]) -> dict[str, int]:
         """Returns the sizes that were kept, of the modalities in `limits` and not beyond those."""
         try:
-            kept = json.loads(self._path.read_bytes())
+            kept = json.loads(read_whole(self._path, pipe_seconds=0.0))
             sizes = kept["max_batch_size"] if kept["facts"] == self._facts else {}
             return {
                 modality: size

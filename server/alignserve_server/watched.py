@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import select
 import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _INTERVAL_SECONDS = 1.0  # between looks
+_LARGEST_BYTES = 64 << 20  # a hundred thousand keys have a third of it
+_CHUNK_BYTES = 1 << 16
 
 
 class WatchedFiles:
@@ -39,6 +44,32 @@ class WatchedFiles:
         return [_content(path) for path in self._paths]
 
 
+def read_whole(path: Path, *, pipe_seconds: float) -> bytes:
+    """Reads a file of keys or certificates, which whoever made it may have replaced by anything.
+
+    Args:
+        path: A file; or a pipe, such as a shell's `<(…)`, which is read until its writer closes it.
+        pipe_seconds: How long to wait for each part of what comes through a pipe.
+
+    Raises:
+        OSError: It cannot be read, is a device, is too large, or nobody writes to it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or it would wait for a writer, with the loop
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 — a descriptor
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a device, not a file")
+        content = bytearray()
+        while len(content) <= _LARGEST_BYTES:
+            if stat.S_ISFIFO(mode) and not select.select([file], [], [], pipe_seconds)[0]:
+                raise OSError(errno.ETIMEDOUT, f"nothing came through the pipe for {pipe_seconds:g} s")
+            chunk = file.read(_CHUNK_BYTES)
+            if not chunk:
+                return bytes(content)
+            content += chunk
+    raise OSError(errno.EFBIG, f"it is larger than {_LARGEST_BYTES} bytes")
+
+
 def _content(path: Path) -> object:
     """Returns what differs when a file's content does, of what a link leads to; None if it cannot be read."""
     try:
@@ -47,6 +78,6 @@ def _content(path: Path) -> object:
             return found.st_ino  # what comes through a pipe is there once
         # Times and sizes miss a change that follows another within a tick of the file system's clock, and a
         # copy that keeps the old time.
-        return hashlib.blake2b(path.read_bytes()).digest()
+        return hashlib.blake2b(read_whole(path, pipe_seconds=0.0)).digest()
     except OSError:
         return None

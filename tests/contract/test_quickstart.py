@@ -57,3 +57,32 @@ def test_a_server_that_cannot_start_ends_it() -> None:
 
     assert result.returncode == 1
     assert "/nowhere/at/all" in result.stderr
+
+
+def test_nobody_has_to_read_its_output() -> None:
+    """It serves also where its standard streams are closed, as a service manager may leave them."""
+    port = free_port()
+    command = [*COMMAND, "--port", str(port), "--metrics-port", str(free_port())]
+    with subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command], cwd=ROOT) as process:
+        with Client(f"localhost:{port}") as client:
+            client.wait_until_ready(60)
+
+        process.send_signal(signal.SIGINT)
+
+    assert process.returncode == 0
+
+
+def test_ctrl_c_during_imports_shows_no_traceback() -> None:
+    """They take half a second, in which it is not serving yet."""
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:]]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.endswith(" numpy\n"):  # which the client imports
+                break
+
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in rest

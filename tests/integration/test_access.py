@@ -227,7 +227,8 @@ class TestKeys:
             with changed_keys(keys_file) as keys:
                 del keys["search"]
             with monkeypatch.context() as denied:
-                denied.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "Permission denied")))
+                refusal = Mock(side_effect=PermissionError(13, "Permission denied"))
+                denied.setattr("alignserve_server.keys.read_whole", refusal)
                 await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
 
             error = await refused(served.stub.EmbedText(text_request("b"), metadata=bearer(key)))

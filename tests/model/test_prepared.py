@@ -116,6 +116,17 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
     assert "Traceback" not in done.stderr
 
 
+def test_int8_without_torch_names_all_that_it_needs(tmp_path):
+    """One installation is enough, and not a second one for what is asked for next."""
+    program = "from alignserve_server.cli import run\nsys.exit(run(sys.argv[1:]))"
+    options = ["--weights", "int8", "--calibration-folder", PHOTOS, "--to", tmp_path / "to"]
+
+    done = run_without_torch(program, "prepare", *options)
+
+    assert done.returncode == 1
+    assert "alignserve[server,torch,int8]" in done.stderr
+
+
 def test_the_prepared_form_of_the_embedded_checkpoint_is_not_stale():
     """It is of the same weights, with the probe of this release."""
     checkpoint = resolve_checkpoint()

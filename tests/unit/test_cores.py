@@ -102,6 +102,30 @@ def test_every_quota_around_the_process_counts(
     assert cpu_count(_machine(tmp_path, groups, mounts, quotas)) == count
 
 
+@pytest.mark.parametrize(
+    ("groups", "mounts", "quota"),
+    [
+        ("no colon\n0:one\n", V2_MOUNT.format(top="/"), "max 100000"),
+        ("0::/\n", "30 - cgroup2 cgroup2 rw\n\n - cgroup2\n", "100000 100000"),
+        ("0::/\n", V2_MOUNT.format(top="/"), f"{'9' * 400} 1"),
+    ],
+    ids=["groups", "mounts", "quota"],
+)
+def test_what_no_kernel_writes_is_passed_over(groups: str, mounts: str, quota: str, tmp_path: Path) -> None:
+    """Emulated ones may write less than Linux does, which is no reason not to start."""
+    root = _machine(tmp_path / "odd", groups, mounts, {"cpu.max": quota})
+
+    assert cpu_count(root) == 4
+
+
+def test_a_mount_point_may_have_spaces(tmp_path: Path) -> None:
+    """The kernel writes them as octal numbers."""
+    mount = V2_MOUNT.format(top="/").replace("/sys/fs/cgroup", "/sys/fs/cgroup/my\\040groups")
+    root = _machine(tmp_path / "spaces", "0::/\n", mount, {"my groups/cpu.max": "200000 100000"})
+
+    assert cpu_count(root) == 2
+
+
 def test_without_proc_all_cores_count(tmp_path: Path) -> None:
     """As on systems that are not Linux."""
     assert cpu_count(tmp_path) == 4

@@ -117,6 +117,7 @@ def test_each_problem_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) 
     [
         (["--lanes"], "argument --lanes: expected one argument"),
         (["--config", "/no/such/file.toml"], "argument --config: /no/such/file.toml: there is no such file"),
+        (["--config", "/"], "argument --config: /: it is not a file"),
     ],
 )
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:

@@ -153,3 +153,22 @@ def test_grpc_writes_no_lines_of_its_own() -> None:
 
     assert done.returncode == 1
     assert "cannot_start" in [json.loads(line)["event"] for line in done.stderr.splitlines()]
+
+
+@pytest.mark.parametrize("command", ["settings", "check"])
+def test_what_the_terminal_has_no_character_for_is_escaped(command: str) -> None:
+    """A path in another script, or of bytes that are no text, is shown as far as it can be."""
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "ALIGNSERVE_CHECKPOINT": "Modèle-\udcff",
+        "ALIGNSERVE_LISTEN": "127.0.0.1:0",
+        "ALIGNSERVE_METRICS": "false",
+    }
+
+    outcome = subprocess.run(
+        [BIN / "alignserve-server", command], env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert "Mod\\xe8le" in outcome.stdout
+    assert "Traceback" not in outcome.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,21 @@ def test_a_file_is_replaced_and_leaves_nothing_beside_it(tmp_path: Path) -> None
 def test_the_processor_has_a_name() -> None:
     """One model's sizes differ from processor to processor."""
     assert cpu_model()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terabyte", "folder"])
+def test_what_is_no_file_of_sizes_holds_no_start(kind: str, tmp_path: Path) -> None:
+    """Whatever lies at its place, the sizes are measured, and nothing waits or fills the memory."""
+    sizes = TunedSizes(tmp_path, "a model", FACTS)
+    sizes.write({"image": 2, "text": 8})
+    (place,) = tmp_path.iterdir()
+    place.unlink()
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        with place.open("wb") as file:
+            file.truncate(1 << 40)
+
+    assert sizes.read(LIMITS) == {}

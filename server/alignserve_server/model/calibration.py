@@ -28,7 +28,10 @@ class CalibrationImages:
         Raises:
             ValueError: There is none.
         """
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        # Files alone: a folder may be called so, and a named pipe would wait for a writer.
+        files = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()
+        )
         if not files:
             raise ValueError(f"calibration_folder {folder} has no images ({' '.join(_SUFFIXES)})")
         self._folder = folder
@@ -37,22 +40,33 @@ class CalibrationImages:
 
     @cached_property
     def digest(self) -> str:
-        """Digests the contents of the files, in 16 hexadecimal digits."""
+        """Digests the contents of the files, in 16 hexadecimal digits.
+
+        Raises:
+            ValueError: One may not be read.
+        """
         digest = hashlib.sha256()
         for file in self._files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(hashlib.sha256(_content(file)).digest())
         return digest.hexdigest()[:16]
 
     def pixels(self) -> NDArray[np.uint8]:
         """Returns (images, height, width, 3), without images that are broken.
 
         Raises:
-            ValueError: All are broken.
+            ValueError: All are broken, or one may not be read.
         """
         pixels = []
         for file in self._files:
             with suppress(InvalidArgument):
-                pixels.append(self._preprocess(file.read_bytes()))
+                pixels.append(self._preprocess(_content(file)))
         if not pixels:
             raise ValueError(f"calibration_folder {self._folder} has no image that can be read")
         return np.stack(pixels)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the calibration image {file} cannot be read: {error.strerror}") from error

@@ -16,6 +16,7 @@ from alignserve_server.model.checkpoint_files import (
     Json,
     check_safetensors,
     is_there,
+    parse_tokenizer,
     read_json,
     read_text,
 )
@@ -39,7 +40,7 @@ _DOWNLOADED = [
     *("image.xml", "image.bin", "text.xml", "text.bin", "reference.npz", "probe/*"),
     *("LICENSE*", "NOTICE*", "README.md"),
 ]
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"  # of weights in several files
@@ -277,22 +278,7 @@ def _check_tokenizer(folder: Path) -> None:
     if is_there(vocabulary):  # read by transformers even beside tokenizer.json
         read_text(vocabulary)
     if files[0].suffix == ".json":
-        _parse_tokenizer(files[0])
-
-
-def _parse_tokenizer(path: Path) -> None:
-    from tokenizers import Tokenizer  # whoever only asks for a fingerprint does not need it
-
-    try:
-        Tokenizer.from_str(read_text(path))
-    except BaseException as error:
-        # A panic in Rust is a BaseException, whose type cannot be imported.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path} is not a tokenizer: {reason}; save it again, or update tokenizers"
-        ) from error
+        parse_tokenizer(read_text(files[0]), files[0])
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

@@ -11,8 +11,14 @@ import math
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+T = TypeVar("T")
 Json: TypeAlias = Mapping[str, Any]  # Any: a file of a stranger's; each reader checks its own keys
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -106,6 +112,43 @@ def read_json(path: Path) -> Json:
     return content
 
 
+def validated(schema: TypeAdapter[T], content: object, path: Path) -> T:
+    """Returns what a file of a prepared checkpoint holds, with the types that it should have.
+
+    Raises:
+        CheckpointError: It has others, or lacks something.
+    """
+    try:
+        return schema.validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))[:80]
+        reason = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(
+            f"{path} is not as 'alignserve-server prepare' writes it: {where or 'all of it'}: {reason}; "
+            "prepare it again"
+        ) from error
+
+
+def parse_tokenizer(content: str, path: Path) -> Tokenizer:
+    """Reads a tokenizer that was found in a file.
+
+    Raises:
+        CheckpointError: It is none, or of another version of the library.
+    """
+    from tokenizers import Tokenizer  # whoever only asks for a fingerprint does not need it
+
+    try:
+        return Tokenizer.from_str(content)
+    except BaseException as error:
+        # A panic in Rust is a BaseException, whose type cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"{path} is not a tokenizer: {_reason(error)}; save it again, or update tokenizers"
+        ) from error
+
+
 def check_safetensors(path: Path) -> None:
     """Checks the header of a file of weights, and that the file has all the bytes that it names.
 
@@ -178,6 +221,6 @@ def _finite(text: str) -> float:
     return number
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join((text or type(error).__name__).split())[:200]

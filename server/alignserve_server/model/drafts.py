@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PREFIX = "alignserve-draft-"
+_MOST_ATTEMPTS = 5  # others may put theirs there in between
 
 
 @contextmanager
@@ -46,16 +47,17 @@ def install(draft: Path, folder: Path, *, is_usable: Callable[[Path], bool]) -> 
     """
     for path in [*draft.rglob("*"), draft]:
         _sync(path)
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+    for attempts_left in reversed(range(_MOST_ATTEMPTS)):
+        try:
+            draft.rename(folder)
+            break
+        except OSError:
+            if not folder.is_dir() or not attempts_left:
+                raise
         if is_usable(folder):  # another process was first, with the same result
             return
-        with draft_folder(folder.parent) as aside:
+        with draft_folder(folder.parent) as aside, suppress(FileNotFoundError):  # or another one moved it
             folder.rename(aside / folder.name)
-            draft.rename(folder)
     _sync(folder.parent)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def prepared_form(
     """
     folder = _cached(checkpoint, cache_folder / "openvino", calibration)
     found = _undamaged(lambda: shipped_form(checkpoint)) if calibration is None else None
-    if found is None and folder.is_dir():
+    if found is None and os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises if it may not look
         found = _undamaged(lambda: open_prepared(folder))
     if found is not None:
         yield found
@@ -69,7 +70,9 @@ def _cached(checkpoint: Checkpoint, cache: Path, calibration: CalibrationImages 
     name = "-".join([fingerprint, *(f"{maker}-{version or '*'}" for maker, version in versions.items())])
     if all(versions.values()):
         return cache / name
-    made = sorted(cache.glob(name))
+    made: list[Path] = []
+    with suppress(OSError):  # it may not be searched: whoever writes there tells
+        made = sorted(cache.glob(name))
     return made[-1] if made else cache / name.replace("*", "none")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.cores import cpu_count
+from alignserve_server.model.checkpoint_files import CheckpointError
 from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
 from alignserve_server.model.memory import drop_file_pages, trim_heap
 from alignserve_server.model.openvino_quiet import ov
@@ -30,15 +31,21 @@ def load(prepared: PreparedCheckpoint, placement: Placement) -> Loaded:
     """Loads a prepared checkpoint.
 
     Raises:
+        CheckpointError: The networks or the reference are not what was prepared.
         ValueError: OpenVINO does not compute in that data type here.
     """
     core = ov.Core()
     _check_dtype(core, placement.dtype)
-    return Loaded(
-        OpenVinoRuntime(core, prepared.folder, placement),
-        Reference.load(prepared.folder),
-        prepared.fingerprint(placement.dtype),
-    )
+    reference = Reference.load(prepared.folder)
+    for name in (IMAGE, TEXT):
+        _check_network(prepared.folder / name)
+    try:
+        runtime = OpenVinoRuntime(core, prepared.folder, placement)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"OpenVINO cannot load the networks in {prepared.folder}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return Loaded(runtime, reference, prepared.fingerprint(placement.dtype))
 
 
 class OpenVinoRuntime:
@@ -97,6 +104,13 @@ class OpenVinoRuntime:
             raise
         embeddings: Embeddings = results[0]
         return embeddings
+
+
+def _check_network(path: Path) -> None:
+    """Refuses what OpenVINO would hand to its readers of other frameworks' files."""
+    with path.open("rb") as file:
+        if not file.read(5) == b"<?xml":
+            raise CheckpointError(f"{path} is not a network of OpenVINO; prepare the checkpoint again")
 
 
 def _check_dtype(core: Any, dtype: DtypeName) -> None:

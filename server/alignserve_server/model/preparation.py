@@ -66,7 +66,7 @@ def prepare(
     images = ImagePreprocessor(checkpoint.image_processor, ImageDecoder(max_bytes=1, max_pixels=1))
     inputs: dict[str, Any] = {"scale": images.scale, "offset": images.offset, "weights": weights}
     if calibration is not None:
-        check_installed([QUANTIZER], extra="int8", why="to make int8")
+        _check_quantizer()
         inputs["calibration"] = calibration.pixels()
     np.savez(draft / INPUTS, **inputs)
     _run_conversion(checkpoint, draft)
@@ -109,7 +109,7 @@ def fingerprints(
         ValueError: nncf, whose version is a part of that of int8, is not installed.
     """
     if calibration is not None:
-        check_installed([QUANTIZER], extra="int8", why="to make int8")
+        _check_quantizer()
         made: dict[DtypeName, str] = {"int8": f"int8{calibration.digest}-{QUANTIZER}-{version(QUANTIZER)}"}
     else:
         rounded = "" if weights == "float32" else f"-weights-{weights}"
@@ -124,6 +124,12 @@ def check_installed(packages: list[str], *, extra: str, why: str) -> None:
         raise ValueError(
             f"not installed: {', '.join(missing)}, needed {why}; pip install 'alignserve[server,{extra}]'"
         )
+
+
+def _check_quantizer() -> None:
+    """Raises ValueError if nncf is missing; what is installed for it alone would lack torch next."""
+    has_torch = importlib.util.find_spec("torch") is not None
+    check_installed([QUANTIZER], extra="int8" if has_torch else "torch,int8", why="to make int8")
 
 
 def _versions(packages: list[str] | tuple[str, ...]) -> dict[str, str]:

@@ -10,10 +10,14 @@ digests.json                    SHA-256 of all other files
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from alignserve_server.model.checkpoint import (
     EMBEDDED,
@@ -22,15 +26,19 @@ from alignserve_server.model.checkpoint import (
     locate_checkpoint,
     open_checkpoint,
 )
-from alignserve_server.model.checkpoint_files import CheckpointError, Json, check_file, read_json
+from alignserve_server.model.checkpoint_files import CheckpointError, Json, check_file, read_json, validated
+from alignserve_server.model.probe import REFERENCE_FILES
 from alignserve_server.model.runtime import DtypeName
 
 IMAGE, TEXT = "image.xml", "text.xml"
+IMAGE_WEIGHTS, TEXT_WEIGHTS = "image.bin", "text.bin"
 DIGESTS = "digests.json"  # of all other files; written last
 SHIPPED = "prepared"  # where a checkpoint in Hugging Face format may have its prepared form
 
 _FACTS = "prepared.json"
 _FORMAT = 1
+_NEEDED = (_FACTS, IMAGE, IMAGE_WEIGHTS, TEXT, TEXT_WEIGHTS, *REFERENCE_FILES)
+_MOST_FILES = 10_000  # there are some thirty
 _MOST_FAULTS = 3  # in a message
 _LICENCES = ("LICENSE*", "NOTICE*", "README.md")
 
@@ -39,17 +47,26 @@ _LICENCES = ("LICENSE*", "NOTICE*", "README.md")
 class PreparedCheckpoint:
     """A prepared checkpoint on disk, complete and undamaged."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     folder: Path
-    model_id: str
+    model_id: Annotated[str, Field(min_length=1)]
     revision: str  # commit on the hub; empty for a folder
     image_processor: Json
-    fingerprints: Mapping[DtypeName, str]  # for each data type that it can be computed in
-    weights: str  # float32; or float16 or int8, which have rounded them
+    # For each data type that it can be computed in.
+    fingerprints: Annotated[Mapping[DtypeName, str], Field(min_length=1)]
+    weights: Literal["float32", "float16", "int8"]  # the last two have rounded them
     made_with: Mapping[str, str]  # versions by package
 
     def fingerprint(self, dtype: DtypeName) -> str:
         """Returns what `Checkpoint.fingerprint` of the original returns for OpenVINO and a data type."""
         return self.fingerprints[dtype]
+
+    def copy_to(self, folder: Path) -> None:
+        """Copies what belongs to it, and nothing else that is there, into an empty folder. Raises OSError."""
+        for name in [*read_json(self.folder / DIGESTS), DIGESTS]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.folder / name, folder / name)
 
     def save(self) -> None:
         """Writes facts and digests; the other files are there.
@@ -68,6 +85,9 @@ class PreparedCheckpoint:
         (self.folder / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
 
 
+_PREPARED = TypeAdapter(PreparedCheckpoint)
+
+
 def resolve(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoint | PreparedCheckpoint:
     """Finds a checkpoint of either kind, as `resolve_checkpoint` finds those in Hugging Face format.
 
@@ -82,7 +102,8 @@ def resolve(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoi
 
 def is_prepared(folder: Path) -> bool:
     """Says whether a folder is meant to be a prepared checkpoint, damaged or not."""
-    return (folder / _FACTS).exists() or (folder / IMAGE).exists()
+    # Path.exists() raises where a folder may not be searched, which whatever opens it tells better.
+    return os.path.lexists(folder / _FACTS) or os.path.lexists(folder / IMAGE)
 
 
 def open_prepared(folder: Path) -> PreparedCheckpoint:
@@ -98,17 +119,14 @@ def open_prepared(folder: Path) -> PreparedCheckpoint:
             f"the prepared checkpoint {folder} is damaged: {_listed(faults)}; "
             "prepare it again, or copy it again from where it is whole"
         )
-    try:
-        facts = dict(read_json(folder / _FACTS))
-        written_as = facts.pop("format")
-        if written_as == _FORMAT:
-            return PreparedCheckpoint(folder=folder, **facts)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / _FACTS} lacks what it should hold: {error}") from error
-    raise CheckpointError(
-        f"{folder} was prepared in format {written_as!r}, and this release reads {_FORMAT}; "
-        "prepare it again with this release"
-    )
+    facts = dict(read_json(folder / _FACTS))
+    written_as = facts.pop("format", None)
+    if written_as != _FORMAT:
+        raise CheckpointError(
+            f"{folder} was prepared in format {written_as!r}, and this release reads {_FORMAT}; "
+            "prepare it again with this release"
+        )
+    return validated(_PREPARED, {**facts, "folder": folder}, folder / _FACTS)
 
 
 def is_undamaged(folder: Path) -> bool:
@@ -132,11 +150,16 @@ def _faults(folder: Path) -> list[str]:
         digests = read_json(folder / DIGESTS)
     except CheckpointError as error:
         return [str(error)]
-    expected = {**dict.fromkeys((_FACTS, IMAGE, TEXT), ""), **digests}
+    if len(digests) > _MOST_FILES:
+        return [f"{folder / DIGESTS} names {len(digests)} files"]
+    expected = {**dict.fromkeys(_NEEDED, ""), **digests}
     return [fault for name, digest in expected.items() if (fault := _fault(folder, name, digest))]
 
 
 def _fault(folder: Path, name: str, digest: object) -> str | None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:  # such as /proc/kcore, which has no end
+        return f"{folder / DIGESTS} names {name[:80]!r}, which is outside of its folder"
     try:
         check_file(folder / name)
         is_whole = file_digest(folder / name).hex() == digest

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter
 
+from alignserve_server.model.checkpoint_files import (
+    CheckpointError,
+    check_file,
+    parse_tokenizer,
+    read_json,
+    validated,
+)
 from alignserve_server.model.encoder import Embeddings
 
 # These go through the text tower too; the last one is cut, so it reads every position that a text can have.
@@ -57,29 +68,48 @@ TEXTS = (
     "<s> </s> <pad> <unk> <mask> <|endoftext|>",
 )
 _FACTS, _ARRAYS, _IMAGES = "reference.json", "reference.npz", "probe"  # in a reference's folder
+REFERENCE_FILES = (_FACTS, _ARRAYS)
+_LARGEST_ARRAYS_BYTES = 1 << 30  # the largest ALIGN has a tenth of it
 _TOKENS_PER_TEXT = 8  # of those that a tokenizer adds to its vocabulary
 _PATTERN_CELLS = (3, 24, 96)  # along a side: from soft gradients to fine texture
 EMBEDDED_IMAGES = tuple(f"pattern-{cells}.png" for cells in _PATTERN_CELLS)
+
+
+def _floats(array: object, *, dimensions: int) -> NDArray[np.float32]:
+    """Returns an array as it is; ValueError if it is none of numbers, or has other dimensions or no row."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        raise ValueError("must be an array of float32")
+    if array.ndim != dimensions or not array.size:
+        raise ValueError(f"must have {dimensions} dimensions, and has the shape {array.shape}")
+    return array
+
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What transformers' tokenizer, image processor and AlignModel, in float32, make of the probe."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     tokenizer: str  # as JSON, with all that transformers applies on top of tokenizer.json
     splits_special_tokens: bool  # a state that the JSON leaves out
-    truncation_side: str
-    max_text_tokens: int
-    vocabulary_rows: int  # of the word embeddings
+    truncation_side: Literal["left", "right"]
+    max_text_tokens: Count
+    vocabulary_rows: Count  # of the word embeddings
     unembedded_tokens: tuple[str, ...]  # those with ids beyond the rows
-    temperature: float
-    embedding_dimension: int
-    input_ids: dict[str, list[int]]  # of every text, cut to the limit
+    temperature: Annotated[float, Field(allow_inf_nan=False)]
+    embedding_dimension: Count
+    # Of every text, cut to the limit.
+    input_ids: dict[str, list[Annotated[int, Field(ge=0, lt=2**31)]]]
     embedded_texts: list[str]
     images: dict[str, bytes]  # the files, by name
     pillow: str  # version, whose decoders had a part in the next
-    pixel_values: NDArray[np.float32]  # of every image, (images, 3, height, width)
-    embeddings: Embeddings  # of EMBEDDED_IMAGES, then of the embedded texts; not normalized
+    # Of every image, (images, 3, height, width).
+    pixel_values: Annotated[NDArray[np.float32], PlainValidator(partial(_floats, dimensions=4))]
+    # Of EMBEDDED_IMAGES, then of the embedded texts; not normalized.
+    embeddings: Annotated[Embeddings, PlainValidator(partial(_floats, dimensions=2))]
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -100,12 +130,59 @@ class Reference:
 
     @classmethod
     def load(cls, folder: Path) -> Reference:
-        """Reads what `save` wrote. Raises OSError or ValueError for anything else."""
-        facts = json.loads((folder / _FACTS).read_bytes())
-        facts["unembedded_tokens"] = tuple(facts["unembedded_tokens"])
-        facts["images"] = {name: (folder / _IMAGES / name).read_bytes() for name in facts["images"]}
-        with np.load(folder / _ARRAYS) as arrays:
-            return cls(**facts, **arrays)
+        """Reads what `save` wrote. Raises CheckpointError for anything else."""
+        content = {**read_json(folder / _FACTS), **_arrays(folder / _ARRAYS)}
+        names, unembedded = content.get("images"), content.get("unembedded_tokens")
+        if isinstance(names, list):
+            content["images"] = {str(name): _image(folder / _IMAGES, name) for name in names}
+        if isinstance(unembedded, list):
+            content["unembedded_tokens"] = tuple(unembedded)
+        reference = validated(_REFERENCE, content, folder / _FACTS)
+        parse_tokenizer(reference.tokenizer, folder / _FACTS)
+        if faults := [what for what, holds in _AGREEMENTS.items() if not holds(reference)]:
+            raise CheckpointError(
+                f"{folder / _FACTS} does not go with {_ARRAYS}: {faults[0]}; prepare it again"
+            )
+        return reference
+
+
+_REFERENCE = TypeAdapter(Reference)
+_AGREEMENTS: dict[str, Callable[[Reference], bool]] = {
+    "images without pixels": lambda one: len(one.images) == len(one.pixel_values),
+    "pixels that have not three channels": lambda one: one.pixel_values.shape[1] == len("RGB"),
+    "an image of the probe is missing": lambda one: set(EMBEDDED_IMAGES) <= one.images.keys(),
+    "an embedded text without tokens": lambda one: {"", *one.embedded_texts} <= one.input_ids.keys(),
+    "other embeddings than texts and images": lambda one: (
+        one.embeddings.shape == (len(EMBEDDED_IMAGES) + len(one.embedded_texts), one.embedding_dimension)
+    ),
+}
+
+
+def _image(folder: Path, name: object) -> bytes:
+    path = folder / str(name)
+    if path.parent != folder:
+        raise CheckpointError(
+            f"{folder.parent / _FACTS} names the image {str(name)[:80]!r}, which is elsewhere"
+        )
+    check_file(path)
+    return path.read_bytes()
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Reads arrays, without pickles and not larger than they may be. Raises CheckpointError."""
+    check_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > _LARGEST_ARRAYS_BYTES:
+            raise CheckpointError(f"{path} unpacks to {size} bytes, limit {_LARGEST_ARRAYS_BYTES}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    # Of what numpy, zipfile and zlib say of a broken file, and of one that promises more than it has.
+    except (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(
+            f"{path} is broken: {type(error).__name__}: {error}; prepare it again"
+        ) from error
 
 
 def texts_with(tokens: list[str]) -> list[str]:

@@ -24,16 +24,28 @@ def embed_probe(
     """Returns what is made of the probe here, in the order of `reference.embeddings`.
 
     Raises:
-        CheckpointError: A text has other tokens than the reference's, or an image other pixels.
+        CheckpointError: A text has other tokens than the reference's, or an image other pixels; or the
+            runtime fails on them.
     """
     input_ids = {text: _checked_tokens(text, reference, texts) for text in reference.input_ids}
     pixels = {
         name: _checked_pixels(name, expected, reference, images)
         for name, expected in zip(reference.images, reference.pixel_values, strict=True)
     }
-    image_rows = [runtime.embed_pixels(pixels[name][None]) for name in probe.EMBEDDED_IMAGES]
-    text_rows = runtime.embed_tokens(*padded([input_ids[text] for text in reference.embedded_texts]))
-    return np.concatenate([*image_rows, text_rows])
+    tokens = padded([input_ids[text] for text in reference.embedded_texts])
+    try:
+        image_rows = [runtime.embed_pixels(pixels[name][None]) for name in probe.EMBEDDED_IMAGES]
+        embeddings = np.concatenate([*image_rows, runtime.embed_tokens(*tokens)])
+    except Exception as error:  # whatever a runtime says of networks that are another model's
+        raise CheckpointError(
+            f"{runtime.name} fails on the probe: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if embeddings.shape != reference.embeddings.shape:
+        raise CheckpointError(
+            f"{runtime.name} embeds the probe as {embeddings.shape}, and transformers as "
+            f"{reference.embeddings.shape}; the networks are another model's"
+        )
+    return embeddings
 
 
 def _checked_tokens(text: str, reference: Reference, texts: TextTokenizer) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -14,9 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from alignserve_server.errors import StartupError
 from alignserve_server.logs import get_logger
-from alignserve_server.watched import WatchedFiles
+from alignserve_server.watched import WatchedFiles, read_whole
 
 _log = get_logger(__name__)
+
+_PIPE_SECONDS = 10.0  # for a key that is being fetched
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Certificates:
         paths = [files.certificate, files.key, *([files.client_ca] if files.client_ca else [])]
         self._watched = WatchedFiles(paths)
         try:
-            self._in_use = _read(files)
+            self._in_use = _read(files, pipe_seconds=_PIPE_SECONDS)
         except (OSError, ValueError) as error:
             raise StartupError(
                 f"cannot use the certificate of --tls-certificate, --tls-key and --tls-client-ca: {error}"
@@ -88,7 +91,7 @@ class Certificates:
         return renewed.configuration
 
     def _better(self) -> _Loaded:
-        renewed, now = _read(self._files), datetime.now(UTC)
+        renewed, now = _read(self._files, pipe_seconds=0.0), datetime.now(UTC)
         objection = renewed.objection(now)
         if objection is not None and self._in_use.objection(now) is None:
             raise ValueError(f"{objection}; the files in use are kept, which are valid")
@@ -133,15 +136,16 @@ def _other_period(certificate: x509.Certificate, now: datetime) -> str | None:
     return None
 
 
-def _read(files: CertificateFiles) -> _Loaded:
+def _read(files: CertificateFiles, *, pipe_seconds: float) -> _Loaded:
     """Reads the files.
 
     Raises:
         OSError: One cannot be read.
         ValueError: One holds no certificate, or the key is another's, encrypted or of an unknown kind.
     """
-    certificate, key = files.certificate.read_bytes(), files.key.read_bytes()
-    roots = files.client_ca.read_bytes() if files.client_ca else None
+    read = partial(read_whole, pipe_seconds=pipe_seconds)
+    certificate, key = read(files.certificate), read(files.key)
+    roots = read(files.client_ca) if files.client_ca else None
     return _Loaded(
         grpc.ssl_server_certificate_configuration([(key, certificate)], roots),
         _checked_certificate(certificate, key),
