@@ -23,7 +23,7 @@ setup: $(DEVELOP) ## Create .venv with everything that the other targets need
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "alignserve needs Python 3.11 or later, and $(PYTHON) is %d.%d; name another one, as in: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "Creating $(VENV) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) --quiet pip
 
 $(SERVE): pyproject.toml constraints.txt | $(BIN)/python

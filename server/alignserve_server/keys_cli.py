@@ -141,6 +141,4 @@ def _date(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a date; use YYYY-MM-DD, such as 2027-01-31"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2027-01-31") from None
