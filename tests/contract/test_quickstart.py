@@ -45,7 +45,7 @@ def test_a_taken_port_is_told_apart_from_a_broken_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-        result = run(*COMMAND, "--port", str(port))
+        result = run(*COMMAND, "--port", str(port), "--metrics-port", str(free_port()))
 
     assert result.returncode == 1
     assert f"port {port} cannot be used" in result.stderr
