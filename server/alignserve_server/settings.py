@@ -89,6 +89,12 @@ def _check_image_formats(names: str) -> str:
     return names
 
 
+def _check_device(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", _check_text(device)):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return device
+
+
 def _check_text(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise ValueError("is empty" if not text.strip() else "has a zero byte")
@@ -153,7 +159,9 @@ class Settings(BaseModel):
         "mini", description="folder or hub id of an ALIGN checkpoint; 'mini' is embedded and works offline"
     )
     revision: Text | None = Field(None, description="branch, tag or commit of a hub id")
-    device: Text = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: Annotated[str, AfterValidator(_check_device)] = Field(
+        "auto", description="auto, cpu, cuda or cuda:N"
+    )
     runtime: Literal["auto", "torch", "openvino"] = Field(
         "auto", description="what runs the model; auto is openvino on a CPU, if it is installed, else torch"
     )

@@ -27,6 +27,7 @@ _METAVARS = {
     "checkpoint": "FOLDER|ID",
     "revision": "REVISION",
     "device": "DEVICE",
+    "image_formats": "FORMAT[,FORMAT…]",
 }
 _UNITS = {"_bytes": "BYTES", "_seconds": "SECONDS", "_ms": "MS", "_pixels": "PIXELS", "_folder": "FOLDER"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -173,6 +174,24 @@ def test_embed_resumes_files_and_texts(server: FakeServer, photos: Path, out: Pa
     assert code == 0
     assert [json.loads(line) for line in out.read_text().splitlines()] == complete
     assert [line.get("kind", "image") for line in complete] == ["image", "text", "text", "text"]
+
+
+def test_an_interrupted_run_says_how_to_go_on(server: FakeServer, photos: Path, out: Path) -> None:
+    """And how much is done."""
+    for number in range(10, 400):
+        (photos / f"{number}.jpg").write_bytes(f"photo {number}".encode())
+    arguments = ["--server", server.target, "stream", str(photos), "--output", str(out)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "alignserve.cli", *arguments], stderr=subprocess.PIPE, text=True
+    ) as process:
+        server.wait_for_received(2)
+        server.hold()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert re.match(r"alignserve: interrupted: \d+/400 in ", err)
+    assert err.endswith("the same command with --resume does the rest\n")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

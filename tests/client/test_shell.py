@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_labels_named_like_folders_stay_labels(
     ("arguments", "told"),
     [
         (["classify", "--label", "cat", "dog"], "classify needs an IMAGE; put it before --label"),
+        (["stream"], "stream needs a PATH\n"),
         (["classify", "{photo}", "--label", "cat", "{photo}"], "after --label is a file"),
         (["clasify", "{photo}"], "did you mean classify?"),
         (["classify", "{photo}", "--lable", "cat"], "unknown option --lable; did you mean --label?"),
@@ -220,6 +222,65 @@ def test_a_broken_image_is_not_called_something_else(
     assert "the file is" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [[], ["{photo}"]])
+def test_a_refusal_names_the_file(
+    server: FakeServer, run: Any, photo: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    """Of one image as of several; `images[0]` is a name that only programs know."""
+    bad = tmp_path / "cut.jpg"
+    bad.write_bytes(b"\xff\xd8\xff")
+    server.fail_input(bad.read_bytes(), message="image is broken or incomplete")
+
+    _, _, err = run("classify", bad, *(word.format(photo=photo) for word in arguments), "--label", "a", "b")
+
+    assert f"alignserve: {bad}: images[0]" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "server_says", "told"),
+    [
+        (
+            b"%PDF-1.7",
+            "image is PDF, and this server reads JPEG; convert it to JPEG or PNG",
+            "image is PDF, and this server reads JPEG; the file is a PDF; convert its page: `pdftoppm",
+        ),
+        (
+            b"<!DOCTYPE html><html>",
+            "image is HTML, a web page; send the image itself",
+            "image is HTML, a web page; send the image itself [",
+        ),
+    ],
+)
+def test_advice_is_given_once(
+    server: FakeServer, run: Any, tmp_path: Path, content: bytes, server_says: str, told: str
+) -> None:
+    """The better one, if server and client both have some."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    server.fail_input(content, reason="IMAGE_UNREADABLE", message=server_says)
+
+    _, _, err = run("classify", path, "--label", "a", "b")
+
+    assert told in err
+
+
+def test_a_folder_given_to_classify_is_called_one(run: Any, tmp_path: Path) -> None:
+    """With the command that takes folders."""
+    code, _, err = run("classify", tmp_path, "--label", "a", "b")
+
+    assert code == 4
+    assert err == f"alignserve: {tmp_path} is a folder; alignserve stream takes the images in it\n"
+
+
+def test_a_missing_key_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the metadata, which is for other clients."""
+    with FakeServer(api_keys=["as_a"]) as server:
+        code = main(["--server", server.target, "embed", "--text", "a", "--npy", os.devnull])
+
+    assert code == 4
+    assert "--api-key-file FILE or ALIGNSERVE_API_KEY" in capsys.readouterr().err
+
+
 def test_folders_name_what_they_leave_out(run: Any, tmp_path: Path, photo: Path) -> None:
     """By suffix, with advice for photos; hidden files are nobody's photos."""
     shutil.copy(photo, tmp_path / "a.jpg")
@@ -295,13 +356,15 @@ def test_scores_that_say_nothing_are_warned_of(server: FakeServer, run: Any, pho
     single = run("classify", photo, "--label", "near")[2]
     none_fits = run("classify", photo, "--label", "far", "off")[2]
     fits = run("classify", photo, "--label", "far", "near")[2]
-    many = run("stream", photo, photo, "--label", "far", "off")[2]
+    several = run("classify", photo, photo, "--label", "far", "off")[2]
+    many = run("stream", *[photo] * 5, "--label", "far", "off")[2]
 
     assert "the score of a single label is always 1" in single
-    assert "1 image with no label that fits" in none_fits
+    assert f"no label fits {photo}: " in none_fits
     assert "some label always wins" in none_fits
     assert fits == ""
-    assert "2 images with no label that fits" in many
+    assert f"no label fits {photo}, {photo}: " in several
+    assert f"no label fits 5 images ({photo}, {photo}, {photo} and 2 more): " in many
 
 
 def test_health_says_whether_the_server_is_ready(server: FakeServer, run: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
 import sys
 
+import pytest
 from alignserve import Client
 
 from tests.processes import ROOT, free_port, run
@@ -43,10 +45,33 @@ def test_a_taken_port_is_told_apart_from_a_broken_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-        result = run(*COMMAND, "--port", str(port))
+        result = run(*COMMAND, "--port", str(port), "--metrics-port", str(free_port()))
 
     assert result.returncode == 1
-    assert f"make run PORT={port + 1}" in result.stderr
+    assert f"port {port} cannot be used" in result.stderr
+    assert "make run PORT=" in result.stderr
+
+
+def test_both_taken_ports_are_told_at_once() -> None:
+    """With one command that names two free ones, since a second `make run` finds both taken."""
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        port, metrics_port = first.getsockname()[1], second.getsockname()[1]
+
+        result = run(*COMMAND, "--port", str(port), "--metrics-port", str(metrics_port))
+
+    told = re.search(r"make run PORT=(\d+) METRICS_PORT=(\d+)", result.stderr)
+    assert result.returncode == 1
+    assert told is not None
+    assert not {str(port), str(metrics_port)} & set(told.groups())
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "x"])
+def test_what_is_not_a_port_is_wrong_usage(port: str) -> None:
+    """Without a traceback."""
+    result = run(*COMMAND, f"--port={port}")
+
+    assert result.returncode == 2
+    assert f"'{port}' is not a port from 1 to 65535" in result.stderr
 
 
 def test_a_server_that_cannot_start_ends_it() -> None:

@@ -148,6 +148,12 @@ def test_other_formats_are_named(content, name):
         ImageDecoder(max_bytes=1 << 20, max_pixels=10_000, formats=ALL).read(content)
 
 
+def test_a_web_page_is_not_to_be_converted():
+    """It is what a download left in the place of an image."""
+    with pytest.raises(ImageUnreadable, match=r"a web page; send the image itself$"):
+        ImageDecoder(max_bytes=1 << 20, max_pixels=10_000, formats=ALL).read(b"<!DOCTYPE html><html>")
+
+
 @pytest.mark.parametrize(
     "content", [encoded("TIFF"), encoded("AVIF"), HEIC["gradient"]], ids=["tiff", "avif", "heic"]
 )

@@ -112,7 +112,7 @@ def test_a_key_expires(path: Path, today: str, is_valid: bool) -> None:
 @pytest.mark.parametrize("name", ["", "-a", "A", "a_b", "a b", "x" * 64, "ä"])
 def test_a_name_that_a_key_cannot_carry_is_refused(path: Path, name: str) -> None:
     """Before anything is written."""
-    with pytest.raises(KeysError, match="is no name"):
+    with pytest.raises(KeysError, match="invalid name"):
         _add(path, name)
 
     assert not path.exists()
@@ -236,9 +236,9 @@ class TestCommand:
         ("arguments", "message"),
         [
             (["add", "search"], "there is a key 'search'; revoke it first"),
-            (["add", "Big"], "'Big' is no name"),
-            (["add", "none", "--max-requests-per-second", "0"], "is no limit"),
-            (["add", "none", "--max-requests-per-second", "nan"], "is no limit"),
+            (["add", "Big"], "invalid name 'Big'"),
+            (["add", "none", "--max-requests-per-second", "0"], "must be greater than 0"),
+            (["add", "none", "--max-requests-per-second", "nan"], "must be greater than 0"),
             (["revoke", "nobody"], "there is no key 'nobody'"),
         ],
     )

@@ -45,6 +45,13 @@ def test_an_unknown_image_format_is_refused_with_those_that_are_known() -> None:
         load_settings({"image_formats": "avif,webm"})
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "CPU"])
+def test_a_device_that_there_cannot_be_is_wrong_usage(device: str) -> None:
+    """Told with whatever else is wrong, and not after the model was looked for."""
+    with pytest.raises(SettingsError, match=f"--device {device}: must be auto, cpu, cuda or cuda:N"):
+        load_settings({"device": device})
+
+
 def test_defaults_serve() -> None:
     """Without any setting there is a server that only this machine reaches, with the embedded model."""
     settings = load_settings({})

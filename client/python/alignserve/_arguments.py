@@ -24,7 +24,7 @@ examples:
 
 exit codes:
   0  all is well
-  1  some inputs of embed or stream failed, or requests of bench; the others are written
+  1  some inputs failed, or requests of bench; the others are written
   2  the command line is wrong
   3  no server, one that is busy or not ready, or no answer in time: worth trying again
   4  the request was refused, or an input cannot be read: trying again will not help

@@ -33,7 +33,7 @@ def read_labels(args: argparse.Namespace, paths: list[Path], *, needs: str) -> l
     for label in filter(is_image_file, labels):
         args.usage_error(f"'{label}' after --label is a file; put files before --label")
     if not paths:
-        args.usage_error(f"{needs}; put it before --label")
+        args.usage_error(f"{needs}; put it before --label" if groups else needs)
     check_stdin(args, paths)
     return [*labels, *(read_lines(args.labels_file) if args.labels_file else [])]
 

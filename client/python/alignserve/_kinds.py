@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -58,9 +59,10 @@ def with_kind(error: AlignserveError, content_at: Callable[[str], bytes | None])
 def _told(violation: FieldViolation, content: bytes | None) -> FieldViolation:
     if violation.reason != _UNREADABLE or content is None or (kind := kind_of(content)) is None:
         return violation
-    if kind.split(";")[0] in violation.description:  # the server knows the format, and says what to do
+    if re.split("[,;]", kind)[0] in violation.description:  # the server knows the format, and says what to do
         return violation
-    return replace(violation, description=f"{violation.description}; the file is {kind}")
+    refusal = violation.description.removesuffix(_OTHER)  # advice for any file; `kind` has one for this
+    return replace(violation, description=f"{refusal}; the file is {kind}")
 
 
 def _is_of(error: AlignserveError, violation: FieldViolation) -> bool:

@@ -15,6 +15,7 @@ from alignserve.errors import AlignserveError
 
 _MOST_LABELS_ASKED = 64  # one request, by default
 _MOST_WARNINGS = 5
+_MOST_IMAGES_NAMED = 3
 _ASK_SECONDS = 5.0
 _SAME = 1e-5  # between vectors of length 1 that differ by what they were computed together with
 _NEAR_ZERO = 0.05  # a similarity that unrelated pictures and texts have as well
@@ -48,11 +49,11 @@ def fits_badly(found: Sequence[Classification]) -> bool:
     return bool(found) and max(one.similarity for one in found) < _NEAR_ZERO
 
 
-def warn_of_winners(unfitting: int, label_count: int, warn: Warn) -> None:
+def warn_of_winners(unfitting: Sequence[str], label_count: int, warn: Warn) -> None:
     """Warns of scores that say nothing, since softmax always names a winner.
 
     Args:
-        unfitting: Number of images whose labels all fit badly.
+        unfitting: Names of the images whose labels all fit badly.
         label_count: Number of labels that there are.
         warn: Tells the user.
     """
@@ -60,9 +61,15 @@ def warn_of_winners(unfitting: int, label_count: int, warn: Warn) -> None:
         warn("the score of a single label is always 1; look at its similarity, or give others beside it")
     if unfitting:
         warn(
-            f"{unfitting} image{'s' * (unfitting > 1)} with no label that fits: the best similarity is below "
-            f"{_NEAR_ZERO}, near zero; scores add up to 1, so some label always wins"
+            f"no label fits {_listed(unfitting)}: the best similarity is below {_NEAR_ZERO}, near zero; "
+            "scores add up to 1, so some label always wins"
         )
+
+
+def _listed(images: Sequence[str]) -> str:
+    named = ", ".join(images[:_MOST_IMAGES_NAMED])
+    more = len(images) - _MOST_IMAGES_NAMED
+    return f"{len(images)} images ({named} and {more} more)" if more > 0 else named
 
 
 def _asked(client: Client, labels: Sequence[str]) -> TextEmbeddings | None:

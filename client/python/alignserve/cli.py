@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlignserveError as error:
         _complain(_advice(error, args))
         return exit_code(error)
+    except IsADirectoryError as error:
+        _complain(f"{error.filename} is a folder; alignserve stream takes the images in it")
+        return REFUSED
     except (OSError, TypeError, ValueError) as error:
         _complain(str(error))
         return REFUSED
@@ -210,9 +213,13 @@ def _write_lines(
         window = getattr(args, "window", _EMBED_WINDOW)
         results = client.stream(left, ordered=ordered, window=window)
         with _output.open_end(Path(args.output)) if earlier else nullcontext(out) as lines:
-            for result in _counted(_observed(results, labels), progress):
-                lines.write(_json(_stream_line(result), lines) + "\n")
-            lines.flush()
+            try:
+                for result in _counted(_observed(results, labels), progress):
+                    lines.write(_json(_stream_line(result), lines) + "\n")
+                lines.flush()
+            except KeyboardInterrupt:
+                _complain(_interrupted(progress, args.output))
+                raise
     if earlier is not None:
         _complain(f"{len(items) - len(left)} of {len(items)} were done before")
     return _summarize(progress)
@@ -244,13 +251,13 @@ def _left(earlier: Earlier, items: list[Item], client: Client) -> list[Item]:
 def _observed(results: Iterable[StreamResult], labels: Sequence[str]) -> Iterator[StreamResult]:
     """Yields the results, and says at the end what they do not say themselves."""
     texts: list[StreamResult] = []
-    unfitting = 0
+    unfitting: list[str] = []
     for result in results:
         yield result
         if isinstance(result.item, TextItem):
             texts.append(StreamResult(result.item, tokenization=result.tokenization))
-        elif labels and result.error is None:
-            unfitting += fits_badly(result.classifications)
+        elif labels and result.error is None and fits_badly(result.classifications):
+            unfitting.append(str(result.id))
     warn_of_unknown_texts(texts, _complain)
     warn_of_winners(unfitting, len(labels), _complain)
 
@@ -301,6 +308,11 @@ def _summarize(progress: Progress) -> int:
     return SOME_FAILED if progress.failed else OK
 
 
+def _interrupted(progress: Progress, output: str) -> str:
+    advice = "" if output == "-" else "; the same command with --resume does the rest"
+    return f"interrupted: {progress.summary()}{advice}"
+
+
 def _line_of(item: Item) -> dict[str, Any]:
     """Returns what names an item in its line; images need no word for it."""
     return {"input": item.id, "kind": "text"} if isinstance(item, TextItem) else {"input": item.id}
@@ -328,7 +340,7 @@ def _print_classification(found: list[Classification], label_count: int, args: a
         _print_json({"classifications": _render.classification_data(found)})
     else:
         print(_render.classification_table(found))
-    warn_of_winners(int(fits_badly(found)), label_count, _complain)
+    warn_of_winners([str(args.image[0])] if fits_badly(found) else [], label_count, _complain)
     return OK
 
 
@@ -345,7 +357,7 @@ def _print_classifications(
         print("\n\n".join(tables))
     for name, error in failed:
         _complain(f"{name}: {error}")
-    warn_of_winners(sum(fits_badly(result) for _, result in found), label_count, _complain)
+    warn_of_winners([name for name, result in found if fits_badly(result)], label_count, _complain)
     return SOME_FAILED if failed else OK
 
 
@@ -408,6 +420,10 @@ def _complain(message: str) -> None:
 
 
 def _advice(error: AlignserveError, args: argparse.Namespace) -> str:
+    if isinstance(error, InvalidArgumentError) and _is_of_the_image(error, args):
+        return f"{args.image[0]}: {error}"
+    if isinstance(error, UnauthenticatedError) and error.reason == "KEY_MISSING":
+        return f"{error}; give it by --api-key-file FILE or ALIGNSERVE_API_KEY"
     if isinstance(error, UnavailableError) and error.reason:
         return f"{error}; add --wait-seconds 60 to wait for it"
     if isinstance(error, UnavailableError) and isinstance(error.__cause__, AlignserveError):
@@ -422,6 +438,11 @@ def _advice(error: AlignserveError, args: argparse.Namespace) -> str:
             f"no answer from {args.server} within {args.timeout_seconds:g} s; allow more by --timeout-seconds"
         )
     return str(error)
+
+
+def _is_of_the_image(error: InvalidArgumentError, args: argparse.Namespace) -> bool:
+    """Says whether an error is about the only image of `classify`; of several, each has its own line."""
+    return args.command == "classify" and any(at.field.startswith("images[0]") for at in error.violations)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def _refusal(name: str | None, formats: Sequence[str]) -> str:
     accepted = ", ".join(formats)
     if name is None:
         return f"image is none of {accepted}"
+    if name == "HTML":
+        return "image is HTML, a web page; send the image itself"
     if name not in FURTHER_FORMATS:
         return f"image is {name}, and this server reads {accepted}; convert it to JPEG or PNG"
     suffix = name.lower()
