@@ -14,13 +14,15 @@ from alignserve_server.model.align import load_align
 from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import EMBEDDED, Checkpoint, CheckpointError
 from alignserve_server.model.decode import ImageDecoder
-from alignserve_server.model.drafts import draft_folder, install, move_into
+from alignserve_server.model.drafts import draft_folder, install, is_draft, move_into
 from alignserve_server.model.preparation import Weights, fingerprints, prepare, shipped_form
 from alignserve_server.model.prepared import (
     DIGESTS,
+    FACTS,
     PreparedCheckpoint,
     is_prepared,
     open_prepared,
+    other_files,
     resolve,
 )
 from alignserve_server.model.preprocess import ImagePreprocessor
@@ -136,18 +138,34 @@ def _is_done(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool
     """Says whether a folder is what would be written there. Raises CheckpointError if it has to be kept."""
     if not folder.exists():
         return False
-    if is_prepared(folder):
-        try:
-            if open_prepared(folder).fingerprints == expected:
-                return True
-        except CheckpointError as error:
-            print(error)
-            return False
-        if not is_forced:
-            raise CheckpointError(f"{folder} was prepared otherwise; give another folder, or --force")
-    elif any(path.name != "lost+found" for path in folder.iterdir()):
-        raise CheckpointError(f"{folder} holds other files; give a folder that is new or empty")
+    if not is_prepared(folder):
+        others = list(folder.iterdir())
+    elif _has(folder, expected, is_forced=is_forced):
+        return True
+    else:
+        others = other_files(folder)
+    # A volume may have the former, and an earlier run that was killed there has left the latter.
+    if kept := [path for path in others if path.name != "lost+found" and not is_draft(path)]:
+        raise CheckpointError(
+            f"{folder} holds other files, such as {kept[0].name}; give a folder that is new or empty"
+        )
     return False
+
+
+def _has(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool) -> bool:
+    """Says whether a prepared checkpoint is undamaged and the expected one.
+
+    Raises:
+        CheckpointError: It is another one, which only force replaces.
+    """
+    try:
+        found = open_prepared(folder).fingerprints
+    except CheckpointError as error:
+        print(error)
+        return False
+    if found != expected and not is_forced:
+        raise CheckpointError(f"{folder} was prepared otherwise; give another folder, or --force")
+    return found == expected
 
 
 def _write(
@@ -161,7 +179,7 @@ def _write(
         _fill(draft, source, calibration, arguments.weights)
         cosine = load_align(open_prepared(draft), least_cosine=arguments.min_cosine).info.min_cosine
         if is_mount:
-            move_into(draft, folder, last=DIGESTS)
+            move_into(draft, folder, first=FACTS, last=DIGESTS)
         else:
             _share(draft)
             install(draft, folder.absolute(), is_usable=lambda _: False)

@@ -296,6 +296,36 @@ def test_other_files_are_never_replaced(tmp_path, capsys):
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--force"]], ids=["damaged", "forced"])
+def test_other_files_beside_a_prepared_checkpoint_are_kept(prepared_copy, capsys, options):
+    """A folder that is replaced is replaced whole, so it may hold nothing else."""
+    (prepared_copy / "thesis.txt").touch()
+    if not options:
+        damage_file(prepared_copy / "text.bin", "cut")
+
+    code = prepare_cli.run(["--to", str(prepared_copy), *options])
+
+    assert code == 1
+    assert "holds other files, such as thesis.txt" in capsys.readouterr().err
+    assert (prepared_copy / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("left", [["alignserve-draft-a/image.bin"], ["lost+found/x", "prepared.json"]])
+def test_a_volume_in_which_an_earlier_run_was_killed_is_filled(tmp_path, monkeypatch, left):
+    """An init container is started again, and finds the draft, or the first of the files."""
+    folder = tmp_path / "volume"
+    for name in left:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+
+    code = prepare_cli.run(["--to", str(folder)])
+
+    assert code == 0
+    assert open_prepared(folder).model_id == "mini"
+    assert not list(folder.glob("alignserve-*"))
+
+
 def test_a_prepared_checkpoint_is_copied(prepared_folder, tmp_path):
     """The image's build takes either kind."""
     code = prepare_cli.run(["--checkpoint", str(prepared_folder), "--to", str(tmp_path / "to")])

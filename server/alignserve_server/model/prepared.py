@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from alignserve_server.model.checkpoint import (
@@ -26,13 +27,14 @@ from alignserve_server.model.checkpoint_files import CheckpointError, Json, chec
 from alignserve_server.model.runtime import DtypeName
 
 IMAGE, TEXT = "image.xml", "text.xml"
+FACTS = "prepared.json"
 DIGESTS = "digests.json"  # of all other files; written last
 SHIPPED = "prepared"  # where a checkpoint in Hugging Face format may have its prepared form
 
-_FACTS = "prepared.json"
 _FORMAT = 1
 _MOST_FAULTS = 3  # in a message
 _LICENCES = ("LICENSE*", "NOTICE*", "README.md")
+_CONTENTS = (FACTS, "image.*", "text.*", "reference.*", "probe", *_LICENCES, DIGESTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class PreparedCheckpoint:
         """
         facts = {"format": _FORMAT, **asdict(self)}
         del facts["folder"]
-        (self.folder / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        (self.folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
         digests = {
             path.relative_to(self.folder).as_posix(): file_digest(path).hex()
             for path in sorted(self.folder.rglob("*"))
@@ -82,7 +84,12 @@ def resolve(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoi
 
 def is_prepared(folder: Path) -> bool:
     """Says whether a folder is meant to be a prepared checkpoint, damaged or not."""
-    return (folder / _FACTS).exists() or (folder / IMAGE).exists()
+    return (folder / FACTS).exists() or (folder / IMAGE).exists()
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Returns what a folder has besides a prepared checkpoint, damaged or not."""
+    return [path for path in folder.iterdir() if not any(fnmatchcase(path.name, name) for name in _CONTENTS)]
 
 
 def open_prepared(folder: Path) -> PreparedCheckpoint:
@@ -99,12 +106,12 @@ def open_prepared(folder: Path) -> PreparedCheckpoint:
             "prepare it again, or copy it again from where it is whole"
         )
     try:
-        facts = dict(read_json(folder / _FACTS))
+        facts = dict(read_json(folder / FACTS))
         written_as = facts.pop("format")
         if written_as == _FORMAT:
             return PreparedCheckpoint(folder=folder, **facts)
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / _FACTS} lacks what it should hold: {error}") from error
+        raise CheckpointError(f"{folder / FACTS} lacks what it should hold: {error}") from error
     raise CheckpointError(
         f"{folder} was prepared in format {written_as!r}, and this release reads {_FORMAT}; "
         "prepare it again with this release"
@@ -132,7 +139,7 @@ def _faults(folder: Path) -> list[str]:
         digests = read_json(folder / DIGESTS)
     except CheckpointError as error:
         return [str(error)]
-    expected = {**dict.fromkeys((_FACTS, IMAGE, TEXT), ""), **digests}
+    expected = {**dict.fromkeys((FACTS, IMAGE, TEXT), ""), **digests}
     return [fault for name, digest in expected.items() if (fault := _fault(folder, name, digest))]
 
 
