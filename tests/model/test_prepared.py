@@ -275,6 +275,18 @@ def test_a_damaged_folder_is_prepared_again(prepared_copy, random_folder):
     assert isinstance(open_prepared(prepared_copy), PreparedCheckpoint)
 
 
+def test_a_shipped_form_that_is_damaged_is_prepared_again(random_folder, prepared_copy, tmp_path):
+    """The checkpoint itself is whole, and all that is needed."""
+    source = shutil.copytree(random_folder, tmp_path / "source")
+    damage_file(prepared_copy / "text.bin", "cut")
+    prepared_copy.rename(source / SHIPPED)
+
+    code = prepare_cli.run(["--checkpoint", str(source), "--to", str(tmp_path / "to")])
+
+    assert code == 0
+    assert isinstance(open_prepared(tmp_path / "to"), PreparedCheckpoint)
+
+
 def test_another_checkpoint_is_kept_unless_forced(prepared_copy, capsys):
     """What took an hour is not lost to a mistyped name."""
     refused = prepare_cli.run(["--to", str(prepared_copy)])

@@ -159,6 +159,14 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(unprepared, tmp_path, e
     assert "cache_not_writable" in [event["event"] for event in events]
 
 
+def test_nowhere_to_write_a_conversion_is_named(unprepared, tmp_path, monkeypatch):
+    """Neither to the cache nor to a temporary folder: the message says what to set."""
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: read_only())
+
+    with pytest.raises(CheckpointError, match=r"neither to .* nor to a temporary folder.*--cache-folder"):
+        load_align(unprepared, runtime="openvino", cache_folder=tmp_path)
+
+
 def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_folder):
     """The cache goes by what is in the checkpoint, not by its name."""
     folder = shutil.copytree(random_folder, tmp_path / "changed")

@@ -23,7 +23,13 @@ from alignserve_server.model.checkpoint import (
     locate_checkpoint,
     open_checkpoint,
 )
-from alignserve_server.model.checkpoint_files import CheckpointError, Json, check_file, read_json
+from alignserve_server.model.checkpoint_files import (
+    CheckpointError,
+    Json,
+    check_file,
+    is_there,
+    read_json,
+)
 from alignserve_server.model.runtime import DtypeName
 
 IMAGE, TEXT = "image.xml", "text.xml"
@@ -135,6 +141,8 @@ def copy_licences(source: Path, folder: Path) -> None:
 
 def _faults(folder: Path) -> list[str]:
     """Returns what is wrong with each file that is missing or not what it was."""
+    if not is_there(folder / DIGESTS):
+        return [f"{folder / DIGESTS} is missing"]
     try:
         digests = read_json(folder / DIGESTS)
     except CheckpointError as error:
@@ -144,6 +152,8 @@ def _faults(folder: Path) -> list[str]:
 
 
 def _fault(folder: Path, name: str, digest: object) -> str | None:
+    if not is_there(folder / name):
+        return f"{folder / name} is missing"
     try:
         check_file(folder / name)
         is_whole = file_digest(folder / name).hex() == digest
