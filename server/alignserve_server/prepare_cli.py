@@ -35,11 +35,11 @@ examples:
   alignserve-server prepare --checkpoint kakaobrain/align-base --to /models/align
   alignserve-server --checkpoint /models/align
 
-Preparing takes torch and transformers (pip install 'alignserve[server,torch]'), some minutes, and three times
-the memory of the weights. The folder can be copied to any machine. What serves it needs neither package, and
-proves at each start that it has transformers' tokens, pixels and embeddings. A folder that was prepared from
-the same checkpoint is left as it is, so that the command can run before each start; a damaged one is made
-again.
+Preparing needs torch and transformers (pip install 'alignserve[server,torch]'), a few minutes, and three
+times the memory of the weights. The folder can be copied to any machine. Serving it needs neither package,
+and each start verifies its tokens, pixels and embeddings against those of transformers. A folder that
+already holds the same checkpoint is left as it is, so the command can run before each start; a damaged one
+is prepared again.
 """
 
 
@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alignserve-server prepare",
-        description="Writes all that serving a checkpoint on a CPU takes, without torch and transformers.",
+        description="Writes everything needed to serve a checkpoint on a CPU without torch and transformers.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "--weights",
         choices=("float32", "float16", "int8"),
         default="float32",
-        help="data type of the stored weights; float16 takes half the space, changes vectors in the fourth "
-        "digit and has a fingerprint of its own; int8 needs --calibration-folder; default: float32",
+        help="data type of the stored weights; float16 halves the size, changes vectors in the fourth "
+        "digit and has its own fingerprint; int8 needs --calibration-folder; default: float32",
     )
     parser.add_argument(
         "--calibration-folder",
@@ -88,11 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.999,
         metavar="COSINE",
-        help="least cosine with transformers in float32; what is less exact is not written; default: 0.999",
+        help="minimum cosine similarity to transformers in float32, or nothing is written; default: 0.999",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace what another checkpoint was prepared into"
-    )
+    parser.add_argument("--force", action="store_true", help="replace another prepared checkpoint")
     return parser
 
 
@@ -164,7 +162,7 @@ def _has(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool) ->
         print(error)
         return False
     if found != expected and not is_forced:
-        raise CheckpointError(f"{folder} was prepared otherwise; give another folder, or --force")
+        raise CheckpointError(f"{folder} holds another prepared checkpoint; give another folder, or --force")
     return found == expected
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,39 @@ def test_a_folder_is_replaced_unless_it_is_usable(
 
     assert (damaged / "content").read_text() == content
     assert not list(damaged.parent.glob("alignserve-*"))
+
+
+def test_drafts_that_were_left_are_removed(tmp_path: Path) -> None:
+    """A process was killed while it wrote: the next one cleans up, and spares what another one writes."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from alignserve_server.model.drafts import draft_folder\n"
+        "with draft_folder(Path(sys.argv[1])) as draft:\n"
+        "    (draft / 'image.bin').write_bytes(bytes(1000))\n"
+        "    print(draft, flush=True)\n"
+        "    sys.stdin.read(1)\n"
+    )
+    killed, living = (
+        subprocess.Popen(
+            [sys.executable, "-c", program, tmp_path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    )
+    assert killed.stdout is not None
+    assert living.stdout is not None
+    left, kept = (Path(process.stdout.readline().strip()) for process in (killed, living))
+    killed.kill()
+    killed.communicate()
+
+    with draft_folder(tmp_path):
+        has_left, has_kept = left.exists(), kept.exists()
+
+    living.communicate(input="x")
+    assert (has_left, has_kept, kept.exists()) == (False, True, False)
 
 
 def test_what_was_begun_in_a_volume_has_the_first_file_and_not_the_last(tmp_path: Path) -> None:
