@@ -33,6 +33,8 @@ does, but serves no calls. While a server is running on the same ports, let it t
 second example. Each line begins with ok, warn or FAIL. The exit code is 0, or 1 if something fails.
 """
 
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")  # the first one wins
+
 _Try: TypeAlias = Callable[[Settings, ExitStack], str]  # returns what was found; keeps what it holds
 
 
@@ -156,7 +158,8 @@ def _count_workers(settings: Settings, _held: ExitStack) -> str:
 
 def _prepare_tracing(_settings: Settings, _held: ExitStack) -> str:
     SpanExport(version("alignserve"))
-    return f"spans go to {os.environ.get('OTEL_EXPORTER_OTLP_ENDPOINT', 'the default endpoint')}"
+    endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), "the default endpoint")
+    return f"spans go to {endpoint}"
 
 
 def _write_cache(settings: Settings, _held: ExitStack) -> str:
