@@ -272,8 +272,7 @@ class Server:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
         if self._spans is not None:
-            # A collector may be away. Two errors, which are one from Python 3.11 on.
-            with suppress(TimeoutError, asyncio.TimeoutError):
+            with suppress(TimeoutError):  # a collector may be away
                 await asyncio.wait_for(_in_daemon_thread(self._spans.flush), _FLUSH_SECONDS)
         _log.info("stopped")
 
