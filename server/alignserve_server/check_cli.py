@@ -26,11 +26,14 @@ from alignserve_server.tracing import SpanExport
 _EXAMPLES = """\
 examples:
   alignserve-server check --config server.toml
-  alignserve-server check --checkpoint /models/align --keys-file keys.json && systemctl restart alignserve
+  alignserve-server check --config server.toml --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0
 
 Opens the ports, reads keys and certificates, loads the model and compares it with the reference, as a start
-does, and serves nobody. Each line begins with ok, warn or FAIL. The exit code is 0, or 1 if something fails.
+does, but serves no calls. While a server is running on the same ports, let it take free ones, as in the
+second example. Each line begins with ok, warn or FAIL. The exit code is 0, or 1 if something fails.
 """
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")  # the first one wins
 
 _Try: TypeAlias = Callable[[Settings, ExitStack], str]  # returns what was found; keeps what it holds
 
@@ -44,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog="alignserve-server check",
         usage="%(prog)s [--config FILE] [settings]",
-        description="Tries all that a start with these settings needs, and names everything that fails.",
+        description="Tries everything that a start with these settings needs, and names all that fails.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -131,7 +134,7 @@ def _read_certificates(settings: Settings, _held: ExitStack) -> str:
     Certificates(files, expiries.append)
     expiry = datetime.fromtimestamp(expiries[-1], UTC)
     if expiry < datetime.now(UTC):
-        raise Doubt(f"{settings.tls_certificate} has expired at {expiry.isoformat()}")
+        raise Doubt(f"{settings.tls_certificate} expired at {expiry.isoformat()}")
     return f"certificate and key belong together, until {expiry.isoformat()}"
 
 
@@ -149,13 +152,14 @@ def _read_keys(settings: Settings, _held: ExitStack) -> str:
 def _count_workers(settings: Settings, _held: ExitStack) -> str:
     text = f"{settings.workers} on {cpu_count()} cores"
     if settings.workers > cpu_count():
-        raise Doubt(f"{text}: they would share them")
+        raise Doubt(f"{text}: workers would have to share cores")
     return text
 
 
 def _prepare_tracing(_settings: Settings, _held: ExitStack) -> str:
     SpanExport(version("alignserve"))
-    return f"spans go to {os.environ.get('OTEL_EXPORTER_OTLP_ENDPOINT', 'the default endpoint')}"
+    endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), "the default endpoint")
+    return f"spans go to {endpoint}"
 
 
 def _write_cache(settings: Settings, _held: ExitStack) -> str:

@@ -15,13 +15,15 @@ from alignserve_server.model.align import load_align
 from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import EMBEDDED, Checkpoint, CheckpointError
 from alignserve_server.model.decode import ImageDecoder
-from alignserve_server.model.drafts import draft_folder, install, move_into
+from alignserve_server.model.drafts import draft_folder, install, is_draft, move_into
 from alignserve_server.model.preparation import Weights, fingerprints, prepare, shipped_form
 from alignserve_server.model.prepared import (
     DIGESTS,
+    FACTS,
     PreparedCheckpoint,
     is_prepared,
     open_prepared,
+    other_files,
     resolve,
 )
 from alignserve_server.model.preprocess import ImagePreprocessor
@@ -34,11 +36,11 @@ examples:
   alignserve-server prepare --checkpoint kakaobrain/align-base --to /models/align
   alignserve-server --checkpoint /models/align
 
-Preparing takes torch and transformers (pip install 'alignserve[server,torch]'), some minutes, and three times
-the memory of the weights. The folder can be copied to any machine. What serves it needs neither package, and
-proves at each start that it has transformers' tokens, pixels and embeddings. A folder that was prepared from
-the same checkpoint is left as it is, so that the command can run before each start; a damaged one is made
-again.
+Preparing needs torch and transformers (pip install 'alignserve[server,torch]'), a few minutes, and three
+times the memory of the weights. The folder can be copied to any machine. Serving it needs neither package,
+and each start verifies its tokens, pixels and embeddings against those of transformers. A folder that
+already holds the same checkpoint is left as it is, so the command can run before each start; a damaged one
+is prepared again.
 """
 
 
@@ -62,7 +64,7 @@ def _fail(reason: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alignserve-server prepare",
-        description="Writes all that serving a checkpoint on a CPU takes, without torch and transformers.",
+        description="Writes everything needed to serve a checkpoint on a CPU without torch and transformers.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -79,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "--weights",
         choices=("float32", "float16", "int8"),
         default="float32",
-        help="data type of the stored weights; float16 takes half the space, changes vectors in the fourth "
-        "digit and has a fingerprint of its own; int8 needs --calibration-folder; default: float32",
+        help="data type of the stored weights; float16 halves the size, changes vectors in the fourth "
+        "digit and has its own fingerprint; int8 needs --calibration-folder; default: float32",
     )
     parser.add_argument(
         "--calibration-folder",
@@ -93,11 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_cosine,
         default=0.999,
         metavar="COSINE",
-        help="least cosine with transformers in float32; what is less exact is not written; default: 0.999",
+        help="minimum cosine similarity to transformers in float32, or nothing is written; default: 0.999",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace what another checkpoint was prepared into"
-    )
+    parser.add_argument("--force", action="store_true", help="replace another prepared checkpoint")
     return parser
 
 
@@ -156,18 +156,34 @@ def _is_done(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool
         return False
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give a folder that is new or empty")
-    if is_prepared(folder):
-        try:
-            if open_prepared(folder).fingerprints == expected:
-                return True
-        except CheckpointError as error:
-            print(error)
-            return False
-        if not is_forced:
-            raise CheckpointError(f"{folder} was prepared otherwise; give another folder, or --force")
-    elif any(path.name != "lost+found" for path in folder.iterdir()):
-        raise CheckpointError(f"{folder} holds other files; give a folder that is new or empty")
+    if not is_prepared(folder):
+        others = list(folder.iterdir())
+    elif _has(folder, expected, is_forced=is_forced):
+        return True
+    else:
+        others = other_files(folder)
+    # A volume may have the former, and an earlier run that was killed there has left the latter.
+    if kept := [path for path in others if path.name != "lost+found" and not is_draft(path)]:
+        raise CheckpointError(
+            f"{folder} holds other files, such as {kept[0].name}; give a folder that is new or empty"
+        )
     return False
+
+
+def _has(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool) -> bool:
+    """Says whether a prepared checkpoint is undamaged and the expected one.
+
+    Raises:
+        CheckpointError: It is another one, which only force replaces.
+    """
+    try:
+        found = open_prepared(folder).fingerprints
+    except CheckpointError as error:
+        print(error)
+        return False
+    if found != expected and not is_forced:
+        raise CheckpointError(f"{folder} holds another prepared checkpoint; give another folder, or --force")
+    return found == expected
 
 
 def _write(
@@ -184,7 +200,7 @@ def _write(
         _fill(draft, source, calibration, arguments.weights)
         cosine = load_align(open_prepared(draft), least_cosine=arguments.min_cosine).info.min_cosine
         if is_kept:
-            move_into(draft, place, last=DIGESTS)
+            move_into(draft, place, first=FACTS, last=DIGESTS)
         else:
             _share(draft)
             install(draft, place, is_usable=partial(_is_what, expected))

@@ -272,8 +272,7 @@ class Server:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
         if self._spans is not None:
-            # A collector may be away. Two errors, which are one from Python 3.11 on.
-            with suppress(TimeoutError, asyncio.TimeoutError):
+            with suppress(TimeoutError):  # a collector may be away
                 await asyncio.wait_for(_in_daemon_thread(self._spans.flush), _FLUSH_SECONDS)
         _log.info("stopped")
 
@@ -369,16 +368,20 @@ class Server:
             known,
         )
         if known.keys() != tuned_limits(self._settings).keys():
-            self._tuned_sizes.write(sizes)
+            self._keep(sizes)
         return sizes
+
+    def _keep(self, sizes: Mapping[str, int]) -> None:
+        """Keeps the sizes that were measured; those that are given hold for this start only."""
+        if self._tuned_sizes is not None:
+            self._tuned_sizes.write({name: sizes[name] for name in tuned_limits(self._settings)})
 
     def _note_widened(self, sizes: dict[str, int], modality: str, size: int) -> None:
         """Takes note of a larger batch that has proved faster while serving."""
         sizes[modality] = size
         self.metrics.max_batch_size.labels(modality).set(size)
         _log.info("max_batch_size_raised", modality=modality, max_batch_size=size)
-        if self._tuned_sizes is not None:
-            threading.Thread(target=self._tuned_sizes.write, args=(dict(sizes),), daemon=True).start()
+        threading.Thread(target=self._keep, args=(dict(sizes),), daemon=True).start()
 
     def _watch(self, encoder: Encoder, batcher: Batcher) -> Watchdog:
         return Watchdog(

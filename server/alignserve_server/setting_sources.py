@@ -52,7 +52,7 @@ def of_environment(environment: Mapping[str, str], names: Collection[str]) -> di
     """Returns the settings that are given by variables; also those that are empty."""
     found = {}
     for variable, value in sorted(environment.items(), reverse=True):  # capitals come last, and count
-        name = variable.removeprefix(variable[: len(PREFIX)]).lower()
+        name = variable[len(PREFIX) :].lower()
         if _is_ours(variable) and name in names:
             found[name] = Given(value, variable)
     return found

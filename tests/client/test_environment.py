@@ -79,10 +79,11 @@ def test_what_is_no_address_is_refused_before_anything_is_tried(text: str, told:
         Client(text)
 
 
-def test_a_password_in_an_address_is_not_repeated() -> None:
+@pytest.mark.parametrize("beginning", ["https://", "https:", "", "//"])
+def test_a_password_in_an_address_is_not_repeated(beginning: str) -> None:
     """Errors end in logs."""
     with pytest.raises(ValueError, match="user or password") as caught:
-        Client("https://me:secret@align.example.com")
+        Client(f"{beginning}me:secret@align.example.com")
 
     assert "secret" not in str(caught.value)
 

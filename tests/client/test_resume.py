@@ -99,6 +99,24 @@ def test_a_run_that_is_complete_does_nothing(server: FakeServer, photos: Path, o
     assert out.read_bytes() == before
 
 
+def test_a_comparison_that_fails_is_not_taken_for_another_result(
+    server: FakeServer, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error is told as it is, and the file stays for another try."""
+    stream(server, photos, out)
+    before = b"".join(out.read_bytes().splitlines(keepends=True)[:4])
+    out.write_bytes(before)
+    server.fail_input(b"photo 3", times=1)
+
+    code = stream(server, photos, out, "--resume")
+
+    message = capsys.readouterr().err
+    assert code != 0
+    assert "unreadable as the test wants" in message
+    assert "another result" not in message
+    assert out.read_bytes() == before
+
+
 def test_lines_of_another_model_are_not_mixed_in(
     server: FakeServer, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

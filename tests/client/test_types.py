@@ -72,7 +72,7 @@ def test_a_users_program_passes_a_strict_type_checker(tmp_path: Path) -> None:
     program.write_text(PROGRAM)
     config = tmp_path / "mypy.ini"  # so that none is inherited
     config.write_text(f"[mypy]\nmypy_path = {Path(alignserve.__file__).parent.parent}\n")
-    arguments = ["--strict", "--python-version=3.10", f"--config-file={config}", f"--cache-dir={tmp_path}"]
+    arguments = ["--strict", "--python-version=3.11", f"--config-file={config}", f"--cache-dir={tmp_path}"]
 
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", *arguments, program], capture_output=True, text=True, check=False

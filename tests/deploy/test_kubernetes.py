@@ -359,13 +359,26 @@ def test_no_data_are_no_number(promtool: Path, tmp_path: Path) -> None:
 @pytest.mark.contract
 def test_the_overlays_of_the_readme_are_valid(tmp_path: Path) -> None:
     """Ones of one's own, beside this repository's folder, of what it has."""
-    examples = re.findall(r"^```yaml\n(.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
+    examples = re.findall(r"^```yaml\n(apiVersion.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
 
     for example in examples:
         for found in _own_overlay(tmp_path, example):
             _validate(found)
 
     assert len(examples) == 3
+
+
+def test_the_init_container_of_the_readme_is_that_of_the_overlay() -> None:
+    """As far as it is shown."""
+    (example,) = re.findall(r"^```yaml\n(initContainers.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
+    (shown,) = yaml.safe_load(example)["initContainers"]
+
+    (real,) = pod("prepared")["initContainers"]
+
+    assert {name: real[name] for name in ("name", "image", "args")} == {
+        name: shown[name] for name in ("name", "image", "args")
+    }
+    assert shown["volumeMounts"][0] in real["volumeMounts"]
 
 
 def test_the_namespace_gets_into_the_queries(tmp_path: Path) -> None:
@@ -424,17 +437,17 @@ def test_a_pod_serves_as_any_user(containers: Path) -> None:
 
 
 def test_a_pod_with_tls_and_keys_serves_its_probes(containers: Path, tmp_path: Path) -> None:
-    """The client that probes gets in with the files of the secrets, and nobody does without a key."""
+    """The client that probes asks for health, which needs no key; calls do."""
     secrets = _secrets(tmp_path)
     probe = container("access")["readinessProbe"]["exec"]["command"]
     with _running(containers, "access", secrets) as server:
         server.event("ready")
 
         probed = server.run(*probe)
-        without_key = server.run(*(word for word in probe if "key" not in word))
+        called = server.run(*probe[:-1], "info")
 
     assert probed.returncode == 0, probed.stderr
-    assert "KEY_MISSING" in without_key.stderr
+    assert "KEY_MISSING" in called.stderr
 
 
 def _own_overlay(place: Path, text: str) -> list[Object]:
@@ -552,15 +565,6 @@ def _secrets(folder: Path) -> dict[str, Path]:
     authority.cert_pem.write_to_path(tls / "ca.crt")
     own.private_key_pem.write_to_path(tls / "tls.key")
     own.cert_chain_pems[0].write_to_path(tls / "tls.crt")
-    made = run(
-        BIN / "alignserve-server",
-        "keys",
-        "--keys-file",
-        keys / "keys.json",
-        "add",
-        "probe",
-        "--scopes",
-        "embed",
-    )
-    (keys / "probe.key").write_text(made.stdout)
+    add = ("add", "search", "--scopes", "embed")
+    run(BIN / "alignserve-server", "keys", "--keys-file", keys / "keys.json", *add)
     return {"alignserve-tls": tls, "alignserve-keys": keys}

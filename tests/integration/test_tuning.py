@@ -72,6 +72,18 @@ async def test_sizes_that_are_given_are_neither_measured_nor_kept(tmp_path: Path
     assert not (tmp_path / "tuning").exists()
 
 
+async def test_a_size_that_was_given_once_is_measured_later(tmp_path: Path) -> None:
+    """A start without the setting does not take it for a measured one."""
+    first, second = MeasurableEncoder(), MeasurableEncoder()
+    async with running(first, cache_folder=tmp_path, max_batch_size=8, max_text_batch_size=1):
+        pass
+    async with running(second, cache_folder=tmp_path, max_batch_size=8):
+        pass
+
+    assert first.text_sizes == {1}
+    assert 8 in second.text_sizes
+
+
 async def test_serving_corrects_a_size_that_was_measured_too_small(tmp_path: Path) -> None:
     """A worker that was restarted under load does not stay at 2, nor does the next start."""
     async with running(MeasurableEncoder(), cache_folder=tmp_path, max_batch_size=8):

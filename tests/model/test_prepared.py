@@ -17,6 +17,7 @@ from alignserve_server import prepare_cli
 from alignserve_server.model import probe
 from alignserve_server.model.align import load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
+from alignserve_server.model.preparation import shipped_form
 from alignserve_server.model.prepared import SHIPPED, PreparedCheckpoint, open_prepared, resolve
 from alignserve_server.model.probe import Reference
 
@@ -36,9 +37,11 @@ importlib.util.find_spec = lambda name: None if sys.modules.get(name, 0) is None
 
 @pytest.fixture(scope="module")
 def prepared_folder(random_folder, tmp_path_factory) -> Path:
-    """The random checkpoint, prepared by the command."""
+    """The random checkpoint, with a licence, prepared by the command."""
+    source = shutil.copytree(random_folder, tmp_path_factory.mktemp("source") / "random")
+    (source / "LICENSE").write_text("terms")
     folder = tmp_path_factory.mktemp("prepared") / "random"
-    assert prepare_cli.run(["--checkpoint", str(random_folder), "--to", str(folder)]) == 0
+    assert prepare_cli.run(["--checkpoint", str(source), "--to", str(folder)]) == 0
     return folder
 
 
@@ -141,15 +144,9 @@ def test_the_prepared_form_of_the_embedded_checkpoint_is_not_stale():
     assert reference.images == probe.images()
 
 
-def test_the_licence_goes_along(random_folder, tmp_path):
+def test_the_licence_goes_along(prepared_folder):
     """Whoever copies the folder copies what its licence asks to keep."""
-    source = shutil.copytree(random_folder, tmp_path / "source")
-    (source / "LICENSE").write_text("terms")
-
-    code = prepare_cli.run(["--checkpoint", str(source), "--to", str(tmp_path / "to")])
-
-    assert code == 0
-    assert (tmp_path / "to" / "LICENSE").read_text() == "terms"
+    assert (prepared_folder / "LICENSE").read_text() == "terms"
 
 
 def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_path):
@@ -175,11 +172,11 @@ def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_p
     assert load_align(rounded, least_cosine=0.9).info.min_cosine < 1
 
 
-def test_what_is_less_exact_than_asked_is_not_written(random_folder, tmp_path, capsys):
+def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path, capsys):
     """The proof comes before the folder."""
-    limit = ["--weights", "float16", "--min-cosine", "1"]
+    options = ["--to", str(tmp_path / "to"), "--min-cosine", "2"]
 
-    code = prepare_cli.run(["--checkpoint", str(random_folder), "--to", str(tmp_path / "to"), *limit])
+    code = prepare_cli.run(["--checkpoint", str(prepared_folder), *options])
 
     assert code == 1
     assert "--min-cosine" in capsys.readouterr().err
@@ -276,14 +273,16 @@ def test_a_folder_that_is_done_is_left_alone(prepared_folder, random_folder, cap
     assert (prepared_folder / "digests.json").stat() == before
 
 
-def test_a_damaged_folder_is_prepared_again(prepared_copy, random_folder):
+def test_a_damaged_folder_is_prepared_again(tmp_path):
     """Also by an init container, of which nobody is there to look after."""
-    damage_file(prepared_copy / "text.bin", "cut")
+    folder = tmp_path / "to"
+    prepare_cli.run(["--to", str(folder)])
+    damage_file(folder / "text.bin", "cut")
 
-    code = prepare_cli.run(["--checkpoint", str(random_folder), "--to", str(prepared_copy)])
+    code = prepare_cli.run(["--to", str(folder)])
 
     assert code == 0
-    assert isinstance(open_prepared(prepared_copy), PreparedCheckpoint)
+    assert isinstance(open_prepared(folder), PreparedCheckpoint)
 
 
 def test_another_checkpoint_is_kept_unless_forced(prepared_copy, capsys):
@@ -305,6 +304,36 @@ def test_other_files_are_never_replaced(tmp_path, capsys):
     assert code == 1
     assert "holds other files" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--force"]], ids=["damaged", "forced"])
+def test_other_files_beside_a_prepared_checkpoint_are_kept(prepared_copy, capsys, options):
+    """A folder that is replaced is replaced whole, so it may hold nothing else."""
+    (prepared_copy / "thesis.txt").touch()
+    if not options:
+        damage_file(prepared_copy / "text.bin", "cut")
+
+    code = prepare_cli.run(["--to", str(prepared_copy), *options])
+
+    assert code == 1
+    assert "holds other files, such as thesis.txt" in capsys.readouterr().err
+    assert (prepared_copy / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("left", [["alignserve-draft-a/image.bin"], ["lost+found/x", "prepared.json"]])
+def test_a_volume_in_which_an_earlier_run_was_killed_is_filled(tmp_path, monkeypatch, left):
+    """An init container is started again, and finds the draft, or the first of the files."""
+    folder = tmp_path / "volume"
+    for name in left:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+
+    code = prepare_cli.run(["--to", str(folder)])
+
+    assert code == 0
+    assert open_prepared(folder).model_id == "mini"
+    assert not list(folder.glob("alignserve-*"))
 
 
 def test_a_prepared_checkpoint_is_copied(prepared_folder, tmp_path):
@@ -330,12 +359,16 @@ def test_another_pillow_may_decode_a_little_differently(prepared_copy, pillow, l
         load_align(open_prepared(prepared_copy))
 
 
-def test_a_checkpoint_that_brings_another_form_along_is_converted(random_folder, prepared_folder, tmp_path):
-    """A prepared form of other weights is not served as these."""
+@pytest.mark.parametrize("which", ["of other weights", "damaged"])
+def test_a_form_that_does_not_fit_is_not_served(which, random_folder, prepared_copy, tmp_path):
+    """Then the checkpoint that brings it along is prepared, as if it were not there."""
     source = shutil.copytree(random_folder, tmp_path / "source")
-    shutil.copytree(resolve_checkpoint().folder / SHIPPED, source / SHIPPED)
+    if which == "damaged":
+        damage_file(prepared_copy / "text.bin", "cut")
+        prepared_copy.rename(source / SHIPPED)
+    else:
+        shutil.copytree(resolve_checkpoint().folder / SHIPPED, source / SHIPPED)
+    checkpoint = resolve(str(source))
 
-    encoder = load_align(resolve(str(source)), runtime="openvino", cache_folder=tmp_path / "cache")
-
-    assert encoder.info.embedding_dimension == 80
-    assert isinstance(resolve(str(source)), Checkpoint)
+    assert isinstance(checkpoint, Checkpoint)
+    assert shipped_form(checkpoint) is None

@@ -364,6 +364,19 @@ def test_a_grid_is_of_coded_pictures_and_no_more_than_cover_it(decoder, content)
         decoder.read(content)
 
 
+def test_references_are_counted_together(decoder):
+    """A file of ten megabytes could make the server read five million numbers before any decoder sees it."""
+    content = encoded("AVIF")
+    start = content.index(b"meta") - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    references = [box(b"dimg", struct.pack(">2050H", item, 2048, *[1] * 2048)) for item in range(5)]
+    iref = box(b"iref", bytes(4) + b"".join(references))
+    meta = struct.pack(">I", length + len(iref)) + content[start + 4 : start + length] + iref
+
+    with pytest.raises(ImageTooLarge, match="references"):
+        decoder.read(content[:start] + meta + content[start + length :])
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("file_format", ["TIFF", "AVIF", pytest.param("HEIC", marks=needs_heif)])
 def test_a_thousand_damaged_files_end_no_process(preprocess, file_format):

@@ -127,7 +127,6 @@ def test_a_terminal_does_not_reach_a_process(preprocess, children):
     assert os.getsid(child.pid) == child.pid
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH is of Python 3.11")
 def test_a_process_imports_nothing_from_the_current_folder(
     preprocess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -325,6 +325,20 @@ def test_check_passes_where_a_start_would(capsys: pytest.CaptureFixture[str]) ->
     assert {line.split()[0] for line in output.out.splitlines()} == {"ok"}
 
 
+def test_check_names_where_spans_go(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint of traces alone wins over that of all signals, as in OpenTelemetry."""
+    pytest.importorskip("opentelemetry.sdk")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4317")
+    ports = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+
+    run(["check", "--checkpoint", "fake", "--tracing", *ports])
+
+    assert "spans go to http://traces:4317" in capsys.readouterr().out
+
+
 def test_a_missing_dependency_says_what_to_install() -> None:
     """Who installed the client alone is told how to get the server; the exit code is 1."""
     program = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,8 +12,6 @@ from alignserve._files import is_image_file
 from alignserve._images import ImageInput
 
 STDIN = Path("-")
-
-UsageError = Callable[[str], object]  # ends the program
 
 
 def read_labels(args: argparse.Namespace, paths: list[Path], *, needs: str) -> list[str]:

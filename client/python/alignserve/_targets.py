@@ -118,7 +118,9 @@ def _endpoint(text: str, default_port: int) -> Endpoint:
     host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
     if not colon:
         host = text
-    if not host or any(character.isspace() or character in "/@" for character in text):
+    if "@" in text:
+        raise ValueError("an address has no user or password; send keys by api_key or --api-key-file")
+    if not host or any(character.isspace() or character == "/" for character in text):
         raise ValueError(f"{text!r} is no address; use HOST:PORT, such as {DEFAULT_TARGET}")
     if not colon and host.isdecimal():
         raise ValueError(f"{text!r} is only a port; use HOST:PORT, such as 127.0.0.1:{text}")

@@ -243,6 +243,8 @@ def _left(earlier: Earlier, items: list[Item], client: Client) -> list[Item]:
         again = next((item for item in items if line_key(_line_of(item)) == key), None)
         if again is not None:
             (now,) = client.stream([again])
+            if now.error is not None:
+                raise now.error
             earlier.check(_stream_line(now))
     earlier.repair()
     return left

@@ -200,7 +200,9 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
     if device == "auto" and not any(any(Path("/dev").glob(name)) for name in _GPU_FILES):
         return "cpu"  # known without torch, which takes seconds to import
     if device == "auto" and importlib.util.find_spec("torch") is None:
-        _log.warning("gpu_unused", reason="torch is not installed", advice="pip install 'alignserve[torch]'")
+        _log.warning(
+            "gpu_unused", reason="torch is not installed", advice="pip install 'alignserve[server,torch]'"
+        )
         return "cpu"
     check_installed(["torch"], extra="torch", why=f"for --device {device}")
     from alignserve_server.model.torch_runtime import cuda_device

@@ -6,6 +6,7 @@ removed, by the next one that makes a draft there.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PREFIX = "alignserve-draft-"
+_UNLOCKED_PREFIX = "alignserve-"
+_PREFIX = f"{_UNLOCKED_PREFIX}draft-"
 _MOST_ATTEMPTS = 5  # others may put theirs there in between
 
 
@@ -27,16 +29,21 @@ def draft_folder(parent: Path) -> Iterator[Path]:
     """
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
-    unlocked = Path(tempfile.mkdtemp(prefix="alignserve-", dir=parent))
+    unlocked = Path(tempfile.mkdtemp(prefix=_UNLOCKED_PREFIX, dir=parent))
     descriptor = os.open(unlocked, os.O_RDONLY)
     _lock(descriptor)
     # The name comes after the lock, so that no draft is taken for an abandoned one.
-    draft = unlocked.rename(unlocked.with_name(unlocked.name.replace("alignserve-", _PREFIX)))
+    draft = unlocked.rename(unlocked.with_name(unlocked.name.replace(_UNLOCKED_PREFIX, _PREFIX)))
     try:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         os.close(descriptor)
+
+
+def is_draft(path: Path) -> bool:
+    """Says whether a path has the name of a draft, abandoned or not."""
+    return path.name.startswith(_UNLOCKED_PREFIX)
 
 
 def install(draft: Path, folder: Path, *, is_usable: Callable[[Path], bool]) -> None:
@@ -48,21 +55,22 @@ def install(draft: Path, folder: Path, *, is_usable: Callable[[Path], bool]) -> 
     for path in [*draft.rglob("*"), draft]:
         _sync(path)
     for attempts_left in reversed(range(_MOST_ATTEMPTS)):
-        try:
-            draft.rename(folder)
+        if _moved(draft, folder):
             break
-        except OSError:
-            if not folder.is_dir() or not attempts_left:
-                raise
         if is_usable(folder):  # another process was first, with the same result
             return
-        with draft_folder(folder.parent) as aside, suppress(FileNotFoundError):  # or another one moved it
+        if not attempts_left:
+            raise FileExistsError(errno.EEXIST, "other processes keep replacing it", str(folder))
+        with draft_folder(folder.parent) as aside, suppress(FileNotFoundError):  # another one has moved it
             folder.rename(aside / folder.name)
     _sync(folder.parent)
 
 
-def move_into(draft: Path, folder: Path, *, last: str) -> None:
-    """Moves the files of a draft into a folder that cannot be replaced, `last` after all others.
+def move_into(draft: Path, folder: Path, *, first: str, last: str) -> None:
+    """Moves the files of a draft into a folder that cannot be replaced.
+
+    `first` goes before all others, so that what a killed process has begun is recognized, and `last` after
+    them, so that it is not taken for whole.
 
     Raises:
         OSError: They cannot be written or moved.
@@ -70,12 +78,23 @@ def move_into(draft: Path, folder: Path, *, last: str) -> None:
     for path in draft.rglob("*"):
         _sync(path)
     (folder / last).unlink(missing_ok=True)
-    for path in sorted(draft.iterdir(), key=lambda path: path.name == last):
+    for path in sorted(draft.iterdir(), key=lambda path: (path.name == last) - (path.name == first)):
         target = folder / path.name
         if target.is_dir():
             shutil.rmtree(target)
         path.rename(target)
     _sync(folder)
+
+
+def _moved(draft: Path, folder: Path) -> bool:
+    """Moves a draft to its place; returns False if there is a folder in that place."""
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
 
 
 def _remove_abandoned(parent: Path) -> None:

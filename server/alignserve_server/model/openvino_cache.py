@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.drafts import draft_folder, install
 from alignserve_server.model.openvino_quiet import ov
-from alignserve_server.model.preparation import QUANTIZER, prepare, shipped_form
+from alignserve_server.model.preparation import QUANTIZER, open_undamaged, prepare, shipped_form
 from alignserve_server.model.prepared import PreparedCheckpoint, is_undamaged, open_prepared
 
 _log = get_logger(__name__)
@@ -40,22 +40,14 @@ def prepared_form(
         ValueError: It has to be made, and packages or readable images are missing.
     """
     folder = _cached(checkpoint, cache_folder / "openvino", calibration)
-    found = _undamaged(lambda: shipped_form(checkpoint)) if calibration is None else None
+    found = shipped_form(checkpoint) if calibration is None else None
     if found is None and os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises if it may not look
-        found = _undamaged(lambda: open_prepared(folder))
+        found = open_undamaged(folder)
     if found is not None:
         yield found
         return
     with _made(checkpoint, folder, calibration) as prepared:
         yield prepared
-
-
-def _undamaged(find: Callable[[], PreparedCheckpoint | None]) -> PreparedCheckpoint | None:
-    try:
-        return find()
-    except CheckpointError as error:
-        _log.warning("conversion_damaged", reason=str(error), advice="it is made again")
-        return None
 
 
 def _cached(checkpoint: Checkpoint, cache: Path, calibration: CalibrationImages | None) -> Path:
@@ -104,9 +96,15 @@ def _made(
 
 
 def _draft(stack: ExitStack, cache: Path) -> tuple[Path, bool]:
-    """Returns a folder to write to, and whether it can be kept."""
+    """Returns a folder to write to, and whether it can be kept. Raises CheckpointError if there is none."""
     try:
         return stack.enter_context(draft_folder(cache)), True
     except OSError as error:
         _log.warning("cache_not_writable", cache_folder=str(cache), reason=str(error))
-    return stack.enter_context(draft_folder(Path(tempfile.gettempdir()))), False
+    try:
+        return stack.enter_context(draft_folder(Path(tempfile.gettempdir()))), False
+    except OSError as error:
+        raise CheckpointError(
+            f"a conversion can be written neither to {cache} nor to a temporary folder: {error}; set "
+            "--cache-folder to a folder that can be written"
+        ) from error

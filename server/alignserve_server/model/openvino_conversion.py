@@ -1,4 +1,4 @@
-"""Converts a checkpoint into OpenVINO models. A program, which `openvino_cache` runs.
+"""Converts a checkpoint into OpenVINO models. A program, which `preparation` runs.
 
 python -m alignserve_server.model.openvino_conversion CHECKPOINT FOLDER
 """

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from alignserve_server.logs import get_logger
 from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
@@ -30,6 +31,8 @@ from alignserve_server.model.prepared import (
 )
 from alignserve_server.model.preprocess import ImagePreprocessor
 from alignserve_server.model.runtime import DtypeName
+
+_log = get_logger(__name__)
 
 Weights: TypeAlias = Literal["float32", "float16"]
 
@@ -86,18 +89,24 @@ def prepare(
 
 
 def shipped_form(checkpoint: Checkpoint) -> PreparedCheckpoint | None:
-    """Returns the prepared form, in float32, that a checkpoint brings along, if it is of the same weights.
+    """Returns the prepared form, in float32, that a checkpoint brings along.
 
-    Raises:
-        CheckpointError: It is damaged.
+    None if there is none, or it is damaged or of other weights.
     """
     folder = checkpoint.folder / SHIPPED
-    if not is_prepared(folder):
-        return None
-    prepared = open_prepared(folder)
-    if prepared.fingerprints != fingerprints(checkpoint, None, "float32"):
+    prepared = open_undamaged(folder) if is_prepared(folder) else None
+    if prepared is None or prepared.fingerprints != fingerprints(checkpoint, None, "float32"):
         return None
     return replace(prepared, model_id=checkpoint.model_id, revision=checkpoint.revision)
+
+
+def open_undamaged(folder: Path) -> PreparedCheckpoint | None:
+    """Opens a prepared checkpoint that can be made again; returns None, and logs why, if it has to be."""
+    try:
+        return open_prepared(folder)
+    except CheckpointError as error:
+        _log.warning("conversion_damaged", reason=str(error), advice="it is made again")
+        return None
 
 
 def fingerprints(

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
@@ -26,21 +27,29 @@ from alignserve_server.model.checkpoint import (
     locate_checkpoint,
     open_checkpoint,
 )
-from alignserve_server.model.checkpoint_files import CheckpointError, Json, check_file, read_json, validated
+from alignserve_server.model.checkpoint_files import (
+    CheckpointError,
+    Json,
+    check_file,
+    is_there,
+    read_json,
+    validated,
+)
 from alignserve_server.model.probe import REFERENCE_FILES
 from alignserve_server.model.runtime import DtypeName
 
 IMAGE, TEXT = "image.xml", "text.xml"
 IMAGE_WEIGHTS, TEXT_WEIGHTS = "image.bin", "text.bin"
+FACTS = "prepared.json"
 DIGESTS = "digests.json"  # of all other files; written last
 SHIPPED = "prepared"  # where a checkpoint in Hugging Face format may have its prepared form
 
-_FACTS = "prepared.json"
 _FORMAT = 1
-_NEEDED = (_FACTS, IMAGE, IMAGE_WEIGHTS, TEXT, TEXT_WEIGHTS, *REFERENCE_FILES)
+_NEEDED = (FACTS, IMAGE, IMAGE_WEIGHTS, TEXT, TEXT_WEIGHTS, *REFERENCE_FILES)
 _MOST_FILES = 10_000  # there are some thirty
 _MOST_FAULTS = 3  # in a message
 _LICENCES = ("LICENSE*", "NOTICE*", "README.md")
+_CONTENTS = (FACTS, "image.*", "text.*", "reference.*", "probe", *_LICENCES, DIGESTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,7 @@ class PreparedCheckpoint:
         """
         facts = {"format": _FORMAT, **asdict(self)}
         del facts["folder"]
-        (self.folder / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        (self.folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
         digests = {
             path.relative_to(self.folder).as_posix(): file_digest(path).hex()
             for path in sorted(self.folder.rglob("*"))
@@ -103,7 +112,12 @@ def resolve(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoi
 def is_prepared(folder: Path) -> bool:
     """Says whether a folder is meant to be a prepared checkpoint, damaged or not."""
     # Path.exists() raises where a folder may not be searched, which whatever opens it tells better.
-    return os.path.lexists(folder / _FACTS) or os.path.lexists(folder / IMAGE)
+    return os.path.lexists(folder / FACTS) or os.path.lexists(folder / IMAGE)
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Returns what a folder has besides a prepared checkpoint, damaged or not."""
+    return [path for path in folder.iterdir() if not any(fnmatchcase(path.name, name) for name in _CONTENTS)]
 
 
 def open_prepared(folder: Path) -> PreparedCheckpoint:
@@ -119,14 +133,14 @@ def open_prepared(folder: Path) -> PreparedCheckpoint:
             f"the prepared checkpoint {folder} is damaged: {_listed(faults)}; "
             "prepare it again, or copy it again from where it is whole"
         )
-    facts = dict(read_json(folder / _FACTS))
+    facts = dict(read_json(folder / FACTS))
     written_as = facts.pop("format", None)
     if written_as != _FORMAT:
         raise CheckpointError(
             f"{folder} was prepared in format {written_as!r}, and this release reads {_FORMAT}; "
             "prepare it again with this release"
         )
-    return validated(_PREPARED, {**facts, "folder": folder}, folder / _FACTS)
+    return validated(_PREPARED, {**facts, "folder": folder}, folder / FACTS)
 
 
 def is_undamaged(folder: Path) -> bool:
@@ -146,6 +160,8 @@ def copy_licences(source: Path, folder: Path) -> None:
 
 def _faults(folder: Path) -> list[str]:
     """Returns what is wrong with each file that is missing or not what it was."""
+    if not is_there(folder / DIGESTS):
+        return [f"{folder / DIGESTS} is missing"]
     try:
         digests = read_json(folder / DIGESTS)
     except CheckpointError as error:
@@ -160,6 +176,8 @@ def _fault(folder: Path, name: str, digest: object) -> str | None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:  # such as /proc/kcore, which has no end
         return f"{folder / DIGESTS} names {name[:80]!r}, which is outside of its folder"
+    if not is_there(folder / name):
+        return f"{folder / name} is missing"
     try:
         check_file(folder / name)
         is_whole = file_digest(folder / name).hex() == digest

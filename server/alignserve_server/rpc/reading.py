@@ -136,9 +136,8 @@ class _Interruptible:
         self._all.pop(self, None)
         error, self._error = self._error, None
         if error is not None and kind is asyncio.CancelledError:
-            uncancel = getattr(self._task, "uncancel", None)  # from Python 3.11 on
-            if uncancel is not None:  # or timeouts of later code would misread the cancellation as another's
-                uncancel()
+            if self._task is not None:
+                self._task.uncancel()  # or timeouts of later code would take the cancellation for another's
             raise error from None
 
     def interrupt(self, error: ServingError) -> None:

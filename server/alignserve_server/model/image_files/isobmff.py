@@ -247,10 +247,12 @@ def _tiles(content: bytes, box: _Box | None) -> dict[int, list[int]]:
     if box is None:
         return made_from
     size = 4 if content[box.body] else 2
+    total = 0
     for reference in _boxes(content, box.body + 4, box.end):
         reader = _Reader(content, reference.body, reference.end)
         number, count = reader.number(size), reader.number(2)
-        check_count("references", count, _MAX_BOXES)
+        total += count
+        check_count("references", total, _MAX_EXTENTS)
         numbers = [reader.number(size) for _ in range(count)]
         if reference.kind == b"dimg":
             made_from.setdefault(number, numbers)

@@ -1,0 +1,102 @@
+"""Folders appear whole, also where several processes make the same one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from alignserve_server.model.drafts import draft_folder, install, move_into
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A folder that an install finds in its place."""
+    folder = tmp_path / "cache" / "place"
+    folder.mkdir(parents=True)
+    (folder / "content").write_text("damaged")
+    return folder
+
+
+def another_moves_it(folder: Path) -> bool:
+    folder.rename(folder.parent / "moved")
+    return False
+
+
+def another_replaces_it(folder: Path) -> bool:
+    if not (folder.parent / "moved").exists():
+        another_moves_it(folder)
+        folder.mkdir()
+        (folder / "content").write_text("damaged too")
+    return False
+
+
+@pytest.mark.parametrize(
+    ("is_usable", "content"),
+    [
+        (lambda _: False, "ours"),
+        (lambda _: True, "damaged"),
+        (another_moves_it, "ours"),
+        (another_replaces_it, "ours"),
+    ],
+    ids=["replaced", "kept", "moved away meanwhile", "replaced meanwhile"],
+)
+def test_a_folder_is_replaced_unless_it_is_usable(
+    damaged: Path, is_usable: Callable[[Path], bool], content: str
+) -> None:
+    """Whatever other processes, which find it damaged too, do with it at the same time."""
+    with draft_folder(damaged.parent) as draft:
+        (draft / "content").write_text("ours")
+        install(draft, damaged, is_usable=is_usable)
+
+    assert (damaged / "content").read_text() == content
+    assert not list(damaged.parent.glob("alignserve-*"))
+
+
+def test_drafts_that_were_left_are_removed(tmp_path: Path) -> None:
+    """A process was killed while it wrote: the next one cleans up, and spares what another one writes."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from alignserve_server.model.drafts import draft_folder\n"
+        "with draft_folder(Path(sys.argv[1])) as draft:\n"
+        "    (draft / 'image.bin').write_bytes(bytes(1000))\n"
+        "    print(draft, flush=True)\n"
+        "    sys.stdin.read(1)\n"
+    )
+    killed, living = (
+        subprocess.Popen(
+            [sys.executable, "-c", program, tmp_path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    )
+    assert killed.stdout is not None
+    assert living.stdout is not None
+    left, kept = (Path(process.stdout.readline().strip()) for process in (killed, living))
+    killed.kill()
+    killed.communicate()
+
+    with draft_folder(tmp_path):
+        has_left, has_kept = left.exists(), kept.exists()
+
+    living.communicate(input="x")
+    assert (has_left, has_kept, kept.exists()) == (False, True, False)
+
+
+def test_what_was_begun_in_a_volume_has_the_first_file_and_not_the_last(tmp_path: Path) -> None:
+    """So it is recognized, and is not taken for whole."""
+    (tmp_path / "last").touch()
+    (tmp_path / "middle").touch()
+    with draft_folder(tmp_path) as draft:
+        (draft / "middle").mkdir()  # a folder cannot replace a file
+        for name in ("first", "last"):
+            (draft / name).touch()
+        with pytest.raises(OSError, match="Not a directory"):
+            move_into(draft, tmp_path, first="first", last="last")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "middle"}
