@@ -121,7 +121,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
         size = sum(path.stat().st_size for path in folder.rglob("*"))
         print(f"wrote {folder}: {size / 1e6:.0f} MB, weights in {arguments.weights}")
         print(f"lowest cosine with transformers in float32: {cosine:.6f} (limit {arguments.min_cosine})")
-    print(f"serve it with: alignserve-server --checkpoint {shlex.quote(str(folder))}")
+    name = f"./{folder}" if str(folder) == EMBEDDED else str(folder)  # else the embedded one is meant
+    print(f"serve it with: alignserve-server --checkpoint {shlex.quote(name)}")
 
 
 def _calibration(
@@ -179,7 +180,7 @@ def _has(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool) ->
     try:
         found = open_prepared(folder).fingerprints
     except CheckpointError as error:
-        print(error)
+        print(f"it is made again, since {error}")
         return False
     if found != expected and not is_forced:
         raise CheckpointError(f"{folder} holds another prepared checkpoint; give another folder, or --force")

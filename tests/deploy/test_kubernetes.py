@@ -368,19 +368,6 @@ def test_the_overlays_of_the_readme_are_valid(tmp_path: Path) -> None:
     assert len(examples) == 3
 
 
-def test_the_init_container_of_the_readme_is_that_of_the_overlay() -> None:
-    """As far as it is shown."""
-    (example,) = re.findall(r"^```yaml\n(initContainers.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
-    (shown,) = yaml.safe_load(example)["initContainers"]
-
-    (real,) = pod("prepared")["initContainers"]
-
-    assert {name: real[name] for name in ("name", "image", "args")} == {
-        name: shown[name] for name in ("name", "image", "args")
-    }
-    assert shown["volumeMounts"][0] in real["volumeMounts"]
-
-
 def test_the_namespace_gets_into_the_queries(tmp_path: Path) -> None:
     """By the README's example for KEDA, in each query once."""
     (example,) = re.findall(r"^```yaml\n([^`]*replacements:.*?)^```", _readme(), re.DOTALL | re.MULTILINE)

@@ -174,7 +174,7 @@ def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_p
 
 def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path, capsys):
     """The proof comes before the folder."""
-    options = ["--to", str(tmp_path / "to"), "--min-cosine", "2"]
+    options = ["--to", str(tmp_path / "to"), "--min-cosine", "1"]
 
     code = prepare_cli.run(["--checkpoint", str(prepared_folder), *options])
 

@@ -46,7 +46,7 @@ _log = get_logger(__name__)
 Auto: TypeAlias = Literal["auto"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(?::(\d+))?")
-_GPU_FILES = ("nvidia[0-9]*", "kfd")  # in /dev, of NVIDIA's and AMD's drivers
+_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev, of NVIDIA's and AMD's drivers, and of WSL
 
 
 def load_align(

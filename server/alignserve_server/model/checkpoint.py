@@ -34,11 +34,11 @@ __all__ = [
 EMBEDDED = "mini"  # ships inside this package and needs no network
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
-# Never pickles, which run code when they are loaded; the second line is of prepared ones.
+# Never pickles, which run code when they are loaded; the second and third line are of prepared ones.
 _DOWNLOADED = [
     *("*.json", "*.txt", "*.safetensors"),
-    *("image.xml", "image.bin", "text.xml", "text.bin", "reference.npz", "probe/*"),
-    *("LICENSE*", "NOTICE*", "README.md"),
+    *("image.xml", "image.bin", "text.xml", "text.bin", "reference.npz"),
+    *("probe/*", "prepared/*", "LICENSE*", "NOTICE*", "README.md"),
 ]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
