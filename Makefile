@@ -33,7 +33,7 @@ $(SERVE): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEVELOP): $(SERVE)
 	@echo "Installing torch and the tools into $(VENV): $(if $(TORCH_INDEX),2.2 GB from $(TORCH_INDEX),6 GB; 2.2 GB with TORCH_INDEX=https://download.pytorch.org/whl/cpu), some minutes ..."
-	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[server,torch,int8,otel,bench]' --group dev
+	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[server,torch,int8,heif,otel,bench]' --group dev
 	@touch $@
 
 run: $(SERVE) ## Start a server on the embedded checkpoint, classify a photo, keep serving
