@@ -113,7 +113,8 @@ class _Day:
                 hour = HOURS * (asyncio.get_running_loop().time() - began - _SETTLE_SECONDS) / self._seconds
                 self._begin_call(stub)
                 await asyncio.sleep(self._chance.expovariate(_calls_per_second(hour)))
-            await asyncio.wait(self._calls)
+            if self._calls:
+                await asyncio.wait(self._calls)
         incident.cancel()
 
     async def _incident(self) -> None:
