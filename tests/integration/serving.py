@@ -199,7 +199,7 @@ async def refused(call: Any) -> Refusal:
 
 def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
     """Reads the rich status of a failed call."""
-    trailers = dict(error.trailing_metadata() or ())
+    trailers = dict(iter(error.trailing_metadata() or ()))
     status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
     refusal = read_status(status)
     return Refusal(error.code(), error.details() or "", *refusal[2:6], trailers)
