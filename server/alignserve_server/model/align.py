@@ -101,14 +101,10 @@ def load_align(
         check_configuration(checkpoint.config)
         target = resolved_device(device, runtime)
         choices = _choices(runtime, target, dtype)
+        calibration = _calibration(calibration_folder, images) if dtype == "int8" else None
     else:
-        target = "cpu"
+        target, calibration = "cpu", None
         choices = _prepared_choices(checkpoint, runtime, device, dtype)
-    calibration = (
-        _calibration(calibration_folder, images)
-        if dtype == "int8" and isinstance(checkpoint, Checkpoint)
-        else None
-    )
     for name, precise in choices:
         placement = Placement(
             target, precise, lanes, threads_per_lane, max_batch_size, cuda_graphs=cuda_graphs

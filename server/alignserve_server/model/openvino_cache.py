@@ -39,9 +39,12 @@ def prepared_form(
         CheckpointError: Its weights or its processors cannot be served, or OpenVINO cannot convert it.
         ValueError: It has to be made, and packages or readable images are missing.
     """
-    folder = _cached(checkpoint, cache_folder / "openvino", calibration)
     found = shipped_form(checkpoint) if calibration is None else None
-    if found is None and os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises if it may not look
+    if found is not None:
+        yield found
+        return
+    folder = _cached(checkpoint, cache_folder / "openvino", calibration)
+    if os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises if it may not look
         found = open_undamaged(folder)
     if found is not None:
         yield found
