@@ -22,7 +22,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from alignserve import Client, DeadlineExceededError, cli
-from alignserve_server.standard_error import open_standard_streams
+from alignserve_server.host.standard_error import open_standard_streams
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
-from alignserve_server.server import Server
+from alignserve_server.serving.server import Server
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message

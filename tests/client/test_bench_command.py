@@ -13,13 +13,13 @@ from typing import Any
 import grpc
 import pytest
 from alignserve import UnavailableError, __version__
-from alignserve._arguments import parser
 from alignserve._bench import run
 from alignserve._bench.histogram import Histogram
 from alignserve._bench.load import OpenLoop
 from alignserve._bench.recorder import Recorder
 from alignserve._bench.report import latency_chart, ms, notes
 from alignserve._bench.ticker import Ticker
+from alignserve._cli.arguments import parser
 from alignserve.testing import FakeServer
 
 FEW = ("--work", "text", "--warmup-seconds", "0", "--max-requests", "20", "--seed", "1")

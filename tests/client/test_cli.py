@@ -19,8 +19,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from alignserve import __version__, _arguments
-from alignserve._progress import Progress
+from alignserve import __version__
+from alignserve._cli import arguments
+from alignserve._cli.progress import Progress
 from alignserve.cli import main
 from alignserve.testing import FakeServer
 from alignserve.v1 import align_service_pb2 as pb
@@ -469,7 +470,7 @@ def test_an_empty_variable_names_no_server(
     """As everywhere in shells, empty is as good as unset."""
     monkeypatch.setenv("ALIGNSERVE_SERVER", "")
 
-    args = _arguments.parser().parse_args(["info"])
+    args = arguments.parser().parse_args(["info"])
 
     assert args.server == "127.0.0.1:50051"
 

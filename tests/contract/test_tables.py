@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from alignserve_server import errors
-from alignserve_server.metrics import Metrics
+from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.status import to_grpc_status
 from alignserve_server.settings import Settings
-from alignserve_server.supervisor import Supervisor
+from alignserve_server.workers.supervisor import Supervisor
 from prometheus_client import CollectorRegistry
 
 from tests.contract.documents import read, rows

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alignserve_server.keys import Scope, changed_keys, new_key
+from alignserve_server.access.keys import Scope, changed_keys, new_key
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_health.v1 import health_pb2
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from alignserve_server.metrics import Metrics
+from alignserve_server.observability.metrics import Metrics
 from prometheus_client import CollectorRegistry
 
 from tests.deploy.container import can_run_containers

@@ -14,10 +14,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from alignserve_server.logs import configure_logs
 from alignserve_server.model.encoder import Embeddings, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.server import serve
+from alignserve_server.observability.logs import configure_logs
+from alignserve_server.serving.server import serve
 from alignserve_server.settings import Settings
 
 FAIL = "fail"  # whatever is in a batch with it

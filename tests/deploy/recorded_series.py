@@ -22,7 +22,7 @@ import grpc
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.server import Server
+from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from alignserve_server.metrics import MODALITIES
+from alignserve_server.modality import MODALITIES
 
 from tests.hostile.lag import TickingServer, ticking_server
 from tests.hostile.live import DECODE_THREADS, IMAGE_FORMATS, LiveServer

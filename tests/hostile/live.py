@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from alignserve_server.model import heif
+from alignserve_server.model.preprocessing import heif
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.serving import image_request, read_status, refusal_of

@@ -13,7 +13,7 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.server import Server
+from alignserve_server.serving.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.hostile.raw import framed, raw_client

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from alignserve_server.keys import Scope, changed_keys, new_key
+from alignserve_server.access.keys import Scope, changed_keys, new_key
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.hostile.lag import TickingServer, ticking_server

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from alignserve_server import cli, server
+from alignserve_server.cli.main import main as run_server
+from alignserve_server.serving import server
 
 _SEEN = struct.Struct("=ddQ")
 _SINCE = struct.Struct("=Q")  # written by the reader
@@ -86,7 +87,7 @@ def main() -> None:
             ticker.cancel()
 
     server.serve = ticking
-    cli.main()
+    run_server()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gc
 
-from alignserve_server import cli
+from alignserve_server.cli.main import main
 
 if __name__ == "__main__":
     gc.disable()
-    cli.main()
+    main()

@@ -17,7 +17,7 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.server import Server
+from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings
 from google.rpc import error_details_pb2, status_pb2
 
@@ -86,7 +86,8 @@ async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> Async
 
 _SERVER_WITH_ENCODER = """
 import sys, threading
-from alignserve_server import cli, server
+from alignserve_server.cli.main import main
+from alignserve_server.serving import server
 from alignserve_server.model.fake import FakeEncoder
 
 def get_stuck():
@@ -97,7 +98,7 @@ class Encoder(FakeEncoder):
     {body}
 
 server.load_encoder = lambda settings: Encoder()
-cli.main()
+main()
 """
 
 

@@ -15,9 +15,9 @@ import pytest
 import trustme
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.access.keys import Scope, changed_keys, new_key
 from alignserve_server.errors import StartupError
-from alignserve_server.keys import Scope, changed_keys, new_key
-from alignserve_server.server import Server
+from alignserve_server.serving.server import Server
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -77,7 +77,7 @@ async def reflected(channel: grpc.aio.Channel, version: str, metadata: list[tupl
 @pytest.fixture
 def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are looked at whenever they are used, and not once a second."""
-    monkeypatch.setattr("alignserve_server.watched._INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("alignserve_server.host.watched_files._INTERVAL_SECONDS", 0.0)
 
 
 class TestKeys:
@@ -228,7 +228,7 @@ class TestKeys:
                 del keys["search"]
             with monkeypatch.context() as denied:
                 refusal = Mock(side_effect=PermissionError(13, "Permission denied"))
-                denied.setattr("alignserve_server.keys.read_whole", refusal)
+                denied.setattr("alignserve_server.access.keys.read_whole", refusal)
                 await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
 
             error = await refused(served.stub.EmbedText(text_request("b"), metadata=bearer(key)))

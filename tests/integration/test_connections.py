@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from alignserve import AsyncClient, Client, RetryPolicy, StreamResult, TextItem
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.server import Server
+from alignserve_server.serving.server import Server
 from grpc._cython import cygrpc
 
 from tests.integration.http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, NO_ERROR, PING, connected

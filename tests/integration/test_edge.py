@@ -12,10 +12,10 @@ import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from alignserve_server.metrics import Metrics
+from alignserve_server.observability.metrics import Metrics
+from alignserve_server.observability.tracing import Tracing
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor, code_of_cancellation
-from alignserve_server.tracing import Tracing
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 

@@ -19,7 +19,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.errors import StartupError
 from alignserve_server.model.encoder import PixelValues
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.server import Server
+from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc

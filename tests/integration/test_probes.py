@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from alignserve_server.keys import changed_keys
-from alignserve_server.metrics import STATES
+from alignserve_server.access.keys import changed_keys
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.server import Server
+from alignserve_server.observability.metrics import STATES
+from alignserve_server.serving.server import Server
 from prometheus_client import Metric
 
 from tests.integration.serving import (

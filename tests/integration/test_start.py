@@ -75,7 +75,7 @@ def test_a_server_without_standard_streams_stops_cleanly(closed: Sequence[int], 
 
 _INTERRUPTED = """
 import os, signal, sys
-from alignserve_server import cli
+from alignserve_server.cli.main import main
 name, number = sys.argv[1], int(sys.argv[2])
 
 class Interrupting:
@@ -85,7 +85,7 @@ class Interrupting:
 
 sys.meta_path.insert(0, Interrupting())
 sys.argv[1:] = sys.argv[3:]
-cli.main()
+main()
 """
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from alignserve_server.keys import Scope, changed_keys, new_key
+from alignserve_server.access.keys import Scope, changed_keys, new_key
 
 from tests.load.callers import Caller, Summary, call_all, capacity
 from tests.load.measuring import Plan, progress

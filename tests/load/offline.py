@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-from alignserve_server.cores import cpu_count
+from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.encoder import Encoder, TokenizedText
-from alignserve_server.server import load_encoder
+from alignserve_server.serving.server import load_encoder
 from alignserve_server.settings import load_settings
 
 from tests.load.inputs import bodies

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from alignserve_server.cores import cpu_count
+from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.align import load_align
 from alignserve_server.model.checkpoint import resolve_checkpoint
 

@@ -16,7 +16,7 @@ import torch
 from alignserve_server.model.align import load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.encoder import OutOfDeviceMemory
-from alignserve_server.model.out_of_memory import memory_errors
+from alignserve_server.model.runtimes.out_of_memory import memory_errors
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.model

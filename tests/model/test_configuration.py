@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model import network as networks
-from alignserve_server.model import onednn
 from alignserve_server.model.align import load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.configuration import REQUIREMENTS, check_configuration
 from alignserve_server.model.encoder import l2_normalize
-from alignserve_server.model.runtime import Rescaling
-from alignserve_server.model.towers import Towers
+from alignserve_server.model.runtimes import network as networks
+from alignserve_server.model.runtimes import onednn
+from alignserve_server.model.runtimes.runtime import Rescaling
+from alignserve_server.model.runtimes.towers import Towers
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig, PreTrainedConfig

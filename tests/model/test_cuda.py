@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from alignserve_server.gpu import watch_gpu
-from alignserve_server.metrics import Metrics
 from alignserve_server.model.align import AlignEncoder, load_align
 from alignserve_server.model.encoder import l2_normalize
+from alignserve_server.observability.gpu import watch_gpu
+from alignserve_server.observability.metrics import Metrics
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 

@@ -13,11 +13,11 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from alignserve_server import prepare_cli
+from alignserve_server.cli import prepare as prepare_cli
 from alignserve_server.model.align import load_align
-from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.prepared import DIGESTS, SHIPPED, open_prepared, resolve
+from alignserve_server.model.runtimes.calibration import CalibrationImages
 
 pytestmark = pytest.mark.model
 
@@ -232,7 +232,7 @@ def test_calibration_takes_files_alone(tmp_path):
 
 def test_a_cache_that_may_not_be_searched_costs_the_embedded_checkpoint_nothing(tmp_path, monkeypatch):
     """Its prepared form comes along; without transformers the cache is searched for one of any version."""
-    monkeypatch.setattr("alignserve_server.model.openvino_cache._version", lambda _: None)
+    monkeypatch.setattr("alignserve_server.model.runtimes.openvino_cache._version", lambda _: None)
     glob = Path.glob
 
     def denied(folder: Path, pattern: str) -> Iterator[Path]:

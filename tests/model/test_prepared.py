@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alignserve_server import prepare_cli
+from alignserve_server.cli import prepare as prepare_cli
 from alignserve_server.model import probe
 from alignserve_server.model.align import load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
@@ -106,7 +106,7 @@ print(encoder.info.min_cosine)
 def test_what_needs_torch_says_what_to_install(options, message, random_folder, tmp_path):
     """A runtime, a GPU or an unprepared checkpoint: the extra is named, and no traceback is shown."""
     options = [str(random_folder) if option == "random" else option for option in options]
-    program = "from alignserve_server.cli import run\nsys.exit(run(sys.argv[1:]))"
+    program = "from alignserve_server.cli.main import run\nsys.exit(run(sys.argv[1:]))"
 
     done = run_without_torch(
         program,
@@ -121,7 +121,7 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
 
 def test_int8_without_torch_names_all_that_it_needs(tmp_path):
     """One installation is enough, and not a second one for what is asked for next."""
-    program = "from alignserve_server.cli import run\nsys.exit(run(sys.argv[1:]))"
+    program = "from alignserve_server.cli.main import run\nsys.exit(run(sys.argv[1:]))"
     options = ["--weights", "int8", "--calibration-folder", PHOTOS, "--to", tmp_path / "to"]
 
     done = run_without_torch(program, "prepare", *options)

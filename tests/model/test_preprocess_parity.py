@@ -6,8 +6,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from alignserve_server.model.decode import ImageDecoder
-from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.preprocessing.decode import ImageDecoder
+from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from PIL import ExifTags, Image, ImageCms
 from transformers.image_utils import load_image
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from alignserve_server.model.checkpoint import resolve_checkpoint
-from alignserve_server.model.network import load_network
 from alignserve_server.model.reference import make_reference
+from alignserve_server.model.runtimes.network import load_network
 
 
 def test_the_reference_is_computed_by_one_thread() -> None:

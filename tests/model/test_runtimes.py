@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alignserve_server.model import openvino_runtime, torch_runtime
 from alignserve_server.model.align import load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
 from alignserve_server.model.prepared import is_undamaged
-from alignserve_server.model.runtime import min_cosine
+from alignserve_server.model.runtimes import openvino as openvino_runtime
+from alignserve_server.model.runtimes import torch_cpu as torch_runtime
+from alignserve_server.model.runtimes.runtime import min_cosine
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
@@ -363,7 +364,7 @@ def without_nncf(monkeypatch):
             raise PackageNotFoundError(package)
         return metadata.version(package)
 
-    monkeypatch.setattr("alignserve_server.model.openvino_cache.version", version)
+    monkeypatch.setattr("alignserve_server.model.runtimes.openvino_cache.version", version)
     hide(monkeypatch, "nncf")
 
 
@@ -382,7 +383,7 @@ def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_folder)
 
 def test_a_conversion_ends_with_the_server(tmp_path):
     """Nobody waits for it any more, and its draft goes too."""
-    program = "from alignserve_server.model.openvino_conversion import main; main()"
+    program = "from alignserve_server.model.runtimes.openvino_conversion import main; main()"
     draft = tmp_path / "draft"
     draft.mkdir()
     checkpoint = tmp_path / "fifo"

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 from alignserve import AsyncClient
-from alignserve_server.server import Server
+from alignserve_server.serving.server import Server
 
 from tests.integration.serving import settings
 from tests.model.conftest import Pair

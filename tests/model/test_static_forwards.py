@@ -5,11 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model import network as networks
 from alignserve_server.model.checkpoint import resolve_checkpoint
-from alignserve_server.model.runtime import Rescaling
-from alignserve_server.model.static_forwards import Extent, Forward, StaticForwards, bucket_for, buckets
-from alignserve_server.model.towers import Towers
+from alignserve_server.model.runtimes import network as networks
+from alignserve_server.model.runtimes.runtime import Rescaling
+from alignserve_server.model.runtimes.static_forwards import (
+    Extent,
+    Forward,
+    StaticForwards,
+    bucket_for,
+    buckets,
+)
+from alignserve_server.model.runtimes.towers import Towers
 from structlog.testing import capture_logs
 
 pytestmark = pytest.mark.model

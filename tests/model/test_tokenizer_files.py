@@ -16,19 +16,19 @@ from alignserve import AsyncClient
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.errors import TextUnsupported
-from alignserve_server.model import network as networks
 from alignserve_server.model import probe
 from alignserve_server.model.align import AlignEncoder, load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
-from alignserve_server.model.decode import ImageDecoder
 from alignserve_server.model.encoder import l2_normalize
-from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.preprocessing.decode import ImageDecoder
+from alignserve_server.model.preprocessing.images import ImagePreprocessor
+from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.proof import embed_probe
 from alignserve_server.model.reference import make_reference
-from alignserve_server.model.runtime import Placement, Rescaling
-from alignserve_server.model.tokenize import TextTokenizer
-from alignserve_server.model.torch_runtime import CpuRuntime
-from alignserve_server.server import Server
+from alignserve_server.model.runtimes import network as networks
+from alignserve_server.model.runtimes.runtime import Placement, Rescaling
+from alignserve_server.model.runtimes.torch_cpu import CpuRuntime
+from alignserve_server.serving.server import Server
 from structlog.testing import capture_logs
 from transformers import AlignModel, AutoTokenizer
 

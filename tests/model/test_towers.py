@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model import network as networks
-from alignserve_server.model import onednn
-from alignserve_server.model.runtime import Rescaling
-from alignserve_server.model.towers import Step, Towers
+from alignserve_server.model.runtimes import network as networks
+from alignserve_server.model.runtimes import onednn
+from alignserve_server.model.runtimes.runtime import Rescaling
+from alignserve_server.model.runtimes.towers import Step, Towers
 from torch import nn
 from torch.nn.functional import normalize
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from alignserve_server.metrics import Metrics
+from alignserve_server.observability.metrics import Metrics
 from prometheus_client import CollectorRegistry
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from alignserve_server.batching.fair import NOBODY, Flow
+from alignserve_server.batching.fair_queue import NOBODY, Flow
 from alignserve_server.batching.queue import Entry
 from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder

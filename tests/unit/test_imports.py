@@ -10,14 +10,14 @@ import pytest
 TORCHLESS = [
     "batching",
     "model.checkpoint",
-    "model.decode",
+    "model.preprocessing.decode",
     "model.encoder",
     "model.fake",
-    "model.preprocess",
+    "model.preprocessing.images",
 ]
 
 
-@pytest.mark.parametrize("module", [*TORCHLESS, "model.tokenize"])
+@pytest.mark.parametrize("module", [*TORCHLESS, "model.preprocessing.texts"])
 def test_imports_no_torch(module):
     """A part of the server that does not run the model starts without torch and transformers."""
     program = (

@@ -14,17 +14,18 @@ from typing import IO, Any, TextIO
 
 import numpy as np
 
-from alignserve import _arguments, _bench, _output, _render
+from alignserve import _bench
+from alignserve._cli import arguments, output, render
+from alignserve._cli.connection import connected
+from alignserve._cli.files import Found, image_files, is_image_file
+from alignserve._cli.inputs import STDIN, check_stdin, image_of, read_labels, read_lines
+from alignserve._cli.label_warnings import fits_badly, warn_of_labels, warn_of_winners
+from alignserve._cli.progress import Progress
+from alignserve._cli.resume import Earlier, line_key
+from alignserve._cli.unknown_words import warn_of_unknown_texts
 from alignserve._client import Client
-from alignserve._connection import connected
-from alignserve._files import Found, image_files, is_image_file
-from alignserve._inputs import STDIN, check_stdin, image_of, read_labels, read_lines
 from alignserve._items import ClassifyItem, ImageItem, Item, StreamResult, TextItem
-from alignserve._label_warnings import fits_badly, warn_of_labels, warn_of_winners
-from alignserve._progress import Progress
 from alignserve._results import Classification
-from alignserve._resume import Earlier, line_key
-from alignserve._unknown import warn_of_unknown_texts
 from alignserve.errors import (
     AlignserveError,
     DeadlineExceededError,
@@ -47,8 +48,8 @@ class _UsageError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; a wrong command line raises `SystemExit(2)`."""
-    _output.prepare_standard_streams()
-    args = _arguments.parser().parse_args(argv)
+    output.prepare_standard_streams()
+    args = arguments.parser().parse_args(argv)
     try:
         code = _COMMANDS[args.command](args)
         sys.stdout.flush()
@@ -91,7 +92,7 @@ def run_info(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(dataclasses.asdict(info))
     else:
-        print(_render.info_table(info))
+        print(render.info_table(info))
     return OK
 
 
@@ -135,7 +136,7 @@ def run_embed(args: argparse.Namespace) -> int:
         raise _UsageError("embed needs a FILE, --text or --texts-file")
     if args.output is not None:
         return _write_lines(args, items, ordered=True)
-    with _output.open_bytes(args.npy) if args.npy else nullcontext() as npy, connected(args) as client:
+    with output.open_bytes(args.npy) if args.npy else nullcontext() as npy, connected(args) as client:
         info = client.model_info()
         results = list(_whole(client.stream(items, ordered=True), items))
         if npy:
@@ -208,11 +209,11 @@ def _write_lines(
             items = _readable(items, found, info.image_formats)
         left = items if earlier is None else _left(earlier, items, client)
         if out is not sys.stdout and earlier is None:
-            _output.empty(out)  # not before the server has answered
+            output.empty(out)  # not before the server has answered
         progress = Progress(len(left), sys.stderr, is_hidden=out.isatty())
         window = getattr(args, "window", _EMBED_WINDOW)
         results = client.stream(left, ordered=ordered, window=window)
-        with _output.open_end(Path(args.output)) if earlier else nullcontext(out) as lines:
+        with output.open_end(Path(args.output)) if earlier else nullcontext(out) as lines:
             try:
                 for result in _counted(_observed(results, labels), progress):
                     lines.write(_json(_stream_line(result), lines) + "\n")
@@ -267,8 +268,8 @@ def _observed(results: Iterable[StreamResult], labels: Sequence[str]) -> Iterato
 def _stream_to_npy(args: argparse.Namespace, found: Found) -> int:
     names_path = args.npy.with_name(f"{args.npy.name}.txt")
     with (
-        _output.open_bytes(args.npy) as npy,
-        _output.open_text(names_path) as names,
+        output.open_bytes(args.npy) as npy,
+        output.open_text(names_path) as names,
         connected(args) as client,
     ):
         info = client.model_info()
@@ -277,7 +278,7 @@ def _stream_to_npy(args: argparse.Namespace, found: Found) -> int:
         stream = client.stream(items, ordered=True, window=args.window)
         results = list(_counted(_whole(stream, items), progress))
         _save(npy, results, info.embedding_dimension)
-        _output.empty(names)
+        output.empty(names)
         names.writelines(f"{item.id}\n" for item in items)
     _report_failures(results)
     return _summarize(progress)
@@ -323,25 +324,25 @@ def _line_of(item: Item) -> dict[str, Any]:
 def _stream_line(result: StreamResult) -> dict[str, Any]:
     line = _line_of(result.item)
     if result.error is not None:
-        return {**line, "error": _render.error_data(result.error)}
+        return {**line, "error": render.error_data(result.error)}
     value = result.result()
     if isinstance(value, list):
-        return {**line, "classifications": _render.classification_data(value)}
-    return {**line, "embedding": _render.vector_data(value)}
+        return {**line, "classifications": render.classification_data(value)}
+    return {**line, "embedding": render.vector_data(value)}
 
 
 def _embed_line(result: StreamResult) -> dict[str, Any]:
     line: dict[str, Any] = {"input": result.id, "kind": _kind(result)}
     if result.error is not None:
-        return {**line, "error": _render.error_data(result.error)}
-    return {**line, "values": _render.vector_data(result.embedding)}
+        return {**line, "error": render.error_data(result.error)}
+    return {**line, "values": render.vector_data(result.embedding)}
 
 
 def _print_classification(found: list[Classification], label_count: int, args: argparse.Namespace) -> int:
     if args.json:
-        _print_json({"classifications": _render.classification_data(found)})
+        _print_json({"classifications": render.classification_data(found)})
     else:
-        print(_render.classification_table(found))
+        print(render.classification_table(found))
     warn_of_winners([str(args.image[0])] if fits_badly(found) else [], label_count, _complain)
     return OK
 
@@ -355,7 +356,7 @@ def _print_classifications(
     if args.json:
         _print_json({"results": [_classify_line(name, result) for name, result in named]})
     elif found:
-        tables = [f"{name}\n{_render.classification_table(result)}" for name, result in found]
+        tables = [f"{name}\n{render.classification_table(result)}" for name, result in found]
         print("\n\n".join(tables))
     for name, error in failed:
         _complain(f"{name}: {error}")
@@ -365,19 +366,19 @@ def _print_classifications(
 
 def _classify_line(name: str, result: list[Classification] | AlignserveError) -> dict[str, Any]:
     if isinstance(result, AlignserveError):
-        return {"input": name, "error": _render.error_data(result)}
-    return {"input": name, "classifications": _render.classification_data(result)}
+        return {"input": name, "error": render.error_data(result)}
+    return {"input": name, "classifications": render.classification_data(result)}
 
 
 def _print_embeddings(results: Sequence[StreamResult]) -> None:
     rows = [(result.id, _kind(result), result.embedding) for result in results if result.error is None]
     if not rows:
         return
-    print(_render.embedding_table(rows))
+    print(render.embedding_table(rows))
     images = [(name, vector) for name, kind, vector in rows if kind == "image"]
     texts = [(name, vector) for name, kind, vector in rows if kind == "text"]
     if images and texts:
-        print(f"\n{_render.similarity_table(images, texts)}")
+        print(f"\n{render.similarity_table(images, texts)}")
 
 
 def _save(file: IO[bytes], results: Sequence[StreamResult], dimension: int) -> None:
@@ -385,7 +386,7 @@ def _save(file: IO[bytes], results: Sequence[StreamResult], dimension: int) -> N
     for row, result in zip(rows, results, strict=True):
         if result.error is None:
             row[:] = result.embedding
-    _output.empty(file)
+    output.empty(file)
     np.save(file, rows)
 
 
@@ -401,11 +402,11 @@ def _kind(result: StreamResult) -> str:
 
 
 @contextmanager
-def _opened(output: str) -> Iterator[TextIO]:
-    if output == "-":
+def _opened(path: str) -> Iterator[TextIO]:
+    if path == "-":
         yield sys.stdout
     else:
-        with _output.open_text(Path(output)) as file:
+        with output.open_text(Path(path)) as file:
             yield file
 
 
@@ -414,7 +415,7 @@ def _print_json(data: object) -> None:
 
 
 def _json(data: object, out: TextIO) -> str:
-    return json.dumps(data, ensure_ascii=not _output.is_unicode(out))
+    return json.dumps(data, ensure_ascii=not output.is_unicode(out))
 
 
 def _complain(message: str) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from alignserve_server.batching.fair import NOBODY, FairQueue, Flow, Priority
-from alignserve_server.batching.pace import Pace
+from alignserve_server.batching.drain_rate import Pace
+from alignserve_server.batching.fair_queue import NOBODY, FairQueue, Flow, Priority
 from alignserve_server.errors import ExpiredInQueue, QueueFull, WouldMissDeadline
 
 # Streams and label prompts wait for room, unary calls are refused for lack of it. Each of these two classes

@@ -21,14 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.collect import padding_ratio
-from alignserve_server.batching.fair import NOBODY, Flow
+from alignserve_server.batching.fair_queue import NOBODY, Flow
 from alignserve_server.batching.queue import Embedded, Entry, Waiter
 from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingError, ShuttingDown
-from alignserve_server.logs import get_logger
-from alignserve_server.metrics import MODALITIES, Metrics
+from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, has_direction
-from alignserve_server.tracing import CallTrace
+from alignserve_server.observability.logs import get_logger
+from alignserve_server.observability.metrics import Metrics
+from alignserve_server.observability.tracing import CallTrace
 
 _log = get_logger(__name__)
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.metrics import ModalityMetrics
+from alignserve_server.observability.metrics import ModalityMetrics
 
 _OVERHEAD_BYTES = 300  # of the objects around a key and its embedding
 

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from alignserve_server.batching.admission import Place, Room
 from alignserve_server.batching.batcher import Batcher, Item
 from alignserve_server.batching.embedding_cache import EmbeddingCache
-from alignserve_server.batching.fair import NOBODY, FairPool, Flow
+from alignserve_server.batching.fair_queue import NOBODY, FairPool, Flow
 from alignserve_server.batching.queue import Embedded
 from alignserve_server.errors import InferenceFailed, InvalidArgument, ServingError, all_valid, as_value
-from alignserve_server.metrics import MODALITIES, Metrics, TrackedItems
+from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import Encoder, ModelInfo, PixelValues, TokenizedText, l2_normalize
 from alignserve_server.model.zero_shot import LabelCache, LabelSet, ScoredLabel, score_images
-from alignserve_server.tracing import CallTrace
+from alignserve_server.observability.metrics import Metrics, TrackedItems
+from alignserve_server.observability.tracing import CallTrace
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")

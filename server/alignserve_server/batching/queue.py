@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.batching.fair import NOBODY, FairQueue, Flow, Priority
-from alignserve_server.tracing import CallTrace
+from alignserve_server.batching.fair_queue import NOBODY, FairQueue, Flow, Priority
+from alignserve_server.observability.tracing import CallTrace
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alignserve_server.batching.collect import collect
-from alignserve_server.batching.fair import FairQueue, Flow, Priority
+from alignserve_server.batching.fair_queue import FairQueue, Flow, Priority
 from alignserve_server.batching.queue import Entry, EntryQueue
 from alignserve_server.batching.widening import Widening
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-from alignserve_server.batching.tuning import LONGEST_SECONDS, WORTH
+from alignserve_server.batching.batch_size import LONGEST_SECONDS, WORTH
 
 _TRIAL_PAIRS, _PAIRS_TO_WIN = 15, 11  # of neighbours, which a burst of other work mostly hits both or neither
 _BATCHES_BEFORE_TRIAL = 30  # full ones

@@ -12,11 +12,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from alignserve_server.logs import get_logger
-from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
-from alignserve_server.model.decode import IMAGE_FORMATS, ImageDecoder
 from alignserve_server.model.encoder import (
     Embeddings,
     ModelInfo,
@@ -26,10 +23,13 @@ from alignserve_server.model.encoder import (
 )
 from alignserve_server.model.preparation import check_installed
 from alignserve_server.model.prepared import PreparedCheckpoint
-from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.preprocessing.decode import IMAGE_FORMATS, ImageDecoder
+from alignserve_server.model.preprocessing.images import ImagePreprocessor
+from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.proof import embed_probe
-from alignserve_server.model.runtime import (
+from alignserve_server.model.runtimes.calibration import CalibrationImages
+from alignserve_server.model.runtimes.runtime import (
     DtypeName,
     Loaded,
     Placement,
@@ -39,7 +39,7 @@ from alignserve_server.model.runtime import (
     min_cosine,
     padded,
 )
-from alignserve_server.model.tokenize import TextTokenizer
+from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
 
@@ -201,7 +201,7 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
         )
         return "cpu"
     check_installed(["torch"], extra="torch", why=f"for --device {device}")
-    from alignserve_server.model.torch_runtime import cuda_device
+    from alignserve_server.model.runtimes.torch_cpu import cuda_device
 
     if device == "auto":
         return cuda_device(None) or "cpu"
@@ -264,12 +264,12 @@ def _load(
 ) -> Loaded:
     if isinstance(checkpoint, Checkpoint) and name == "torch":
         check_installed(["torch", "transformers"], extra="torch", why="for --runtime torch")
-        from alignserve_server.model import torch_runtime
+        from alignserve_server.model.runtimes import torch_cpu as torch_runtime
 
         return torch_runtime.load(checkpoint, placement, Rescaling(images.scale, images.offset))
     check_installed(["openvino"], extra="server", why="for --runtime openvino, if not for --runtime torch")
-    from alignserve_server.model import openvino_runtime
-    from alignserve_server.model.openvino_cache import prepared_form
+    from alignserve_server.model.runtimes import openvino as openvino_runtime
+    from alignserve_server.model.runtimes.openvino_cache import prepared_form
 
     if isinstance(checkpoint, PreparedCheckpoint):
         return openvino_runtime.load(checkpoint, placement)

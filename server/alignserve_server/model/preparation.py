@@ -17,11 +17,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from alignserve_server.logs import get_logger
-from alignserve_server.model.calibration import CalibrationImages
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
-from alignserve_server.model.decode import ImageDecoder
 from alignserve_server.model.prepared import (
     SHIPPED,
     PreparedCheckpoint,
@@ -29,8 +26,11 @@ from alignserve_server.model.prepared import (
     is_prepared,
     open_prepared,
 )
-from alignserve_server.model.preprocess import ImagePreprocessor
-from alignserve_server.model.runtime import DtypeName
+from alignserve_server.model.preprocessing.decode import ImageDecoder
+from alignserve_server.model.preprocessing.images import ImagePreprocessor
+from alignserve_server.model.runtimes.calibration import CalibrationImages
+from alignserve_server.model.runtimes.runtime import DtypeName
+from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
 
@@ -41,7 +41,7 @@ MADE_WITH = ("openvino", "torch", "transformers", "tokenizers", "pillow")
 QUANTIZER = "nncf"
 _WHY_TORCH = "to prepare a checkpoint (one that 'alignserve-server prepare' has made needs neither)"
 _LITTLE_MEGABYTES = 100
-_CONVERSION = "alignserve_server.model.openvino_conversion"
+_CONVERSION = "alignserve_server.model.runtimes.openvino_conversion"
 
 
 def prepare(

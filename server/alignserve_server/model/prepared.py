@@ -36,7 +36,7 @@ from alignserve_server.model.checkpoint_files import (
     validated,
 )
 from alignserve_server.model.probe import REFERENCE_FILES
-from alignserve_server.model.runtime import DtypeName
+from alignserve_server.model.runtimes.runtime import DtypeName
 
 IMAGE, TEXT = "image.xml", "text.xml"
 IMAGE_WEIGHTS, TEXT_WEIGHTS = "image.bin", "text.bin"

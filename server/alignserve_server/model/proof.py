@@ -9,10 +9,10 @@ from alignserve_server.errors import InvalidArgument, TextEmpty, TextUnsupported
 from alignserve_server.model import probe
 from alignserve_server.model.checkpoint import CheckpointError
 from alignserve_server.model.encoder import Embeddings, PixelValues
-from alignserve_server.model.preprocess import ImagePreprocessor
+from alignserve_server.model.preprocessing.images import ImagePreprocessor
+from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
-from alignserve_server.model.runtime import Runtime, padded
-from alignserve_server.model.tokenize import TextTokenizer
+from alignserve_server.model.runtimes.runtime import Runtime, padded
 
 _MOST_GREY_LEVELS = 0.02  # by which a pixel may differ: what float32 rounds, and no step of 8 bits
 _MOST_GREY_LEVELS_BETWEEN_PILLOWS = 4.0  # of lossy files; another way of resizing differs by tens

@@ -15,14 +15,14 @@ from PIL import Image
 from transformers import AlignProcessor, AutoImageProcessor, AutoTokenizer
 from transformers.image_utils import load_image
 
-from alignserve_server.model import network as networks
 from alignserve_server.model import probe
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.encoder import Embeddings, has_direction
-from alignserve_server.model.network import Network
+from alignserve_server.model.preprocessing.texts import max_text_tokens
 from alignserve_server.model.probe import Reference
-from alignserve_server.model.runtime import padded
-from alignserve_server.model.tokenize import max_text_tokens
+from alignserve_server.model.runtimes import network as networks
+from alignserve_server.model.runtimes.network import Network
+from alignserve_server.model.runtimes.runtime import padded
 
 _VERY_LONG = "cat " * 600
 

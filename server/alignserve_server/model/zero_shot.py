@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.errors import InvalidArgument, ServingError, all_valid, as_value
-from alignserve_server.metrics import Metrics
 from alignserve_server.model.encoder import l2_normalize
+from alignserve_server.observability.metrics import Metrics
 
 PLACEHOLDER = "{label}"
 

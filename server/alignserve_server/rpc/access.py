@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from alignserve_server.access.keys import Key, KeyRing, Scope
 from alignserve_server.errors import KeyInvalid, KeyMissing, QuotaExceeded, ScopeMissing, ServingError
-from alignserve_server.keys import Key, KeyRing, Scope
 from alignserve_server.rpc.health import SERVICE
 
 _METADATA_KEY = "authorization"

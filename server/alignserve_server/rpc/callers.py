@@ -7,9 +7,9 @@ from urllib.parse import unquote
 
 import grpc
 
-from alignserve_server.batching.fair import Flow, Priority
-from alignserve_server.caller_metrics import CERTIFICATE, KEY
+from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.errors import InvalidArgument
+from alignserve_server.observability.caller_metrics import CERTIFICATE, KEY
 from alignserve_server.rpc.access import current_key_name
 
 PRIORITY_KEY = "alignserve-priority"

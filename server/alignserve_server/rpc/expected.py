@@ -9,7 +9,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 
 from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
-from alignserve_server.metrics import PRIORITIES, SIZES, Metrics
+from alignserve_server.observability.metrics import PRIORITIES, SIZES, Metrics
 
 API = pb.DESCRIPTOR.services_by_name["AlignService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]

@@ -35,9 +35,10 @@ from alignserve_server.errors import (
     TooManyStreams,
     as_value,
 )
-from alignserve_server.instruments import Distribution, Number
-from alignserve_server.logs import get_logger
-from alignserve_server.metrics import PRIORITIES, SIZES, Metrics
+from alignserve_server.observability.instruments import Distribution, Number
+from alignserve_server.observability.logs import get_logger
+from alignserve_server.observability.metrics import PRIORITIES, SIZES, Metrics
+from alignserve_server.observability.tracing import CallTrace, Metadata, Tracing
 from alignserve_server.rpc import fields
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.callers import caller_of, priority_label
@@ -46,7 +47,6 @@ from alignserve_server.rpc.health import HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.reading import Messages, RequestReader, SmallRequestReader
 from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.status import to_grpc_status
-from alignserve_server.tracing import CallTrace, Metadata, Tracing
 
 _log = get_logger(__name__)
 

@@ -15,11 +15,12 @@ import grpc
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
+from alignserve_server.access.keys import Scope
 from alignserve_server.batching.engine import Call, Engine
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
-from alignserve_server.keys import Scope
-from alignserve_server.metrics import Metrics
 from alignserve_server.model.zero_shot import LabelSet
+from alignserve_server.observability.metrics import Metrics
+from alignserve_server.observability.tracing import current_trace
 from alignserve_server.rpc import convert, response_size
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.callers import flow_of
@@ -28,7 +29,6 @@ from alignserve_server.rpc.response_limit import ResponseLimit, response_limit
 from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.streaming import InferStream
-from alignserve_server.tracing import current_trace
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -14,8 +14,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from alignserve_server.errors import StartupError
-from alignserve_server.logs import get_logger
-from alignserve_server.watched import WatchedFiles, read_whole
+from alignserve_server.host.watched_files import WatchedFiles, read_whole
+from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
 

@@ -10,8 +10,8 @@ import os
 import sys
 from typing import Any
 
-from alignserve_server import cli
 from alignserve_server.batching.engine import Engine
+from alignserve_server.cli.main import main as run_server
 
 _BYTES = 1000  # of memory that each call leaves behind
 _CALLS_PER_LEAK = 200  # of the rarer kinds
@@ -41,7 +41,7 @@ def main() -> None:
         return await embed_texts(*arguments, **options)
 
     Engine.embed_texts = leaking  # type: ignore[method-assign]
-    cli.main()
+    run_server()
 
 
 if __name__ == "__main__":

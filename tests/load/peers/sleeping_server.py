@@ -5,8 +5,9 @@ python -m tests.load.peers.sleeping_server [flags of alignserve-server]
 
 from __future__ import annotations
 
-from alignserve_server import cli, server
+from alignserve_server.cli.main import main as run_server
 from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.serving import server
 
 SECONDS_PER_BATCH, SECONDS_PER_ENTRY = 0.02, 0.002
 
@@ -19,7 +20,7 @@ def main(slower: float = 1.0) -> None:
         seconds_per_batch=SECONDS_PER_BATCH * slower,
         seconds_per_entry=SECONDS_PER_ENTRY * slower,
     )
-    cli.main()
+    run_server()
 
 
 if __name__ == "__main__":

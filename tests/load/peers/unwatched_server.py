@@ -5,8 +5,8 @@ python -m tests.load.peers.unwatched_server [flags of alignserve-server]
 
 from __future__ import annotations
 
-from alignserve_server import cli
-from alignserve_server.instruments import Distribution, Number
+from alignserve_server.cli.main import main as run_server
+from alignserve_server.observability.instruments import Distribution, Number
 from prometheus_client import Counter, Gauge, Histogram
 
 
@@ -16,7 +16,7 @@ def main() -> None:
         for name in ("inc", "dec", "set", "observe"):
             if hasattr(kind, name):
                 setattr(kind, name, _nothing)
-    cli.main()
+    run_server()
 
 
 def _nothing(*_: object) -> None:

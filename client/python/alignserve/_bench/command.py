@@ -25,7 +25,7 @@ from alignserve._bench.runner import Extent, measure
 from alignserve._bench.sweep import Sweep
 from alignserve._bench.ticker import Ticker
 from alignserve._bench.workload import Call, calls
-from alignserve._connection import connected, connection, metadata
+from alignserve._cli.connection import connected, connection, metadata
 from alignserve._results import ModelInfo
 
 OK, SOME_FAILED, INTERRUPTED = 0, 1, 130  # as the other commands exit

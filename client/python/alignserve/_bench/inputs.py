@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignserve._bench.images import VariedImage, synthetic_photos, unvaried_image, varied_image
 from alignserve._bench.sentences import TextLength, sentences
-from alignserve._files import image_files
+from alignserve._cli.files import image_files
 
 _SENTENCES = 1000
 _MOST_IMAGE_BYTES = 256 << 20  # kept in memory

@@ -9,7 +9,7 @@ from alignserve._bench.histogram import Histogram
 from alignserve._bench.load import OpenLoop
 from alignserve._bench.recorder import Measurement
 from alignserve._bench.sweep import Sweep
-from alignserve._render import table
+from alignserve._cli.render import table
 
 _ROWS = 12
 _BAR = 40

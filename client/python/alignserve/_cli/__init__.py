@@ -1,0 +1,1 @@
+"""The command `alignserve`: what `alignserve.cli` is made of."""

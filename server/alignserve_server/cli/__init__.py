@@ -1,0 +1,1 @@
+"""The commands of `alignserve-server`, one module each."""

@@ -1,0 +1,3 @@
+"""The two kinds of inputs, as settings, metrics and logs name them."""
+
+MODALITIES = ("image", "text")

@@ -1,0 +1,1 @@
+"""From bytes to what the model takes: images to pixels, texts to token ids."""

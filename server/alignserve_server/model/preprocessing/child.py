@@ -1,0 +1,82 @@
+"""One process of `PreprocessProcesses`: `python -m alignserve_server.model.preprocessing.child`.
+
+Pictures come on standard input and pixels leave on standard output, until the former closes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from alignserve_server.errors import ImageTooLarge, ImageUnreadable
+from alignserve_server.model.preprocessing.decode import ImageDecoder
+from alignserve_server.model.preprocessing.image_files import Picture
+from alignserve_server.model.preprocessing.images import ImagePreprocessor
+from alignserve_server.model.preprocessing.processes import MAX_SECONDS
+
+# A codec's own stream may claim another size than its container. No picture needs more than this: six bytes a
+# pixel of coefficients or planes, four each of decoded, turned, converted and resized pixels, and that twice.
+_BYTES_PER_PIXEL = 48
+_OTHER_BYTES = 64 << 20
+_COPIES = 4  # of the file
+
+
+def main() -> None:
+    """Takes the order and then one picture after another."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends one to all processes of a service
+        signal.signal(number, signal.SIG_IGN)  # it drains the server, and images are part of that
+    incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
+    order = json.loads(incoming.readline())
+    decoder = ImageDecoder(max_bytes=order["max_bytes"], max_pixels=order["max_pixels"])
+    preprocessor = ImagePreprocessor(order["config"], decoder)
+    _send(outgoing, {"event": "ready"})
+    _silence()
+    while line := incoming.readline():
+        message = json.loads(line)
+        picture = Picture(content=incoming.read(message.pop("bytes")), **message)
+        signal.alarm(MAX_SECONDS)  # whose default is the end of the process, whatever it is at
+        answer, pixels = _preprocess(preprocessor, picture)
+        signal.alarm(0)
+        _send(outgoing, answer, pixels)
+
+
+def _silence() -> None:
+    """Keeps what decoders' libraries write of strangers' files out of the server's log."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 — a descriptor is all that is wanted
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+
+def _limit_memory(growth: int) -> None:
+    """Makes allocations fail that would let this process grow by more bytes than that."""
+    try:
+        data_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    except OSError:  # not Linux, where the limit would be of something else
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = data_pages * resource.getpagesize() + growth
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _preprocess(preprocessor: ImagePreprocessor, picture: Picture) -> tuple[dict[str, Any], bytes]:
+    pixel_bytes = _BYTES_PER_PIXEL * preprocessor.most_pixels(picture)
+    _limit_memory(pixel_bytes + _COPIES * len(picture.content) + _OTHER_BYTES)
+    try:
+        return {}, preprocessor.preprocess(picture).tobytes()
+    except (ImageTooLarge, ImageUnreadable) as error:
+        return {"refusal": error.reason, "message": error.message}, b""
+
+
+def _send(outgoing: IO[bytes], line: dict[str, Any], content: bytes = b"") -> None:
+    outgoing.write(json.dumps(line).encode() + b"\n" + content)
+    outgoing.flush()
+
+
+if __name__ == "__main__":
+    main()

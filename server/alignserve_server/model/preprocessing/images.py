@@ -1,0 +1,261 @@
+"""Encoded images become the uint8 pixels that the checkpoint's own image processor would make.
+
+The processor is transformers' EfficientNetImageProcessorPil (the variant without torchvision). Resizing and
+cropping are done here, bit for bit as there; rescaling and normalizing are one affine map per channel, which
+the device applies to a whole batch: a quarter of the memory and of the copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from alignserve_server.errors import ImageUnreadable
+from alignserve_server.model.checkpoint import CheckpointError, Json
+from alignserve_server.model.encoder import PixelValues
+from alignserve_server.model.preprocessing.decode import ImageDecoder, draw
+from alignserve_server.model.preprocessing.image_files import Picture
+from alignserve_server.model.preprocessing.processes import PreprocessProcesses
+
+_PROCESSOR_TYPES = (
+    None,
+    "EfficientNetImageProcessor",
+    "EfficientNetImageProcessorFast",
+    "EfficientNetImageProcessorPil",
+)
+_CLASS_DEFAULTS: Json = {  # of transformers' class, for keys that the checkpoint's file leaves out
+    "do_resize": True,
+    "size": {"height": 346, "width": 346},
+    "resample": Image.Resampling.BICUBIC,
+    "default_to_square": True,
+    "do_center_crop": False,
+    "crop_size": {"height": 289, "width": 289},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "rescale_offset": False,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "include_top": True,
+}
+
+# While a thread holds the GIL, the event loop stands still. Pillow allocates under it, which takes 2 ms for
+# a million pixels; and some formats it decodes under it, which takes 20 ms for a million and 2 ms for these.
+_INLINE_PIXELS = 1 << 22
+_INLINE_UNDER_GIL = 1 << 16  # pixels, and bytes
+
+CONFIGURATION = "preprocessor_config.json (or image_processor in processor_config.json)"
+_BROKEN = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
+_LARGEST_EDGE = 4096  # pixels; the largest ALIGN reads 600
+
+_Size: TypeAlias = tuple[int, int]  # height, width
+_Sizing: TypeAlias = Callable[[_Size], _Size]  # from an image's size to what it is resized to
+
+
+class ImagePreprocessor:
+    """Decodes, resizes and crops one image; safe to call from several threads.
+
+    Attributes:
+        output_size: (height, width) of every result.
+        scale: (3,), float32; see `offset`.
+        offset: (3,), float32; `pixels * scale + offset` is what the model reads.
+    """
+
+    def __init__(self, config: Json, decoder: ImageDecoder) -> None:
+        """Reads the checkpoint's image processor configuration.
+
+        Raises:
+            CheckpointError: It is another kind of processor's, broken, or makes images of different sizes.
+        """
+        if config.get("image_processor_type") not in _PROCESSOR_TYPES:
+            raise CheckpointError(
+                f"{CONFIGURATION}: image processor {config['image_processor_type']!r} is not supported; "
+                f"supported is {_PROCESSOR_TYPES[1]}"
+            )
+        self._decoder = decoder
+        given = config
+        try:
+            config = {**_CLASS_DEFAULTS, **config}
+            self._crop = _pair(config["crop_size"]) if config["do_center_crop"] else None
+            self._sizing = _sizing(_size_mapping(config)) if config["do_resize"] else None
+            self._resample = _resample(config["resample"])
+            self.output_size = _output_size(config, self._crop)
+            self.scale, self.offset = _affine(config)
+        except _BROKEN as error:
+            raise CheckpointError(
+                f"{CONFIGURATION} is broken: {type(error).__name__}: {error}; save it again with "
+                "AlignProcessor.save_pretrained"
+            ) from error
+        self._processes = PreprocessProcesses(
+            {"config": given, "max_bytes": decoder.max_bytes, "max_pixels": decoder.max_pixels},
+            self.output_size,
+        )
+
+    def __call__(self, content: bytes) -> PixelValues:
+        """Returns (height, width, 3) pixels of `output_size`, contiguous.
+
+        Raises:
+            ImageUnreadable: See `ImageDecoder.decode`; also a picture so narrow that nothing is left of it.
+            ImageTooLarge: See `ImageDecoder.decode`; also a picture that its resizing would make too large.
+        """
+        picture = self.find(content)
+        return self._processes(picture) if self._needs_process(picture) else self.preprocess(picture)
+
+    def find(self, content: bytes) -> Picture:
+        """Returns the picture in a file; raises as `ImageDecoder.read` does."""
+        return self._decoder.read(content)
+
+    def preprocess(self, picture: Picture) -> PixelValues:
+        """Does the same with a picture that was found in a file, in this process."""
+        height, width = self._resized_size(picture)
+        self._decoder.check_size(width, height, "resized image")  # where it is long and thin
+        image = draw(picture)
+        if self._sizing is not None:
+            image = self._resized(image, (width, height))
+        pixels = np.asarray(image)
+        # A copy in any case: the image lends its memory for reading alone, and torch warns of such arrays.
+        return np.array(pixels if self._crop is None else center_crop(pixels, self._crop), order="C")
+
+    def most_pixels(self, picture: Picture) -> int:
+        """Returns how many a picture has, or what it is resized to, if those are more."""
+        return max(picture.pixels, math.prod(self._resized_size(picture)))
+
+    def _needs_process(self, picture: Picture) -> bool:
+        if picture.needs_process:
+            return True
+        if picture.holds_gil and max(picture.pixels, len(picture.content)) > _INLINE_UNDER_GIL:
+            return True
+        return self.most_pixels(picture) > _INLINE_PIXELS
+
+    def _resized_size(self, picture: Picture) -> _Size:
+        return picture.upright_size if self._sizing is None else self._sizing(picture.upright_size)
+
+    def _resized(self, image: Image.Image, width_height: tuple[int, int]) -> Image.Image:
+        try:
+            return image.resize(width_height, self._resample)
+        except MemoryError:
+            image.close()
+        raise ImageUnreadable("image needs more memory than there is")
+
+
+def center_crop(pixels: PixelValues, size: tuple[int, int]) -> PixelValues:
+    """Cuts (height, width) out of the middle; what lies outside the image is black.
+
+    Odd differences round as in transformers.image_transforms.center_crop.
+    """
+    for axis, length in enumerate(size):
+        pixels = _crop_axis(pixels, axis, length)
+    return pixels
+
+
+def _crop_axis(pixels: PixelValues, axis: int, length: int) -> PixelValues:
+    surplus = pixels.shape[axis] - length
+    if surplus >= 0:
+        start = surplus // 2
+        return pixels[(slice(None),) * axis + (slice(start, start + length),)]
+    before = (1 - surplus) // 2
+    padding = [(0, 0)] * pixels.ndim
+    padding[axis] = (before, -surplus - before)
+    return np.pad(pixels, padding)
+
+
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # the check below covers them
+def _affine(config: Json) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Composes rescaling, normalizing and, of include_top, the second division by the deviation."""
+    mean, std = (
+        np.broadcast_to(np.asarray(config[key], np.float64), 3) for key in ("image_mean", "image_std")
+    )
+    scale, offset = np.ones(3), np.zeros(3)
+    if config["do_rescale"]:
+        scale, offset = scale * config["rescale_factor"], offset - bool(config["rescale_offset"])
+    if config["do_normalize"]:
+        scale, offset = scale / std, (offset - mean) / std
+    if config["include_top"]:
+        scale, offset = scale / std, offset / std
+    affine = scale.astype(np.float32), offset.astype(np.float32)
+    if not np.isfinite(affine).all():
+        raise ValueError("image_mean, image_std or rescale_factor is missing, zero or too large")
+    return affine
+
+
+def _output_size(config: Json, crop: _Size | None) -> _Size:
+    if crop is not None:
+        return crop
+    if config["do_resize"] and "height" in _size_mapping(config):
+        return _pair(config["size"])
+    raise CheckpointError(
+        f"{CONFIGURATION} makes images of different sizes, which cannot share a batch; "
+        "it needs do_center_crop, or do_resize with height and width"
+    )
+
+
+def _resample(value: int | None) -> Image.Resampling:
+    return Image.Resampling.BILINEAR if value is None else Image.Resampling(value)
+
+
+def _size_mapping(config: Json) -> Json:
+    size = config["size"]
+    if isinstance(size, int):
+        return {"height": size, "width": size} if config["default_to_square"] else {"shortest_edge": size}
+    if isinstance(size, list):
+        return {"height": size[0], "width": size[1]}
+    return {key: value for key, value in dict(size).items() if value is not None}
+
+
+def _pair(size: object) -> _Size:
+    """Returns height and width. Raises ValueError for what no image can have."""
+    mapping = _size_mapping({"size": size, "default_to_square": True})
+    return _edge(mapping, "height"), _edge(mapping, "width")
+
+
+def _edge(size: Json, name: str) -> int:
+    edge = int(size[name])
+    if not 1 <= edge <= _LARGEST_EDGE:
+        raise ValueError(f"{name} is {size[name]!r}; supported are 1 to {_LARGEST_EDGE} pixels")
+    return edge
+
+
+def _sizing(size: Json) -> _Sizing:
+    """Chooses the rule in the order of PilBackend.resize."""
+    if "shortest_edge" in size and "longest_edge" in size:
+        return partial(_fit_edges, shortest=_edge(size, "shortest_edge"), longest=_edge(size, "longest_edge"))
+    if "shortest_edge" in size:
+        return partial(_fit_shortest, shortest=_edge(size, "shortest_edge"))
+    if "max_height" in size:
+        return partial(_fit_inside, max_height=_edge(size, "max_height"), max_width=_edge(size, "max_width"))
+    return partial(_fixed, size=_pair(size))
+
+
+def _fixed(given: _Size, size: _Size) -> _Size:  # noqa: ARG001 — one of the rules of _sizing
+    return size
+
+
+def _fit_shortest(given: _Size, shortest: int) -> _Size:
+    height, width = given
+    longest = int(shortest * max(given) / min(given))
+    return (longest, shortest) if width <= height else (shortest, longest)
+
+
+def _fit_edges(given: _Size, shortest: int, longest: int) -> _Size:
+    height, width = given
+    edge: float = shortest
+    if max(given) / min(given) * shortest > longest:
+        edge = longest * min(given) / max(given)
+        shortest = round(edge)
+    if min(given) == shortest:
+        return given
+    if width < height:
+        return int(edge * height / width), shortest
+    return shortest, int(edge * width / height)
+
+
+def _fit_inside(given: _Size, max_height: int, max_width: int) -> _Size:
+    height, width = given
+    ratio = min(max_height / height, max_width / width)
+    return int(height * ratio), int(width * ratio)

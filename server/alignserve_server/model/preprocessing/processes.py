@@ -1,0 +1,153 @@
+"""Image preprocessing in processes of its own: what holds the GIL there holds up nobody here.
+
+Lines of JSON go both ways, each followed by as many bytes as both know of. Nothing is unpickled: a stranger's
+file may have taken over the decoder there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
+from typing import IO, Any
+
+import numpy as np
+
+from alignserve_server.errors import ImageTooLarge, ImageUnreadable, InvalidArgument
+from alignserve_server.model.encoder import PixelValues
+from alignserve_server.model.preprocessing.image_files import Picture
+
+# For one image, after which the process is ended. The slowest within the limits take a twentieth of it.
+MAX_SECONDS = 60
+
+_PROGRAM = "alignserve_server.model.preprocessing.child"
+_REFUSALS: Mapping[str, type[InvalidArgument]] = {
+    error.reason: error for error in (ImageTooLarge, ImageUnreadable)
+}
+
+
+class PreprocessProcesses:
+    """As many processes as threads use them at once; each starts when it is needed first, and is kept.
+
+    They end with this object, or when the process that started them does.
+    """
+
+    def __init__(self, order: Mapping[str, Any], output_size: tuple[int, int]) -> None:
+        """Starts none yet.
+
+        Args:
+            order: What `child` makes its preprocessor from.
+            output_size: (height, width) of every result.
+        """
+        self._order = order
+        self._output_size = output_size
+        self._idle: list[_Process] = []
+        weakref.finalize(self, _end_all, self._idle)
+
+    def __call__(self, picture: Picture) -> PixelValues:
+        """Returns what `ImagePreprocessor.preprocess` makes of a picture there.
+
+        Raises:
+            ImageUnreadable: See there; also a picture that ends the process.
+            ImageTooLarge: See there; also a picture that takes more than `MAX_SECONDS`.
+            OSError: No process can be started.
+        """
+        process = self._idle_process() or _Process(self._order)
+        answer = process.ask(picture, 3 * self._output_size[0] * self._output_size[1])
+        if process.is_running:
+            self._idle.append(process)
+        if isinstance(answer, InvalidArgument):
+            raise answer
+        return np.frombuffer(answer, np.uint8).reshape(*self._output_size, 3)
+
+    def _idle_process(self) -> _Process | None:
+        while self._idle:
+            try:
+                process = self._idle.pop()
+            except IndexError:  # another thread was quicker
+                return None
+            if process.is_running:
+                return process
+            process.end()
+        return None
+
+
+class _Process:
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 — a module of this package
+            [sys.executable, "-m", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={
+                **os.environ,
+                "OPENBLAS_NUM_THREADS": "1",  # numpy's, for which it has no work
+                "PYTHONSAFEPATH": "1",  # a module is not looked for where the server started
+            },
+            start_new_session=True,  # Ctrl-C and a closed terminal drain the server, images included
+        )
+        assert self._process.stdin is not None  # noqa: S101 — for the types; they are pipes
+        assert self._process.stdout is not None  # noqa: S101
+        self._to: IO[bytes] = self._process.stdin
+        self._from: IO[bytes] = self._process.stdout
+        try:
+            self._send(order)
+            is_ready = bool(self._from.readline())
+        except OSError:
+            is_ready = False
+        if not is_ready:
+            self.end()
+            raise OSError(f"{_PROGRAM} ended at its start; its standard error says why")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, picture: Picture, size: int) -> bytes | InvalidArgument:
+        """Returns so many bytes of pixels, or the refusal; if it is the process's own end, it has ended."""
+        try:
+            self._send(
+                {
+                    field.name: getattr(picture, field.name)
+                    for field in fields(picture)
+                    if field.name != "content"
+                }
+                | {"bytes": len(picture.content)},
+                picture.content,
+            )
+            answer = json.loads(self._from.readline())
+            if refusal := _REFUSALS.get(answer.get("refusal", "")):
+                return refusal(answer["message"])
+            pixels = self._from.read(size)
+        except (OSError, ValueError):  # a broken pipe, or half a line
+            pixels = b""
+        return pixels if len(pixels) == size else self._refusal_of_end()
+
+    def end(self) -> None:
+        """Ends the process at once."""
+        self._process.kill()
+        self._from.close()
+        with suppress(OSError):  # what was not sent yet cannot be sent
+            self._to.close()
+        self._process.wait()
+
+    def _send(self, line: Mapping[str, Any], content: bytes = b"") -> None:
+        self._to.write(json.dumps(line).encode() + b"\n")
+        self._to.write(content)
+        self._to.flush()
+
+    def _refusal_of_end(self) -> InvalidArgument:
+        self.end()
+        if self._process.returncode == -signal.SIGALRM:
+            return ImageTooLarge(f"image takes more than {MAX_SECONDS} s to decode, the limit; save it anew")
+        return ImageUnreadable("image breaks its decoder, or needs more memory than there is")
+
+
+def _end_all(processes: list[_Process]) -> None:
+    for process in processes:
+        process.end()

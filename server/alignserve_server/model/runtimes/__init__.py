@@ -1,0 +1,1 @@
+"""What runs the model: PyTorch on CPUs and GPUs, OpenVINO on CPUs."""

@@ -1,0 +1,123 @@
+"""ALIGN on torch: loading, and the runtime for CPUs. The one for GPUs is in `cuda_runtime`."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alignserve_server.host.cores import cpu_count
+from alignserve_server.model.checkpoint import Checkpoint
+from alignserve_server.model.encoder import Embeddings
+from alignserve_server.model.reference import make_reference
+from alignserve_server.model.runtimes import network as networks
+from alignserve_server.model.runtimes import onednn
+from alignserve_server.model.runtimes.memory import trim_heap
+from alignserve_server.model.runtimes.network import Network
+from alignserve_server.model.runtimes.out_of_memory import memory_errors
+from alignserve_server.model.runtimes.runtime import (
+    Loaded,
+    Placement,
+    Rescaling,
+    Runtime,
+    RuntimeName,
+    TokenArray,
+)
+from alignserve_server.model.runtimes.torch_cuda import CudaRuntime
+from alignserve_server.model.runtimes.towers import Towers
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+
+
+def cuda_device(index: int | None) -> str | None:
+    """Returns the name of a GPU, of the first one for None; or None if there is no GPU at all.
+
+    Raises:
+        ValueError: There is no GPU of that number.
+    """
+    if index is None and not torch.cuda.is_available():
+        return None
+    if (index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device cuda:{index} does not exist; torch sees {torch.cuda.device_count()} GPUs")
+    return f"cuda:{index or 0}"
+
+
+def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling) -> Loaded:
+    """Loads a checkpoint onto a device.
+
+    Raises:
+        CheckpointError: Its weights or its tokenizer cannot be served.
+    """
+    network = networks.load_network(checkpoint.folder)
+    reference = make_reference(checkpoint, network)
+    network = networks.optimized(network)
+    placement = replace(placement, max_text_tokens=reference.max_text_tokens)
+    runtime: Runtime
+    if placement.device == "cpu":
+        runtime = CpuRuntime(network, placement, rescaling)
+    else:
+        runtime = CudaRuntime(network, placement, rescaling, reference.image_size)
+    return Loaded(runtime, reference, checkpoint.fingerprint(runtime="torch", dtype=placement.dtype))
+
+
+class CpuRuntime:
+    """Implements `Runtime` with torch on a CPU."""
+
+    name: RuntimeName = "torch"
+    device = "cpu"
+    has_parallel_lanes = True
+    gpu_uuid: str | None = None
+
+    def __init__(self, network: Network, placement: Placement, rescaling: Rescaling) -> None:
+        """Takes over a float32 network."""
+        _keep_freed_memory()
+        self.dtype = placement.dtype
+        # One thread each: two lanes do more than one with two threads, which meet at hundreds of barriers.
+        self._threads_per_lane = placement.threads_per_lane or 1
+        self.lanes = placement.lanes or max(1, cpu_count() // self._threads_per_lane)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        self._towers = Towers(network, rescaling, torch.device("cpu"), dtype)
+        if onednn.is_available(dtype):
+            onednn.fuse(self._towers)
+        for parameter in self._towers.parameters():
+            # Few are left as they were loaded, but for their sake all of the weights' file stays in memory.
+            parameter.data = parameter.data.clone()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that the weights take."""
+        return self._towers.nbytes
+
+    def enter_lane(self) -> None:
+        """Limits the calling thread's forwards to the threads of a lane."""
+        torch.set_num_threads(self._threads_per_lane)
+
+    def release_memory(self) -> None:
+        """Gives back what the largest batch that was measured has left."""
+        trim_heap()
+
+    @torch.inference_mode()
+    def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
+        with memory_errors():
+            return self._towers.embed_pixels(torch.from_numpy(pixels)).numpy()
+
+    @torch.inference_mode()
+    def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
+        with memory_errors():
+            ids, mask = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+            return self._towers.embed_tokens(ids, mask).numpy()
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc keep what torch frees, for this process.
+
+    By default it returns large blocks to the kernel, which then zeroes them page by page for the next
+    forward: batches get slower than single images, and single ones lose a quarter. See `man mallopt`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc alone has it
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
+            mallopt(option, value)

@@ -1,0 +1,364 @@
+"""Every metric of the server, by name. Label values come from closed sets only, never from a client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import prometheus_client
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from alignserve_server.errors import ExpiredInQueue, ServingError, error_kinds
+from alignserve_server.modality import MODALITIES
+from alignserve_server.observability.caller_metrics import CallerMetrics
+from alignserve_server.observability.instruments import (
+    Computed,
+    Counter,
+    FunctionCounter,
+    Gauge,
+    Histogram,
+    Labels,
+    Measured,
+)
+
+OUTCOMES = ("ok", "failed", "cancelled", "expired")
+STATES = ("loading", "serving", "stalled", "draining")
+RPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
+PRIORITIES = ("interactive", "bulk")
+SIZES = ("single", "batch")
+
+_MODALITY = {"modality": MODALITIES}
+_REASONS = sorted({kind.reason for kind in error_kinds() if kind.is_refusal()})
+
+_LATENCY_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0),
+)
+_BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_RATIO_BUCKETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
+
+
+class Metrics:
+    """The server's metrics, registered in the given registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody reads
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self.state = server_state(registry)
+        self._define_rpcs()
+        self._define_items()
+        self._define_batches()
+        self._define_label_cache()
+        self._define_embedding_cache()
+        self.log_lines_dropped = log_lines_dropped(registry)
+        self.modalities = {modality: ModalityMetrics(self, modality) for modality in MODALITIES}
+
+    def _define_rpcs(self) -> None:
+        # The names and labels of the gRPC ecosystem, so that existing dashboards work. `expect_rpcs` creates
+        # the series, since methods and codes are known where services are.
+        self.rpcs_started = self._loop_counter("grpc_server_started", "RPCs started.", RPC_LABELS)
+        self.rpcs_handled = self._loop_counter(
+            "grpc_server_handled", "RPCs completed.", [*RPC_LABELS, "grpc_code"]
+        )
+        self.certificate_expiry = self._measured(
+            "alignserve_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate of the gRPC port ends.",
+            ["certificate"],
+        )
+        self.rpc_seconds = self._loop_histogram(
+            "grpc_server_handling_seconds",
+            "Time from an RPC's start to its end.",
+            _LATENCY_BUCKETS,
+            [*RPC_LABELS, "priority", "size"],
+        )
+
+        self.uploads = self._loop_gauge(
+            "alignserve_uploads", "Unary calls whose request is being received, health aside.", {}
+        )
+        self.streams = self._loop_gauge("alignserve_streams", "Streams that are open.", {})
+        self.unread_response_bytes = self._loop_gauge(
+            "alignserve_unread_response_bytes",
+            "Bytes of responses that are being made or have not been read by their clients.",
+            {},
+        )
+
+    def _define_items(self) -> None:
+        modality = _MODALITY
+        self.items_accepted = self._loop_counter(
+            "alignserve_items_accepted",
+            "Images and texts (label prompts too) admitted: the sum of items by outcome and in flight.",
+            modality,
+        )
+        self.items = self._loop_counter(
+            "alignserve_items",
+            "Images and texts that have left, by outcome.",
+            {**modality, "outcome": OUTCOMES},
+        )
+        self.items_in_flight = self._loop_gauge(
+            "alignserve_items_in_flight", "Images and texts admitted and not yet answered.", modality
+        )
+        self.rejected = self._loop_counter(
+            "alignserve_rejected",
+            "Calls and stream items refused, by the reason they were given.",
+            {"reason": _REASONS},
+        )
+        self.caller_items = self._loop_counter(
+            "alignserve_caller_items",
+            "Images and texts by caller: admitted, and refused with their call. Unreadable ones are both.",
+            ["caller", "outcome"],
+        )
+        self.caller_waiting_items = Computed(
+            "alignserve_caller_waiting_items",
+            "Images and texts admitted that no batch has taken yet, by caller.",
+            ["caller"],
+            self.registry,
+        )
+        self.callers = CallerMetrics(self.caller_items, self.caller_waiting_items)
+        self.preprocess_seconds = self._loop_histogram(
+            "alignserve_preprocess_seconds",
+            "Time to decode or tokenize a call's items.",
+            _LATENCY_BUCKETS,
+            modality,
+        )
+        self.tokens = self._loop_counter("alignserve_tokens", "Tokens of texts and label prompts.", {})
+        self.unknown_tokens = self._loop_counter(
+            "alignserve_unknown_tokens",
+            "Tokens, of those, that stand for words that the model's vocabulary lacks.",
+            {},
+        )
+        self.queue_wait_seconds = self._loop_histogram(
+            "alignserve_queue_wait_seconds", "Time an entry waited for its batch.", _LATENCY_BUCKETS, modality
+        )
+        self.queue_entries = self._measured(
+            "alignserve_queue_entries", "Entries waiting for a batch.", ["modality"]
+        )
+        self.queue_bytes = self._measured(
+            "alignserve_queue_bytes",
+            "Bytes, as sent by callers, of the entries waiting for a batch.",
+            ["modality"],
+        )
+
+    def _define_batches(self) -> None:
+        modality = _MODALITY
+        self.batch_size = self._loop_histogram(
+            "alignserve_batch_size", "Entries per batch. Its sum counts the entries that reached the device.",
+            _BATCH_SIZE_BUCKETS, modality,
+        )  # fmt: skip
+        self.max_batch_size = self._measured(
+            "alignserve_max_batch_size",
+            "Maximum batch size, as measured or set.",
+            ["modality"],
+        )
+        self.batch_compute_seconds = self._loop_histogram(
+            "alignserve_batch_compute_seconds", "Time a batch spent in the model.", _LATENCY_BUCKETS, modality
+        )
+        self.batch_padding_ratio = prometheus_client.Histogram(
+            "alignserve_batch_padding_ratio",
+            "Share of a text batch's tokens that are padding.",
+            buckets=_RATIO_BUCKETS,
+            registry=self.registry,
+        )
+        self.batch_splits = self._counter(
+            "alignserve_batch_splits",
+            "Batches that failed whole and were retried in halves.",
+            "reason",
+            ("error", "out_of_memory"),
+        )
+        # Of lanes, so it begins with them: zeros from before would count as idle in a rate.
+        self.device_busy_seconds = self._loop_counter(
+            "alignserve_device_busy_seconds", "Time that lanes spent in the model, summed over lanes.", []
+        )
+        self.event_loop_lag = self._measured(
+            "alignserve_event_loop_lag_seconds", "By how much the event loop was late when last looked at."
+        )
+        self.event_loop_tasks = self._measured(
+            "alignserve_event_loop_tasks", "Tasks of the event loop when last looked at."
+        )
+        self.lanes = self._measured("alignserve_lanes", "Batches that the device can run at once.")
+        self.device_memory_bytes = self._measured(
+            "alignserve_device_memory_bytes", "Memory that the model holds on its device."
+        )
+        self.gpu_utilization = self._measured(
+            "alignserve_gpu_utilization_ratio",
+            "Share of the last second or less in which the GPU computed, for whomever.",
+            ["gpu"],
+        )
+        self.gpu_memory_used_bytes = self._measured(
+            "alignserve_gpu_memory_used_bytes", "Memory of the GPU that is taken, by whomever.", ["gpu"]
+        )
+        self.gpu_memory_bytes = self._measured("alignserve_gpu_memory_bytes", "Memory of the GPU.", ["gpu"])
+        self.last_forward_timestamp = self._measured(
+            "alignserve_last_forward_timestamp_seconds", "Unix time of the last successful batch."
+        )
+        self.model_info = self._measured(
+            "alignserve_model_info",
+            "Always 1; what is being served stands in the labels.",
+            ["model_id", "fingerprint", "runtime", "dtype", "device", "server_version"],
+        )
+        self.model_min_cosine = self._measured(
+            "alignserve_model_min_cosine", "Least cosine with transformers in float32, compared at the start."
+        )
+
+    def _define_label_cache(self) -> None:
+        self.label_cache_hits = self._counter("alignserve_label_cache_hits", "Labels found in the cache.")
+        self.label_cache_misses = self._counter(
+            "alignserve_label_cache_misses", "Labels that had to be embedded."
+        )
+        self.label_cache_coalesced = self._counter(
+            "alignserve_label_cache_coalesced",
+            "Labels that waited for another call's embedding of the same label.",
+        )
+        self.label_cache_entries = self._measured("alignserve_label_cache_entries", "Labels in the cache.")
+
+    def _define_embedding_cache(self) -> None:
+        modality = _MODALITY
+        self.embedding_cache_hits = self._loop_counter(
+            "alignserve_embedding_cache_hits", "Items whose embedding was in the cache.", modality
+        )
+        self.embedding_cache_misses = self._loop_counter(
+            "alignserve_embedding_cache_misses",
+            "Items whose embedding was not, while the cache is on.",
+            modality,
+        )
+        self.embedding_cache_coalesced = self._loop_counter(
+            "alignserve_embedding_cache_coalesced",
+            "Items that waited for the embedding of an equal one that was in the queue or in the model.",
+            modality,
+        )
+        self.embedding_cache_entries = self._measured(
+            "alignserve_embedding_cache_entries", "Embeddings in the cache.", ["modality"]
+        )
+        self.embedding_cache_bytes = self._measured(
+            "alignserve_embedding_cache_bytes", "Memory that the cache takes.", ["modality"]
+        )
+
+    def expect_rpcs(
+        self, labels: Sequence[str], codes: Sequence[str], kinds: Sequence[tuple[str, str]]
+    ) -> None:
+        """Creates the series of a method.
+
+        Args:
+            labels: The values of `RPC_LABELS`.
+            codes: With which its calls can end.
+            kinds: The priorities and sizes of its calls.
+        """
+        self.rpcs_started.labels(*labels)
+        for code in codes:
+            self.rpcs_handled.labels(*labels, code)
+        for kind in kinds:
+            self.rpc_seconds.labels(*labels, *kind)
+
+    def count_refusal(self, error: ServingError, caller: str | None, items: int) -> None:
+        """Counts an error if it refuses a call or stream item, rather than reports its failure.
+
+        Args:
+            error: What is answered.
+            caller: Whose call it is; None if it is none of the API.
+            items: How many images and texts the call or stream item has, as far as it was read.
+        """
+        if error.is_refusal():
+            self.rejected.labels(error.reason).inc()
+            if caller is not None:
+                self.callers.refuse(caller, max(1, items))
+
+    # What several threads write is prometheus_client's; what the event loop's thread writes for each call, or
+    # a thread that holds a lock, is of `instruments`.
+
+    def _counter(
+        self, name: str, text: str, label: str | None = None, values: Sequence[str] = ()
+    ) -> prometheus_client.Counter:
+        labels = () if label is None else (label,)
+        counter = prometheus_client.Counter(name, text, labels, registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        return counter
+
+    def _measured(self, name: str, text: str, labels: Sequence[str] = ()) -> Measured:
+        return Measured(name, text, labels, self.registry)
+
+    def _loop_counter(self, name: str, text: str, labels: Labels) -> Counter:
+        return Counter(name, text, labels, self.registry)
+
+    def _loop_gauge(self, name: str, text: str, labels: Labels) -> Gauge:
+        return Gauge(name, text, labels, self.registry)
+
+    def _loop_histogram(self, name: str, text: str, bounds: tuple[float, ...], labels: Labels) -> Histogram:
+        return Histogram(name, text, labels, self.registry, bounds)
+
+
+def server_state(registry: CollectorRegistry) -> Computed:
+    """Defines the gauge of the server's state; `state_series` is what its function should return."""
+    return Computed(
+        "alignserve_state", "1 for the state that the server is in, 0 for the others.", ["state"], registry
+    )
+
+
+def state_series(current: str) -> dict[tuple[str, ...], float]:
+    """Returns a series for each state."""
+    return {(state,): float(state == current) for state in STATES}
+
+
+def log_lines_dropped(registry: CollectorRegistry) -> FunctionCounter:
+    """Defines the counter that every process has."""
+    return FunctionCounter(
+        "alignserve_log_lines_dropped", "Log lines that were lost because nobody read them in time.", registry
+    )
+
+
+class ModalityMetrics:
+    """The series of one modality, looked up once, since that costs more than to count."""
+
+    def __init__(self, metrics: Metrics, modality: str) -> None:
+        self.items_accepted = metrics.items_accepted.labels(modality)
+        self.items_in_flight = metrics.items_in_flight.labels(modality)
+        self.items = {outcome: metrics.items.labels(modality, outcome) for outcome in OUTCOMES}
+        self.preprocess_seconds = metrics.preprocess_seconds.labels(modality)
+        self.queue_wait_seconds = metrics.queue_wait_seconds.labels(modality)
+        self.batch_size = metrics.batch_size.labels(modality)
+        self.batch_compute_seconds = metrics.batch_compute_seconds.labels(modality)
+        self.embedding_cache_hits = metrics.embedding_cache_hits.labels(modality)
+        self.embedding_cache_misses = metrics.embedding_cache_misses.labels(modality)
+        self.embedding_cache_coalesced = metrics.embedding_cache_coalesced.labels(modality)
+        self.embedding_cache_entries = metrics.embedding_cache_entries.labels(modality)
+        self.embedding_cache_bytes = metrics.embedding_cache_bytes.labels(modality)
+
+
+class TrackedItems:
+    """Counts items in when its block begins and, by how that ends, out again with their outcome."""
+
+    __slots__ = ("_count", "_is_expired", "_metrics")
+
+    def __init__(self, metrics: ModalityMetrics, count: int, is_expired: Callable[[], bool]) -> None:
+        self._metrics = metrics
+        self._count = count
+        self._is_expired = is_expired
+
+    def __enter__(self) -> None:
+        self._metrics.items_accepted.inc(self._count)
+        self._metrics.items_in_flight.inc(self._count)
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._metrics.items_in_flight.dec(self._count)
+        self._metrics.items[self._outcome(error)].inc(self._count)
+
+    def _outcome(self, error: BaseException | None) -> str:
+        if error is None:
+            return "ok"
+        if isinstance(error, ExpiredInQueue):
+            return "expired"
+        if isinstance(error, asyncio.CancelledError):
+            # gRPC cancels the handler both when the caller leaves and when its deadline passes
+            return "expired" if self._is_expired() else "cancelled"
+        return "failed"

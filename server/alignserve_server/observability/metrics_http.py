@@ -1,0 +1,199 @@
+"""The metrics port: /metrics, and /healthz and /readyz for probes that speak HTTP.
+
+Threads of its own serve it, so that a busy event loop does not delay it.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, TextIO, TypeAlias
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from alignserve_server.errors import StartupError
+from alignserve_server.host.addresses import present_host
+from alignserve_server.observability.logs import get_logger
+from alignserve_server.settings import host_and_port
+
+_log = get_logger(__name__)
+
+_App: TypeAlias = "Callable[[Any, Any], Iterable[bytes]]"
+
+_IDLE_SECONDS = 10.0
+_MAX_CONNECTIONS = 32
+_RETRY_SECONDS = 0.1
+_OK = "200 OK"
+
+
+def serve_metrics_page(
+    listen: str,
+    registry: CollectorRegistry,
+    state: Callable[[], str],
+    *,
+    idle_seconds: float = _IDLE_SECONDS,
+) -> WSGIServer:
+    """Starts to serve the registry's metrics and probes; `shutdown` and `server_close` of the result end it.
+
+    Args:
+        listen: HOST:PORT; port 0 takes a free one.
+        registry: What is shown.
+        state: Returns the state of the server, one of `metrics.STATES`; only `serving` is ready.
+        idle_seconds: A client that neither sends nor reads for longer is disconnected.
+
+    Raises:
+        StartupError: The port is taken or the address is not this machine's.
+    """
+    try:
+        app = _logging_failures(_without_body_of_head(_pages(registry, state)))
+        server = _bound(*host_and_port(listen), app, idle_seconds)
+    except OSError as error:
+        raise StartupError(
+            f"cannot serve metrics on {listen}: {error.strerror}; choose another "
+            "address with --metrics-listen, or --no-metrics"
+        ) from error
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server
+
+
+def _bound(host: str, port: int, app: _App, idle_seconds: float) -> WSGIServer:
+    host = present_host(host)
+    family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+
+    class Server(_Server):
+        address_family = family
+
+        def server_bind(self) -> None:
+            if family == socket.AF_INET6:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # as gRPC: IPv4 too
+            super().server_bind()
+
+    class Handler(_Handler):
+        timeout = idle_seconds  # or each connection that sends nothing would hold a thread for good
+
+    return make_server(host, port, app, Server, Handler)
+
+
+def _pages(registry: CollectorRegistry, state: Callable[[], str]) -> _App:
+    """Answers each path with its page."""
+
+    def ready() -> tuple[str, str]:
+        word = state()
+        return (_OK if word == "serving" else "503 Service Unavailable"), word
+
+    pages = {
+        "/metrics": make_wsgi_app(registry),
+        "/healthz": _text(lambda: (_OK, "ok")),
+        "/readyz": _text(ready),
+    }
+    missing = _text(lambda: ("404 Not Found", f"no such page; there are {', '.join(pages)}"))
+    not_allowed = _text(lambda: ("405 Method Not Allowed", "only GET and HEAD"), ("Allow", "GET, HEAD"))
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        page = pages.get(environ["PATH_INFO"], missing)
+        if page is not missing and environ["REQUEST_METHOD"] != "GET":
+            page = not_allowed
+        return page(environ, start_response)
+
+    return app
+
+
+def _text(answer: Callable[[], tuple[str, str]], *headers: tuple[str, str]) -> _App:
+    """Answers with a status and a line of text."""
+
+    def text_app(_: Any, start_response: Any) -> Iterable[bytes]:
+        status, line = answer()
+        content = ("Content-Type", "text/plain; charset=utf-8")
+        start_response(status, [content, ("Cache-Control", "no-store"), *headers])
+        return [f"{line}\n".encode()]
+
+    return text_app
+
+
+def _without_body_of_head(app: _App) -> _App:
+    """Answers HEAD as GET, without the body."""
+
+    def app_with_head(environ: Any, start_response: Any) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return app(environ, start_response)
+        answered: list[Any] = []
+        body = b"".join(
+            app({**environ, "REQUEST_METHOD": "GET"}, lambda *answer, **_: answered.extend(answer))
+        )
+        status, headers = answered[:2]
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return []
+
+    return app_with_head
+
+
+def _logging_failures(app: _App) -> _App:
+    """Logs what the app raises, such as a metric's function; the handler would print it."""
+
+    def logging_app(environ: Any, start_response: Any) -> Iterable[bytes]:  # WSGI's types, passed on
+        try:
+            return app(environ, start_response)
+        except Exception:
+            _log.exception("metrics_not_served")
+            raise
+
+    return logging_app
+
+
+class _Server(ThreadingWSGIServer):
+    """Answers each connection in a thread. One too many costs the oldest its connection.
+
+    A scrape takes milliseconds, so whoever has been there for longest is stuck, or means to keep others out.
+    """
+
+    request_queue_size = 128  # or the kernel turns scrapers away while a flood of others is being accepted
+
+    def __init__(self, *arguments: Any) -> None:  # as socketserver has them
+        super().__init__(*arguments)
+        self._connections: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # there is no file descriptor left: the next attempt, which comes at once, fails too
+            time.sleep(_RETRY_SECONDS)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._connections) >= _MAX_CONNECTIONS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with suppress(OSError):  # its client may have left
+                    oldest.shutdown(socket.SHUT_RDWR)  # ends whatever its thread waits for
+            self._connections[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 — socketserver's
+        """Logs what would be printed to standard error, which may block."""
+        _log.exception("metrics_not_served")
+
+
+class _Handler(WSGIRequestHandler):
+    def handle(self) -> None:
+        with suppress(TimeoutError, ConnectionError):  # else a traceback for each client that leaves
+            super().handle()
+
+    def get_stderr(self) -> TextIO:
+        """Takes tracebacks, of clients that do not read and of what is logged already."""
+        return io.StringIO()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — named by wsgiref
+        """Logs nothing: scrapes are no events."""

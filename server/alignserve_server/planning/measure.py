@@ -1,0 +1,223 @@
+"""Measures a machine's `Curve`: forwards, preprocessing, and what calls cost beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from alignserve_server.errors import StartupError
+from alignserve_server.host.cores import cpu_count
+from alignserve_server.modality import MODALITIES
+from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, TokenizedText
+from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.planning.curve import Curve
+from alignserve_server.serving.server import Server, batch_limits
+from alignserve_server.settings import Settings
+
+_T = TypeVar("_T")
+
+Progress = Callable[[str], None]
+
+_LEAST_RUNS, _LEAST_SECONDS = 5, 0.3  # of each step; the median counts: it is what most calls meet
+_LONGEST_SECONDS = 1.0  # of a forward: larger batches are not tried, but taken to be as slow per entry
+_LENGTHS = (8, 16, 32, 64)  # tokens
+_CALLS, _CALLS_PER_SECOND = 600, 200  # one by one, as most come: together they would cost half as much
+_TEXT = "a photo of a cat on a sofa in a room with a window"
+
+
+async def measure(
+    settings: Settings, encoder: Encoder, image_size: tuple[int, int], progress: Progress
+) -> Curve:
+    """Measures everything, in half a minute, or some minutes where the model is slow.
+
+    Args:
+        settings: Those of the server that is planned.
+        encoder: Its model.
+        image_size: Width and height of the images that are decoded.
+        progress: Is told what is being measured.
+
+    Raises:
+        OutOfDeviceMemory: Not even one entry fits the device.
+        StartupError: Calls could not be measured.
+    """
+    photo = _photo(*image_size)
+    lanes = settings.lanes or encoder.lanes
+    limits = batch_limits(settings)
+    pixels = encoder.preprocess_image(photo)
+    plain = encoder.tokenize(_TEXT, truncate=True)
+
+    def serve_others() -> None:
+        encoder.preprocess_image(photo)
+        encoder.encode_images([pixels])
+        encoder.encode_texts([plain])
+
+    with _Lanes(encoder, lanes if encoder.has_parallel_lanes else 1, serve_others) as busy_lanes:
+        progress("measuring decoding and tokenizing")
+        prepare = {
+            "image": busy_lanes.seconds(lambda: encoder.preprocess_image(photo)),
+            "text": busy_lanes.seconds(lambda: encoder.tokenize(_TEXT, truncate=True)),
+        }
+        progress("measuring forwards of images")
+        cores = busy_lanes.cores(lambda: encoder.encode_images([pixels]))
+        images = busy_lanes.by_size(lambda size: encoder.encode_images([pixels] * size), limits["image"])
+        texts = {}
+        for text in _texts(encoder):
+            length = len(text.input_ids)
+            progress(f"measuring forwards of texts of {length} tokens")
+            texts[length] = busy_lanes.by_size(partial(_encode_texts, encoder, text), limits["text"])
+    progress("measuring calls")
+    info = encoder.info
+    return Curve(
+        model=f"{info.model_id}, {info.runtime}, {info.dtype}, {info.device}",
+        cores=cpu_count(),
+        lanes=lanes,
+        has_parallel_lanes=encoder.has_parallel_lanes,
+        forward_cores=cores,
+        call=await _call_seconds(photo),
+        prepare=prepare,
+        forward={"image": {1: images}, "text": texts},
+    )
+
+
+class _Lanes:
+    """Times work as it goes in a loaded server: on all lanes at once, and with other work in between.
+
+    That work, `between`, does not count, but leaves the caches to find their way back. Without it forwards
+    looked a quarter faster than a server's.
+    """
+
+    def __init__(self, encoder: Encoder, lanes: int, between: Callable[[], None]) -> None:
+        self._lanes = lanes
+        self._between = between
+        self._threads = ThreadPoolExecutor(lanes, "lane", encoder.enter_lane)
+        self._together = threading.Barrier(lanes)
+
+    def __enter__(self) -> _Lanes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
+
+    def by_size(self, run: Callable[[int], object], limit: int) -> dict[int, float]:
+        """Returns the seconds of batches of 1, 2, 4 and so on up to the limit, or to those that take long."""
+        seconds: dict[int, float] = {}
+        for size in _doubling(limit):
+            try:
+                seconds[size] = self.seconds(partial(run, size))
+            except OutOfDeviceMemory:
+                if not seconds:
+                    raise
+                break
+            if seconds[size] > _LONGEST_SECONDS:
+                break
+        return seconds
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Returns how long a run takes: the median of some."""
+
+        def on_lane() -> float:
+            self._together.wait()
+            seconds: list[float] = []
+            end = time.perf_counter() + _LEAST_SECONDS
+            while len(seconds) < _LEAST_RUNS or time.perf_counter() < end:
+                self._between()
+                begin = time.perf_counter()
+                run()
+                seconds.append(time.perf_counter() - begin)
+            return statistics.median(seconds)
+
+        self._on_all(run)  # warms
+        return statistics.mean(self._on_all(on_lane))
+
+    def cores(self, run: Callable[[], object]) -> float:
+        """Returns how many cores a run keeps busy: the most of many, as what disturbs it leaves it less."""
+        self._on_all(run)  # warms
+        most, end = 0.0, time.perf_counter() + _LEAST_SECONDS
+        while (begin := time.perf_counter()) < end:
+            begin_cpu = time.process_time()
+            self._on_all(run)
+            most = max(most, (time.process_time() - begin_cpu) / (time.perf_counter() - begin))
+        return most / self._lanes
+
+    def _on_all(self, run: Callable[[], _T]) -> list[_T]:
+        return [job.result() for job in [self._threads.submit(run) for _ in range(self._lanes)]]
+
+
+def _doubling(limit: int) -> Iterator[int]:
+    size = 1
+    while size < limit:
+        yield size
+        size *= 2
+    yield limit
+
+
+def _texts(encoder: Encoder) -> Iterator[TokenizedText]:
+    """Yields texts of several lengths, up to the longest."""
+    longest = encoder.tokenize("cat " * encoder.info.max_text_tokens, truncate=True).input_ids
+    for length in sorted({min(length, len(longest)) for length in _LENGTHS}):
+        yield TokenizedText(longest[:length])
+
+
+def _encode_texts(encoder: Encoder, text: TokenizedText, size: int) -> None:
+    encoder.encode_texts([text] * size)
+
+
+def _photo(width: int, height: int) -> bytes:
+    """Returns a JPEG with soft shapes and noise, about as large as a camera's of that size."""
+    chance = np.random.default_rng(0)
+    shapes = chance.integers(0, 256, (height // 32 + 2, width // 32 + 2, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC))
+    noisy = smooth + chance.normal(0.0, 6.0, smooth.shape)
+    content = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(content, "JPEG", quality=85)
+    return content.getvalue()
+
+
+async def _call_seconds(photo: bytes) -> dict[str, float]:
+    """Returns the CPU time that a server takes for a call beside preprocessing and forward.
+
+    It serves a model that only hashes, to clients in a process of their own, whose time does not count.
+    """
+    # Nothing of the environment: neither its keys nor its certificates.
+    settings = Settings.model_construct(
+        listen="127.0.0.1:0", metrics=False, reflection=False, text_cache_bytes=0
+    )
+    server = Server(settings, lambda _: FakeEncoder(640, is_recording=False), announce=lambda *_, **__: None)
+    await server.start()
+    try:
+        await server.load()
+        with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+            file.write(photo)
+            file.flush()
+            return {name: await _seconds_per_call(server.port, name, file.name) for name in MODALITIES}
+    finally:
+        await server.stop(0.0)
+
+
+async def _seconds_per_call(port: int, modality: str, photo: str) -> float:
+    begin = time.process_time()
+    client = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "alignserve.cli", "bench", "--server", f"127.0.0.1:{port}"),
+        *("--work", modality, "--images", photo, "--rate", str(_CALLS_PER_SECOND)),
+        *("--max-requests", str(_CALLS), "--duration-seconds", "600", "--warmup-seconds", "0", "--json"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # or -m would import from the current folder first
+    )
+    _, complaint = await client.communicate()
+    if client.returncode != 0:
+        raise StartupError(f"the cost of calls could not be measured: {complaint.decode().strip()}")
+    return (time.process_time() - begin) / _CALLS

@@ -1,0 +1,257 @@
+"""A server process on virtual time: its real admission and scheduler, and measured times in place of work."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignserve_server.batching.admission import Place, Room
+from alignserve_server.batching.queue import Entry
+from alignserve_server.batching.scheduler import Batch, BatchPolicy, Scheduler
+from alignserve_server.errors import QueueFull
+from alignserve_server.planning.curve import Curve
+
+_MOST_OVERTIME = 0.03  # a share of the time; more is no chance, where thousands of calls came
+
+
+class Arrival(NamedTuple):
+    """A call of one item."""
+
+    time: float  # seconds
+    modality: str
+    length: int  # tokens of a text; 1 for an image
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A server process: how fast it is, and how it is set."""
+
+    curve: Curve
+    policies: Mapping[str, BatchPolicy]
+    decode_threads: int
+    max_queue_size: int
+    max_queue_delay_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the calls."""
+
+    latencies: NDArray[np.float64]  # (answered calls,), seconds
+    refused: int
+    device_busy: float  # share of the lanes' time, from 0 to 1
+    cores_busy: float  # share of the cores' time
+    mean_batch: Mapping[str, float]  # by modality, of those that came
+    seconds: float  # up to the last answer
+    overtime_seconds: float  # of these, after the last call had come
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether calls came faster than they could be answered: the wait grows until calls are refused."""
+        return self.refused > 0 or self.overtime_seconds > _MOST_OVERTIME * self.seconds
+
+    def latency(self, percent: float) -> float:
+        """Returns a percentile, in seconds; of no answers it is infinite."""
+        return float(np.percentile(self.latencies, percent)) if len(self.latencies) else math.inf
+
+
+def simulate(replica: Replica, arrivals: Iterable[Arrival]) -> Outcome:
+    """Lets calls, at least one, come to an idle replica in order of their times; waits for all answers."""
+    return _Simulation(replica).run(arrivals)
+
+
+class _Cores:
+    """Cores under all that computes: while there are more threads than cores, all slow down alike.
+
+    Virtual time passes as much slower as they do, so in it each job ends when it would on cores of its own.
+    A forward on another device slows down too, since its thread wants a core now and then; a little more
+    than it really does.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._virtual = 0.0
+        self._threads = 0.0  # that want a core
+        self._running: list[tuple[float, int, float, Callable[[], None]]] = []  # by virtual time of their end
+        self._numbers = itertools.count()
+        self.now = 0.0
+        self.used_seconds = 0.0
+
+    @property
+    def next_time(self) -> float:
+        """When the next job ends, if no other comes before."""
+        if not self._running:
+            return math.inf
+        return self.now + (self._running[0][0] - self._virtual) * self._slowdown
+
+    def run(self, seconds: float, threads: float, then: Callable[[], None]) -> None:
+        """Starts a job that takes so long if it has the cores that it wants."""
+        heapq.heappush(self._running, (self._virtual + seconds, next(self._numbers), threads, then))
+        self._threads += threads
+        self.used_seconds += seconds * threads
+
+    def pass_to(self, time: float) -> None:
+        """Lets time pass, up to `next_time` at the most."""
+        self._virtual += (time - self.now) / self._slowdown
+        self.now = time
+
+    def finish_next(self) -> None:
+        """Lets time pass up to `next_time`, and ends that job."""
+        self.now = self.next_time
+        self._virtual, _, threads, then = heapq.heappop(self._running)
+        self._threads = self._threads - threads if self._running else 0.0
+        then()
+
+    @property
+    def _slowdown(self) -> float:
+        return max(1.0, self._threads / self._count)
+
+
+class _Workers:
+    """Jobs that take turns at a number of threads, each of which keeps so many cores busy."""
+
+    def __init__(self, cores: _Cores, count: int, cores_each: float = 1.0) -> None:
+        self._cores = cores
+        self._idle = count
+        self._cores_each = cores_each
+        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
+
+    def submit(self, seconds: float, then: Callable[[], None]) -> None:
+        self._waiting.append((seconds, then))
+        self._start()
+
+    def _start(self) -> None:
+        while self._idle and self._waiting:
+            self._idle -= 1
+            seconds, then = self._waiting.popleft()
+            self._cores.run(seconds, self._cores_each, partial(self._end, then))
+
+    def _end(self, then: Callable[[], None]) -> None:
+        self._idle += 1
+        then()
+        self._start()
+
+
+class _Call(NamedTuple):
+    """What an entry in the queue stands for."""
+
+    arrival_time: float
+    place: Place
+
+
+class _Simulation:
+    def __init__(self, replica: Replica) -> None:
+        curve = replica.curve
+        self._curve = curve
+        self._cores = cores = _Cores(curve.cores)
+        self._event_loop = _Workers(cores, 1)
+        self._decoders = _Workers(cores, replica.decode_threads)
+        at_once = curve.lanes if curve.has_parallel_lanes else 1
+        self._device = _Workers(cores, at_once, curve.forward_cores)
+        self._idle_lanes = curve.lanes
+        self._scheduler = Scheduler(replica.policies, replica.max_queue_delay_seconds)
+        # Bytes are left out: an item has one, and there is room for as many as for items.
+        limit = replica.max_queue_size
+        self._rooms = {
+            modality: Room(modality, max_items=limit, max_bytes=limit, clock=lambda: cores.now)
+            for modality in replica.policies
+        }
+        self._latencies: list[float] = []
+        self._refused = 0
+        self._busy_seconds = 0.0
+        self._batch_sizes: dict[str, list[int]] = {modality: [] for modality in replica.policies}
+
+    def run(self, arrivals: Iterable[Arrival]) -> Outcome:
+        last = 0.0
+        for arrival in arrivals:
+            last = arrival.time
+            self._pass_to(arrival.time)
+            self._receive(arrival)
+        self._pass_to(sys.float_info.max)
+        seconds = self._cores.now
+        return Outcome(
+            np.array(self._latencies),
+            self._refused,
+            self._busy_seconds / (seconds * self._curve.lanes),
+            self._cores.used_seconds / (seconds * self._curve.cores),
+            {name: float(np.mean(sizes)) for name, sizes in self._batch_sizes.items() if sizes},
+            seconds,
+            seconds - last,
+        )
+
+    def _pass_to(self, time: float) -> None:
+        while True:
+            ripe, end = self._ripe_time(), self._cores.next_time
+            if min(ripe, end) > time:
+                break
+            if end <= ripe:
+                self._cores.finish_next()
+            else:
+                self._cores.pass_to(ripe)
+                self._start_lanes()
+        if time < sys.float_info.max:
+            self._cores.pass_to(time)
+
+    def _ripe_time(self) -> float:
+        time = self._scheduler.next_ripe_time() if self._idle_lanes else None
+        return math.inf if time is None else time
+
+    def _receive(self, arrival: Arrival) -> None:
+        seconds = self._curve.call[arrival.modality] / 2  # the other half is the answer
+        if arrival.modality == "text":  # which short ones are tokenized by
+            seconds += self._curve.prepare["text"]
+        self._event_loop.submit(seconds, lambda: self._admit(arrival))
+
+    def _admit(self, arrival: Arrival) -> None:
+        try:
+            call = _Call(arrival.time, self._rooms[arrival.modality].reserve(1, 1))
+        except QueueFull:
+            self._refused += 1
+            return
+        if arrival.modality == "image":
+            self._decoders.submit(self._curve.prepare["image"], lambda: self._enqueue(arrival, call))
+        else:
+            self._enqueue(arrival, call)
+
+    def _enqueue(self, arrival: Arrival, call: _Call) -> None:
+        self._scheduler.push(arrival.modality, Entry(call, arrival.length, 1, self._cores.now))
+        self._start_lanes()
+
+    def _start_lanes(self) -> None:
+        while self._idle_lanes:
+            sharing_lanes = self._idle_lanes if self._curve.has_parallel_lanes else 1
+            batch = self._scheduler.next_batch(self._cores.now, sharing_lanes)
+            if batch is None:
+                return
+            self._idle_lanes -= 1
+            for entry in batch.entries:
+                entry.payload.place.give_back(1)
+            longest = max(entry.length for entry in batch.entries)
+            seconds = self._curve.forward_seconds(batch.modality, len(batch.entries), longest)
+            self._device.submit(seconds, partial(self._finish, batch))
+
+    def _finish(self, batch: Batch) -> None:
+        seconds = self._cores.now - batch.start_time
+        self._scheduler.finish(batch, seconds)
+        self._busy_seconds += seconds
+        self._batch_sizes[batch.modality].append(len(batch.entries))
+        self._idle_lanes += 1
+        for entry in batch.entries:
+            self._event_loop.submit(
+                self._curve.call[batch.modality] / 2, partial(self._answer, entry.payload)
+            )
+        self._start_lanes()
+
+    def _answer(self, call: _Call) -> None:
+        call.place.leave()
+        self._latencies.append(self._cores.now - call.arrival_time)

@@ -1,0 +1,110 @@
+"""The metrics of all workers as one page: their series with a label `worker`, and whether they are up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from http.client import HTTPConnection, HTTPException
+from typing import TypeAlias
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from alignserve_server.observability.metrics import server_state, state_series
+
+_PATIENCE_SECONDS = 1.0
+
+PagePorts: TypeAlias = Mapping[str, int]  # by worker, of those that are ready
+States: TypeAlias = Mapping[str, str]  # by worker, of all, each one of `metrics.STATES`
+
+
+class WorkerPages(Collector):
+    """Collects what the workers' own pages, at ports of this machine, say at the moment."""
+
+    def __init__(
+        self,
+        workers: int,
+        ports: Callable[[], PagePorts],
+        states: Callable[[], States],
+        supervisor: CollectorRegistry,
+        *,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
+        """Prepares to collect.
+
+        Args:
+            workers: How many there are, ready or not.
+            ports: Tells where their pages are.
+            states: Tells their states, of which those have no page who are not ready.
+            supervisor: Metrics of this process that workers have too, shown with `worker="supervisor"`.
+            patience_seconds: Whoever has not answered by then is not up.
+        """
+        self._workers = workers
+        self._ports = ports
+        self._states = states
+        self._supervisor = supervisor
+        self._patience_seconds = patience_seconds
+        self._pool = ThreadPoolExecutor(2 * workers, "pages")  # a page that hangs delays no other scrape
+
+    def collect(self) -> Iterator[Metric]:
+        pages = self._fetch_all()
+        up = GaugeMetricFamily(
+            "alignserve_worker_up", "1 if the worker is ready and its metrics are here.", labels=["worker"]
+        )
+        for worker in map(str, range(self._workers)):
+            up.add_metric([worker], worker in pages)
+        yield up
+        missing = {worker: _page_of(state) for worker, state in self._states().items() if worker not in pages}
+        yield from merged({**pages, **missing, "supervisor": _page(self._supervisor)})
+
+    def _fetch_all(self) -> dict[str, str]:
+        fetches = {
+            worker: self._pool.submit(_fetch, port, self._patience_seconds)
+            for worker, port in self._ports().items()
+        }
+        done, late = wait(fetches.values(), self._patience_seconds)
+        for fetch in late:
+            fetch.cancel()  # or those that have not begun would keep later scrapes waiting
+        pages = {worker: fetch.result() for worker, fetch in fetches.items() if fetch in done}
+        return {worker: page for worker, page in pages.items() if page is not None}
+
+
+def merged(pages: Mapping[str, str]) -> list[Metric]:
+    """Returns the families of the pages, in OpenMetrics, each once, with every series of every page."""
+    families: dict[str, Metric] = {}
+    for worker, page in pages.items():
+        for family in text_string_to_metric_families(page):  # type: ignore[no-untyped-call]
+            merged_family = families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type)
+            )
+            for sample in family.samples:
+                labels = {"worker": worker, **sample.labels}
+                merged_family.add_sample(sample.name, labels, sample.value, exemplar=sample.exemplar)
+    return list(families.values())
+
+
+def _page_of(state: str) -> str:
+    """Returns what is known of a worker without a page: its state."""
+    registry = CollectorRegistry()
+    server_state(registry).set_function(lambda: state_series(state))
+    return _page(registry)
+
+
+def _page(registry: CollectorRegistry) -> str:
+    page: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    return page.decode()
+
+
+def _fetch(port: int, timeout_seconds: float) -> str | None:
+    connection = HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
+    try:
+        # The format that has exemplars.
+        connection.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
+        return connection.getresponse().read().decode()
+    except (OSError, HTTPException):  # the worker is gone or hangs
+        return None
+    finally:
+        connection.close()

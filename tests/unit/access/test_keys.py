@@ -1,0 +1,295 @@
+"""API keys: made once, kept as salted hashes, valid until they are revoked or expire."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from datetime import date
+from pathlib import Path
+
+import pytest
+from alignserve_server.access.keys import KeyRing, KeysError, Scope, changed_keys, new_key, read_keys
+from alignserve_server.cli.keys import run
+from alignserve_server.errors import StartupError
+
+EMBED = frozenset({Scope.EMBED})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+@pytest.fixture
+def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is looked at whenever a key is, and not once a second."""
+    monkeypatch.setattr("alignserve_server.host.watched_files._INTERVAL_SECONDS", 0.0)
+
+
+def _add(path: Path, name: str, **limits) -> str:
+    with changed_keys(path) as keys:
+        key, keys[name] = new_key(name, EMBED, **limits)
+    return key
+
+
+def _kept(**spoilt: str) -> str:
+    kept = {"salt": "00" * 16, "hash": "00" * 32, "scopes": ["embed"], "created": "2026-11-25"}
+    return json.dumps({"a": kept | spoilt})
+
+
+def _ring(path: Path, today: str = "2026-11-25") -> KeyRing:
+    return KeyRing(path, today=lambda: date.fromisoformat(today))
+
+
+def test_a_key_is_found_by_what_its_owner_has(path: Path) -> None:
+    """Name and scopes come from the file."""
+    key = _add(path, "search")
+    _add(path, "other")
+
+    found = _ring(path).find(key)
+
+    assert found is not None
+    name, known = found
+    assert (name, known.scopes) == ("search", EMBED)
+
+
+def test_the_file_holds_nothing_of_the_key_but_its_name(path: Path) -> None:
+    """Who reads the file can call nothing; it is readable by its owner alone."""
+    key = _add(path, "search")
+
+    content = path.read_text()
+
+    assert key.rpartition("_")[2] not in content
+    assert key.encode().hex() not in content
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_equal_secrets_look_different(path: Path) -> None:
+    """Salts differ, so that hashes cannot be looked up or compared."""
+    _add(path, "a")
+    _add(path, "b")
+
+    a, b = json.loads(path.read_text()).values()
+
+    assert a["salt"] != b["salt"]
+    assert a["hash"] != b["hash"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda key: key[:-1],
+        lambda key: key + "x",
+        lambda key: key.replace("search", "other"),
+        lambda key: key.replace("search", "nobody"),
+        lambda key: key.removeprefix("as"),
+        lambda _: "",
+        lambda _: "as_search_",
+        lambda _: "_" * 10_000,
+        lambda _: "as_search_\udcff",
+    ],
+    ids=["short", "long", "another's", "unknown", "no prefix", "empty", "no secret", "bars", "no text"],
+)
+def test_what_is_no_key_is_not_found(path: Path, spoil) -> None:
+    """Whatever is wrong with it, the answer is the same."""
+    key = _add(path, "search")
+    _add(path, "other")
+
+    assert _ring(path).find(spoil(key)) is None
+
+
+@pytest.mark.parametrize(
+    ("today", "is_valid"), [("2026-12-31", True), ("2027-01-01", False), ("2027-01-02", False)]
+)
+def test_a_key_expires(path: Path, today: str, is_valid: bool) -> None:
+    """On the day given, and not a day later."""
+    key = _add(path, "search", expires=date(2027, 1, 1))
+
+    assert (_ring(path, today).find(key) is not None) == is_valid
+
+
+@pytest.mark.parametrize("name", ["", "-a", "A", "a_b", "a b", "x" * 64, "ä"])
+def test_a_name_that_a_key_cannot_carry_is_refused(path: Path, name: str) -> None:
+    """Before anything is written."""
+    with pytest.raises(KeysError, match="invalid name"):
+        _add(path, name)
+
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"a": {}}', _kept(salt="zz" * 16), _kept(salt="00" * 20), _kept(hash="")],
+    ids=["empty", "list", "cut", "void", "hex", "long salt", "no hash"],
+)
+def test_what_is_no_file_of_keys_ends_the_start(path: Path, content: str) -> None:
+    """With the file's name; no server starts that would let nobody in, or everybody."""
+    path.write_text(content)
+
+    with pytest.raises(StartupError, match=r"keys\.json is no file of keys"):
+        KeyRing(path)
+
+
+def test_a_missing_file_ends_the_start(path: Path) -> None:
+    """The message says how to make one."""
+    with pytest.raises(StartupError, match="alignserve-server keys add"):
+        KeyRing(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-5]),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        lambda path: path.unlink(),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    ],
+    ids=["empty", "cut", "zeros", "gone", "a folder", "a broken link"],
+)
+def test_a_file_that_is_spoilt_keeps_the_keys_there_were(path: Path, looks_always, capfd, spoil) -> None:
+    """It opens nothing and locks nobody out, and the log says so."""
+    key = _add(path, "search")
+    ring = _ring(path)
+
+    spoil(path)
+
+    assert ring.find(key) is not None
+    assert ring.find("as_other_secret") is None
+    assert "keys_not_read" in capfd.readouterr().out
+
+
+def test_a_file_without_keys_lets_nobody_in_and_is_warned_of(path: Path, looks_always, capfd) -> None:
+    """The last key may be revoked; whoever did not mean to finds it in the log."""
+    key = _add(path, "search")
+    ring = _ring(path)
+
+    with changed_keys(path) as keys:
+        keys.clear()
+
+    assert ring.find(key) is None
+    assert "no_keys" in capfd.readouterr().out
+
+
+def test_a_server_that_starts_without_keys_warns(path: Path, capfd) -> None:
+    """They may be added later."""
+    with changed_keys(path):
+        pass
+
+    _ring(path)
+
+    assert "no_keys" in capfd.readouterr().out
+
+
+def test_a_change_that_fails_changes_nothing(path: Path) -> None:
+    """The file is replaced as a whole or not at all."""
+    _add(path, "a")
+    before = path.read_bytes()
+
+    with pytest.raises(ZeroDivisionError), changed_keys(path) as keys:
+        keys["b"] = 1 // 0
+
+    assert path.read_bytes() == before
+    assert sorted(each.name for each in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_change_keeps_the_owner_of_the_file(path: Path) -> None:
+    """A server that runs as another user reads it after `keys revoke` as before."""
+    _add(path, "a")
+    os.chown(path, 1234, 4321)
+    path.chmod(0o640)
+
+    _add(path, "b")
+
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 4321, 0o640)
+
+
+class TestCommand:
+    """`alignserve-server keys`."""
+
+    def test_add_prints_the_key_and_nothing_else(self, path: Path, capsys) -> None:
+        """So that a script can take it; people are told to keep it."""
+        code = run(["--keys-file", str(path), "add", "search", "--scopes", "embed,admin"])
+
+        out, err = capsys.readouterr()
+        found = _ring(path).find(out.strip())
+        assert code == 0
+        assert "not shown again" in err
+        assert found is not None
+        assert found[1].scopes == {Scope.EMBED, Scope.ADMIN}
+
+    def test_add_takes_quotas_and_an_end(self, path: Path) -> None:
+        """All that a key can have can be given."""
+        limits = ["--max-requests-per-second", "2.5", "--max-concurrent-requests", "3"]
+        code = run(["--keys-file", str(path), "add", "batch", *limits, "--expires", "2027-01-31"])
+
+        key = read_keys(path)["batch"]
+        assert code == 0
+        assert (key.max_requests_per_second, key.max_concurrent_requests) == (2.5, 3)
+        assert key.expires == date(2027, 1, 31)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["add", "search"], "there is a key 'search'; revoke it first"),
+            (["add", "Big"], "invalid name 'Big'"),
+            (["add", "none", "--max-requests-per-second", "0"], "must be greater than 0"),
+            (["add", "none", "--max-requests-per-second", "nan"], "must be greater than 0"),
+            (["revoke", "nobody"], "there is no key 'nobody'"),
+        ],
+    )
+    def test_what_cannot_be_done_is_explained(self, path: Path, capsys, arguments, message) -> None:
+        """With exit code 1, and the file as it was."""
+        _add(path, "search")
+        before = path.read_bytes()
+
+        code = run(["--keys-file", str(path), *arguments])
+
+        assert code == 1
+        assert message in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+    def test_list_shows_what_is_not_secret(self, path: Path, capsys) -> None:
+        """Names, scopes, quotas and dates line up."""
+        key = _add(path, "search", max_concurrent_requests=8)
+
+        code = run(["--keys-file", str(path), "list"])
+
+        out = capsys.readouterr().out
+        assert code == 0
+        assert out.splitlines()[1].split()[:4] == ["search", "embed", "-", "8"]
+        assert key.rpartition("_")[2] not in out
+
+    def test_revoke_makes_a_key_invalid(self, path: Path) -> None:
+        """And no other."""
+        gone, stays = _add(path, "gone"), _add(path, "stays")
+
+        code = run(["--keys-file", str(path), "revoke", "gone"])
+
+        ring = _ring(path)
+        assert code == 0
+        assert ring.find(gone) is None
+        assert ring.find(stays) is not None
+
+    def test_the_file_may_come_from_the_environment(self, path: Path, monkeypatch, capsys) -> None:
+        """The same variable as the server's."""
+        monkeypatch.setenv("ALIGNSERVE_KEYS_FILE", str(path))
+
+        assert run(["add", "search"]) == 0
+        assert run(["list"]) == 0
+        assert "search" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["", " ", "none"])
+def test_an_empty_variable_is_not_a_file_of_keys(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """It would be the current folder."""
+    monkeypatch.setenv("ALIGNSERVE_KEYS_FILE", value)
+
+    with pytest.raises(SystemExit) as exited:
+        run(["list"])
+
+    assert exited.value.code == 2

@@ -1,0 +1,138 @@
+"""The batch size is chosen from measured times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+from alignserve_server.batching.batch_size import best_batch_size
+from alignserve_server.model.encoder import OutOfDeviceMemory
+
+from tests.unit.fakes import FakeClock
+
+
+class Device:
+    """Runs batches in the time that a function of their size says."""
+
+    def __init__(self, seconds_of: Callable[[int], float]) -> None:
+        self.clock = FakeClock()
+        self.sizes: list[int] = []
+        self._seconds_of = seconds_of
+
+    def __call__(self, size: int) -> None:
+        self.sizes.append(size)
+        self.clock.advance(self._seconds_of(size))
+
+
+@pytest.mark.parametrize(
+    ("seconds_of", "limit", "best"),
+    [
+        (lambda size: 0.010 * size, 32, 1),
+        (lambda size: 0.010, 32, 32),
+        (lambda size: 0.010, 24, 24),
+        (lambda size: 0.010, 1, 1),
+        (lambda size: 0.010 if size <= 8 else 0.010 * size / 8, 32, 8),
+        (lambda size: {1: 0.019, 2: 0.031, 4: 0.054, 8: 0.109, 16: 0.147, 32: 0.268}[size], 32, 32),
+        (lambda size: {1: 0.003, 2: 0.0058, 4: 0.012}[size], 4, 1),
+        (lambda size: 0.0, 8, 8),
+    ],
+    ids=[
+        "batching costs",
+        "batching is free",
+        "odd limit",
+        "limit 1",
+        "knee",
+        "dip",
+        "hardly pays",
+        "no time",
+    ],
+)
+def test_the_smallest_batch_with_nearly_the_best_throughput_wins(
+    seconds_of: Callable[[int], float], limit: int, best: int
+) -> None:
+    """Larger batches are taken only where they do more in the same time."""
+    device = Device(seconds_of)
+
+    size = best_batch_size(device, limit, device.clock)
+
+    assert size == best
+
+
+def test_after_three_sizes_that_do_not_pay_none_is_tried() -> None:
+    """Large batches take long to try, and memory that a runtime may keep."""
+    device = Device(lambda size: 0.001 * size)
+
+    best_batch_size(device, 32, device.clock)
+
+    assert max(device.sizes) == 8
+
+
+def test_sizes_that_would_take_long_are_not_tried() -> None:
+    """A slow model starts soon, and its batches do not keep others waiting."""
+    device = Device(lambda size: 0.2 * size)
+
+    best_batch_size(device, 32, device.clock)
+
+    assert max(device.sizes) == 2
+
+
+def test_one_disturbed_run_does_not_decide() -> None:
+    """Of several runs of a size the fastest counts."""
+    disturbed = iter([9.0])
+    device = Device(lambda size: 0.010 + (next(disturbed, 0.0) if len(device.sizes) == 2 else 0.0))
+
+    size = best_batch_size(device, 4, device.clock)
+
+    assert size == 4
+
+
+@pytest.mark.parametrize("length", [1, 5, 12])
+def test_bursts_of_other_work_do_not_decide(length: int) -> None:
+    """Sizes take turns, so that a burst hits all alike, wherever it falls."""
+    sizes = set()
+    for phase in range(4 * length):
+        runs = count(phase)
+        device = Device(lambda size: (0.004 + 0.001 * size) * (1 if next(runs) // length % 4 else 10))  # noqa: B023
+        sizes.add(best_batch_size(device, 32, device.clock))
+
+    assert sizes == {32}
+
+
+def test_a_burst_at_the_beginning_ends_nothing() -> None:
+    """A first run that took a second says nothing of larger batches."""
+    slow = iter([0.0, 1.0, 0.0, 3.0])
+    device = Device(lambda _: 0.010 + next(slow, 0.0))
+
+    size = best_batch_size(device, 32, device.clock)
+
+    assert size == 32
+
+
+def test_a_slow_model_is_measured_less_often() -> None:
+    """The start does not take much longer for it."""
+    slow, fast = Device(lambda _: 0.4), Device(lambda _: 0.003)
+    for device in (slow, fast):
+        best_batch_size(device, 32, device.clock)
+
+    assert (slow.clock.now < 3.0, len(slow.sizes) >= 3) == (True, True)
+    assert fast.sizes.count(1) == 6
+
+
+def test_sizes_that_do_not_fit_are_not_used() -> None:
+    """A device that is too small for the largest batch serves smaller ones."""
+    device = Device(lambda size: 0.010 if size <= 4 else _out_of_memory())
+
+    size = best_batch_size(device, 32, device.clock)
+
+    assert size == 4
+
+
+def test_a_device_without_room_for_one_entry_is_an_error() -> None:
+    """Nothing could be served."""
+    with pytest.raises(OutOfDeviceMemory):
+        best_batch_size(Device(lambda _: _out_of_memory()), 32)
+
+
+def _out_of_memory() -> float:
+    raise OutOfDeviceMemory

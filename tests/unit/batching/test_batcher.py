@@ -1,0 +1,493 @@
+"""Lanes run batches for all callers, and outlive whatever happens in them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from alignserve_server.batching.batcher import Batcher, Item
+from alignserve_server.batching.queue import Embedded
+from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
+from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ModelStalled, ShuttingDown
+from alignserve_server.model.encoder import OutOfDeviceMemory
+from alignserve_server.observability.metrics import Metrics
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from tests.unit.fakes import FakeClock, WatchedEncoder, settle
+
+_PATIENCE_SECONDS = 30.0  # only a failing test waits so long
+_FOREVER_SECONDS = 3600.0
+
+Run = Callable[..., AbstractAsyncContextManager[Batcher]]
+
+
+@pytest.fixture
+def encoder() -> WatchedEncoder:
+    return WatchedEncoder()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[EventDict]]:
+    with capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+def run(encoder: WatchedEncoder, clock: FakeClock, metrics: Metrics) -> Run:
+    @asynccontextmanager
+    async def run_until_empty(
+        *, max_batch_size: int = 8, max_queue_delay_seconds: float = 0.0, lanes: int = 1
+    ) -> AsyncIterator[Batcher]:
+        policies = {modality: BatchPolicy(max_batch_size, overhead=100) for modality in ("image", "text")}
+        scheduler = Scheduler(policies, max_queue_delay_seconds)
+        batcher = Batcher(encoder, scheduler, metrics, lanes=lanes, clock=clock)
+        batcher.start()
+        try:
+            yield batcher
+        finally:
+            encoder.resume()
+            assert await batcher.stop(_PATIENCE_SECONDS)
+
+    return run_until_empty
+
+
+@pytest.fixture
+async def batcher(run: Run) -> AsyncIterator[Batcher]:
+    """One lane, batches of up to 8."""
+    async with run() as batcher:
+        yield batcher
+
+
+def _images(encoder: WatchedEncoder, *contents: bytes) -> list[Item]:
+    return [Item(encoder.preprocess_image(content), 1, len(content)) for content in contents]
+
+
+def _texts(encoder: WatchedEncoder, *texts: str) -> list[Item]:
+    tokenized = [encoder.tokenize(text, truncate=False) for text in texts]
+    return [Item(text, len(text.input_ids), 1) for text in tokenized]
+
+
+def _keys(encoder: WatchedEncoder, *contents: bytes) -> list[bytes]:
+    return [encoder.key(content) for content in contents]
+
+
+async def _occupy(batcher: Batcher, encoder: WatchedEncoder) -> asyncio.Future[Embedded]:
+    """Keeps a lane busy with one image until `encoder.resume`."""
+    encoder.hold()
+    (future,) = batcher.submit("image", _images(encoder, b"first"))
+    await encoder.begun()
+    return future
+
+
+def _queued(metrics: Metrics) -> tuple[float | None, ...]:
+    """Returns how many images wait, and their bytes."""
+    names = ("alignserve_queue_entries", "alignserve_queue_bytes")
+    return tuple(metrics.registry.get_sample_value(name, {"modality": "image"}) for name in names)
+
+
+async def _outcomes(futures: Sequence[asyncio.Future[Embedded]]) -> list[str]:
+    answers = await asyncio.gather(*futures, return_exceptions=True)
+    return ["ok" if isinstance(answer, Embedded) else type(answer).__name__ for answer in answers]
+
+
+async def test_every_image_gets_its_own_embedding(batcher, encoder):
+    """Strangers share a batch, and results go to whom they belong."""
+    first = await _occupy(batcher, encoder)
+    one = batcher.submit("image", _images(encoder, b"a", b"b"))
+    other = batcher.submit("image", _images(encoder, b"c"))
+
+    encoder.resume()
+    results = await asyncio.gather(first, *one, *other)
+
+    assert encoder.batch_sizes == [1, 3]
+    for content, result in zip((b"first", b"a", b"b", b"c"), results, strict=True):
+        np.testing.assert_array_equal(result.embedding, encoder.embedding_of(content))
+
+
+async def test_texts_grouped_by_length_come_back_in_order(batcher, encoder):
+    """The order of a batch is not that of the call."""
+    texts = ["five words are in this", "one", "three words here"]
+
+    results = await asyncio.gather(*batcher.submit("text", _texts(encoder, *texts)))
+
+    assert encoder.seen == [encoder.key(text) for text in sorted(texts, key=len)]
+    for text, result in zip(texts, results, strict=True):
+        np.testing.assert_array_equal(result.embedding, encoder.embedding_of(text))
+
+
+async def test_a_result_tells_where_its_time_went(batcher, encoder, clock):
+    """Time in the queue, time in the model and the size of the batch."""
+    first = await _occupy(batcher, encoder)
+    clock.advance(2.0)
+    later = batcher.submit("image", _images(encoder, b"a", b"b"))
+    clock.advance(3.0)
+
+    encoder.resume()
+    results = [await first, *await asyncio.gather(*later)]
+
+    assert [(each.queue_seconds, each.compute_seconds, each.batch_size) for each in results] == [
+        (0.0, 5.0, 1),
+        (3.0, 0.0, 2),
+        (3.0, 0.0, 2),
+    ]
+
+
+async def test_batches_are_counted(batcher, encoder, clock, metrics):
+    """When a caller has its result, the metrics have it too."""
+    future = await _occupy(batcher, encoder)
+    clock.advance(2.0)
+
+    encoder.resume()
+    await future
+
+    value = metrics.registry.get_sample_value
+    assert value("alignserve_batch_size_sum", {"modality": "image"}) == 1
+    assert value("alignserve_queue_wait_seconds_count", {"modality": "image"}) == 1
+    assert value("alignserve_device_busy_seconds_total") == 2.0
+    assert value("alignserve_last_forward_timestamp_seconds") > 0
+
+
+@pytest.mark.parametrize("contents", ["A", "aB", "Abcde", "abcDefgh", "aBcDefgH"])
+@pytest.mark.parametrize("kind", ["failing", "not_finite"])
+async def test_a_poisonous_entry_fails_alone(batcher, encoder, kind, contents):
+    """Whether it (a capital) breaks its batch or comes out as NaN, its neighbours get their results."""
+    images = [content.encode() for content in contents]
+    getattr(encoder, kind).update(encoder.key(image) for image in images if image.isupper())
+
+    outcomes = await _outcomes(batcher.submit("image", _images(encoder, *images)))
+
+    assert encoder.batch_sizes[0] == len(images)
+    assert outcomes == ["InferenceFailed" if image.isupper() else "ok" for image in images]
+
+
+async def test_a_failure_names_its_line_in_the_log(batcher, encoder, logs):
+    """The caller gets an id instead of the cause; the log has both."""
+    encoder.failing.update(_keys(encoder, b"a"))
+
+    with pytest.raises(InferenceFailed) as failed:
+        await batcher.submit("image", _images(encoder, b"a"))[0]
+
+    (line,) = logs
+    assert line["error_id"] == failed.value.metadata["error_id"]
+    assert line["error_id"] in failed.value.message
+    assert "poisonous" in str(line["exc_info"])
+    assert "poisonous" not in failed.value.message
+
+
+async def test_out_of_memory_halves_the_largest_batch(run, encoder, metrics):
+    """All entries get their results, and the next batch is not tried at a size that failed."""
+    encoder.max_batch_size = 2
+    items = _images(encoder, *(str(number).encode() for number in range(8)))
+
+    async with run(max_batch_size=8) as batcher:
+        outcomes = await _outcomes(batcher.submit("image", items))
+        await asyncio.gather(*batcher.submit("image", items[:4]))
+
+    assert outcomes == ["ok"] * 8
+    assert encoder.batch_sizes == [8, 4, 2, 2, 4, 2, 2, 2, 2]
+    value = metrics.registry.get_sample_value
+    assert value("alignserve_batch_splits_total", {"reason": "out_of_memory"}) == 3
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e30, np.inf])
+async def test_a_vector_without_a_direction_is_no_embedding(batcher, encoder, monkeypatch, value):
+    """It cannot be normalized, and would be served as zeros; its neighbours in the batch are."""
+    rows = np.array([[1.0] * 8, [value] * 8], np.float32)
+    monkeypatch.setattr(encoder, "_forward", lambda _, batch: rows[: len(batch)])
+    images = _images(encoder, b"a", b"b")
+
+    outcomes = await _outcomes(batcher.submit("image", images))
+
+    assert outcomes == ["ok", "InferenceFailed"]
+
+
+@pytest.mark.parametrize("error", [OutOfDeviceMemory, RuntimeError])
+async def test_a_failed_forward_is_gone_before_its_halves_run(batcher, encoder, monkeypatch, error):
+    """What it had allocated is not held by its traceback while the retries need the memory."""
+    forwards: weakref.WeakSet[_Activations] = weakref.WeakSet()
+    alive_before: list[int] = []
+
+    def forward(batch):
+        alive_before.append(len(forwards))
+        activations = _Activations()
+        forwards.add(activations)
+        if len(batch) > 1:
+            raise error("too large")
+        return np.ones((len(batch), 8), np.float32)
+
+    monkeypatch.setattr(encoder, "_forward", lambda _, batch: forward(batch))
+    images = _images(encoder, b"a", b"b", b"c", b"d")
+
+    outcomes = await _outcomes(batcher.submit("image", images))
+
+    assert outcomes == ["ok"] * 4
+    assert alive_before == [0] * 7
+
+
+class _Activations:
+    """What a forward allocates."""
+
+
+async def test_an_entry_that_does_not_fit_alone_fails(batcher, encoder):
+    """The lane goes on with those that do."""
+    encoder.max_batch_size = 0
+    outcomes = await _outcomes(batcher.submit("image", _images(encoder, b"a", b"b")))
+
+    encoder.max_batch_size = None
+    later = await _outcomes(batcher.submit("image", _images(encoder, b"c")))
+
+    assert (outcomes, later) == (["InferenceFailed"] * 2, ["ok"])
+
+
+async def test_a_raising_on_taken_does_not_stop_the_lane(batcher, encoder):
+    """The callback's error goes to the loop's handler, results to their callers."""
+    errors = _collect_loop_errors()
+    images, raises_key_error = _images(encoder, b"a"), {}.__getitem__
+
+    outcomes = [await _outcomes(batcher.submit("image", images, None, raises_key_error)) for _ in range(2)]
+
+    assert outcomes == [["ok"], ["ok"]]
+    assert errors == [KeyError, KeyError]
+
+
+async def test_a_raising_metric_does_not_stop_the_lane(batcher, encoder, metrics, monkeypatch):
+    """Results reach their callers even if they cannot be counted."""
+    errors = _collect_loop_errors()
+    monkeypatch.setattr(metrics.modalities["image"], "batch_size", None)
+
+    outcomes = [await _outcomes(batcher.submit("image", _images(encoder, b"a"))) for _ in range(2)]
+
+    assert outcomes == [["ok"], ["ok"]]
+    assert errors == [AttributeError, AttributeError]
+
+
+def _collect_loop_errors() -> list[type[Exception]]:
+    errors: list[type[Exception]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(type(context["exception"])))
+    return errors
+
+
+async def test_a_cancelled_entry_never_reaches_the_device(batcher, encoder, metrics):
+    """It leaves the queue at once, and its bytes with it."""
+    first = await _occupy(batcher, encoder)
+    gone, stays = batcher.submit("image", _images(encoder, b"gone", b"stays"))
+
+    gone.cancel()
+    await settle()
+
+    assert _queued(metrics) == (1, len(b"stays"))
+    encoder.resume()
+    await asyncio.gather(first, stays)
+    assert encoder.seen == _keys(encoder, b"first", b"stays")
+
+
+async def test_who_leaves_a_running_batch_does_not_disturb_it(batcher, encoder):
+    """What is on the device runs to its end; the neighbours get their results."""
+    encoder.hold()
+    gone, stays = batcher.submit("image", _images(encoder, b"gone", b"stays"))
+    await encoder.begun()
+
+    gone.cancel()
+    encoder.resume()
+
+    assert await _outcomes([gone, stays]) == ["CancelledError", "ok"]
+
+
+async def test_an_entry_expires_while_the_lane_is_busy(batcher, encoder, clock, metrics):
+    """It is answered at its deadline, not after the batch before it, and does not run any more."""
+    first = await _occupy(batcher, encoder)
+    deadline = asyncio.get_running_loop().time()
+    late = batcher.submit("image", _images(encoder, b"a", b"b"), deadline)
+    clock.advance(2.0)
+
+    outcomes = await _outcomes(late)
+
+    assert outcomes == ["ExpiredInQueue"] * 2
+    assert "2.000 s in the queue" in str(late[0].exception())
+    assert _queued(metrics) == (0, 0)
+    encoder.resume()
+    await first
+    assert encoder.seen == _keys(encoder, b"first")
+
+
+async def test_an_entry_on_the_device_does_not_expire(run, encoder, monkeypatch):
+    """Of two entries with one deadline, the one that still waits is answered by it."""
+    loop = asyncio.get_running_loop()
+    real_time, deadline = loop.time, loop.time() + _FOREVER_SECONDS
+    encoder.hold()
+
+    async with run(max_batch_size=1) as batcher:
+        futures = batcher.submit("image", _images(encoder, b"runs", b"waits"), deadline)
+        await encoder.begun()
+        monkeypatch.setattr(loop, "time", lambda: real_time() + _FOREVER_SECONDS)
+        with pytest.raises(ExpiredInQueue):
+            await futures[1]
+        encoder.resume()
+        outcomes = await _outcomes(futures)
+
+    assert outcomes == ["ok", "ExpiredInQueue"]
+
+
+async def test_the_submitter_is_told_on_the_event_loop_what_a_lane_takes(batcher, encoder):
+    """Each item makes room, which belongs to the loop's thread, before its result is there."""
+    told: list[tuple[int, threading.Thread]] = []
+    first = await _occupy(batcher, encoder)
+    later = batcher.submit(
+        "image",
+        _images(encoder, b"12", b"345"),
+        on_taken=lambda size_bytes: told.append((size_bytes, threading.current_thread())),
+    )
+    await settle()
+    told_before = list(told)
+
+    encoder.resume()
+    await asyncio.gather(first, *later)
+
+    assert told_before == []
+    assert told == [(2, threading.current_thread()), (3, threading.current_thread())]
+
+
+async def test_each_lane_runs_a_batch_of_its_own(run, encoder):
+    """Two lanes have two forwards at the same time."""
+    encoder.hold()
+
+    async with run(max_batch_size=1, lanes=2) as batcher:
+        futures = batcher.submit("image", _images(encoder, b"a", b"b"))
+        await encoder.begun()
+        await encoder.begun()
+        encoder.resume()
+        await asyncio.gather(*futures)
+
+    assert encoder.batch_sizes == [1, 1]
+
+
+@pytest.mark.parametrize(("has_parallel_lanes", "batch_sizes"), [(True, [1, 1]), (False, [2])])
+async def test_idle_lanes_share_what_waits_if_that_saves_time(run, encoder, has_parallel_lanes, batch_sizes):
+    """Lanes that take turns at one device run one batch of two rather than two of one."""
+    encoder.has_parallel_lanes = has_parallel_lanes
+
+    async with run(lanes=2) as batcher:
+        while batcher._idle_lanes < 2:
+            await asyncio.sleep(0)
+        futures = batcher.submit("image", _images(encoder, b"a", b"b"))
+        await asyncio.gather(*futures)
+
+    assert encoder.batch_sizes == batch_sizes
+
+
+async def test_a_lane_that_waits_for_more_wakes_when_its_batch_is_full(run, encoder):
+    """A queue delay that has not passed holds back only what is not full."""
+    async with run(max_batch_size=2, max_queue_delay_seconds=_FOREVER_SECONDS) as batcher:
+        futures = batcher.submit("image", _images(encoder, b"a"))
+        await settle()
+        futures += batcher.submit("image", _images(encoder, b"b"))
+        await asyncio.gather(*futures)
+
+    assert encoder.batch_sizes == [2]
+
+
+async def test_what_waits_can_be_seen(batcher, encoder, clock, metrics):
+    """Entries, bytes and the age of the running batch are known at any time."""
+    await _occupy(batcher, encoder)
+    batcher.submit("image", _images(encoder, b"12", b"345"))
+
+    clock.advance(7.0)
+
+    assert _queued(metrics) == (2, 5)
+    assert batcher.longest_running_seconds() == 7.0
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_stop_runs_what_waits(run, encoder, lanes):
+    """Every entry that was accepted gets its result before the lanes end."""
+    async with run(max_batch_size=1, lanes=lanes) as batcher:
+        first = await _occupy(batcher, encoder)
+        waiting = batcher.submit("image", _images(encoder, b"a", b"b", b"c"))
+        stopping = asyncio.create_task(batcher.stop(_PATIENCE_SECONDS))
+        await settle()
+        encoder.resume()
+
+        assert await stopping
+        assert [future.done() for future in (first, *waiting)] == [True] * 4
+
+
+async def test_stop_waits_for_no_fuller_batch(run, encoder):
+    """What a queue delay holds back runs at once."""
+    async with run(max_queue_delay_seconds=_FOREVER_SECONDS) as batcher:
+        futures = batcher.submit("image", _images(encoder, b"a"))
+        await settle()
+
+        assert await batcher.stop(_PATIENCE_SECONDS)
+        assert await _outcomes(futures) == ["ok"]
+
+
+async def test_stop_says_if_a_lane_is_still_busy(batcher, encoder):
+    """A forward that does not end keeps nobody waiting for ever."""
+    await _occupy(batcher, encoder)
+
+    assert not await batcher.stop(0.0)
+
+
+async def test_an_encoder_that_loses_a_row_fails_its_callers_and_not_the_lane(batcher, encoder, monkeypatch):
+    """A wrong number of rows is a failed batch: nobody waits for ever, and the lane goes on."""
+    whole = encoder._forward
+    monkeypatch.setattr(encoder, "_forward", lambda *batch: whole(*batch)[1:])
+    lost = await _outcomes(batcher.submit("image", _images(encoder, b"a", b"b")))
+
+    monkeypatch.setattr(encoder, "_forward", whole)
+    found = await _outcomes(batcher.submit("image", _images(encoder, b"c")))
+
+    assert (lost, found) == (["InferenceFailed", "InferenceFailed"], ["ok"])
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+async def test_a_lane_that_dies_is_noticed(encoder, metrics, monkeypatch, logs, error):
+    """Whatever ends a thread is logged, and the watchdog can see it."""
+    monkeypatch.setattr(encoder, "enter_lane", Mock(side_effect=error))
+    batcher = Batcher(encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), metrics, lanes=1)
+
+    batcher.start()
+    await batcher.stop(_PATIENCE_SECONDS)
+
+    assert batcher.has_dead_lane
+    assert [line["event"] for line in logs] == ["lane_died"]
+
+
+async def test_nothing_is_queued_once_the_lanes_stop(encoder, metrics):
+    """Items that nobody would run are refused, so that their callers do not wait."""
+    batcher = Batcher(encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), metrics, lanes=1)
+    batcher.start()
+    await batcher.stop(_PATIENCE_SECONDS)
+
+    with pytest.raises(ShuttingDown):
+        batcher.submit("image", _images(encoder, b"late"))
+
+
+async def test_giving_up_answers_all_and_the_lanes_go_on(batcher, encoder):
+    """Those in the model and those that wait are told at once; late results go nowhere, and new items run."""
+    encoder.hold()
+    running = batcher.submit("image", _images(encoder, b"a"))
+    await encoder.begun()
+    waiting = batcher.submit("image", _images(encoder, b"b", b"c"))
+
+    batcher.give_up(lambda: ModelStalled("stuck"))
+    outcomes = await asyncio.gather(*running, *waiting, return_exceptions=True)
+    encoder.resume()
+    (after,) = batcher.submit("image", _images(encoder, b"b"))
+
+    assert [type(outcome) for outcome in outcomes] == [ModelStalled] * 3
+    assert isinstance(await after, Embedded)
+    assert encoder.seen == [encoder.key(b"a"), encoder.key(b"b")]

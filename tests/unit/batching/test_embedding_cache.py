@@ -1,0 +1,97 @@
+"""Embeddings of recent inputs, bounded in bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from alignserve_server.batching.embedding_cache import EmbeddingCache
+from alignserve_server.observability.metrics import Metrics, ModalityMetrics
+
+DIMENSION = 100
+ENTRY_BYTES = 4 * DIMENSION + 1 + 300  # embedding, key, and the objects around them
+
+
+@pytest.fixture
+def counted(metrics: Metrics) -> ModalityMetrics:
+    return metrics.modalities["text"]
+
+
+def _embedding(value: float) -> np.ndarray:
+    return np.full(DIMENSION, value, np.float32)
+
+
+def _filled(counted: ModalityMetrics, max_entries: int, keys: bytes) -> EmbeddingCache:
+    cache = EmbeddingCache(max_entries * ENTRY_BYTES, counted)
+    for key in keys:
+        cache.put(bytes([key]), _embedding(key))
+    return cache
+
+
+def _kept(cache: EmbeddingCache, keys: bytes) -> bytes:
+    return bytes(key for key in keys if cache.get(bytes([key])) is not None)
+
+
+def test_what_was_put_comes_back(counted):
+    """By content, and unchanged."""
+    cache = _filled(counted, 2, b"a")
+
+    found = cache.get(b"a")
+
+    np.testing.assert_array_equal(found, _embedding(ord("a")))
+    assert cache.get(b"b") is None
+
+
+def test_the_least_recently_used_goes_first(counted):
+    """A hit makes an embedding recent again."""
+    cache = _filled(counted, 2, b"ab")
+
+    cache.get(b"a")
+    cache.put(b"c", _embedding(0.0))
+
+    assert _kept(cache, b"abc") == b"ac"
+
+
+def test_a_row_does_not_keep_its_batch_in_memory(counted):
+    """A cache of rows that are views would hold every batch whole."""
+    cache = EmbeddingCache(1 << 20, counted)
+    batch = np.ones((64, DIMENSION), np.float32)
+
+    cache.put(b"a", batch[3])
+
+    found = cache.get(b"a")
+    assert found is not None
+    assert found.base is None
+
+
+@pytest.mark.parametrize("max_bytes", [0, ENTRY_BYTES - 1])
+def test_what_is_larger_than_the_cache_is_not_kept(counted, max_bytes):
+    """Nor is anything thrown out for it."""
+    cache = EmbeddingCache(max_bytes, counted)
+
+    cache.put(b"a", _embedding(1.0))
+
+    assert cache.get(b"a") is None
+
+
+def test_hits_misses_and_memory_are_counted(counted, metrics):
+    """What the operator sees of it."""
+    cache = _filled(counted, 2, b"abc")
+
+    _kept(cache, b"abc")
+
+    names = ("hits_total", "misses_total", "entries", "bytes")
+    values = [
+        metrics.registry.get_sample_value(f"alignserve_embedding_cache_{name}", {"modality": "text"})
+        for name in names
+    ]
+    assert values == [2, 1, 2, 2 * ENTRY_BYTES]
+
+
+def test_a_cache_that_is_off_counts_nothing(counted, metrics):
+    """A rate of misses would look like a cache that does not work."""
+    EmbeddingCache(0, counted).get(b"a")
+
+    misses = metrics.registry.get_sample_value(
+        "alignserve_embedding_cache_misses_total", {"modality": "text"}
+    )
+    assert misses == 0

@@ -1,0 +1,354 @@
+"""The command `alignserve-server`, up to the moment when it would serve."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from alignserve_server.cli.main import run
+from alignserve_server.cli.settings import add_settings
+from alignserve_server.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # the width of --help
+    for name in os.environ:
+        if name.startswith("ALIGNSERVE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    """Each setting is a flag in kebab case; the exit code is 0."""
+    with pytest.raises(SystemExit) as exited:
+        run([flag])
+
+    flags = re.findall(r"^  --([a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert exited.value.code == 0
+    assert {name.replace("_", "-") for name in Settings.model_fields} | {"config", "version"} == set(flags)
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints one line and exits with 0."""
+    with pytest.raises(SystemExit) as exited:
+        run(["--version"])
+
+    assert exited.value.code == 0
+    assert capsys.readouterr().out == f"alignserve-server {version('alignserve')}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--lanes", "0"], "--lanes 0: must be at least 1"),
+        (["--max-batch-size=many"], "--max-batch-size many: must be a whole number"),
+        (["--log-level", "loud"], "--log-level loud: must be 'debug', 'info'"),
+        (["--listen", "nowhere"], "--listen nowhere: 'nowhere' is not HOST:PORT"),
+        (["--workers", "2", "--device", "cuda:1"], "device cuda:1 cannot be shared by 2 workers"),
+        (["--max-client-batch-size", "2000"], "max_client_batch_size (2000) is larger than max_queue_size"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_that_names_the_setting(
+    capsys: pytest.CaptureFixture[str], argv: list[str], line: str
+) -> None:
+    """The exit code is 2, and there is neither traceback nor usage."""
+    code = run(argv)
+
+    output = capsys.readouterr()
+    assert code == 2
+    assert output.out == ""
+    assert output.err.startswith(f"alignserve-server: {line}")
+    assert output.err.count("\n") == 1
+
+
+def test_a_wrong_environment_variable_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment is checked as flags are."""
+    monkeypatch.setenv("ALIGNSERVE_LANES", "two")
+
+    code = run([])
+
+    assert code == 2
+    assert capsys.readouterr().err.startswith(
+        "alignserve-server: ALIGNSERVE_LANES=two: must be a whole number"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("lanes = 0", "1: lanes = 0: must be at least 1"),
+        ("\nlane = 1", "2: lane = 1: unknown setting; did you mean lanes?"),
+    ],
+)
+def test_a_wrong_line_of_the_file_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str
+) -> None:
+    """Values out of range and unknown names are refused alike."""
+    file = tmp_path / "server.toml"
+    file.write_text(text)
+
+    code = run(["--config", str(file)])
+
+    assert code == 2
+    assert capsys.readouterr().err.startswith(f"alignserve-server: {file}:{line}")
+
+
+def test_each_problem_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two wrong flags are two lines."""
+    run(["--lanes", "0", "--listen", "nowhere"])
+
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(line.split()[1] for line in lines) == ["--lanes", "--listen"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lanes"], "argument --lanes: expected one argument"),
+        (["--config", "/no/such/file.toml"], "argument --config: /no/such/file.toml: there is no such file"),
+        (["--config", "/"], "argument --config: /: it is not a file"),
+    ],
+)
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    """Missing values and a missing file are told by the parser."""
+    with pytest.raises(SystemExit) as exited:
+        run(argv)
+
+    assert exited.value.code == 2
+    assert capsys.readouterr().err.endswith(f"alignserve-server: error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--nonsense", "1"], "--nonsense: unknown flag"),
+        (["--max-batch", "3"], "--max-batch: unknown flag; did you mean --max-batch-size?"),
+        (["--max_batch_siez=3"], "--max_batch_siez: unknown flag; did you mean --max-batch-size?"),
+        (["serve"], "serve: unknown command; commands are check, keys, plan, prepare, settings"),
+        (["setings"], "setings: unknown command; did you mean settings?"),
+        (["--metrics", "false"], "false: unexpected argument; a switch takes no value, --no-… turns it off"),
+    ],
+)
+def test_what_was_meant_is_guessed(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    """An unknown flag or command is one line with the nearest name; the exit code is 2."""
+    code = run(argv)
+
+    assert code == 2
+    assert capsys.readouterr().err == f"alignserve-server: {message}\n"
+
+
+def test_unknown_flags_and_wrong_values_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever repairs a command line does not start once per mistake."""
+    code = run(["--lane", "2", "--max-batch-size", "0"])
+
+    assert code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "alignserve-server: --lane: unknown flag; did you mean --lanes?",
+        "alignserve-server: --max-batch-size 0: must be at least 1",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"lanes = = 3", b"lanes = '\xff'"], ids=["syntax", "encoding"])
+def test_a_file_that_is_not_toml_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes
+) -> None:
+    """A broken file is named, without a traceback."""
+    file = tmp_path / "server.toml"
+    file.write_bytes(content)
+
+    code = run(["--config", str(file)])
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert line.startswith(f"alignserve-server: --config {file}: ")
+
+
+def test_a_folder_is_not_a_config_file(tmp_path: Path) -> None:
+    """`--config` wants a file."""
+    with pytest.raises(SystemExit) as exited:
+        run(["--config", str(tmp_path)])
+
+    assert exited.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--max-batch-size", "64"], "max_batch_size", 64),
+        (["--max-queue-delay-ms=1.5"], "max_queue_delay_ms", 1.5),
+        (["--no-metrics"], "metrics", False),
+        (["--reflection"], "reflection", True),
+        (["--checkpoint", "a/b"], "checkpoint", "a/b"),
+    ],
+)
+def test_flags_become_settings(argv: list[str], name: str, value: object) -> None:
+    """Numbers, switches and texts come out in their setting's type; the rest is left to other sources."""
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+
+    flags = vars(parser.parse_args(argv))
+
+    assert list(flags) == [name]
+    assert getattr(load_settings(flags), name) == value
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    """Values have the name of what they are, and no default stands there twice or as Python's None."""
+    with pytest.raises(SystemExit):
+        run(["--help"])
+
+    text = capsys.readouterr().out
+    metavars = re.findall(r"^  --[a-z-]+ (\S+)", text, re.MULTILINE)
+    assert not {"int", "str", "float", "Path", "bool"} & set(metavars)
+    assert {"HOST:PORT", "FILE", "FOLDER", "N", "SECONDS", "BYTES"} <= set(metavars)
+    assert "default: None" not in text
+    assert not re.search(r"default: [^()\n]*\(default:", text)
+
+
+def test_settings_are_shown_with_the_place_of_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Flag, variable, line of the file, or default."""
+    file = tmp_path / "server.toml"
+    file.write_text("\nlanes = 2\nmetrics = false")
+    monkeypatch.setenv("ALIGNSERVE_WORKERS", "3")
+    monkeypatch.setenv("ALIGNSERVE_REVISION", "")
+
+    code = run(["settings", "--config", str(file), "--no-metrics", "--format", "json"])
+
+    shown = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert set(shown) == set(Settings.model_fields)
+    assert shown["lanes"] == {"value": 2, "from": f"{file}:2"}
+    assert shown["metrics"] == {"value": False, "from": "--no-metrics"}
+    assert shown["workers"] == {"value": 3, "from": "ALIGNSERVE_WORKERS"}
+    assert shown["revision"] == {"value": None, "from": "default"}
+
+
+def test_settings_are_written_as_they_are_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The TOML that `settings` prints is a file for --config that says the same."""
+    file = tmp_path / "server.toml"
+    flags = ["--lanes", "2", "--shutdown-grace-seconds", "inf", "--checkpoint", 'möd"el 🚀']
+    run(["settings", "--format", "toml", *flags])
+    file.write_text(capsys.readouterr().out)
+
+    written = load_settings({}, file)
+
+    assert written == load_settings({"lanes": 2, "shutdown_grace_seconds": "inf", "checkpoint": 'möd"el 🚀'})
+
+
+def test_the_table_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line each, with value and place."""
+    run(["settings", "--lanes", "2"])
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [line[0] for line in lines] == list(Settings.model_fields)
+    assert ["lanes", "2", "--lanes"] in lines
+
+
+def test_an_unknown_variable_is_told_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, with the nearest, and without its value."""
+    monkeypatch.setenv("ALIGNSERVE_MAX_BATCHSIZE", "secret")
+
+    code = run(["settings"])
+
+    assert code == 0
+    assert capsys.readouterr().err == (
+        "alignserve-server: ALIGNSERVE_MAX_BATCHSIZE: no such setting, it is ignored; "
+        "did you mean ALIGNSERVE_MAX_BATCH_SIZE?\n"
+    )
+
+
+def test_check_names_all_that_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Wrong settings, a port, files, a folder and the checkpoint: each has its line, and the code is 1."""
+    taken = socket.create_server(("127.0.0.1", 0))
+    file = tmp_path / "file"
+    file.write_text("neither a key nor a folder")
+
+    with taken:
+        code = run(
+            [
+                *("check", "--lanes", "0", "--lane", "1"),
+                *("--listen", f"127.0.0.1:{taken.getsockname()[1]}", "--metrics-listen", "192.0.2.1:1"),
+                *("--tls-certificate", str(file), "--tls-key", str(file), "--keys-file", str(file)),
+                *(
+                    "--cache-folder",
+                    str(file),
+                    "--calibration-folder",
+                    str(file),
+                    "--checkpoint",
+                    str(tmp_path),
+                ),
+            ]
+        )
+
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert code == 1
+    assert [subject for verdict, subject, _ in lines if verdict == "FAIL"] == [
+        *("settings", "settings", "listen", "metrics_listen", "tls_certificate", "keys_file"),
+        *("cache_folder", "calibration_folder", "checkpoint"),
+    ]
+
+
+def test_check_holds_the_ports_together(capsys: pytest.CaptureFixture[str]) -> None:
+    """One port cannot be both."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    code = run(["check", "--checkpoint", "fake", "--listen", address, "--metrics-listen", address])
+
+    assert code == 1
+    assert "FAIL  metrics_listen" in capsys.readouterr().out
+
+
+def test_check_passes_where_a_start_would(capsys: pytest.CaptureFixture[str]) -> None:
+    """The code is 0, and nothing is left open."""
+    ports = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+
+    code = run(["check", "--checkpoint", "fake", *ports])
+
+    output = capsys.readouterr()
+    assert code == 0
+    assert {line.split()[0] for line in output.out.splitlines()} == {"ok"}
+
+
+def test_check_names_where_spans_go(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint of traces alone wins over that of all signals, as in OpenTelemetry."""
+    pytest.importorskip("opentelemetry.sdk")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4317")
+    ports = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+
+    run(["check", "--checkpoint", "fake", "--tracing", *ports])
+
+    assert "spans go to http://traces:4317" in capsys.readouterr().out
+
+
+def test_a_missing_dependency_says_what_to_install() -> None:
+    """Who installed the client alone is told how to get the server; the exit code is 1."""
+    program = """
+import sys
+sys.modules["pydantic"] = None
+from alignserve_server.cli.main import run
+sys.exit(run([]))
+"""
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 1
+    assert done.stderr == ("alignserve-server: pydantic is missing; pip install 'alignserve[server]'\n")

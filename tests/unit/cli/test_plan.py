@@ -1,0 +1,180 @@
+"""The command `alignserve-server plan`, on a saved curve."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from alignserve_server.cli.main import run
+from alignserve_server.planning.curve import Curve
+
+FEW = ("--calls", "2000")
+BY_SIZE = {1: 0.010, 2: 0.011, 4: 0.013, 8: 0.017}
+CURVE = Curve(
+    model="a model",
+    cores=2,
+    lanes=1,
+    has_parallel_lanes=True,
+    forward_cores=0.0,
+    call={"image": 0.0, "text": 0.0},
+    prepare={"image": 0.002, "text": 0.0},
+    forward={"image": {1: {1: 0.010, 2: 0.020}}, "text": {8: BY_SIZE, 64: BY_SIZE}},
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("ALIGNSERVE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def curve(tmp_path: Path) -> str:
+    """A file as `--save` writes it."""
+    file = tmp_path / "curve.json"
+    file.write_text(json.dumps(asdict(CURVE)))
+    return str(file)
+
+
+def _planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
+    assert run(["plan", "--json", *FEW, *argv]) == 0
+    answer: dict[str, object] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_a_load_gets_the_replicas_that_hold_it_and_one_more(
+    capsys: pytest.CaptureFixture[str], curve: str
+) -> None:
+    """Each gets its part of the load, and answers in time."""
+    answer = _planned(capsys, "--p99", "0.1", "--rps", "1000", "--curve", curve)
+
+    needed, spare = answer["plans"]
+    assert needed["replicas"] * answer["calls_per_second_of_one"] >= 1000
+    assert needed["calls_per_second_each"] * needed["replicas"] == pytest.approx(1000)
+    assert needed["holds"]
+    assert spare["replicas"] == needed["replicas"] + 1
+    assert spare["p99_seconds"] <= needed["p99_seconds"] <= 0.1
+
+
+def test_batch_sizes_are_those_that_a_server_would_choose(
+    capsys: pytest.CaptureFixture[str], curve: str
+) -> None:
+    """By the curve images gain nothing in batches, and texts do, up to the limit that is set."""
+    answer = _planned(capsys, "--p99", "0.1", "--curve", curve, "--max-batch-size", "8")
+
+    assert answer["max_batch_size"] == {"image": 1, "text": 8}
+
+
+def test_without_a_load_it_says_what_replicas_hold(capsys: pytest.CaptureFixture[str], curve: str) -> None:
+    """Three hold three times what one does."""
+    answer = _planned(capsys, "--p99", "0.1", "--replicas", "3", "--curve", curve)
+
+    (plan,) = answer["plans"]
+    assert plan["replicas"] == 3
+    assert plan["calls_per_second_each"] == answer["calls_per_second_of_one"]
+
+
+def test_people_get_a_table(capsys: pytest.CaptureFixture[str], curve: str) -> None:
+    """It names the model and has a column for each figure."""
+    code = run(["plan", *FEW, "--p99", "0.1", "--rps", "200", "--curve", curve])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert lines[0].startswith("a model; cores: 2; lanes: 1")
+    assert lines[1].startswith("One replica holds ")
+    assert lines[3].split()[0] == "replicas"
+    assert len(lines) == 6
+
+
+def test_too_few_replicas_are_told_and_their_wait_is_no_number(
+    capsys: pytest.CaptureFixture[str], curve: str
+) -> None:
+    """The exit code is 1, so that a script notices."""
+    code = run(["plan", *FEW, "--p99", "0.1", "--rps", "1000", "--replicas", "1", "--curve", curve])
+
+    output = capsys.readouterr()
+    assert code == 1
+    assert output.out.splitlines()[-1].endswith("grows  grows")
+    assert "so many replicas do not hold this; " in output.err
+
+
+def test_a_time_that_cannot_be_met_is_told_with_the_least(
+    capsys: pytest.CaptureFixture[str], curve: str
+) -> None:
+    """An image takes 2 ms to decode and 10 in the model."""
+    code = run(["plan", *FEW, "--p99", "0.005", "--curve", curve])
+
+    output = capsys.readouterr()
+    assert code == 1
+    assert output.out == ""
+    assert "holds a p99 of 5 ms: alone a call takes 12 ms; allow " in output.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: --p99"),
+        (["--p99", "0"], "argument --p99: 0 is not above 0"),
+        (["--p99", "1", "--rps", "inf"], "argument --rps: inf is not above 0"),
+        (["--p99", "1", "--replicas", "0"], "argument --replicas: 0 is not at least 1"),
+        (["--p99", "1", "--calls", "9"], "--calls: 9 is not at least 1000, of which 10 are slower than p99"),
+        (["--p99", "1", "--share-of-images", "2"], "argument --share-of-images: 2 is not from 0 to 1"),
+        (["--p99", "1", "--text-tokens", "9-3"], "'9-3' is not LEAST-MOST, such as 5-20, or one number"),
+        (["--p99", "1", "--image-size", "640"], "'640' is not WIDTHxHEIGHT, such as 640x480"),
+        (["--p99", "1", "--save", "a", "--curve", "b"], "--curve: not allowed with argument --save"),
+    ],
+)
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    """Values out of range and unknown flags are told by the parser."""
+    with pytest.raises(SystemExit) as exited:
+        run(["plan", *argv])
+
+    assert exited.value.code == 2
+    assert capsys.readouterr().err.endswith(f"{message}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--workers", "2"], "workers is 2, and one process is planned; leave it out"),
+        (["--lanes", "0"], "--lanes 0: must be at least 1"),
+        (
+            ["--save", "/no/such/folder/file"],
+            "--save /no/such/folder/file: there is no folder /no/such/folder",
+        ),
+        (["--curve", "/no/such/file"], "--curve /no/such/file: [Errno 2] No such file or directory"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    """The exit code is 2, and there is no traceback."""
+    code = run(["plan", "--p99", "1", *argv])
+
+    output = capsys.readouterr()
+    assert code == 2
+    assert message in output.err
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lanes": "many"}, "lanes: Input should be a valid integer"),
+        ({"forward": {"image": {1: BY_SIZE}}}, "times of texts are missing"),
+    ],
+)
+def test_a_file_that_is_no_curve_says_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], curve: str, change: dict[str, object], message: str
+) -> None:
+    """The file and the field are named."""
+    Path(curve).write_text(json.dumps({**asdict(CURVE), **change}))
+
+    code = run(["plan", "--p99", "1", "--curve", curve])
+
+    assert code == 2
+    assert f"--curve {curve}: {message}" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""Where to listen on a machine with IPv6, and on one whose kernel has none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from alignserve_server.host.addresses import present_host
+from alignserve_server.observability.metrics_http import serve_metrics_page
+from alignserve_server.workers.reserved_port import reserved_port
+from prometheus_client import CollectorRegistry
+
+
+@pytest.fixture
+def _no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the kernel answer as with ipv6.disable=1."""
+    make = socket.socket
+
+    def without_ipv6(family: int = -1, *arguments: Any, **options: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        return make(family, *arguments, **options)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.1", "0.0.0.0", "localhost"])
+def test_other_hosts_are_left_alone(host: str) -> None:
+    """Only [::] stands for whatever there is."""
+    assert present_host(host) == host
+
+
+@pytest.mark.usefixtures("_no_ipv6")
+def test_all_addresses_are_those_of_ipv4_without_ipv6() -> None:
+    """As for gRPC's own port."""
+    assert present_host("::") == "0.0.0.0"
+
+
+@pytest.mark.usefixtures("_no_ipv6")
+def test_workers_share_a_port_without_ipv6() -> None:
+    """The address that the image sets starts there, too."""
+    with reserved_port("[::]:0") as port:
+        assert port > 0
+
+
+@pytest.mark.parametrize("kernel", ["_no_ipv6", "request"], ids=["without IPv6", "as it is"])
+def test_metrics_are_served_over_ipv4_at_all_addresses(request: pytest.FixtureRequest, kernel: str) -> None:
+    """Whether or not the kernel has IPv6."""
+    request.getfixturevalue(kernel)
+    page = serve_metrics_page("[::]:0", CollectorRegistry(), lambda: "serving")
+    try:
+        with urlopen(f"http://127.0.0.1:{page.server_port}/metrics") as answer:
+            assert answer.status == 200
+    finally:
+        page.shutdown()
+        page.server_close()
