@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.admission import Place, Room
 from alignserve_server.batching.batcher import Batcher, Item
+from alignserve_server.batching.call import CallContext, Timings
 from alignserve_server.batching.embedding_cache import EmbeddingCache
-from alignserve_server.batching.fair_queue import NOBODY, FairPool, Flow
+from alignserve_server.batching.fair_queue import FairPool, Flow
 from alignserve_server.batching.queue import Embedded
 from alignserve_server.errors import InferenceFailed, InvalidArgument, ServingError, all_valid, as_value
 from alignserve_server.modality import MODALITIES
@@ -41,40 +42,6 @@ _INLINE_SCORES = 256  # images times labels that are scored and put into an answ
 _PROMPTS_AT_ONCE = 64  # label prompts that one call queues at once, so that others get in between
 _DECODES_PER_THREAD = 2  # one, and the next, so that no thread waits for the event loop
 _TOKENIZE_THREADS = 2  # apart from decoding, so that a text does not wait behind images; two, for the longest
-_DEADLINE_TOLERANCE_SECONDS = 0.02  # a client's timer starts before ours, so its reset can come first
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What the engine needs to know of an RPC or stream item."""
-
-    deadline: float | None = None  # in the event loop's time
-    waits_for_room: bool = False  # streams wait, unary calls are refused
-    on_admitted: Callable[[], None] | None = None  # called when its items have room
-    flow: Flow = NOBODY  # whose turn its items take
-    trace: CallTrace | None = None  # if it is followed
-
-    def seconds_left(self) -> float | None:
-        """Returns the time until the deadline."""
-        return None if self.deadline is None else self.deadline - asyncio.get_running_loop().time()
-
-    def is_expired(self) -> bool:
-        """Says whether the deadline has passed, at least by the caller's clock."""
-        return (
-            self.deadline is not None
-            and asyncio.get_running_loop().time() >= self.deadline - _DEADLINE_TOLERANCE_SECONDS
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where a call's time went, in seconds, the largest batch that served it, and how much was at hand."""
-
-    preprocess_seconds: float
-    queue_seconds: float
-    compute_seconds: float
-    batch_size: int
-    cached_item_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +129,7 @@ class Engine:
         (result,) = await self._aside.run(flow, [job])
         return result
 
-    async def embed_images(self, contents: list[bytes], call: Call) -> ImageEmbeddings:
+    async def embed_images(self, contents: list[bytes], call: CallContext) -> ImageEmbeddings:
         """Embeds encoded images. Empties the list: each image is dropped when it is decoded.
 
         Raises:
@@ -175,7 +142,7 @@ class Engine:
         return ImageEmbeddings(_stack(results), work.timings(results))
 
     async def embed_texts(
-        self, texts: Sequence[str], call: Call, *, truncate: bool = False
+        self, texts: Sequence[str], call: CallContext, *, truncate: bool = False
     ) -> TextEmbeddings:
         """Embeds texts.
 
@@ -198,7 +165,7 @@ class Engine:
         contents: list[bytes],
         labels: LabelSet,
         top_k: int,
-        call: Call,
+        call: CallContext,
         on_scored: Callable[[list[ScoredLabel]], object],
     ) -> Classified:
         """Scores encoded images against labels. The caller has checked labels and templates.
@@ -223,14 +190,14 @@ class Engine:
                     await self.run_aside(call.flow, lambda: on_scored(next(scored)))
         return Classified(hits, images.timings)
 
-    async def _admit_labels(self, labels: LabelSet, call: Call) -> Place:
+    async def _admit_labels(self, labels: LabelSet, call: CallContext) -> Place:
         """Admits the bytes of labels and templates, which a call keeps until it is over."""
         if call.waits_for_room:
             return await self._label_room.wait(1, labels.size_bytes, call.flow)
         return self._label_room.reserve(1, labels.size_bytes, call.flow)
 
     async def _embed_both(
-        self, contents: list[bytes], labels: LabelSet, call: Call
+        self, contents: list[bytes], labels: LabelSet, call: CallContext
     ) -> tuple[ImageEmbeddings, NDArray[np.float32], int]:
         """Embeds images and labels side by side; returns also how many labels were at hand."""
         with ExitStack() as until_done:
@@ -251,13 +218,13 @@ class Engine:
                 del images_task, labels_task
         return images, label_embeddings, hits
 
-    async def _admit_without_labels(self, contents: Sequence[bytes], call: Call) -> Place:
+    async def _admit_without_labels(self, contents: Sequence[bytes], call: CallContext) -> Place:
         """Admits a call to wait for its labels, so that those who do are bounded even if no image waits."""
         if not call.waits_for_room:
             self._rooms["text"].check_not_crowded(call.flow)
         return await _admit(self._room_without_labels, list(map(len, contents)), call)
 
-    async def _run(self, work: _Work[_T], call: Call) -> list[Embedded]:
+    async def _run(self, work: _Work[_T], call: CallContext) -> list[Embedded]:
         """Takes one modality's items of a call from admission to their results."""
         metrics = self._metrics.modalities[work.modality]
         arrived = time.monotonic()
@@ -279,7 +246,7 @@ class Engine:
                 call.trace.note("preprocess", admitted, prepared, modality=work.modality, items=count)
             return await self._embed(work, call, place)
 
-    async def _embed(self, work: _Work[_T], call: Call, place: Place) -> list[Embedded]:
+    async def _embed(self, work: _Work[_T], call: CallContext, place: Place) -> list[Embedded]:
         """Embeds what was not at hand, and keeps it at hand."""
         items = work.missing_items()
         futures = (
@@ -365,7 +332,7 @@ class Engine:
 
         work = _Work("text", [size for _, size in sized], prepare)
         try:
-            call = Call(waits_for_room=True, flow=flow)
+            call = CallContext(waits_for_room=True, flow=flow)
             return [result.embedding for result in await self._run(work, call)]
         except InferenceFailed as error:
             if len(sized) == 1:
@@ -422,7 +389,7 @@ class _Work(Generic[_T]):
         )
 
 
-async def _admit(room: Room, sizes: Sequence[int], call: Call) -> Place:
+async def _admit(room: Room, sizes: Sequence[int], call: CallContext) -> Place:
     if call.waits_for_room:
         return await room.wait(len(sizes), sum(sizes), call.flow)
     return room.reserve(len(sizes), sum(sizes), call.flow, call.seconds_left())

@@ -10,7 +10,7 @@ import numpy as np
 from alignserve.v1 import align_service_pb2 as pb
 from numpy.typing import NDArray
 
-from alignserve_server.batching.engine import Timings
+from alignserve_server.batching.call import Timings
 from alignserve_server.errors import (
     BatchTooLarge,
     InvalidArgument,

@@ -16,7 +16,8 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from alignserve_server.access.keys import Scope
-from alignserve_server.batching.engine import Call, Engine
+from alignserve_server.batching.call import CallContext
+from alignserve_server.batching.engine import Engine
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
 from alignserve_server.model.zero_shot import LabelSet
 from alignserve_server.observability.metrics import Metrics
@@ -121,7 +122,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         return ResponseRoom(limit.for_item(correlation_id), self._unread, connection, waits=True)
 
     async def _infer(
-        self, request: pb.StreamInferRequest, call: Call, room: ResponseRoom
+        self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
     ) -> pb.StreamInferResponse:
         self._readiness.check_model()  # not `check`: a stream that is draining answers what it has read
         kind = request.WhichOneof("request")
@@ -140,7 +141,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         raise RequestEmpty.at("request", "no request; set embed_image, embed_text or classify")
 
     async def _embed_image(
-        self, request: pb.EmbedImageRequest, call: Call, room: ResponseRoom
+        self, request: pb.EmbedImageRequest, call: CallContext, room: ResponseRoom
     ) -> pb.EmbedImageResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
@@ -156,7 +157,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         )
 
     async def _embed_text(
-        self, request: pb.EmbedTextRequest, call: Call, room: ResponseRoom
+        self, request: pb.EmbedTextRequest, call: CallContext, room: ResponseRoom
     ) -> pb.EmbedTextResponse:
         start = time.perf_counter()
         engine = self._loaded_engine()
@@ -175,7 +176,11 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         )
 
     async def _classify(
-        self, request: pb.ClassifyRequest, call: Call, room: ResponseRoom, response: pb.ClassifyResponse
+        self,
+        request: pb.ClassifyRequest,
+        call: CallContext,
+        room: ResponseRoom,
+        response: pb.ClassifyResponse,
     ) -> None:
         """Fills in a response, which may be part of another: a large one takes long to copy."""
         start = time.perf_counter()
@@ -201,13 +206,13 @@ def _checked_labels(request: pb.ClassifyRequest, limits: convert.RequestLimits) 
     return convert.label_set(request, limits), response_size.classify_response_bytes(request)
 
 
-def _describe_embeddings(call: Call, engine: Engine) -> None:
+def _describe_embeddings(call: CallContext, engine: Engine) -> None:
     if call.trace is not None:
         call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
 
 
-def _call(context: Context) -> Call:
+def _call(context: Context) -> CallContext:
     remaining = context.time_remaining()
     is_bounded = remaining is not None and math.isfinite(remaining)
     deadline = asyncio.get_running_loop().time() + remaining if is_bounded else None
-    return Call(deadline, flow=flow_of(context), trace=current_trace())
+    return CallContext(deadline, flow=flow_of(context), trace=current_trace())

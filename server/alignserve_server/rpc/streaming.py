@@ -15,14 +15,14 @@ from dataclasses import replace
 
 from alignserve.v1 import align_service_pb2 as pb
 
-from alignserve_server.batching.engine import Call
+from alignserve_server.batching.call import CallContext
 from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.interceptors import internal_error, item_count
 from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.status import to_status_proto
 
-Infer = Callable[[pb.StreamInferRequest, Call, ResponseRoom], Awaitable[pb.StreamInferResponse]]
+Infer = Callable[[pb.StreamInferRequest, CallContext, ResponseRoom], Awaitable[pb.StreamInferResponse]]
 _Answer = asyncio.Task[bytes]
 
 _MAX_CORRELATION_ID_BYTES = 128
@@ -42,7 +42,7 @@ class InferStream:
         infer: Infer,
         write: Callable[[bytes], Awaitable[None]],
         make_room: Callable[[str], ResponseRoom],
-        call: Call,
+        call: CallContext,
         metrics: Metrics,
         *,
         max_in_flight: int,
@@ -123,7 +123,7 @@ class InferStream:
         await admitted.wait()
 
     async def _answer(
-        self, request: pb.StreamInferRequest, call: Call, room: ResponseRoom, *, is_first: bool
+        self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom, *, is_first: bool
     ) -> bytes:
         """Returns the response as bytes, since it may wait for the client to read others."""
         correlation_id = request.correlation_id

@@ -12,7 +12,8 @@ from functools import partial
 
 import pytest
 from alignserve_server.batching.batcher import Batcher
-from alignserve_server.batching.engine import Call, Engine
+from alignserve_server.batching.call import CallContext
+from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
@@ -24,7 +25,7 @@ from tests.unit.fakes import FakeClock, WatchedEncoder, settle
 
 MAX_ITEMS, MAX_BYTES = 8, 8000
 OPEN_ITEMS = 6  # three quarters: as many as unary calls may fill
-CALL, STREAM_CALL = Call(), Call(waits_for_room=True)
+CALL, STREAM_CALL = CallContext(), CallContext(waits_for_room=True)
 
 
 class SlowDecoder(WatchedEncoder):
@@ -115,7 +116,7 @@ def _embed(engine: Engine, *contents: bytes) -> asyncio.Task[object]:
     return asyncio.create_task(engine.embed_images(list(contents), CALL))
 
 
-def _classify(engine: Engine, label: str, call: Call = CALL) -> asyncio.Task[object]:
+def _classify(engine: Engine, label: str, call: CallContext = CALL) -> asyncio.Task[object]:
     """Classifies an image that no other call has."""
     image = b"%d" % next(_numbers)
     return asyncio.create_task(engine.classify([image], LabelSet.of([label], []), 0, call, _ignore))
@@ -222,7 +223,7 @@ async def test_a_classify_in_a_stream_waits_where_a_unary_one_is_refused(engine,
     never = asyncio.Event()
     monkeypatch.setattr(engine._labels, "_embed_prompts", lambda *_: never.wait())
     waiting = [_classify(engine, "label", STREAM_CALL) for _ in range(OPEN_ITEMS)]
-    streamed = _classify(engine, "label", Call(waits_for_room=True, on_admitted=admitted.set))
+    streamed = _classify(engine, "label", CallContext(waits_for_room=True, on_admitted=admitted.set))
     await settle()
     was_admitted = admitted.is_set()
 
@@ -254,15 +255,15 @@ async def test_label_prompts_take_as_many_bytes_as_they_have(engine, encoder, me
 @pytest.mark.parametrize(("seconds", "is_expired"), [(-1.0, True), (0.01, True), (1.0, False)])
 async def test_a_deadline_has_some_tolerance(seconds: float, is_expired: bool) -> None:
     """A client that leaves at its own deadline, a moment before ours, has not cancelled."""
-    call = Call(deadline=asyncio.get_running_loop().time() + seconds)
+    call = CallContext(deadline=asyncio.get_running_loop().time() + seconds)
 
     assert call.is_expired() is is_expired
 
 
 async def test_callers_take_turns_at_decoding(engine, encoder):
     """One image of a small caller is not decoded after all of a large one's."""
-    flood = Call(flow=Flow("flood", Priority.INTERACTIVE))
-    small = Call(flow=Flow("small", Priority.INTERACTIVE))
+    flood = CallContext(flow=Flow("flood", Priority.INTERACTIVE))
+    small = CallContext(flow=Flow("small", Priority.INTERACTIVE))
     calls = [asyncio.create_task(engine.embed_images([b"f%d" % i], flood)) for i in range(5)]
     await encoder.decoding.get()
     calls.append(asyncio.create_task(engine.embed_images([b"small"], small)))
@@ -286,11 +287,13 @@ async def test_callers_take_turns_at_tokenizing(clock, metrics):
     """One text of a small caller is not tokenized after all of a large one's."""
     encoder = SlowTokenizer()
     async with _engine(encoder, clock, metrics) as engine:
-        flood = engine.embed_texts(["f" + LONG_TEXT] * 4, Call(flow=FLOOD), truncate=True)
+        flood = engine.embed_texts(["f" + LONG_TEXT] * 4, CallContext(flow=FLOOD), truncate=True)
         flooding = asyncio.create_task(flood)
         while len(encoder.tokenized) < 2:
             await asyncio.sleep(0.001)
-        small = asyncio.create_task(engine.embed_texts(["s" + LONG_TEXT], Call(flow=SMALL), truncate=True))
+        small = asyncio.create_task(
+            engine.embed_texts(["s" + LONG_TEXT], CallContext(flow=SMALL), truncate=True)
+        )
         await settle()
         encoder.tokenizes.release(1000)
         await asyncio.gather(small, flooding)
@@ -350,7 +353,7 @@ async def test_a_stream_waits_for_room_for_its_labels(engine, encoder):
     admitted = asyncio.Event()
     first = _classify_labels(engine, ["l" * 5000], [])
     await settle()
-    call = Call(waits_for_room=True, on_admitted=admitted.set)
+    call = CallContext(waits_for_room=True, on_admitted=admitted.set)
     second = _classify_labels(engine, ["m" * 5000], [], call)
     await settle()
     was_admitted = admitted.is_set()
@@ -383,7 +386,7 @@ async def test_callers_take_turns_at_large_answers(engine, encoder):
 
     async def classify(flow: Flow, images: int) -> None:
         contents = [f"{flow.caller} {i}".encode() for i in range(images)]
-        await engine.classify(contents, labels, 0, Call(flow=flow), partial(build, flow.caller))
+        await engine.classify(contents, labels, 0, CallContext(flow=flow), partial(build, flow.caller))
 
     flood = asyncio.create_task(classify(FLOOD, 5))
     while not built:
@@ -399,7 +402,7 @@ async def test_callers_take_turns_at_large_answers(engine, encoder):
 
 
 def _classify_labels(
-    engine: Engine, labels: list[str], templates: list[str], call: Call = CALL
+    engine: Engine, labels: list[str], templates: list[str], call: CallContext = CALL
 ) -> asyncio.Task[list[str]]:
     """Classifies an image that no other call has; returns its labels, best first."""
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from alignserve_server.batching.batcher import Batcher
-from alignserve_server.batching.engine import Call, Engine
+from alignserve_server.batching.call import CallContext
+from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.fair_queue import NOBODY, Flow, Priority
 from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
@@ -134,7 +135,7 @@ class Asked:
 
     modality: str
     contents: list[str]
-    call: Call
+    call: CallContext
     task: asyncio.Task[Any]
     is_admitted: bool = False
     has_left: bool = False
@@ -328,7 +329,7 @@ class Batching(RuleBasedStateMachine):
             asked.is_admitted = True
 
         deadline = None if seconds is None else self.clock.now + seconds
-        call = Call(deadline, waits_for_room, admit, flow)
+        call = CallContext(deadline, waits_for_room, admit, flow)
         answer = (
             self.engine.embed_texts(contents, call)
             if modality == "text"

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import structlog
 from alignserve_server.batching.batcher import Batcher
-from alignserve_server.batching.engine import Call, Engine
+from alignserve_server.batching.call import CallContext
+from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ImageUnreadable, InferenceFailed, ModelStalled, as_value
 from alignserve_server.model.encoder import PixelValues
@@ -90,7 +91,7 @@ class Caller:
     async def poisonous_image(self) -> None:
         poison = self._new().encode()
         self._encoder.failing = {self._encoder.key(poison)}
-        await self._engine.embed_images([poison, b"fine"], Call())
+        await self._engine.embed_images([poison, b"fine"], CallContext())
 
     async def poisonous_text(self) -> None:
         await self._texts(self._poison(), "fine")
@@ -114,7 +115,7 @@ class Caller:
 
     async def late_text(self) -> None:
         deadline = asyncio.get_running_loop().time()
-        await self._engine.embed_texts([self._new()], Call(deadline))
+        await self._engine.embed_texts([self._new()], CallContext(deadline))
 
     async def too_many(self) -> None:
         await self._texts(*["text"] * 2000)
@@ -141,14 +142,14 @@ class Caller:
         await self._classify(b"fine", *(self._new() for _ in range(300)))
 
     async def _images(self, *kinds: bytes) -> None:
-        await self._engine.embed_images([kind + self._new().encode() for kind in kinds], Call())
+        await self._engine.embed_images([kind + self._new().encode() for kind in kinds], CallContext())
 
     async def _texts(self, *texts: str) -> None:
-        await self._engine.embed_texts(texts, Call())
+        await self._engine.embed_texts(texts, CallContext())
 
     async def _classify(self, image: bytes, *labels: str) -> None:
         content = image + self._new().encode()
-        await self._engine.classify([content], LabelSet.of(labels, []), 0, Call(), lambda _: None)
+        await self._engine.classify([content], LabelSet.of(labels, []), 0, CallContext(), lambda _: None)
 
     def _poison(self) -> str:
         poison = self._new()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
-from alignserve_server.batching.engine import Call
+from alignserve_server.batching.call import CallContext
 from alignserve_server.errors import QueueFull, ShuttingDown, StreamAged
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.response_limit import ResponseLimit
@@ -30,13 +30,13 @@ class Service:
     """Admits and answers items only when told to, and watches what they hold."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[CallContext] = []
         self.answers: list[asyncio.Future[None]] = []
         self.held: weakref.WeakSet[Held] = weakref.WeakSet()
         self.is_admitting = True
 
     async def infer(
-        self, request: pb.StreamInferRequest, call: Call, room: ResponseRoom
+        self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
     ) -> pb.StreamInferResponse:
         held = Held()
         self.held.add(held)
@@ -76,7 +76,7 @@ def new_stream(
         service.infer,
         write,
         lambda _: ResponseRoom(limit, unread, "connection", waits=True),
-        Call(waits_for_room=True),
+        CallContext(waits_for_room=True),
         metrics,
         max_in_flight=WINDOW,
     )
@@ -232,7 +232,7 @@ class ServiceWithRoom(Service):
     """Takes room for each answer."""
 
     async def infer(
-        self, request: pb.StreamInferRequest, call: Call, room: ResponseRoom
+        self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
     ) -> pb.StreamInferResponse:
         await room.take_for_embeddings("texts", 1000)
         return await super().infer(request, call, room)
