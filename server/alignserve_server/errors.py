@@ -68,7 +68,7 @@ class ServingError(Exception):
 
 
 class InvalidArgument(ServingError):
-    """The request can never succeed as it is."""
+    """An argument is invalid: the request can never succeed unchanged."""
 
     code = "INVALID_ARGUMENT"
     reason = "ARGUMENT_INVALID"
@@ -84,53 +84,73 @@ class InvalidArgument(ServingError):
 
 
 class ImageUnreadable(InvalidArgument):
+    """The image has an unsupported format, or is broken, cut off or too narrow to resize."""
+
     reason = "IMAGE_UNREADABLE"
 
 
 class ImageTooLarge(InvalidArgument):
+    """The image exceeds a limit on bytes, pixels, sides or structure."""
+
     reason = "IMAGE_TOO_LARGE"
 
 
 class TextEmpty(InvalidArgument):
+    """The text is empty or blank, or has no character that the tokenizer keeps."""
+
     reason = "TEXT_EMPTY"
 
 
 class TextTooLong(InvalidArgument):
+    """The text, label or prompt has too many bytes or tokens."""
+
     reason = "TEXT_TOO_LONG"
 
 
 class TextUnsupported(InvalidArgument):
-    """The tokenizer knows a token that the model has no embedding for."""
+    """The tokenizer produces a token for which the model has no embedding."""
 
     reason = "TEXT_UNSUPPORTED"
 
 
 class LabelsInvalid(InvalidArgument):
+    """There are no labels, too many, a blank one, or more than a response can hold."""
+
     reason = "LABELS_INVALID"
 
 
 class TemplateInvalid(InvalidArgument):
+    """There are too many prompt templates, or one does not contain `{label}` exactly once."""
+
     reason = "TEMPLATE_INVALID"
 
 
 class RequestEmpty(InvalidArgument):
+    """The request has no images or texts, or an image has no bytes."""
+
     reason = "REQUEST_EMPTY"
 
 
 class RequestMalformed(InvalidArgument):
+    """The bytes are not a valid message of the method."""
+
     reason = "REQUEST_MALFORMED"
 
 
 class BatchTooLarge(InvalidArgument):
+    """The request has too many items, or its response would be too large."""
+
     reason = "BATCH_TOO_LARGE"
 
 
 class CorrelationIdInvalid(InvalidArgument):
+    """The id of a stream item is empty, too long, or already in flight."""
+
     reason = "CORRELATION_ID_INVALID"
 
 
 class QueueFull(ServingError):
-    """The queue has no room; the retry delay comes from the measured drain rate."""
+    """The queue is full; the retry delay is an estimate from the measured drain rate."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "QUEUE_FULL"
@@ -138,7 +158,7 @@ class QueueFull(ServingError):
 
 
 class WouldMissDeadline(ServingError):
-    """What waits already would outlast the caller's deadline; refused now, while the caller can still act."""
+    """The call would miss its deadline; it is refused now, while the caller can still act."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "WOULD_MISS_DEADLINE"
@@ -147,7 +167,7 @@ class WouldMissDeadline(ServingError):
 
 
 class QuotaExceeded(ServingError):
-    """The key has a quota, and it is used up for now."""
+    """The API key has used up its quota for now."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "QUOTA_EXCEEDED"
@@ -155,7 +175,7 @@ class QuotaExceeded(ServingError):
 
 
 class ResponsesUnread(ServingError):
-    """The connection has not read its answers; more of them would only take up memory."""
+    """The connection has too many responses that the client has not read."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "RESPONSES_UNREAD"
@@ -163,7 +183,7 @@ class ResponsesUnread(ServingError):
 
 
 class TooManyStreams(ServingError):
-    """The connection has as many streams open as it may have beside others."""
+    """The connection has its share of streams open."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "TOO_MANY_STREAMS"
@@ -171,43 +191,51 @@ class TooManyStreams(ServingError):
 
 
 class RequestTimeout(ServingError):
-    """The request itself has not arrived in time."""
+    """The request message did not arrive in time."""
 
     code = "DEADLINE_EXCEEDED"
     reason = "REQUEST_TIMEOUT"
 
 
 class HealthServiceUnknown(ServingError):
-    """grpc.health.v1 was asked for a service that is not here."""
+    """The health service was asked about an unknown service."""
 
     code = "NOT_FOUND"
     reason = "SERVICE_UNKNOWN"
 
 
 class KeyMissing(ServingError):
+    """The server requires an API key and the call has none."""
+
     code = "UNAUTHENTICATED"
     reason = "KEY_MISSING"
 
 
 class KeyInvalid(ServingError):
-    """Unknown, revoked or expired: which of these is nobody's business who does not have a valid one."""
+    """The API key is unknown, revoked or expired; the response deliberately does not say which."""
 
     code = "UNAUTHENTICATED"
     reason = "KEY_INVALID"
 
 
 class ScopeMissing(ServingError):
+    """The API key does not permit this method or stream item."""
+
     code = "PERMISSION_DENIED"
     reason = "SCOPE_MISSING"
 
 
 class ModelLoading(ServingError):
+    """The model is not ready yet."""
+
     code = "UNAVAILABLE"
     reason = "MODEL_LOADING"
     is_retryable = True
 
 
 class ShuttingDown(ServingError):
+    """The server is shutting down."""
+
     code = "UNAVAILABLE"
     reason = "SHUTTING_DOWN"
     is_retryable = True
@@ -219,7 +247,7 @@ class ShuttingDown(ServingError):
 
 
 class StreamAged(ServingError):
-    """Streams end now and then, so that balancers can move them and connections can be replaced."""
+    """The stream reached its maximum age, at which load balancers can move it."""
 
     code = "UNAVAILABLE"
     reason = "STREAM_AGED"
@@ -232,12 +260,16 @@ class StreamAged(ServingError):
 
 
 class ModelStalled(ServingError):
+    """The device makes no progress."""
+
     code = "UNAVAILABLE"
     reason = "MODEL_STALLED"
     is_retryable = True
 
 
 class ExpiredInQueue(ServingError):
+    """The deadline passed while the item waited; it never reached the model."""
+
     code = "DEADLINE_EXCEEDED"
     reason = "EXPIRED_IN_QUEUE"
 
@@ -250,7 +282,7 @@ class InferenceFailed(ServingError):
 
 
 class InternalError(ServingError):
-    """A bug: the log has the cause under the same error id."""
+    """A bug in the server; the log has the cause under the same error id."""
 
     code = "INTERNAL"
     reason = "INTERNAL"

@@ -1,28 +1,19 @@
-"""Reads tables, code blocks, links and headings out of the repository's Markdown."""
+"""Reads tables, code blocks, links and headings out of Markdown."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from tests.processes import ROOT
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-_NOT_OURS = {".venv", ".git", "node_modules", ".pytest_cache"}
 
 
 def read(path: str) -> str:
     """Returns the text of a file, by its path from the root of the repository."""
     return (ROOT / path).read_text()
-
-
-def markdown_files() -> list[Path]:
-    """Returns every Markdown file of the repository."""
-    return sorted(
-        path for path in ROOT.rglob("*.md") if not _NOT_OURS.intersection(path.relative_to(ROOT).parts)
-    )
 
 
 def rows(text: str, *columns: str) -> list[dict[str, str]]:

@@ -1,16 +1,23 @@
-"""The documents hang together."""
+"""The pages agree with each other, and name what exists."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from alignserve_server.settings import Settings
+from alignserve_server.settings.sources import unknown_variables
 
-from tests.contract.documents import anchors, links, markdown_files, read
+from deploy.docs.pages import pages
+from tests.contract.documents import anchors, code_blocks, links, read
 from tests.processes import ROOT
 
+_SERVE = re.compile(r"\balignserve-server((?: +-(?:\\\n|[^\n|#>&])*)?)")
+_OTHER_FLAGS = {"--config", "--help", "--version"}
 
-@pytest.mark.parametrize("path", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     """Every relative link of a document names a file, and a heading in it if it names one."""
     broken = [link for link in links(path.read_text()) if not _resolves(path, link)]
@@ -21,6 +28,38 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_readme_is_of_readable_length() -> None:
     """README.md has from 150 to 250 lines."""
     assert 150 <= len(read("README.md").splitlines()) <= 250
+
+
+def test_operators_guide_is_short() -> None:
+    """server/README.md has at most 200 lines; each topic has a page of its own."""
+    assert len(read("server/README.md").splitlines()) <= 200
+
+
+def test_commands_use_flags_that_exist() -> None:
+    """Each flag that a page gives to `alignserve-server`, without a subcommand, is one of a setting."""
+    used = {
+        flag
+        for page in pages()
+        for block in code_blocks(page.read_text(), "sh")
+        for arguments in _SERVE.findall(block)
+        for flag in re.findall(r"(?<=\s)--[a-z-]+", arguments)
+    }
+
+    assert "--checkpoint" in used
+    assert used - _OTHER_FLAGS - {_flag(name) for name in Settings.model_fields} == set()
+
+
+def test_variables_are_known() -> None:
+    """Each variable `ALIGNSERVE_…` on a page is one of the server's or of the client's."""
+    named = {name for page in pages() for name in re.findall(r"\bALIGNSERVE_[A-Z_]+\b", page.read_text())}
+
+    assert "ALIGNSERVE_MAX_BATCH_SIZE" in named
+    assert unknown_variables(dict.fromkeys(named, "1"), Settings.model_fields) == []
+
+
+def _flag(name: str) -> str:
+    is_on = Settings.model_fields[name].default is True
+    return f"--{'no-' if is_on else ''}{name.replace('_', '-')}"
 
 
 def _resolves(document: Path, link: str) -> bool:

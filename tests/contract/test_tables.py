@@ -1,28 +1,22 @@
-"""The tables of the READMEs say what the code does."""
+"""The tables of the pages say what the code does."""
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
 from alignserve_server import errors
-from alignserve_server.observability.metrics import Metrics
+from alignserve_server.observability.events import EVENTS
 from alignserve_server.rpc.status import to_grpc_status
-from alignserve_server.settings import Settings
-from alignserve_server.workers.supervisor import Supervisor
-from prometheus_client import CollectorRegistry
 
+from deploy.docs import tables
+from deploy.docs.pages import pages
+from deploy.docs.registered import levels, metrics
 from tests.contract.documents import read, rows
 from tests.processes import ROOT
 
 ERROR_ROWS = rows(read("protos/README.md"), "code", "reason", "meaning", "details", "retry")
-SETTING_COLUMNS = ("setting", "default", "meaning")
-_IN_PLACE_OF_LOGGERS = {"_render_own": "error", "announce": "info", "_announce": "info"}
-_LEVELS = {"exception": "error", **_IN_PLACE_OF_LOGGERS}
-METRIC_COLUMNS = ("metric", "type", "labels", "meaning")
 
 
 def test_error_table_lists_every_error() -> None:
@@ -64,94 +58,39 @@ def test_short_error_table_is_a_part_of_the_full_one() -> None:
     assert short <= full
 
 
-def test_settings_table_equals_the_settings() -> None:
-    """server/README.md lists every setting once, in order, with its default and its help text."""
-    documented = [
-        (row["setting"], _without_unit(row["default"]), row["meaning"])
-        for row in rows(read("server/README.md"), *SETTING_COLUMNS)
-    ]
-
-    assert documented == _settings()
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_that_the_code_makes_are_up_to_date(page: Path) -> None:
+    """A page's tables between markers equal what `python -m deploy.docs.tables` writes."""
+    assert page.read_text() == tables.written(page)
 
 
-def test_short_settings_table_says_the_same() -> None:
-    """README.md names only settings that exist, with their defaults and their help texts."""
-    short = {
-        (row["setting"], _without_unit(row["default"]), row["meaning"])
-        for row in rows(read("README.md"), *SETTING_COLUMNS)
-    }
-
-    assert short
-    assert short <= set(_settings())
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_each_table_is_complete_somewhere(name: str) -> None:
+    """Each of them is on a page, with all its rows."""
+    assert any(f"<!-- table: {name} -->" in page.read_text() for page in pages())
 
 
-def test_metrics_table_equals_the_registry() -> None:
-    """server/README.md lists every metric of the server, in order, with type, labels and help text."""
-    documented = [
-        (row["metric"], row["type"], row["labels"].replace("`", "").split(), row["meaning"])
-        for row in rows(read("server/README.md"), *METRIC_COLUMNS)
-    ]
+def test_a_row_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    """A setting that was renamed is not left out silently."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: settings listen no_such_setting -->\n<!-- end -->\n")
 
-    assert documented == _metrics()
-
-
-def test_short_metrics_table_names_metrics_that_exist() -> None:
-    """README.md names only metrics of the registry."""
-    names = {name for name, *_ in _metrics()}
-
-    short = {row["metric"] for row in rows(read("README.md"), "metric", "what it tells")}
-
-    assert short
-    assert short <= names
+    with pytest.raises(KeyError, match="no_such_setting"):
+        tables.written(page)
 
 
-def test_log_table_equals_the_events() -> None:
-    """server/README.md lists every event that the server's code logs, once, at its level, and no other."""
-    documented = [
-        (event, level)
-        for row in rows(read("server/README.md"), "event", "level", "when")
-        for event, level in _leveled(re.findall(r"\w+", row["event"]), re.findall(r"\w+", row["level"]))
-    ]
+def test_metrics_of_the_supervisor_follow_those_of_the_server() -> None:
+    """With the labels that each has, and without those that both have twice."""
+    found = metrics()
 
-    assert sorted(documented) == sorted(_events())
+    assert found["alignserve_state"].labels == ("state",)
+    assert found["alignserve_worker_up"].labels == ("worker",)
+    assert list(found)[-1].startswith("alignserve_worker_")
 
 
-def test_every_event_has_its_name_in_the_code() -> None:
-    """An event whose name is put together as it is logged could be in no table."""
-    assert [call.lineno for call, _ in _logging_calls() if not isinstance(_event_of(call), str)] == []
-
-
-def _leveled(events: list[str], levels: list[str]) -> list[tuple[str, str]]:
-    """Pairs the events of a row with their levels, of which there is one for all or one for each."""
-    return list(zip(events, levels * len(events) if len(levels) == 1 else levels, strict=True))
-
-
-def _events() -> set[tuple[str, str]]:
-    """Returns the events that the code logs, with their levels."""
-    told = {("beat", "info"), ("state", "info")}  # by a worker to its supervisor, and never logged
-    return {(str(_event_of(call)), _LEVELS.get(name, name)) for call, name in _logging_calls()} - told
-
-
-def _event_of(call: ast.Call) -> object:
-    return call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
-
-
-def _logging_calls() -> Iterator[tuple[ast.Call, str]]:
-    """Yields the calls of loggers, and of what takes a log's place, with the name of what is called."""
-    for source in sorted((ROOT / "server" / "alignserve_server").rglob("*.py")):
-        if "get_logger" not in (text := source.read_text()):
-            continue  # it logs as libraries do, in sentences
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _logs(node.func):
-                yield node, node.func.attr
-
-
-def _logs(function: ast.Attribute) -> bool:
-    of = function.value
-    is_of_logger = (isinstance(of, ast.Name) and of.id == "_log") or (
-        isinstance(of, ast.Call) and isinstance(of.func, ast.Name) and of.func.id == "get_logger"
-    )
-    return is_of_logger or function.attr in _IN_PLACE_OF_LOGGERS
+def test_every_event_is_described() -> None:
+    """The registry of events has each that the server's code logs, and no other."""
+    assert set(EVENTS) == set(levels())
 
 
 def _error_kinds() -> list[type[errors.ServingError]]:
@@ -169,45 +108,3 @@ def _pushback(kind: type[errors.ServingError]) -> str | None:
         return value and "pushback -1"
     assert 7000 <= int(value) <= 8750
     return "pushback"
-
-
-def _settings() -> list[tuple[str, str, str]]:
-    return [
-        (name, _literal(field.default), field.description or "")
-        for name, field in Settings.model_fields.items()
-    ]
-
-
-def _literal(value: Any) -> str:
-    if value is None:
-        return "unset"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _without_unit(default: str) -> str:
-    return default.split("` (")[0]  # `10485760` (10 MiB)
-
-
-def _metrics() -> list[tuple[str, str, list[str], str]]:
-    metrics = Metrics(CollectorRegistry())
-    workers = CollectorRegistry()
-    Supervisor(1, None, workers, patience_seconds=0)  # which would launch nothing before it runs
-    labels = {
-        getattr(collector, "name", None) or collector._name: list(
-            collector.label_names if hasattr(collector, "label_names") else collector._labelnames
-        )  # prometheus_client tells them nowhere else before a series exists
-        for collector in vars(metrics).values()
-        if hasattr(collector, "collect") and collector is not metrics.registry
-    }
-    own = [family for family in workers.collect() if family.name not in labels]  # not what workers have too
-    labels.update((family.name, ["worker"]) for family in own)
-    return [
-        (
-            f"{family.name}_total" if family.type == "counter" else family.name,
-            family.type,
-            labels[family.name],
-            family.documentation,
-        )
-        for family in (*metrics.registry.collect(), *own)
-        if not family.name.startswith(("process_", "python_"))
-    ]

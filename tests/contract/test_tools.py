@@ -1,4 +1,4 @@
-"""grpcurl and buf curl against a server that asks for keys, as server/README.md says to call them."""
+"""grpcurl and buf curl against a server that asks for keys, as server/docs/access.md says to call them."""
 
 from __future__ import annotations
 

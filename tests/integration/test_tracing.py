@@ -225,7 +225,7 @@ async def test_the_documents_name_every_attribute_of_a_call(collector: Collector
         await server.stub.EmbedText(text_request("a cat"))
 
     found = {name for span in collector.named(f"{SERVICE}/EmbedText") for name in attributes(span)}
-    table = rows(read("server/README.md"), "attribute", "of", "")
+    table = rows(read("server/docs/traces.md"), "attribute", "of", "meaning")
     assert found == {name for row in table for name in row["attribute"].split("`, `")}
 
 

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),  # of torch
 ]
 
-README = Path(__file__).parents[2] / "server" / "README.md"
+PAGE = Path(__file__).parents[2] / "server" / "docs" / "checkpoints.md"
 PIXELS = torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INPUT_IDS = torch.randint(5, 40, (3, 12), generator=torch.Generator().manual_seed(0))
 ATTENTION_MASK = (torch.arange(12) < torch.tensor([[12], [7], [2]])).long()
@@ -160,7 +160,7 @@ def test_every_field_is_tried():
 
 
 def documented_fields() -> dict[str, str]:
-    table = README.read_text().partition("| field of `config.json` | |\n")[2].partition("\n\n")[0]
+    table = PAGE.read_text().partition("| field of `config.json` | |\n")[2].partition("\n\n")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()[1:]]
     return {field: effect for names, effect in rows for field in re.findall(r"`([\w.]+)`", names)}
 

@@ -33,7 +33,7 @@ examples:
 The model is loaded and measured on this machine, which should have nothing else to do, with the settings that
 the server would have; then traffic is simulated with the times measured. A curve can be saved and used again,
 anywhere: then model, device, lanes and threads are those of the curve, and what is set of batches, queues and
-decode threads counts. How to read and to use it stands in server/README.md under Capacity.
+decode threads counts. server/docs/capacity.md explains how to read and use it.
 """
 _CURVES = TypeAdapter(Curve)
 _LEAST_CALLS = 1000

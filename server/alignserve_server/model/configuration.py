@@ -1,7 +1,7 @@
 """What a checkpoint's config.json may say: what would change vectors and is not obeyed is refused by name.
 
-What becomes of every field of transformers' configuration classes stands in `server/README.md`, which a test
-compares with the classes and with the refusals here.
+`server/docs/checkpoints.md` says what becomes of every field of transformers' configuration classes; a test
+compares it with the classes and with the refusals here.
 """
 
 from __future__ import annotations

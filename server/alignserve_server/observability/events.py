@@ -1,0 +1,69 @@
+"""Every event that the server logs, by name, and when it does.
+
+Log queries and alerts rely on these names. `server/docs/logs.md` lists them from here, and a test compares
+them with the calls of loggers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+EVENTS: Mapping[str, str] = {
+    # Start
+    "listening": "The ports are open: `port` and `metrics_port`.",
+    "listening_unprotected": "The server listens on a network without TLS or without authentication.",
+    "ready": "The model is loaded and has run; with `workers`, in every worker.",
+    "cannot_start": "`reason` says why and what to do. An unexpected error also has a traceback.",
+    "unknown_variable": "A variable `ALIGNSERVE_…` is not a setting; `reason` suggests the nearest one.",
+    "gpu_unused": "The server runs on the CPU of a machine with a GPU, because torch is missing.",
+    "gpu_not_watched": "NVIDIA's management library is missing, so there are no GPU metrics.",
+    "converting": "OpenVINO converts the checkpoint, once.",
+    "conversion_damaged": "A cached conversion is damaged and is made again; `reason` names the files.",
+    "cache_not_writable": "The cache folder is not writable, so each start converts the checkpoint again.",
+    "not_exact_enough": "Embeddings are too far from the reference; a more precise configuration is used.",
+    "runtime_unusable": "The runtime cannot run the checkpoint, so torch is used.",
+    "tokens_without_embedding": "The tokenizer has `count` tokens more than the model's `vocabulary_rows`; "
+    "texts with these tokens are refused.",
+    "cuda_graph_too_large": "The CUDA graph for batches of `batch_size` does not fit into memory.",
+    "cuda_graphs_unusable": "No CUDA graph could be captured; all batches run without one.",
+    "batch_sizes_not_kept": "Tuned batch sizes cannot be written to `file`; the next start measures again.",
+    # Requests
+    "call": "A sampled call has ended; see the access log.",
+    "inference_failed": "The model failed on an item. The caller got the same `error_id`.",
+    "unexpected_error": "A bug. The caller got the same `error_id`.",
+    "out_of_device_memory": "A batch did not fit into device memory; `new_limit` is the new maximum size.",
+    "max_batch_size_raised": "Larger batches proved faster while serving; the new maximum.",
+    # Stalls
+    "stalled": "`what` is stuck: `batch` or `preprocess` for `running_seconds` (null if a lane died), or "
+    "`device` after `failed_batches`.",
+    "recovered": "A stall has ended.",
+    "beyond_help": "The stall has lasted too long, or a lane has died; the process exits with code 3.",
+    "lane_died": "A bug ended a lane's thread. Health stays NOT_SERVING until the process is restarted.",
+    "watchdog_died": "A bug ended the watchdog; the process exits with code 3.",
+    "grpc_died": "The gRPC server ended on its own; the process exits with code 3.",
+    # Stop
+    "draining": "A signal has arrived. Health is NOT_SERVING and calls are still served.",
+    "stopping": "The drain delay is over. New calls are refused; accepted calls have the grace period.",
+    "stopped": "The server has stopped.",
+    "lane_still_running": "A batch was still running when the server stopped.",
+    # Access
+    "certificate_read": "A renewed certificate is in use.",
+    "certificate_not_read": "A renewed certificate is unusable, for a `reason`; the old one stays in use.",
+    "certificate_not_valid": "The certificate in use has expired or is not valid yet.",
+    "certificate_expires_sooner": "The certificate in use expires before the `earlier_one`.",
+    "keys_read": "The keys file has changed and was read.",
+    "keys_not_read": "The keys file cannot be read, for a `reason`; the previous keys stay in use.",
+    "no_keys": "The keys file is empty, so every call is refused.",
+    # Workers
+    "worker_ready": "A worker, with its `pid`, is ready.",
+    "worker_died": "A worker ended with `exit_code` (negative: the signal that killed it) and restarts after "
+    "`restart_seconds`.",
+    "worker_hung": "A worker was silent for `silent_seconds` and is killed; `stacks` shows its threads, if "
+    "it could still report them.",
+    "worker_killed": "A worker did not stop in time and was killed.",
+    "more_workers_than_cores": "`workers` share fewer `cores` and slow each other down.",
+    # Logs and metrics
+    "log_lines_dropped": "`count` lines are missing here because the log was not read in time.",
+    "log_line_not_rendered": "A library logged an event that cannot be formatted, at `where`.",
+    "metrics_not_served": "A scrape failed.",
+}
