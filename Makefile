@@ -5,6 +5,7 @@ SERVE := $(VENV)/.installed-server
 DEVELOP := $(VENV)/.installed
 IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
+DIST := dist
 # PyPI's torch for Linux brings CUDA along. An index of CPU builds saves most of that, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 .DEFAULT_GOAL := help
 # A .venv whose making failed, as on a Debian without python3-venv, is made anew by the next run.
 .DELETE_ON_ERROR:
-.PHONY: help announced setup run test hostile lint format typecheck protos baseline bench soak peers clean
+.PHONY: help announced setup run test hostile lint format typecheck protos baseline bench soak peers dist clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,14 +27,14 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) --quiet pip
 
-$(SERVE): pyproject.toml constraints.txt | $(BIN)/python
+$(SERVE): pyproject.toml server/pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the server for CPUs into $(VENV): 410 MB, half a minute ..."
-	@$(PIP) --quiet -e '.[server]'
+	@$(PIP) --quiet -e . -e ./server
 	@touch $@
 
 $(DEVELOP): $(SERVE)
 	@echo "Installing torch and the tools into $(VENV): $(if $(TORCH_INDEX),2.2 GB from $(TORCH_INDEX),6 GB; 2.2 GB with TORCH_INDEX=https://download.pytorch.org/whl/cpu), some minutes ..."
-	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[server,torch,int8,heif,otel,bench]' --group dev
+	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[bench]' -e './server[torch,int8,heif,otel]' --group dev
 	@touch $@
 
 run: $(SERVE) ## Start a server on the embedded checkpoint, classify a photo, keep serving
@@ -83,5 +84,12 @@ soak: $(DEVELOP) ## Load a server for ten minutes and look for what grows
 peers: $(DEVELOP) ## Install the servers that `make bench` compares with
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers
 
+dist: $(DEVELOP) ## Build both distributions into dist/, and check what is in them
+	rm -rf $(DIST)
+	$(BIN)/python -m build --no-isolation --outdir $(DIST) .
+	$(BIN)/python -m build --no-isolation --outdir $(DIST) server
+	$(BIN)/twine check --strict $(DIST)/*
+	$(BIN)/python -m tests.release.distributions $(DIST)
+
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DIST)
