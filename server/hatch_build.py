@@ -12,8 +12,8 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 class SameVersion(MetadataHookInterface):
     """Fills in `version` and `dependencies`.
 
-    Both come from the repository's pyproject.toml. A source distribution does not have it; there hatchling takes
-    them from PKG-INFO instead.
+    Both come from the repository's pyproject.toml. In a source distribution, which lacks that file, hatchling
+    takes them from PKG-INFO.
     """
 
     def update(self, metadata: dict[str, Any]) -> None:

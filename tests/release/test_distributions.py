@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -43,6 +44,19 @@ def test_a_source_distribution_builds_the_same_wheel(folder: Path) -> None:
 def test_the_license_of_the_server_is_that_of_the_repository() -> None:
     """hatchling needs a copy below the project's folder."""
     assert (ROOT / "server/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_extras_of_the_server_are_extras_of_alignserve_too() -> None:
+    """`pip install 'alignserve[server,torch]'` is all that a page has to name."""
+    extras, of_server = (
+        tomllib.loads((project / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for project in (ROOT, ROOT / "server")
+    )
+
+    assert {name: extras.get(name) for name in of_server} == {
+        name: [f"alignserve-server[{name}]"] for name in of_server
+    }
+    assert extras["server"] == ["alignserve-server"]
 
 
 @pytest.mark.parametrize("name", ["tests/test_client.py", "alignserve/model.safetensors"])
