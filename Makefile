@@ -5,7 +5,8 @@ SERVE := $(VENV)/.installed-server
 DEVELOP := $(VENV)/.installed
 IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
-DIST := dist
+LOWEST := $(VENV)/lowest
+UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 # PyPI's torch for Linux brings CUDA along. An index of CPU builds saves most of that, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 .DEFAULT_GOAL := help
 # A .venv whose making failed, as on a Debian without python3-venv, is made anew by the next run.
 .DELETE_ON_ERROR:
-.PHONY: help announced setup run test hostile lint format typecheck protos baseline bench soak peers dist clean
+.PHONY: help announced setup run test hostile lint format typecheck protos baseline bench soak peers clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,12 +85,21 @@ soak: $(DEVELOP) ## Load a server for ten minutes and look for what grows
 peers: $(DEVELOP) ## Install the servers that `make bench` compares with
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers
 
+.PHONY: test-lowest dist
+
+test-lowest: $(DEVELOP) ## Run unit, client and integration tests on the lowest versions that the projects claim
+	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(UV) pip install --quiet --python $(LOWEST) --resolution lowest-direct -e . -e './server[otel]'
+	$(UV) pip freeze --quiet --python $(LOWEST) --exclude-editable >$(LOWEST)/constraints.txt
+	$(UV) pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/constraints.txt --group test
+	$(LOWEST)/bin/python -m pytest tests/unit tests/client tests/integration --ignore tests/client/test_types.py
+
 dist: $(DEVELOP) ## Build both distributions into dist/, and check what is in them
-	rm -rf $(DIST)
-	$(BIN)/python -m build --no-isolation --outdir $(DIST) .
-	$(BIN)/python -m build --no-isolation --outdir $(DIST) server
-	$(BIN)/twine check --strict $(DIST)/*
-	$(BIN)/python -m tests.release.distributions $(DIST)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist server
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.release.distributions dist
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DIST)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
