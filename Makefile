@@ -89,7 +89,7 @@ peers: $(DEVELOP) ## Install the servers that `make bench` compares with
 
 test-lowest: $(DEVELOP) ## Run unit, client and integration tests on the lowest versions that the projects claim
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	$(UV) pip install --quiet --python $(LOWEST) --resolution lowest-direct -e . -e './server[otel]'
+	$(UV) pip install --quiet --python $(LOWEST) --resolution lowest-direct -e '.[bench]' -e './server[heif,otel]'
 	$(UV) pip freeze --quiet --python $(LOWEST) --exclude-editable >$(LOWEST)/constraints.txt
 	$(UV) pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/constraints.txt --group test
 	$(LOWEST)/bin/python -m pytest tests/unit tests/client tests/integration --ignore tests/client/test_types.py
