@@ -5,6 +5,7 @@ python -m tests.release.distributions dist
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -132,6 +133,8 @@ def _metadata_problems(distribution: Distribution, wheel: Path) -> Iterator[str]
         yield f"{wheel.name}: its metadata are of {metadata.name} {metadata.version}"
     if metadata.description_content_type != "text/markdown" or not metadata.description:
         yield f"{wheel.name}: its description is not Markdown"
+    relative = re.findall(r"\]\((?!https?:|#)[^)]+\)", metadata.description or "")
+    yield from (f"{wheel.name}: its description has the relative link {link[1:]}" for link in relative)
     if tuple(metadata.license_files or ()) != distribution.licenses:
         yield f"{wheel.name}: its metadata name the licenses {metadata.license_files}"
     pins = [str(one.specifier) for one in metadata.requires_dist or () if one.name == CLIENT.name]

@@ -84,6 +84,18 @@ def test_metadata_of_another_version_are_named(client: Path) -> None:
     assert f"{CLIENT.wheel(client).name}: its metadata are of alignserve 9.9" in problems(CLIENT, client)
 
 
+def test_a_relative_link_is_named(client: Path) -> None:
+    """The package index shows the description outside of the repository, where such a link leads nowhere."""
+    metadata = b"Metadata-Version: 2.4\nName: alignserve\nVersion: 0\n\nSee [how](client/README.md#how).\n"
+    _rewrite(CLIENT.wheel(client), f"{CLIENT.dist_info}/METADATA", metadata)
+
+    found = problems(CLIENT, client)
+
+    assert (
+        f"{CLIENT.wheel(client).name}: its description has the relative link (client/README.md#how)" in found
+    )
+
+
 def test_a_missing_archive_is_named(client: Path) -> None:
     """A wheel without its source distribution is half a release."""
     CLIENT.sdist(client).unlink()
