@@ -5,6 +5,8 @@ SERVE := $(VENV)/.installed-server
 DEVELOP := $(VENV)/.installed
 IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
+LOWEST := $(VENV)/lowest
+UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 # PyPI's torch for Linux brings CUDA along. An index of CPU builds saves most of that, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -26,14 +28,14 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) --quiet pip
 
-$(SERVE): pyproject.toml constraints.txt | $(BIN)/python
+$(SERVE): pyproject.toml server/pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the server for CPUs into $(VENV): 410 MB, half a minute ..."
-	@$(PIP) --quiet -e '.[server]'
+	@$(PIP) --quiet -e . -e ./server
 	@touch $@
 
 $(DEVELOP): $(SERVE)
 	@echo "Installing torch and the tools into $(VENV): $(if $(TORCH_INDEX),2.2 GB from $(TORCH_INDEX),6 GB; 2.2 GB with TORCH_INDEX=https://download.pytorch.org/whl/cpu), some minutes ..."
-	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[server,torch,int8,heif,otel,bench]' --group dev
+	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[bench]' -e './server[torch,int8,heif,otel]' --group dev
 	@touch $@
 
 run: $(SERVE) ## Start a server on the embedded checkpoint, classify a photo, keep serving
@@ -83,5 +85,21 @@ soak: $(DEVELOP) ## Load a server for ten minutes and look for what grows
 peers: $(DEVELOP) ## Install the servers that `make bench` compares with
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers
 
+.PHONY: test-lowest dist
+
+test-lowest: $(DEVELOP) ## Run unit, client and integration tests on the lowest versions that the projects claim
+	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(UV) pip install --quiet --python $(LOWEST) --resolution lowest-direct -e '.[bench]' -e './server[heif,otel]'
+	$(UV) pip freeze --quiet --python $(LOWEST) --exclude-editable >$(LOWEST)/constraints.txt
+	$(UV) pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/constraints.txt --group test
+	$(LOWEST)/bin/python -m pytest tests/unit tests/client tests/integration --ignore tests/client/test_types.py
+
+dist: $(DEVELOP) ## Build both distributions into dist/, and check what is in them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist server
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.release.distributions dist
+
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

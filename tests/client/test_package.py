@@ -71,7 +71,7 @@ def test_asyncio_client_has_the_surface_of_the_blocking_one() -> None:
 
 
 def test_the_base_install_is_the_client_alone() -> None:
-    """`pip install alignserve` brings what a client needs; all else stands behind an extra."""
+    """`pip install alignserve` installs what a client needs; everything else is optional."""
     base = {
         re.split(r"[^\w-]", requirement, maxsplit=1)[0]
         for requirement in requires("alignserve") or ()

@@ -17,12 +17,14 @@ from tests.deploy.prometheus import programs
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Installs alignserve from nothing but what the Dockerfile copies, as it does but without the network."""
+    """Installs both distributions from what the Dockerfile copies, as it does but without the network."""
     source = copy_sources("alignserve", tmp_path_factory.mktemp("build"))
     folder = tmp_path_factory.mktemp("packages")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", "--target", folder, source], check=True, timeout=120
+        [*pip, "--no-deps", "--no-build-isolation", "--target", folder, source, source / "server"],
+        check=True,
+        timeout=120,
     )
     return folder
 

@@ -67,12 +67,12 @@ class Image:
 
 
 def run_step(step: str, folder: Path, variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
-    """Runs a RUN in a folder, below which `/install` and `/checkpoint` lie.
+    """Runs a RUN in a folder, below which `/install`, `/checkpoint` and `/sbom` lie.
 
     Commands come from the folder's `bin` first, then from this environment. Mounts are left out.
     """
     command = re.sub(r"--mount=\S+", "", step)
-    for path in ("/install", "/checkpoint"):
+    for path in ("/install", "/checkpoint", "/sbom"):
         command = command.replace(path, f"{folder}{path}")
     environment = {**os.environ, **(variables or {}), "PATH": f"{folder}/bin:{BIN}:{os.environ['PATH']}"}
     return subprocess.run(

@@ -157,7 +157,7 @@ def _count_workers(settings: Settings, _held: ExitStack) -> str:
 
 
 def _prepare_tracing(_settings: Settings, _held: ExitStack) -> str:
-    SpanExport(version("alignserve"))
+    SpanExport(version("alignserve-server"))
     endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), "the default endpoint")
     return f"spans go to {endpoint}"
 

@@ -108,7 +108,9 @@ def _serve(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"alignserve-server {version('alignserve')}")
+    parser.add_argument(
+        "--version", action="version", version=f"alignserve-server {version('alignserve-server')}"
+    )
     return _run_with(_parse(parser, argv), _serving)
 
 

@@ -102,7 +102,7 @@ class Server:
         self.metrics.log_lines_dropped.set_function(dropped_lines)
         self.metrics.state.set_function(lambda: state_series(self.state))
         self._limits = _limits(settings)
-        self._version = version("alignserve")
+        self._version = version("alignserve-server")
         keys = settings.keys_file
         access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
         self._servicer = AlignServicer(

@@ -43,7 +43,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         run(["--version"])
 
     assert exited.value.code == 0
-    assert capsys.readouterr().out == f"alignserve-server {version('alignserve')}\n"
+    assert capsys.readouterr().out == f"alignserve-server {version('alignserve-server')}\n"
 
 
 @pytest.mark.parametrize(

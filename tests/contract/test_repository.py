@@ -1,0 +1,57 @@
+"""What every repository has: hooks, issue forms, the pages about contributing and security."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.contract.documents import read
+from tests.processes import ROOT
+
+FORMS = sorted(
+    set((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")) - {ROOT / ".github/ISSUE_TEMPLATE/config.yml"}
+)
+FIELDS = {"checkboxes", "dropdown", "input", "markdown", "textarea"}
+
+
+def test_the_hooks_run_tools_of_make_lint() -> None:
+    """Each hook is local, and its command, without the options that repair, is in the Makefile."""
+    makefile = read("Makefile").replace("$(BIN)", ".venv/bin")
+    repositories = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
+    commands = [hook["entry"].split(" --fix")[0].split(" --force")[0] for hook in repositories[0]["hooks"]]
+
+    assert [repository["repo"] for repository in repositories] == ["local"]
+    assert [command for command in commands if command not in makefile] == []
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_an_issue_form_is_one(path: Path) -> None:
+    """It has a name, a description, and fields of known kinds with labels and unique identifiers."""
+    form: dict[str, Any] = yaml.safe_load(path.read_text())
+    identifiers = [field["id"] for field in form["body"]]
+
+    assert {"name", "description", "labels", "body"} == set(form)
+    assert {field["type"] for field in form["body"]} <= FIELDS
+    assert all(field["attributes"]["label"] for field in form["body"])
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def test_the_tests_that_the_security_policy_names_exist() -> None:
+    """Each path in the table of defenses is a file."""
+    named = re.findall(r"`(tests/[^`]+)`", read("SECURITY.md"))
+
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("project", ["pyproject.toml", "server/pyproject.toml"])
+def test_each_dependency_has_its_reason(project: str) -> None:
+    """A requirement, unless it names one of our own extras, is on a line of its own and has a comment."""
+    lines = re.findall(r'^  "[\w.\[\]-]+[<>=!~].*$', read(project), flags=re.MULTILINE)
+
+    assert len(lines) > 10
+    assert [line for line in lines if not re.search(r'",\s+# \w', line)] == []
