@@ -1,4 +1,4 @@
-"""The documents hang together."""
+"""Links between the documents work."""
 
 from __future__ import annotations
 

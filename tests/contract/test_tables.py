@@ -1,4 +1,4 @@
-"""The tables of the READMEs say what the code does."""
+"""The tables in the READMEs match the code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_error_table_lists_every_error() -> None:
 
 @pytest.mark.parametrize("row", ERROR_ROWS, ids=lambda row: row["reason"])
 def test_error_table_says_what_can_be_retried(row: dict[str, str]) -> None:
-    """A row promises RetryInfo, and a retry after its delay, exactly if the error is retryable."""
+    """A row promises RetryInfo and a retry after its delay if and only if the error is retryable."""
     is_retryable = any(kind.is_retryable for kind in _error_kinds() if kind.reason == row["reason"])
 
     assert row["retry"].startswith("after the delay" if is_retryable else "no")
@@ -117,18 +117,18 @@ def test_log_table_equals_the_events() -> None:
 
 
 def test_every_event_has_its_name_in_the_code() -> None:
-    """An event whose name is put together as it is logged could be in no table."""
+    """Event names are literals: no table could list names that are computed."""
     assert [call.lineno for call, _ in _logging_calls() if not isinstance(_event_of(call), str)] == []
 
 
 def _leveled(events: list[str], levels: list[str]) -> list[tuple[str, str]]:
-    """Pairs the events of a row with their levels, of which there is one for all or one for each."""
+    """Pairs the events of a row with their levels: one for all events, or one for each."""
     return list(zip(events, levels * len(events) if len(levels) == 1 else levels, strict=True))
 
 
 def _events() -> set[tuple[str, str]]:
     """Returns the events that the code logs, with their levels."""
-    told = {("beat", "info"), ("state", "info")}  # by a worker to its supervisor, and never logged
+    told = {("beat", "info"), ("state", "info")}  # messages from a worker to its supervisor; not logged
     return {(str(_event_of(call)), _LEVELS.get(name, name)) for call, name in _logging_calls()} - told
 
 
@@ -137,10 +137,10 @@ def _event_of(call: ast.Call) -> object:
 
 
 def _logging_calls() -> Iterator[tuple[ast.Call, str]]:
-    """Yields the calls of loggers, and of what takes a log's place, with the name of what is called."""
+    """Yields calls to loggers and to functions that replace them, with the called function's name."""
     for source in sorted((ROOT / "server" / "alignserve_server").rglob("*.py")):
         if "get_logger" not in (text := source.read_text()):
-            continue  # it logs as libraries do, in sentences
+            continue  # it logs sentences, as libraries do
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _logs(node.func):
                 yield node, node.func.attr
@@ -191,15 +191,15 @@ def _without_unit(default: str) -> str:
 def _metrics() -> list[tuple[str, str, list[str], str]]:
     metrics = Metrics(CollectorRegistry())
     workers = CollectorRegistry()
-    Supervisor(1, None, workers, patience_seconds=0)  # which would launch nothing before it runs
+    Supervisor(1, None, workers, patience_seconds=0)  # launches nothing until it runs
     labels = {
         getattr(collector, "name", None) or collector._name: list(
             collector.label_names if hasattr(collector, "label_names") else collector._labelnames
-        )  # prometheus_client tells them nowhere else before a series exists
+        )  # prometheus_client has no public access to label names before a series exists
         for collector in vars(metrics).values()
         if hasattr(collector, "collect") and collector is not metrics.registry
     }
-    own = [family for family in workers.collect() if family.name not in labels]  # not what workers have too
+    own = [family for family in workers.collect() if family.name not in labels]  # without those that workers have too
     labels.update((family.name, ["worker"]) for family in own)
     return [
         (
