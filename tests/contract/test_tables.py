@@ -199,7 +199,8 @@ def _metrics() -> list[tuple[str, str, list[str], str]]:
         for collector in vars(metrics).values()
         if hasattr(collector, "collect") and collector is not metrics.registry
     }
-    own = [family for family in workers.collect() if family.name not in labels]  # without those that workers have too
+    # Families that workers have too are in `labels` already.
+    own = [family for family in workers.collect() if family.name not in labels]
     labels.update((family.name, ["worker"]) for family in own)
     return [
         (
