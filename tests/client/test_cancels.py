@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 from alignserve import AsyncClient, Client, RetryPolicy, TextItem
 from alignserve._bench.load import ClosedLoop
-from alignserve._bench.runner import Extent, measure
-from alignserve._bench.workload import EMBED_TEXT
-from alignserve._bench.workload import Call as BenchCall
+from alignserve._bench.runner import RunLength, measure
+from alignserve._bench.workload import EMBED_TEXT, UnaryRequest
 from alignserve._health import HEALTH_SERVICE
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
@@ -247,9 +246,9 @@ async def test_bench_names_a_cancel_of_the_server_as_such(streams: int) -> None:
     async with bare_server(cancel, 1) as server:
         found = await measure(
             server.target,
-            iter([BenchCall(EMBED_TEXT, request)] * 2),
+            iter([UnaryRequest(EMBED_TEXT, request)] * 2),
             ClosedLoop(1),
-            Extent(10),
+            RunLength(10),
             streams=streams,
         )
 

@@ -220,7 +220,7 @@ def test_a_resolver_that_hangs_delays_an_error_for_a_moment_only(
 ) -> None:
     """Then gRPC's own words have to do."""
     gate = threading.Event()
-    monkeypatch.setattr("alignserve._caller.LONGEST_SECONDS", 0.01)
+    monkeypatch.setattr("alignserve._transport.MAX_PROBE_SECONDS", 0.01)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: gate.wait() and [])
 
     with Client(f"127.0.0.1:{ports.by_name['nothing']}", retry=ONCE) as client:
@@ -261,7 +261,7 @@ def test_no_look_is_taken_while_retries_are_left(ports: Ports, monkeypatch: pyte
 def test_a_list_that_fails_at_once_is_looked_into_once(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a request has found out is not asked again for the list."""
     asked: list[object] = []
-    monkeypatch.setattr("alignserve._caller.Caller.cause", lambda _: asked.append(1) or Cause("found"))
+    monkeypatch.setattr("alignserve._transport.Transport.cause", lambda _: asked.append(1) or Cause("found"))
 
     with (
         Client(f"127.0.0.1:{ports.by_name['nothing']}", retry=ONCE) as client,

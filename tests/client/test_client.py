@@ -204,7 +204,7 @@ def test_an_api_key_goes_with_every_call_and_nowhere_else(server: FakeServer) ->
         client.embed_text("a")
 
         assert server.received[0].metadata["authorization"] == "Bearer as_search_secret"
-        assert "secret" not in repr(client) + repr(client._terms)
+        assert "secret" not in repr(client) + repr(client._call_defaults)
 
 
 def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> None:
@@ -225,10 +225,10 @@ def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> Non
     ],
     ids=["no ASCII", "empty", "line break"],
 )
-async def test_what_no_header_can_carry_is_refused_at_once(client_class, terms) -> None:
+async def test_what_no_header_can_carry_is_refused_at_once(client_class, defaults) -> None:
     """By both clients, and without telling the secret."""
     with pytest.raises(ValueError, match=r"API key|metadata") as error:
-        client_class("127.0.0.1:1", **terms)
+        client_class("127.0.0.1:1", **defaults)
 
     assert "secret" not in str(error.value)
 

@@ -52,8 +52,8 @@ def call(request: pytest.FixtureRequest, server: FakeServer, time: Any) -> Call:
     """Calls a method of a client that knows the limits, on time that only moves in pauses."""
 
     def run(method: str, *inputs: Any, client: dict[str, Any] | None = None, **options: Any) -> Any:
-        terms = {"_clock": time.clock(), **(client or {})}
-        return request.param(server.target, method, *inputs, client=terms, **options)
+        defaults = {"_clock": time.clock(), **(client or {})}
+        return request.param(server.target, method, *inputs, client=defaults, **options)
 
     return run
 

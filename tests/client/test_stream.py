@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 import pytest
 from alignserve import AsyncClient, ClassifyItem, Client, ImageItem, Item, RetryPolicy, StreamResult, TextItem
-from alignserve._ledger import Ledger
+from alignserve._in_flight import InFlightItems
 from alignserve._stream import Stream
 from alignserve.testing import FakeServer
 
@@ -289,7 +289,7 @@ async def test_a_stream_whose_source_is_silent_ends_at_its_deadline_async(async_
         [result async for result in async_client.stream(items(), timeout_seconds=0.05)]
 
 
-class WatchedLedger(Ledger):
+class WatchedLedger(InFlightItems):
     """A ledger that notes when it is read without its lock."""
 
     lock: Any
@@ -304,7 +304,7 @@ class WatchedLedger(Ledger):
 def test_the_ledger_is_read_under_its_lock_only(client: Client) -> None:
     """The receiver does not walk through entries that the caller's thread is taking out."""
     stream = Stream(
-        client._caller,
+        client._transport,
         client._stub.StreamInfer,
         texts(20),
         ordered=False,
@@ -312,14 +312,14 @@ def test_the_ledger_is_read_under_its_lock_only(client: Client) -> None:
         max_request_bytes=1000,
         deadline=float("inf"),
     )
-    ledger = WatchedLedger(4, ordered=False)
-    ledger.lock = stream._changed
-    stream._ledger = ledger
+    in_flight = WatchedLedger(4, ordered=False)
+    in_flight.lock = stream._changed
+    stream._in_flight = in_flight
 
     results = list(stream.results())
 
     assert len(results) == 20
-    assert ledger.unguarded == 0
+    assert in_flight.unguarded == 0
 
 
 def test_items_are_never_read_further_ahead_than_the_window(client: Client) -> None:
