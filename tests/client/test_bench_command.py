@@ -153,7 +153,7 @@ def test_no_server_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_more_items_than_the_server_takes_is_said_before(bench: Any) -> None:
     """A run of refusals would tell less."""
-    with pytest.raises(ValueError, match="--items-per-request is 5, and the server takes 4"):
+    with pytest.raises(ValueError, match="--items-per-request is 5, but the server accepts at most 4"):
         bench(*FEW, "--items-per-request", 5)
 
 
@@ -238,7 +238,7 @@ def test_the_chart_has_a_bar_for_whatever_came() -> None:
         (0.1, 0.2, 0.0, []),
         (9.0, 0.2, 0.0, ["did not keep up; 1.0 of 10.0"]),
         (0.1, 1.1, 0.0, ["kept 1.1 cores busy"]),
-        (0.1, 0.2, 0.02, ["left 20.0 ms late"]),
+        (0.1, 0.2, 0.02, ["was sent 20.0 ms late"]),
     ],
     ids=["fine", "overload", "busy client", "late client"],
 )

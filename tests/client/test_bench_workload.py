@@ -187,5 +187,5 @@ def test_framing_is_that_of_protobuf(number: int) -> None:
 @pytest.mark.parametrize("message", [b"\x0a", b"\x0a\x05abc", b"\x80", b"\x0b"])
 def test_what_is_no_message_is_refused(message: bytes) -> None:
     """A cut or garbled answer is not taken for one."""
-    with pytest.raises(ValueError, match="no protobuf message"):
+    with pytest.raises(ValueError, match="not a protobuf message"):
         content_fields(message)

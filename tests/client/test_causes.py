@@ -107,13 +107,13 @@ CASES = {
         "localhost",
         ["authority that this client does not trust", "--ca-file"],
     ),
-    "in the clear to TLS": ("tls", "none", "localhost", ["the server uses TLS", "tls=True", "--tls"]),
-    "TLS to in the clear": ("plain", "ca", "localhost", ["does not use TLS", "leave out TLS"]),
+    "unencrypted to TLS": ("tls", "none", "localhost", ["the server uses TLS", "tls=True", "--tls"]),
+    "TLS to unencrypted": ("plain", "ca", "localhost", ["does not use TLS", "leave out TLS"]),
     "no client certificate": (
         "mtls",
         "ca",
         "localhost",
-        ["asks for a client certificate", "--certificate-file"],
+        ["requires a client certificate", "--certificate-file"],
     ),
     "strange client certificate": (
         "mtls",

@@ -323,7 +323,7 @@ def test_embed_warns_of_texts_with_unknown_tokens(run: Any) -> None:
 
     assert code == 0
     assert len(json.loads(out)["embeddings"]) == 4
-    consequence = "are unknown to the model's vocabulary; its embedding says little"
+    consequence = "are unknown to the model's vocabulary; its embedding means little"
     assert err.splitlines() == [
         f"alignserve: 1 of 5 tokens of 'a [UNK] b' {consequence}",
         f"alignserve: 1 of 3 tokens of '[UNK]' {consequence}",
@@ -352,7 +352,7 @@ def test_labels_with_unknown_tokens_are_warned_of(
     asked = [call.request.texts for call in server.received if call.method == "EmbedText"]
     assert code == 0
     assert asked == [["[UNK] ü"]]
-    assert "1 of 4 tokens of '[UNK] ü' are unknown to the model's vocabulary; its scores say little" in err
+    assert "1 of 4 tokens of '[UNK] ü' are unknown to the model's vocabulary; its scores mean little" in err
 
 
 def test_a_key_for_classify_alone_still_classifies(server: FakeServer, run: Any, photo: Path) -> None:

@@ -204,7 +204,7 @@ def test_an_api_key_goes_with_every_call_and_nowhere_else(server: FakeServer) ->
         client.embed_text("a")
 
         assert server.received[0].metadata["authorization"] == "Bearer as_search_secret"
-        assert "secret" not in repr(client) + repr(client._call_defaults)
+        assert "secret" not in repr(client) + repr(client._defaults)
 
 
 def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> None:
@@ -217,7 +217,7 @@ def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> Non
 
 @pytest.mark.parametrize("client_class", [Client, AsyncClient])
 @pytest.mark.parametrize(
-    "terms",
+    "defaults",
     [
         {"api_key": "as_\u00fc_secret"},
         {"api_key": " \n"},
@@ -266,7 +266,7 @@ def test_an_image_that_fits_into_no_request_is_named(knows_limits: bool) -> None
         if knows_limits:
             client.model_info()
 
-        with pytest.raises(alignserve.InvalidArgumentError, match="pixels travel as PNG") as caught:
+        with pytest.raises(alignserve.InvalidArgumentError, match="pixels are sent as PNG") as caught:
             client.embed_image(pixels)
 
         assert caught.value.reason == "IMAGE_TOO_LARGE"

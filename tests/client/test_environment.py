@@ -200,8 +200,8 @@ def test_tls_comes_from_the_environment(pems: dict[str, str]) -> None:
         ("http://box", {"is_on": True}, {}, "scheme of the address turns TLS off"),
         ("https://box", {"is_on": False}, {}, "scheme of the address turns TLS on"),
         ("box", {"is_on": False, "root_certificates": b"x"}, {}, "tls is off"),
-        ("box", {"client_certificate": b"x"}, {}, "belong together"),
-        ("box", {"root_certificates": b"x"}, {}, "root_certificates: its bytes is no PEM"),
+        ("box", {"client_certificate": b"x"}, {}, "requires its key"),
+        ("box", {"root_certificates": b"x"}, {}, "root_certificates: its bytes is not PEM"),
     ],
 )
 def test_contradictions_are_refused(

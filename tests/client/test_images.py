@@ -148,13 +148,13 @@ def test_open_files_are_read(photo: Path) -> None:
 
 def test_a_file_opened_as_text_is_refused() -> None:
     """Text is no image; the message says how to open the file."""
-    with pytest.raises(TypeError, match=r"read\(\) gave str, not bytes; open the image in binary mode"):
+    with pytest.raises(TypeError, match=r"read\(\) returned str, not bytes; open the image in binary mode"):
         encoded_image(io.StringIO("x"))  # type: ignore[arg-type]
 
 
 def test_other_values_are_refused_with_what_to_give() -> None:
     """A value that is no image is a TypeError that names the accepted kinds."""
-    with pytest.raises(TypeError, match="int is no image; give a path"):
+    with pytest.raises(TypeError, match="int is not an image; give a path"):
         encoded_image(3)  # type: ignore[arg-type]
 
 

@@ -112,8 +112,8 @@ def test_a_comparison_that_fails_is_not_taken_for_another_result(
 
     message = capsys.readouterr().err
     assert code != 0
-    assert "unreadable as the test wants" in message
-    assert "another result" not in message
+    assert "failure injected by the test" in message
+    assert "different result" not in message
     assert out.read_bytes() == before
 
 
@@ -130,7 +130,7 @@ def test_lines_of_another_model_are_not_mixed_in(
 
     assert code == 4
     assert out.read_bytes() == before
-    assert "has another result now" in capsys.readouterr().err
+    assert "has a different result now" in capsys.readouterr().err
 
 
 def test_lines_for_other_labels_are_not_mixed_in(server: FakeServer, photos: Path, out: Path) -> None:
@@ -209,7 +209,7 @@ def test_an_interrupted_run_says_how_to_go_on(server: FakeServer, photos: Path, 
 
     assert process.returncode == 130
     assert re.match(r"alignserve: interrupted: \d+/400 in ", err)
-    assert err.endswith("the same command with --resume does the rest\n")
+    assert err.endswith("run the same command with --resume to do the rest\n")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -172,7 +172,7 @@ def test_nothing_on_standard_input_is_said(run: Any, stdin: Any) -> None:
     code, _, err = run("classify", "-", "--label", "cat")
 
     assert code == 4
-    assert "nothing came on standard input" in err
+    assert "standard input is empty" in err
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_refused_file_is_called_what_it_is(
         main(["--server", server.target, command.split()[0], *paths, *labels])
 
     err = capsys.readouterr().err
-    assert "image is none of JPEG, PNG" in err
+    assert "image is not one of JPEG, PNG" in err
     assert told in err
 
 
@@ -269,7 +269,7 @@ def test_a_folder_given_to_classify_is_called_one(run: Any, tmp_path: Path) -> N
     code, _, err = run("classify", tmp_path, "--label", "a", "b")
 
     assert code == 4
-    assert err == f"alignserve: {tmp_path} is a folder; alignserve stream takes the images in it\n"
+    assert err == f"alignserve: {tmp_path} is a folder; use alignserve stream to process the images in it\n"
 
 
 def test_a_missing_key_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:

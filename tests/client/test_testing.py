@@ -155,7 +155,7 @@ def test_a_test_can_have_images_checked() -> None:
     """Bytes that are no image of the formats are refused, and those of one are not."""
     with FakeServer(checks_images=True) as fake, Client(fake.target) as client:
         client.embed_image(b"\x89PNG\r\n\x1a\n and so on")
-        with pytest.raises(alignserve.InvalidArgumentError, match="image is none of JPEG, PNG") as caught:
+        with pytest.raises(alignserve.InvalidArgumentError, match="image is not one of JPEG, PNG") as caught:
             client.embed_image(b"GIF89a")
 
     assert caught.value.reason == "IMAGE_UNREADABLE"

@@ -13,7 +13,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"]
 
 _MAX_MESSAGE_BYTES = 16 << 20
 _MAX_RECEIVE = "grpc.max_receive_message_length"
-_MAX_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's maximum; its option for "no limit" is -1
+_GRPC_MAX_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's maximum; its option for "no limit" is -1
 _SERVICE_CONFIG: dict[str, object] = {
     # Spreads calls over all servers that a name resolves to. The client retries by itself, and not by gRPC,
     # which reads neither RetryInfo nor the reason for a cancellation, and stops retrying under many callers.
@@ -49,4 +49,4 @@ def proxy_options(target: Target) -> list[tuple[str, Any]]:
 def response_size_metadata(options: ChannelOptions) -> list[tuple[str, str]]:
     """Returns the metadata that tells the server how large responses may be, instead of 4 MiB."""
     limit: int = {_MAX_RECEIVE: _MAX_MESSAGE_BYTES, **dict(options)}[_MAX_RECEIVE]
-    return [("alignserve-max-response-bytes", str(limit if limit > 0 else _MAX_MESSAGE_BYTES))]
+    return [("alignserve-max-response-bytes", str(limit if limit > 0 else _GRPC_MAX_MESSAGE_BYTES))]

@@ -1,7 +1,7 @@
-"""Forwards at fixed shapes on fixed memory, as CUDA graphs need them: one for each bucket of sizes.
+"""Forwards with fixed shapes in fixed memory, as CUDA graphs require: one for each bucket of sizes.
 
-A batch goes to the smallest bucket that holds it, and what the rest of the bucket becomes is cut off. How a
-forward is captured is for the caller to say, so nothing here needs a GPU.
+A batch runs in the smallest bucket that fits it, and results for the unused rows are discarded. The caller
+decides how a forward is captured, so this module does not need a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHORTEST_TEXT = 8  # tokens; a GPU computes shorter ones no faster
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The largest inputs."""
+    """The maximum sizes of inputs."""
 
     batch_size: int
     image_size: tuple[int, int]  # height, width
@@ -34,7 +34,7 @@ class Extent:
 
 
 def buckets(limit: int, smallest: int = 1) -> list[int]:
-    """Returns the powers of two from `smallest` (one itself) up to below the limit, and the limit."""
+    """Returns the powers of two from `smallest` (itself one) that are below the limit, and the limit."""
     sizes = []
     while smallest < limit:
         sizes.append(smallest)
@@ -43,7 +43,7 @@ def buckets(limit: int, smallest: int = 1) -> list[int]:
 
 
 def bucket_for(size: int, sizes: Iterable[int]) -> int | None:
-    """Returns the smallest bucket that holds a size, or None if none does."""
+    """Returns the smallest bucket that fits a size, or None if none does."""
     return min((bucket for bucket in sizes if bucket >= size), default=None)
 
 
@@ -51,7 +51,7 @@ class StaticForwards:
     """The forwards of all buckets. They share their inputs, so one runs at a time."""
 
     def __init__(self, towers: Towers, extent: Extent, device: torch.device) -> None:
-        """Allocates the inputs; there are no forwards until `capture`."""
+        """Allocates the inputs; `capture` adds the forwards."""
         self._towers = towers
         self._lengths = buckets(extent.text_tokens, _SHORTEST_TEXT)
         tokens = extent.batch_size, extent.text_tokens
@@ -63,13 +63,13 @@ class StaticForwards:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """The batch sizes that have been captured."""
+        """The captured batch sizes."""
         return sorted(self._images)
 
     def capture(self, capture: Capture) -> None:
-        """Captures the forwards of every bucket that fits the device, or none if it cannot be done at all."""
+        """Captures a forward for every bucket that fits on the device; none if capturing is impossible."""
         try:
-            for batch_size in reversed(buckets(len(self._pixels))):  # largest first: others reuse its memory
+            for batch_size in reversed(buckets(len(self._pixels))):  # largest first: smaller ones reuse its memory
                 self._add(batch_size, capture)
         except RuntimeError as error:
             _log.warning("cuda_graphs_unusable", reason=str(error))
@@ -96,7 +96,7 @@ class StaticForwards:
             self._images[batch_size], self._texts[batch_size] = images, texts
 
     def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor | None:
-        """Returns embeddings, which the next call overwrites, or None if no bucket is large enough."""
+        """Returns embeddings, which the next call overwrites, or None if no bucket fits."""
         count = len(pixels)
         bucket = bucket_for(count, self._images)
         if bucket is None:

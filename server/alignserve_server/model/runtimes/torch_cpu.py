@@ -1,4 +1,4 @@
-"""ALIGN on torch: loading, and the runtime for CPUs. The one for GPUs is in `cuda_runtime`."""
+"""ALIGN on torch: loading, and the runtime for CPUs. The runtime for GPUs is in `torch_cuda`."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def cuda_device(index: int | None) -> str | None:
-    """Returns the name of a GPU, of the first one for None; or None if there is no GPU at all.
+    """Returns the device name of a GPU, by default of the first one, or None if there is no GPU.
 
     Raises:
-        ValueError: There is no GPU of that number.
+        ValueError: There is no GPU with that index.
     """
     if index is None and not torch.cuda.is_available():
         return None
@@ -83,12 +83,12 @@ class CpuRuntime:
         if onednn.is_available(dtype):
             onednn.fuse(self._towers)
         for parameter in self._towers.parameters():
-            # Few are left as they were loaded, but for their sake all of the weights' file stays in memory.
+            # Few weights are still as loaded, but they would keep the whole weights file in memory.
             parameter.data = parameter.data.clone()
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the weights take."""
+        """Memory that the weights use."""
         return self._towers.nbytes
 
     def enter_lane(self) -> None:
@@ -96,7 +96,7 @@ class CpuRuntime:
         torch.set_num_threads(self._threads_per_lane)
 
     def release_memory(self) -> None:
-        """Gives back what the largest batch that was measured has left."""
+        """Releases the memory that the largest measured batch has left."""
         trim_heap()
 
     @torch.inference_mode()
@@ -112,12 +112,12 @@ class CpuRuntime:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep what torch frees, for this process.
+    """Makes glibc keep memory that torch frees, in this process.
 
     By default it returns large blocks to the kernel, which then zeroes them page by page for the next
-    forward: batches get slower than single images, and single ones lose a quarter. See `man mallopt`.
+    forward: batches become slower than single images, and single images lose a quarter. See `man mallopt`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc alone has it
+    if mallopt is not None:  # only glibc has it
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
             mallopt(option, value)
