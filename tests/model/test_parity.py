@@ -100,7 +100,7 @@ def test_reduced_precision_stays_close(mini, photos, cache_folder, runtime_name,
 def _reduced(checkpoint, runtime_name, dtype, cache_folder):
     try:
         return load_align(
-            checkpoint, runtime=runtime_name, dtype=dtype, least_cosine=0.99, cache_folder=cache_folder
+            checkpoint, runtime=runtime_name, dtype=dtype, min_cosine=0.99, cache_folder=cache_folder
         )
     except ValueError as error:  # a CPU without the instructions, or no openvino
         pytest.skip(str(error))

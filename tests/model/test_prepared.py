@@ -169,7 +169,7 @@ def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_p
     exact, rounded = open_prepared(prepared_folder), open_prepared(folder)
     assert (folder / "image.bin").stat().st_size < 0.6 * (prepared_folder / "image.bin").stat().st_size
     assert not set(exact.fingerprints.values()) & set(rounded.fingerprints.values())
-    assert load_align(rounded, least_cosine=0.9).info.min_cosine < 1
+    assert load_align(rounded, min_cosine=0.9).info.min_cosine < 1
 
 
 def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path, capsys):
@@ -192,7 +192,7 @@ def test_int8_is_prepared_from_images(tmp_path):
     code = prepare_cli.run(["--to", str(folder), *options])
 
     assert code == 0
-    assert load_align(open_prepared(folder), least_cosine=0).info.dtype == "int8"
+    assert load_align(open_prepared(folder), min_cosine=0).info.dtype == "int8"
     with pytest.raises(ValueError, match="is prepared for dtype int8, not for float32"):
         load_align(open_prepared(folder), dtype="float32")
 

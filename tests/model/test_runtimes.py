@@ -19,7 +19,7 @@ from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, reso
 from alignserve_server.model.prepared import is_undamaged
 from alignserve_server.model.runtimes import openvino as openvino_runtime
 from alignserve_server.model.runtimes import torch_cpu as torch_runtime
-from alignserve_server.model.runtimes.runtime import min_cosine
+from alignserve_server.model.runtimes.runtime import lowest_cosine
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
@@ -88,7 +88,7 @@ def test_what_does_not_go_together_is_an_error(mini, options, message):
 
 def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_folder, events):
     """bfloat16 misses a strict limit, so float32 is served, and the log says so."""
-    encoder = load_align(mini.checkpoint, runtime="torch", dtype="bfloat16", least_cosine=0.99999)
+    encoder = load_align(mini.checkpoint, runtime="torch", dtype="bfloat16", min_cosine=0.99999)
 
     (event,) = [event for event in events if event["event"] == "not_exact_enough"]
     assert (event["runtime"], event["dtype"]) == ("torch", "bfloat16")
@@ -310,12 +310,12 @@ def int8(mini, cache_folder):
     return _load_int8(mini.checkpoint, cache_folder)
 
 
-def _load_int8(checkpoint, cache_folder, least_cosine=0.0):
+def _load_int8(checkpoint, cache_folder, min_cosine=0.0):
     return load_align(
         checkpoint,
         runtime="openvino",
         dtype="int8",
-        least_cosine=least_cosine,
+        min_cosine=min_cosine,
         cache_folder=cache_folder,
         calibration_folder=PHOTOS,
     )
@@ -326,8 +326,8 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
     images = [int8.preprocess_image(content) for content in photos.values()]
     texts = [int8.tokenize("a photo of a cat", truncate=False)]
 
-    image_cosine = min_cosine(int8.encode_images(images), mini.encoder.encode_images(images))
-    text_cosine = min_cosine(int8.encode_texts(texts), mini.encoder.encode_texts(texts))
+    image_cosine = lowest_cosine(int8.encode_images(images), mini.encoder.encode_images(images))
+    text_cosine = lowest_cosine(int8.encode_texts(texts), mini.encoder.encode_texts(texts))
 
     assert int8.info.dtype == "int8"
     assert int8.info.fingerprint != mini.checkpoint.fingerprint(runtime="openvino", dtype="int8")
@@ -336,7 +336,7 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
 
 def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, events):
     """It has to prove itself as everything else, and float32 on the same runtime comes next."""
-    encoder = _load_int8(mini.checkpoint, cache_folder, least_cosine=0.999)
+    encoder = _load_int8(mini.checkpoint, cache_folder, min_cosine=0.999)
 
     assert "not_exact_enough" in [event["event"] for event in events]
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
@@ -406,11 +406,11 @@ def test_likeness_is_that_of_the_worst_row(rows, expected):
     """One wrong row among right ones counts."""
     reference = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
 
-    assert min_cosine(np.array(rows, np.float32), reference) == pytest.approx(expected)
+    assert lowest_cosine(np.array(rows, np.float32), reference) == pytest.approx(expected)
 
 
 def test_numbers_that_are_not_finite_are_not_alike():
     """NaN passes no limit."""
     reference = np.ones((2, 2), np.float32)
 
-    assert not min_cosine(np.array([[1, 1], [np.nan, 1]], np.float32), reference) >= 0.0
+    assert not lowest_cosine(np.array([[1, 1], [np.nan, 1]], np.float32), reference) >= 0.0

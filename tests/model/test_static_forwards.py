@@ -9,8 +9,8 @@ from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes.runtime import Rescaling
 from alignserve_server.model.runtimes.static_forwards import (
-    Extent,
     Forward,
+    MaxShapes,
     StaticForwards,
     bucket_for,
     buckets,
@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 pytestmark = pytest.mark.model
 
 CPU = torch.device("cpu")
-EXTENT = Extent(batch_size=6, image_size=(64, 64), text_tokens=20)
+MAX_SHAPES = MaxShapes(batch_size=6, image_size=(64, 64), text_tokens=20)
 RANDOM = torch.Generator().manual_seed(0)
 
 
@@ -71,7 +71,7 @@ def texts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def captured(towers: Towers, device: Device) -> StaticForwards:
-    forwards = StaticForwards(towers, EXTENT, CPU)
+    forwards = StaticForwards(towers, MAX_SHAPES, CPU)
     forwards.capture(device)
     return forwards
 
@@ -136,7 +136,7 @@ def test_the_first_batch_of_all_is_finite_in_every_row(towers):
     def keep_whole(forward: Forward) -> Forward:
         return lambda: rows.append(forward()) or rows[-1]
 
-    forwards = StaticForwards(towers, EXTENT, CPU)
+    forwards = StaticForwards(towers, MAX_SHAPES, CPU)
     forwards.capture(keep_whole)
 
     forwards.embed_tokens(*texts(3, 2, 2))

@@ -26,7 +26,7 @@ from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.proof import embed_probe
 from alignserve_server.model.reference import make_reference
 from alignserve_server.model.runtimes import network as networks
-from alignserve_server.model.runtimes.runtime import Placement, Rescaling
+from alignserve_server.model.runtimes.runtime import ExecutionConfig, Rescaling
 from alignserve_server.model.runtimes.torch_cpu import CpuRuntime
 from alignserve_server.serving.server import Server
 from structlog.testing import capture_logs
@@ -311,7 +311,7 @@ def proof(tiny_folder):
     reference = make_reference(checkpoint, network)
     images = ImagePreprocessor(checkpoint.image_processor, ImageDecoder(max_bytes=1 << 20, max_pixels=10**6))
     runtime = CpuRuntime(
-        networks.optimized(network), Placement("cpu", "float32"), Rescaling(images.scale, images.offset)
+        networks.optimized(network), ExecutionConfig("cpu", "float32"), Rescaling(images.scale, images.offset)
     )
     return runtime, reference, images, TextTokenizer.of(reference, max_bytes=1)
 

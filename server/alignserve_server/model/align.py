@@ -31,12 +31,12 @@ from alignserve_server.model.proof import embed_probe
 from alignserve_server.model.runtimes.calibration import CalibrationImages
 from alignserve_server.model.runtimes.runtime import (
     DtypeName,
-    Loaded,
-    Placement,
+    ExecutionConfig,
+    LoadedRuntime,
     Rescaling,
     Runtime,
     RuntimeName,
-    min_cosine,
+    lowest_cosine,
     padded,
 )
 from alignserve_server.observability.logs import get_logger
@@ -59,7 +59,7 @@ def load_align(
     threads_per_lane: int | None = None,
     max_batch_size: int = 32,
     cuda_graphs: bool = True,
-    least_cosine: float = 0.999,
+    min_cosine: float = 0.999,
     cache_folder: Path | None = None,
     calibration_folder: Path | None = None,
     max_image_bytes: int = 10 << 20,
@@ -106,11 +106,11 @@ def load_align(
         target, calibration = "cpu", None
         choices = _prepared_choices(checkpoint, runtime, device, dtype)
     for name, precise in choices:
-        placement = Placement(
+        execution = ExecutionConfig(
             target, precise, lanes, threads_per_lane, max_batch_size, cuda_graphs=cuda_graphs
         )
         try:
-            loaded = _load(name, checkpoint, placement, images, cache_folder, calibration)
+            loaded = _load(name, checkpoint, execution, images, cache_folder, calibration)
         except CheckpointError as error:
             if runtime != "auto" or (name, precise) == choices[-1]:
                 raise
@@ -118,9 +118,9 @@ def load_align(
             continue
         texts = TextTokenizer.of(loaded.reference, max_bytes=max_text_bytes)
         cosine = _proved_cosine(checkpoint, loaded, texts)
-        if cosine >= least_cosine:
+        if cosine >= min_cosine:
             break
-        _log.warning("not_exact_enough", runtime=name, dtype=precise, min_cosine=cosine, limit=least_cosine)
+        _log.warning("not_exact_enough", runtime=name, dtype=precise, min_cosine=cosine, limit=min_cosine)
     else:
         raise CheckpointError(
             f"no runtime reaches a cosine of {min_cosine} with transformers' AlignModel; the last one "
@@ -257,29 +257,29 @@ def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> Calibrat
 def _load(
     name: RuntimeName,
     checkpoint: Checkpoint | PreparedCheckpoint,
-    placement: Placement,
+    execution: ExecutionConfig,
     images: ImagePreprocessor,
     cache_folder: Path | None,
     calibration: CalibrationImages | None,
-) -> Loaded:
+) -> LoadedRuntime:
     if isinstance(checkpoint, Checkpoint) and name == "torch":
         check_installed(["torch", "transformers"], extra="torch", why="for --runtime torch")
         from alignserve_server.model.runtimes import torch_cpu as torch_runtime
 
-        return torch_runtime.load(checkpoint, placement, Rescaling(images.scale, images.offset))
+        return torch_runtime.load(checkpoint, execution, Rescaling(images.scale, images.offset))
     check_installed(["openvino"], extra="server", why="for --runtime openvino, if not for --runtime torch")
     from alignserve_server.model.runtimes import openvino as openvino_runtime
     from alignserve_server.model.runtimes.openvino_cache import prepared_form
 
     if isinstance(checkpoint, PreparedCheckpoint):
-        return openvino_runtime.load(checkpoint, placement)
-    images_of_int8 = calibration if placement.dtype == "int8" else None
+        return openvino_runtime.load(checkpoint, execution)
+    images_of_int8 = calibration if execution.dtype == "int8" else None
     with prepared_form(checkpoint, cache_folder or default_cache_folder(), images_of_int8) as prepared:
-        return openvino_runtime.load(prepared, placement)
+        return openvino_runtime.load(prepared, execution)
 
 
 def _proved_cosine(
-    checkpoint: Checkpoint | PreparedCheckpoint, loaded: Loaded, texts: TextTokenizer
+    checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, texts: TextTokenizer
 ) -> float:
     """Returns the lowest cosine with the reference. Raises CheckpointError if tokens or pixels differ."""
     # With limits for the probe's own images, independent of those for callers.
@@ -287,7 +287,7 @@ def _proved_cosine(
         checkpoint.image_processor, ImageDecoder(max_bytes=10 << 20, max_pixels=25_000_000)
     )
     embeddings = embed_probe(loaded.runtime, loaded.reference, images, texts)
-    return min_cosine(embeddings, loaded.reference.embeddings)
+    return lowest_cosine(embeddings, loaded.reference.embeddings)
 
 
 def _found(cosine: float) -> str:
@@ -306,7 +306,7 @@ def _warn_of_unembedded(reference: Reference) -> None:
         )
 
 
-def _info(checkpoint: Checkpoint | PreparedCheckpoint, loaded: Loaded, cosine: float) -> ModelInfo:
+def _info(checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, cosine: float) -> ModelInfo:
     runtime, reference = loaded.runtime, loaded.reference
     return ModelInfo(
         model_id=checkpoint.model_id,

@@ -168,7 +168,9 @@ def _is_folder(checkpoint: str) -> bool:
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of an unknown user
         raise CheckpointError(f"checkpoint {checkpoint[:200]!r} cannot be found: {error}") from error
     if is_file:
-        raise CheckpointError(f"checkpoint {checkpoint!r} is a file; give the folder that contains config.json")
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} is a file; give the folder that contains config.json"
+        )
     return False
 
 

@@ -1,7 +1,7 @@
 """Validates the untrusted files of a checkpoint before any library loads them.
 
-If a file is truncated or is not what its name says, libraries fail with a traceback from deep inside, or hang.
-These checks raise a `CheckpointError` instead that names the file, the problem and what to do.
+If a file is truncated or is not what its name says, libraries fail with a traceback from deep inside, or
+hang. These checks raise a `CheckpointError` instead that names the file, the problem and what to do.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ T = TypeVar("T")
 Json: TypeAlias = Mapping[str, Any]  # Any: the file is untrusted; each reader checks its own keys
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_LARGEST_TEXT_BYTES = 256 << 20  # for JSON or vocabularies: tokenizers with millions of words have a tenth
-_LARGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+_MAX_TEXT_BYTES = 256 << 20  # for JSON or vocabularies: tokenizers with millions of words have a tenth
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _LENGTH_BYTES = 8
 _BYTES_OF_DTYPES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -85,8 +85,8 @@ def read_text(path: Path) -> str:
         CheckpointError: As for `check_file`, or it is not UTF-8, or too large to be the right file.
     """
     size = check_file(path)
-    if size > _LARGEST_TEXT_BYTES:
-        raise CheckpointError(f"{path} has {size} bytes, limit {_LARGEST_TEXT_BYTES}; it is the wrong file")
+    if size > _MAX_TEXT_BYTES:
+        raise CheckpointError(f"{path} has {size} bytes, limit {_MAX_TEXT_BYTES}; it is the wrong file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -158,7 +158,7 @@ def check_safetensors(path: Path) -> None:
     size = check_file(path)
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if header_bytes > _LARGEST_HEADER_BYTES or file.read(1) != b"{":
+        if header_bytes > _MAX_HEADER_BYTES or file.read(1) != b"{":
             raise CheckpointError(f"{path} is not a safetensors file; it starts with {_beginning(path)!r}")
         if _LENGTH_BYTES + header_bytes > size:
             raise CheckpointError(_cut_off(path, size, f"more than {header_bytes}"))

@@ -54,14 +54,17 @@ def install(draft: Path, folder: Path, *, is_usable: Callable[[Path], bool]) -> 
     """
     for path in [*draft.rglob("*"), draft]:
         _sync(path)
-    for attempts_left in reversed(range(_MOST_ATTEMPTS)):
+    for attempts_left in reversed(range(_MAX_ATTEMPTS)):
         if _moved(draft, folder):
             break
         if is_usable(folder):  # another process was first, with the same result
             return
         if not attempts_left:
             raise FileExistsError(errno.EEXIST, "other processes keep replacing it", str(folder))
-        with draft_folder(folder.parent) as aside, suppress(FileNotFoundError):  # another process has moved it
+        with (
+            draft_folder(folder.parent) as aside,
+            suppress(FileNotFoundError),
+        ):  # another process has moved it
             folder.rename(aside / folder.name)
     _sync(folder.parent)
 

@@ -45,8 +45,8 @@ class Encoder(Protocol):
     """A loaded ALIGN model with its preprocessing.
 
     `preprocess_image` and `tokenize` are called from several threads at once; they release the GIL during
-    their heavy part. `encode_images` and `encode_texts` are called from the lanes' threads, one call at a time
-    per lane.
+    their heavy part. `encode_images` and `encode_texts` are called from the lanes' threads, one call at a
+    time per lane.
     """
 
     @property
@@ -59,7 +59,7 @@ class Encoder(Protocol):
 
     @property
     def has_parallel_lanes(self) -> bool:
-        """Whether two lanes run two batches faster than one lane runs both as one; a GPU's lanes take turns."""
+        """Whether two lanes are faster than one batch of both; a GPU's lanes take turns."""
         ...
 
     @property
@@ -131,5 +131,5 @@ def has_direction(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         squared_lengths = np.add.reduce(embeddings * embeddings, axis=-1)
-    sound: NDArray[np.bool_] = (squared_lengths > _LEAST_SQUARED_LENGTH) & np.isfinite(squared_lengths)
+    sound: NDArray[np.bool_] = (squared_lengths > _MIN_SQUARED_LENGTH) & np.isfinite(squared_lengths)
     return sound

@@ -102,7 +102,7 @@ def shipped_form(checkpoint: Checkpoint) -> PreparedCheckpoint | None:
 
 
 def open_undamaged(folder: Path) -> PreparedCheckpoint | None:
-    """Opens a cached prepared checkpoint; if it is damaged, logs why and returns None, so that it is redone."""
+    """Opens a cached prepared checkpoint; if it is damaged, logs why and returns None."""
     try:
         return open_prepared(folder)
     except CheckpointError as error:

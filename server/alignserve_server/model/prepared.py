@@ -46,8 +46,8 @@ SHIPPED = "prepared"  # subfolder in which a checkpoint in Hugging Face format m
 
 _FORMAT = 1
 _NEEDED = (FACTS, IMAGE, IMAGE_WEIGHTS, TEXT, TEXT_WEIGHTS, *REFERENCE_FILES)
-_MOST_FILES = 10_000  # there are some thirty
-_MOST_FAULTS = 3  # in a message
+_MAX_FILES = 10_000  # there are some thirty
+_MAX_FAULTS = 3  # in a message
 _LICENCES = ("LICENSE*", "NOTICE*", "README.md")
 _CONTENTS = (FACTS, "image.*", "text.*", "reference.*", "probe", *_LICENCES, DIGESTS)
 
@@ -166,7 +166,7 @@ def _faults(folder: Path) -> list[str]:
         digests = read_json(folder / DIGESTS)
     except CheckpointError as error:
         return [str(error)]
-    if len(digests) > _MOST_FILES:
+    if len(digests) > _MAX_FILES:
         return [f"{folder / DIGESTS} names {len(digests)} files"]
     expected = {**dict.fromkeys(_NEEDED, ""), **digests}
     return [fault for name, digest in expected.items() if (fault := _fault(folder, name, digest))]
@@ -189,5 +189,5 @@ def _fault(folder: Path, name: str, digest: object) -> str | None:
 
 
 def _listed(faults: list[str]) -> str:
-    more = len(faults) - _MOST_FAULTS
-    return "; ".join(faults[:_MOST_FAULTS]) + (f"; and {more} more" if more > 0 else "")
+    more = len(faults) - _MAX_FAULTS
+    return "; ".join(faults[:_MAX_FAULTS]) + (f"; and {more} more" if more > 0 else "")

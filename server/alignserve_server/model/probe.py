@@ -69,7 +69,7 @@ TEXTS = (
 )
 _FACTS, _ARRAYS, _IMAGES = "reference.json", "reference.npz", "probe"  # in a reference's folder
 REFERENCE_FILES = (_FACTS, _ARRAYS)
-_LARGEST_ARRAYS_BYTES = 1 << 30  # the largest ALIGN has a tenth of this
+_MAX_ARRAYS_BYTES = 1 << 30  # the largest ALIGN has a tenth of this
 _TOKENS_PER_TEXT = 8  # tokens that a tokenizer adds to its vocabulary
 _PATTERN_CELLS = (3, 24, 96)  # along a side: from soft gradients to fine texture
 EMBEDDED_IMAGES = tuple(f"pattern-{cells}.png" for cells in _PATTERN_CELLS)
@@ -174,8 +174,8 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > _LARGEST_ARRAYS_BYTES:
-            raise CheckpointError(f"{path} unpacks to {size} bytes, limit {_LARGEST_ARRAYS_BYTES}")
+        if size > _MAX_ARRAYS_BYTES:
+            raise CheckpointError(f"{path} unpacks to {size} bytes, limit {_MAX_ARRAYS_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     # The errors of numpy, zipfile and zlib for a corrupt or truncated file.
@@ -254,7 +254,9 @@ def _turned() -> Image.Exif:
     return exif
 
 
-def _encoded(picture: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:  # Any: Pillow's options
+def _encoded(
+    picture: Image.Image, file_format: str = "PNG", **options: Any
+) -> bytes:  # Any: Pillow's options
     buffer = BytesIO()
     picture.save(buffer, file_format, **options)
     return buffer.getvalue()

@@ -14,8 +14,8 @@ from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes.runtime import Runtime, padded
 
-_MOST_GREY_LEVELS = 0.02  # maximum difference of a pixel: float32's rounding, but not a step of 8 bits
-_MOST_GREY_LEVELS_BETWEEN_PILLOWS = 4.0  # for lossy files; a different way of resizing differs by tens
+_MAX_GREY_LEVELS = 0.02  # maximum difference of a pixel: float32's rounding, but not a step of 8 bits
+_MAX_GREY_LEVELS_BETWEEN_PILLOWS = 4.0  # for lossy files; a different way of resizing differs by tens
 
 
 def embed_probe(
@@ -86,7 +86,7 @@ def _checked_pixels(
             "the image processor's configuration has settings that are not supported"
         )
     distance = np.abs(pixels * images.scale + images.offset - expected.transpose(1, 2, 0)).max(axis=(0, 1))
-    most = _MOST_GREY_LEVELS if reference.pillow == PIL.__version__ else _MOST_GREY_LEVELS_BETWEEN_PILLOWS
+    most = _MAX_GREY_LEVELS if reference.pillow == PIL.__version__ else _MAX_GREY_LEVELS_BETWEEN_PILLOWS
     if not (distance <= most * np.abs(images.scale)).all():
         raise CheckpointError(
             f"the pixels of the image {name} differ from transformers' by up to {distance.max():g}; "

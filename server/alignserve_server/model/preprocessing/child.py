@@ -19,8 +19,9 @@ from alignserve_server.model.preprocessing.image_files import Picture
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.processes import MAX_SECONDS
 
-# A codec's own stream may claim a different size than its container. This is enough for any picture: six bytes
-# per pixel for coefficients or planes, four each for decoded, rotated, converted and resized pixels, all twice.
+# A codec's own stream may claim a different size than its container. This is enough for any picture: six
+# bytes per pixel for coefficients or planes, four each for decoded, rotated, converted and resized pixels,
+# all twice.
 _BYTES_PER_PIXEL = 48
 _OTHER_BYTES = 64 << 20
 _COPIES = 4  # of the file
@@ -31,9 +32,9 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends signals to all processes of a service
         signal.signal(number, signal.SIG_IGN)  # the server drains, and still needs this process
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
-    order = json.loads(incoming.readline())
-    decoder = ImageDecoder(max_bytes=order["max_bytes"], max_pixels=order["max_pixels"])
-    preprocessor = ImagePreprocessor(order["config"], decoder)
+    settings = json.loads(incoming.readline())
+    decoder = ImageDecoder(max_bytes=settings["max_bytes"], max_pixels=settings["max_pixels"])
+    preprocessor = ImagePreprocessor(settings["config"], decoder)
     _send(outgoing, {"event": "ready"})
     _silence()
     while line := incoming.readline():
@@ -65,7 +66,7 @@ def _limit_memory(growth: int) -> None:
 
 
 def _preprocess(preprocessor: ImagePreprocessor, picture: Picture) -> tuple[dict[str, Any], bytes]:
-    pixel_bytes = _BYTES_PER_PIXEL * preprocessor.most_pixels(picture)
+    pixel_bytes = _BYTES_PER_PIXEL * preprocessor.peak_pixels(picture)
     _limit_memory(pixel_bytes + _COPIES * len(picture.content) + _OTHER_BYTES)
     try:
         return {}, preprocessor.preprocess(picture).tobytes()

@@ -12,7 +12,7 @@ from PIL import Image, features
 from PIL.ImageFile import ImageFile
 
 from alignserve_server.errors import ImageTooLarge, ImageUnreadable
-from alignserve_server.model.preprocessing import heif, run_lengths
+from alignserve_server.model.preprocessing import bmp_rle, heif
 from alignserve_server.model.preprocessing.image_files import (
     FURTHER_FORMATS,
     IMAGE_FORMATS,
@@ -57,9 +57,9 @@ def accepted_formats(further: Sequence[str]) -> tuple[str, ...]:
 class ImageDecoder:
     """Decodes images as `transformers.image_utils.load_image` does, within limits.
 
-    It takes the first frame, applies the EXIF orientation, and converts to RGB: palettes are resolved, alpha is
-    dropped, CMYK is converted without its profile. There are two deliberate differences: 16-bit greyscale is
-    scaled to 8 bits, whereas the reference clips at 255 and turns most of the picture white; and corrupt
+    It takes the first frame, applies the EXIF orientation, and converts to RGB: palettes are resolved, alpha
+    is dropped, CMYK is converted without its profile. There are two deliberate differences: 16-bit greyscale
+    is scaled to 8 bits, whereas the reference clips at 255 and turns most of the picture white; and corrupt
     metadata is ignored, whereas the reference fails.
     """
 
@@ -67,10 +67,12 @@ class ImageDecoder:
         self.max_bytes = max_bytes
         self.max_pixels = max_pixels
         self._formats = tuple(formats)
-        # Both settings are per process, so they are set once, before threads decode. Pillow's own limit is only
-        # a second defence: it merely warns up to twice its value, and must allow other decoders' images.
+        # Both settings are per process, so they are set once, before threads decode. Pillow's own limit is
+        # only a second defence: it merely warns up to twice its value, and must allow other decoders' images.
         Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # warnings about corrupt metadata in untrusted files
+        warnings.filterwarnings(
+            "ignore", module=r"PIL\."
+        )  # warnings about corrupt metadata in untrusted files
 
     def decode(self, content: bytes) -> Image.Image:
         """Returns the picture, upright and in mode RGB.
@@ -142,7 +144,7 @@ def _drawn(image: ImageFile, picture: Picture) -> Image.Image:
     if image.size != (picture.width, picture.height):
         raise ValueError("Pillow reads a different size than was checked")
     image.tile = [
-        tile._replace(codec_name=run_lengths.NAME) if tile.codec_name == run_lengths.PILLOWS_NAME else tile
+        tile._replace(codec_name=bmp_rle.NAME) if tile.codec_name == bmp_rle.PILLOWS_NAME else tile
         for tile in image.tile
     ]
     image.load()

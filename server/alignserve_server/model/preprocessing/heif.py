@@ -1,7 +1,7 @@
 """The HEIC decoder, an optional package: pi-heif, or pillow-heif if that is installed.
 
-pi-heif is libheif with libde265, and cannot encode (LGPL, 4 MB); pillow-heif also has x265 (GPL, 27 MB) and is
-released more often. They have the same functions.
+pi-heif is libheif with libde265, and cannot encode (LGPL, 4 MB); pillow-heif also has x265 (GPL, 27 MB) and
+is released more often. They have the same functions.
 """
 
 from __future__ import annotations

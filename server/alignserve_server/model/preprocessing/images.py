@@ -1,8 +1,8 @@
 """Converts encoded images to the same uint8 pixels as the checkpoint's own image processor.
 
 The processor is transformers' EfficientNetImageProcessorPil (the variant without torchvision). Resizing and
-cropping here are bit-exact; rescaling and normalizing are one affine map per channel, which the device applies
-to a whole batch: this needs a quarter of the memory and of the copying.
+cropping here are bit-exact; rescaling and normalizing are one affine map per channel, which the device
+applies to a whole batch: this needs a quarter of the memory and of the copying.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ _CLASS_DEFAULTS: Json = {  # transformers' defaults for keys missing from the ch
 }
 
 # The event loop stalls while a thread holds the GIL. Pillow allocates under the GIL, which takes 2 ms for a
-# million pixels, and decodes some formats under it, which takes 20 ms for a million pixels and 2 ms for these.
+# million pixels, and decodes some formats under it, which takes 20 ms for a million pixels and 2 ms for
+# these.
 _INLINE_PIXELS = 1 << 22
 _INLINE_UNDER_GIL = 1 << 16  # pixels, and bytes
 
 CONFIGURATION = "preprocessor_config.json (or image_processor in processor_config.json)"
 _BROKEN = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
-_LARGEST_EDGE = 4096  # pixels; the largest ALIGN reads 600
+_MAX_EDGE = 4096  # pixels; the largest ALIGN reads 600
 
 _Size: TypeAlias = tuple[int, int]  # height, width
 _Sizing: TypeAlias = Callable[[_Size], _Size]  # from an image's size to its size after resizing
@@ -123,7 +124,7 @@ class ImagePreprocessor:
         # Always a copy: the image's memory is read-only, and torch warns about read-only arrays.
         return np.array(pixels if self._crop is None else center_crop(pixels, self._crop), order="C")
 
-    def most_pixels(self, picture: Picture) -> int:
+    def peak_pixels(self, picture: Picture) -> int:
         """Returns the number of pixels of a picture before or after resizing, whichever is larger."""
         return max(picture.pixels, math.prod(self._resized_size(picture)))
 
@@ -132,7 +133,7 @@ class ImagePreprocessor:
             return True
         if picture.holds_gil and max(picture.pixels, len(picture.content)) > _INLINE_UNDER_GIL:
             return True
-        return self.most_pixels(picture) > _INLINE_PIXELS
+        return self.peak_pixels(picture) > _INLINE_PIXELS
 
     def _resized_size(self, picture: Picture) -> _Size:
         return picture.upright_size if self._sizing is None else self._sizing(picture.upright_size)
@@ -217,8 +218,8 @@ def _pair(size: object) -> _Size:
 
 def _edge(size: Json, name: str) -> int:
     edge = int(size[name])
-    if not 1 <= edge <= _LARGEST_EDGE:
-        raise ValueError(f"{name} is {size[name]!r}; supported: 1 to {_LARGEST_EDGE} pixels")
+    if not 1 <= edge <= _MAX_EDGE:
+        raise ValueError(f"{name} is {size[name]!r}; supported: 1 to {_MAX_EDGE} pixels")
     return edge
 
 

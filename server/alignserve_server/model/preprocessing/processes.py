@@ -38,14 +38,14 @@ class PreprocessProcesses:
     The processes end with this object, or with the parent process.
     """
 
-    def __init__(self, order: Mapping[str, Any], output_size: tuple[int, int]) -> None:
+    def __init__(self, settings: Mapping[str, Any], output_size: tuple[int, int]) -> None:
         """Creates the pool without starting a process.
 
         Args:
-            order: The preprocessor's configuration for `child`.
+            settings: The preprocessor's configuration for `child`.
             output_size: (height, width) of every result.
         """
-        self._order = order
+        self._settings = settings
         self._output_size = output_size
         self._idle: list[_Process] = []
         weakref.finalize(self, _end_all, self._idle)
@@ -58,7 +58,7 @@ class PreprocessProcesses:
             ImageTooLarge: As for `preprocess`, or the picture takes longer than `MAX_SECONDS`.
             OSError: No process can be started.
         """
-        process = self._idle_process() or _Process(self._order)
+        process = self._idle_process() or _Process(self._settings)
         answer = process.ask(picture, 3 * self._output_size[0] * self._output_size[1])
         if process.is_running:
             self._idle.append(process)
@@ -79,7 +79,7 @@ class PreprocessProcesses:
 
 
 class _Process:
-    def __init__(self, order: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         self._process = subprocess.Popen(  # noqa: S603 — a module of this package
             [sys.executable, "-m", _PROGRAM],
             stdin=subprocess.PIPE,
@@ -96,7 +96,7 @@ class _Process:
         self._to: IO[bytes] = self._process.stdin
         self._from: IO[bytes] = self._process.stdout
         try:
-            self._send(order)
+            self._send(settings)
             is_ready = bool(self._from.readline())
         except OSError:
             is_ready = False

@@ -25,14 +25,16 @@ def max_text_tokens(checkpoint: Checkpoint) -> int:
     """
     tokenizer = checkpoint.tokenizer_config
     limits = {
-        "model_max_length": tokenizer.get("model_max_length", tokenizer.get("max_len")),  # max_len: files from 2019
+        "model_max_length": tokenizer.get(
+            "model_max_length", tokenizer.get("max_len")
+        ),  # max_len: files from 2019
         "max_position_embeddings": (checkpoint.config.get("text_config") or {}).get(
             "max_position_embeddings", _DEFAULT_POSITIONS
         ),
     }
     for name, limit in limits.items():
         if limit is not None and not (isinstance(limit, int | float) and limit >= 1):
-            raise CheckpointError(f"{name} is {limit!r}; it must be a number of tokens")
+            raise CheckpointError(f"{name} is {limit!r}; it must be a number of tokens above 0")
     return int(
         min(_PROCESSOR_MAX_TOKENS, *(math.inf if limit is None else limit for limit in limits.values()))
     )

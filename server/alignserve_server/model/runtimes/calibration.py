@@ -16,7 +16,7 @@ from alignserve_server.errors import InvalidArgument
 from alignserve_server.model.encoder import PixelValues
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-_MOST_IMAGES = 300  # more images hardly change the ranges
+_MAX_IMAGES = 300  # more images hardly change the ranges
 
 
 class CalibrationImages:
@@ -35,7 +35,7 @@ class CalibrationImages:
         if not files:
             raise ValueError(f"calibration_folder {folder} has no images ({' '.join(_SUFFIXES)})")
         self._folder = folder
-        self._files = files[:: math.ceil(len(files) / _MOST_IMAGES)]
+        self._files = files[:: math.ceil(len(files) / _MAX_IMAGES)]
         self._preprocess = preprocess
 
     @cached_property

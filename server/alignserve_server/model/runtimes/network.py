@@ -69,7 +69,7 @@ def one_line(error: Exception) -> str:
 
 
 def _load_config(folder: Path) -> Any:
-    """Returns the configuration without settings that change the form of outputs but none of their numbers."""
+    """Returns the configuration without settings that change only the form of outputs."""
     config: Any = AlignConfig.from_pretrained(folder, local_files_only=True)
     for name in ("text_config", "vision_config"):
         activation = getattr(config, name).hidden_act
@@ -93,8 +93,8 @@ def embedding_dimension(network: Network) -> int:
 def optimized(network: Network) -> Network:
     """Optimizes a network in place without changing its results, and returns it.
 
-    Folds batch normalization into the convolutions, removes the unused text pooler, pools over the whole image
-    at the end (AlignModel fails if its window is smaller), and uses the channels-last layout.
+    Folds batch normalization into the convolutions, removes the unused text pooler, pools over the whole
+    image at the end (AlignModel fails if its window is smaller), and uses the channels-last layout.
     """
     network.text_model.pooler = None
     for module in list(network.vision_model.modules()):

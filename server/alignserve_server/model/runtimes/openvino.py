@@ -19,15 +19,25 @@ from alignserve_server.model.prepared import IMAGE, TEXT, PreparedCheckpoint
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes.memory import drop_file_pages, trim_heap
 from alignserve_server.model.runtimes.openvino_quiet import ov
-from alignserve_server.model.runtimes.runtime import DtypeName, Loaded, Placement, RuntimeName, TokenArray
+from alignserve_server.model.runtimes.runtime import (
+    DtypeName,
+    ExecutionConfig,
+    LoadedRuntime,
+    RuntimeName,
+    TokenArray,
+)
 
-_PRECISIONS: dict[DtypeName, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # int8: of the rest of the network
+_PRECISIONS: dict[DtypeName, str] = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "int8": "f32",
+}  # int8: of the rest of the network
 _CAPABILITIES: dict[DtypeName, str] = {"float32": "FP32", "bfloat16": "BF16", "int8": "INT8"}
 _QUANTIZATION_GROUP_SIZE = 128  # activations that share a scale; as accurate as 32, and measured faster
 _CORES_PER_LANE = 4  # more cores hardly speed up a forward of these networks
 
 
-def load(prepared: PreparedCheckpoint, placement: Placement) -> Loaded:
+def load(prepared: PreparedCheckpoint, execution: ExecutionConfig) -> LoadedRuntime:
     """Loads a prepared checkpoint.
 
     Raises:
@@ -35,17 +45,17 @@ def load(prepared: PreparedCheckpoint, placement: Placement) -> Loaded:
         ValueError: OpenVINO does not support the data type on this CPU.
     """
     core = ov.Core()
-    _check_dtype(core, placement.dtype)
+    _check_dtype(core, execution.dtype)
     reference = Reference.load(prepared.folder)
     for name in (IMAGE, TEXT):
         _check_network(prepared.folder / name)
     try:
-        runtime = OpenVinoRuntime(core, prepared.folder, placement)
+        runtime = OpenVinoRuntime(core, prepared.folder, execution)
     except RuntimeError as error:
         raise CheckpointError(
             f"OpenVINO cannot load the networks in {prepared.folder}: {' '.join(str(error).split())[:300]}"
         ) from error
-    return Loaded(runtime, reference, prepared.fingerprint(placement.dtype))
+    return LoadedRuntime(runtime, reference, prepared.fingerprint(execution.dtype))
 
 
 class OpenVinoRuntime:
@@ -56,12 +66,12 @@ class OpenVinoRuntime:
     has_parallel_lanes = True
     gpu_uuid: str | None = None
 
-    def __init__(self, core: Any, folder: Path, placement: Placement) -> None:
+    def __init__(self, core: Any, folder: Path, execution: ExecutionConfig) -> None:
         """Compiles the two models of a conversion. OpenVINO's classes have no type annotations."""
         self._folder = folder
-        self.dtype = placement.dtype
-        self.lanes = placement.lanes or max(1, cpu_count() // _CORES_PER_LANE)
-        threads_per_lane = placement.threads_per_lane or max(1, cpu_count() // self.lanes)
+        self.dtype = execution.dtype
+        self.lanes = execution.lanes or max(1, cpu_count() // _CORES_PER_LANE)
+        threads_per_lane = execution.threads_per_lane or max(1, cpu_count() // self.lanes)
         image, text = core.read_model(folder / IMAGE), core.read_model(folder / TEXT)
         self.memory_bytes = _constant_bytes(image) + _constant_bytes(text)
         options = {
@@ -81,7 +91,7 @@ class OpenVinoRuntime:
         self._requests.text = self._text.create_infer_request()
 
     def release_memory(self) -> None:
-        """Drops intermediate results and the weights file, of which the compiled models have their own copy."""
+        """Drops intermediate results, and the weights file, which the compiled models have copied."""
         self._image.release_memory()
         self._text.release_memory()
         drop_file_pages(self._folder)

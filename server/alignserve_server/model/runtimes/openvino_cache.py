@@ -54,9 +54,9 @@ def prepared_form(
 
 
 def _cached(checkpoint: Checkpoint, cache: Path, calibration: CalibrationImages | None) -> Path:
-    """Returns the folder for the versions of what prepares; or where that is missing, one made before."""
+    """Returns the folder for these package versions; if they are not installed, that of an earlier run."""
     dtype = "float32" if calibration is None else f"int8-{calibration.digest}"
-    # Another tokenizers or Pillow may make other tokens or pixels, and the reference was made with them too.
+    # Other versions of tokenizers or Pillow may give other tokens or pixels, and the reference uses both.
     made_with = f"openvino-{ov.get_version()} tokenizers-{tokenizers.__version__} pillow-{PIL.__version__}"
     made_of = f"{made_with} probe-{probe.digest()} prepared"
     fingerprint = checkpoint.fingerprint(runtime=made_of, dtype=dtype)

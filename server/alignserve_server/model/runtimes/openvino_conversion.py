@@ -133,7 +133,7 @@ class _TextTower(nn.Module):
 
 
 def main() -> None:
-    """Converts, and exits early if the parent process ends; the last line of standard error says why it failed."""
+    """Converts; exits if the parent process ends. The last line of standard error gives a failure's cause."""
     checkpoint, folder = map(Path, sys.argv[1:])
     threading.Thread(target=_end_with_parent, args=[folder], daemon=True).start()
     try:

@@ -62,7 +62,7 @@ class Rescaling:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ExecutionConfig:
     """The device, data type and concurrency of a runtime."""
 
     device: str  # cpu or cuda:N
@@ -75,7 +75,7 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedRuntime:
     """A runtime with the reference that it must match."""
 
     runtime: Runtime
@@ -83,7 +83,7 @@ class Loaded:
     fingerprint: str
 
 
-def min_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
+def lowest_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
     """Returns the lowest cosine similarity of any row to its counterpart; NaN if a number is not finite."""
     return float((l2_normalize(embeddings) * l2_normalize(reference)).sum(axis=1).min())
 
@@ -91,7 +91,7 @@ def min_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
 def padded(texts: Sequence[Sequence[int]]) -> tuple[TokenArray, TokenArray]:
     """Returns input_ids and attention_mask, (texts, length of the longest)."""
     shape = len(texts), max(map(len, texts))
-    # Attention leaves padding out, so any token does; 0 is one that every model has.
+    # Attention masks padding, so any token will do; every model has token 0.
     input_ids = np.zeros(shape, np.int64)
     attention_mask = np.zeros(shape, np.int64)
     for row, text in enumerate(texts):

@@ -25,7 +25,7 @@ _SHORTEST_TEXT = 8  # tokens; a GPU computes shorter ones no faster
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class MaxShapes:
     """The maximum sizes of inputs."""
 
     batch_size: int
@@ -50,12 +50,14 @@ def bucket_for(size: int, sizes: Iterable[int]) -> int | None:
 class StaticForwards:
     """The forwards of all buckets. They share their inputs, so one runs at a time."""
 
-    def __init__(self, towers: Towers, extent: Extent, device: torch.device) -> None:
+    def __init__(self, towers: Towers, max_shapes: MaxShapes, device: torch.device) -> None:
         """Allocates the inputs; `capture` adds the forwards."""
         self._towers = towers
-        self._lengths = buckets(extent.text_tokens, _SHORTEST_TEXT)
-        tokens = extent.batch_size, extent.text_tokens
-        self._pixels = torch.zeros(extent.batch_size, *extent.image_size, 3, dtype=torch.uint8, device=device)
+        self._lengths = buckets(max_shapes.text_tokens, _SHORTEST_TEXT)
+        tokens = max_shapes.batch_size, max_shapes.text_tokens
+        self._pixels = torch.zeros(
+            max_shapes.batch_size, *max_shapes.image_size, 3, dtype=torch.uint8, device=device
+        )
         self._input_ids = torch.zeros(tokens, dtype=torch.int64, device=device)
         self._attention_mask = torch.ones(tokens, dtype=torch.int64, device=device)
         self._images: dict[int, Forward] = {}
@@ -69,7 +71,9 @@ class StaticForwards:
     def capture(self, capture: Capture) -> None:
         """Captures a forward for every bucket that fits on the device; none if capturing is impossible."""
         try:
-            for batch_size in reversed(buckets(len(self._pixels))):  # largest first: smaller ones reuse its memory
+            for batch_size in reversed(
+                buckets(len(self._pixels))
+            ):  # largest first: smaller ones reuse its memory
                 self._add(batch_size, capture)
         except RuntimeError as error:
             _log.warning("cuda_graphs_unusable", reason=str(error))
@@ -105,13 +109,13 @@ class StaticForwards:
         return self._images[bucket]()[:count]
 
     def embed_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
-        """Does the same with texts."""
+        """Embeds texts; see `embed_pixels`."""
         count, length = input_ids.shape
         bucket, padded_length = bucket_for(count, self._texts), bucket_for(length, self._lengths)
         if bucket is None or padded_length is None:
             return None
-        # Rows beyond the batch keep texts of an earlier one: rows do not see each other, and a text of
-        # padding alone would make numbers that are not finite.
+        # Unused rows keep texts of an earlier batch: rows do not affect each other, and a text of only
+        # padding would give numbers that are not finite.
         self._input_ids[:count, :length].copy_(input_ids)
         self._attention_mask[:count, :length].copy_(attention_mask)
         self._attention_mask[:count, length:padded_length] = 0

@@ -19,8 +19,8 @@ from alignserve_server.model.runtimes.memory import trim_heap
 from alignserve_server.model.runtimes.network import Network
 from alignserve_server.model.runtimes.out_of_memory import memory_errors
 from alignserve_server.model.runtimes.runtime import (
-    Loaded,
-    Placement,
+    ExecutionConfig,
+    LoadedRuntime,
     Rescaling,
     Runtime,
     RuntimeName,
@@ -45,7 +45,7 @@ def cuda_device(index: int | None) -> str | None:
     return f"cuda:{index or 0}"
 
 
-def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling) -> Loaded:
+def load(checkpoint: Checkpoint, execution: ExecutionConfig, rescaling: Rescaling) -> LoadedRuntime:
     """Loads a checkpoint onto a device.
 
     Raises:
@@ -54,13 +54,13 @@ def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling) -> 
     network = networks.load_network(checkpoint.folder)
     reference = make_reference(checkpoint, network)
     network = networks.optimized(network)
-    placement = replace(placement, max_text_tokens=reference.max_text_tokens)
+    execution = replace(execution, max_text_tokens=reference.max_text_tokens)
     runtime: Runtime
-    if placement.device == "cpu":
-        runtime = CpuRuntime(network, placement, rescaling)
+    if execution.device == "cpu":
+        runtime = CpuRuntime(network, execution, rescaling)
     else:
-        runtime = CudaRuntime(network, placement, rescaling, reference.image_size)
-    return Loaded(runtime, reference, checkpoint.fingerprint(runtime="torch", dtype=placement.dtype))
+        runtime = CudaRuntime(network, execution, rescaling, reference.image_size)
+    return LoadedRuntime(runtime, reference, checkpoint.fingerprint(runtime="torch", dtype=execution.dtype))
 
 
 class CpuRuntime:
@@ -71,13 +71,13 @@ class CpuRuntime:
     has_parallel_lanes = True
     gpu_uuid: str | None = None
 
-    def __init__(self, network: Network, placement: Placement, rescaling: Rescaling) -> None:
-        """Takes over a float32 network."""
+    def __init__(self, network: Network, execution: ExecutionConfig, rescaling: Rescaling) -> None:
+        """Takes ownership of a float32 network."""
         _keep_freed_memory()
-        self.dtype = placement.dtype
-        # One thread each: two lanes do more than one with two threads, which meet at hundreds of barriers.
-        self._threads_per_lane = placement.threads_per_lane or 1
-        self.lanes = placement.lanes or max(1, cpu_count() // self._threads_per_lane)
+        self.dtype = execution.dtype
+        # One thread each: two lanes outperform one lane with two threads, which meet at hundreds of barriers.
+        self._threads_per_lane = execution.threads_per_lane or 1
+        self.lanes = execution.lanes or max(1, cpu_count() // self._threads_per_lane)
         dtype: torch.dtype = getattr(torch, self.dtype)
         self._towers = Towers(network, rescaling, torch.device("cpu"), dtype)
         if onednn.is_available(dtype):

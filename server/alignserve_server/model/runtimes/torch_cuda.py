@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from alignserve_server.model.encoder import Embeddings
 from alignserve_server.model.runtimes.network import Network
 from alignserve_server.model.runtimes.out_of_memory import memory_errors
-from alignserve_server.model.runtimes.runtime import Placement, Rescaling, RuntimeName, TokenArray
-from alignserve_server.model.runtimes.static_forwards import Extent, Forward, StaticForwards
+from alignserve_server.model.runtimes.runtime import ExecutionConfig, Rescaling, RuntimeName, TokenArray
+from alignserve_server.model.runtimes.static_forwards import Forward, MaxShapes, StaticForwards
 from alignserve_server.model.runtimes.towers import Towers
 from alignserve_server.observability.logs import get_logger
 
@@ -36,23 +36,23 @@ class CudaRuntime:
     has_parallel_lanes = False
 
     def __init__(
-        self, network: Network, placement: Placement, rescaling: Rescaling, image_size: tuple[int, int]
+        self, network: Network, execution: ExecutionConfig, rescaling: Rescaling, image_size: tuple[int, int]
     ) -> None:
         """Takes ownership of a float32 network, and captures its forwards for images of (height, width)."""
         # By default cuDNN rounds float32 convolutions to TF32, with a 10-bit mantissa.
         torch.backends.cudnn.allow_tf32 = False
-        self.dtype, self.device = placement.dtype, placement.device
-        self.lanes = placement.lanes or _LANES
+        self.dtype, self.device = execution.dtype, execution.device
+        self.lanes = execution.lanes or _LANES
         self._device = torch.device(self.device)
         self.gpu_uuid: str | None = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
         self._compute = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._turn = threading.Lock()  # on the compute stream, from a batch's input to its output
         self._lane = threading.local()
-        extent = Extent(placement.max_batch_size, image_size, placement.max_text_tokens)
+        max_shapes = MaxShapes(execution.max_batch_size, image_size, execution.max_text_tokens)
         with torch.inference_mode(), torch.cuda.stream(self._compute):
             self._towers = Towers(network, rescaling, self._device, getattr(torch, self.dtype))
-            self._graphs = StaticForwards(self._towers, extent, self._device)
-            if placement.cuda_graphs:
+            self._graphs = StaticForwards(self._towers, max_shapes, self._device)
+            if execution.cuda_graphs:
                 self._graphs.capture(partial(self._captured, torch.cuda.graph_pool_handle()))
 
     @property
