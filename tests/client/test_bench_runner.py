@@ -1,4 +1,4 @@
-"""The load generator: in time that jumps from event to event, and against a fake server."""
+"""The load generator, with time that jumps from event to event, and against a fake server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
 @dataclass
 class FakeRoute:
-    """Answers after 10 ms, except that it stands still at certain times."""
+    """Answers after 10 ms, but pauses at certain times."""
 
     stalls: tuple[tuple[float, float], ...] = ()
     failure: Failure | None = None
@@ -87,7 +87,7 @@ def driven(route: FakeRoute, load: Load, run_length: RunLength, calls: int | Non
 
 
 def test_a_closed_loop_keeps_its_requests_in_flight() -> None:
-    """Four at once, of 10 ms each, are 400 a second."""
+    """Four concurrent requests of 10 ms each are 400 per second."""
     route = FakeRoute()
 
     found = driven(route, ClosedLoop(4), RunLength(10))
@@ -98,7 +98,7 @@ def test_a_closed_loop_keeps_its_requests_in_flight() -> None:
 
 
 def test_an_open_loop_sends_when_requests_are_due() -> None:
-    """Neither answers nor earlier sends shift the times of later requests."""
+    """Neither answers nor earlier sends delay later requests."""
     route = FakeRoute(stalls=((1, 3),))
 
     driven(route, OpenLoop(50, "constant"), RunLength(10))
@@ -107,7 +107,7 @@ def test_an_open_loop_sends_when_requests_are_due() -> None:
 
 
 def test_a_stall_shows_in_the_percentiles_of_an_open_loop() -> None:
-    """Every request that was due in the two seconds waited, so a tenth of all waited a second or more."""
+    """Every request due in a two-second pause waited, so a tenth of all requests waited a second or more."""
     found = driven(FakeRoute(stalls=((1, 3),)), OpenLoop(100, "constant"), RunLength(10))
 
     assert found.requests == 1000
@@ -117,7 +117,7 @@ def test_a_stall_shows_in_the_percentiles_of_an_open_loop() -> None:
 
 
 def test_a_stall_counts_also_for_requests_that_could_not_leave() -> None:
-    """With a full pipe requests leave late; none is left out, and what they waited is counted."""
+    """At the maximum in flight, requests are sent late; none is dropped, and the delay counts."""
     route = FakeRoute(stalls=((1, 3),))
 
     found = driven(route, OpenLoop(50, "constant", max_in_flight=1), RunLength(10))
@@ -129,7 +129,7 @@ def test_a_stall_counts_also_for_requests_that_could_not_leave() -> None:
 
 
 def test_a_stall_hides_from_a_closed_loop() -> None:
-    """A caller who waits asks once in two seconds: the reason for open loops."""
+    """In a closed loop, one request measures a two-second pause: the reason for open loops."""
     found = driven(FakeRoute(stalls=((1, 3),)), ClosedLoop(1), RunLength(10))
 
     assert found.latency.percentile(99) == pytest.approx(SERVICE_SECONDS, rel=0.01)
@@ -137,7 +137,7 @@ def test_a_stall_hides_from_a_closed_loop() -> None:
 
 
 def test_a_timeout_counts_from_when_a_request_was_due() -> None:
-    """What leaves late has less time left, so that an overloaded run ends soon after its duration."""
+    """Late requests have less time left, so that an overloaded run ends soon after its duration."""
     route = FakeRoute(stalls=((0, 1000),))
 
     found = driven(route, OpenLoop(10, "constant", max_in_flight=1), RunLength(10, timeout_seconds=2))
@@ -149,7 +149,7 @@ def test_a_timeout_counts_from_when_a_request_was_due() -> None:
 
 
 def test_a_request_whose_time_is_over_is_not_sent_but_counted() -> None:
-    """Whoever made it would have given up; leaving it out would flatter the server."""
+    """A request that was due but never sent counts as failed; dropping it would flatter the server."""
 
     class Deaf(FakeRoute):
         async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
@@ -163,7 +163,7 @@ def test_a_request_whose_time_is_over_is_not_sent_but_counted() -> None:
 
 @pytest.mark.parametrize("load", [ClosedLoop(2), OpenLoop(200, "constant")])
 def test_the_warm_up_is_sent_and_not_counted(load: Load) -> None:
-    """A stall in the warm-up is not seen, and rates are those of the time after it."""
+    """A pause during the warm-up does not count, and rates are measured after it."""
     route = FakeRoute(stalls=((0.5, 1),))
 
     found = driven(route, load, RunLength(5, warmup_seconds=2))
@@ -176,7 +176,7 @@ def test_the_warm_up_is_sent_and_not_counted(load: Load) -> None:
 
 @pytest.mark.parametrize("load", [ClosedLoop(4), OpenLoop(100, "constant")])
 def test_the_number_of_requests_ends_a_measurement(load: Load) -> None:
-    """Exactly so many are counted, and the rate is by the time that they took."""
+    """Exactly `max_requests` are counted, and the rate uses the time that they took."""
     found = driven(FakeRoute(), load, RunLength(100, warmup_seconds=1, max_requests=30))
 
     assert found.requests == 30
@@ -185,14 +185,14 @@ def test_the_number_of_requests_ends_a_measurement(load: Load) -> None:
 
 
 def test_a_workload_may_end() -> None:
-    """With seven calls there are seven requests."""
+    """A workload of seven calls gives seven requests."""
     found = driven(FakeRoute(), ClosedLoop(2), RunLength(100), calls=7)
 
     assert found.requests == 7
 
 
 def test_overload_is_a_rate_below_the_one_asked_for() -> None:
-    """What is answered after the end counts for latency, and not as throughput."""
+    """Answers after the end count for latency, but not for throughput."""
     found = driven(
         FakeRoute(), OpenLoop(1000, "constant", max_in_flight=1), RunLength(2, timeout_seconds=100)
     )
@@ -203,7 +203,7 @@ def test_overload_is_a_rate_below_the_one_asked_for() -> None:
 
 
 def test_failures_are_counted_by_code_and_reason() -> None:
-    """They leave latencies and rates alone, and one message stands for all."""
+    """Failures do not affect latencies and rates, and one message represents all."""
     failure = Failure("RESOURCE_EXHAUSTED", "QUEUE_FULL", "full")
 
     found = driven(FakeRoute(failure=failure), ClosedLoop(1), RunLength(1))
@@ -215,7 +215,7 @@ def test_failures_are_counted_by_code_and_reason() -> None:
 
 
 def test_stopping_returns_what_was_measured() -> None:
-    """Requests under way are cancelled and reported as such."""
+    """Requests in flight are cancelled and reported as such."""
 
     async def stopped() -> Measurement:
         stop = asyncio.Event()
@@ -246,7 +246,7 @@ def texts(*found: str) -> list[UnaryRequest]:
 
 @pytest.mark.parametrize("streams", [0, 1, 3])
 async def test_calls_reach_the_server(server: FakeServer, streams: int) -> None:
-    """The same calls travel one by one and over streams."""
+    """The same calls work as unary calls and over streams."""
     workload = texts(*map(str, range(20)))
 
     found = await measure(server.target, iter(workload), ClosedLoop(4), RunLength(60), streams=streams)
@@ -258,7 +258,7 @@ async def test_calls_reach_the_server(server: FakeServer, streams: int) -> None:
 
 @pytest.mark.parametrize("streams", [0, 1])
 async def test_errors_of_the_server_have_code_and_reason(server: FakeServer, streams: int) -> None:
-    """One bad item among good ones is one failure, in a stream too."""
+    """One bad item among good ones counts as one failure, in a stream too."""
     server.fail_input("bad", grpc.StatusCode.INVALID_ARGUMENT, "TEXT_TOO_LONG")
     workload = texts("a", "bad", "b")
 
@@ -278,7 +278,7 @@ async def test_refusals_are_counted_and_not_repeated(server: FakeServer) -> None
 
 
 async def test_a_broken_stream_is_opened_again(server: FakeServer) -> None:
-    """What was under way has failed as unavailable; the next items go on."""
+    """If a stream breaks, items in flight fail as unavailable, and later items use a new stream."""
     server.break_stream(after=1)
 
     found = await measure(
@@ -291,7 +291,7 @@ async def test_a_broken_stream_is_opened_again(server: FakeServer) -> None:
 
 
 async def test_items_of_a_held_stream_expire(server: FakeServer) -> None:
-    """A stream has one deadline for none of its items; the generator keeps each one's."""
+    """Each item of a stream has its own deadline, which the generator enforces."""
     server.hold()
 
     found = await measure(
@@ -303,7 +303,7 @@ async def test_items_of_a_held_stream_expire(server: FakeServer) -> None:
 
 
 async def test_a_held_server_holds_what_was_due_before(server: FakeServer) -> None:
-    """Over real gRPC too, all that came in a stall waits for its end, and none is lost."""
+    """Over real gRPC too, all requests sent during a stall wait for its end, and none is lost."""
     server.hold()
     releaser = threading.Thread(target=lambda: (server.wait_for_received(5), server.release()))
     releaser.start()
@@ -342,7 +342,7 @@ async def test_connections_are_connections(server: FakeServer) -> None:
 
 
 async def test_no_server_is_an_error() -> None:
-    """There is nothing to measure, and it is said before the time is over."""
+    """A missing server is reported before the measurement's time is over."""
     with FakeServer() as gone:
         target = gone.target
 
@@ -351,6 +351,6 @@ async def test_no_server_is_an_error() -> None:
 
 
 async def test_only_methods_of_the_stream_travel_on_it(server: FakeServer) -> None:
-    """Another server's methods are for unary routes."""
+    """Methods of other services are refused on streams."""
     with pytest.raises(ValueError, match="cannot be sent over a stream"):
         await measure(server.target, iter([CALL]), ClosedLoop(1), RunLength(60), streams=1)

@@ -1,4 +1,4 @@
-"""The items of a stream, without a stream."""
+"""The items in flight, without a stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def taken(in_flight: InFlightItems) -> list[str]:
 
 
 def test_room_lasts_until_the_window_is_full_and_returns_with_each_result() -> None:
-    """An item takes its place from its reading until its result is handed out."""
+    """An item occupies its place from when it is read until its result is taken."""
     in_flight = InFlightItems(2, ordered=False)
     entered(in_flight, "a", "b")
     full = not in_flight.has_room
@@ -45,7 +45,7 @@ def test_results_leave_as_they_are_answered() -> None:
 
 
 def test_ordered_results_wait_for_those_before_them() -> None:
-    """With order, answers and items that failed in the client leave in the order of reading."""
+    """With order, answers and items that failed in the client are taken in the order of reading."""
     in_flight = InFlightItems(3, ordered=True)
     entered(in_flight, "a")
     in_flight.enter(TextItem("b", id="b"), AlignserveError("unreadable"))
@@ -59,7 +59,7 @@ def test_ordered_results_wait_for_those_before_them() -> None:
 
 
 def test_a_new_connection_is_given_what_is_unanswered_in_order() -> None:
-    """What was answered, or failed in the client, is not sent again."""
+    """Items that were answered, or failed in the client, are not sent again."""
     in_flight = InFlightItems(4, ordered=False)
     entered(in_flight, "a", "b")
     in_flight.enter(TextItem("x", id="x"), AlignserveError("unreadable"))

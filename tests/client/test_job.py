@@ -1,4 +1,4 @@
-"""Lists cut into requests and paced by answers, without a client."""
+"""Lists split into requests and paced by answers, without a client."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def embedding_job(
 
 
 def sizes(job: Job) -> list[int]:
-    """Returns the sizes of all requests, each answered before the next is made."""
+    """Returns the sizes of all requests, each answered before the next is built."""
     found = []
     while (batch := job.next_batch()) is not None:
         found.append(len(batch.entries))
@@ -66,7 +66,7 @@ def answer(batch: Batch) -> pb.EmbedImageResponse:
 
 
 def under_way(job: Job) -> list[Batch]:
-    """Sends all that may be under way at once."""
+    """Sends as many requests as may be in flight."""
     return list(iter(job.next_batch, None))
 
 
@@ -104,14 +104,14 @@ def late() -> DeadlineExceededError:
 def test_requests_hold_at_most_so_many_items_and_bytes(
     defaults: CallDefaults, bytes_of_each: list[int], expected: list[int]
 ) -> None:
-    """Lists are cut where the next item would exceed a limit."""
+    """Lists are split where the next item would exceed a limit."""
     job = embedding_job([bytes(size) for size in bytes_of_each], Limits(3, 1000), defaults)
 
     assert sizes(job) == expected
 
 
 def test_requests_stay_within_the_byte_limit(defaults: CallDefaults) -> None:
-    """What is sent is never larger than the server reads, labels included."""
+    """Requests never exceed the server's limit, including labels."""
     images = [bytes(size) for size in (400, 500, 300, 90, 10)]
     call = classify(images, ["cat"] * 20, prompt_templates=(), top_k=0)
 
@@ -142,7 +142,7 @@ def test_images_are_read_only_when_their_request_is_wanted(defaults: CallDefault
 def test_an_image_larger_than_a_request_is_named_with_advice(
     defaults: CallDefaults, image: ImageInput, advice: str
 ) -> None:
-    """The message has the size and what to do, which for pixels is not obvious."""
+    """The message has the size and what to do, which is not obvious for pixels."""
     job = embedding_job([b"x", b"x", image], Limits(2, 1000), defaults)
     job.next_batch()
 
@@ -154,7 +154,7 @@ def test_an_image_larger_than_a_request_is_named_with_advice(
 
 
 def test_a_refusal_halves_what_is_under_way(defaults: CallDefaults) -> None:
-    """Requests that were refused together count as one refusal, and their items go again."""
+    """Requests refused together count as one refusal, and their items are sent again."""
     job = embedding_job([b"x"] * 100, Limits(10), defaults)
     refused = under_way(job)
     for batch in refused:
@@ -168,7 +168,7 @@ def test_a_refusal_halves_what_is_under_way(defaults: CallDefaults) -> None:
 
 
 def test_refusals_make_requests_smaller_in_the_end(defaults: CallDefaults) -> None:
-    """Where even one request is too much for its deadline, half of its items may be answered in time."""
+    """If a request runs out of time, it is sent again in halves."""
     job = embedding_job([b"x"] * 100, Limits(8), defaults)
     largest = []
     for _ in range(7):
@@ -181,7 +181,7 @@ def test_refusals_make_requests_smaller_in_the_end(defaults: CallDefaults) -> No
 
 
 def test_a_quota_makes_no_smaller_requests(defaults: CallDefaults) -> None:
-    """It counts requests, so that smaller ones would use it up sooner."""
+    """A quota counts requests, so requests do not become smaller."""
     job = embedding_job([b"x"] * 100, Limits(8), defaults)
     for _ in range(7):
         batches = under_way(job)
@@ -192,7 +192,7 @@ def test_a_quota_makes_no_smaller_requests(defaults: CallDefaults) -> None:
 
 
 def test_a_broken_connection_makes_nothing_smaller(defaults: CallDefaults) -> None:
-    """A server that restarts is not a full one."""
+    """A restarting server is not full, so requests do not become smaller."""
     job = embedding_job([b"x"] * 100, Limits(8), defaults)
     for batch in under_way(job):
         job.fail(batch, gone())
@@ -201,7 +201,7 @@ def test_a_broken_connection_makes_nothing_smaller(defaults: CallDefaults) -> No
 
 
 def test_answers_allow_more_again() -> None:
-    """A little with each, and never more than at first."""
+    """Each answer widens the window a little, at most to its initial size."""
     window = Window(4, 8)
     rooms = []
     for _ in range(4):
@@ -221,7 +221,7 @@ def test_answers_allow_more_again() -> None:
 
 
 def test_a_pause_is_as_long_as_the_server_asks(defaults: CallDefaults) -> None:
-    """The longest of several refusals counts, or the backoff."""
+    """The pause is the longest delay of several refusals, or the backoff."""
     job = embedding_job([b"x"] * 100, Limits(10), defaults)
     for batch, delay in zip(under_way(job), (2.0, 7.0, 1.0), strict=False):
         job.fail(batch, full(delay))
@@ -230,7 +230,7 @@ def test_a_pause_is_as_long_as_the_server_asks(defaults: CallDefaults) -> None:
 
 
 def test_a_job_outlasts_any_number_of_refusals_while_it_gets_on(defaults: CallDefaults, time: Any) -> None:
-    """An hour of refusals is no failure if a request is answered now and then."""
+    """An hour of refusals is not a failure if some requests are answered."""
     job = embedding_job([b"x"] * 100, Limits(10), defaults)
 
     for number in itertools.count():
@@ -247,7 +247,7 @@ def test_a_job_outlasts_any_number_of_refusals_while_it_gets_on(defaults: CallDe
 
 
 def test_an_answer_about_bad_items_is_an_answer(defaults: CallDefaults, time: Any) -> None:
-    """A list of which every item is bad gets on too, and outlasts refusals between."""
+    """A list with only bad items makes progress too, despite refusals."""
     call = embed_image([b"x"] * 20, normalize=True, dtype="float32")
     job = Job(call, Limits(1), defaults, dataclasses.replace(OPTIONS, on_error="return"), math.inf)
 
@@ -267,7 +267,7 @@ def test_an_answer_about_bad_items_is_an_answer(defaults: CallDefaults, time: An
 def test_a_job_without_any_answer_ends(
     defaults: CallDefaults, time: Any, failure: Callable[[], AlignserveError], attempts: int
 ) -> None:
-    """After so many attempts in a row, and no sooner than the timeout of a request."""
+    """A list gives up after the maximum of consecutive attempts, but not before a request's timeout."""
     job = embedding_job([b"x"] * 100, Limits(10), defaults)
 
     def try_in_vain() -> int:
@@ -285,7 +285,7 @@ def test_a_job_without_any_answer_ends(
 
 
 def test_refusals_in_quick_succession_do_not_end_a_job(defaults: CallDefaults, time: Any) -> None:
-    """Ten of them within a second say little: a call for one image would be repeated for 30 seconds."""
+    """Ten refusals within a second do not end a list: a single call would be retried for 30 seconds."""
     job = embedding_job([b"x"] * 100, Limits(10), defaults)
 
     for _ in range(30):
@@ -299,7 +299,7 @@ def test_refusals_in_quick_succession_do_not_end_a_job(defaults: CallDefaults, t
 
 
 def test_without_repeats_a_refusal_ends_a_job(defaults: CallDefaults) -> None:
-    """A policy of one attempt waits for nothing."""
+    """A policy with one attempt never waits."""
     once = dataclasses.replace(defaults, retry=RetryPolicy(max_attempts=1))
     job = embedding_job([b"x"] * 100, Limits(10), once)
     batch = under_way(job)[0]
