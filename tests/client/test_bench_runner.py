@@ -45,7 +45,7 @@ class _JumpingSelector(selectors.SelectSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> Any:
-        assert timeout is not None, "nothing is due any more, and nobody is done"
+        assert timeout is not None, "no timer is left, but the work is not done"
         self._loop.now += timeout
         return super().select(0)
 
@@ -269,7 +269,7 @@ async def test_errors_of_the_server_have_code_and_reason(server: FakeServer, str
 
 
 async def test_refusals_are_counted_and_not_repeated(server: FakeServer) -> None:
-    """A retry would hide what a server refuses."""
+    """Refusals are counted and not retried, which would hide them."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", times=2)
 
     found = await measure(server.target, iter(texts("a", "b", "c")), ClosedLoop(1), RunLength(60))

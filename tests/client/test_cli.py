@@ -308,7 +308,7 @@ def test_a_closed_stdout_is_no_mishap(server: FakeServer, folder: Path) -> None:
 
 
 def test_a_folder_with_an_images_name_is_not_an_image(run: Any, folder: Path) -> None:
-    """A folder with the same name as a label stays a label."""
+    """A folder whose name ends like an image's is not an image."""
     (folder / "x.jpg").mkdir()
 
     code, out, _ = run("stream", folder)
@@ -367,7 +367,7 @@ def test_a_key_for_classify_alone_still_classifies(server: FakeServer, run: Any,
 
 
 def test_a_priority_goes_with_every_call(server: FakeServer, run: Any) -> None:
-    """--priority bulk is for work that can wait."""
+    """--priority bulk is sent with every call."""
     code, _, _ = run("embed", "--priority", "bulk", "--text", "x")
 
     assert code == 0

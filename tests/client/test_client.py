@@ -143,7 +143,7 @@ def test_classify_of_a_list_returns_a_list_for_each_image(server: FakeServer, cl
 
 
 def test_model_info_names_model_and_limits(client: Client) -> None:
-    """The reply is a plain value."""
+    """`model_info` returns the model and its limits as a plain value."""
     info = client.model_info()
 
     assert (info.model_id, info.embedding_dimension, info.max_client_batch_size) == ("fake", 8, 4)
@@ -151,7 +151,7 @@ def test_model_info_names_model_and_limits(client: Client) -> None:
 
 
 def test_metadata_goes_with_every_call(server: FakeServer) -> None:
-    """A key given to the client reaches the server."""
+    """The client's metadata is sent with every call."""
     with Client(server.target, metadata=[("authorization", "Bearer k")]) as client:
         client.embed_text("a")
 
@@ -242,7 +242,7 @@ def test_keys_of_metadata_may_be_written_as_in_http(server: FakeServer) -> None:
 
 
 def test_a_client_that_may_send_nothing_is_refused() -> None:
-    """An invalid argument is reported by the constructor."""
+    """A client that could send nothing is refused by its constructor."""
     with pytest.raises(ValueError, match="max_in_flight is 0"):
         Client(max_in_flight=0)
 
@@ -288,7 +288,7 @@ def test_a_text_that_fits_into_no_request_is_named(texts: str | list[str]) -> No
 
 
 def test_a_server_with_smaller_limits_may_take_the_others_place(server: FakeServer, client: Client) -> None:
-    """If the server's limits shrink, a list is split again."""
+    """If a server with smaller limits replaces the first, a list is split again."""
     client.model_info()
     server._state.info.max_client_batch_size = 2
 
@@ -310,7 +310,7 @@ def test_invalid_input_names_the_field_in_the_whole_list(server: FakeServer, cli
 
 
 def test_a_missing_file_is_the_usual_exception(server: FakeServer, client: Client) -> None:
-    """Errors of the connection have no reason, unlike the server's answers."""
+    """A missing file raises FileNotFoundError, not an error of the server."""
     with pytest.raises(FileNotFoundError):
         client.embed_image("nowhere.jpg")
 
@@ -355,7 +355,7 @@ def test_without_retries_a_full_server_is_the_answer(server: FakeServer, time: A
 def test_a_delay_that_outlasts_the_deadline_is_not_begun(
     server: FakeServer, client: Client, time: Any
 ) -> None:
-    """A call with a 10-second deadline that is told to retry after 7 seconds retries once."""
+    """A call with a 10-second deadline that is told to wait 7 seconds, twice, waits once."""
     server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=7, times=2)
 
     with pytest.raises(alignserve.ResourceExhaustedError) as caught:
@@ -366,7 +366,7 @@ def test_a_delay_that_outlasts_the_deadline_is_not_begun(
 
 
 def test_a_refusal_without_a_delay_is_final(server: FakeServer, client: Client, time: Any) -> None:
-    """A size error is not retried if the limits are unchanged."""
+    """A refusal without a delay is not retried: with unchanged limits the request cannot be split further."""
     client.model_info()
     server.fail_next(EXHAUSTED, "")
 
@@ -380,7 +380,7 @@ def test_a_refusal_without_a_delay_is_final(server: FakeServer, client: Client, 
 def test_an_unavailable_server_is_asked_again_with_a_large_request(
     server: FakeServer, client: Client
 ) -> None:
-    """gRPC does not retry after the server's pushback by itself, whatever the size of the request."""
+    """gRPC itself retries after the server's pushback, even if the request is far over 256 KiB."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", retry_delay_seconds=0.01, times=2)
 
     vector = client.embed_image(bytes(2 << 20))

@@ -100,7 +100,7 @@ async def test_a_full_server_is_asked_again_after_its_delay(
 
 
 async def test_an_unavailable_server_is_asked_again(server: FakeServer, async_client: AsyncClient) -> None:
-    """gRPC itself repeats the call after the server's pushback."""
+    """gRPC itself retries the call after the server's pushback."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", retry_delay_seconds=0.01, times=2)
 
     await async_client.embed_image(bytes(1 << 20))

@@ -84,7 +84,7 @@ async def test_a_cancelled_task_stays_cancelled_although_the_client_closes(serve
 
 
 def test_closing_ends_a_stream_whose_source_is_silent(server: FakeServer) -> None:
-    """Closing also ends calls that wait for a connection."""
+    """Closing ends a stream with a silent source, even without a connection."""
     client = Client(server.target)
     client.model_info()
     started, released = threading.Event(), threading.Event()
@@ -106,7 +106,7 @@ def test_closing_ends_a_stream_whose_source_is_silent(server: FakeServer) -> Non
 
 
 async def test_closing_ends_a_stream_whose_source_is_silent_async(server: FakeServer) -> None:
-    """Closing also ends calls that wait for a connection."""
+    """Closing ends a stream with a silent source, even without a connection."""
     client = AsyncClient(server.target)
     await client.model_info()
     started = asyncio.Event()

@@ -192,7 +192,7 @@ def test_a_quota_makes_no_smaller_requests(defaults: CallDefaults) -> None:
 
 
 def test_a_broken_connection_makes_nothing_smaller(defaults: CallDefaults) -> None:
-    """A restarting server is not full, so requests do not become smaller."""
+    """A broken connection does not mean that the server is full, so requests do not become smaller."""
     job = embedding_job([b"x"] * 100, Limits(8), defaults)
     for batch in under_way(job):
         job.fail(batch, gone())

@@ -89,7 +89,7 @@ def test_what_failed_is_done_again(server: FakeServer, photos: Path, out: Path) 
 
 
 def test_a_run_that_is_complete_does_nothing(server: FakeServer, photos: Path, out: Path) -> None:
-    """A missing file is created."""
+    """A complete file needs no request, and a missing file is created."""
     begun = stream(server, photos, out, "--resume")
     before = out.read_bytes()
 

@@ -123,7 +123,7 @@ def test_a_wrong_command_line_says_what_was_meant(
 
 
 def test_words_that_look_like_flags_are_values(run: Any, photo: Path) -> None:
-    """Names after -- and with blanks are accepted."""
+    """Words that look like flags are values after -- or with blanks."""
     code, _, _ = run("embed", "--text", "--a b", "--json")
 
     assert code == 0

@@ -301,7 +301,7 @@ class WatchedLedger(InFlightItems):
         return super().has_unanswered
 
 
-def test_the_ledger_is_read_under_its_lock_only(client: Client) -> None:
+def test_items_in_flight_are_read_only_under_their_lock(client: Client) -> None:
     """The receiver does not iterate over entries while the caller's thread removes them."""
     stream = Stream(
         client._transport,

@@ -106,13 +106,13 @@ def assert_served_equals(model: AlignModel) -> None:
 
 @pytest.mark.parametrize(("field", "value"), TEXT.items(), ids=TEXT)
 def test_text_fields_are_obeyed(field, value):
-    """With another value, the vectors still equal AlignModel's."""
+    """With another value of a field, vectors still equal AlignModel's."""
     assert_served_equals(tiny_model(text={field: value}))
 
 
 @pytest.mark.parametrize(("field", "value"), VISION.items(), ids=VISION)
 def test_vision_fields_are_obeyed(field, value):
-    """With another value, the vectors still equal AlignModel's."""
+    """With another value of a field, vectors still equal AlignModel's."""
     assert_served_equals(tiny_model(vision={field: value, **MATCHING.get(field, {})}))
 
 
@@ -120,7 +120,7 @@ def test_vision_fields_are_obeyed(field, value):
 def test_every_activation_is_obeyed(activation):
     """Activations with and without oneDNN support work in both towers."""
     if activation == "xielu":
-        pytest.skip("computes in bfloat16 alone")
+        pytest.skip("computes only in bfloat16")
 
     scale = {"initializer_range": 0.05}  # otherwise squares of squares overflow
     vision = {"hidden_act": activation, **scale}
@@ -268,7 +268,7 @@ def test_an_unknown_activation_is_refused_by_name(folder, section):
     ],
 )
 def test_a_field_without_effect_has_none(plain, folder, path, value):
-    """The field does not change vectors or temperature."""
+    """A field listed as without effect does not change vectors or the temperature."""
     edit(folder / "config.json", **with_field(tiny_model().config.to_dict(), path, value))
 
     changed = load(folder)
@@ -292,7 +292,7 @@ def test_weights_saved_in_half_precision_are_read_exactly(folder, dtype):
 
 
 def test_the_count_of_training_batches_may_be_missing(plain, folder):
-    """The field does not affect served results."""
+    """The count of training batches may be missing: it does not affect results."""
     change_weights(
         folder,
         lambda weights: [weights.pop(name) for name in list(weights) if "num_batches_tracked" in name],

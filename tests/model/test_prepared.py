@@ -120,7 +120,7 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
 
 
 def test_int8_without_torch_names_all_that_it_needs(tmp_path):
-    """The error names everything to install at once."""
+    """int8 without torch names everything to install at once."""
     program = "from alignserve_server.cli.main import run\nsys.exit(run(sys.argv[1:]))"
     options = ["--weights", "int8", "--calibration-folder", PHOTOS, "--to", tmp_path / "to"]
 
@@ -173,7 +173,7 @@ def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_p
 
 
 def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path, capsys):
-    """The folder appears only after verification."""
+    """A folder that is less accurate than required is not written."""
     options = ["--to", str(tmp_path / "to"), "--min-cosine", "1"]
 
     code = prepare_cli.run(["--checkpoint", str(prepared_folder), *options])

@@ -64,7 +64,7 @@ def test_auto_without_openvino_is_torch(mini, monkeypatch):
 
 
 def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
-    """An explicit choice is never replaced."""
+    """An explicit choice that is not installed is an error, not replaced."""
     hide(monkeypatch, "openvino")
 
     with pytest.raises(ValueError, match=r"alignserve\[server"):
@@ -111,7 +111,7 @@ def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_folder, mo
 
 
 def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
-    """torch is verified too."""
+    """If even torch is not accurate enough, nothing is served."""
     monkeypatch.setattr(
         torch_runtime.CpuRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
     )
@@ -350,7 +350,7 @@ def test_int8_is_served_from_the_cache_without_nncf(int8, mini, cache_folder, wi
 
 
 def test_int8_that_must_be_made_needs_nncf(mini, tmp_path, without_nncf):
-    """The message names what to install."""
+    """If int8 must be created and nncf is missing, the error names what to install."""
     with pytest.raises(ValueError, match=r"alignserve\[server,int8\]"):
         _load_int8(mini.checkpoint, tmp_path)
 

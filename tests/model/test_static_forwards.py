@@ -88,13 +88,13 @@ def captured(towers: Towers, device: Device) -> StaticForwards:
     ],
 )
 def test_buckets_double_up_to_the_limit(limit, smallest, expected):
-    """Bucket sizes are those that tuning tries."""
+    """Buckets double up to the limit, like the sizes that tuning tries."""
     assert buckets(limit, smallest) == expected
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, None)])
 def test_a_batch_goes_to_the_smallest_bucket_that_holds_it(size, expected):
-    """Sizes choose the right bucket: exactly full, one over, and too large."""
+    """A size uses the smallest bucket that fits: exactly full, one over, and too large."""
     assert bucket_for(size, [4, 1, 2]) == expected
 
 

@@ -113,9 +113,9 @@ OBEYED = {
     "split_special_tokens": tokenizer_config(split_special_tokens=True),
     "legacy files": legacy_files,
     "truncation in tokenizer.json": cut_on_the_left,
-    "tokenizer.json alone": tokenizer_json_alone,
+    "only tokenizer.json": tokenizer_json_alone,
     "normalizer overridden": normalizer_that_is_overridden,
-    "vocab.txt alone": without_tokenizer_json,
+    "only vocab.txt": without_tokenizer_json,
 }
 
 

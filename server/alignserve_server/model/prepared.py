@@ -1,6 +1,6 @@
 """A prepared checkpoint: a folder with everything to serve it on a CPU, without torch and transformers.
 
-prepared.json                   what was prepared, from what, and with which versions
+prepared.json                   the checkpoint and its source, and the versions that prepared it
 image.xml/.bin text.xml/.bin    the two networks, in OpenVINO's format
 reference.json/.npz, probe/     the tokenizer, and transformers' results for the probe's texts and images
 LICENSE* NOTICE* README.md      copied from the checkpoint

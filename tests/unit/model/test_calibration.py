@@ -46,13 +46,13 @@ def test_broken_images_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    """The error comes first, and names the file."""
+    """A folder without images is refused by name, before anything else is done."""
     with pytest.raises(ValueError, match=f"{tmp_path} has no images"):
         CalibrationImages(tmp_path, preprocess)
 
 
 def test_a_folder_without_readable_images_is_refused(tmp_path: Path) -> None:
-    """A folder without images is refused."""
+    """A folder with only unreadable images is refused."""
     images = CalibrationImages(_write(tmp_path, a=b"invalid"), preprocess)
 
     with pytest.raises(ValueError, match="no image that can be read"):

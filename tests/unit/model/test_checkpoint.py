@@ -113,7 +113,7 @@ def test_another_kind_of_model_is_refused(folder):
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
 def test_broken_json_is_named(folder, content):
-    """An invalid JSON file and a missing file have different errors."""
+    """A file that is not a JSON object is reported differently from a missing one."""
     (folder / "config.json").write_text(content)
 
     with pytest.raises(CheckpointError, match=r"config\.json (is empty|is corrupt|is not a JSON object)"):
@@ -140,7 +140,7 @@ def test_the_fingerprint_ignores_place_time_and_layout(folder, tmp_path):
 
 
 def test_the_fingerprint_tells_everything_else_apart(folder):
-    """Weights, configuration, preprocessing, tokenizer, runtime and data type each change it."""
+    """Weights, configuration, preprocessing, tokenizer, runtime and data type each change the fingerprint."""
     seen = {fingerprint(folder), fingerprint(folder, runtime="onnx"), fingerprint(folder, dtype="float16")}
 
     (folder / "model.safetensors").write_bytes(weights(b"Weights"))

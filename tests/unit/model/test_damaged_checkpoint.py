@@ -110,7 +110,7 @@ def test_a_damaged_file_is_named_with_what_it_is(
     ids=lambda content: content[:12],
 )
 def test_what_is_not_json_is_named(folder: Path, name: str, content: bytes) -> None:
-    """This includes numbers that only Python accepts as JSON, and numbers that overflow."""
+    """Files that only Python accepts as JSON, or whose numbers overflow, are refused."""
     (folder / name).write_bytes(content)
 
     with pytest.raises(CheckpointError, match=name):
@@ -234,7 +234,7 @@ def test_a_broken_image_processor_is_named(folder: Path, changes: dict[str, obje
 
 @pytest.mark.parametrize("value", [1, 0, 4, "3", None, [3]])
 def test_images_have_three_channels(folder: Path, value: object) -> None:
-    """Other numbers are refused with the field's name."""
+    """Other numbers of channels are refused with the field's name."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["vision_config"]["num_channels"] = value

@@ -137,7 +137,7 @@ def test_refuses_a_side_that_is_too_long(decoder, size, message):
 
 
 def test_decodes_the_longest_side(decoder):
-    """Exactly the limit passes."""
+    """A side of exactly the limit decodes."""
     assert decoder.decode(encoded("PNG", (65_535, 1))).width == 65_535
 
 
@@ -421,7 +421,7 @@ def test_a_lossless_stream_may_go_on_in_the_padding(decoder):
     "extension", [b"!\xff\x0bNETSCAPE2.0\0", b"!\xf9\0"], ids=["no loop count", "no control"]
 )
 def test_the_first_frame_is_the_first_in_the_file(decoder, extension):
-    """Short extensions are dropped: Pillow would read beyond their end, into a frame."""
+    """A frame counts even after a short extension, beyond whose end Pillow would read."""
     first, second = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
     buffer = BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=[second])
@@ -464,7 +464,7 @@ def test_finds_the_orientation_where_pillow_does(decoder, content):
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
 def test_a_critical_chunk_needs_its_checksum(decoder, kind):
-    """Data that affects pixels is not dropped as metadata."""
+    """A chunk that affects pixels is refused if its checksum is wrong, unlike metadata."""
     buffer = BytesIO()
     Image.linear_gradient("L").convert("P", palette=Image.Palette.ADAPTIVE).save(buffer, "PNG")
     content = bytearray(buffer.getvalue())

@@ -168,7 +168,7 @@ def test_their_decoders_have_a_process_of_their_own(decoder, content):
 
 
 def test_settings_and_decoder_know_the_same():
-    """Format names are accepted in lower and upper case."""
+    """Settings and decoder use the same names, in lower and upper case."""
     assert tuple(name.upper() for name in SETTINGS_NAMES) == FURTHER_FORMATS
 
 
@@ -254,7 +254,7 @@ BROKEN = {
         long(256, 9), long(257, 9), (273, 4, 1 << 30, b"\x08"), long(278, 9)
     ),
     "avif, cut off": encoded("AVIF")[:-9],
-    "avif, nothing but its name": encoded("AVIF")[:32],
+    "avif, only its name": encoded("AVIF")[:32],
     "avif, called HEIC": encoded("AVIF").replace(b"ftypavif", b"ftypheic"),
     "avif, another primary item": encoded("AVIF").replace(b"av01Color", b"iovlColor"),
 }

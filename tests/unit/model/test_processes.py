@@ -93,7 +93,7 @@ def test_a_process_serves_again_after_a_refusal(preprocess, children):
 
 
 def test_a_process_that_was_killed_is_replaced(preprocess, children):
-    """A refused image does not affect the next one."""
+    """A killed process is replaced for the next image."""
     content = encoded("WEBP", (400, 300))
     expected = preprocess(content)
     (child,) = children()

@@ -146,7 +146,7 @@ def test_a_template_has_exactly_one_placeholder(text, expected):
 
 
 def test_the_score_is_the_softmax_of_cosine_by_temperature():
-    """Cosines 1 and 0 at temperature 0.5 are logits 2 and 0."""
+    """Cosines 1 and 0 at temperature 0.5 give logits 2 and 0."""
     labels = np.stack([unit(0, 1), unit(1, 0)])
 
     best, other = score(unit(1, 0), labels, temperature=0.5)
@@ -168,7 +168,7 @@ def test_one_label_gets_all_of_the_score():
     ("top_k", "expected"), [(0, [2, 1, 3, 0]), (1, [2]), (4, [2, 1, 3, 0]), (5, [2, 1, 3, 0])]
 )
 def test_returns_the_best_first_and_at_most_top_k(top_k, expected):
-    """top_k 0 returns all labels."""
+    """Labels are sorted by score and limited to `top_k`; 0 returns all."""
     scored = score(unit(1, 2), LABELS, temperature=1.0, top_k=top_k)
 
     assert [label.label_index for label in scored] == expected
@@ -219,7 +219,7 @@ def test_a_tiny_temperature_does_not_overflow():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_similarity_never_leaves_the_range_of_a_cosine(sign):
-    """Rounding makes the product of two unit vectors a little more than 1."""
+    """Similarities are clipped: rounding can make the product of two unit vectors more than 1."""
     almost_unit = np.array([1.0000001, 0.0], np.float32)
 
     (only,) = score(almost_unit, sign * almost_unit[None], temperature=1.0)
@@ -389,7 +389,7 @@ async def test_a_call_whose_own_turns_fail_waits_for_nobody_elses(metrics):
 
 
 async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
-    """A call that shares another label gets it; the failing call gets the error."""
+    """A failed prompt fails its label's callers; a call that shares another label gets it."""
     held.failing = {"poison, twice"}
     embed = cache.embed(LabelSet.of(["cat", "poison"], ["{label}", "{label}, twice"]))
     poisoned = asyncio.create_task(embed)
@@ -466,7 +466,7 @@ async def test_an_error_is_not_kept(cache, held):
 
 
 async def test_a_first_caller_who_leaves_takes_nothing_from_the_others(cache, held):
-    """Its work continues for other calls that wait for a part of it."""
+    """The work of a cancelled call continues for calls that wait for a part of it."""
     first, second = await _start(cache, "a", "b"), await _start(cache, "b")
 
     first.cancel()
@@ -490,7 +490,7 @@ async def test_the_work_ends_when_the_last_caller_leaves(cache, held):
 
 
 async def test_who_shares_a_part_keeps_only_that_work_going(one_by_one, held):
-    """The remaining labels of a cancelled call are never started."""
+    """A cancelled call continues only the labels that another call shares."""
     large, small = await _start(one_by_one, "a", "b", "c"), await _start(one_by_one, "a")
 
     await _leave(large)
@@ -553,7 +553,7 @@ async def test_a_label_that_another_call_of_the_caller_has_begun_is_not_begun_ag
 
 
 async def test_a_label_that_another_caller_has_begun_is_settled_by_the_first_turn(cache, held):
-    """A caller never waits for the turns of another caller, which may be long."""
+    """A label that two callers need is settled by whichever turn comes first."""
     slow = await _start(cache, "a", flow="slow")
     slow_gate, held.gate = held.gate, asyncio.Event()
 
@@ -568,7 +568,7 @@ async def test_a_label_that_another_caller_has_begun_is_settled_by_the_first_tur
 
 
 async def test_what_nobody_has_begun_comes_before_what_others_have(one_by_one, held):
-    """Two callers with the same labels share the work."""
+    """Labels in progress for another caller come last, so that two callers share the work."""
     calls = [await _start(one_by_one, *"abcd", flow=flow) for flow in ("one", "other")]
 
     while not all(call.done() for call in calls):
@@ -603,7 +603,7 @@ async def test_each_waiter_has_an_error_of_its_own(cache, held):
 
 
 async def test_a_label_that_another_caller_began_and_left_is_begun_in_the_end(one_by_one, held):
-    """A call that waited for a label in progress still gets it when that work is cancelled."""
+    """A label deferred because another caller had started it is embedded after that caller has left."""
     leaving = await _start(one_by_one, "a", flow="leaving")
     staying = await _start(one_by_one, "a", "b", flow="staying")
 

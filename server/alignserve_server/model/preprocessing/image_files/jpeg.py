@@ -22,7 +22,7 @@ _MAX_SCANS = 100  # each passes over all pixels (10 ms for 25 million), and can 
 _MAX_TABLES = 1024  # segments that a decoder needs before the first scan; usually a dozen
 _MAX_QUANTIZATION_BYTES = 1 << 14  # some 250 tables; usually at most four
 
-_MAX_EXIF_SEGMENTS = 16  # of 64 kB; cameras write one, with the orientation at its start
+_MAX_EXIF_SEGMENTS = 16  # of 64 kB; cameras write one, which starts with the orientation
 
 _SCAN, _END, _QUANTIZATION = 0xDA, 0xD9, 0xDB
 _FRAMES = {*range(0xC0, 0xD0), 0xDE} - {0xC4, 0xC8, 0xCC}  # frame headers have the size
@@ -125,7 +125,7 @@ def _next_marker(content: bytes, start: int) -> int | None:
 def _without(content: bytes, dropped: Sequence[tuple[int, int]]) -> bytes:
     """Returns the content without the given ranges, which are in order.
 
-    Inserts an empty comment at the start: decoders skip stray bytes anywhere except there.
+    Inserts an empty comment first: decoders skip stray bytes anywhere except there.
     """
     if not dropped:
         return content
