@@ -157,7 +157,7 @@ def test_more_items_than_the_server_takes_is_said_before(bench: Any) -> None:
         bench(*FEW, "--items-per-request", 5)
 
 
-def test_ctrl_c_prints_what_was_measured(server: FakeServer) -> None:
+def test_ctrl_c_prints_the_results_so_far(server: FakeServer) -> None:
     """The first interrupt ends the run with its results and exit code 130."""
     options = ["--work", "text", "--concurrency", "2,4", "--duration-seconds", "600", "--warmup-seconds", "0"]
     command = [sys.executable, "-m", "alignserve.cli", "--server", server.target, "bench", *options]
@@ -242,7 +242,7 @@ def test_the_chart_has_a_bar_for_whatever_came() -> None:
     ],
     ids=["fine", "overload", "busy client", "late client"],
 )
-def test_notes_say_what_to_beware_of(
+def test_notes_warn_about_unreliable_numbers(
     answer_seconds: float, cores: float, late_seconds: float, expected: list[str]
 ) -> None:
     """Notes say when the numbers are not, or not only, the server's."""

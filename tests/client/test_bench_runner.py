@@ -214,7 +214,7 @@ def test_failures_are_counted_by_code_and_reason() -> None:
     assert (found.latency.count, found.requests_per_second) == (0, 0)
 
 
-def test_stopping_returns_what_was_measured() -> None:
+def test_stopping_returns_the_results_so_far() -> None:
     """Requests in flight are cancelled and reported as such."""
 
     async def stopped() -> Measurement:
@@ -302,7 +302,7 @@ async def test_items_of_a_held_stream_expire(server: FakeServer) -> None:
     assert found.failures["DEADLINE_EXCEEDED", ""].count == 2
 
 
-async def test_a_held_server_holds_what_was_due_before(server: FakeServer) -> None:
+async def test_a_held_server_delays_requests_due_before(server: FakeServer) -> None:
     """Over real gRPC too, all requests sent during a stall wait for its end, and none is lost."""
     server.hold()
     releaser = threading.Thread(target=lambda: (server.wait_for_received(5), server.release()))

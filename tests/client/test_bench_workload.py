@@ -64,7 +64,7 @@ def test_unique_photos_decode_to_the_same_pixels(photo: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff", encoded("PNG")[:10], b"GIF8"])
-def test_what_cannot_be_marked_is_refused(content: bytes) -> None:
+def test_unsupported_files_are_refused(content: bytes) -> None:
     """The error suggests --no-unique."""
     with pytest.raises(ValueError, match="--no-unique"):
         varied_image(content)
@@ -158,7 +158,7 @@ def test_a_mix_keeps_its_proportions() -> None:
     assert counts[EMBED_IMAGE] == pytest.approx(1000, rel=0.1)
 
 
-def test_files_that_cannot_be_marked_are_named(tmp_path: Path) -> None:
+def test_files_that_cannot_be_tagged_are_named(tmp_path: Path) -> None:
     """The error names the file at fault."""
     (tmp_path / "bad.png").write_bytes(b"no image")
 
@@ -185,7 +185,7 @@ def test_framing_is_that_of_protobuf(number: int) -> None:
 
 
 @pytest.mark.parametrize("message", [b"\x0a", b"\x0a\x05abc", b"\x80", b"\x0b"])
-def test_what_is_no_message_is_refused(message: bytes) -> None:
+def test_invalid_messages_are_refused(message: bytes) -> None:
     """A truncated or garbled answer is refused."""
     with pytest.raises(ValueError, match="not a protobuf message"):
         content_fields(message)

@@ -196,7 +196,7 @@ async def test_a_list_and_a_stream_of_threads_that_a_server_cancels_go_on() -> N
     assert [result.error for result in results] == [None] * 5
 
 
-async def test_a_server_that_cancels_for_ever_is_unavailable() -> None:
+async def test_a_server_that_always_cancels_is_unavailable() -> None:
     """Attempts are limited as for UNAVAILABLE, and the error does not blame the client."""
     retry = RetryPolicy(max_attempts=3, initial_backoff_seconds=0.001)
     async with bare_server(cancel, 1000) as server, AsyncClient(server.target, retry=retry) as client:

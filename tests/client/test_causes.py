@@ -308,7 +308,7 @@ def test_a_client_that_waits_for_a_server_names_the_cause(ports: Ports) -> None:
         client.model_info()
 
 
-def test_waiting_in_vain_names_the_cause(ports: Ports) -> None:
+def test_a_failed_wait_names_the_cause(ports: Ports) -> None:
     """`wait_until_ready` names a wrong certificate instead of a missing server."""
     with (
         Client(f"localhost:{ports.by_name['tls']}") as client,

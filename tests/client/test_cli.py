@@ -119,7 +119,7 @@ def test_embed_npy_has_a_row_for_every_input(
 @pytest.mark.parametrize(
     "command_line", ["embed {folder}/b.jpg {folder}/c.jpg {folder}/d.jpg", "stream {folder}"]
 )
-def test_what_was_embedded_is_saved_although_the_server_goes_away(
+def test_results_are_saved_if_the_server_goes_away(
     server: FakeServer, run: Any, tmp_path: Path, command_line: str
 ) -> None:
     """Unanswered files are named one by one, have rows of NaN, and give exit code 1."""
@@ -137,7 +137,7 @@ def test_what_was_embedded_is_saved_although_the_server_goes_away(
     assert [f"{name}: " in err for name in ("b.jpg", "c.jpg", "d.jpg")] == [False, True, True]
 
 
-def test_embed_leaves_out_what_is_broken_and_writes_the_rest(
+def test_embed_skips_unreadable_inputs_and_writes_the_rest(
     server: FakeServer, run: Any, tmp_path: Path
 ) -> None:
     """One bad file among many is a line on stderr, whether the server or the disk reports it."""
@@ -284,7 +284,7 @@ def test_names_that_are_not_unicode_are_written_as_they_are(server: FakeServer, 
     assert name in done.stdout
 
 
-def test_a_terminal_that_is_not_unicode_gets_what_it_can_show(server: FakeServer, photo: Path) -> None:
+def test_a_terminal_without_unicode_gets_question_marks(server: FakeServer, photo: Path) -> None:
     """JSON is exact in ASCII; a table has question marks where a character is missing."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     embed = ["embed", photo, "--text", "Käse"]
@@ -296,7 +296,7 @@ def test_a_terminal_that_is_not_unicode_gets_what_it_can_show(server: FakeServer
     assert json.loads(data.stdout)["embeddings"][1]["input"] == "Käse"
 
 
-def test_a_closed_stdout_is_no_mishap(server: FakeServer, folder: Path) -> None:
+def test_a_closed_stdout_is_not_an_error(server: FakeServer, folder: Path) -> None:
     """A job that is started without a stdout still writes its files."""
     out = folder / "lines"
     script = shlex.join(command(server, "stream", folder, "--output", out)) + " >&- 2>&-"
@@ -355,7 +355,7 @@ def test_labels_with_unknown_tokens_are_warned_of(
     assert "1 of 4 tokens of '[UNK] ü' are unknown to the model's vocabulary; its scores mean little" in err
 
 
-def test_a_key_for_classify_alone_still_classifies(server: FakeServer, run: Any, photo: Path) -> None:
+def test_a_key_for_only_classify_still_classifies(server: FakeServer, run: Any, photo: Path) -> None:
     """If the key does not permit EmbedText, labels are not checked."""
     server.fail_input("猫", grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
 

@@ -71,7 +71,7 @@ def test_long_lists_are_split_and_joined_in_order(server: FakeServer, client: Cl
     assert methods(server).count("GetModelInfo") == 1
 
 
-def test_text_that_is_none_is_refused_with_its_position(server: FakeServer, client: Client) -> None:
+def test_a_missing_text_is_refused_with_its_position(server: FakeServer, client: Client) -> None:
     """A missing value in a column of texts is found before any of them is sent."""
     with pytest.raises(TypeError, match=r"texts\[1\] is float; give str"):
         client.embed_text(["a", float("nan")])  # type: ignore[list-item]
@@ -225,7 +225,7 @@ def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> Non
     ],
     ids=["no ASCII", "empty", "line break"],
 )
-async def test_what_no_header_can_carry_is_refused_at_once(client_class, defaults) -> None:
+async def test_invalid_metadata_is_refused_at_once(client_class, defaults) -> None:
     """Both clients refuse invalid metadata without showing the secret."""
     with pytest.raises(ValueError, match=r"API key|metadata") as error:
         client_class("127.0.0.1:1", **defaults)
@@ -448,7 +448,7 @@ def test_waiting_for_readiness_ends_when_the_server_is_ready(
     assert len(time.sleeps) == 3
 
 
-def test_waiting_for_readiness_in_vain_says_so(server: FakeServer, client: Client) -> None:
+def test_waiting_for_readiness_times_out(server: FakeServer, client: Client) -> None:
     """The wait lasts exactly as long as its timeout, by the clock."""
     server.set_ready(False)
 
@@ -456,7 +456,7 @@ def test_waiting_for_readiness_in_vain_says_so(server: FakeServer, client: Clien
         client.wait_until_ready(5)
 
 
-def test_nobody_at_the_address_is_unavailable() -> None:
+def test_a_missing_server_is_unavailable() -> None:
     """An address without a server fails at once, and is not ready."""
     with FakeServer() as gone:
         target = gone.target
@@ -467,7 +467,7 @@ def test_nobody_at_the_address_is_unavailable() -> None:
             client.embed_text("a")
 
 
-def test_unknown_tokens_are_told(client: Client) -> None:
+def test_unknown_tokens_are_counted(client: Client) -> None:
     """Each text has its own count, even after truncation."""
     found = client.embed_text_detailed(["a [UNK] b", "a b", "[UNK] " * 100], truncate=True)
 

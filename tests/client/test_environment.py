@@ -73,7 +73,7 @@ def test_addresses_are_understood(text: str, name: str, is_encrypted: bool | Non
         ("http://", "use HOST:PORT"),
     ],
 )
-def test_what_is_no_address_is_refused_before_anything_is_tried(text: str, told: str) -> None:
+def test_invalid_addresses_are_refused_before_connecting(text: str, told: str) -> None:
     """Invalid addresses are refused: to gRPC they would be names that do not resolve."""
     with pytest.raises(ValueError, match=told):
         Client(text)

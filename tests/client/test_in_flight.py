@@ -58,7 +58,7 @@ def test_ordered_results_wait_for_those_before_them() -> None:
     assert taken(in_flight) == ["a", "b", "c"]
 
 
-def test_a_new_connection_is_given_what_is_unanswered_in_order() -> None:
+def test_a_new_connection_gets_unanswered_items_in_order() -> None:
     """Items that were answered, or failed in the client, are not sent again."""
     in_flight = InFlightItems(4, ordered=False)
     entered(in_flight, "a", "b")
@@ -75,7 +75,7 @@ def test_a_new_connection_is_given_what_is_unanswered_in_order() -> None:
 
 
 @pytest.mark.parametrize("correlation_id", ["0", "7", "", "x"])
-def test_answers_that_nobody_waits_for_are_ignored(correlation_id: str) -> None:
+def test_unexpected_answers_are_ignored(correlation_id: str) -> None:
     """A second answer, or one to an unknown id, changes nothing."""
     in_flight = InFlightItems(2, ordered=False)
     entered(in_flight, "a")

@@ -153,7 +153,7 @@ def test_an_image_larger_than_a_request_is_named_with_advice(
     assert caught.value.violations[0].field == "images[2].content"
 
 
-def test_a_refusal_halves_what_is_under_way(defaults: CallDefaults) -> None:
+def test_a_refusal_halves_the_items_in_flight(defaults: CallDefaults) -> None:
     """Requests refused together count as one refusal, and their items are sent again."""
     job = embedding_job([b"x"] * 100, Limits(10), defaults)
     refused = under_way(job)

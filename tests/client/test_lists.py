@@ -142,7 +142,7 @@ def test_a_silent_server_costs_a_list_the_time_given(server: FakeServer) -> None
             client.embed_text(texts(40), total_timeout_seconds=0.1)
 
 
-def test_bad_images_leave_their_neighbours_alone(server: FakeServer, call: Call, tmp_path: Path) -> None:
+def test_bad_images_do_not_affect_others(server: FakeServer, call: Call, tmp_path: Path) -> None:
     """Each result or error is at the position of its image, including that of a missing file."""
     images: list[Any] = [b"%d" % number for number in range(100)]
     images[3], images[50], images[51] = b"bad", tmp_path / "missing.jpg", b"bad"
@@ -219,14 +219,14 @@ def test_classifications_have_errors_in_place(server: FakeServer, call: Call) ->
     assert isinstance(bad, alignserve.InvalidArgumentError)
 
 
-def test_what_is_wrong_for_all_items_stands_in_the_place_of_each(server: FakeServer, call: Call) -> None:
+def test_an_error_of_the_whole_call_is_returned_for_each_item(server: FakeServer, call: Call) -> None:
     """With errors returned, an error of the whole call is returned for every item."""
     found = call("classify", [b"1", b"2"], ["cat", " "], on_error="return")
 
     assert [each.reason for each in found] == ["LABELS_INVALID"] * 2
 
 
-def test_a_server_that_goes_away_leaves_what_was_done(server: FakeServer, call: Call) -> None:
+def test_results_so_far_survive_a_server_that_goes_away(server: FakeServer, call: Call) -> None:
     """With errors returned, unfinished items have the reason in their place."""
     server.fail_input("text 30", UNAVAILABLE, "MODEL_STALLED")
 
@@ -287,7 +287,7 @@ def test_equal_items_each_have_their_result(server: FakeServer, call: Call) -> N
     assert [isinstance(each, AlignserveError) for each in found] == [False, True, False, True, False]
 
 
-def test_an_error_carries_what_was_done(server: FakeServer, call: Call) -> None:
+def test_an_error_has_the_results_so_far(server: FakeServer, call: Call) -> None:
     """The error has the results so far, so that the caller can continue with the rest."""
     server.fail_input("text 30")
 
@@ -299,7 +299,7 @@ def test_an_error_carries_what_was_done(server: FakeServer, call: Call) -> None:
     assert np.array_equal(done[5], server.embedding_of("text 5"))
 
 
-def test_a_missing_file_carries_what_was_done(server: FakeServer, call: Call, tmp_path: Path) -> None:
+def test_a_missing_file_error_has_the_results_so_far(server: FakeServer, call: Call, tmp_path: Path) -> None:
     """Other exceptions have the results so far, too."""
     images = [b"%d" % number for number in range(20)]
 
@@ -319,7 +319,7 @@ def test_a_call_that_is_one_request_has_done_nothing_when_it_fails(server: FakeS
     assert caught.value.completed == {}
 
 
-def test_progress_is_told_up_to_the_last_item(server: FakeServer, call: Call) -> None:
+def test_progress_is_reported_up_to_the_last_item(server: FakeServer, call: Call) -> None:
     """Progress never decreases, and counts failed items."""
     server.fail_input("text 7")
     told: list[tuple[int, int]] = []
@@ -334,7 +334,7 @@ def test_progress_is_told_up_to_the_last_item(server: FakeServer, call: Call) ->
 
 
 @pytest.mark.parametrize("inputs", ["a", ["a"], texts(4)], ids=["one", "list of one", "one request"])
-def test_progress_of_one_request_is_told_once(call: Call, inputs: Any) -> None:
+def test_progress_of_one_request_is_reported_once(call: Call, inputs: Any) -> None:
     """The end of a single input is reported, too."""
     told: list[tuple[int, int]] = []
     count = 1 if isinstance(inputs, str) else len(inputs)
@@ -440,7 +440,7 @@ def embeddings(*sizes: int) -> bytes:
     ],
     ids=["no message", "nothing", "too few", "too many", "of several sizes", "empty", "of another model"],
 )
-def test_an_answer_that_does_not_fit_keeps_what_was_done(run: Call, strange: bytes) -> None:
+def test_an_inconsistent_answer_keeps_the_results_so_far(run: Call, strange: bytes) -> None:
     """An inconsistent answer, such as from another model, is an error, and results are not mixed."""
     options = {"client": {"max_in_flight": 1}}
     fitting = embeddings(8, 8, 8, 8)
@@ -453,7 +453,7 @@ def test_an_answer_that_does_not_fit_keeps_what_was_done(run: Call, strange: byt
     assert [isinstance(each, AlignserveError) for each in results] == [False] * 4 + [True] * 8
 
 
-def test_closing_in_mid_list_carries_what_was_done(server: FakeServer) -> None:
+def test_closing_during_a_list_keeps_the_results_so_far(server: FakeServer) -> None:
     """A list that waits in another thread fails because the client was closed, and has its results so far."""
     client = Client(server.target, max_in_flight=1)
     caught: list[alignserve.CallCancelledError] = []
@@ -477,7 +477,7 @@ def callers_of(thread: int) -> list[str]:
     return [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[thread])]
 
 
-def test_ctrl_c_carries_what_was_done(server: FakeServer) -> None:
+def test_ctrl_c_keeps_the_results_so_far(server: FakeServer) -> None:
     """Ctrl-C keeps the results so far, such as hours of work in a notebook."""
 
     main = threading.main_thread().ident

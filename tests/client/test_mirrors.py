@@ -89,7 +89,7 @@ def test_every_message_has_a_mirror() -> None:
     assert set(pb.DESCRIPTOR.message_types_by_name) - ours == set(ABSENT_MESSAGES)
 
 
-def test_the_exceptions_are_of_what_there_is() -> None:
+def test_the_exceptions_are_current() -> None:
     """No exception is listed for a field that has a counterpart."""
     for name in ABSENT_FIELDS:
         message, field = name.split(".")

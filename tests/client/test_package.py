@@ -70,7 +70,7 @@ def test_asyncio_client_has_the_surface_of_the_blocking_one() -> None:
     assert surface(alignserve.AsyncClient) == surface(alignserve.Client)
 
 
-def test_the_base_install_is_the_client_alone() -> None:
+def test_the_base_install_is_only_the_client() -> None:
     """`pip install alignserve` installs only the client's dependencies; all others are extras."""
     base = {
         re.split(r"[^\w-]", requirement, maxsplit=1)[0]

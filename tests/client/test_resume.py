@@ -75,7 +75,7 @@ def test_the_same_input_twice_needs_two_lines(server: FakeServer, photos: Path, 
     assert inputs(out) == {twice[0]: 2}
 
 
-def test_what_failed_is_done_again(server: FakeServer, photos: Path, out: Path) -> None:
+def test_failed_inputs_are_sent_again(server: FakeServer, photos: Path, out: Path) -> None:
     """Lines of errors are replaced, so that the file has one line per input."""
     server.fail_input(b"photo 3", times=1)
     first = stream(server, photos, out)
@@ -144,7 +144,7 @@ def test_lines_for_other_labels_are_not_mixed_in(server: FakeServer, photos: Pat
     assert len(inputs(out)) == 10
 
 
-def test_a_file_of_something_else_is_left_alone(
+def test_other_files_are_not_changed(
     server: FakeServer, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A file that alignserve did not write is left unchanged."""

@@ -111,7 +111,7 @@ def test_labels_named_like_folders_stay_labels(
         (["--server", "http://x", "--tls", "info"], "turns TLS off"),
     ],
 )
-def test_a_wrong_command_line_says_what_was_meant(
+def test_a_wrong_command_line_suggests_a_correction(
     server: FakeServer, run: Any, photo: Path, arguments: list[str], told: str
 ) -> None:
     """The command exits with 2 before anything is sent."""
@@ -192,7 +192,7 @@ def test_nothing_on_standard_input_is_said(run: Any, stdin: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["classify", "embed", "classify two"])
-def test_a_refused_file_is_called_what_it_is(
+def test_a_refused_file_is_named_by_its_type(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, told: str, command: str
 ) -> None:
     """A refused file is named by its actual type, with how to convert it, whatever its suffix."""
@@ -281,7 +281,7 @@ def test_a_missing_key_names_the_option(capsys: pytest.CaptureFixture[str]) -> N
     assert "--api-key-file FILE or ALIGNSERVE_API_KEY" in capsys.readouterr().err
 
 
-def test_folders_name_what_they_leave_out(run: Any, tmp_path: Path, photo: Path) -> None:
+def test_skipped_files_are_reported(run: Any, tmp_path: Path, photo: Path) -> None:
     """Skipped files are counted by suffix, with advice for photos; hidden files are ignored."""
     shutil.copy(photo, tmp_path / "a.jpg")
     for name in ("b.HEIC", "c.heic", "d.tif", "notes.txt", ".DS_Store", "README"):

@@ -100,7 +100,7 @@ def test_the_order_asked_for_is_in_the_first_message(
     assert sorted(result.id for result in results) == list(range(100))
 
 
-def test_items_that_fail_leave_the_others_alone(server: FakeServer, collect: Collect, photo: Path) -> None:
+def test_failed_items_do_not_affect_others(server: FakeServer, collect: Collect, photo: Path) -> None:
     """A missing file, a refused one and a good one give three results, in order."""
     server.fail_input(b"broken", reason="IMAGE_UNREADABLE", message="no image")
 
@@ -125,7 +125,7 @@ def test_more_unreadable_files_than_the_window_pass_through(collect: Collect) ->
     assert len(results) == 20
 
 
-def test_an_item_larger_than_a_request_fails_alone(time: Any) -> None:
+def test_an_item_larger_than_a_request_fails_by_itself(time: Any) -> None:
     """An item that is too large, and would end the stream, is not sent."""
     with FakeServer(max_request_bytes=1000) as small:
         results = collect_blocking(
@@ -190,7 +190,7 @@ def test_an_item_that_the_server_cannot_take_now_is_sent_again(
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL])
-def test_an_error_that_is_no_break_ends_the_stream(
+def test_an_error_of_another_kind_ends_the_stream(
     server: FakeServer, client: Client, time: Any, code: grpc.StatusCode
 ) -> None:
     """Errors that reconnecting cannot fix, such as invalid credentials, are raised at once."""
@@ -289,7 +289,7 @@ async def test_a_stream_whose_source_is_silent_ends_at_its_deadline_async(async_
         [result async for result in async_client.stream(items(), timeout_seconds=0.05)]
 
 
-class WatchedLedger(InFlightItems):
+class WatchedItems(InFlightItems):
     """Items in flight that record when they are read without their lock."""
 
     lock: Any
@@ -312,7 +312,7 @@ def test_items_in_flight_are_read_only_under_their_lock(client: Client) -> None:
         max_request_bytes=1000,
         deadline=float("inf"),
     )
-    in_flight = WatchedLedger(4, ordered=False)
+    in_flight = WatchedItems(4, ordered=False)
     in_flight.lock = stream._changed
     stream._in_flight = in_flight
 

@@ -92,7 +92,7 @@ def test_failures_are_used_up_in_order(server: FakeServer, client: Client) -> No
     assert reasons == ["FIRST", "SECOND"]
 
 
-def test_what_arrives_is_recorded(server: FakeServer, client: Client) -> None:
+def test_received_requests_are_recorded(server: FakeServer, client: Client) -> None:
     """Requests can be inspected and awaited."""
     client.embed_text("a", truncate=True)
     server.wait_for_received(1)
@@ -101,7 +101,7 @@ def test_what_arrives_is_recorded(server: FakeServer, client: Client) -> None:
     assert server.received[0].request.truncate
 
 
-def test_waiting_for_what_does_not_arrive_ends(server: FakeServer) -> None:
+def test_waiting_for_requests_times_out(server: FakeServer) -> None:
     """Waiting for too many requests fails instead of hanging."""
     with pytest.raises(TimeoutError, match="0 of 1 messages"):
         server.wait_for_received(1, timeout_seconds=0.01)

@@ -40,7 +40,7 @@ def test_it_answers_and_serves_until_it_is_interrupted() -> None:
     assert process.returncode == 0
 
 
-def test_a_taken_port_is_told_apart_from_a_broken_server() -> None:
+def test_a_taken_port_differs_from_a_failed_server() -> None:
     """It does not start, ignores the other program on the port, and suggests another port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -52,7 +52,7 @@ def test_a_taken_port_is_told_apart_from_a_broken_server() -> None:
     assert "make run PORT=" in result.stderr
 
 
-def test_both_taken_ports_are_told_at_once() -> None:
+def test_both_taken_ports_are_reported_together() -> None:
     """One suggested command names two free ports: a second `make run` finds both in use."""
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         port, metrics_port = first.getsockname()[1], second.getsockname()[1]
@@ -66,7 +66,7 @@ def test_both_taken_ports_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "-1", "x"])
-def test_what_is_not_a_port_is_wrong_usage(port: str) -> None:
+def test_an_invalid_port_is_wrong_usage(port: str) -> None:
     """An invalid port is refused without a traceback."""
     result = run(*COMMAND, f"--port={port}")
 
@@ -84,7 +84,7 @@ def test_a_server_that_cannot_start_ends_it() -> None:
     assert "/nowhere/at/all" in result.stderr
 
 
-def test_nobody_has_to_read_its_output() -> None:
+def test_its_output_may_be_closed() -> None:
     """It also serves with closed standard streams, as some service managers leave them."""
     port = free_port()
     command = [*COMMAND, "--port", str(port), "--metrics-port", str(free_port())]

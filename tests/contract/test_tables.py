@@ -42,7 +42,7 @@ def test_error_table_says_what_can_be_retried(row: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("row", ERROR_ROWS, ids=lambda row: row["reason"])
-def test_error_table_says_what_grpcs_own_retries_are_told(row: dict[str, str]) -> None:
+def test_error_table_names_the_pushback(row: dict[str, str]) -> None:
     """A row names the pushback that ends its calls: the delay, -1, or none."""
     told = {_pushback(kind) for kind in _error_kinds() if kind.reason == row["reason"]}
 

@@ -111,7 +111,7 @@ def test_modalities_of_different_dimensions_are_an_error(folder):
         load_align(resolve_checkpoint(str(folder)), runtime="torch")
 
 
-def test_a_checkpoint_with_vocab_txt_alone_tokenizes_alike(random_folder, folder):
+def test_a_checkpoint_with_only_vocab_txt_tokenizes_alike(random_folder, folder):
     """An old checkpoint, which has no tokenizer.json, gives the same tokens."""
     whole = load_align(resolve_checkpoint(str(random_folder)), runtime="torch")
     (folder / "tokenizer.json").unlink()

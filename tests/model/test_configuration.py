@@ -187,7 +187,7 @@ def with_field(config: dict, path: str, value: object) -> dict:
 
 
 @pytest.mark.parametrize(("path", "value"), REFUSED.items(), ids=REFUSED)
-def test_what_is_not_obeyed_is_refused_by_name(path, value):
+def test_unsupported_values_are_refused_by_name(path, value):
     """The message has the field, its value and the supported values."""
     config = tiny_model().config.to_dict()
     check_configuration(config)

@@ -81,7 +81,7 @@ def test_batches_are_replayed(encoder, photos, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7])
-def test_alone_and_in_a_batch_are_alike(encoder, photos, size):
+def test_vectors_do_not_depend_on_the_batch(encoder, photos, size):
     """Vectors do not depend on the bucket, its padding, or a batch larger than all buckets."""
     for inputs in (list(photos.values()), TEXTS):
         batch = [inputs[i % len(inputs)] for i in range(size)]

@@ -163,7 +163,7 @@ def test_a_link_is_filled_and_not_replaced(tmp_path):
     open_prepared(tmp_path / "disk")
 
 
-def test_a_folder_of_somebody_elses_is_filled(tmp_path, monkeypatch):
+def test_a_folder_in_a_read_only_parent_is_filled(tmp_path, monkeypatch):
     """Preparing works with write permission for only the folder itself, as in a container."""
     place = tmp_path / "models" / "align"
     place.mkdir(parents=True)
@@ -179,7 +179,7 @@ def test_a_folder_of_somebody_elses_is_filled(tmp_path, monkeypatch):
     open_prepared(place)
 
 
-def test_a_copy_has_what_belongs_to_it_and_nothing_else(folder):
+def test_a_copy_has_only_the_checkpoints_files(folder):
     """Only the checkpoint's files are copied, even into a subfolder of the source."""
     (folder / "notes.txt").write_text("mine")
 
@@ -220,7 +220,7 @@ def test_a_place_that_cannot_be_is_named(kind, tmp_path, capsys):
     assert "draft" not in error
 
 
-def test_calibration_takes_files_alone(tmp_path):
+def test_calibration_uses_only_regular_files(tmp_path):
     """Folders and named pipes with image suffixes are skipped."""
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")

@@ -64,7 +64,7 @@ def test_scores_equal_the_reference(pair, photos):
         assert [label.score for label in row] == pytest.approx(np.sort(reference)[::-1], abs=TOLERANCE)
 
 
-def test_an_image_is_the_same_alone_and_in_a_batch(pair, photos):
+def test_an_image_is_the_same_by_itself_and_in_a_batch(pair, photos):
     """The cosine between batch 1 and batch 4 is 1 within 1e-5."""
     together = embed_images(pair.encoder, photos.values())
 
@@ -73,7 +73,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(pair, photos):
     assert (1 - (alone * together).sum(axis=1)).max() <= 1e-5
 
 
-def test_a_text_is_the_same_alone_and_in_a_mixed_batch(pair):
+def test_a_text_is_the_same_by_itself_and_in_a_mixed_batch(pair):
     """The cosine between a text by itself and padded in a batch is 1 within 1e-5."""
     together = embed_texts(pair.encoder, TEXTS)
 

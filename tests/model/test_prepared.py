@@ -149,7 +149,7 @@ def test_the_licence_goes_along(prepared_folder):
     assert (prepared_folder / "LICENSE").read_text() == "terms"
 
 
-def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_path):
+def test_weights_in_float16_have_another_fingerprint(prepared_folder, random_folder, tmp_path):
     """Rounded weights take half the space, give similar vectors, and have another fingerprint."""
     folder = tmp_path / "to"
 
@@ -172,7 +172,7 @@ def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_p
     assert load_align(rounded, min_cosine=0.9).info.min_cosine < 1
 
 
-def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path, capsys):
+def test_an_inaccurate_checkpoint_is_not_written(prepared_folder, tmp_path, capsys):
     """A folder that is less accurate than required is not written."""
     options = ["--to", str(tmp_path / "to"), "--min-cosine", "1"]
 
@@ -206,7 +206,7 @@ def test_int8_is_prepared_from_images(tmp_path):
         ({"dtype": "float16"}, "not for float16"),
     ],
 )
-def test_what_was_not_prepared_is_refused(prepared_folder, options, message):
+def test_unprepared_configurations_are_refused(prepared_folder, options, message):
     """The message says what the folder supports, or what to use instead."""
     with pytest.raises(ValueError, match=message):
         load_align(open_prepared(prepared_folder), **options)
@@ -262,7 +262,7 @@ def rewrite(folder: Path, facts: dict[str, object]) -> None:
     digests.write_text(digests.read_text().replace(old, new))
 
 
-def test_a_folder_that_is_done_is_left_alone(prepared_folder, random_folder, capsys):
+def test_a_finished_folder_is_not_prepared_again(prepared_folder, random_folder, capsys):
     """Preparing an existing folder again has no effect, so an init container can run it before each start."""
     before = (prepared_folder / "digests.json").stat()
 
@@ -307,7 +307,7 @@ def test_other_files_are_never_replaced(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [[], ["--force"]], ids=["damaged", "forced"])
-def test_other_files_beside_a_prepared_checkpoint_are_kept(prepared_copy, capsys, options):
+def test_other_files_next_to_a_prepared_checkpoint_are_kept(prepared_copy, capsys, options):
     """A folder with other files is refused, since it would be replaced as a whole."""
     (prepared_copy / "thesis.txt").touch()
     if not options:

@@ -80,7 +80,7 @@ def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
         ({"runtime": "openvino", "dtype": "int8"}, "set --calibration-folder"),
     ],
 )
-def test_what_does_not_go_together_is_an_error(mini, options, message):
+def test_contradictory_choices_are_an_error(mini, options, message):
     """Contradictory choices fail at startup, with what to do."""
     with pytest.raises(ValueError, match=message):
         load_align(mini.checkpoint, **options)

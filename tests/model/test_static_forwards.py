@@ -167,7 +167,7 @@ def test_buckets_that_do_not_fit_are_left_out(towers):
     assert forwards.embed_pixels(images(3)) is None
 
 
-def test_what_cannot_be_captured_runs_without(towers):
+def test_forwards_that_cannot_be_captured_run_without_graphs(towers):
     """If capturing is impossible, the reason is logged once, and no batch uses a bucket."""
     with capture_logs() as events:
         forwards = captured(towers, Device(is_able=False))

@@ -231,7 +231,7 @@ def one_token_twice(folder: Path) -> None:
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
-def test_what_is_not_obeyed_is_refused(folder, change, message):
+def test_unsupported_settings_are_refused(folder, change, message):
     """Unsupported settings that would change vectors fail at startup, with the reason."""
     change(folder)
 
@@ -263,7 +263,7 @@ def test_a_token_without_an_embedding_is_refused(folder):
     assert (warning["count"], warning["examples"]) == (2, ["zebra", "okapi"])
 
 
-async def test_callers_are_told_and_their_neighbours_served(folder):
+async def test_callers_get_the_error_and_others_are_served(folder):
     """The error is TEXT_UNSUPPORTED with the field; concurrent texts of other callers are answered."""
     tokenizer_with(folder, "zebra")
     server = Server(settings(lanes=1), lambda _: load(folder))

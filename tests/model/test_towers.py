@@ -101,6 +101,6 @@ def test_a_fused_step_computes_the_same(weighted, inputs, activation):
 
 
 @pytest.mark.parametrize(("dtype", "is_known"), [(torch.float32, True), (torch.float16, False)], ids=str)
-def test_onednn_is_asked_for_what_it_computes(dtype, is_known):
+def test_onednn_is_used_only_for_supported_types(dtype, is_known):
     """float16 on a CPU uses torch's own operators."""
     assert onednn.is_available(dtype) == (is_known and torch.backends.mkldnn.is_available())

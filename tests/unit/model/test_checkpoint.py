@@ -54,7 +54,7 @@ def test_a_folder_is_named_after_itself(folder):
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "what is this?"])
-def test_refuses_what_is_neither_folder_nor_hub_id(name):
+def test_refuses_names_of_neither_folder_nor_hub_id(name):
     """A mistyped folder is not looked up on the hub."""
     with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
         resolve_checkpoint(name)

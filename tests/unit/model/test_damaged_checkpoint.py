@@ -109,7 +109,7 @@ def test_a_damaged_file_is_named_with_what_it_is(
     ],
     ids=lambda content: content[:12],
 )
-def test_what_is_not_json_is_named(folder: Path, name: str, content: bytes) -> None:
+def test_invalid_json_is_named(folder: Path, name: str, content: bytes) -> None:
     """Files that only Python accepts as JSON, or whose numbers overflow, are refused."""
     (folder / name).write_bytes(content)
 
@@ -176,7 +176,7 @@ def test_damaged_weights_are_named(folder: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     "name", ["../model.safetensors", "/etc/passwd", "a\0b.safetensors", "", ".", "sub/a.safetensors", 7, None]
 )
-def test_an_index_names_files_beside_it_alone(folder: Path, name: object) -> None:
+def test_an_index_names_only_files_in_its_folder(folder: Path, name: object) -> None:
     """Paths outside the folder and invalid names are refused."""
     (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
@@ -270,7 +270,7 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, tmp_path: Path, name
         ("a\0b", "neither a folder nor a hub id|cannot be found"),
     ],
 )
-def test_a_name_that_is_no_folder_is_explained(name: str, message: str) -> None:
+def test_an_invalid_folder_name_is_explained(name: str, message: str) -> None:
     """Any error of the operating system becomes a CheckpointError."""
     with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(name)
@@ -335,7 +335,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
         (500, {}, "the hub answers HTTP 500"),
     ],
 )
-def test_a_refusal_of_the_hub_is_told_from_its_absence(
+def test_a_refusal_of_the_hub_differs_from_a_missing_network(
     hub: Callable[..., None], status: int, headers: dict[str, str], message: str
 ) -> None:
     """A rejected token and a missing network have different errors."""

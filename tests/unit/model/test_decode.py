@@ -99,7 +99,7 @@ def test_decodes_every_accepted_format(decoder, file_format):
     ],
     ids=lambda content: f"{content[:8]!r}-{len(content)}",
 )
-def test_refuses_what_is_not_a_whole_image(decoder, content):
+def test_refuses_other_formats_and_incomplete_images(decoder, content):
     """Other formats, corrupt and incomplete files are refused, with our own messages."""
     with pytest.raises(ImageUnreadable, match=r"^image (is|has) ") as caught:
         decoder.decode(content)
@@ -400,7 +400,7 @@ def test_a_picture_with_broken_metadata_decodes_like_one_without(decoder, conten
     np.testing.assert_array_equal(np.asarray(image), pixels_of(encoded(formats[content[:2]])))
 
 
-def test_a_frame_without_a_picture_is_none(decoder):
+def test_a_frame_without_a_picture_is_skipped(decoder):
     """The first frame with a picture is used."""
     content = webp_animation(b"", encoded("WEBP", lossless=True)[12:])
 

@@ -88,7 +88,7 @@ def test_drafts_that_were_left_are_removed(tmp_path: Path) -> None:
     assert (has_left, has_kept, kept.exists()) == (False, True, False)
 
 
-def test_what_was_begun_in_a_volume_has_the_first_file_and_not_the_last(tmp_path: Path) -> None:
+def test_an_unfinished_volume_has_the_first_file_but_not_the_last(tmp_path: Path) -> None:
     """The first file comes first and the last one last, so that a partial folder is recognized."""
     (tmp_path / "last").touch()
     (tmp_path / "middle").touch()

@@ -26,7 +26,7 @@ def test_equal_inputs_agree_and_others_do_not():
     assert embeddings.dtype == np.float32
 
 
-def test_embeds_what_embedding_of_foretells():
+def test_embeddings_equal_embedding_of():
     """Embeddings of both modalities equal `embedding_of`."""
     fake = FakeEncoder(embedding_dimension=5)
 

@@ -404,7 +404,7 @@ def test_a_thousand_damaged_files_end_no_process(preprocess, file_format):
     assert not any("crashes its decoder" in outcome for outcome in outcomes)
 
 
-def test_a_decoder_that_crashes_fails_its_image_alone(preprocess, monkeypatch: pytest.MonkeyPatch):
+def test_a_decoder_that_crashes_fails_only_its_image(preprocess, monkeypatch: pytest.MonkeyPatch):
     """After a crash, the next image gets a new process."""
     content = encoded("TIFF")
     expected = preprocess(content)

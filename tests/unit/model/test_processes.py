@@ -106,7 +106,7 @@ def test_a_process_that_was_killed_is_replaced(preprocess, children):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_stops_the_server_leaves_images_alone(preprocess, children, number):
+def test_a_signal_to_stop_does_not_interrupt_images(preprocess, children, number):
     """SIGTERM and SIGINT, which reach all processes, do not stop a decoder while the server drains."""
     content = encoded("WEBP", (400, 300))
     preprocess(content)
@@ -203,7 +203,7 @@ def test_processes_end_with_a_server_that_is_killed():
         assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
-def test_a_process_that_cannot_start_is_no_fault_of_the_image(preprocess, monkeypatch):
+def test_a_process_that_cannot_start_is_a_server_error(preprocess, monkeypatch):
     """A process that cannot start is an error of the server, with the cause in the log."""
     monkeypatch.setattr(preprocess_processes, "_PROGRAM", "alignserve_server.no_such_module")
 
