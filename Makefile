@@ -51,13 +51,14 @@ hostile: $(DEVELOP) ## Fetch files made to break what reads them, and send them 
 	-@$(BIN)/python -m tests.hostile.corpora
 	$(BIN)/python -m pytest -m hostile
 
-lint: $(DEVELOP) ## Check style, import direction, protos and generated stubs
+lint: $(DEVELOP) ## Check style, wording, import direction, protos and generated stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.contract.wording
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/buf format --diff --exit-code protos
-	@# buf would fetch google/rpc from its registry; protoc has it at hand, so buf reads protoc's image.
+	@# buf would fetch google/rpc from its registry; protoc ships with it, so buf reads protoc's image.
 	$(BIN)/python protos/generate.py --image $(IMAGE)
 	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml
 	$(BIN)/buf breaking $(IMAGE) --against $(BASELINE) --config protos/buf.yaml

@@ -1,4 +1,4 @@
-"""Generates the Python stubs, or checks that the committed ones equal the protos.
+"""Generates the Python stubs, or checks that the committed ones match the protos.
 
 python protos/generate.py            write client/python/alignserve/v1/
 python protos/generate.py --check    exit 1 if a stub differs
@@ -66,7 +66,7 @@ def _compare(fresh: Path) -> int:
         if not (STUBS / name).is_file() or not filecmp.cmp(fresh / name, STUBS / name, False)
     ]
     for name in stale:
-        print(f"{STUBS.relative_to(PROTOS.parent)}/{name} does not equal the protos; run `make protos`")
+        print(f"{STUBS.relative_to(PROTOS.parent)}/{name} does not match the protos; run `make protos`")
     return 1 if stale else 0
 
 

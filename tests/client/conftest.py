@@ -1,4 +1,4 @@
-"""A fake server, clients of it, and a clock that only moves when somebody sleeps."""
+"""A fake server, clients for it, and a clock that only moves during sleeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignserve.testing import FakeServer
 
 @dataclass
 class FakeTime:
-    """Time as a client under test sees it."""
+    """The time that a client under test sees."""
 
     now: float = 1000.0
     sleeps: list[float] = field(default_factory=list)

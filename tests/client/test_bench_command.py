@@ -31,7 +31,7 @@ def parsed(target: str, *arguments: object) -> argparse.Namespace:
 
 @pytest.fixture
 def bench(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command; gives exit code and stdout."""
+    """Runs the command; returns its exit code and stdout."""
 
     def call(*arguments: object) -> tuple[int, str]:
         code = run(parsed(server.target, *arguments))
@@ -41,7 +41,7 @@ def bench(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_one_load_is_a_row_and_a_chart(bench: Any) -> None:
-    """Where, what and how are said first; then come rates, percentiles and the spread."""
+    """The setup is printed first; then rates, percentiles and the distribution."""
     code, out = bench(*FEW)
 
     heading, table, chart = out.strip().split("\n\n")
@@ -65,7 +65,7 @@ def test_a_sweep_is_a_row_for_each_load(bench: Any) -> None:
 
 
 def test_json_has_all_that_was_set_and_measured(bench: Any) -> None:
-    """Without a file it replaces the table; its names are what scripts rely on."""
+    """Without a file, JSON replaces the table; scripts rely on its names."""
     code, out = bench(*FEW, "--concurrency", "1,2", "--json")
 
     found = json.loads(out)
@@ -89,7 +89,7 @@ def test_json_has_all_that_was_set_and_measured(bench: Any) -> None:
 
 
 def test_json_knows_every_option(server: FakeServer, bench: Any) -> None:
-    """An option that is added later is recorded too, except for where the output goes."""
+    """All options are recorded, including future ones, except those for the output."""
     _, out = bench(*FEW, "--json")
 
     others = {"command", "usage_error"} | set(vars(parser().parse_args(["info"])))
@@ -98,7 +98,7 @@ def test_json_knows_every_option(server: FakeServer, bench: Any) -> None:
 
 
 def test_json_to_a_file_leaves_the_table(bench: Any, tmp_path: Path) -> None:
-    """One run gives both."""
+    """One run gives both a table and JSON."""
     _, out = bench(*FEW, "--rate", "1000", "--json", tmp_path / "out.json")
 
     found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def test_json_to_a_file_leaves_the_table(bench: Any, tmp_path: Path) -> None:
 
 
 def test_items_are_counted_apart_from_requests(bench: Any) -> None:
-    """Four texts in a request are four items."""
+    """Four texts in a request count as four items."""
     _, out = bench(*FEW, "--items-per-request", "4", "--json")
 
     found = json.loads(out)["measurements"][0]
@@ -130,7 +130,7 @@ def test_a_mix_is_sent_over_both_transports(
 
 
 def test_failures_are_named_and_exit_with_1(server: FakeServer, bench: Any, tmp_path: Path) -> None:
-    """Code, reason and an example of the message stand below the table."""
+    """Code, reason and an example of the message are printed below the table."""
     (tmp_path / "texts").write_text("good\nbad\n")
     server.fail_input("bad", grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", times=3)
 
@@ -141,7 +141,7 @@ def test_failures_are_named_and_exit_with_1(server: FakeServer, bench: Any, tmp_
 
 
 def test_no_server_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
-    """The command line turns it into its message and exit code 3, as for every command."""
+    """The command prints the error and exits with 3, like every command."""
     with FakeServer() as gone:
         target = gone.target
 
@@ -152,13 +152,13 @@ def test_no_server_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_more_items_than_the_server_takes_is_said_before(bench: Any) -> None:
-    """A run of refusals would tell less."""
-    with pytest.raises(ValueError, match="--items-per-request is 5, and the server takes 4"):
+    """Oversized requests are reported at once, instead of a run of refusals."""
+    with pytest.raises(ValueError, match="--items-per-request is 5, but the server accepts at most 4"):
         bench(*FEW, "--items-per-request", 5)
 
 
-def test_ctrl_c_prints_what_was_measured(server: FakeServer) -> None:
-    """The first interrupt ends the run with its results and code 130."""
+def test_ctrl_c_prints_the_results_so_far(server: FakeServer) -> None:
+    """The first interrupt ends the run with its results and exit code 130."""
     options = ["--work", "text", "--concurrency", "2,4", "--duration-seconds", "600", "--warmup-seconds", "0"]
     command = [sys.executable, "-m", "alignserve.cli", "--server", server.target, "bench", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -192,7 +192,7 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
 def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is found out before the measurement, not after."""
+    """A missing matplotlib is reported before the measurement, not after."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
     with pytest.raises(SystemExit):
@@ -203,7 +203,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(
 
 @pytest.mark.parametrize(("suffix", "begin"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_a_plot_is_saved_by_its_suffix(bench: Any, tmp_path: Path, suffix: str, begin: bytes) -> None:
-    """PNG and SVG are drawn without a display."""
+    """PNG and SVG are plotted without a display."""
     pytest.importorskip("matplotlib")
 
     bench(*FEW, "--concurrency", "1,2", "--save-plot", tmp_path / f"plot.{suffix}")
@@ -216,12 +216,12 @@ def test_a_plot_is_saved_by_its_suffix(bench: Any, tmp_path: Path, suffix: str, 
     [(0.0, "0.00"), (0.0012345, "1.23"), (0.0123, "12.3"), (0.1234, "123"), (12.3456, "12,346")],
 )
 def test_milliseconds_have_three_digits(seconds: float, text: str) -> None:
-    """No more than a measurement is worth."""
+    """Numbers are printed with no more digits than are meaningful."""
     assert ms(seconds) == text
 
 
 def test_the_chart_has_a_bar_for_whatever_came() -> None:
-    """One request among thousands is seen."""
+    """A single request among thousands is visible in the chart."""
     histogram = Histogram()
     for seconds in [0.01] * 5000 + [1.0]:
         histogram.record(seconds)
@@ -238,14 +238,14 @@ def test_the_chart_has_a_bar_for_whatever_came() -> None:
         (0.1, 0.2, 0.0, []),
         (9.0, 0.2, 0.0, ["did not keep up; 1.0 of 10.0"]),
         (0.1, 1.1, 0.0, ["kept 1.1 cores busy"]),
-        (0.1, 0.2, 0.02, ["left 20.0 ms late"]),
+        (0.1, 0.2, 0.02, ["was sent 20.0 ms late"]),
     ],
     ids=["fine", "overload", "busy client", "late client"],
 )
-def test_notes_say_what_to_beware_of(
+def test_notes_warn_about_unreliable_numbers(
     answer_seconds: float, cores: float, late_seconds: float, expected: list[str]
 ) -> None:
-    """Whoever reads the numbers learns when they are not, or not only, the server's."""
+    """Notes say when the numbers are not, or not only, the server's."""
     recorder = Recorder(begin=0.0, end=10.0)
     for due in (number / 10 for number in range(100)):
         recorder.start(due, due + late_seconds)
@@ -259,7 +259,7 @@ def test_notes_say_what_to_beware_of(
 
 
 class Terminal:
-    """A terminal that remembers what it shows."""
+    """A terminal that records its output."""
 
     def __init__(self) -> None:
         self.shown = ""
@@ -271,11 +271,11 @@ class Terminal:
         self.shown += text
 
     def flush(self) -> None:
-        """Has nothing to do."""
+        """Does nothing."""
 
 
 def test_a_terminal_shows_how_it_goes() -> None:
-    """The line is redrawn now and then, not for each request, and cleared at the end."""
+    """The line is redrawn periodically, not for each request, and cleared at the end."""
     out: Any = Terminal()
     recorder = Recorder(begin=10.0, end=20.0)
     ticker = Ticker(OpenLoop(50), out)

@@ -1,4 +1,4 @@
-"""The histogram of durations."""
+"""The histogram of durations is accurate and bounded."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_ends_and_mean_are_exact() -> None:
 
 
 def test_one_duration_is_every_percentile() -> None:
-    """With a single value there is nothing to tell apart."""
+    """A single value is every percentile."""
     histogram = filled([0.0123])
 
     assert {histogram.percentile(percent) for percent in (0, *PERCENTS, 100)} == {0.0123}
 
 
 def test_nothing_recorded_is_zero() -> None:
-    """An empty histogram answers, for a run in which all failed."""
+    """An empty histogram returns zeros, as for a run in which every request failed."""
     histogram = Histogram()
 
     assert (histogram.min, histogram.mean, histogram.percentile(99), histogram.max) == (0, 0, 0, 0)
@@ -56,7 +56,7 @@ def test_nothing_recorded_is_zero() -> None:
 
 
 def test_extreme_durations_are_counted() -> None:
-    """Zero, a negative one from rounding, and days fall into the outermost buckets."""
+    """Zero, negative durations from rounding, and days fall into the outermost buckets."""
     histogram = filled([0.0, -1e-9, 1e6])
 
     assert histogram.count == 3
@@ -65,7 +65,7 @@ def test_extreme_durations_are_counted() -> None:
 
 @pytest.mark.parametrize("values", [[0.01], [0.01, 0.010001], [0.0, 0.0], [0.001 * n for n in range(1, 500)]])
 def test_spread_has_every_duration_once(values: list[float]) -> None:
-    """The rows of the chart add up, and reach from the shortest to the longest."""
+    """The rows of the chart add up, and cover the shortest to the longest duration."""
     rows = filled(values).spread(12)
 
     assert sum(count for _, _, count in rows) == len(values)

@@ -1,4 +1,4 @@
-"""The load generator: in time that jumps from event to event, and against a fake server."""
+"""The load generator, with time that jumps from event to event, and against a fake server."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from alignserve._bench.load import ClosedLoop, Load, OpenLoop
 from alignserve._bench.recorder import Failure, Measurement
 from alignserve._bench.routes import RequestFailed
-from alignserve._bench.runner import Extent, drive, measure
-from alignserve._bench.workload import EMBED_TEXT, Call
+from alignserve._bench.runner import RunLength, drive, measure
+from alignserve._bench.workload import EMBED_TEXT, UnaryRequest
 from alignserve.errors import UnavailableError
 from alignserve.testing import FakeServer
 from alignserve.v1 import align_service_pb2 as pb
@@ -25,7 +25,7 @@ from alignserve.v1 import align_service_pb2 as pb
 _T = TypeVar("_T")
 
 SERVICE_SECONDS = 0.01
-CALL = Call("/any.Service/Method", b"")
+CALL = UnaryRequest("/any.Service/Method", b"")
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
@@ -45,14 +45,14 @@ class _JumpingSelector(selectors.SelectSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> Any:
-        assert timeout is not None, "nothing is due any more, and nobody is done"
+        assert timeout is not None, "no timer is left, but the work is not done"
         self._loop.now += timeout
         return super().select(0)
 
 
 @dataclass
 class FakeRoute:
-    """Answers after 10 ms, except that it stands still at certain times."""
+    """Answers after 10 ms, but pauses at certain times."""
 
     stalls: tuple[tuple[float, float], ...] = ()
     failure: Failure | None = None
@@ -60,7 +60,7 @@ class FakeRoute:
     most_in_flight: int = 0
     _in_flight: int = 0
 
-    async def send(self, call: Call, timeout_seconds: float) -> None:
+    async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
         now = asyncio.get_running_loop().time()
         self.sent.append((now, timeout_seconds))
         self._in_flight += 1
@@ -82,15 +82,15 @@ def run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         loop.close()
 
 
-def driven(route: FakeRoute, load: Load, extent: Extent, calls: int | None = None) -> Measurement:
-    return run(lambda: drive([route], itertools.islice(itertools.repeat(CALL), calls), load, extent))
+def driven(route: FakeRoute, load: Load, run_length: RunLength, calls: int | None = None) -> Measurement:
+    return run(lambda: drive([route], itertools.islice(itertools.repeat(CALL), calls), load, run_length))
 
 
 def test_a_closed_loop_keeps_its_requests_in_flight() -> None:
-    """Four at once, of 10 ms each, are 400 a second."""
+    """Four concurrent requests of 10 ms each are 400 per second."""
     route = FakeRoute()
 
-    found = driven(route, ClosedLoop(4), Extent(10))
+    found = driven(route, ClosedLoop(4), RunLength(10))
 
     assert route.most_in_flight == 4
     assert found.requests_per_second == pytest.approx(400, rel=0.01)
@@ -98,17 +98,17 @@ def test_a_closed_loop_keeps_its_requests_in_flight() -> None:
 
 
 def test_an_open_loop_sends_when_requests_are_due() -> None:
-    """Neither answers nor earlier sends shift the times of later requests."""
+    """Neither answers nor earlier sends delay later requests."""
     route = FakeRoute(stalls=((1, 3),))
 
-    driven(route, OpenLoop(50, "constant"), Extent(10))
+    driven(route, OpenLoop(50, "constant"), RunLength(10))
 
     assert [time for time, _ in route.sent] == pytest.approx([number / 50 for number in range(500)])
 
 
 def test_a_stall_shows_in_the_percentiles_of_an_open_loop() -> None:
-    """Every request that was due in the two seconds waited, so a tenth of all waited a second or more."""
-    found = driven(FakeRoute(stalls=((1, 3),)), OpenLoop(100, "constant"), Extent(10))
+    """Every request due in a two-second pause waited, so a tenth of all requests waited a second or more."""
+    found = driven(FakeRoute(stalls=((1, 3),)), OpenLoop(100, "constant"), RunLength(10))
 
     assert found.requests == 1000
     assert found.latency.percentile(79) == pytest.approx(SERVICE_SECONDS, rel=0.01)
@@ -117,10 +117,10 @@ def test_a_stall_shows_in_the_percentiles_of_an_open_loop() -> None:
 
 
 def test_a_stall_counts_also_for_requests_that_could_not_leave() -> None:
-    """With a full pipe requests leave late; none is left out, and what they waited is counted."""
+    """At the maximum in flight, requests are sent late; none is dropped, and the delay counts."""
     route = FakeRoute(stalls=((1, 3),))
 
-    found = driven(route, OpenLoop(50, "constant", max_in_flight=1), Extent(10))
+    found = driven(route, OpenLoop(50, "constant", max_in_flight=1), RunLength(10))
 
     assert route.most_in_flight == 1
     assert found.requests == len(route.sent) == 500
@@ -129,18 +129,18 @@ def test_a_stall_counts_also_for_requests_that_could_not_leave() -> None:
 
 
 def test_a_stall_hides_from_a_closed_loop() -> None:
-    """A caller who waits asks once in two seconds: the reason for open loops."""
-    found = driven(FakeRoute(stalls=((1, 3),)), ClosedLoop(1), Extent(10))
+    """In a closed loop, one request measures a two-second pause: the reason for open loops."""
+    found = driven(FakeRoute(stalls=((1, 3),)), ClosedLoop(1), RunLength(10))
 
     assert found.latency.percentile(99) == pytest.approx(SERVICE_SECONDS, rel=0.01)
     assert found.latency.max == pytest.approx(2 + SERVICE_SECONDS, rel=0.01)
 
 
 def test_a_timeout_counts_from_when_a_request_was_due() -> None:
-    """What leaves late has less time left, so that an overloaded run ends soon after its duration."""
+    """Late requests have less time left, so that an overloaded run ends soon after its duration."""
     route = FakeRoute(stalls=((0, 1000),))
 
-    found = driven(route, OpenLoop(10, "constant", max_in_flight=1), Extent(10, timeout_seconds=2))
+    found = driven(route, OpenLoop(10, "constant", max_in_flight=1), RunLength(10, timeout_seconds=2))
 
     assert (found.succeeded, found.failed) == (0, 100)
     assert [time + timeout for time, timeout in route.sent] == pytest.approx(
@@ -149,13 +149,13 @@ def test_a_timeout_counts_from_when_a_request_was_due() -> None:
 
 
 def test_a_request_whose_time_is_over_is_not_sent_but_counted() -> None:
-    """Whoever made it would have given up; leaving it out would flatter the server."""
+    """A request that was due but never sent counts as failed; dropping it would flatter the server."""
 
     class Deaf(FakeRoute):
-        async def send(self, call: Call, timeout_seconds: float) -> None:
+        async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
             await asyncio.sleep(3)
 
-    found = driven(Deaf(), OpenLoop(10, "constant", max_in_flight=1), Extent(1, timeout_seconds=2))
+    found = driven(Deaf(), OpenLoop(10, "constant", max_in_flight=1), RunLength(1, timeout_seconds=2))
 
     assert (found.requests, found.succeeded) == (10, 1)
     assert found.failures["DEADLINE_EXCEEDED", "NEVER_SENT"].count == 9
@@ -163,10 +163,10 @@ def test_a_request_whose_time_is_over_is_not_sent_but_counted() -> None:
 
 @pytest.mark.parametrize("load", [ClosedLoop(2), OpenLoop(200, "constant")])
 def test_the_warm_up_is_sent_and_not_counted(load: Load) -> None:
-    """A stall in the warm-up is not seen, and rates are those of the time after it."""
+    """A pause during the warm-up does not count, and rates are measured after it."""
     route = FakeRoute(stalls=((0.5, 1),))
 
-    found = driven(route, load, Extent(5, warmup_seconds=2))
+    found = driven(route, load, RunLength(5, warmup_seconds=2))
 
     assert min(time for time, _ in route.sent) == 0
     assert found.seconds == pytest.approx(5)
@@ -176,8 +176,8 @@ def test_the_warm_up_is_sent_and_not_counted(load: Load) -> None:
 
 @pytest.mark.parametrize("load", [ClosedLoop(4), OpenLoop(100, "constant")])
 def test_the_number_of_requests_ends_a_measurement(load: Load) -> None:
-    """Exactly so many are counted, and the rate is by the time that they took."""
-    found = driven(FakeRoute(), load, Extent(100, warmup_seconds=1, max_requests=30))
+    """Exactly `max_requests` are counted, and the rate uses the time that they took."""
+    found = driven(FakeRoute(), load, RunLength(100, warmup_seconds=1, max_requests=30))
 
     assert found.requests == 30
     assert found.seconds < 1
@@ -185,15 +185,17 @@ def test_the_number_of_requests_ends_a_measurement(load: Load) -> None:
 
 
 def test_a_workload_may_end() -> None:
-    """With seven calls there are seven requests."""
-    found = driven(FakeRoute(), ClosedLoop(2), Extent(100), calls=7)
+    """A workload of seven calls gives seven requests."""
+    found = driven(FakeRoute(), ClosedLoop(2), RunLength(100), calls=7)
 
     assert found.requests == 7
 
 
 def test_overload_is_a_rate_below_the_one_asked_for() -> None:
-    """What is answered after the end counts for latency, and not as throughput."""
-    found = driven(FakeRoute(), OpenLoop(1000, "constant", max_in_flight=1), Extent(2, timeout_seconds=100))
+    """Answers after the end count for latency, but not for throughput."""
+    found = driven(
+        FakeRoute(), OpenLoop(1000, "constant", max_in_flight=1), RunLength(2, timeout_seconds=100)
+    )
 
     assert found.requests == found.succeeded == 2000
     assert found.requests_per_second == pytest.approx(100, rel=0.02)
@@ -201,10 +203,10 @@ def test_overload_is_a_rate_below_the_one_asked_for() -> None:
 
 
 def test_failures_are_counted_by_code_and_reason() -> None:
-    """They leave latencies and rates alone, and one message stands for all."""
+    """Failures do not affect latencies and rates, and one message represents all."""
     failure = Failure("RESOURCE_EXHAUSTED", "QUEUE_FULL", "full")
 
-    found = driven(FakeRoute(failure=failure), ClosedLoop(1), Extent(1))
+    found = driven(FakeRoute(failure=failure), ClosedLoop(1), RunLength(1))
 
     assert (found.succeeded, found.failed) == (0, found.requests)
     assert found.failures["RESOURCE_EXHAUSTED", "QUEUE_FULL"].count == found.requests
@@ -212,13 +214,13 @@ def test_failures_are_counted_by_code_and_reason() -> None:
     assert (found.latency.count, found.requests_per_second) == (0, 0)
 
 
-def test_stopping_returns_what_was_measured() -> None:
-    """Requests under way are cancelled and reported as such."""
+def test_stopping_returns_the_results_so_far() -> None:
+    """Requests in flight are cancelled and reported as such."""
 
     async def stopped() -> Measurement:
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(2.005, stop.set)
-        return await drive([FakeRoute()], itertools.repeat(CALL), ClosedLoop(3), Extent(100), stop=stop)
+        return await drive([FakeRoute()], itertools.repeat(CALL), ClosedLoop(3), RunLength(100), stop=stop)
 
     found = run(stopped)
 
@@ -231,23 +233,23 @@ def test_a_fault_of_the_generator_is_not_a_result() -> None:
     """An unexpected exception ends the measurement and is raised."""
 
     class Broken(FakeRoute):
-        async def send(self, call: Call, timeout_seconds: float) -> None:
+        async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        driven(Broken(), OpenLoop(10), Extent(10))
+        driven(Broken(), OpenLoop(10), RunLength(10))
 
 
-def texts(*found: str) -> list[Call]:
-    return [Call(EMBED_TEXT, pb.EmbedTextRequest(texts=[text]).SerializeToString()) for text in found]
+def texts(*found: str) -> list[UnaryRequest]:
+    return [UnaryRequest(EMBED_TEXT, pb.EmbedTextRequest(texts=[text]).SerializeToString()) for text in found]
 
 
 @pytest.mark.parametrize("streams", [0, 1, 3])
 async def test_calls_reach_the_server(server: FakeServer, streams: int) -> None:
-    """The same calls travel one by one and over streams."""
+    """The same calls work as unary calls and over streams."""
     workload = texts(*map(str, range(20)))
 
-    found = await measure(server.target, iter(workload), ClosedLoop(4), Extent(60), streams=streams)
+    found = await measure(server.target, iter(workload), ClosedLoop(4), RunLength(60), streams=streams)
 
     requests = [call.request if streams == 0 else call.request.embed_text for call in server.received]
     assert (found.succeeded, found.failed) == (20, 0)
@@ -256,31 +258,31 @@ async def test_calls_reach_the_server(server: FakeServer, streams: int) -> None:
 
 @pytest.mark.parametrize("streams", [0, 1])
 async def test_errors_of_the_server_have_code_and_reason(server: FakeServer, streams: int) -> None:
-    """One bad item among good ones is one failure, in a stream too."""
+    """One bad item among good ones counts as one failure, in a stream too."""
     server.fail_input("bad", grpc.StatusCode.INVALID_ARGUMENT, "TEXT_TOO_LONG")
     workload = texts("a", "bad", "b")
 
-    found = await measure(server.target, iter(workload), ClosedLoop(1), Extent(60), streams=streams)
+    found = await measure(server.target, iter(workload), ClosedLoop(1), RunLength(60), streams=streams)
 
     assert (found.succeeded, found.failed) == (2, 1)
     assert found.failures["INVALID_ARGUMENT", "TEXT_TOO_LONG"].count == 1
 
 
 async def test_refusals_are_counted_and_not_repeated(server: FakeServer) -> None:
-    """A retry would hide what a server refuses."""
+    """Refusals are counted and not retried, which would hide them."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", times=2)
 
-    found = await measure(server.target, iter(texts("a", "b", "c")), ClosedLoop(1), Extent(60))
+    found = await measure(server.target, iter(texts("a", "b", "c")), ClosedLoop(1), RunLength(60))
 
     assert (found.succeeded, found.failed) == (1, 2)
 
 
 async def test_a_broken_stream_is_opened_again(server: FakeServer) -> None:
-    """What was under way has failed as unavailable; the next items go on."""
+    """If a stream breaks, items in flight fail as unavailable, and later items use a new stream."""
     server.break_stream(after=1)
 
     found = await measure(
-        server.target, iter(texts("a", "b", "c", "d")), ClosedLoop(1), Extent(60), streams=1
+        server.target, iter(texts("a", "b", "c", "d")), ClosedLoop(1), RunLength(60), streams=1
     )
 
     assert found.failed <= 1  # the break may be seen before the next item leaves
@@ -289,25 +291,25 @@ async def test_a_broken_stream_is_opened_again(server: FakeServer) -> None:
 
 
 async def test_items_of_a_held_stream_expire(server: FakeServer) -> None:
-    """A stream has one deadline for none of its items; the generator keeps each one's."""
+    """Each item of a stream has its own deadline, which the generator enforces."""
     server.hold()
 
     found = await measure(
-        server.target, iter(texts("a", "b")), ClosedLoop(2), Extent(60, timeout_seconds=0.2), streams=1
+        server.target, iter(texts("a", "b")), ClosedLoop(2), RunLength(60, timeout_seconds=0.2), streams=1
     )
 
     server.release()
     assert found.failures["DEADLINE_EXCEEDED", ""].count == 2
 
 
-async def test_a_held_server_holds_what_was_due_before(server: FakeServer) -> None:
-    """Over real gRPC too, all that came in a stall waits for its end, and none is lost."""
+async def test_a_held_server_delays_requests_due_before(server: FakeServer) -> None:
+    """Over real gRPC too, all requests sent during a stall wait for its end, and none is lost."""
     server.hold()
     releaser = threading.Thread(target=lambda: (server.wait_for_received(5), server.release()))
     releaser.start()
 
     found = await measure(
-        server.target, iter(texts(*"abcde")), OpenLoop(1000, "constant"), Extent(60, timeout_seconds=60)
+        server.target, iter(texts(*"abcde")), OpenLoop(1000, "constant"), RunLength(60, timeout_seconds=60)
     )
 
     releaser.join()
@@ -331,7 +333,7 @@ async def test_connections_are_connections(server: FakeServer) -> None:
     other.start()
 
     found = await measure(
-        f"127.0.0.1:{port}", itertools.repeat(CALL, 40), ClosedLoop(4), Extent(60), connections=4
+        f"127.0.0.1:{port}", itertools.repeat(CALL, 40), ClosedLoop(4), RunLength(60), connections=4
     )
 
     other.stop(None).wait()
@@ -340,15 +342,15 @@ async def test_connections_are_connections(server: FakeServer) -> None:
 
 
 async def test_no_server_is_an_error() -> None:
-    """There is nothing to measure, and it is said before the time is over."""
+    """A missing server is reported before the measurement's time is over."""
     with FakeServer() as gone:
         target = gone.target
 
     with pytest.raises(UnavailableError, match="cannot connect"):
-        await measure(target, iter(texts("a")), ClosedLoop(1), Extent(60, timeout_seconds=0.2))
+        await measure(target, iter(texts("a")), ClosedLoop(1), RunLength(60, timeout_seconds=0.2))
 
 
 async def test_only_methods_of_the_stream_travel_on_it(server: FakeServer) -> None:
-    """Another server's methods are for unary routes."""
+    """Methods of other services are refused on streams."""
     with pytest.raises(ValueError, match="cannot be sent over a stream"):
-        await measure(server.target, iter([CALL]), ClosedLoop(1), Extent(60), streams=1)
+        await measure(server.target, iter([CALL]), ClosedLoop(1), RunLength(60), streams=1)

@@ -1,4 +1,4 @@
-"""What the bench sends."""
+"""The requests of the bench."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pixels(content: bytes) -> bytes:
     ],
 )
 def test_unique_images_decode_to_the_same_pixels(kind: str, mode: str) -> None:
-    """The mark changes the bytes of a file and nothing that is seen."""
+    """The tag changes the bytes of a file but not its pixels."""
     content = encoded(kind, mode)
 
     marked = b"".join(varied_image(content).pieces(TAG))
@@ -55,7 +55,7 @@ def test_unique_images_decode_to_the_same_pixels(kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("photo", sorted((Path(__file__).parents[1] / "data/photos").iterdir()))
 def test_unique_photos_decode_to_the_same_pixels(photo: Path) -> None:
-    """Files of real cameras and programs can be marked too."""
+    """Files of real cameras and programs can be tagged too."""
     content = photo.read_bytes()
 
     marked = b"".join(varied_image(content).pieces(TAG))
@@ -64,14 +64,14 @@ def test_unique_photos_decode_to_the_same_pixels(photo: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff", encoded("PNG")[:10], b"GIF8"])
-def test_what_cannot_be_marked_is_refused(content: bytes) -> None:
-    """The way out is named."""
+def test_unsupported_files_are_refused(content: bytes) -> None:
+    """The error suggests --no-unique."""
     with pytest.raises(ValueError, match="--no-unique"):
         varied_image(content)
 
 
 def test_made_up_photos_are_photo_sized_and_always_the_same() -> None:
-    """They decode, differ from each other, and are as large as a photo's PNG."""
+    """Generated photos decode, differ from each other, and are as large as a photo's PNG."""
     photos = synthetic_photos(2)
 
     assert photos == synthetic_photos(2)
@@ -81,7 +81,7 @@ def test_made_up_photos_are_photo_sized_and_always_the_same() -> None:
 
 
 def test_tags_do_not_repeat_and_keep_their_size() -> None:
-    """Also where the numbers start again from 0."""
+    """Tags differ, even when their numbers wrap around to 0."""
     found = list(itertools.islice(tags(COUNT - 500), 1000))
 
     assert len(set(found)) == 1000
@@ -92,7 +92,7 @@ def test_tags_do_not_repeat_and_keep_their_size() -> None:
     ("length", "shortest", "longest"), [("short", 3, 8), ("mixed", 3, 46), ("long", 40, 46)]
 )
 def test_captions_differ_and_have_their_length(length: TextLength, shortest: int, longest: int) -> None:
-    """A thousand captions are a thousand texts, and a seed repeats them."""
+    """A thousand captions are all different, and a seed reproduces them."""
     found = sentences(1000, length, 3)
 
     counts = [len(text.split()) for text in found]
@@ -102,7 +102,7 @@ def test_captions_differ_and_have_their_length(length: TextLength, shortest: int
 
 
 def test_requests_are_what_the_protos_say() -> None:
-    """Requests framed by hand are read by the generated code: items, options and labels."""
+    """The generated code parses hand-framed requests: items, options and labels."""
     inputs = Inputs(
         image_inputs([], 1, is_unique=True), ["one", "zwei ä"], ["cat", "dog"], items_per_request=3
     )
@@ -121,7 +121,7 @@ def test_requests_are_what_the_protos_say() -> None:
 
 
 def test_no_two_inputs_are_the_same_by_default() -> None:
-    """Ten rounds over the same texts are as many texts as requests."""
+    """Ten rounds over the same inputs give as many different texts as requests."""
     workload = calls({"text": 1.0}, Inputs(texts=["a", "b"]), seed=1)
 
     requests = [call.request for call in itertools.islice(workload, 20)]
@@ -130,7 +130,7 @@ def test_no_two_inputs_are_the_same_by_default() -> None:
 
 
 def test_inputs_repeat_if_wanted() -> None:
-    """Without marks the texts travel as they are."""
+    """Without tags, texts are sent unchanged."""
     workload = calls({"text": 1.0}, Inputs(texts=["a", "b"], is_unique=False), seed=1)
 
     texts = [pb.EmbedTextRequest.FromString(next(workload).request).texts[0] for _ in range(4)]
@@ -139,7 +139,7 @@ def test_inputs_repeat_if_wanted() -> None:
 
 
 def test_a_seed_repeats_the_requests() -> None:
-    """The same seed gives the same bytes, and another one others."""
+    """The same seed gives the same bytes, and another seed other bytes."""
     inputs = Inputs(texts=["a", "b"])
     one, same, other = (list(itertools.islice(calls({"text": 1.0}, inputs, seed), 50)) for seed in (1, 1, 2))
 
@@ -148,7 +148,7 @@ def test_a_seed_repeats_the_requests() -> None:
 
 
 def test_a_mix_keeps_its_proportions() -> None:
-    """Of image=1,text=2 a third are images; a kind of weight 0 does not come."""
+    """With image=1,text=2 a third are images; a kind with weight 0 does not occur."""
     inputs = Inputs([varied_image(encoded("PNG"))], ["a"], ["cat"])
     workload = calls({"image": 1.0, "text": 2.0, "classify": 0.0}, inputs, seed=1)
 
@@ -158,8 +158,8 @@ def test_a_mix_keeps_its_proportions() -> None:
     assert counts[EMBED_IMAGE] == pytest.approx(1000, rel=0.1)
 
 
-def test_files_that_cannot_be_marked_are_named(tmp_path: Path) -> None:
-    """Among a thousand files the one at fault can be found."""
+def test_files_that_cannot_be_tagged_are_named(tmp_path: Path) -> None:
+    """The error names the file at fault."""
     (tmp_path / "bad.png").write_bytes(b"no image")
 
     with pytest.raises(ValueError, match=r"bad\.png"):
@@ -167,7 +167,7 @@ def test_files_that_cannot_be_marked_are_named(tmp_path: Path) -> None:
 
 
 def test_texts_are_lines_that_are_not_blank(tmp_path: Path) -> None:
-    """A file with blank lines gives the others."""
+    """Blank lines are skipped."""
     (tmp_path / "texts").write_text(" a cat \n\n a dog\n", encoding="utf-8")
 
     assert text_inputs(tmp_path / "texts", "mixed", 1) == ["a cat", "a dog"]
@@ -175,7 +175,7 @@ def test_texts_are_lines_that_are_not_blank(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 1 << 31])
 def test_framing_is_that_of_protobuf(number: int) -> None:
-    """Lengths of one byte and of several are written, and read, as the generated code does."""
+    """Lengths of one byte and of several are encoded and decoded like the generated code's."""
     content = b"x" * min(number, 70_000)
 
     message = b"".join(framed(pb.Image.CONTENT_FIELD_NUMBER, [content[:5], content[5:]]))
@@ -185,7 +185,7 @@ def test_framing_is_that_of_protobuf(number: int) -> None:
 
 
 @pytest.mark.parametrize("message", [b"\x0a", b"\x0a\x05abc", b"\x80", b"\x0b"])
-def test_what_is_no_message_is_refused(message: bytes) -> None:
-    """A cut or garbled answer is not taken for one."""
-    with pytest.raises(ValueError, match="no protobuf message"):
+def test_invalid_messages_are_refused(message: bytes) -> None:
+    """A truncated or garbled answer is refused."""
+    with pytest.raises(ValueError, match="not a protobuf message"):
         content_fields(message)

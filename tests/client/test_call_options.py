@@ -1,4 +1,4 @@
-"""What one call may have otherwise than its client, and what is logged of calls that are repeated."""
+"""Options of one call override the client's, and retries are logged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CALLS: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize("call", CALLS)
 def test_options_go_with_one_call(server: FakeServer, call: Callable[[Any], Any]) -> None:
-    """With all of its requests, in place of the client's, and with none of the next call's."""
+    """Metadata of a call replaces the client's in all its requests, and does not affect other calls."""
     with Client(server.target, metadata=[("x-team", "one"), ("x-other", "1")]) as client:
         finished(call(client))
         during = list(server.received)
@@ -45,7 +45,7 @@ def test_options_go_with_one_call(server: FakeServer, call: Callable[[Any], Any]
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_options_go_with_one_call_in_asyncio(server: FakeServer, call: Callable[[Any], Any]) -> None:
-    """As in the blocking client."""
+    """The asyncio client behaves like the blocking one."""
     async with AsyncClient(server.target, metadata=[("x-team", "one")]) as client:
         began = call(client)
         if hasattr(began, "__aiter__"):
@@ -58,13 +58,13 @@ async def test_options_go_with_one_call_in_asyncio(server: FakeServer, call: Cal
 
 
 def finished(began: Any) -> None:
-    """Takes what a stream yields; other calls have ended."""
+    """Consumes a stream; other results are complete already."""
     if isinstance(began, Generator):
         assert len(list(began)) == 2
 
 
 def test_a_call_can_be_interactive_at_a_client_for_bulk(server: FakeServer) -> None:
-    """The default priority travels as no metadata, so the client's has to go."""
+    """The default priority is sent as no metadata, so the client's is removed."""
     with Client(server.target, priority="bulk") as client:
         client.embed_text("a", priority="interactive")
         client.embed_text("a")
@@ -82,7 +82,7 @@ def test_a_call_can_be_interactive_at_a_client_for_bulk(server: FakeServer) -> N
     ],
 )
 def test_options_are_checked_before_anything_is_sent(server: FakeServer, options: dict[str, Any]) -> None:
-    """In a stream as well, which is otherwise lazy."""
+    """Invalid options are refused at the call, even for streams, which are otherwise lazy."""
     with Client(server.target) as client:
         with pytest.raises(ValueError, match=r"priority|traceparent|metadata"):
             client.embed_text("a", **options)
@@ -93,13 +93,13 @@ def test_options_are_checked_before_anything_is_sent(server: FakeServer, options
 
 
 def test_an_option_that_is_unknown_is_a_type_error(client: Client) -> None:
-    """A mistyped argument is not sent into the void."""
+    """A mistyped argument is a TypeError."""
     with pytest.raises(TypeError, match="timeout_second"):
         client.embed_text("a", timeout_second=1)  # type: ignore[call-overload]
 
 
 def test_retries_are_logged(server: FakeServer, client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a call, a list and a stream, with the cause, under the name of the package."""
+    """Retries of calls, lists and streams are logged with their cause, under the package's name."""
     caplog.set_level(logging.INFO, "alignserve")
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", message="stops")
     client.embed_text("a")
@@ -119,7 +119,7 @@ def test_retries_are_logged(server: FakeServer, client: Client, caplog: pytest.L
 async def test_retries_are_logged_in_asyncio(
     server: FakeServer, async_client: AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in the blocking client."""
+    """The asyncio client behaves like the blocking one."""
     caplog.set_level(logging.INFO, "alignserve")
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
@@ -131,7 +131,7 @@ async def test_retries_are_logged_in_asyncio(
 def test_a_failure_without_a_retry_is_not_logged(
     server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The exception tells of it."""
+    """A final failure is not logged: the exception reports it."""
     caplog.set_level(logging.DEBUG, "alignserve")
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 

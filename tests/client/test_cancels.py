@@ -1,4 +1,4 @@
-"""Whose cancel it was: a server's is repeated, as a broken connection is, and the client's own is not.
+"""A call cancelled by the server is retried like a broken connection; one cancelled by the client is not.
 
 The server here is a bare one of grpc.aio, which does what servers do in the moment in which they stop.
 """
@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 from alignserve import AsyncClient, Client, RetryPolicy, TextItem
 from alignserve._bench.load import ClosedLoop
-from alignserve._bench.runner import Extent, measure
-from alignserve._bench.workload import EMBED_TEXT
-from alignserve._bench.workload import Call as BenchCall
+from alignserve._bench.runner import RunLength, measure
+from alignserve._bench.workload import EMBED_TEXT, UnaryRequest
 from alignserve._health import HEALTH_SERVICE
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
@@ -36,7 +35,7 @@ Abort = Callable[[Any], Awaitable[None]]
 
 @dataclass
 class BareServer(pb_grpc.AlignServiceServicer):
-    """Ends the first calls as `abort` does, and answers those after them."""
+    """Aborts the first calls, and answers later ones."""
 
     abort: Abort
     ends: int = 0
@@ -102,18 +101,18 @@ async def bare_server(abort: Abort, ends: int = 0, *, is_open: bool = True) -> A
 
 
 async def cancel(context: Any) -> None:
-    """As a server does that stops: no reason, no details."""
+    """Cancels like a stopping server: without reason or details."""
     await context.abort(CANCELLED, "")
 
 
 async def break_off(context: Any) -> None:
-    """As a connection does that is cut after the headers, where gRPC itself repeats nothing."""
+    """Breaks like a connection that is cut after the headers, which gRPC itself does not retry."""
     await context.send_initial_metadata(())
     await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
 
 async def be_gone(context: Any) -> None:
-    """As a server does that cannot be reached, under so many callers that gRPC stops repeating."""
+    """Fails like an unreachable server, with enough callers that gRPC stops retrying."""
     await context.abort(grpc.StatusCode.UNAVAILABLE, "")
 
 
@@ -126,7 +125,7 @@ async def embed_blocking(client: Client, pool: ThreadPoolExecutor, text: str) ->
 
 @pytest.mark.parametrize("abort", ABORTS.values(), ids=ABORTS)
 async def test_calls_that_a_server_ends_are_repeated(abort: Abort) -> None:
-    """64 callers meet it at once, and 0 calls fail."""
+    """64 concurrent callers are affected, and no call fails."""
     async with bare_server(abort, CALLERS) as server, AsyncClient(server.target) as client:
         found = await asyncio.gather(*(client.embed_text(str(number)) for number in range(CALLERS)))
 
@@ -136,7 +135,7 @@ async def test_calls_that_a_server_ends_are_repeated(abort: Abort) -> None:
 
 @pytest.mark.parametrize("abort", ABORTS.values(), ids=ABORTS)
 async def test_calls_of_threads_that_a_server_ends_are_repeated(abort: Abort) -> None:
-    """The same for the blocking client."""
+    """The blocking client behaves the same."""
     with ThreadPoolExecutor(CALLERS) as pool:
         async with bare_server(abort, CALLERS) as server:
             with Client(server.target) as client:
@@ -148,7 +147,7 @@ async def test_calls_of_threads_that_a_server_ends_are_repeated(abort: Abort) ->
 
 
 async def test_no_call_is_lost_with_a_server_that_stops() -> None:
-    """64 callers of each client, two servers behind one name, and one of them stops under their calls."""
+    """With two servers behind one name, one stops during calls of 64 callers, and no call fails."""
     with ThreadPoolExecutor(CALLERS) as pool:
         async with (
             bare_server(cancel, is_open=False) as stopping,
@@ -185,7 +184,7 @@ async def test_a_list_and_a_stream_that_a_server_cancels_go_on() -> None:
 
 
 async def test_a_list_and_a_stream_of_threads_that_a_server_cancels_go_on() -> None:
-    """The same for the blocking client."""
+    """The blocking client behaves the same."""
     async with bare_server(cancel, 5) as server:
         with Client(server.target, retry=SOON) as client:
             rows = await asyncio.to_thread(client.embed_text, [str(number) for number in range(40)])
@@ -197,8 +196,8 @@ async def test_a_list_and_a_stream_of_threads_that_a_server_cancels_go_on() -> N
     assert [result.error for result in results] == [None] * 5
 
 
-async def test_a_server_that_cancels_for_ever_is_unavailable() -> None:
-    """The attempts are those that UNAVAILABLE has, and the error does not speak of the client."""
+async def test_a_server_that_always_cancels_is_unavailable() -> None:
+    """Attempts are limited as for UNAVAILABLE, and the error does not blame the client."""
     retry = RetryPolicy(max_attempts=3, initial_backoff_seconds=0.001)
     async with bare_server(cancel, 1000) as server, AsyncClient(server.target, retry=retry) as client:
         with pytest.raises(alignserve.UnavailableError, match="the server cancelled the call"):
@@ -208,7 +207,7 @@ async def test_a_server_that_cancels_for_ever_is_unavailable() -> None:
 
 
 async def test_a_cancel_is_not_repeated_beyond_the_deadline(time: Any) -> None:
-    """A pause that would outlast it is not begun."""
+    """A pause that would outlast the deadline is not started."""
     retry = RetryPolicy(initial_backoff_seconds=4)
     async with (
         bare_server(cancel, 1000) as server,
@@ -221,7 +220,7 @@ async def test_a_cancel_is_not_repeated_beyond_the_deadline(time: Any) -> None:
 
 
 async def test_a_health_check_that_is_cancelled_means_not_ready() -> None:
-    """A server that stops is not ready; it is no error to ask it."""
+    """A stopping server is not ready; checking it does not raise."""
     async with bare_server(cancel, 2) as server, AsyncClient(server.target) as client:
         with Client(server.target) as blocking:
             answers = [await client.is_ready(), await asyncio.to_thread(blocking.is_ready)]
@@ -232,7 +231,7 @@ async def test_a_health_check_that_is_cancelled_means_not_ready() -> None:
 
 
 async def test_waiting_for_readiness_outlasts_a_server_that_stops() -> None:
-    """It asks again, as with a server that is not there."""
+    """The wait checks again, as for a server that cannot be reached."""
     async with bare_server(cancel, 1) as server:
         with Client(server.target) as client:
             await asyncio.to_thread(client.wait_until_ready, 30)
@@ -242,14 +241,14 @@ async def test_waiting_for_readiness_outlasts_a_server_that_stops() -> None:
 
 @pytest.mark.parametrize("streams", [0, 1], ids=["unary", "stream"])
 async def test_bench_names_a_cancel_of_the_server_as_such(streams: int) -> None:
-    """Nothing is repeated there; what is reported is a server that goes away, and no cancel of the bench."""
+    """The bench does not retry, and reports an unavailable server, not a cancellation."""
     request = pb.EmbedTextRequest(texts=["a"]).SerializeToString()
     async with bare_server(cancel, 1) as server:
         found = await measure(
             server.target,
-            iter([BenchCall(EMBED_TEXT, request)] * 2),
+            iter([UnaryRequest(EMBED_TEXT, request)] * 2),
             ClosedLoop(1),
-            Extent(10),
+            RunLength(10),
             streams=streams,
         )
 
@@ -258,7 +257,7 @@ async def test_bench_names_a_cancel_of_the_server_as_such(streams: int) -> None:
 
 
 async def test_delays_come_from_retry_info_and_not_from_the_pushback(time: Any) -> None:
-    """A server may forbid gRPC's own retries, which know only one delay; ours obey RetryInfo."""
+    """A pushback that forbids gRPC's own retries does not affect the client's, which obey RetryInfo."""
 
     async def refuse(context: Any) -> None:
         context.set_trailing_metadata(
@@ -292,7 +291,7 @@ def asking_for(seconds: int) -> status_pb2.Status:
 
 
 class CancellingInterceptor(grpc.UnaryUnaryClientInterceptor):
-    """Cancels calls on this side, as a time-out of a tool does."""
+    """Cancels calls on this side, like a tool's timeout."""
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         call = continuation(client_call_details, request)
@@ -302,7 +301,7 @@ class CancellingInterceptor(grpc.UnaryUnaryClientInterceptor):
 
 
 async def test_a_cancel_by_an_interceptor_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is cancelled on this side is not wanted any more."""
+    """Calls cancelled on this side are not retried."""
     plain = grpc.insecure_channel
     monkeypatch.setattr(
         grpc, "insecure_channel", lambda *args: grpc.intercept_channel(plain(*args), CancellingInterceptor())
@@ -318,7 +317,7 @@ async def test_a_cancel_by_an_interceptor_is_not_repeated(monkeypatch: pytest.Mo
 
 
 async def test_a_stream_that_is_cancelled_on_this_side_ends() -> None:
-    """A channel that is closed under a stream, by whatever tool, does not leave its reader waiting."""
+    """If another tool closes the channel during a stream, the reader does not hang."""
     async with bare_server(cancel, is_open=False) as server:
         client = AsyncClient(server.target)
         await client.model_info()

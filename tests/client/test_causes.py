@@ -1,4 +1,4 @@
-"""Why there is no connection: the error names the cause and what to do, whatever gRPC makes of it."""
+"""Errors name the cause of a failed connection and what to do, whatever gRPC reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ONCE = RetryPolicy(max_attempts=1, max_stream_attempts=1)
 
 @dataclass
 class Ports:
-    """Servers of each kind, and the certificates of clients."""
+    """Servers of each kind, and client certificates."""
 
     by_name: dict[str, int]
     authority: bytes
@@ -107,13 +107,13 @@ CASES = {
         "localhost",
         ["authority that this client does not trust", "--ca-file"],
     ),
-    "in the clear to TLS": ("tls", "none", "localhost", ["the server uses TLS", "tls=True", "--tls"]),
-    "TLS to in the clear": ("plain", "ca", "localhost", ["does not use TLS", "leave out TLS"]),
+    "unencrypted to TLS": ("tls", "none", "localhost", ["the server uses TLS", "tls=True", "--tls"]),
+    "TLS to unencrypted": ("plain", "ca", "localhost", ["does not use TLS", "leave out TLS"]),
     "no client certificate": (
         "mtls",
         "ca",
         "localhost",
-        ["asks for a client certificate", "--certificate-file"],
+        ["requires a client certificate", "--certificate-file"],
     ),
     "strange client certificate": (
         "mtls",
@@ -142,7 +142,7 @@ def arguments(ports: Ports, name: str, security: str, host: str, folder: Path) -
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_error_names_the_cause(ports: Ports, tmp_path: Path, case: str) -> None:
-    """The message has the cause and what to do, and the code is the one that it was."""
+    """The message has the cause and what to do, and the code is unchanged."""
     name, security, host, expected = CASES[case]
 
     with Client(**arguments(ports, name, security, host, tmp_path)) as client:
@@ -160,7 +160,7 @@ def test_an_error_names_the_cause(ports: Ports, tmp_path: Path, case: str) -> No
 
 @pytest.mark.parametrize("case", CASES)
 async def test_an_error_names_the_cause_in_asyncio(ports: Ports, tmp_path: Path, case: str) -> None:
-    """As in the blocking client."""
+    """The asyncio client behaves like the blocking one."""
     name, security, host, expected = CASES[case]
 
     async with AsyncClient(**arguments(ports, name, security, host, tmp_path)) as client:
@@ -171,7 +171,7 @@ async def test_an_error_names_the_cause_in_asyncio(ports: Ports, tmp_path: Path,
 
 
 def test_credentials_made_by_grpc_are_looked_into_as_well(ports: Ports) -> None:
-    """What is in them nobody can read; gRPC is asked about each address with them."""
+    """Credentials are opaque, so gRPC tries each address with them."""
     target = f"localhost:{ports.by_name['tls']}"
     trusting = grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())
 
@@ -183,7 +183,7 @@ def test_credentials_made_by_grpc_are_looked_into_as_well(ports: Ports) -> None:
 
 
 def test_every_address_of_a_name_is_named(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where `localhost` is two addresses, the one with the cause comes first, and the other one is told."""
+    """If `localhost` has two addresses, the one with the cause comes first, and the other is mentioned."""
     port = ports.by_name["tls"]
     both = [
         (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
@@ -218,9 +218,9 @@ def test_a_name_that_does_not_resolve_is_called_that() -> None:
 def test_a_resolver_that_hangs_delays_an_error_for_a_moment_only(
     ports: Ports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then gRPC's own words have to do."""
+    """Without a cause, the error has gRPC's own message."""
     gate = threading.Event()
-    monkeypatch.setattr("alignserve._caller.LONGEST_SECONDS", 0.01)
+    monkeypatch.setattr("alignserve._transport.MAX_PROBE_SECONDS", 0.01)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: gate.wait() and [])
 
     with Client(f"127.0.0.1:{ports.by_name['nothing']}", retry=ONCE) as client:
@@ -230,7 +230,7 @@ def test_a_resolver_that_hangs_delays_an_error_for_a_moment_only(
 
 
 def test_callers_that_fail_together_share_one_look(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is away gets no storm of looks beside the calls."""
+    """Concurrent failures share one probe of the server."""
     looks: list[str] = []
     real = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kw: looks.append(args[0]) or real(*args, **kw))
@@ -244,7 +244,7 @@ def test_callers_that_fail_together_share_one_look(ports: Ports, monkeypatch: py
 
 
 def test_no_look_is_taken_while_retries_are_left(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cause is looked for once, when the error is about to be raised."""
+    """The cause is determined once, when the error is raised."""
     looks: list[object] = []
     monkeypatch.setattr("alignserve._probe.Probe._cause", lambda _: looks.append(1))
     retry = RetryPolicy(max_attempts=4, initial_backoff_seconds=0.001)
@@ -259,9 +259,9 @@ def test_no_look_is_taken_while_retries_are_left(ports: Ports, monkeypatch: pyte
 
 
 def test_a_list_that_fails_at_once_is_looked_into_once(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a request has found out is not asked again for the list."""
+    """A list reuses the cause that a request has found."""
     asked: list[object] = []
-    monkeypatch.setattr("alignserve._caller.Caller.cause", lambda _: asked.append(1) or Cause("found"))
+    monkeypatch.setattr("alignserve._transport.Transport.cause", lambda _: asked.append(1) or Cause("found"))
 
     with (
         Client(f"127.0.0.1:{ports.by_name['nothing']}", retry=ONCE) as client,
@@ -274,7 +274,7 @@ def test_a_list_that_fails_at_once_is_looked_into_once(ports: Ports, monkeypatch
 
 
 def test_an_error_of_the_server_stays_as_it_is(server: FakeServer) -> None:
-    """Who has answered, is there."""
+    """A server that has answered is not probed."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", message="the model is loading")
 
     with Client(server.target, retry=ONCE) as client, pytest.raises(alignserve.UnavailableError) as caught:
@@ -286,7 +286,7 @@ def test_an_error_of_the_server_stays_as_it_is(server: FakeServer) -> None:
 def test_a_question_whether_the_server_is_ready_takes_no_look(
     ports: Ports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`is_ready` says no more than yes or no, so it need not wait; `check_ready` says why."""
+    """`is_ready` returns only a bool, so it does not probe; `check_ready` does."""
     looks: list[object] = []
     monkeypatch.setattr("alignserve._probe.Probe._cause", lambda _: looks.append(1))
 
@@ -300,7 +300,7 @@ def test_a_question_whether_the_server_is_ready_takes_no_look(
 
 
 def test_a_client_that_waits_for_a_server_names_the_cause(ports: Ports) -> None:
-    """Its time runs out in place of an error of the connection."""
+    """A call that waits for a server runs out of time instead of failing to connect, and is probed too."""
     with (
         Client(f"localhost:{ports.by_name['tls']}", wait_for_ready=True, timeout_seconds=0.3) as client,
         pytest.raises(alignserve.DeadlineExceededError, match="the server uses TLS"),
@@ -308,8 +308,8 @@ def test_a_client_that_waits_for_a_server_names_the_cause(ports: Ports) -> None:
         client.model_info()
 
 
-def test_waiting_in_vain_names_the_cause(ports: Ports) -> None:
-    """`wait_until_ready` would otherwise say that the server is not there, about a certificate."""
+def test_a_failed_wait_names_the_cause(ports: Ports) -> None:
+    """`wait_until_ready` names a wrong certificate instead of a missing server."""
     with (
         Client(f"localhost:{ports.by_name['tls']}") as client,
         pytest.raises(alignserve.DeadlineExceededError, match="the server uses TLS"),
@@ -331,7 +331,7 @@ def shell(*arguments: object, **variables: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize("case", ["untrusted authority", "no client certificate", "nothing listens"])
 def test_the_shell_says_it_in_one_line(ports: Ports, case: str, tmp_path: Path) -> None:
-    """Exit code 3 or 4 and a line, with none of gRPC's own beside it."""
+    """The command prints one line, without gRPC's own, and exits with 3 or 4."""
     name, security, host, expected = CASES[case]
     (tmp_path / "ca.pem").write_bytes(ports.authority)
     flags = {"none": [], "tls": ["--tls"], "ca": ["--ca-file", tmp_path / "ca.pem"]}[security]
@@ -349,7 +349,7 @@ def test_the_shell_says_it_in_one_line(ports: Ports, case: str, tmp_path: Path) 
     "target", ["127.0.0.1:{}", "localhost:{}", "http://127.0.0.1:{}", "dns:///localhost:{}"]
 )
 def test_no_proxy_leads_to_this_machine(server: FakeServer, target: str) -> None:
-    """A health check inside a container works although `http_proxy` is set there."""
+    """A health check inside a container works even if `http_proxy` is set there."""
     port = server.target.rpartition(":")[2]
 
     done = shell("--server", target.format(port), "info", http_proxy="http://127.0.0.1:1", no_proxy="")
@@ -358,7 +358,7 @@ def test_no_proxy_leads_to_this_machine(server: FakeServer, target: str) -> None
 
 
 def test_a_proxy_is_named_without_its_password() -> None:
-    """Where the proxy is the cause, the address of the server is a wrong trail."""
+    """If the proxy is the cause, the error names the proxy instead of the server's address."""
     done = shell(
         "--server", "align.invalid:50051", "info", https_proxy="http://me:secret@127.0.0.1:1", no_proxy=""
     )
@@ -370,7 +370,7 @@ def test_a_proxy_is_named_without_its_password() -> None:
 
 
 def test_asyncio_is_not_blocked_by_a_look(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop goes on while a name is resolved."""
+    """The event loop is not blocked while a name is resolved."""
     gate = threading.Event()
     monkeypatch.setattr("alignserve._probe.Probe._cause", lambda _: gate.wait() and Cause("the cause"))
 

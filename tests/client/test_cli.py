@@ -29,7 +29,7 @@ from alignserve.v1 import align_service_pb2 as pb
 
 @pytest.fixture
 def run(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command; gives exit code, stdout and stderr."""
+    """Runs the command; returns its exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = main(["--server", server.target, *map(str, arguments)])
@@ -41,7 +41,7 @@ def run(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path, photo: Path) -> Path:
-    """A folder with two photos, one of them deeper, and a file that is no image by its name."""
+    """A folder with two photos, one in a subfolder, and a file that does not have an image's suffix."""
     (tmp_path / "deeper").mkdir()
     shutil.copy(photo, tmp_path / "b.jpg")
     (tmp_path / "deeper" / "a.PNG").write_bytes(b"another image")
@@ -88,7 +88,7 @@ def test_classify_prints_an_aligned_table(run: Any, photo: Path) -> None:
 
 @pytest.mark.parametrize("texts", [["--text", "a", "--text", "b"], ["--text", "a", "b"]])
 def test_embed_json_has_files_then_texts(server: FakeServer, run: Any, photo: Path, texts: list[str]) -> None:
-    """Texts may be given after one --text or several; the vector is exact."""
+    """Texts follow one --text or several; the vectors are exact."""
     code, out, _ = run("embed", photo, *texts, "--json")
 
     reply = json.loads(out)
@@ -105,7 +105,7 @@ def test_embed_json_has_files_then_texts(server: FakeServer, run: Any, photo: Pa
 def test_embed_npy_has_a_row_for_every_input(
     server: FakeServer, run: Any, photo: Path, tmp_path: Path
 ) -> None:
-    """Rows follow the inputs, and that of a failed one is NaN."""
+    """Rows are in input order, and the row of a failed input is NaN."""
     code, _, err = run("embed", "nowhere.jpg", photo, "--text", "a", "--npy", tmp_path / "out")
 
     rows = np.load(tmp_path / "out")
@@ -119,10 +119,10 @@ def test_embed_npy_has_a_row_for_every_input(
 @pytest.mark.parametrize(
     "command_line", ["embed {folder}/b.jpg {folder}/c.jpg {folder}/d.jpg", "stream {folder}"]
 )
-def test_what_was_embedded_is_saved_although_the_server_goes_away(
+def test_results_are_saved_if_the_server_goes_away(
     server: FakeServer, run: Any, tmp_path: Path, command_line: str
 ) -> None:
-    """Files without an answer are named one by one, have rows of NaN, and make the exit code 1."""
+    """Unanswered files are named one by one, have rows of NaN, and give exit code 1."""
     for name in ("b.jpg", "c.jpg", "d.jpg"):
         (tmp_path / name).write_bytes(name.encode())
     server.break_stream(1, grpc.StatusCode.PERMISSION_DENIED, "KEY_REVOKED")
@@ -137,10 +137,10 @@ def test_what_was_embedded_is_saved_although_the_server_goes_away(
     assert [f"{name}: " in err for name in ("b.jpg", "c.jpg", "d.jpg")] == [False, True, True]
 
 
-def test_embed_leaves_out_what_is_broken_and_writes_the_rest(
+def test_embed_skips_unreadable_inputs_and_writes_the_rest(
     server: FakeServer, run: Any, tmp_path: Path
 ) -> None:
-    """One bad file among many is a line on stderr, whether the server or the disk has it so."""
+    """One bad file among many is a line on stderr, whether the server or the disk reports it."""
     files = [tmp_path / f"{number}.jpg" for number in range(50)]
     for file in files[:49]:
         file.write_bytes(file.name.encode())
@@ -155,7 +155,7 @@ def test_embed_leaves_out_what_is_broken_and_writes_the_rest(
 
 
 def test_embed_prints_vectors_and_similarities(run: Any, photo: Path) -> None:
-    """With images and texts there is a second table, of each against each."""
+    """With images and texts, a second table compares each image with each text."""
     code, out, _ = run("embed", photo, "--text", "a", "b")
 
     assert code == 0
@@ -163,7 +163,7 @@ def test_embed_prints_vectors_and_similarities(run: Any, photo: Path) -> None:
 
 
 def test_stream_writes_a_line_for_every_image_of_a_folder(run: Any, folder: Path) -> None:
-    """Folders are walked to the bottom; --ordered keeps the order of the names."""
+    """Folders are searched recursively; --ordered keeps the order of the names."""
     code, out, err = run("stream", folder, "--ordered")
 
     lines = [json.loads(line) for line in out.splitlines()]
@@ -198,7 +198,7 @@ def test_stream_reports_failures_in_their_lines(server: FakeServer, run: Any, fo
 def test_stream_npy_comes_with_the_names(
     server: FakeServer, run: Any, folder: Path, tmp_path: Path, out: str
 ) -> None:
-    """Rows are those of the names in the text file beside it."""
+    """Rows match the names in the text file."""
     code, _, _ = run("stream", folder, "--npy", tmp_path / out)
 
     names = (tmp_path / f"{out}.txt").read_text().splitlines()
@@ -209,7 +209,7 @@ def test_stream_npy_comes_with_the_names(
 
 
 def test_embed_has_no_limit_as_a_whole(server: FakeServer, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
-    """--timeout-seconds is for each question; many inputs may take any time."""
+    """--timeout-seconds applies to each request, not to all inputs together."""
     code, _, _ = run("embed", "--text", "a", "--timeout-seconds", 20)
 
     assert code == 0
@@ -220,7 +220,7 @@ def test_embed_has_no_limit_as_a_whole(server: FakeServer, monkeypatch: pytest.M
 def test_embed_takes_texts_from_a_file_or_stdin(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Texts of --text come first, then one for each line that is not blank."""
+    """Texts of --text come first, then one per non-blank line of the file."""
     (tmp_path / "texts").write_text("b\n\n c d \n")
     monkeypatch.setattr("sys.stdin", io.StringIO("e\n"))
 
@@ -243,7 +243,7 @@ def test_embed_takes_texts_from_a_file_or_stdin(
 def test_a_file_is_kept_until_the_server_has_answered(
     server: FakeServer, run: Any, folder: Path, command: list[str], out: str
 ) -> None:
-    """A server that is not there costs no results of yesterday; one that is replaces them all."""
+    """An output file keeps its content if there is no server, and is replaced once it answers."""
     path = folder / out
     path.write_bytes(b"yesterday" * 1000)
     arguments = [{"OUT": str(path), "FOLDER": str(folder)}.get(word, word) for word in command]
@@ -262,7 +262,7 @@ def test_a_file_is_kept_until_the_server_has_answered(
 def test_a_file_that_cannot_be_written_is_found_before_anything_is_sent(
     server: FakeServer, run: Any, folder: Path, option: str
 ) -> None:
-    """A long run does not end in nothing for a mistyped folder."""
+    """A mistyped output folder is reported before the run."""
     code, _, err = run("stream", folder, option, folder / "nowhere" / "out")
 
     assert code == 4
@@ -271,7 +271,7 @@ def test_a_file_that_cannot_be_written_is_found_before_anything_is_sent(
 
 
 def test_names_that_are_not_unicode_are_written_as_they_are(server: FakeServer, folder: Path) -> None:
-    """Linux allows any bytes in a name; they reach files and stdout."""
+    """File names with arbitrary bytes, which Linux allows, are written unchanged."""
     name = os.fsencode(folder) + b"/\xff.jpg"
     Path(os.fsdecode(name)).write_bytes(b"odd")
 
@@ -284,7 +284,7 @@ def test_names_that_are_not_unicode_are_written_as_they_are(server: FakeServer, 
     assert name in done.stdout
 
 
-def test_a_terminal_that_is_not_unicode_gets_what_it_can_show(server: FakeServer, photo: Path) -> None:
+def test_a_terminal_without_unicode_gets_question_marks(server: FakeServer, photo: Path) -> None:
     """JSON is exact in ASCII; a table has question marks where a character is missing."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     embed = ["embed", photo, "--text", "Käse"]
@@ -296,7 +296,7 @@ def test_a_terminal_that_is_not_unicode_gets_what_it_can_show(server: FakeServer
     assert json.loads(data.stdout)["embeddings"][1]["input"] == "Käse"
 
 
-def test_a_closed_stdout_is_no_mishap(server: FakeServer, folder: Path) -> None:
+def test_a_closed_stdout_is_not_an_error(server: FakeServer, folder: Path) -> None:
     """A job that is started without a stdout still writes its files."""
     out = folder / "lines"
     script = shlex.join(command(server, "stream", folder, "--output", out)) + " >&- 2>&-"
@@ -308,7 +308,7 @@ def test_a_closed_stdout_is_no_mishap(server: FakeServer, folder: Path) -> None:
 
 
 def test_a_folder_with_an_images_name_is_not_an_image(run: Any, folder: Path) -> None:
-    """Folders of thumbnails are named like what they are of."""
+    """A folder whose name ends like an image's is not an image."""
     (folder / "x.jpg").mkdir()
 
     code, out, _ = run("stream", folder)
@@ -318,12 +318,12 @@ def test_a_folder_with_an_images_name_is_not_an_image(run: Any, folder: Path) ->
 
 
 def test_embed_warns_of_texts_with_unknown_tokens(run: Any) -> None:
-    """On stderr, once for each text, with its counts; what was asked for is printed as ever."""
+    """Each text with unknown tokens gets one warning with its counts; the output is unchanged."""
     code, out, err = run("embed", "--json", "--text", "a [UNK] b", "fine", "a [UNK] b", "[UNK]")
 
     assert code == 0
     assert len(json.loads(out)["embeddings"]) == 4
-    consequence = "are unknown to the model's vocabulary; its embedding says little"
+    consequence = "are unknown to the model's vocabulary; its embedding means little"
     assert err.splitlines() == [
         f"alignserve: 1 of 5 tokens of 'a [UNK] b' {consequence}",
         f"alignserve: 1 of 3 tokens of '[UNK]' {consequence}",
@@ -331,7 +331,7 @@ def test_embed_warns_of_texts_with_unknown_tokens(run: Any) -> None:
 
 
 def test_warnings_of_unknown_tokens_are_few_and_short(run: Any) -> None:
-    """Of a file of such texts five are named, the rest counted, and none fills the screen."""
+    """With many such texts, five are named, shortened, and the rest are counted."""
     texts = [f"[UNK] {number} {'long ' * 20}" for number in range(50)]
 
     code, _, err = run("embed", "--text", *texts)
@@ -346,17 +346,17 @@ def test_warnings_of_unknown_tokens_are_few_and_short(run: Any) -> None:
 def test_labels_with_unknown_tokens_are_warned_of(
     server: FakeServer, run: Any, photo: Path, command: str
 ) -> None:
-    """EmbedText is asked about those that are not ASCII, each once."""
+    """Only labels with non-ASCII characters are checked with EmbedText, each once."""
     code, _, err = run(command, photo, "--label", "Katze", "--label", "[UNK] ü", "--label", "[UNK] ü")
 
     asked = [call.request.texts for call in server.received if call.method == "EmbedText"]
     assert code == 0
     assert asked == [["[UNK] ü"]]
-    assert "1 of 4 tokens of '[UNK] ü' are unknown to the model's vocabulary; its scores say little" in err
+    assert "1 of 4 tokens of '[UNK] ü' are unknown to the model's vocabulary; its scores mean little" in err
 
 
-def test_a_key_for_classify_alone_still_classifies(server: FakeServer, run: Any, photo: Path) -> None:
-    """A label about which the server may not be asked is not warned of."""
+def test_a_key_for_only_classify_still_classifies(server: FakeServer, run: Any, photo: Path) -> None:
+    """If the key does not permit EmbedText, labels are not checked."""
     server.fail_input("猫", grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
 
     code, out, err = run("classify", photo, "--label", "猫", "cat")
@@ -367,7 +367,7 @@ def test_a_key_for_classify_alone_still_classifies(server: FakeServer, run: Any,
 
 
 def test_a_priority_goes_with_every_call(server: FakeServer, run: Any) -> None:
-    """--priority bulk is for work that can wait."""
+    """--priority bulk is sent with every call."""
     code, _, _ = run("embed", "--priority", "bulk", "--text", "x")
 
     assert code == 0
@@ -378,7 +378,7 @@ def test_a_priority_goes_with_every_call(server: FakeServer, run: Any) -> None:
 def test_an_api_key_goes_with_every_call(
     server: FakeServer, run: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a file or the environment; on a command line others would see it."""
+    """The key comes from a file or the environment; on the command line, other users would see it."""
     options = []
     if source == "file":
         (tmp_path / "key").write_text("as_search_secret\n")
@@ -393,7 +393,7 @@ def test_an_api_key_goes_with_every_call(
 
 
 def test_a_certificate_needs_its_key(server: FakeServer, run: Any, tmp_path: Path) -> None:
-    """One without the other is wrong usage."""
+    """A certificate without its key, or a key without its certificate, is a usage error."""
     with pytest.raises(SystemExit) as ended:
         run("--certificate-file", tmp_path / "c.pem", "embed", "--text", "x")
 
@@ -402,7 +402,7 @@ def test_a_certificate_needs_its_key(server: FakeServer, run: Any, tmp_path: Pat
 
 
 def test_headers_go_with_every_call(server: FakeServer, run: Any) -> None:
-    """--header may be repeated, before the command and after it, and its value may have a = in it."""
+    """--header may be repeated, before and after the command, and its value may contain a =."""
     code, _, _ = run("--header", "a=1", "embed", "--text", "x", "--header", "Authorization=Bearer k=")
 
     assert code == 0
@@ -412,7 +412,7 @@ def test_headers_go_with_every_call(server: FakeServer, run: Any) -> None:
 
 @contextmanager
 def encrypted_server() -> Iterator[tuple[str, Path]]:
-    """Runs a server for TLS; gives its port and the authority of its certificate."""
+    """Runs a TLS server; yields its port and the authority of its certificate."""
     folder = Path(__file__).parent / "tls"
     certificate = folder / "certificate.pem"
     info = pb.GetModelInfoResponse(model_id="encrypted").SerializeToString()
@@ -433,7 +433,7 @@ def encrypted_server() -> Iterator[tuple[str, Path]]:
 
 
 def test_connections_are_encrypted_on_request(capsys: pytest.CaptureFixture[str]) -> None:
-    """--ca-file names whom to trust; with --tls alone, an authority of one's own is not trusted."""
+    """--ca-file sets the trusted authority; with --tls only, a private authority is not trusted."""
     with encrypted_server() as (target, authority):
         trusted = main(["--server", target, "--ca-file", str(authority), "info"])
         out = capsys.readouterr().out
@@ -455,7 +455,7 @@ def test_info_prints_facts_or_json(run: Any) -> None:
 def test_the_server_comes_from_flag_or_environment(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The flag wins over the variable, and may stand after the command too."""
+    """The flag overrides the variable, and is accepted after the command too."""
     monkeypatch.setenv("ALIGNSERVE_SERVER", server.target)
     by_variable = main(["info"])
     monkeypatch.setenv("ALIGNSERVE_SERVER", "127.0.0.1:1")
@@ -467,7 +467,7 @@ def test_the_server_comes_from_flag_or_environment(
 def test_an_empty_variable_names_no_server(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As everywhere in shells, empty is as good as unset."""
+    """An empty variable counts as unset, as usual in shells."""
     monkeypatch.setenv("ALIGNSERVE_SERVER", "")
 
     args = arguments.parser().parse_args(["info"])
@@ -490,7 +490,7 @@ def test_an_empty_variable_names_no_server(
 def test_exit_codes_tell_whether_to_try_again(
     server: FakeServer, run: Any, code: grpc.StatusCode, reason: str, delay: float | None, expected: int
 ) -> None:
-    """Busy is 3, refused is 4, broken is 5, and the message is one line."""
+    """A busy server exits with 3, a refusal with 4, an internal error with 5, with a one-line message."""
     server.fail_next(code, reason, retry_delay_seconds=delay)
 
     exit_code, out, err = run("info")
@@ -501,7 +501,7 @@ def test_exit_codes_tell_whether_to_try_again(
 
 
 def test_no_server_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    """The address is named, and how to give another one."""
+    """The error names the address, and how to change it."""
     with FakeServer() as gone:
         target = gone.target
 
@@ -512,7 +512,7 @@ def test_no_server_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_missing_image_is_one_line_and_code_4(run: Any) -> None:
-    """No traceback for a mistyped name."""
+    """A mistyped file name gives no traceback."""
     code, _, err = run("classify", "nowhere.jpg", "--label", "cat")
 
     assert code == 4
@@ -574,7 +574,7 @@ def test_a_wrong_command_line_is_explained_with_the_commands_usage(
 
 
 def test_a_text_that_looks_like_a_file_is_a_text(run: Any) -> None:
-    """Only a name of an image that is there is taken for a mistake."""
+    """After --text, only the name of an existing image is treated as a mistake."""
     code, out, _ = run("embed", "--text", "nowhere.jpg", "x" * 300 + ".jpg", "--json")
 
     assert code == 0
@@ -582,7 +582,7 @@ def test_a_text_that_looks_like_a_file_is_a_text(run: Any) -> None:
 
 
 def test_the_command_runs_as_a_process(server: FakeServer) -> None:
-    """The module is executable, and --version is that of the package."""
+    """The module is executable, and --version prints the package's version."""
     done = subprocess.run(command(server, "--version"), capture_output=True, text=True, check=True)
 
     assert done.stdout == f"alignserve {__version__}\n"
@@ -619,7 +619,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(server: FakeServer) -> No
 
 
 class Terminal:
-    """Takes what is drawn."""
+    """Records the output."""
 
     def __init__(self, is_terminal: bool) -> None:
         self.is_terminal = is_terminal
@@ -637,7 +637,7 @@ class Terminal:
 
 
 def test_progress_is_drawn_on_a_terminal_ten_times_a_second() -> None:
-    """A thousand items in a second draw about ten bars, and the last one is full."""
+    """A thousand items in a second draw about ten bars, and the last bar is full."""
     now = iter(number / 1000 for number in range(10_000))
     terminal = Terminal(True)
     progress = Progress(1000, terminal, lambda: next(now))  # type: ignore[arg-type]
@@ -651,7 +651,7 @@ def test_progress_is_drawn_on_a_terminal_ten_times_a_second() -> None:
 
 
 def test_progress_leaves_a_terminal_to_the_results() -> None:
-    """Where the results go to a terminal too, there are no bars between them."""
+    """If results go to the same terminal, no bars appear between them."""
     terminal = Terminal(True)
     progress = Progress(1, terminal, is_hidden=True)  # type: ignore[arg-type]
 

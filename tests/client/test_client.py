@@ -29,14 +29,14 @@ def test_one_image_gives_one_vector(server: FakeServer, client: Client, photo: P
 
 
 def test_a_list_gives_rows_in_its_order(server: FakeServer, client: Client) -> None:
-    """A list of one text gives one row, a text gives none."""
+    """A list of one text gives one row; a single text gives a vector."""
     assert client.embed_text("a").shape == (8,)
     assert client.embed_text(["a"]).shape == (1, 8)
     assert np.array_equal(client.embed_text(["b", "a"])[1], server.embedding_of("a"))
 
 
 def test_vectors_can_be_written_to(client: Client) -> None:
-    """What is returned is the caller's own."""
+    """Returned arrays are writable copies."""
     rows = client.embed_text(["a", "b"])
 
     rows *= 2
@@ -60,7 +60,7 @@ def test_no_inputs_give_no_rows(client: Client) -> None:
 
 
 def test_long_lists_are_split_and_joined_in_order(server: FakeServer, client: Client) -> None:
-    """Ten texts at four a request make three requests and one array; the limit is asked for once."""
+    """Ten texts at four per request make three requests and one array; the limits are requested once."""
     texts = [str(number) for number in range(10)]
 
     rows = client.embed_text(texts)
@@ -71,7 +71,7 @@ def test_long_lists_are_split_and_joined_in_order(server: FakeServer, client: Cl
     assert methods(server).count("GetModelInfo") == 1
 
 
-def test_text_that_is_none_is_refused_with_its_position(server: FakeServer, client: Client) -> None:
+def test_a_missing_text_is_refused_with_its_position(server: FakeServer, client: Client) -> None:
     """A missing value in a column of texts is found before any of them is sent."""
     with pytest.raises(TypeError, match=r"texts\[1\] is float; give str"):
         client.embed_text(["a", float("nan")])  # type: ignore[list-item]
@@ -104,7 +104,7 @@ def test_at_most_max_in_flight_requests_wait_at_once(server: FakeServer) -> None
 
 
 def test_details_come_with_the_embeddings(client: Client) -> None:
-    """Token counts and timings are there for who asks; one text gives one row."""
+    """Detailed calls return token counts and timings; one text gives one row."""
     found = client.embed_text_detailed("word " * 100, truncate=True)
 
     assert found.embeddings.shape == (1, 8)
@@ -113,14 +113,14 @@ def test_details_come_with_the_embeddings(client: Client) -> None:
 
 
 def test_each_request_of_a_split_list_has_its_stats(client: Client) -> None:
-    """The stats of a list that became two requests are two."""
+    """A list of two requests has two stats."""
     found = client.embed_image_detailed([b"1", b"2", b"3", b"4", b"5"])
 
     assert [stats.batch_size for stats in found.stats] == [4, 1]
 
 
 def test_classify_returns_labels_best_first(client: Client) -> None:
-    """Scores descend and add up to one over all labels."""
+    """Scores are in descending order and add up to 1 over all labels."""
     found = client.classify(b"image", ["cat", "dog", "cup"])
 
     scores = [one.score for one in found]
@@ -143,7 +143,7 @@ def test_classify_of_a_list_returns_a_list_for_each_image(server: FakeServer, cl
 
 
 def test_model_info_names_model_and_limits(client: Client) -> None:
-    """The reply is a plain value."""
+    """`model_info` returns the model and its limits as a plain value."""
     info = client.model_info()
 
     assert (info.model_id, info.embedding_dimension, info.max_client_batch_size) == ("fake", 8, 4)
@@ -151,7 +151,7 @@ def test_model_info_names_model_and_limits(client: Client) -> None:
 
 
 def test_metadata_goes_with_every_call(server: FakeServer) -> None:
-    """A key given to the client reaches the server."""
+    """The client's metadata is sent with every call."""
     with Client(server.target, metadata=[("authorization", "Bearer k")]) as client:
         client.embed_text("a")
 
@@ -171,7 +171,7 @@ def test_metadata_goes_with_every_call(server: FakeServer) -> None:
 def test_the_server_is_told_how_large_responses_may_be(
     server: FakeServer, options: list[tuple[str, Any]], told: int
 ) -> None:
-    """As large as the channel takes, with every call and stream."""
+    """Every call and stream tells the server the maximum response size of the channel."""
     with Client(server.target, options=options) as client:
         client.embed_image_detailed([b"a", b"b"])
         list(client.stream([TextItem("b")]))
@@ -182,7 +182,7 @@ def test_the_server_is_told_how_large_responses_may_be(
 
 @pytest.mark.parametrize("priority", [None, "interactive", "bulk"])
 def test_a_priority_goes_with_every_call(server: FakeServer, priority: Any) -> None:
-    """Work that can wait says so; without a word, a call is interactive."""
+    """Bulk priority is sent as metadata; by default a call is interactive."""
     given = {"priority": priority} if priority else {}
     with Client(server.target, **given) as client:
         client.embed_text("a")
@@ -193,22 +193,22 @@ def test_a_priority_goes_with_every_call(server: FakeServer, priority: Any) -> N
 
 
 def test_an_unknown_priority_is_refused(server: FakeServer) -> None:
-    """Before anything is sent, with what there is instead."""
+    """An unknown value is refused before anything is sent, with the valid ones."""
     with pytest.raises(ValueError, match="interactive or bulk"):
         Client(server.target, priority="urgent")
 
 
 def test_an_api_key_goes_with_every_call_and_nowhere_else(server: FakeServer) -> None:
-    """It is what the server asks for, and no representation shows it."""
+    """The key is sent as the server expects, and no repr shows it."""
     with Client(server.target, api_key="as_search_secret") as client:
         client.embed_text("a")
 
         assert server.received[0].metadata["authorization"] == "Bearer as_search_secret"
-        assert "secret" not in repr(client) + repr(client._terms)
+        assert "secret" not in repr(client) + repr(client._defaults)
 
 
 def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> None:
-    """As `keys add >file` writes it."""
+    """A key with a trailing line break, as `keys add >file` writes it, works."""
     with Client(server.target, api_key="as_search_secret\n") as client:
         client.embed_text("a")
 
@@ -217,7 +217,7 @@ def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> Non
 
 @pytest.mark.parametrize("client_class", [Client, AsyncClient])
 @pytest.mark.parametrize(
-    "terms",
+    "defaults",
     [
         {"api_key": "as_\u00fc_secret"},
         {"api_key": " \n"},
@@ -225,16 +225,16 @@ def test_an_api_key_may_end_with_the_line_of_its_file(server: FakeServer) -> Non
     ],
     ids=["no ASCII", "empty", "line break"],
 )
-async def test_what_no_header_can_carry_is_refused_at_once(client_class, terms) -> None:
-    """By both clients, and without telling the secret."""
+async def test_invalid_metadata_is_refused_at_once(client_class, defaults) -> None:
+    """Both clients refuse invalid metadata without showing the secret."""
     with pytest.raises(ValueError, match=r"API key|metadata") as error:
-        client_class("127.0.0.1:1", **terms)
+        client_class("127.0.0.1:1", **defaults)
 
     assert "secret" not in str(error.value)
 
 
 def test_keys_of_metadata_may_be_written_as_in_http(server: FakeServer) -> None:
-    """gRPC wants lower case, and gets it."""
+    """Metadata keys are lowered, as gRPC requires."""
     with Client(server.target, metadata=[("Authorization", "Bearer k")]) as client:
         client.embed_text("a")
 
@@ -242,14 +242,14 @@ def test_keys_of_metadata_may_be_written_as_in_http(server: FakeServer) -> None:
 
 
 def test_a_client_that_may_send_nothing_is_refused() -> None:
-    """The mistake shows where it is made."""
+    """A client that could send nothing is refused by its constructor."""
     with pytest.raises(ValueError, match="max_in_flight is 0"):
         Client(max_in_flight=0)
 
 
 @pytest.mark.parametrize("forever", [None, float("inf")])
 def test_a_client_without_a_deadline_sends_none(server: FakeServer, forever: float | None) -> None:
-    """`None` and infinity are no deadline, for a client and for one call."""
+    """`None` and infinity mean no deadline, for a client and for one call."""
     with Client(server.target, timeout_seconds=forever) as client:
         client.embed_text("a")
         client.embed_text(["a"] * 5)
@@ -260,13 +260,13 @@ def test_a_client_without_a_deadline_sends_none(server: FakeServer, forever: flo
 
 @pytest.mark.parametrize("knows_limits", [True, False])
 def test_an_image_that_fits_into_no_request_is_named(knows_limits: bool) -> None:
-    """The error is the same whether the client finds it out or the server does, and says what to do."""
+    """The error is the same whether the client or the server detects it, and says what to do."""
     pixels = np.random.default_rng(0).integers(0, 256, (50, 50), np.uint8)
     with FakeServer(max_request_bytes=2000) as small, Client(small.target) as client:
         if knows_limits:
             client.model_info()
 
-        with pytest.raises(alignserve.InvalidArgumentError, match="pixels travel as PNG") as caught:
+        with pytest.raises(alignserve.InvalidArgumentError, match="pixels are sent as PNG") as caught:
             client.embed_image(pixels)
 
         assert caught.value.reason == "IMAGE_TOO_LARGE"
@@ -275,7 +275,7 @@ def test_an_image_that_fits_into_no_request_is_named(knows_limits: bool) -> None
 
 @pytest.mark.parametrize("texts", ["x" * 3000, ["a", "x" * 3000]], ids=["one", "list"])
 def test_a_text_that_fits_into_no_request_is_named(texts: str | list[str]) -> None:
-    """A list or a text alone, the text at fault is named."""
+    """The error names the text at fault, in a list or by itself."""
     with (
         FakeServer(max_request_bytes=2000) as small,
         Client(small.target) as client,
@@ -288,7 +288,7 @@ def test_a_text_that_fits_into_no_request_is_named(texts: str | list[str]) -> No
 
 
 def test_a_server_with_smaller_limits_may_take_the_others_place(server: FakeServer, client: Client) -> None:
-    """A list that has become too long for one request is split anew."""
+    """If a server with smaller limits replaces the first, a list is split again."""
     client.model_info()
     server._state.info.max_client_batch_size = 2
 
@@ -298,7 +298,7 @@ def test_a_server_with_smaller_limits_may_take_the_others_place(server: FakeServ
 
 
 def test_invalid_input_names_the_field_in_the_whole_list(server: FakeServer, client: Client) -> None:
-    """The position in the error is that of the caller's list, not of the request it was put into."""
+    """Positions in errors are those of the caller's list, not of the request."""
     server.fail_input("bad", reason="TEXT_TOO_LONG", message="too long")
 
     with pytest.raises(alignserve.InvalidArgumentError) as caught:
@@ -310,7 +310,7 @@ def test_invalid_input_names_the_field_in_the_whole_list(server: FakeServer, cli
 
 
 def test_a_missing_file_is_the_usual_exception(server: FakeServer, client: Client) -> None:
-    """What never reached the server is not dressed up as its answer."""
+    """A missing file raises FileNotFoundError, not an error of the server."""
     with pytest.raises(FileNotFoundError):
         client.embed_image("nowhere.jpg")
 
@@ -318,7 +318,7 @@ def test_a_missing_file_is_the_usual_exception(server: FakeServer, client: Clien
 
 
 def test_a_full_server_is_asked_again_after_its_delay(server: FakeServer, client: Client, time: Any) -> None:
-    """RetryInfo is waited out exactly, as often as it comes, and the call succeeds."""
+    """The client waits exactly as long as RetryInfo says, every time, and the call succeeds."""
     server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=7, times=2)
 
     vector = client.embed_text("a")
@@ -330,7 +330,7 @@ def test_a_full_server_is_asked_again_after_its_delay(server: FakeServer, client
 def test_a_full_server_is_asked_as_often_as_the_deadline_allows(
     server: FakeServer, client: Client, time: Any
 ) -> None:
-    """A server that asks for short delays is not overrun: pauses grow, and end before the deadline."""
+    """With short delays the pauses still grow, and end before the deadline."""
     server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=0.05, times=1000)
 
     with pytest.raises(alignserve.ResourceExhaustedError):
@@ -340,7 +340,7 @@ def test_a_full_server_is_asked_as_often_as_the_deadline_allows(
 
 
 def test_without_retries_a_full_server_is_the_answer(server: FakeServer, time: Any) -> None:
-    """A policy of one attempt waits for nothing."""
+    """A policy with one attempt never waits."""
     server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=0.05)
 
     with (
@@ -355,7 +355,7 @@ def test_without_retries_a_full_server_is_the_answer(server: FakeServer, time: A
 def test_a_delay_that_outlasts_the_deadline_is_not_begun(
     server: FakeServer, client: Client, time: Any
 ) -> None:
-    """A call of 10 seconds that is told to come back in 7 does so once."""
+    """A call with a 10-second deadline that is told to wait 7 seconds, twice, waits once."""
     server.fail_next(EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=7, times=2)
 
     with pytest.raises(alignserve.ResourceExhaustedError) as caught:
@@ -366,7 +366,7 @@ def test_a_delay_that_outlasts_the_deadline_is_not_begun(
 
 
 def test_a_refusal_without_a_delay_is_final(server: FakeServer, client: Client, time: Any) -> None:
-    """It is not waited out, and with the limits as they were there is no other way to send the request."""
+    """A refusal without a delay is not retried: with unchanged limits the request cannot be split further."""
     client.model_info()
     server.fail_next(EXHAUSTED, "")
 
@@ -380,7 +380,7 @@ def test_a_refusal_without_a_delay_is_final(server: FakeServer, client: Client, 
 def test_an_unavailable_server_is_asked_again_with_a_large_request(
     server: FakeServer, client: Client
 ) -> None:
-    """gRPC itself repeats the call after the server's pushback, also if the request is far over 256 KiB."""
+    """gRPC itself retries after the server's pushback, even if the request is far over 256 KiB."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", retry_delay_seconds=0.01, times=2)
 
     vector = client.embed_image(bytes(2 << 20))
@@ -390,7 +390,7 @@ def test_an_unavailable_server_is_asked_again_with_a_large_request(
 
 
 def test_without_retries_the_first_failure_is_the_answer(server: FakeServer) -> None:
-    """A policy of one attempt repeats nothing."""
+    """A policy with one attempt never retries."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", retry_delay_seconds=0.01)
 
     with (
@@ -404,7 +404,7 @@ def test_without_retries_the_first_failure_is_the_answer(server: FakeServer) -> 
 
 
 def test_an_internal_error_carries_its_id(server: FakeServer, client: Client) -> None:
-    """The id that finds the cause in the server's log reaches the caller."""
+    """The caller gets the id of the error in the server's log."""
     server.fail_next(grpc.StatusCode.INTERNAL, "INFERENCE_FAILED", error_id="4f2a")
 
     with pytest.raises(alignserve.InternalError) as caught:
@@ -422,7 +422,7 @@ def test_a_call_without_an_answer_ends_at_its_deadline(server: FakeServer, clien
 
 
 def test_readiness_follows_the_server(server: FakeServer, client: Client) -> None:
-    """A server that loads its model is there, but not ready."""
+    """A server that is loading its model is reachable but not ready."""
     server.set_ready(False)
     before = client.is_ready()
     server.set_ready(True)
@@ -433,7 +433,7 @@ def test_readiness_follows_the_server(server: FakeServer, client: Client) -> Non
 def test_waiting_for_readiness_ends_when_the_server_is_ready(
     server: FakeServer, client: Client, time: Any
 ) -> None:
-    """The wait asks again at intervals until the answer is yes."""
+    """The wait checks at intervals until the server is ready."""
     server.set_ready(False)
     wait = time.wait
 
@@ -448,15 +448,15 @@ def test_waiting_for_readiness_ends_when_the_server_is_ready(
     assert len(time.sleeps) == 3
 
 
-def test_waiting_for_readiness_in_vain_says_so(server: FakeServer, client: Client) -> None:
-    """The time given is the time waited, by the clock."""
+def test_waiting_for_readiness_times_out(server: FakeServer, client: Client) -> None:
+    """The wait lasts exactly as long as its timeout, by the clock."""
     server.set_ready(False)
 
     with pytest.raises(alignserve.DeadlineExceededError, match=r"no ready server at .* within 5 s"):
         client.wait_until_ready(5)
 
 
-def test_nobody_at_the_address_is_unavailable() -> None:
+def test_a_missing_server_is_unavailable() -> None:
     """An address without a server fails at once, and is not ready."""
     with FakeServer() as gone:
         target = gone.target
@@ -467,8 +467,8 @@ def test_nobody_at_the_address_is_unavailable() -> None:
             client.embed_text("a")
 
 
-def test_unknown_tokens_are_told(client: Client) -> None:
-    """Each text's own count, also after truncation."""
+def test_unknown_tokens_are_counted(client: Client) -> None:
+    """Each text has its own count, even after truncation."""
     found = client.embed_text_detailed(["a [UNK] b", "a b", "[UNK] " * 100], truncate=True)
 
     assert [one.unknown_token_count for one in found.tokenizations] == [1, 0, 62]

@@ -17,7 +17,7 @@ from alignserve.testing import FakeServer
 async def test_inputs_of_every_kind_are_embedded(
     server: FakeServer, async_client: AsyncClient, photo: Path
 ) -> None:
-    """A file, bytes and a text give the vectors that the blocking client gives."""
+    """A file, bytes and a text give the same vectors as the blocking client."""
     content = await asyncio.to_thread(photo.read_bytes)
 
     from_file, from_bytes, text = await asyncio.gather(
@@ -34,7 +34,7 @@ async def test_inputs_of_every_kind_are_embedded(
 async def test_long_lists_are_split_and_joined_in_order(
     server: FakeServer, async_client: AsyncClient
 ) -> None:
-    """Thirty texts at four a request come back as one array in order."""
+    """Thirty texts at four per request give one array in order."""
     texts = [str(number) for number in range(30)]
 
     rows = await async_client.embed_text(texts)
@@ -50,7 +50,7 @@ async def test_no_inputs_give_no_rows(async_client: AsyncClient) -> None:
 
 @pytest.mark.parametrize("knows_limits", [True, False])
 async def test_an_image_that_fits_into_no_request_is_named(knows_limits: bool) -> None:
-    """The error is the same whether the client finds it out or the server does."""
+    """The error is the same whether the client or the server detects it."""
     with FakeServer(max_request_bytes=2000) as small:
         async with AsyncClient(small.target) as client:
             if knows_limits:
@@ -63,7 +63,7 @@ async def test_an_image_that_fits_into_no_request_is_named(knows_limits: bool) -
 
 
 async def test_a_client_without_a_deadline_sends_none(server: FakeServer) -> None:
-    """`None` is no deadline."""
+    """`None` means no deadline."""
     async with AsyncClient(server.target, timeout_seconds=None) as client:
         await client.embed_text("a")
 
@@ -80,7 +80,7 @@ async def test_classify_returns_labels_best_first(async_client: AsyncClient) -> 
 
 
 async def test_details_come_with_the_embeddings(async_client: AsyncClient) -> None:
-    """Token counts and timings are there for who asks."""
+    """Detailed calls return token counts and timings."""
     text = await async_client.embed_text_detailed("a b")
     image = await async_client.embed_image_detailed(b"image")
 
@@ -91,7 +91,7 @@ async def test_details_come_with_the_embeddings(async_client: AsyncClient) -> No
 async def test_a_full_server_is_asked_again_after_its_delay(
     server: FakeServer, async_client: AsyncClient, time: Any
 ) -> None:
-    """RetryInfo is waited out exactly, as often as it comes."""
+    """The client waits exactly as long as RetryInfo says, every time."""
     server.fail_next(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=7, times=2)
 
     await async_client.embed_text("a")
@@ -100,7 +100,7 @@ async def test_a_full_server_is_asked_again_after_its_delay(
 
 
 async def test_an_unavailable_server_is_asked_again(server: FakeServer, async_client: AsyncClient) -> None:
-    """gRPC itself repeats the call after the server's pushback."""
+    """gRPC itself retries the call after the server's pushback."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", retry_delay_seconds=0.01, times=2)
 
     await async_client.embed_image(bytes(1 << 20))
@@ -109,7 +109,7 @@ async def test_an_unavailable_server_is_asked_again(server: FakeServer, async_cl
 
 
 async def test_one_part_that_fails_fails_the_list(server: FakeServer, async_client: AsyncClient) -> None:
-    """The error names the position in the whole list, and the other requests are dropped."""
+    """The error names the position in the whole list, and the other requests are cancelled."""
     server.fail_input("bad", reason="TEXT_TOO_LONG")
 
     with pytest.raises(alignserve.InvalidArgumentError) as caught:
@@ -121,7 +121,7 @@ async def test_one_part_that_fails_fails_the_list(server: FakeServer, async_clie
 async def test_a_cancelled_call_is_the_usual_cancellation(
     server: FakeServer, async_client: AsyncClient
 ) -> None:
-    """Cancelling the task that waits is not turned into an error of the call."""
+    """Cancelling the waiting task raises CancelledError, not an error of the call."""
     server.hold()
     call = asyncio.create_task(async_client.embed_text("a"))
     await asyncio.to_thread(server.wait_for_received, 1)
@@ -133,7 +133,7 @@ async def test_a_cancelled_call_is_the_usual_cancellation(
 
 
 async def test_readiness_follows_the_server(server: FakeServer, async_client: AsyncClient, time: Any) -> None:
-    """Readiness can be asked for and waited for."""
+    """Readiness can be checked and awaited."""
     server.set_ready(False)
     before = await async_client.is_ready()
     with pytest.raises(alignserve.DeadlineExceededError, match="no ready server"):
@@ -145,7 +145,7 @@ async def test_readiness_follows_the_server(server: FakeServer, async_client: As
 
 
 async def test_the_server_is_told_how_large_responses_may_be(server: FakeServer) -> None:
-    """As large as the channel takes, with every call and stream."""
+    """Every call and stream tells the server the maximum response size of the channel."""
     options = [("grpc.max_receive_message_length", 1 << 20)]
     async with AsyncClient(server.target, options=options) as client:
         await client.embed_text("a")

@@ -1,4 +1,4 @@
-"""Clients that are closed while they work, and after."""
+"""Clients that are closed during and before calls."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ASYNC_USES: dict[str, AsyncUse] = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_closing_ends_what_is_in_flight(server: FakeServer, use: Use) -> None:
-    """Whoever waits for an answer in another thread is told that the client was closed."""
+    """A call that waits in another thread fails because the client was closed."""
     client = Client(server.target)
     client.model_info()
     server.hold()
@@ -55,7 +55,7 @@ def test_closing_ends_what_is_in_flight(server: FakeServer, use: Use) -> None:
 
 @pytest.mark.parametrize("use", ASYNC_USES.values(), ids=ASYNC_USES)
 async def test_closing_ends_what_is_in_flight_async(server: FakeServer, use: AsyncUse) -> None:
-    """Tasks that wait for an answer get an error of the client, which is no cancellation of theirs."""
+    """Waiting tasks get an error of the client, not a cancellation."""
     client = AsyncClient(server.target)
     await client.model_info()
     server.hold()
@@ -84,7 +84,7 @@ async def test_a_cancelled_task_stays_cancelled_although_the_client_closes(serve
 
 
 def test_closing_ends_a_stream_whose_source_is_silent(server: FakeServer) -> None:
-    """Also without a connection there is nothing more to wait for."""
+    """Closing ends a stream with a silent source, even without a connection."""
     client = Client(server.target)
     client.model_info()
     started, released = threading.Event(), threading.Event()
@@ -106,7 +106,7 @@ def test_closing_ends_a_stream_whose_source_is_silent(server: FakeServer) -> Non
 
 
 async def test_closing_ends_a_stream_whose_source_is_silent_async(server: FakeServer) -> None:
-    """Also without a connection there is nothing more to wait for."""
+    """Closing ends a stream with a silent source, even without a connection."""
     client = AsyncClient(server.target)
     await client.model_info()
     started = asyncio.Event()
@@ -128,7 +128,7 @@ async def test_closing_ends_a_stream_whose_source_is_silent_async(server: FakeSe
 
 
 def test_closing_during_a_pause_ends_the_call(server: FakeServer, time: Any) -> None:
-    """A call that waits for a full server does not go on to a channel that is closed."""
+    """A call that waits for a full server does not use the closed channel."""
     server.fail_next(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=1)
     wait = time.wait
 
@@ -146,7 +146,7 @@ def test_closing_during_a_pause_ends_the_call(server: FakeServer, time: Any) -> 
 
 
 async def test_closing_during_a_pause_ends_the_call_async(server: FakeServer) -> None:
-    """The pause itself ends, however long the server asked for."""
+    """Closing ends a pause, however long."""
     server.fail_next(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry_delay_seconds=3000)
     client = AsyncClient(server.target, timeout_seconds=None)
     waiting = asyncio.ensure_future(client.embed_text("a"))
@@ -161,7 +161,7 @@ async def test_closing_during_a_pause_ends_the_call_async(server: FakeServer) ->
 @pytest.mark.parametrize("use", [*USES.values(), lambda client: client.is_ready()], ids=[*USES, "ready"])
 @pytest.mark.parametrize("knows_limits", [True, False])
 def test_a_closed_client_says_so(server: FakeServer, use: Use, knows_limits: bool) -> None:
-    """Every further call is the same error, and nothing is sent."""
+    """Every later call raises the same error, and nothing is sent."""
     client = Client(server.target)
     if knows_limits:
         client.model_info()
@@ -179,7 +179,7 @@ def test_a_closed_client_says_so(server: FakeServer, use: Use, knows_limits: boo
 )
 @pytest.mark.parametrize("knows_limits", [True, False])
 async def test_a_closed_client_says_so_async(server: FakeServer, use: AsyncUse, knows_limits: bool) -> None:
-    """Every further call is the same error, and nothing is sent."""
+    """Every later call raises the same error, and nothing is sent."""
     client = AsyncClient(server.target)
     if knows_limits:
         await client.model_info()
@@ -193,7 +193,7 @@ async def test_a_closed_client_says_so_async(server: FakeServer, use: AsyncUse, 
 
 
 async def test_a_source_that_is_cancelled_ends_its_stream(async_client: AsyncClient) -> None:
-    """What was read before is answered; then the caller sees the source's CancelledError."""
+    """Items read before are answered; then the source's CancelledError is raised."""
 
     async def items() -> AsyncIterator[Item]:
         yield TextItem("a", id=1)
@@ -212,7 +212,7 @@ async def test_a_source_that_is_cancelled_ends_its_stream(async_client: AsyncCli
 
 
 def test_a_stream_that_was_answered_outlives_its_client(server: FakeServer) -> None:
-    """Results that have arrived are handed out, and the end after the last is an end, not an error."""
+    """Results that have arrived are yielded, and the stream then ends without an error."""
     client = Client(server.target)
     stream = client.stream([TextItem("a", id=1)])
     first = next(stream)

@@ -1,4 +1,4 @@
-"""Addresses as people write them, and what a client takes from the environment."""
+"""Addresses as people write them, and defaults from the environment."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_addresses_are_understood(text: str, name: str, is_encrypted: bool | None) -> None:
-    """The port is 50051 unless it is said, and a URL says whether it is encrypted."""
+    """The port defaults to 50051, and a URL determines the encryption."""
     target = target_of(text)
 
     assert (target.name, target.is_encrypted) == (name, is_encrypted)
@@ -73,15 +73,15 @@ def test_addresses_are_understood(text: str, name: str, is_encrypted: bool | Non
         ("http://", "use HOST:PORT"),
     ],
 )
-def test_what_is_no_address_is_refused_before_anything_is_tried(text: str, told: str) -> None:
-    """gRPC would take it for a name, and report later that it does not resolve."""
+def test_invalid_addresses_are_refused_before_connecting(text: str, told: str) -> None:
+    """Invalid addresses are refused: to gRPC they would be names that do not resolve."""
     with pytest.raises(ValueError, match=told):
         Client(text)
 
 
 @pytest.mark.parametrize("beginning", ["https://", "https:", "", "//"])
 def test_a_password_in_an_address_is_not_repeated(beginning: str) -> None:
-    """Errors end in logs."""
+    """Errors do not show passwords, since errors are logged."""
     with pytest.raises(ValueError, match="user or password") as caught:
         Client(f"{beginning}me:secret@align.example.com")
 
@@ -90,7 +90,7 @@ def test_a_password_in_an_address_is_not_repeated(beginning: str) -> None:
 
 @pytest.mark.parametrize("target", ["localhost:1", "127.0.0.9:1", "[::1]:1", "0.0.0.0:1", "ipv6:[::1]:1"])
 def test_this_machine_has_no_proxy(target: str) -> None:
-    """Of all forms of its address."""
+    """Every form of a loopback address is recognized."""
     assert proxy_of(target_of(target), {"http_proxy": "http://proxy:1"}) is None
 
 
@@ -105,7 +105,7 @@ def test_this_machine_has_no_proxy(target: str) -> None:
     ],
 )
 def test_the_proxy_of_other_machines_is_known(environment: dict[str, str], expected: Any) -> None:
-    """As gRPC decides it, and without the password."""
+    """The proxy is the one that gRPC uses, shown without its password."""
     assert proxy_of(target_of("align.example.com:50051"), environment) == expected
 
 
@@ -113,7 +113,7 @@ def test_the_proxy_of_other_machines_is_known(environment: dict[str, str], expec
 async def test_the_target_comes_from_the_environment(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """For both clients; empty is unset, and an argument wins."""
+    """Both clients use the variable; an empty one counts as unset, and an argument overrides it."""
     monkeypatch.setenv(name, server.target)
     with Client() as client:
         assert client.model_info().model_id == "fake"
@@ -128,7 +128,7 @@ async def test_the_target_comes_from_the_environment(
 
 
 def test_a_wrong_target_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or it would be looked for in the program."""
+    """The error names the variable, so that the user does not look in the program."""
     monkeypatch.setenv("ALIGNSERVE_TARGET", "http://box/path")
 
     with pytest.raises(ValueError, match=r"^ALIGNSERVE_TARGET: "):
@@ -137,7 +137,7 @@ def test_a_wrong_target_of_the_environment_is_named(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 async def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    """A secret that was not mounted must not become calls without a key."""
+    """An empty variable, as from a secret that was not mounted, is an error."""
     monkeypatch.setenv("ALIGNSERVE_API_KEY", " ")
 
     with pytest.raises(ValueError, match="ALIGNSERVE_API_KEY is empty"):
@@ -147,7 +147,7 @@ async def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch, kind: An
 def test_the_key_comes_from_the_environment_unless_it_is_given(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By `api_key` or by metadata: either wins."""
+    """A key in `api_key` or in metadata overrides the variable."""
     monkeypatch.setenv("ALIGNSERVE_API_KEY", "as_env\n")
     for given in ({}, {"api_key": "as_given"}, {"metadata": [("Authorization", "Basic x")]}):
         with Client(server.target, **given) as client:  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def pems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_tls_comes_from_the_environment(pems: dict[str, str]) -> None:
-    """A certificate turns it on, as ALIGNSERVE_TLS does; `tls` and http:// win over both."""
+    """Certificates and ALIGNSERVE_TLS turn TLS on; `tls` and http:// override both."""
     files = {
         "ALIGNSERVE_ROOT_CERTIFICATES": pems["ca"],
         "ALIGNSERVE_CLIENT_CERTIFICATE": pems["cert"],
@@ -200,14 +200,14 @@ def test_tls_comes_from_the_environment(pems: dict[str, str]) -> None:
         ("http://box", {"is_on": True}, {}, "scheme of the address turns TLS off"),
         ("https://box", {"is_on": False}, {}, "scheme of the address turns TLS on"),
         ("box", {"is_on": False, "root_certificates": b"x"}, {}, "tls is off"),
-        ("box", {"client_certificate": b"x"}, {}, "belong together"),
-        ("box", {"root_certificates": b"x"}, {}, "root_certificates: its bytes is no PEM"),
+        ("box", {"client_certificate": b"x"}, {}, "requires its key"),
+        ("box", {"root_certificates": b"x"}, {}, "root_certificates: its bytes is not PEM"),
     ],
 )
 def test_contradictions_are_refused(
     target: str | None, tls: dict[str, Any], variables: dict[str, str], told: str
 ) -> None:
-    """Rather than taking one of two things that were asked for."""
+    """Contradictory settings are refused instead of choosing one."""
     with pytest.raises(ValueError, match=told):
         Connection.of(target, Tls(**tls), variables)
 
@@ -224,7 +224,7 @@ def test_contradictions_are_refused(
     ],
 )
 def test_a_health_check_finds_the_server_of_its_container(variables: dict[str, str], target: str) -> None:
-    """Wherever the server's own variable says that it listens."""
+    """The default address is where the server's own variable says that it listens."""
     environment = {f"ALIGNSERVE_{name}": value for name, value in variables.items()}
 
     assert Connection.of(None, Tls(), environment).target.name == target

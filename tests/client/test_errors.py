@@ -1,4 +1,4 @@
-"""Statuses to exceptions."""
+"""Statuses become exceptions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ended(code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, bytes]
 
 
 def test_a_status_carries_every_detail() -> None:
-    """Code, reason, fields, delay and error id of a status are those of the exception."""
+    """The exception has the status's code, reason, fields, delay and error id."""
     error = error_from_status(rich_status())
 
     assert type(error) is alignserve.InvalidArgumentError
@@ -51,7 +51,7 @@ def test_a_status_carries_every_detail() -> None:
 
 
 def test_a_call_carries_its_status_in_the_trailers() -> None:
-    """The error of a call has the details that its trailing metadata holds."""
+    """The error of a call has the details from its trailing metadata."""
     trailer = ("grpc-status-details-bin", rich_status().SerializeToString())
 
     error = error_from_call(ended(grpc.StatusCode.INVALID_ARGUMENT, "flat", (trailer,)))
@@ -67,7 +67,7 @@ def test_a_call_carries_its_status_in_the_trailers() -> None:
 def test_a_call_without_readable_details_has_code_and_message(
     trailers: tuple[tuple[str, bytes], ...],
 ) -> None:
-    """Servers and proxies that send no details still give an error of the right kind."""
+    """Without details, as from proxies, the error still has the right class."""
     error = error_from_call(ended(grpc.StatusCode.UNAVAILABLE, "gone", trailers))
 
     assert type(error) is alignserve.UnavailableError
@@ -101,12 +101,12 @@ def test_details_of_another_status_are_ignored() -> None:
     ],
 )
 def test_each_code_has_its_class(code: grpc.StatusCode, kind: type[Exception]) -> None:
-    """A code without a class of its own gives the base class."""
+    """A code without its own class gives the base class."""
     assert type(error_from_status(status_pb2.Status(code=code.value[0]))) is kind
 
 
 def test_str_names_code_reason_and_error_id() -> None:
-    """What a log shows of an error is enough to find its cause."""
+    """The text of an error is enough to find its cause."""
     assert str(FULL) == "images[3].content: unreadable [INVALID_ARGUMENT IMAGE_UNREADABLE, error id e1]"
 
 
@@ -127,7 +127,7 @@ def test_positions_are_those_of_the_callers_list() -> None:
 
 
 def test_each_item_at_fault_has_an_error_of_its_own() -> None:
-    """An error that names several items is told apart; what is no item, such as a label, is not one."""
+    """An error that names several items gives one error for each; fields that are not items are left out."""
     violations = [
         FieldViolation("images[3].content", "broken", "IMAGE_UNREADABLE"),
         FieldViolation("images[12].content", "too large", "IMAGE_TOO_LARGE"),

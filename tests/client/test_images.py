@@ -1,4 +1,4 @@
-"""Images in each form that callers have them."""
+"""Images in every accepted form."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def test_png_holds_the_pixels_exactly(pixels: np.ndarray) -> None:
 
 
 def test_one_channel_is_gray() -> None:
-    """(height, width, 1) is what many libraries make of gray; it travels like (height, width)."""
+    """(height, width, 1), which many libraries use for gray, is sent like (height, width)."""
     assert encode_png(GRADIENT[:, :, :1]) == encode_png(GRADIENT[:, :, 0])
 
 
 def test_png_refuses_other_types() -> None:
-    """Floats are refused, since their range is anybody's guess."""
+    """Floats are refused, since their range is unknown."""
     with pytest.raises(TypeError, match="float64; convert them to uint8"):
         encode_png(np.zeros((2, 2)))
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 2, 2), (2, 2, 5), (0, 2), (2, 2, 3, 1)])
 def test_png_refuses_other_shapes(shape: tuple[int, ...]) -> None:
-    """What is not an image of one, three or four channels is refused with its shape."""
+    """Arrays without one, three or four channels are refused with their shape."""
     with pytest.raises(ValueError, match=r"shape .* with 1, 3 or 4 channels"):
         encode_png(np.zeros(shape, np.uint8))
 
@@ -86,7 +86,7 @@ def test_every_mode_of_pillow_can_travel(mode: str) -> None:
 
 @pytest.mark.parametrize(("mode", "dtype"), [("F", "float32"), ("I", "int32")])
 def test_modes_of_pillow_without_a_range_are_refused(mode: str, dtype: str) -> None:
-    """Pillow would cut them off at 255; they are refused in the words for such arrays."""
+    """Images with larger pixels, which Pillow would clip at 255, are refused like such arrays."""
     with pytest.raises(TypeError, match=f"pixels are {dtype}; convert them to uint8, from 0 to 255"):
         encoded_image(Image.new(mode, (2, 2)))
 
@@ -103,7 +103,7 @@ def turned(photo: Path, file_format: str, orientation: int) -> bytes:
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_an_opened_image_is_shown_as_its_file_is(photo: Path, file_format: str, orientation: int) -> None:
-    """The orientation in the file's EXIF goes with the pixels, which Pillow leaves as they stand there."""
+    """The EXIF orientation is sent with the pixels, which Pillow leaves unrotated."""
     file = turned(photo, file_format, orientation)
 
     sent = decoded(encoded_image(decoded(file)))
@@ -113,7 +113,7 @@ def test_an_opened_image_is_shown_as_its_file_is(photo: Path, file_format: str, 
 
 
 def test_nothing_of_exif_but_the_orientation_travels(photo: Path) -> None:
-    """Who took a photo, and where, is nothing that a model needs."""
+    """Other EXIF data, such as the photographer and the location, is not sent."""
     image = decoded(turned(photo, "JPEG", 6))
 
     sent = decoded(encoded_image(image))
@@ -127,7 +127,7 @@ def test_nothing_of_exif_but_the_orientation_travels(photo: Path) -> None:
     ids=["transposed", "converted", "resized"],
 )
 def test_a_transformed_image_is_shown_as_it_is(photo: Path, transform: Any) -> None:
-    """An image that is no longer its file is never turned once more."""
+    """A transformed image is not rotated again."""
     image = transform(decoded(turned(photo, "JPEG", 6)))
 
     sent = decoded(encoded_image(image))
@@ -136,7 +136,7 @@ def test_a_transformed_image_is_shown_as_it_is(photo: Path, transform: Any) -> N
 
 
 def test_open_files_are_read(photo: Path) -> None:
-    """An open file and a buffer give their bytes; each is one image, although it has lines."""
+    """An open file or a buffer is one image, although both are iterable."""
     with photo.open("rb") as file:
         from_file, file_is_one = as_list(file)
     from_buffer, buffer_is_one = as_list(io.BytesIO(photo.read_bytes()))
@@ -147,14 +147,14 @@ def test_open_files_are_read(photo: Path) -> None:
 
 
 def test_a_file_opened_as_text_is_refused() -> None:
-    """Text is no image; the message says how to open the file."""
-    with pytest.raises(TypeError, match=r"read\(\) gave str, not bytes; open the image in binary mode"):
+    """A file opened as text is refused; the message says how to open it."""
+    with pytest.raises(TypeError, match=r"read\(\) returned str, not bytes; open the image in binary mode"):
         encoded_image(io.StringIO("x"))  # type: ignore[arg-type]
 
 
 def test_other_values_are_refused_with_what_to_give() -> None:
-    """A value that is no image is a TypeError that names the accepted kinds."""
-    with pytest.raises(TypeError, match="int is no image; give a path"):
+    """Other values raise a TypeError that names the accepted kinds."""
+    with pytest.raises(TypeError, match="int is not an image; give a path"):
         encoded_image(3)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Lists cut into requests and paced by answers, without a client."""
+"""Lists split into requests and paced by answers, without a client."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from alignserve import (
     RetryPolicy,
     UnavailableError,
 )
-from alignserve._calls import classify, embed_image
+from alignserve._call_defaults import CallDefaults
 from alignserve._job import Batch, Job, Options
 from alignserve._requests import Limits
-from alignserve._terms import Terms
+from alignserve._split_requests import classify, embed_image
 from alignserve._window import Window
 from alignserve.v1 import align_service_pb2 as pb
 
@@ -32,8 +32,8 @@ OPTIONS = Options(timeout_seconds=None, total_timeout_seconds=None, on_error="ra
 
 
 @pytest.fixture
-def terms(time: Any) -> Terms:
-    return Terms.of(
+def defaults(time: Any) -> CallDefaults:
+    return CallDefaults.of(
         timeout_seconds=30.0,
         metadata=(),
         api_key=None,
@@ -45,12 +45,14 @@ def terms(time: Any) -> Terms:
     )
 
 
-def embedding_job(images: Sequence[ImageInput], limits: Limits, terms: Terms, end: float = math.inf) -> Job:
-    return Job(embed_image(images, normalize=True, dtype="float32"), limits, terms, OPTIONS, end)
+def embedding_job(
+    images: Sequence[ImageInput], limits: Limits, defaults: CallDefaults, end: float = math.inf
+) -> Job:
+    return Job(embed_image(images, normalize=True, dtype="float32"), limits, defaults, OPTIONS, end)
 
 
 def sizes(job: Job) -> list[int]:
-    """Returns the sizes of all requests, each answered before the next is made."""
+    """Returns the sizes of all requests, each answered before the next is built."""
     found = []
     while (batch := job.next_batch()) is not None:
         found.append(len(batch.entries))
@@ -64,7 +66,7 @@ def answer(batch: Batch) -> pb.EmbedImageResponse:
 
 
 def under_way(job: Job) -> list[Batch]:
-    """Sends all that may be under way at once."""
+    """Sends as many requests as may be in flight."""
     return list(iter(job.next_batch, None))
 
 
@@ -100,29 +102,29 @@ def late() -> DeadlineExceededError:
     ids=["empty", "one", "exactly full", "one over", "bytes full", "bytes over"],
 )
 def test_requests_hold_at_most_so_many_items_and_bytes(
-    terms: Terms, bytes_of_each: list[int], expected: list[int]
+    defaults: CallDefaults, bytes_of_each: list[int], expected: list[int]
 ) -> None:
-    """Lists are cut where the next item would exceed a limit."""
-    job = embedding_job([bytes(size) for size in bytes_of_each], Limits(3, 1000), terms)
+    """Lists are split where the next item would exceed a limit."""
+    job = embedding_job([bytes(size) for size in bytes_of_each], Limits(3, 1000), defaults)
 
     assert sizes(job) == expected
 
 
-def test_requests_stay_within_the_byte_limit(terms: Terms) -> None:
-    """What is sent is never larger than the server reads, labels included."""
+def test_requests_stay_within_the_byte_limit(defaults: CallDefaults) -> None:
+    """Requests never exceed the server's limit, including labels."""
     images = [bytes(size) for size in (400, 500, 300, 90, 10)]
     call = classify(images, ["cat"] * 20, prompt_templates=(), top_k=0)
 
-    batches = under_way(Job(call, Limits(64, 1000), terms, OPTIONS, math.inf))
+    batches = under_way(Job(call, Limits(64, 1000), defaults, OPTIONS, math.inf))
 
     assert [batch.positions[0] for batch in batches] == [0, 1, 3]
     assert all(batch.request.ByteSize() <= 1000 for batch in batches)
 
 
-def test_images_are_read_only_when_their_request_is_wanted(terms: Terms, tmp_path: Any) -> None:
+def test_images_are_read_only_when_their_request_is_wanted(defaults: CallDefaults, tmp_path: Any) -> None:
     """A long list of files is never in memory at once."""
     (tmp_path / "there.jpg").write_bytes(b"x")
-    job = embedding_job([tmp_path / "there.jpg"] * 2 + [tmp_path / "nowhere.jpg"], Limits(2), terms)
+    job = embedding_job([tmp_path / "there.jpg"] * 2 + [tmp_path / "nowhere.jpg"], Limits(2), defaults)
 
     assert job.next_batch() is not None
     with pytest.raises(FileNotFoundError):
@@ -133,15 +135,15 @@ def test_images_are_read_only_when_their_request_is_wanted(terms: Terms, tmp_pat
     ("image", "advice"),
     [
         (bytes(2000), "send a smaller one"),
-        (np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8), "pixels travel as PNG, so give"),
+        (np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8), "pixels are sent as PNG, so give"),
     ],
     ids=["file", "pixels"],
 )
 def test_an_image_larger_than_a_request_is_named_with_advice(
-    terms: Terms, image: ImageInput, advice: str
+    defaults: CallDefaults, image: ImageInput, advice: str
 ) -> None:
-    """The message has the size and what to do, which for pixels is not obvious."""
-    job = embedding_job([b"x", b"x", image], Limits(2, 1000), terms)
+    """The message has the size and what to do, which is not obvious for pixels."""
+    job = embedding_job([b"x", b"x", image], Limits(2, 1000), defaults)
     job.next_batch()
 
     with pytest.raises(InvalidArgumentError, match=advice) as caught:
@@ -151,9 +153,9 @@ def test_an_image_larger_than_a_request_is_named_with_advice(
     assert caught.value.violations[0].field == "images[2].content"
 
 
-def test_a_refusal_halves_what_is_under_way(terms: Terms) -> None:
-    """Requests that were refused together count as one refusal, and their items go again."""
-    job = embedding_job([b"x"] * 100, Limits(10), terms)
+def test_a_refusal_halves_the_items_in_flight(defaults: CallDefaults) -> None:
+    """Requests refused together count as one refusal, and their items are sent again."""
+    job = embedding_job([b"x"] * 100, Limits(10), defaults)
     refused = under_way(job)
     for batch in refused:
         job.fail(batch, full())
@@ -165,9 +167,9 @@ def test_a_refusal_halves_what_is_under_way(terms: Terms) -> None:
     assert {each for batch in again for each in batch.positions} < set(range(40))
 
 
-def test_refusals_make_requests_smaller_in_the_end(terms: Terms) -> None:
-    """Where even one request is too much for its deadline, half of its items may be answered in time."""
-    job = embedding_job([b"x"] * 100, Limits(8), terms)
+def test_refusals_make_requests_smaller_in_the_end(defaults: CallDefaults) -> None:
+    """If a request runs out of time, it is sent again in halves."""
+    job = embedding_job([b"x"] * 100, Limits(8), defaults)
     largest = []
     for _ in range(7):
         batches = under_way(job)
@@ -178,9 +180,9 @@ def test_refusals_make_requests_smaller_in_the_end(terms: Terms) -> None:
     assert largest == [8, 8, 8, 4, 2, 1, 1]
 
 
-def test_a_quota_makes_no_smaller_requests(terms: Terms) -> None:
-    """It counts requests, so that smaller ones would use it up sooner."""
-    job = embedding_job([b"x"] * 100, Limits(8), terms)
+def test_a_quota_makes_no_smaller_requests(defaults: CallDefaults) -> None:
+    """A quota counts requests, so requests do not become smaller."""
+    job = embedding_job([b"x"] * 100, Limits(8), defaults)
     for _ in range(7):
         batches = under_way(job)
         for batch in batches:
@@ -189,9 +191,9 @@ def test_a_quota_makes_no_smaller_requests(terms: Terms) -> None:
     assert [len(batch.entries) for batch in under_way(job)] == [8]
 
 
-def test_a_broken_connection_makes_nothing_smaller(terms: Terms) -> None:
-    """A server that restarts is not a full one."""
-    job = embedding_job([b"x"] * 100, Limits(8), terms)
+def test_a_broken_connection_makes_nothing_smaller(defaults: CallDefaults) -> None:
+    """A broken connection does not mean that the server is full, so requests do not become smaller."""
+    job = embedding_job([b"x"] * 100, Limits(8), defaults)
     for batch in under_way(job):
         job.fail(batch, gone())
 
@@ -199,7 +201,7 @@ def test_a_broken_connection_makes_nothing_smaller(terms: Terms) -> None:
 
 
 def test_answers_allow_more_again() -> None:
-    """A little with each, and never more than at first."""
+    """Each answer widens the window a little, at most to its initial size."""
     window = Window(4, 8)
     rooms = []
     for _ in range(4):
@@ -218,18 +220,18 @@ def test_answers_allow_more_again() -> None:
     assert rooms[-1] == 32
 
 
-def test_a_pause_is_as_long_as_the_server_asks(terms: Terms) -> None:
-    """The longest of several refusals counts, or the backoff."""
-    job = embedding_job([b"x"] * 100, Limits(10), terms)
+def test_a_pause_is_as_long_as_the_server_asks(defaults: CallDefaults) -> None:
+    """The pause is the longest delay of several refusals, or the backoff."""
+    job = embedding_job([b"x"] * 100, Limits(10), defaults)
     for batch, delay in zip(under_way(job), (2.0, 7.0, 1.0), strict=False):
         job.fail(batch, full(delay))
 
     assert job.pause_seconds() == pytest.approx(7.0)
 
 
-def test_a_job_outlasts_any_number_of_refusals_while_it_gets_on(terms: Terms, time: Any) -> None:
-    """An hour of refusals is no failure if a request is answered now and then."""
-    job = embedding_job([b"x"] * 100, Limits(10), terms)
+def test_a_job_outlasts_any_number_of_refusals_while_it_gets_on(defaults: CallDefaults, time: Any) -> None:
+    """An hour of refusals is not a failure if some requests are answered."""
+    job = embedding_job([b"x"] * 100, Limits(10), defaults)
 
     for number in itertools.count():
         batch = job.next_batch()
@@ -244,10 +246,10 @@ def test_a_job_outlasts_any_number_of_refusals_while_it_gets_on(terms: Terms, ti
     assert job.is_done
 
 
-def test_an_answer_about_bad_items_is_an_answer(terms: Terms, time: Any) -> None:
-    """A list of which every item is bad gets on too, and outlasts refusals between."""
+def test_an_answer_about_bad_items_is_an_answer(defaults: CallDefaults, time: Any) -> None:
+    """A list with only bad items makes progress too, despite refusals."""
     call = embed_image([b"x"] * 20, normalize=True, dtype="float32")
-    job = Job(call, Limits(1), terms, dataclasses.replace(OPTIONS, on_error="return"), math.inf)
+    job = Job(call, Limits(1), defaults, dataclasses.replace(OPTIONS, on_error="return"), math.inf)
 
     for number in itertools.count():
         batch = job.next_batch()
@@ -263,10 +265,10 @@ def test_an_answer_about_bad_items_is_an_answer(terms: Terms, time: Any) -> None
     ("failure", "attempts"), [(full, 10), (gone, 10), (late, 5)], ids=["full", "gone", "silent"]
 )
 def test_a_job_without_any_answer_ends(
-    terms: Terms, time: Any, failure: Callable[[], AlignserveError], attempts: int
+    defaults: CallDefaults, time: Any, failure: Callable[[], AlignserveError], attempts: int
 ) -> None:
-    """After so many attempts in a row, and no sooner than the timeout of a request."""
-    job = embedding_job([b"x"] * 100, Limits(10), terms)
+    """A list gives up after the maximum of consecutive attempts, but not before a request's timeout."""
+    job = embedding_job([b"x"] * 100, Limits(10), defaults)
 
     def try_in_vain() -> int:
         for number in itertools.count(1):
@@ -282,9 +284,9 @@ def test_a_job_without_any_answer_ends(
     assert try_in_vain() == attempts
 
 
-def test_refusals_in_quick_succession_do_not_end_a_job(terms: Terms, time: Any) -> None:
-    """Ten of them within a second say little: a call for one image would be repeated for 30 seconds."""
-    job = embedding_job([b"x"] * 100, Limits(10), terms)
+def test_refusals_in_quick_succession_do_not_end_a_job(defaults: CallDefaults, time: Any) -> None:
+    """Ten refusals within a second do not end a list: a single call would be retried for 30 seconds."""
+    job = embedding_job([b"x"] * 100, Limits(10), defaults)
 
     for _ in range(30):
         time.now += 0.1
@@ -296,9 +298,9 @@ def test_refusals_in_quick_succession_do_not_end_a_job(terms: Terms, time: Any) 
         job.fail(under_way(job)[0], full())
 
 
-def test_without_repeats_a_refusal_ends_a_job(terms: Terms) -> None:
-    """A policy of one attempt waits for nothing."""
-    once = dataclasses.replace(terms, retry=RetryPolicy(max_attempts=1))
+def test_without_repeats_a_refusal_ends_a_job(defaults: CallDefaults) -> None:
+    """A policy with one attempt never waits."""
+    once = dataclasses.replace(defaults, retry=RetryPolicy(max_attempts=1))
     job = embedding_job([b"x"] * 100, Limits(10), once)
     batch = under_way(job)[0]
 

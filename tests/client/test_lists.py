@@ -49,17 +49,17 @@ def call_async(target: str, method: str, *inputs: Any, client: dict[str, Any], *
 
 @pytest.fixture(params=[call_blocking, call_async], ids=["blocking", "asyncio"])
 def call(request: pytest.FixtureRequest, server: FakeServer, time: Any) -> Call:
-    """Calls a method of a client that knows the limits, on time that only moves in pauses."""
+    """Calls a method of a client that knows the limits, with time that only moves in pauses."""
 
     def run(method: str, *inputs: Any, client: dict[str, Any] | None = None, **options: Any) -> Any:
-        terms = {"_clock": time.clock(), **(client or {})}
-        return request.param(server.target, method, *inputs, client=terms, **options)
+        defaults = {"_clock": time.clock(), **(client or {})}
+        return request.param(server.target, method, *inputs, client=defaults, **options)
 
     return run
 
 
 def fail_after_info(server: FakeServer, *failures: tuple[Any, ...], **details: Any) -> None:
-    """Fails the first calls after the one that asks for the limits."""
+    """Fails the first calls after GetModelInfo."""
     respond = server._state.script.next_failure
     asked = iter([None])
 
@@ -81,7 +81,7 @@ def texts(count: int) -> list[str]:
 
 @pytest.mark.parametrize("reason", ["WOULD_MISS_DEADLINE", "QUEUE_FULL", "QUOTA_EXCEEDED"])
 def test_a_list_waits_for_a_full_server(server: FakeServer, call: Call, time: Any, reason: str) -> None:
-    """A refusal is waited out as long as the server asks, and every item is embedded."""
+    """The client waits as long as the server asks, and embeds every item."""
     fail_after_info(server, *[(EXHAUSTED, reason)] * 3, retry_delay_seconds=7)
 
     rows = call("embed_text", texts(40))
@@ -91,7 +91,7 @@ def test_a_list_waits_for_a_full_server(server: FakeServer, call: Call, time: An
 
 
 def test_each_attempt_of_a_list_has_the_whole_timeout(server: FakeServer, call: Call, time: Any) -> None:
-    """A request's deadline begins when it is sent, not when the list or its first attempt began."""
+    """A request's deadline starts when it is sent, not with the list or its first attempt."""
     fail_after_info(server, *[(EXHAUSTED, "QUEUE_FULL")] * 4, retry_delay_seconds=20)
 
     call("embed_image", [b"%d" % number for number in range(40)])
@@ -101,17 +101,17 @@ def test_each_attempt_of_a_list_has_the_whole_timeout(server: FakeServer, call: 
 
 
 def test_a_list_survives_a_restart(server: FakeServer, call: Call) -> None:
-    """A server that is gone for longer than a call's few attempts takes no list with it."""
+    """A list survives an outage that is longer than a call's few attempts."""
     fail_after_info(server, *[(UNAVAILABLE, "MODEL_LOADING")] * 9, retry_delay_seconds=1)
 
-    # One at a time, or it would depend on chance how many of the failures count as one.
+    # One at a time, otherwise it is random how many of the failures count as one.
     rows = call("embed_text", texts(40), client={"max_in_flight": 1})
 
     assert rows.shape == (40, 8)
 
 
 def test_a_list_that_is_never_answered_raises_why(server: FakeServer, call: Call, time: Any) -> None:
-    """Patience has an end: no answer in ten tries and for the timeout of a request."""
+    """A list fails after ten attempts and a request's timeout without an answer."""
     fail_after_info(server, *[(EXHAUSTED, "QUEUE_FULL")] * 1000, retry_delay_seconds=1)
 
     with pytest.raises(alignserve.ResourceExhaustedError):
@@ -121,7 +121,7 @@ def test_a_list_that_is_never_answered_raises_why(server: FakeServer, call: Call
 
 
 def test_a_list_has_a_deadline_of_its_own_on_request(server: FakeServer, call: Call, time: Any) -> None:
-    """A pause that would outlast it is not begun, and what was done is kept."""
+    """A pause that would outlast the deadline is not started, and results so far are kept."""
     call("embed_text", ["a"])
     fail_after_info(server, *[(EXHAUSTED, "QUEUE_FULL")] * 100, retry_delay_seconds=3)
     time.sleeps.clear()
@@ -133,7 +133,7 @@ def test_a_list_has_a_deadline_of_its_own_on_request(server: FakeServer, call: C
 
 
 def test_a_silent_server_costs_a_list_the_time_given(server: FakeServer) -> None:
-    """Requests under way end at the deadline of the list too."""
+    """Requests in flight also end at the deadline of the list."""
     with Client(server.target) as client:
         client.model_info()
         server.hold()
@@ -142,8 +142,8 @@ def test_a_silent_server_costs_a_list_the_time_given(server: FakeServer) -> None
             client.embed_text(texts(40), total_timeout_seconds=0.1)
 
 
-def test_bad_images_leave_their_neighbours_alone(server: FakeServer, call: Call, tmp_path: Path) -> None:
-    """Each result or error stands at the place of its image; a file that is missing is one of them."""
+def test_bad_images_do_not_affect_others(server: FakeServer, call: Call, tmp_path: Path) -> None:
+    """Each result or error is at the position of its image, including that of a missing file."""
     images: list[Any] = [b"%d" % number for number in range(100)]
     images[3], images[50], images[51] = b"bad", tmp_path / "missing.jpg", b"bad"
     server.fail_input(b"bad", message="no image")
@@ -167,7 +167,7 @@ def test_bad_images_leave_their_neighbours_alone(server: FakeServer, call: Call,
 
 
 def test_a_request_is_sent_again_without_its_bad_items(server: FakeServer, call: Call) -> None:
-    """Four images with two bad ones are two requests."""
+    """Four images with two bad ones take two requests."""
     server.fail_input(b"bad")
 
     call("embed_image", [b"1", b"bad", b"2", b"bad"], on_error="return")
@@ -176,7 +176,7 @@ def test_a_request_is_sent_again_without_its_bad_items(server: FakeServer, call:
 
 
 def test_more_bad_items_than_a_status_names_are_all_found(call: Call) -> None:
-    """A server names sixteen at most; the others are named by the next answer."""
+    """A server names at most sixteen bad items; the next answer names the others."""
     with FakeServer(max_client_batch_size=64) as server, Client(server.target) as client:
         server.fail_input("bad", reason="TEXT_TOO_LONG")
 
@@ -186,7 +186,7 @@ def test_more_bad_items_than_a_status_names_are_all_found(call: Call) -> None:
 
 
 def test_an_item_on_which_the_model_fails_is_found(server: FakeServer, call: Call) -> None:
-    """The server does not say which one it was; its neighbours are embedded all the same."""
+    """If the model fails on an item that the server does not name, the others are still embedded."""
     server.fail_input("poison", INTERNAL, "INFERENCE_FAILED")
 
     found = call("embed_text", ["a", "b", "poison", "c", *texts(20)], on_error="return")
@@ -196,7 +196,7 @@ def test_an_item_on_which_the_model_fails_is_found(server: FakeServer, call: Cal
 
 
 def test_texts_that_have_no_utf8_or_fit_nowhere_are_errors_in_place(call: Call, server: FakeServer) -> None:
-    """What the client itself finds is told like what the server finds."""
+    """Errors found by the client look like the server's."""
     server._state.info.max_request_bytes = 2000
 
     found = call("embed_text", ["good", "\ud800", "x" * 3000, "good"], on_error="return")
@@ -210,7 +210,7 @@ def test_texts_that_have_no_utf8_or_fit_nowhere_are_errors_in_place(call: Call, 
 
 
 def test_classifications_have_errors_in_place(server: FakeServer, call: Call) -> None:
-    """An image that fails leaves the labels of the others."""
+    """An image that fails does not affect the labels of the others."""
     server.fail_input(b"bad")
 
     good, bad = call("classify", [b"good", b"bad"], ["cat", "dog"], on_error="return")
@@ -219,15 +219,15 @@ def test_classifications_have_errors_in_place(server: FakeServer, call: Call) ->
     assert isinstance(bad, alignserve.InvalidArgumentError)
 
 
-def test_what_is_wrong_for_all_items_stands_in_the_place_of_each(server: FakeServer, call: Call) -> None:
-    """An error of the whole call is no reason to raise what was asked to be returned."""
+def test_an_error_of_the_whole_call_is_returned_for_each_item(server: FakeServer, call: Call) -> None:
+    """With errors returned, an error of the whole call is returned for every item."""
     found = call("classify", [b"1", b"2"], ["cat", " "], on_error="return")
 
     assert [each.reason for each in found] == ["LABELS_INVALID"] * 2
 
 
-def test_a_server_that_goes_away_leaves_what_was_done(server: FakeServer, call: Call) -> None:
-    """With errors returned, the items without a result have the reason in their place."""
+def test_results_so_far_survive_a_server_that_goes_away(server: FakeServer, call: Call) -> None:
+    """With errors returned, unfinished items have the reason in their place."""
     server.fail_input("text 30", UNAVAILABLE, "MODEL_STALLED")
 
     found = call("embed_text", texts(40), on_error="return", client={"max_in_flight": 1})
@@ -236,7 +236,7 @@ def test_a_server_that_goes_away_leaves_what_was_done(server: FakeServer, call: 
 
 
 def test_one_input_gives_its_result_or_error(server: FakeServer, call: Call) -> None:
-    """Without a list there is one value and no list."""
+    """A single input gives a single value."""
     server.fail_input(b"bad")
 
     assert isinstance(call("embed_image", b"bad", on_error="return"), alignserve.InvalidArgumentError)
@@ -246,7 +246,7 @@ def test_one_input_gives_its_result_or_error(server: FakeServer, call: Call) -> 
 
 
 def test_no_inputs_are_no_results(call: Call) -> None:
-    """An empty list is no error in either way."""
+    """An empty list is not an error, with errors raised or returned."""
     assert call("embed_image", [], on_error="return") == []
     assert call("classify", [], ["cat"], on_error="return") == []
     assert call("embed_text_detailed", [], on_error="return").embeddings.shape == (0, 8)
@@ -269,7 +269,7 @@ def test_details_have_a_row_for_every_item_and_errors_by_position(
 
 
 def test_all_items_may_fail(server: FakeServer, call: Call) -> None:
-    """Also then the array has the right width."""
+    """The array has the right width even if every item fails."""
     server.fail_input(b"bad")
 
     found = call("embed_image_detailed", [b"bad"] * 9, on_error="return")
@@ -279,7 +279,7 @@ def test_all_items_may_fail(server: FakeServer, call: Call) -> None:
 
 
 def test_equal_items_each_have_their_result(server: FakeServer, call: Call) -> None:
-    """Positions tell items apart, not their contents."""
+    """Equal items are distinguished by position."""
     server.fail_input("bad")
 
     found = call("embed_text", ["a", "bad", "a", "bad", "a"], on_error="return")
@@ -287,8 +287,8 @@ def test_equal_items_each_have_their_result(server: FakeServer, call: Call) -> N
     assert [isinstance(each, AlignserveError) for each in found] == [False, True, False, True, False]
 
 
-def test_an_error_carries_what_was_done(server: FakeServer, call: Call) -> None:
-    """Who catches it can go on with the rest."""
+def test_an_error_has_the_results_so_far(server: FakeServer, call: Call) -> None:
+    """The error has the results so far, so that the caller can continue with the rest."""
     server.fail_input("text 30")
 
     with pytest.raises(alignserve.InvalidArgumentError) as caught:
@@ -299,8 +299,8 @@ def test_an_error_carries_what_was_done(server: FakeServer, call: Call) -> None:
     assert np.array_equal(done[5], server.embedding_of("text 5"))
 
 
-def test_a_missing_file_carries_what_was_done(server: FakeServer, call: Call, tmp_path: Path) -> None:
-    """Also an exception that is not of alignserve."""
+def test_a_missing_file_error_has_the_results_so_far(server: FakeServer, call: Call, tmp_path: Path) -> None:
+    """Other exceptions have the results so far, too."""
     images = [b"%d" % number for number in range(20)]
 
     with pytest.raises(FileNotFoundError) as caught:
@@ -319,8 +319,8 @@ def test_a_call_that_is_one_request_has_done_nothing_when_it_fails(server: FakeS
     assert caught.value.completed == {}
 
 
-def test_progress_is_told_up_to_the_last_item(server: FakeServer, call: Call) -> None:
-    """It never goes back, and counts items that failed."""
+def test_progress_is_reported_up_to_the_last_item(server: FakeServer, call: Call) -> None:
+    """Progress never decreases, and counts failed items."""
     server.fail_input("text 7")
     told: list[tuple[int, int]] = []
 
@@ -334,8 +334,8 @@ def test_progress_is_told_up_to_the_last_item(server: FakeServer, call: Call) ->
 
 
 @pytest.mark.parametrize("inputs", ["a", ["a"], texts(4)], ids=["one", "list of one", "one request"])
-def test_progress_of_one_request_is_told_once(call: Call, inputs: Any) -> None:
-    """Also what is no list has its end told."""
+def test_progress_of_one_request_is_reported_once(call: Call, inputs: Any) -> None:
+    """The end of a single input is reported, too."""
     told: list[tuple[int, int]] = []
     count = 1 if isinstance(inputs, str) else len(inputs)
 
@@ -345,7 +345,7 @@ def test_progress_of_one_request_is_told_once(call: Call, inputs: Any) -> None:
 
 
 def test_an_exception_of_the_progress_callback_ends_the_call(server: FakeServer, call: Call) -> None:
-    """It is the caller's own, as with a loop that is left, and carries what was done."""
+    """An exception from the callback is raised, with the results so far."""
 
     def leave(done: int, total: int) -> None:
         raise LookupError(f"{done} of {total}")
@@ -357,7 +357,7 @@ def test_an_exception_of_the_progress_callback_ends_the_call(server: FakeServer,
 
 
 def test_an_unknown_way_with_errors_is_refused(server: FakeServer, call: Call) -> None:
-    """Before anything is sent, with what there is instead."""
+    """An unknown value is refused before anything is sent, with the valid ones."""
     with pytest.raises(ValueError, match="use raise or return"):
         call("embed_text", texts(2), on_error="ignore")
 
@@ -365,7 +365,7 @@ def test_an_unknown_way_with_errors_is_refused(server: FakeServer, call: Call) -
 
 
 def test_returned_errors_do_not_keep_the_inputs(server: FakeServer, call: Call, tmp_path: Path) -> None:
-    """The frames of a traceback would: the images of a request, as long as the error is kept."""
+    """Returned errors have no traceback, whose frames would keep the images in memory."""
     server.fail_input(b"bad")
 
     found = call("embed_image", [b"bad", tmp_path / "missing.jpg", b"good"], on_error="return")
@@ -377,7 +377,7 @@ def test_returned_errors_do_not_keep_the_inputs(server: FakeServer, call: Call, 
 
 
 def test_without_repeats_a_refusal_of_a_list_is_final(server: FakeServer, call: Call, time: Any) -> None:
-    """A policy of one attempt waits for nothing."""
+    """A policy with one attempt never waits."""
     fail_after_info(server, (EXHAUSTED, "QUEUE_FULL"), retry_delay_seconds=1)
 
     with pytest.raises(alignserve.ResourceExhaustedError):
@@ -389,7 +389,7 @@ def test_without_repeats_a_refusal_of_a_list_is_final(server: FakeServer, call: 
 def test_a_server_with_smaller_limits_may_take_the_others_place_in_mid_list(
     server: FakeServer, call: Call
 ) -> None:
-    """Requests that have become too large are cut anew, and the others' results are kept."""
+    """Requests that have become too large are split again, and other results are kept."""
 
     def shrink(done: int, total: int) -> None:
         server._state.info.max_client_batch_size = 2
@@ -402,7 +402,7 @@ def test_a_server_with_smaller_limits_may_take_the_others_place_in_mid_list(
 
 @contextmanager
 def strange_server(*responses: bytes) -> Iterator[str]:
-    """Runs a server of four texts a request, whose responses to requests are given; yields where it is."""
+    """Runs a server with four texts per request and the given responses; yields its address."""
     info = pb.GetModelInfoResponse(max_client_batch_size=4, max_request_bytes=1 << 20).SerializeToString()
     left = iter(responses)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -440,8 +440,8 @@ def embeddings(*sizes: int) -> bytes:
     ],
     ids=["no message", "nothing", "too few", "too many", "of several sizes", "empty", "of another model"],
 )
-def test_an_answer_that_does_not_fit_keeps_what_was_done(run: Call, strange: bytes) -> None:
-    """Whatever answers there, a server with another model too, it is an error and no mixture."""
+def test_an_inconsistent_answer_keeps_the_results_so_far(run: Call, strange: bytes) -> None:
+    """An inconsistent answer, such as from another model, is an error, and results are not mixed."""
     options = {"client": {"max_in_flight": 1}}
     fitting = embeddings(8, 8, 8, 8)
     with strange_server(fitting, strange) as target, pytest.raises(alignserve.InternalError) as caught:
@@ -453,8 +453,8 @@ def test_an_answer_that_does_not_fit_keeps_what_was_done(run: Call, strange: byt
     assert [isinstance(each, AlignserveError) for each in results] == [False] * 4 + [True] * 8
 
 
-def test_closing_in_mid_list_carries_what_was_done(server: FakeServer) -> None:
-    """Whoever waits in another thread is told that the client was closed, and gets the rest."""
+def test_closing_during_a_list_keeps_the_results_so_far(server: FakeServer) -> None:
+    """A list that waits in another thread fails because the client was closed, and has its results so far."""
     client = Client(server.target, max_in_flight=1)
     caught: list[alignserve.CallCancelledError] = []
 
@@ -465,7 +465,7 @@ def test_closing_in_mid_list_carries_what_was_done(server: FakeServer) -> None:
 
     waiting = threading.Thread(target=embed)
     waiting.start()
-    server.wait_for_received(4)  # the limits, two requests, and one that is held
+    server.wait_for_received(4)  # GetModelInfo, two requests, and one that is held
     client.close()
     waiting.join(10)
 
@@ -473,19 +473,19 @@ def test_closing_in_mid_list_carries_what_was_done(server: FakeServer) -> None:
 
 
 def callers_of(thread: int) -> list[str]:
-    """Returns the names of the functions in which a thread is."""
+    """Returns the names of the functions on a thread's stack."""
     return [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[thread])]
 
 
-def test_ctrl_c_carries_what_was_done(server: FakeServer) -> None:
-    """In a notebook, hours of work are not lost with it."""
+def test_ctrl_c_keeps_the_results_so_far(server: FakeServer) -> None:
+    """Ctrl-C keeps the results so far, such as hours of work in a notebook."""
 
     main = threading.main_thread().ident
     assert main is not None
 
     def interrupt() -> None:
         server.wait_for_received(4)
-        while "_wait" not in callers_of(main):  # gRPC's channel does not survive an exception in its middle
+        while "_wait" not in callers_of(main):  # gRPC's channel does not survive an exception inside it
             sleep(0.002)
         signal.pthread_kill(main, signal.SIGINT)
 
@@ -499,7 +499,7 @@ def test_ctrl_c_carries_what_was_done(server: FakeServer) -> None:
 
 
 async def test_a_cancelled_list_sends_no_more(server: FakeServer, async_client: AsyncClient) -> None:
-    """The task is cancelled as usual, and its requests with it."""
+    """Cancelling the task also cancels its requests."""
     await async_client.model_info()
     server.hold()
     task = asyncio.create_task(async_client.embed_text(texts(40), on_error="return"))

@@ -18,7 +18,7 @@ from google.protobuf import duration_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.rpc import error_details_pb2
 
-# By message: the dataclass, and what has another name there.
+# By message: the dataclass, and fields with different names.
 MIRRORS: dict[Any, tuple[type[Any], dict[str, str]]] = {
     pb.GetModelInfoResponse: (alignserve.ModelInfo, {}),
     pb.Classification: (alignserve.Classification, {}),
@@ -68,7 +68,7 @@ def name_of(message: Any) -> str:
 
 @pytest.mark.parametrize("message", MIRRORS, ids=name_of)
 def test_every_field_of_a_message_is_in_its_mirror(message: Any) -> None:
-    """A field that is new in the proto has a place in the client."""
+    """Every field of the proto has a counterpart in the client."""
     mirror, names = MIRRORS[message]
     fields = {field.name for field in dataclasses.fields(mirror)}
 
@@ -83,14 +83,14 @@ def test_every_field_of_a_message_is_in_its_mirror(message: Any) -> None:
 
 
 def test_every_message_has_a_mirror() -> None:
-    """A message that is new in the proto has one, or a reason here."""
+    """Every message has a counterpart, or a reason here for having none."""
     ours = {name_of(message) for message in MIRRORS}
 
     assert set(pb.DESCRIPTOR.message_types_by_name) - ours == set(ABSENT_MESSAGES)
 
 
-def test_the_exceptions_are_of_what_there_is() -> None:
-    """A field that got its place leaves no exception behind."""
+def test_the_exceptions_are_current() -> None:
+    """No exception is listed for a field that has a counterpart."""
     for name in ABSENT_FIELDS:
         message, field = name.split(".")
         (found,) = [each for each in MIRRORS if name_of(each) == message]
@@ -117,7 +117,7 @@ READERS: dict[Any, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("message", READERS, ids=name_of)
 def test_every_field_of_a_response_reaches_its_mirror(message: Any) -> None:
-    """Each field is filled with a value of its own, so that none is left out or taken for another."""
+    """Every field has a distinct value, so that no field is missing or swapped."""
     filled, expected = message(), {}
     names = MIRRORS[message][1]
     for number, field in enumerate(message.DESCRIPTOR.fields, start=1):
@@ -129,7 +129,7 @@ def test_every_field_of_a_response_reaches_its_mirror(message: Any) -> None:
 
 
 def fill(message: Any, field: FieldDescriptor, number: int) -> Any:
-    """Sets a field, and returns what the client makes of it."""
+    """Sets a field, and returns the client's value for it."""
     if field.message_type is not None:
         assert field.message_type is duration_pb2.Duration.DESCRIPTOR
         getattr(message, field.name).FromSeconds(number)
@@ -153,7 +153,7 @@ ITEMS = {
 
 @pytest.mark.parametrize("message", ITEMS, ids=name_of)
 def test_every_field_of_a_request_is_sent(message: Any) -> None:
-    """What a caller sets, in an item whose every option is set, is in the message."""
+    """Every option of an item is in the message."""
     streamed = _requests.prepared(ITEMS[message], 1 << 20)
     assert isinstance(streamed, pb.StreamInferRequest)
     kind = streamed.WhichOneof("request")
@@ -166,7 +166,7 @@ def test_every_field_of_a_request_is_sent(message: Any) -> None:
 
 
 def test_the_fake_server_tells_every_limit() -> None:
-    """Code that is tested with it sees no zero where a real server has a value."""
+    """The fake server has a value in every field that a real server sets."""
     with FakeServer() as server, alignserve.Client(server.target) as client:
         info = client.model_info()
 

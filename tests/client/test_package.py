@@ -1,4 +1,4 @@
-"""What the package exports and what it costs to import."""
+"""The package's exports, and the cost of importing it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "PIL", "pydantic", "prometheus_client", "align
 
 
 def test_exports_are_pinned() -> None:
-    """A name joins or leaves the public surface only with a change of this list."""
+    """Public names change only together with this list."""
     assert alignserve.__all__ == [
         "AlignserveError",
         "AsyncClient",
@@ -53,7 +53,7 @@ def test_every_exported_name_exists() -> None:
 
 
 def test_importing_the_client_imports_nothing_of_the_server() -> None:
-    """The client, its command and its test double load none of the server's dependencies."""
+    """The client, its command and its fake server import none of the server's dependencies."""
     code = "import sys, alignserve.cli, alignserve.testing; print(*sys.modules)"
 
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -70,8 +70,8 @@ def test_asyncio_client_has_the_surface_of_the_blocking_one() -> None:
     assert surface(alignserve.AsyncClient) == surface(alignserve.Client)
 
 
-def test_the_base_install_is_the_client_alone() -> None:
-    """`pip install alignserve` installs what a client needs; everything else is optional."""
+def test_the_base_install_is_only_the_client() -> None:
+    """`pip install alignserve` installs only the client's dependencies; all others are extras."""
     base = {
         re.split(r"[^\w-]", requirement, maxsplit=1)[0]
         for requirement in requires("alignserve") or ()

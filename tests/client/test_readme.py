@@ -1,4 +1,4 @@
-"""The examples of client/README.md, as somebody would paste them."""
+"""The examples of client/README.md work when pasted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TESTS = [example for example in EXAMPLES if "import pytest" in example]
 
 @pytest.mark.parametrize("example", PROGRAMS, ids=lambda example: example.strip().splitlines()[-1])
 def test_programs_run(server: FakeServer, photo: Path, tmp_path: Path, example: str) -> None:
-    """Each program runs in a folder with photos, against a server that is there."""
+    """Each program runs in a folder with photos, against a running server."""
     (tmp_path / "photos").mkdir()
     for copy in ("cat.jpg", "photos/cat.jpg"):
         shutil.copy(photo, tmp_path / copy)
@@ -52,7 +52,7 @@ def test_programs_run(server: FakeServer, photo: Path, tmp_path: Path, example: 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_run(server: FakeServer, photo: Path, tmp_path: Path, line: str) -> None:
-    """Each command runs in a folder with photos and queries; those that measure do so for a moment."""
+    """Each command runs in a folder with photos and queries; measurements are shortened."""
     (tmp_path / "photos").mkdir()
     for copy in ("cat.jpg", "dog.jpg", "photos/cat.jpg"):
         shutil.copy(photo, tmp_path / copy)
@@ -72,14 +72,14 @@ def test_commands_run(server: FakeServer, photo: Path, tmp_path: Path, line: str
 
 
 def shortened(line: str) -> str:
-    """Returns a command as it is, or one of `bench` that ends soon."""
+    """Returns a command, shortened if it is `bench`."""
     command = line.partition(" #")[0]
     return f"{command} --duration-seconds 0.1 --warmup-seconds 0" if " bench" in command else command
 
 
 @pytest.mark.parametrize("example", TESTS, ids=["test"])
 def test_tests_pass(tmp_path: Path, example: str) -> None:
-    """What the section on testing shows is a test that passes."""
+    """The test in the section on testing passes."""
     (tmp_path / "test_example.py").write_text(example)
 
     done = subprocess.run(
@@ -94,7 +94,7 @@ def test_tests_pass(tmp_path: Path, example: str) -> None:
 
 
 def test_the_service_config_retries_every_unary_call() -> None:
-    """A method that is added has to be added there; streams are left out, as gRPC cannot resume them."""
+    """The service config lists every unary method; gRPC cannot resume streams."""
     (method_config,) = json.loads(SERVICE_CONFIG)["methodConfig"]
 
     assert method_config["name"] == [
@@ -106,7 +106,7 @@ def test_the_service_config_retries_every_unary_call() -> None:
 
 
 def test_plain_grpc_retries_by_the_service_config(server: FakeServer) -> None:
-    """A client made of stubs alone comes through a server that is not there for a moment."""
+    """A client made of only stubs survives a short outage of the server."""
     server.fail_next(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", times=3)
     with grpc.insecure_channel(server.target, [("grpc.service_config", SERVICE_CONFIG)]) as channel:
         stub = pb_grpc.AlignServiceStub(channel)

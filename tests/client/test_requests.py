@@ -1,4 +1,4 @@
-"""Items of streams as messages."""
+"""Items of streams become messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignserve.v1 import align_service_pb2 as pb
 
 
 def test_embeddings_travel_packed() -> None:
-    """The wire format is the one that is quick to read in Python."""
+    """Items request the wire format that is fast to read in Python."""
     message = prepared(ImageItem(b"x", normalize=False, dtype="float16"), 1000)
 
     assert isinstance(message, pb.StreamInferRequest)
@@ -43,7 +43,7 @@ def test_embeddings_travel_packed() -> None:
     ],
 )
 def test_an_input_that_cannot_be_sent_is_an_error_not_an_exception(item: Item, reason: str) -> None:
-    """One bad input must not end a stream."""
+    """An unreadable input is an error of its item, and does not end the stream."""
     error = prepared(item, 1000)
 
     assert isinstance(error, InvalidArgumentError)
@@ -53,7 +53,7 @@ def test_an_input_that_cannot_be_sent_is_an_error_not_an_exception(item: Item, r
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        ("no item", TypeError, "str is no item; stream ImageItem, TextItem or ClassifyItem"),
+        ("no item", TypeError, "str is not an item; stream ImageItem, TextItem or ClassifyItem"),
         (TextItem(5), TypeError, r"texts\[0\] is int; give str"),  # type: ignore[arg-type]
         (TextItem("x", dtype="int8"), ValueError, "dtype 'int8' is unknown"),  # type: ignore[arg-type]
         (ClassifyItem(b"x", "cat"), TypeError, "labels is one string; put it into a list"),
@@ -62,13 +62,13 @@ def test_an_input_that_cannot_be_sent_is_an_error_not_an_exception(item: Item, r
     ids=["no item", "no text", "no dtype", "labels in one string", "label that is none"],
 )
 def test_a_mistake_of_the_caller_is_an_exception(item: Any, error: type[Exception], message: str) -> None:
-    """What is wrong in the program, for every input alike, is not taken for a bad input."""
+    """A programming error is raised, not treated as a bad input."""
     with pytest.raises(error, match=message):
         prepared(item, 1000)
 
 
 def test_streamed_messages_stay_within_the_byte_limit() -> None:
-    """The largest image that is not refused makes a message that the server reads, id included."""
+    """The largest accepted image gives a message within the server's limit, including its id."""
     sizes = (900, 920, 940, 950, 960, 980)
 
     messages = [prepared(ImageItem(bytes(size)), 1000) for size in sizes]

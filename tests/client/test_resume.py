@@ -1,4 +1,4 @@
-"""Runs that were interrupted go on where they stopped, and the accounts balance."""
+"""Interrupted runs continue where they stopped, without missing or duplicate lines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sent_images(server: FakeServer) -> list[bytes]:
 def test_a_run_goes_on_after_its_last_whole_line(
     server: FakeServer, photos: Path, out: Path, cut: int
 ) -> None:
-    """A cut line is done again, each input has one line in the end, and no other is sent again."""
+    """An incomplete line is redone, each input has one line in the end, and no other input is sent again."""
     stream(server, photos, out)
     complete = out.read_bytes()
     lines = complete.splitlines(keepends=True)
@@ -60,11 +60,11 @@ def test_a_run_goes_on_after_its_last_whole_line(
 
     assert code == 0
     assert out.read_bytes() == complete
-    assert len(sent_images(server)) == 6 + 1  # the last one that was done is compared
+    assert len(sent_images(server)) == 6 + 1  # the last finished input is compared
 
 
 def test_the_same_input_twice_needs_two_lines(server: FakeServer, photos: Path, out: Path) -> None:
-    """Inputs are counted, and not only known."""
+    """An input given twice needs two lines."""
     twice = [str(photos / "1.jpg")] * 2
     arguments = ["--server", server.target, "stream", *twice, "--output", str(out)]
     main(arguments)
@@ -75,8 +75,8 @@ def test_the_same_input_twice_needs_two_lines(server: FakeServer, photos: Path, 
     assert inputs(out) == {twice[0]: 2}
 
 
-def test_what_failed_is_done_again(server: FakeServer, photos: Path, out: Path) -> None:
-    """Its line of an error is replaced, so that the file holds one line an input."""
+def test_failed_inputs_are_sent_again(server: FakeServer, photos: Path, out: Path) -> None:
+    """Lines of errors are replaced, so that the file has one line per input."""
     server.fail_input(b"photo 3", times=1)
     first = stream(server, photos, out)
 
@@ -89,7 +89,7 @@ def test_what_failed_is_done_again(server: FakeServer, photos: Path, out: Path) 
 
 
 def test_a_run_that_is_complete_does_nothing(server: FakeServer, photos: Path, out: Path) -> None:
-    """And a file that is not there is begun."""
+    """A complete file needs no request, and a missing file is created."""
     begun = stream(server, photos, out, "--resume")
     before = out.read_bytes()
 
@@ -102,7 +102,7 @@ def test_a_run_that_is_complete_does_nothing(server: FakeServer, photos: Path, o
 def test_a_comparison_that_fails_is_not_taken_for_another_result(
     server: FakeServer, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The error is told as it is, and the file stays for another try."""
+    """The error is reported as it is, and the file is kept for another attempt."""
     stream(server, photos, out)
     before = b"".join(out.read_bytes().splitlines(keepends=True)[:4])
     out.write_bytes(before)
@@ -112,15 +112,15 @@ def test_a_comparison_that_fails_is_not_taken_for_another_result(
 
     message = capsys.readouterr().err
     assert code != 0
-    assert "unreadable as the test wants" in message
-    assert "another result" not in message
+    assert "failure injected by the test" in message
+    assert "different result" not in message
     assert out.read_bytes() == before
 
 
 def test_lines_of_another_model_are_not_mixed_in(
     server: FakeServer, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Embeddings of two models cannot be compared; the file stays as it is."""
+    """Embeddings of different models are not mixed; the file stays unchanged."""
     stream(server, photos, out)
     before = b"".join(out.read_bytes().splitlines(keepends=True)[:4]) + b'{"cut'
     out.write_bytes(before)
@@ -130,11 +130,11 @@ def test_lines_of_another_model_are_not_mixed_in(
 
     assert code == 4
     assert out.read_bytes() == before
-    assert "has another result now" in capsys.readouterr().err
+    assert "has a different result now" in capsys.readouterr().err
 
 
 def test_lines_for_other_labels_are_not_mixed_in(server: FakeServer, photos: Path, out: Path) -> None:
-    """Nor those of embeddings with those of labels."""
+    """Embeddings and classifications are not mixed."""
     stream(server, photos, out, "--label", "cat", "dog")
     out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:4]))
 
@@ -144,10 +144,10 @@ def test_lines_for_other_labels_are_not_mixed_in(server: FakeServer, photos: Pat
     assert len(inputs(out)) == 10
 
 
-def test_a_file_of_something_else_is_left_alone(
+def test_other_files_are_not_changed(
     server: FakeServer, photos: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistyped name costs no notes."""
+    """A file that alignserve did not write is left unchanged."""
     out.write_text("my notes\n")
 
     code = stream(server, photos, out, "--resume")
@@ -158,7 +158,7 @@ def test_a_file_of_something_else_is_left_alone(
 
 
 def test_a_file_is_not_touched_before_the_server_answers(server: FakeServer, photos: Path, out: Path) -> None:
-    """A server that is away costs not even the cut line."""
+    """If the server cannot be reached, the file stays unchanged, including its incomplete line."""
     stream(server, photos, out)
     out.write_bytes(out.read_bytes()[:-5])
     before = out.read_bytes()
@@ -169,7 +169,7 @@ def test_a_file_is_not_touched_before_the_server_answers(server: FakeServer, pho
 
 
 def test_embed_resumes_files_and_texts(server: FakeServer, photos: Path, out: Path) -> None:
-    """A text that is written like a file's name is another input."""
+    """A text that looks like a file name is a different input."""
     file = str(photos / "1.jpg")
     arguments = [
         "--server",
@@ -195,7 +195,7 @@ def test_embed_resumes_files_and_texts(server: FakeServer, photos: Path, out: Pa
 
 
 def test_an_interrupted_run_says_how_to_go_on(server: FakeServer, photos: Path, out: Path) -> None:
-    """And how much is done."""
+    """An interrupted run says how to continue and how much is done."""
     for number in range(10, 400):
         (photos / f"{number}.jpg").write_bytes(f"photo {number}".encode())
     arguments = ["--server", server.target, "stream", str(photos), "--output", str(out)]
@@ -209,14 +209,14 @@ def test_an_interrupted_run_says_how_to_go_on(server: FakeServer, photos: Path, 
 
     assert process.returncode == 130
     assert re.match(r"alignserve: interrupted: \d+/400 in ", err)
-    assert err.endswith("the same command with --resume does the rest\n")
+    assert err.endswith("run the same command with --resume to do the rest\n")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_run_is_resumed(
     server: FakeServer, tmp_path: Path, photos: Path, out: Path, how: Any
 ) -> None:
-    """Whatever of it had reached the disk."""
+    """A line that was cut at any byte is redone."""
     for number in range(10, 400):
         (photos / f"{number}.jpg").write_bytes(f"photo {number}".encode())
     arguments = ["--server", server.target, "stream", str(photos), "--output", str(out)]

@@ -1,4 +1,4 @@
-"""When calls are repeated."""
+"""Calls are retried as the policy says."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def delays(
     policy: RetryPolicy = POLICY,
     jitter: float = 0.0,
 ) -> list[float | None]:
-    """Returns the pauses after `count` attempts that all met the error."""
+    """Returns the pauses after `count` attempts that all failed with the error."""
     repeats = Repeats(policy, lambda: jitter)
     return [repeats.delay_seconds(error, remaining) for _ in range(count)]
 
@@ -69,25 +69,25 @@ def delays(
 def test_a_refused_call_waits_as_the_server_asks_or_longer(
     error: AlignserveError, attempt: int, remaining: float, delay: float | None
 ) -> None:
-    """The pause is the longer one of the server's and the backoff, with jitter on top."""
+    """The pause is the server's delay or the backoff, whichever is longer, plus jitter."""
     last = delays(error, attempt, remaining=remaining, jitter=1.0)[-1]
 
     assert last == (pytest.approx(delay) if delay else None)
 
 
 def test_unavailable_is_repeated_up_to_the_number_of_attempts() -> None:
-    """A policy of three attempts has two pauses, whatever gRPC's own retries are limited to."""
+    """A policy with three attempts has two pauses, whatever the limit of gRPC's own retries."""
     assert delays(gone(), 3) == [0.1, 0.2, None]
     assert delays(gone(), 8, policy=RetryPolicy(max_attempts=8))[-2:] == [5.0, None]
 
 
 def test_a_stopping_server_is_asked_as_long_as_the_deadline_allows() -> None:
-    """A refusal by a server that stops ends with the server, and says nothing about the others."""
+    """A stopping server's refusals do not count as attempts: other servers may be available."""
     assert None not in delays(stopping(), 50)
 
 
 def test_refusals_use_up_no_attempts() -> None:
-    """A call that waited for a full server is repeated as often as another one when its server goes away."""
+    """Waiting for a full server does not use up the attempts for UNAVAILABLE."""
     repeats = Repeats(POLICY, lambda: 0.0)
     for _ in range(10):
         repeats.delay_seconds(full(0.1), 30.0)
@@ -98,7 +98,7 @@ def test_refusals_use_up_no_attempts() -> None:
 
 
 def test_a_deadline_that_is_too_close_is_not_tried_again() -> None:
-    """The server says that an answer would come too late; after a pause it would come later still."""
+    """WOULD_MISS_DEADLINE is not retried: a pause would make the answer even later."""
     error = ResourceExhaustedError(
         "late", grpc.StatusCode.RESOURCE_EXHAUSTED, "WOULD_MISS_DEADLINE", retry_delay_seconds=0.1
     )
@@ -108,12 +108,12 @@ def test_a_deadline_that_is_too_close_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize("error", [full(0.1), gone(), stopping()], ids=["full", "gone", "stopping"])
 def test_one_attempt_means_that_a_refusal_is_final(error: AlignserveError) -> None:
-    """Who turns repeats off gets none, also from a server that says when to come back."""
+    """With retries off, nothing is retried, even if the server gives a delay."""
     assert delays(error, 1, policy=RetryPolicy(max_attempts=1)) == [None]
 
 
 def test_a_cancel_of_the_server_is_a_broken_connection() -> None:
-    """A server that stops cancels its calls without a reason; that is not the caller's own cancel."""
+    """A cancellation without a reason comes from a stopping server, not from the caller."""
     cause = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata())
 
     error = end_of_call(cause)
@@ -129,7 +129,7 @@ def test_a_cancel_of_the_server_is_a_broken_connection() -> None:
     ids=["first", "grows", "server asks for longer"],
 )
 def test_a_broken_stream_backs_off(error: UnavailableError, attempt: int, delay: float) -> None:
-    """Pauses grow, and respect the server's wish."""
+    """Pauses grow, and are at least the server's delay."""
     assert reconnect_delay_seconds(POLICY, error, attempt, 30.0, lambda: 0.0) == pytest.approx(delay)
 
 
@@ -137,7 +137,7 @@ def test_a_broken_stream_backs_off(error: UnavailableError, attempt: int, delay:
     ("error", "attempt"), [(gone(), 4), (full(1.0), 1)], ids=["attempts used up", "not a break"]
 )
 def test_a_stream_that_cannot_be_opened_again_raises_why(error: AlignserveError, attempt: int) -> None:
-    """After the allowed attempts, or for what is no break, the error is the stream's."""
+    """After the allowed attempts, or for another kind of error, the stream raises the error."""
     with pytest.raises(type(error)) as caught:
         reconnect_delay_seconds(POLICY, error, attempt, 30.0, lambda: 0.0)
 
@@ -145,7 +145,7 @@ def test_a_stream_that_cannot_be_opened_again_raises_why(error: AlignserveError,
 
 
 def test_a_stream_does_not_wait_beyond_its_deadline() -> None:
-    """A pause that would outlast it is the deadline's error at once, caused by the break."""
+    """If the pause would outlast the deadline, DeadlineExceededError is raised at once."""
     with pytest.raises(DeadlineExceededError) as caught:
         reconnect_delay_seconds(POLICY, gone(9.0), 1, 8.0, lambda: 0.0)
 
@@ -153,7 +153,7 @@ def test_a_stream_does_not_wait_beyond_its_deadline() -> None:
 
 
 def test_backoff_stays_within_its_bound() -> None:
-    """However often a stream was tried, the pause is at most `max_backoff_seconds`, jitter aside."""
+    """After any number of attempts, the pause is at most `max_backoff_seconds`, plus jitter."""
     policy = RetryPolicy(max_stream_attempts=10_000)
 
     assert reconnect_delay_seconds(policy, gone(), 5_000, 30.0, lambda: 0.0) == policy.max_backoff_seconds
@@ -170,6 +170,6 @@ def test_backoff_stays_within_its_bound() -> None:
     ],
 )
 def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
-    """A policy that could not be followed is an error where it is made."""
+    """An invalid policy is refused when it is created."""
     with pytest.raises(ValueError, match=r"attempts|backoff|jitter"):
         RetryPolicy(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What newcomers meet in the shell: mistyped words, photos of their own, labels that mean nothing."""
+"""Mistakes of new users in the shell: typos, unsupported photos, meaningless labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AVIF = b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(100)
 
 @pytest.fixture
 def run(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command; gives exit code, stdout and stderr."""
+    """Runs the command; returns its exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         try:
@@ -59,7 +59,7 @@ def labels_of(server: FakeServer) -> list[str]:
 def test_several_labels_may_follow_one_flag(
     server: FakeServer, run: Any, photo: Path, arguments: list[str]
 ) -> None:
-    """And a file at their end is the image, as it was when each label had a flag of its own."""
+    """Labels can follow one --label, and a file after them is the image."""
     code, _, _ = run("classify", *(word.format(photo=photo) for word in arguments))
 
     assert code == 0
@@ -69,7 +69,7 @@ def test_several_labels_may_follow_one_flag(
 def test_a_folder_after_labels_is_the_folder(
     server: FakeServer, run: Any, tmp_path: Path, photo: Path
 ) -> None:
-    """For `stream` too."""
+    """`stream` also takes the paths after its labels."""
     shutil.copy(photo, tmp_path / "a.jpg")
 
     code, _, _ = run("stream", "--label", "cat", "dog", tmp_path)
@@ -80,7 +80,7 @@ def test_a_folder_after_labels_is_the_folder(
 def test_labels_named_like_folders_stay_labels(
     server: FakeServer, run: Any, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folders of a data set are named by what is in them."""
+    """A label is not taken for the folder of the same name."""
     (tmp_path / "dog").mkdir()
     monkeypatch.chdir(tmp_path)
 
@@ -111,10 +111,10 @@ def test_labels_named_like_folders_stay_labels(
         (["--server", "http://x", "--tls", "info"], "turns TLS off"),
     ],
 )
-def test_a_wrong_command_line_says_what_was_meant(
+def test_a_wrong_command_line_suggests_a_correction(
     server: FakeServer, run: Any, photo: Path, arguments: list[str], told: str
 ) -> None:
-    """With exit code 2, before anything is sent."""
+    """The command exits with 2 before anything is sent."""
     code, _, err = run(*(word.format(photo=photo) for word in arguments))
 
     assert code == 2
@@ -123,14 +123,14 @@ def test_a_wrong_command_line_says_what_was_meant(
 
 
 def test_words_that_look_like_flags_are_values(run: Any, photo: Path) -> None:
-    """After --, and with blanks in them."""
+    """Words that look like flags are values after -- or with blanks."""
     code, _, _ = run("embed", "--text", "--a b", "--json")
 
     assert code == 0
 
 
 def test_several_images_are_classified(server: FakeServer, run: Any, photo: Path, tmp_path: Path) -> None:
-    """Each has a table under its name, or an object in JSON; one that fails costs only itself."""
+    """Each image has a table under its name, or a JSON object; a failure affects only its image."""
     (tmp_path / "b.jpg").write_bytes(b"b")
     (tmp_path / "c.jpg").write_bytes(b"c")
     server.fail_input(b"c", message="no image")
@@ -154,7 +154,7 @@ def test_several_images_are_classified(server: FakeServer, run: Any, photo: Path
 def test_an_image_comes_on_standard_input(
     server: FakeServer, run: Any, stdin: Any, arguments: list[str]
 ) -> None:
-    """`curl … | alignserve classify -`."""
+    """`curl … | alignserve classify -` reads the image from standard input."""
     stdin(b"piped")
 
     code, out, _ = run(*arguments, *(["--json"] if arguments[0] != "stream" else []))
@@ -166,13 +166,13 @@ def test_an_image_comes_on_standard_input(
 
 
 def test_nothing_on_standard_input_is_said(run: Any, stdin: Any) -> None:
-    """A pipe whose beginning failed."""
+    """Empty standard input, as from a failed command, is reported."""
     stdin(b"")
 
     code, _, err = run("classify", "-", "--label", "cat")
 
     assert code == 4
-    assert "nothing came on standard input" in err
+    assert "standard input is empty" in err
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_nothing_on_standard_input_is_said(run: Any, stdin: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["classify", "embed", "classify two"])
-def test_a_refused_file_is_called_what_it_is(
+def test_a_refused_file_is_named_by_its_type(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, told: str, command: str
 ) -> None:
-    """With how to convert it, whatever its name says."""
+    """A refused file is named by its actual type, with how to convert it, whatever its suffix."""
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     paths = [str(path)] * (2 if command.endswith("two") else 1)
@@ -205,14 +205,14 @@ def test_a_refused_file_is_called_what_it_is(
         main(["--server", server.target, command.split()[0], *paths, *labels])
 
     err = capsys.readouterr().err
-    assert "image is none of JPEG, PNG" in err
+    assert "image is not one of JPEG, PNG" in err
     assert told in err
 
 
 def test_a_broken_image_is_not_called_something_else(
     capsys: pytest.CaptureFixture[str], server: FakeServer, tmp_path: Path
 ) -> None:
-    """Of a JPEG that is cut off, the server's words are all there is to say."""
+    """For a truncated JPEG, the error has only the server's message."""
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"\xff\xd8\xff")
     server.fail_input(b"\xff\xd8\xff", message="image is broken or incomplete")
@@ -226,7 +226,7 @@ def test_a_broken_image_is_not_called_something_else(
 def test_a_refusal_names_the_file(
     server: FakeServer, run: Any, photo: Path, tmp_path: Path, arguments: list[str]
 ) -> None:
-    """Of one image as of several; `images[0]` is a name that only programs know."""
+    """Errors name the file instead of `images[0]`, for one image and for several."""
     bad = tmp_path / "cut.jpg"
     bad.write_bytes(b"\xff\xd8\xff")
     server.fail_input(bad.read_bytes(), message="image is broken or incomplete")
@@ -241,8 +241,8 @@ def test_a_refusal_names_the_file(
     [
         (
             b"%PDF-1.7",
-            "image is PDF, and this server reads JPEG; convert it to JPEG or PNG",
-            "image is PDF, and this server reads JPEG; the file is a PDF; convert its page: `pdftoppm",
+            "image is PDF, but this server reads JPEG; convert it to JPEG or PNG",
+            "image is PDF, but this server reads JPEG; the file is a PDF; convert its page: `pdftoppm",
         ),
         (
             b"<!DOCTYPE html><html>",
@@ -254,7 +254,7 @@ def test_a_refusal_names_the_file(
 def test_advice_is_given_once(
     server: FakeServer, run: Any, tmp_path: Path, content: bytes, server_says: str, told: str
 ) -> None:
-    """The better one, if server and client both have some."""
+    """If server and client both have advice, the client's is shown."""
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     server.fail_input(content, reason="IMAGE_UNREADABLE", message=server_says)
@@ -265,15 +265,15 @@ def test_advice_is_given_once(
 
 
 def test_a_folder_given_to_classify_is_called_one(run: Any, tmp_path: Path) -> None:
-    """With the command that takes folders."""
+    """The error suggests the command that accepts folders."""
     code, _, err = run("classify", tmp_path, "--label", "a", "b")
 
     assert code == 4
-    assert err == f"alignserve: {tmp_path} is a folder; alignserve stream takes the images in it\n"
+    assert err == f"alignserve: {tmp_path} is a folder; use alignserve stream to process the images in it\n"
 
 
 def test_a_missing_key_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside the metadata, which is for other clients."""
+    """The error names the command's options, besides the metadata for other clients."""
     with FakeServer(api_keys=["as_a"]) as server:
         code = main(["--server", server.target, "embed", "--text", "a", "--npy", os.devnull])
 
@@ -281,8 +281,8 @@ def test_a_missing_key_names_the_option(capsys: pytest.CaptureFixture[str]) -> N
     assert "--api-key-file FILE or ALIGNSERVE_API_KEY" in capsys.readouterr().err
 
 
-def test_folders_name_what_they_leave_out(run: Any, tmp_path: Path, photo: Path) -> None:
-    """By suffix, with advice for photos; hidden files are nobody's photos."""
+def test_skipped_files_are_reported(run: Any, tmp_path: Path, photo: Path) -> None:
+    """Skipped files are counted by suffix, with advice for photos; hidden files are ignored."""
     shutil.copy(photo, tmp_path / "a.jpg")
     for name in ("b.HEIC", "c.heic", "d.tif", "notes.txt", ".DS_Store", "README"):
         (tmp_path / name).write_bytes(b"x")
@@ -297,7 +297,7 @@ def test_folders_name_what_they_leave_out(run: Any, tmp_path: Path, photo: Path)
 
 
 def test_folders_of_photos_that_no_server_reads_are_explained(run: Any, tmp_path: Path) -> None:
-    """Nothing is left of them."""
+    """If every file is skipped, the command fails and says so."""
     (tmp_path / "b.avif").write_bytes(b"x")
 
     code, out, err = run("stream", tmp_path)
@@ -309,7 +309,7 @@ def test_folders_of_photos_that_no_server_reads_are_explained(run: Any, tmp_path
 def test_a_server_that_reads_a_format_gets_its_files(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """GetModelInfo says which ones."""
+    """Formats that the server supports, according to GetModelInfo, are sent."""
     (tmp_path / "b.heic").write_bytes(b"x")
 
     with FakeServer(image_formats=("JPEG", "HEIC")) as server:
@@ -323,7 +323,7 @@ def test_a_server_that_reads_a_format_gets_its_files(
 def test_labels_that_are_the_same_to_the_model_are_named(
     server: FakeServer, run: Any, photo: Path, command: str
 ) -> None:
-    """Given twice, apart in case, accents or blanks, or all unknown: they share one score."""
+    """Labels that are equal to the model, which share one score, are warned about."""
     for label in ("cat", "Cat", " CAT"):
         server.set_embedding(label, np.arange(8) + 1)
     for label in ("🐱", "🐶"):
@@ -339,14 +339,14 @@ def test_labels_that_are_the_same_to_the_model_are_named(
 
 
 def test_labels_that_a_cased_model_tells_apart_are_not_named(run: Any, photo: Path) -> None:
-    """The server is asked, and not guessed about."""
+    """Whether labels are equal is checked with the server, not guessed."""
     _, _, err = run("classify", photo, "--label", "us", "US")
 
     assert "are the same" not in err
 
 
 def test_scores_that_say_nothing_are_warned_of(server: FakeServer, run: Any, photo: Path) -> None:
-    """Softmax always names a winner: of one label, and where none fits."""
+    """A single label, and labels of which none fits, are warned about: softmax always has a winner."""
     image = photo.read_bytes()
     server.set_embedding(image, [1] + [0] * 7)
     server.set_embedding("far", [0, 1] + [0] * 6)
@@ -368,7 +368,7 @@ def test_scores_that_say_nothing_are_warned_of(server: FakeServer, run: Any, pho
 
 
 def test_health_says_whether_the_server_is_ready(server: FakeServer, run: Any) -> None:
-    """0 if it is, 3 if it is not yet; --wait waits."""
+    """`health` exits with 0 if the server is ready, otherwise with 3; --wait waits."""
     ready = run("health")
     waited = run("health", "--wait", 5)
     server.set_ready(False)
@@ -387,7 +387,7 @@ def test_health_says_whether_the_server_is_ready(server: FakeServer, run: Any) -
 
 
 def test_an_empty_key_of_the_environment_is_refused(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is named, and nothing is sent without it."""
+    """An empty ALIGNSERVE_API_KEY is an error, and nothing is sent."""
     monkeypatch.setenv("ALIGNSERVE_API_KEY", "")
 
     code, _, err = run("info")
@@ -397,7 +397,7 @@ def test_an_empty_key_of_the_environment_is_refused(run: Any, monkeypatch: pytes
 
 
 def test_an_unauthenticated_call_is_refused(run: Any, server: FakeServer) -> None:
-    """With the server's advice."""
+    """Errors include the server's advice."""
     server.fail_next(grpc.StatusCode.UNAUTHENTICATED, "KEY_MISSING", message="no API key")
 
     assert run("info")[0] == 4

@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 import pytest
 from alignserve import AsyncClient, ClassifyItem, Client, ImageItem, Item, RetryPolicy, StreamResult, TextItem
-from alignserve._ledger import Ledger
+from alignserve._in_flight import InFlightItems
 from alignserve._stream import Stream
 from alignserve.testing import FakeServer
 
@@ -74,7 +74,7 @@ def test_every_kind_of_item_is_answered_with_its_value(
 
 
 def test_no_items_need_no_stream(server: FakeServer, collect: Collect) -> None:
-    """An empty iterable gives no results, and opens nothing."""
+    """An empty iterable gives no results, and opens no stream."""
     assert collect([]) == []
     assert stream_messages(server) == []
 
@@ -92,7 +92,7 @@ def test_ids_are_the_callers_and_need_not_be_unique(collect: Collect) -> None:
 def test_the_order_asked_for_is_in_the_first_message(
     server: FakeServer, collect: Collect, ordered: bool
 ) -> None:
-    """The server is told once, before any item."""
+    """Stream options are sent once, before any item."""
     results = collect(texts(100), ordered=ordered)
 
     orders = [message.stream_options.delivery_order for message in stream_messages(server)]
@@ -100,12 +100,12 @@ def test_the_order_asked_for_is_in_the_first_message(
     assert sorted(result.id for result in results) == list(range(100))
 
 
-def test_items_that_fail_leave_the_others_alone(server: FakeServer, collect: Collect, photo: Path) -> None:
-    """A file that is not there, one that the server refuses and a good one give three results, in order."""
+def test_failed_items_do_not_affect_others(server: FakeServer, collect: Collect, photo: Path) -> None:
+    """A missing file, a refused one and a good one give three results, in order."""
     server.fail_input(b"broken", reason="IMAGE_UNREADABLE", message="no image")
 
     missing, refused, good = collect(
-        [ImageItem("nowhere.jpg"), ImageItem(b"broken"), ImageItem(photo)], ordered=True
+        [ImageItem("nowhere.jpg"), ImageItem(b"invalid"), ImageItem(photo)], ordered=True
     )
 
     assert isinstance(missing.error, alignserve.InvalidArgumentError)
@@ -119,14 +119,14 @@ def test_items_that_fail_leave_the_others_alone(server: FakeServer, collect: Col
 
 
 def test_more_unreadable_files_than_the_window_pass_through(collect: Collect) -> None:
-    """Items that never reach the server free their place too."""
+    """Items that fail in the client free their place too."""
     results = collect([ImageItem(f"nowhere{number}.jpg") for number in range(20)], window=3)
 
     assert len(results) == 20
 
 
-def test_an_item_larger_than_a_request_fails_alone(time: Any) -> None:
-    """What would end the whole stream by its size is not sent."""
+def test_an_item_larger_than_a_request_fails_by_itself(time: Any) -> None:
+    """An item that is too large, and would end the stream, is not sent."""
     with FakeServer(max_request_bytes=1000) as small:
         results = collect_blocking(
             small.target, [ImageItem(bytes(2000)), ImageItem(b"x")], time=time, ordered=True
@@ -150,7 +150,7 @@ def test_broken_streams_are_reopened_without_loss_or_repeat(
 
 
 def test_a_stream_that_was_reset_is_reopened(server: FakeServer, collect: Collect) -> None:
-    """A proxy whose server died ends a stream by a reset, which gRPC reports as INTERNAL."""
+    """A reset by a proxy whose server died, which gRPC reports as INTERNAL, is a broken connection."""
     server.break_stream(5, grpc.StatusCode.INTERNAL, reason="")
 
     results = collect(texts(10), ordered=True)
@@ -164,7 +164,7 @@ def test_a_stream_that_was_reset_is_reopened(server: FakeServer, collect: Collec
 def test_a_stream_that_stays_broken_gives_up(
     server: FakeServer, collect: Collect, time: Any, code: grpc.StatusCode, reason: str
 ) -> None:
-    """After the allowed attempts without an answer the error is raised, and what was answered is not lost."""
+    """After the allowed attempts without an answer, the error is raised, and no result is lost."""
     for after in (2, 0, 0):
         server.break_stream(after, code, reason)
     seen: list[StreamResult] = []
@@ -178,7 +178,7 @@ def test_a_stream_that_stays_broken_gives_up(
 def test_an_item_that_the_server_cannot_take_now_is_sent_again(
     server: FakeServer, collect: Collect, time: Any
 ) -> None:
-    """UNAVAILABLE for one item, as from a model that still loads, is waited out and not handed on."""
+    """UNAVAILABLE for one item, as from a server that is loading, is retried instead of yielded."""
     unavailable = grpc.StatusCode.UNAVAILABLE
     server.fail_input("3", unavailable, "MODEL_LOADING", message="loading", times=2)
 
@@ -190,10 +190,10 @@ def test_an_item_that_the_server_cannot_take_now_is_sent_again(
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL])
-def test_an_error_that_is_no_break_ends_the_stream(
+def test_an_error_of_another_kind_ends_the_stream(
     server: FakeServer, client: Client, time: Any, code: grpc.StatusCode
 ) -> None:
-    """Credentials do not get better by reconnecting, nor does a server's bug."""
+    """Errors that reconnecting cannot fix, such as invalid credentials, are raised at once."""
     server.break_stream(0, code, "REASON")
 
     with pytest.raises(alignserve.AlignserveError, match="REASON"):
@@ -203,7 +203,7 @@ def test_an_error_that_is_no_break_ends_the_stream(
 
 
 def test_a_refused_client_does_not_try_to_stream(server: FakeServer, collect: Collect, time: Any) -> None:
-    """A stream asks for the limits first, so that a client without rights learns it at once."""
+    """A stream requests the limits first, so that missing permissions are reported at once."""
     server.fail_next(grpc.StatusCode.PERMISSION_DENIED, "DENIED")
 
     with pytest.raises(alignserve.PermissionDeniedError):
@@ -213,7 +213,7 @@ def test_a_refused_client_does_not_try_to_stream(server: FakeServer, collect: Co
 
 
 def test_an_exception_of_the_callers_items_arrives_after_their_results(collect: Collect) -> None:
-    """What was read before is answered; then the caller sees its own exception."""
+    """Items read before are answered; then the source's exception is raised."""
 
     def items() -> Iterator[Item]:
         yield TextItem("a")
@@ -225,17 +225,17 @@ def test_an_exception_of_the_callers_items_arrives_after_their_results(collect: 
 
 @pytest.mark.parametrize(
     ("item", "error"),
-    [("no item", TypeError), (TextItem(5), TypeError), (TextItem("x", dtype="int8"), ValueError)],  # type: ignore[arg-type]
+    [("not an item", TypeError), (TextItem(5), TypeError), (TextItem("x", dtype="int8"), ValueError)],  # type: ignore[arg-type]
     ids=["no item", "no text", "no dtype"],
 )
 def test_a_mistake_of_the_caller_ends_the_stream(collect: Collect, item: Any, error: type[Exception]) -> None:
-    """What is wrong for every item alike is raised, not handed out as the failure of an item."""
+    """A programming error is raised, not yielded as the failure of an item."""
     with pytest.raises(error):
         collect([TextItem("a"), item, TextItem("b")])
 
 
 def test_values_of_another_kind_of_item_are_refused(collect: Collect) -> None:
-    """A ClassifyItem has no embedding, and the others no classifications."""
+    """A ClassifyItem has no embedding, and other items have no classifications."""
     text, classified = collect([TextItem("a"), ClassifyItem(b"x", ["cat"])], ordered=True)
 
     with pytest.raises(TypeError, match="a ClassifyItem has no embedding; use classifications"):
@@ -245,7 +245,7 @@ def test_values_of_another_kind_of_item_are_refused(collect: Collect) -> None:
 
 
 def test_the_limits_are_asked_for_within_the_streams_deadline(server: FakeServer, collect: Collect) -> None:
-    """A server that hangs costs a stream no more than the time given for it."""
+    """A hanging server does not block a stream beyond its deadline."""
     server.hold()
 
     with pytest.raises(alignserve.DeadlineExceededError):
@@ -255,7 +255,7 @@ def test_the_limits_are_asked_for_within_the_streams_deadline(server: FakeServer
 def test_a_pause_that_outlasts_the_streams_deadline_is_not_begun(
     server: FakeServer, collect: Collect, time: Any
 ) -> None:
-    """A stream of five seconds whose server asks for nine ends at once."""
+    """A stream with a five-second deadline, whose server asks for nine, ends at once."""
     server.fail_input("0", grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", retry_delay_seconds=9)
 
     with pytest.raises(alignserve.DeadlineExceededError):
@@ -265,7 +265,7 @@ def test_a_pause_that_outlasts_the_streams_deadline_is_not_begun(
 
 
 def test_a_stream_whose_source_is_silent_ends_at_its_deadline(client: Client) -> None:
-    """The deadline counts also while there is nothing to send."""
+    """The deadline also applies while there is nothing to send."""
     never = threading.Event()
 
     def items() -> Iterator[Item]:
@@ -279,7 +279,7 @@ def test_a_stream_whose_source_is_silent_ends_at_its_deadline(client: Client) ->
 
 
 async def test_a_stream_whose_source_is_silent_ends_at_its_deadline_async(async_client: AsyncClient) -> None:
-    """The deadline counts also while there is nothing to send."""
+    """The deadline also applies while there is nothing to send."""
 
     async def items() -> AsyncIterator[Item]:
         await asyncio.Event().wait()
@@ -289,8 +289,8 @@ async def test_a_stream_whose_source_is_silent_ends_at_its_deadline_async(async_
         [result async for result in async_client.stream(items(), timeout_seconds=0.05)]
 
 
-class WatchedLedger(Ledger):
-    """A ledger that notes when it is read without its lock."""
+class WatchedItems(InFlightItems):
+    """Items in flight that record when they are read without their lock."""
 
     lock: Any
     unguarded = 0
@@ -301,10 +301,10 @@ class WatchedLedger(Ledger):
         return super().has_unanswered
 
 
-def test_the_ledger_is_read_under_its_lock_only(client: Client) -> None:
-    """The receiver does not walk through entries that the caller's thread is taking out."""
+def test_items_in_flight_are_read_only_under_their_lock(client: Client) -> None:
+    """The receiver does not iterate over entries while the caller's thread removes them."""
     stream = Stream(
-        client._caller,
+        client._transport,
         client._stub.StreamInfer,
         texts(20),
         ordered=False,
@@ -312,14 +312,14 @@ def test_the_ledger_is_read_under_its_lock_only(client: Client) -> None:
         max_request_bytes=1000,
         deadline=float("inf"),
     )
-    ledger = WatchedLedger(4, ordered=False)
-    ledger.lock = stream._changed
-    stream._ledger = ledger
+    in_flight = WatchedItems(4, ordered=False)
+    in_flight.lock = stream._changed
+    stream._in_flight = in_flight
 
     results = list(stream.results())
 
     assert len(results) == 20
-    assert ledger.unguarded == 0
+    assert in_flight.unguarded == 0
 
 
 def test_items_are_never_read_further_ahead_than_the_window(client: Client) -> None:
@@ -340,7 +340,7 @@ def test_items_are_never_read_further_ahead_than_the_window(client: Client) -> N
 
 
 async def test_items_are_never_read_further_ahead_than_the_window_async(async_client: AsyncClient) -> None:
-    """The asyncio client keeps the same bound, on an asynchronous source."""
+    """The asyncio client keeps the same bound, with an asynchronous source."""
     read: list[int] = []
 
     async def items() -> AsyncIterator[Item]:
@@ -359,7 +359,7 @@ async def test_items_are_never_read_further_ahead_than_the_window_async(async_cl
 
 
 def test_results_arrive_while_the_source_is_silent(client: Client) -> None:
-    """A live source gets the answer to its first item before it has a second one."""
+    """A live source gets the answer to its first item before it yields a second one."""
     first_is_answered = threading.Event()
 
     def items() -> Iterator[Item]:
@@ -377,7 +377,7 @@ def test_results_arrive_while_the_source_is_silent(client: Client) -> None:
 
 @contextmanager
 def silent_server() -> Iterator[tuple[str, threading.Event, threading.Event]]:
-    """Runs a server that takes streams and never answers; the events tell of a stream's begin and end."""
+    """Runs a server that accepts streams and never answers; the events signal a stream's start and end."""
     opened, ended = threading.Event(), threading.Event()
 
     def stream(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
@@ -406,7 +406,7 @@ def silent_server() -> Iterator[tuple[str, threading.Event, threading.Event]]:
 
 
 def test_leaving_early_cancels_the_stream() -> None:
-    """Closing the generator ends the call at the server and the threads in the client."""
+    """Closing the generator ends the server's call and the client's threads."""
     with silent_server() as (target, opened, ended), Client(target) as client:
         stream = client.stream(endless_with_missing_file())
         next(stream)
@@ -419,7 +419,7 @@ def test_leaving_early_cancels_the_stream() -> None:
 
 
 async def test_leaving_early_cancels_the_stream_async() -> None:
-    """Closing the asynchronous generator ends the call at the server."""
+    """Closing the asynchronous generator ends the server's call."""
     with silent_server() as (target, opened, ended):
         async with AsyncClient(target) as client:
             async with aclosing(client.stream(endless_with_missing_file())) as stream:
@@ -445,7 +445,7 @@ def assert_no_threads_left() -> None:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 async def test_a_window_of_nothing_is_refused_where_it_is_asked_for(kind: Any) -> None:
-    """The mistake shows at the call, not at the first result."""
+    """Invalid arguments are reported by the call, not with the first result."""
     client = kind("127.0.0.1:1")
 
     with pytest.raises(ValueError, match="window is 0"):

@@ -16,7 +16,7 @@ from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
 
 
 def test_the_same_input_gives_the_same_vector_everywhere() -> None:
-    """Vectors are of length 1 and a function of input and dimension alone."""
+    """Vectors have length 1 and depend only on the input and the dimension."""
     with FakeServer() as one, FakeServer() as other:
         vectors = [Client(server.target) for server in (one, other)]
         first, second = (client.embed_text("a cat") for client in vectors)
@@ -45,7 +45,7 @@ def test_the_same_input_gives_the_same_vector_everywhere() -> None:
 def test_it_has_the_limits_that_it_tells(
     client: Client, call: Callable[[Client], object], reason: str
 ) -> None:
-    """What a real server refuses for its shape, the fake refuses with the same reasons."""
+    """The fake refuses invalid requests with the same reasons as a real server."""
     with pytest.raises(alignserve.InvalidArgumentError) as caught:
         call(client)
 
@@ -53,7 +53,7 @@ def test_it_has_the_limits_that_it_tells(
 
 
 def test_a_request_larger_than_it_tells_is_refused_by_grpc() -> None:
-    """A client that does not heed the limit meets what it would meet at a real server."""
+    """The fake enforces its limits like a real server."""
     with (
         FakeServer(max_request_bytes=1000) as small,
         grpc.insecure_channel(small.target) as channel,
@@ -65,7 +65,7 @@ def test_a_request_larger_than_it_tells_is_refused_by_grpc() -> None:
 
 
 def test_calls_do_not_wait_behind_open_streams(client: Client) -> None:
-    """A test may keep many streams open and call besides."""
+    """Calls work while many streams are open."""
     streams = [client.stream(TextItem(str(number)) for number in itertools.count()) for _ in range(40)]
     for stream in streams:
         next(stream)
@@ -92,8 +92,8 @@ def test_failures_are_used_up_in_order(server: FakeServer, client: Client) -> No
     assert reasons == ["FIRST", "SECOND"]
 
 
-def test_what_arrives_is_recorded(server: FakeServer, client: Client) -> None:
-    """Requests can be inspected, and waited for."""
+def test_received_requests_are_recorded(server: FakeServer, client: Client) -> None:
+    """Requests can be inspected and awaited."""
     client.embed_text("a", truncate=True)
     server.wait_for_received(1)
 
@@ -101,14 +101,14 @@ def test_what_arrives_is_recorded(server: FakeServer, client: Client) -> None:
     assert server.received[0].request.truncate
 
 
-def test_waiting_for_what_does_not_arrive_ends(server: FakeServer) -> None:
-    """A test that waits for too much fails, and does not hang."""
+def test_waiting_for_requests_times_out(server: FakeServer) -> None:
+    """Waiting for too many requests fails instead of hanging."""
     with pytest.raises(TimeoutError, match="0 of 1 messages"):
         server.wait_for_received(1, timeout_seconds=0.01)
 
 
 def test_stub_clients_get_plain_lists_by_default(server: FakeServer) -> None:
-    """A client in another language that asks for no format gets `values`."""
+    """A client that requests no format gets `values`."""
     with grpc.insecure_channel(server.target) as channel:
         reply = AlignServiceStub(channel).EmbedText(pb.EmbedTextRequest(texts=["a"]))
 
@@ -116,7 +116,7 @@ def test_stub_clients_get_plain_lists_by_default(server: FakeServer) -> None:
 
 
 def test_a_test_can_set_vectors_and_scores(server: FakeServer, client: Client) -> None:
-    """Of one input, in every call; a vector comes out at length 1, scores as they were given."""
+    """Embeddings and scores of an input can be set for every call; vectors are scaled to length 1."""
     server.set_embedding("up", [0, 2] + [0] * 6)
     server.set_scores(b"photo", {"cat": 0.9, "dog": 0.1})
 
@@ -137,7 +137,7 @@ def test_a_test_can_set_vectors_and_scores(server: FakeServer, client: Client) -
     ("key", "reason"), [(None, "KEY_MISSING"), ("as_wrong", "KEY_INVALID"), ("as_a", "")]
 )
 def test_a_test_can_ask_for_keys(key: str | None, reason: str) -> None:
-    """Calls and streams are refused as by a real server; health is for everybody."""
+    """Calls and streams need a key, as with a real server; health does not."""
     with FakeServer(api_keys=["as_a", "as_b"]) as fake, Client(fake.target, api_key=key) as client:
         assert client.is_ready()
         if not reason:
@@ -152,10 +152,10 @@ def test_a_test_can_ask_for_keys(key: str | None, reason: str) -> None:
 
 
 def test_a_test_can_have_images_checked() -> None:
-    """Bytes that are no image of the formats are refused, and those of one are not."""
+    """Bytes in none of the formats are refused, and images are accepted."""
     with FakeServer(checks_images=True) as fake, Client(fake.target) as client:
         client.embed_image(b"\x89PNG\r\n\x1a\n and so on")
-        with pytest.raises(alignserve.InvalidArgumentError, match="image is none of JPEG, PNG") as caught:
+        with pytest.raises(alignserve.InvalidArgumentError, match="image is not one of JPEG, PNG") as caught:
             client.embed_image(b"GIF89a")
 
     assert caught.value.reason == "IMAGE_UNREADABLE"

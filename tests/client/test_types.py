@@ -1,4 +1,4 @@
-"""Types as a user's type checker and a user's program see them."""
+"""Types work in users' type checkers and at run time."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def asynchronous(client: AsyncClient, photo: Photo) -> list[Classification
 
 
 def test_a_users_program_passes_a_strict_type_checker(tmp_path: Path) -> None:
-    """Every form of an image, Pillow's among them, is accepted, and results have their exact types."""
+    """Every form of an image, including Pillow's, is accepted, and results have exact types."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     config = tmp_path / "mypy.ini"  # so that none is inherited
@@ -83,7 +83,7 @@ def test_a_users_program_passes_a_strict_type_checker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_annotations_can_be_read_at_run_time(kind: type) -> None:
-    """Frameworks that look at annotations find real types."""
+    """Frameworks that inspect annotations find real types."""
     methods = [value for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
 
     hints = [typing.get_type_hints(method) for method in methods]
@@ -98,6 +98,6 @@ def test_fields_of_items_can_be_read_at_run_time(item: type) -> None:
 
 
 def test_unions_can_be_extended_at_run_time() -> None:
-    """`ImageInput` is a type like any other, not the name of one."""
+    """`ImageInput` is a real type, not a string."""
     assert type(None) in typing.get_args(ImageInput | None)
     assert typing.get_type_hints(alignserve.StreamResult)["value"]

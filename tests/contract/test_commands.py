@@ -1,4 +1,4 @@
-"""The commands that the documents tell people to type."""
+"""The commands in the documents work."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_server_explains_its_flags() -> None:
 
 
 def test_continuous_integration_runs_make_test(tmp_path: Path) -> None:
-    """`.ci/run` is `make test` in the repository's root, from wherever it is called."""
+    """`.ci/run` runs `make test` in the repository's root, whatever the current folder."""
     make = tmp_path / "make"
     make.write_text('#!/bin/sh\necho "make $@ in $PWD"\n')
     make.chmod(0o755)

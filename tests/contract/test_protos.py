@@ -1,4 +1,4 @@
-"""The protos are clean, compatible with the last release, and what the stubs were made of."""
+"""The protos pass the linter, stay compatible with the last release, and match the stubs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_protos_are_lint_clean(image: Path) -> None:
 
 
 def test_protos_are_formatted() -> None:
-    """buf would format the protos as they are."""
+    """The protos are formatted as buf formats them."""
     formatted = run(BIN / "buf", "format", "--diff", "--exit-code", "protos")
 
     assert formatted.returncode == 0, formatted.stdout
@@ -52,7 +52,7 @@ def test_protos_do_not_break_the_last_release(image: Path) -> None:
 
 
 def test_a_renumbered_field_breaks(tmp_path: Path) -> None:
-    """The comparison with the last release does find a break."""
+    """The comparison with the last release finds a breaking change."""
     changed = tmp_path / "protos"
     shutil.copytree(PROTOS, changed)
     proto = changed / "alignserve" / "v1" / "align_service.proto"

@@ -1,4 +1,4 @@
-"""`make run`, as a newcomer meets it."""
+"""`make run`, as a new user sees it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_it_answers_and_serves_until_it_is_interrupted() -> None:
     assert process.returncode == 0
 
 
-def test_a_taken_port_is_told_apart_from_a_broken_server() -> None:
-    """It neither starts nor talks to whatever else listens there, and names the way out."""
+def test_a_taken_port_differs_from_a_failed_server() -> None:
+    """It does not start, ignores the other program on the port, and suggests another port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -52,8 +52,8 @@ def test_a_taken_port_is_told_apart_from_a_broken_server() -> None:
     assert "make run PORT=" in result.stderr
 
 
-def test_both_taken_ports_are_told_at_once() -> None:
-    """With one command that names two free ones, since a second `make run` finds both taken."""
+def test_both_taken_ports_are_reported_together() -> None:
+    """One suggested command names two free ports: a second `make run` finds both in use."""
     with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
         port, metrics_port = first.getsockname()[1], second.getsockname()[1]
 
@@ -66,8 +66,8 @@ def test_both_taken_ports_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "-1", "x"])
-def test_what_is_not_a_port_is_wrong_usage(port: str) -> None:
-    """Without a traceback."""
+def test_an_invalid_port_is_wrong_usage(port: str) -> None:
+    """An invalid port is refused without a traceback."""
     result = run(*COMMAND, f"--port={port}")
 
     assert result.returncode == 2
@@ -84,8 +84,8 @@ def test_a_server_that_cannot_start_ends_it() -> None:
     assert "/nowhere/at/all" in result.stderr
 
 
-def test_nobody_has_to_read_its_output() -> None:
-    """It serves also where its standard streams are closed, as a service manager may leave them."""
+def test_its_output_may_be_closed() -> None:
+    """It also serves with closed standard streams, as some service managers leave them."""
     port = free_port()
     command = [*COMMAND, "--port", str(port), "--metrics-port", str(free_port())]
     with subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command], cwd=ROOT) as process:
@@ -98,7 +98,7 @@ def test_nobody_has_to_read_its_output() -> None:
 
 
 def test_ctrl_c_during_imports_shows_no_traceback() -> None:
-    """They take half a second, in which it is not serving yet."""
+    """Heavy imports are deferred: they would delay serving by half a second."""
     command = [sys.executable, "-X", "importtime", *COMMAND[1:]]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None

@@ -28,7 +28,7 @@ def test_error_table_lists_every_error() -> None:
 
 @pytest.mark.parametrize("row", ERROR_ROWS, ids=lambda row: row["reason"])
 def test_error_table_says_what_can_be_retried(row: dict[str, str]) -> None:
-    """A row promises RetryInfo, and a retry after its delay, exactly if the error is retryable."""
+    """A row promises RetryInfo and a retry after its delay if and only if the error is retryable."""
     is_retryable = any(kind.is_retryable for kind in _error_kinds() if kind.reason == row["reason"])
 
     assert row["retry"].startswith("after the delay" if is_retryable else "no")
@@ -36,7 +36,7 @@ def test_error_table_says_what_can_be_retried(row: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("row", ERROR_ROWS, ids=lambda row: row["reason"])
-def test_error_table_says_what_grpcs_own_retries_are_told(row: dict[str, str]) -> None:
+def test_error_table_names_the_pushback(row: dict[str, str]) -> None:
     """A row names the pushback that ends its calls: the delay, -1, or none."""
     told = {_pushback(kind) for kind in _error_kinds() if kind.reason == row["reason"]}
 

@@ -1,4 +1,4 @@
-"""grpcurl and buf curl against a server that asks for keys, as server/docs/access.md says to call them."""
+"""grpcurl and buf curl call a server that requires keys, as server/docs/access.md shows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def header(keys_file: Path) -> str:
-    """A key for embedding alone, with room for one call at once."""
+    """A key that allows embedding only, one call at a time."""
     with changed_keys(keys_file) as keys:
         key, keys["search"] = new_key("search", frozenset({Scope.EMBED}), max_concurrent_requests=1)
     return f"authorization: Bearer {key}"
@@ -43,7 +43,7 @@ def server(keys_file: Path, header: str) -> Iterator[ServerProcess]:
 
 
 def test_grpcurl_finds_and_calls_the_api_with_a_key(server: ServerProcess, header: str) -> None:
-    """By reflection, without a proto at hand."""
+    """grpcurl calls the server by reflection, without a proto file."""
     grpcurl = (BIN / "grpcurl", "-plaintext", "-H", header)
 
     services = run(*grpcurl, server.address, "list")
@@ -57,7 +57,7 @@ def test_grpcurl_finds_and_calls_the_api_with_a_key(server: ServerProcess, heade
 
 @pytest.mark.parametrize("version", ["grpc-v1", "grpc-v1alpha"])
 def test_buf_curl_calls_the_api_with_a_key(server: ServerProcess, header: str, version: str) -> None:
-    """By either name of reflection."""
+    """buf curl works with both versions of the reflection service."""
     curl = (BIN / "buf", "curl", "--http2-prior-knowledge", "--protocol", "grpc", "-H", header)
     reflect = ("--reflect-header", "*", "--reflect-protocol", version)
 
@@ -68,7 +68,7 @@ def test_buf_curl_calls_the_api_with_a_key(server: ServerProcess, header: str, v
 
 @pytest.mark.parametrize("name", ["grpc.reflection.v1", "grpc.reflection.v1alpha"])
 def test_reflection_describes_itself(server: ServerProcess, header: str, name: str) -> None:
-    """In the package by whose name it was asked for."""
+    """Reflection describes its messages in the package that was requested."""
     described = run(
         *(BIN / "grpcurl", "-plaintext", "-H", header, server.address),
         *("describe", f"{name}.ServerReflection"),
@@ -78,7 +78,7 @@ def test_reflection_describes_itself(server: ServerProcess, header: str, name: s
 
 
 def test_grpcurl_checks_health_without_a_key(server: ServerProcess, tmp_path: Path) -> None:
-    """With the proto of health, since without a key there is no reflection."""
+    """Health answers without a key, given its proto: reflection requires a key."""
     files = FileDescriptorSet()
     health_pb2.DESCRIPTOR.CopyToProto(files.file.add())
     (tmp_path / "health.binpb").write_bytes(files.SerializeToString())

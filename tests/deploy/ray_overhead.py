@@ -12,7 +12,7 @@ from functools import partial
 from alignserve import Client
 from alignserve._bench.load import ClosedLoop
 from alignserve._bench.recorder import Measurement
-from alignserve._bench.runner import Extent
+from alignserve._bench.runner import RunLength
 
 from tests.deploy.ray_serve import running_ray_serve
 from tests.load.inputs import grpc_calls
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default: 3)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a round (default: 3)")
     options = parser.parse_args(arguments)
-    extent = Extent(options.seconds, warmup_seconds=1.0)
+    run_length = RunLength(options.seconds, warmup_seconds=1.0)
     with server_process("--checkpoint", "fake") as alone, running_ray_serve() as ray_serve:
         with Client(ray_serve.address) as client:
             client.wait_until_ready()
@@ -43,17 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [
             (name, server, str(rates), number(rates.p50_ms), number(rates.p99_ms))
             for name in _LOADS
-            for server, rates in _measured(name, addresses, extent, options.rounds).items()
+            for server, rates in _measured(name, addresses, run_length, options.rounds).items()
         ]
     print(table(_HEAD, rows))
 
 
-def _measured(name: str, addresses: dict[str, str], extent: Extent, rounds: int) -> dict[str, Rates]:
+def _measured(name: str, addresses: dict[str, str], run_length: RunLength, rounds: int) -> dict[str, Rates]:
     progress(name)
     modality, concurrency, streams = _LOADS[name]
 
     def once(address: str) -> Measurement:
-        return grpc_round(address, grpc_calls(modality), ClosedLoop(concurrency), extent, streams)
+        return grpc_round(address, grpc_calls(modality), ClosedLoop(concurrency), run_length, streams)
 
     measures = {server: partial(once, address) for server, address in addresses.items()}
     return {server: Rates.of(taken) for server, taken in in_turn(measures, rounds).items()}

@@ -80,7 +80,7 @@ async def _first_answer(live: LiveServer, method: str, message: bytes) -> Outcom
 
 
 @pytest.mark.parametrize("method", _METHODS)
-async def test_what_is_no_message_is_refused(live: LiveServer, method: str) -> None:
+async def test_invalid_messages_are_refused(live: LiveServer, method: str) -> None:
     """In every kind of RPC, with one and the same answer."""
     cut = _METHODS[method][2].SerializeToString()[:-1]
     messages = {**_NO_MESSAGE, "cut off": cut}

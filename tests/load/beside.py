@@ -43,7 +43,7 @@ def _standing(contender: Contender, plan: Plan) -> _Standing:
     progress(contender.name)
     with contender.start() as server:
         measures = {
-            (modality, callers): partial(server.measure, modality, ClosedLoop(callers), plan.extent)
+            (modality, callers): partial(server.measure, modality, ClosedLoop(callers), plan.run_length)
             for modality in MODALITIES
             for callers in (1, 64)
         }

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from alignserve._bench.inputs import Inputs
 from alignserve._bench.load import ClosedLoop
 from alignserve._bench.sentences import sentences
-from alignserve._bench.workload import Call, calls
+from alignserve._bench.workload import UnaryRequest, calls
 
 from tests.load.measuring import Plan, Rates, grpc_round, in_turn, progress
 from tests.load.report import Section, number, ratio, table
@@ -33,7 +33,7 @@ def run(plan: Plan) -> Section:
     with server_process(*ours, "--text-cache-bytes", "0") as off, server_process(*ours) as on:
         measures = {
             name: lambda address=server.address: grpc_round(
-                address, _calls(next(seeds)), ClosedLoop(_CALLERS), plan.extent
+                address, _calls(next(seeds)), ClosedLoop(_CALLERS), plan.run_length
             )
             for name, server in {"off": off, "on": on}.items()
         }
@@ -52,7 +52,7 @@ def run(plan: Plan) -> Section:
     return Section(f"Repeated texts: {plan.model}", [_NOTE, table(head, rows)])
 
 
-def _calls(seed: int) -> Iterator[Call]:
+def _calls(seed: int) -> Iterator[UnaryRequest]:
     chance = random.Random(seed)
     texts = sentences(_TEXTS, "mixed", seed=0)
     weights = list(itertools.accumulate(1 / rank for rank in range(1, _TEXTS + 1)))

@@ -20,7 +20,7 @@ import psutil
 from alignserve import Client
 from alignserve._bench.load import ClosedLoop, Load
 from alignserve._bench.recorder import Measurement
-from alignserve._bench.runner import Extent
+from alignserve._bench.runner import RunLength
 from alignserve_server.model.checkpoint import resolve_checkpoint
 
 from tests.load.http_route import http_calls
@@ -40,7 +40,7 @@ class Running:
     """A server that is ready."""
 
     process: subprocess.Popen[Any]
-    measure: Callable[[str, Load, Extent], Measurement]  # with a modality's calls of one item
+    measure: Callable[[str, Load, RunLength], Measurement]  # with a modality's calls of one item
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,16 @@ def _http(module: str, folder: str, *, as_json: bool) -> Iterator[Running]:
         yield server
 
 
-def _grpc_round(address: str, modality: str, load: Load, extent: Extent) -> Measurement:
-    return grpc_round(address, grpc_calls(modality), load, extent)
+def _grpc_round(address: str, modality: str, load: Load, run_length: RunLength) -> Measurement:
+    return grpc_round(address, grpc_calls(modality), load, run_length)
 
 
-def _http_round(port: int, as_json: bool, modality: str, load: Load, extent: Extent) -> Measurement:
-    return http_round(port, http_calls(modality, as_json=as_json), load, extent)
+def _http_round(port: int, as_json: bool, modality: str, load: Load, run_length: RunLength) -> Measurement:
+    return http_round(port, http_calls(modality, as_json=as_json), load, run_length)
 
 
 def _wait_until_ready(server: Running, modality: str) -> None:
-    one_call = Extent(_READY_SECONDS, max_requests=1, timeout_seconds=_READY_SECONDS)
+    one_call = RunLength(_READY_SECONDS, max_requests=1, timeout_seconds=_READY_SECONDS)
     end = time.monotonic() + _READY_SECONDS
     while server.measure(modality, ClosedLoop(1), one_call).failed:
         if time.monotonic() > end or server.process.poll() is not None:

@@ -98,7 +98,7 @@ def _rates(servers: Mapping[_Choice, ServerProcess], modality: str, plan: Plan) 
 
     def once(server: ServerProcess) -> Measurement:
         load = ClosedLoop(_CONCURRENCY[modality])
-        return grpc_round(server.address, grpc_calls(modality), load, plan.extent)
+        return grpc_round(server.address, grpc_calls(modality), load, plan.run_length)
 
     measures = {choice: partial(once, server) for choice, server in servers.items()}
     return {choice: Rates.of(rounds) for choice, rounds in in_turn(measures, plan.rounds).items()}

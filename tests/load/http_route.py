@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from alignserve._bench.recorder import Failure
 from alignserve._bench.routes import RequestFailed
-from alignserve._bench.workload import Call
+from alignserve._bench.workload import UnaryRequest
 
 from tests.load.inputs import bodies
 
@@ -22,7 +22,7 @@ class HttpRoute:
         self._port = port
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def send(self, call: Call, timeout_seconds: float) -> None:
+    async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
         """Sends the body to the path that the call names, and reads the answer."""
         head = (
             f"POST {call.method} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -49,11 +49,11 @@ class HttpRoute:
         return await asyncio.open_connection("127.0.0.1", self._port)
 
 
-def http_calls(modality: str, *, as_json: bool, seed: int | None = None) -> Iterator[Call]:
+def http_calls(modality: str, *, as_json: bool, seed: int | None = None) -> Iterator[UnaryRequest]:
     """Yields requests to `/image` or `/text` with what `bodies` yields, bare or as base64 in JSON."""
     for body in bodies(modality, seed):
         request = json.dumps({"content": base64.b64encode(body).decode()}).encode() if as_json else body
-        yield Call(f"/{modality}", request)
+        yield UnaryRequest(f"/{modality}", request)
 
 
 async def _answer(reader: asyncio.StreamReader) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from alignserve._bench.images import varied_image
 from alignserve._bench.inputs import Inputs
 from alignserve._bench.sentences import sentences
-from alignserve._bench.workload import Call, calls
+from alignserve._bench.workload import UnaryRequest, calls
 from alignserve.v1 import align_service_pb2 as pb
 
 MODALITIES = ("image", "text")
@@ -24,7 +24,7 @@ _CALLS_AT_A_TIME = 8
 _SEEDS = itertools.count()
 
 
-def grpc_calls(modality: str, items_per_request: int = 1, seed: int | None = None) -> Iterator[Call]:
+def grpc_calls(modality: str, items_per_request: int = 1, seed: int | None = None) -> Iterator[UnaryRequest]:
     """Yields calls of `EmbedImage` or `EmbedText`, without end; other ones each time, unless a seed is given.
 
     Photos and captions are drawn at random, and each carries a tag. Texts have the same mix of lengths in

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import psutil
 from alignserve._bench.load import Load
 from alignserve._bench.recorder import Measurement
-from alignserve._bench.runner import Extent, drive, measure
-from alignserve._bench.workload import Call
+from alignserve._bench.runner import RunLength, drive, measure
+from alignserve._bench.workload import UnaryRequest
 
 from tests.load.http_route import HttpRoute
 from tests.load.report import number
@@ -36,9 +36,9 @@ class Plan:
     seconds: float  # of a round
 
     @property
-    def extent(self) -> Extent:
+    def run_length(self) -> RunLength:
         """One round, with its warm-up."""
-        return Extent(self.seconds, warmup_seconds=1.0)
+        return RunLength(self.seconds, warmup_seconds=1.0)
 
     @property
     def model(self) -> str:
@@ -98,22 +98,22 @@ def in_turn(measures: Mapping[_Name, Callable[[], _T]], rounds: int) -> dict[_Na
 
 
 def grpc_round(
-    address: str, calls: Iterator[Call], load: Load, extent: Extent, streams: int = 0
+    address: str, calls: Iterator[UnaryRequest], load: Load, run_length: RunLength, streams: int = 0
 ) -> Measurement:
     """Measures a gRPC server once."""
     connections = 1 if load.most_in_flight == 1 else 4
     return _LOOP.run_until_complete(
-        measure(address, calls, load, extent, connections=connections, streams=streams)
+        measure(address, calls, load, run_length, connections=connections, streams=streams)
     )
 
 
-def http_round(port: int, calls: Iterator[Call], load: Load, extent: Extent) -> Measurement:
+def http_round(port: int, calls: Iterator[UnaryRequest], load: Load, run_length: RunLength) -> Measurement:
     """Measures an HTTP server once."""
 
     async def once() -> Measurement:
         route = HttpRoute(port)
         try:
-            return await drive([route], calls, load, extent)
+            return await drive([route], calls, load, run_length)
         finally:
             await route.close()
 

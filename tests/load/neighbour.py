@@ -9,7 +9,7 @@ from functools import partial
 
 from alignserve._bench.load import ClosedLoop
 from alignserve._bench.recorder import Measurement
-from alignserve._bench.runner import Extent
+from alignserve._bench.runner import RunLength
 
 from tests.load.contenders import ALIGNSERVE, ALIGNSERVE_TORCH, MOSEC, PLAIN, Contender, Running, contenders
 from tests.load.inputs import MODALITIES
@@ -40,8 +40,8 @@ def _rows(contender: Contender, plan: Plan) -> list[tuple[object, ...]]:
 
 
 def _row(name: str, server: Running, modality: str, plan: Plan) -> tuple[object, ...]:
-    extent = Extent(2 * plan.seconds, warmup_seconds=1.0)
-    one, many = (partial(server.measure, modality, ClosedLoop(callers), extent) for callers in (1, 64))
+    run_length = RunLength(2 * plan.seconds, warmup_seconds=1.0)
+    one, many = (partial(server.measure, modality, ClosedLoop(callers), run_length) for callers in (1, 64))
     busiest, busiest_beside = Rates.of([many()]), Rates.of([_beside_neighbour(many)])
     throughput = ratio(busiest_beside.items_per_second, busiest.items_per_second)
     p50, p50_beside = Rates.of([one()]).p50_ms, Rates.of([_beside_neighbour(one)]).p50_ms

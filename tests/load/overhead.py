@@ -62,7 +62,7 @@ def _rates(name: str, addresses: Mapping[str, str], plan: Plan) -> dict[str, Rat
 
     def once(address: str) -> Measurement:
         load = ClosedLoop(concurrency)
-        return grpc_round(address, grpc_calls(modality), load, plan.extent, streams)
+        return grpc_round(address, grpc_calls(modality), load, plan.run_length, streams)
 
     measures = {server: partial(once, address) for server, address in addresses.items()}
     return {server: Rates.of(rounds) for server, rounds in in_turn(measures, plan.rounds).items()}

@@ -17,7 +17,7 @@ import psutil
 from alignserve._bench.images import varied_image
 from alignserve._bench.inputs import Inputs
 from alignserve._bench.load import OpenLoop
-from alignserve._bench.runner import Extent
+from alignserve._bench.runner import RunLength
 from alignserve._bench.workload import calls
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -139,10 +139,10 @@ def _plan(case: _Case, prefix: Sequence[str], *flags: str) -> dict[str, Any]:
 def _measured(server: ServerProcess, case: _Case, rate: float, plan: Plan) -> tuple[Rates, dict[str, float]]:
     weights = dict(zip(MODALITIES, (case.image_share, 1 - case.image_share), strict=True))
     inputs = Inputs(images=[varied_image(photo) for photo in PHOTOS], texts=TEXTS)
-    extent = Extent(plan.seconds * _SECONDS_PER_ROUND_SECOND, warmup_seconds=1.0)
+    run_length = RunLength(plan.seconds * _SECONDS_PER_ROUND_SECOND, warmup_seconds=1.0)
     before = _Batches.of(server)
     rounds = [
-        grpc_round(server.address, calls(weights, inputs, seed), OpenLoop(rate, seed=seed), extent)
+        grpc_round(server.address, calls(weights, inputs, seed), OpenLoop(rate, seed=seed), run_length)
         for seed in range(plan.rounds)
     ]
     return Rates.of(rounds), _Batches.of(server).mean_since(before)

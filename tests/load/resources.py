@@ -59,7 +59,7 @@ def _usage(name: str, flags: Sequence[str], plan: Plan) -> _Usage:
     with server_process(*command) as server:
         ready = Memory.of(server.process)
         for modality in MODALITIES:
-            grpc_round(server.address, grpc_calls(modality), ClosedLoop(_CALLERS), plan.extent)
+            grpc_round(server.address, grpc_calls(modality), ClosedLoop(_CALLERS), plan.run_length)
         loaded = Memory.of(server.process)
     weights = (resolve_checkpoint(plan.checkpoint).folder / "model.safetensors").stat().st_size
     share = 0.5 if "bfloat16" in flags else 1.0

@@ -9,7 +9,7 @@ from functools import partial
 
 from alignserve._bench.load import ClosedLoop, OpenLoop
 from alignserve._bench.recorder import Measurement
-from alignserve._bench.runner import Extent
+from alignserve._bench.runner import RunLength
 from alignserve_server.model.encoder import Encoder
 
 from tests.load.inputs import MODALITIES, grpc_calls
@@ -70,10 +70,10 @@ def _standing(encoder: Encoder, address: str, modality: str, plan: Plan) -> _Sta
     batch_size = best_offline_batch(encoder, modality)
     many = ClosedLoop(_CONCURRENCY[modality])
     closed: dict[str, Callable[[], Measurement]] = {
-        "single": lambda: grpc_round(address, grpc_calls(modality), many, plan.extent),
-        "in_sixteens": lambda: grpc_round(address, grpc_calls(modality, 16), ClosedLoop(8), plan.extent),
-        "streamed": lambda: grpc_round(address, grpc_calls(modality), many, plan.extent, streams=4),
-        "one_caller": lambda: grpc_round(address, grpc_calls(modality), ClosedLoop(1), plan.extent),
+        "single": lambda: grpc_round(address, grpc_calls(modality), many, plan.run_length),
+        "in_sixteens": lambda: grpc_round(address, grpc_calls(modality, 16), ClosedLoop(8), plan.run_length),
+        "streamed": lambda: grpc_round(address, grpc_calls(modality), many, plan.run_length, streams=4),
+        "one_caller": lambda: grpc_round(address, grpc_calls(modality), ClosedLoop(1), plan.run_length),
     }
     progress(f"{modality}: ceiling and server")
     rounds = [
@@ -97,8 +97,8 @@ def _open_loop(address: str, modality: str, saturation: float, plan: Plan) -> di
     def once(load: float) -> Measurement:
         rate = load * saturation
         seconds = max(plan.seconds, _LEAST_CALLS / rate)
-        extent = Extent(seconds, warmup_seconds=1.0)
-        return grpc_round(address, grpc_calls(modality), OpenLoop(rate), extent)
+        run_length = RunLength(seconds, warmup_seconds=1.0)
+        return grpc_round(address, grpc_calls(modality), OpenLoop(rate), run_length)
 
     measured = in_turn({load: partial(once, load) for load in _LOADS}, plan.rounds)
     return {load: Rates.of(rounds) for load, rounds in measured.items()}

@@ -14,7 +14,7 @@ from unittest import mock
 
 import psutil
 from alignserve._bench.load import ClosedLoop
-from alignserve._bench.runner import Extent
+from alignserve._bench.runner import RunLength
 
 from tests.collector import Collector, collecting
 from tests.load.inputs import grpc_calls
@@ -121,8 +121,8 @@ def _scrape(port: int, done: threading.Event) -> None:
 def _cost(server: ServerProcess, plan: Plan) -> _Cost:
     process = psutil.Process(server.process.pid)
     before = process.cpu_times()
-    extent = Extent(plan.seconds, warmup_seconds=0.0)  # so that every call is counted
-    measured = grpc_round(server.address, grpc_calls("text"), ClosedLoop(_CALLERS), extent)
+    run_length = RunLength(plan.seconds, warmup_seconds=0.0)  # so that every call is counted
+    measured = grpc_round(server.address, grpc_calls("text"), ClosedLoop(_CALLERS), run_length)
     after = process.cpu_times()
     seconds = after.user + after.system - before.user - before.system
     return _Cost(1e6 * seconds / max(1, measured.requests), measured.items_per_second)

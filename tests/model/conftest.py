@@ -1,4 +1,4 @@
-"""Checkpoints, and transformers as the reference that the encoder is compared with."""
+"""Checkpoints, and transformers as the reference for the encoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.model.tiny import SPECIAL_TOKENS, write_tiny_checkpoint
 WORDS = ["a", "photo", "of", "the", "cat", "dog", "coffee", "rocket", "##s", ".", ",", "!"]
 PHOTOS = Path(__file__).parents[1] / "data" / "photos"
 
-# Threads of one forward spin at its barriers, and on a busy machine it then takes ten times as long.
+# Threads of a forward spin at barriers, which takes ten times as long on a busy machine.
 torch.set_num_threads(1)
 
 
@@ -133,7 +133,7 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where converted models go, shared by the tests."""
+    """The cache folder for converted models, shared by the tests."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -172,5 +172,5 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A copy of it, to change."""
+    """A copy of it that a test may change."""
     return shutil.copytree(tiny_folder, tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""Loading refuses what would serve wrong vectors, and a forward behaves on its lane."""
+"""Loading refuses checkpoints that would give wrong vectors, and forwards are independent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture
 def folder(random_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the random checkpoint, to damage."""
+    """A copy of the random checkpoint that a test may damage."""
     return shutil.copytree(random_folder, tmp_path / "copy")
 
 
@@ -40,7 +40,7 @@ def change_config(folder: Path, **changes: object) -> None:
 
 
 def test_info_says_what_is_served(pair, runtime):
-    """The model describes itself by its checkpoint."""
+    """The model's description comes from its checkpoint."""
     info = pair.encoder.info
 
     assert info.temperature == pair.reference.model.temperature.item()
@@ -52,7 +52,7 @@ def test_info_says_what_is_served(pair, runtime):
 
 
 def test_loading_prints_nothing():
-    """transformers' progress bars and notes stay out of the server's output."""
+    """transformers' progress bars and notices stay out of the server's output."""
     program = (
         "from alignserve_server.model.align import load_align\n"
         "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
@@ -79,7 +79,7 @@ def test_a_checkpoint_without_the_text_pooler_is_complete(folder):
     "name", ["temperature", "text_projection.bias", "vision_model.embeddings.convolution.weight"]
 )
 def test_a_missing_weight_is_an_error(folder, name):
-    """Weights that transformers would make up are not served."""
+    """A checkpoint with missing weights, which transformers would initialize randomly, is refused."""
     change_weights(folder, lambda weights: weights.pop(name))
 
     with pytest.raises(CheckpointError, match=f"lacks 1 weights, such as {name}"):
@@ -87,15 +87,15 @@ def test_a_missing_weight_is_an_error(folder, name):
 
 
 def test_a_weight_of_another_shape_is_an_error(folder):
-    """A configuration that does not fit the weights is refused."""
+    """A configuration that does not match the weights is refused."""
     change_config(folder, projection_dim=64)
 
-    with pytest.raises(CheckpointError, match="does not load"):
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_align(resolve_checkpoint(str(folder)), runtime="torch")
 
 
 def test_modalities_of_different_dimensions_are_an_error(folder):
-    """Images and texts that cannot be compared are refused at start."""
+    """Modalities with different dimensions are refused at startup."""
     change_config(folder, projection_dim=64)
     change_weights(
         folder,
@@ -111,8 +111,8 @@ def test_modalities_of_different_dimensions_are_an_error(folder):
         load_align(resolve_checkpoint(str(folder)), runtime="torch")
 
 
-def test_a_checkpoint_with_vocab_txt_alone_tokenizes_alike(random_folder, folder):
-    """Old checkpoints have no tokenizer.json."""
+def test_a_checkpoint_with_only_vocab_txt_tokenizes_alike(random_folder, folder):
+    """An old checkpoint, which has no tokenizer.json, gives the same tokens."""
     whole = load_align(resolve_checkpoint(str(random_folder)), runtime="torch")
     (folder / "tokenizer.json").unlink()
 
@@ -123,16 +123,16 @@ def test_a_checkpoint_with_vocab_txt_alone_tokenizes_alike(random_folder, folder
 
 
 @pytest.mark.parametrize(
-    ("device", "message"), [("tpu", "none of auto, cpu, cuda"), ("cuda:99", "does not exist")]
+    ("device", "message"), [("tpu", "not one of auto, cpu, cuda"), ("cuda:99", "does not exist")]
 )
 def test_an_unknown_device_is_an_error(device, message):
-    """A device that is not there is named at start."""
+    """A missing device is reported at startup."""
     with pytest.raises(ValueError, match=message):
         load_align(resolve_checkpoint(), device=device)
 
 
 def test_lanes_run_at_once(mini, photos):
-    """Forwards on two lanes at a time give what they give alone."""
+    """Concurrent forwards on two lanes give the same results as on one."""
     encoder = mini.encoder
     images = [encoder.preprocess_image(photo) for photo in photos.values()]
     texts = [encoder.tokenize(text, truncate=False) for text in ("a cat", "a photo of a dog", "rocket")]
@@ -179,9 +179,9 @@ def test_threads_do_not_wait_spinning_for_long(chosen, spins):
 
 
 def test_too_large_a_batch_is_out_of_memory(mini):
-    """An allocation that the machine cannot make says so, and the encoder goes on working."""
+    """A failed allocation raises OutOfDeviceMemory, and the encoder keeps working."""
     pixels = np.zeros((224, 224, 3), np.uint8)
-    batch = [np.broadcast_to(np.uint8(0), (1 << 31, 1 << 29, 3))] * 2  # more than there are addresses
+    batch = [np.broadcast_to(np.uint8(0), (1 << 31, 1 << 29, 3))] * 2  # more than the address space
 
     with pytest.raises(OutOfDeviceMemory):
         mini.encoder.encode_images(batch)
@@ -202,6 +202,6 @@ def test_too_large_a_batch_is_out_of_memory(mini):
     ids=["cuda", "pinned", "linux", "windows"],
 )
 def test_every_way_to_run_out_of_memory_is_one_error(error):
-    """torch's several errors become the one that the scheduler knows."""
+    """torch's various errors become the one that the scheduler handles."""
     with pytest.raises(OutOfDeviceMemory), memory_errors():
         raise error

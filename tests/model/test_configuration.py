@@ -1,4 +1,4 @@
-"""Every field of a checkpoint's configuration is obeyed as transformers obeys it, or refused by name."""
+"""Every field of a checkpoint's configuration works as in transformers, or is refused by name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ VISION = {
     "batch_norm_momentum": 0.5,
     "drop_connect_rate": 0.9,
 }
-MATCHING = {  # what else has to change with a field, so that blocks and projections fit each other
+MATCHING = {  # fields that must change together, so that blocks and projections match
     "width_coefficient": {"out_channels": [32, 48], "in_channels": [32, 32]},
     "in_channels": {"out_channels": [24, 24], "width_coefficient": 1.0},
     "depth_divisor": {"out_channels": [16, 24]},
@@ -106,29 +106,29 @@ def assert_served_equals(model: AlignModel) -> None:
 
 @pytest.mark.parametrize(("field", "value"), TEXT.items(), ids=TEXT)
 def test_text_fields_are_obeyed(field, value):
-    """With another value the vectors are still those of AlignModel."""
+    """With another value of a field, vectors still equal AlignModel's."""
     assert_served_equals(tiny_model(text={field: value}))
 
 
 @pytest.mark.parametrize(("field", "value"), VISION.items(), ids=VISION)
 def test_vision_fields_are_obeyed(field, value):
-    """With another value the vectors are still those of AlignModel."""
+    """With another value of a field, vectors still equal AlignModel's."""
     assert_served_equals(tiny_model(vision={field: value, **MATCHING.get(field, {})}))
 
 
 @pytest.mark.parametrize("activation", ACT2FN)
 def test_every_activation_is_obeyed(activation):
-    """Those that oneDNN has and those that it lacks, in both towers."""
+    """Activations with and without oneDNN support work in both towers."""
     if activation == "xielu":
-        pytest.skip("computes in bfloat16 alone")
+        pytest.skip("computes only in bfloat16")
 
-    scale = {"initializer_range": 0.05}  # or squares of squares overflow
+    scale = {"initializer_range": 0.05}  # otherwise squares of squares overflow
     vision = {"hidden_act": activation, **scale}
     assert_served_equals(tiny_model(text={"hidden_act": activation, **scale}, vision=vision))
 
 
 def test_every_field_of_transformers_is_documented():
-    """A field that a future transformers adds has to be judged before it is served."""
+    """Every field is listed, so that new fields of transformers are assessed before they are served."""
     expected = {field.name for field in dataclasses.fields(AlignConfig)}
     for section, config in (("text_config", AlignTextConfig), ("vision_config", AlignVisionConfig)):
         own = {field.name for field in dataclasses.fields(config)} - SHARED
@@ -146,7 +146,7 @@ def test_every_field_of_transformers_is_documented():
 
 
 def test_every_field_is_tried():
-    """What the table says of a field has a test here."""
+    """Every field in the README's table has a test here."""
     fields = {f"text_config.{name}" for name in TEXT} | {f"vision_config.{name}" for name in VISION}
     elsewhere = SHARED | {"text_config", "vision_config", "projection_dim", "temperature_init_value"}
 
@@ -187,8 +187,8 @@ def with_field(config: dict, path: str, value: object) -> dict:
 
 
 @pytest.mark.parametrize(("path", "value"), REFUSED.items(), ids=REFUSED)
-def test_what_is_not_obeyed_is_refused_by_name(path, value):
-    """The message has the field, its value and what is supported."""
+def test_unsupported_values_are_refused_by_name(path, value):
+    """The message has the field, its value and the supported values."""
     config = tiny_model().config.to_dict()
     check_configuration(config)
 
@@ -199,7 +199,7 @@ def test_what_is_not_obeyed_is_refused_by_name(path, value):
 
 
 def test_every_refusal_is_tried():
-    """No requirement is without its test."""
+    """Every requirement has a test."""
     fields = {f"{section}.{field}".lstrip(".") for section, names in REQUIREMENTS.items() for field in names}
 
     assert fields == set(REFUSED)
@@ -229,7 +229,7 @@ def change_weights(folder: Path, change) -> None:
 
 
 def test_a_refused_field_ends_the_start(folder):
-    """The check comes before anything is loaded or converted."""
+    """The check precedes any loading or conversion."""
     edit(folder / "config.json", quantization_config={"quant_method": "fp8"})
 
     with pytest.raises(CheckpointError, match=r"quantization_config .* is not supported"):
@@ -238,7 +238,7 @@ def test_a_refused_field_ends_the_start(folder):
 
 @pytest.mark.parametrize("section", ["text_config", "vision_config"])
 def test_an_unknown_activation_is_refused_by_name(folder, section):
-    """The message lists what transformers knows."""
+    """The message lists the activations that transformers supports."""
     edit(
         folder / "config.json", **with_field(tiny_model().config.to_dict(), f"{section}.hidden_act", "swoosh")
     )
@@ -268,7 +268,7 @@ def test_an_unknown_activation_is_refused_by_name(folder, section):
     ],
 )
 def test_a_field_without_effect_has_none(plain, folder, path, value):
-    """Vectors and temperature are those without it."""
+    """A field listed as without effect does not change vectors or the temperature."""
     edit(folder / "config.json", **with_field(tiny_model().config.to_dict(), path, value))
 
     changed = load(folder)
@@ -279,7 +279,7 @@ def test_a_field_without_effect_has_none(plain, folder, path, value):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_weights_saved_in_half_precision_are_read_exactly(folder, dtype):
-    """They are computed in float32, as AlignModel does when told so."""
+    """Weights of other types are computed in float32, like AlignModel in float32."""
     tiny_model().to(dtype).save_pretrained(folder)
     model = AlignModel.from_pretrained(folder, dtype=torch.float32).eval()
     encoder = load(folder)
@@ -292,7 +292,7 @@ def test_weights_saved_in_half_precision_are_read_exactly(folder, dtype):
 
 
 def test_the_count_of_training_batches_may_be_missing(plain, folder):
-    """Nothing that is served depends on it."""
+    """The count of training batches may be missing: it does not affect results."""
     change_weights(
         folder,
         lambda weights: [weights.pop(name) for name in list(weights) if "num_batches_tracked" in name],
@@ -303,7 +303,7 @@ def test_the_count_of_training_batches_may_be_missing(plain, folder):
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan"), float("inf"), -float("inf"), 1e-40])
 def test_a_temperature_that_cannot_divide_is_refused(folder, temperature):
-    """Scores would be NaN, or the order of the labels reversed."""
+    """Invalid temperatures, which would give NaN or reverse the order of labels, are refused."""
     change_weights(folder, lambda weights: weights.update(temperature=torch.tensor(temperature)))
 
     with pytest.raises(CheckpointError, match="the weight temperature"):
@@ -320,7 +320,7 @@ def test_a_temperature_that_cannot_divide_is_refused(folder, temperature):
     ],
 )
 def test_weights_that_are_not_finite_are_named(folder, name, value):
-    """Also those of one word, which no text of the proof has."""
+    """Weights that are not finite are refused, even those of a word that the probe lacks."""
     change_weights(folder, lambda weights: weights[name].view(-1)[-1:].fill_(value))
 
     with pytest.raises(CheckpointError, match=f"the weight {name} has values that are not finite"):
@@ -329,7 +329,7 @@ def test_weights_that_are_not_finite_are_named(folder, name, value):
 
 @pytest.mark.parametrize("scale", [0.0, 1e30, 1e-30])
 def test_vectors_without_a_direction_are_named(folder, scale):
-    """Zeros, and numbers whose squares overflow or vanish, are no embedding."""
+    """Zeros, and numbers whose squares overflow or underflow, are not a valid embedding."""
     change_weights(
         folder,
         lambda weights: [weights[f"text_projection.{part}"].mul_(scale) for part in ("weight", "bias")],
@@ -340,16 +340,16 @@ def test_vectors_without_a_direction_are_named(folder, scale):
 
 
 def test_a_configuration_of_other_types_is_refused(folder):
-    """A number in quotes is no number; transformers' objection is passed on."""
+    """A quoted number is refused, with transformers' own error."""
     config = with_field(tiny_model().config.to_dict(), "text_config.layer_norm_eps", "small")
     edit(folder / "config.json", **config)
 
-    with pytest.raises(CheckpointError, match=r"does not load: .*layer_norm_eps"):
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: .*layer_norm_eps"):
         load(folder)
 
 
 def test_images_too_large_for_the_pooling_are_refused(tmp_path):
-    """AlignModel's window has to span what it pools, or there is no embedding."""
+    """AlignModel's pooling window must cover the whole image."""
     folder = write_tiny_checkpoint(tmp_path / "model", tiny_model(vision={"hidden_dim": 2}))
 
     with pytest.raises(CheckpointError, match="AlignModel fails on the probe"):

@@ -1,4 +1,4 @@
-"""On a GPU: the same numbers as on a CPU, from CUDA graphs, whatever the batch and the lane."""
+"""A GPU gives the same numbers as a CPU, with CUDA graphs, for any batch and lane."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load(mini: Pair) -> Callable[..., AlignEncoder]:
 
 @pytest.fixture(scope="module")
 def encoder(load) -> AlignEncoder:
-    """In float32, with graphs of 1, 2, 4 and 6 entries."""
+    """An encoder in float32, with graphs for 1, 2, 4 and 6 entries."""
     return load()
 
 
@@ -54,10 +54,10 @@ def embed(encoder: AlignEncoder, inputs: list) -> np.ndarray:
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 def test_embeddings_equal_the_reference(load, mini, photos, dtype, cuda_graphs):
-    """In each data type, with graphs and without, within its bound."""
+    """Vectors are within the bound of each data type, with and without graphs."""
     expected = mini.reference.forward(list(photos.values()), TEXTS)
 
-    encoder = load(dtype=dtype, cuda_graphs=cuda_graphs, least_cosine=0.99)
+    encoder = load(dtype=dtype, cuda_graphs=cuda_graphs, min_cosine=0.99)
 
     assert encoder.info.dtype == dtype
     for inputs, embeds in ((list(photos.values()), expected.image_embeds), (TEXTS, expected.text_embeds)):
@@ -65,7 +65,7 @@ def test_embeddings_equal_the_reference(load, mini, photos, dtype, cuda_graphs):
 
 
 def test_every_batch_size_is_captured(load):
-    """Nothing is left to the first caller, and nothing falls back unseen."""
+    """All graphs are captured before the first call, and none is missing silently."""
     with capture_logs() as events:
         encoder = load()
 
@@ -74,15 +74,15 @@ def test_every_batch_size_is_captured(load):
 
 
 def test_batches_are_replayed(encoder, photos, monkeypatch):
-    """A batch within the buckets runs no operator of its own."""
+    """A batch that fits into a bucket runs only the graph."""
     monkeypatch.setattr(encoder._runtime._towers, "embed_pixels", None)
 
     assert np.isfinite(embed(encoder, list(photos.values())[:3])).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7])
-def test_alone_and_in_a_batch_are_alike(encoder, photos, size):
-    """Neither the bucket, nor its padding, nor a batch that is larger than all buckets changes a vector."""
+def test_vectors_do_not_depend_on_the_batch(encoder, photos, size):
+    """Vectors do not depend on the bucket, its padding, or a batch larger than all buckets."""
     for inputs in (list(photos.values()), TEXTS):
         batch = [inputs[i % len(inputs)] for i in range(size)]
         alone = np.concatenate([embed(encoder, [given]) for given in batch])
@@ -93,7 +93,7 @@ def test_alone_and_in_a_batch_are_alike(encoder, photos, size):
 
 
 def test_lanes_do_not_mix_their_batches(encoder, photos):
-    """Two lanes at once, many times, each get their own vectors."""
+    """Two concurrent lanes always get their own vectors."""
     jobs = [list(photos.values())[:2], list(photos.values())[2:5], TEXTS, TEXTS[::-1]]
     expected = [embed(encoder, inputs) for inputs in jobs]
 
@@ -106,12 +106,12 @@ def test_lanes_do_not_mix_their_batches(encoder, photos):
 
 
 def test_memory_counts_weights_and_graphs(encoder):
-    """What the device holds is no less than the weights."""
+    """The reported device memory is at least the size of the weights."""
     assert encoder.device_memory_bytes > encoder._runtime._towers.nbytes
 
 
 def test_the_gpu_is_found_by_nvidias_library(encoder):
-    """Its name is the one that the library knows, and the model's memory is within the GPU's."""
+    """The GPU's UUID is known to NVML, and the model's memory is within the GPU's."""
     metrics = Metrics(CollectorRegistry())
 
     watch_gpu(encoder.gpu_uuid, metrics)

@@ -1,4 +1,4 @@
-"""Prepared folders that somebody made up: their digests fit, and still each is refused by name."""
+"""Forged prepared folders, whose digests match, are still refused by name."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ Damage = Callable[[Path], object]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the embedded checkpoint's prepared form, to damage."""
+    """A copy of the embedded checkpoint's prepared form that a test may damage."""
     return shutil.copytree(READY, tmp_path / "copy")
 
 
 def sign(folder: Path) -> None:
-    """Writes digests that fit."""
+    """Writes matching digests."""
     names = [path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS]
     digests = {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in names}
     (folder / DIGESTS).write_text(json.dumps(digests))
 
 
 def facts(name: str, **changes: object) -> Damage:
-    """Changes facts; what is None goes."""
+    """Changes facts; None removes one."""
 
     def damage(folder: Path) -> None:
         changed = {**json.loads((folder / name).read_text()), **changes}
@@ -69,7 +69,7 @@ def other_network(name: str, other: str) -> Damage:
 
 
 def unpacks_to_terabytes(folder: Path) -> None:
-    """An array whose header promises more than there is."""
+    """An array whose header promises more data than exists."""
     with zipfile.ZipFile(folder / "reference.npz", "w") as archive:
         for name in ("pixel_values", "embeddings"):
             with archive.open(f"{name}.npy", "w") as file:
@@ -121,7 +121,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_folder_that_was_made_up_is_refused(damage, folder):
-    """Whatever is in its files, and though their digests fit, the error is typed and names what is wrong."""
+    """Invalid content with matching digests gives a CheckpointError that says what is wrong."""
     change, named = DAMAGES[damage]
     change(folder)
     sign(folder)
@@ -132,17 +132,17 @@ def test_a_folder_that_was_made_up_is_refused(damage, folder):
 
 @pytest.mark.parametrize("name", ["../../secret", "/proc/kcore", "/dev/zero"])
 def test_digests_of_other_folders_are_not_computed(name, folder):
-    """A file elsewhere may have no end, and is nobody's business here."""
+    """Files outside the folder, which may be endless or private, are never read."""
     digests = json.loads((folder / DIGESTS).read_text())
     (folder / DIGESTS).write_text(json.dumps({**digests, name: "00"}))
 
-    with pytest.raises(CheckpointError, match="outside of its folder"):
+    with pytest.raises(CheckpointError, match="outside the folder"):
         open_prepared(folder)
 
 
 @pytest.mark.parametrize("name", ["image.bin", "text.bin", "reference.json", "reference.npz"])
 def test_every_file_that_serving_reads_needs_a_digest(name, folder):
-    """A file without one may be damaged, so that it would end in OpenVINO or numpy."""
+    """A file without a digest is refused, since damage would crash OpenVINO or numpy."""
     digests = json.loads((folder / DIGESTS).read_text())
     del digests[name]
     (folder / DIGESTS).write_text(json.dumps(digests))
@@ -152,7 +152,7 @@ def test_every_file_that_serving_reads_needs_a_digest(name, folder):
 
 
 def test_a_link_is_filled_and_not_replaced(tmp_path):
-    """What is prepared goes where the link leads to, such as to a larger disk."""
+    """If the folder is a link, the target is prepared, such as on a larger disk."""
     link = tmp_path / "link"
     (tmp_path / "disk").mkdir()
     link.symlink_to("disk")
@@ -163,11 +163,13 @@ def test_a_link_is_filled_and_not_replaced(tmp_path):
     open_prepared(tmp_path / "disk")
 
 
-def test_a_folder_of_somebody_elses_is_filled(tmp_path, monkeypatch):
-    """Who may write to the folder and not beside it, as the user of a container, can prepare into it."""
+def test_a_folder_in_a_read_only_parent_is_filled(tmp_path, monkeypatch):
+    """Preparing works with write permission for only the folder itself, as in a container."""
     place = tmp_path / "models" / "align"
     place.mkdir(parents=True)
-    monkeypatch.setattr(os, "access", lambda path, *_: Path(path) != place.parent)  # for root may everything
+    monkeypatch.setattr(
+        os, "access", lambda path, *_: Path(path) != place.parent
+    )  # since root has every permission
     inode = place.stat().st_ino
 
     assert prepare_cli.run(["--to", str(place)]) == 0
@@ -177,8 +179,8 @@ def test_a_folder_of_somebody_elses_is_filled(tmp_path, monkeypatch):
     open_prepared(place)
 
 
-def test_a_copy_has_what_belongs_to_it_and_nothing_else(folder):
-    """Other files of the source stay there, also the copy itself where it is made inside."""
+def test_a_copy_has_only_the_checkpoints_files(folder):
+    """Only the checkpoint's files are copied, even into a subfolder of the source."""
     (folder / "notes.txt").write_text("mine")
 
     assert prepare_cli.run(["--checkpoint", str(folder), "--to", str(folder / "inside")]) == 0
@@ -188,7 +190,7 @@ def test_a_copy_has_what_belongs_to_it_and_nothing_else(folder):
 
 
 def test_many_prepare_the_same_folder_at_once(tmp_path):
-    """All succeed: whoever is late finds what they were about to write."""
+    """Concurrent preparations all succeed: later ones find the same result."""
     codes: list[int] = []
     runs = [
         Thread(target=lambda: codes.append(prepare_cli.run(["--to", str(tmp_path / "to")]))) for _ in "123"
@@ -206,7 +208,7 @@ def test_many_prepare_the_same_folder_at_once(tmp_path):
 
 @pytest.mark.parametrize("kind", ["file", "loop", "below a file"])
 def test_a_place_that_cannot_be_is_named(kind, tmp_path, capsys):
-    """The message names the folder that was asked for, not one that was made on the way."""
+    """The message names the requested folder, not a temporary one."""
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     place = tmp_path / kind if kind != "below a file" else tmp_path / "file" / "x"
@@ -218,8 +220,8 @@ def test_a_place_that_cannot_be_is_named(kind, tmp_path, capsys):
     assert "draft" not in error
 
 
-def test_calibration_takes_files_alone(tmp_path):
-    """A folder may be called like an image, and a named pipe would wait for a writer."""
+def test_calibration_uses_only_regular_files(tmp_path):
+    """Folders and named pipes with image suffixes are skipped."""
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     shutil.copy(READY / "probe" / "L.jpg", tmp_path / "image.jpg")
@@ -231,12 +233,12 @@ def test_calibration_takes_files_alone(tmp_path):
 
 
 def test_a_cache_that_may_not_be_searched_costs_the_embedded_checkpoint_nothing(tmp_path, monkeypatch):
-    """Its prepared form comes along; without transformers the cache is searched for one of any version."""
+    """The included form is used; without transformers, a cached form of any version is."""
     monkeypatch.setattr("alignserve_server.model.runtimes.openvino_cache._version", lambda _: None)
     glob = Path.glob
 
     def denied(folder: Path, pattern: str) -> Iterator[Path]:
-        if folder.is_relative_to(tmp_path):  # which root may search, whatever its mode
+        if folder.is_relative_to(tmp_path):  # root can search it, whatever its mode
             raise PermissionError(13, "Permission denied")
         return glob(folder, pattern)
 

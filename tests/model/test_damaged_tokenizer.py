@@ -1,4 +1,4 @@
-"""A tokenizer whose file is sound JSON, and which fails on texts all the same."""
+"""A tokenizer whose file is valid JSON, but which fails on texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.model
 
 
 def test_a_tokenizer_that_fails_on_a_text_is_named(folder: Path) -> None:
-    """It lacks the token that stands for whatever it lacks; the library says so only when it meets a word."""
+    """A tokenizer without its unknown token is refused; the library fails only on the first unknown word."""
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     del tokenizer["model"]["vocab"]["[UNK]"]

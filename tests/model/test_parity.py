@@ -30,7 +30,7 @@ def embed_texts(encoder, texts):
 
 
 def test_image_embeddings_equal_the_reference(pair, photos):
-    """Photos come out as from AlignModel, and each differently."""
+    """Embeddings of photos equal AlignModel's, and all differ."""
     expected = pair.reference.forward(list(photos.values()), ["cat"]).image_embeds.numpy()
 
     actual = embed_images(pair.encoder, photos.values())
@@ -41,7 +41,7 @@ def test_image_embeddings_equal_the_reference(pair, photos):
 
 
 def test_text_embeddings_equal_the_reference(pair, photos):
-    """Texts of all lengths, truncated ones too, come out as from AlignModel, and each differently."""
+    """Embeddings of texts of all lengths, including truncated ones, equal AlignModel's, and all differ."""
     expected = pair.reference.forward([photos["cat"]], TEXTS).text_embeds.numpy()
 
     actual = embed_texts(pair.encoder, TEXTS)
@@ -64,7 +64,7 @@ def test_scores_equal_the_reference(pair, photos):
         assert [label.score for label in row] == pytest.approx(np.sort(reference)[::-1], abs=TOLERANCE)
 
 
-def test_an_image_is_the_same_alone_and_in_a_batch(pair, photos):
+def test_an_image_is_the_same_by_itself_and_in_a_batch(pair, photos):
     """The cosine between batch 1 and batch 4 is 1 within 1e-5."""
     together = embed_images(pair.encoder, photos.values())
 
@@ -73,8 +73,8 @@ def test_an_image_is_the_same_alone_and_in_a_batch(pair, photos):
     assert (1 - (alone * together).sum(axis=1)).max() <= 1e-5
 
 
-def test_a_text_is_the_same_alone_and_in_a_mixed_batch(pair):
-    """The cosine between a text alone and padded among longer ones is 1 within 1e-5."""
+def test_a_text_is_the_same_by_itself_and_in_a_mixed_batch(pair):
+    """The cosine between a text by itself and padded in a batch is 1 within 1e-5."""
     together = embed_texts(pair.encoder, TEXTS)
 
     alone = np.concatenate([embed_texts(pair.encoder, [text]) for text in TEXTS])
@@ -100,7 +100,7 @@ def test_reduced_precision_stays_close(mini, photos, cache_folder, runtime_name,
 def _reduced(checkpoint, runtime_name, dtype, cache_folder):
     try:
         return load_align(
-            checkpoint, runtime=runtime_name, dtype=dtype, least_cosine=0.99, cache_folder=cache_folder
+            checkpoint, runtime=runtime_name, dtype=dtype, min_cosine=0.99, cache_folder=cache_folder
         )
     except ValueError as error:  # a CPU without the instructions, or no openvino
         pytest.skip(str(error))

@@ -1,4 +1,4 @@
-"""Checkpoints that were prepared: served without torch and transformers, as exact as before, or refused."""
+"""Prepared checkpoints are served without torch and transformers, as accurately as before, or refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.model.conftest import PHOTOS
 
 pytestmark = pytest.mark.model
 
-# Any import of these fails from here on, as where they are not installed.
+# Makes any import of these fail from here on, as if they were not installed.
 _WITHOUT_TORCH = """
 import importlib.util, sys
 for name in ("torch", "transformers", "safetensors", "nncf"):
@@ -47,7 +47,7 @@ def prepared_folder(random_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def prepared_copy(prepared_folder, tmp_path) -> Path:
-    """One that a test may damage."""
+    """A copy that a test may damage."""
     return shutil.copytree(prepared_folder, tmp_path / "copy")
 
 
@@ -61,14 +61,14 @@ def run_without_torch(program: str, *arguments: object) -> subprocess.CompletedP
 
 
 def embed(encoder) -> np.ndarray:
-    """What is made of the photos and some texts, not normalized."""
+    """Returns embeddings of the photos and some texts, not normalized."""
     images = [encoder.preprocess_image(path.read_bytes()) for path in sorted(PHOTOS.glob("*.jpg"))]
     texts = [encoder.tokenize(text, truncate=True) for text in ("a cat", "a photo of the dogs", "rocket")]
     return np.concatenate([encoder.encode_images(images), encoder.encode_texts(texts)])
 
 
 def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, cache_folder):
-    """The same numbers under the same fingerprint, so that vectors of both can be compared."""
+    """Numbers and fingerprint equal those of the original, so that vectors of both are comparable."""
     original = load_align(resolve(str(random_folder)), runtime="openvino", cache_folder=cache_folder)
 
     prepared = load_align(resolve(str(prepared_folder)))
@@ -79,7 +79,7 @@ def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_f
 
 @pytest.mark.parametrize("which", ["mini", "prepared"])
 def test_neither_torch_nor_transformers_is_needed(which, prepared_folder):
-    """The embedded checkpoint and a prepared folder are served, and proven, where neither is installed."""
+    """The embedded checkpoint and a prepared folder are served without torch and transformers."""
     name = "mini" if which == "mini" else prepared_folder
     program = """
 from alignserve_server.model.align import load_align
@@ -104,7 +104,7 @@ print(encoder.info.min_cosine)
     ],
 )
 def test_what_needs_torch_says_what_to_install(options, message, random_folder, tmp_path):
-    """A runtime, a GPU or an unprepared checkpoint: the extra is named, and no traceback is shown."""
+    """A runtime, GPU or checkpoint that needs torch gives an error that names the extra."""
     options = [str(random_folder) if option == "random" else option for option in options]
     program = "from alignserve_server.cli.main import run\nsys.exit(run(sys.argv[1:]))"
 
@@ -120,7 +120,7 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
 
 
 def test_int8_without_torch_names_all_that_it_needs(tmp_path):
-    """One installation is enough, and not a second one for what is asked for next."""
+    """int8 without torch names everything to install at once."""
     program = "from alignserve_server.cli.main import run\nsys.exit(run(sys.argv[1:]))"
     options = ["--weights", "int8", "--calibration-folder", PHOTOS, "--to", tmp_path / "to"]
 
@@ -131,7 +131,7 @@ def test_int8_without_torch_names_all_that_it_needs(tmp_path):
 
 
 def test_the_prepared_form_of_the_embedded_checkpoint_is_not_stale():
-    """It is of the same weights, with the probe of this release."""
+    """The shipped form has the same weights, and the probe of this release."""
     checkpoint = resolve_checkpoint()
 
     prepared = open_prepared(checkpoint.folder / SHIPPED)
@@ -145,12 +145,12 @@ def test_the_prepared_form_of_the_embedded_checkpoint_is_not_stale():
 
 
 def test_the_licence_goes_along(prepared_folder):
-    """Whoever copies the folder copies what its licence asks to keep."""
+    """Licence files are part of the folder."""
     assert (prepared_folder / "LICENSE").read_text() == "terms"
 
 
-def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_path):
-    """Rounded weights take half the space, stay near, and have a fingerprint of their own."""
+def test_weights_in_float16_have_another_fingerprint(prepared_folder, random_folder, tmp_path):
+    """Rounded weights take half the space, give similar vectors, and have another fingerprint."""
     folder = tmp_path / "to"
 
     prepare_cli.run(
@@ -169,11 +169,11 @@ def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_p
     exact, rounded = open_prepared(prepared_folder), open_prepared(folder)
     assert (folder / "image.bin").stat().st_size < 0.6 * (prepared_folder / "image.bin").stat().st_size
     assert not set(exact.fingerprints.values()) & set(rounded.fingerprints.values())
-    assert load_align(rounded, least_cosine=0.9).info.min_cosine < 1
+    assert load_align(rounded, min_cosine=0.9).info.min_cosine < 1
 
 
-def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path, capsys):
-    """The proof comes before the folder."""
+def test_an_inaccurate_checkpoint_is_not_written(prepared_folder, tmp_path, capsys):
+    """A folder that is less accurate than required is not written."""
     options = ["--to", str(tmp_path / "to"), "--min-cosine", "1"]
 
     code = prepare_cli.run(["--checkpoint", str(prepared_folder), *options])
@@ -184,7 +184,7 @@ def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path,
 
 
 def test_int8_is_prepared_from_images(tmp_path):
-    """It is served as int8, and as nothing else."""
+    """A folder in int8 is served only as int8."""
     pytest.importorskip("nncf")
     folder = tmp_path / "to"
     options = ["--weights", "int8", "--calibration-folder", str(PHOTOS), "--min-cosine", "0"]
@@ -192,7 +192,7 @@ def test_int8_is_prepared_from_images(tmp_path):
     code = prepare_cli.run(["--to", str(folder), *options])
 
     assert code == 0
-    assert load_align(open_prepared(folder), least_cosine=0).info.dtype == "int8"
+    assert load_align(open_prepared(folder), min_cosine=0).info.dtype == "int8"
     with pytest.raises(ValueError, match="is prepared for dtype int8, not for float32"):
         load_align(open_prepared(folder), dtype="float32")
 
@@ -206,8 +206,8 @@ def test_int8_is_prepared_from_images(tmp_path):
         ({"dtype": "float16"}, "not for float16"),
     ],
 )
-def test_what_was_not_prepared_is_refused(prepared_folder, options, message):
-    """The message says what was, or where to go."""
+def test_unprepared_configurations_are_refused(prepared_folder, options, message):
+    """The message says what the folder supports, or what to use instead."""
     with pytest.raises(ValueError, match=message):
         load_align(open_prepared(prepared_folder), **options)
 
@@ -217,7 +217,7 @@ def test_what_was_not_prepared_is_refused(prepared_folder, options, message):
 )
 @pytest.mark.parametrize("damage", ["cut", "emptied", "missing", "changed"])
 def test_a_damaged_file_is_named(prepared_copy, name, damage):
-    """Nothing is served of which a byte has changed, wherever it is."""
+    """A folder with any changed byte is refused."""
     damage_file(prepared_copy / name, damage)
 
     with pytest.raises(CheckpointError, match=f"is damaged: .*{name}"):
@@ -236,7 +236,7 @@ def damage_file(path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"{", b'{"image.bin": 1}', b"\xff"])
 def test_broken_digests_are_damage(prepared_copy, content):
-    """Whatever became of the file that tells."""
+    """A folder with an invalid or missing digests file is refused."""
     (prepared_copy / "digests.json").write_bytes(content)
 
     with pytest.raises(CheckpointError, match="is damaged: "):
@@ -244,7 +244,7 @@ def test_broken_digests_are_damage(prepared_copy, content):
 
 
 def test_a_later_format_is_refused(prepared_copy):
-    """An older server does not guess."""
+    """A folder in a newer format is refused."""
     facts = json.loads((prepared_copy / "prepared.json").read_text())
     rewrite(prepared_copy, {**facts, "format": 2})
 
@@ -253,7 +253,7 @@ def test_a_later_format_is_refused(prepared_copy):
 
 
 def rewrite(folder: Path, facts: dict[str, object]) -> None:
-    """Replaces the facts, with the digest that fits."""
+    """Replaces the facts, with a matching digest."""
     path = folder / "prepared.json"
     before = path.read_bytes()
     path.write_text(json.dumps(facts))
@@ -262,8 +262,8 @@ def rewrite(folder: Path, facts: dict[str, object]) -> None:
     digests.write_text(digests.read_text().replace(old, new))
 
 
-def test_a_folder_that_is_done_is_left_alone(prepared_folder, random_folder, capsys):
-    """An init container can run the command before each start."""
+def test_a_finished_folder_is_not_prepared_again(prepared_folder, random_folder, capsys):
+    """Preparing an existing folder again has no effect, so an init container can run it before each start."""
     before = (prepared_folder / "digests.json").stat()
 
     code = prepare_cli.run(["--checkpoint", str(random_folder), "--to", str(prepared_folder)])
@@ -274,7 +274,7 @@ def test_a_folder_that_is_done_is_left_alone(prepared_folder, random_folder, cap
 
 
 def test_a_damaged_folder_is_prepared_again(tmp_path):
-    """Also by an init container, of which nobody is there to look after."""
+    """A damaged folder is prepared again, without manual work."""
     folder = tmp_path / "to"
     prepare_cli.run(["--to", str(folder)])
     damage_file(folder / "text.bin", "cut")
@@ -286,7 +286,7 @@ def test_a_damaged_folder_is_prepared_again(tmp_path):
 
 
 def test_another_checkpoint_is_kept_unless_forced(prepared_copy, capsys):
-    """What took an hour is not lost to a mistyped name."""
+    """A folder with another checkpoint is not overwritten."""
     refused = prepare_cli.run(["--to", str(prepared_copy)])
 
     assert refused == 1
@@ -296,7 +296,7 @@ def test_another_checkpoint_is_kept_unless_forced(prepared_copy, capsys):
 
 
 def test_other_files_are_never_replaced(tmp_path, capsys):
-    """Not even by force, which is for prepared checkpoints."""
+    """Folders that are not prepared checkpoints are never overwritten, even with --force."""
     (tmp_path / "thesis.txt").touch()
 
     code = prepare_cli.run(["--to", str(tmp_path), "--force"])
@@ -307,8 +307,8 @@ def test_other_files_are_never_replaced(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [[], ["--force"]], ids=["damaged", "forced"])
-def test_other_files_beside_a_prepared_checkpoint_are_kept(prepared_copy, capsys, options):
-    """A folder that is replaced is replaced whole, so it may hold nothing else."""
+def test_other_files_next_to_a_prepared_checkpoint_are_kept(prepared_copy, capsys, options):
+    """A folder with other files is refused, since it would be replaced as a whole."""
     (prepared_copy / "thesis.txt").touch()
     if not options:
         damage_file(prepared_copy / "text.bin", "cut")
@@ -322,7 +322,7 @@ def test_other_files_beside_a_prepared_checkpoint_are_kept(prepared_copy, capsys
 
 @pytest.mark.parametrize("left", [["alignserve-draft-a/image.bin"], ["lost+found/x", "prepared.json"]])
 def test_a_volume_in_which_an_earlier_run_was_killed_is_filled(tmp_path, monkeypatch, left):
-    """An init container is started again, and finds the draft, or the first of the files."""
+    """An interrupted preparation is completed by the next run."""
     folder = tmp_path / "volume"
     for name in left:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -337,7 +337,7 @@ def test_a_volume_in_which_an_earlier_run_was_killed_is_filled(tmp_path, monkeyp
 
 
 def test_a_prepared_checkpoint_is_copied(prepared_folder, tmp_path):
-    """The image's build takes either kind."""
+    """The image build accepts both kinds of checkpoint."""
     code = prepare_cli.run(["--checkpoint", str(prepared_folder), "--to", str(tmp_path / "to")])
 
     assert code == 0
@@ -348,20 +348,20 @@ def test_a_prepared_checkpoint_is_copied(prepared_folder, tmp_path):
     ("pillow", "levels", "is_served"), [("1.0", 2, True), ("1.0", 20, False), (None, 2, False)]
 )
 def test_another_pillow_may_decode_a_little_differently(prepared_copy, pillow, levels, is_served):
-    """A folder outlives the decoders of the day it was made on; other pixels by the same ones are refused."""
+    """Small pixel differences are accepted from another Pillow version, but not from the same one."""
     prepared, reference = open_prepared(prepared_copy), Reference.load(prepared_copy)
     shifted = reference.pixel_values + levels * np.float32(prepared.image_processor["rescale_factor"])
     shutil.rmtree(prepared_copy / "probe")
     replace(reference, pillow=pillow or reference.pillow, pixel_values=shifted).save(prepared_copy)
     prepared.save()
 
-    with nullcontext() if is_served else pytest.raises(CheckpointError, match="has other pixels here"):
+    with nullcontext() if is_served else pytest.raises(CheckpointError, match="differ from transformers"):
         load_align(open_prepared(prepared_copy))
 
 
 @pytest.mark.parametrize("which", ["of other weights", "damaged"])
 def test_a_form_that_does_not_fit_is_not_served(which, random_folder, prepared_copy, tmp_path):
-    """Then the checkpoint that brings it along is prepared, as if it were not there."""
+    """If the included form is damaged, the checkpoint is prepared again."""
     source = shutil.copytree(random_folder, tmp_path / "source")
     if which == "damaged":
         damage_file(prepared_copy / "text.bin", "cut")

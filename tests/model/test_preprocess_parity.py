@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageCms
 from transformers.image_utils import load_image
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 
-# Pillow's remarks about files that are odd on purpose
+# Pillow's warnings about deliberately unusual files
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore::UserWarning:PIL")]
 
 SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -181,7 +181,7 @@ def test_tokenizes_as_the_processor(pair, text):
 
 
 def test_pixel_values_equal_the_processor_of_the_checkpoint(pair, photos):
-    """A photo gives what the checkpoint's own AlignProcessor gives, to 1e-6."""
+    """Pixels of a photo equal those of the checkpoint's own AlignProcessor within 1e-6."""
     expected = pair.reference.pixel_values(photos["coffee"])
     preprocess = pair.encoder.preprocess_image
 

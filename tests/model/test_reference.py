@@ -1,4 +1,4 @@
-"""The reference is made at the same pace whatever else the machine does."""
+"""Computing the reference is not slowed by other work on the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alignserve_server.model.runtimes.network import load_network
 
 
 def test_the_reference_is_computed_by_one_thread() -> None:
-    """Several would wait for each other beside busy neighbours; afterwards torch has as many as before."""
+    """torch uses one thread, since several would wait for each other; afterwards the setting is restored."""
     checkpoint = resolve_checkpoint("mini", None)
     network = load_network(checkpoint.folder)
     threads: list[int] = []

@@ -1,4 +1,4 @@
-"""Which runtime serves, what it proves first, and what it keeps."""
+"""The choice of the runtime, its verification, and its cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, reso
 from alignserve_server.model.prepared import is_undamaged
 from alignserve_server.model.runtimes import openvino as openvino_runtime
 from alignserve_server.model.runtimes import torch_cpu as torch_runtime
-from alignserve_server.model.runtimes.runtime import min_cosine
+from alignserve_server.model.runtimes.runtime import lowest_cosine
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture
 def events():
-    """What is logged meanwhile."""
+    """Records log events."""
     with capture_logs() as lines:
         yield lines
 
 
 @pytest.fixture(scope="module")
 def unprepared(random_folder) -> Checkpoint:
-    """A checkpoint that does not bring its prepared form along."""
+    """A checkpoint without its prepared form."""
     return resolve_checkpoint(str(random_folder))
 
 
@@ -48,14 +48,14 @@ def hide(monkeypatch, package: str) -> None:
 
 
 def test_auto_on_a_cpu_is_openvino(mini, cache_folder):
-    """The faster runtime is taken where it is installed."""
+    """The faster runtime is used if it is installed."""
     encoder = load_align(mini.checkpoint, device="cpu", cache_folder=cache_folder)
 
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
 
 
 def test_auto_without_openvino_is_torch(mini, monkeypatch):
-    """The server needs the extra for speed, not to run."""
+    """Without OpenVINO, the server falls back to torch."""
     hide(monkeypatch, "openvino")
 
     encoder = load_align(mini.checkpoint, device="cpu")
@@ -64,7 +64,7 @@ def test_auto_without_openvino_is_torch(mini, monkeypatch):
 
 
 def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
-    """An explicit choice is not replaced by another one."""
+    """An explicit choice that is not installed is an error, not replaced."""
     hide(monkeypatch, "openvino")
 
     with pytest.raises(ValueError, match=r"alignserve\[server"):
@@ -80,15 +80,15 @@ def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
         ({"runtime": "openvino", "dtype": "int8"}, "set --calibration-folder"),
     ],
 )
-def test_what_does_not_go_together_is_an_error(mini, options, message):
-    """Choices that contradict each other end the start with what to do."""
+def test_contradictory_choices_are_an_error(mini, options, message):
+    """Contradictory choices fail at startup, with what to do."""
     with pytest.raises(ValueError, match=message):
         load_align(mini.checkpoint, **options)
 
 
 def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_folder, events):
     """bfloat16 misses a strict limit, so float32 is served, and the log says so."""
-    encoder = load_align(mini.checkpoint, runtime="torch", dtype="bfloat16", least_cosine=0.99999)
+    encoder = load_align(mini.checkpoint, runtime="torch", dtype="bfloat16", min_cosine=0.99999)
 
     (event,) = [event for event in events if event["event"] == "not_exact_enough"]
     assert (event["runtime"], event["dtype"]) == ("torch", "bfloat16")
@@ -98,7 +98,7 @@ def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_folder, ev
 
 
 def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_folder, monkeypatch, events):
-    """Wrong vectors are not served, whatever made them."""
+    """Wrong vectors are never served, whatever the runtime."""
     wrong = openvino_runtime.OpenVinoRuntime.embed_pixels
     monkeypatch.setattr(
         openvino_runtime.OpenVinoRuntime, "embed_pixels", lambda self, pixels: -wrong(self, pixels)
@@ -111,17 +111,17 @@ def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_folder, mo
 
 
 def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
-    """Not even torch is believed without proof."""
+    """If even torch is not accurate enough, nothing is served."""
     monkeypatch.setattr(
         torch_runtime.CpuRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
     )
 
-    with pytest.raises(CheckpointError, match="made numbers that are not finite; lower --min-cosine"):
+    with pytest.raises(CheckpointError, match="returned numbers that are not finite; lower --min-cosine"):
         load_align(mini.checkpoint, runtime="torch")
 
 
 def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_folder):
-    """The second start takes the conversion from the cache, and gives the same vectors."""
+    """The second start uses the cached conversion, and gives the same vectors."""
     first = load_align(unprepared, runtime="openvino", cache_folder=cache_folder)
     expected = first.encode_texts([first.tokenize("a cat", truncate=False)])[0, :4].tolist()
     program = (
@@ -150,7 +150,7 @@ def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_folder
 
 
 def test_nowhere_to_write_a_conversion_is_named(unprepared, tmp_path, monkeypatch):
-    """Neither to the cache nor to a temporary folder: the message says what to set."""
+    """If neither the cache nor a temporary folder is writable, the message says what to set."""
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: read_only())
 
     with pytest.raises(CheckpointError, match=r"neither to .* nor to a temporary folder.*--cache-folder"):
@@ -158,7 +158,7 @@ def test_nowhere_to_write_a_conversion_is_named(unprepared, tmp_path, monkeypatc
 
 
 def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_folder):
-    """The cache goes by what is in the checkpoint, not by its name."""
+    """The cache key is the checkpoint's content, not its name."""
     folder = shutil.copytree(random_folder, tmp_path / "changed")
     before = load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=cache_folder)
     weights = load_file(folder / "model.safetensors")
@@ -176,14 +176,14 @@ def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_fold
 
 @pytest.fixture(scope="module")
 def converted(unprepared, tmp_path_factory) -> Path:
-    """A cache with nothing but a conversion of a checkpoint."""
+    """A cache that contains only one conversion."""
     cache = tmp_path_factory.mktemp("converted")
     load_align(unprepared, runtime="openvino", cache_folder=cache)
     return cache
 
 
 def test_a_conversion_leaves_nothing_but_itself(converted):
-    """It becomes visible whole, under its fingerprint, and the draft is gone."""
+    """A conversion appears complete, under its fingerprint, and its draft is gone."""
     (folder,) = (converted / "openvino").iterdir()
     assert {"image.xml", "text.xml", "reference.json", "reference.npz"} <= {
         path.name for path in folder.iterdir()
@@ -191,7 +191,7 @@ def test_a_conversion_leaves_nothing_but_itself(converted):
 
 
 def damage_a_word(folder: Path) -> None:
-    """Zeroes weights, as a power failure can, where the rows of words are that no proof reads."""
+    """Zeroes weights, as a power failure can, in rows of words that the probe does not use."""
     with (folder / "text.bin").open("r+b") as file:
         file.seek(-64, os.SEEK_END)
         file.write(bytes(64))
@@ -203,7 +203,7 @@ def damage_a_word(folder: Path) -> None:
     ids=["weights", "no files"],
 )
 def test_a_damaged_conversion_is_made_again(unprepared, converted, tmp_path, damage, events):
-    """A start recovers from what a power failure left, and serves nothing of it."""
+    """A conversion damaged by a power failure is never served, and is replaced at startup."""
     cache = shutil.copytree(converted, tmp_path / "cache")
     (folder,) = (cache / "openvino").iterdir()
     expected = load_align(unprepared, runtime="openvino", cache_folder=cache).info
@@ -220,7 +220,7 @@ def test_a_damaged_conversion_is_made_again(unprepared, converted, tmp_path, dam
 def test_a_damaged_conversion_on_a_full_or_read_only_disk_is_made_elsewhere(
     unprepared, converted, tmp_path, monkeypatch, events
 ):
-    """What cannot be replaced is left, and the start goes on from a temporary folder that goes too."""
+    """If a damaged conversion cannot be replaced, the server uses a temporary folder and removes it."""
     cache = shutil.copytree(converted, tmp_path / "cache")
     for folder in (cache / "openvino").iterdir():
         damage_a_word(folder)
@@ -245,17 +245,17 @@ def read_only() -> str:
 
 
 def test_a_disk_that_is_full_is_named(random_folder, tmp_path, monkeypatch):
-    """The message says what could not be written and what to do, and no draft is left."""
+    """The message says what could not be written and what to do, and no draft remains."""
     monkeypatch.setattr("numpy.savez", lambda *_, **__: full())
 
-    with pytest.raises(CheckpointError, match="No space left on device; make room there"):
+    with pytest.raises(CheckpointError, match="No space left on device; free some space there"):
         load_align(resolve_checkpoint(str(random_folder)), runtime="openvino", cache_folder=tmp_path)
 
     assert list((tmp_path / "openvino").iterdir()) == []
 
 
 def test_no_folder_at_all_to_write_to_is_named(random_folder, tmp_path, monkeypatch):
-    """Neither the cache nor a temporary folder: the message says so, and what to set."""
+    """If neither the cache nor a temporary folder is usable, the message says so, and what to set."""
     (tmp_path / "file").touch()
 
     def no_folder() -> str:
@@ -277,8 +277,8 @@ def full() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_weights_are_not_held_twice(converted, unprepared, tmp_path):
-    """What OpenVINO has rearranged stays, the file that it came from leaves memory, and nothing changes."""
-    folder = shutil.copytree(converted, tmp_path / "cache")  # which no other encoder has mapped
+    """Releasing memory drops the mapped weights file without changing vectors."""
+    folder = shutil.copytree(converted, tmp_path / "cache")  # not mapped by another encoder
     encoder = load_align(unprepared, runtime="openvino", cache_folder=folder)
     text = encoder.tokenize("a cat", truncate=False)
     before = encoder.encode_texts([text]).copy()
@@ -292,7 +292,7 @@ def test_weights_are_not_held_twice(converted, unprepared, tmp_path):
 
 
 def _resident_bytes(folder: Path) -> int:
-    """How much of a folder's files this process has in memory."""
+    """Returns how much of a folder's files this process has in memory."""
     is_inside, total = False, 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         name, *values = line.split(maxsplit=5)
@@ -310,24 +310,24 @@ def int8(mini, cache_folder):
     return _load_int8(mini.checkpoint, cache_folder)
 
 
-def _load_int8(checkpoint, cache_folder, least_cosine=0.0):
+def _load_int8(checkpoint, cache_folder, min_cosine=0.0):
     return load_align(
         checkpoint,
         runtime="openvino",
         dtype="int8",
-        least_cosine=least_cosine,
+        min_cosine=min_cosine,
         cache_folder=cache_folder,
         calibration_folder=PHOTOS,
     )
 
 
 def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
-    """Neither images nor texts turn by more than some degrees, and the fingerprint tells them apart."""
+    """Embeddings in int8 deviate by only a few degrees, and have another fingerprint."""
     images = [int8.preprocess_image(content) for content in photos.values()]
     texts = [int8.tokenize("a photo of a cat", truncate=False)]
 
-    image_cosine = min_cosine(int8.encode_images(images), mini.encoder.encode_images(images))
-    text_cosine = min_cosine(int8.encode_texts(texts), mini.encoder.encode_texts(texts))
+    image_cosine = lowest_cosine(int8.encode_images(images), mini.encoder.encode_images(images))
+    text_cosine = lowest_cosine(int8.encode_texts(texts), mini.encoder.encode_texts(texts))
 
     assert int8.info.dtype == "int8"
     assert int8.info.fingerprint != mini.checkpoint.fingerprint(runtime="openvino", dtype="int8")
@@ -335,22 +335,22 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
 
 
 def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, events):
-    """It has to prove itself as everything else, and float32 on the same runtime comes next."""
-    encoder = _load_int8(mini.checkpoint, cache_folder, least_cosine=0.999)
+    """int8 is verified like every configuration, and falls back to float32 on the same runtime."""
+    encoder = _load_int8(mini.checkpoint, cache_folder, min_cosine=0.999)
 
     assert "not_exact_enough" in [event["event"] for event in events]
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
 
 
 def test_int8_is_served_from_the_cache_without_nncf(int8, mini, cache_folder, without_nncf):
-    """The machine that serves need not be the one that quantizes."""
+    """A model quantized on another machine is served."""
     encoder = _load_int8(mini.checkpoint, cache_folder)
 
     assert encoder.info == int8.info
 
 
 def test_int8_that_must_be_made_needs_nncf(mini, tmp_path, without_nncf):
-    """The message names what to install."""
+    """If int8 must be created and nncf is missing, the error names what to install."""
     with pytest.raises(ValueError, match=r"alignserve\[server,int8\]"):
         _load_int8(mini.checkpoint, tmp_path)
 
@@ -369,7 +369,7 @@ def without_nncf(monkeypatch):
 
 
 def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_folder):
-    """The reason crosses from the process that converts, and no draft is left."""
+    """The error has the conversion process's reason, and no draft remains."""
     folder = shutil.copytree(random_folder, tmp_path / "broken")
     weights = load_file(folder / "model.safetensors")
     del weights["text_projection.bias"]
@@ -382,13 +382,13 @@ def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_folder)
 
 
 def test_a_conversion_ends_with_the_server(tmp_path):
-    """Nobody waits for it any more, and its draft goes too."""
+    """If the parent process ends, the conversion ends and its draft is removed."""
     program = "from alignserve_server.model.runtimes.openvino_conversion import main; main()"
     draft = tmp_path / "draft"
     draft.mkdir()
     checkpoint = tmp_path / "fifo"
     checkpoint.mkdir()
-    os.mkfifo(checkpoint / "config.json")  # the conversion waits here until it is ended
+    os.mkfifo(checkpoint / "config.json")  # the conversion blocks here until it is stopped
     np.savez(draft / "inputs.npz", **dict.fromkeys(("scale", "offset"), 0))
     process = subprocess.Popen([sys.executable, "-c", program, checkpoint, draft], stdin=subprocess.PIPE)
 
@@ -403,14 +403,14 @@ def test_a_conversion_ends_with_the_server(tmp_path):
     [([[1, 0], [0, 2]], 1.0), ([[1, 0], [0, -1]], -1.0), ([[1, 1], [0, 1]], 2**-0.5)],
 )
 def test_likeness_is_that_of_the_worst_row(rows, expected):
-    """One wrong row among right ones counts."""
+    """The lowest cosine is that of a single wrong row."""
     reference = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
 
-    assert min_cosine(np.array(rows, np.float32), reference) == pytest.approx(expected)
+    assert lowest_cosine(np.array(rows, np.float32), reference) == pytest.approx(expected)
 
 
 def test_numbers_that_are_not_finite_are_not_alike():
-    """NaN passes no limit."""
+    """NaN never passes a limit."""
     reference = np.ones((2, 2), np.float32)
 
-    assert not min_cosine(np.array([[1, 1], [np.nan, 1]], np.float32), reference) >= 0.0
+    assert not lowest_cosine(np.array([[1, 1], [np.nan, 1]], np.float32), reference) >= 0.0

@@ -1,4 +1,4 @@
-"""What comes over gRPC equals transformers' AlignModel and AlignProcessor on the same checkpoint."""
+"""Results over gRPC equal transformers' AlignModel and AlignProcessor on the same checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def client(pair: Pair) -> AsyncIterator[AsyncClient]:
 
 
 async def test_embed_image_equals_the_reference(client, pair, photos):
-    """Photos of concurrent callers come back with the reference's normalized embeddings."""
+    """Embeddings of photos from concurrent callers equal the reference's."""
     expected = pair.reference.forward(list(photos.values()), ["cat"]).image_embeds.numpy()
 
     actual = await asyncio.gather(*(client.embed_image(photo) for photo in photos.values()))
@@ -42,7 +42,7 @@ async def test_embed_image_equals_the_reference(client, pair, photos):
 
 
 async def test_embed_text_equals_the_reference(client, pair, photos):
-    """Texts of concurrent callers, cut ones too, come back with the reference's normalized embeddings."""
+    """Embeddings of texts from concurrent callers, including truncated ones, equal the reference's."""
     expected = pair.reference.forward([photos["cat"]], TEXTS).text_embeds.numpy()
 
     actual = await asyncio.gather(*(client.embed_text(text, truncate=True) for text in TEXTS))
@@ -51,7 +51,7 @@ async def test_embed_text_equals_the_reference(client, pair, photos):
 
 
 async def test_classify_equals_the_reference(client, pair, photos):
-    """Labels come back in the reference's order, with its scores, cosines and logits."""
+    """Labels have the reference's order, scores, cosines and logits."""
     output = pair.reference.forward(list(photos.values()), [f"a photo of a {label}" for label in LABELS])
     scores = output.logits_per_image.softmax(dim=1).numpy()
     cosines = (output.image_embeds @ output.text_embeds.T).numpy()
@@ -80,7 +80,7 @@ async def test_several_templates_score_by_the_average_of_their_embeddings(client
 
 
 async def test_a_batch_of_strangers_changes_nothing(client, photos):
-    """The cosine between an input sent alone and sent among 40 others is 1 within 1e-5."""
+    """The cosine between an input sent by itself and sent among 40 others is 1 within 1e-5."""
     inputs = [*photos.values(), *(" ".join(["cat"] * (1 + i)) for i in range(40))]
 
     async def embed(given: bytes | str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Batches in buckets give what they give without; on a CPU, where nothing is really captured."""
+"""Batches in buckets give the same results as without; on a CPU, without real captures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes.runtime import Rescaling
 from alignserve_server.model.runtimes.static_forwards import (
-    Extent,
     Forward,
+    MaxShapes,
     StaticForwards,
     bucket_for,
     buckets,
@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 pytestmark = pytest.mark.model
 
 CPU = torch.device("cpu")
-EXTENT = Extent(batch_size=6, image_size=(64, 64), text_tokens=20)
+MAX_SHAPES = MaxShapes(batch_size=6, image_size=(64, 64), text_tokens=20)
 RANDOM = torch.Generator().manual_seed(0)
 
 
@@ -40,7 +40,7 @@ def _inference():
 
 
 class Device:
-    """Captures forwards, as long as they fit and it can; says what has run."""
+    """Captures forwards, within simulated limits, and records which have run."""
 
     def __init__(self, *, max_batch_size: int = 99, is_able: bool = True) -> None:
         self.ran: list[tuple[int, ...]] = []
@@ -51,7 +51,7 @@ class Device:
         shape = forward.args[0].shape
         if not self._is_able:
             raise RuntimeError("operation not permitted when stream is capturing")
-        if len(shape) == 2 and shape[0] > self._max_batch_size:  # images have fitted by then
+        if len(shape) == 2 and shape[0] > self._max_batch_size:  # images fit already
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         def replay() -> torch.Tensor:
@@ -71,7 +71,7 @@ def texts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def captured(towers: Towers, device: Device) -> StaticForwards:
-    forwards = StaticForwards(towers, EXTENT, CPU)
+    forwards = StaticForwards(towers, MAX_SHAPES, CPU)
     forwards.capture(device)
     return forwards
 
@@ -88,19 +88,19 @@ def captured(towers: Towers, device: Device) -> StaticForwards:
     ],
 )
 def test_buckets_double_up_to_the_limit(limit, smallest, expected):
-    """They are the sizes that are tried for the best batch."""
+    """Buckets double up to the limit, like the sizes that tuning tries."""
     assert buckets(limit, smallest) == expected
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, None)])
 def test_a_batch_goes_to_the_smallest_bucket_that_holds_it(size, expected):
-    """Exactly full, one over, and more than there is."""
+    """A size uses the smallest bucket that fits: exactly full, one over, and too large."""
     assert bucket_for(size, [4, 1, 2]) == expected
 
 
 @pytest.mark.parametrize(("count", "bucket"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6)])
 def test_images_come_out_as_without_a_bucket(towers, count, bucket):
-    """The bucket's other rows are cut off, whatever an earlier batch has left there."""
+    """Unused rows of a bucket are discarded, whatever an earlier batch has left there."""
     device = Device()
     forwards = captured(towers, device)
     forwards.embed_pixels(images(6))
@@ -117,7 +117,7 @@ def test_images_come_out_as_without_a_bucket(towers, count, bucket):
     [((3,), (1, 8)), ((8, 2), (2, 8)), ((9, 1, 4), (4, 16)), ((20,) * 6, (6, 20)), ((17, 2), (2, 20))],
 )
 def test_texts_come_out_as_without_a_bucket(towers, lengths, bucket):
-    """Padding of both kinds changes nothing, nor do longer texts of an earlier batch."""
+    """Neither kind of padding changes results, nor do longer texts of an earlier batch."""
     device = Device()
     forwards = captured(towers, device)
     forwards.embed_tokens(*texts(20, 20, 20, 20, 20, 20))
@@ -130,13 +130,13 @@ def test_texts_come_out_as_without_a_bucket(towers, lengths, bucket):
 
 
 def test_the_first_batch_of_all_is_finite_in_every_row(towers):
-    """Rows that no text has ever filled do not make NaN, which some kernels would spread."""
+    """Rows that were never filled do not give NaN, which some kernels would spread."""
     rows: list[torch.Tensor] = []
 
     def keep_whole(forward: Forward) -> Forward:
         return lambda: rows.append(forward()) or rows[-1]
 
-    forwards = StaticForwards(towers, EXTENT, CPU)
+    forwards = StaticForwards(towers, MAX_SHAPES, CPU)
     forwards.capture(keep_whole)
 
     forwards.embed_tokens(*texts(3, 2, 2))
@@ -146,7 +146,7 @@ def test_the_first_batch_of_all_is_finite_in_every_row(towers):
 
 
 def test_a_batch_that_no_bucket_holds_is_left_to_the_caller(towers):
-    """Larger batches and longer texts than were foreseen are not cut."""
+    """Batches and texts larger than all buckets are not truncated."""
     forwards = captured(towers, Device())
 
     assert forwards.embed_pixels(images(7)) is None
@@ -155,7 +155,7 @@ def test_a_batch_that_no_bucket_holds_is_left_to_the_caller(towers):
 
 
 def test_buckets_that_do_not_fit_are_left_out(towers):
-    """Out of memory at a capture costs that size, for both modalities, and the log says so."""
+    """If a capture runs out of memory, its size is skipped for both modalities, and this is logged."""
     with capture_logs() as events:
         forwards = captured(towers, Device(max_batch_size=2))
 
@@ -167,8 +167,8 @@ def test_buckets_that_do_not_fit_are_left_out(towers):
     assert forwards.embed_pixels(images(3)) is None
 
 
-def test_what_cannot_be_captured_runs_without(towers):
-    """The log says why, once, and every batch is left to the caller."""
+def test_forwards_that_cannot_be_captured_run_without_graphs(towers):
+    """If capturing is impossible, the reason is logged once, and no batch uses a bucket."""
     with capture_logs() as events:
         forwards = captured(towers, Device(is_able=False))
 

@@ -1,4 +1,4 @@
-"""Whatever the tokenizer's files ask for, texts have transformers' tokens, or the start is refused."""
+"""Texts have transformers' tokens, whatever the tokenizer's settings, or startup fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.proof import embed_probe
 from alignserve_server.model.reference import make_reference
 from alignserve_server.model.runtimes import network as networks
-from alignserve_server.model.runtimes.runtime import Placement, Rescaling
+from alignserve_server.model.runtimes.runtime import ExecutionConfig, Rescaling
 from alignserve_server.model.runtimes.torch_cpu import CpuRuntime
 from alignserve_server.serving.server import Server
 from structlog.testing import capture_logs
@@ -63,7 +63,7 @@ def tokenizer_config(**changes: object) -> Callable[[Path], None]:
 
 
 def added_tokens(folder: Path) -> None:
-    """As in transformers 4, whose tokenizer_config.json names every added token."""
+    """Files of transformers 4, whose tokenizer_config.json lists every added token, work."""
     specials = {str(i): added(token, special=True) for i, token in enumerate(VOCABULARY[:5])}
     tokenizer_config(added_tokens_decoder={**specials, str(NEXT_ID): added("zebra")})(folder)
 
@@ -81,7 +81,7 @@ def cut_on_the_left(folder: Path) -> None:
 
 
 def tokenizer_json_alone(folder: Path) -> None:
-    """A class without a rule of its own takes the file as it is, here one that keeps capitals."""
+    """A generic class uses tokenizer.json unchanged; here it keeps capitals."""
     path = folder / "tokenizer.json"
     normalizer = {**json.loads(path.read_text())["normalizer"], "lowercase": False, "strip_accents": False}
     edit(path, normalizer=normalizer)
@@ -113,9 +113,9 @@ OBEYED = {
     "split_special_tokens": tokenizer_config(split_special_tokens=True),
     "legacy files": legacy_files,
     "truncation in tokenizer.json": cut_on_the_left,
-    "tokenizer.json alone": tokenizer_json_alone,
+    "only tokenizer.json": tokenizer_json_alone,
     "normalizer overridden": normalizer_that_is_overridden,
-    "vocab.txt alone": without_tokenizer_json,
+    "only vocab.txt": without_tokenizer_json,
 }
 
 
@@ -141,7 +141,7 @@ def assert_equal_to_transformers(encoder: AlignEncoder, folder: Path) -> None:
 
 @pytest.mark.parametrize("change", OBEYED.values(), ids=OBEYED)
 def test_tokens_are_those_of_auto_tokenizer(folder, change):
-    """What transformers applies on top of tokenizer.json is applied here, to the last vector."""
+    """Settings that transformers applies on top of tokenizer.json apply here too, and vectors are equal."""
     change(folder)
 
     encoder = load(folder)
@@ -160,14 +160,14 @@ def test_tokens_are_those_of_auto_tokenizer(folder, change):
     ids=["model_max_length", "max_len", "max_length", "tokenizer.json"],
 )
 def test_the_limit_is_the_smallest_of_all_files(folder, change, limit):
-    """Where AlignProcessor cuts, a text is too long here."""
+    """A text is too long exactly if AlignProcessor truncates it."""
     change(folder)
 
     assert load(folder).info.max_text_tokens == limit
 
 
 def test_a_conversion_obeys_all_files(tmp_path):
-    """On OpenVINO too, when it has converted and when it has found a conversion.
+    """OpenVINO has the same tokens, with a new and a cached conversion.
 
     What a conversion could read otherwise: the tokenizer, ids beyond the rows of the embeddings, the largest
     of a window, even kernels and rare activations.
@@ -193,7 +193,7 @@ def test_a_conversion_obeys_all_files(tmp_path):
 
 
 def token_types(folder: Path) -> None:
-    """As TemplateProcessing can ask for."""
+    """Token types other than 0, which TemplateProcessing can set, are refused."""
     names = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer_config(tokenizer_class="PreTrainedTokenizerFast", model_input_names=names)(folder)
     path = folder / "tokenizer.json"
@@ -203,7 +203,7 @@ def token_types(folder: Path) -> None:
 
 
 def one_token_twice(folder: Path) -> None:
-    """Special and not: transformers' tokenizer then has a state that its own JSON cannot express."""
+    """Added tokens, special or not, behave as in transformers, which its JSON cannot express."""
     tokens = {str(NEXT_ID): added("<e>", special=True), str(NEXT_ID + 1): added("<e>", normalized=True)}
     tokenizer_config(added_tokens_decoder=tokens, split_special_tokens=True)(folder)
 
@@ -231,8 +231,8 @@ def one_token_twice(folder: Path) -> None:
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
-def test_what_is_not_obeyed_is_refused(folder, change, message):
-    """A file that asks for other vectors than would be served ends the start, and is told why."""
+def test_unsupported_settings_are_refused(folder, change, message):
+    """Unsupported settings that would change vectors fail at startup, with the reason."""
     change(folder)
 
     with pytest.raises(CheckpointError, match=message):
@@ -240,7 +240,7 @@ def test_what_is_not_obeyed_is_refused(folder, change, message):
 
 
 def tokenizer_with(folder: Path, *tokens: str) -> None:
-    """Adds tokens beyond the rows of the embeddings."""
+    """Adds tokens with ids beyond the embeddings."""
     path = folder / "tokenizer.json"
     first = NEXT_ID + SPARE_ROWS
     extra = [{"id": first + i, **added(token)} for i, token in enumerate(tokens)]
@@ -249,12 +249,12 @@ def tokenizer_with(folder: Path, *tokens: str) -> None:
 
 
 def test_a_token_without_an_embedding_is_refused(folder):
-    """It never reaches the device, and the log names it; a text that loses it by being cut is served."""
+    """A token without an embedding never reaches the device, and is logged; truncation may remove it."""
     tokenizer_with(folder, "zebra", "okapi")
     with capture_logs() as lines:
         encoder = load(folder)
 
-    with pytest.raises(TextUnsupported, match=r"the token 'zebra' with id \d+, and the model has \d+ embed"):
+    with pytest.raises(TextUnsupported, match=r"the token 'zebra' with id \d+, but the model has \d+ embed"):
         encoder.tokenize("a zebra", truncate=True)
 
     cut = encoder.tokenize("cat " * 80 + "zebra", truncate=True)
@@ -263,8 +263,8 @@ def test_a_token_without_an_embedding_is_refused(folder):
     assert (warning["count"], warning["examples"]) == (2, ["zebra", "okapi"])
 
 
-async def test_callers_are_told_and_their_neighbours_served(folder):
-    """The field is named with TEXT_UNSUPPORTED; others' texts at the same time are answered."""
+async def test_callers_get_the_error_and_others_are_served(folder):
+    """The error is TEXT_UNSUPPORTED with the field; concurrent texts of other callers are answered."""
     tokenizer_with(folder, "zebra")
     server = Server(settings(lanes=1), lambda _: load(folder))
     await server.start()
@@ -295,7 +295,7 @@ async def test_callers_are_told_and_their_neighbours_served(folder):
     ids=["all", "cls", "unk"],
 )
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, rows, config):
-    """Where every text, or every unknown word, has a token without an embedding, nothing is served."""
+    """Startup fails if every text, or every unknown word, has a token without an embedding."""
     folder = write_tiny_checkpoint(tmp_path / "small", tiny_model(text={"vocab_size": rows}))
     tokenizer_config(**config)(folder)
 
@@ -305,19 +305,19 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, rows, config):
 
 @pytest.fixture(scope="module")
 def proof(tiny_folder):
-    """What `embed_probe` takes, for the tiny checkpoint."""
+    """The arguments of `embed_probe` for the tiny checkpoint."""
     checkpoint = resolve_checkpoint(str(tiny_folder))
     network = networks.load_network(tiny_folder)
     reference = make_reference(checkpoint, network)
     images = ImagePreprocessor(checkpoint.image_processor, ImageDecoder(max_bytes=1 << 20, max_pixels=10**6))
     runtime = CpuRuntime(
-        networks.optimized(network), Placement("cpu", "float32"), Rescaling(images.scale, images.offset)
+        networks.optimized(network), ExecutionConfig("cpu", "float32"), Rescaling(images.scale, images.offset)
     )
     return runtime, reference, images, TextTokenizer.of(reference, max_bytes=1)
 
 
 def test_the_probe_comes_out_as_in_transformers(proof):
-    """Every text and image, whatever the limits for callers."""
+    """The probe is embedded completely, whatever the limits for callers."""
     _, reference, *_ = proof
 
     embeddings = embed_probe(*proof)
@@ -330,7 +330,7 @@ def test_the_probe_comes_out_as_in_transformers(proof):
 
 @pytest.mark.parametrize("text", ["cat", ".", probe.EMBEDDED_TEXTS[-1]])
 def test_other_tokens_are_named(proof, text):
-    """One other token is enough, however near the vectors are."""
+    """A single different token fails, however similar the vectors are."""
     runtime, reference, images, texts = proof
     other = {**reference.input_ids, text: [*reference.input_ids[text][:-1], 0]}
 
@@ -341,18 +341,18 @@ def test_other_tokens_are_named(proof, text):
 
 
 def test_other_pixels_are_named(proof):
-    """A twentieth of a grey level in one pixel is enough."""
+    """A difference of a twentieth of a grey level in one pixel fails."""
     runtime, reference, images, texts = proof
     other = reference.pixel_values.copy()
     position = list(probe.images()).index("turned.jpg")
     other[position, 1, 3, 3] += 0.05 * images.scale[1]
 
-    with pytest.raises(CheckpointError, match=r"the image turned\.jpg has other pixels here"):
+    with pytest.raises(CheckpointError, match=r"the pixels of the image turned\.jpg differ"):
         embed_probe(runtime, replace(reference, pixel_values=other), images, texts)
 
 
 def test_the_probe_is_the_same_in_every_process():
-    """Its digest tells conversions apart, so it must not change from start to start."""
+    """The probe is the same in every process: its digest is part of the cache key."""
     first = probe.digest(), dict(probe.images())
 
     probe.images.cache_clear()

@@ -1,4 +1,4 @@
-"""The written-out towers equal transformers' AlignModel, with and without oneDNN's steps."""
+"""The reimplemented towers equal transformers' AlignModel, with and without oneDNN."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def network(random_folder):
 
 @pytest.fixture
 def towers(network) -> Towers:
-    """Its towers as they are on a GPU: torch's own operators."""
+    """Its towers with torch's own operators, as on a GPU."""
     optimized = networks.optimized(copy.deepcopy(network))
     return Towers(optimized, RESCALING, torch.device("cpu"), torch.float32)
 
@@ -45,7 +45,7 @@ def _inference():
 
 @pytest.mark.parametrize("is_fused", [False, True], ids=["torch", "onednn"])
 def test_towers_equal_the_reference(network, towers, is_fused):
-    """Images, and texts with padding, come out as from AlignModel."""
+    """Embeddings of images, and of texts with padding, equal AlignModel's."""
     images = networks.embed_pixel_values(network, PIXELS.permute(0, 3, 1, 2) / 127.5 - 1)
     texts = networks.embed_tokens(network, INPUT_IDS, ATTENTION_MASK)
     if is_fused:
@@ -58,14 +58,14 @@ def test_towers_equal_the_reference(network, towers, is_fused):
 
 
 def test_every_step_is_fused(towers):
-    """Nothing of a known checkpoint is left to torch's own convolutions and linear maps."""
+    """All convolutions and linear layers of known checkpoints are fused."""
     onednn.fuse(towers)
 
     assert not [module for module in towers.modules() if isinstance(module, Step | nn.Conv2d | nn.Linear)]
 
 
 def test_the_weights_take_no_more_memory_when_fused(towers):
-    """What was laid out anew is not kept as it was."""
+    """Prepacked weights are not also kept in their original layout."""
     before = towers.nbytes
 
     onednn.fuse(towers)
@@ -87,7 +87,7 @@ def test_the_weights_take_no_more_memory_when_fused(towers):
     ids=["same", "valid", "depthwise", "linear"],
 )
 def test_a_fused_step_computes_the_same(weighted, inputs, activation):
-    """Activations that oneDNN has and those that it lacks, and shortcuts, follow as before."""
+    """Activations with and without oneDNN support, and shortcuts, give the same results."""
     step = Step(weighted, activation)
     expected = step(inputs)
     fused = nn.Sequential(step)
@@ -101,6 +101,6 @@ def test_a_fused_step_computes_the_same(weighted, inputs, activation):
 
 
 @pytest.mark.parametrize(("dtype", "is_known"), [(torch.float32, True), (torch.float16, False)], ids=str)
-def test_onednn_is_asked_for_what_it_computes(dtype, is_known):
-    """float16 on a CPU is left to torch."""
+def test_onednn_is_used_only_for_supported_types(dtype, is_known):
+    """float16 on a CPU uses torch's own operators."""
     assert onednn.is_available(dtype) == (is_known and torch.backends.mkldnn.is_available())

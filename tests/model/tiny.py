@@ -1,4 +1,4 @@
-"""An ALIGN checkpoint of a few kilobytes, for what only files decide."""
+"""An ALIGN checkpoint of a few kilobytes, for tests that depend only on files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ VISION_CONFIG = {
 
 
 def tiny_model(*, text: dict | None = None, vision: dict | None = None, **top: object) -> AlignModel:
-    """Makes a random model, the same for the same arguments."""
+    """Returns a random model, the same for the same arguments."""
     torch.manual_seed(0)
     config = AlignConfig(
         projection_dim=24,
@@ -77,7 +77,7 @@ def tiny_model(*, text: dict | None = None, vision: dict | None = None, **top: o
 
 
 def write_tiny_checkpoint(folder: Path, model: AlignModel | None = None) -> Path:
-    """Writes it as `save_pretrained` does."""
+    """Writes the model like `save_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
     images = EfficientNetImageProcessorPil(

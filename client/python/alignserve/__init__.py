@@ -6,6 +6,7 @@ from alignserve import _quiet  # noqa: F401 — before gRPC is imported
 
 from importlib.metadata import version as _version
 
+from alignserve._call_defaults import CallOptions
 from alignserve._client import Client
 from alignserve._client_async import AsyncClient
 from alignserve._images import ImageInput
@@ -20,7 +21,6 @@ from alignserve._results import (
     Tokenization,
 )
 from alignserve._retry import RetryPolicy
-from alignserve._terms import CallOptions
 from alignserve.errors import (
     AlignserveError,
     CallCancelledError,

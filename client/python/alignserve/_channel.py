@@ -1,4 +1,4 @@
-"""How a channel to the server is set up, for both clients."""
+"""Channel options for both clients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"]
 
 _MAX_MESSAGE_BYTES = 16 << 20
 _MAX_RECEIVE = "grpc.max_receive_message_length"
-_LARGEST_MESSAGE_BYTES = (1 << 31) - 1  # of gRPC, whose option for no limit is -1
+_GRPC_MAX_MESSAGE_BYTES = (1 << 31) - 1  # gRPC's maximum; its option for "no limit" is -1
 _SERVICE_CONFIG: dict[str, object] = {
-    # A name that stands for several servers gets its calls spread over them. Retries are made here and not by
-    # gRPC, which reads neither RetryInfo nor why a call was cancelled, and stops retrying under many callers.
+    # Spreads calls over all servers that a name resolves to. The client retries by itself, and not by gRPC,
+    # which reads neither RetryInfo nor the reason for a cancellation, and stops retrying under many callers.
     "loadBalancingConfig": [{"round_robin": {}}],
 }
 
@@ -24,17 +24,17 @@ ChannelOptions = Sequence[tuple[str, Any]]  # Any: gRPC takes int, str or bytes 
 
 
 def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
-    """Returns the options of a channel; those given by the caller come last and win."""
+    """Returns the options of a channel; the caller's options come last and win."""
     return [
         ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
         (_MAX_RECEIVE, _MAX_MESSAGE_BYTES),
-        # gRPC moves a call that a server never saw to another connection, but only while it still holds the
-        # request, and it holds 256 KiB by default.
+        # gRPC retries a call that the server never saw on another connection, but only while it still buffers
+        # the request, and by default it buffers 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
-        # Finds a dead peer under a call. Servers refuse clients that ping much more often.
+        # Detects a dead peer during a call. Servers refuse clients that ping much more often.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        # A server that restarts is found soon; the default is a second, growing to two minutes.
+        # Reconnects soon after a server restarts; the default starts at a second and grows to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         *options,
@@ -42,11 +42,11 @@ def channel_options(options: ChannelOptions) -> list[tuple[str, Any]]:
 
 
 def proxy_options(target: Target) -> list[tuple[str, Any]]:
-    """Returns what keeps calls to this machine out of the proxy of `http_proxy`, which cannot reach it."""
+    """Returns the option that bypasses the `http_proxy` for this machine, which a proxy cannot reach."""
     return [("grpc.enable_http_proxy", 0)] if target.is_loopback else []
 
 
 def response_size_metadata(options: ChannelOptions) -> list[tuple[str, str]]:
-    """Returns what tells the server how large responses may be, which it otherwise keeps to 4 MiB."""
+    """Returns the metadata that tells the server how large responses may be, instead of 4 MiB."""
     limit: int = {_MAX_RECEIVE: _MAX_MESSAGE_BYTES, **dict(options)}[_MAX_RECEIVE]
-    return [("alignserve-max-response-bytes", str(limit if limit > 0 else _LARGEST_MESSAGE_BYTES))]
+    return [("alignserve-max-response-bytes", str(limit if limit > 0 else _GRPC_MAX_MESSAGE_BYTES))]

@@ -10,9 +10,8 @@ from typing import Literal, TypeVar, Unpack, overload
 
 import grpc
 
-from alignserve import _calls, _responses
-from alignserve._caller import Caller
-from alignserve._calls import Call
+from alignserve import _responses, _split_requests
+from alignserve._call_defaults import CallDefaults, CallOptions, Metadata, Priority, client_closed
 from alignserve._channel import ChannelOptions, channel_options, proxy_options, response_size_metadata
 from alignserve._clock import Clock
 from alignserve._environment import Connection, Pem, Tls, default_api_key
@@ -41,8 +40,9 @@ from alignserve._results import (
     TextEmbeddings,
 )
 from alignserve._retry import RetryPolicy
+from alignserve._split_requests import SplitRequest
 from alignserve._stream import Stream
-from alignserve._terms import CallOptions, Metadata, Priority, Terms, client_closed
+from alignserve._transport import Transport
 from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
@@ -51,39 +51,40 @@ _Result = TypeVar("_Result")
 
 
 class Client:
-    """A connection to an alignserve server. Threads may share it; close it, or use it in a `with` statement.
+    """A connection to an alignserve server. Threads may share it. Close it, or use it in a `with` statement.
 
-    A call that fails raises a subclass of `AlignserveError`; an input that cannot be read raises what reading
-    it raises, such as `FileNotFoundError`. A list too long for one request is split into several.
+    A call that fails raises a subclass of `AlignserveError`; an input that cannot be read raises the original
+    exception, such as `FileNotFoundError`. A list too long for one request is split into several.
 
     Args:
         target: Address of the server: `HOST:PORT`, `HOST` (port 50051), `https://HOST:PORT` with TLS,
-            `http://HOST:PORT` without, or any gRPC target. Calls are spread over all the addresses that it
-            stands for. Without, that of ALIGNSERVE_TARGET, or 127.0.0.1:50051.
-        timeout_seconds: Deadline of each request, over all its attempts; `None` or infinity is none. Streams
-            have none of their own.
-        credentials: TLS as gRPC takes it, instead of the four arguments that follow.
-        tls: Whether the connection is encrypted. Without, it is if one of the next three or an https://
-            target is given, or else if ALIGNSERVE_TLS says so or a variable of the next three is set.
-        root_certificates: PEM file, or its bytes, of the authorities that the server's certificate may come
-            from. Without, that of ALIGNSERVE_ROOT_CERTIFICATES, or those that gRPC knows.
-        client_certificate: PEM file, or its bytes, with this client's certificate, where the server asks for
-            one. Without, that of ALIGNSERVE_CLIENT_CERTIFICATE.
-        client_key: PEM file, or its bytes, with its private key. Without, that of ALIGNSERVE_CLIENT_KEY.
+            `http://HOST:PORT` without, or any gRPC target. Calls are spread over all addresses that it
+            resolves to. Default: ALIGNSERVE_TARGET, or 127.0.0.1:50051.
+        timeout_seconds: Deadline of each request, over all its attempts; `None` or infinity for no deadline.
+            Streams have no deadline by default.
+        credentials: gRPC channel credentials, instead of the next four arguments.
+        tls: Whether to encrypt the connection. By default it is encrypted if one of the next three arguments
+            or an https:// target is given, or if ALIGNSERVE_TLS or a variable for the next three is set.
+        root_certificates: PEM file, or its content, with the certificate authorities to trust for the
+            server's certificate. Default: ALIGNSERVE_ROOT_CERTIFICATES, or gRPC's own.
+        client_certificate: PEM file, or its content, with this client's certificate, if the server requires
+            one. Default: ALIGNSERVE_CLIENT_CERTIFICATE.
+        client_key: PEM file, or its content, with the certificate's private key. Default:
+            ALIGNSERVE_CLIENT_KEY.
         metadata: Sent with every call, such as `[("x-team", "search")]`.
-        api_key: Sent with every call, where the server asks for one. Without, that of ALIGNSERVE_API_KEY. Use
-            it with TLS, or anybody on the way can read it.
-        priority: `bulk` for work that can wait: the server takes it when nobody else's waits, and a little
-            when somebody's does.
-        retry: When failed calls are repeated.
-        wait_for_ready: Waits for a server that cannot be reached, up to the deadline, rather than failing.
-        max_in_flight: Maximum number of requests in flight for one call that is split; there are fewer
+        api_key: Sent with every call, if the server requires one. Default: ALIGNSERVE_API_KEY. Use it with
+            TLS; otherwise anyone on the network path can read it.
+        priority: `bulk` for work that can wait: the server runs it when no interactive work is waiting, and
+            at a low rate otherwise.
+        retry: When to retry failed calls.
+        wait_for_ready: Wait for a server that cannot be reached, up to the deadline, instead of failing.
+        max_in_flight: Maximum number of requests in flight for one call that is split; fewer are in flight
             while the server is full.
-        options: gRPC channel options, which win over those set here.
+        options: gRPC channel options, which override those set here.
 
     Raises:
-        OSError: A file of certificates cannot be read.
-        ValueError: An argument or a variable of the environment cannot be used.
+        OSError: A certificate file cannot be read.
+        ValueError: An argument or an environment variable is invalid.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Client:
         security = Tls(credentials, tls, root_certificates, client_certificate, client_key)
         connection = Connection.of(target, security)
         self.target = connection.target.name
-        self._terms = Terms.of(
+        self._defaults = CallDefaults.of(
             timeout_seconds=timeout_seconds,
             metadata=[*metadata, *response_size_metadata(options)],
             api_key=default_api_key(metadata) if api_key is None else api_key,
@@ -119,7 +120,9 @@ class Client:
             clock=_clock,
         )
         channel_args = channel_options([*proxy_options(connection.target), *options])
-        self._caller = Caller(self._terms, Probe(connection.target, connection.security, channel_args))
+        self._transport = Transport(
+            self._defaults, Probe(connection.target, connection.security, channel_args)
+        )
         if (made := connection.security.credentials) is None:
             self._channel = grpc.insecure_channel(self.target, channel_args)
         else:
@@ -127,7 +130,7 @@ class Client:
         self._stub = AlignServiceStub(self._channel)
         self._check = self._channel.unary_unary(CHECK, encode_request, decode_is_serving)
         self._info: ModelInfo | None = None
-        self._streams: set[Stream] = set()  # those that are open
+        self._streams: set[Stream] = set()  # open streams
 
     def __enter__(self) -> Client:
         return self
@@ -141,8 +144,8 @@ class Client:
         return f"Client({self.target!r})"
 
     def close(self) -> None:
-        """Closes the connection; calls in flight and streams end with `CallCancelledError`."""
-        self._caller.closed.set()
+        """Closes the connection; calls and streams in flight fail with `CallCancelledError`."""
+        self._transport.closed.set()
         for stream in list(self._streams):
             stream.fail(client_closed())
         self._channel.close()
@@ -161,7 +164,7 @@ class Client:
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray: ...
 
-    # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
+    # A path as str is also an iterable of str; type checkers take the first signature, which is correct.
     @overload
     def embed_image(  # type: ignore[overload-overlap]
         self,
@@ -202,25 +205,26 @@ class Client:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
-        """Embeds an image, or several.
+        """Embeds one image or several.
 
         Args:
             image: A path, the bytes of an image file, a file opened in binary mode, a Pillow image, or uint8
                 pixels of shape (height, width) or (height, width, channels) with 1, 3 or 4 channels; or a
-                list of such.
-            normalize: Scales embeddings to length 1.
-            dtype: Data type of the embeddings; `float16` halves the bytes that travel.
-            timeout_seconds: Of each request, instead of the client's.
-            total_timeout_seconds: Of the whole call. Without, a list lasts as long as it gets on.
-            on_error: `return` gives, in the place of each image that failed, its error instead of raising it.
-            on_progress: Called as `on_progress(done, total)` after images were embedded or failed.
+                list of these.
+            normalize: Scale embeddings to length 1.
+            dtype: Data type of the embeddings; `float16` halves the bytes sent.
+            timeout_seconds: Deadline of each request, instead of the client's.
+            total_timeout_seconds: Deadline of the whole call. By default a list may take as long as it makes
+                progress.
+            on_error: `return` puts the error of each failed image in its place instead of raising it.
+            on_progress: Called as `on_progress(done, total)` when images are done or have failed.
 
         Returns:
             (embedding_dimension,) for one image, (images, embedding_dimension) for a list. With
             `on_error="return"`, a list of vectors and errors.
 
         Raises:
-            AlignserveError: `completed` has the embeddings of a list that were there already, by position.
+            AlignserveError: The call failed; `completed` has the embeddings computed so far, by position.
         """
         images, is_one = as_list(image)
         found = self.embed_image_detailed(
@@ -252,7 +256,7 @@ class Client:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> ImageEmbeddings:
-        """Embeds like `embed_image`, and returns timings and errors too; one image gives one row."""
+        """Like `embed_image`, but also returns timings and errors; a single image gives one row."""
         images, _ = as_list(image)
         options = Options(
             timeout_seconds=timeout_seconds,
@@ -261,7 +265,9 @@ class Client:
             on_progress=on_progress,
         )
         return self._run(
-            _calls.embed_image(images, normalize=normalize, dtype=dtype), options, self._caller_of(call)
+            _split_requests.embed_image(images, normalize=normalize, dtype=dtype),
+            options,
+            self._transport_for(call),
         )
 
     @overload
@@ -323,24 +329,25 @@ class Client:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
-        """Embeds a text, or several.
+        """Embeds one text or several.
 
         Args:
             text: A text, or a list of texts. None may be blank.
-            truncate: Cuts texts longer than `ModelInfo.max_text_tokens`, which otherwise fail.
-            normalize: Scales embeddings to length 1.
-            dtype: Data type of the embeddings; `float16` halves the bytes that travel.
-            timeout_seconds: Of each request, instead of the client's.
-            total_timeout_seconds: Of the whole call. Without, a list lasts as long as it gets on.
-            on_error: `return` gives, in the place of each text that failed, its error instead of raising it.
-            on_progress: Called as `on_progress(done, total)` after texts were embedded or failed.
+            truncate: Truncate texts longer than `ModelInfo.max_text_tokens`, which otherwise fail.
+            normalize: Scale embeddings to length 1.
+            dtype: Data type of the embeddings; `float16` halves the bytes sent.
+            timeout_seconds: Deadline of each request, instead of the client's.
+            total_timeout_seconds: Deadline of the whole call. By default a list may take as long as it makes
+                progress.
+            on_error: `return` puts the error of each failed text in its place instead of raising it.
+            on_progress: Called as `on_progress(done, total)` when texts are done or have failed.
 
         Returns:
             (embedding_dimension,) for one text, (texts, embedding_dimension) for a list. With
             `on_error="return"`, a list of vectors and errors.
 
         Raises:
-            AlignserveError: `completed` has the embeddings of a list that were there already, by position.
+            AlignserveError: The call failed; `completed` has the embeddings computed so far, by position.
         """
         found = self.embed_text_detailed(
             text,
@@ -373,7 +380,7 @@ class Client:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> TextEmbeddings:
-        """Embeds like `embed_text`, and returns token counts, timings and errors too; one text, one row."""
+        """Like `embed_text`, but also returns token counts, timings and errors; one text gives one row."""
         texts = [text] if isinstance(text, str) else list(text)
         options = Options(
             timeout_seconds=timeout_seconds,
@@ -382,9 +389,9 @@ class Client:
             on_progress=on_progress,
         )
         return self._run(
-            _calls.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype),
+            _split_requests.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype),
             options,
-            self._caller_of(call),
+            self._transport_for(call),
         )
 
     # As above.
@@ -466,25 +473,26 @@ class Client:
         | AlignserveError
         | list[list[Classification] | AlignserveError]
     ):
-        """Scores an image, or several, against labels that the model was never trained on.
+        """Scores one image or several against labels that the model was not trained on.
 
         Args:
             image: As for `embed_image`.
-            labels: Candidate labels. Repeating a set of labels costs the server next to nothing.
+            labels: Candidate labels. Repeating a set of labels costs the server almost nothing.
             prompt_templates: Prompts with one `{label}` each, such as `a photo of a {label}`; several are
-                averaged. Without, labels are embedded as they are.
-            top_k: Maximum number of labels to return; 0 is all.
-            timeout_seconds: Of each request, instead of the client's.
-            total_timeout_seconds: Of the whole call. Without, a list lasts as long as it gets on.
-            on_error: `return` gives, in the place of each image that failed, its error instead of raising it.
-            on_progress: Called as `on_progress(done, total)` after images were classified or failed.
+                averaged. By default labels are embedded as they are.
+            top_k: Maximum number of labels to return; 0 for all.
+            timeout_seconds: Deadline of each request, instead of the client's.
+            total_timeout_seconds: Deadline of the whole call. By default a list may take as long as it makes
+                progress.
+            on_error: `return` puts the error of each failed image in its place instead of raising it.
+            on_progress: Called as `on_progress(done, total)` when images are done or have failed.
 
         Returns:
             The labels, best first; for a list of images, one such list for each. With `on_error="return"`,
-            errors among them.
+            the list also contains errors.
 
         Raises:
-            AlignserveError: `completed` has the results of a list that were there already, by position.
+            AlignserveError: The call failed; `completed` has the results computed so far, by position.
         """
         images, is_one = as_list(image)
         found = self.classify_detailed(
@@ -518,7 +526,7 @@ class Client:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> ImageClassifications:
-        """Classifies like `classify`, and returns timings and errors too; one image gives one list."""
+        """Like `classify`, but also returns timings and errors; a single image gives one list."""
         images, _ = as_list(image)
         options = Options(
             timeout_seconds=timeout_seconds,
@@ -527,9 +535,9 @@ class Client:
             on_progress=on_progress,
         )
         return self._run(
-            _calls.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k),
+            _split_requests.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k),
             options,
-            self._caller_of(call),
+            self._transport_for(call),
         )
 
     def stream(
@@ -543,61 +551,61 @@ class Client:
     ) -> Generator[StreamResult, None, None]:
         """Runs any number of items over one stream, with a bounded number of them in flight.
 
-        An item that fails yields a result with its `error` and the stream goes on. A stream that breaks is
-        opened again, and the items without an answer are sent again; none is yielded twice.
+        An item that fails yields a result with its `error`, and the stream continues. A stream that breaks is
+        opened again, and the unanswered items are sent again; none is yielded twice.
 
         Args:
-            items: Read in a thread, never more than `window` ahead of what was yielded.
-            ordered: Yields in the order of the items, rather than as they are ready.
-            window: Most items that are read and not yet yielded. The server has a limit of its own,
+            items: Read in a thread, at most `window` items ahead of the results yielded.
+            ordered: Yield results in the order of the items, rather than as they become ready.
+            window: Maximum number of items read but not yet yielded. The server has its own limit,
                 `ModelInfo.max_stream_in_flight`.
-            timeout_seconds: Deadline of the whole stream, pauses included. Without, it runs as long as the
-                items last.
+            timeout_seconds: Deadline of the whole stream, including pauses. By default it runs until the
+                items end.
 
         Yields:
             A result for every item. Leaving early, by `close()` or `break`, cancels the stream.
 
         Raises:
             AlignserveError: The stream broke and could not be opened again, or ran out of time.
-            TypeError: What `items` gave is no item, or has an option of the wrong type.
+            TypeError: `items` yielded something other than an item, or an option has the wrong type.
             ValueError: An option has an unknown value.
         """
         if window < 1:
             raise ValueError(f"window is {window}; at least one item must be in flight")
-        return self._stream(items, ordered, window, timeout_seconds, self._caller_of(call))
+        return self._stream(items, ordered, window, timeout_seconds, self._transport_for(call))
 
     def model_info(self, *, timeout_seconds: float | None = None, **call: Unpack[CallOptions]) -> ModelInfo:
         """Returns the model being served and the limits that apply to requests."""
-        return self._ask_info(self._terms.deadline(timeout_seconds), self._caller_of(call))
+        return self._ask_info(self._defaults.deadline(timeout_seconds), self._transport_for(call))
 
     def is_ready(self, *, timeout_seconds: float = 5.0) -> bool:
-        """Says whether the server can be reached and serves calls."""
+        """Returns whether the server can be reached and is ready for calls."""
         return self._is_serving(timeout_seconds, wait_for_ready=False)
 
     def check_ready(self, *, timeout_seconds: float = 5.0) -> None:
-        """Returns if the server can be reached and serves calls, and otherwise says why not.
+        """Returns if the server is ready for calls, and otherwise raises an error that says why not.
 
         Raises:
-            UnavailableError: There is no server, or one that is loading, stopping or stalled.
-            AlignserveError: The server could not be asked.
+            UnavailableError: The server cannot be reached, or is loading, stopping or stalled.
+            AlignserveError: The health check failed for another reason.
         """
         if not self._ask_health(timeout_seconds, explains=True):
             raise not_serving(self.target)
 
     def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
-        """Returns once the server can be reached and serves calls.
+        """Waits until the server can be reached and is ready for calls.
 
         Raises:
-            DeadlineExceededError: It did not within the time given.
+            DeadlineExceededError: The server was not ready in time.
         """
-        deadline = self._terms.clock.monotonic() + timeout_seconds
+        deadline = self._defaults.clock.monotonic() + timeout_seconds
         remaining = timeout_seconds
         while not self._is_serving(remaining, wait_for_ready=True):
-            remaining = deadline - self._terms.clock.monotonic() - POLL_SECONDS
+            remaining = deadline - self._defaults.clock.monotonic() - POLL_SECONDS
             if remaining <= 0:
-                cause = self._caller.cause()
+                cause = self._transport.cause()
                 raise not_ready(self.target, timeout_seconds, cause.message if cause else None)
-            self._caller.pause(POLL_SECONDS)
+            self._transport.pause(POLL_SECONDS)
 
     def _stream(
         self,
@@ -605,12 +613,12 @@ class Client:
         ordered: bool,
         window: int,
         timeout_seconds: float | None,
-        caller: Caller,
+        transport: Transport,
     ) -> Generator[StreamResult, None, None]:
-        deadline = math.inf if timeout_seconds is None else self._terms.deadline(timeout_seconds)
-        info = self._known_info(self._terms.deadline(timeout_seconds), caller)
+        deadline = math.inf if timeout_seconds is None else self._defaults.deadline(timeout_seconds)
+        info = self._known_info(self._defaults.deadline(timeout_seconds), transport)
         stream = Stream(
-            caller,
+            transport,
             self._stub.StreamInfer,
             items,
             ordered=ordered,
@@ -624,27 +632,27 @@ class Client:
         finally:
             self._streams.discard(stream)
 
-    def _run(self, call: Call[_Result], options: Options, caller: Caller) -> _Result:
+    def _run(self, call: SplitRequest[_Result], options: Options, transport: Transport) -> _Result:
         end = math.inf
         if options.total_timeout_seconds is not None:
-            end = self._terms.deadline(options.total_timeout_seconds)
+            end = self._defaults.deadline(options.total_timeout_seconds)
         needs_info = len(call.items) > 1 or (call.makes_rows and not call.items) or options.returns_errors
-        # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
-        info = self._known_info(self._deadline(options, end), caller) if needs_info else self._info
+        # A single item either fits into one request or fails, so the limits are used only if already known.
+        info = self._known_info(self._deadline(options, end), transport) if needs_info else self._info
 
         def refreshed() -> Limits:
-            return Limits.of(self._ask_info(self._deadline(options, end), caller))
+            return Limits.of(self._ask_info(self._deadline(options, end), transport))
 
-        job = Job(call, Limits.of(info), caller.terms, options, end)
-        job_run = JobRun(caller, getattr(self._stub, call.rpc), job, refreshed)
+        job = Job(call, Limits.of(info), transport.defaults, options, end)
+        job_run = JobRun(transport, getattr(self._stub, call.rpc), job, refreshed)
         job_run.run()
         return call.result(job.outcome, info.embedding_dimension if info else 0)
 
-    def _caller_of(self, call: CallOptions) -> Caller:
-        return self._caller.with_terms(self._terms.for_call(**call)) if call else self._caller
+    def _transport_for(self, call: CallOptions) -> Transport:
+        return self._transport.with_defaults(self._defaults.for_call(**call)) if call else self._transport
 
     def _deadline(self, options: Options, end: float) -> float:
-        return min(self._terms.deadline(options.timeout_seconds), end)
+        return min(self._defaults.deadline(options.timeout_seconds), end)
 
     def _is_serving(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
         try:
@@ -655,9 +663,11 @@ class Client:
     def _ask_health(
         self, timeout_seconds: float, *, wait_for_ready: bool = False, explains: bool = False
     ) -> bool:
-        deadline = self._terms.deadline(timeout_seconds)
-        once = dataclasses.replace(self._terms.retry, max_attempts=1)  # its answer would change meanwhile
-        return self._caller.call(
+        deadline = self._defaults.deadline(timeout_seconds)
+        once = dataclasses.replace(
+            self._defaults.retry, max_attempts=1
+        )  # the answer could change between attempts
+        return self._transport.call(
             self._check,
             SERVICE_NAME,
             deadline,
@@ -666,10 +676,10 @@ class Client:
             explains=explains,
         )
 
-    def _known_info(self, deadline: float, caller: Caller) -> ModelInfo:
-        return self._info or self._ask_info(deadline, caller)
+    def _known_info(self, deadline: float, transport: Transport) -> ModelInfo:
+        return self._info or self._ask_info(deadline, transport)
 
-    def _ask_info(self, deadline: float, caller: Caller) -> ModelInfo:
-        response = caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline)
+    def _ask_info(self, deadline: float, transport: Transport) -> ModelInfo:
+        response = transport.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline)
         self._info = _responses.model_info(response)
         return self._info

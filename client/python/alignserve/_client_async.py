@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, overload
 
 import grpc
 
-from alignserve import _calls, _responses
-from alignserve._caller_async import AsyncCaller
-from alignserve._calls import Call
+from alignserve import _responses, _split_requests
+from alignserve._call_defaults import CallDefaults, CallOptions, Metadata, Priority, client_closed
 from alignserve._channel import ChannelOptions, channel_options, proxy_options, response_size_metadata
 from alignserve._clock import Clock
 from alignserve._environment import Connection, Pem, Tls, default_api_key
@@ -42,8 +41,9 @@ from alignserve._results import (
     TextEmbeddings,
 )
 from alignserve._retry import RetryPolicy
+from alignserve._split_requests import SplitRequest
 from alignserve._stream_async import AsyncStream
-from alignserve._terms import CallOptions, Metadata, Priority, Terms, client_closed
+from alignserve._transport_async import AsyncTransport
 from alignserve.errors import AlignserveError
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1.align_service_pb2_grpc import AlignServiceStub
@@ -55,9 +55,9 @@ _Result = TypeVar("_Result")
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same calls, arguments and results, to be awaited.
+    """`Client` for asyncio: the same methods, arguments and results, awaited.
 
-    It belongs to the event loop inside which it is made. Tasks may share it; close it, or use it in an
+    It belongs to the event loop in which it is created. Tasks may share it. Close it, or use it in an
     `async with` statement.
     """
 
@@ -83,7 +83,7 @@ class AsyncClient:
         security = Tls(credentials, tls, root_certificates, client_certificate, client_key)
         connection = Connection.of(target, security)
         self.target = connection.target.name
-        self._terms = Terms.of(
+        self._defaults = CallDefaults.of(
             timeout_seconds=timeout_seconds,
             metadata=[*metadata, *response_size_metadata(options)],
             api_key=default_api_key(metadata) if api_key is None else api_key,
@@ -94,7 +94,9 @@ class AsyncClient:
             clock=_clock,
         )
         channel_args = channel_options([*proxy_options(connection.target), *options])
-        self._caller = AsyncCaller(self._terms, Probe(connection.target, connection.security, channel_args))
+        self._transport = AsyncTransport(
+            self._defaults, Probe(connection.target, connection.security, channel_args)
+        )
         if (made := connection.security.credentials) is None:
             self._channel = grpc.aio.insecure_channel(self.target, channel_args)
         else:
@@ -102,7 +104,7 @@ class AsyncClient:
         self._stub: AlignServiceAsyncStub = AlignServiceStub(self._channel)
         self._check = self._channel.unary_unary(CHECK, encode_request, decode_is_serving)
         self._info: ModelInfo | None = None
-        self._streams: set[AsyncStream] = set()  # those that are open
+        self._streams: set[AsyncStream] = set()  # open streams
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -116,8 +118,8 @@ class AsyncClient:
         return f"AsyncClient({self.target!r})"
 
     async def close(self) -> None:
-        """Closes the connection; calls in flight and streams end with `CallCancelledError`."""
-        self._caller.closed.set()
+        """Closes the connection; calls and streams in flight fail with `CallCancelledError`."""
+        self._transport.closed.set()
         for stream in list(self._streams):
             await stream.fail(client_closed())
         await self._channel.close()
@@ -136,7 +138,7 @@ class AsyncClient:
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray: ...
 
-    # A path as str is also an iterable of str; the first signature is meant, and the first one is taken.
+    # A path as str is also an iterable of str; type checkers take the first signature, which is correct.
     @overload
     async def embed_image(  # type: ignore[overload-overlap]
         self,
@@ -177,7 +179,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
-        """Embeds an image, or several; see `Client.embed_image`."""
+        """Embeds one image or several; see `Client.embed_image`."""
         images, is_one = as_list(image)
         found = await self.embed_image_detailed(
             images,
@@ -208,7 +210,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> ImageEmbeddings:
-        """Embeds like `embed_image`, and returns timings and errors too; one image gives one row."""
+        """Like `embed_image`, but also returns timings and errors; a single image gives one row."""
         images, _ = as_list(image)
         options = Options(
             timeout_seconds=timeout_seconds,
@@ -217,7 +219,9 @@ class AsyncClient:
             on_progress=on_progress,
         )
         return await self._run(
-            _calls.embed_image(images, normalize=normalize, dtype=dtype), options, self._caller_of(call)
+            _split_requests.embed_image(images, normalize=normalize, dtype=dtype),
+            options,
+            self._transport_for(call),
         )
 
     @overload
@@ -279,7 +283,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
-        """Embeds a text, or several; see `Client.embed_text`."""
+        """Embeds one text or several; see `Client.embed_text`."""
         found = await self.embed_text_detailed(
             text,
             truncate=truncate,
@@ -311,7 +315,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> TextEmbeddings:
-        """Embeds like `embed_text`, and returns token counts, timings and errors too; one text, one row."""
+        """Like `embed_text`, but also returns token counts, timings and errors; one text gives one row."""
         texts = [text] if isinstance(text, str) else list(text)
         options = Options(
             timeout_seconds=timeout_seconds,
@@ -320,9 +324,9 @@ class AsyncClient:
             on_progress=on_progress,
         )
         return await self._run(
-            _calls.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype),
+            _split_requests.embed_text(texts, truncate=truncate, normalize=normalize, dtype=dtype),
             options,
-            self._caller_of(call),
+            self._transport_for(call),
         )
 
     # As above.
@@ -404,7 +408,7 @@ class AsyncClient:
         | AlignserveError
         | list[list[Classification] | AlignserveError]
     ):
-        """Scores an image, or several, against free-form labels; see `Client.classify`."""
+        """Scores one image or several against free-form labels; see `Client.classify`."""
         images, is_one = as_list(image)
         found = await self.classify_detailed(
             images,
@@ -437,7 +441,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> ImageClassifications:
-        """Classifies like `classify`, and returns timings and errors too; one image gives one list."""
+        """Like `classify`, but also returns timings and errors; a single image gives one list."""
         images, _ = as_list(image)
         options = Options(
             timeout_seconds=timeout_seconds,
@@ -446,9 +450,9 @@ class AsyncClient:
             on_progress=on_progress,
         )
         return await self._run(
-            _calls.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k),
+            _split_requests.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k),
             options,
-            self._caller_of(call),
+            self._transport_for(call),
         )
 
     def stream(
@@ -462,47 +466,47 @@ class AsyncClient:
     ) -> AsyncGenerator[StreamResult, None]:
         """Runs any number of items over one stream; see `Client.stream`.
 
-        Leaving early by `aclose()`, or out of `contextlib.aclosing`, cancels the stream at once; a mere
-        `break` does when the generator is collected. A plain iterable is read on the event loop.
+        Leaving early through `aclose()` or `contextlib.aclosing` cancels the stream at once; a plain `break`
+        cancels it when the generator is garbage-collected. A plain iterable is read on the event loop.
         """
         if window < 1:
             raise ValueError(f"window is {window}; at least one item must be in flight")
-        return self._stream(items, ordered, window, timeout_seconds, self._caller_of(call))
+        return self._stream(items, ordered, window, timeout_seconds, self._transport_for(call))
 
     async def model_info(
         self, *, timeout_seconds: float | None = None, **call: Unpack[CallOptions]
     ) -> ModelInfo:
         """Returns the model being served and the limits that apply to requests."""
-        return await self._ask_info(self._terms.deadline(timeout_seconds), self._caller_of(call))
+        return await self._ask_info(self._defaults.deadline(timeout_seconds), self._transport_for(call))
 
     async def is_ready(self, *, timeout_seconds: float = 5.0) -> bool:
-        """Says whether the server can be reached and serves calls."""
+        """Returns whether the server can be reached and is ready for calls."""
         return await self._is_serving(timeout_seconds, wait_for_ready=False)
 
     async def check_ready(self, *, timeout_seconds: float = 5.0) -> None:
-        """Returns if the server can be reached and serves calls, and otherwise says why not.
+        """Returns if the server is ready for calls, and otherwise raises an error that says why not.
 
         Raises:
-            UnavailableError: There is no server, or one that is loading, stopping or stalled.
-            AlignserveError: The server could not be asked.
+            UnavailableError: The server cannot be reached, or is loading, stopping or stalled.
+            AlignserveError: The health check failed for another reason.
         """
         if not await self._ask_health(timeout_seconds, explains=True):
             raise not_serving(self.target)
 
     async def wait_until_ready(self, timeout_seconds: float = 60.0) -> None:
-        """Returns once the server can be reached and serves calls.
+        """Waits until the server can be reached and is ready for calls.
 
         Raises:
-            DeadlineExceededError: It did not within the time given.
+            DeadlineExceededError: The server was not ready in time.
         """
-        deadline = self._terms.clock.monotonic() + timeout_seconds
+        deadline = self._defaults.clock.monotonic() + timeout_seconds
         remaining = timeout_seconds
         while not await self._is_serving(remaining, wait_for_ready=True):
-            remaining = deadline - self._terms.clock.monotonic() - POLL_SECONDS
+            remaining = deadline - self._defaults.clock.monotonic() - POLL_SECONDS
             if remaining <= 0:
-                cause = await self._caller.cause()
+                cause = await self._transport.cause()
                 raise not_ready(self.target, timeout_seconds, cause.message if cause else None)
-            await self._caller.pause(POLL_SECONDS)
+            await self._transport.pause(POLL_SECONDS)
 
     async def _stream(
         self,
@@ -510,12 +514,12 @@ class AsyncClient:
         ordered: bool,
         window: int,
         timeout_seconds: float | None,
-        caller: AsyncCaller,
+        transport: AsyncTransport,
     ) -> AsyncGenerator[StreamResult, None]:
-        deadline = math.inf if timeout_seconds is None else self._terms.deadline(timeout_seconds)
-        info = await self._known_info(self._terms.deadline(timeout_seconds), caller)
+        deadline = math.inf if timeout_seconds is None else self._defaults.deadline(timeout_seconds)
+        info = await self._known_info(self._defaults.deadline(timeout_seconds), transport)
         stream = AsyncStream(
-            caller,
+            transport,
             self._stub.StreamInfer,
             items,
             ordered=ordered,
@@ -531,28 +535,28 @@ class AsyncClient:
         finally:
             self._streams.discard(stream)
 
-    async def _run(self, call: Call[_Result], options: Options, caller: AsyncCaller) -> _Result:
+    async def _run(self, call: SplitRequest[_Result], options: Options, transport: AsyncTransport) -> _Result:
         end = math.inf
         if options.total_timeout_seconds is not None:
-            end = self._terms.deadline(options.total_timeout_seconds)
+            end = self._defaults.deadline(options.total_timeout_seconds)
         needs_info = len(call.items) > 1 or (call.makes_rows and not call.items) or options.returns_errors
-        # One item fits into one request or into none, so there is nothing to ask; what is known is heeded.
-        info = await self._known_info(self._deadline(options, end), caller) if needs_info else self._info
+        # A single item either fits into one request or fails, so the limits are used only if already known.
+        info = await self._known_info(self._deadline(options, end), transport) if needs_info else self._info
 
         async def refreshed() -> Limits:
-            return Limits.of(await self._ask_info(self._deadline(options, end), caller))
+            return Limits.of(await self._ask_info(self._deadline(options, end), transport))
 
-        job = Job(call, Limits.of(info), caller.terms, options, end)
+        job = Job(call, Limits.of(info), transport.defaults, options, end)
         method = getattr(self._stub, call.rpc)
-        job_run = AsyncJobRun(caller, method, job, refreshed, reads_files=call.reads_files)
+        job_run = AsyncJobRun(transport, method, job, refreshed, reads_files=call.reads_files)
         await job_run.run()
         return call.result(job.outcome, info.embedding_dimension if info else 0)
 
-    def _caller_of(self, call: CallOptions) -> AsyncCaller:
-        return self._caller.with_terms(self._terms.for_call(**call)) if call else self._caller
+    def _transport_for(self, call: CallOptions) -> AsyncTransport:
+        return self._transport.with_defaults(self._defaults.for_call(**call)) if call else self._transport
 
     def _deadline(self, options: Options, end: float) -> float:
-        return min(self._terms.deadline(options.timeout_seconds), end)
+        return min(self._defaults.deadline(options.timeout_seconds), end)
 
     async def _is_serving(self, timeout_seconds: float, *, wait_for_ready: bool) -> bool:
         try:
@@ -563,9 +567,11 @@ class AsyncClient:
     async def _ask_health(
         self, timeout_seconds: float, *, wait_for_ready: bool = False, explains: bool = False
     ) -> bool:
-        deadline = self._terms.deadline(timeout_seconds)
-        once = dataclasses.replace(self._terms.retry, max_attempts=1)  # its answer would change meanwhile
-        return await self._caller.call(
+        deadline = self._defaults.deadline(timeout_seconds)
+        once = dataclasses.replace(
+            self._defaults.retry, max_attempts=1
+        )  # the answer could change between attempts
+        return await self._transport.call(
             self._check,
             SERVICE_NAME,
             deadline,
@@ -574,10 +580,10 @@ class AsyncClient:
             explains=explains,
         )
 
-    async def _known_info(self, deadline: float, caller: AsyncCaller) -> ModelInfo:
-        return self._info or await self._ask_info(deadline, caller)
+    async def _known_info(self, deadline: float, transport: AsyncTransport) -> ModelInfo:
+        return self._info or await self._ask_info(deadline, transport)
 
-    async def _ask_info(self, deadline: float, caller: AsyncCaller) -> ModelInfo:
-        response = await caller.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline)
+    async def _ask_info(self, deadline: float, transport: AsyncTransport) -> ModelInfo:
+        response = await transport.call(self._stub.GetModelInfo, pb.GetModelInfoRequest(), deadline)
         self._info = _responses.model_info(response)
         return self._info

@@ -1,4 +1,4 @@
-"""Time and chance, gathered so that tests can put their own in."""
+"""Time and randomness, in one place so that tests can replace them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def _wait_async(event: asyncio.Event, seconds: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where a client gets its time from, in seconds. Both waits say whether the event ended them."""
+    """A client's source of time, in seconds. Both waits return whether the event was set."""
 
     monotonic: Callable[[], float] = time.monotonic
     wait: Callable[[threading.Event, float], bool] = threading.Event.wait

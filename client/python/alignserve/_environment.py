@@ -1,7 +1,7 @@
-"""What a client takes from the environment where it is given no argument, and how it connects by it.
+"""Reads a client's connection settings from its arguments and the environment.
 
-An argument wins over its variable, and an empty variable is an unset one. ALIGNSERVE_API_KEY is the
-exception: an empty one is what is left of a secret that was not mounted.
+An argument overrides its variable, and an empty variable counts as unset. ALIGNSERVE_API_KEY is the
+exception: if it is empty, a secret was probably not mounted.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import TypeAlias
 
 import grpc
 
+from alignserve._call_defaults import AUTHORIZATION, Metadata
 from alignserve._probe import Security
 from alignserve._targets import DEFAULT_TARGET, Target, target_of
-from alignserve._terms import AUTHORIZATION, Metadata
 
 Pem: TypeAlias = str | os.PathLike[str] | bytes
 
-TARGET_VARIABLES = ("ALIGNSERVE_TARGET", "ALIGNSERVE_SERVER")  # the second one is an older name
-_LISTEN = "ALIGNSERVE_LISTEN"  # the server's own setting, which a health check in its container finds
-_ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "[::]": "localhost"}  # noqa: S104 — where a server listens
+TARGET_VARIABLES = ("ALIGNSERVE_TARGET", "ALIGNSERVE_SERVER")  # the second is an older name
+_LISTEN = "ALIGNSERVE_LISTEN"  # the server's own setting, which a health check in its container also sees
+_ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "[::]": "localhost"}  # noqa: S104 — the server listens there, not the client
 
 _API_KEY = "ALIGNSERVE_API_KEY"
 _TLS = "ALIGNSERVE_TLS"
@@ -44,13 +44,13 @@ _SWITCH = {
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How a caller wants the connection encrypted; what is `None` comes from the environment.
+    """How to encrypt the connection; fields that are `None` come from the environment.
 
     Attributes:
-        credentials: All of it, made by the caller; then the others have to be `None`.
-        is_on: Whether at all.
-        root_certificates: Of the authorities that the server's certificate may come from.
-        client_certificate: This client's own, and those up to its authority.
+        credentials: Complete channel credentials; the other fields must be `None`.
+        is_on: Whether to use TLS.
+        root_certificates: Certificate authorities to trust for the server's certificate.
+        client_certificate: This client's certificate chain.
         client_key: Its private key.
     """
 
@@ -62,7 +62,7 @@ class Tls:
 
     @property
     def files(self) -> tuple[Pem | None, Pem | None, Pem | None]:
-        """Returns the three of them, in the order of their variables."""
+        """Returns the three PEM files, in the order of their variables."""
         return self.root_certificates, self.client_certificate, self.client_key
 
 
@@ -78,8 +78,8 @@ class Connection:
         """Returns the connection for the arguments of a client.
 
         Raises:
-            OSError: A file of certificates cannot be read.
-            ValueError: An argument or variable cannot be used, or two contradict each other.
+            OSError: A certificate file cannot be read.
+            ValueError: An argument or variable is invalid, or two contradict each other.
         """
         variables = os.environ if environment is None else environment
         where = target_of(target) if target is not None else _default_target(variables)
@@ -92,15 +92,15 @@ class Connection:
 
 
 def default_target(environment: Mapping[str, str] | None = None) -> str:
-    """Returns the address of the environment, or else of the server on this machine."""
+    """Returns the address from the environment, or that of a server on this machine."""
     return _named_target(os.environ if environment is None else environment)[1]
 
 
 def default_api_key(metadata: Metadata, environment: Mapping[str, str] | None = None) -> str | None:
-    """Returns the key of the environment, unless the metadata has one.
+    """Returns the key from the environment, unless the metadata has one.
 
     Raises:
-        ValueError: The variable is there, and empty.
+        ValueError: The variable is set but empty.
     """
     if any(key.lower() == AUTHORIZATION for key, _ in metadata):
         return None
@@ -127,9 +127,9 @@ def _default_target(variables: Mapping[str, str]) -> Target:
 
 def _check_alone(target: Target, tls: Tls) -> None:
     if tls.is_on is not None or any(file is not None for file in tls.files):
-        raise ValueError("credentials have all of TLS in them; leave out tls, certificates and key")
+        raise ValueError("credentials already include all TLS settings; leave out tls, certificates and key")
     if target.is_encrypted is False:
-        raise ValueError("http:// and grpc:// are in the clear, and credentials are given; use https://")
+        raise ValueError("http:// and grpc:// are unencrypted, but credentials are given; use https://")
 
 
 def _is_on(target: Target, tls: Tls, variables: Mapping[str, str]) -> bool:
@@ -138,11 +138,11 @@ def _is_on(target: Target, tls: Tls, variables: Mapping[str, str]) -> bool:
         is_on = True
     if is_on is not None and target.is_encrypted is not None and is_on != target.is_encrypted:
         raise ValueError(
-            f"the scheme of the address turns TLS {'on' if target.is_encrypted else 'off'}, and other "
+            f"the scheme of the address turns TLS {'on' if target.is_encrypted else 'off'}, but other "
             "arguments do not; use https:// with TLS and http:// without"
         )
     if is_on is False and any(file is not None for file in tls.files):
-        raise ValueError("certificates are given, and tls is off; leave out one of them")
+        raise ValueError("certificates are given, but tls is off; leave out one of them")
     if is_on is not None or target.is_encrypted is not None:
         return bool(is_on or target.is_encrypted)
     return _is_on_by(variables)
@@ -154,7 +154,7 @@ def _is_on_by(variables: Mapping[str, str]) -> bool:
     if value and value not in _SWITCH:
         raise ValueError(f"{_TLS} is {value!r}; use true or false")
     if value and not _SWITCH[value] and files:
-        raise ValueError(f"{_TLS} is {value}, and {files[0]} is set; unset one of them")
+        raise ValueError(f"{_TLS} is {value}, but {files[0]} is set; unset one of them")
     return _SWITCH[value] if value else bool(files)
 
 
@@ -165,8 +165,8 @@ def _security(tls: Tls, variables: Mapping[str, str]) -> Security:
     )
     if (certificate is None) != (key is None):
         raise ValueError(
-            "a client certificate and its key belong together; give both (client_certificate and client_key; "
-            "--certificate-file and --certificate-key-file)"
+            "a client certificate requires its key, and a key its certificate; give both (client_certificate "
+            "and client_key; --certificate-file and --certificate-key-file)"
         )
     credentials = grpc.ssl_channel_credentials(
         _pem(_ROOT_CERTIFICATES, root), _pem(_CLIENT_KEY, key), _pem(_CLIENT_CERTIFICATE, certificate)
@@ -175,12 +175,12 @@ def _security(tls: Tls, variables: Mapping[str, str]) -> Security:
 
 
 def _pem(name: str, pem: Pem | None) -> bytes | None:
-    """Returns the content; `name` is the variable's, without its prefix also the argument's."""
+    """Returns the content of a PEM file; `name` is the variable's name, and its suffix the argument's."""
     if pem is None:
         return None
     content = pem if isinstance(pem, bytes) else Path(pem).read_bytes()
     if b"-----BEGIN " not in content:
         what = name.removeprefix("ALIGNSERVE_").lower()
         source = "its bytes" if isinstance(pem, bytes) else os.fspath(pem)
-        raise ValueError(f"{what}: {source} is no PEM; it begins with -----BEGIN")
+        raise ValueError(f"{what}: {source} is not PEM; PEM starts with -----BEGIN")
     return content

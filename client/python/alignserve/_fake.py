@@ -1,4 +1,4 @@
-"""The fake server's inside: what a test has asked of it, and the RPCs that answer accordingly."""
+"""The implementation of the fake server: what a test has scripted, and the RPCs that follow it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 _DOMAIN = "alignserve.v1"
-_LENGTH_UNNORMALIZED = 3.0  # of embeddings, where normalization is skipped
-_NEVER_SECONDS = 1e9  # gRPC tells of the end of time where there is no deadline
+_LENGTH_UNNORMALIZED = 3.0  # length of embeddings without normalization
+_NEVER_SECONDS = 1e9  # without a deadline, gRPC reports a far-future time
 _PLACEHOLDER = "{label}"
 _UNKNOWN_WORD = "[UNK]"
 _SERVING, _NOT_SERVING = 1, 2  # grpc.health.v1.HealthCheckResponse
-_LEAST_SCORE = 1e-9  # of a label without a score
-_BEST_SIMILARITY = 0.3  # of an image whose scores the test has set, as of a photo of a trained model
+_MIN_SCORE = 1e-9  # for a label without a score
+_BEST_SIMILARITY = (
+    0.3  # for an image whose scores the test has set; a trained model gives about this for a photo
+)
 _KEY_MISSING = "no API key; send the metadata 'authorization: Bearer KEY'"
 _KEY_INVALID = "the API key is unknown, revoked or has expired; ask the operator for another"
 _SIGNATURES = {
@@ -44,7 +46,7 @@ _SIGNATURES = {
     "PNG": b"\x89PNG\r\n\x1a\n",
     "WEBP": b"RIFF",
 }
-_MAX_VIOLATIONS = 16  # as the server names
+_MAX_VIOLATIONS = 16  # as in the server
 _PACKED = {
     pb.EMBEDDING_FORMAT_PACKED_FLOAT32: ("packed_float32", "<f4"),
     pb.EMBEDDING_FORMAT_PACKED_FLOAT16: ("packed_float16", "<f2"),
@@ -53,7 +55,7 @@ _PACKED = {
 
 @dataclass(frozen=True, slots=True)
 class ReceivedCall:
-    """A message that reached the fake.
+    """A message that the fake received.
 
     Attributes:
         method: Name of the RPC, such as `EmbedText`. Each message of a stream counts as one.
@@ -69,7 +71,7 @@ class ReceivedCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ScriptedFailure:
     """A status to answer with."""
 
     code: grpc.StatusCode
@@ -78,81 +80,81 @@ class Failure:
     retry_delay_seconds: float | None = None
     error_id: str = ""
     field: str = ""
-    others: tuple[Failure, ...] = ()  # of other fields of the same request
+    others: tuple[ScriptedFailure, ...] = ()  # for other fields of the same request
 
-    def at(self, path: str) -> Failure:
-        """Returns the same failure as the fault of a field."""
+    def at(self, path: str) -> ScriptedFailure:
+        """Returns this failure, attributed to a field."""
         return replace(self, field=path)
 
     @property
     def status_message(self) -> str:
-        """Returns the message with the field in front, as the server has it."""
+        """Returns the message, prefixed with the field as the server does."""
         return f"{self.field}: {self.message}" if self.field else self.message
 
 
 class Script:
-    """The failures that a test has asked for."""
+    """The failures that a test has scripted."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: deque[Failure] = deque()
-        self._breaks: deque[tuple[int, Failure]] = deque()
-        self._inputs: dict[str | bytes, Iterator[Failure]] = {}
+        self._split_requests: deque[ScriptedFailure] = deque()
+        self._breaks: deque[tuple[int, ScriptedFailure]] = deque()
+        self._inputs: dict[str | bytes, Iterator[ScriptedFailure]] = {}
 
-    def fail_next(self, failure: Failure, times: int) -> None:
+    def fail_next(self, failure: ScriptedFailure, times: int) -> None:
         """Fails the next calls."""
         with self._lock:
-            self._calls.extend(itertools.repeat(failure, times))
+            self._split_requests.extend(itertools.repeat(failure, times))
 
-    def fail_input(self, content: str | bytes, failure: Failure, times: int | None) -> None:
+    def fail_input(self, content: str | bytes, failure: ScriptedFailure, times: int | None) -> None:
         """Fails an input, a number of times or always."""
         with self._lock:
             self._inputs[content] = itertools.repeat(failure, *([] if times is None else [times]))
 
-    def break_stream(self, after: int, failure: Failure) -> None:
+    def break_stream(self, after: int, failure: ScriptedFailure) -> None:
         """Ends a stream after a number of answers."""
         with self._lock:
             self._breaks.append((after, failure))
 
-    def next_failure(self) -> Failure | None:
-        """Returns how the call that has just come fails, if it does."""
+    def next_failure(self) -> ScriptedFailure | None:
+        """Returns the failure of the call that has just arrived, if any."""
         with self._lock:
-            return self._calls.popleft() if self._calls else None
+            return self._split_requests.popleft() if self._split_requests else None
 
-    def failure_of(self, content: str | bytes) -> Failure | None:
-        """Returns how an input fails, if it does."""
+    def failure_of(self, content: str | bytes) -> ScriptedFailure | None:
+        """Returns the failure of an input, if any."""
         with self._lock:
             return next(self._inputs.get(content, iter(())), None)
 
-    def next_break(self) -> tuple[int, Failure] | None:
-        """Returns when and how the stream that has just come ends, if it does."""
+    def next_break(self) -> tuple[int, ScriptedFailure] | None:
+        """Returns when and how the stream that has just arrived ends early, if it does."""
         with self._lock:
             return self._breaks.popleft() if self._breaks else None
 
 
 @dataclass(slots=True)
 class FakeState:
-    """What the fake is and does now."""
+    """The fake's configuration and current state."""
 
     info: pb.GetModelInfoResponse
     script: Script = field(default_factory=Script)
     received: list[ReceivedCall] = field(default_factory=list)
     arrived: threading.Condition = field(default_factory=threading.Condition)  # guards `received`
-    gate: threading.Event = field(default_factory=threading.Event)  # set while answers may leave
+    gate: threading.Event = field(default_factory=threading.Event)  # set while answers may be sent
     is_ready: bool = True
-    api_keys: frozenset[str] = frozenset()  # none: calls need no key
+    api_keys: frozenset[str] = frozenset()  # if empty, calls need no key
     checks_images: bool = False
-    vectors: dict[str | bytes, NDArray[np.float32]] = field(default_factory=dict)  # instead of drawn ones
-    scores: dict[bytes, dict[str, float]] = field(default_factory=dict)  # of images, by label
+    vectors: dict[str | bytes, NDArray[np.float32]] = field(default_factory=dict)  # set by the test
+    scores: dict[bytes, dict[str, float]] = field(default_factory=dict)  # by image and label
 
     def vector_of(self, content: str | bytes) -> NDArray[np.float32]:
-        """Returns the embedding of an input, of length 1: the one that the test has set, or a drawn one."""
+        """Returns the embedding of an input, with length 1: set by the test, or derived from the input."""
         vector = self.vectors.get(content)
         return fake_embedding(content, self.info.embedding_dimension) if vector is None else vector
 
 
 def fake_embedding(content: str | bytes, dimension: int) -> NDArray[np.float32]:
-    """Returns a vector of length 1, (dimension,), drawn from a hash of the content."""
+    """Returns a vector of length 1, (dimension,), derived from a hash of the content."""
     data = content.encode() if isinstance(content, str) else content
     seed = int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
     vector = np.random.default_rng(seed).standard_normal(dimension)
@@ -166,19 +168,19 @@ def health_handler(state: FakeState) -> grpc.GenericRpcHandler:
         status = _SERVING if state.is_ready else _NOT_SERVING
         return wrappers_pb2.Int32Value(value=status).SerializeToString()
 
-    # No deserializer: the request stays bytes, whatever it asks about.
+    # No deserializer: the request stays bytes, whatever service it names.
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(check)
     return grpc.method_handlers_generic_handler(HEALTH_SERVICE, {"Check": handler})
 
 
 class _Failed(Exception):
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: ScriptedFailure) -> None:
         super().__init__(failure)
         self.failure = failure
 
 
 class FakeServicer(pb_grpc.AlignServiceServicer):
-    """Answers the RPCs."""
+    """Implements the RPCs."""
 
     def __init__(self, state: FakeState) -> None:
         self._state = state
@@ -214,7 +216,7 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         for request in requests:
             self._record("StreamInfer", request, context)
             if request.WhichOneof("request") is None:
-                continue  # carries options only
+                continue  # the message carries only options
             self._state.gate.wait()
             yield self._answer(request)
             answered += 1
@@ -264,15 +266,17 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         if failure is not None:
             raise _Failed(failure)
         if not self._state.is_ready:
-            raise _Failed(Failure(grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", "the model is loading", 0.01))
+            raise _Failed(
+                ScriptedFailure(grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING", "the model is loading", 0.01)
+            )
 
     def _check_key(self, metadata: dict[str, Any]) -> None:
         scheme, _, key = str(metadata.get("authorization", "")).partition(" ")
         if not self._state.api_keys or (scheme == "Bearer" and key in self._state.api_keys):
             return
         if key:
-            raise _Failed(Failure(grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID", _KEY_INVALID))
-        raise _Failed(Failure(grpc.StatusCode.UNAUTHENTICATED, "KEY_MISSING", _KEY_MISSING))
+            raise _Failed(ScriptedFailure(grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID", _KEY_INVALID))
+        raise _Failed(ScriptedFailure(grpc.StatusCode.UNAUTHENTICATED, "KEY_MISSING", _KEY_MISSING))
 
     def _embed_image(self, request: pb.EmbedImageRequest) -> pb.EmbedImageResponse:
         contents = self._contents(request.images)
@@ -323,7 +327,7 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         self._check_input(image.content, path)
         if self._state.checks_images and not _is_image(image.content, self._state.info.image_formats):
             formats = ", ".join(self._state.info.image_formats)
-            raise _invalid("IMAGE_UNREADABLE", path, f"image is none of {formats}")
+            raise _invalid("IMAGE_UNREADABLE", path, f"image is not one of {formats}")
         return image.content
 
     def _tokenization(self, text: str, truncate: bool, path: str) -> pb.Tokenization:
@@ -405,7 +409,7 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         if scores is None:
             image = self._vector(content)
             return np.array([image @ self._label(label, request) for label in request.labels])
-        logits = np.log([max(scores.get(label, 0.0), _LEAST_SCORE) for label in request.labels])
+        logits = np.log([max(scores.get(label, 0.0), _MIN_SCORE) for label in request.labels])
         return np.asarray(_BEST_SIMILARITY + (logits - logits.max()) * self._state.info.temperature)
 
     def _vector(self, content: str | bytes) -> NDArray[np.float32]:
@@ -419,9 +423,9 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
 
 
 def _of_each(items: Sequence[_Item], check: Callable[[int, _Item], _Checked]) -> list[_Checked]:
-    """Returns what each item gives; those at fault are named together, as the server names them."""
+    """Checks each item; all items at fault are reported together, as the server does."""
     checked: list[_Checked] = []
-    invalid: list[Failure] = []
+    invalid: list[ScriptedFailure] = []
     for position, item in enumerate(items):
         try:
             checked.append(check(position, item))
@@ -465,10 +469,10 @@ def _stats(batch_size: int, include_stats: bool) -> pb.InferenceStats | None:
 
 
 def _invalid(reason: str, path: str, message: str) -> _Failed:
-    return _Failed(Failure(grpc.StatusCode.INVALID_ARGUMENT, reason, message).at(path))
+    return _Failed(ScriptedFailure(grpc.StatusCode.INVALID_ARGUMENT, reason, message).at(path))
 
 
-def _status(failure: Failure) -> status_pb2.Status:
+def _status(failure: ScriptedFailure) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason=failure.reason, domain=_DOMAIN)
     if failure.error_id:
         info.metadata["error_id"] = failure.error_id
@@ -495,13 +499,13 @@ def _packed(message: Message) -> any_pb2.Any:
     return packed
 
 
-def _abort(context: Any, failure: Failure) -> NoReturn:
+def _abort(context: Any, failure: ScriptedFailure) -> NoReturn:
     trailers: list[tuple[str, str | bytes]] = [
         ("grpc-status-details-bin", _status(failure).SerializeToString())
     ]
-    # With other codes it would make some clients repeat what they should not.
+    # With other codes a pushback would make some clients retry when they should not.
     if failure.retry_delay_seconds is not None and failure.code is grpc.StatusCode.UNAVAILABLE:
         trailers.append(("grpc-retry-pushback-ms", str(round(failure.retry_delay_seconds * 1000))))
     context.set_trailing_metadata(trailers)
     context.abort(failure.code, failure.status_message)
-    raise AssertionError  # abort has raised
+    raise AssertionError  # not reached: abort raises

@@ -1,8 +1,8 @@
-"""Whether a server is ready, by grpc.health.v1.
+"""Checks whether a server is ready, by grpc.health.v1.
 
-The package grpcio-health-checking is not needed for it: a request is one string and a response one number,
-both in field 1, and the wrapper types that come with protobuf have that same form on the wire. A second
-definition of the health messages would clash with that package's where both are loaded.
+This does without the package grpcio-health-checking: a request is one string and a response one number, both
+in field 1, and protobuf's wrapper types have the same form on the wire. A second definition of the health
+messages would clash with that package's if both are loaded.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from alignserve.errors import AlignserveError, DeadlineExceededError, Unavailabl
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 CHECK = f"/{HEALTH_SERVICE}/Check"
-SERVICE_NAME = SERVICE.full_name  # the one asked about
-POLL_SECONDS = 0.2  # between questions to a server that answers that it is not ready
+SERVICE_NAME = SERVICE.full_name  # the service whose health is checked
+POLL_SECONDS = 0.2  # between health checks of a server that is not ready
 
 _SERVING = 1  # grpc.health.v1.HealthCheckResponse.SERVING
 _NOT_READY_CODES = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.NOT_FOUND,  # the health service is there before the service it speaks for
+    grpc.StatusCode.NOT_FOUND,  # the health service starts before the service it reports on
 )
 
 
@@ -32,29 +32,29 @@ def encode_request(service: str) -> bytes:
 
 
 def decode_is_serving(response: bytes) -> bool:
-    """Says whether a HealthCheckResponse reports SERVING."""
+    """Returns whether a HealthCheckResponse reports SERVING."""
     return wrappers_pb2.Int32Value.FromString(response).value == _SERVING
 
 
 def check_means_not_ready(error: AlignserveError) -> bool:
-    """Passes for an error that a missing or unready server causes, and raises any other."""
+    """Returns if a missing or unready server can cause the error, and raises any other error."""
     if error.code in _NOT_READY_CODES:
         return True
     raise error
 
 
 def not_serving(target: str) -> AlignserveError:
-    """Returns the error for a server that answers that it does not serve."""
+    """Returns the error for a server that reports that it is not serving."""
     return UnavailableError(
-        f"the server at {target} is not ready: it loads its model, stops or has stalled; see its log",
+        f"the server at {target} is not ready: it is loading its model, stopping or stalled; see its log",
         grpc.StatusCode.UNAVAILABLE,
         "NOT_SERVING",
     )
 
 
 def not_ready(target: str, timeout_seconds: float, cause: str | None) -> AlignserveError:
-    """Returns the error for a wait that was in vain; `cause` says why there is no connection."""
-    advice = cause or "see that it runs and has its model"
+    """Returns the error for a server that was not ready in time; `cause` says why there is no connection."""
+    advice = cause or "check that it is running and has its model"
     return DeadlineExceededError(
         f"no ready server at {target} within {timeout_seconds:g} s; {advice}",
         grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -1,4 +1,4 @@
-"""Images as callers have them, to the encoded files that travel."""
+"""Turns the caller's images into the encoded files to send."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from alignserve._png import encode_png, not_uint8
 
-# The modes of Pillow that PNG holds. The others are shown as RGB, which is how the server would read them.
+# The Pillow modes that PNG supports. Others are converted to RGB, as the server would do.
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
 _MODES_WITHOUT_RANGE = {"F": "float32", "I": "int32"}
-_ORIENTATION = 0x0112  # EXIF's tag
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 @runtime_checkable
 class PillowImage(Protocol):
-    """The part of `PIL.Image.Image` that is needed, so that Pillow need not be installed."""
+    """The part of `PIL.Image.Image` that this module uses, so that Pillow is optional."""
 
     @property
     def mode(self) -> str: ...
@@ -39,7 +39,7 @@ class PillowImage(Protocol):
 
 @runtime_checkable
 class BinaryFile(Protocol):
-    """An open file, or what reads like one."""
+    """An open binary file, or an object with the same `read`."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -57,18 +57,18 @@ ImageInput: TypeAlias = (
 
 
 def is_image(value: object) -> bool:
-    """Says whether the value is one image, rather than a collection of them."""
+    """Returns whether the value is one image, rather than a collection of images."""
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, BinaryFile, PillowImage)
     return isinstance(value, kinds) or (isinstance(value, np.ndarray) and value.ndim < 4)
 
 
 def is_pixels(image: ImageInput) -> bool:
-    """Says whether the image travels as a PNG that is made here, rather than as the file that it is."""
+    """Returns whether the image is encoded here as PNG, rather than sent as the file that it is."""
     return isinstance(image, (np.ndarray, PillowImage))
 
 
 def as_list(images: ImageInput | Iterable[ImageInput]) -> tuple[list[ImageInput], bool]:
-    """Returns the images as a list, and whether they were given as one. Pixels of four axes are many."""
+    """Returns the images as a list, and whether a list was given. Pixels with four axes are a list."""
     if is_image(images):
         return [_kept(cast("ImageInput", images))], True
     return [_kept(image) for image in cast("Iterable[ImageInput]", images)], False
@@ -83,7 +83,7 @@ def encoded_image(image: ImageInput) -> bytes:
 
     Raises:
         OSError: The file cannot be read.
-        TypeError: The value is no image, or its pixels are not uint8.
+        TypeError: The value is not an image, or its pixels are not uint8.
         ValueError: The pixels have another shape.
     """
     if isinstance(image, bytes):
@@ -99,19 +99,19 @@ def encoded_image(image: ImageInput) -> bytes:
     if isinstance(image, BinaryFile):
         return _read(image)
     raise TypeError(
-        f"{type(image).__name__} is no image; give a path, a file's bytes, a Pillow image or uint8 pixels"
+        f"{type(image).__name__} is not an image; give a path, a file's bytes, a Pillow image or uint8 pixels"
     )
 
 
 def _kept(image: ImageInput) -> ImageInput:
-    # A file can be read once, and its request may have to be made again.
+    # A file can be read only once, but its request may have to be built again.
     return _read(image) if isinstance(image, BinaryFile) else image
 
 
 def _read(file: BinaryFile) -> bytes:
     content: object = file.read()
     if not isinstance(content, bytes):
-        raise TypeError(f"read() gave {type(content).__name__}, not bytes; open the image in binary mode")
+        raise TypeError(f"read() returned {type(content).__name__}, not bytes; open the image in binary mode")
     return content
 
 
@@ -120,14 +120,14 @@ def _saved(image: PillowImage) -> bytes:
         raise not_uint8(_MODES_WITHOUT_RANGE[image.mode])
     file = io.BytesIO()
     exact = image if image.mode in _PNG_MODES else image.convert("RGB")
-    # compress_level: the file travels once and is not kept
+    # Low compression: the file is sent once and not stored.
     exact.save(file, format="PNG", compress_level=1, exif=_exif(image))
     return file.getvalue()
 
 
 def _exif(image: PillowImage) -> bytes:
-    # Pixels as they stand in a file may be turned by its EXIF. Of pixels that were transformed, which have no
-    # format, nobody knows whether they were turned meanwhile; they are as they look.
+    # Keeps the EXIF orientation of pixels straight from a file. Transformed images have no format, and may
+    # have been rotated already, so their pixels are taken as they are.
     orientation = image.getexif().get(_ORIENTATION, 1) if image.format else 1
     if orientation not in range(2, 9):
         return b""

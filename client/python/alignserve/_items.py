@@ -1,4 +1,4 @@
-"""What goes into a stream, and what comes out for it."""
+"""The items and results of a stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Dtype: TypeAlias = Literal["float32", "float16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Keyed:
-    id: Any = None  # the caller's own key, of any type; it need not be unique and does not travel
+    id: Any = None  # the caller's own key, of any type; it need not be unique and is not sent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,9 +24,9 @@ class ImageItem(_Keyed):
 
     Attributes:
         image: A path, the bytes of a file, a file opened in binary mode, a Pillow image, or uint8 pixels.
-        normalize: Scales the embedding to length 1.
-        dtype: Data type of the embedding; `float16` halves the bytes that travel.
-        id: The caller's own key, of any type. It stays in the client.
+        normalize: Scale the embedding to length 1.
+        dtype: Data type of the embedding; `float16` halves the bytes sent.
+        id: The caller's own key, of any type. It is not sent to the server.
     """
 
     image: ImageInput
@@ -40,10 +40,10 @@ class TextItem(_Keyed):
 
     Attributes:
         text: The text.
-        truncate: Cuts a text that is too long, instead of failing it.
-        normalize: Scales the embedding to length 1.
-        dtype: Data type of the embedding; `float16` halves the bytes that travel.
-        id: The caller's own key, of any type. It stays in the client.
+        truncate: Truncate a text that is too long, instead of failing it.
+        normalize: Scale the embedding to length 1.
+        dtype: Data type of the embedding; `float16` halves the bytes sent.
+        id: The caller's own key, of any type. It is not sent to the server.
     """
 
     text: str
@@ -60,8 +60,8 @@ class ClassifyItem(_Keyed):
         image: A path, the bytes of a file, a file opened in binary mode, a Pillow image, or uint8 pixels.
         labels: Candidate labels.
         prompt_templates: Prompts with one `{label}` each; several are averaged.
-        top_k: Most labels to return; 0 is all.
-        id: The caller's own key, of any type. It stays in the client.
+        top_k: Maximum number of labels to return; 0 for all.
+        id: The caller's own key, of any type. It is not sent to the server.
     """
 
     image: ImageInput
@@ -76,10 +76,10 @@ Value: TypeAlias = EmbeddingArray | list[Classification]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamResult:
-    """What became of one item of a stream.
+    """The result of one item of a stream.
 
     Attributes:
-        item: The item, as it was given.
+        item: The item, as given.
         value: Its embedding, (embedding_dimension,), or its classifications, best first. `None` if it failed.
         error: Why it failed, or `None`.
         tokenization: How the text was tokenized, for a `TextItem` that succeeded.
@@ -99,7 +99,7 @@ class StreamResult:
         """Returns the value, or raises the error."""
         if self.error is not None:
             raise self.error
-        assert self.value is not None  # noqa: S101 — a result has one of the two
+        assert self.value is not None  # noqa: S101 — a result has a value or an error
         return self.value
 
     @property

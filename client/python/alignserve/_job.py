@@ -1,6 +1,6 @@
-"""A call for any number of items: which go into the next request, and what became of each.
+"""The state of a call for any number of items: which items the next request has, and the result of each.
 
-Pure state, without threads, tasks or gRPC; the two clients add the sending and the waiting.
+Pure state, without threads, tasks or gRPC; the two clients add sending and waiting.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Literal, TypeAlias
 
 import grpc
 
-from alignserve._calls import Call
+from alignserve._call_defaults import CallDefaults
 from alignserve._kinds import with_kind
 from alignserve._requests import Limits, readable_payload
 from alignserve._responses import Outcome
 from alignserve._retry import delay_seconds, is_refusal, log_retry
-from alignserve._terms import Terms
+from alignserve._split_requests import SplitRequest
 from alignserve._window import Window
 from alignserve.errors import (
     AlignserveError,
@@ -40,13 +40,13 @@ _QUOTA = "QUOTA_EXCEEDED"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a caller asks of a list.
+    """The caller's options for a list.
 
     Attributes:
-        timeout_seconds: Deadline of each request; `None` is the client's.
-        total_timeout_seconds: Deadline of all together; `None` is none.
-        on_error: Whether an error ends the call, or is returned in the place of each item that it befell.
-        on_progress: Is told how many items are done, and of how many.
+        timeout_seconds: Deadline of each request; `None` for the client's.
+        total_timeout_seconds: Deadline of the whole call; `None` for no deadline.
+        on_error: Whether an error ends the call, or is returned in the place of each item that failed.
+        on_progress: Called with the number of items done and the total.
     """
 
     timeout_seconds: float | None
@@ -75,10 +75,10 @@ class Batch:
     """One request of a job.
 
     Attributes:
-        request: The message. Any: the kinds of request travel alike.
+        request: The message. Any: all kinds of request are handled alike.
         entries: The items in it.
-        limits: Those that it was made for.
-        round: Number of setbacks before it was sent.
+        limits: The limits that it was built for.
+        round: Number of failed rounds before it was sent.
     """
 
     request: Any
@@ -88,40 +88,45 @@ class Batch:
 
     @property
     def positions(self) -> list[int]:
-        """Returns where its items stand in the caller's list."""
+        """Returns the positions of its items in the caller's list."""
         return [entry.position for entry in self.entries]
 
 
 class Job:
     """The items of one call, from being read to having a result or an error.
 
-    A request that is refused, breaks or runs out of time is sent again, with fewer others beside it, until
-    nothing has been answered for too long. Its deadline begins anew each time.
+    A request that is refused, breaks or runs out of time is sent again, with fewer other requests in flight,
+    until nothing has been answered for too long. Each attempt has a new deadline.
 
     Args:
         call: The items, and how they become requests.
         limits: Of one request.
-        terms: Of the client.
+        defaults: Of the client.
         options: Of the caller.
         deadline: Of all requests together.
     """
 
     def __init__(
-        self, call: Call[Any], limits: Limits, terms: Terms, options: Options, deadline: float
+        self,
+        call: SplitRequest[Any],
+        limits: Limits,
+        defaults: CallDefaults,
+        options: Options,
+        deadline: float,
     ) -> None:
         self.outcome = Outcome(len(call.items))
         self._call = call
-        self._terms = terms
+        self._defaults = defaults
         self._options = options
         self._total_deadline = deadline
         self._unread = enumerate(call.items)
-        self._read: deque[_Entry] = deque()  # and never sent
-        self._returned: deque[deque[_Entry]] = deque()  # of requests that failed
-        self._window = Window(terms.max_in_flight, self._items_per_request(limits))
+        self._read: deque[_Entry] = deque()  # but not sent yet
+        self._returned: deque[deque[_Entry]] = deque()  # by requests that failed
+        self._window = Window(defaults.max_in_flight, self._items_per_request(limits))
         self._limit(limits)
         self._round = 0
-        self._tries = 0  # in a row without any answer
-        self._answered_at = terms.clock.monotonic()
+        self._tries = 0  # consecutive, without any answer
+        self._answered_at = defaults.clock.monotonic()
         self._resumes_at = -math.inf
         self._reported = 0
 
@@ -136,33 +141,33 @@ class Job:
         return self.outcome.done == self.outcome.count
 
     def is_whole(self, batch: Batch) -> bool:
-        """Returns whether one request holds everything."""
+        """Returns whether the request has all items of the call."""
         return len(batch.entries) == self.outcome.count
 
     def deadline(self) -> float:
         """Returns the deadline of a request that is sent now.
 
         Raises:
-            DeadlineExceededError: The time for all requests together is over.
+            DeadlineExceededError: The deadline of the whole call has passed.
         """
-        if self._terms.clock.monotonic() >= self._total_deadline:
+        if self._defaults.clock.monotonic() >= self._total_deadline:
             raise list_expired()
-        return min(self._terms.deadline(self._options.timeout_seconds), self._total_deadline)
+        return min(self._defaults.deadline(self._options.timeout_seconds), self._total_deadline)
 
     def pause_seconds(self) -> float:
-        """Returns for how long nothing may be sent."""
-        return max(self._resumes_at - self._terms.clock.monotonic(), 0.0)
+        """Returns how long to wait before sending the next request."""
+        return max(self._resumes_at - self._defaults.clock.monotonic(), 0.0)
 
     @property
     def resumes(self) -> bool:
-        """Returns whether the pause ends before the time for all requests together does."""
+        """Returns whether the pause ends before the deadline of the whole call."""
         return self._resumes_at < self._total_deadline
 
     def next_batch(self) -> Batch | None:
-        """Returns the next request to send, or `None` while there is no room for it, or no item left.
+        """Returns the next request to send, or `None` while there is no room for it or if no items are left.
 
         Raises:
-            Exception: What reading an item raises, unless errors are returned.
+            Exception: An item cannot be read, and errors are not returned.
         """
         room = self._window.room()
         entries = self._take(room) if room else []
@@ -173,62 +178,62 @@ class Job:
         return Batch(request, entries, self._limits, self._round)
 
     def answer(self, batch: Batch, response: Any) -> None:
-        """Enters the response to a request."""
+        """Records the response to a request."""
         self._window.end(len(batch.entries))
         self._window.widen(len(batch.entries))
-        self._get_on()
+        self._note_progress()
         self.outcome.enter(batch.positions, self._call.read(response))
 
     def fail(self, batch: Batch, error: AlignserveError) -> None:
-        """Enters the failure of a request: its items go again, or have errors of their own.
+        """Records the failure of a request: its items are sent again, or get errors of their own.
 
         Raises:
-            AlignserveError: The job ends, by this error.
+            AlignserveError: This error ends the job.
         """
-        error = self.told(batch, error)
-        if self._holds_back(batch, error):
+        error = self.for_caller(batch, error)
+        if self._goes_again_later(batch, error):
             self._give_back(batch.entries)
         elif self._options.returns_errors and self._isolates(batch, error):
-            self._get_on()
+            self._note_progress()
         else:
             raise error
         self._window.end(len(batch.entries))
 
-    def told(self, batch: Batch, error: AlignserveError) -> AlignserveError:
-        """Returns the error in the caller's terms: positions in the list, and what unreadable images are."""
+    def for_caller(self, batch: Batch, error: AlignserveError) -> AlignserveError:
+        """Returns the error with positions in the caller's list and the file types of unreadable images."""
         contents = {f"images[{number}].content": entry.payload for number, entry in enumerate(batch.entries)}
         return error_at_positions(with_kind(error, contents.get), batch.positions)
 
     def resize(self, batch: Batch, limits: Limits) -> None:
-        """Takes back a request that was made for limits which the server no longer has."""
+        """Takes back a request that was built for limits that the server no longer has."""
         self._limit(limits)
         self._window.end(len(batch.entries))
         self._give_back(batch.entries)
 
     def give_up(self, error: AlignserveError) -> None:
-        """Ends the job by an error, which is raised or stands in the place of all items without a result."""
+        """Ends the job with an error, which is raised or becomes the error of every item without a result."""
         if not self._options.returns_errors:
             raise error
         self.outcome.fail_rest(without_frames(error))
 
     @contextmanager
     def completing(self) -> Iterator[None]:
-        """Gives each exception that leaves the block the results that are there, Ctrl-C among them."""
+        """Attaches the results so far to any exception that leaves the block, including Ctrl-C."""
         try:
             yield
         except BaseException as error:
-            error.completed = dict(self.outcome.values)  # type: ignore[attr-defined]  # of any exception
+            error.completed = dict(self.outcome.values)  # type: ignore[attr-defined]  # any exception
             raise
 
     def report(self) -> None:
-        """Tells the caller how many items are done, if that has changed."""
+        """Reports the number of items done to the caller, if it has changed."""
         if self._options.on_progress is not None and self.outcome.done > self._reported:
             self._reported = self.outcome.done
             self._options.on_progress(self.outcome.done, self.outcome.count)
 
-    def _get_on(self) -> None:
+    def _note_progress(self) -> None:
         self._tries = 0
-        self._answered_at = self._terms.clock.monotonic()
+        self._answered_at = self._defaults.clock.monotonic()
 
     def _limit(self, limits: Limits) -> None:
         self._limits = limits
@@ -268,7 +273,7 @@ class Job:
             return None
 
     def _fitting(self, entries: deque[_Entry], max_items: int) -> list[_Entry]:
-        """Takes as many entries from the front as one request holds; one that is too large alone fails."""
+        """Takes as many entries from the front as fit into one request; an entry that does not fit fails."""
         taken: list[_Entry] = []
         size = 0
         while entries and len(taken) < max_items:
@@ -297,41 +302,41 @@ class Job:
         if entries:
             self._returned.appendleft(deque(entries))
 
-    def _holds_back(self, batch: Batch, error: AlignserveError) -> bool:
-        """Decides whether the items of a request go again later, and if so from when."""
+    def _goes_again_later(self, batch: Batch, error: AlignserveError) -> bool:
+        """Returns whether the items of a request are sent again later, and if so schedules them."""
         is_silence = isinstance(error, DeadlineExceededError)
         is_break = isinstance(error, UnavailableError)
-        if self._terms.retry.max_attempts == 1 or not (is_silence or is_break or is_refusal(error)):
+        if self._defaults.retry.max_attempts == 1 or not (is_silence or is_break or is_refusal(error)):
             return False
-        if batch.round == self._round:  # requests that were under way together count once
+        if batch.round == self._round:  # requests that were in flight together count once
             self._round += 1
             self._tries += 1
             if not is_break:
-                self._window.narrow(at_least=self._least_room(error))
-        if self._is_out_of_patience(error):
+                self._window.narrow(at_least=self._min_window(error))
+        if self._is_exhausted(error):
             return False
         if not is_silence:
-            pause = delay_seconds(self._terms.retry, error, self._tries, self._terms.clock.random)
-            self._resumes_at = max(self._resumes_at, self._terms.clock.monotonic() + pause)
+            pause = delay_seconds(self._defaults.retry, error, self._tries, self._defaults.clock.random)
+            self._resumes_at = max(self._resumes_at, self._defaults.clock.monotonic() + pause)
         log_retry(f"request of {len(batch.entries)} items", error, self._tries, self.pause_seconds())
         return True
 
-    def _least_room(self, error: AlignserveError) -> int:
+    def _min_window(self, error: AlignserveError) -> int:
         # A quota counts requests, so smaller ones would use it up sooner.
         return self._items_per_request(self._limits) if error.reason == _QUOTA else 1
 
-    def _is_out_of_patience(self, error: AlignserveError) -> bool:
-        retry = self._terms.retry
+    def _is_exhausted(self, error: AlignserveError) -> bool:
+        retry = self._defaults.retry
         if isinstance(error, DeadlineExceededError):
             return self._tries >= retry.max_attempts
         if isinstance(error, UnavailableError):
             return self._tries >= retry.max_stream_attempts
-        patience_ends = self._terms.deadline_from(self._answered_at, self._options.timeout_seconds)
-        is_over = self._terms.clock.monotonic() >= patience_ends
+        gives_up_at = self._defaults.deadline_from(self._answered_at, self._options.timeout_seconds)
+        is_over = self._defaults.clock.monotonic() >= gives_up_at
         return self._tries >= retry.max_stream_attempts and is_over
 
     def _isolates(self, batch: Batch, error: AlignserveError) -> bool:
-        """Gives items at fault their errors, and lets the others of the request go again."""
+        """Gives items at fault their errors, and sends the other items of the request again."""
         if isinstance(error, InternalError) and error.reason:
             return self._halve(batch, error)
         named = errors_of_items(error) if isinstance(error, InvalidArgumentError) else {}
@@ -343,7 +348,7 @@ class Job:
         return True
 
     def _halve(self, batch: Batch, error: InternalError) -> bool:
-        # The server does not say at which item the model failed; smaller and smaller requests find it.
+        # The server does not say on which item the model failed; halving the request finds it.
         half = len(batch.entries) // 2
         if half:
             self._give_back(batch.entries[half:])
@@ -354,8 +359,8 @@ class Job:
 
 
 def list_expired() -> DeadlineExceededError:
-    """Returns the error of a list whose own deadline comes before it is done."""
+    """Returns the error of a list whose deadline passed before it was done."""
     return DeadlineExceededError(
-        "the time given for the list is over; allow more by total_timeout_seconds",
+        "the deadline of the list has passed; allow more time with total_timeout_seconds",
         grpc.StatusCode.DEADLINE_EXCEEDED,
     )

@@ -1,4 +1,4 @@
-"""Runs a job over an asyncio channel: several requests under way for one call."""
+"""Runs a job over an asyncio channel, with several requests in flight."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 
 import grpc
 
-from alignserve._caller_async import AsyncCaller
-from alignserve._calls import is_about_limits
 from alignserve._job import Batch, Job, list_expired
 from alignserve._requests import Limits
+from alignserve._split_requests import is_about_limits
+from alignserve._transport_async import AsyncTransport
 from alignserve.errors import AlignserveError
 
 
 class AsyncJobRun:
-    """Sends the requests of a job and takes their answers.
+    """Sends the requests of a job and records their answers.
 
     Args:
-        caller: Sends.
+        transport: Sends the requests.
         method: Of the stub.
-        job: What is to be done.
-        refreshed: Asks the server for its limits, as one with others may have come in its place.
-        reads_files: Makes requests in a worker thread, as files are read for them.
+        job: The items to process.
+        refreshed: Asks for the limits again, since a server with other limits may have replaced it.
+        reads_files: Build requests in a worker thread, because that reads files.
     """
 
     def __init__(
         self,
-        caller: AsyncCaller,
-        method: grpc.aio.UnaryUnaryMultiCallable[Any, Any],  # Any: the kinds of request travel alike
+        transport: AsyncTransport,
+        method: grpc.aio.UnaryUnaryMultiCallable[Any, Any],  # Any: all kinds of request are handled alike
         job: Job,
         refreshed: Callable[[], Awaitable[Limits]],
         *,
         reads_files: bool,
     ) -> None:
-        self._caller = caller
-        self._clock = caller.terms.clock
+        self._transport = transport
+        self._clock = transport.defaults.clock
         self._method = method
         self._job = job
         self._refreshed = refreshed
@@ -48,14 +48,14 @@ class AsyncJobRun:
         """Returns once every item has its result or error.
 
         Raises:
-            AlignserveError: The job ended early, unless errors are returned.
-            BaseException: What reading an item raises, or what `on_progress` does.
+            AlignserveError: The job ended early, and errors are not returned.
+            BaseException: Raised while reading an item, or by `on_progress`.
         """
         with self._job.completing():
             try:
                 await self._work()
             except AlignserveError as error:
-                self._job.give_up(await self._caller.explained(error))
+                self._job.give_up(await self._transport.explained(error))
             self._job.report()
 
     async def _work(self) -> None:
@@ -79,10 +79,10 @@ class AsyncJobRun:
             self._send(batch)
             return
         try:
-            response = await self._caller.call(self._method, batch.request, self._job.deadline())
+            response = await self._transport.call(self._method, batch.request, self._job.deadline())
         except AlignserveError as error:
             if not await self._is_resized(batch, error):
-                raise self._job.told(batch, error) from error.__cause__
+                raise self._job.for_caller(batch, error) from error.__cause__
         else:
             self._job.answer(batch, response)
 
@@ -99,7 +99,7 @@ class AsyncJobRun:
             self._send(batch)
 
     def _send(self, batch: Batch) -> None:
-        attempt = self._caller.attempt(self._method, batch.request, self._job.deadline())
+        attempt = self._transport.attempt(self._method, batch.request, self._job.deadline())
         task = asyncio.create_task(attempt)
         self._in_flight[task] = batch
         task.add_done_callback(lambda _: self._changed.set())
@@ -111,10 +111,10 @@ class AsyncJobRun:
         elif self._in_flight:
             await self._changed.wait()
         elif pause and self._job.resumes:
-            await self._caller.pause(pause)
+            await self._transport.pause(pause)
         elif pause:
             raise list_expired()
-        self._changed.clear()  # before looking, so that none is overlooked
+        self._changed.clear()  # before checking, so that no request is missed
 
     async def _settle(self) -> None:
         failed: list[tuple[Batch, AlignserveError]] = []
@@ -126,12 +126,12 @@ class AsyncJobRun:
                 failed.append((batch, error))
             else:
                 self._job.answer(batch, response)
-        for batch, failure in failed:  # after the answers, which count also if a failure ends the job
+        for batch, failure in failed:  # after the answers, which count even if a failure ends the job
             if not await self._is_resized(batch, failure):
                 self._job.fail(batch, failure)
 
     async def _is_resized(self, batch: Batch, error: AlignserveError) -> bool:
-        """Returns whether the items go again because the server has other limits by now."""
+        """Returns whether the items are sent again because the server's limits have changed."""
         if not is_about_limits(error):
             return False
         limits = await self._refreshed()

@@ -1,4 +1,4 @@
-"""Runs a job over a blocking channel: several requests under way for one call."""
+"""Runs a job over a blocking channel, with several requests in flight."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 
 import grpc
 
-from alignserve._caller import Caller
-from alignserve._calls import is_about_limits
 from alignserve._job import Batch, Job, list_expired
 from alignserve._requests import Limits
+from alignserve._split_requests import is_about_limits
+from alignserve._transport import Transport
 from alignserve.errors import AlignserveError
 
-# Ctrl-C does not end a wait that it came just before, nor on Windows any wait without a timeout.
+# Ctrl-C does not end a wait if it arrives just before, nor on Windows any wait without a timeout.
 _WAKE_SECONDS = 0.2
 
 
 class JobRun:
-    """Sends the requests of a job and takes their answers.
+    """Sends the requests of a job and records their answers.
 
     Args:
-        caller: Sends.
+        transport: Sends the requests.
         method: Of the stub.
-        job: What is to be done.
-        refreshed: Asks the server for its limits, as one with others may have come in its place.
+        job: The items to process.
+        refreshed: Asks for the limits again, since a server with other limits may have replaced it.
     """
 
     def __init__(
         self,
-        caller: Caller,
-        method: grpc.UnaryUnaryMultiCallable[Any, Any],  # Any: the kinds of request travel alike
+        transport: Transport,
+        method: grpc.UnaryUnaryMultiCallable[Any, Any],  # Any: all kinds of request are handled alike
         job: Job,
         refreshed: Callable[[], Limits],
     ) -> None:
-        self._caller = caller
-        self._clock = caller.terms.clock
+        self._transport = transport
+        self._clock = transport.defaults.clock
         self._method = method
         self._job = job
         self._refreshed = refreshed
@@ -47,14 +47,14 @@ class JobRun:
         """Returns once every item has its result or error.
 
         Raises:
-            AlignserveError: The job ended early, unless errors are returned.
-            BaseException: What reading an item raises, or what `on_progress` does.
+            AlignserveError: The job ended early, and errors are not returned.
+            BaseException: Raised while reading an item, or by `on_progress`.
         """
         with self._job.completing():
             try:
                 self._work()
             except AlignserveError as error:
-                self._job.give_up(self._caller.explained(error))
+                self._job.give_up(self._transport.explained(error))
             self._job.report()
 
     def _work(self) -> None:
@@ -76,11 +76,11 @@ class JobRun:
         if not self._job.is_whole(batch) or self._job.returns_errors:
             self._send(batch)
             return
-        try:  # a future costs as much again
-            response = self._caller.call(self._method, batch.request, self._job.deadline())
+        try:  # directly: a future would double the cost
+            response = self._transport.call(self._method, batch.request, self._job.deadline())
         except AlignserveError as error:
             if not self._is_resized(batch, error):
-                raise self._job.told(batch, error) from error.__cause__
+                raise self._job.for_caller(batch, error) from error.__cause__
         else:
             self._job.answer(batch, response)
 
@@ -92,7 +92,7 @@ class JobRun:
             self._send(batch)
 
     def _send(self, batch: Batch) -> None:
-        future = self._caller.start(self._method, batch.request, self._job.deadline())
+        future = self._transport.start(self._method, batch.request, self._job.deadline())
         self._in_flight[future] = batch
         future.add_done_callback(lambda _: self._changed.set())
 
@@ -104,27 +104,27 @@ class JobRun:
             while not self._changed.wait(_WAKE_SECONDS):
                 pass
         elif pause and self._job.resumes:
-            self._caller.pause(pause)
+            self._transport.pause(pause)
         elif pause:
             raise list_expired()
-        self._changed.clear()  # before looking, so that none is overlooked
+        self._changed.clear()  # before checking, so that no request is missed
 
     def _settle(self) -> None:
         failed: list[tuple[Batch, AlignserveError]] = []
         for future in [future for future in self._in_flight if future.done()]:
             batch = self._in_flight.pop(future)
             try:
-                response = self._caller.outcome(future.result)
+                response = self._transport.outcome(future.result)
             except AlignserveError as error:
                 failed.append((batch, error))
             else:
                 self._job.answer(batch, response)
-        for batch, failure in failed:  # after the answers, which count also if a failure ends the job
+        for batch, failure in failed:  # after the answers, which count even if a failure ends the job
             if not self._is_resized(batch, failure):
                 self._job.fail(batch, failure)
 
     def _is_resized(self, batch: Batch, error: AlignserveError) -> bool:
-        """Returns whether the items go again because the server has other limits by now."""
+        """Returns whether the items are sent again because the server's limits have changed."""
         if not is_about_limits(error):
             return False
         limits = self._refreshed()

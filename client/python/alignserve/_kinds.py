@@ -1,4 +1,4 @@
-"""What a file is that a server refused as an image, by its first bytes, and what to do about it."""
+"""Recognizes the type of a file that the server could not read as an image, and says how to convert it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _UNREADABLE = "IMAGE_UNREADABLE"
 _HEAD_BYTES = 512
 
 _CONVERT = "`magick IN OUT.jpg`, on a Mac `sips -s format jpeg IN --out OUT.jpg`"
-_BY_PILLOW = "or open it by Pillow and give the image that it makes"
+_BY_PILLOW = "or open it with Pillow and pass that image"
 _HEIC = (
-    f"HEIC; convert it: `heif-convert IN OUT.jpg`, {_CONVERT}, or open it by Pillow with pillow-heif "
-    "and give the image that it makes"
+    f"HEIC; convert it: `heif-convert IN OUT.jpg`, {_CONVERT}, or open it with Pillow and pillow-heif "
+    "and pass that image"
 )
 _AVIF = f"AVIF; convert it: {_CONVERT}, {_BY_PILLOW}"
 _TIFF = f"TIFF or a camera's raw format; convert it: {_CONVERT}, {_BY_PILLOW}"
@@ -26,42 +26,42 @@ _TEXT = "; give the bytes themselves"
 @dataclass(frozen=True, slots=True)
 class _Kind:
     test: Callable[[bytes], bool]
-    told: str  # after "the file is"
+    description: str  # after "the file is"
 
 
 def kind_of(content: bytes) -> str | None:
-    """Returns what the content is if that is no format which servers read, with advice, or `None`."""
+    """Returns the type of a file that servers cannot read, with advice, or `None` if it is not recognized."""
     head = content[:_HEAD_BYTES]
-    return next((kind.told for kind in _KINDS if kind.test(head)), None)
+    return next((kind.description for kind in _KINDS if kind.test(head)), None)
 
 
 def with_kind(error: AlignserveError, content_at: Callable[[str], bytes | None]) -> AlignserveError:
-    """Returns the error with what each image is that the server could not read.
+    """Returns the error with the file type of each image that the server could not read.
 
     Args:
         error: Of a call or an item.
-        content_at: Gives the image that a violation's field names.
+        content_at: Returns the image that a violation's field names.
     """
     if not isinstance(error, InvalidArgumentError):
         return error
-    violations = [_told(violation, content_at(violation.field)) for violation in error.violations]
+    violations = [_with_kind(violation, content_at(violation.field)) for violation in error.violations]
     if violations == list(error.violations):
         return error
     first = violations[0]
     message = f"{first.field}: {first.description}" if _is_of(error, error.violations[0]) else error.message
-    told = type(error)(
+    description = type(error)(
         message, error.code, error.reason, violations, error.retry_delay_seconds, error.error_id
     )
-    told.__cause__ = error.__cause__
-    return told
+    description.__cause__ = error.__cause__
+    return description
 
 
-def _told(violation: FieldViolation, content: bytes | None) -> FieldViolation:
+def _with_kind(violation: FieldViolation, content: bytes | None) -> FieldViolation:
     if violation.reason != _UNREADABLE or content is None or (kind := kind_of(content)) is None:
         return violation
-    if re.split("[,;]", kind)[0] in violation.description:  # the server knows the format, and says what to do
+    if re.split("[,;]", kind)[0] in violation.description:  # the server names the format, with its own advice
         return violation
-    refusal = violation.description.removesuffix(_OTHER)  # advice for any file; `kind` has one for this
+    refusal = violation.description.removesuffix(_OTHER)  # generic advice; `kind` has better
     return replace(violation, description=f"{refusal}; the file is {kind}")
 
 
@@ -78,7 +78,7 @@ def _text_starts(*signatures: bytes) -> Callable[[bytes], bool]:
 
 
 def _has_brand(*brands: bytes) -> Callable[[bytes], bool]:
-    """Returns a test of ISO's media files: the major brand, then those that it is compatible with."""
+    """Returns a test for ISO media files: the major brand, then the compatible brands."""
 
     def test(head: bytes) -> bool:
         if head[4:8] != b"ftyp":
@@ -118,5 +118,5 @@ _KINDS = (
         _text_starts(b"<!doctype html", b"<html"), "a web page, as downloads leave it; get the image itself"
     ),
     _Kind(_text_starts(b"{", b"[", b"<?xml"), "JSON or XML, as downloads leave it; get the image itself"),
-    _Kind(lambda head: not head.strip(b"\0"), "nothing but zeros or empty; get it anew"),
+    _Kind(lambda head: not head.strip(b"\0"), "empty or only zeros; get it again"),
 )

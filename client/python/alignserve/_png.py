@@ -1,4 +1,4 @@
-"""Pixels as a PNG file, without an imaging library."""
+"""Encodes pixels as PNG, without an imaging library."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # of PNG by channels: gray, RGB, RGBA
-_FILTER_UP = 2  # each row as the difference to the one above, which halves photographs
-_FAST = 1  # zlib's level: the file travels once and is not kept
+_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # PNG's color type by channels: gray, RGB, RGBA
+_FILTER_UP = 2  # each row as its difference from the row above, which halves the size of photographs
+_FAST = 1  # zlib's level: the file is sent once and not stored
 
 
 def encode_png(pixels: NDArray[Any]) -> bytes:
@@ -24,7 +24,7 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
 
     Raises:
         TypeError: The elements are not uint8.
-        ValueError: The shape is another one, or a side is 0.
+        ValueError: The shape is a different one, or a side is 0.
     """
     _check(pixels)
     height, width, channels = (*pixels.shape, 1)[:3]
@@ -32,7 +32,7 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = _FILTER_UP
     filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as the format wants it
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as PNG requires
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOR_TYPES[channels], 0, 0, 0)
     return b"".join(
         (
@@ -45,7 +45,7 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
 
 
 def not_uint8(dtype: object) -> TypeError:
-    """Returns the error for pixels of another type, whose range is anybody's guess."""
+    """Returns the error for pixels of another type, whose range is unknown."""
     return TypeError(f"pixels are {dtype}; convert them to uint8, from 0 to 255")
 
 

@@ -1,8 +1,8 @@
-"""Why there is no connection: a short look at the server's port, after gRPC has given up.
+"""Finds out why there is no connection, by a short look at the server's port after gRPC has given up.
 
-gRPC reports the last of the addresses that it tried, so of a `localhost` that is `::1` and `127.0.0.1` it
-says "connection refused" where the other one has refused a certificate; and what a server closes, it calls
-closed.
+gRPC reports only the last address that it tried: if `localhost` is `::1` and `127.0.0.1`, it says "connection
+refused" although the other address rejected a certificate. And if a server closes a connection, gRPC only
+says that it was closed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from alignserve._health import CHECK, SERVICE_NAME, decode_is_serving, encode_re
 from alignserve._targets import Endpoint, Target, proxy_of
 from alignserve.errors import AlignserveError, DeadlineExceededError, UnavailableError
 
-LONGEST_SECONDS = 3.0  # that a probe is waited for
+MAX_PROBE_SECONDS = 3.0  # how long callers wait for a probe
 
-# In the words of grpcio 1.85 and of 1.76.
+# The wording of grpcio 1.85 and 1.76.
 _OTHER_NAME = re.compile(r"ostname Verification|Peer name \S+ is not in peer certificate")
-_CONNECT_SECONDS = 1.0  # for one address, and for each answer of it
-_KEEP_SECONDS = 1.0  # callers that fail together share one look
+_CONNECT_SECONDS = 1.0  # for each address, and for each of its answers
+_KEEP_SECONDS = 1.0  # calls that fail together share one probe
 _MAX_ADDRESSES = 4
-# HTTP/2's preface and an empty SETTINGS frame, to which a server of gRPC answers with its own settings.
+# HTTP/2's preface and an empty SETTINGS frame, which a gRPC server answers with its own settings.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS_TYPE = 4
 _FRAME_HEADER_BYTES = 9
@@ -44,8 +44,8 @@ class Security:
     """How the channel is encrypted.
 
     Attributes:
-        credentials: Of the channel; `None` is in the clear.
-        has_client_certificate: Whether there is one in them, or `None` if that is not known.
+        credentials: Of the channel; `None` if it is not encrypted.
+        has_client_certificate: Whether the credentials include a client certificate, or `None` if unknown.
     """
 
     credentials: grpc.ChannelCredentials | None = field(default=None, repr=False)
@@ -54,7 +54,7 @@ class Security:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What is wrong at one address, and what to do; there is no advice where just nothing answers."""
+    """What is wrong at one address, and what to do; without advice if the address just does not answer."""
 
     where: Endpoint
     fact: str
@@ -66,8 +66,8 @@ class Cause:
     """Why there is no connection.
 
     Attributes:
-        message: For people, with what to do.
-        is_whole: Whether it says all; otherwise gRPC's own words are needed beside it.
+        message: For people, with advice.
+        is_whole: Whether the message is complete; otherwise gRPC's own message is appended.
     """
 
     message: str
@@ -75,7 +75,7 @@ class Cause:
 
 
 class Probe:
-    """Looks for the cause in a thread of its own, since the resolver of names can block for any time.
+    """Looks for the cause in a separate thread, since name resolution can block indefinitely.
 
     Args:
         target: Of the channel.
@@ -92,19 +92,19 @@ class Probe:
         self._began_at = 0.0
 
     def begin(self) -> Future[Cause | None]:
-        """Returns the cause to come, or `None` where nothing wrong is found."""
+        """Starts a probe and returns its future cause, which is `None` if nothing wrong is found."""
         with self._lock:
             if self._latest is not None and time.monotonic() - self._began_at < _KEEP_SECONDS:
                 return self._latest
             self._latest = future = Future[Cause | None]()
             self._began_at = time.monotonic()
-        # A daemon: a name that does not resolve must not keep the program from ending.
+        # A daemon thread: a name that does not resolve must not keep the program from exiting.
         threading.Thread(target=self._run, args=(future,), name="alignserve-probe", daemon=True).start()
         return future
 
     def _run(self, future: Future[Cause | None]) -> None:
         cause = None
-        with suppress(Exception):  # it only adds to an error that is raised anyway
+        with suppress(Exception):  # the cause only explains an error that is raised anyway
             cause = self._cause()
         future.set_result(cause)
 
@@ -115,7 +115,7 @@ class Probe:
             variable, address = proxy
             told = (
                 f"{self._target.name} was tried through the proxy {address} of {variable}; "
-                "if it is reached without, name its host in no_proxy"
+                "if it is reachable without a proxy, add its host to no_proxy"
             )
             return Cause(told, is_whole=False)
         try:
@@ -127,8 +127,8 @@ class Probe:
         with ThreadPoolExecutor(_MAX_ADDRESSES, "alignserve-probe") as pool:
             findings = list(pool.map(lambda each: self._look(*each), addresses[:_MAX_ADDRESSES]))
         if not findings or any(finding is None for finding in findings):
-            return None  # one address works by now
-        return Cause(_told(self._target, [finding for finding in findings if finding]))
+            return None  # one address works now
+        return Cause(_message(self._target, [finding for finding in findings if finding]))
 
     def _look(self, where: Endpoint, named: Endpoint) -> _Finding | None:
         try:
@@ -143,7 +143,7 @@ class Probe:
             return _Finding(
                 where,
                 "an HTTP server answers, not a gRPC server",
-                "give the port of --listen (50051 by default), not that of the metrics or of a web server",
+                "use the port of --listen (50051 by default), not the metrics port or a web server's port",
             )
         if self._security.credentials is None:
             return _without_tls(where, spoken)
@@ -155,12 +155,14 @@ class Probe:
         if spoken == "grpc":
             return _Finding(
                 where,
-                "the server does not use TLS, and this client does",
+                "the server does not use TLS, but this client does",
                 "leave out TLS (credentials, tls=True or https://; --tls, --ca-file), "
                 "or start the server with --tls-certificate",
             )
         if not spoken.startswith("tls"):
-            return _Finding(where, "what listens there is no server of gRPC", "check host and port")
+            return _Finding(
+                where, "the program that listens there is not a gRPC server", "check host and port"
+            )
         said = self._said_by_grpc(credentials, where, named)
         if said is None:
             return None
@@ -173,13 +175,13 @@ class Probe:
     def _said_by_grpc(
         self, credentials: grpc.ChannelCredentials, where: Endpoint, named: Endpoint
     ) -> str | None:
-        """Asks gRPC about one address alone, with the channel's own credentials; `None` if it connects."""
+        """Returns gRPC's error for this address, with the channel's credentials; `None` if it connects."""
         family = "ipv6" if ":" in where.host else "ipv4"
         options = [
             ("grpc.default_authority", str(named)),
             *self._options,
             ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1),  # or it waits for the channel's own pause to end
+            ("grpc.use_local_subchannel_pool", 1),  # otherwise it waits for the channel's own backoff
         ]
         with grpc.secure_channel(f"{family}:{where}", credentials, options) as channel:
             check = channel.unary_unary(CHECK, encode_request, decode_is_serving)
@@ -191,18 +193,18 @@ class Probe:
 
 
 def lacks_cause(error: AlignserveError, *, waits: bool) -> bool:
-    """Returns whether gRPC itself found no server: none has answered, and nobody has looked for the cause.
+    """Returns whether gRPC itself found no server: none has answered, and the error has no cause yet.
 
     Args:
         error: Of a call.
-        waits: Whether the call was to wait for a server, so that its time runs out where there is none.
+        waits: Whether the call waits for a server, so that it runs out of time if there is none.
     """
     kinds = (UnavailableError, DeadlineExceededError) if waits else UnavailableError
     return isinstance(error, kinds) and not error.reason and _is_of_grpc(error)
 
 
 def with_cause(error: AlignserveError, cause: Cause | None) -> AlignserveError:
-    """Returns the error with the cause as its message; the error itself is that one's `__cause__`."""
+    """Returns an error with the cause as its message, and the original error as its `__cause__`."""
     if cause is None:
         return error
     message = cause.message if cause.is_whole else f"{cause.message}: {error.message}"
@@ -219,12 +221,12 @@ def _is_of_grpc(error: AlignserveError) -> bool:
 
 _CLIENT_CERTIFICATE: dict[bool | None, tuple[str, str]] = {
     None: (
-        "the server asks for a client certificate, and got none or one that it does not trust",
+        "the server requires a client certificate, and received none or one that it does not trust",
         "give one that its client authority has signed (client_certificate and client_key; "
         "--certificate-file and --certificate-key-file)",
     ),
     False: (
-        "the server asks for a client certificate, and this client has none",
+        "the server requires a client certificate, and this client has none",
         "give one (client_certificate and client_key; --certificate-file and --certificate-key-file)",
     ),
     True: (
@@ -235,23 +237,23 @@ _CLIENT_CERTIFICATE: dict[bool | None, tuple[str, str]] = {
 
 
 def _resolved(named: Endpoint) -> list[tuple[Endpoint, Endpoint]]:
-    """Returns each address of an endpoint, with the endpoint."""
+    """Returns each address of each endpoint, with the endpoint."""
     found = socket.getaddrinfo(named.host, named.port, type=socket.SOCK_STREAM)
     return [(Endpoint(host, named.port), named) for host in dict.fromkeys(str(each[4][0]) for each in found)]
 
 
 def _spoken(where: Endpoint) -> _Spoken:
-    """Finds out what is spoken at a port.
+    """Finds out which protocol a port speaks.
 
     Raises:
-        OSError: There is no connection.
+        OSError: The port cannot be reached.
     """
     return _by_tls(where) or _by_preface(where)
 
 
 def _by_tls(where: Endpoint) -> _Spoken | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # nothing is sent; whom the client trusts, gRPC is asked about
+    context.check_hostname = False  # no data is sent; gRPC decides whether the client trusts the server
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     with _connected(where) as plain:
@@ -262,13 +264,13 @@ def _by_tls(where: Endpoint) -> _Spoken | None:
                 return _after_handshake(encrypted)
         except ssl.SSLError as error:
             return "tls with client certificate" if "ALERT" in (error.reason or "") else None
-        except OSError:  # closed or silent, as servers in the clear are to what they do not understand
+        except OSError:  # unencrypted servers close the connection or stay silent
             return None
 
 
 def _after_handshake(encrypted: ssl.SSLSocket) -> _Spoken:
-    # In TLS 1.3 a server looks for the client's certificate after the handshake, and where there is none it
-    # sends an alert or, as gRPC does, just closes. Otherwise its settings come.
+    # In TLS 1.3 a server checks the client's certificate after the handshake; without one it sends an alert
+    # or, like gRPC, just closes. Otherwise it sends its settings.
     try:
         return "tls" if encrypted.recv(1) else "tls with client certificate"
     except TimeoutError:
@@ -299,14 +301,14 @@ def _without_tls(where: Endpoint, spoken: _Spoken) -> _Finding | None:
     if spoken.startswith("tls"):
         return _Finding(
             where,
-            "the server uses TLS, and this client does not",
+            "the server uses TLS, but this client does not",
             "turn it on (tls=True, root_certificates=… or https://; --tls, --ca-file)",
         )
-    return _Finding(where, "what listens there is no server of gRPC", "check host and port")
+    return _Finding(where, "the program that listens there is not a gRPC server", "check host and port")
 
 
 def _of_certificate(where: Endpoint, named: Endpoint, said: str) -> _Finding | None:
-    """Returns what is wrong with the server's certificate, by what gRPC has said."""
+    """Returns what is wrong with the server's certificate, from gRPC's error message."""
     if _OTHER_NAME.search(said):
         return _Finding(
             where,
@@ -316,17 +318,17 @@ def _of_certificate(where: Endpoint, named: Endpoint, said: str) -> _Finding | N
     if "CERTIFICATE_VERIFY_FAILED" not in said:
         return None
     if "expired" in said:
-        return _Finding(where, "the server's certificate has expired", "renew it at the server")
+        return _Finding(where, "the server's certificate has expired", "renew it on the server")
     if "not yet valid" in said:
-        return _Finding(where, "the server's certificate is not valid yet", "compare the clocks")
+        return _Finding(where, "the server's certificate is not valid yet", "check both clocks")
     return _Finding(
         where,
         "the server's certificate is signed by an authority that this client does not trust",
-        "name that authority's certificate (root_certificates; --ca-file)",
+        "give that authority's certificate (root_certificates; --ca-file)",
     )
 
 
-def _told(target: Target, findings: Sequence[_Finding]) -> str:
+def _message(target: Target, findings: Sequence[_Finding]) -> str:
     telling = next((finding for finding in findings if finding.advice), None)
     others = ", ".join(_fact(finding, target) for finding in findings if finding is not telling)
     if telling is None:

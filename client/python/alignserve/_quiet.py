@@ -1,7 +1,7 @@
-"""Keeps gRPC's core from writing lines of its own to standard error; importing this is all it takes.
+"""Keeps gRPC's core from logging to standard error; importing this module is enough.
 
-It reports each failed handshake there. What it says is in the errors as well, and the environment variable
-GRPC_VERBOSITY brings the lines back. gRPC reads it as it is imported, so this comes first.
+gRPC logs each failed handshake there, although the errors say the same. The environment variable
+GRPC_VERBOSITY turns the log on again. gRPC reads it when it is imported, so this module must come first.
 """
 
 import os

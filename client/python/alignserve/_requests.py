@@ -1,4 +1,4 @@
-"""Calls in the caller's terms, to request messages that the server accepts."""
+"""Builds request messages from the caller's items and options."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _FORMATS = {
     "float32": pb.EMBEDDING_FORMAT_PACKED_FLOAT32,
     "float16": pb.EMBEDDING_FORMAT_PACKED_FLOAT16,
 }
-_BYTES_AROUND_ITEM = 16  # tags and lengths of a message's elements, rounded up
-_BYTES_AROUND_STREAMED = 48  # of a stream's message: the correlation id, tags and lengths, rounded up
+_BYTES_AROUND_ITEM = 16  # tags and lengths of an item, rounded up
+_BYTES_AROUND_STREAMED = 48  # correlation id, tags and lengths of a stream message, rounded up
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may hold."""
+    """The limits of one request."""
 
     max_items: float = math.inf
     max_bytes: float = math.inf
 
     @classmethod
     def of(cls, info: ModelInfo | None) -> Limits:
-        """Returns the limits that a server publishes, or none if it was not asked."""
+        """Returns the limits that a server publishes, or no limits if they are not known."""
         return cls(info.max_client_batch_size, info.max_request_bytes) if info else cls()
 
 
@@ -43,36 +43,36 @@ class Recipe(Generic[_Payload]):
     """How items of one kind become requests.
 
     Attributes:
-        payload: What travels of an item: the bytes of an image's file, or the text. It raises what reading
-            the item raises.
-        size: Its bytes in a request.
-        build: Makes a request of payloads. Any: the kinds of request travel alike.
-        too_large: Makes the error of an item, given its position and what it is too large for.
+        payload: Returns the part of an item that is sent: the bytes of an image file, or the text. Raises
+            the original exception if the item cannot be read.
+        size: Returns the payload's size in a request, in bytes.
+        build: Builds a request from payloads. Any: all kinds of request are handled alike.
+        too_large: Builds the error of an item that is too large, given its position and the limit.
     """
 
-    payload: Callable[[Any], _Payload]  # Any: what callers have
+    payload: Callable[[Any], _Payload]  # Any: whatever the caller passed
     size: Callable[[_Payload], int]
     build: Callable[[Sequence[_Payload]], Any]
     too_large: Callable[[Any, int, str], InvalidArgumentError]
 
     def room(self, limits: Limits) -> float:
-        """Returns how many bytes of items fit into one request, each with what is around it."""
+        """Returns how many bytes of items fit into one request, including their framing."""
         around: int = self.build([]).ByteSize() + _BYTES_AROUND_ITEM
         return limits.max_bytes - around
 
     def bytes_of(self, payload: _Payload) -> int:
-        """Returns the bytes that an item takes of the room."""
+        """Returns the bytes that an item needs, including its framing."""
         return self.size(payload) + _BYTES_AROUND_ITEM
 
     def check_size(self, item: object, payload: _Payload, position: int, room: float) -> None:
-        """Raises `InvalidArgumentError` for an item that fits into no request."""
+        """Raises `InvalidArgumentError` for an item that is too large for any request."""
         if (size := self.size(payload)) > room:
-            fact = f"has {size} bytes, and a request has room for {room:.0f}"
+            fact = f"has {size} bytes, but a request has room for {room:.0f}"
             raise self.too_large(item, position, fact)
 
 
 def embed_image_recipe(*, normalize: bool, dtype: Dtype, include_stats: bool) -> Recipe[bytes]:
-    """Returns how images become requests that embed them."""
+    """Returns the recipe for requests that embed images."""
     options = _embedding_options(normalize, dtype)
 
     def build(contents: Sequence[bytes]) -> pb.EmbedImageRequest:
@@ -84,7 +84,7 @@ def embed_image_recipe(*, normalize: bool, dtype: Dtype, include_stats: bool) ->
 
 
 def embed_text_recipe(*, truncate: bool, normalize: bool, dtype: Dtype, include_stats: bool) -> Recipe[str]:
-    """Returns how texts become requests that embed them."""
+    """Returns the recipe for requests that embed texts."""
     options = _embedding_options(normalize, dtype)
 
     def build(texts: Sequence[str]) -> pb.EmbedTextRequest:
@@ -98,7 +98,7 @@ def embed_text_recipe(*, truncate: bool, normalize: bool, dtype: Dtype, include_
 def classify_recipe(
     *, labels: Sequence[str], prompt_templates: Sequence[str], top_k: int, include_stats: bool
 ) -> Recipe[bytes]:
-    """Returns how images become requests that classify them."""
+    """Returns the recipe for requests that classify images."""
     labels, prompt_templates = strings(labels, "labels"), strings(prompt_templates, "prompt_templates")
 
     def build(contents: Sequence[bytes]) -> pb.ClassifyRequest:
@@ -114,10 +114,10 @@ def classify_recipe(
 
 
 def prepared(item: Item, max_bytes: int) -> pb.StreamInferRequest | InvalidArgumentError:
-    """Returns the message for an item of a stream, still without a correlation id, or why it has none.
+    """Returns the message for a stream item, without its correlation id, or the item's error.
 
     Raises:
-        TypeError: It is no item, or one of its options has the wrong type.
+        TypeError: It is not an item, or one of its options has the wrong type.
         ValueError: An option has an unknown value.
     """
     field, value, recipe = _item_parts(item)
@@ -132,10 +132,10 @@ def prepared(item: Item, max_bytes: int) -> pb.StreamInferRequest | InvalidArgum
 
 
 def readable_payload(recipe: Recipe[_Payload], item: object) -> _Payload:
-    """Returns what travels of an item; whatever reading it raises becomes `InvalidArgumentError`."""
+    """Returns an item's payload; any exception while reading it becomes `InvalidArgumentError`."""
     try:
         return recipe.payload(item)
-    except Exception as error:  # an imaging library raises anything, and one image must not end all
+    except Exception as error:  # imaging libraries raise anything, and one image must not end the call
         raise _unreadable(error) from error
 
 
@@ -146,7 +146,7 @@ def stream_options(*, ordered: bool) -> pb.StreamInferRequest:
 
 
 def reads_files(item: Item) -> bool:
-    """Says whether preparing the item takes long enough to keep it off an event loop."""
+    """Returns whether preparing the item takes too long for an event loop."""
     return isinstance(item, (ImageItem, ClassifyItem)) and not isinstance(item.image, bytes)
 
 
@@ -166,7 +166,7 @@ def strings(values: Sequence[str], name: str) -> list[str]:
 
 
 def _item_parts(item: Item) -> tuple[str, object, Recipe[Any]]:
-    """Returns the field of the stream's message, the input, and how it becomes a request."""
+    """Returns the field of the stream's message, the input, and its recipe."""
     if isinstance(item, ImageItem):
         images = embed_image_recipe(normalize=item.normalize, dtype=item.dtype, include_stats=False)
         return "embed_image", item.image, images
@@ -184,7 +184,7 @@ def _item_parts(item: Item) -> tuple[str, object, Recipe[Any]]:
             include_stats=False,
         )
         return "classify", item.image, classified
-    raise TypeError(f"{type(item).__name__} is no item; stream ImageItem, TextItem or ClassifyItem")
+    raise TypeError(f"{type(item).__name__} is not an item; stream ImageItem, TextItem or ClassifyItem")
 
 
 def _unreadable(error: Exception) -> InvalidArgumentError:
@@ -195,7 +195,7 @@ def _unreadable(error: Exception) -> InvalidArgumentError:
 
 def _image_too_large(image: ImageInput, position: int, fact: str) -> InvalidArgumentError:
     advice = (
-        "pixels travel as PNG, so give the image's file, or encode it as JPEG"
+        "pixels are sent as PNG, so give the image file instead, or encode it as JPEG"
         if is_pixels(image)
         else "send a smaller one"
     )
@@ -207,7 +207,7 @@ def _text_too_long(_: str, position: int, fact: str) -> InvalidArgumentError:
 
 
 def _invalid(reason: str, path: str, message: str) -> InvalidArgumentError:
-    # in the form that the server gives such errors
+    # in the form of the server's own errors
     violation = FieldViolation(path, message, reason)
     return InvalidArgumentError(f"{path}: {message}", grpc.StatusCode.INVALID_ARGUMENT, reason, [violation])
 
@@ -223,7 +223,7 @@ def _embedding_options(normalize: bool, dtype: Dtype) -> pb.EmbeddingOptions:
 
 
 def _sendable_text(text: str) -> str:
-    text.encode()  # a lone surrogate has no UTF-8, and no message could be built
+    text.encode()  # a lone surrogate has no UTF-8 form, so no message could be built
     return text
 
 

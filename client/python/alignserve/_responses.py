@@ -1,4 +1,4 @@
-"""Response messages, to plain values and arrays."""
+"""Converts response messages to plain values and arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from alignserve._results import (
 from alignserve.errors import AlignserveError, InternalError, error_from_status
 from alignserve.v1 import align_service_pb2 as pb
 
-_UNKNOWN_RESULT = "the server sent a result of an unknown kind; update alignserve"
+_UNKNOWN_RESULT = "the server sent an unknown kind of result; update alignserve"
 
 
 def model_info(response: pb.GetModelInfoResponse) -> ModelInfo:
@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the items of one call, by their positions in the caller's list."""
+    """The results of one call's items, by their positions in the caller's list."""
 
     count: int
     values: dict[int, Value] = field(default_factory=dict)
@@ -85,14 +85,14 @@ class Outcome:
 
     @property
     def stats(self) -> tuple[InferenceStats, ...]:
-        """Returns those of the requests, in the order of the items that they begin with."""
+        """Returns the stats of the requests, in the order of their first items."""
         return tuple(stats for _, stats in sorted(self._stats, key=lambda numbered: numbered[0]))
 
     def enter(self, positions: Sequence[int], answer: Answer) -> None:
-        """Enters a response to the items at these positions.
+        """Records a response for the items at these positions.
 
         Raises:
-            InternalError: It does not fit them, or comes from another model than those before.
+            InternalError: It does not match the items, or comes from a different model than before.
         """
         values = list(answer.values)
         if len(values) != len(positions):
@@ -107,40 +107,40 @@ class Outcome:
         first = next(iter(self.values.values()), value)
         if isinstance(value, np.ndarray) and isinstance(first, np.ndarray) and value.size != first.size:
             raise _misfit(
-                f"embeddings have {value.size} numbers now and had {first.size} before; "
-                "the server has another model, so begin again"
+                f"embeddings now have {value.size} numbers and had {first.size} before; "
+                "the server's model has changed, so start again"
             )
 
     def fail_rest(self, error: AlignserveError) -> None:
-        """Enters an error for each item that has neither result nor error."""
+        """Records an error for each item that has no result or error yet."""
         for position in range(self.count):
             if position not in self.values:
                 self.errors.setdefault(position, error)
 
 
 def read_images(response: pb.EmbedImageResponse) -> Answer:
-    """Takes a response apart."""
+    """Splits a response into items."""
     return Answer(embedding_rows(response.embeddings), (), _stats(response))
 
 
 def read_texts(response: pb.EmbedTextResponse) -> Answer:
-    """Takes a response apart."""
+    """Splits a response into items."""
     tokenizations = [_tokenization(each) for each in response.tokenizations]
     return Answer(embedding_rows(response.embeddings), tokenizations, _stats(response))
 
 
 def read_classifications(response: pb.ClassifyResponse) -> Answer:
-    """Takes a response apart."""
+    """Splits a response into items."""
     return Answer([_classifications(each) for each in response.results], (), _stats(response))
 
 
 def image_embeddings(outcome: Outcome, dimension: int, *, dtype: Dtype) -> ImageEmbeddings:
-    """Makes the result of a call."""
+    """Builds the result of a call."""
     return ImageEmbeddings(_rows(outcome, dimension, dtype), outcome.stats, outcome.errors)
 
 
 def text_embeddings(outcome: Outcome, dimension: int, *, dtype: Dtype) -> TextEmbeddings:
-    """Makes the result of a call."""
+    """Builds the result of a call."""
     unread = _tokenization(pb.Tokenization())
     tokenizations = tuple(outcome.tokenizations.get(each, unread) for each in range(outcome.count))
     rows = _rows(outcome, dimension, dtype)
@@ -148,13 +148,13 @@ def text_embeddings(outcome: Outcome, dimension: int, *, dtype: Dtype) -> TextEm
 
 
 def image_classifications(outcome: Outcome, _: int) -> ImageClassifications:
-    """Makes the result of a call."""
+    """Builds the result of a call."""
     found: Any = (outcome.values.get(position, []) for position in range(outcome.count))
     return ImageClassifications(tuple(found), outcome.stats, outcome.errors)
 
 
 def in_place(values: Iterable[Any], errors: Mapping[int, AlignserveError]) -> list[Any]:
-    """Returns the value or the error of each item. Any: what the call declares to return for one."""
+    """Returns the value or the error of each item. Any: the call's declared result for one item."""
     return [errors.get(position, value) for position, value in enumerate(values)]
 
 
@@ -162,7 +162,7 @@ def embedding_rows(embeddings: Sequence[pb.Embedding]) -> EmbeddingArray:
     """Returns packed embeddings, at least one and all of one format, as (embeddings, dimension).
 
     Raises:
-        InternalError: There is none, or they are not of one size.
+        InternalError: There are none, or their sizes differ.
     """
     if not embeddings:
         raise _misfit("the server sent no embedding")
@@ -185,7 +185,7 @@ def item_failure(response: pb.StreamInferResponse) -> AlignserveError | None:
 
 
 def item_result(item: Item, response: pb.StreamInferResponse) -> StreamResult:
-    """Returns what became of an item of a stream."""
+    """Returns the result of a stream item."""
     kind = response.WhichOneof("result")
     if kind == "embed_image":
         return StreamResult(item, embedding_rows(response.embed_image.embeddings)[0])
@@ -231,7 +231,7 @@ def _rows(outcome: Outcome, dimension: int, dtype: Dtype) -> EmbeddingArray:
 
 
 def _stats(response: Any) -> InferenceStats | None:
-    # Any: the three responses share the field `stats` and no type that has it.
+    # Any: the three responses share the field `stats`, but no type that declares it.
     if not response.HasField("stats"):
         return None
     stats = response.stats

@@ -20,7 +20,8 @@ class ModelInfo:
 
     `fingerprint` is a digest of weights, preprocessing, tokenizer, runtime and data type: embeddings are
     comparable only within one, so store it with them. `temperature` turns similarities into logits.
-    `min_cosine` is the likeness to transformers in single precision, compared when the model was loaded.
+    `min_cosine` is the lowest cosine similarity to transformers in single precision, measured when the model
+    was loaded.
     """
 
     model_id: str
@@ -71,9 +72,9 @@ class Tokenization:
 
     Attributes:
         token_count: Tokens that the model read, including special ones.
-        truncated: Whether the text was longer and was cut.
-        unknown_token_count: Tokens, of those, that stand for words or characters that the model's vocabulary
-            lacks. They are all the same to the model, so an embedding of many says little.
+        truncated: Whether the text was too long and was truncated.
+        unknown_token_count: How many of these tokens replace words or characters missing from the model's
+            vocabulary. They are all the same to the model, so an embedding with many of them means little.
     """
 
     token_count: int
@@ -89,7 +90,7 @@ class InferenceStats:
         preprocess_seconds: Decoding, resizing and tokenizing.
         queue_seconds: Longest time an item waited for a batch.
         compute_seconds: Longest time an item spent in the model.
-        total_seconds: From the request's arrival to its answer.
+        total_seconds: Time from the request's arrival to its answer.
         batch_size: Size of the largest batch that served the request.
         cached_label_count: Labels served from the cache, for a classification.
         cached_item_count: Images or texts served from the cache. If all were, `queue_seconds`,
@@ -107,7 +108,7 @@ class InferenceStats:
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single truth value to compare by
 class ImageEmbeddings:
-    """Embeddings of images, with what else is known.
+    """Embeddings of images, with stats and errors.
 
     Attributes:
         embeddings: (images, embedding_dimension), in the order given. The row of an image that failed is NaN.
@@ -122,11 +123,11 @@ class ImageEmbeddings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextEmbeddings:
-    """Embeddings of texts, with what else is known.
+    """Embeddings of texts, with token counts, stats and errors.
 
     Attributes:
         embeddings: (texts, embedding_dimension), in the order given. The row of a text that failed is NaN.
-        tokenizations: One per text; of a text that failed, without any token.
+        tokenizations: One per text; zero tokens for a text that failed.
         stats: One per request; a long list is split into several.
         errors: Why texts failed, by position; empty unless `on_error="return"`.
     """
@@ -139,10 +140,10 @@ class TextEmbeddings:
 
 @dataclass(frozen=True, slots=True)
 class ImageClassifications:
-    """Classifications of images, with what else is known.
+    """Classifications of images, with stats and errors.
 
     Attributes:
-        classifications: For each image, its labels, best first. None for an image that failed.
+        classifications: For each image, its labels, best first; empty for an image that failed.
         stats: One per request; a long list is split into several.
         errors: Why images failed, by position; empty unless `on_error="return"`.
     """

@@ -1,4 +1,4 @@
-"""When to try again, and after how long."""
+"""When to retry, and after how long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alignserve.errors import (
     error_from_call,
 )
 
-_log = logging.getLogger("alignserve")  # by the name of the package, which users know
+_log = logging.getLogger("alignserve")  # the package's name, which users know
 
 _TOO_LATE = "WOULD_MISS_DEADLINE"
 _STOPPING = "SHUTTING_DOWN"
@@ -26,21 +26,23 @@ _STOPPING = "SHUTTING_DOWN"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How a client tries again.
+    """How a client retries.
 
-    A unary call that meets UNAVAILABLE is repeated after a growing backoff, a few times. One that a full or
-    stopping server refuses is repeated after the delay that the server names or the backoff, whichever is
-    longer, for as long as its deadline allows. A stream that breaks reconnects and sends what is unanswered,
-    and a list of several requests sends again what is unanswered, also after a refusal.
+    A unary call that fails with UNAVAILABLE is retried a few times with a growing backoff. A call that a full
+    or stopping server refuses is retried after the server's delay or the backoff, whichever is longer, until
+    its deadline. A stream that breaks reconnects and sends its unanswered items again. A list of several
+    requests also sends its unanswered items again, even after a refusal.
 
     Attributes:
-        max_attempts: Tries of a unary call that meets UNAVAILABLE, the first one included; of a list of
-            several requests, tries in a row whose time runs out. 1 repeats no call, whatever it meets.
-        max_stream_attempts: Tries of a stream, or of a list of several requests, in a row without any answer.
+        max_attempts: Maximum attempts of a unary call that fails with UNAVAILABLE, including the first; for a
+            list of several requests, consecutive attempts that run out of time. 1 turns all retries of calls
+            off.
+        max_stream_attempts: Maximum consecutive attempts of a stream, or of a list of several requests,
+            without any answer.
         initial_backoff_seconds: Pause before the first retry.
-        max_backoff_seconds: Longest pause, unless the server asks for a longer one.
+        max_backoff_seconds: Maximum pause, unless the server asks for a longer one.
         backoff_multiplier: Growth of the pause from one retry to the next.
-        jitter: Share of the pause that is added at random, at most, so that callers do not return together.
+        jitter: Maximum random addition, as a share of the pause, so that clients do not retry in step.
     """
 
     max_attempts: int = 5
@@ -52,20 +54,23 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.max_stream_attempts < 1:
-            raise ValueError("max_attempts and max_stream_attempts are at least 1")
+            raise ValueError("max_attempts and max_stream_attempts must be at least 1")
         if not 0 < self.initial_backoff_seconds <= self.max_backoff_seconds or self.backoff_multiplier < 1:
-            raise ValueError("backoff starts above 0, grows, and stays up to max_backoff_seconds")
+            raise ValueError(
+                "initial_backoff_seconds must be above 0 and at most max_backoff_seconds, and "
+                "backoff_multiplier at least 1"
+            )
         if self.jitter < 0:
-            raise ValueError("jitter is not negative")
+            raise ValueError("jitter must not be negative")
 
 
 @dataclass(slots=True)
 class Repeats:
-    """Decides when one request is sent again; it counts the attempts.
+    """Counts the attempts of one request and decides when to retry it.
 
     Args:
-        policy: Whether at all, and how long between.
-        random: Draws from 0 to 1.
+        policy: When to retry.
+        random: Returns a random number from 0 to 1.
     """
 
     policy: RetryPolicy
@@ -74,14 +79,14 @@ class Repeats:
     _breaks: int = 0
 
     def delay_seconds(self, error: AlignserveError, remaining_seconds: float) -> float | None:
-        """Returns how long to wait before the next attempt, or `None` if there is none.
+        """Returns how long to wait before the next attempt, or `None` to give up.
 
-        A refusal that ends by itself, of a server that is full or stopping, is bounded by the deadline alone;
-        other UNAVAILABLE by the number of attempts. A pause that outlasts the deadline is not begun, and
-        where the server finds the deadline too close, waiting brings it closer.
+        Refusals by a full or stopping server are temporary, so only the deadline limits their retries; other
+        UNAVAILABLE errors are limited by the number of attempts. There is no retry if the pause would outlast
+        the deadline, or if the server says that the deadline is too close: waiting brings it closer.
 
         Args:
-            error: What the last attempt met.
+            error: Error of the last attempt.
             remaining_seconds: Time left for the request.
         """
         self._attempts += 1
@@ -101,12 +106,12 @@ class Repeats:
 
 
 def log_retry(what: str, error: AlignserveError, attempt: int, delay_seconds: float) -> None:
-    """Logs that something is sent again, and why: at INFO, since it mostly ends well."""
+    """Logs a retry and its reason, at INFO since most retries succeed."""
     _log.info("%s: attempt %d failed, next in %.2f s: %s", what, attempt, delay_seconds, error)
 
 
 def is_refusal(error: AlignserveError) -> bool:
-    """Returns whether a full server refused the request and says when to return."""
+    """Returns whether a full server refused the request and says when to retry."""
     return isinstance(error, ResourceExhaustedError) and error.retry_delay_seconds is not None
 
 
@@ -120,14 +125,14 @@ def reconnect_delay_seconds(
     """Returns how long to wait before a broken stream is opened again.
 
     Args:
-        policy: How often, and how long between.
-        error: What ended the stream.
-        attempt: Its number since the last answer, from 1.
+        policy: When to retry.
+        error: Why the stream ended.
+        attempt: Number of the attempt since the last answer, from 1.
         remaining_seconds: Time left for the stream.
-        random: Draws from 0 to 1.
+        random: Returns a random number from 0 to 1.
 
     Raises:
-        AlignserveError: `error` itself, if it is no break or was met too often.
+        AlignserveError: `error` itself, if it is not a broken connection or has occurred too often.
         DeadlineExceededError: The pause would outlast the deadline.
     """
     if not isinstance(error, UnavailableError) or attempt >= policy.max_stream_attempts:
@@ -142,13 +147,13 @@ def reconnect_delay_seconds(
 def end_of_call(cause: grpc.RpcError) -> AlignserveError:
     """Returns the error that ended a call which this client did not cancel.
 
-    A server that stops cancels the calls that it has not answered, and gives no reason: the connection is as
-    good as broken.
+    A stopping server cancels its unanswered calls without a reason, which is equivalent to a broken
+    connection.
     """
     error = error_from_call(cause)
     if isinstance(error, CallCancelledError) and not error.reason:
         error = UnavailableError(
-            f"the server cancelled the call, as one that stops does: {error.message}",
+            f"the server cancelled the call, probably because it is stopping: {error.message}",
             grpc.StatusCode.UNAVAILABLE,
         )
     error.__cause__ = cause
@@ -158,9 +163,8 @@ def end_of_call(cause: grpc.RpcError) -> AlignserveError:
 def end_of_stream(cause: grpc.RpcError) -> AlignserveError:
     """Returns the error that ended a stream which this client did not cancel.
 
-    The server gives a reason for each INTERNAL. One without is a broken connection: a proxy resets the
-    streams of a server that died, or grpc.aio has forgotten the server's status over a message that it was
-    sending.
+    The server gives a reason with each INTERNAL error. Without a reason the connection broke: a proxy has
+    reset the streams of a dead server, or grpc.aio lost the server's status while it was sending a message.
     """
     error = end_of_call(cause)
     if isinstance(error, InternalError) and not error.reason:
@@ -169,9 +173,9 @@ def end_of_stream(cause: grpc.RpcError) -> AlignserveError:
 
 
 def stream_expired() -> DeadlineExceededError:
-    """Returns the error of a stream whose deadline comes while it waits."""
+    """Returns the error of a stream whose deadline passed while it was waiting."""
     return DeadlineExceededError(
-        "the time given for the stream is over; allow more by timeout_seconds",
+        "the deadline of the stream has passed; allow more time with timeout_seconds",
         grpc.StatusCode.DEADLINE_EXCEEDED,
     )
 
@@ -179,10 +183,10 @@ def stream_expired() -> DeadlineExceededError:
 def delay_seconds(
     policy: RetryPolicy, error: AlignserveError, attempt: int, random: Callable[[], float]
 ) -> float:
-    """Returns the pause after an attempt, numbered from 1: RetryInfo's or the backoff, the longer of the two.
+    """Returns the pause after an attempt, numbered from 1: RetryInfo's delay or the backoff, if longer.
 
-    `grpc-retry-pushback-ms` is not looked at: it says what gRPC's own retries shall do.
+    `grpc-retry-pushback-ms` is ignored: it is meant for gRPC's own retries.
     """
-    growth = policy.backoff_multiplier ** min(attempt - 1, 64)  # bounded, or the power overflows
+    growth = policy.backoff_multiplier ** min(attempt - 1, 64)  # bounded, otherwise the power overflows
     backoff = min(policy.initial_backoff_seconds * growth, policy.max_backoff_seconds)
     return max(backoff, error.retry_delay_seconds or 0.0) * (1 + policy.jitter * random())

@@ -1,7 +1,7 @@
-"""One stream over an asyncio channel: it reads ahead by a window, reconnects, and answers every item once.
+"""A stream over an asyncio channel: it reads a window ahead, reconnects, and answers every item once.
 
-Tasks share a ledger: one reads the caller's items and prepares them, gRPC's own sends what is unsent, and one
-takes the answers and opens the next connection when one breaks. The caller's task only takes results.
+Tasks share the items in flight: one reads and prepares the caller's items, gRPC's own sends the unsent ones,
+and one takes the answers and opens the next connection when one breaks. The caller's task only takes results.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 
 import grpc
 
-from alignserve._caller_async import AsyncCaller
+from alignserve._call_defaults import finite
+from alignserve._in_flight import InFlightItems
 from alignserve._items import Item, StreamResult
-from alignserve._ledger import Ledger
 from alignserve._requests import prepared, reads_files, stream_options
 from alignserve._responses import item_failure
 from alignserve._retry import end_of_stream, reconnect_delay_seconds, stream_expired
-from alignserve._terms import finite
+from alignserve._transport_async import AsyncTransport
 from alignserve.errors import AlignserveError, CallCancelledError, UnavailableError
 from alignserve.v1 import align_service_pb2 as pb
 
-# Any: the stubs of grpc.aio leave out that a call has `cancel` and is an async iterable at once.
+# Any: grpc.aio's stubs have no type for a call that is an async iterable and has `cancel`.
 StreamMethod = Callable[..., Any]
 
-_LAST_STATUS_SECONDS = 5.0  # longest wait for the status of a stream whose items are all answered
+_MAX_STATUS_WAIT_SECONDS = 5.0  # for a stream whose items are all answered
 
 
 class AsyncStream:
@@ -34,7 +34,7 @@ class AsyncStream:
 
     def __init__(
         self,
-        caller: AsyncCaller,
+        transport: AsyncTransport,
         method: StreamMethod,
         items: Iterable[Item] | AsyncIterable[Item],
         *,
@@ -43,19 +43,19 @@ class AsyncStream:
         max_request_bytes: int,
         deadline: float,
     ) -> None:
-        self._caller = caller
-        self._terms = caller.terms
+        self._transport = transport
+        self._defaults = transport.defaults
         self._method = method
         self._items = items
         self._ordered = ordered
         self._max_request_bytes = max_request_bytes
         self._deadline = deadline
-        self._ledger = Ledger(window, ordered=ordered)
+        self._in_flight = InFlightItems(window, ordered=ordered)
         self._changed = asyncio.Condition()
         self._is_closed = False
         self._answers = 0
-        self._failure: Exception | None = None  # of the stream: nothing more will come
-        self._source_failure: BaseException | None = None  # of the caller's items
+        self._failure: Exception | None = None  # of the stream, which yields no more results
+        self._source_failure: BaseException | None = None  # raised by the caller's items
 
     async def results(self) -> AsyncGenerator[StreamResult, None]:
         """Yields a result for every item. Closing the generator cancels the stream.
@@ -68,7 +68,7 @@ class AsyncStream:
         try:
             while (result := await self._next()) is not None:
                 yield result
-            await asyncio.wait([receiver], timeout=_LAST_STATUS_SECONDS)
+            await asyncio.wait([receiver], timeout=_MAX_STATUS_WAIT_SECONDS)
         finally:
             self._is_closed = True
             feeder.cancel()
@@ -78,7 +78,7 @@ class AsyncStream:
             raise self._source_failure
 
     async def fail(self, error: Exception) -> None:
-        """Ends the stream: what is answered is still handed out, then the error is raised."""
+        """Ends the stream: yields the remaining results, then raises the error."""
         async with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
@@ -86,11 +86,11 @@ class AsyncStream:
     async def _next(self) -> StreamResult | None:
         async with self._changed:
             while True:
-                result = self._ledger.take()
+                result = self._in_flight.take()
                 if result is not None:
                     self._changed.notify_all()
                     return result
-                if self._ledger.is_done:
+                if self._in_flight.is_done:
                     return None
                 if self._failure is not None:
                     raise self._failure
@@ -102,7 +102,7 @@ class AsyncStream:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 — the caller's own, raised again
             self._source_failure = error
         async with self._changed:
-            self._ledger.is_complete = True
+            self._in_flight.is_complete = True
             self._changed.notify_all()
 
     async def _read_items(self) -> None:
@@ -110,9 +110,9 @@ class AsyncStream:
             async for item in items:
                 request = await self._prepared(item)
                 async with self._changed:
-                    self._ledger.enter(item, request)
+                    self._in_flight.enter(item, request)
                     self._changed.notify_all()
-                    await self._changed.wait_for(lambda: self._ledger.has_room)
+                    await self._changed.wait_for(lambda: self._in_flight.has_room)
 
     async def _prepared(self, item: Item) -> pb.StreamInferRequest | AlignserveError:
         if reads_files(item):
@@ -123,7 +123,7 @@ class AsyncStream:
         try:
             await self._run_connections()
         except AlignserveError as error:
-            await self.fail(await self._caller.explained(error))
+            await self.fail(await self._transport.explained(error))
         except Exception as error:  # noqa: BLE001 — raised again by `results`, which waits for it
             await self.fail(error)
         except asyncio.CancelledError:
@@ -140,28 +140,30 @@ class AsyncStream:
                 continue
             attempt = attempt + 1 if self._answers == answers else 1
             delay = reconnect_delay_seconds(
-                self._terms.retry, error, attempt, self._remaining_seconds(), self._terms.clock.random
+                self._defaults.retry, error, attempt, self._remaining_seconds(), self._defaults.clock.random
             )
-            await self._caller.pause(delay)
+            await self._transport.pause(delay)
 
     async def _wait_for_work(self) -> bool:
         async with self._changed:
-            has_work = self._changed.wait_for(lambda: self._ledger.has_unanswered or self._ledger.is_complete)
+            has_work = self._changed.wait_for(
+                lambda: self._in_flight.has_unanswered or self._in_flight.is_complete
+            )
             try:
                 await asyncio.wait_for(has_work, finite(self._remaining_seconds()))
             except TimeoutError:
                 raise stream_expired() from None
-            return self._ledger.has_unanswered
+            return self._in_flight.has_unanswered
 
     async def _run_connection(self) -> AlignserveError | None:
-        call = self._caller.open_stream(self._method, self._requests(), self._deadline)
+        call = self._transport.open_stream(self._method, self._requests(), self._deadline)
         try:
             error = await self._take_answers(call)
         except grpc.aio.AioRpcError as cause:
             return end_of_stream(cause)
         finally:
-            call.cancel()  # does nothing to a call that has ended; otherwise also ends its sender
-        if error is None and self._ledger.has_unanswered:
+            call.cancel()  # has no effect on a call that has ended; otherwise also ends its sender
+        if error is None and self._in_flight.has_unanswered:
             return UnavailableError("the server ended the stream early", grpc.StatusCode.UNAVAILABLE)
         return error
 
@@ -169,10 +171,10 @@ class AsyncStream:
         async for response in call:
             failure = item_failure(response)
             if isinstance(failure, UnavailableError):
-                # The server cannot work now, for this item or another one: come back, and ask again.
+                # The server cannot process any item now: reconnect and send the item again.
                 return failure
             async with self._changed:
-                self._ledger.answer(response)
+                self._in_flight.answer(response)
                 self._answers += 1
                 self._changed.notify_all()
         return None
@@ -189,11 +191,13 @@ class AsyncStream:
 
     async def _wait_for_unsent(self, after: int) -> tuple[int, pb.StreamInferRequest] | None:
         async with self._changed:
-            await self._changed.wait_for(lambda: self._ledger.next_unsent(after) or self._ledger.is_complete)
-            return self._ledger.next_unsent(after)
+            await self._changed.wait_for(
+                lambda: self._in_flight.next_unsent(after) or self._in_flight.is_complete
+            )
+            return self._in_flight.next_unsent(after)
 
     def _remaining_seconds(self) -> float:
-        return self._terms.remaining_seconds(self._deadline)
+        return self._defaults.remaining_seconds(self._deadline)
 
 
 async def _iterated(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncGenerator[Item, None]:

@@ -1,4 +1,4 @@
-"""Addresses of servers, as people write them: to the target of a channel, and the hosts and ports in it."""
+"""Parses server addresses, as people write them, into channel targets with their hosts and ports."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 _DEFAULT_PORT = 50051
 _HTTPS_PORT = 443
-_IS_ENCRYPTED = {"http": False, "grpc": False, "https": True, "grpcs": True}  # by scheme of a URL
-# Of gRPC, whose names resolve to addresses by themselves.
+_IS_ENCRYPTED = {"http": False, "grpc": False, "https": True, "grpcs": True}  # by URL scheme
+# gRPC's own schemes, for names that gRPC resolves itself.
 _GRPC_SCHEMES = frozenset({"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p"})
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(?!\d+$)")  # and not the colon before a port
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(?!\d+$)")  # but not the colon before a port
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # in the order in which gRPC reads them
 _NO_PROXY_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
@@ -33,7 +33,7 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        """Returns whether it is this machine, which no proxy leads to."""
+        """Returns whether it is this machine, which no proxy can reach."""
         if self.host == "localhost" or self.host.endswith(".localhost"):
             return True
         try:
@@ -46,12 +46,12 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a channel leads.
+    """The target of a channel.
 
     Attributes:
-        name: What gRPC takes.
-        is_encrypted: What the scheme of a URL says of TLS, or `None` if it was no URL.
-        endpoints: Hosts and ports in it; none for sockets of the file system and the like.
+        name: The target as gRPC accepts it.
+        is_encrypted: Whether the URL scheme implies TLS, or `None` if it was not a URL.
+        endpoints: Hosts and ports in it; empty for Unix sockets and similar targets.
     """
 
     name: str
@@ -60,15 +60,15 @@ class Target:
 
     @property
     def is_loopback(self) -> bool:
-        """Returns whether it is this machine alone."""
+        """Returns whether it leads only to this machine."""
         return bool(self.endpoints) and all(endpoint.is_loopback for endpoint in self.endpoints)
 
 
 def target_of(text: str) -> Target:
-    """Reads `HOST`, `HOST:PORT`, `http://…`, `https://…`, `grpc://…`, `grpcs://…` or a target of gRPC.
+    """Parses `HOST`, `HOST:PORT`, `http://…`, `https://…`, `grpc://…`, `grpcs://…` or a gRPC target.
 
     Raises:
-        ValueError: It is none of these; the message never has the user or password of a URL in it.
+        ValueError: It is none of these; the message never contains the user or password of a URL.
     """
     text = text.strip()
     found = _SCHEME.match(text) if not _is_ipv6(text) else None
@@ -86,7 +86,7 @@ def target_of(text: str) -> Target:
 
 
 def proxy_of(target: Target, environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
-    """Returns the variable and the `HOST:PORT` of the HTTP proxy that gRPC takes, or `None`."""
+    """Returns the variable and the `HOST:PORT` of the HTTP proxy that gRPC uses, or `None`."""
     if target.is_loopback or not target.endpoints:
         return None
     variable = next((name for name in _PROXY_VARIABLES if environment.get(name)), None)
@@ -102,11 +102,13 @@ def proxy_of(target: Target, environment: Mapping[str, str] = os.environ) -> tup
 def _from_url(text: str, scheme: str) -> Target:
     parts = urlsplit(text)
     if "@" in parts.netloc:
-        raise ValueError(f"{scheme}:// with a user or password; send keys by api_key or --api-key-file")
+        raise ValueError(
+            f"{scheme}:// with a user or password is not supported; send keys with api_key or --api-key-file"
+        )
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(
-            f"{text!r} has a path, and gRPC has none; use {scheme}://{parts.netloc} (a proxy that serves "
-            "under a path cannot be used)"
+            f"{text!r} has a path, which gRPC does not support; use {scheme}://{parts.netloc} (a proxy that "
+            "serves under a path cannot be used)"
         )
     endpoint = _endpoint(parts.netloc, _HTTPS_PORT if scheme == "https" else _DEFAULT_PORT)
     return Target(str(endpoint), _IS_ENCRYPTED[scheme], (endpoint,))
@@ -119,20 +121,20 @@ def _endpoint(text: str, default_port: int) -> Endpoint:
     if not colon:
         host = text
     if "@" in text:
-        raise ValueError("an address has no user or password; send keys by api_key or --api-key-file")
+        raise ValueError("an address has no user or password; send keys with api_key or --api-key-file")
     if not host or any(character.isspace() or character == "/" for character in text):
-        raise ValueError(f"{text!r} is no address; use HOST:PORT, such as {DEFAULT_TARGET}")
+        raise ValueError(f"{text!r} is not an address; use HOST:PORT, such as {DEFAULT_TARGET}")
     if not colon and host.isdecimal():
         raise ValueError(f"{text!r} is only a port; use HOST:PORT, such as 127.0.0.1:{text}")
     if colon and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise ValueError(f"{text!r} has no port from 1 to 65535 after its colon; use HOST:PORT")
     if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
-        raise ValueError(f"{text!r} is no address; write IPv6 addresses as [::1]:50051")
+        raise ValueError(f"{text!r} is not an address; write IPv6 addresses as [::1]:50051")
     return Endpoint(host.strip("[]"), int(port) if colon else default_port)
 
 
 def _endpoints_of(scheme: str, rest: str) -> tuple[Endpoint, ...]:
-    """Returns those of a target of gRPC; it may be wrong in ways that only gRPC knows, and then has none."""
+    """Returns the endpoints of a gRPC target; empty if it is invalid, which gRPC itself will report."""
     if scheme not in ("dns", "ipv4", "ipv6"):
         return ()
     names = rest.rpartition("/")[2] if scheme == "dns" else rest.lstrip("/")

@@ -1,4 +1,4 @@
-"""The command `alignserve`: what the client can do, from a shell."""
+"""The command `alignserve`: the client from a shell."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _EMBED_WINDOW = 32  # items in flight
 
 
 class _UsageError(Exception):
-    """The command line is wrong in a way that argparse cannot see."""
+    """The command line has an error that argparse cannot detect."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; a wrong command line raises `SystemExit(2)`."""
+    """Runs the command and returns its exit code; an invalid command line raises `SystemExit(2)`."""
     output.prepare_standard_streams()
     args = arguments.parser().parse_args(argv)
     try:
@@ -56,17 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout again at exit, and would complain about the pipe then.
+        # Python flushes stdout again at exit, and would report the broken pipe then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except _UsageError as error:
         args.usage_error(str(error))
-        return USAGE  # not reached: argparse has exited
+        return USAGE  # not reached: argparse exits
     except AlignserveError as error:
         _complain(_advice(error, args))
         return exit_code(error)
     except IsADirectoryError as error:
-        _complain(f"{error.filename} is a folder; alignserve stream takes the images in it")
+        _complain(f"{error.filename} is a folder; use alignserve stream to process the images in it")
         return REFUSED
     except (OSError, TypeError, ValueError) as error:
         _complain(str(error))
@@ -86,7 +86,7 @@ def exit_code(error: AlignserveError) -> int:
 
 
 def run_info(args: argparse.Namespace) -> int:
-    """Prints the model and the limits of the server."""
+    """Prints the server's model and limits."""
     with connected(args) as client:
         info = client.model_info()
     if args.json:
@@ -97,7 +97,7 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def run_health(args: argparse.Namespace) -> int:
-    """Says that the server serves calls; an error says why not."""
+    """Prints that the server is ready; otherwise an error says why it is not."""
     with connected(args) as client:
         client.check_ready(timeout_seconds=args.timeout_seconds)
         print(f"{client.target} is ready")
@@ -155,11 +155,11 @@ def run_stream(args: argparse.Namespace) -> int:
     """Writes a line for every image file below the paths, through one stream."""
     labels = read_labels(args, args.path, needs="stream needs a PATH")
     if args.npy and labels:
-        raise _UsageError("--npy holds embeddings; leave out the labels, or use --output")
+        raise _UsageError("--npy stores embeddings; leave out the labels, or use --output")
     _check_resumes(args, args.path)
     found = image_files(args.path)
     if not found.files:
-        left_out = "".join(f" ({line})" for line in found.told())
+        left_out = "".join(f" ({line})" for line in found.left_out())
         raise _UsageError(f"no image files in {', '.join(map(str, args.path))}{left_out}")
     if args.npy:
         return _stream_to_npy(args, found)
@@ -181,9 +181,9 @@ def _check_resumes(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     if not args.resume:
         return
     if args.output in (None, "-") or args.npy:
-        raise _UsageError("--resume goes on with a file; name it with --output")
+        raise _UsageError("--resume continues a file; name it with --output")
     if STDIN in paths:
-        raise _UsageError("--resume needs files, since what comes on standard input has no name")
+        raise _UsageError("--resume needs files, since standard input has no name")
 
 
 def _stream_item(file: Path, labels: Sequence[str], args: argparse.Namespace) -> Item:
@@ -200,7 +200,7 @@ def _write_lines(
     labels: Sequence[str] = (),
     found: Found | None = None,
 ) -> int:
-    """Writes a line for each item, or for those that an earlier run has left."""
+    """Writes a line for each item, or for each item that an earlier run did not finish."""
     earlier = Earlier.read(Path(args.output)) if args.resume else None
     with _opened(args.output) as out, connected(args) as client:
         info = client.model_info()
@@ -209,7 +209,7 @@ def _write_lines(
             items = _readable(items, found, info.image_formats)
         left = items if earlier is None else _left(earlier, items, client)
         if out is not sys.stdout and earlier is None:
-            output.empty(out)  # not before the server has answered
+            output.empty(out)  # only once the server has answered
         progress = Progress(len(left), sys.stderr, is_hidden=out.isatty())
         window = getattr(args, "window", _EMBED_WINDOW)
         results = client.stream(left, ordered=ordered, window=window)
@@ -227,17 +227,17 @@ def _write_lines(
 
 
 def _readable(items: list[Item], found: Found, formats: Sequence[str]) -> list[Item]:
-    """Returns the items of files that the server reads, and names what is left out of folders."""
+    """Returns the items whose files the server can read, and reports the files skipped in folders."""
     files = {str(file) for file in found.readable(formats)}
-    for line in found.told():
+    for line in found.left_out():
         _complain(line)
     if not files:
-        raise ValueError(f"no image that this server reads; it reads {', '.join(formats)}")
+        raise ValueError(f"no images that this server can read; it reads {', '.join(formats)}")
     return [item for item in items if item.id in files]
 
 
 def _left(earlier: Earlier, items: list[Item], client: Client) -> list[Item]:
-    """Returns the items that an earlier run has left, once it is known that its lines are still right."""
+    """Returns the items that an earlier run did not finish, after checking that its lines are still valid."""
     left = earlier.left(items, lambda item: line_key(_line_of(item)))
     if earlier.last is not None:
         key = line_key(earlier.last)
@@ -252,7 +252,7 @@ def _left(earlier: Earlier, items: list[Item], client: Client) -> list[Item]:
 
 
 def _observed(results: Iterable[StreamResult], labels: Sequence[str]) -> Iterator[StreamResult]:
-    """Yields the results, and says at the end what they do not say themselves."""
+    """Yields the results, and warns at the end about unreliable labels and scores."""
     texts: list[StreamResult] = []
     unfitting: list[str] = []
     for result in results:
@@ -285,7 +285,7 @@ def _stream_to_npy(args: argparse.Namespace, found: Found) -> int:
 
 
 def _whole(results: Iterable[StreamResult], items: Sequence[Item]) -> Iterator[StreamResult]:
-    """Yields ordered results, and the error of a stream that ends midway for the items that it leaves."""
+    """Yields ordered results; if the stream ends early, its error becomes that of the remaining items."""
     done = 0
     try:
         for result in results:
@@ -312,12 +312,12 @@ def _summarize(progress: Progress) -> int:
 
 
 def _interrupted(progress: Progress, output: str) -> str:
-    advice = "" if output == "-" else "; the same command with --resume does the rest"
+    advice = "" if output == "-" else "; run the same command with --resume to do the rest"
     return f"interrupted: {progress.summary()}{advice}"
 
 
 def _line_of(item: Item) -> dict[str, Any]:
-    """Returns what names an item in its line; images need no word for it."""
+    """Returns the fields that identify an item in its line; images have no `kind`."""
     return {"input": item.id, "kind": "text"} if isinstance(item, TextItem) else {"input": item.id}
 
 
@@ -426,25 +426,26 @@ def _advice(error: AlignserveError, args: argparse.Namespace) -> str:
     if isinstance(error, InvalidArgumentError) and _is_of_the_image(error, args):
         return f"{args.image[0]}: {error}"
     if isinstance(error, UnauthenticatedError) and error.reason == "KEY_MISSING":
-        return f"{error}; give it by --api-key-file FILE or ALIGNSERVE_API_KEY"
+        return f"{error}; give it with --api-key-file FILE or ALIGNSERVE_API_KEY"
     if isinstance(error, UnavailableError) and error.reason:
         return f"{error}; add --wait-seconds 60 to wait for it"
     if isinstance(error, UnavailableError) and isinstance(error.__cause__, AlignserveError):
-        return error.message  # the cause, and what to do
+        return error.message  # it has the cause and advice
     if isinstance(error, UnavailableError):
         return (
             f"no server at {args.server}: {error.message}; start alignserve-server there, "
-            "or name another one with --server"
+            "or give another address with --server"
         )
     if isinstance(error, DeadlineExceededError) and not error.reason:
         return (
-            f"no answer from {args.server} within {args.timeout_seconds:g} s; allow more by --timeout-seconds"
+            f"no answer from {args.server} within {args.timeout_seconds:g} s; "
+            "allow more time with --timeout-seconds"
         )
     return str(error)
 
 
 def _is_of_the_image(error: InvalidArgumentError, args: argparse.Namespace) -> bool:
-    """Says whether an error is about the only image of `classify`; of several, each has its own line."""
+    """Returns whether an error is about the only image of `classify`; with several, each has its own line."""
     return args.command == "classify" and any(at.field.startswith("images[0]") for at in error.violations)
 
 

@@ -1,9 +1,9 @@
-"""What can go wrong with a call, as a tree of exceptions.
+"""The exceptions that a call can raise.
 
 AlignserveError
 ├── InvalidArgumentError    the input can never succeed as it is
-├── ResourceExhaustedError  the server is full, or something on the way limits calls
-├── UnavailableError        no server, or one that starts or stops
+├── ResourceExhaustedError  the server is full, or a proxy limits calls
+├── UnavailableError        no server, or it is starting or stopping
 ├── DeadlineExceededError   out of time
 ├── CallCancelledError      the call was cancelled on this side
 ├── UnauthenticatedError    credentials are missing or wrong
@@ -31,7 +31,7 @@ _Error = TypeVar("_Error", bound="AlignserveError")
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field at fault.
+    """A field of the request that is invalid.
 
     Attributes:
         field: Path from the request, such as `images[3].content`.
@@ -52,13 +52,13 @@ class AlignserveError(Exception):
         code: The gRPC status code.
         reason: Stable name of the cause, such as `QUEUE_FULL`, for programs. Empty if the server sent none.
         violations: Fields at fault, for invalid arguments.
-        retry_delay_seconds: Time after which the server wants to be asked again, or `None`.
-        error_id: Finds the cause in the server's log. Empty if the server sent none.
-        completed: Of a list that failed, the results that were there already, by position in the list:
-            embeddings or lists of classifications. Empty for every other call.
+        retry_delay_seconds: How long to wait before a retry, or `None`.
+        error_id: Identifies the error in the server's log. Empty if the server sent none.
+        completed: For a list that failed, the results computed so far, by position in the list: embeddings or
+            lists of classifications. Empty for every other call.
     """
 
-    completed: Mapping[int, Any]  # Any: what the call returns for one item
+    completed: Mapping[int, Any]  # Any: the call's result for one item
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class AlignserveError(Exception):
         error_id: str = "",
     ) -> None:
         violations = tuple(violations)
-        # All of it in args: exceptions are pickled by their args, and worker processes pickle them.
+        # Pass everything as args: exceptions are pickled by their args, and worker processes pickle them.
         super().__init__(message, code, reason, violations, retry_delay_seconds, error_id)
         self.message = message
         self.code = code
@@ -91,15 +91,15 @@ class InvalidArgumentError(AlignserveError):
 
 
 class ResourceExhaustedError(AlignserveError):
-    """The server is full (then `retry_delay_seconds` is set), or something on the way limits calls."""
+    """The server is full (then `retry_delay_seconds` is set), or a proxy limits calls."""
 
 
 class UnavailableError(AlignserveError):
-    """There is no server, or it is starting, stopping or stuck."""
+    """The server cannot be reached, or is starting, stopping or stalled."""
 
 
 class DeadlineExceededError(AlignserveError):
-    """The time given for the call has passed."""
+    """The deadline of the call has passed."""
 
 
 class CallCancelledError(AlignserveError):
@@ -115,7 +115,7 @@ class PermissionDeniedError(AlignserveError):
 
 
 class InternalError(AlignserveError):
-    """The server failed; `error_id` finds the cause in its log."""
+    """The server failed; `error_id` identifies the error in its log."""
 
 
 _CLASSES: dict[grpc.StatusCode, type[AlignserveError]] = {
@@ -148,17 +148,17 @@ def error_from_status(status: status_pb2.Status) -> AlignserveError:
 
 
 def error_from_call(error: grpc.RpcError) -> AlignserveError:
-    """Returns the error that ended a call, with the details that its trailing metadata carries, if any."""
+    """Returns the error that ended a call, with the details from its trailing metadata, if any."""
     code: int = error.code().value[0]
     status = _status_in(error.trailing_metadata())
-    if status is None or status.code != code:  # a proxy may have ended the call, with a status of its own
+    if status is None or status.code != code:  # a proxy may have ended the call with its own status
         status = status_pb2.Status(code=code)
     status.message = status.message or error.details() or error.code().name
     return error_from_status(status)
 
 
 def error_at_positions(error: AlignserveError, positions: Sequence[int]) -> AlignserveError:
-    """Returns the error with positions in the caller's list, given those of the request's items there."""
+    """Returns the error with positions in the caller's list; `positions` has those of the request's items."""
 
     def moved(text: str) -> str:
         return _POSITION.sub(lambda match: f"{match[1]}[{_at(positions, int(match[2]))}]", text)
@@ -180,7 +180,7 @@ def error_at_positions(error: AlignserveError, positions: Sequence[int]) -> Alig
 
 
 def errors_of_items(error: AlignserveError) -> dict[int, AlignserveError]:
-    """Returns an error for each image or text that is named as being at fault, by its position."""
+    """Returns an error for each image or text that the error names, by its position."""
     by_item: dict[int, list[FieldViolation]] = {}
     for violation in error.violations:
         if match := _POSITION.match(violation.field):
@@ -189,7 +189,7 @@ def errors_of_items(error: AlignserveError) -> dict[int, AlignserveError]:
 
 
 def without_frames(error: _Error) -> _Error:
-    """Returns the error, to be kept as a value: the frames of its traceback would keep the inputs with it."""
+    """Returns the error without its traceback, whose frames would keep the inputs in memory."""
     for each in (error, error.__cause__, error.__context__):
         if each is not None:
             each.__traceback__ = None

@@ -1,7 +1,7 @@
-"""A fake server for tests of code that uses alignserve: real gRPC, no model.
+"""A fake server for testing code that uses alignserve: real gRPC, no model.
 
-Embeddings are drawn from a hash of the input: the same input always gives the same vector, and different
-inputs give unrelated ones.
+Embeddings are derived from a hash of the input: the same input always gives the same vector, and different
+inputs give unrelated vectors.
 
     with FakeServer() as server, Client(server.target) as client:
         assert client.embed_text("a cat").shape == (server.embedding_dimension,)
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alignserve._fake import (
-    Failure,
     FakeServicer,
     FakeState,
     ReceivedCall,
+    ScriptedFailure,
     health_handler,
 )
 from alignserve.v1 import align_service_pb2 as pb
@@ -29,23 +29,23 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 __all__ = ["FakeServer", "ReceivedCall"]
 
-_WORKERS = 1000  # each stream and each call that is held keeps one; threads are made as they are needed
+_WORKERS = 1000  # every stream and every held call occupies one; threads are created on demand
 
 
 class FakeServer:
-    """A server on a free port of this machine, for the time of a `with` statement.
+    """A server on a free local port, for the duration of a `with` statement.
 
     Args:
         embedding_dimension: Number of elements in an embedding.
-        max_client_batch_size: Most images or texts in one request; clients split longer lists.
-        max_text_tokens: Longest text; a text has as many tokens as words, and two more. The word `[UNK]` is
+        max_client_batch_size: Maximum number of images or texts in one request; clients split longer lists.
+        max_text_tokens: Maximum length of a text, which has two tokens more than words. The word `[UNK]` is
             unknown.
-        max_request_bytes: Largest request, as clients are told.
-        port: 0 takes a free one.
-        api_keys: Calls need one of these, if there are any.
-        image_formats: Formats that clients are told.
-        checks_images: Refuses images that do not begin as one of these formats does, as a real server would.
-            Without, any bytes are an image.
+        max_request_bytes: Maximum size of a request, as reported to clients.
+        port: 0 chooses a free port.
+        api_keys: If not empty, calls need one of these keys.
+        image_formats: Formats reported to clients.
+        checks_images: Refuse images that do not start like one of these formats, as a real server does. By
+            default any bytes are an image.
 
     Attributes:
         target: The address, for `Client(target)`.
@@ -94,7 +94,7 @@ class FakeServer:
             (
                 "grpc.so_reuseport",
                 0,
-            ),  # or a second server on the port would start, and take half of the calls
+            ),  # otherwise a second server could start on the port and take half of the calls
             ("grpc.max_receive_message_length", max_request_bytes),
         ]
         self._server = grpc.server(self._pool, options=options)
@@ -113,21 +113,21 @@ class FakeServer:
 
     @property
     def received(self) -> list[ReceivedCall]:
-        """Returns every message that has arrived, in order."""
+        """Returns every message received, in order."""
         return self._state.received
 
     def wait_for_received(self, count: int, timeout_seconds: float = 10.0) -> None:
-        """Returns once `count` messages have arrived in all.
+        """Waits until `count` messages have arrived in total.
 
         Raises:
-            TimeoutError: They did not within the time given.
+            TimeoutError: They did not arrive in time.
         """
         with self._state.arrived:
             if not self._state.arrived.wait_for(lambda: len(self.received) >= count, timeout_seconds):
                 raise TimeoutError(f"{len(self.received)} of {count} messages in {timeout_seconds:g} s")
 
     def stop(self) -> None:
-        """Stops at once: calls in flight break, and new ones find nobody."""
+        """Stops immediately: calls in flight break, and new calls find no server."""
         self._state.gate.set()
         self._server.stop(None).wait()
         self._pool.shutdown()
@@ -137,13 +137,13 @@ class FakeServer:
         code: grpc.StatusCode,
         reason: str = "",
         *,
-        message: str = "failed as the test wants",
+        message: str = "failure injected by the test",
         retry_delay_seconds: float | None = None,
         error_id: str = "",
         times: int = 1,
     ) -> None:
-        """Fails the next `times` calls, unary or streams, `GetModelInfo` among them."""
-        failure = Failure(code, reason, message, retry_delay_seconds, error_id)
+        """Fails the next `times` calls, unary calls and streams, including `GetModelInfo`."""
+        failure = ScriptedFailure(code, reason, message, retry_delay_seconds, error_id)
         self._state.script.fail_next(failure, times)
 
     def fail_input(
@@ -152,19 +152,19 @@ class FakeServer:
         code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT,
         reason: str = "IMAGE_UNREADABLE",
         *,
-        message: str = "unreadable as the test wants",
+        message: str = "failure injected by the test",
         retry_delay_seconds: float | None = None,
         times: int | None = None,
     ) -> None:
-        """Fails every item, or the next `times`, that is this text or has these bytes as its image."""
-        failure = Failure(code, reason, message, retry_delay_seconds)
+        """Fails every item, or the next `times` items, with this text or these image bytes."""
+        failure = ScriptedFailure(code, reason, message, retry_delay_seconds)
         self._state.script.fail_input(content, failure, times)
 
     def set_embedding(self, content: str | bytes, vector: ArrayLike) -> None:
-        """Sets the embedding of a text, or of the bytes of an image; it is scaled to length 1.
+        """Sets the embedding of a text or of an image's bytes; it is scaled to length 1.
 
         Raises:
-            ValueError: It has another size than `embedding_dimension`, or length 0.
+            ValueError: Its size is not `embedding_dimension`, or its length is 0.
         """
         array = np.asarray(vector, np.float32)
         length = np.linalg.norm(array)
@@ -175,10 +175,10 @@ class FakeServer:
     def set_scores(self, image: bytes, scores: Mapping[str, float]) -> None:
         """Sets the scores of an image by label, from 0 to 1.
 
-        Those of the labels that a request has are scaled to a sum of 1; a label without a score has about 0.
+        The scores of a request's labels are scaled to a sum of 1; a label without a score has about 0.
         """
         if not all(0 <= score <= 1 for score in scores.values()):
-            raise ValueError(f"scores are from 0 to 1: {dict(scores)}")
+            raise ValueError(f"scores must be from 0 to 1: {dict(scores)}")
         self._state.scores[image] = dict(scores)
 
     def break_stream(
@@ -187,21 +187,21 @@ class FakeServer:
         code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
         reason: str = "SHUTTING_DOWN",
     ) -> None:
-        """Ends the next stream after `after` answers; called again, the one after that."""
-        self._state.script.break_stream(after, Failure(code, reason, "the stream ends as the test wants"))
+        """Ends the next stream after `after` answers; a second call applies to the stream after that."""
+        self._state.script.break_stream(after, ScriptedFailure(code, reason, "stream ended by the test"))
 
     def set_ready(self, is_ready: bool) -> None:
-        """Turns readiness on or off; a server that is not ready refuses calls as one that loads its model."""
+        """Sets readiness; a server that is not ready refuses calls as if it were loading its model."""
         self._state.is_ready = is_ready
 
     def hold(self) -> None:
-        """Keeps all answers back until `release`."""
+        """Holds all answers back until `release`."""
         self._state.gate.clear()
 
     def release(self) -> None:
-        """Gives the answers that `hold` kept back."""
+        """Sends the answers that `hold` held back."""
         self._state.gate.set()
 
     def embedding_of(self, content: str | bytes) -> NDArray[np.float32]:
-        """Returns the embedding of a text or of the bytes of an image, normalized: (embedding_dimension,)."""
+        """Returns the normalized embedding of a text or of an image's bytes: (embedding_dimension,)."""
         return self._state.vector_of(content)

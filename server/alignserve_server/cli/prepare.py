@@ -199,7 +199,7 @@ def _write(
     is_kept = place.is_dir() and _has_to_stay(place)
     with draft_folder(place if is_kept else place.parent) as draft:
         _fill(draft, source, calibration, arguments.weights)
-        cosine = load_align(open_prepared(draft), least_cosine=arguments.min_cosine).info.min_cosine
+        cosine = load_align(open_prepared(draft), min_cosine=arguments.min_cosine).info.min_cosine
         if is_kept:
             move_into(draft, place, first=FACTS, last=DIGESTS)
         else:

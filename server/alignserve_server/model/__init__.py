@@ -1,9 +1,9 @@
-"""The model: preprocessing, encoders and zero-shot classification. Knows no protobuf and no queue."""
+"""The model: preprocessing, encoders and zero-shot classification, independent of protobuf and queues."""
 
 import os
 
-# Where a lane has several threads (threads_per_lane), they meet at barriers, and there GNU's OpenMP spins for
-# milliseconds: while something has driven one of them off its core, the others burn time that it needs. So
-# they sleep after some 25 µs. OpenMP reads this once, when torch is imported.
+# With several threads per lane (threads_per_lane), GNU's OpenMP spins for milliseconds at each barrier: if
+# one thread has lost its core, the others burn time that it needs. This makes them sleep after some 25 µs.
+# OpenMP reads the variable once, when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,4 +1,4 @@
-"""ALIGN: a checkpoint's own preprocessing and a runtime that has proved exact become an `Encoder`."""
+"""ALIGN: builds an `Encoder` from a checkpoint's own preprocessing and a runtime of verified accuracy."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from alignserve_server.model.proof import embed_probe
 from alignserve_server.model.runtimes.calibration import CalibrationImages
 from alignserve_server.model.runtimes.runtime import (
     DtypeName,
-    Loaded,
-    Placement,
+    ExecutionConfig,
+    LoadedRuntime,
     Rescaling,
     Runtime,
     RuntimeName,
-    min_cosine,
+    lowest_cosine,
     padded,
 )
 from alignserve_server.observability.logs import get_logger
@@ -46,7 +46,7 @@ _log = get_logger(__name__)
 Auto: TypeAlias = Literal["auto"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(?::(\d+))?")
-_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev, of NVIDIA's and AMD's drivers, and of WSL
+_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # device files of NVIDIA's and AMD's drivers, and of WSL
 
 
 def load_align(
@@ -59,7 +59,7 @@ def load_align(
     threads_per_lane: int | None = None,
     max_batch_size: int = 32,
     cuda_graphs: bool = True,
-    least_cosine: float = 0.999,
+    min_cosine: float = 0.999,
     cache_folder: Path | None = None,
     calibration_folder: Path | None = None,
     max_image_bytes: int = 10 << 20,
@@ -69,31 +69,31 @@ def load_align(
 ) -> AlignEncoder:
     """Loads a checkpoint and compares it with transformers' AlignModel in float32.
 
-    Where the lowest cosine is under `least_cosine`, the next more exact choice is taken: float32 on the same
-    runtime, then float32 on torch.
+    If the lowest cosine is below `min_cosine`, falls back to the next more precise configuration: float32 on
+    the same runtime, then float32 on torch.
 
     Args:
         checkpoint: As `prepared.resolve` returns it.
         runtime: `auto` is OpenVINO on a CPU, if it is installed, and torch otherwise.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the GPU if there is one.
         dtype: Of weights and computation. `auto` is float32 on a CPU, and float16 on a GPU, which rounds
-            eight times finer than bfloat16. int8 is for OpenVINO, and is taken only if it is asked for.
-        lanes: Batches run at once; None leaves it to the runtime, as it does for the next one.
-        threads_per_lane: CPU threads that one batch uses.
-        max_batch_size: Batches up to here are prepared for on a GPU; larger ones run, but slower.
-        cuda_graphs: That preparation; without it, no batch on a GPU is prepared for.
-        least_cosine: See above.
-        cache_folder: For converted models; None is `default_cache_folder`.
-        calibration_folder: Images like those that callers send; needed for int8.
-        max_image_bytes: Largest encoded image.
-        max_image_pixels: Largest decoded image, width times height.
-        max_text_bytes: Longest text, in bytes of UTF-8.
+            eight times finer than bfloat16. int8 is for OpenVINO, and must be requested explicitly.
+        lanes: Number of concurrent batches; None lets the runtime decide.
+        threads_per_lane: CPU threads for one batch; None lets the runtime decide.
+        max_batch_size: On a GPU, batches up to this size get CUDA graphs; larger ones run more slowly.
+        cuda_graphs: Whether to capture CUDA graphs at all.
+        min_cosine: Minimum cosine similarity to the reference.
+        cache_folder: For converted models; None for `default_cache_folder`.
+        calibration_folder: Images like those that callers send; required for int8.
+        max_image_bytes: Maximum size of an encoded image.
+        max_image_pixels: Maximum size of a decoded image, width times height.
+        max_text_bytes: Maximum length of a text, in bytes of UTF-8.
         image_formats: As `accepted_formats` returns them.
 
     Raises:
         CheckpointError: Its weights or its preprocessing cannot be served.
-        ValueError: The device does not exist, the runtime does not go with device or data type, or int8 lacks
-            something.
+        ValueError: The device does not exist, the runtime does not support the device or the data type, or a
+            requirement of int8 is missing.
     """
     decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels, formats=image_formats)
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
@@ -106,11 +106,11 @@ def load_align(
         target, calibration = "cpu", None
         choices = _prepared_choices(checkpoint, runtime, device, dtype)
     for name, precise in choices:
-        placement = Placement(
+        execution = ExecutionConfig(
             target, precise, lanes, threads_per_lane, max_batch_size, cuda_graphs=cuda_graphs
         )
         try:
-            loaded = _load(name, checkpoint, placement, images, cache_folder, calibration)
+            loaded = _load(name, checkpoint, execution, images, cache_folder, calibration)
         except CheckpointError as error:
             if runtime != "auto" or (name, precise) == choices[-1]:
                 raise
@@ -118,25 +118,25 @@ def load_align(
             continue
         texts = TextTokenizer.of(loaded.reference, max_bytes=max_text_bytes)
         cosine = _proved_cosine(checkpoint, loaded, texts)
-        if cosine >= least_cosine:
+        if cosine >= min_cosine:
             break
-        _log.warning("not_exact_enough", runtime=name, dtype=precise, min_cosine=cosine, limit=least_cosine)
+        _log.warning("not_exact_enough", runtime=name, dtype=precise, min_cosine=cosine, limit=min_cosine)
     else:
         raise CheckpointError(
-            f"no runtime comes within a cosine of {least_cosine} of transformers' AlignModel; the last one "
-            f"{_found(cosine)}; lower --min-cosine if that will do"
+            f"no runtime reaches a cosine of {min_cosine} with transformers' AlignModel; the last one "
+            f"{_found(cosine)}; lower --min-cosine if that is acceptable"
         )
     _warn_of_unembedded(loaded.reference)
     return AlignEncoder(images, texts, loaded.runtime, _info(checkpoint, loaded, cosine))
 
 
 def default_cache_folder() -> Path:
-    """Returns the user's folder for what can be made again: `$XDG_CACHE_HOME/alignserve`."""
+    """Returns the user's cache folder: `$XDG_CACHE_HOME/alignserve`."""
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "alignserve"
     try:
         home = Path.home()
-    except RuntimeError:  # HOME is not set, and the system does not know the user; engines then say HOME=/
+    except RuntimeError:  # HOME is not set and the user is unknown; container engines then set HOME=/
         home = Path("/")
     return home / ".cache" / "alignserve"
 
@@ -168,7 +168,7 @@ class AlignEncoder:
         return self._runtime.memory_bytes
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
-        """Embeds images of one size. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
+        """Embeds images of one size. Raises `OutOfDeviceMemory` or the runtime's own errors."""
         try:
             pixels = np.stack(batch) if len(batch) > 1 else batch[0][None]
         except MemoryError as error:
@@ -176,19 +176,19 @@ class AlignEncoder:
         return self._runtime.embed_pixels(pixels)
 
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
-        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
+        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or the runtime's own errors."""
         return self._runtime.embed_tokens(*padded([text.input_ids for text in batch]))
 
 
 def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
-    """Returns what `auto`, `cpu`, `cuda` or `cuda:N` is here, as `cpu` or `cuda:N`.
+    """Resolves `auto`, `cpu`, `cuda` or `cuda:N` to `cpu` or `cuda:N`.
 
     Raises:
-        ValueError: It does not exist, or the runtime does not go with it.
+        ValueError: The device does not exist, or the runtime does not support it.
     """
     match = _DEVICE.fullmatch(device)
     if match is None:
-        raise ValueError(f"device {device!r} is none of auto, cpu, cuda, cuda:N")
+        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
     if runtime == "openvino" and device.startswith("cuda"):
         raise ValueError(f"openvino runs on a CPU, not on {device}; use --runtime torch")
     if device == "cpu" or runtime == "openvino":
@@ -211,14 +211,14 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
 def _choices(
     runtime: RuntimeName | Auto, device: str, dtype: DtypeName | Auto
 ) -> list[tuple[RuntimeName, DtypeName]]:
-    """Returns what to try: the choice itself, then what is more exact."""
+    """Returns the configurations to try: the chosen one first, then more precise ones."""
     if runtime == "auto":
         has_openvino = importlib.util.find_spec("openvino") is not None
         runtime = "openvino" if device == "cpu" and has_openvino and dtype != "float16" else "torch"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "float16"
     if dtype == "int8" and runtime == "torch":
-        raise ValueError("torch does not compute in int8 here; use --runtime openvino, on a CPU")
+        raise ValueError("the torch runtime does not support int8; use --runtime openvino, on a CPU")
     choices: list[tuple[RuntimeName, DtypeName]] = [
         (runtime, dtype),
         (runtime, "float32"),
@@ -230,11 +230,11 @@ def _choices(
 def _prepared_choices(
     checkpoint: PreparedCheckpoint, runtime: RuntimeName | Auto, device: str, dtype: DtypeName | Auto
 ) -> list[tuple[RuntimeName, DtypeName]]:
-    """Returns what to try of a prepared checkpoint, which is for OpenVINO and nothing else."""
+    """Returns the configurations to try for a prepared checkpoint, which supports only OpenVINO."""
     if runtime == "torch" or device not in ("auto", "cpu"):
         asked = "--runtime torch" if runtime == "torch" else f"--device {device}"
         raise ValueError(
-            f"{checkpoint.folder} is prepared for OpenVINO on a CPU; for {asked} give the checkpoint that it "
+            f"{checkpoint.folder} is prepared for OpenVINO on a CPU; for {asked} use the checkpoint that it "
             f"was prepared from ({checkpoint.model_id})"
         )
     exact = next(iter(checkpoint.fingerprints))
@@ -248,8 +248,8 @@ def _prepared_choices(
 def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> CalibrationImages:
     if folder is None:
         raise ValueError(
-            "int8 needs to see images like those that callers send; put some dozens or more in a folder and "
-            "set --calibration-folder"
+            "int8 needs images like those that callers send; put at least a few dozen in a folder and set "
+            "--calibration-folder"
         )
     return CalibrationImages(folder, preprocess)
 
@@ -257,41 +257,41 @@ def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> Calibrat
 def _load(
     name: RuntimeName,
     checkpoint: Checkpoint | PreparedCheckpoint,
-    placement: Placement,
+    execution: ExecutionConfig,
     images: ImagePreprocessor,
     cache_folder: Path | None,
     calibration: CalibrationImages | None,
-) -> Loaded:
+) -> LoadedRuntime:
     if isinstance(checkpoint, Checkpoint) and name == "torch":
         check_installed(["torch", "transformers"], extra="torch", why="for --runtime torch")
         from alignserve_server.model.runtimes import torch_cpu as torch_runtime
 
-        return torch_runtime.load(checkpoint, placement, Rescaling(images.scale, images.offset))
+        return torch_runtime.load(checkpoint, execution, Rescaling(images.scale, images.offset))
     check_installed(["openvino"], extra="server", why="for --runtime openvino, if not for --runtime torch")
     from alignserve_server.model.runtimes import openvino as openvino_runtime
     from alignserve_server.model.runtimes.openvino_cache import prepared_form
 
     if isinstance(checkpoint, PreparedCheckpoint):
-        return openvino_runtime.load(checkpoint, placement)
-    images_of_int8 = calibration if placement.dtype == "int8" else None
+        return openvino_runtime.load(checkpoint, execution)
+    images_of_int8 = calibration if execution.dtype == "int8" else None
     with prepared_form(checkpoint, cache_folder or default_cache_folder(), images_of_int8) as prepared:
-        return openvino_runtime.load(prepared, placement)
+        return openvino_runtime.load(prepared, execution)
 
 
 def _proved_cosine(
-    checkpoint: Checkpoint | PreparedCheckpoint, loaded: Loaded, texts: TextTokenizer
+    checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, texts: TextTokenizer
 ) -> float:
-    """Returns the lowest cosine with the reference. Raises CheckpointError for other tokens or pixels."""
-    # With the limits of the probe's own images, whatever callers may send.
+    """Returns the lowest cosine with the reference. Raises CheckpointError if tokens or pixels differ."""
+    # With limits for the probe's own images, independent of those for callers.
     images = ImagePreprocessor(
         checkpoint.image_processor, ImageDecoder(max_bytes=10 << 20, max_pixels=25_000_000)
     )
     embeddings = embed_probe(loaded.runtime, loaded.reference, images, texts)
-    return min_cosine(embeddings, loaded.reference.embeddings)
+    return lowest_cosine(embeddings, loaded.reference.embeddings)
 
 
 def _found(cosine: float) -> str:
-    return "made numbers that are not finite" if math.isnan(cosine) else f"comes within {cosine:.6f}"
+    return "returned numbers that are not finite" if math.isnan(cosine) else f"reaches {cosine:.6f}"
 
 
 def _warn_of_unembedded(reference: Reference) -> None:
@@ -306,7 +306,7 @@ def _warn_of_unembedded(reference: Reference) -> None:
         )
 
 
-def _info(checkpoint: Checkpoint | PreparedCheckpoint, loaded: Loaded, cosine: float) -> ModelInfo:
+def _info(checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, cosine: float) -> ModelInfo:
     runtime, reference = loaded.runtime, loaded.reference
     return ModelInfo(
         model_id=checkpoint.model_id,

@@ -1,4 +1,4 @@
-"""Where the model comes from: a name, folder or hub id becomes a checked checkpoint on disk."""
+"""Resolves a name, folder or hub id to a validated checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = [
     "resolve_checkpoint",
 ]
 
-EMBEDDED = "mini"  # ships inside this package and needs no network
+EMBEDDED = "mini"  # included in this package; needs no network
 
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
-# Never pickles, which run code when they are loaded; the second and third line are of prepared ones.
+# Never pickles, which run code when they are loaded. The second and third lines are for prepared checkpoints.
 _DOWNLOADED = [
     *("*.json", "*.txt", "*.safetensors"),
     *("image.xml", "image.bin", "text.xml", "text.bin", "reference.npz"),
@@ -43,7 +43,7 @@ _DOWNLOADED = [
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _FILE_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
 _WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"  # of weights in several files
+_INDEX = "model.safetensors.index.json"  # for weights in several files
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")
 _TOKENIZER_ADDITIONS = (
@@ -55,12 +55,12 @@ _PROVENANCE = (
     "_name_or_path",
     "name_or_path",
     "transformers_version",
-)  # who wrote a file
+)  # provenance: which program wrote a file
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a checkpoint is, and what to call it."""
+    """Where a checkpoint is, and its name."""
 
     folder: Path
     model_id: str | None = None  # the folder's name
@@ -79,9 +79,9 @@ class Checkpoint:
     tokenizer_config: Json
 
     def fingerprint(self, *, runtime: str, dtype: str) -> str:
-        """Digests all that decides an embedding, in 32 hexadecimal digits.
+        """Returns a digest of everything that determines an embedding, as 32 hexadecimal digits.
 
-        Paths, timestamps and the layout of JSON make no difference.
+        It does not depend on paths, timestamps or the formatting of JSON.
         """
         digest = hashlib.sha256()
         for part in (self.config, self.image_processor, self.tokenizer_config):
@@ -99,7 +99,7 @@ def resolve_checkpoint(checkpoint: str = EMBEDDED, revision: str | None = None) 
     """Finds a checkpoint in Hugging Face format, downloading it if it is not in the local cache.
 
     Raises:
-        CheckpointError: See `locate_checkpoint`; or it cannot be served.
+        CheckpointError: As for `locate_checkpoint`, or the checkpoint cannot be served.
     """
     location = locate_checkpoint(checkpoint, revision)
     return open_checkpoint(location.folder, model_id=location.model_id, revision=location.revision)
@@ -109,12 +109,12 @@ def locate_checkpoint(checkpoint: str = EMBEDDED, revision: str | None = None) -
     """Finds the folder of a checkpoint, downloading it if it is on the hub and not in the local cache.
 
     Args:
-        checkpoint: `mini`, a folder (`./mini` where the name is taken), or a hub id such as
+        checkpoint: `mini`, a folder (`./mini` for a folder of that name), or a hub id such as
             `kakaobrain/align-base`.
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: There is no such checkpoint, or it cannot be downloaded.
+        CheckpointError: The checkpoint does not exist, or cannot be downloaded.
     """
     if checkpoint == EMBEDDED:
         return Location(_CHECKPOINTS / EMBEDDED, model_id=EMBEDDED)
@@ -136,7 +136,7 @@ def open_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
     """
     config = read_json(folder / "config.json")
     if config.get("model_type") != "align":
-        raise CheckpointError(f"{folder} holds a model of type {config.get('model_type')!r}, not 'align'")
+        raise CheckpointError(f"{folder} has a model of type {config.get('model_type')!r}, not 'align'")
     _check_weights(folder)
     _check_tokenizer(folder)
     tokenizer_config = folder / "tokenizer_config.json"
@@ -151,7 +151,7 @@ def open_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
 
 
 def file_digest(path: Path) -> bytes:
-    """Digests what is in a file, however large, with SHA-256."""
+    """Returns the SHA-256 digest of a file of any size."""
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         digest.update(chunk)
@@ -159,16 +159,18 @@ def file_digest(path: Path) -> bytes:
 
 
 def _is_folder(checkpoint: str) -> bool:
-    """Says whether a name is a folder's; raises CheckpointError if it is a file's."""
+    """Returns whether a name is that of a folder; raises CheckpointError if it is that of a file."""
     try:
         path = Path(checkpoint).expanduser()
         if path.is_dir():
             return True
         is_file = path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of an unknown user
-        raise CheckpointError(f"checkpoint {checkpoint[:200]!r} cannot be looked for: {error}") from error
+        raise CheckpointError(f"checkpoint {checkpoint[:200]!r} cannot be found: {error}") from error
     if is_file:
-        raise CheckpointError(f"checkpoint {checkpoint!r} is a file; give the folder that holds config.json")
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} is a file; give the folder that contains config.json"
+        )
     return False
 
 
@@ -185,29 +187,29 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 
 def _hub_refusal(hub_id: str, error: BaseException) -> str:
-    """Says why a download failed and what to do, by the answer of the hub, if there was one."""
+    """Returns why a download failed and what to do, according to the hub's response, if there was one."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if HF_HUB_OFFLINE:
         return (
-            "it is not in the local cache, and HF_HUB_OFFLINE is set, so the hub is not asked; unset it "
+            "it is not in the local cache, and HF_HUB_OFFLINE is set, so it is not downloaded; unset it "
             "once, or give a folder"
         )
     errors = list(_chain(error))
     status = next((code for one in errors if (code := _http_status(one)) is not None), None)
     if any(isinstance(one, GatedRepoError) for one in errors):
         return (
-            f"it is gated; ask for access at https://huggingface.co/{hub_id} and set HF_TOKEN to a token of "
+            f"it is gated; request access at https://huggingface.co/{hub_id} and set HF_TOKEN to a token of "
             "the account that has it"
         )
     if any(isinstance(one, RepositoryNotFoundError) for one in errors):
         return (
-            "it is neither a folder nor on the hub, or it is private, or the hub refuses the token "
+            "it is neither a folder nor on the hub, or it is private, or the hub rejects the token "
             f"(HTTP {status}); check the name, and set HF_TOKEN to a valid token with access"
         )
     if status in (401, 403):
-        return f"the hub refuses access (HTTP {status}); set HF_TOKEN to a valid token that may read {hub_id}"
+        return f"the hub refuses access (HTTP {status}); set HF_TOKEN to a valid token that can read {hub_id}"
     if status is not None:
         return f"it is not in the local cache, and the hub answers HTTP {status}; try again later"
     return (
@@ -217,7 +219,7 @@ def _hub_refusal(hub_id: str, error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and its causes: the hub's client hides the answer of the hub behind another error."""
+    """Yields an error and its causes: the hub's client wraps the hub's response in another error."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -229,7 +231,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _read_image_processor(folder: Path) -> Json:
-    # transformers 5 writes processor_config.json, which nests what 4 wrote to preprocessor_config.json
+    # transformers 5 writes processor_config.json, which nests transformers 4's preprocessor_config.json
     nested = folder / "processor_config.json"
     if is_there(nested):
         processor = read_json(nested).get("image_processor")
@@ -243,7 +245,7 @@ def _check_weights(folder: Path) -> None:
     missing = [path.name for path in files if not is_there(path)]
     if missing and any((folder / name).exists() for name in _PICKLES):
         raise CheckpointError(
-            f"{folder} has its weights as a pickle, which runs code when it is loaded; convert it once with "
+            f"{folder} has its weights in a pickle, which runs code when it is loaded; convert it once with "
             "AlignModel.from_pretrained(folder).save_pretrained(folder)"
         )
     if missing:
@@ -262,7 +264,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for weight, name in weight_map.items():
         if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
             raise CheckpointError(
-                f"{index} has the weight {weight!r} in {name!r}, which is not the name of a file beside it"
+                f"{index} has the weight {weight!r} in {name!r}, which is not a file in the same folder"
             )
     return [folder / name for name in sorted(set(weight_map.values()))]
 
@@ -275,7 +277,7 @@ def _check_tokenizer(folder: Path) -> None:
         if path.suffix == ".json":
             read_json(path)
     vocabulary = folder / _TOKENIZERS[1]
-    if is_there(vocabulary):  # read by transformers even beside tokenizer.json
+    if is_there(vocabulary):  # transformers reads it even if there is a tokenizer.json
         read_text(vocabulary)
     if files[0].suffix == ".json":
         parse_tokenizer(read_text(files[0]), files[0])
@@ -298,11 +300,11 @@ def _without_provenance(config: Json) -> dict[str, Any]:  # Any: see Json
 
 
 def _add(digest: hashlib._Hash, part: bytes) -> None:
-    digest.update(len(part).to_bytes(8, "little"))  # lengths keep neighbouring parts apart
+    digest.update(len(part).to_bytes(8, "little"))  # lengths separate adjacent parts
     digest.update(part)
 
 
-@lru_cache(maxsize=64)  # weights are large, and fingerprints of several runtimes are asked for
+@lru_cache(maxsize=64)  # weights are large, and several runtimes need fingerprints
 def _file_digest(path: Path, _size: int, _modified: int) -> bytes:
     return file_digest(path)
 

@@ -1,7 +1,7 @@
-"""The files of a checkpoint as a stranger may leave them: each is looked at before anything loads it.
+"""Validates the untrusted files of a checkpoint before any library loads them.
 
-Libraries answer to a file that is cut off, or is not what its name says, with a traceback from deep inside
-or by waiting. Here the fault becomes a `CheckpointError` that names the file, what it is and what to do.
+If a file is truncated or is not what its name says, libraries fail with a traceback from deep inside, or
+hang. These checks raise a `CheckpointError` instead that names the file, the problem and what to do.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 T = TypeVar("T")
-Json: TypeAlias = Mapping[str, Any]  # Any: a file of a stranger's; each reader checks its own keys
+Json: TypeAlias = Mapping[str, Any]  # Any: the file is untrusted; each reader checks its own keys
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_LARGEST_TEXT_BYTES = 256 << 20  # of JSON or vocabulary: tokenizers of millions of words have a tenth of it
-_LARGEST_HEADER_BYTES = 100_000_000  # as the safetensors library has it
+_MAX_TEXT_BYTES = 256 << 20  # for JSON or vocabularies: tokenizers with millions of words have a tenth
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _LENGTH_BYTES = 8
 _BYTES_OF_DTYPES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -38,24 +38,24 @@ class CheckpointError(Exception):
 
 
 def is_there(path: Path) -> bool:
-    """Says whether there is anything of that name, also a link that leads nowhere or what may not be read."""
+    """Returns whether the path exists, even as a dangling link or a file that cannot be read."""
     try:
         path.lstat()
     except FileNotFoundError:
         return False
-    except OSError:  # its folder may not be searched
+    except OSError:  # no permission to search its folder
         return True
     return True
 
 
 def check_file(path: Path) -> int:
-    """Checks that a path is a file with something in it that may be read; returns its size in bytes.
+    """Checks that a path is a readable, non-empty file; returns its size in bytes.
 
     Raises:
         CheckpointError: It is not.
     """
     try:
-        status = path.stat()  # not opened first: a named pipe would wait for a writer
+        status = path.stat()  # without opening it: a named pipe would block until a writer comes
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path} is {_kind(status.st_mode)}, not a file")
         with path.open("rb") as file:
@@ -63,7 +63,7 @@ def check_file(path: Path) -> int:
     except FileNotFoundError as error:
         if path.is_symlink():
             raise CheckpointError(
-                f"{path} is a link to {path.readlink()}, which is missing; copy what it leads to as well"
+                f"{path} is a link to {path.readlink()}, which is missing; copy the target of the link too"
             ) from error
         raise CheckpointError(f"{path} is missing; save_pretrained writes a complete folder") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -82,41 +82,41 @@ def read_text(path: Path) -> str:
     """Reads a file of UTF-8.
 
     Raises:
-        CheckpointError: See `check_file`; also, it is not UTF-8 or too large to be what it should.
+        CheckpointError: As for `check_file`, or it is not UTF-8, or too large to be the right file.
     """
     size = check_file(path)
-    if size > _LARGEST_TEXT_BYTES:
-        raise CheckpointError(f"{path} has {size} bytes, limit {_LARGEST_TEXT_BYTES}; it is another file's")
+    if size > _MAX_TEXT_BYTES:
+        raise CheckpointError(f"{path} has {size} bytes, limit {_MAX_TEXT_BYTES}; it is the wrong file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as text in UTF-8: {_reason(error)}") from error
+        raise CheckpointError(f"{path} cannot be read as UTF-8 text: {_reason(error)}") from error
 
 
 def read_json(path: Path) -> Json:
     """Reads a JSON object.
 
     Raises:
-        CheckpointError: See `read_text`; also, it is broken, is not an object, or has numbers that JSON has
-            not, such as NaN.
+        CheckpointError: As for `read_text`, or it is corrupt, is not an object, or has numbers that JSON does
+            not support, such as NaN.
     """
     text = read_text(path)
     try:
         content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is broken and cannot be read as JSON: {_reason(error)}; copy or download it again"
+            f"{path} is corrupt and cannot be read as JSON: {_reason(error)}; copy or download it again"
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object; it begins with {text.strip()[:20]!r}")
+        raise CheckpointError(f"{path} is not a JSON object; it starts with {text.strip()[:20]!r}")
     return content
 
 
 def validated(schema: TypeAdapter[T], content: object, path: Path) -> T:
-    """Returns what a file of a prepared checkpoint holds, with the types that it should have.
+    """Returns the content of a file of a prepared checkpoint, with validated types.
 
     Raises:
-        CheckpointError: It has others, or lacks something.
+        CheckpointError: A value has the wrong type or is missing.
     """
     try:
         return schema.validate_python(content)
@@ -125,7 +125,7 @@ def validated(schema: TypeAdapter[T], content: object, path: Path) -> T:
         where = ".".join(map(str, first["loc"]))[:80]
         reason = first["msg"].removeprefix("Value error, ")
         raise CheckpointError(
-            f"{path} is not as 'alignserve-server prepare' writes it: {where or 'all of it'}: {reason}; "
+            f"{path} is not as 'alignserve-server prepare' writes it: {where or 'whole file'}: {reason}; "
             "prepare it again"
         ) from error
 
@@ -136,12 +136,12 @@ def parse_tokenizer(content: str, path: Path) -> Tokenizer:
     Raises:
         CheckpointError: It is none, or of another version of the library.
     """
-    from tokenizers import Tokenizer  # whoever only asks for a fingerprint does not need it
+    from tokenizers import Tokenizer  # fingerprints do not need it
 
     try:
         return Tokenizer.from_str(content)
     except BaseException as error:
-        # A panic in Rust is a BaseException, whose type cannot be imported.
+        # A panic in Rust is a BaseException whose type cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(
@@ -150,16 +150,16 @@ def parse_tokenizer(content: str, path: Path) -> Tokenizer:
 
 
 def check_safetensors(path: Path) -> None:
-    """Checks the header of a file of weights, and that the file has all the bytes that it names.
+    """Checks the header of a weights file, and that the file has all bytes that the header promises.
 
     Raises:
-        CheckpointError: See `check_file`; also, the file is cut off, or is not safetensors.
+        CheckpointError: As for `check_file`, or the file is truncated or is not safetensors.
     """
     size = check_file(path)
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if header_bytes > _LARGEST_HEADER_BYTES or file.read(1) != b"{":
-            raise CheckpointError(f"{path} is not a file of safetensors; it begins with {_beginning(path)!r}")
+        if header_bytes > _MAX_HEADER_BYTES or file.read(1) != b"{":
+            raise CheckpointError(f"{path} is not a safetensors file; it starts with {_beginning(path)!r}")
         if _LENGTH_BYTES + header_bytes > size:
             raise CheckpointError(_cut_off(path, size, f"more than {header_bytes}"))
         header = b"{" + file.read(header_bytes - 1)
@@ -180,24 +180,24 @@ def _data_bytes(path: Path, header: bytes) -> int:
         ends = [_checked_end(name, tensor) for name, tensor in tensors.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} has a broken header and is not safetensors: {_reason(error)}; copy or download it again"
+            f"{path} has an invalid safetensors header: {_reason(error)}; copy or download it again"
         ) from error
     if not ends:
-        raise CheckpointError(f"{path} holds no weights; save them with save_pretrained")
+        raise CheckpointError(f"{path} has no weights; save them with save_pretrained")
     return max(ends)
 
 
 def _checked_end(name: str, tensor: Any) -> int:
-    """Returns where a weight ends; ValueError if that does not fit its shape and type."""
+    """Returns where a weight ends; raises ValueError if that does not match its shape and type."""
     start, end = tensor["data_offsets"]
     size = math.prod(tensor["shape"]) * _BYTES_OF_DTYPES.get(tensor["dtype"], 0)
     if not 0 <= start <= end or (size and end - start != size):
-        raise ValueError(f"the weight {name[:80]!r} has {end - start} bytes, and its shape asks for {size}")
+        raise ValueError(f"the weight {name[:80]!r} has {end - start} bytes, but its shape requires {size}")
     return int(end)
 
 
 def _cut_off(path: Path, size: int, expected: str) -> str:
-    return f"{path} is cut off: it has {size} of {expected} bytes; copy or download it again"
+    return f"{path} is truncated: it has {size} of {expected} bytes; copy or download it again"
 
 
 def _beginning(path: Path) -> bytes:

@@ -1,7 +1,7 @@
-"""What a checkpoint's config.json may say: what would change vectors and is not obeyed is refused by name.
+"""Checks a checkpoint's config.json: refuses unsupported values of fields that would change embeddings.
 
-`server/docs/checkpoints.md` says what becomes of every field of transformers' configuration classes; a test
-compares it with the classes and with the refusals here.
+`server/docs/checkpoints.md` lists how every field of transformers' configuration classes is handled; a test
+compares it with the classes and with the checks here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 
 from alignserve_server.model.checkpoint import CheckpointError, Json
 
-_Test: TypeAlias = Callable[[Any, Json], bool]  # of a value and the section that it stands in
+_Test: TypeAlias = Callable[[Any, Json], bool]  # takes a value and the section that contains it
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """Which values of a field can be served; transformers' default, of a field that is left out, can."""
+    """Which values of a field can be served; transformers' default for a missing field always can."""
 
     is_met: _Test
     supported: str
@@ -62,7 +62,7 @@ REQUIREMENTS: Mapping[str, Mapping[str, Requirement]] = {
             _is_positive, _AT_LEAST_ONE, "without a layer every text has the same embedding"
         ),
         "pad_token_id": Requirement(
-            _is_row, "null, or a row of the word embeddings", "transformers makes no such embeddings"
+            _is_row, "null, or a row of the word embeddings", "transformers has no such embeddings"
         ),
         "position_embedding_type": Requirement(
             lambda value, _: value in (None, "absolute"), "'absolute'", _IGNORED
@@ -83,10 +83,10 @@ REQUIREMENTS: Mapping[str, Mapping[str, Requirement]] = {
 
 
 def check_configuration(config: Json) -> None:
-    """Checks the fields that can be judged without the weights.
+    """Checks the fields that can be checked without the weights.
 
     Raises:
-        CheckpointError: A field has a value that cannot be served; names field, value and what is supported.
+        CheckpointError: A field has an unsupported value; names the field, the value and the supported ones.
     """
     for name, requirements in REQUIREMENTS.items():
         section = config.get(name) or {} if name else config

@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all: drafts beside their place, locked while somebody writes them.
+"""Creates folders atomically: as drafts next to their destination, locked while they are written.
 
-A process can be killed while it writes, and a disk can be full. What it leaves is found unlocked, and
-removed, by the next one that makes a draft there.
+If a process is killed while it writes, or the disk is full, its draft stays behind unlocked; the next process
+that creates a draft there removes it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from pathlib import Path
 
 _UNLOCKED_PREFIX = "alignserve-"
 _PREFIX = f"{_UNLOCKED_PREFIX}draft-"
-_MOST_ATTEMPTS = 5  # others may put theirs there in between
+_MAX_ATTEMPTS = 5  # other processes may install theirs in between
 
 
 @contextmanager
 def draft_folder(parent: Path) -> Iterator[Path]:
-    """Yields a new folder in `parent`, and removes it at the end unless `install` has moved it.
+    """Yields a new folder in `parent`, and finally removes it unless `install` has moved it.
 
     Raises:
-        OSError: It cannot be made there.
+        OSError: It cannot be created.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
     unlocked = Path(tempfile.mkdtemp(prefix=_UNLOCKED_PREFIX, dir=parent))
     descriptor = os.open(unlocked, os.O_RDONLY)
     _lock(descriptor)
-    # The name comes after the lock, so that no draft is taken for an abandoned one.
+    # Named only once it is locked, so that no draft is mistaken for an abandoned one.
     draft = unlocked.rename(unlocked.with_name(unlocked.name.replace(_UNLOCKED_PREFIX, _PREFIX)))
     try:
         yield draft
@@ -42,26 +42,29 @@ def draft_folder(parent: Path) -> Iterator[Path]:
 
 
 def is_draft(path: Path) -> bool:
-    """Says whether a path has the name of a draft, abandoned or not."""
+    """Returns whether a path has the name of a draft, abandoned or not."""
     return path.name.startswith(_UNLOCKED_PREFIX)
 
 
 def install(draft: Path, folder: Path, *, is_usable: Callable[[Path], bool]) -> None:
-    """Moves a draft to its place, on disk to the last byte; replaces what is there unless that is usable.
+    """Moves a draft to its destination after syncing it to disk; replaces an existing folder if not usable.
 
     Raises:
         OSError: It cannot be written or moved.
     """
     for path in [*draft.rglob("*"), draft]:
         _sync(path)
-    for attempts_left in reversed(range(_MOST_ATTEMPTS)):
+    for attempts_left in reversed(range(_MAX_ATTEMPTS)):
         if _moved(draft, folder):
             break
         if is_usable(folder):  # another process was first, with the same result
             return
         if not attempts_left:
             raise FileExistsError(errno.EEXIST, "other processes keep replacing it", str(folder))
-        with draft_folder(folder.parent) as aside, suppress(FileNotFoundError):  # another one has moved it
+        with (
+            draft_folder(folder.parent) as aside,
+            suppress(FileNotFoundError),
+        ):  # another process has moved it
             folder.rename(aside / folder.name)
     _sync(folder.parent)
 
@@ -69,8 +72,8 @@ def install(draft: Path, folder: Path, *, is_usable: Callable[[Path], bool]) -> 
 def move_into(draft: Path, folder: Path, *, first: str, last: str) -> None:
     """Moves the files of a draft into a folder that cannot be replaced.
 
-    `first` goes before all others, so that what a killed process has begun is recognized, and `last` after
-    them, so that it is not taken for whole.
+    `first` is moved before all others, so that the folder of a killed process is recognized, and `last` after
+    them, so that it is not mistaken for complete.
 
     Raises:
         OSError: They cannot be written or moved.
@@ -87,7 +90,7 @@ def move_into(draft: Path, folder: Path, *, first: str, last: str) -> None:
 
 
 def _moved(draft: Path, folder: Path) -> bool:
-    """Moves a draft to its place; returns False if there is a folder in that place."""
+    """Moves a draft to its destination; returns False if there is already a folder."""
     try:
         draft.rename(folder)
     except OSError:
@@ -109,7 +112,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Locks a file until its descriptor is closed; False if another process has it, or locks are unknown."""
+    """Locks a file until its descriptor is closed; returns False if it is locked or locks are unsupported."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,4 +1,4 @@
-"""What the rest of the server needs of a model: the `Encoder` protocol and its values."""
+"""The model's interface to the rest of the server: the `Encoder` protocol and its values."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ PixelValues: TypeAlias = NDArray[np.uint8]  # (height, width, 3), resized and cr
 Embeddings: TypeAlias = NDArray[np.float32]  # (batch, embedding_dimension), not normalized
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
-_LEAST_SQUARED_LENGTH = 1e-30  # below it float32 loses digits of the squares
+_MIN_SQUARED_LENGTH = 1e-30  # below this, float32 loses digits of the squares
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """One text as the model reads it."""
+    """A text as the model reads it."""
 
     input_ids: tuple[int, ...]  # with special tokens, without padding
     truncated: bool = False
-    unknown_token_count: int = 0  # among `input_ids`: words and characters that the vocabulary lacks
+    unknown_token_count: int = 0  # how many of them replace words and characters missing from the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is being served; the fields of `GetModelInfoResponse` that belong to the model."""
+    """The served model; the fields of `GetModelInfoResponse` that describe it."""
 
     model_id: str
     model_revision: str
@@ -38,14 +38,14 @@ class ModelInfo:
     embedding_dimension: int
     temperature: float
     max_text_tokens: int
-    min_cosine: float  # with transformers' AlignModel in float32, on the inputs compared at the start
+    min_cosine: float  # with transformers' AlignModel in float32, on the inputs compared at startup
 
 
 class Encoder(Protocol):
     """A loaded ALIGN model with its preprocessing.
 
-    `preprocess_image` and `tokenize` are called from several threads at once; they release the GIL for their
-    heavy part. `encode_images` and `encode_texts` are called from the threads of the lanes, one call at a
+    `preprocess_image` and `tokenize` are called from several threads at once; they release the GIL during
+    their heavy part. `encode_images` and `encode_texts` are called from the lanes' threads, one call at a
     time per lane.
     """
 
@@ -54,43 +54,43 @@ class Encoder(Protocol):
 
     @property
     def lanes(self) -> int:
-        """Batches that can run at once, unless the operator says otherwise."""
+        """Default number of concurrent batches."""
         ...
 
     @property
     def has_parallel_lanes(self) -> bool:
-        """Whether batches on two lanes end sooner than one batch of both; lanes of a GPU take turns."""
+        """Whether two lanes are faster than one batch of both; a GPU's lanes take turns."""
         ...
 
     @property
     def is_measurable(self) -> bool:
-        """Whether the time of its forwards says which batch size is best."""
+        """Whether measured forward times determine the best batch size."""
         ...
 
     @property
     def device_memory_bytes(self) -> int:
-        """Memory that the model holds on its device now."""
+        """Memory that the model currently uses on its device."""
         ...
 
     @property
     def gpu_uuid(self) -> str | None:
-        """NVIDIA's name of the GPU that it runs on; None on a CPU."""
+        """UUID of the NVIDIA GPU that it runs on; None on a CPU."""
         ...
 
     def enter_lane(self) -> None:
-        """Prepares the calling thread, once, for the `encode_*` calls that it is going to make."""
+        """Prepares the calling thread, once, for its `encode_*` calls."""
         ...
 
     def release_memory(self) -> None:
-        """Gives back what loading and measuring took and serving does not need; no batch may be running."""
+        """Releases memory used only for loading and measuring; no batch may be running."""
         ...
 
     def preprocess_image(self, content: bytes) -> PixelValues:
         """Decodes, resizes and crops an encoded image.
 
         Raises:
-            ImageUnreadable: The bytes are not an image of an accepted format, or it is broken.
-            ImageTooLarge: It has more bytes or pixels than the limits allow.
+            ImageUnreadable: The bytes are not an image of an accepted format, or the image is corrupt.
+            ImageTooLarge: It exceeds the limits on bytes or pixels.
         """
         ...
 
@@ -104,11 +104,11 @@ class Encoder(Protocol):
         ...
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
-        """Embeds images of one size. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
+        """Embeds images of one size. Raises `OutOfDeviceMemory` or the runtime's own errors."""
         ...
 
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
-        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or whatever the runtime raises."""
+        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or the runtime's own errors."""
         ...
 
 
@@ -118,18 +118,18 @@ class OutOfDeviceMemory(Exception):
 
 def l2_normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales each vector (the last axis) to length 1; a zero vector stays zero."""
-    # what np.linalg.norm computes, at a third of its price for a single vector
+    # the same as np.linalg.norm, at a third of the time for a single vector
     norms: NDArray[np.float32] = np.sqrt(np.add.reduce(embeddings * embeddings, axis=-1, keepdims=True))
     normalized: NDArray[np.float32] = np.divide(embeddings, np.maximum(norms, _TINY))
     return normalized
 
 
 def has_direction(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Says of each vector (the last axis) whether `l2_normalize` gives it length 1.
+    """Returns for each vector (the last axis) whether `l2_normalize` gives it length 1.
 
-    It does not if a number is not finite, if all are zero, or if the squares overflow or vanish.
+    It does not if a number is not finite, if all are zero, or if the squares overflow or underflow.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         squared_lengths = np.add.reduce(embeddings * embeddings, axis=-1)
-    sound: NDArray[np.bool_] = (squared_lengths > _LEAST_SQUARED_LENGTH) & np.isfinite(squared_lengths)
+    sound: NDArray[np.bool_] = (squared_lengths > _MIN_SQUARED_LENGTH) & np.isfinite(squared_lengths)
     return sound

@@ -1,6 +1,6 @@
-"""An `Encoder` without a model: deterministic embeddings, and faults on demand.
+"""An `Encoder` without a model: deterministic embeddings, and injected faults.
 
-Tests of the batcher and of the server use it, and so do load tests of everything but the model
+It is used by tests of the batcher and of the server, and by load tests of everything except the model
 (`--checkpoint fake`).
 """
 
@@ -25,7 +25,7 @@ from alignserve_server.model.encoder import (
     l2_normalize,
 )
 
-_SIDE = 4  # of an image's pixels; the 48 bytes are one digest
+_SIDE = 4  # of an image, in pixels; its 48 bytes are one digest
 _MAX_TEXT_TOKENS = 64
 _START, _END = 1, 2  # special tokens
 _FIRST_WORD = 3
@@ -41,13 +41,13 @@ class FakeBatch:
 
 
 class FakeEncoder:
-    """Embeds by hashing: equal inputs agree, others point elsewhere.
+    """Embeds by hashing: equal inputs have equal embeddings, others unrelated ones.
 
-    An image is any bytes but empty ones and those that start with `broken`. A text has a token per word, and
-    the word `[UNK]` is unknown.
+    Any bytes are an image, except empty ones and those that start with `broken`. A text has a token per word,
+    and the word `[UNK]` is unknown.
 
     Attributes:
-        gate: Forwards wait until it is set; it is set at first.
+        gate: Forwards wait until it is set; initially it is set.
         max_batch_size: Larger batches raise `OutOfDeviceMemory`; None for no limit.
         failing: Keys of entries whose batch raises RuntimeError.
         not_finite: Keys of entries whose embedding is NaN.
@@ -63,7 +63,7 @@ class FakeEncoder:
         seconds_per_entry: float = 0.0,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Simulates the time of a forward by `sleep`; recording is for tests, as it grows without bound."""
+        """Simulates the time of a forward with `sleep`; recording is for tests, as it grows without bound."""
         self.info = ModelInfo(
             model_id="fake",
             model_revision="",
@@ -99,17 +99,17 @@ class FakeEncoder:
         """Does nothing: hashing has no threads."""
 
     def release_memory(self) -> None:
-        """Does nothing: hashing takes none."""
+        """Does nothing: hashing uses no memory."""
 
     def preprocess_image(self, content: bytes) -> PixelValues:
-        """Returns (4, 4, 3) pixels that stand for the bytes."""
+        """Returns (4, 4, 3) pixels derived from the bytes."""
         if not content or content.startswith(b"broken"):
             raise ImageUnreadable("image is empty or broken")
         digest = hashlib.blake2b(content, digest_size=_SIDE * _SIDE * 3).digest()
         return np.frombuffer(digest, np.uint8).reshape(_SIDE, _SIDE, 3)
 
     def tokenize(self, text: str, *, truncate: bool) -> TokenizedText:
-        """Returns a token per word, between two special ones."""
+        """Returns a token per word, between two special tokens."""
         words = text.encode(errors="replace").split()
         room = _MAX_TEXT_TOKENS - 2
         if not words:
@@ -128,13 +128,13 @@ class FakeEncoder:
         return self._forward("text", [_text_key(text) for text in batch])
 
     def key(self, payload: bytes | str) -> bytes:
-        """Names an input in `failing`, `not_finite` and `batches`."""
+        """Returns the key of an input in `failing`, `not_finite` and `batches`."""
         if isinstance(payload, str):
             return _text_key(self.tokenize(payload, truncate=True))
         return self.preprocess_image(payload).tobytes()
 
     def embedding_of(self, payload: bytes | str) -> Embeddings:
-        """Returns what an image or a text must come out as: (embedding_dimension,), length 1."""
+        """Returns the expected embedding of an image or a text: (embedding_dimension,), length 1."""
         embeddings: Embeddings = self._embed([self.key(payload)])[0]
         return embeddings
 

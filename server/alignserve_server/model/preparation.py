@@ -1,6 +1,7 @@
-"""Prepares checkpoints, each in a process of its own.
+"""Prepares checkpoints, each in a separate process.
 
-That takes torch, transformers and several times the memory of the weights; all go when the process ends.
+Preparation needs torch, transformers and several times the memory of the weights, all of which is released
+when the process ends.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ _log = get_logger(__name__)
 
 Weights: TypeAlias = Literal["float32", "float16"]
 
-INPUTS = "inputs.npz"  # for the process that converts
+INPUTS = "inputs.npz"  # for the conversion process
 MADE_WITH = ("openvino", "torch", "transformers", "tokenizers", "pillow")
 QUANTIZER = "nncf"
-_WHY_TORCH = "to prepare a checkpoint (one that 'alignserve-server prepare' has made needs neither)"
+_WHY_TORCH = "to prepare a checkpoint (an already prepared checkpoint needs neither)"
 _LITTLE_MEGABYTES = 100
 _CONVERSION = "alignserve_server.model.runtimes.openvino_conversion"
 
@@ -55,9 +56,9 @@ def prepare(
 
     Args:
         checkpoint: In Hugging Face format.
-        draft: Where everything goes.
+        draft: The folder to write.
         calibration: Images like those that callers send.
-        weights: float16 halves the folder and rounds the weights.
+        weights: float16 halves the folder's size and rounds the weights.
 
     Raises:
         CheckpointError: Its weights or its processors cannot be served, or OpenVINO cannot convert it.
@@ -89,9 +90,9 @@ def prepare(
 
 
 def shipped_form(checkpoint: Checkpoint) -> PreparedCheckpoint | None:
-    """Returns the prepared form, in float32, that a checkpoint brings along.
+    """Returns the prepared float32 form that a checkpoint includes.
 
-    None if there is none, or it is damaged or of other weights.
+    None if it has none, or if that is damaged or has different weights.
     """
     folder = checkpoint.folder / SHIPPED
     prepared = open_undamaged(folder) if is_prepared(folder) else None
@@ -101,21 +102,21 @@ def shipped_form(checkpoint: Checkpoint) -> PreparedCheckpoint | None:
 
 
 def open_undamaged(folder: Path) -> PreparedCheckpoint | None:
-    """Opens a prepared checkpoint that can be made again; returns None, and logs why, if it has to be."""
+    """Opens a cached prepared checkpoint; if it is damaged, logs why and returns None."""
     try:
         return open_prepared(folder)
     except CheckpointError as error:
-        _log.warning("conversion_damaged", reason=str(error), advice="it is made again")
+        _log.warning("conversion_damaged", reason=str(error), advice="converting it again")
         return None
 
 
 def fingerprints(
     checkpoint: Checkpoint, calibration: CalibrationImages | None, weights: Weights
 ) -> dict[DtypeName, str]:
-    """Returns a fingerprint for each data type in which the same graphs can be computed.
+    """Returns a fingerprint for each data type that the same graphs support.
 
     Raises:
-        ValueError: nncf, whose version is a part of that of int8, is not installed.
+        ValueError: nncf, whose version is part of the int8 fingerprint, is not installed.
     """
     if calibration is not None:
         _check_quantizer()
@@ -127,7 +128,7 @@ def fingerprints(
 
 
 def check_installed(packages: list[str], *, extra: str, why: str) -> None:
-    """Raises ValueError if a package is missing, with what to install."""
+    """Raises ValueError if a package is missing, and says what to install."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(
@@ -136,7 +137,7 @@ def check_installed(packages: list[str], *, extra: str, why: str) -> None:
 
 
 def _check_quantizer() -> None:
-    """Raises ValueError if nncf is missing; what is installed for it alone would lack torch next."""
+    """Raises ValueError if nncf is missing; also names torch if that is missing, since nncf needs it."""
     has_torch = importlib.util.find_spec("torch") is not None
     check_installed([QUANTIZER], extra="int8" if has_torch else "torch,int8", why="to make int8")
 
@@ -147,11 +148,11 @@ def _versions(packages: list[str] | tuple[str, ...]) -> dict[str, str]:
 
 def _run_conversion(checkpoint: Checkpoint, draft: Path) -> None:
     command = [sys.executable, "-m", _CONVERSION, str(checkpoint.folder.resolve()), str(draft.resolve())]
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # a module is not looked for where the server started
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # do not import modules from the working folder
     with subprocess.Popen(  # noqa: S603 — a module of this package
         command,
         env=environment,
-        stdin=subprocess.PIPE,  # it ends when this closes
+        stdin=subprocess.PIPE,  # the process ends when this closes
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -159,9 +160,9 @@ def _run_conversion(checkpoint: Checkpoint, draft: Path) -> None:
         assert process.stderr is not None  # noqa: S101 — it is a pipe
         report = process.stderr.read().strip()
     if process.returncode:
-        reason = report.rpartition("\n")[2] or f"its process ended with {process.returncode}"
+        reason = report.rpartition("\n")[2] or f"its process exited with {process.returncode}"
         free_megabytes = shutil.disk_usage(draft).free >> 20
-        if free_megabytes < _LITTLE_MEGABYTES:  # what writes graphs does not say why it could not
+        if free_megabytes < _LITTLE_MEGABYTES:  # OpenVINO does not say why it could not write a graph
             reason = f"{reason}; {draft.parent} has {free_megabytes} MB left"
         raise CheckpointError(
             f"openvino cannot convert {checkpoint.model_id} ({reason}); use --runtime torch"

@@ -1,10 +1,10 @@
-"""A prepared checkpoint: a folder with all that serving on a CPU takes, without torch and transformers.
+"""A prepared checkpoint: a folder with everything to serve it on a CPU, without torch and transformers.
 
-prepared.json                   what was prepared, of what, with what
-image.xml/.bin text.xml/.bin    the two networks, as OpenVINO reads them
-reference.json/.npz, probe/     the tokenizer, and what transformers makes of texts and image files
-LICENSE* NOTICE* README.md      as they came with the checkpoint
-digests.json                    SHA-256 of all other files
+prepared.json                   the checkpoint and its source, and the versions that prepared it
+image.xml/.bin text.xml/.bin    the two networks, in OpenVINO's format
+reference.json/.npz, probe/     the tokenizer, and transformers' results for the probe's texts and images
+LICENSE* NOTICE* README.md      copied from the checkpoint
+digests.json                    SHA-256 digests of all other files
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ IMAGE, TEXT = "image.xml", "text.xml"
 IMAGE_WEIGHTS, TEXT_WEIGHTS = "image.bin", "text.bin"
 FACTS = "prepared.json"
 DIGESTS = "digests.json"  # of all other files; written last
-SHIPPED = "prepared"  # where a checkpoint in Hugging Face format may have its prepared form
+SHIPPED = "prepared"  # subfolder in which a checkpoint in Hugging Face format may include its prepared form
 
 _FORMAT = 1
 _NEEDED = (FACTS, IMAGE, IMAGE_WEIGHTS, TEXT, TEXT_WEIGHTS, *REFERENCE_FILES)
-_MOST_FILES = 10_000  # there are some thirty
-_MOST_FAULTS = 3  # in a message
+_MAX_FILES = 10_000  # there are some thirty
+_MAX_FAULTS = 3  # in a message
 _LICENCES = ("LICENSE*", "NOTICE*", "README.md")
 _CONTENTS = (FACTS, "image.*", "text.*", "reference.*", "probe", *_LICENCES, DIGESTS)
 
@@ -62,23 +62,23 @@ class PreparedCheckpoint:
     model_id: Annotated[str, Field(min_length=1)]
     revision: str  # commit on the hub; empty for a folder
     image_processor: Json
-    # For each data type that it can be computed in.
+    # By data type of the computation.
     fingerprints: Annotated[Mapping[DtypeName, str], Field(min_length=1)]
-    weights: Literal["float32", "float16", "int8"]  # the last two have rounded them
+    weights: Literal["float32", "float16", "int8"]  # float16 and int8 are rounded
     made_with: Mapping[str, str]  # versions by package
 
     def fingerprint(self, dtype: DtypeName) -> str:
-        """Returns what `Checkpoint.fingerprint` of the original returns for OpenVINO and a data type."""
+        """Returns the original checkpoint's fingerprint for OpenVINO and a data type."""
         return self.fingerprints[dtype]
 
     def copy_to(self, folder: Path) -> None:
-        """Copies what belongs to it, and nothing else that is there, into an empty folder. Raises OSError."""
+        """Copies only the files that belong to it into an empty folder. Raises OSError."""
         for name in [*read_json(self.folder / DIGESTS), DIGESTS]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.folder / name, folder / name)
 
     def save(self) -> None:
-        """Writes facts and digests; the other files are there.
+        """Writes prepared.json and digests.json; all other files must exist already.
 
         Raises:
             OSError: They cannot be written.
@@ -98,10 +98,10 @@ _PREPARED = TypeAdapter(PreparedCheckpoint)
 
 
 def resolve(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoint | PreparedCheckpoint:
-    """Finds a checkpoint of either kind, as `resolve_checkpoint` finds those in Hugging Face format.
+    """Finds a checkpoint of either kind, as `resolve_checkpoint` does for those in Hugging Face format.
 
     Raises:
-        CheckpointError: There is none, it cannot be downloaded, or it cannot be served.
+        CheckpointError: It does not exist, cannot be downloaded, or cannot be served.
     """
     location = locate_checkpoint(checkpoint, revision)
     if is_prepared(location.folder):
@@ -110,41 +110,41 @@ def resolve(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoi
 
 
 def is_prepared(folder: Path) -> bool:
-    """Says whether a folder is meant to be a prepared checkpoint, damaged or not."""
-    # Path.exists() raises where a folder may not be searched, which whatever opens it tells better.
+    """Returns whether a folder is a prepared checkpoint, damaged or not."""
+    # Path.exists() raises if a folder cannot be searched; opening the checkpoint gives a better error.
     return os.path.lexists(folder / FACTS) or os.path.lexists(folder / IMAGE)
 
 
 def other_files(folder: Path) -> list[Path]:
-    """Returns what a folder has besides a prepared checkpoint, damaged or not."""
+    """Returns the files in a folder that are not part of a prepared checkpoint, damaged or not."""
     return [path for path in folder.iterdir() if not any(fnmatchcase(path.name, name) for name in _CONTENTS)]
 
 
 def open_prepared(folder: Path) -> PreparedCheckpoint:
-    """Opens a prepared checkpoint; each file is compared with its digest.
+    """Opens a prepared checkpoint and verifies the digest of each file.
 
-    The probe has a few of the words, and a disk can lose any.
+    The probe covers only a few words, but a disk can corrupt any weight.
 
     Raises:
-        CheckpointError: It is damaged, or of a later release.
+        CheckpointError: It is damaged, or from a later release.
     """
     if faults := _faults(folder):
         raise CheckpointError(
             f"the prepared checkpoint {folder} is damaged: {_listed(faults)}; "
-            "prepare it again, or copy it again from where it is whole"
+            "prepare it again, or copy an undamaged one"
         )
     facts = dict(read_json(folder / FACTS))
     written_as = facts.pop("format", None)
     if written_as != _FORMAT:
         raise CheckpointError(
-            f"{folder} was prepared in format {written_as!r}, and this release reads {_FORMAT}; "
+            f"{folder} was prepared in format {written_as!r}, but this release reads {_FORMAT}; "
             "prepare it again with this release"
         )
     return validated(_PREPARED, {**facts, "folder": folder}, folder / FACTS)
 
 
 def is_undamaged(folder: Path) -> bool:
-    """Says whether a folder is a prepared checkpoint that can be opened."""
+    """Returns whether a folder is an undamaged prepared checkpoint."""
     try:
         open_prepared(folder)
     except CheckpointError:
@@ -153,20 +153,20 @@ def is_undamaged(folder: Path) -> bool:
 
 
 def copy_licences(source: Path, folder: Path) -> None:
-    """Copies what a checkpoint says about its licence. Raises OSError."""
+    """Copies a checkpoint's licence files. Raises OSError."""
     for path in (path for pattern in _LICENCES for path in source.glob(pattern) if path.is_file()):
         shutil.copyfile(path, folder / path.name)
 
 
 def _faults(folder: Path) -> list[str]:
-    """Returns what is wrong with each file that is missing or not what it was."""
+    """Returns a description of each file that is missing or has changed."""
     if not is_there(folder / DIGESTS):
         return [f"{folder / DIGESTS} is missing"]
     try:
         digests = read_json(folder / DIGESTS)
     except CheckpointError as error:
         return [str(error)]
-    if len(digests) > _MOST_FILES:
+    if len(digests) > _MAX_FILES:
         return [f"{folder / DIGESTS} names {len(digests)} files"]
     expected = {**dict.fromkeys(_NEEDED, ""), **digests}
     return [fault for name, digest in expected.items() if (fault := _fault(folder, name, digest))]
@@ -174,8 +174,8 @@ def _faults(folder: Path) -> list[str]:
 
 def _fault(folder: Path, name: str, digest: object) -> str | None:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:  # such as /proc/kcore, which has no end
-        return f"{folder / DIGESTS} names {name[:80]!r}, which is outside of its folder"
+    if path.is_absolute() or ".." in path.parts:  # such as /proc/kcore, which is endless
+        return f"{folder / DIGESTS} names {name[:80]!r}, which is outside the folder"
     if not is_there(folder / name):
         return f"{folder / name} is missing"
     try:
@@ -185,9 +185,9 @@ def _fault(folder: Path, name: str, digest: object) -> str | None:
         return str(error)
     except OSError as error:
         return f"{folder / name} cannot be read: {error.strerror}"
-    return None if is_whole else f"{folder / name} has other contents than its digest says"
+    return None if is_whole else f"{folder / name} does not match its digest"
 
 
 def _listed(faults: list[str]) -> str:
-    more = len(faults) - _MOST_FAULTS
-    return "; ".join(faults[:_MOST_FAULTS]) + (f"; and {more} more" if more > 0 else "")
+    more = len(faults) - _MAX_FAULTS
+    return "; ".join(faults[:_MAX_FAULTS]) + (f"; and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
-"""The texts and image files on which a server is compared with transformers, and what that makes of them.
+"""The texts and image files on which a server is compared with transformers, and transformers' results.
 
-The comparison begins where callers begin, at strings and at encoded images: a tokenizer that is not obeyed
-gives right vectors of wrong tokens, which no comparison of vectors from equal tokens can show.
+The comparison starts from strings and encoded images, as callers send them: a tokenizer whose settings are
+ignored gives correct vectors for the wrong tokens, which comparing vectors of equal tokens cannot detect.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from alignserve_server.model.checkpoint_files import (
 )
 from alignserve_server.model.encoder import Embeddings
 
-# These go through the text tower too; the last one is cut, so it reads every position that a text can have.
+# These are also embedded; the last one is truncated, so it covers every position that a text can have.
 EMBEDDED_TEXTS = (
     "cat",
     "a photo of a dog on a sofa",
@@ -61,7 +61,7 @@ TEXTS = (
     "مرحبا שלום привет γειά हिन्दी",
     "🚀",
     "a 🐈 and 👩‍👩‍👧 🇩🇪 ❤️",
-    "x" * 120,  # longer than what WordPiece takes for a word
+    "x" * 120,  # longer than WordPiece's maximum word
     "antidisestablishmentarianism",
     "##cat cat## ##",
     "[CLS] [SEP] [PAD] [UNK] [MASK] [cls] [ CLS ] [CLS][SEP]",
@@ -69,18 +69,18 @@ TEXTS = (
 )
 _FACTS, _ARRAYS, _IMAGES = "reference.json", "reference.npz", "probe"  # in a reference's folder
 REFERENCE_FILES = (_FACTS, _ARRAYS)
-_LARGEST_ARRAYS_BYTES = 1 << 30  # the largest ALIGN has a tenth of it
-_TOKENS_PER_TEXT = 8  # of those that a tokenizer adds to its vocabulary
+_MAX_ARRAYS_BYTES = 1 << 30  # the largest ALIGN has a tenth of this
+_TOKENS_PER_TEXT = 8  # tokens that a tokenizer adds to its vocabulary
 _PATTERN_CELLS = (3, 24, 96)  # along a side: from soft gradients to fine texture
 EMBEDDED_IMAGES = tuple(f"pattern-{cells}.png" for cells in _PATTERN_CELLS)
 
 
 def _floats(array: object, *, dimensions: int) -> NDArray[np.float32]:
-    """Returns an array as it is; ValueError if it is none of numbers, or has other dimensions or no row."""
+    """Returns the array; raises ValueError for another type, number of dimensions, or no rows."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         raise ValueError("must be an array of float32")
     if array.ndim != dimensions or not array.size:
-        raise ValueError(f"must have {dimensions} dimensions, and has the shape {array.shape}")
+        raise ValueError(f"must have {dimensions} dimensions, but has the shape {array.shape}")
     return array
 
 
@@ -89,23 +89,23 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What transformers' tokenizer, image processor and AlignModel, in float32, make of the probe."""
+    """The results of transformers' tokenizer, image processor and AlignModel, in float32, for the probe."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    tokenizer: str  # as JSON, with all that transformers applies on top of tokenizer.json
-    splits_special_tokens: bool  # a state that the JSON leaves out
+    tokenizer: str  # as JSON, with everything that transformers applies on top of tokenizer.json
+    splits_special_tokens: bool  # a setting that is not in the JSON
     truncation_side: Literal["left", "right"]
     max_text_tokens: Count
     vocabulary_rows: Count  # of the word embeddings
-    unembedded_tokens: tuple[str, ...]  # those with ids beyond the rows
+    unembedded_tokens: tuple[str, ...]  # tokens with ids beyond the rows
     temperature: Annotated[float, Field(allow_inf_nan=False)]
     embedding_dimension: Count
-    # Of every text, cut to the limit.
+    # Of every text, truncated to the limit.
     input_ids: dict[str, list[Annotated[int, Field(ge=0, lt=2**31)]]]
     embedded_texts: list[str]
-    images: dict[str, bytes]  # the files, by name
-    pillow: str  # version, whose decoders had a part in the next
+    images: dict[str, bytes]  # image files, by name
+    pillow: str  # version, whose decoders affect `pixel_values`
     # Of every image, (images, 3, height, width).
     pixel_values: Annotated[NDArray[np.float32], PlainValidator(partial(_floats, dimensions=4))]
     # Of EMBEDDED_IMAGES, then of the embedded texts; not normalized.
@@ -113,7 +113,7 @@ class Reference:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of what the model reads."""
+        """Height and width of the model's input."""
         _, _, height, width = self.pixel_values.shape
         return height, width
 
@@ -141,7 +141,7 @@ class Reference:
         parse_tokenizer(reference.tokenizer, folder / _FACTS)
         if faults := [what for what, holds in _AGREEMENTS.items() if not holds(reference)]:
             raise CheckpointError(
-                f"{folder / _FACTS} does not go with {_ARRAYS}: {faults[0]}; prepare it again"
+                f"{folder / _FACTS} does not match {_ARRAYS}: {faults[0]}; prepare it again"
             )
         return reference
 
@@ -149,10 +149,10 @@ class Reference:
 _REFERENCE = TypeAdapter(Reference)
 _AGREEMENTS: dict[str, Callable[[Reference], bool]] = {
     "images without pixels": lambda one: len(one.images) == len(one.pixel_values),
-    "pixels that have not three channels": lambda one: one.pixel_values.shape[1] == len("RGB"),
+    "pixels without three channels": lambda one: one.pixel_values.shape[1] == len("RGB"),
     "an image of the probe is missing": lambda one: set(EMBEDDED_IMAGES) <= one.images.keys(),
     "an embedded text without tokens": lambda one: {"", *one.embedded_texts} <= one.input_ids.keys(),
-    "other embeddings than texts and images": lambda one: (
+    "embeddings do not match texts and images": lambda one: (
         one.embeddings.shape == (len(EMBEDDED_IMAGES) + len(one.embedded_texts), one.embedding_dimension)
     ),
 }
@@ -162,31 +162,31 @@ def _image(folder: Path, name: object) -> bytes:
     path = folder / str(name)
     if path.parent != folder:
         raise CheckpointError(
-            f"{folder.parent / _FACTS} names the image {str(name)[:80]!r}, which is elsewhere"
+            f"{folder.parent / _FACTS} names the image {str(name)[:80]!r}, which is outside the folder"
         )
     check_file(path)
     return path.read_bytes()
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Reads arrays, without pickles and not larger than they may be. Raises CheckpointError."""
+    """Reads arrays of limited size, without pickles. Raises CheckpointError."""
     check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > _LARGEST_ARRAYS_BYTES:
-            raise CheckpointError(f"{path} unpacks to {size} bytes, limit {_LARGEST_ARRAYS_BYTES}")
+        if size > _MAX_ARRAYS_BYTES:
+            raise CheckpointError(f"{path} unpacks to {size} bytes, limit {_MAX_ARRAYS_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    # Of what numpy, zipfile and zlib say of a broken file, and of one that promises more than it has.
+    # The errors of numpy, zipfile and zlib for a corrupt or truncated file.
     except (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(
-            f"{path} is broken: {type(error).__name__}: {error}; prepare it again"
+            f"{path} is corrupt: {type(error).__name__}: {error}; prepare it again"
         ) from error
 
 
 def texts_with(tokens: list[str]) -> list[str]:
-    """Returns texts in which each token stands alone, inside a word, and in the other case."""
+    """Returns texts that contain each token as a word, inside a word, and with its case swapped."""
     groups = [tokens[i : i + _TOKENS_PER_TEXT] for i in range(0, len(tokens), _TOKENS_PER_TEXT)]
     return [
         written
@@ -203,7 +203,8 @@ def texts_with(tokens: list[str]) -> list[str]:
 def images() -> dict[str, bytes]:
     """Returns encoded images of several formats, modes and sizes, by name; the same in every process.
 
-    16-bit greyscale and broken metadata are left out, as `decode` differs from transformers there by choice.
+    16-bit greyscale and corrupt metadata are left out, since there `decode` deliberately differs from
+    transformers.
     """
     encoded = {
         name: _encoded(_pattern(cells, 320))
@@ -229,7 +230,7 @@ def images() -> dict[str, bytes]:
 
 @cache
 def digest() -> str:
-    """Tells one version of the probe from another, in 16 hexadecimal digits."""
+    """Returns a digest that identifies this version of the probe, as 16 hexadecimal digits."""
     parts = [*(text.encode() for text in TEXTS), *images().values()]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 
@@ -253,7 +254,9 @@ def _turned() -> Image.Exif:
     return exif
 
 
-def _encoded(picture: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:  # Any: of Pillow's
+def _encoded(
+    picture: Image.Image, file_format: str = "PNG", **options: Any
+) -> bytes:  # Any: Pillow's options
     buffer = BytesIO()
     picture.save(buffer, file_format, **options)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What transformers makes of the probe, by tokenizer, image processor and AlignModel: the reference."""
+"""Builds the reference: what transformers' tokenizer, image processor and AlignModel return for the probe."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _VERY_LONG = "cat " * 600
 
 
 def make_reference(checkpoint: Checkpoint, network: Network) -> Reference:
-    """Returns what a checkpoint's own processors and network, as transformers made it, make of the probe.
+    """Runs a checkpoint's own processors and network in transformers on the probe.
 
     Raises:
-        CheckpointError: transformers fails on the probe, or does what is not done here.
+        CheckpointError: transformers fails on the probe, or does something that is not supported here.
     """
     with networks.quiet_transformers():
         processor = _load_processor(checkpoint)
@@ -71,7 +71,7 @@ def _load_processor(checkpoint: Checkpoint) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **options)
         images = load_image_processor(checkpoint.folder, backend="pil", **options)
         processor = make_processor(images, tokenizer)
-    except Exception as error:  # a stranger's files: whatever they lead to
+    except Exception as error:  # untrusted files can cause any error
         raise CheckpointError(
             f"transformers cannot load the processors of {checkpoint.folder}: {networks.one_line(error)}"
         ) from error
@@ -80,7 +80,7 @@ def _load_processor(checkpoint: Checkpoint) -> Any:
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
-    """Refuses what no text could show, as texts are compared alone and unpadded."""
+    """Refuses settings that the comparison cannot detect, as it embeds texts one by one and unpadded."""
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
             f"the tokenizer class {type(tokenizer).__name__} has no tokenizers backend; "
@@ -108,7 +108,7 @@ def _max_text_tokens(checkpoint: Checkpoint, processor: Any) -> int:
     special_tokens = processor.tokenizer.num_special_tokens_to_add()
     if limit <= special_tokens:
         raise CheckpointError(
-            f"texts may have {limit} tokens (model_max_length, max_position_embeddings), of which "
+            f"texts can have {limit} tokens (model_max_length, max_position_embeddings), of which "
             f"{special_tokens} are special; that leaves none for words"
         )
     return limit
@@ -136,14 +136,14 @@ def _unembedded_tokens(tokenizer: Any, always: list[int], rows: int) -> tuple[st
     """Returns the tokens without a row in the embeddings.
 
     Raises:
-        CheckpointError: One of them is part of every text, or stands for whatever is unknown.
+        CheckpointError: One of them is part of every text, or is the unknown token.
     """
     beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
     fatal = [beyond[index] for index in (*always, tokenizer.unk_token_id) if index in beyond]
     if fatal:
         raise CheckpointError(
             f"the token {fatal[0]!r} has an id beyond the {rows} rows of the word embeddings (vocab_size); "
-            "the tokenizer is another model's, or the embeddings were not resized with it"
+            "the tokenizer belongs to another model, or the embeddings were not resized with it"
         )
     return tuple(token for _, token in sorted(beyond.items()))
 
@@ -169,7 +169,7 @@ def _pixels_of(processor: Any, name: str, content: bytes) -> NDArray[np.float32]
 def _embeddings(network: Network, pixel_values: NDArray[np.float32], texts: list[list[int]]) -> Embeddings:
     if not texts:
         raise CheckpointError(
-            "the tokenizer is another model's: no text of the probe has tokens that the word embeddings have"
+            "the tokenizer belongs to another model: the word embeddings have no tokens of the probe's texts"
         )
     input_ids, attention_mask = map(torch.from_numpy, padded(texts))
     pixels = torch.from_numpy(pixel_values[: len(probe.EMBEDDED_IMAGES)])
@@ -186,10 +186,10 @@ def _embeddings(network: Network, pixel_values: NDArray[np.float32], texts: list
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keeps torch to the calling thread, for the block.
+    """Limits torch to the calling thread, for the block.
 
-    Threads meet at hundreds of barriers; where one shares its core with another process, all wait for it, and
-    a forward of the embedded checkpoint takes 3 to 10 times as long.
+    Several threads synchronize at hundreds of barriers; if one shares its core with another process, all wait
+    for it, and a forward of the embedded checkpoint takes 3 to 10 times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -204,5 +204,5 @@ def _check_embeddings(embeddings: Embeddings, texts: list[str]) -> None:
         if not is_sound:
             raise CheckpointError(
                 f"transformers' AlignModel embeds {name!r} as numbers that are zero or not finite; "
-                "the weights are broken or were not trained"
+                "the weights are corrupt or were not trained"
             )

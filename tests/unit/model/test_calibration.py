@@ -12,7 +12,7 @@ from alignserve_server.model.runtimes.calibration import CalibrationImages
 
 
 def preprocess(content: bytes) -> PixelValues:
-    """Makes one pixel of the first byte."""
+    """Returns one pixel, from the first byte."""
     if content == b"broken":
         raise ImageUnreadable("broken")
     return np.full((1, 1, 3), content[0], np.uint8)
@@ -25,7 +25,7 @@ def _write(folder: Path, **contents: bytes) -> Path:
 
 
 def test_images_are_found_in_folders_inside_too(tmp_path: Path) -> None:
-    """Images are often sorted into folders, and lie beside other files."""
+    """Images in subfolders are found, among other files."""
     _write(tmp_path, a=b"\x01")
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "b.PNG").write_bytes(b"\x02")
@@ -37,7 +37,7 @@ def test_images_are_found_in_folders_inside_too(tmp_path: Path) -> None:
 
 
 def test_broken_images_are_left_out(tmp_path: Path) -> None:
-    """One bad file among many does not end a start."""
+    """One corrupt file among many does not prevent startup."""
     folder = _write(tmp_path, a=b"broken", b=b"\x02")
 
     pixels = CalibrationImages(folder, preprocess).pixels()
@@ -46,21 +46,21 @@ def test_broken_images_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    """Before anything else is done, and by its name."""
+    """A folder without images is refused by name, before anything else is done."""
     with pytest.raises(ValueError, match=f"{tmp_path} has no images"):
         CalibrationImages(tmp_path, preprocess)
 
 
 def test_a_folder_without_readable_images_is_refused(tmp_path: Path) -> None:
-    """Nothing is calibrated with nothing."""
-    images = CalibrationImages(_write(tmp_path, a=b"broken"), preprocess)
+    """A folder with only unreadable images is refused."""
+    images = CalibrationImages(_write(tmp_path, a=b"invalid"), preprocess)
 
     with pytest.raises(ValueError, match="no image that can be read"):
         images.pixels()
 
 
 def test_of_many_images_some_from_everywhere_are_taken(tmp_path: Path) -> None:
-    """A folder that is sorted by kind is not judged by its first kind."""
+    """The sample of a large folder covers all of it, not just its first subfolder."""
     folder = _write(tmp_path, **{f"{number:04}": bytes([number // 100]) for number in range(700)})
 
     pixels = CalibrationImages(folder, preprocess).pixels()
@@ -70,7 +70,7 @@ def test_of_many_images_some_from_everywhere_are_taken(tmp_path: Path) -> None:
 
 
 def test_the_digest_goes_by_contents(tmp_path: Path) -> None:
-    """Images that were moved are the same ones, changed images are not."""
+    """Moving images keeps the digest; changing them does not."""
     digests = []
     for name, content in (("one", b"\x01"), ("two", b"\x01"), ("three", b"\x03")):
         (tmp_path / name).mkdir()

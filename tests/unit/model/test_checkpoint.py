@@ -1,4 +1,4 @@
-"""Checkpoints are found, checked and told apart."""
+"""Checkpoints are found, validated and fingerprinted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRUNCATION = {"direction": "Right", "max_length": 64, "strategy": "LongestFirst"
 
 
 def weights(content: bytes) -> bytes:
-    """Returns a file of safetensors."""
+    """Returns a safetensors file."""
     header = json.dumps({"a": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}})
     return len(header).to_bytes(8, "little") + header.encode() + content
 
@@ -47,21 +47,21 @@ def test_the_default_is_embedded():
 
 
 def test_a_folder_is_named_after_itself(folder):
-    """The id of a local model does not reveal where it lies."""
+    """The id of a local model does not reveal its path."""
     checkpoint = resolve_checkpoint(str(folder))
 
     assert checkpoint.model_id == folder.name
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "what is this?"])
-def test_refuses_what_is_neither_folder_nor_hub_id(name):
-    """A mistyped folder is not asked for on the hub."""
+def test_refuses_names_of_neither_folder_nor_hub_id(name):
+    """A mistyped folder is not looked up on the hub."""
     with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
         resolve_checkpoint(name)
 
 
 def test_an_unreachable_hub_is_explained(monkeypatch):
-    """Offline, the error says so and what to do."""
+    """When offline, the error says so and what to do."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
@@ -78,7 +78,7 @@ def test_an_unreachable_hub_is_explained(monkeypatch):
     ],
 )
 def test_a_missing_file_is_named(folder, name, message):
-    """Each file that serving needs is asked for by name."""
+    """The error names each missing file."""
     (folder / name).unlink()
 
     with pytest.raises(CheckpointError, match=message):
@@ -113,10 +113,10 @@ def test_another_kind_of_model_is_refused(folder):
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
 def test_broken_json_is_named(folder, content):
-    """A file that is not a JSON object is told from one that is missing."""
+    """A file that is not a JSON object is reported differently from a missing one."""
     (folder / "config.json").write_text(content)
 
-    with pytest.raises(CheckpointError, match=r"config\.json (is empty|is broken|is not a JSON object)"):
+    with pytest.raises(CheckpointError, match=r"config\.json (is empty|is corrupt|is not a JSON object)"):
         open_checkpoint(folder)
 
 
@@ -130,7 +130,7 @@ def test_the_image_processor_may_be_nested(folder):
 
 
 def test_the_fingerprint_ignores_place_time_and_layout(folder, tmp_path):
-    """A copy elsewhere, with other timestamps and other white space, has the same fingerprint."""
+    """A copy with another path, timestamps and white space has the same fingerprint."""
     copy = shutil.copytree(folder, tmp_path / "copy")
     os.utime(copy / "model.safetensors", (1, 1))
     edit(copy / "config.json", _name_or_path="/home/someone", transformers_version="9")
@@ -140,7 +140,7 @@ def test_the_fingerprint_ignores_place_time_and_layout(folder, tmp_path):
 
 
 def test_the_fingerprint_tells_everything_else_apart(folder):
-    """Weights, configuration, preprocessing, tokenizer, runtime and data type each change it."""
+    """Weights, configuration, preprocessing, tokenizer, runtime and data type each change the fingerprint."""
     seen = {fingerprint(folder), fingerprint(folder, runtime="onnx"), fingerprint(folder, dtype="float16")}
 
     (folder / "model.safetensors").write_bytes(weights(b"Weights"))

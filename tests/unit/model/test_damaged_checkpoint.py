@@ -1,4 +1,4 @@
-"""Folders that are damaged, or are not what their names say: an error that names the file."""
+"""Damaged or misnamed files of a checkpoint give an error that names the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path) -> None:
-    """Does what a start does before it loads a runtime."""
+    """Performs the checks that startup makes before it loads a runtime."""
     checkpoint = resolve_checkpoint(str(folder))
     check_configuration(checkpoint.config)
     ImagePreprocessor(checkpoint.image_processor, ImageDecoder(max_bytes=10 << 20, max_pixels=25_000_000))
@@ -80,7 +80,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 def test_a_damaged_file_is_named_with_what_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
 ) -> None:
-    """Before anything loads it, and without waiting for what will never come."""
+    """The file is checked before anything loads it, and without blocking."""
     monkeypatch.chdir(folder)  # and back
     change, message = DAMAGES[damage]
     change(folder / name)
@@ -109,8 +109,8 @@ def test_a_damaged_file_is_named_with_what_it_is(
     ],
     ids=lambda content: content[:12],
 )
-def test_what_is_not_json_is_named(folder: Path, name: str, content: bytes) -> None:
-    """Also what only Python takes for JSON, and what only overflows."""
+def test_invalid_json_is_named(folder: Path, name: str, content: bytes) -> None:
+    """Files that only Python accepts as JSON, or whose numbers overflow, are refused."""
     (folder / name).write_bytes(content)
 
     with pytest.raises(CheckpointError, match=name):
@@ -120,7 +120,7 @@ def test_what_is_not_json_is_named(folder: Path, name: str, content: bytes) -> N
 @pytest.mark.parametrize("name", JSON_FILES)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_cut_off_json_is_named(folder: Path, name: str, share: float) -> None:
-    """A copy that was interrupted."""
+    """A truncated file, as from an interrupted copy, is refused."""
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: int(len(content) * share)])
 
@@ -134,20 +134,20 @@ def _header(tensors: object) -> bytes:
 
 
 WEIGHTS = {
-    "half": (lambda content: content[: len(content) // 2], "is cut off: it has .* of .* bytes"),
-    "one byte": (lambda content: content[:-1], "is cut off"),
-    "in the header": (lambda content: content[:30], "is cut off"),
-    "in the length": (lambda content: content[:5], "is not a file of safetensors"),
+    "half": (lambda content: content[: len(content) // 2], "is truncated: it has .* of .* bytes"),
+    "one byte": (lambda content: content[:-1], "is truncated"),
+    "in the header": (lambda content: content[:30], "is truncated"),
+    "in the length": (lambda content: content[:5], "is not a safetensors file"),
     "too long": (lambda content: content + b"x", "1 more than its header says"),
-    "zeros": (lambda content: bytes(len(content)), "is not a file of safetensors"),
-    "a pickle": (lambda _: b"PK\x03\x04" + bytes(4000), "is not a file of safetensors"),
-    "a page": (lambda _: b"<!DOCTYPE html><html>Sign in</html>", "is not a file of safetensors"),
-    "no weights": (lambda _: _header({"__metadata__": {}}), "holds no weights"),
-    "a list": (lambda _: _header([1, 2]), "is not a file of safetensors"),
-    "no offsets": (lambda _: _header({"a": {"dtype": "F32", "shape": [1]}}), "broken header"),
+    "zeros": (lambda content: bytes(len(content)), "is not a safetensors file"),
+    "a pickle": (lambda _: b"PK\x03\x04" + bytes(4000), "is not a safetensors file"),
+    "a page": (lambda _: b"<!DOCTYPE html><html>Sign in</html>", "is not a safetensors file"),
+    "no weights": (lambda _: _header({"__metadata__": {}}), "has no weights"),
+    "a list": (lambda _: _header([1, 2]), "is not a safetensors file"),
+    "no offsets": (lambda _: _header({"a": {"dtype": "F32", "shape": [1]}}), "invalid safetensors header"),
     "offsets of text": (
         lambda _: _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}),
-        "broken header",
+        "invalid safetensors header",
     ),
     "another shape": (
         lambda _: _header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}) + bytes(4),
@@ -155,14 +155,14 @@ WEIGHTS = {
     ),
     "backwards": (
         lambda _: _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}) + bytes(4),
-        "broken header",
+        "invalid safetensors header",
     ),
 }
 
 
 @pytest.mark.parametrize("damage", WEIGHTS)
 def test_damaged_weights_are_named(folder: Path, damage: str) -> None:
-    """By the header and the size of the file, before gigabytes are loaded."""
+    """Weights are checked by header and file size, before gigabytes are loaded."""
     change, message = WEIGHTS[damage]
     path = folder / "model.safetensors"
     path.write_bytes(change((MINI / path.name).read_bytes()))
@@ -176,13 +176,13 @@ def test_damaged_weights_are_named(folder: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     "name", ["../model.safetensors", "/etc/passwd", "a\0b.safetensors", "", ".", "sub/a.safetensors", 7, None]
 )
-def test_an_index_names_files_beside_it_alone(folder: Path, name: object) -> None:
-    """Neither elsewhere, nor what is no name."""
+def test_an_index_names_only_files_in_its_folder(folder: Path, name: object) -> None:
+    """Paths outside the folder and invalid names are refused."""
     (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
 
-    with pytest.raises(CheckpointError, match="not the name of a file beside it") as raised:
+    with pytest.raises(CheckpointError, match="not a file in the same folder") as raised:
         opened(folder)
 
     assert str(index) in str(raised.value)
@@ -220,7 +220,7 @@ def test_an_index_names_files_beside_it_alone(folder: Path, name: object) -> Non
     ids=str,
 )
 def test_a_broken_image_processor_is_named(folder: Path, changes: dict[str, object]) -> None:
-    """Sizes that no image has, and values of other kinds."""
+    """Impossible sizes and values of wrong types are refused."""
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -234,7 +234,7 @@ def test_a_broken_image_processor_is_named(folder: Path, changes: dict[str, obje
 
 @pytest.mark.parametrize("value", [1, 0, 4, "3", None, [3]])
 def test_images_have_three_channels(folder: Path, value: object) -> None:
-    """Another number is refused by the field's name."""
+    """Other numbers of channels are refused with the field's name."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["vision_config"]["num_channels"] = value
@@ -246,9 +246,9 @@ def test_images_have_three_channels(folder: Path, value: object) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_may_not_be_read_is_named(folder: Path, tmp_path: Path, name: str) -> None:
-    """Another user's, as after a copy by root."""
+    """A file of another user, as after a copy by root, is refused."""
     (folder / name).chmod(0)
-    if os.geteuid() == 0:  # who may read everything
+    if os.geteuid() == 0:  # which can read everything
         for path in (tmp_path, *list(tmp_path.parents)[:2]):
             path.chmod(0o755)
         os.seteuid(65534)
@@ -265,13 +265,13 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, tmp_path: Path, name
     ("name", "message"),
     [
         (str(MINI / "config.json"), "is a file; give the folder"),
-        ("~nobody-of-that-name/model", "cannot be looked for"),
-        ("a" * 5000, "cannot be looked for"),
-        ("a\0b", "neither a folder nor a hub id|cannot be looked for"),
+        ("~nobody-of-that-name/model", "cannot be found"),
+        ("a" * 5000, "cannot be found"),
+        ("a\0b", "neither a folder nor a hub id|cannot be found"),
     ],
 )
-def test_a_name_that_is_no_folder_is_explained(name: str, message: str) -> None:
-    """Whatever the system says of it."""
+def test_an_invalid_folder_name_is_explained(name: str, message: str) -> None:
+    """Any error of the operating system becomes a CheckpointError."""
     with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(name)
 
@@ -280,7 +280,7 @@ def test_a_name_that_is_no_folder_is_explained(name: str, message: str) -> None:
 def test_the_log_of_a_refused_start_has_no_traceback(
     folder: Path, capsys: pytest.CaptureFixture[str], runtime: str
 ) -> None:
-    """One line that says why; the exit code is 1."""
+    """The command prints one line with the reason and exits with 1."""
     (folder / "model.safetensors").write_bytes(POINTER)
 
     async def serving() -> int:
@@ -297,7 +297,7 @@ def test_the_log_of_a_refused_start_has_no_traceback(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """A hub whose every answer is one refusal, which the function that is yielded sets."""
+    """A hub that always refuses; the yielded function sets the refusal."""
     refusal: dict[str, object] = {"status": 500, "headers": {}}
 
     class Handler(BaseHTTPRequestHandler):
@@ -335,10 +335,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
         (500, {}, "the hub answers HTTP 500"),
     ],
 )
-def test_a_refusal_of_the_hub_is_told_from_its_absence(
+def test_a_refusal_of_the_hub_differs_from_a_missing_network(
     hub: Callable[..., None], status: int, headers: dict[str, str], message: str
 ) -> None:
-    """A token that is refused does not read as if there were no network."""
+    """A rejected token and a missing network have different errors."""
     hub(status, **headers)
 
     with pytest.raises(CheckpointError, match=message) as raised:

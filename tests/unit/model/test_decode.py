@@ -1,4 +1,4 @@
-"""Untrusted bytes decode, or fail with an error that names what is wrong, and nothing else happens."""
+"""Untrusted bytes decode, or fail with an error that says what is wrong, without side effects."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_decodes_every_accepted_format(decoder, file_format):
     ],
     ids=lambda content: f"{content[:8]!r}-{len(content)}",
 )
-def test_refuses_what_is_not_a_whole_image(decoder, content):
-    """Other formats, broken files and incomplete ones are unreadable, in words of our own."""
+def test_refuses_other_formats_and_incomplete_images(decoder, content):
+    """Other formats, corrupt and incomplete files are refused, with our own messages."""
     with pytest.raises(ImageUnreadable, match=r"^image (is|has) ") as caught:
         decoder.decode(content)
 
@@ -120,7 +120,7 @@ def test_refuses_too_many_pixels_by_the_header(decoder, content):
 
 
 def test_counts_pixels_exactly(decoder):
-    """As many pixels as the limit pass, one more does not."""
+    """Exactly the pixel limit passes; one more pixel does not."""
     assert decoder.decode(encoded("PNG", (MAX_PIXELS // 2, 2))).height == 2
 
     with pytest.raises(ImageTooLarge, match="image has 9091 x 11 = 100001 pixels, limit 100000"):
@@ -131,13 +131,13 @@ def test_counts_pixels_exactly(decoder):
     ("size", "message"), [((65_536, 1), "width of 65536"), ((1, 65_536), "height of 65536")]
 )
 def test_refuses_a_side_that_is_too_long(decoder, size, message):
-    """A line of few pixels, which would take much memory to resize, is refused by the side at fault."""
+    """A thin picture, which needs much memory to resize, is refused; the error names the long side."""
     with pytest.raises(ImageTooLarge, match=f"image has a {message}, limit 65535;"):
         decoder.decode(png_header(*size))
 
 
 def test_decodes_the_longest_side(decoder):
-    """Exactly as much as the limit passes."""
+    """A side of exactly the limit decodes."""
     assert decoder.decode(encoded("PNG", (65_535, 1))).width == 65_535
 
 
@@ -213,12 +213,12 @@ def test_refuses_more_parts_than_a_real_file_has(decoder, content, message):
     ],
 )
 def test_decodes_unusual_but_harmless_structure(decoder, content):
-    """What merely looks like too many parts, or is just within the limits, decodes."""
+    """Files just within the limits, or with data that only looks like parts, decode."""
     assert decoder.decode(content).size == (40, 30)
 
 
 def test_scans_cannot_hide_from_the_count(decoder):
-    """Segments between scans, of any content, do not cover the scans behind them."""
+    """Segments between scans, with any content, do not hide later scans."""
     content = jpeg_with_scans(150)
     last = content.rindex(b"\xff\xda")
     disguise = b"\xff\xfe\0\4\xff\xd9" + b"\xff\x10\xff\xff"
@@ -229,7 +229,7 @@ def test_scans_cannot_hide_from_the_count(decoder):
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
 def test_decodes_only_the_first_frame_of_an_animation(decoder, file_format):
-    """The first picture counts."""
+    """The first of several pictures is used."""
     frames = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
     buffer = BytesIO()
     frames[0].save(buffer, file_format, save_all=True, append_images=frames[1:], lossless=True)
@@ -240,7 +240,7 @@ def test_decodes_only_the_first_frame_of_an_animation(decoder, file_format):
 
 
 def test_refuses_too_many_bytes_without_opening():
-    """A file larger than the limit is refused, whatever it holds."""
+    """A file larger than the limit is refused, whatever its content."""
     decoder = ImageDecoder(max_bytes=10, max_pixels=MAX_PIXELS)
 
     with pytest.raises(ImageTooLarge, match="image has 11 bytes, limit 10"):
@@ -312,7 +312,7 @@ def test_pillow_prints_no_warning():
 
 
 def pixels_of(content: bytes) -> np.ndarray:
-    """What transformers' `load_image` would make of a sound file."""
+    """Returns the result of transformers' `load_image` for an intact file."""
     with Image.open(BytesIO(content)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
@@ -330,7 +330,7 @@ def gif_with(extensions: bytes) -> bytes:
 
 
 def webp_with(flags: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A WEBP with more behind its picture."""
+    """A WEBP with more data after its picture."""
     body = b"WEBP" + riff(b"VP8X", bytes([flags, 0, 0, 0, 39, 0, 0, 29, 0, 0])) + encoded("WEBP")[12:]
     body += b"".join(riff(kind, data) for kind, data in chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
@@ -347,12 +347,12 @@ def segment(marker: int, data: bytes) -> bytes:
 
 
 def exif(orientation: int) -> bytes:
-    """EXIF, without the name that JPEG writes in front of it."""
+    """EXIF without the prefix that JPEG adds."""
     return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, ExifTags.Base.Orientation, 3, 1, orientation, 0, 0)
 
 
 def webp_animation(*frames: bytes) -> bytes:
-    """A WEBP of lossless frames; one without bytes says that it is there, and has no picture."""
+    """A WEBP of lossless frames; a frame without bytes has a header but no picture."""
     edges = struct.pack("<I", 39)[:3] + struct.pack("<I", 29)[:3]
     body = b"WEBP" + riff(b"VP8X", bytes([2, 0, 0, 0]) + edges) + riff(b"ANIM", bytes(6))
     body += b"".join(riff(b"ANMF", bytes(6) + edges + bytes(4) + frame) for frame in frames)
@@ -392,7 +392,7 @@ BROKEN_METADATA = {
 
 @pytest.mark.parametrize("content", BROKEN_METADATA.values(), ids=BROKEN_METADATA.keys())
 def test_a_picture_with_broken_metadata_decodes_like_one_without(decoder, content):
-    """Whatever is wrong with what makes no pixel, and wherever it stands."""
+    """Errors in data that does not affect pixels are ignored, wherever they are."""
     formats = {b"\x89P": "PNG", b"\xff\xd8": "JPEG", b"GI": "GIF", b"RI": "WEBP", b"BM": "BMP"}
 
     image = decoder.decode(content)
@@ -400,15 +400,15 @@ def test_a_picture_with_broken_metadata_decodes_like_one_without(decoder, conten
     np.testing.assert_array_equal(np.asarray(image), pixels_of(encoded(formats[content[:2]])))
 
 
-def test_a_frame_without_a_picture_is_none(decoder):
-    """The first frame that has one counts."""
+def test_a_frame_without_a_picture_is_skipped(decoder):
+    """The first frame with a picture is used."""
     content = webp_animation(b"", encoded("WEBP", lossless=True)[12:])
 
     np.testing.assert_array_equal(np.asarray(decoder.decode(content)), pixels_of(content))
 
 
 def test_a_lossless_stream_may_go_on_in_the_padding(decoder):
-    """As in libwebp, which reads the byte behind an odd chunk."""
+    """The padding byte of an odd chunk is kept, since libwebp reads it."""
     content = bytearray(encoded("WEBP", lossless=True))
     (length,) = struct.unpack_from("<I", content, 16)
     assert length % 2 == 0
@@ -421,7 +421,7 @@ def test_a_lossless_stream_may_go_on_in_the_padding(decoder):
     "extension", [b"!\xff\x0bNETSCAPE2.0\0", b"!\xf9\0"], ids=["no loop count", "no control"]
 )
 def test_the_first_frame_is_the_first_in_the_file(decoder, extension):
-    """Pillow reads beyond the end of such an extension, and takes a frame for part of it."""
+    """A frame counts even after a short extension, beyond whose end Pillow would read."""
     first, second = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
     buffer = BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=[second])
@@ -455,7 +455,7 @@ TURNED = {
 
 @pytest.mark.parametrize("content", TURNED.values(), ids=TURNED.keys())
 def test_finds_the_orientation_where_pillow_does(decoder, content):
-    """In EXIF and XMP, wherever a format may have them."""
+    """Orientation is read from EXIF and XMP, wherever a format allows them."""
     image = decoder.decode(content)
 
     assert image.size == (30, 40)
@@ -464,7 +464,7 @@ def test_finds_the_orientation_where_pillow_does(decoder, content):
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
 def test_a_critical_chunk_needs_its_checksum(decoder, kind):
-    """What makes pixels is not metadata."""
+    """A chunk that affects pixels is refused if its checksum is wrong, unlike metadata."""
     buffer = BytesIO()
     Image.linear_gradient("L").convert("P", palette=Image.Palette.ADAPTIVE).save(buffer, "PNG")
     content = bytearray(buffer.getvalue())
@@ -476,7 +476,7 @@ def test_a_critical_chunk_needs_its_checksum(decoder, kind):
 
 
 def bmp_of_runs(runs: bytes, size: tuple[int, int], bits: int) -> bytes:
-    """A BMP whose pixels are given as runs."""
+    """A BMP with run-length encoded pixels."""
     colours = 1 << bits
     palette = bytes(value * 37 % 256 for value in range(4 * colours))
     header = struct.pack("<IiiHHIIIIII", 40, *size, 1, bits, 1 if bits == 8 else 2, 0, 1, 1, colours, 0)
@@ -486,7 +486,7 @@ def bmp_of_runs(runs: bytes, size: tuple[int, int], bits: int) -> bytes:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_expands_runs_as_pillow_does(decoder, bits):
-    """Runs, single pixels, ends of lines and steps of any kind, whole or not, give its pixels or none."""
+    """Any sequence of runs, pixels, line ends and jumps, complete or not, decodes as in Pillow, or fails."""
     rng = random.Random(bits)
     outcomes = set()
 
@@ -532,14 +532,14 @@ def test_expands_runs_as_pillow_does(decoder, bits):
     ],
 )
 def test_refuses_parts_that_pillow_would_walk_in_python(decoder, content, error):
-    """Of each kind there is a limit, or one."""
+    """Every kind of part is limited to a number, or to one."""
     with pytest.raises(error):
         decoder.decode(content)
 
 
 @pytest.mark.parametrize("content", [encoded("PNG")[:-40], b"GIF89a", encoded("JPEG")[:-200]])
 def test_an_error_keeps_nothing_of_the_image(decoder, content):
-    """No other error hangs at it, whose traceback would hold pixels or bytes."""
+    """The error has no context, whose traceback would keep pixels or bytes in memory."""
     with pytest.raises(ImageUnreadable) as caught:
         decoder.decode(content)
 
@@ -548,7 +548,7 @@ def test_an_error_keeps_nothing_of_the_image(decoder, content):
 
 
 def test_pillows_own_limit_is_the_second_line(decoder):
-    """It is on, and lets every decoder of the process have its own."""
+    """Pillow's own limit is on, and is high enough for every decoder in the process."""
     ImageDecoder(max_bytes=1, max_pixels=1 << 40)
 
     assert Image.MAX_IMAGE_PIXELS >= 1 << 40

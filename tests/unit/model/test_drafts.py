@@ -1,4 +1,4 @@
-"""Folders appear whole, also where several processes make the same one."""
+"""Folders appear complete, even if several processes create the same one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignserve_server.model.drafts import draft_folder, install, move_into
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    """A folder that an install finds in its place."""
+    """A folder that already exists at the destination."""
     folder = tmp_path / "cache" / "place"
     folder.mkdir(parents=True)
     (folder / "content").write_text("damaged")
@@ -46,7 +46,7 @@ def another_replaces_it(folder: Path) -> bool:
 def test_a_folder_is_replaced_unless_it_is_usable(
     damaged: Path, is_usable: Callable[[Path], bool], content: str
 ) -> None:
-    """Whatever other processes, which find it damaged too, do with it at the same time."""
+    """A damaged folder is replaced, even while other processes replace it too."""
     with draft_folder(damaged.parent) as draft:
         (draft / "content").write_text("ours")
         install(draft, damaged, is_usable=is_usable)
@@ -56,7 +56,7 @@ def test_a_folder_is_replaced_unless_it_is_usable(
 
 
 def test_drafts_that_were_left_are_removed(tmp_path: Path) -> None:
-    """A process was killed while it wrote: the next one cleans up, and spares what another one writes."""
+    """After a process is killed while writing, the next one removes its draft, but no draft in progress."""
     program = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -88,8 +88,8 @@ def test_drafts_that_were_left_are_removed(tmp_path: Path) -> None:
     assert (has_left, has_kept, kept.exists()) == (False, True, False)
 
 
-def test_what_was_begun_in_a_volume_has_the_first_file_and_not_the_last(tmp_path: Path) -> None:
-    """So it is recognized, and is not taken for whole."""
+def test_an_unfinished_volume_has_the_first_file_but_not_the_last(tmp_path: Path) -> None:
+    """The first file comes first and the last one last, so that a partial folder is recognized."""
     (tmp_path / "last").touch()
     (tmp_path / "middle").touch()
     with draft_folder(tmp_path) as draft:

@@ -1,4 +1,4 @@
-"""The fake encoder is deterministic, and fails where it is told to."""
+"""The fake encoder is deterministic, and fails on request."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_equal_inputs_agree_and_others_do_not():
     assert embeddings.dtype == np.float32
 
 
-def test_embeds_what_embedding_of_foretells():
-    """Both modalities come out as tests expect them to."""
+def test_embeddings_equal_embedding_of():
+    """Embeddings of both modalities equal `embedding_of`."""
     fake = FakeEncoder(embedding_dimension=5)
 
     images = encode_images(fake, b"a", b"b")
@@ -43,13 +43,13 @@ def test_embeds_what_embedding_of_foretells():
 
 @pytest.mark.parametrize("content", [b"", b"broken jpeg"])
 def test_refuses_broken_images(content):
-    """Some bytes stand for an image that does not decode."""
+    """Certain bytes represent an image that does not decode."""
     with pytest.raises(ImageUnreadable):
         FakeEncoder().preprocess_image(content)
 
 
 def test_counts_words_as_tokens():
-    """A text has its words and two special tokens; the limits are those of a real one."""
+    """A text has its words plus two special tokens, within the limits of a real tokenizer."""
     fake = FakeEncoder()
 
     assert len(fake.tokenize("a photo of a cat", truncate=False).input_ids) == 7
@@ -61,7 +61,7 @@ def test_counts_words_as_tokens():
 
 
 def test_fails_on_demand():
-    """Poison fails its batch, NaN stays with its entry, and large batches do not fit."""
+    """Failing entries fail their batch, NaN affects only its entry, and large batches run out of memory."""
     fake = FakeEncoder()
     fake.failing.add(fake.key(b"poison"))
     fake.not_finite.add(fake.key(b"nan"))
@@ -75,7 +75,7 @@ def test_fails_on_demand():
 
 
 def test_the_gate_holds_a_forward():
-    """A closed gate keeps a batch on the device until it is opened."""
+    """A closed gate holds a batch on the device until it opens."""
     fake = FakeEncoder()
     fake.gate.clear()
     lane = threading.Thread(target=encode_images, args=(fake, b"a"))
@@ -91,7 +91,7 @@ def test_the_gate_holds_a_forward():
 
 
 def test_simulates_the_time_of_a_forward():
-    """A batch takes its overhead and its entries' time."""
+    """A batch takes its overhead plus the time of its entries."""
     slept: list[float] = []
     fake = FakeEncoder(seconds_per_batch=1.0, seconds_per_entry=0.25, is_recording=False, sleep=slept.append)
 

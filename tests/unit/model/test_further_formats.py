@@ -1,4 +1,4 @@
-"""AVIF, TIFF and HEIC are read where the operator asks for them: in bounded time, and as by Pillow."""
+"""AVIF, TIFF and HEIC are read if the operator enables them, in bounded time and like Pillow."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def pixels_of(content: bytes) -> np.ndarray:
-    """What transformers' `load_image` would make of it."""
+    """Returns the result of transformers' `load_image`."""
     with Image.open(BytesIO(content)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
@@ -93,14 +93,14 @@ PICTURES = {
 
 @pytest.mark.parametrize("content", PICTURES.values(), ids=PICTURES.keys())
 def test_gives_the_pixels_of_pillow(decoder, content):
-    """Whatever mode, compression, orientation; the first of several pictures."""
+    """Any mode, compression and orientation decodes; the first of several pictures is used."""
     np.testing.assert_array_equal(np.asarray(decoder.decode(content)), pixels_of(content))
 
 
 @needs_heif
 @pytest.mark.parametrize("name", HEIC)
 def test_gives_the_pixels_of_libheif(decoder, name):
-    """Cropped and turned as the file says."""
+    """HEIC is cropped and rotated as the file says."""
     heif.register()
 
     pixels = np.asarray(decoder.decode(HEIC[name]))
@@ -110,7 +110,7 @@ def test_gives_the_pixels_of_libheif(decoder, name):
 
 
 def test_scales_16_bit_greyscale_to_8_bits(decoder):
-    """As of PNG; 32 bits have no such scale, and are cut off as by Pillow."""
+    """16 bits are scaled as for PNG; 32 bits, which have no such scale, are clipped as in Pillow."""
     values = np.arange(0, 1 << 16, 64, dtype=np.uint16).reshape(32, 32)
     buffer = BytesIO()
     Image.fromarray(values).save(buffer, "TIFF")
@@ -126,12 +126,12 @@ def test_scales_16_bit_greyscale_to_8_bits(decoder):
     ids=["tiff", "avif", "heic"],
 )
 def test_a_format_that_is_off_is_named(content, name):
-    """With what the server reads, how to convert, and how an operator turns it on."""
+    """The error names the supported formats, how to convert, and how an operator enables the format."""
     with pytest.raises(ImageUnreadable) as caught:
         ImageDecoder(max_bytes=1 << 20, max_pixels=10_000).read(content)
 
     assert caught.value.message == (
-        f"image is {name}, and this server reads JPEG, PNG, WEBP, GIF, BMP; convert it, for example by "
+        f"image is {name}, but this server reads JPEG, PNG, WEBP, GIF, BMP; convert it, for example with "
         f"'magick photo.{name.lower()} photo.jpg', or ask the operator for --image-formats {name.lower()}"
     )
 
@@ -142,19 +142,19 @@ def test_a_format_that_is_off_is_named(content, name):
         (b"%PDF-1.7", "PDF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-        (b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "a film"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "a video"),
     ],
 )
 def test_other_formats_are_named(content, name):
-    """Somebody who sends one learns that it is not a broken file."""
+    """The error for an unsupported format names the format instead of calling the file corrupt."""
     with pytest.raises(
-        ImageUnreadable, match=f"^image is {name}, and this server reads .*; convert it to JPEG"
+        ImageUnreadable, match=f"^image is {name}, but this server reads .*; convert it to JPEG"
     ):
         ImageDecoder(max_bytes=1 << 20, max_pixels=10_000, formats=ALL).read(content)
 
 
 def test_a_web_page_is_not_to_be_converted():
-    """It is what a download left in the place of an image."""
+    """A web page saved instead of an image is recognized."""
     with pytest.raises(ImageUnreadable, match=r"a web page; send the image itself$"):
         ImageDecoder(max_bytes=1 << 20, max_pixels=10_000, formats=ALL).read(b"<!DOCTYPE html><html>")
 
@@ -163,17 +163,17 @@ def test_a_web_page_is_not_to_be_converted():
     "content", [encoded("TIFF"), encoded("AVIF"), HEIC["gradient"]], ids=["tiff", "avif", "heic"]
 )
 def test_their_decoders_have_a_process_of_their_own(decoder, content):
-    """However small the picture, as their libraries are young, or old, and in C."""
+    """Pictures of any size decode in a separate process: these C libraries are very new or very old."""
     assert decoder.read(content).needs_process
 
 
 def test_settings_and_decoder_know_the_same():
-    """By the same names, small and in capitals."""
+    """Settings and decoder use the same names, in lower and upper case."""
     assert tuple(name.upper() for name in SETTINGS_NAMES) == FURTHER_FORMATS
 
 
 def test_a_format_without_its_package_refuses_the_start(monkeypatch: pytest.MonkeyPatch):
-    """The reason names the setting and what to install."""
+    """The error names the setting and the package to install."""
     monkeypatch.setattr(heif, "_PACKAGES", ("no_such_package",))
 
     with pytest.raises(
@@ -184,7 +184,7 @@ def test_a_format_without_its_package_refuses_the_start(monkeypatch: pytest.Monk
 
 
 def test_the_server_does_not_start_without_the_package(monkeypatch: pytest.MonkeyPatch):
-    """Before the model is loaded."""
+    """The error comes before the model is loaded."""
     monkeypatch.setattr(heif, "_PACKAGES", ("no_such_package",))
 
     with pytest.raises(StartupError, match="heic needs pi-heif"):
@@ -192,7 +192,7 @@ def test_the_server_does_not_start_without_the_package(monkeypatch: pytest.Monke
 
 
 def tiff(*entries: tuple[int, int, int, bytes], data: bytes = b"") -> bytes:
-    """A TIFF of one directory: tag, kind, number of values, and the values or where they are."""
+    """A TIFF with one directory: tag, type, count, and the values or their offset."""
     table = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in entries)
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4) + data
 
@@ -233,7 +233,7 @@ HUGE = {
 
 @pytest.mark.parametrize("content", HUGE.values(), ids=HUGE.keys())
 def test_a_size_is_checked_before_a_decoder_sees_it(decoder, content):
-    """Of the picture, of its tiles, and of what they cover together."""
+    """The sizes of the picture, of its tiles and of the whole grid are checked."""
     with pytest.raises(ImageTooLarge, match=r"pixels, limit|limit 65535"):
         decoder.read(content)
 
@@ -254,7 +254,7 @@ BROKEN = {
         long(256, 9), long(257, 9), (273, 4, 1 << 30, b"\x08"), long(278, 9)
     ),
     "avif, cut off": encoded("AVIF")[:-9],
-    "avif, nothing but its name": encoded("AVIF")[:32],
+    "avif, only its name": encoded("AVIF")[:32],
     "avif, called HEIC": encoded("AVIF").replace(b"ftypavif", b"ftypheic"),
     "avif, another primary item": encoded("AVIF").replace(b"av01Color", b"iovlColor"),
 }
@@ -262,14 +262,14 @@ BROKEN = {
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
 def test_parts_that_do_not_fit_are_refused(decoder, content):
-    """Before a decoder sees them."""
+    """The file is refused before a decoder reads it."""
     with pytest.raises(ImageUnreadable):
         decoder.read(content)
 
 
 @pytest.mark.parametrize("method", [6, 34_925, 50_000, 50_001, 34_712])
 def test_compressions_are_few(decoder, method):
-    """Others say how to save the file."""
+    """The error for an unsupported compression says how to save the file."""
     content = tiff(long(256, 9), long(257, 9), long(259, method), long(273, 8), long(278, 9), long(279, 9))
 
     with pytest.raises(ImageUnreadable, match=f"compression {method}, .*save it with LZW, Deflate or JPEG"):
@@ -277,7 +277,7 @@ def test_compressions_are_few(decoder, method):
 
 
 def test_directories_with_many_tags_are_refused(decoder):
-    """Pillow would walk them in Python."""
+    """Large directories are refused: Pillow would read them in Python."""
     with pytest.raises(ImageTooLarge, match="more than 1024 tags"):
         decoder.read(tiff(*[long(50_000 + number, 1) for number in range(1025)]))
 
@@ -343,7 +343,7 @@ def _kinds(boxes: bytes) -> Iterator[bytes]:
 
 
 def test_reads_a_grid(decoder):
-    """As phones write them, cut off at the right and at the bottom."""
+    """Grids as phones write them decode, cropped on the right and at the bottom."""
     content = avif_grid((100, 128), columns=2, rows=2, tiles=[2, 3, 4, 5])
 
     pixels = np.asarray(decoder.decode(content))
@@ -364,13 +364,13 @@ def test_reads_a_grid(decoder):
     ids=["of itself", "of grids", "too few tiles", "of nothing", "tiles beyond the picture"],
 )
 def test_a_grid_is_of_coded_pictures_and_no_more_than_cover_it(decoder, content):
-    """Or it could refer to itself, or have much more decoded than is seen."""
+    """Other grids are refused: they could contain themselves, or decode far more than they show."""
     with pytest.raises(ImageUnreadable):
         decoder.read(content)
 
 
 def test_references_are_counted_together(decoder):
-    """A file of ten megabytes could make the server read five million numbers before any decoder sees it."""
+    """Long lists are refused: ten megabytes could hold five million numbers to read."""
     content = encoded("AVIF")
     start = content.index(b"meta") - 4
     (length,) = struct.unpack_from(">I", content, start)
@@ -385,7 +385,7 @@ def test_references_are_counted_together(decoder):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("file_format", ["TIFF", "AVIF", pytest.param("HEIC", marks=needs_heif)])
 def test_a_thousand_damaged_files_end_no_process(preprocess, file_format):
-    """Each is embedded or refused, and the same process goes on; the mutants are the same on every run."""
+    """Each mutant is decoded or refused without a crash; the mutants are the same in every run."""
     originals = [content for name, content in PICTURES.items() if name.startswith(file_format.lower())]
     originals = originals or list(HEIC.values())
     outcomes: dict[str, int] = {}
@@ -401,25 +401,25 @@ def test_a_thousand_damaged_files_end_no_process(preprocess, file_format):
 
     assert outcomes["decoded"]
     assert sum(outcomes.values()) >= 1000
-    assert not any("breaks its decoder" in outcome for outcome in outcomes)
+    assert not any("crashes its decoder" in outcome for outcome in outcomes)
 
 
-def test_a_decoder_that_crashes_fails_its_image_alone(preprocess, monkeypatch: pytest.MonkeyPatch):
-    """The next one gets a new process."""
+def test_a_decoder_that_crashes_fails_only_its_image(preprocess, monkeypatch: pytest.MonkeyPatch):
+    """After a crash, the next image gets a new process."""
     content = encoded("TIFF")
     expected = preprocess(content)
     (process,) = preprocess._processes._idle
     process._process.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(process, "_send", lambda *_: process._process.kill())
 
-    with pytest.raises(ImageUnreadable, match="breaks its decoder"):
+    with pytest.raises(ImageUnreadable, match="crashes its decoder"):
         preprocess(content)
 
     np.testing.assert_array_equal(preprocess(content), expected)
 
 
 def test_memory_is_limited_where_codecs_run(preprocess):
-    """A stream that claims more than its container cannot take the machine's memory."""
+    """A stream that claims more than its container cannot exhaust the machine's memory."""
     content = encoded("AVIF")
     preprocess(content)
     (process,) = preprocess._processes._idle
@@ -432,7 +432,7 @@ def test_memory_is_limited_where_codecs_run(preprocess):
 
 
 def test_broken_files_write_nothing_to_the_log(preprocess, capfd: pytest.CaptureFixture[str]):
-    """libtiff says on standard error what it finds wrong."""
+    """Messages that libtiff writes to standard error stay out of the log."""
     content = bytearray(encoded("TIFF", compression="tiff_lzw"))
     content[20:60] = bytes(40)
 

@@ -52,24 +52,24 @@ def test_the_affine_map_of_align_base_is_one_to_minus_one():
         ({"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor.*not supported"),
         ({"do_resize": False}, "different sizes"),
         ({"size": {"shortest_edge": 64}}, "different sizes"),
-        ({"size": {"longest_edge": 64}, **CROP}, "broken"),
-        ({"size": {"max_height": 64}, **CROP}, "broken"),
-        ({"do_center_crop": True, "crop_size": {"shortest_edge": 9}}, "broken"),
-        ({"resample": 77}, "broken"),
+        ({"size": {"longest_edge": 64}, **CROP}, "invalid"),
+        ({"size": {"max_height": 64}, **CROP}, "invalid"),
+        ({"do_center_crop": True, "crop_size": {"shortest_edge": 9}}, "invalid"),
+        ({"resample": 77}, "invalid"),
         ({"image_std": [1, 0, 1]}, "zero"),
-        ({"image_mean": [1, 2]}, "broken"),
-        ({"rescale_factor": None}, "broken"),
+        ({"image_mean": [1, 2]}, "invalid"),
+        ({"rescale_factor": None}, "invalid"),
     ],
     ids=str,
 )
 def test_refuses_a_configuration_that_it_cannot_follow(config, message):
-    """The server does not start on a processor that it would imitate wrongly."""
+    """A processor that cannot be reproduced exactly is refused at startup."""
     with pytest.raises(CheckpointError, match=message):
         ImagePreprocessor(config, DECODER)
 
 
 def test_the_result_is_contiguous_and_its_own():
-    """Pixels can be stacked and written to."""
+    """Pixels are contiguous and writable."""
     pixels = ImagePreprocessor({"size": 20, **CROP}, DECODER)(png(30, 40))
 
     assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
@@ -78,7 +78,7 @@ def test_the_result_is_contiguous_and_its_own():
 
 @pytest.mark.parametrize(("width", "height"), [(9_000, 1), (1, 9_000)])
 def test_resizing_cannot_enlarge_beyond_the_limit(width, height):
-    """A line of pixels, which shortest_edge would blow up, is refused."""
+    """A thin picture that shortest_edge would enlarge too much is refused."""
     preprocess = ImagePreprocessor({"size": {"shortest_edge": 64}, **CROP}, DECODER)
 
     with pytest.raises(ImageTooLarge, match=r"resized image has .* limit 100000"):
@@ -86,7 +86,7 @@ def test_resizing_cannot_enlarge_beyond_the_limit(width, height):
 
 
 def test_resizing_cannot_shrink_to_nothing():
-    """A line of pixels, of which max_height leaves nothing, is refused."""
+    """A thin picture of which max_height leaves nothing is refused."""
     preprocess = ImagePreprocessor({"size": {"max_height": 64, "max_width": 64}, **CROP}, DECODER)
 
     with pytest.raises(ImageUnreadable, match="resized image has no pixels: 64 x 0"):
@@ -95,7 +95,7 @@ def test_resizing_cannot_shrink_to_nothing():
 
 @pytest.mark.parametrize("height", range(1, 7))
 def test_center_crop_pads_and_cuts(height):
-    """What is cut or added is halved; an odd rest is cut at the end and added at the start."""
+    """Cropping and padding are split in half; an odd row is cropped at the end and added first."""
     rows = np.arange(1, height + 1, dtype=np.uint8)
     pixels = np.broadcast_to(rows[:, None, None], (height, 3, 3))
 

@@ -1,4 +1,4 @@
-"""What would hold the GIL is preprocessed in a process of its own, to the same pixels and refusals."""
+"""Images whose decoding holds the GIL are preprocessed in separate processes, with equal results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def encoded(file_format: str, size: tuple[int, int], **options: object) -> bytes
 
 @pytest.fixture
 def children() -> Callable[[], list[psutil.Process]]:
-    """Returns the decoders that have started since the test began and still run."""
+    """Returns the decoder processes started since the test began that are still running."""
 
     def running() -> list[psutil.Process]:
         processes = psutil.Process().children()
@@ -64,7 +64,7 @@ def turned(size: tuple[int, int]) -> bytes:
     ids=["webp", "png", "turned"],
 )
 def test_gives_the_same_pixels(preprocess, content, children):
-    """As this process would make of the same picture."""
+    """The pixels equal those of this process for the same picture."""
     expected = preprocess.preprocess(preprocess.find(content))
 
     pixels = preprocess(content)
@@ -74,7 +74,7 @@ def test_gives_the_same_pixels(preprocess, content, children):
 
 
 def test_ordinary_images_start_no_process(preprocess, children):
-    """Photos of up to four million pixels, and thumbnails in WEBP."""
+    """Photos of up to four million pixels and small WEBP images stay in this process."""
     preprocess(encoded("JPEG", (2000, 1500)))
     preprocess(encoded("WEBP", (224, 224)))
 
@@ -82,7 +82,7 @@ def test_ordinary_images_start_no_process(preprocess, children):
 
 
 def test_a_process_serves_again_after_a_refusal(preprocess, children):
-    """One is enough for what comes one by one, whatever it is."""
+    """Sequential images of any kind need only one process."""
     content = encoded("WEBP", (400, 300))
 
     with pytest.raises(ImageUnreadable, match="image is broken or incomplete"):
@@ -93,7 +93,7 @@ def test_a_process_serves_again_after_a_refusal(preprocess, children):
 
 
 def test_a_process_that_was_killed_is_replaced(preprocess, children):
-    """The next image does not notice."""
+    """A killed process is replaced for the next image."""
     content = encoded("WEBP", (400, 300))
     expected = preprocess(content)
     (child,) = children()
@@ -106,8 +106,8 @@ def test_a_process_that_was_killed_is_replaced(preprocess, children):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_stops_the_server_leaves_images_alone(preprocess, children, number):
-    """systemd and terminals send it to all processes, and what was accepted is answered."""
+def test_a_signal_to_stop_does_not_interrupt_images(preprocess, children, number):
+    """SIGTERM and SIGINT, which reach all processes, do not stop a decoder while the server drains."""
     content = encoded("WEBP", (400, 300))
     preprocess(content)
     (child,) = children()
@@ -119,7 +119,7 @@ def test_a_signal_that_stops_the_server_leaves_images_alone(preprocess, children
 
 
 def test_a_terminal_does_not_reach_a_process(preprocess, children):
-    """It tells its own group that it closes, or of Ctrl-C, even before the process could be ready."""
+    """A signal to the server's process group does not reach a decoder, even before it is ready."""
     preprocess(encoded("WEBP", (400, 300)))
 
     (child,) = children()
@@ -130,7 +130,7 @@ def test_a_terminal_does_not_reach_a_process(preprocess, children):
 def test_a_process_imports_nothing_from_the_current_folder(
     preprocess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """A server may be started anywhere, in a folder with a numpy.py of its own too."""
+    """Modules in the working folder, such as a numpy.py, are not imported."""
     (tmp_path / "numpy.py").write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)
 
@@ -145,7 +145,7 @@ def test_a_process_imports_nothing_from_the_current_folder(
     ids=["killed", "late"],
 )
 def test_an_image_that_ends_its_process_is_refused(preprocess, monkeypatch, number, error):
-    """By a crash, for memory or by taking too long; it comes out as the image's own fault."""
+    """If an image crashes the process, exhausts memory or takes too long, the image is refused."""
     processes = preprocess_processes._Process
     send = processes._send
 
@@ -165,7 +165,7 @@ def test_an_image_that_ends_its_process_is_refused(preprocess, monkeypatch, numb
 
 
 def test_processes_end_with_their_preprocessor(children):
-    """None is left behind."""
+    """No process is left behind."""
     preprocess = ImagePreprocessor(CONFIG, ImageDecoder(max_bytes=1 << 20, max_pixels=5_000_000))
     preprocess(encoded("WEBP", (400, 300)))
     (child,) = children()
@@ -188,7 +188,7 @@ signal.pause()
 
 
 def test_processes_end_with_a_server_that_is_killed():
-    """Which can end nothing itself."""
+    """Decoders end even if the server is killed, which cannot clean up."""
     with subprocess.Popen(
         [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as server:
@@ -203,9 +203,9 @@ def test_processes_end_with_a_server_that_is_killed():
         assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
-def test_a_process_that_cannot_start_is_no_fault_of_the_image(preprocess, monkeypatch):
-    """It is an error of the server, with the cause in the log."""
+def test_a_process_that_cannot_start_is_a_server_error(preprocess, monkeypatch):
+    """A process that cannot start is an error of the server, with the cause in the log."""
     monkeypatch.setattr(preprocess_processes, "_PROGRAM", "alignserve_server.no_such_module")
 
-    with pytest.raises(OSError, match="ended at its start"):
+    with pytest.raises(OSError, match="exited at startup"):
         preprocess(encoded("WEBP", (400, 300)))

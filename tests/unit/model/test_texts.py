@@ -1,4 +1,4 @@
-"""Texts are counted, cut and refused by the limits."""
+"""Texts are counted, truncated and refused according to the limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tokenize() -> TextTokenizer:
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n", "\u3000", "\x00", "\u200b"])
 def test_refuses_a_blank_text(tokenize, text):
-    """Nothing, white space and invisible characters make no embedding."""
+    """Empty texts, white space and invisible characters are refused."""
     with pytest.raises(TextEmpty, match="empty or blank"):
         tokenize(text, truncate=True)
 
@@ -36,13 +36,13 @@ def test_a_text_that_just_fits_is_whole(tokenize):
 
 
 def test_refuses_one_token_more(tokenize):
-    """The message has the number, the limit and what to do."""
+    """The message has the count, the limit and what to do."""
     with pytest.raises(TextTooLong, match="text has 9 tokens, limit 8; shorten it or set truncate"):
         tokenize("cat " * 7, truncate=False)
 
 
 def test_truncates_on_request(tokenize):
-    """The text loses its end and keeps its special tokens."""
+    """Truncation removes the end of the text and keeps the special tokens."""
     whole = tokenize("cat " * 6, truncate=False)
 
     cut = tokenize("cat " * 7, truncate=True)
@@ -52,7 +52,7 @@ def test_truncates_on_request(tokenize):
 
 
 def test_counts_bytes_of_utf_8(tokenize):
-    """The limit of bytes holds before tokenization, and for truncated texts too."""
+    """The byte limit applies before tokenization, even if the text is truncated."""
     assert tokenize("é" * 50, truncate=True)
 
     with pytest.raises(TextTooLong, match="text has 102 bytes, limit 100"):
@@ -60,12 +60,12 @@ def test_counts_bytes_of_utf_8(tokenize):
 
 
 def test_a_lone_surrogate_is_replaced(tokenize):
-    """Text that has no UTF-8 does not crash."""
+    """Text without a UTF-8 form does not crash the tokenizer."""
     assert tokenize("cat \ud800", truncate=False) == tokenize("cat ?", truncate=False)
 
 
 def test_threads_do_not_disturb_each_other(tokenize):
-    """Truncated and whole texts from many threads come out as from one."""
+    """Truncated and whole texts have the same tokens from many threads as from one."""
     calls = [("cat " * (i % 12 + 1), True) for i in range(400)]
     expected = [tokenize(text, truncate=truncate) for text, truncate in calls]
 
@@ -76,7 +76,7 @@ def test_threads_do_not_disturb_each_other(tokenize):
 
 
 def test_a_panic_becomes_an_ordinary_error():
-    """A crash inside the tokenizer cannot pass every boundary as a BaseException."""
+    """A panic in the tokenizer becomes an Exception: a BaseException would bypass error handling."""
     panic = type("PanicException", (BaseException,), {})  # pyo3's cannot be imported
 
     class Panicking:
@@ -98,7 +98,7 @@ def test_a_panic_becomes_an_ordinary_error():
 
 
 def test_an_id_beyond_the_rows_of_the_model_is_refused():
-    """The highest row passes, the next one is refused by name, and is not missed where the text is cut."""
+    """The last id with an embedding passes; the next is refused by name, unless truncation removes it."""
     dog, cat = (Tokenizer.from_file(str(TOKENIZER)).token_to_id(word) for word in ("dog", "cat"))
     assert dog < cat
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
@@ -107,7 +107,7 @@ def test_an_id_beyond_the_rows_of_the_model_is_refused():
     assert dog in tokenize("dog", truncate=False).input_ids
     assert tokenize("dog " * 6 + "cat", truncate=True).truncated
     with pytest.raises(
-        TextUnsupported, match=rf"the token 'cat' with id {cat}, and the model has {cat} embed"
+        TextUnsupported, match=rf"the token 'cat' with id {cat}, but the model has {cat} embed"
     ):
         tokenize("dog cat dog", truncate=False)
 
@@ -144,7 +144,7 @@ def test_the_limit_is_the_smallest_that_the_checkpoint_names(positions, tokenize
     ],
 )
 def test_counts_the_tokens_that_the_vocabulary_lacks(text, count):
-    """Among those that the model reads: what truncation cuts off does not count."""
+    """Unknown tokens are counted after truncation."""
     tokenize = TextTokenizer(Tokenizer.from_file(str(TOKENIZER)), max_tokens=MAX_TOKENS, max_bytes=1000)
 
     assert tokenize(text, truncate=True).unknown_token_count == count
@@ -160,7 +160,7 @@ def test_counts_the_tokens_that_the_vocabulary_lacks(text, count):
     ids=["by name", "by id", "none"],
 )
 def test_finds_the_unknown_token_of_any_model(model, count):
-    """By its name or by its id; a model without one has no unknown tokens."""
+    """The unknown token is found by name or by id; a model without one has no unknown tokens."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenize = TextTokenizer(tokenizer, max_tokens=MAX_TOKENS, max_bytes=100)

@@ -1,4 +1,4 @@
-"""Labels are embedded once, by their prompts, and images are scored against them."""
+"""Labels are embedded once, from their prompts, and images are scored against them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def score(image, labels, **options):
 
 
 class Prompts:
-    """Embeds prompts as `FakeEncoder` does, at a length of their own; waits and fails on demand."""
+    """Embeds prompts like `FakeEncoder`, with varying length; waits and fails on request."""
 
     def __init__(self) -> None:
         self.chunks: list[list[str]] = []
@@ -67,7 +67,7 @@ class Prompts:
         return [self._answer(prompt) for prompt in prompts]
 
     async def release_chunk(self) -> None:
-        """Lets the chunk that waits go on, and those behind it wait."""
+        """Releases the waiting chunk; later chunks wait."""
         self.gate.set()
         self.gate.clear()
         await settle()
@@ -103,14 +103,14 @@ def one_by_one(prompts: Prompts, metrics: Metrics) -> LabelCache:
 async def _start(
     cache: LabelCache, *labels: str, flow: str | None = None
 ) -> asyncio.Task[tuple[np.ndarray, int]]:
-    """Starts to embed labels and comes back when that waits for the encoder."""
+    """Starts to embed labels and returns when that waits for the encoder."""
     task = asyncio.create_task(cache.embed(LabelSet.of(labels, []), flow))
     await settle()
     return task
 
 
 async def _leave(task: asyncio.Task[object]) -> None:
-    """Cancels a call, as gRPC does when its client is gone."""
+    """Cancels a call, as gRPC does when its client has disconnected."""
     task.cancel()
     await asyncio.wait([task])
     await settle()
@@ -132,7 +132,7 @@ async def _hits(cache: LabelCache, *labels: str) -> int:
     ids=["no template", "one", "two", "label that looks like a placeholder"],
 )
 def test_templates_are_filled_in(label, templates, expected):
-    """Each template gives one prompt; without any, the label itself is the prompt."""
+    """Each template gives one prompt; without templates, the label itself is the prompt."""
     assert [*prompts_of(label, templates)] == expected
 
 
@@ -141,12 +141,12 @@ def test_templates_are_filled_in(label, templates, expected):
     [("{label}", True), ("a {label}", True), ("", False), ("{LABEL}", False), ("{label}{label}", False)],
 )
 def test_a_template_has_exactly_one_placeholder(text, expected):
-    """None and two are mistakes of the caller."""
+    """A template with no placeholder or two is invalid."""
     assert is_template(text) is expected
 
 
 def test_the_score_is_the_softmax_of_cosine_by_temperature():
-    """Cosines 1 and 0 at temperature 0.5 are logits 2 and 0."""
+    """Cosines 1 and 0 at temperature 0.5 give logits 2 and 0."""
     labels = np.stack([unit(0, 1), unit(1, 0)])
 
     best, other = score(unit(1, 0), labels, temperature=0.5)
@@ -158,7 +158,7 @@ def test_the_score_is_the_softmax_of_cosine_by_temperature():
 
 
 def test_one_label_gets_all_of_the_score():
-    """A choice of one is certain, however unlike the image it is."""
+    """A single label scores 1, however dissimilar it is."""
     (only,) = score(unit(1, 0), unit(-1, 0)[None], temperature=0.1)
 
     assert (only.score, only.similarity) == (1.0, -1.0)
@@ -168,21 +168,21 @@ def test_one_label_gets_all_of_the_score():
     ("top_k", "expected"), [(0, [2, 1, 3, 0]), (1, [2]), (4, [2, 1, 3, 0]), (5, [2, 1, 3, 0])]
 )
 def test_returns_the_best_first_and_at_most_top_k(top_k, expected):
-    """Zero returns all."""
+    """Labels are sorted by score and limited to `top_k`; 0 returns all."""
     scored = score(unit(1, 2), LABELS, temperature=1.0, top_k=top_k)
 
     assert [label.label_index for label in scored] == expected
 
 
 def test_equal_labels_stay_in_the_order_of_the_request():
-    """Also of many, where a sort that is not stable would mix them."""
+    """Equal scores keep the order of the request, even for many labels: the sort is stable."""
     scored = score(unit(1, 2), np.tile(LABELS[:2], (50, 1)), temperature=1.0)
 
     assert [label.label_index for label in scored] == [*range(1, 100, 2), *range(0, 100, 2)]
 
 
 def test_equal_labels_get_equal_scores():
-    """The place in the request does not show in the last digits, whichever way the product is computed."""
+    """A label's score does not depend on its position, down to the last digit."""
     rng = np.random.default_rng(0)
     label, images = unit(*rng.standard_normal(640)), rng.standard_normal((7, 640)).astype(np.float32)
 
@@ -192,7 +192,7 @@ def test_equal_labels_get_equal_scores():
 
 
 def test_each_image_is_scored_on_its_own():
-    """What the neighbours are changes nothing."""
+    """Other images in the request do not change the scores."""
     images = np.stack([unit(1, 2), unit(2, 1), unit(-1, 0)])
 
     scored = score_all(images, LABELS, temperature=1.0, top_k=3)
@@ -201,7 +201,7 @@ def test_each_image_is_scored_on_its_own():
 
 
 def test_top_k_does_not_change_scores():
-    """The softmax is over all labels, also over those that are not returned."""
+    """The softmax covers all labels, including those that are not returned."""
     everything = score(unit(1, 2), LABELS, temperature=1.0)
 
     best = score(unit(1, 2), LABELS, temperature=1.0, top_k=2)
@@ -219,7 +219,7 @@ def test_a_tiny_temperature_does_not_overflow():
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_similarity_never_leaves_the_range_of_a_cosine(sign):
-    """Rounding makes the product of two unit vectors a little more than 1."""
+    """Similarities are clipped: rounding can make the product of two unit vectors more than 1."""
     almost_unit = np.array([1.0000001, 0.0], np.float32)
 
     (only,) = score(almost_unit, sign * almost_unit[None], temperature=1.0)
@@ -239,7 +239,7 @@ async def test_labels_come_out_in_order_and_of_length_one(cache):
 
 
 async def test_prompts_are_averaged_by_direction(cache):
-    """A prompt with a longer embedding weighs no more than another; the average has length 1."""
+    """All prompts have equal weight, whatever the length of their embeddings; the average has length 1."""
     embeddings, _ = await cache.embed(LabelSet.of(["cat"], ["{label}", "a much longer photo of a {label}"]))
 
     expected = _direction("cat") + _direction("a much longer photo of a cat")
@@ -247,7 +247,7 @@ async def test_prompts_are_averaged_by_direction(cache):
 
 
 async def test_invalid_labels_are_named_by_position(cache, prompts):
-    """One bad prompt makes its label invalid; every place where it stands is named."""
+    """One invalid prompt makes its label invalid; every position of the label is named."""
     prompts.invalid = {"bad, twice"}
 
     with pytest.raises(TextTooLong) as refused:
@@ -257,7 +257,7 @@ async def test_invalid_labels_are_named_by_position(cache, prompts):
 
 
 async def test_the_valid_neighbours_of_an_invalid_label_are_kept(cache, prompts):
-    """Whoever repairs the request pays for the repaired label alone."""
+    """A corrected request embeds only the corrected label."""
     prompts.invalid = {"bad"}
     with pytest.raises(TextTooLong):
         await cache.embed(LabelSet.of(["a", "bad", "c"], []))
@@ -268,7 +268,7 @@ async def test_the_valid_neighbours_of_an_invalid_label_are_kept(cache, prompts)
 
 
 async def test_a_known_label_is_not_embedded_again(cache, prompts):
-    """Only what is missing goes to the encoder, and what is at hand comes out the same."""
+    """Only missing labels are embedded, and cached labels give the same result."""
     first, _ = await cache.embed(LabelSet.of(["a", "b"], []))
 
     second, hits = await cache.embed(LabelSet.of(["b", "c", "a"], []))
@@ -290,7 +290,7 @@ async def test_a_known_label_is_not_embedded_again(cache, prompts):
     ids=["labels", "templates", "number of templates", "label and template", "two templates"],
 )
 async def test_different_prompts_are_kept_apart(cache, one, other):
-    """Neither another label nor other templates are taken for one that is known."""
+    """Different labels or templates never share a cache entry."""
     await cache.embed(LabelSet.of([one[0]], one[1]))
 
     _, hits = await cache.embed(LabelSet.of([other[0]], other[1]))
@@ -299,7 +299,7 @@ async def test_different_prompts_are_kept_apart(cache, one, other):
 
 
 async def test_the_least_recently_used_goes_first(prompts, metrics):
-    """A full cache forgets the label that nobody asked for the longest."""
+    """A full cache evicts the least recently used label."""
     cache = LabelCache(2, prompts, metrics, prompts_at_once=64)
     await cache.embed(LabelSet.of(["a", "b"], []))
     await cache.embed(LabelSet.of(["a"], []))
@@ -311,7 +311,7 @@ async def test_the_least_recently_used_goes_first(prompts, metrics):
 
 
 async def test_more_labels_than_the_cache_holds_are_answered(prompts, metrics):
-    """The bound is on what is kept, not on what a request may ask."""
+    """The limit applies to the cache, not to the labels of a request."""
     cache = LabelCache(1, prompts, metrics, prompts_at_once=64)
 
     embeddings, _ = await cache.embed(LabelSet.of(["a", "b", "c"], []))
@@ -321,7 +321,7 @@ async def test_more_labels_than_the_cache_holds_are_answered(prompts, metrics):
 
 
 async def test_hits_misses_and_shared_work_are_counted(cache, prompts, metrics):
-    """Each label of a request, one that is sent twice too, counts as exactly one of the three."""
+    """Each label of a request, even a duplicate, counts exactly once as hit, miss or shared."""
     await cache.embed(LabelSet.of(["a", "b", "b"], []))
 
     await cache.embed(LabelSet.of(["a", "c"], []))
@@ -342,7 +342,7 @@ def held(prompts: Prompts) -> Prompts:
 
 
 async def test_a_label_under_way_is_not_embedded_twice(cache, held):
-    """The second call asks only for what nobody has asked for yet; both get their answers."""
+    """The second call embeds only labels that are not in progress; both calls are answered."""
     first, second = await _start(cache, "a", "b"), await _start(cache, "b", "c")
 
     held.gate.set()
@@ -354,7 +354,7 @@ async def test_a_label_under_way_is_not_embedded_twice(cache, held):
 
 
 async def test_an_error_reaches_everybody_who_waits(cache, held):
-    """No call is left waiting for an answer that never comes."""
+    """A failure reaches every waiting call."""
     tasks = [await _start(cache, "a", "b"), await _start(cache, "b")]
     held.error = InferenceFailed("the model failed")
 
@@ -362,11 +362,11 @@ async def test_an_error_reaches_everybody_who_waits(cache, held):
     answers = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [InferenceFailed] * 2
-    assert answers[0] is not answers[1]  # or each would hold the frames of both
+    assert answers[0] is not answers[1]  # a shared error would keep the frames of both calls
 
 
 async def test_a_call_whose_own_turns_fail_waits_for_nobody_elses(metrics):
-    """Or it would wait for ever when those who embed the rest leave; they get their own answers."""
+    """A failed call ends at once, although others embed its remaining labels; they get their own answers."""
     turns: dict[str, asyncio.Future[None]] = {}
 
     async def embed(prompts: Sequence[str], flow: str) -> list[np.ndarray]:
@@ -389,7 +389,7 @@ async def test_a_call_whose_own_turns_fail_waits_for_nobody_elses(metrics):
 
 
 async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
-    """A stranger who shares another label of the call gets it; the caller learns of the failure."""
+    """A failed prompt fails its label's callers; a call that shares another label gets it."""
     held.failing = {"poison, twice"}
     embed = cache.embed(LabelSet.of(["cat", "poison"], ["{label}", "{label}, twice"]))
     poisoned = asyncio.create_task(embed)
@@ -406,7 +406,7 @@ async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
 
 
 async def test_a_label_is_ready_before_its_neighbours(one_by_one, held):
-    """Whoever shares one label of a large call does not wait for all of it."""
+    """A call that shares one label of a large call does not wait for the rest."""
     large, small = await _start(one_by_one, "a", "b", "c"), await _start(one_by_one, "a")
 
     await held.release_chunk()
@@ -418,7 +418,7 @@ async def test_a_label_is_ready_before_its_neighbours(one_by_one, held):
 
 
 async def test_prompts_behind_a_bad_one_of_the_same_label_are_not_embedded(one_by_one, prompts):
-    """The label is lost anyway; the next one goes on."""
+    """After a failed prompt, the remaining prompts of the label are skipped."""
     prompts.invalid = {"1 bad"}
 
     with pytest.raises(TextTooLong):
@@ -428,7 +428,7 @@ async def test_prompts_behind_a_bad_one_of_the_same_label_are_not_embedded(one_b
 
 
 async def test_prompts_are_embedded_in_chunks(prompts, metrics):
-    """A chunk takes prompts of several labels, and the last may be smaller."""
+    """A chunk has prompts of several labels; the last one may be smaller."""
     cache = LabelCache(100, prompts, metrics, prompts_at_once=3)
 
     await cache.embed(LabelSet.of(["a", "b"], ["1 {label}", "2 {label}"]))
@@ -437,7 +437,7 @@ async def test_prompts_are_embedded_in_chunks(prompts, metrics):
 
 
 async def test_prompts_are_written_only_when_it_is_their_turn(cache, held):
-    """Labels times templates never lie in memory at once: here they would be 40 MB."""
+    """Prompts are never all in memory at once; here they would be 40 MB."""
     labels = [f"{i} {'l' * 2_000}" for i in range(100)]
     templates = [f"{i} {'t' * 2_000} {{label}}" for i in range(100)]
     tracemalloc.start()
@@ -453,7 +453,7 @@ async def test_prompts_are_written_only_when_it_is_their_turn(cache, held):
 
 
 async def test_an_error_is_not_kept(cache, held):
-    """The next call for the label tries again."""
+    """After a failure, the next call for the label tries again."""
     held.gate.set()
     held.error = InferenceFailed("the model failed")
     with pytest.raises(InferenceFailed):
@@ -466,7 +466,7 @@ async def test_an_error_is_not_kept(cache, held):
 
 
 async def test_a_first_caller_who_leaves_takes_nothing_from_the_others(cache, held):
-    """The work that it began goes on for whoever waits for a part of it."""
+    """The work of a cancelled call continues for calls that wait for a part of it."""
     first, second = await _start(cache, "a", "b"), await _start(cache, "b")
 
     first.cancel()
@@ -479,7 +479,7 @@ async def test_a_first_caller_who_leaves_takes_nothing_from_the_others(cache, he
 
 
 async def test_the_work_ends_when_the_last_caller_leaves(cache, held):
-    """Nothing is embedded for nobody."""
+    """Work without a waiting call is cancelled."""
     tasks = [await _start(cache, "a"), await _start(cache, "a")]
 
     for task in tasks:
@@ -490,7 +490,7 @@ async def test_the_work_ends_when_the_last_caller_leaves(cache, held):
 
 
 async def test_who_shares_a_part_keeps_only_that_work_going(one_by_one, held):
-    """The rest of a call that was left is not even begun."""
+    """A cancelled call continues only the labels that another call shares."""
     large, small = await _start(one_by_one, "a", "b", "c"), await _start(one_by_one, "a")
 
     await _leave(large)
@@ -502,7 +502,7 @@ async def test_who_shares_a_part_keeps_only_that_work_going(one_by_one, held):
 
 
 async def test_who_waits_for_two_calls_labels_cancels_neither_of_theirs(cache, held):
-    """Of the work that a call shares with others, leaving ends what no other waits for."""
+    """A cancelled call stops only the work that no other call waits for."""
     first, second = await _start(cache, "a"), await _start(cache, "b")
     both = await _start(cache, "a", "b", "c")
 
@@ -515,7 +515,7 @@ async def test_who_waits_for_two_calls_labels_cancels_neither_of_theirs(cache, h
 
 
 async def test_who_comes_as_the_last_one_leaves_starts_anew(cache, held):
-    """Nobody waits for work that is being cancelled."""
+    """A new call does not wait for work that is being cancelled."""
     leaving = await _start(cache, "a")
 
     leaving.cancel()
@@ -529,7 +529,7 @@ async def test_who_comes_as_the_last_one_leaves_starts_anew(cache, held):
 
 
 async def test_a_label_that_another_call_has_not_begun_is_begun_at_once(one_by_one, held):
-    """Whoever shares the last label of a large call does not wait for those before it."""
+    """A call that shares the last label of a large call does not wait for the earlier ones."""
     large = await _start(one_by_one, "a", "b", "c", flow="large")
 
     small = await _start(one_by_one, "c", flow="small")
@@ -542,7 +542,7 @@ async def test_a_label_that_another_call_has_not_begun_is_begun_at_once(one_by_o
 
 
 async def test_a_label_that_another_call_of_the_caller_has_begun_is_not_begun_again(one_by_one, held):
-    """Within one caller's work nothing is done twice, whichever call comes to it first."""
+    """Calls of one caller never embed a label twice, whichever call reaches it first."""
     first = await _start(one_by_one, "a", "b", "c")
     second = await _start(one_by_one, "c")
 
@@ -553,7 +553,7 @@ async def test_a_label_that_another_call_of_the_caller_has_begun_is_not_begun_ag
 
 
 async def test_a_label_that_another_caller_has_begun_is_settled_by_the_first_turn(cache, held):
-    """Nobody waits for the turns of somebody else, who may have to wait for long."""
+    """A label that two callers need is settled by whichever turn comes first."""
     slow = await _start(cache, "a", flow="slow")
     slow_gate, held.gate = held.gate, asyncio.Event()
 
@@ -568,7 +568,7 @@ async def test_a_label_that_another_caller_has_begun_is_settled_by_the_first_tur
 
 
 async def test_what_nobody_has_begun_comes_before_what_others_have(one_by_one, held):
-    """Two callers with the same labels share the work rather than do it side by side."""
+    """Labels in progress for another caller come last, so that two callers share the work."""
     calls = [await _start(one_by_one, *"abcd", flow=flow) for flow in ("one", "other")]
 
     while not all(call.done() for call in calls):
@@ -578,7 +578,7 @@ async def test_what_nobody_has_begun_comes_before_what_others_have(one_by_one, h
 
 
 async def test_a_caller_who_leaves_takes_along_its_turns_alone(one_by_one, held):
-    """Another who wants the same label still has it, at its own turn."""
+    """Another caller of the same label still gets it, at its own turn."""
     leaving = await _start(one_by_one, "a", flow="leaving")
     staying = await _start(one_by_one, "a", flow="staying")
 
@@ -591,7 +591,7 @@ async def test_a_caller_who_leaves_takes_along_its_turns_alone(one_by_one, held)
 
 
 async def test_each_waiter_has_an_error_of_its_own(cache, held):
-    """It has never been raised before, so it leads to nobody else's frames."""
+    """Each caller's error is a new one, without another call's frames."""
     held.failing = {"a"}
     tasks = [await _start(cache, "a") for _ in range(2)]
     held.gate.set()
@@ -603,7 +603,7 @@ async def test_each_waiter_has_an_error_of_its_own(cache, held):
 
 
 async def test_a_label_that_another_caller_began_and_left_is_begun_in_the_end(one_by_one, held):
-    """Who put it off, since it was under way, does not wait for ever."""
+    """A label deferred because another caller had started it is embedded after that caller has left."""
     leaving = await _start(one_by_one, "a", flow="leaving")
     staying = await _start(one_by_one, "a", "b", flow="staying")
 
@@ -616,7 +616,7 @@ async def test_a_label_that_another_caller_began_and_left_is_begun_in_the_end(on
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_whatever_comes_and_leaves_every_call_is_answered(prompts, metrics, seed):
-    """Callers share labels, leave at any time, and labels fail; nobody waits for ever, nothing is left."""
+    """With shared labels, cancellations and failures, every call ends and no state is left."""
     rng = random.Random(seed)
     cache = LabelCache(rng.randrange(1, 4), prompts, metrics, prompts_at_once=rng.randrange(1, 4))
     prompts.gate.clear()

@@ -1,4 +1,4 @@
-"""The command `alignserve bench`: how fast a server is, and under which load.
+"""The command `alignserve bench`: measures a server under load.
 
 `alignserve._bench.runner.measure` is its core, for any unary gRPC method.
 """

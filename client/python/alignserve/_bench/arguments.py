@@ -16,20 +16,20 @@ _PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command; those of the connection are the caller's."""
+    """Adds the options of the command, except those of the connection."""
     _add_load(parser.add_argument_group("load"))
     _add_work(parser.add_argument_group("work"))
-    _add_extent(parser.add_argument_group("extent"))
+    _add_run_length(parser.add_argument_group("extent"))
     _add_output(parser.add_argument_group("output"))
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what was measured by, as data for JSON; the other kind of load is `None`."""
+    """Returns the settings of the measurement, as data for JSON; the unused kind of load is `None`."""
     own = argparse.ArgumentParser()
     add_arguments(own)
     found = {name: _plain(getattr(args, name)) for name in vars(own.parse_args([]))}
     if args.rate is not None:
-        found["concurrency"] = None  # it is the default, and was not asked for
+        found["concurrency"] = None  # a default that was not used
     return {name: value for name, value in found.items() if name not in _OUTPUTS}
 
 
@@ -43,39 +43,39 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         metavar="N[,N…]",
         type=_several(int),
         default=[8],
-        help="keep N requests in flight; several are measured one after the other (default: 8)",
+        help="keep N requests in flight; several values are measured in turn (default: 8)",
     )
     kind.add_argument(
         "--rate",
         metavar="R[,R…]",
         type=_several(float),
-        help="send R requests a second, answered or not; latency counts from when each was due",
+        help="send R requests per second, answered or not; latency is measured from when each was due",
     )
     group.add_argument(
         "--arrivals",
         choices=("poisson", "constant"),
         default="poisson",
-        help="with --rate: at random times, as of independent callers, or evenly (default: poisson)",
+        help="with --rate: at random times, like independent clients, or evenly (default: poisson)",
     )
     group.add_argument(
         "--max-in-flight",
         metavar="N",
         type=_at_least_1,
         default=1000,
-        help="with --rate: requests under way at once; more leave late, which counts (default: 1000)",
+        help="with --rate: maximum requests in flight; more are sent late, which counts (default: 1000)",
     )
     group.add_argument(
         "--transport",
         choices=("unary", "stream"),
         default="unary",
-        help="one call a request, or items of streams (default: unary)",
+        help="send requests as unary calls or as items of streams (default: unary)",
     )
     group.add_argument(
         "--streams",
         metavar="N",
         type=_at_least_1,
         default=1,
-        help="with --transport stream: streams that share the requests in flight (default: 1)",
+        help="with --transport stream: number of streams that share the requests in flight (default: 1)",
     )
     group.add_argument(
         "--connections", metavar="N", type=_at_least_1, default=1, help="TCP connections (default: 1)"
@@ -89,7 +89,7 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         metavar="KIND=N,…",
         type=_weights,
         default={"image": 1.0, "text": 2.0},
-        help="with --work mix: how many requests of each kind (default: image=1,text=2)",
+        help="with --work mix: proportions of the kinds (default: image=1,text=2)",
     )
     group.add_argument(
         "--images",
@@ -97,16 +97,16 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         type=Path,
         default=[],
-        help="image files and folders (default: made-up PNG photos of 640x480)",
+        help="image files and folders (default: generated PNG photos of 640x480)",
     )
     group.add_argument(
-        "--texts-file", metavar="FILE", type=Path, help="texts, one a line (default: made-up captions)"
+        "--texts-file", metavar="FILE", type=Path, help="texts, one per line (default: generated captions)"
     )
     group.add_argument(
         "--text-tokens",
         choices=("short", "mixed", "long"),
         default="mixed",
-        help="length of made-up captions: about 8, 5 to 50 or 47 tokens, and 7 for --unique (default: mixed)",
+        help="length of generated captions: about 8, 5 to 50, or 47 tokens; --unique adds 7 (default: mixed)",
     )
     group.add_argument(
         "--items-per-request",
@@ -120,35 +120,42 @@ def _add_work(group: argparse._ArgumentGroup) -> None:
         metavar="LABEL",
         nargs="+",
         default=list(_LABELS),
-        help="what images are classified by (default: ten common things)",
+        help="labels for classification (default: ten common things)",
     )
     group.add_argument(
         "--unique",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="mark each image and text so that no cache knows it",
+        help="make each image and text unique so that no cache has it",
     )
     group.add_argument(
         "--seed",
         metavar="N",
         type=int,
-        help="repeats a run: the same inputs, at the same times (default: another one each time)",
+        help="repeat a run: the same inputs at the same times (default: random)",
     )
 
 
-def _add_extent(group: argparse._ArgumentGroup) -> None:
+def _add_run_length(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--duration-seconds", metavar="S", type=_above_0, default=10.0, help="of each load (default: 10)"
+        "--duration-seconds",
+        metavar="S",
+        type=_above_0,
+        default=10.0,
+        help="duration of each load (default: 10)",
     )
     group.add_argument(
         "--warmup-seconds",
         metavar="S",
         type=_from_0,
         default=2.0,
-        help="before it, not counted (default: 2)",
+        help="time before each load that is not counted (default: 2)",
     )
     group.add_argument(
-        "--max-requests", metavar="N", type=_at_least_1, help="end each load after N requests, if earlier"
+        "--max-requests",
+        metavar="N",
+        type=_at_least_1,
+        help="end each load after N requests, if that is earlier",
     )
 
 
@@ -158,13 +165,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         nargs="?",
         const="-",
-        help="write everything as JSON to FILE, or print it instead of the table",
+        help="write all results as JSON to FILE, or print them instead of the table",
     )
     group.add_argument(
         "--save-plot",
         metavar="FILE",
         type=_plot_file,
-        help="draw latency and throughput against load, as .png, .svg or .pdf; needs matplotlib",
+        help="plot latency and throughput against load, as .png, .svg or .pdf; needs matplotlib",
     )
 
 
@@ -178,10 +185,10 @@ def _several(kind: Callable[[str], _T]) -> Callable[[str], list[_T]]:
     def read(text: str) -> list[_T]:
         values = [kind(part) for part in text.split(",")]
         if not all(0 < value < float("inf") for value in values):
-            raise argparse.ArgumentTypeError(f"{text}: each must be above 0")
+            raise argparse.ArgumentTypeError(f"{text}: each value must be above 0")
         return values
 
-    read.__name__ = f"list of {kind.__name__}"  # argparse puts it into its message
+    read.__name__ = f"list of {kind.__name__}"  # argparse shows it in its message
     return read
 
 
@@ -190,26 +197,26 @@ def _weights(text: str) -> Mapping[str, float]:
     for part in text.split(","):
         kind, _, number = part.partition("=")
         if kind not in KINDS:
-            raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
+            raise argparse.ArgumentTypeError(f"{kind!r} is not one of {', '.join(KINDS)}")
         weights[kind] = float(number or 1)
     if min(weights.values()) < 0 or not 0 < sum(weights.values()) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: no number is below 0, and one is above")
+        raise argparse.ArgumentTypeError(f"{text}: no number may be below 0, and one must be above 0")
     return weights
 
 
 def _plot_file(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in _PLOT_FORMATS:
-        raise argparse.ArgumentTypeError(f"{text} ends in none of {', '.join(_PLOT_FORMATS)}")
+        raise argparse.ArgumentTypeError(f"{text} does not end in {' or '.join(_PLOT_FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise argparse.ArgumentTypeError("it needs matplotlib: pip install 'alignserve[bench]'")
+        raise argparse.ArgumentTypeError("this option needs matplotlib: pip install 'alignserve[bench]'")
     return path
 
 
 def _at_least_1(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value
 
 

@@ -1,4 +1,4 @@
-"""When requests are due in an open loop."""
+"""The times at which requests are due in an open loop."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Arrivals: TypeAlias = Literal["poisson", "constant"]
 
 
 def arrival_seconds(rate: float, arrivals: Arrivals, seed: int) -> Iterator[float]:
-    """Yields times since the beginning, without end.
+    """Yields times since the start, endlessly.
 
-    They depend on nothing that happens meanwhile, so a slow server or sender shifts none of them.
+    They are fixed in advance, so a slow server or sender delays none of them.
 
     Args:
-        rate: Requests a second.
-        arrivals: `poisson` for independent callers, `constant` for one every 1/rate seconds.
+        rate: Requests per second.
+        arrivals: `poisson` for independent clients, `constant` for one every 1/rate seconds.
         seed: The same seed gives the same times.
     """
     if arrivals == "constant":
         return (position / rate for position in itertools.count())  # a running sum would drift
-    chance = random.Random(seed)  # noqa: S311 — no secret
-    return itertools.accumulate(chance.expovariate(rate) for _ in itertools.count())
+    rng = random.Random(seed)  # noqa: S311 — not a secret
+    return itertools.accumulate(rng.expovariate(rate) for _ in itertools.count())

@@ -1,4 +1,4 @@
-"""Runs `alignserve bench`: looks at the server, measures each load, and publishes what came out."""
+"""Runs `alignserve bench`: checks the server, measures each load, and publishes the results."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from alignserve._bench.inputs import Inputs, image_inputs, text_inputs
 from alignserve._bench.load import ClosedLoop, Load, OpenLoop
 from alignserve._bench.plot import save_plot
 from alignserve._bench.report import report
-from alignserve._bench.runner import Extent, measure
+from alignserve._bench.runner import RunLength, measure
 from alignserve._bench.sweep import Sweep
 from alignserve._bench.ticker import Ticker
-from alignserve._bench.workload import Call, calls
+from alignserve._bench.workload import UnaryRequest, calls
 from alignserve._cli.connection import connected, connection, metadata
 from alignserve._results import ModelInfo
 
@@ -32,15 +32,17 @@ OK, SOME_FAILED, INTERRUPTED = 0, 1, 130  # as the other commands exit
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints, and returns the exit code.
+    """Measures, prints the results, and returns the exit code.
 
     Raises:
-        AlignserveError: There is no server, or none any more; what was measured before is printed.
+        AlignserveError: The server cannot be reached, or went away; earlier results are printed.
         OSError: A file cannot be read or written.
-        ValueError: An input or a number cannot be used.
+        ValueError: An input or a number is invalid.
     """
     if args.seed is None:
-        args.seed = secrets.randbelow(1 << 32)  # no cache of a server may know the inputs of an earlier run
+        args.seed = secrets.randbelow(
+            1 << 32
+        )  # the server must not have the inputs of an earlier run in its cache
     info = _model_info(args)
     _check_fits(args, info)
     workload = _workload(args)
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_precisely(work: Coroutine[Any, Any, None]) -> None:
-    # Select is the only selector that sleeps to the microsecond; the others round up to milliseconds.
+    # Only the select selector sleeps with microsecond precision; the others round up to milliseconds.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     task = loop.create_task(work)
     try:
@@ -69,9 +71,11 @@ def _run_precisely(work: Coroutine[Any, Any, None]) -> None:
         loop.close()
 
 
-async def _measure_all(args: argparse.Namespace, workload: Iterator[Call], sweep: Sweep) -> None:
+async def _measure_all(args: argparse.Namespace, workload: Iterator[UnaryRequest], sweep: Sweep) -> None:
     stop = _stop_on_interrupt()
-    extent = Extent(args.duration_seconds, args.warmup_seconds, args.max_requests, args.timeout_seconds)
+    run_length = RunLength(
+        args.duration_seconds, args.warmup_seconds, args.max_requests, args.timeout_seconds
+    )
     where = connection(args)
     for load in _loads(args):
         ticker = Ticker(load, sys.stderr)
@@ -80,7 +84,7 @@ async def _measure_all(args: argparse.Namespace, workload: Iterator[Call], sweep
                 where.target.name,
                 workload,
                 load,
-                extent,
+                run_length,
                 connections=args.connections,
                 streams=args.streams if args.transport == "stream" else 0,
                 credentials=where.security.credentials,
@@ -97,7 +101,7 @@ async def _measure_all(args: argparse.Namespace, workload: Iterator[Call], sweep
 
 
 def _stop_on_interrupt() -> asyncio.Event:
-    """Returns an event that the first Ctrl-C sets; the second one ends the command as usual."""
+    """Returns an event that the first Ctrl-C sets; a second Ctrl-C ends the command as usual."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -105,7 +109,7 @@ def _stop_on_interrupt() -> asyncio.Event:
         stop.set()
         loop.remove_signal_handler(signal.SIGINT)
 
-    # Neither on Windows nor outside the main thread; there Ctrl-C loses the load that is being measured.
+    # Not available on Windows or outside the main thread; there Ctrl-C loses the current measurement.
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
         loop.add_signal_handler(signal.SIGINT, interrupted)
     return stop
@@ -120,7 +124,7 @@ def _check_fits(args: argparse.Namespace, info: ModelInfo) -> None:
     if args.items_per_request > info.max_client_batch_size:
         raise ValueError(
             f"--items-per-request is {args.items_per_request}, "
-            f"and the server takes {info.max_client_batch_size}"
+            f"but the server accepts at most {info.max_client_batch_size}"
         )
 
 
@@ -130,7 +134,7 @@ def _loads(args: argparse.Namespace) -> list[Load]:
     return [OpenLoop(rate, args.arrivals, args.seed, args.max_in_flight) for rate in args.rate]
 
 
-def _workload(args: argparse.Namespace) -> Iterator[Call]:
+def _workload(args: argparse.Namespace) -> Iterator[UnaryRequest]:
     weights = args.mix if args.work == "mix" else {args.work: 1.0}
     wants_images = any(kind != "text" for kind in weights)
     inputs = Inputs(

@@ -1,4 +1,4 @@
-"""A sweep as data for JSON."""
+"""Converts a sweep to data for JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from alignserve._bench.load import OpenLoop
 from alignserve._bench.recorder import Measurement
 from alignserve._bench.sweep import Sweep
 
-SCHEMA_VERSION = 1  # grows when a field changes its meaning or goes; new ones may come at any time
+SCHEMA_VERSION = (
+    1  # incremented when a field changes its meaning or is removed; new fields may be added at any time
+)
 PERCENTILES = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "p99_9": 99.9}
 _SPREAD_ROWS = 40
 
 
 def document(sweep: Sweep) -> dict[str, Any]:
-    """Returns everything that is known, in plain values; all durations are named with their unit."""
+    """Returns all results as plain values; names of durations include their unit."""
     return {
         "schema_version": SCHEMA_VERSION,
         "started_at": sweep.started_at.isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""Durations in logarithmic buckets: any number of them, in 40 kB, to within half a percent."""
+"""A histogram of durations with logarithmic buckets: 40 kB, accurate to half a percent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _lower(bucket: int) -> int:
 
 
 class Histogram:
-    """Counts durations, in seconds. Smallest, largest and mean are exact."""
+    """Counts durations, in seconds. Minimum, maximum and mean are exact."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -42,22 +42,22 @@ class Histogram:
 
     @property
     def min(self) -> float:
-        """Returns the shortest duration, or 0 if there is none."""
+        """Returns the shortest duration, or 0 if empty."""
         return self._min if self.count else 0.0
 
     @property
     def max(self) -> float:
-        """Returns the longest duration, or 0 if there is none."""
+        """Returns the longest duration, or 0 if empty."""
         return self._max
 
     @property
     def mean(self) -> float:
-        """Returns the mean duration, or 0 if there is none."""
+        """Returns the mean duration, or 0 if empty."""
         return self._sum / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
-        """Returns the shortest duration that `percent` of all do not exceed, or 0 if there is none."""
-        rank = max(math.ceil(round(self.count * percent / 100, 6)), 1)  # round: 99.9 is no binary fraction
+        """Returns the shortest duration that `percent` of all durations do not exceed, or 0 if empty."""
+        rank = max(math.ceil(round(self.count * percent / 100, 6)), 1)  # round: 99.9 is not a binary fraction
         if rank >= self.count:
             return self.max
         seen = 0
@@ -68,7 +68,7 @@ class Histogram:
         return self.max
 
     def spread(self, rows: int) -> list[tuple[float, float, int]]:
-        """Returns (from, to, count) for rows of equal ratio from the shortest duration to the longest."""
+        """Returns rows of (from, to, count) with equal ratios, from the shortest duration to the longest."""
         if not self.count:
             return []
         low, high = max(self.min, 1e-9), max(self.max, 1e-9)

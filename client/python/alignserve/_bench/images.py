@@ -1,4 +1,4 @@
-"""Image files of which every copy is different, and still shows the same."""
+"""Image files whose copies differ in their bytes but show the same picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignserve._bench.tags import TAG_SIZE
 from alignserve._png import encode_png
 
 _WIDTH, _HEIGHT = 640, 480
-_NOISE = 4  # of 256 levels, as a camera has it; it is what makes the file as large as a photo's
+_NOISE = 4  # of 256 levels, as in a camera; it makes the file as large as that of a photo
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class VariedImage:
     """An image file with a place for a comment.
 
     Attributes:
-        head: Bytes before it.
-        tail: Bytes after it.
-        comment: Wraps a tag as the format wants it.
+        head: Bytes before the comment.
+        tail: Bytes after the comment.
+        comment: Wraps a tag as a comment of the file's format.
     """
 
     head: bytes
@@ -39,42 +39,42 @@ def varied_image(content: bytes) -> VariedImage:
     """Returns a file that can carry tags.
 
     Raises:
-        ValueError: There is no way known for its format.
+        ValueError: Its format is not supported.
     """
     for signature, vary in _FORMATS.items():
         if content.startswith(signature):
             try:
                 return vary(content)
             except (IndexError, struct.error) as error:
-                raise ValueError("the image is cut off; leave it out, or use --no-unique") from error
+                raise ValueError("the image is truncated; leave it out, or use --no-unique") from error
     raise ValueError("only PNG, JPEG, GIF, WebP and BMP can be made unique; use --no-unique")
 
 
 def unvaried_image(content: bytes) -> VariedImage:
-    """Returns a file that travels as it is."""
+    """Returns a file that is sent unchanged."""
     return VariedImage(content, b"", lambda _: b"")
 
 
 def synthetic_photos(count: int = 4) -> list[bytes]:
-    """Returns photo-like PNG files of 640 times 480 pixels, always the same ones."""
+    """Returns photo-like PNG files of 640 by 480 pixels, always the same."""
     return [_synthetic_photo(np.random.default_rng(number)) for number in range(count)]
 
 
-def _synthetic_photo(chance: np.random.Generator) -> bytes:
+def _synthetic_photo(rng: np.random.Generator) -> bytes:
     y, x = np.mgrid[0 : 1 : _HEIGHT * 1j, 0 : 1 : _WIDTH * 1j]
     waves = [
-        np.sin(chance.uniform(1, 12) * x + chance.uniform(1, 12) * y + chance.uniform(0, 6, size=(3, 1, 1)))
+        np.sin(rng.uniform(1, 12) * x + rng.uniform(1, 12) * y + rng.uniform(0, 6, size=(3, 1, 1)))
         for _ in range(4)
     ]
     smooth = 128 + 30 * np.sum(waves, axis=0)  # (3, height, width)
-    noisy = smooth + chance.uniform(-_NOISE / 2, _NOISE / 2, size=smooth.shape)
+    noisy = smooth + rng.uniform(-_NOISE / 2, _NOISE / 2, size=smooth.shape)
     return encode_png(np.ascontiguousarray(noisy.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)))
 
 
 def _png(content: bytes) -> VariedImage:
     first_chunk = 8
     (size,) = struct.unpack_from(">I", content, first_chunk)
-    end = first_chunk + 12 + size  # the first chunk is the header, which nothing may precede
+    end = first_chunk + 12 + size  # the first chunk is the header, and must stay first
     return VariedImage(content[:end], content[end:], _png_comment)
 
 
@@ -85,7 +85,7 @@ def _png_comment(tag: bytes) -> bytes:
 
 def _jpeg(content: bytes) -> VariedImage:
     end = 2
-    while content[end] == 0xFF and 0xE0 <= content[end + 1] <= 0xEF:  # JFIF and Exif want to come first
+    while content[end] == 0xFF and 0xE0 <= content[end + 1] <= 0xEF:  # JFIF and Exif must come first
         end += 2 + struct.unpack_from(">H", content, end + 2)[0]
     return VariedImage(content[:end], content[end:], _jpeg_comment)
 
@@ -116,7 +116,9 @@ def _webp_comment(tag: bytes) -> bytes:
 
 
 def _bmp(content: bytes) -> VariedImage:
-    return VariedImage(content, b"", lambda tag: tag)  # readers find the pixels by an offset, and stop there
+    return VariedImage(
+        content, b"", lambda tag: tag
+    )  # readers find the pixels by an offset, and ignore bytes after them
 
 
 _FORMATS: dict[bytes, Callable[[bytes], VariedImage]] = {

@@ -1,4 +1,4 @@
-"""What requests are made of: the user's files and lines, or made-up ones."""
+"""The inputs of requests: the user's files and lines, or generated ones."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from alignserve._bench.sentences import TextLength, sentences
 from alignserve._cli.files import image_files
 
 _SENTENCES = 1000
-_MOST_IMAGE_BYTES = 256 << 20  # kept in memory
+_MAX_IMAGE_BYTES = 256 << 20  # kept in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What requests are made of.
+    """The inputs of requests.
 
     Attributes:
-        images: Files, in the order of their use.
-        texts: Texts, in the order of their use.
-        labels: What images are classified by.
+        images: Files, in the order in which they are used.
+        texts: Texts, in the order in which they are used.
+        labels: Labels for classification.
         items_per_request: Images or texts in one request.
-        is_unique: Whether no two images or texts are the same bytes. Labels repeat, as those of callers do.
+        is_unique: Whether every image and text has different bytes. Labels repeat, as in real use.
     """
 
     images: Sequence[VariedImage] = ()
@@ -35,13 +35,13 @@ class Inputs:
 
 
 def image_inputs(paths: Sequence[Path], seed: int, *, is_unique: bool) -> list[VariedImage]:
-    """Returns the images below the paths, shuffled, or made-up ones if there are no paths.
+    """Returns the images below the paths, shuffled, or generated ones if there are no paths.
 
-    Of more than 256 MiB, it takes as many as fit.
+    If they exceed 256 MiB, it takes as many as fit.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: There is no image, or one that cannot be made unique.
+        ValueError: There are no images, or one cannot be made unique.
     """
     prepare = varied_image if is_unique else unvaried_image
     if not paths:
@@ -49,13 +49,13 @@ def image_inputs(paths: Sequence[Path], seed: int, *, is_unique: bool) -> list[V
     files = image_files(paths).readable(())
     if not files:
         raise ValueError(f"no image files in {', '.join(map(str, paths))}")
-    random.Random(seed).shuffle(files)  # noqa: S311 — no secret
+    random.Random(seed).shuffle(files)  # noqa: S311 — not a secret
     images: list[VariedImage] = []
     size = 0
     for file in files:
         content = file.read_bytes()
         size += len(content)
-        if images and size > _MOST_IMAGE_BYTES:
+        if images and size > _MAX_IMAGE_BYTES:
             break
         try:
             images.append(prepare(content))
@@ -65,7 +65,7 @@ def image_inputs(paths: Sequence[Path], seed: int, *, is_unique: bool) -> list[V
 
 
 def text_inputs(file: Path | None, length: TextLength, seed: int) -> list[str]:
-    """Returns the lines of a file that are not blank, or made-up captions if there is no file.
+    """Returns the non-blank lines of a file, or generated captions if there is no file.
 
     Raises:
         OSError: The file cannot be read.

@@ -1,4 +1,4 @@
-"""The two ways to load a server: so many requests at once, or so many a second."""
+"""The two ways to load a server: a number of concurrent requests, or a rate of requests."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from alignserve._bench.arrivals import Arrivals, arrival_seconds
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """Keeps `concurrency` requests in flight: each answer lets the next request out.
+    """Keeps `concurrency` requests in flight: each answer releases the next request.
 
-    It finds out what a server can do at most. Its latencies are those of callers who wait for their answers.
+    It finds a server's maximum throughput. Its latencies are those of clients that wait for their answers.
     """
 
     concurrency: int
 
     @property
     def mode(self) -> Literal["concurrency", "rate"]:
-        """Returns the word for what is kept constant."""
+        """Returns the name of the quantity that is kept constant."""
         return "concurrency"
 
     @property
@@ -29,17 +29,17 @@ class ClosedLoop:
         return self.concurrency
 
     @property
-    def most_in_flight(self) -> int:
-        """Returns how many requests may be under way at once."""
+    def in_flight_limit(self) -> int:
+        """Returns the maximum number of requests in flight."""
         return self.concurrency
 
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """Sends `rate` requests a second, whatever becomes of them, as a public does.
+    """Sends `rate` requests per second whether or not they are answered, as independent users do.
 
-    Latency counts from the time at which a request was due. If `max_in_flight` are under way, later ones
-    leave late, but none is left out, and what they waited is counted.
+    Latency is measured from the time at which a request was due. If `max_in_flight` requests are in flight,
+    later ones are sent late, but none is dropped, and the delay counts as latency.
     """
 
     rate: float
@@ -49,7 +49,7 @@ class OpenLoop:
 
     @property
     def mode(self) -> Literal["concurrency", "rate"]:
-        """Returns the word for what is kept constant."""
+        """Returns the name of the quantity that is kept constant."""
         return "rate"
 
     @property
@@ -58,12 +58,12 @@ class OpenLoop:
         return self.rate
 
     @property
-    def most_in_flight(self) -> int:
-        """Returns how many requests may be under way at once."""
+    def in_flight_limit(self) -> int:
+        """Returns the maximum number of requests in flight."""
         return self.max_in_flight
 
     def due_seconds(self) -> Iterator[float]:
-        """Yields the time at which each request is due, counted from the beginning."""
+        """Yields the time at which each request is due, measured from the start."""
         return arrival_seconds(self.rate, self.arrivals, self.seed)
 
 

@@ -1,4 +1,4 @@
-"""A sweep as a picture: latency and throughput against load."""
+"""Plots a sweep: latency and throughput against load."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from alignserve._bench.sweep import Sweep
 
 
 def save_plot(sweep: Sweep, path: Path) -> None:
-    """Draws p50 and p99 above, requests per second below; the suffix chooses the format."""
-    # Imported by name: it is an optional extra, and large.
+    """Plots p50 and p99 above requests per second; the file's suffix selects the format."""
+    # Imported here, by name: it is large and an optional extra.
     figure: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(7, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     done = [one for one in sweep.measurements if one.succeeded]

@@ -1,4 +1,4 @@
-"""Counts what becomes of requests, and which of them count."""
+"""Counts the outcomes of the requests that belong to a measurement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Failure:
 
 @dataclass(slots=True)
 class FailureCount:
-    """Failures of one code and reason, and one of their messages."""
+    """The number of failures with the same code and reason, and one of their messages."""
 
     example: Failure
     count: int = 0
@@ -34,21 +34,21 @@ class FailureCount:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What came out.
+    """The results of one measurement.
 
     Attributes:
-        load: Under which load.
-        seconds: How long was measured.
-        requests: Requests that were due within the time measured and have ended.
-        succeeded: Those of them that were answered.
-        unfinished: Those that were due and under way when an interruption ended the measurement.
-        failures: Those that failed, by code and reason.
-        requests_per_second: Answers that came within the time measured, by that time.
-        items_per_second: Images and texts in them.
-        latency: Time to the answer, of those that succeeded; in an open loop from the time they were due.
-        send_delay: How late requests left after they were due.
+        load: The load.
+        seconds: Duration of the measurement.
+        requests: Requests that were due during the measurement and have ended.
+        succeeded: Number of these that were answered.
+        unfinished: Requests that were in flight when an interruption ended the measurement.
+        failures: Requests that failed, by code and reason.
+        requests_per_second: Answers received during the measurement, per second.
+        items_per_second: Images and texts in these answers, per second.
+        latency: Time to the answer of successful requests; in an open loop, from when they were due.
+        send_delay: How late requests were sent after they were due.
         client_cores: Processor cores that this process kept busy.
-        was_interrupted: Whether it ended before its time.
+        was_interrupted: Whether the measurement ended early.
     """
 
     load: Load
@@ -72,10 +72,10 @@ class Measurement:
 
 @dataclass(slots=True)
 class Recorder:
-    """Counts the requests that are due from `begin` to `end`, and the answers that come in that time.
+    """Counts the requests that are due from `begin` to `end`, and the answers received in that time.
 
     The two differ: a request that is due just before the end counts with its whole latency, although its
-    answer comes later; a rate is what happens within a time.
+    answer comes later; for the throughput, only answers within the time count.
     """
 
     begin: float
@@ -90,7 +90,7 @@ class Recorder:
     send_delay: Histogram = field(default_factory=Histogram)
 
     def start(self, due: float, now: float) -> None:
-        """Counts a request that leaves."""
+        """Counts a request that is sent."""
         if self._counts(due):
             self.started += 1
             self.send_delay.record(now - due)
@@ -114,7 +114,7 @@ class Recorder:
     def measurement(
         self, load: Load, end: float, *, client_cores: float, was_interrupted: bool
     ) -> Measurement:
-        """Returns what has been measured up to `end`."""
+        """Returns the results up to `end`."""
         seconds = max(min(end, self.end) - self.begin, 0.0)
         return Measurement(
             load=load,

@@ -1,4 +1,4 @@
-"""A sweep as text for people."""
+"""Formats a sweep as text for people."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from alignserve._cli.render import table
 
 _ROWS = 12
 _BAR = 40
-_BUSY_CORES = 0.9  # Python keeps little more than one core busy
+_BUSY_CORES = 0.9  # Python keeps hardly more than one core busy
 _LATE_SECONDS = 0.005
-_KEPT_UP = 0.95  # of what was due; a little is always under way at the end
+_KEPT_UP = 0.95  # share of the requests due; some are always in flight at the end
 
 
 def report(sweep: Sweep) -> str:
-    """Returns what was measured, where, how, and what to beware of."""
+    """Returns the results with their setup, and notes about their validity."""
     parts = [_heading(sweep), _table(sweep.measurements)]
     if len(sweep.measurements) == 1 and sweep.measurements[0].succeeded:
         parts.append(latency_chart(sweep.measurements[0].latency))
@@ -28,7 +28,7 @@ def report(sweep: Sweep) -> str:
 
 
 def latency_chart(latency: Histogram) -> str:
-    """Draws how many requests took how long, in rows of equal ratio."""
+    """Draws the distribution of latencies, in rows of equal ratio."""
     rows = latency.spread(_ROWS)
     most = max(count for _, _, count in rows)
     lines = [
@@ -39,24 +39,24 @@ def latency_chart(latency: Histogram) -> str:
 
 
 def notes(one: Measurement) -> Iterator[str]:
-    """Yields what to know before the numbers are believed."""
+    """Yields notes about the validity of the numbers."""
     at = f"{one.load.mode} {one.load.value:g}"
     for (code, reason), found in one.failures.items():
         name = " ".join(part for part in (code, reason) if part)
         yield f"{at}: {found.count:,} failed with {name}: {' '.join(found.example.message.split())}"
     if one.was_interrupted:
-        yield f"{at}: interrupted after {one.seconds:.1f} s, with {one.unfinished:,} requests under way"
+        yield f"{at}: interrupted after {one.seconds:.1f} s, with {one.unfinished:,} requests in flight"
     if isinstance(one.load, OpenLoop):
         yield from _open_loop_notes(one, at, one.load)
     if one.client_cores > _BUSY_CORES and one.seconds >= 1:
         yield (
             f"{at}: sending kept {one.client_cores:.1f} cores busy; "
-            "it may be the limit rather than the server, so run several at once, or on another machine"
+            "the client may be the bottleneck, so run several at once, or on another machine"
         )
 
 
 def ms(seconds: float) -> str:
-    """Returns milliseconds with three digits, or all before the point."""
+    """Returns milliseconds with three digits, or more if there are more before the decimal point."""
     value = seconds * 1e3
     decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:,.{decimals}f}"
@@ -72,7 +72,7 @@ def _heading(sweep: Sweep) -> str:
     return (
         f"{sweep.server}: {model.model_id}, {model.runtime} {model.dtype} on {model.device}, "
         f"version {model.server_version}\n"
-        f"{work}, {chosen['items_per_request']} a request, {'unique' if chosen['unique'] else 'repeated'}; "
+        f"{work}, {chosen['items_per_request']} per request, {'unique' if chosen['unique'] else 'repeated'}; "
         f"{chosen['transport']}, {over}connections {chosen['connections']}; "
         f"{chosen['duration_seconds']:g} s{limit} after {chosen['warmup_seconds']:g} s; seed {chosen['seed']}"
     )
@@ -107,17 +107,15 @@ def _row(one: Measurement) -> tuple[str, ...]:
 
 
 def _open_loop_notes(one: Measurement, at: str, load: OpenLoop) -> Iterator[str]:
-    due_per_second = (
-        one.requests / one.seconds if one.seconds else 0.0
-    )  # chance makes it differ from the rate
+    due_per_second = one.requests / one.seconds if one.seconds else 0.0  # differs from the rate by chance
     if one.requests_per_second < _KEPT_UP * due_per_second:
         yield (
             f"{at}: the server did not keep up; {one.requests_per_second:,.1f} of {due_per_second:,.1f} "
-            "requests a second were answered in time"
+            "requests per second were answered in time"
         )
     late = one.send_delay.percentile(99)
     if late > _LATE_SECONDS:
         yield (
-            f"{at}: one request in a hundred left {ms(late)} ms late or more, which its latency includes; "
+            f"{at}: one request in a hundred was sent {ms(late)} ms late or more, which counts as latency; "
             f"this machine is too slow, or {load.max_in_flight:,} were in flight (--max-in-flight)"
         )

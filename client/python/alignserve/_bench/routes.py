@@ -1,4 +1,4 @@
-"""Ways for requests to the server: unary calls on a channel, or items on a stream."""
+"""Routes for requests to the server: unary calls on a channel, or items of a stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import grpc
 
 from alignserve._bench.recorder import Failure
 from alignserve._bench.wire import content_fields, framed
-from alignserve._bench.workload import CLASSIFY, EMBED_IMAGE, EMBED_TEXT, Call
+from alignserve._bench.workload import CLASSIFY, EMBED_IMAGE, EMBED_TEXT, UnaryRequest
 from alignserve._channel import SERVICE, channel_options, proxy_options, response_size_metadata
 from alignserve._retry import end_of_call
 from alignserve._targets import target_of
@@ -39,7 +39,7 @@ _FORGOTTEN = Failure(grpc.StatusCode.INTERNAL.name, "", "Internal error from Cor
 
 
 class RequestFailed(Exception):
-    """A request has no answer."""
+    """A request was not answered."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
@@ -49,11 +49,11 @@ class RequestFailed(Exception):
 class Route(Protocol):
     """One way to the server."""
 
-    async def send(self, call: Call, timeout_seconds: float) -> None:
-        """Returns once the answer has come.
+    async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
+        """Returns once the answer has arrived.
 
         Raises:
-            RequestFailed: None came, or an error.
+            RequestFailed: The answer is an error, or there was none.
         """
 
 
@@ -67,10 +67,10 @@ async def opened_routes(
     credentials: grpc.ChannelCredentials | None,
     metadata: Metadata,
 ) -> AsyncIterator[list[Route]]:
-    """Opens channels, waits until they are connected, and closes them; `streams` of 0 gives unary routes.
+    """Opens channels, waits until they are connected, and closes them; for unary routes `streams` is 0.
 
     Raises:
-        UnavailableError: A channel found no server in time.
+        UnavailableError: A channel did not connect in time.
     """
     channels = [_channel(target, credentials) for _ in range(connections)]
     metadata = [*metadata, *response_size_metadata(_OPTIONS)]
@@ -98,9 +98,9 @@ class UnaryRoute:
     def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
         self._channel = channel
         self._metadata = tuple(metadata)
-        self._methods: dict[str, Any] = {}  # Any: multicallables of bytes, for which the stubs have no name
+        self._methods: dict[str, Any] = {}  # Any: the stubs have no type for multicallables of bytes
 
-    async def send(self, call: Call, timeout_seconds: float) -> None:
+    async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
         """See `Route.send`."""
         method = self._methods.get(call.method)
         if method is None:
@@ -112,18 +112,20 @@ class UnaryRoute:
 
 
 class StreamRoute:
-    """Sends calls as the items of a stream, and opens a new one after one that broke."""
+    """Sends calls as items of a stream, and opens a new stream after one breaks."""
 
     def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
-        method: Any = channel.stream_stream(_STREAM)  # Any: of bytes, for which the stubs have no name
+        method: Any = channel.stream_stream(
+            _STREAM
+        )  # Any: the stubs have no type for multicallables of bytes
         self._open: Callable[[], Any] = lambda: method(metadata=tuple(metadata))
         self._stream: _Stream | None = None
 
-    async def send(self, call: Call, timeout_seconds: float) -> None:
-        """See `Route.send`. The time includes what the item waits to be written, while the server is full.
+    async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
+        """See `Route.send`. The timeout includes the wait to write the item while the server is full.
 
         Raises:
-            ValueError: The method has no place in a stream.
+            ValueError: The method cannot be an item of a stream.
         """
         if call.method not in _STREAM_FIELDS:
             raise ValueError(f"{call.method} cannot be sent over a stream")
@@ -145,11 +147,11 @@ class _Stream:
         self._call = call
         self._numbers = itertools.count()
         self._answers: dict[bytes, asyncio.Future[None]] = {}
-        self._unsent: deque[tuple[bytes, Call]] = deque()
+        self._unsent: deque[tuple[bytes, UnaryRequest]] = deque()
         self._has_unsent = asyncio.Event()
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
-    async def send(self, call: Call, timeout_seconds: float) -> None:
+    async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
         loop = asyncio.get_running_loop()
         number = b"%d" % next(self._numbers)
         answer = self._answers[number] = loop.create_future()
@@ -174,7 +176,7 @@ class _Stream:
             self._has_unsent.clear()
             while self._unsent:
                 number, call = self._unsent.popleft()
-                if number in self._answers:  # it has not expired meanwhile
+                if number in self._answers:  # it has not expired
                     await self._call.write(_stream_request(number, call))
 
     async def _read(self) -> None:
@@ -185,7 +187,7 @@ class _Stream:
         except grpc.aio.AioRpcError as error:
             failure = _unmasked(_failure(end_of_call(error)))
         self.is_broken = True
-        self._tasks[0].cancel()  # nothing more can be written
+        self._tasks[0].cancel()  # writing is no longer possible
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(RequestFailed(failure))
@@ -193,7 +195,7 @@ class _Stream:
     def _settle(self, fields: dict[int, bytes]) -> None:
         answer = self._answers.get(fields.get(_ID, b""))
         if answer is None or answer.done():
-            return  # it came after its time
+            return  # it arrived too late
         if _ERROR in fields:
             status = pb.StreamInferResponse.FromString(b"".join(framed(_ERROR, [fields[_ERROR]]))).error
             answer.set_exception(RequestFailed(_failure(error_from_status(status))))
@@ -201,7 +203,7 @@ class _Stream:
             answer.set_result(None)
 
 
-def _stream_request(number: bytes, call: Call) -> bytes:
+def _stream_request(number: bytes, call: UnaryRequest) -> bytes:
     return b"".join((*framed(_ID, [number]), *framed(_STREAM_FIELDS[call.method], [call.request])))
 
 
@@ -213,7 +215,7 @@ def _expire(answer: asyncio.Future[None]) -> None:
 
 
 def _unmasked(failure: Failure) -> Failure:
-    # A message that grpc.aio is sending when the server ends the call makes it forget the server's status.
+    # grpc.aio loses the server's status if the call ends while it is sending a message.
     return _ENDED if failure == _FORGOTTEN else failure
 
 

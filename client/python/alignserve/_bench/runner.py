@@ -1,4 +1,4 @@
-"""The load generator: sends the calls of a workload under a load, and measures."""
+"""The load generator: sends the calls of a workload under a load, and measures them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import grpc
 from alignserve._bench.load import Load, OpenLoop
 from alignserve._bench.recorder import Failure, Measurement, Recorder
 from alignserve._bench.routes import Metadata, RequestFailed, Route, opened_routes
-from alignserve._bench.workload import Call
+from alignserve._bench.workload import UnaryRequest
 
-Watch = Callable[[Recorder, float], None]  # is told after each request, with the time
+Watch = Callable[[Recorder, float], None]  # called after each request, with the time
 
-_NEVER_SENT = Failure("DEADLINE_EXCEEDED", "NEVER_SENT", "its time was over before it could be sent")
+_NEVER_SENT = Failure("DEADLINE_EXCEEDED", "NEVER_SENT", "its deadline passed before it could be sent")
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class RunLength:
     """How long to measure.
 
     Attributes:
-        duration_seconds: Time in which requests are counted.
-        warmup_seconds: Time before it, in which they are sent and not counted.
-        max_requests: Counted requests after which it ends earlier, or `None`.
-        timeout_seconds: Longest wait for an answer, from the time at which the request was due.
+        duration_seconds: Time during which requests are counted.
+        warmup_seconds: Time before that, during which requests are sent but not counted.
+        max_requests: Number of counted requests that ends it earlier, or `None`.
+        timeout_seconds: Maximum wait for an answer, from the time at which the request was due.
     """
 
     duration_seconds: float = 10.0
@@ -40,9 +40,9 @@ class Extent:
 
 async def measure(
     target: str,
-    workload: Iterator[Call],
+    workload: Iterator[UnaryRequest],
     load: Load,
-    extent: Extent,
+    run_length: RunLength,
     *,
     connections: int = 1,
     streams: int = 0,
@@ -51,52 +51,53 @@ async def measure(
     stop: asyncio.Event | None = None,
     watch: Watch | None = None,
 ) -> Measurement:
-    """Loads any gRPC server and returns what came out.
+    """Loads any gRPC server and returns the results.
 
     Args:
         target: Address of the server.
-        workload: The calls, of any unary methods; it may end.
-        load: How many at once, or how many a second.
+        workload: Calls of any unary methods, finite or not.
+        load: How many at once, or how many per second.
         extent: How long.
         connections: TCP connections over which the requests are spread.
-        streams: If not 0, calls travel as items of so many `StreamInfer`; alignserve's methods only.
+        streams: If not 0, calls are sent as items of this many `StreamInfer` streams; alignserve's methods
+            only.
         credentials: For TLS.
         metadata: Sent with every call.
-        stop: Ends the measurement when it is set; what has been measured is returned.
-        watch: Is told of every request, for a display.
+        stop: Ends the measurement when it is set; the results so far are returned.
+        watch: Called after every request, for a display.
 
     Raises:
-        UnavailableError: There is no server.
+        UnavailableError: The server cannot be reached.
     """
     opened = opened_routes(
         target,
         connections=connections,
         streams=streams,
-        timeout_seconds=extent.timeout_seconds,
+        timeout_seconds=run_length.timeout_seconds,
         credentials=credentials,
         metadata=metadata,
     )
     async with opened as routes:
-        return await drive(routes, workload, load, extent, stop=stop, watch=watch)
+        return await drive(routes, workload, load, run_length, stop=stop, watch=watch)
 
 
 async def drive(
     routes: Sequence[Route],
-    workload: Iterator[Call],
+    workload: Iterator[UnaryRequest],
     load: Load,
-    extent: Extent,
+    run_length: RunLength,
     *,
     stop: asyncio.Event | None = None,
     watch: Watch | None = None,
 ) -> Measurement:
-    """Loads the routes; see `measure`. Time is that of the event loop."""
+    """Loads the routes; see `measure`. Times are those of the event loop."""
     clock = asyncio.get_running_loop().time
     begin, busy = clock(), time.process_time()
-    counted_from = begin + extent.warmup_seconds
-    recorder = Recorder(counted_from, counted_from + extent.duration_seconds)
-    turns = _Turns(load, extent, recorder, workload, clock, begin)
-    workers = _Workers(turns, recorder, extent.timeout_seconds, clock, watch)
-    was_interrupted = await _run_until(workers.run(routes, load.most_in_flight), stop)
+    counted_from = begin + run_length.warmup_seconds
+    recorder = Recorder(counted_from, counted_from + run_length.duration_seconds)
+    turns = _Turns(load, run_length, recorder, workload, clock, begin)
+    workers = _Workers(turns, recorder, run_length.timeout_seconds, clock, watch)
+    was_interrupted = await _run_until(workers.run(routes, load.in_flight_limit), stop)
     now = clock()
     return recorder.measurement(
         load,
@@ -108,15 +109,15 @@ async def drive(
 
 @dataclass(slots=True)
 class _Turns:
-    """Says which request is next, and when it is due."""
+    """Yields the next request and the time when it is due."""
 
     load: Load
-    extent: Extent
+    run_length: RunLength
     recorder: Recorder
-    workload: Iterator[Call]
+    workload: Iterator[UnaryRequest]
     clock: Callable[[], float]
     begin: float
-    ended_early: bool = False  # by the number of requests, not by the time
+    ended_early: bool = False  # because of the number of requests, not the time
     _given: int = 0
     _due_seconds: Iterator[float] | None = field(init=False)
     _in_line: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -124,10 +125,10 @@ class _Turns:
     def __post_init__(self) -> None:
         self._due_seconds = self.load.due_seconds() if isinstance(self.load, OpenLoop) else None
 
-    async def next(self) -> tuple[float, Call] | None:
+    async def next(self) -> tuple[float, UnaryRequest] | None:
         """Returns the time at which a call is due, and the call; `None` at the end.
 
-        In an open loop it returns when the call is due; workers stand in line.
+        In an open loop it returns when the call is due; workers wait their turn.
         """
         if self._due_seconds is None:
             return self._given_at(self.clock())
@@ -135,14 +136,14 @@ class _Turns:
             due = self.begin + next(self._due_seconds)
             turn = self._given_at(due)
             if turn is not None:
-                # Also if it is overdue: 0 lets answers be taken before the next one leaves.
+                # Even if it is overdue: sleeping for 0 handles answers before the next request is sent.
                 await asyncio.sleep(max(due - self.clock(), 0.0))
             return turn
 
-    def _given_at(self, due: float) -> tuple[float, Call] | None:
+    def _given_at(self, due: float) -> tuple[float, UnaryRequest] | None:
         if due >= self.recorder.end:
             return None
-        call = None if self._given == self.extent.max_requests else next(self.workload, None)
+        call = None if self._given == self.run_length.max_requests else next(self.workload, None)
         if call is None:
             self.ended_early = True
             return None
@@ -178,7 +179,7 @@ class _Workers:
             if self.watch is not None:
                 self.watch(self.recorder, self.clock())
 
-    async def _send(self, route: Route, due: float, call: Call) -> None:
+    async def _send(self, route: Route, due: float, call: UnaryRequest) -> None:
         remaining = due + self.timeout_seconds - self.clock()
         if remaining <= 0:
             self.recorder.fail(due, _NEVER_SENT)
@@ -192,7 +193,7 @@ class _Workers:
 
 
 async def _run_until(work: Coroutine[Any, Any, None], stop: asyncio.Event | None) -> bool:
-    """Runs the work, and says whether it was stopped before its end."""
+    """Runs the work, and returns whether it was stopped early."""
     task = asyncio.create_task(work)
     stopped = asyncio.create_task(stop.wait() if stop else asyncio.Event().wait())
     try:

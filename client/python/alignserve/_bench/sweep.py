@@ -1,4 +1,4 @@
-"""A row of measurements, with all that is needed to repeat it."""
+"""A series of measurements, with everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What was measured, where and how.
+    """A series of measurements and their setup.
 
     Attributes:
         server: Address of the server.
-        model: What it serves.
+        model: The model that it serves.
         settings: Options of the command.
-        measurements: One for each load, as they come.
+        measurements: One for each load, in order.
         client_version: Version of this package.
-        started_at: When, in UTC.
+        started_at: Start time, in UTC.
     """
 
     server: str
@@ -38,10 +38,10 @@ class Sweep:
 
     @property
     def was_interrupted(self) -> bool:
-        """Returns whether the last measurement ended before its time."""
+        """Returns whether the last measurement ended early."""
         return any(one.was_interrupted for one in self.measurements)
 
     @property
     def has_failures(self) -> bool:
-        """Returns whether a request failed."""
+        """Returns whether any request failed."""
         return any(one.failed for one in self.measurements)

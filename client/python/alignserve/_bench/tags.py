@@ -1,4 +1,4 @@
-"""Short tags of which no two are alike, for inputs that no cache may know."""
+"""Short unique tags, for inputs that must not be in any cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COUNT = len(_DIGITS) ** TAG_SIZE
 
 
 def tags(start: int) -> Iterator[bytes]:
-    """Yields tags of letters and digits; two starts far apart give two runs no tag in common."""
+    """Yields tags of letters and digits; runs whose starts are far apart have no tags in common."""
     number = start
     while True:
         yield _tag(number % COUNT)

@@ -1,4 +1,4 @@
-"""How a measurement goes, on one line of a terminal, and nothing elsewhere."""
+"""Shows the progress of a measurement on one line, only on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REDRAW_SECONDS = 0.25
 
 
 class Ticker:
-    """Shows the counts of a recorder, a few times a second."""
+    """Shows the counts of a recorder, a few times per second."""
 
     def __init__(self, load: Load, out: TextIO) -> None:
         self._name = f"{load.mode} {load.value:g}"
@@ -21,7 +21,7 @@ class Ticker:
         self._next = 0.0
 
     def watch(self, recorder: Recorder, now: float) -> None:
-        """Redraws if it is time to; called after each request."""
+        """Redraws if it is time; called after each request."""
         if self._is_shown and now >= self._next:
             self._next = now + _REDRAW_SECONDS
             self._out.write(f"\r\x1b[K{self._line(recorder, now)}")

@@ -1,6 +1,6 @@
-"""Protobuf's framing, around bytes that are at hand already.
+"""Protobuf's framing, around bytes that already exist.
 
-A generated message would copy each image three times on its way to the channel; here it is joined once.
+A generated message would copy each image three times on its way to the channel; this copies it once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _FIXED_SIZES = {1: 8, 5: 4}  # of the wire types for fixed64 and fixed32
 
 
 def varint(value: int) -> bytes:
-    """Returns a number from 0, seven bits a byte, the lowest ones first."""
+    """Encodes a non-negative number, seven bits per byte, lowest bits first."""
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
@@ -23,21 +23,21 @@ def varint(value: int) -> bytes:
 
 
 def header(field: int, size: int) -> bytes:
-    """Returns what stands before the `size` bytes of a field."""
+    """Returns the header of a field whose content has `size` bytes."""
     return varint(field << 3 | _BYTES) + varint(size)
 
 
 def framed(field: int, pieces: Iterable[bytes]) -> list[bytes]:
-    """Returns the pieces of a field whose content comes in pieces."""
+    """Returns a field in pieces, given its content in pieces."""
     content = list(pieces)
     return [header(field, sum(map(len, content))), *content]
 
 
 def content_fields(message: bytes) -> dict[int, bytes]:
-    """Returns the strings, bytes and messages of a message by field number, the last of each.
+    """Returns the strings, bytes and messages in a message by field number; the last value wins.
 
     Raises:
-        ValueError: It is no message.
+        ValueError: It is not a message.
     """
     found = {}
     position = 0
@@ -53,9 +53,9 @@ def content_fields(message: bytes) -> dict[int, bytes]:
         elif kind in _FIXED_SIZES:
             position += _FIXED_SIZES[kind]
         else:
-            raise ValueError(f"no protobuf message: wire type {kind}")
+            raise ValueError(f"not a protobuf message: wire type {kind}")
     if position > len(message):
-        raise ValueError("no protobuf message: it ends within a field")
+        raise ValueError("not a protobuf message: it ends within a field")
     return found
 
 
@@ -68,4 +68,4 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-    raise ValueError("no protobuf message: it ends within a number")
+    raise ValueError("not a protobuf message: it ends within a number")

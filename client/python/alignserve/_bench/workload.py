@@ -1,4 +1,4 @@
-"""What is sent: an endless row of requests, ready for the wire."""
+"""The workload: an endless series of serialized requests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CLASSIFY = f"/{SERVICE.full_name}/Classify"
 _IMAGES = pb.EmbedImageRequest.IMAGES_FIELD_NUMBER  # the same in ClassifyRequest
 _TEXTS = pb.EmbedTextRequest.TEXTS_FIELD_NUMBER
 _CONTENT = pb.Image.CONTENT_FIELD_NUMBER
-_OPTIONS = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_FLOAT32)  # as the Python client asks
+_OPTIONS = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_FLOAT32)  # like the Python client
 
 
-class Call(NamedTuple):
+class UnaryRequest(NamedTuple):
     """One unary call.
 
     Attributes:
@@ -37,13 +37,13 @@ class Call(NamedTuple):
     items: int = 1
 
 
-def calls(weights: Mapping[str, float], inputs: Inputs, seed: int) -> Iterator[Call]:
-    """Yields calls without end, of the kinds `image`, `text` and `classify` in proportion to their weights.
+def calls(weights: Mapping[str, float], inputs: Inputs, seed: int) -> Iterator[UnaryRequest]:
+    """Yields calls endlessly, of the kinds `image`, `text` and `classify` in proportion to their weights.
 
-    The same seed gives the same calls; other seeds give other images and texts, where they are unique.
+    The same seed gives the same calls; if inputs are unique, other seeds give other images and texts.
     """
-    chance = random.Random(seed)  # noqa: S311 — no secret
-    marks = tags(chance.randrange(COUNT))
+    rng = random.Random(seed)  # noqa: S311 — not a secret
+    marks = tags(rng.randrange(COUNT))
     makers = {
         "image": _image_calls(EMBED_IMAGE, pb.EmbedImageRequest(embedding_options=_OPTIONS), inputs, marks),
         "text": _text_calls(pb.EmbedTextRequest(embedding_options=_OPTIONS, truncate=True), inputs, marks),
@@ -51,13 +51,13 @@ def calls(weights: Mapping[str, float], inputs: Inputs, seed: int) -> Iterator[C
     }
     kinds = list(weights)
     while True:
-        (kind,) = chance.choices(kinds, list(weights.values()))
+        (kind,) = rng.choices(kinds, list(weights.values()))
         yield next(makers[kind])
 
 
 def _image_calls(
     method: str, rest: pb.EmbedImageRequest | pb.ClassifyRequest, inputs: Inputs, marks: Iterator[bytes]
-) -> Iterator[Call]:
+) -> Iterator[UnaryRequest]:
     files = itertools.cycle(inputs.images)
 
     def item() -> list[bytes]:
@@ -66,7 +66,7 @@ def _image_calls(
     return _calls(method, item, rest.SerializeToString(), inputs.items_per_request)
 
 
-def _text_calls(rest: pb.EmbedTextRequest, inputs: Inputs, marks: Iterator[bytes]) -> Iterator[Call]:
+def _text_calls(rest: pb.EmbedTextRequest, inputs: Inputs, marks: Iterator[bytes]) -> Iterator[UnaryRequest]:
     texts = itertools.cycle([text.encode() for text in inputs.texts])
 
     def item() -> list[bytes]:
@@ -76,8 +76,8 @@ def _text_calls(rest: pb.EmbedTextRequest, inputs: Inputs, marks: Iterator[bytes
     return _calls(EMBED_TEXT, item, rest.SerializeToString(), inputs.items_per_request)
 
 
-def _calls(method: str, item: Callable[[], list[bytes]], rest: bytes, items: int) -> Iterator[Call]:
-    # The fields of a message may come in any order, so the items stand before what all requests share.
+def _calls(method: str, item: Callable[[], list[bytes]], rest: bytes, items: int) -> Iterator[UnaryRequest]:
+    # Fields of a message may be in any order, so the items come first and the shared fields last.
     while True:
         pieces = itertools.chain.from_iterable(item() for _ in range(items))
-        yield Call(method, b"".join((*pieces, rest)), items)
+        yield UnaryRequest(method, b"".join((*pieces, rest)), items)

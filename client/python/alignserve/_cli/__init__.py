@@ -1,1 +1,1 @@
-"""The command `alignserve`: what `alignserve.cli` is made of."""
+"""The parts of the command `alignserve`."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignserve import __version__, _bench
+from alignserve._call_defaults import PRIORITIES
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._environment import default_target
-from alignserve._terms import PRIORITIES
 
 _EPILOG = """\
 examples:
@@ -23,18 +23,18 @@ examples:
   alignserve bench --concurrency 1,8,64
 
 exit codes:
-  0  all is well
-  1  some inputs failed, or requests of bench; the others are written
-  2  the command line is wrong
-  3  no server, one that is busy or not ready, or no answer in time: worth trying again
+  0  success
+  1  some inputs failed, or some requests of bench; the others are written
+  2  invalid command line
+  3  the server cannot be reached, is busy or not ready, or did not answer in time: try again
   4  the request was refused, or an input cannot be read: trying again will not help
   5  the server failed
   130  interrupted
-  141  the reader of the output went away
+  141  the output pipe was closed
 
-environment, over which options win:
+environment (options override it):
   ALIGNSERVE_TARGET              --server; ALIGNSERVE_SERVER is an older name
-  ALIGNSERVE_API_KEY             the key itself, and not a file as for --api-key-file
+  ALIGNSERVE_API_KEY             the key itself; --api-key-file names a file instead
   ALIGNSERVE_TLS                 true or false: --tls
   ALIGNSERVE_ROOT_CERTIFICATES   --ca-file
   ALIGNSERVE_CLIENT_CERTIFICATE  --certificate-file
@@ -45,12 +45,12 @@ environment, over which options win:
 def parser() -> argparse.ArgumentParser:
     """Returns the parser.
 
-    The namespace that it fills has the name of the command in `command`, and in `usage_error` what ends the
-    program with the usage of that command.
+    Its namespace has the name of the command in `command`, and in `usage_error` a function that exits with
+    the usage of that command.
     """
     top = SuggestingParser(
         prog="alignserve",
-        description="Embeds images and texts and classifies images, on an alignserve server.",
+        description="Embed images and texts, and classify images, on an alignserve server.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -68,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
-    # The same options stand before and after the command; those after it must not undo those before.
+    # The same options are accepted before and after the command; defaults of the latter must not override
+    # values of the former.
     def default(value: object) -> Any:
         return argparse.SUPPRESS if again else value
 
@@ -77,7 +78,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         "--server",
         metavar="HOST:PORT",
         default=default(default_target()),
-        help="address of the server, or a URL such as https://HOST (default: ALIGNSERVE_TARGET, else "
+        help="address of the server, or a URL such as https://HOST (default: ALIGNSERVE_TARGET, or "
         "127.0.0.1:50051)",
     )
     group.add_argument(
@@ -85,20 +86,20 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         metavar="S",
         type=_positive_float,
         default=default(30.0),
-        help="longest wait for an answer (default: 30); embed and stream have no limit as a whole",
+        help="maximum wait for an answer (default: 30); embed and stream have no overall limit",
     )
     group.add_argument(
         "--priority",
         choices=PRIORITIES,
         default=default("interactive"),
-        help="bulk is for work that can wait while others' is served (default: interactive)",
+        help="bulk is for work that can wait for interactive work (default: interactive)",
     )
     group.add_argument(
         "--wait-seconds",
         metavar="S",
         type=_positive_float,
         default=default(0.0),
-        help="first wait up to this long until the server is ready (default: do not wait)",
+        help="wait up to this long for the server to become ready (default: do not wait)",
     )
     group.add_argument("--tls", action="store_true", default=default(False), help="encrypt the connection")
     group.add_argument(
@@ -106,28 +107,28 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         metavar="FILE",
         type=Path,
         default=default(None),
-        help="certificates, in PEM, of the authorities that the server's may come from; includes --tls",
+        help="PEM file with the certificate authorities to trust; implies --tls",
     )
     group.add_argument(
         "--certificate-file",
         metavar="FILE",
         type=Path,
         default=default(None),
-        help="this client's certificate, in PEM, where the server asks for one; includes --tls",
+        help="PEM file with this client's certificate, if the server requires one; implies --tls",
     )
     group.add_argument(
         "--certificate-key-file",
         metavar="FILE",
         type=Path,
         default=default(None),
-        help="its private key, in PEM",
+        help="PEM file with its private key",
     )
     group.add_argument(
         "--api-key-file",
         metavar="FILE",
         type=Path,
         default=default(None),
-        help="file with the API key (default: the key in ALIGNSERVE_API_KEY, if that is set)",
+        help="file with the API key (default: the key in ALIGNSERVE_API_KEY, if set)",
     )
     group.add_argument(
         "--header",
@@ -135,18 +136,20 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
         type=_header,
         action="append",
         default=[],
-        dest="more_headers" if again else "headers",  # or those after the command would replace the others
-        help="send this metadata with every call; may be repeated",
+        dest="more_headers"
+        if again
+        else "headers",  # otherwise those after the command would replace those before it
+        help="metadata to send with every call; may be repeated",
     )
 
 
 def _add_info(commands: Any) -> None:
-    parser = _add_command(commands, "info", "print the model and the limits of the server")
+    parser = _add_command(commands, "info", "print the server's model and limits")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_health(commands: Any) -> None:
-    parser = _add_command(commands, "health", "ask whether the server is ready; exits with 0 if it is")
+    parser = _add_command(commands, "health", "check whether the server is ready; exits with 0 if it is")
     parser.add_argument(
         "--wait",
         metavar="S",
@@ -170,12 +173,12 @@ def _add_embed(commands: Any) -> None:
         "--text", metavar="TEXT", nargs="+", action="extend", default=[], help="text; may be repeated"
     )
     parser.add_argument(
-        "--texts-file", metavar="FILE", help="texts, one a line, after those of --text; - for stdin"
+        "--texts-file", metavar="FILE", help="texts, one per line, after those of --text; - for stdin"
     )
-    parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
+    parser.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON")
-    output.add_argument("--output", metavar="OUT", help="write JSON Lines, one line an input; - for stdout")
+    output.add_argument("--output", metavar="OUT", help="write JSON Lines, one line per input; - for stdout")
     output.add_argument(
         "--npy",
         metavar="OUT",
@@ -192,7 +195,7 @@ def _add_classify(commands: Any) -> None:
         metavar="IMAGE",
         nargs="*",
         type=Path,
-        help="image file, or - for stdin; files come before --label",
+        help="image file, or - for stdin; before --label",
     )
     _add_labels(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -201,10 +204,10 @@ def _add_classify(commands: Any) -> None:
 def _add_stream(commands: Any) -> None:
     parser = _add_command(commands, "stream", "embed or classify folders of images")
     parser.add_argument(
-        "path", metavar="PATH", nargs="*", type=Path, help="image file, folder of such, or - for stdin"
+        "path", metavar="PATH", nargs="*", type=Path, help="image file, folder of image files, or - for stdin"
     )
     _add_labels(parser)
-    parser.add_argument("--ordered", action="store_true", help="write in the order of the files")
+    parser.add_argument("--ordered", action="store_true", help="write results in the order of the files")
     parser.add_argument(
         "--window", metavar="N", type=_positive_int, default=32, help="images in flight (default: 32)"
     )
@@ -213,13 +216,13 @@ def _add_stream(commands: Any) -> None:
         "--output",
         metavar="OUT",
         default="-",
-        help="JSON Lines, one line an image (default: - for stdout)",
+        help="write JSON Lines, one line per image (default: - for stdout)",
     )
     output.add_argument(
         "--npy",
         metavar="OUT",
         type=Path,
-        help="save (images, dimension) float32 in file order, and the names in OUT.txt",
+        help="save (images, dimension) float32 in file order, and the file names in OUT.txt",
     )
     _add_resume(parser)
 
@@ -228,7 +231,7 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on where an earlier run with the same --output stopped; what failed is done again",
+        help="continue an earlier run with the same --output; failed inputs are sent again",
     )
 
 
@@ -241,7 +244,7 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="candidate labels; may be repeated",
     )
-    parser.add_argument("--labels-file", metavar="FILE", help="labels, one a line; - for stdin")
+    parser.add_argument("--labels-file", metavar="FILE", help="labels, one per line; - for stdin")
     parser.add_argument(
         "--template", action="append", default=[], help="prompt with {label} in it; several are averaged"
     )
@@ -251,7 +254,7 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    # Any: argparse names the type of `commands` privately.
+    # Any: argparse's type of `commands` is private.
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
     )

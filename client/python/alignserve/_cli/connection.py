@@ -1,4 +1,4 @@
-"""The connection that the options of a command ask for."""
+"""Connects to the server as the options of a command say."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from alignserve._call_defaults import key_metadata, priority_metadata
 from alignserve._client import Client
 from alignserve._environment import Connection, Tls, default_api_key
-from alignserve._terms import key_metadata, priority_metadata
 
 
 @contextmanager
 def connected(args: argparse.Namespace) -> Iterator[Client]:
-    """Yields a client, once the server is ready if that is to be waited for."""
+    """Yields a client, after waiting for the server if the options ask for it."""
     with _made(args) as client:
         if args.wait_seconds:
             client.wait_until_ready(args.wait_seconds)
@@ -21,10 +21,10 @@ def connected(args: argparse.Namespace) -> Iterator[Client]:
 
 
 def connection(args: argparse.Namespace) -> Connection:
-    """Returns where and how to connect; options that contradict each other end the program.
+    """Returns where and how to connect; exits if options contradict each other.
 
     Raises:
-        OSError: A file of certificates cannot be read.
+        OSError: A certificate file cannot be read.
     """
     tls = Tls(
         is_on=args.tls or None,
@@ -42,7 +42,7 @@ def metadata(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Returns the headers of every call.
 
     Raises:
-        OSError: The file of the key cannot be read.
+        OSError: The key file cannot be read.
         ValueError: ALIGNSERVE_API_KEY is empty.
     """
     found: list[tuple[str, str]] = args.headers + args.more_headers

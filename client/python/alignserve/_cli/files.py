@@ -1,4 +1,4 @@
-"""Image files in folders, and what else is there."""
+"""Finds image files in folders, and reports the files that are skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
 
-# Formats that a server may read or not, by suffix; ModelInfo.image_formats says so.
+# Formats that not every server reads, by suffix; ModelInfo.image_formats says which it does.
 _OPTIONAL = {
     ".avif": ("AVIF",),
     ".heic": ("HEIC", "HEIF"),
@@ -25,10 +25,10 @@ class Found:
     """Files for a command.
 
     Attributes:
-        files: Those to be sent, sorted within each folder.
-        optional: Those that have to be sent if the server reads their format.
-        skipped: How many other files there are, by suffix.
-        unreadable: Folders that could not be looked into, and why.
+        files: Files to send, sorted within each folder.
+        optional: Files to send only if the server reads their format.
+        skipped: Number of other files, by suffix.
+        unreadable: Folders that could not be read, and why.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -47,9 +47,9 @@ class Found:
                 kept.append(file)
         return kept
 
-    def told(self) -> list[str]:
-        """Returns what was left out, for people, a line each."""
-        lines = [f"cannot look into {what}" for what in self.unreadable]
+    def left_out(self) -> list[str]:
+        """Returns what was left out, one line each, for people."""
+        lines = [f"cannot read {folder}" for folder in self.unreadable]
         if self.skipped:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped.items()))
             advice = "; convert those that are images to JPEG" if set(self.skipped) & set(_OPTIONAL) else ""
@@ -58,9 +58,9 @@ class Found:
 
 
 def image_files(paths: Iterable[Path]) -> Found:
-    """Finds the paths themselves, and for each folder among them the image files below it.
+    """Returns the paths that are files, and the image files below those that are folders.
 
-    A file that is named is taken whatever its name, and whether it exists or not.
+    A path that is given is used whatever its suffix, and even if it does not exist.
     """
     found = Found()
     for path in paths:
@@ -72,8 +72,8 @@ def image_files(paths: Iterable[Path]) -> Found:
 
 
 def is_image_file(path: str | Path) -> bool:
-    """Says whether there is a file of this name, and the name is an image's."""
-    # Of what cannot be a name at all, os.path says no, where pathlib raises.
+    """Returns whether a file with this name exists, and its suffix is an image format's."""
+    # For strings that cannot be file names, os.path returns False where pathlib raises.
     suffix = Path(path).suffix.lower()
     return (suffix in SUFFIXES or suffix in _OPTIONAL) and os.path.isfile(path)  # noqa: PTH113
 

@@ -1,4 +1,4 @@
-"""What a command is to work on: files, standard input, labels, texts."""
+"""The inputs of a command: files, standard input, labels and texts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STDIN = Path("-")
 
 
 def read_labels(args: argparse.Namespace, paths: list[Path], *, needs: str) -> list[str]:
-    """Returns the labels of a command, and moves to `paths` what stands after them and is meant as such.
+    """Returns the labels of a command, and moves files that follow them to `paths`.
 
-    `--label` takes any number of labels, so of `--label cat photo.jpg` it takes the file too.
+    `--label` takes any number of labels, so in `--label cat photo.jpg` it takes the file as well.
 
     Args:
         args: Of the command.
-        paths: The files or folders that were found to be such.
-        needs: What to say if there is none.
+        paths: The files or folders given so far.
+        needs: The error message if there are none.
     """
     groups: list[list[str]] = args.label
     if not paths and groups:
@@ -37,23 +37,23 @@ def read_labels(args: argparse.Namespace, paths: list[Path], *, needs: str) -> l
 
 
 def check_stdin(args: argparse.Namespace, paths: Sequence[Path]) -> None:
-    """Ends the program if more than one thing is to be read from standard input."""
+    """Exits if standard input is given more than once."""
     files = [getattr(args, name, None) for name in ("labels_file", "texts_file")]
     if list(paths).count(STDIN) + files.count("-") > 1:
-        args.usage_error("- is standard input, which can be read once; give it once")
+        args.usage_error("- is standard input, which can be read only once; give it once")
 
 
 def image_of(path: Path) -> ImageInput:
-    """Returns the image to send: a file is read later, and what comes on standard input now.
+    """Returns the image to send: a path, which is read later, or the bytes from standard input.
 
     Raises:
-        ValueError: Nothing comes there.
+        ValueError: Standard input is empty.
     """
     if path != STDIN:
         return path
     content: bytes = sys.stdin.buffer.read()
     if not content:
-        raise ValueError("-: nothing came on standard input; pipe an image file into it")
+        raise ValueError("-: standard input is empty; pipe an image file into it")
     return content
 
 
@@ -64,7 +64,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def _taken_from(group: list[str]) -> list[Path]:
-    """Takes the files and folders at the end of a group of labels out of it; the first one is a label."""
+    """Removes and returns the files and folders at the end of a group; its first element is a label."""
     start = len(group)
     while start > 1 and (group[start - 1] == "-" or Path(group[start - 1]).exists()):
         start -= 1

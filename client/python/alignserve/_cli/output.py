@@ -1,4 +1,4 @@
-"""Where a command writes: streams that take any text, and files that keep what they hold until it is time."""
+"""Output of a command: streams that accept any text, and files that are not truncated when opened."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import IO, TextIO
 
 
 def prepare_standard_streams() -> None:
-    """Lets stdout and stderr take whatever is printed, also if they are closed or not Unicode."""
+    """Lets stdout and stderr accept any text, even if they are closed or not Unicode."""
     sys.stdout = sys.stdout or _nowhere()
     sys.stderr = sys.stderr or _nowhere()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files need not be Unicode; Python keeps their bytes as surrogates, and so they leave again.
+        # File names need not be Unicode: Python keeps their bytes as surrogates, and writes them back.
         sys.stdout.reconfigure(errors="surrogateescape" if is_unicode(sys.stdout) else "replace")
 
 
 def is_unicode(out: TextIO) -> bool:
-    """Says whether any text can be written as it is."""
+    """Returns whether the stream can write any text."""
     return codecs.lookup(out.encoding).name == "utf-8"
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Opens or creates a file for bytes; what it holds stays until `empty`."""
+    """Opens or creates a file for bytes; its content stays until `empty`."""
     return open(path, "wb", opener=_without_truncating)
 
 
 def open_text(path: Path) -> TextIO:
-    """Opens or creates a file for text, in which names of files keep their bytes; see `open_bytes`."""
+    """Opens or creates a file for text, in which file names keep their bytes; see `open_bytes`."""
     return open(path, "w", encoding="utf-8", errors="surrogateescape", opener=_without_truncating)
 
 
 def open_end(path: Path) -> TextIO:
-    """Opens a file for text that goes after what it holds; see `open_text`."""
+    """Opens a file to append text; see `open_text`."""
     return path.open("a", encoding="utf-8", errors="surrogateescape")
 
 
 def empty(file: IO[bytes] | TextIO) -> None:
-    """Drops what a file held when it was opened; pipes and devices hold nothing."""
+    """Truncates a file; pipes and devices have nothing to truncate."""
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.truncate(0)
 

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, and nothing elsewhere."""
+"""A progress bar, shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REDRAW_SECONDS = 0.1
 
 
 class Progress:
-    """Counts items as they finish, and shows it if `out` is a terminal that nothing else is written to."""
+    """Counts finished items, and shows the count if `out` is a terminal without other output."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Progress:
             self._out.flush()
 
     def finish(self) -> None:
-        """Ends the bar's line, so that what follows starts on its own."""
+        """Ends the bar's line, so that later output starts on a new one."""
         if self._is_shown:
             self._out.write("\r\x1b[K")
             self._out.flush()

@@ -1,4 +1,4 @@
-"""Results as text for people and as plain data for JSON."""
+"""Formats results as text for people and as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from alignserve._results import Classification, EmbeddingArray, ModelInfo
 from alignserve.errors import AlignserveError
 
-_WIDEST = 60  # characters of an input's name in a table
+_WIDEST = 60  # maximum length of an input's name in a table, in characters
 _FIRST_VALUES = 4
 
 
@@ -59,7 +59,7 @@ def similarity_table(
 
 
 def info_table(info: ModelInfo) -> str:
-    """Lays out the model and its limits, one fact a line."""
+    """Lays out the model and its limits, one fact per line."""
     facts = {name: _fact(value) for name, value in asdict(info).items()}
     width = max(map(len, facts))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
@@ -89,7 +89,7 @@ def error_data(error: AlignserveError) -> dict[str, str]:
 
 
 def _exact(value: float) -> float:
-    return float(f"{value:.9g}")  # nine digits name a single-precision number; seventeen are noise
+    return float(f"{value:.9g}")  # nine digits identify a single-precision number; more are noise
 
 
 def _fact(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What an earlier run has written to a file of JSON lines, so that the next one goes on where it stopped."""
+"""Reads the JSON Lines file of an earlier run, so that the next run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _T = TypeVar("_T")
 
 Line = dict[str, Any]  # Any: as JSON has it
 
-_LEAST_COSINE = 0.999  # of an embedding with itself, of one model; batches differ by far less
-_MOST_SCORE_CHANGE = 0.02
+_MIN_COSINE = 0.999  # between two embeddings of the same input by the same model; batches differ by far less
+_MAX_SCORE_CHANGE = 0.02
 _VALUES = ("embedding", "classifications")
 
 
@@ -28,10 +28,10 @@ class Earlier:
 
     Attributes:
         path: Of the file.
-        done: How many lines with a result there are of each input.
-        last: The last of them.
-        whole_bytes: Size of the file up to the end of its last whole line.
-        has_errors: Whether there are lines of inputs that failed, which are done again.
+        done: Number of lines with a result, by input.
+        last: The last of these lines.
+        whole_bytes: Size of the file up to the end of its last complete line.
+        has_errors: Whether there are lines of failed inputs, which are sent again.
     """
 
     path: Path
@@ -42,11 +42,11 @@ class Earlier:
 
     @classmethod
     def read(cls, path: Path) -> Earlier:
-        """Reads a file; one that is not there has no lines.
+        """Reads a file; a missing file has no lines.
 
         Raises:
             OSError: It cannot be read.
-            ValueError: It is none that this command writes.
+            ValueError: It was not written by this command.
         """
         earlier = cls(path)
         if not path.exists():
@@ -55,13 +55,13 @@ class Earlier:
             raise ValueError(f"{path} is not a regular file, so nothing can be resumed; leave out --resume")
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if line.endswith(b"\n"):  # otherwise it was cut, and is done again
+                if line.endswith(b"\n"):  # otherwise it is incomplete, and its input is sent again
                     earlier._enter(_parsed(line, f"line {number} of {path}"))
                     earlier.whole_bytes += len(line)
         return earlier
 
     def left(self, items: Iterable[_T], key: Callable[[_T], str]) -> list[_T]:
-        """Returns the items without a line; an item that is given twice needs two."""
+        """Returns the items without a line; an item that is given twice needs two lines."""
         done = self.done.copy()
         left = []
         for item in items:
@@ -72,20 +72,20 @@ class Earlier:
         return left
 
     def check(self, now: Line) -> None:
-        """Compares the last line with the same input's as the server answers now.
+        """Compares the last line with the server's current answer for the same input.
 
         Raises:
-            ValueError: They differ, so lines of both would not belong together.
+            ValueError: They differ, so the file would mix incompatible lines.
         """
-        assert self.last is not None  # noqa: S101 — or there was nothing to ask about
+        assert self.last is not None  # noqa: S101 — without a line there is nothing to compare
         if not _agree(self.last, now):
             raise ValueError(
-                f"{self.last['input']} has another result now than in {self.path}: the model, the labels or "
-                "the image has changed; write to another file, or leave out --resume to begin anew"
+                f"{self.last['input']} has a different result now than in {self.path}: the model, the labels "
+                "or the image has changed; write to another file, or leave out --resume to start over"
             )
 
     def repair(self) -> None:
-        """Takes a cut line, and lines of errors, out of the file; a crash meanwhile loses no result."""
+        """Removes an incomplete last line and lines of errors from the file; a crash loses no results."""
         if not self.path.exists():
             return
         if not self.has_errors:
@@ -110,7 +110,7 @@ class Earlier:
 
 
 def line_key(line: Line) -> str:
-    """Returns what tells the inputs of lines apart; a text may be written like the name of a file."""
+    """Returns the key of a line's input, with its kind: a text may look like a file name."""
     return f"{line.get('kind', 'image')}:{line['input']}"
 
 
@@ -120,7 +120,7 @@ def _parsed(line: bytes, where: str) -> Line:
     except ValueError:
         found = None
     if not isinstance(found, dict) or "input" not in found or not {"error", *_VALUES} & set(found):
-        raise ValueError(f"{where} is not one that alignserve writes; give the file of the earlier run")
+        raise ValueError(f"{where} was not written by alignserve; give the file of the earlier run")
     return found
 
 
@@ -129,7 +129,7 @@ def _agree(old: Line, new: Line) -> bool:
         one, other = np.array(old["embedding"]), np.array(new["embedding"])
         if one.shape != other.shape:
             return False
-        return bool(one @ other >= _LEAST_COSINE * np.linalg.norm(one) * np.linalg.norm(other))
+        return bool(one @ other >= _MIN_COSINE * np.linalg.norm(one) * np.linalg.norm(other))
     if "classifications" in old and "classifications" in new:
         return _scores_agree(_scores(old), _scores(new))
     return False
@@ -141,6 +141,6 @@ def _scores(line: Line) -> dict[str, float]:
 
 def _scores_agree(old: dict[str, float], new: dict[str, float]) -> bool:
     common = set(old) & set(new)
-    # Of labels that are equally good, the last one that fits into --top-k may be another one.
+    # Among equally good labels, a different one may be the last that fits into --top-k.
     is_alike = len(old) == len(new) and len(common) >= min(len(old), max(len(old) - 1, 1))
-    return is_alike and all(abs(old[label] - new[label]) <= _MOST_SCORE_CHANGE for label in common)
+    return is_alike and all(abs(old[label] - new[label]) <= _MAX_SCORE_CHANGE for label in common)

@@ -1,4 +1,4 @@
-"""A parser of command lines that says what a mistyped command, flag or choice was probably meant to be."""
+"""A command-line parser that suggests corrections for mistyped commands, flags and choices."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LIKENESS = 0.6  # difflib's own default
 
 
 class SuggestingParser(argparse.ArgumentParser):
-    """Like argparse's, whose errors name the nearest of what there is."""
+    """Like argparse's parser, but its errors suggest the closest match."""
 
     # Any: argparse's own signature, which has overloads by namespace.
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """Parses; a flag that is unknown is found before anything that it makes argparse misread."""
+        """Parses the arguments; reports an unknown flag before it makes argparse misread the rest."""
         words = list(sys.argv[1:] if args is None else args)
         commands = self._commands()
         command = next((commands[word] for word in words if word in commands), None)
@@ -35,7 +35,7 @@ class SuggestingParser(argparse.ArgumentParser):
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with the usage and the message."""
+        """Exits with the usage and the message."""
         if found := _INVALID_CHOICE.search(message):
             message += _suggestion(found[1], re.findall(r"[\w-]+", found[2]))
         super().error(message)

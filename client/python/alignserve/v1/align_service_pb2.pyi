@@ -32,9 +32,9 @@ class _EmbeddingFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper
     EMBEDDING_FORMAT_FLOAT_LIST: _EmbeddingFormat.ValueType  # 1
     """`Embedding.values`, readable in any client."""
     EMBEDDING_FORMAT_PACKED_FLOAT32: _EmbeddingFormat.ValueType  # 2
-    """`Embedding.packed_float32`, many times cheaper to read in Python."""
+    """`Embedding.packed_float32`, which is many times faster to read in Python."""
     EMBEDDING_FORMAT_PACKED_FLOAT16: _EmbeddingFormat.ValueType  # 3
-    """`Embedding.packed_float16`, half the bytes, about three decimal digits."""
+    """`Embedding.packed_float16`: half the bytes, about three decimal digits."""
 
 class EmbeddingFormat(_EmbeddingFormat, metaclass=_EmbeddingFormatEnumTypeWrapper):
     """Encodings of an embedding. New values may be added."""
@@ -44,9 +44,9 @@ EMBEDDING_FORMAT_UNSPECIFIED: EmbeddingFormat.ValueType  # 0
 EMBEDDING_FORMAT_FLOAT_LIST: EmbeddingFormat.ValueType  # 1
 """`Embedding.values`, readable in any client."""
 EMBEDDING_FORMAT_PACKED_FLOAT32: EmbeddingFormat.ValueType  # 2
-"""`Embedding.packed_float32`, many times cheaper to read in Python."""
+"""`Embedding.packed_float32`, which is many times faster to read in Python."""
 EMBEDDING_FORMAT_PACKED_FLOAT16: EmbeddingFormat.ValueType  # 3
-"""`Embedding.packed_float16`, half the bytes, about three decimal digits."""
+"""`Embedding.packed_float16`: half the bytes, about three decimal digits."""
 Global___EmbeddingFormat: typing_extensions.TypeAlias = EmbeddingFormat
 
 class _DeliveryOrder:
@@ -58,9 +58,9 @@ class _DeliveryOrderEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     DELIVERY_ORDER_UNSPECIFIED: _DeliveryOrder.ValueType  # 0
     """Not specified; behaves as `DELIVERY_ORDER_AS_COMPLETED`."""
     DELIVERY_ORDER_AS_COMPLETED: _DeliveryOrder.ValueType  # 1
-    """Each response as soon as it is ready."""
+    """Sends each response as soon as it is ready."""
     DELIVERY_ORDER_AS_REQUESTED: _DeliveryOrder.ValueType  # 2
-    """Responses in the order of their requests."""
+    """Sends responses in the order of their requests."""
 
 class DeliveryOrder(_DeliveryOrder, metaclass=_DeliveryOrderEnumTypeWrapper):
     """Orders in which a stream sends its responses. New values may be added."""
@@ -68,9 +68,9 @@ class DeliveryOrder(_DeliveryOrder, metaclass=_DeliveryOrderEnumTypeWrapper):
 DELIVERY_ORDER_UNSPECIFIED: DeliveryOrder.ValueType  # 0
 """Not specified; behaves as `DELIVERY_ORDER_AS_COMPLETED`."""
 DELIVERY_ORDER_AS_COMPLETED: DeliveryOrder.ValueType  # 1
-"""Each response as soon as it is ready."""
+"""Sends each response as soon as it is ready."""
 DELIVERY_ORDER_AS_REQUESTED: DeliveryOrder.ValueType  # 2
-"""Responses in the order of their requests."""
+"""Sends responses in the order of their requests."""
 Global___DeliveryOrder: typing_extensions.TypeAlias = DeliveryOrder
 
 @typing.final
@@ -231,15 +231,15 @@ class ClassifyRequest(google.protobuf.message.Message):
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Required. Candidate labels, from 1 to `GetModelInfoResponse.max_labels`.
-        None may be empty or blank. The server keeps the embeddings of recent
+        None may be empty or blank. The server caches the embeddings of recent
         labels, so repeating a set of labels costs nothing.
 
         Labels that the tokenizer reads as the same tokens share their score
         equally: the same label twice, or labels that differ only in case, accents
         or spaces where the model ignores these. So do labels in a script that the
         model does not know; `EmbedText` reports such texts by
-        `Tokenization.unknown_token_count`. Scores of one label are always 1, and
-        some label has the best score even if none fits: see `similarity`.
+        `Tokenization.unknown_token_count`. A single label always scores 1, and some
+        label has the best score even if none fits: see `similarity`.
         """
 
     @property
@@ -320,7 +320,7 @@ class StreamInferRequest(google.protobuf.message.Message):
 
     @property
     def stream_options(self) -> Global___StreamOptions:
-        """Optional. Options of the whole stream. Allowed in its first message only."""
+        """Optional. Options for the whole stream. Allowed in its first message only."""
 
     def __init__(
         self,
@@ -459,38 +459,40 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     divided by it.
     """
     max_text_tokens: builtins.int
-    """Longest text the model reads, in tokens, including special tokens."""
+    """Maximum length of a text, in tokens, including special tokens."""
     max_client_batch_size: builtins.int
-    """Most images or texts accepted in one request."""
+    """Maximum number of images or texts in one request."""
     max_labels: builtins.int
-    """Most labels accepted in one request."""
+    """Maximum number of labels in one request."""
     max_prompt_templates: builtins.int
-    """Most prompt templates accepted in one request."""
+    """Maximum number of prompt templates in one request."""
     max_image_bytes: builtins.int
-    """Largest encoded image accepted, in bytes."""
+    """Maximum size of an encoded image, in bytes."""
     max_image_pixels: builtins.int
-    """Largest decoded image accepted, in pixels (width times height)."""
+    """Maximum size of a decoded image, in pixels (width times height)."""
     max_text_bytes: builtins.int
-    """Longest text accepted, in bytes of UTF-8, before tokenization."""
+    """Maximum length of a text, in bytes of UTF-8, before tokenization."""
     max_request_bytes: builtins.int
-    """Largest request message accepted, in bytes."""
+    """Maximum size of a request message, in bytes."""
     max_stream_in_flight: builtins.int
-    """Most items in flight on one stream before the server stops reading it."""
+    """Maximum number of items in flight on one stream; at this limit the server
+    stops reading the stream.
+    """
     server_version: builtins.str
     """Version of the server."""
     min_cosine: builtins.float
-    """Likeness to the reference: the lowest cosine, on a few inputs compared when
-    the model was loaded, with what the same checkpoint gives in transformers in
-    single precision.
+    """Accuracy of the served embeddings: their lowest cosine similarity, on a few
+    inputs that are compared when the model is loaded, to those of the same
+    checkpoint in transformers in single precision.
     """
     max_response_bytes: builtins.int
-    """Largest response message sent, in bytes, to callers that accept as much; see
-    `AlignService`.
+    """Maximum size of a response message, in bytes, for callers that accept as
+    much; see `AlignService`.
     """
     @property
     def image_formats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Names of the image formats accepted, such as `JPEG`: always JPEG, PNG, WEBP,
-        GIF and BMP; AVIF, TIFF and HEIC where the server was told to.
+        """Names of the accepted image formats, such as `JPEG`: always JPEG, PNG, WEBP,
+        GIF and BMP; AVIF, TIFF and HEIC if enabled on the server.
         """
 
     def __init__(
@@ -604,13 +606,13 @@ class Tokenization(google.protobuf.message.Message):
     TRUNCATED_FIELD_NUMBER: builtins.int
     UNKNOWN_TOKEN_COUNT_FIELD_NUMBER: builtins.int
     token_count: builtins.int
-    """Number of tokens the model read, including special tokens."""
+    """Number of tokens that the model read, including special tokens."""
     truncated: builtins.bool
-    """Whether the text was longer and was cut."""
+    """Whether the text was too long and was truncated."""
     unknown_token_count: builtins.int
-    """Number of tokens, among those that the model read, that stand for characters
-    or words unknown to its vocabulary. All such tokens are equal to the model,
-    so texts that differ only in unknown words have the same embedding.
+    """Number of tokens, among those that the model read, that replace characters
+    or words missing from its vocabulary. To the model all such tokens are the
+    same, so texts that differ only in unknown words have the same embedding.
     """
     def __init__(
         self,
@@ -681,7 +683,7 @@ Global___Classification: typing_extensions.TypeAlias = Classification
 
 @typing.final
 class InferenceStats(google.protobuf.message.Message):
-    """How a call was executed. For diagnosis; not part of the result."""
+    """How a call was executed. For diagnostics; not part of the result."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -695,10 +697,10 @@ class InferenceStats(google.protobuf.message.Message):
     batch_size: builtins.int
     """Size of the largest batch that served the call."""
     cached_label_count: builtins.int
-    """For `Classify`, number of labels whose embeddings were at hand."""
+    """For `Classify`, number of labels served from the cache."""
     cached_item_count: builtins.int
-    """Number of items whose embeddings were at hand. If all were, durations of
-    queue and compute and the batch size are 0.
+    """Number of items served from the cache. If all were, `queue_duration`,
+    `compute_duration` and `batch_size` are 0.
     """
     @property
     def preprocess_duration(self) -> google.protobuf.duration_pb2.Duration:
@@ -714,7 +716,7 @@ class InferenceStats(google.protobuf.message.Message):
 
     @property
     def total_duration(self) -> google.protobuf.duration_pb2.Duration:
-        """Time from the server's reception of the call to its answer."""
+        """Time from the server's receipt of the call to its answer."""
 
     def __init__(
         self,

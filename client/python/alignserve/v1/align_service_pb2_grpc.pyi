@@ -120,9 +120,9 @@ class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignService
 
     A response never exceeds 4 MiB, the default limit of gRPC clients, unless the
     call has the metadata `alignserve-max-response-bytes`: the largest response
-    message, in bytes, that its caller accepts. Of a stream this applies to each
+    message, in bytes, that its caller accepts. In a stream this applies to each
     response. Requests whose response could be larger fail before any work is
-    done for them.
+    done.
     """
 
     @typing.overload
@@ -186,9 +186,9 @@ class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignService
     """Runs any mix of the unary calls over one stream.
 
     A failed item yields an `error` response and leaves the stream open. The
-    server stops reading while too many items are in flight, which pauses the
-    client by flow control. A server that shuts down, or has had the stream
-    open for some minutes, answers every item that it has read and ends the
+    server stops reading while too many items are in flight; flow control then
+    pauses the client. When it shuts down, or when the stream has been open for
+    some minutes, the server answers every item that it has read and ends the
     stream with `UNAVAILABLE`; send the unanswered items on a new stream.
     """
 
@@ -233,9 +233,9 @@ class AlignServiceServicer(metaclass=abc.ABCMeta):
 
     A response never exceeds 4 MiB, the default limit of gRPC clients, unless the
     call has the metadata `alignserve-max-response-bytes`: the largest response
-    message, in bytes, that its caller accepts. Of a stream this applies to each
+    message, in bytes, that its caller accepts. In a stream this applies to each
     response. Requests whose response could be larger fail before any work is
-    done for them.
+    done.
     """
 
     @abc.abstractmethod
@@ -271,9 +271,9 @@ class AlignServiceServicer(metaclass=abc.ABCMeta):
         """Runs any mix of the unary calls over one stream.
 
         A failed item yields an `error` response and leaves the stream open. The
-        server stops reading while too many items are in flight, which pauses the
-        client by flow control. A server that shuts down, or has had the stream
-        open for some minutes, answers every item that it has read and ends the
+        server stops reading while too many items are in flight; flow control then
+        pauses the client. When it shuts down, or when the stream has been open for
+        some minutes, the server answers every item that it has read and ends the
         stream with `UNAVAILABLE`; send the unanswered items on a new stream.
         """
 

@@ -1,1 +1,1 @@
-"""From bytes to what the model takes: images to pixels, texts to token ids."""
+"""Converts bytes to the model's input: images to pixels, texts to token ids."""

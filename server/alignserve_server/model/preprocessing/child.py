@@ -1,6 +1,6 @@
 """One process of `PreprocessProcesses`: `python -m alignserve_server.model.preprocessing.child`.
 
-Pictures come on standard input and pixels leave on standard output, until the former closes.
+It reads pictures from standard input and writes pixels to standard output, until standard input closes.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from alignserve_server.model.preprocessing.image_files import Picture
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.processes import MAX_SECONDS
 
-# A codec's own stream may claim another size than its container. No picture needs more than this: six bytes a
-# pixel of coefficients or planes, four each of decoded, turned, converted and resized pixels, and that twice.
+# A codec's own stream may claim a different size than its container. This is enough for any picture: six
+# bytes per pixel for coefficients or planes, four each for decoded, rotated, converted and resized pixels,
+# all twice.
 _BYTES_PER_PIXEL = 48
 _OTHER_BYTES = 64 << 20
 _COPIES = 4  # of the file
 
 
 def main() -> None:
-    """Takes the order and then one picture after another."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends one to all processes of a service
-        signal.signal(number, signal.SIG_IGN)  # it drains the server, and images are part of that
+    """Reads the configuration, and then one picture after another."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # systemd sends signals to all processes of a service
+        signal.signal(number, signal.SIG_IGN)  # the server drains, and still needs this process
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
-    order = json.loads(incoming.readline())
-    decoder = ImageDecoder(max_bytes=order["max_bytes"], max_pixels=order["max_pixels"])
-    preprocessor = ImagePreprocessor(order["config"], decoder)
+    settings = json.loads(incoming.readline())
+    decoder = ImageDecoder(max_bytes=settings["max_bytes"], max_pixels=settings["max_pixels"])
+    preprocessor = ImagePreprocessor(settings["config"], decoder)
     _send(outgoing, {"event": "ready"})
     _silence()
     while line := incoming.readline():
         message = json.loads(line)
         picture = Picture(content=incoming.read(message.pop("bytes")), **message)
-        signal.alarm(MAX_SECONDS)  # whose default is the end of the process, whatever it is at
+        signal.alarm(MAX_SECONDS)  # SIGALRM's default action ends the process, whatever it is doing
         answer, pixels = _preprocess(preprocessor, picture)
         signal.alarm(0)
         _send(outgoing, answer, pixels)
 
 
 def _silence() -> None:
-    """Keeps what decoders' libraries write of strangers' files out of the server's log."""
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 — a descriptor is all that is wanted
+    """Keeps messages of decoder libraries about untrusted files out of the server's log."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 — only the descriptor is needed
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
 def _limit_memory(growth: int) -> None:
-    """Makes allocations fail that would let this process grow by more bytes than that."""
+    """Makes allocations fail once this process has grown by this many bytes."""
     try:
         data_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
-    except OSError:  # not Linux, where the limit would be of something else
+    except OSError:  # not Linux; elsewhere the limit has another meaning
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = data_pages * resource.getpagesize() + growth
@@ -65,7 +66,7 @@ def _limit_memory(growth: int) -> None:
 
 
 def _preprocess(preprocessor: ImagePreprocessor, picture: Picture) -> tuple[dict[str, Any], bytes]:
-    pixel_bytes = _BYTES_PER_PIXEL * preprocessor.most_pixels(picture)
+    pixel_bytes = _BYTES_PER_PIXEL * preprocessor.peak_pixels(picture)
     _limit_memory(pixel_bytes + _COPIES * len(picture.content) + _OTHER_BYTES)
     try:
         return {}, preprocessor.preprocess(picture).tobytes()

@@ -1,4 +1,4 @@
-"""Untrusted bytes become RGB pixels, or an error that names what is wrong with them."""
+"""Decodes untrusted bytes to RGB pixels, or raises an error that says what is wrong with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, features
 from PIL.ImageFile import ImageFile
 
 from alignserve_server.errors import ImageTooLarge, ImageUnreadable
-from alignserve_server.model.preprocessing import heif, run_lengths
+from alignserve_server.model.preprocessing import bmp_rle, heif
 from alignserve_server.model.preprocessing.image_files import (
     FURTHER_FORMATS,
     IMAGE_FORMATS,
@@ -22,11 +22,11 @@ from alignserve_server.model.preprocessing.image_files import (
 
 __all__ = ["FURTHER_FORMATS", "IMAGE_FORMATS", "MAX_IMAGE_SIDE", "ImageDecoder", "accepted_formats"]
 
-# A thin picture costs the memory of its longer side: resizing keeps a row of weights for each of its pixels.
-# 65,535 is the most that JPEG and GIF can express.
+# The longer side of a thin picture costs memory too: resizing keeps a row of weights for each of its pixels.
+# 65,535 is the maximum of JPEG and GIF.
 MAX_IMAGE_SIDE = 65_535
 
-_UPRIGHT = {  # EXIF orientation to what undoes it; 1 is upright
+_UPRIGHT = {  # EXIF orientation to the operation that undoes it; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,10 +39,10 @@ _TO_8_BITS = [(value + 128) // 257 for value in range(1 << 16)]  # value / 257, 
 
 
 def accepted_formats(further: Sequence[str]) -> tuple[str, ...]:
-    """Returns the formats that are always read, and those of `FURTHER_FORMATS` that were asked for.
+    """Returns the formats that are always supported, and the requested ones of `FURTHER_FORMATS`.
 
     Raises:
-        ValueError: What one of them is read with is not installed.
+        ValueError: The decoder for one of them is not installed.
     """
     if "HEIC" in further and not heif.is_installed():
         raise ValueError("image_formats: heic needs pi-heif; pip install 'alignserve[heif]'")
@@ -57,37 +57,39 @@ def accepted_formats(further: Sequence[str]) -> tuple[str, ...]:
 class ImageDecoder:
     """Decodes images as `transformers.image_utils.load_image` does, within limits.
 
-    The first frame is taken, EXIF orientation is applied, and the result is RGB: palettes are looked up,
-    alpha is dropped, CMYK is converted without its profile. Two deliberate differences: 16-bit greyscale is
-    scaled to 8 bits, where the reference clips at 255 and so turns most of the picture white; and metadata
-    too broken to read leaves the picture as it is, where the reference fails.
+    It takes the first frame, applies the EXIF orientation, and converts to RGB: palettes are resolved, alpha
+    is dropped, CMYK is converted without its profile. There are two deliberate differences: 16-bit greyscale
+    is scaled to 8 bits, whereas the reference clips at 255 and turns most of the picture white; and corrupt
+    metadata is ignored, whereas the reference fails.
     """
 
     def __init__(self, *, max_bytes: int, max_pixels: int, formats: Sequence[str] = IMAGE_FORMATS) -> None:
         self.max_bytes = max_bytes
         self.max_pixels = max_pixels
         self._formats = tuple(formats)
-        # Both belong to the process, so they are set here, once, before threads decode. Pillow's own limit is
-        # the second line: it merely warns up to twice its value, and has to let other decoders' images pass.
+        # Both settings are per process, so they are set once, before threads decode. Pillow's own limit is
+        # only a second defence: it merely warns up to twice its value, and must allow other decoders' images.
         Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata in strangers' files
+        warnings.filterwarnings(
+            "ignore", module=r"PIL\."
+        )  # warnings about corrupt metadata in untrusted files
 
     def decode(self, content: bytes) -> Image.Image:
         """Returns the picture, upright and in mode RGB.
 
         Raises:
-            ImageUnreadable: The bytes are of none of the formats, or are broken or incomplete.
-            ImageTooLarge: There are more bytes or pixels than the limits allow, or more parts than any real
-                file has.
+            ImageUnreadable: The bytes are not in one of the formats, or are corrupt or incomplete.
+            ImageTooLarge: The image exceeds the limits on bytes or pixels, or has more parts than any real
+                file.
         """
         return draw(self.read(content))
 
     def read(self, content: bytes) -> Picture:
-        """Finds the picture in a file, in bounded time, and in little more memory than the file's.
+        """Finds the picture in a file, in bounded time, with little more memory than the file's size.
 
         Raises:
-            ImageUnreadable: As `decode`, but for what is wrong with the pixels.
-            ImageTooLarge: As `decode`.
+            ImageUnreadable: As for `decode`, except for errors in the pixels.
+            ImageTooLarge: As for `decode`.
         """
         if not content:
             raise ImageUnreadable("image is empty; send the bytes of an image file")
@@ -112,43 +114,43 @@ class ImageDecoder:
 
 
 def draw(picture: Picture) -> Image.Image:
-    """Decodes a picture of checked size; it comes out upright and in mode RGB.
+    """Decodes a picture of checked size; the result is upright and in mode RGB.
 
     Raises:
-        ImageUnreadable: It is broken or incomplete, or needs more memory than there is.
+        ImageUnreadable: It is corrupt or incomplete, or needs more memory than available.
     """
     image = None
     if picture.format == "HEIF":
         heif.register()
     if picture.format == "AVIF":
         _keep_avif_to_one_thread()
-    with suppress(Exception):  # every one: decoders raise far more than OSError on broken files
+    with suppress(Exception):  # any: decoders raise far more than OSError on corrupt files
         image = Image.open(BytesIO(picture.content), formats=[picture.format])
         return _drawn(image, picture)
     if image is not None:
         image.close()
-    # Outside of the block, or the error would keep the other one, whose traceback keeps the picture.
+    # Raised outside the block: as a context, the other error's traceback would keep the picture in memory.
     raise ImageUnreadable("image is broken or incomplete; it does not decode")
 
 
 @cache
 def _keep_avif_to_one_thread() -> None:
-    from PIL import AvifImagePlugin  # loads its decoder, which the server's own process does without
+    from PIL import AvifImagePlugin  # loads its decoder, which the server's own process does not need
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # other threads decode other images
 
 
 def _drawn(image: ImageFile, picture: Picture) -> Image.Image:
     if image.size != (picture.width, picture.height):
-        raise ValueError("Pillow reads another size than was checked")
+        raise ValueError("Pillow reads a different size than was checked")
     image.tile = [
-        tile._replace(codec_name=run_lengths.NAME) if tile.codec_name == run_lengths.PILLOWS_NAME else tile
+        tile._replace(codec_name=bmp_rle.NAME) if tile.codec_name == bmp_rle.PILLOWS_NAME else tile
         for tile in image.tile
     ]
     image.load()
-    if image.size != (picture.width, picture.height):  # libheif may find out while it decodes
-        raise ValueError("the picture has another size than was checked")
-    image.info.pop("transparency", None)  # it changes no pixel of RGB, and converting it can fail
+    if image.size != (picture.width, picture.height):  # libheif may find the real size only while decoding
+        raise ValueError("the picture has a different size than was checked")
+    image.info.pop("transparency", None)  # it does not affect RGB pixels, and converting it can fail
     if picture.orientation in _UPRIGHT:
         return _to_rgb(image.transpose(_UPRIGHT[picture.orientation]))
     return _to_rgb(image)

@@ -1,7 +1,7 @@
-"""The decoder of HEIC, an optional package: pi-heif, or pillow-heif where that is installed.
+"""The HEIC decoder, an optional package: pi-heif, or pillow-heif if that is installed.
 
-pi-heif is libheif with libde265, and cannot encode (LGPL, 4 MB); pillow-heif has x265 too (GPL, 27 MB) and is
-released more often. Their functions are the same.
+pi-heif is libheif with libde265, and cannot encode (LGPL, 4 MB); pillow-heif also has x265 (GPL, 27 MB) and
+is released more often. They have the same functions.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _PACKAGES = ("pillow_heif", "pi_heif")
 
 
 def is_installed() -> bool:
-    """Says whether there is one, without importing it."""
+    """Returns whether a decoder is installed, without importing it."""
     return any(map(find_spec, _PACKAGES))
 
 
 @cache
 def register() -> None:
-    """Makes Pillow read HEIC, in this process.
+    """Registers HEIC with Pillow, in this process.
 
     Raises:
         ModuleNotFoundError: Neither package is installed.

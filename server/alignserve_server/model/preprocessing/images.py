@@ -1,8 +1,8 @@
-"""Encoded images become the uint8 pixels that the checkpoint's own image processor would make.
+"""Converts encoded images to the same uint8 pixels as the checkpoint's own image processor.
 
 The processor is transformers' EfficientNetImageProcessorPil (the variant without torchvision). Resizing and
-cropping are done here, bit for bit as there; rescaling and normalizing are one affine map per channel, which
-the device applies to a whole batch: a quarter of the memory and of the copy.
+cropping here are bit-exact; rescaling and normalizing are one affine map per channel, which the device
+applies to a whole batch: this needs a quarter of the memory and of the copying.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PROCESSOR_TYPES = (
     "EfficientNetImageProcessorFast",
     "EfficientNetImageProcessorPil",
 )
-_CLASS_DEFAULTS: Json = {  # of transformers' class, for keys that the checkpoint's file leaves out
+_CLASS_DEFAULTS: Json = {  # transformers' defaults for keys missing from the checkpoint's file
     "do_resize": True,
     "size": {"height": 346, "width": 346},
     "resample": Image.Resampling.BICUBIC,
@@ -45,17 +45,18 @@ _CLASS_DEFAULTS: Json = {  # of transformers' class, for keys that the checkpoin
     "include_top": True,
 }
 
-# While a thread holds the GIL, the event loop stands still. Pillow allocates under it, which takes 2 ms for
-# a million pixels; and some formats it decodes under it, which takes 20 ms for a million and 2 ms for these.
+# The event loop stalls while a thread holds the GIL. Pillow allocates under the GIL, which takes 2 ms for a
+# million pixels, and decodes some formats under it, which takes 20 ms for a million pixels and 2 ms for
+# these.
 _INLINE_PIXELS = 1 << 22
 _INLINE_UNDER_GIL = 1 << 16  # pixels, and bytes
 
 CONFIGURATION = "preprocessor_config.json (or image_processor in processor_config.json)"
 _BROKEN = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
-_LARGEST_EDGE = 4096  # pixels; the largest ALIGN reads 600
+_MAX_EDGE = 4096  # pixels; the largest ALIGN reads 600
 
 _Size: TypeAlias = tuple[int, int]  # height, width
-_Sizing: TypeAlias = Callable[[_Size], _Size]  # from an image's size to what it is resized to
+_Sizing: TypeAlias = Callable[[_Size], _Size]  # from an image's size to its size after resizing
 
 
 class ImagePreprocessor:
@@ -64,14 +65,15 @@ class ImagePreprocessor:
     Attributes:
         output_size: (height, width) of every result.
         scale: (3,), float32; see `offset`.
-        offset: (3,), float32; `pixels * scale + offset` is what the model reads.
+        offset: (3,), float32; `pixels * scale + offset` is the model's input.
     """
 
     def __init__(self, config: Json, decoder: ImageDecoder) -> None:
         """Reads the checkpoint's image processor configuration.
 
         Raises:
-            CheckpointError: It is another kind of processor's, broken, or makes images of different sizes.
+            CheckpointError: It belongs to another kind of processor, is invalid, or gives images of different
+                sizes.
         """
         if config.get("image_processor_type") not in _PROCESSOR_TYPES:
             raise CheckpointError(
@@ -89,7 +91,7 @@ class ImagePreprocessor:
             self.scale, self.offset = _affine(config)
         except _BROKEN as error:
             raise CheckpointError(
-                f"{CONFIGURATION} is broken: {type(error).__name__}: {error}; save it again with "
+                f"{CONFIGURATION} is invalid: {type(error).__name__}: {error}; save it again with "
                 "AlignProcessor.save_pretrained"
             ) from error
         self._processes = PreprocessProcesses(
@@ -101,29 +103,29 @@ class ImagePreprocessor:
         """Returns (height, width, 3) pixels of `output_size`, contiguous.
 
         Raises:
-            ImageUnreadable: See `ImageDecoder.decode`; also a picture so narrow that nothing is left of it.
-            ImageTooLarge: See `ImageDecoder.decode`; also a picture that its resizing would make too large.
+            ImageUnreadable: As for `ImageDecoder.decode`, or resizing leaves no pixel of a narrow picture.
+            ImageTooLarge: As for `ImageDecoder.decode`, or resizing would make the picture too large.
         """
         picture = self.find(content)
         return self._processes(picture) if self._needs_process(picture) else self.preprocess(picture)
 
     def find(self, content: bytes) -> Picture:
-        """Returns the picture in a file; raises as `ImageDecoder.read` does."""
+        """Finds the picture in a file; raises like `ImageDecoder.read`."""
         return self._decoder.read(content)
 
     def preprocess(self, picture: Picture) -> PixelValues:
-        """Does the same with a picture that was found in a file, in this process."""
+        """Preprocesses a picture that was found in a file, in this process."""
         height, width = self._resized_size(picture)
-        self._decoder.check_size(width, height, "resized image")  # where it is long and thin
+        self._decoder.check_size(width, height, "resized image")  # it may be long and thin
         image = draw(picture)
         if self._sizing is not None:
             image = self._resized(image, (width, height))
         pixels = np.asarray(image)
-        # A copy in any case: the image lends its memory for reading alone, and torch warns of such arrays.
+        # Always a copy: the image's memory is read-only, and torch warns about read-only arrays.
         return np.array(pixels if self._crop is None else center_crop(pixels, self._crop), order="C")
 
-    def most_pixels(self, picture: Picture) -> int:
-        """Returns how many a picture has, or what it is resized to, if those are more."""
+    def peak_pixels(self, picture: Picture) -> int:
+        """Returns the number of pixels of a picture before or after resizing, whichever is larger."""
         return max(picture.pixels, math.prod(self._resized_size(picture)))
 
     def _needs_process(self, picture: Picture) -> bool:
@@ -131,7 +133,7 @@ class ImagePreprocessor:
             return True
         if picture.holds_gil and max(picture.pixels, len(picture.content)) > _INLINE_UNDER_GIL:
             return True
-        return self.most_pixels(picture) > _INLINE_PIXELS
+        return self.peak_pixels(picture) > _INLINE_PIXELS
 
     def _resized_size(self, picture: Picture) -> _Size:
         return picture.upright_size if self._sizing is None else self._sizing(picture.upright_size)
@@ -141,11 +143,11 @@ class ImagePreprocessor:
             return image.resize(width_height, self._resample)
         except MemoryError:
             image.close()
-        raise ImageUnreadable("image needs more memory than there is")
+        raise ImageUnreadable("image needs more memory than available")
 
 
 def center_crop(pixels: PixelValues, size: tuple[int, int]) -> PixelValues:
-    """Cuts (height, width) out of the middle; what lies outside the image is black.
+    """Crops (height, width) from the center; areas outside the image are black.
 
     Odd differences round as in transformers.image_transforms.center_crop.
     """
@@ -167,7 +169,7 @@ def _crop_axis(pixels: PixelValues, axis: int, length: int) -> PixelValues:
 
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # the check below covers them
 def _affine(config: Json) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Composes rescaling, normalizing and, of include_top, the second division by the deviation."""
+    """Combines rescaling, normalizing and, with include_top, the second division by the deviation."""
     mean, std = (
         np.broadcast_to(np.asarray(config[key], np.float64), 3) for key in ("image_mean", "image_std")
     )
@@ -190,7 +192,7 @@ def _output_size(config: Json, crop: _Size | None) -> _Size:
     if config["do_resize"] and "height" in _size_mapping(config):
         return _pair(config["size"])
     raise CheckpointError(
-        f"{CONFIGURATION} makes images of different sizes, which cannot share a batch; "
+        f"{CONFIGURATION} gives images of different sizes, which cannot share a batch; "
         "it needs do_center_crop, or do_resize with height and width"
     )
 
@@ -209,20 +211,20 @@ def _size_mapping(config: Json) -> Json:
 
 
 def _pair(size: object) -> _Size:
-    """Returns height and width. Raises ValueError for what no image can have."""
+    """Returns height and width. Raises ValueError if they are not valid for an image."""
     mapping = _size_mapping({"size": size, "default_to_square": True})
     return _edge(mapping, "height"), _edge(mapping, "width")
 
 
 def _edge(size: Json, name: str) -> int:
     edge = int(size[name])
-    if not 1 <= edge <= _LARGEST_EDGE:
-        raise ValueError(f"{name} is {size[name]!r}; supported are 1 to {_LARGEST_EDGE} pixels")
+    if not 1 <= edge <= _MAX_EDGE:
+        raise ValueError(f"{name} is {size[name]!r}; supported: 1 to {_MAX_EDGE} pixels")
     return edge
 
 
 def _sizing(size: Json) -> _Sizing:
-    """Chooses the rule in the order of PilBackend.resize."""
+    """Returns the sizing rule, chosen in the same order as in PilBackend.resize."""
     if "shortest_edge" in size and "longest_edge" in size:
         return partial(_fit_edges, shortest=_edge(size, "shortest_edge"), longest=_edge(size, "longest_edge"))
     if "shortest_edge" in size:

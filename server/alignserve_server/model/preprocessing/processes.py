@@ -1,7 +1,7 @@
-"""Image preprocessing in processes of its own: what holds the GIL there holds up nobody here.
+"""Image preprocessing in separate processes, where holding the GIL does not delay this process.
 
-Lines of JSON go both ways, each followed by as many bytes as both know of. Nothing is unpickled: a stranger's
-file may have taken over the decoder there.
+Both sides exchange lines of JSON, each followed by a number of bytes that both sides know. Nothing is
+unpickled: an untrusted file may have compromised the decoder in the other process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from alignserve_server.errors import ImageTooLarge, ImageUnreadable, InvalidArgu
 from alignserve_server.model.encoder import PixelValues
 from alignserve_server.model.preprocessing.image_files import Picture
 
-# For one image, after which the process is ended. The slowest within the limits take a twentieth of it.
+# For one image, after which the process is killed. The slowest images within the limits take a twentieth.
 MAX_SECONDS = 60
 
 _PROGRAM = "alignserve_server.model.preprocessing.child"
@@ -33,32 +33,32 @@ _REFUSALS: Mapping[str, type[InvalidArgument]] = {
 
 
 class PreprocessProcesses:
-    """As many processes as threads use them at once; each starts when it is needed first, and is kept.
+    """A pool of one process per concurrent thread; each is started when first needed, and then kept.
 
-    They end with this object, or when the process that started them does.
+    The processes end with this object, or with the parent process.
     """
 
-    def __init__(self, order: Mapping[str, Any], output_size: tuple[int, int]) -> None:
-        """Starts none yet.
+    def __init__(self, settings: Mapping[str, Any], output_size: tuple[int, int]) -> None:
+        """Creates the pool without starting a process.
 
         Args:
-            order: What `child` makes its preprocessor from.
+            settings: The preprocessor's configuration for `child`.
             output_size: (height, width) of every result.
         """
-        self._order = order
+        self._settings = settings
         self._output_size = output_size
         self._idle: list[_Process] = []
         weakref.finalize(self, _end_all, self._idle)
 
     def __call__(self, picture: Picture) -> PixelValues:
-        """Returns what `ImagePreprocessor.preprocess` makes of a picture there.
+        """Runs `ImagePreprocessor.preprocess` on a picture in one of the processes.
 
         Raises:
-            ImageUnreadable: See there; also a picture that ends the process.
-            ImageTooLarge: See there; also a picture that takes more than `MAX_SECONDS`.
+            ImageUnreadable: As for `preprocess`, or the picture crashes the process.
+            ImageTooLarge: As for `preprocess`, or the picture takes longer than `MAX_SECONDS`.
             OSError: No process can be started.
         """
-        process = self._idle_process() or _Process(self._order)
+        process = self._idle_process() or _Process(self._settings)
         answer = process.ask(picture, 3 * self._output_size[0] * self._output_size[1])
         if process.is_running:
             self._idle.append(process)
@@ -70,7 +70,7 @@ class PreprocessProcesses:
         while self._idle:
             try:
                 process = self._idle.pop()
-            except IndexError:  # another thread was quicker
+            except IndexError:  # another thread was faster
                 return None
             if process.is_running:
                 return process
@@ -79,37 +79,37 @@ class PreprocessProcesses:
 
 
 class _Process:
-    def __init__(self, order: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         self._process = subprocess.Popen(  # noqa: S603 — a module of this package
             [sys.executable, "-m", _PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={
                 **os.environ,
-                "OPENBLAS_NUM_THREADS": "1",  # numpy's, for which it has no work
-                "PYTHONSAFEPATH": "1",  # a module is not looked for where the server started
+                "OPENBLAS_NUM_THREADS": "1",  # numpy's threads, which have no work here
+                "PYTHONSAFEPATH": "1",  # do not import modules from the working folder
             },
-            start_new_session=True,  # Ctrl-C and a closed terminal drain the server, images included
+            start_new_session=True,  # on Ctrl-C or a closed terminal, the server drains and still needs it
         )
-        assert self._process.stdin is not None  # noqa: S101 — for the types; they are pipes
+        assert self._process.stdin is not None  # noqa: S101 — for the type checker; they are pipes
         assert self._process.stdout is not None  # noqa: S101
         self._to: IO[bytes] = self._process.stdin
         self._from: IO[bytes] = self._process.stdout
         try:
-            self._send(order)
+            self._send(settings)
             is_ready = bool(self._from.readline())
         except OSError:
             is_ready = False
         if not is_ready:
             self.end()
-            raise OSError(f"{_PROGRAM} ended at its start; its standard error says why")
+            raise OSError(f"{_PROGRAM} exited at startup; its standard error says why")
 
     @property
     def is_running(self) -> bool:
         return self._process.poll() is None
 
     def ask(self, picture: Picture, size: int) -> bytes | InvalidArgument:
-        """Returns so many bytes of pixels, or the refusal; if it is the process's own end, it has ended."""
+        """Returns `size` bytes of pixels, or the refusal; also refuses the picture if the process dies."""
         try:
             self._send(
                 {
@@ -129,10 +129,10 @@ class _Process:
         return pixels if len(pixels) == size else self._refusal_of_end()
 
     def end(self) -> None:
-        """Ends the process at once."""
+        """Kills the process."""
         self._process.kill()
         self._from.close()
-        with suppress(OSError):  # what was not sent yet cannot be sent
+        with suppress(OSError):  # buffered data can no longer be sent
             self._to.close()
         self._process.wait()
 
@@ -144,8 +144,8 @@ class _Process:
     def _refusal_of_end(self) -> InvalidArgument:
         self.end()
         if self._process.returncode == -signal.SIGALRM:
-            return ImageTooLarge(f"image takes more than {MAX_SECONDS} s to decode, the limit; save it anew")
-        return ImageUnreadable("image breaks its decoder, or needs more memory than there is")
+            return ImageTooLarge(f"image takes more than {MAX_SECONDS} s to decode, the limit; save it again")
+        return ImageUnreadable("image crashes its decoder, or needs more memory than available")
 
 
 def _end_all(processes: list[_Process]) -> None:

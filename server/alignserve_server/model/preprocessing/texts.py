@@ -1,4 +1,4 @@
-"""Texts become the token ids that the checkpoint's own processor would make, unpadded."""
+"""Converts texts to the same token ids as the checkpoint's own processor, unpadded."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from alignserve_server.model.encoder import TokenizedText
 from alignserve_server.model.probe import Reference
 
 _PROCESSOR_MAX_TOKENS = 64  # max_length of transformers' AlignProcessor
-_DEFAULT_POSITIONS = 512  # of transformers' AlignTextConfig
+_DEFAULT_POSITIONS = 512  # default of transformers' AlignTextConfig
 
 
 def max_text_tokens(checkpoint: Checkpoint) -> int:
-    """Returns the longest text that a checkpoint reads, in tokens, including special tokens.
+    """Returns the maximum length of a checkpoint's texts, in tokens, including special tokens.
 
     Raises:
         CheckpointError: A limit is not a number above 0.
     """
     tokenizer = checkpoint.tokenizer_config
     limits = {
-        "model_max_length": tokenizer.get("model_max_length", tokenizer.get("max_len")),  # max_len: of 2019
+        "model_max_length": tokenizer.get(
+            "model_max_length", tokenizer.get("max_len")
+        ),  # max_len: files from 2019
         "max_position_embeddings": (checkpoint.config.get("text_config") or {}).get(
             "max_position_embeddings", _DEFAULT_POSITIONS
         ),
     }
     for name, limit in limits.items():
         if limit is not None and not (isinstance(limit, int | float) and limit >= 1):
-            raise CheckpointError(f"{name} is {limit!r}; it must be a number of tokens")
+            raise CheckpointError(f"{name} is {limit!r}; it must be a number of tokens above 0")
     return int(
         min(_PROCESSOR_MAX_TOKENS, *(math.inf if limit is None else limit for limit in limits.values()))
     )
@@ -50,8 +52,8 @@ class TextTokenizer:
         truncation_side: str = "right",
         vocabulary_rows: int | None = None,
     ) -> None:
-        """Takes over a tokenizer; `vocabulary_rows` are how many ids the model has an embedding for."""
-        # Each call has one text, which a pool of threads cannot speed up.
+        """Takes ownership of a tokenizer; the model has embeddings for ids below `vocabulary_rows`."""
+        # Each call has one text, so a thread pool cannot speed it up.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._max_tokens = max_tokens
         self._max_bytes = max_bytes
@@ -59,7 +61,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        # A second one, as truncation is a state of the object, which other threads are using.
+        # A second tokenizer, since truncation is a setting of the object that other threads use.
         self._truncating = Tokenizer.from_str(tokenizer.to_str())
         self._truncating.enable_truncation(max_tokens, direction=truncation_side)
         self._special_tokens = tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -67,7 +69,7 @@ class TextTokenizer:
 
     @classmethod
     def of(cls, reference: Reference, *, max_bytes: int) -> TextTokenizer:
-        """Makes the tokenizer that transformers uses."""
+        """Creates the tokenizer that transformers uses."""
         tokenizer = Tokenizer.from_str(reference.tokenizer)
         tokenizer.encode_special_tokens = reference.splits_special_tokens
         return cls(
@@ -82,9 +84,9 @@ class TextTokenizer:
         """Returns the tokens of a text, special tokens included.
 
         Raises:
-            TextEmpty: The text is empty or blank, or of invisible characters that make no token.
+            TextEmpty: The text is empty or blank, or has only invisible characters that produce no token.
             TextTooLong: It has more bytes than the limit, or more tokens and `truncate` is false.
-            TextUnsupported: It has a token that the model has no embedding for.
+            TextUnsupported: It has a token for which the model has no embedding.
         """
         encoded = text.encode(errors="replace")  # tokenizers refuses lone surrogates
         if len(encoded) > self._max_bytes:
@@ -92,7 +94,7 @@ class TextTokenizer:
         return self.tokens(encoded.decode(), truncate=truncate)
 
     def tokens(self, text: str, *, truncate: bool) -> TokenizedText:
-        """Does the same with a text of any length, which must not hold lone surrogates."""
+        """Returns the tokens of a text of any length, which must not contain lone surrogates."""
         encoding = self._encode(text)
         if not len(encoding) or text.isspace():
             raise TextEmpty("text is empty or blank")
@@ -109,21 +111,21 @@ class TextTokenizer:
         return TokenizedText(input_ids, truncated=is_too_long, unknown_token_count=unknown)
 
     def _check_rows(self, input_ids: tuple[int, ...]) -> None:
-        """Raises TextUnsupported for an id that no device may see: some answer zeros, others die of it."""
+        """Raises TextUnsupported for an id beyond the embeddings: some devices return zeros, others crash."""
         highest = max(input_ids, default=0)
         if highest >= self._vocabulary_rows:
             token = self._tokenizer.id_to_token(highest)
             raise TextUnsupported(
-                f"text has the token {token!r} with id {highest}, and the model has {self._vocabulary_rows} "
+                f"text has the token {token!r} with id {highest}, but the model has {self._vocabulary_rows} "
                 "embeddings; leave it out"
             )
 
     def _encode(self, text: str) -> Encoding:
         try:
-            # Of all variants this one releases the GIL, which 32 KB of text would hold for 10 ms and more.
+            # Only this variant releases the GIL, which 32 KB of text would hold for 10 ms or more.
             return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
         except BaseException as error:
-            # A panic in Rust is a BaseException, which would pass every boundary that keeps the server
+            # A panic in Rust is a BaseException, which would bypass all error handling that keeps the server
             # alive; its type cannot be imported.
             if type(error).__name__ != "PanicException":
                 raise
@@ -131,9 +133,9 @@ class TextTokenizer:
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Returns the token that stands for all that the vocabulary lacks; None if it lacks nothing."""
+    """Returns the id of the unknown token; None if the vocabulary covers everything."""
     model = json.loads(tokenizer.to_str())["model"]
     if model.get("unk_token") is None:
-        unknown_id: int | None = model.get("unk_id")  # as Unigram has it
+        unknown_id: int | None = model.get("unk_id")  # as in Unigram models
         return unknown_id
     return tokenizer.token_to_id(model["unk_token"])

@@ -1,1 +1,1 @@
-"""What runs the model: PyTorch on CPUs and GPUs, OpenVINO on CPUs."""
+"""The runtimes that execute the model: PyTorch on CPUs and GPUs, OpenVINO on CPUs."""

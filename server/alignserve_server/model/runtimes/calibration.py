@@ -1,4 +1,4 @@
-"""Images like those that callers send, from which int8 learns the ranges of its numbers."""
+"""Calibration images, like those that callers send, from which int8 quantization learns its ranges."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from alignserve_server.errors import InvalidArgument
 from alignserve_server.model.encoder import PixelValues
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-_MOST_IMAGES = 300  # more change the ranges hardly
+_MAX_IMAGES = 300  # more images hardly change the ranges
 
 
 class CalibrationImages:
-    """The images of a folder and of those inside it; of many, some from everywhere."""
+    """The images in a folder and its subfolders; if there are many, an even sample."""
 
     def __init__(self, folder: Path, preprocess: Callable[[bytes], PixelValues]) -> None:
         """Finds the images.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There are none.
         """
-        # Files alone: a folder may be called so, and a named pipe would wait for a writer.
+        # Only regular files: a folder may have such a name, and a named pipe would wait for a writer.
         files = sorted(
             path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()
         )
         if not files:
             raise ValueError(f"calibration_folder {folder} has no images ({' '.join(_SUFFIXES)})")
         self._folder = folder
-        self._files = files[:: math.ceil(len(files) / _MOST_IMAGES)]
+        self._files = files[:: math.ceil(len(files) / _MAX_IMAGES)]
         self._preprocess = preprocess
 
     @cached_property
     def digest(self) -> str:
-        """Digests the contents of the files, in 16 hexadecimal digits.
+        """Returns a digest of the files' contents, as 16 hexadecimal digits.
 
         Raises:
-            ValueError: One may not be read.
+            ValueError: A file cannot be read.
         """
         digest = hashlib.sha256()
         for file in self._files:
@@ -51,10 +51,10 @@ class CalibrationImages:
         return digest.hexdigest()[:16]
 
     def pixels(self) -> NDArray[np.uint8]:
-        """Returns (images, height, width, 3), without images that are broken.
+        """Returns (images, height, width, 3), without corrupt images.
 
         Raises:
-            ValueError: All are broken, or one may not be read.
+            ValueError: All images are corrupt, or a file cannot be read.
         """
         pixels = []
         for file in self._files:

@@ -1,4 +1,4 @@
-"""Gives memory back to the kernel that was needed to load and measure a model, and is not to serve it."""
+"""Returns memory to the kernel that was needed only to load and measure a model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _MAPS = Path("/proc/self/maps")
 
 
 def trim_heap() -> None:
-    """Returns the freed blocks of the heap, where the C library is glibc."""
+    """Returns free heap blocks to the kernel, if the C library is glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def drop_file_pages(folder: Path) -> None:
-    """Drops the pages of a folder's mapped files, on Linux; whoever reads them again gets them again."""
+    """Drops the cached pages of a folder's mapped files, on Linux; they are read again when needed."""
     if not _MAPS.exists():
         return
     madvise = ctypes.CDLL(None).madvise

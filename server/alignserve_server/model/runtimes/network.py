@@ -19,9 +19,9 @@ from transformers.utils import logging as transformers_logging
 
 from alignserve_server.model.checkpoint import CheckpointError
 
-Network: TypeAlias = Any  # AlignModel, whose annotations do not survive strict checking
+Network: TypeAlias = Any  # AlignModel, whose annotations fail strict type checking
 
-# Embeddings come from the hidden state of [CLS] itself, and the other counts batches of training.
+# Not used: embeddings come from the hidden state of [CLS] itself, and the other counts training batches.
 _UNUSED_WEIGHTS = re.compile(r"text_model\.pooler\..*|.*\.num_batches_tracked")
 _CONVOLUTION_NORMS = {  # attribute names in modeling_align.py: each convolution and the norm that follows it
     "convolution": "batchnorm",
@@ -35,8 +35,8 @@ def load_network(folder: Path) -> Network:
     """Loads a checkpoint's AlignModel in float32 on the CPU.
 
     Raises:
-        CheckpointError: Weights are missing, of other shapes or not finite, modalities differ in dimension,
-            or the temperature cannot divide.
+        CheckpointError: Weights are missing, not finite or have wrong shapes, the modalities' dimensions
+            differ, or the temperature is not a valid divisor.
     """
     load: Any = AlignModel.from_pretrained
     with quiet_transformers():
@@ -53,10 +53,10 @@ def load_network(folder: Path) -> Network:
             )
         except CheckpointError:
             raise
-        except Exception as error:  # a stranger's files: whatever they lead to
-            raise CheckpointError(f"{folder} does not load: {one_line(error)}") from error
+        except Exception as error:  # untrusted files can cause any error
+            raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from error
     missing = sorted(name for name in report["missing_keys"] if not _UNUSED_WEIGHTS.fullmatch(name))
-    if missing:  # transformers would leave them random
+    if missing:  # transformers would initialize them randomly
         raise CheckpointError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
     _check_dimensions(model)
     _check_weights(model)
@@ -64,12 +64,12 @@ def load_network(folder: Path) -> Network:
 
 
 def one_line(error: Exception) -> str:
-    """Returns what an error says, without line breaks, and its type, without which a KeyError says little."""
+    """Returns an error's type and message on one line; without its type a KeyError says little."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _load_config(folder: Path) -> Any:
-    """Returns the configuration without what decides the form of outputs, and no number in them."""
+    """Returns the configuration without settings that change only the form of outputs."""
     config: Any = AlignConfig.from_pretrained(folder, local_files_only=True)
     for name in ("text_config", "vision_config"):
         activation = getattr(config, name).hidden_act
@@ -81,7 +81,7 @@ def _load_config(folder: Path) -> Any:
     for section in (config, config.text_config, config.vision_config):
         section.return_dict = True
         section.output_hidden_states = section.output_attentions = False
-        section.chunk_size_feed_forward = 0  # chunks of one layer's work, which must divide a text's length
+        section.chunk_size_feed_forward = 0  # chunks must divide a text's length
     return config
 
 
@@ -91,10 +91,10 @@ def embedding_dimension(network: Network) -> int:
 
 
 def optimized(network: Network) -> Network:
-    """Changes a network to one that computes the same with less work, and returns it.
+    """Optimizes a network in place without changing its results, and returns it.
 
-    Batch normalization is folded into the convolutions, the unused text pooler goes, pooling at the end is
-    of the whole image (AlignModel fails where its window is smaller), and the layout is channels-last.
+    Folds batch normalization into the convolutions, removes the unused text pooler, pools over the whole
+    image at the end (AlignModel fails if its window is smaller), and uses the channels-last layout.
     """
     network.text_model.pooler = None
     for module in list(network.vision_model.modules()):
@@ -133,7 +133,7 @@ class _MaxPooler(nn.Module):
 
 
 def _fold_norms(module: nn.Module) -> None:
-    """Merges a module's convolutions with their norms; exact but for rounding (1e-6 of a unit vector)."""
+    """Merges a module's convolutions with their norms; exact except for rounding (1e-6 of a unit vector)."""
     for convolution, norm in _CONVOLUTION_NORMS.items():
         if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
             setattr(
@@ -146,7 +146,7 @@ def _check_dimensions(network: Network) -> None:
     image_dimension = network.vision_model.encoder.blocks[-1].projection.project_conv.out_channels
     if image_dimension != embedding_dimension(network):
         raise CheckpointError(
-            f"images have {image_dimension} dimensions and texts {embedding_dimension(network)}; "
+            f"images have {image_dimension} dimensions, but texts {embedding_dimension(network)}; "
             "projection_dim must equal the channels of the last vision block"
         )
 
@@ -156,7 +156,7 @@ def _check_weights(network: Network) -> None:
         if not _UNUSED_WEIGHTS.fullmatch(name) and not torch.isfinite(weight).all():
             raise CheckpointError(f"the weight {name} has values that are not finite")
     temperature = network.temperature.item()
-    # Logits are cosines divided by it, and have to fit a float32.
+    # Logits are cosines divided by the temperature, and must fit into float32.
     if temperature <= 0 or not math.isfinite(torch.tensor(2.0 / temperature, dtype=torch.float32)):
         raise CheckpointError(
             f"the weight temperature is {temperature:g}; it divides cosines, and must be above 0"
@@ -165,7 +165,7 @@ def _check_weights(network: Network) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keeps transformers' notes and progress bars out of the log."""
+    """Silences transformers' notices and progress bars."""
     settings: Any = transformers_logging
     verbosity, has_progress_bar = settings.get_verbosity(), settings.is_progress_bar_enabled()
     settings.set_verbosity_error()

@@ -1,8 +1,8 @@
-"""Towers on a CPU, by oneDNN: weights laid out in advance, activations and shortcuts part of each step.
+"""Runs the towers on a CPU with oneDNN, with prepacked weights and fused activations and shortcuts.
 
-The operators are those to which `torch.compile` lowers frozen models; called directly they need no compiler.
-torch's own convolutions and linear maps lay the weights out anew for every batch, and at one image on one
-thread they avoid oneDNN altogether, for code of half the speed.
+The operators are those to which `torch.compile` lowers frozen models; called directly, they need no compiler.
+torch's own convolutions and linear layers repack the weights for every batch, and for one image on one thread
+they bypass oneDNN entirely and run at half the speed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _ACTIVATIONS: dict[type, _Fusion] = {
     GELUActivation: ("gelu", [], "none"),
 }
 
-_operators: Any = torch.ops.mkldnn  # made at run time, so without types
+_operators: Any = torch.ops.mkldnn  # created at run time, so without types
 
 
 def is_available(dtype: torch.dtype) -> bool:
-    """Says whether this build of torch on this CPU can compute in a data type."""
+    """Returns whether this build of torch supports a data type on this CPU."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype is torch.float32 or (
@@ -40,7 +40,7 @@ def is_available(dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def fuse(towers: nn.Module) -> None:
-    """Replaces every step, in place."""
+    """Replaces every step with its fused form, in place."""
     for module in list(towers.modules()):
         for name, step in module.named_children():
             if isinstance(step, Step):
@@ -103,12 +103,12 @@ class _Linear(nn.Module):
 
 
 def _is_lopsided(convolution: nn.Conv2d) -> bool:
-    """Says whether one side gets more padding than the other, which oneDNN's operator cannot express."""
+    """Returns whether the padding is asymmetric, which oneDNN's operator does not support."""
     return convolution.padding == "same" and any(size % 2 == 0 for size in convolution.kernel_size)
 
 
 def _padding(convolution: nn.Conv2d) -> tuple[int, ...]:
-    """Returns the padding in numbers. "same" is symmetric, since the kernel is odd."""
+    """Returns the padding as numbers. "same" is symmetric, since the kernel size is odd."""
     if convolution.padding == "same":
         return tuple(size // 2 for size in convolution.kernel_size)
     return (0, 0) if convolution.padding == "valid" else convolution.padding  # type: ignore[return-value]

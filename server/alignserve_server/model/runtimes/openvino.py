@@ -1,6 +1,6 @@
-"""ALIGN on OpenVINO: CPUs, faster than torch there, and as exact in float32.
+"""ALIGN on OpenVINO: on CPUs it is faster than torch, and equally accurate in float32.
 
-It reads prepared checkpoints, which takes no torch.
+It loads prepared checkpoints, and does not need torch.
 """
 
 from __future__ import annotations
@@ -19,33 +19,43 @@ from alignserve_server.model.prepared import IMAGE, TEXT, PreparedCheckpoint
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes.memory import drop_file_pages, trim_heap
 from alignserve_server.model.runtimes.openvino_quiet import ov
-from alignserve_server.model.runtimes.runtime import DtypeName, Loaded, Placement, RuntimeName, TokenArray
+from alignserve_server.model.runtimes.runtime import (
+    DtypeName,
+    ExecutionConfig,
+    LoadedRuntime,
+    RuntimeName,
+    TokenArray,
+)
 
-_PRECISIONS: dict[DtypeName, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of the rest
+_PRECISIONS: dict[DtypeName, str] = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "int8": "f32",
+}  # int8: of the rest of the network
 _CAPABILITIES: dict[DtypeName, str] = {"float32": "FP32", "bfloat16": "BF16", "int8": "INT8"}
-_QUANTIZATION_GROUP_SIZE = 128  # activations that share a scale; measures faster than 32 and as exact
-_CORES_PER_LANE = 4  # a forward of these networks gains little from more
+_QUANTIZATION_GROUP_SIZE = 128  # activations that share a scale; as accurate as 32, and measured faster
+_CORES_PER_LANE = 4  # more cores hardly speed up a forward of these networks
 
 
-def load(prepared: PreparedCheckpoint, placement: Placement) -> Loaded:
+def load(prepared: PreparedCheckpoint, execution: ExecutionConfig) -> LoadedRuntime:
     """Loads a prepared checkpoint.
 
     Raises:
-        CheckpointError: The networks or the reference are not what was prepared.
-        ValueError: OpenVINO does not compute in that data type here.
+        CheckpointError: The networks or the reference are invalid.
+        ValueError: OpenVINO does not support the data type on this CPU.
     """
     core = ov.Core()
-    _check_dtype(core, placement.dtype)
+    _check_dtype(core, execution.dtype)
     reference = Reference.load(prepared.folder)
     for name in (IMAGE, TEXT):
         _check_network(prepared.folder / name)
     try:
-        runtime = OpenVinoRuntime(core, prepared.folder, placement)
+        runtime = OpenVinoRuntime(core, prepared.folder, execution)
     except RuntimeError as error:
         raise CheckpointError(
             f"OpenVINO cannot load the networks in {prepared.folder}: {' '.join(str(error).split())[:300]}"
         ) from error
-    return Loaded(runtime, reference, prepared.fingerprint(placement.dtype))
+    return LoadedRuntime(runtime, reference, prepared.fingerprint(execution.dtype))
 
 
 class OpenVinoRuntime:
@@ -56,32 +66,32 @@ class OpenVinoRuntime:
     has_parallel_lanes = True
     gpu_uuid: str | None = None
 
-    def __init__(self, core: Any, folder: Path, placement: Placement) -> None:
-        """Compiles the two models of a conversion. OpenVINO's classes ship no types."""
+    def __init__(self, core: Any, folder: Path, execution: ExecutionConfig) -> None:
+        """Compiles the two models of a conversion. OpenVINO's classes have no type annotations."""
         self._folder = folder
-        self.dtype = placement.dtype
-        self.lanes = placement.lanes or max(1, cpu_count() // _CORES_PER_LANE)
-        threads_per_lane = placement.threads_per_lane or max(1, cpu_count() // self.lanes)
+        self.dtype = execution.dtype
+        self.lanes = execution.lanes or max(1, cpu_count() // _CORES_PER_LANE)
+        threads_per_lane = execution.threads_per_lane or max(1, cpu_count() // self.lanes)
         image, text = core.read_model(folder / IMAGE), core.read_model(folder / TEXT)
         self.memory_bytes = _constant_bytes(image) + _constant_bytes(text)
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],
             "NUM_STREAMS": self.lanes,
             "INFERENCE_NUM_THREADS": self.lanes * threads_per_lane,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _QUANTIZATION_GROUP_SIZE,  # of int8 weights alone
-            "ENABLE_CPU_PINNING": False,  # decoding and the event loop want the same cores
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _QUANTIZATION_GROUP_SIZE,  # applies only to int8 weights
+            "ENABLE_CPU_PINNING": False,  # decoding and the event loop need the same cores
         }
         self._image = core.compile_model(image, "CPU", options)
         self._text = core.compile_model(text, "CPU", options)
-        self._requests = threading.local()  # one of each model for every lane
+        self._requests = threading.local()  # per lane, one for each model
 
     def enter_lane(self) -> None:
-        """Makes the requests of the calling thread."""
+        """Creates the calling thread's inference requests."""
         self._requests.image = self._image.create_infer_request()
         self._requests.text = self._text.create_infer_request()
 
     def release_memory(self) -> None:
-        """Drops intermediate results, and the weights' file, which the compiled models have rearranged."""
+        """Drops intermediate results, and the weights file, which the compiled models have copied."""
         self._image.release_memory()
         self._text.release_memory()
         drop_file_pages(self._folder)
@@ -107,21 +117,21 @@ class OpenVinoRuntime:
 
 
 def _check_network(path: Path) -> None:
-    """Refuses what OpenVINO would hand to its readers of other frameworks' files."""
+    """Refuses files that OpenVINO would pass to its frontends for other frameworks."""
     with path.open("rb") as file:
         if not file.read(5) == b"<?xml":
-            raise CheckpointError(f"{path} is not a network of OpenVINO; prepare the checkpoint again")
+            raise CheckpointError(f"{path} is not an OpenVINO network; prepare the checkpoint again")
 
 
 def _check_dtype(core: Any, dtype: DtypeName) -> None:
     if dtype not in _PRECISIONS:
-        raise ValueError(f"openvino does not compute in {dtype} on a CPU; use float32, bfloat16 or int8")
+        raise ValueError(f"openvino does not support {dtype} on a CPU; use float32, bfloat16 or int8")
     if _CAPABILITIES[dtype] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError(f"this CPU has no {dtype} instructions; use float32")
 
 
 def _constant_bytes(model: Any) -> int:
-    """Returns what the weights take, which OpenVINO unpacks if the file has them in float16."""
+    """Returns the size of the weights in memory, where OpenVINO expands float16 to float32."""
     return sum(
         op.data.nbytes * (2 if op.get_element_type() == ov.Type.f16 else 1)
         for op in model.get_ops()

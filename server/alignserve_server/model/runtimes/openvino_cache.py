@@ -1,4 +1,4 @@
-"""Prepared checkpoints in a cache folder: each is made once, and again if it is damaged."""
+"""Prepared checkpoints in a cache folder: each is created once, and again if it is damaged."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _log = get_logger(__name__)
 def prepared_form(
     checkpoint: Checkpoint, cache_folder: Path, calibration: CalibrationImages | None
 ) -> Iterator[PreparedCheckpoint]:
-    """Yields what a checkpoint brings along, or what the cache has, which is made if it is not there.
+    """Yields the prepared form that a checkpoint includes, or that of the cache, created if necessary.
 
     Args:
         checkpoint: In Hugging Face format.
-        cache_folder: If it cannot be written, a temporary one is taken, which goes at the end.
+        cache_folder: If it is not writable, a temporary folder is used and finally removed.
         calibration: None for float32; images for int8.
 
     Raises:
         CheckpointError: Its weights or its processors cannot be served, or OpenVINO cannot convert it.
-        ValueError: It has to be made, and packages or readable images are missing.
+        ValueError: It must be created, but packages or readable images are missing.
     """
     found = shipped_form(checkpoint) if calibration is None else None
     if found is not None:
         yield found
         return
     folder = _cached(checkpoint, cache_folder / "openvino", calibration)
-    if os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises if it may not look
+    if os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises without permission
         found = open_undamaged(folder)
     if found is not None:
         yield found
@@ -54,9 +54,9 @@ def prepared_form(
 
 
 def _cached(checkpoint: Checkpoint, cache: Path, calibration: CalibrationImages | None) -> Path:
-    """Returns the folder for the versions of what prepares; or where that is missing, one made before."""
+    """Returns the folder for these package versions; if they are not installed, that of an earlier run."""
     dtype = "float32" if calibration is None else f"int8-{calibration.digest}"
-    # Another tokenizers or Pillow may make other tokens or pixels, and the reference was made with them too.
+    # Other versions of tokenizers or Pillow may give other tokens or pixels, and the reference uses both.
     made_with = f"openvino-{ov.get_version()} tokenizers-{tokenizers.__version__} pillow-{PIL.__version__}"
     made_of = f"{made_with} probe-{probe.digest()} prepared"
     fingerprint = checkpoint.fingerprint(runtime=made_of, dtype=dtype)
@@ -66,7 +66,7 @@ def _cached(checkpoint: Checkpoint, cache: Path, calibration: CalibrationImages 
     if all(versions.values()):
         return cache / name
     made: list[Path] = []
-    with suppress(OSError):  # it may not be searched: whoever writes there tells
+    with suppress(OSError):  # without permission to search it, writing will report the error
         made = sorted(cache.glob(name))
     return made[-1] if made else cache / name.replace("*", "none")
 
@@ -92,14 +92,14 @@ def _made(
                 prepared = open_prepared(folder)
         except OSError as error:
             raise CheckpointError(
-                f"the conversion of {checkpoint.model_id} cannot be written: {error}; make room there, or "
-                "set --cache-folder to another folder"
+                f"the conversion of {checkpoint.model_id} cannot be written: {error}; free some space there, "
+                "or set --cache-folder to another folder"
             ) from error
         yield prepared
 
 
 def _draft(stack: ExitStack, cache: Path) -> tuple[Path, bool]:
-    """Returns a folder to write to, and whether it can be kept. Raises CheckpointError if there is none."""
+    """Returns a writable folder, and whether it can be kept. Raises CheckpointError if there is none."""
     try:
         return stack.enter_context(draft_folder(cache)), True
     except OSError as error:
@@ -109,5 +109,5 @@ def _draft(stack: ExitStack, cache: Path) -> tuple[Path, bool]:
     except OSError as error:
         raise CheckpointError(
             f"a conversion can be written neither to {cache} nor to a temporary folder: {error}; set "
-            "--cache-folder to a folder that can be written"
+            "--cache-folder to a writable folder"
         ) from error

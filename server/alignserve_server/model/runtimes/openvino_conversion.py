@@ -1,4 +1,4 @@
-"""Converts a checkpoint into OpenVINO models. A program, which `preparation` runs.
+"""Converts a checkpoint to OpenVINO models. A program that `preparation` runs.
 
 python -m alignserve_server.model.runtimes.openvino_conversion CHECKPOINT FOLDER
 """
@@ -28,7 +28,7 @@ from alignserve_server.model.runtimes.runtime import Rescaling
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
-    """Converts by the inputs in a folder, into that folder.
+    """Converts a checkpoint, with the inputs in a folder, into that folder.
 
     Raises:
         CheckpointError: The checkpoint's weights or its tokenizer cannot be served.
@@ -48,12 +48,12 @@ def convert(checkpoint: Path, folder: Path) -> None:
 
 
 def _is_exact_in_float16(model: Any) -> bool:
-    """Says whether no weight would change, as where they were stored so; it halves the file."""
+    """Returns whether all weights are exact in float16, as if stored so; then the file is half the size."""
     return all(map(_survives_float16, filter(_is_weight, model.get_ops())))
 
 
 def _is_weight(operation: Any) -> bool:
-    # Numbers that stand alone, such as an epsilon, are left as they are by OpenVINO if they would change.
+    # OpenVINO does not convert single numbers, such as an epsilon, if their value would change.
     return bool(
         operation.get_type_name() == "Constant"
         and operation.get_element_type() == ov.Type.f32
@@ -61,7 +61,7 @@ def _is_weight(operation: Any) -> bool:
     )
 
 
-@np.errstate(over="ignore")  # what is too large does not survive
+@np.errstate(over="ignore")  # values that are too large do not survive
 def _survives_float16(constant: Any) -> bool:
     weights: NDArray[np.float32] = constant.data
     return np.array_equal(weights.astype(np.float16).astype(np.float32), weights)
@@ -92,11 +92,11 @@ def _text_model(network: Network) -> Any:
 def _quantized(image: Any, text: Any, pixels: NDArray[np.uint8]) -> tuple[Any, Any]:
     """Returns the models in int8.
 
-    Of the text tower the weights alone: activations are quantized as they come, in groups, which measures
-    five times as exact as ranges that were learnt before, and as fast. OpenVINO does that for matrix
-    products only, so the convolutions of the image tower need the ranges. Its stem and its depthwise
-    convolutions, whose channels differ widely in range, stay in float32: in int8 they turn photos that
-    were not learnt from by 43 degrees, without them it is 3.
+    In the text tower only the weights are quantized in advance; activations are quantized at run time, in
+    groups, which measures five times as accurate as calibrated ranges, and equally fast. OpenVINO does this
+    only for matrix products, so the convolutions of the image tower need calibrated ranges. Its stem and its
+    depthwise convolutions, whose channels differ widely in range, stay in float32: in int8, embeddings of
+    unseen photos deviate by 43 degrees; with those layers in float32, by 3.
     """
     import nncf  # only int8 needs it
 
@@ -133,7 +133,7 @@ class _TextTower(nn.Module):
 
 
 def main() -> None:
-    """Converts, and ends early with the process that asked for it; standard error's last line tells why."""
+    """Converts; exits if the parent process ends. The last line of standard error gives a failure's cause."""
     checkpoint, folder = map(Path, sys.argv[1:])
     threading.Thread(target=_end_with_parent, args=[folder], daemon=True).start()
     try:
@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def _end_with_parent(folder: Path) -> None:
-    os.read(sys.stdin.fileno(), 1)  # returns when the other end closes, also because its process has died
+    os.read(sys.stdin.fileno(), 1)  # returns when the other end closes, including when its process dies
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""OpenVINO without its reporter, which tells its makers of its use, over the network and from a fork."""
+"""Disables OpenVINO's telemetry, which reports usage over the network from a forked process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch runs out of memory in several ways; here they become one error."""
+"""Converts torch's various out-of-memory errors to one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 from alignserve_server.model.encoder import OutOfDeviceMemory
 
-# in texts of a plain RuntimeError: of the CPU's allocator, and of pinned memory
+# Messages of plain RuntimeErrors, from the CPU's allocator and for pinned memory.
 _TEXTS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory")
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raises `OutOfDeviceMemory` for whatever lack of memory the body meets."""
+    """Raises `OutOfDeviceMemory` if the body runs out of memory in any way."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -1,7 +1,7 @@
-"""What runs the two networks of a checkpoint: the `Runtime` protocol, and how a runtime proves itself.
+"""The `Runtime` protocol, which executes the two networks of a checkpoint, and its comparison values.
 
-Every runtime is compared, when it is loaded, with the reference: transformers' own processors and AlignModel
-on torch in float32 on a CPU, on the same texts and image files.
+When it is loaded, every runtime is compared with the reference on the same texts and image files:
+transformers' own processors and AlignModel, on torch in float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -27,47 +27,47 @@ class Runtime(Protocol):
     name: RuntimeName
     dtype: DtypeName
     device: str
-    lanes: int  # batches that it runs at once
-    has_parallel_lanes: bool  # false if lanes take turns at one device, and overlap only what is around it
-    gpu_uuid: str | None  # NVIDIA's name of the GPU; None on a CPU
+    lanes: int  # number of concurrent batches
+    has_parallel_lanes: bool  # false if lanes take turns on one device, and overlap only the work around it
+    gpu_uuid: str | None  # UUID of the NVIDIA GPU; None on a CPU
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the networks hold on the device."""
+        """Memory that the networks use on the device."""
         ...
 
     def enter_lane(self) -> None:
-        """Prepares the calling thread, once, for the calls that it is going to make."""
+        """Prepares the calling thread, once, for its calls."""
         ...
 
     def release_memory(self) -> None:
-        """Gives back what loading and measuring took and serving does not need; no call may be running."""
+        """Releases memory used only for loading and measuring; no call may be running."""
         ...
 
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Embeds (batch, height, width, 3) pixels. Raises `OutOfDeviceMemory` or what the runtime raises."""
+        """Embeds (batch, height, width, 3) pixels. Raises `OutOfDeviceMemory` or the runtime's own errors."""
         ...
 
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
-        """Embeds (batch, length) tokens. Raises `OutOfDeviceMemory` or what the runtime raises."""
+        """Embeds (batch, length) tokens. Raises `OutOfDeviceMemory` or the runtime's own errors."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Rescaling:
-    """The affine map, per channel, from pixels to what the model reads: `pixels * scale + offset`."""
+    """The affine map, per channel, from pixels to the model's input: `pixels * scale + offset`."""
 
     scale: NDArray[np.float32]  # (3,)
     offset: NDArray[np.float32]  # (3,)
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where and how a runtime computes."""
+class ExecutionConfig:
+    """The device, data type and concurrency of a runtime."""
 
     device: str  # cpu or cuda:N
     dtype: DtypeName
-    lanes: int | None = None  # None leaves it to the runtime
+    lanes: int | None = None  # None lets the runtime decide
     threads_per_lane: int | None = None
     max_batch_size: int = 32
     max_text_tokens: int = 64
@@ -75,23 +75,23 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A runtime with what it has to equal."""
+class LoadedRuntime:
+    """A runtime with the reference that it must match."""
 
     runtime: Runtime
     reference: Reference
     fingerprint: str
 
 
-def min_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
-    """Returns the lowest cosine of any row with its counterpart; NaN if a number is not finite."""
+def lowest_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
+    """Returns the lowest cosine similarity of any row to its counterpart; NaN if a number is not finite."""
     return float((l2_normalize(embeddings) * l2_normalize(reference)).sum(axis=1).min())
 
 
 def padded(texts: Sequence[Sequence[int]]) -> tuple[TokenArray, TokenArray]:
     """Returns input_ids and attention_mask, (texts, length of the longest)."""
     shape = len(texts), max(map(len, texts))
-    # Attention leaves padding out, so any token does; 0 is one that every model has.
+    # Attention masks padding, so any token will do; every model has token 0.
     input_ids = np.zeros(shape, np.int64)
     attention_mask = np.zeros(shape, np.int64)
     for row, text in enumerate(texts):

@@ -1,7 +1,7 @@
-"""Forwards at fixed shapes on fixed memory, as CUDA graphs need them: one for each bucket of sizes.
+"""Forwards with fixed shapes in fixed memory, as CUDA graphs require: one for each bucket of sizes.
 
-A batch goes to the smallest bucket that holds it, and what the rest of the bucket becomes is cut off. How a
-forward is captured is for the caller to say, so nothing here needs a GPU.
+A batch runs in the smallest bucket that fits it, and results for the unused rows are discarded. The caller
+decides how a forward is captured, so this module does not need a GPU.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _SHORTEST_TEXT = 8  # tokens; a GPU computes shorter ones no faster
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
-    """The largest inputs."""
+class MaxShapes:
+    """The maximum sizes of inputs."""
 
     batch_size: int
     image_size: tuple[int, int]  # height, width
@@ -34,7 +34,7 @@ class Extent:
 
 
 def buckets(limit: int, smallest: int = 1) -> list[int]:
-    """Returns the powers of two from `smallest` (one itself) up to below the limit, and the limit."""
+    """Returns the powers of two from `smallest` (itself one) that are below the limit, and the limit."""
     sizes = []
     while smallest < limit:
         sizes.append(smallest)
@@ -43,19 +43,21 @@ def buckets(limit: int, smallest: int = 1) -> list[int]:
 
 
 def bucket_for(size: int, sizes: Iterable[int]) -> int | None:
-    """Returns the smallest bucket that holds a size, or None if none does."""
+    """Returns the smallest bucket that fits a size, or None if none does."""
     return min((bucket for bucket in sizes if bucket >= size), default=None)
 
 
 class StaticForwards:
     """The forwards of all buckets. They share their inputs, so one runs at a time."""
 
-    def __init__(self, towers: Towers, extent: Extent, device: torch.device) -> None:
-        """Allocates the inputs; there are no forwards until `capture`."""
+    def __init__(self, towers: Towers, max_shapes: MaxShapes, device: torch.device) -> None:
+        """Allocates the inputs; `capture` adds the forwards."""
         self._towers = towers
-        self._lengths = buckets(extent.text_tokens, _SHORTEST_TEXT)
-        tokens = extent.batch_size, extent.text_tokens
-        self._pixels = torch.zeros(extent.batch_size, *extent.image_size, 3, dtype=torch.uint8, device=device)
+        self._lengths = buckets(max_shapes.text_tokens, _SHORTEST_TEXT)
+        tokens = max_shapes.batch_size, max_shapes.text_tokens
+        self._pixels = torch.zeros(
+            max_shapes.batch_size, *max_shapes.image_size, 3, dtype=torch.uint8, device=device
+        )
         self._input_ids = torch.zeros(tokens, dtype=torch.int64, device=device)
         self._attention_mask = torch.ones(tokens, dtype=torch.int64, device=device)
         self._images: dict[int, Forward] = {}
@@ -63,13 +65,15 @@ class StaticForwards:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """The batch sizes that have been captured."""
+        """The captured batch sizes."""
         return sorted(self._images)
 
     def capture(self, capture: Capture) -> None:
-        """Captures the forwards of every bucket that fits the device, or none if it cannot be done at all."""
+        """Captures a forward for every bucket that fits on the device; none if capturing is impossible."""
         try:
-            for batch_size in reversed(buckets(len(self._pixels))):  # largest first: others reuse its memory
+            for batch_size in reversed(
+                buckets(len(self._pixels))
+            ):  # largest first: smaller ones reuse its memory
                 self._add(batch_size, capture)
         except RuntimeError as error:
             _log.warning("cuda_graphs_unusable", reason=str(error))
@@ -96,7 +100,7 @@ class StaticForwards:
             self._images[batch_size], self._texts[batch_size] = images, texts
 
     def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor | None:
-        """Returns embeddings, which the next call overwrites, or None if no bucket is large enough."""
+        """Returns embeddings, which the next call overwrites, or None if no bucket fits."""
         count = len(pixels)
         bucket = bucket_for(count, self._images)
         if bucket is None:
@@ -105,13 +109,13 @@ class StaticForwards:
         return self._images[bucket]()[:count]
 
     def embed_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
-        """Does the same with texts."""
+        """Embeds texts; see `embed_pixels`."""
         count, length = input_ids.shape
         bucket, padded_length = bucket_for(count, self._texts), bucket_for(length, self._lengths)
         if bucket is None or padded_length is None:
             return None
-        # Rows beyond the batch keep texts of an earlier one: rows do not see each other, and a text of
-        # padding alone would make numbers that are not finite.
+        # Unused rows keep texts of an earlier batch: rows do not affect each other, and a text of only
+        # padding would give numbers that are not finite.
         self._input_ids[:count, :length].copy_(input_ids)
         self._attention_mask[:count, :length].copy_(attention_mask)
         self._attention_mask[:count, length:padded_length] = 0

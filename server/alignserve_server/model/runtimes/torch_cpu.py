@@ -1,4 +1,4 @@
-"""ALIGN on torch: loading, and the runtime for CPUs. The one for GPUs is in `cuda_runtime`."""
+"""ALIGN on torch: loading, and the runtime for CPUs. The runtime for GPUs is in `torch_cuda`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from alignserve_server.model.runtimes.memory import trim_heap
 from alignserve_server.model.runtimes.network import Network
 from alignserve_server.model.runtimes.out_of_memory import memory_errors
 from alignserve_server.model.runtimes.runtime import (
-    Loaded,
-    Placement,
+    ExecutionConfig,
+    LoadedRuntime,
     Rescaling,
     Runtime,
     RuntimeName,
@@ -33,10 +33,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def cuda_device(index: int | None) -> str | None:
-    """Returns the name of a GPU, of the first one for None; or None if there is no GPU at all.
+    """Returns the device name of a GPU, by default of the first one, or None if there is no GPU.
 
     Raises:
-        ValueError: There is no GPU of that number.
+        ValueError: There is no GPU with that index.
     """
     if index is None and not torch.cuda.is_available():
         return None
@@ -45,7 +45,7 @@ def cuda_device(index: int | None) -> str | None:
     return f"cuda:{index or 0}"
 
 
-def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling) -> Loaded:
+def load(checkpoint: Checkpoint, execution: ExecutionConfig, rescaling: Rescaling) -> LoadedRuntime:
     """Loads a checkpoint onto a device.
 
     Raises:
@@ -54,13 +54,13 @@ def load(checkpoint: Checkpoint, placement: Placement, rescaling: Rescaling) -> 
     network = networks.load_network(checkpoint.folder)
     reference = make_reference(checkpoint, network)
     network = networks.optimized(network)
-    placement = replace(placement, max_text_tokens=reference.max_text_tokens)
+    execution = replace(execution, max_text_tokens=reference.max_text_tokens)
     runtime: Runtime
-    if placement.device == "cpu":
-        runtime = CpuRuntime(network, placement, rescaling)
+    if execution.device == "cpu":
+        runtime = CpuRuntime(network, execution, rescaling)
     else:
-        runtime = CudaRuntime(network, placement, rescaling, reference.image_size)
-    return Loaded(runtime, reference, checkpoint.fingerprint(runtime="torch", dtype=placement.dtype))
+        runtime = CudaRuntime(network, execution, rescaling, reference.image_size)
+    return LoadedRuntime(runtime, reference, checkpoint.fingerprint(runtime="torch", dtype=execution.dtype))
 
 
 class CpuRuntime:
@@ -71,24 +71,24 @@ class CpuRuntime:
     has_parallel_lanes = True
     gpu_uuid: str | None = None
 
-    def __init__(self, network: Network, placement: Placement, rescaling: Rescaling) -> None:
-        """Takes over a float32 network."""
+    def __init__(self, network: Network, execution: ExecutionConfig, rescaling: Rescaling) -> None:
+        """Takes ownership of a float32 network."""
         _keep_freed_memory()
-        self.dtype = placement.dtype
-        # One thread each: two lanes do more than one with two threads, which meet at hundreds of barriers.
-        self._threads_per_lane = placement.threads_per_lane or 1
-        self.lanes = placement.lanes or max(1, cpu_count() // self._threads_per_lane)
+        self.dtype = execution.dtype
+        # One thread each: two lanes outperform one lane with two threads, which meet at hundreds of barriers.
+        self._threads_per_lane = execution.threads_per_lane or 1
+        self.lanes = execution.lanes or max(1, cpu_count() // self._threads_per_lane)
         dtype: torch.dtype = getattr(torch, self.dtype)
         self._towers = Towers(network, rescaling, torch.device("cpu"), dtype)
         if onednn.is_available(dtype):
             onednn.fuse(self._towers)
         for parameter in self._towers.parameters():
-            # Few are left as they were loaded, but for their sake all of the weights' file stays in memory.
+            # Few weights are still as loaded, but they would keep the whole weights file in memory.
             parameter.data = parameter.data.clone()
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the weights take."""
+        """Memory that the weights use."""
         return self._towers.nbytes
 
     def enter_lane(self) -> None:
@@ -96,7 +96,7 @@ class CpuRuntime:
         torch.set_num_threads(self._threads_per_lane)
 
     def release_memory(self) -> None:
-        """Gives back what the largest batch that was measured has left."""
+        """Releases the memory that the largest measured batch has left."""
         trim_heap()
 
     @torch.inference_mode()
@@ -112,12 +112,12 @@ class CpuRuntime:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep what torch frees, for this process.
+    """Makes glibc keep memory that torch frees, in this process.
 
     By default it returns large blocks to the kernel, which then zeroes them page by page for the next
-    forward: batches get slower than single images, and single ones lose a quarter. See `man mallopt`.
+    forward: batches become slower than single images, and single images lose a quarter. See `man mallopt`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc alone has it
+    if mallopt is not None:  # only glibc has it
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
             mallopt(option, value)

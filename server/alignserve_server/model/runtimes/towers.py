@@ -1,7 +1,7 @@
-"""The image tower and the text tower of an AlignModel, written out for inference.
+"""The image tower and the text tower of an AlignModel, reimplemented for inference.
 
-They compute what the model does with fewer and larger steps, on whatever device. A text's embedding is made
-of the last hidden state of [CLS] alone, so the last layer computes nothing else.
+They compute the same with fewer and larger steps, on any device. A text's embedding depends only on the last
+hidden state of [CLS], so the last layer computes nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from alignserve_server.model.runtimes.runtime import Rescaling
 
 
 class Step(nn.Module):
-    """A convolution or a linear map with what follows it: an activation, or the addition of a shortcut."""
+    """A convolution or a linear layer, followed by an activation or the addition of a shortcut."""
 
     def __init__(self, weighted: nn.Module, activation: nn.Module | None = None) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Towers(nn.Module):
     def __init__(
         self, network: Network, rescaling: Rescaling, device: torch.device, dtype: torch.dtype
     ) -> None:
-        """Takes over a network as `network.optimized` returns it."""
+        """Takes ownership of a network from `network.optimized`."""
         super().__init__()
         self.image = ImageTower(network.vision_model).to(device, dtype)
         self.text = TextTower(network.text_model, network.text_projection).to(device, dtype)
@@ -47,7 +47,7 @@ class Towers(nn.Module):
 
     def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embeds (batch, height, width, 3) pixels."""
-        # seen as (batch, 3, height, width) they are channels-last, without a copy
+        # Viewed as (batch, 3, height, width), this is channels-last without a copy.
         pixel_values = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self._scale).add_(self._offset)
         embeddings: torch.Tensor = self.image(pixel_values.to(self._dtype))
         return embeddings.to(torch.float32)
@@ -59,7 +59,7 @@ class Towers(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Memory that the weights take."""
+        """Memory that the weights use."""
         return sum(tensor.nbytes for tensor in self.state_dict().values())
 
 
@@ -90,7 +90,7 @@ class TextTower(nn.Module):
         super().__init__()
         embeddings = text.embeddings
         self.words = embeddings.word_embeddings
-        # every token is of type 0
+        # Every token has type 0.
         positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
         self.register_buffer("positions", positions)
         self.norm = embeddings.LayerNorm
@@ -148,7 +148,7 @@ class _Layer(nn.Module):
         self.output_norm = layer.output.LayerNorm
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor, rows: int | None = None) -> torch.Tensor:
-        """Returns the next hidden states, of the first `rows` tokens or of all."""
+        """Returns the next hidden states, of the first `rows` tokens or of all tokens."""
         batch_size, length, width = hidden.shape
         split = self.keys_and_values(hidden).view(batch_size, length, 2, self.heads, -1)
         keys, values = split.permute(2, 0, 3, 1, 4)
@@ -161,7 +161,7 @@ class _Layer(nn.Module):
 
 
 def _side_by_side(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """Returns one map that computes two."""
+    """Returns one layer that computes both."""
     both = nn.Linear(first.in_features, first.out_features + second.out_features)
     both.weight.copy_(torch.cat([first.weight, second.weight]))
     both.bias.copy_(torch.cat([first.bias, second.bias]))

@@ -1,4 +1,4 @@
-"""Reads what image files say of themselves in bounded time and memory, and leaves out what makes no pixel."""
+"""Parses image files in bounded time and memory, and removes everything that does not affect the pixels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from alignserve_server.model.preprocessing.image_files.signatures import format_
 
 __all__ = ["FURTHER_FORMATS", "IMAGE_FORMATS", "Picture", "read_picture"]
 
-# Few on purpose: every further decoder is further code that strangers' bytes reach. A JPEG may hold several
-# pictures (MPO, as phones write them); the first counts, as it does of an animation.
+# Deliberately few: every decoder is more code that untrusted bytes reach. A JPEG may contain several pictures
+# (MPO, as phones write them); the first one is used, as for animations.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-FURTHER_FORMATS = ("AVIF", "TIFF", "HEIC")  # for an operator to turn on, by `image_formats`
+FURTHER_FORMATS = ("AVIF", "TIFF", "HEIC")  # operators can enable them with `image_formats`
 
 _READERS: Mapping[str, Callable[[bytes, CheckSize], Picture]] = {
     "JPEG": jpeg.read,
@@ -31,31 +31,31 @@ _READERS: Mapping[str, Callable[[bytes, CheckSize], Picture]] = {
 
 
 def read_picture(content: bytes, check_size: CheckSize, formats: Sequence[str] = IMAGE_FORMATS) -> Picture:
-    """Finds the picture in a file, whose size is checked before anything is copied or allocated.
+    """Finds the picture in a file; its size is checked before anything is copied or allocated.
 
     Raises:
-        ImageUnreadable: It is none of `formats`, or its parts do not fit together; or by `check_size`.
-        ImageTooLarge: It has more parts than any real file; or by `check_size`.
+        ImageUnreadable: It is not one of `formats`, or its parts are inconsistent; also from `check_size`.
+        ImageTooLarge: It has more parts than any real file; also from `check_size`.
     """
     name = format_of(content)
     if name is None or name not in formats:
         raise ImageUnreadable(_refusal(name, formats))
-    with suppress(IndexError, OverflowError, struct.error):  # the file ends where more was announced
+    with suppress(IndexError, OverflowError, struct.error):  # the file ends early
         return _READERS[name](content, check_size)
-    # Outside of the block, or the error would keep the other one, whose traceback keeps the content.
+    # Raised outside the block: as a context, the other error's traceback would keep the content in memory.
     raise unreadable()
 
 
 def _refusal(name: str | None, formats: Sequence[str]) -> str:
     accepted = ", ".join(formats)
     if name is None:
-        return f"image is none of {accepted}"
+        return f"image is not one of {accepted}"
     if name == "HTML":
         return "image is HTML, a web page; send the image itself"
     if name not in FURTHER_FORMATS:
-        return f"image is {name}, and this server reads {accepted}; convert it to JPEG or PNG"
+        return f"image is {name}, but this server reads {accepted}; convert it to JPEG or PNG"
     suffix = name.lower()
     return (
-        f"image is {name}, and this server reads {accepted}; convert it, for example by "
+        f"image is {name}, but this server reads {accepted}; convert it, for example with "
         f"'magick photo.{suffix} photo.jpg', or ask the operator for --image-formats {suffix}"
     )

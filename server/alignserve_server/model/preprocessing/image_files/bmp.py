@@ -1,4 +1,4 @@
-"""BMP: its header, which tells the size and whether runs of pixels are counted."""
+"""BMP: reads the header, which has the size and the kind of run-length encoding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from alignserve_server.model.preprocessing.image_files.picture import CheckSize,
 
 SIGNATURE = b"BM"
 
-_HEADER = 14  # where the second one begins, of which there are several kinds
+_HEADER = 14  # where the second header starts, of which there are several kinds
 _OLD_HEADER_BYTES = 12
 _HEADER_BYTES = (40, 52, 56, 64, 108, 124)
 _FIELDS = struct.Struct("<II2xHI12xI")  # width, height, bits, compression, colours
@@ -17,7 +17,7 @@ _RUN_LENGTHS = (1, 2)  # of bytes, of half bytes
 
 
 def read(content: bytes, check_size: CheckSize) -> Picture:
-    """Reads the header, as Pillow does: a height that is negative, from the top down, is nearly so."""
+    """Reads the header, as Pillow does: a height just below 2**32 is negative, which means top-down."""
     (header_bytes,) = struct.unpack_from("<I", content, _HEADER)
     if header_bytes == _OLD_HEADER_BYTES:
         width, height = struct.unpack_from("<HH", content, _HEADER + 4)
@@ -30,5 +30,5 @@ def read(content: bytes, check_size: CheckSize) -> Picture:
         height = (1 << 32) - height
     check_size(width, height)
     if bits <= _PALETTE_BITS and colours > _MAX_COLOURS:
-        raise unreadable()  # Pillow would compare each with grey, in Python
+        raise unreadable()  # Pillow would compare each colour with grey, in Python
     return Picture("BMP", width, height, content, holds_gil=compression in _RUN_LENGTHS)

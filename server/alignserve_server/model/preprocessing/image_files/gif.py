@@ -1,4 +1,4 @@
-"""GIF: the first frame, and of what comes before it only which colour is transparent."""
+"""GIF: reads the first frame, and from the blocks before it only which colour is transparent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXTENSION, _IMAGE, _END, _GRAPHIC_CONTROL = 0x21, 0x2C, 0x3B, 0xF9
 
 
 def read(content: bytes, check_size: CheckSize) -> Picture:
-    """Reads the file up to the first frame, which may be larger than the screen that it is for."""
+    """Reads the file up to the first frame, which may be larger than the screen."""
     _, width, height, flags = _SCREEN.unpack_from(content)
     palette_bytes = 3 << (flags & 7) + 1 if flags & _HAS_PALETTE else 0
     start = _SCREEN.size + palette_bytes
@@ -36,7 +36,7 @@ def read(content: bytes, check_size: CheckSize) -> Picture:
 
 
 def _first_image(content: bytes, start: int) -> tuple[int, bytes]:
-    """Returns where the first frame is, and an extension that says no more than what is transparent in it."""
+    """Returns where the first frame is, and an extension with only its transparent colour."""
     transparent = b""
     position, parts = start, 0
     while (kind := content[position]) != _IMAGE:
@@ -51,7 +51,7 @@ def _first_image(content: bytes, start: int) -> tuple[int, bytes]:
                 position += 1 + length
                 parts += 1
                 check_count("blocks", parts)
-        check_count("blocks", parts)  # Pillow steps over what is no block byte by byte
+        check_count("blocks", parts)  # Pillow skips bytes between blocks one by one
         position += 1
     return position, transparent
 

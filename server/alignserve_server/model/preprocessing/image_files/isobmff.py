@@ -1,7 +1,7 @@
-"""AVIF and HEIC: boxes that describe items, of which a picture is one, or a grid of several.
+"""AVIF and HEIC: boxes that describe items; a picture is one item, or a grid of several.
 
-The file keeps its length, since items are found by their places in it. What makes no pixel is renamed, box by
-box and item by item, to what a decoder passes by: tracks, metadata, further kinds of items.
+The file keeps its length, since items are found by their offsets. Boxes and items that do not affect the
+pixels (tracks, metadata, other kinds of items) are renamed to types that decoders skip.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ANY_BRANDS = {b"mif1", b"msf1", b"mif2"}
 _VIDEO_BRANDS = {b"isom", b"iso2", b"mp41", b"mp42", b"M4V ", b"qt  ", b"avc1"}
 _STILL = b"mif1"
 
-_MAX_BOXES = 2048  # in one other; a picture of 100 million pixels in tiles has some 500 items
+_MAX_BOXES = 2048  # within a box; a tiled picture of 100 million pixels has some 500 items
 _MAX_EXTENTS = 8192
 
 _BOX = struct.Struct(">I4s")
@@ -38,39 +38,39 @@ _GRID = b"grid"
 
 class _Box(NamedTuple):
     kind: bytes
-    name: int  # where its kind stands
+    name: int  # offset of its type
     body: int
     end: int
 
 
 class _Item(NamedTuple):
     kind: bytes
-    extents: Sequence[tuple[int, int]]  # places in the file, and their ends
+    extents: Sequence[tuple[int, int]]  # start and end offsets in the file
     properties: Sequence[_Box]
 
 
 def format_of(content: bytes) -> str | None:
-    """Returns AVIF, HEIC, or that it is a film; None if it is none of them, or does not say."""
+    """Returns AVIF, HEIC, or that it is a video; None for other files."""
     size, kind = _BOX.unpack_from(content)
     if kind != b"ftyp":
         return None
     end = min(size, len(content), 1024)
     brands = [content[8:12], *(content[start : start + 4] for start in range(16, end - 3, 4))]
-    for names, found in ((_AVIF_BRANDS, "AVIF"), (_HEIC_BRANDS, "HEIC"), (_VIDEO_BRANDS, "a film")):
+    for names, found in ((_AVIF_BRANDS, "AVIF"), (_HEIC_BRANDS, "HEIC"), (_VIDEO_BRANDS, "a video")):
         if brands[0] in names or (brands[0] in _ANY_BRANDS and names.intersection(brands)):
             return found
     return None
 
 
 def read_avif(content: bytes, check_size: CheckSize) -> Picture:
-    """Reads the boxes. The size is that of the primary item before it is turned: Pillow leaves that to us."""
+    """Reads the boxes. The size is that of the primary item before rotation, which Pillow does not apply."""
     patched, primary, items = _read(content, b"av01", b"avif", check_size)
     orientation = _orientation(content, primary, items.values())
     return Picture("AVIF", *_size(content, primary), patched, orientation, needs_process=True)
 
 
 def read_heic(content: bytes, check_size: CheckSize) -> Picture:
-    """Reads the boxes. The size is that of the primary item as libheif crops and turns it."""
+    """Reads the boxes. The size is that of the primary item as libheif crops and rotates it."""
     patched, primary, _ = _read(content, b"hvc1", b"heic", check_size)
     return Picture("HEIF", *_transformed_size(content, primary), patched, needs_process=True)
 
@@ -79,7 +79,7 @@ def _read(
     content: bytes, codec: bytes, brand: bytes, check_size: CheckSize
 ) -> tuple[bytes, _Item, dict[int, _Item]]:
     """Returns the file for the decoder, its primary item, and all items."""
-    patches: dict[int, bytes] = {}  # by place, four bytes each
+    patches: dict[int, bytes] = {}  # by offset, four bytes each
     boxes = list(_boxes(content, 0, len(content)))
     if boxes[0].kind != b"ftyp":
         raise unreadable()
@@ -131,7 +131,7 @@ def _boxes(content: bytes, start: int, end: int) -> Iterator[_Box]:
 
 
 def _only(boxes: Iterator[_Box], patches: dict[int, bytes]) -> dict[bytes, _Box]:
-    """Returns the boxes that describe the picture, of each kind one, and leaves out others."""
+    """Returns the boxes that describe the picture, one of each kind, and blanks all others."""
     found: dict[bytes, _Box] = {}
     for box in boxes:
         if box.kind not in _KEPT_DESCRIPTIONS or (box.kind in found and box.kind != _FREE):
@@ -147,7 +147,7 @@ def _patch(boxes: Sequence[_Box], patches: dict[int, bytes]) -> None:
 
 
 def _patch_brands(content: bytes, box: _Box, brand: bytes, patches: dict[int, bytes]) -> None:
-    """Says that it is a still picture, and no sequence besides."""
+    """Declares the file a still picture, not also a sequence."""
     check_count("brands", (box.end - box.body) // 4, _MAX_BOXES)
     patches[box.body] = brand
     for place in range(box.body + 8, box.end - 3, 4):
@@ -163,7 +163,7 @@ def _patched(content: bytes, patches: Mapping[int, bytes]) -> bytes:
 
 
 def _item_kinds(content: bytes, box: _Box, codec: bytes, patches: dict[int, bytes]) -> dict[int, bytes]:
-    """Returns what the items are; leaves out what is neither a picture of the codec nor a grid of them."""
+    """Returns the kinds of items; blanks those that are neither coded pictures nor grids of them."""
     start = box.body + (6 if content[box.body] == 0 else 8)
     kinds: dict[int, bytes] = {}
     for entry in _boxes(content, start, box.end):
@@ -182,7 +182,7 @@ def _item_kinds(content: bytes, box: _Box, codec: bytes, patches: dict[int, byte
 def _items(content: bytes, meta: Mapping[bytes, _Box], kinds: Mapping[int, bytes]) -> dict[int, _Item]:
     extents = dict(_locations(content, meta[b"iloc"], meta.get(b"idat")))
     if sum(end - start for places in extents.values() for start, end in places) > len(content):
-        raise unreadable()  # some bytes would be of several, and decoders copy them for each
+        raise unreadable()  # items share bytes, which decoders would copy for each
     properties: list[_Box] = []
     associations: dict[int, list[int]] = {}
     for box in _boxes(content, meta[b"iprp"].body, meta[b"iprp"].end):
@@ -202,7 +202,7 @@ def _items(content: bytes, meta: Mapping[bytes, _Box], kinds: Mapping[int, bytes
 
 
 def _locations(content: bytes, box: _Box, idat: _Box | None) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Yields the numbers of items and where they are."""
+    """Yields item ids and their extents."""
     reader = _Reader(content, box.body, box.end)
     version, _, sizes = reader.number(1), reader.number(3), reader.number(2)
     offset_bytes, length_bytes, base_bytes = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
@@ -212,7 +212,7 @@ def _locations(content: bytes, box: _Box, idat: _Box | None) -> Iterator[tuple[i
     for _ in range(reader.number(id_bytes)):
         number = reader.number(id_bytes)
         method = reader.number(2) & 15 if version else 0
-        reader.number(2)  # which file: there is one
+        reader.number(2)  # data reference index: there is only one file
         base, places = reader.number(base_bytes), []
         count = reader.number(2)
         total += 1 + count
@@ -231,7 +231,7 @@ def _locations(content: bytes, box: _Box, idat: _Box | None) -> Iterator[tuple[i
 
 
 def _associations(content: bytes, box: _Box) -> Iterator[tuple[int, list[int]]]:
-    """Yields the numbers of items and the numbers of their properties, in the order in which they apply."""
+    """Yields item ids and the indices of their properties, in the order in which they apply."""
     reader = _Reader(content, box.body, box.end)
     version, flags = reader.number(1), reader.number(3)
     size, mask = (2, 0x7FFF) if flags & 1 else (1, 0x7F)
@@ -247,7 +247,7 @@ def _associations(content: bytes, box: _Box) -> Iterator[tuple[int, list[int]]]:
 
 
 def _tiles(content: bytes, box: _Box | None) -> dict[int, list[int]]:
-    """Returns what each item is made from."""
+    """Returns the tiles of each grid."""
     made_from: dict[int, list[int]] = {}
     if box is None:
         return made_from
@@ -267,7 +267,7 @@ def _tiles(content: bytes, box: _Box | None) -> dict[int, list[int]]:
 def _check_grid(
     content: bytes, grid: _Item, tiles: Sequence[_Item | None], codec: bytes, check_size: CheckSize
 ) -> None:
-    """Checks that its tiles are coded pictures, of one size, and no more than cover it."""
+    """Checks that a grid's tiles are coded pictures of one size, and no more than needed to cover it."""
     data = _data(content, grid)
     flags, rows, columns = data[1], data[2] + 1, data[3] + 1
     width, height = struct.unpack_from(">II" if flags & 1 else ">HH", data, 4)
@@ -275,7 +275,7 @@ def _check_grid(
     if len(tiles) != rows * columns or (width, height) != _size(content, grid):
         raise unreadable()
     for tile in tiles:
-        if tile is None or tile.kind != codec:  # a grid of grids could be one of itself
+        if tile is None or tile.kind != codec:  # a grid of grids could contain itself
             raise unreadable()
         tile_width, tile_height = _size(content, tile)
         if (columns - 1) * tile_width >= width or (rows - 1) * tile_height >= height:
@@ -295,9 +295,9 @@ def _size_of(content: bytes, box: _Box) -> tuple[int, int]:
 
 
 def _orientation(content: bytes, primary: _Item, items: Iterable[_Item]) -> int:
-    """Returns what EXIF would say for the item's turn, and mirroring after it, as Pillow does for AVIF.
+    """Returns the EXIF orientation for the item's rotation and mirroring, as Pillow does for AVIF.
 
-    An orientation in EXIF is not obeyed, but keeps Pillow from looking into XMP.
+    An orientation in EXIF is ignored, but keeps Pillow from reading XMP.
     """
     turns = mirror = None
     for box in primary.properties:
@@ -348,7 +348,7 @@ class _Reader:
         self._end = end
 
     def number(self, size: int) -> int:
-        """Returns the next number, of so many bytes; of none it is 0."""
+        """Returns the next number of `size` bytes; 0 if `size` is 0."""
         start, self._position = self._position, self._position + size
         if self._position > self._end:
             raise unreadable()

@@ -1,4 +1,4 @@
-"""JPEG: segments up to the first scan, of which Pillow walks all in Python and decodes few."""
+"""JPEG: reads the segments up to the first scan; Pillow walks all of them in Python and decodes few."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from alignserve_server.model.preprocessing.image_files.picture import (
 SIGNATURE = b"\xff\xd8\xff"
 
 # Each limit is ten times what cameras and editors write.
-_MAX_SCANS = 100  # each passes over all the pixels, some 10 ms at 25 million, and can be 60 bytes long
-_MAX_TABLES = 1024  # segments that a decoder needs before the first scan; there are a dozen
-_MAX_QUANTIZATION_BYTES = 1 << 14  # some 250 tables; there are four at the most
+_MAX_SCANS = 100  # each passes over all pixels (10 ms for 25 million), and can be only 60 bytes long
+_MAX_TABLES = 1024  # segments that a decoder needs before the first scan; usually a dozen
+_MAX_QUANTIZATION_BYTES = 1 << 14  # some 250 tables; usually at most four
 
-_MAX_EXIF_SEGMENTS = 16  # of 64 kB; cameras write one, and the orientation is at its beginning
+_MAX_EXIF_SEGMENTS = 16  # of 64 kB; cameras write one, which starts with the orientation
 
 _SCAN, _END, _QUANTIZATION = 0xDA, 0xD9, 0xDB
-_FRAMES = {*range(0xC0, 0xD0), 0xDE} - {0xC4, 0xC8, 0xCC}  # they tell the size
-# Applications' data and comments, but for those that tell how colours are coded: JFIF's APP0, Adobe's APP14.
+_FRAMES = {*range(0xC0, 0xD0), 0xDE} - {0xC4, 0xC8, 0xCC}  # frame headers have the size
+# Application data and comments, except those that say how colours are coded: JFIF's APP0, Adobe's APP14.
 _METADATA = {*range(0xE1, 0xEE), 0xEF, 0xFE}
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP1 = 0xE1
 
-_MARKER = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")  # the end, and all that tell their length
+_MARKER = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")  # the end, and all segments with a length
 _START = b"\xff\xd8"
 _EMPTY_COMMENT = b"\xff\xfe\0\2"
 _SCAN_MARKER = b"\xff\xda"
@@ -43,18 +43,18 @@ class _Segment(NamedTuple):
     start: int  # of its marker
     body: int
     end: int
-    skipped: int  # bytes that led to no segment
+    skipped: int  # bytes skipped before it
 
 
 def read(content: bytes, check_size: CheckSize) -> Picture:
-    """Reads the header; refuses what would keep a decoder busy for long."""
+    """Reads the header; refuses files that would keep a decoder busy."""
     size: tuple[int, int] | None = None
     parts = tables = quantization_bytes = 0
     exif: list[bytes] = []
     xmp = b""
     dropped: list[tuple[int, int]] = []
     for segment in _segments(content):
-        parts += 1 + segment.skipped  # Pillow steps over padding byte by byte
+        parts += 1 + segment.skipped  # Pillow skips padding one byte at a time
         check_count("segments and padding", parts)
         body = slice(segment.body, segment.end)
         if segment.marker == _SCAN:
@@ -74,7 +74,7 @@ def read(content: bytes, check_size: CheckSize) -> Picture:
             check_count("bytes of quantization tables", quantization_bytes, _MAX_QUANTIZATION_BYTES)
         elif segment.marker in _FRAMES:
             if size is not None:
-                raise unreadable()  # a picture has one size
+                raise unreadable()  # a picture has only one size
             _, height, width = struct.unpack_from(">BHH", content, segment.body)
             check_size(width, height)
             size = width, height
@@ -88,8 +88,8 @@ def read(content: bytes, check_size: CheckSize) -> Picture:
 
 
 def _check_scans(content: bytes, first: int) -> None:
-    # Counting two bytes is quick but finds them in metadata too, and in the film that a phone appends. So
-    # it can only acquit; to convict, the segments themselves are counted.
+    # Counting two bytes is fast, but also finds them in metadata, and in the video that a phone appends. A
+    # low count is enough to accept a file; to refuse it, the segments themselves are counted.
     if content.count(_SCAN_MARKER, first) <= _MAX_SCANS:
         return
     scans = 0
@@ -102,7 +102,7 @@ def _check_scans(content: bytes, first: int) -> None:
 
 
 def _segments(content: bytes, end: int = 0) -> Iterator[_Segment]:
-    """Yields the segments from a position on, as libjpeg finds them, and an end where none follows."""
+    """Yields the segments from a position on, as libjpeg finds them, and an end marker after the last."""
     while (start := _next_marker(content, end)) is not None:
         marker, body = content[start + 1], start + 2
         skipped, end = start - end, body
@@ -115,7 +115,7 @@ def _segments(content: bytes, end: int = 0) -> Iterator[_Segment]:
 
 def _next_marker(content: bytes, start: int) -> int | None:
     while start < len(content):
-        # One byte more, so that a marker across the edge is found.
+        # One more byte, to find a marker across the boundary.
         if found := _MARKER.search(content, start, start + _WINDOW + 1):
             return found.start()
         start += _WINDOW
@@ -123,9 +123,9 @@ def _next_marker(content: bytes, start: int) -> int | None:
 
 
 def _without(content: bytes, dropped: Sequence[tuple[int, int]]) -> bytes:
-    """Returns the content without ranges, which come in order.
+    """Returns the content without the given ranges, which are in order.
 
-    An empty comment comes first: bytes that belong to nothing are skipped anywhere but there.
+    Inserts an empty comment first: decoders skip stray bytes anywhere except there.
     """
     if not dropped:
         return content

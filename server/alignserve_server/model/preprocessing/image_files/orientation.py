@@ -1,6 +1,6 @@
-"""How to hold a picture, as its EXIF or XMP says: what Pillow would find there, in bounded time.
+"""Reads a picture's orientation from its EXIF or XMP like Pillow, but in bounded time.
 
-Pillow reads every tag to find this one, and joins and inflates whatever comes under the name of EXIF.
+Pillow reads every tag to find this one, and concatenates and inflates anything labelled EXIF.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import re
 import struct
 
 _TAG = 0x0112
-_BYTE_ORDERS = {  # by the first bytes of TIFF; the last three are common mistakes, which Pillow forgives
+_BYTE_ORDERS = {  # by the first bytes of TIFF; the last three are common mistakes, which Pillow accepts
     b"II*\0": "<",
     b"MM\0*": ">",
     b"II\0*": "<",
     b"MM*\0": ">",
     b"MM\0+": ">",
 }
-_NUMBERS = {3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L"}  # TIFF's whole numbers, as struct knows them
-_INLINE_BYTES = 4  # a value is in its entry if it fits, and one number does
+_NUMBERS = {3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L"}  # struct codes of TIFF's integer types
+_INLINE_BYTES = 4  # a value that fits is stored in its entry, as a single number does
 
 _EXIF_PREFIX = re.compile(rb"(?:Exif\0\0){0,2}")
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _XMP_MATCH_BYTES = len(b'tiff:Orientation="0')
-_XMP_WINDOW = 1 << 20  # bytes searched at once: a search lets no other thread run
+_XMP_WINDOW = 1 << 20  # bytes searched at once: a search holds the GIL
 
 
 def orientation_of(exif: bytes, xmp: bytes) -> int | None:
-    """Returns the number that EXIF or else XMP gives; None if neither does or neither can be read."""
+    """Returns the orientation from EXIF, or from XMP if EXIF has none; None if neither has one."""
     try:
         found = _of_exif(exif)
     except struct.error:
@@ -35,7 +35,7 @@ def orientation_of(exif: bytes, xmp: bytes) -> int | None:
 
 
 def _of_exif(exif: bytes) -> int | None:
-    start = _EXIF_PREFIX.match(exif).end()  # type: ignore[union-attr]  # it matches nothing, too
+    start = _EXIF_PREFIX.match(exif).end()  # type: ignore[union-attr]  # it also matches the empty string
     order = _BYTE_ORDERS.get(exif[start : start + 4])
     if order is None:
         return None

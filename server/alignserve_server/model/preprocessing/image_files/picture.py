@@ -1,4 +1,4 @@
-"""What is left of an image file once its container has been read: the picture's part, and how to hold it."""
+"""The picture in an image file, separated from its container, with its orientation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from alignserve_server.errors import ImageTooLarge, ImageUnreadable
 
-# What a decoder does for each part of a file takes time that neither bytes nor pixels bound. Ten times what
-# cameras and editors write.
+# Decoders spend time on each part of a file, which limits on bytes and pixels do not bound. Ten times as many
+# parts as cameras and editors write.
 MAX_PARTS = 32_768
 
 CheckSize: TypeAlias = Callable[[int, int], None]  # (width, height); raises ImageTooLarge, ImageUnreadable
@@ -17,18 +17,20 @@ CheckSize: TypeAlias = Callable[[int, int], None]  # (width, height); raises Ima
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture, of a size that was checked, in the smallest file that decodes to the same pixels.
+    """A picture of checked size, in the smallest file that decodes to the same pixels.
 
-    Metadata, further frames and whatever else a file may hold cost Pillow time, or make it fail, for nothing.
+    Metadata, further frames and other content would cost Pillow time, or make it fail, for no benefit.
     """
 
-    format: str  # one of Pillow's names
+    format: str  # Pillow's name for it
     width: int
     height: int
     content: bytes
-    orientation: int | None = None  # of EXIF, or else of XMP
-    holds_gil: bool = False  # Pillow decodes it without ever letting other threads run
-    needs_process: bool = False  # its decoder is kept out of the server's own process, however small it is
+    orientation: int | None = None  # from EXIF, or from XMP if EXIF has none
+    holds_gil: bool = False  # Pillow decodes it without releasing the GIL
+    needs_process: bool = (
+        False  # its decoder never runs in the server's own process, even for a small picture
+    )
 
     @property
     def pixels(self) -> int:
@@ -36,7 +38,7 @@ class Picture:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """(height, width) once it is held as it should be."""
+        """(height, width) of the upright picture."""
         is_on_its_side = self.orientation in range(5, 9)
         return (self.width, self.height) if is_on_its_side else (self.height, self.width)
 
@@ -44,9 +46,9 @@ class Picture:
 def check_count(what: str, count: int, limit: int = MAX_PARTS) -> None:
     """Raises ImageTooLarge if a file has more parts of a kind than any program writes."""
     if count > limit:
-        raise ImageTooLarge(f"image has more than {limit} {what}, the limit; save it anew, without metadata")
+        raise ImageTooLarge(f"image has more than {limit} {what}, the limit; save it again, without metadata")
 
 
 def unreadable() -> ImageUnreadable:
-    """Builds the error of a file that is not what its first bytes say."""
+    """Returns the error for a file that does not match its signature."""
     return ImageUnreadable("image is broken or incomplete: its header does not fit the file")

@@ -1,4 +1,4 @@
-"""PNG: its critical chunks, with the first picture's data in one; of others only how to hold the picture."""
+"""PNG: reads the critical chunks, and from other chunks only the orientation; joins the data chunks."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _CHUNK = struct.Struct(">I4s")  # length of the data, kind; data and a checksum 
 _SIZE = struct.Struct(">II")  # the first two fields of the header
 _CHECKSUM = struct.Struct(">I")
 _HEADER, _DATA, _END = b"IHDR", b"IDAT", b"IEND"
-_KIND = re.compile(rb"\w{4}")  # letters alone, by the standard; Pillow is not so strict
+_KIND = re.compile(rb"\w{4}")  # only letters in the standard; Pillow is less strict
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 _EXIF = b"eXIf"
-_RAW_EXIF = b"Raw profile type exif"  # ImageMagick's, in hexadecimal below three lines of header
+_RAW_EXIF = b"Raw profile type exif"  # ImageMagick's form, in hexadecimal after three header lines
 _XMP = b"XML:com.adobe.xmp"
-_MAX_KEYWORD_BYTES = 80  # with the zero at its end
+_MAX_KEYWORD_BYTES = 80  # including the terminating zero
 
 
 class _Chunk(NamedTuple):
@@ -47,7 +47,7 @@ class _Chunk(NamedTuple):
 
 
 def read(content: bytes, check_size: CheckSize) -> Picture:
-    """Reads the chunks; refuses what would keep a decoder busy for long."""
+    """Reads the chunks; refuses files that would keep a decoder busy."""
     chunks = _chunks(content)
     check_count("metadata chunks", sum(map(_is_metadata, chunks)), _MAX_METADATA)
     first = next((number for number, chunk in enumerate(chunks) if chunk.kind == _DATA), None)
@@ -59,14 +59,14 @@ def read(content: bytes, check_size: CheckSize) -> Picture:
     check_count("critical chunks", len(critical), _MAX_METADATA)
     width, height = _size(content, critical)
     check_size(width, height)
-    if any(chunk.kind == b"acTL" for chunk in before):  # behind the first frame Pillow looks no further
+    if any(chunk.kind == b"acTL" for chunk in before):  # Pillow ignores it after the first frame
         behind = list(takewhile(lambda chunk: chunk.kind != b"fcTL", behind))
     orientation = orientation_of(*_exif_and_xmp(content, before + behind))
     return Picture("PNG", width, height, _file(content, critical, data), orientation)
 
 
 def _chunks(content: bytes) -> list[_Chunk]:
-    """Returns the chunks up to the end of the picture or to what is none."""
+    """Returns the chunks up to the end of the picture, or to the first invalid one."""
     chunks: list[_Chunk] = []
     start = len(SIGNATURE)
     while start + _CHUNK.size <= len(content):
@@ -93,7 +93,7 @@ def _size(content: bytes, critical: list[_Chunk]) -> tuple[int, int]:
 
 
 def _file(content: bytes, critical: list[_Chunk], data: list[_Chunk]) -> bytes:
-    """Builds a file of nothing but the picture; Pillow checks the checksums of all but its data."""
+    """Builds a file with only the picture; Pillow verifies all checksums except those of the data."""
     view = memoryview(content)
     length = sum(chunk.end - chunk.data for chunk in data)
     return b"".join(
@@ -102,14 +102,14 @@ def _file(content: bytes, critical: list[_Chunk], data: list[_Chunk]) -> bytes:
             *(view[chunk.start : chunk.end + _CHECKSUM.size] for chunk in critical),
             _CHUNK.pack(length, _DATA),
             *(view[chunk.data : chunk.end] for chunk in data),
-            bytes(_CHECKSUM.size),  # nobody looks: zlib has its own
+            bytes(_CHECKSUM.size),  # not verified: zlib has its own checksum
             _CHUNK.pack(0, _END) + _CHECKSUM.pack(zlib.crc32(_END)),
         ]
     )
 
 
 def _exif_and_xmp(content: bytes, chunks: list[_Chunk]) -> tuple[bytes, bytes]:
-    """Returns EXIF and XMP, each empty if there is none or it is broken; of several the last counts."""
+    """Returns EXIF and XMP, each empty if missing or corrupt; the last of several is used."""
     found: dict[bytes, _Chunk] = {}
     for chunk in chunks:
         if chunk.kind == b"eXIf":
@@ -126,14 +126,14 @@ def _exif_and_xmp(content: bytes, chunks: list[_Chunk]) -> tuple[bytes, bytes]:
 
 
 def _checked(content: bytes, chunk: _Chunk) -> bytes:
-    """Returns a chunk's data, or nothing if the checksum is wrong."""
+    """Returns a chunk's data, or no bytes if the checksum is wrong."""
     data = content[chunk.data : chunk.end]
     checksum = content[chunk.end : chunk.end + _CHECKSUM.size]
     return data if checksum == _CHECKSUM.pack(zlib.crc32(data, zlib.crc32(chunk.kind))) else b""
 
 
 def _text(content: bytes, chunk: _Chunk | None) -> bytes:
-    """Returns the text of a chunk, or nothing if it is broken or large."""
+    """Returns the text of a chunk, or no bytes if it is corrupt or too large."""
     if chunk is None:
         return b""
     data = _checked(content, chunk)
@@ -141,9 +141,11 @@ def _text(content: bytes, chunk: _Chunk | None) -> bytes:
     is_compressed = chunk.kind == b"zTXt"
     if chunk.kind == b"iTXt":
         is_compressed = data[start : start + 1] != b"\0"
-        start = data.find(b"\0", data.find(b"\0", start + 2) + 1) + 1  # behind language and keyword in it
+        start = (
+            data.find(b"\0", data.find(b"\0", start + 2) + 1) + 1
+        )  # after the language and the translated keyword
     elif is_compressed:
-        start += 1  # the method, of which there is one
+        start += 1  # the compression method; there is only one
     text = data[start:]
     return _inflated(text) if is_compressed else text
 

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: the formats that can be read, and others that people send."""
+"""Recognizes file formats by their first bytes: the supported ones, and others that users send."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHERS = {
 
 
 def format_of(content: bytes) -> str | None:
-    """Returns a format's name; None if these first bytes are none's that is known here."""
+    """Returns the name of the format with these first bytes; None if it is unknown."""
     for name, signatures in (*_READABLE.items(), *_OTHERS.items()):
         if content.startswith(signatures):
             return name

@@ -1,6 +1,6 @@
-"""TIFF: the first directory, of which the decoders get a copy with the pixels' tags alone.
+"""TIFF: reads the first directory; the decoders get a copy with only the tags that affect pixels.
 
-There are two decoders for each file, Pillow and libtiff, which read it one after the other.
+Each file has two decoders, Pillow and libtiff, which read it in turn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from alignserve_server.model.preprocessing.image_files.picture import (
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_MAX_ENTRIES = 1024  # of a directory; cameras and maps have some 60
+_MAX_ENTRIES = 1024  # in a directory; cameras and maps have some 60
 _MAX_SAMPLES = 8
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _SAMPLES, _PLANES, _XMP = (
@@ -29,8 +29,8 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _SAMPLES, _PLANES, _XMP = (
 )
 _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 278, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
-# The above but for the last two of the first line; photometric interpretation, order of bits, options of fax,
-# predictor, palette, inks, extra samples, sample format, JPEG's tables, and four of YCbCr.
+# The tags above except the last two of the first line; photometric interpretation, bit order, fax options,
+# predictor, palette, inks, extra samples, sample format, JPEG tables, and four tags of YCbCr.
 _PIXEL_TAGS = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _PLANES}
 _PIXEL_TAGS |= {_STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES}
 _PIXEL_TAGS |= {_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES}
@@ -38,10 +38,10 @@ _PIXEL_TAGS |= {262, 266, 292, 293, 317, 320, 332, 338, 339, 347, 529, 530, 531,
 
 _UNIT_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_MAX_TAG_BYTES = 1 << 20  # the palette of 16 bits has 384 kB
+_MAX_TAG_BYTES = 1 << 20  # a 16-bit palette has 384 kB
 
-# None, fax, LZW, JPEG, Deflate and PackBits: each further one is a decoder that strangers' bytes reach. Old
-# JPEG (6) comes in many broken kinds; LZMA, Zstandard, WebP and JPEG 2000 are rare in TIFF.
+# None, fax, LZW, JPEG, Deflate and PackBits: each additional one is a decoder that untrusted bytes reach. Old
+# JPEG (6) has many invalid variants; LZMA, Zstandard, WebP and JPEG 2000 are rare in TIFF.
 _RAW = 1
 _COMPRESSIONS = {_RAW, 2, 3, 4, 5, 7, 8, 32773, 32946}
 
@@ -49,7 +49,7 @@ _COMPRESSIONS = {_RAW, 2, 3, 4, 5, 7, 8, 32773, 32946}
 class _Entry(NamedTuple):
     tag: int
     kind: int
-    length: int  # in units of its kind
+    length: int  # number of values
     data: int  # where the value is
     raw: bytes
 
@@ -69,7 +69,7 @@ class _Layout(NamedTuple):
     @classmethod
     def of(cls, content: bytes) -> _Layout:
         order = "<" if content.startswith(b"II") else ">"
-        if b"+" in content[:4]:  # BigTIFF, whose offsets have 8 bytes and say so
+        if b"+" in content[:4]:  # BigTIFF, which declares 8-byte offsets
             names, inline_bytes = ("4sHHQ", "Q", "HHQ8s", "Q"), 8
         else:
             names, inline_bytes = ("4sI", "H", "HHI4s", "I"), 4
@@ -78,14 +78,14 @@ class _Layout(NamedTuple):
 
 
 def read(content: bytes, check_size: CheckSize) -> Picture:
-    """Reads the first directory; the file that is left says no more than it about pixels."""
+    """Reads the first directory, and returns a file with only its pixels and their tags."""
     layout = _Layout.of(content)
     *header, directory = layout.start.unpack_from(content)
     if header[1:] not in ([], [8, 0]):
         raise unreadable()
     entries: dict[int, _Entry] = {}
     for entry in _entries(content, layout, directory):
-        entries.setdefault(entry.tag, entry)  # of several of a kind the first counts, to both decoders
+        entries.setdefault(entry.tag, entry)  # both decoders use the first of duplicate tags
     tags = _Tags(content, layout.order, entries)
     width, height = tags.number(_WIDTH), tags.number(_HEIGHT)
     check_size(width, height)
@@ -128,7 +128,7 @@ class _Tags:
         return tag in self._entries
 
     def number(self, tag: int, default: int | None = None) -> int:
-        """Returns the first number of a tag; raises ImageUnreadable if there is none, and no default."""
+        """Returns the first number of a tag, or the default; raises ImageUnreadable if there is neither."""
         if default is not None and tag not in self._entries:
             return default
         return self.numbers(tag)[0]
@@ -142,7 +142,7 @@ class _Tags:
         )
 
     def data(self, tag: int) -> bytes:
-        """Returns the bytes of a tag; none if there is none."""
+        """Returns the bytes of a tag; empty if it is missing."""
         entry = self._entries.get(tag)
         return self._content[entry.data : entry.data + entry.size] if entry else b""
 
@@ -156,7 +156,7 @@ def _check_compression(method: int) -> None:
 
 
 def _check_parts(tags: _Tags, width: int, height: int, check_size: CheckSize) -> None:
-    """Checks that strips or tiles are as many and as large as they have to be, and no byte is two's."""
+    """Checks the number and sizes of strips or tiles, and that they do not overlap."""
     samples = tags.number(_SAMPLES, 1)
     planes = samples if tags.number(_PLANES, 1) != 1 else 1
     if not 1 <= samples <= _MAX_SAMPLES:
@@ -169,21 +169,21 @@ def _check_parts(tags: _Tags, width: int, height: int, check_size: CheckSize) ->
         tile_width, tile_height = tags.number(_TILE_WIDTH), tags.number(_TILE_HEIGHT)
         check_size(tile_width, tile_height)
         across, down = math.ceil(width / tile_width), math.ceil(height / tile_height)
-        # Each tile is decoded as a whole, however little of it is in the picture.
+        # Each tile is decoded completely, however little of it is in the picture.
         check_size(max(width, across * tile_width), max(height, down * tile_height))
         offsets, lengths = _TILE_OFFSETS, _TILE_BYTES
     parts = across * down * planes
     check_count("strips or tiles", parts)
     if len(tags.numbers(offsets)) != parts:
         raise unreadable()
-    if lengths in tags or parts > 1:  # one goes on to the end of the file, says libtiff
+    if lengths in tags or parts > 1:  # to libtiff, a single strip extends to the end of the file
         sizes = tags.numbers(lengths)
         if len(sizes) != parts or sum(sizes) > tags.file_bytes:
             raise unreadable()
 
 
 def _file(content: bytes, layout: _Layout, header: list[object], entries: list[bytes]) -> bytes:
-    """Puts a directory behind everything else, whose places stay what they were."""
+    """Appends a directory to the file, so that all existing offsets stay valid."""
     padding = bytes(len(content) % 2)
     directory = layout.tags.pack(len(entries)) + b"".join(entries) + layout.next.pack(0)
     start = layout.start.pack(*header, len(content) + len(padding))

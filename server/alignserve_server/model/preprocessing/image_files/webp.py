@@ -1,4 +1,4 @@
-"""WEBP: the chunks of the first frame, and how to hold it."""
+"""WEBP: reads the chunks of the first frame, and its orientation."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from alignserve_server.model.preprocessing.image_files.picture import (
     unreadable,
 )
 
-_CHUNK = struct.Struct("<4sI")  # kind, length of the data, which is padded to an even one
+_CHUNK = struct.Struct("<4sI")  # kind, length of the data, which is padded to even length
 _SIGNATURE_BYTES = 12
 _EXTENDED, _LOSSY, _LOSSLESS = b"VP8X", b"VP8 ", b"VP8L"
 _LOSSY_START = b"\x9d\x01\x2a"
 _LOSSLESS_START = 0x2F
 _HAS_EXIF, _HAS_XMP, _IS_ANIMATED = 8, 4, 2
-_MAX_CHUNKS = 8192  # there is one for each frame
+_MAX_CHUNKS = 8192  # each frame has one
 _MAX_SIDE = (1 << 14) - 1  # of a frame
-_FRAME_BYTES = 16  # in front of a frame's own chunks
+_FRAME_BYTES = 16  # header before a frame's own chunks
 
 
 class _Chunk(NamedTuple):
     kind: bytes
     data: memoryview
-    padding: bytes  # as it is in the file: the lossless decoder reads it as the end of its stream
+    padding: bytes  # kept as in the file: the lossless decoder reads it as the end of its stream
 
     def encoded(self) -> tuple[bytes, memoryview, bytes]:
         return (
@@ -40,12 +40,12 @@ class _Chunk(NamedTuple):
 
 
 def is_webp(content: bytes) -> bool:
-    """Says whether these are the first bytes of a WEBP file."""
+    """Returns whether these are the first bytes of a WEBP file."""
     return content.startswith(b"RIFF") and content[8:_SIGNATURE_BYTES] == b"WEBP"
 
 
 def read(content: bytes, check_size: CheckSize) -> Picture:
-    """Reads the chunks. The size is that of the canvas, of which libwebp allocates several."""
+    """Reads the chunks. The size is that of the canvas; libwebp allocates several canvases."""
     chunks = _chunks(content)
     first = next(chunks, None)
     if first is None:
@@ -115,7 +115,7 @@ def _first_frame(flags: int, chunks: list[_Chunk]) -> list[_Chunk]:
 
 
 def _has_picture(frame: memoryview) -> bool:
-    """Says whether a frame has more than its own header; libwebp skips one that has not."""
+    """Returns whether a frame has more than its header; libwebp skips frames that do not."""
     position = _FRAME_BYTES
     kind, length = _CHUNK.unpack_from(frame, position) if len(frame) >= position + _CHUNK.size else (b"", 0)
     if kind == b"ALPH":

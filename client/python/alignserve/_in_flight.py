@@ -1,4 +1,4 @@
-"""The items of a stream from being read to being handed out: what outlives a broken connection.
+"""The items of a stream that have been read but not yielded yet; they outlive a broken connection.
 
 Pure state, without threads, tasks or gRPC; the two streams add the waiting.
 """
@@ -21,8 +21,8 @@ class _Entry:
     result: StreamResult | None = None
 
 
-class Ledger:
-    """Holds at most `window` items, each from its reading until its result is taken."""
+class InFlightItems:
+    """Holds at most `window` items, each from when it is read until its result is taken."""
 
     def __init__(self, window: int, *, ordered: bool) -> None:
         if window < 1:
@@ -35,21 +35,21 @@ class Ledger:
 
     @property
     def has_room(self) -> bool:
-        """Says whether another item may be read."""
+        """Returns whether another item may be read."""
         return len(self._entries) < self._window
 
     @property
     def has_unanswered(self) -> bool:
-        """Says whether an item has to be sent, or sent again."""
+        """Returns whether an item must be sent, or sent again."""
         return any(entry.request is not None for entry in self._entries.values())
 
     @property
     def is_done(self) -> bool:
-        """Says whether every item was read, answered and handed out."""
+        """Returns whether every item was read and answered, and its result taken."""
         return self.is_complete and not self._entries
 
     def enter(self, item: Item, request: pb.StreamInferRequest | AlignserveError) -> None:
-        """Enters an item that was read, with its request, which gets a number, or with why there is none."""
+        """Adds an item with its request, which gets a number, or with the reason why it has no request."""
         if isinstance(request, AlignserveError):
             entry = _Entry(item, None, StreamResult(item, error=request))
         else:
@@ -66,16 +66,16 @@ class Ledger:
         return None
 
     def answer(self, response: pb.StreamInferResponse) -> None:
-        """Enters an answer. One to an item that is not waiting for any is ignored."""
+        """Records an answer; it is ignored if no item is waiting for it."""
         sequence = int(response.correlation_id) if response.correlation_id.isdecimal() else -1
         entry = self._entries.get(sequence)
         if entry is None or entry.request is None:
             return
-        entry.result = _told(item_result(entry.item, response), entry.request)
+        entry.result = _with_image_kind(item_result(entry.item, response), entry.request)
         entry.request = None
 
     def take(self) -> StreamResult | None:
-        """Hands out the next result, or `None` if there is none yet."""
+        """Removes and returns the next result, or `None` if none is ready."""
         for sequence, entry in self._entries.items():
             if entry.result is not None:
                 del self._entries[sequence]
@@ -85,8 +85,8 @@ class Ledger:
         return None
 
 
-def _told(result: StreamResult, request: pb.StreamInferRequest) -> StreamResult:
-    """Returns the result with what the image is, if the server could not read it."""
+def _with_image_kind(result: StreamResult, request: pb.StreamInferRequest) -> StreamResult:
+    """Returns the result with the file type of an image that the server could not read."""
     if result.error is None:
         return result
     kind = request.WhichOneof("request")

@@ -1,4 +1,4 @@
-"""The calls that may become several requests, as values: what to send, and what the answers make together."""
+"""Calls that may be split into several requests: what to send, and how to combine the answers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[_Result]):
-    """One call of a client.
+class SplitRequest(Generic[_Result]):
+    """A client call for a list of items, which becomes one request or several.
 
     Attributes:
-        rpc: Name of the method at the server.
+        rpc: Name of the RPC.
         items: The images or texts.
         recipe: How they become requests. Any: bytes or str.
-        read: Takes a response apart. Any: the kinds of response travel alike.
-        result: Makes the result, given the dimension of an embedding for rows that are missing.
-        reads_files: Whether making a request takes long enough to keep it off an event loop.
-        makes_rows: Whether the result is an array, which has a width also without any row.
+        read: Splits a response into items. Any: all kinds of response are handled alike.
+        result: Builds the result, given the embedding dimension for missing rows.
+        reads_files: Whether building a request takes too long for an event loop.
+        makes_rows: Whether the result is an array, which has a width even if it has no rows.
     """
 
     rpc: str
@@ -41,39 +41,41 @@ class Call(Generic[_Result]):
     makes_rows: bool = True
 
 
-def embed_image(images: Sequence[ImageInput], *, normalize: bool, dtype: Dtype) -> Call[ImageEmbeddings]:
+def embed_image(
+    images: Sequence[ImageInput], *, normalize: bool, dtype: Dtype
+) -> SplitRequest[ImageEmbeddings]:
     """Returns the call that embeds images."""
     recipe = _requests.embed_image_recipe(normalize=normalize, dtype=dtype, include_stats=True)
     result = functools.partial(_responses.image_embeddings, dtype=dtype)
-    return Call("EmbedImage", images, recipe, _responses.read_images, result, _reads_files(images))
+    return SplitRequest("EmbedImage", images, recipe, _responses.read_images, result, _reads_files(images))
 
 
 def embed_text(
     texts: Sequence[str], *, truncate: bool, normalize: bool, dtype: Dtype
-) -> Call[TextEmbeddings]:
+) -> SplitRequest[TextEmbeddings]:
     """Returns the call that embeds texts."""
     recipe = _requests.embed_text_recipe(
         truncate=truncate, normalize=normalize, dtype=dtype, include_stats=True
     )
     result = functools.partial(_responses.text_embeddings, dtype=dtype)
-    return Call("EmbedText", strings(texts, "texts"), recipe, _responses.read_texts, result)
+    return SplitRequest("EmbedText", strings(texts, "texts"), recipe, _responses.read_texts, result)
 
 
 def classify(
     images: Sequence[ImageInput], labels: Sequence[str], *, prompt_templates: Sequence[str], top_k: int
-) -> Call[ImageClassifications]:
+) -> SplitRequest[ImageClassifications]:
     """Returns the call that classifies images."""
     recipe = _requests.classify_recipe(
         labels=labels, prompt_templates=prompt_templates, top_k=top_k, include_stats=True
     )
     read, result = _responses.read_classifications, _responses.image_classifications
-    return Call("Classify", images, recipe, read, result, _reads_files(images), makes_rows=False)
+    return SplitRequest("Classify", images, recipe, read, result, _reads_files(images), makes_rows=False)
 
 
 def is_about_limits(error: AlignserveError) -> bool:
-    """Returns whether a request may have been refused for being larger than the server allows by now.
+    """Returns whether the request may have been refused because the server's limits have become smaller.
 
-    gRPC itself refuses too many bytes, and adds no reason.
+    gRPC itself refuses messages that are too large, and adds no reason.
     """
     if isinstance(error, ResourceExhaustedError):
         return not error.reason and error.retry_delay_seconds is None

@@ -1,4 +1,4 @@
-"""What holds for every call of a client: deadline, metadata, retries."""
+"""Defaults for every call of a client: deadline, metadata and retries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 AUTHORIZATION = "authorization"
 _PRIORITY_KEY = "alignserve-priority"
 _TRACEPARENT_KEY = "traceparent"
-# https://www.w3.org/TR/trace-context: neither id is all zeros, and ff is no version.
+# https://www.w3.org/TR/trace-context: neither id is all zeros, and ff is not a version.
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?"
 )
@@ -30,12 +30,12 @@ _Value = TypeVar("_Value", bound=str | bytes)
 
 
 class CallOptions(TypedDict, total=False):
-    """What one call may have otherwise than its client.
+    """Options of one call, which override the client's.
 
     Attributes:
-        metadata: Sent with this call; a key that the client sends too has this value instead.
-        priority: Instead of the client's.
-        traceparent: Trace that the call belongs to, in W3C's form; the server's spans become part of it.
+        metadata: Sent with this call; replaces the client's value of the same key.
+        priority: Priority of this call.
+        traceparent: The trace that the call belongs to, in W3C's format; the server's spans join it.
     """
 
     metadata: Metadata
@@ -44,8 +44,8 @@ class CallOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """The terms that a client was made with, and the arithmetic of deadlines; without one, it is infinite."""
+class CallDefaults:
+    """A client's defaults for its calls, and the arithmetic of deadlines; no deadline is infinity."""
 
     timeout_seconds: float | None
     metadata: tuple[tuple[str, str | bytes], ...] = field(repr=False)  # may hold a key
@@ -66,8 +66,8 @@ class Terms:
         wait_for_ready: bool,
         max_in_flight: int,
         clock: Clock | None,
-    ) -> Terms:
-        """Returns the terms for the arguments of a client."""
+    ) -> CallDefaults:
+        """Returns the defaults for the arguments of a client."""
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight is {max_in_flight}; at least one request must be in flight")
         return cls(
@@ -86,8 +86,8 @@ class Terms:
 
     def for_call(
         self, *, metadata: Metadata = (), priority: Priority | None = None, traceparent: str | None = None
-    ) -> Terms:
-        """Returns the terms of one call; see `CallOptions`."""
+    ) -> CallDefaults:
+        """Returns these defaults, overridden by the options of one call; see `CallOptions`."""
         own = _lowered(metadata)
         replaced = {key for key, _ in own}
         if priority is not None:
@@ -100,11 +100,11 @@ class Terms:
         return replace(self, metadata=(*kept, *own))
 
     def deadline(self, timeout_seconds: float | None) -> float:
-        """Returns the time by which a call ends that has this timeout, or else the client's."""
+        """Returns the deadline of a call that starts now, with this timeout or the client's."""
         return self.deadline_from(self.clock.monotonic(), timeout_seconds)
 
     def deadline_from(self, start: float, timeout_seconds: float | None) -> float:
-        """Returns the same for a call that began at `start`."""
+        """Returns the deadline of a call that started at `start`."""
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         return start + (math.inf if seconds is None else seconds)
 
@@ -114,12 +114,12 @@ class Terms:
 
     # Any: the values differ by key.
     def call_options(self, deadline: float) -> dict[str, Any]:
-        """Returns the keyword arguments that gRPC takes with any call."""
+        """Returns gRPC's keyword arguments for a call."""
         return {"timeout": finite(self.remaining_seconds(deadline)), "metadata": self.metadata}
 
 
 def key_metadata(api_key: str | None) -> list[tuple[str, str]]:
-    """Returns what carries an API key; around it there may be blanks, as files end with a line break."""
+    """Returns the metadata for an API key, without surrounding blanks: files end with a line break."""
     if api_key is None:
         return []
     if not (key := api_key.strip()):
@@ -128,7 +128,7 @@ def key_metadata(api_key: str | None) -> list[tuple[str, str]]:
 
 
 def priority_metadata(priority: Priority) -> list[tuple[str, str]]:
-    """Returns what tells the server the priority of a call; nothing for the default."""
+    """Returns the metadata for the priority of a call; empty for the default."""
     if priority not in PRIORITIES:
         raise ValueError(f"priority {priority!r} is unknown; use {' or '.join(PRIORITIES)}")
     return [] if priority == "interactive" else [(_PRIORITY_KEY, priority)]
@@ -141,24 +141,24 @@ def _lowered(metadata: Metadata) -> list[tuple[str, str | bytes]]:
 def _valid_traceparent(value: str) -> str:
     if not _TRACEPARENT.fullmatch(value):
         raise ValueError(
-            f"traceparent {value!r} is not in W3C's form, such as "
+            f"traceparent {value!r} is not in W3C's format, such as "
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         )
     return value
 
 
 def _sendable(key: str, value: _Value) -> _Value:
-    """Returns the value of a header; to a wrong one gRPC answers late, and in asyncio never."""
+    """Returns a metadata value if it is valid: gRPC reports an invalid one late, and in asyncio never."""
     if isinstance(value, str) and not (value.isascii() and value.isprintable()):
-        raise ValueError(f"metadata {key!r} may hold printable ASCII alone")  # the value may be secret
+        raise ValueError(f"metadata {key!r} may contain only printable ASCII")  # the value may be secret
     return value
 
 
 def finite(seconds: float) -> float | None:
-    """Returns a duration as most waits take it, where `None` is for ever."""
+    """Returns a duration as most waits take it, where `None` means no limit."""
     return None if math.isinf(seconds) else seconds
 
 
 def client_closed() -> CallCancelledError:
     """Returns the error of a call on a closed client."""
-    return CallCancelledError("the client is closed; make another one", grpc.StatusCode.CANCELLED)
+    return CallCancelledError("the client is closed; create a new one", grpc.StatusCode.CANCELLED)

@@ -1,6 +1,6 @@
-"""BMP's run lengths, expanded as by Pillow but a run at a time: Pillow goes pixel by pixel, 0.2 µs each.
+"""Decodes run-length encoded BMP like Pillow, but run by run: Pillow goes pixel by pixel, at 0.2 µs each.
 
-2.6 kB can say 25 million pixels, which took Pillow four seconds.
+2.6 kB can encode 25 million pixels, which took Pillow four seconds.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ _END_OF_LINE, _END_OF_BITMAP, _DELTA = 0, 1, 2
 _DIGITS = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
 
 PILLOWS_NAME = "bmp_rle"
-NAME = "alignserve_bmp_rle"  # Pillow's own stays what it is for others in this process
+NAME = "alignserve_bmp_rle"  # Pillow's own decoder stays registered for other code in this process
 
 
 class RunLengthDecoder(ImageFile.PyDecoder):
-    """Takes the place of Pillow's `BmpRleDecoder`, whose arguments it has, and decides every case alike."""
+    """Replaces Pillow's `BmpRleDecoder`, with the same arguments and the same results in every case."""
 
     _pulls_fd = True
 
     def decode(self, buffer: Any) -> tuple[int, int]:  # noqa: ARG002 — it reads the file itself
-        """Fills the image with what the runs say, and with black what they leave out."""
-        assert self.fd is not None  # noqa: S101 — for the type; Pillow sets it before
+        """Fills the image from the runs; missing pixels are black."""
+        assert self.fd is not None  # noqa: S101 — for the type checker; Pillow sets it before
         _, has_half_bytes, direction = self.args
         start = self.fd.tell()
         self.fd.seek(0)
@@ -34,7 +34,7 @@ class RunLengthDecoder(ImageFile.PyDecoder):
 
 
 def expanded(data: bytes, position: int, width: int, height: int, *, has_half_bytes: bool) -> bytes:
-    """Returns the palette's indices, a byte for each pixel, as far as the runs from a position on go."""
+    """Returns palette indices, one byte per pixel, decoded from the runs at a position until they end."""
     pixels = bytearray()
     x, size, last = 0, width * height, len(data) - 1
     while len(pixels) < size and position < last:
@@ -66,12 +66,12 @@ def expanded(data: bytes, position: int, width: int, height: int, *, has_half_by
             if len(plain) < length:
                 break
             x += value
-            position += position % 2  # runs begin at even places
+            position += position % 2  # runs start at even positions
     return bytes(pixels)
 
 
 def _halves(data: bytes) -> bytes:
-    """Returns a byte for each half of a byte, the higher first."""
+    """Returns a byte for each half-byte, the higher half first."""
     return data.hex().encode().translate(_DIGITS)
 
 
