@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from alignserve_server import errors
@@ -191,7 +191,7 @@ def _without_unit(default: str) -> str:
 def _metrics() -> list[tuple[str, str, list[str], str]]:
     metrics = Metrics(CollectorRegistry())
     workers = CollectorRegistry()
-    Supervisor(1, None, workers, patience_seconds=0)  # which would launch nothing before it runs
+    Supervisor(1, cast("Any", None), workers, patience_seconds=0)  # which launches nothing before it runs
     labels = {
         getattr(collector, "name", None) or collector._name: list(
             collector.label_names if hasattr(collector, "label_names") else collector._labelnames

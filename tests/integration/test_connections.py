@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
@@ -19,6 +19,7 @@ from tests.integration.http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, NO_ERROR, PI
 from tests.integration.serving import RunningServer, running, settings, until
 
 ITEMS = 5_000
+Collect: TypeAlias = "Callable[..., Awaitable[list[StreamResult]]]"
 SOON = RetryPolicy(initial_backoff_seconds=0.01, max_stream_attempts=1000)
 
 
@@ -58,9 +59,7 @@ async def collect_async(port: int, count: int, *, ordered: bool = False) -> list
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["as completed", "ordered"])
 @pytest.mark.parametrize("collect", [collect_blocking, collect_async], ids=["blocking", "asyncio"])
-async def test_streams_that_age_lose_and_repeat_nothing(
-    collect: Callable[..., object], ordered: bool
-) -> None:
+async def test_streams_that_age_lose_and_repeat_nothing(collect: Collect, ordered: bool) -> None:
     """Over many reconnections each item is embedded once and answered once, in order if so asked."""
     encoder = FakeEncoder(seconds_per_entry=0.0002)  # a second in all, which is ten ages
     async with running(encoder, max_stream_age_seconds=0.1) as served:
@@ -79,9 +78,11 @@ async def test_streams_that_age_lose_and_repeat_nothing(
 
 
 @pytest.mark.parametrize("collect", [collect_blocking, collect_async], ids=["blocking", "asyncio"])
-async def test_a_stream_that_outlives_its_connection_is_resumed(collect: Callable[..., object]) -> None:
+async def test_a_stream_that_outlives_its_connection_is_resumed(
+    collect: Callable[..., Awaitable[list[StreamResult]]],
+) -> None:
     """Items that take longer than the grace are cut off with the connection; the client sends them again."""
-    ages = {"max_connection_age_grace_seconds": 0.1, "max_stream_age_seconds": 0.05}
+    ages: dict[str, Any] = {"max_connection_age_grace_seconds": 0.1, "max_stream_age_seconds": 0.05}
     async with running(max_connection_age_seconds=0.05, **ages) as served:
         served.encoder.gate.clear()
         collecting = asyncio.ensure_future(collect(served.server.port, 3, ordered=True))

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -41,7 +42,7 @@ from tests.integration.serving import (
 SERVICE = "alignserve.v1.AlignService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-WATCHFUL = {"stall_timeout_seconds": 0.01, "watchdog_interval_seconds": 0.01}
+WATCHFUL: dict[str, Any] = {"stall_timeout_seconds": 0.01, "watchdog_interval_seconds": 0.01}
 
 
 async def health(channel: grpc.aio.Channel, service: str = SERVICE) -> int:
@@ -50,7 +51,7 @@ async def health(channel: grpc.aio.Channel, service: str = SERVICE) -> int:
     return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
 
-def watch_health(served: RunningServer) -> grpc.aio.UnaryStreamCall:
+def watch_health(served: RunningServer) -> Any:
     """Opens a health watch."""
     stub = health_pb2_grpc.HealthStub(served.channel)
     return stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
@@ -263,7 +264,7 @@ async def test_a_draining_server_answers_what_streams_have_sent_and_ends_them() 
     """A stream gets the answers of all items that were read, then UNAVAILABLE, so that it reconnects."""
     async with running() as served:
         served.encoder.gate.clear()
-        call = served.stub.StreamInfer()
+        call: Any = served.stub.StreamInfer()
         for i in range(10):
             await call.write(pb.StreamInferRequest(correlation_id=str(i), embed_text=text_request(f"t {i}")))
         await until(lambda: served.items("text")["accepted"] == 10)
@@ -289,7 +290,7 @@ async def test_streams_under_load_end_without_a_failed_item(served: RunningServe
 
     async def stream() -> None:
         nonlocal answered
-        call = served.stub.StreamInfer()
+        call: Any = served.stub.StreamInfer()
         writing = asyncio.ensure_future(write(call))
         with suppress(grpc.aio.AioRpcError):
             while True:

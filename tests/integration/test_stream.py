@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -194,7 +195,7 @@ async def test_a_bad_item_fails_and_the_stream_goes_on(
 async def test_an_id_may_be_used_again_once_answered_but_not_before(served: RunningServer) -> None:
     """Ids are unique among the items in flight."""
     served.encoder.gate.clear()
-    call = served.stub.StreamInfer()
+    call: Any = served.stub.StreamInfer()
     request = pb.StreamInferRequest(correlation_id="same", embed_text=text_request("x"))
     await call.write(request)
     await call.write(request)
@@ -214,7 +215,9 @@ async def test_an_id_may_be_used_again_once_answered_but_not_before(served: Runn
 async def test_an_unknown_order_ends_the_stream(served: RunningServer) -> None:
     """Options that cannot be honoured are refused, not ignored."""
     call = served.stub.StreamInfer()
-    await call.write(pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=9)))
+    await call.write(
+        pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=pb.DeliveryOrder.ValueType(9)))
+    )
 
     error = await refused(call.read())
 
@@ -223,7 +226,7 @@ async def test_an_unknown_order_ends_the_stream(served: RunningServer) -> None:
 
 async def test_a_malformed_message_ends_the_stream_after_its_answers(served: RunningServer) -> None:
     """What came before the broken message is answered; then the stream ends with INVALID_ARGUMENT."""
-    raw = served.channel.stream_stream(
+    raw: Any = served.channel.stream_stream(
         "/alignserve.v1.AlignService/StreamInfer",
         response_deserializer=pb.StreamInferResponse.FromString,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -36,6 +38,7 @@ async def test_ten_thousand_inputs_of_64_callers_are_paired_with_their_results()
         async def caller() -> list[bool]:
             right = []
             for given in todo:
+                response: Any
                 if isinstance(given, str):
                     response = await served.stub.EmbedText(text_request(given))
                 else:
@@ -87,7 +90,10 @@ async def test_answers_follow_the_order_of_the_request(served: RunningServer) ->
     ],
 )
 async def test_each_format_carries_the_vector_in_its_own_field(
-    served: RunningServer, embedding_format: int, read: object, tolerance: float
+    served: RunningServer,
+    embedding_format: Any,
+    read: Callable[[pb.Embedding], np.ndarray],
+    tolerance: float,
 ) -> None:
     """The field that the format names is set, and no other."""
     options = pb.EmbeddingOptions(format=embedding_format)
@@ -144,7 +150,9 @@ async def test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device(se
         ("EmbedText", text_request(*["x"] * 65), "BATCH_TOO_LARGE", "texts"),
         (
             "EmbedText",
-            pb.EmbedTextRequest(texts=["x"], embedding_options=pb.EmbeddingOptions(format=99)),
+            pb.EmbedTextRequest(
+                texts=["x"], embedding_options=pb.EmbeddingOptions(format=pb.EmbeddingFormat.ValueType(99))
+            ),
             "ARGUMENT_INVALID",
             "embedding_options.format",
         ),

@@ -231,7 +231,7 @@ def damage_file(path: Path, damage: str) -> None:
         return
     if damage == "changed":
         content[len(content) // 2] ^= 1
-    path.write_bytes({"cut": content[: len(content) // 2], "emptied": b""}.get(damage, content))
+    path.write_bytes(content[: {"cut": len(content) // 2, "emptied": 0}.get(damage)])
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b"{", b'{"image.bin": 1}', b"\xff"])

@@ -389,7 +389,7 @@ def test_a_conversion_ends_with_the_server(tmp_path):
     checkpoint = tmp_path / "fifo"
     checkpoint.mkdir()
     os.mkfifo(checkpoint / "config.json")  # the conversion waits here until it is ended
-    np.savez(draft / "inputs.npz", **dict.fromkeys(("scale", "offset"), 0))
+    np.savez(draft / "inputs.npz", scale=0, offset=0)
     process = subprocess.Popen([sys.executable, "-c", program, checkpoint, draft], stdin=subprocess.PIPE)
 
     process.communicate()

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
-from alignserve_server.cli.main import exit_code
 from alignserve_server.model.checkpoint import CheckpointError, open_checkpoint, resolve_checkpoint
 from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.preprocessing.decode import ImageDecoder
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
+from alignserve_server.serving.process import exit_code
 from alignserve_server.serving.server import load_encoder
 from alignserve_server.settings import Settings
 
@@ -298,7 +299,7 @@ def test_the_log_of_a_refused_start_has_no_traceback(
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
     """A hub whose every answer is one refusal, which the function that is yielded sets."""
-    refusal: dict[str, object] = {"status": 500, "headers": {}}
+    refusal: dict[str, Any] = {"status": 500, "headers": {}}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

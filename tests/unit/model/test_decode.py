@@ -551,4 +551,5 @@ def test_pillows_own_limit_is_the_second_line(decoder):
     """It is on, and lets every decoder of the process have its own."""
     ImageDecoder(max_bytes=1, max_pixels=1 << 40)
 
+    assert Image.MAX_IMAGE_PIXELS is not None
     assert Image.MAX_IMAGE_PIXELS >= 1 << 40
