@@ -28,9 +28,10 @@ def vector(embedding: pb.Embedding) -> np.ndarray:
     return np.frombuffer(embedding.packed_float32, "<f4")
 
 
-async def test_ten_thousand_inputs_of_64_callers_are_paired_with_their_results() -> None:
-    """64 callers send 10,000 different inputs; each gets its own embedding, and batches are shared."""
-    inputs = [f"text number {i}" if i % 2 else f"image {i}".encode() for i in range(10_000)]
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
+async def test_inputs_of_64_callers_are_paired_with_their_results(count: int) -> None:
+    """64 callers send different inputs; each gets its own embedding, and batches are shared."""
+    inputs = [f"text number {i}" if i % 2 else f"image {i}".encode() for i in range(count)]
     todo = iter(inputs)
     encoder = FakeEncoder(seconds_per_batch=0.005)  # a device on which batching pays
     async with running(encoder, max_image_batch_size=32) as served:
@@ -49,7 +50,7 @@ async def test_ten_thousand_inputs_of_64_callers_are_paired_with_their_results()
 
         answers = await asyncio.gather(*(caller() for _ in range(64)))
 
-        assert sum(map(sum, answers)) == 10_000
+        assert sum(map(sum, answers)) == count
         for modality in ("image", "text"):
             batches = served.sample("alignserve_batch_size_count", modality=modality)
             assert served.sample("alignserve_batch_size_sum", modality=modality) / batches > 2.0

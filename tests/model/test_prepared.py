@@ -149,6 +149,7 @@ def test_the_licence_goes_along(prepared_folder):
     assert (prepared_folder / "LICENSE").read_text() == "terms"
 
 
+@pytest.mark.long
 def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_path):
     """Rounded weights take half the space, stay near, and have a fingerprint of their own."""
     folder = tmp_path / "to"
@@ -183,6 +184,7 @@ def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_int8_is_prepared_from_images(tmp_path):
     """It is served as int8, and as nothing else."""
     pytest.importorskip("nncf")
