@@ -65,12 +65,13 @@ _reserved: list[socket.socket] = []
 def free_port() -> int:
     """Returns a port for a server that cannot be told to listen at port 0.
 
-    The port stays bound, without listening, until this process ends: the system gives it to nobody else, and
-    connecting is refused. A server can listen there because it sets SO_REUSEADDR, as nearly all do.
+    The port stays bound, without listening, until this process ends: the system gives it to no other socket,
+    and connecting is refused. Servers that set SO_REUSEADDR or SO_REUSEPORT can listen there; nearly all do.
     """
     reservation = socket.socket()
     _reserved.append(reservation)
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        reservation.setsockopt(socket.SOL_SOCKET, option, 1)
     reservation.bind(("127.0.0.1", 0))
     port: int = reservation.getsockname()[1]
     return port

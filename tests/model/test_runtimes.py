@@ -329,6 +329,7 @@ def _load_int8(checkpoint, cache_folder, least_cosine=0.0):
     )
 
 
+@pytest.mark.long
 def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
     """Neither images nor texts turn by more than some degrees, and the fingerprint tells them apart."""
     images = [int8.preprocess_image(content) for content in photos.values()]
@@ -342,6 +343,7 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
     assert min(image_cosine, text_cosine) > 0.99
 
 
+@pytest.mark.long
 def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, events):
     """It has to prove itself as everything else, and float32 on the same runtime comes next."""
     encoder = _load_int8(mini.checkpoint, cache_folder, least_cosine=0.999)
@@ -350,6 +352,7 @@ def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, eve
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
 
 
+@pytest.mark.long
 def test_int8_is_served_from_the_cache_without_nncf(int8, mini, cache_folder, without_nncf):
     """The machine that serves need not be the one that quantizes."""
     encoder = _load_int8(mini.checkpoint, cache_folder)
