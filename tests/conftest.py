@@ -25,7 +25,7 @@ settings.register_profile(
     stateful_step_count=40,
     suppress_health_check=_SLOW,
 )
-settings.register_profile("long", settings.get_profile("short"), max_examples=1000)
+settings.register_profile("long", settings.get_profile("short"), max_examples=2000)
 settings.register_profile(
     "endless",
     deadline=None,
