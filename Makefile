@@ -10,12 +10,17 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 # PyPI's torch for Linux brings CUDA along. An index of CPU builds saves most of that, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# A worker for each core, up to four: each may load torch, and waits of the tests are not for a crowd.
+WORKERS ?= logical
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0
+# Targets that `make test-all` runs after `make test`, such as conformance, gpu-check and docs.
+LONG_CHECKS :=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 # A .venv whose making failed, as on a Debian without python3-venv, is made anew by the next run.
 .DELETE_ON_ERROR:
-.PHONY: help announced setup run test hostile lint format typecheck protos baseline bench soak peers clean
+.PHONY: help announced setup run check test test-all hostile lint format typecheck protos baseline bench soak peers clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,11 +46,21 @@ $(DEVELOP): $(SERVE)
 run: $(SERVE) ## Start a server on the embedded checkpoint, classify a photo, keep serving
 	@$(BIN)/python -m deploy.quickstart $(if $(PORT),--port $(PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(FLAGS)
 
-test: announced lint typecheck ## Run every check and every test
-	$(BIN)/python -m pytest
+# Each of these says first what it runs and for how long, on 2 cores with nothing else to do.
+check: RUNS = linters, types, tests of modules and of clients: a minute, and another one the first time
+check: announced lint typecheck ## Run linters, types, and the tests of modules and clients: a minute
+	$(PYTEST) -m "not long" tests/unit tests/client
+
+test: RUNS = linters, types and every test but the long ones: four minutes
+test: announced lint typecheck ## Run all that a change has to pass: four minutes
+	$(PYTEST) -m "not long"
+
+test-all: test $(LONG_CHECKS) ## Run that and the long tests, as continuous integration does: ten minutes
+	@echo "This runs the long tests: six minutes."
+	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long --timeout 900
 
 announced: $(DEVELOP)
-	@echo "Every check and every test: about 10 minutes on 2 cores."
+	@echo "This runs $(RUNS)."
 
 hostile: $(DEVELOP) ## Fetch files made to break what reads them, and send them to a live server
 	-@$(BIN)/python -m tests.hostile.corpora

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,8 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"port {' and '.join(map(str, taken))} cannot be used, perhaps because another server has it. "
             f"Stop that one, or choose other ports: make run {command}"
         )
-    with _started(arguments, server_flags) as server:
-        return _serve(server, f"localhost:{arguments.port}", f"localhost:{arguments.metrics_port}")
+    interrupted = threading.Event()
+    with _started(arguments, server_flags, interrupted) as server:
+        code = _serve(server, f"localhost:{arguments.port}", f"localhost:{arguments.metrics_port}")
+        # Ctrl-C also ends the first question, which is not a failure.
+        return server.wait() if interrupted.is_set() else code
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -94,7 +98,9 @@ def _port(text: str) -> int:
 
 
 @contextmanager
-def _started(arguments: argparse.Namespace, flags: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(
+    arguments: argparse.Namespace, flags: Sequence[str], interrupted: threading.Event
+) -> Iterator[subprocess.Popen[bytes]]:
     """Yields the server's process, and passes on to it the signals that ask this one to end."""
     command = [
         *(str(BIN / "alignserve-server"), "--log-level", "warning"),
@@ -106,6 +112,7 @@ def _started(arguments: argparse.Namespace, flags: Sequence[str]) -> Iterator[su
     server = subprocess.Popen(command, start_new_session=True)
 
     def forward(_number: int, _frame: FrameType | None) -> None:
+        interrupted.set()
         server.send_signal(signal.SIGINT)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -1,12 +1,14 @@
-"""How property tests search, few and the same ones, or `--hypothesis-profile long`: many, other each time.
+"""How long property tests search, how tests are shared out to workers, and that none leaves its logging.
 
-And that no test leaves its logging behind.
+Profiles of hypothesis: `short` for `make test` and `long` for `make test-all` try the same cases each time;
+`endless` tries others each time (`--hypothesis-profile endless --timeout 0`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
@@ -18,13 +20,14 @@ settings.register_profile(
     "short",
     derandomize=True,
     deadline=None,
-    max_examples=200,
+    max_examples=50,
     print_blob=True,
     stateful_step_count=40,
     suppress_health_check=_SLOW,
 )
+settings.register_profile("long", settings.get_profile("short"), max_examples=2000)
 settings.register_profile(
-    "long",
+    "endless",
     deadline=None,
     max_examples=10000,
     print_blob=True,
@@ -32,6 +35,36 @@ settings.register_profile(
     suppress_health_check=_SLOW,
 )
 settings.load_profile("short")
+
+# Their tests share a server, or what was installed, or a download: one worker runs all of a folder.
+_WHOLE_FOLDERS = ("tests/contract/", "tests/deploy/", "tests/hostile/")
+# What takes longest comes first, so that no worker is left with it in the end.
+_LONGEST_FIRST = ("tests/hostile/", "tests/deploy/", "tests/model/", "tests/integration/", "tests/contract/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each worker whole files, and of some folders all files."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((each for each in _WHOLE_FOLDERS if nodeid.startswith(each)), nodeid.split("::")[0])
+
+    config.option.loadscopereorder = False  # but as `pytest_collection_modifyitems` sorts
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sorts tests for workers of pytest-xdist."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    folders = (number for number, each in enumerate(_LONGEST_FIRST) if item.nodeid.startswith(each))
+    return next(folders, len(_LONGEST_FIRST))
+
 
 _QUIETED = ("httpx", "httpcore", "asyncio", "grpc")
 

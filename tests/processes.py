@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -58,12 +59,39 @@ def server_process(
             process.wait(timeout=30)
 
 
+_reserved: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Returns a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Returns a port for a server that cannot be told to listen at port 0.
+
+    The port stays bound, without listening, until this process ends: the system gives it to no other socket,
+    and connecting is refused. Servers that set SO_REUSEADDR or SO_REUSEPORT can listen there; nearly all do.
+    """
+    reservation = socket.socket()
+    _reserved.append(reservation)
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        reservation.setsockopt(socket.SOL_SOCKET, option, 1)
+    reservation.bind(("127.0.0.1", 0))
+    port: int = reservation.getsockname()[1]
+    return port
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Looks until a condition holds that no event tells of."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so after {seconds:g} s"
+        time.sleep(0.01)
+
+
+def is_listening(port: int) -> bool:
+    """Says whether connections to a port of this machine are accepted."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def run(*command: str | Path, cwd: Path = ROOT, path: Path = BIN) -> subprocess.CompletedProcess[str]:
@@ -80,11 +108,11 @@ def run(*command: str | Path, cwd: Path = ROOT, path: Path = BIN) -> subprocess.
     )
 
 
-def _wait_for(event: str, log: IO[str]) -> dict[str, int]:
+def _wait_for(event: str, log: IO[str]) -> dict[str, Any]:
     seen = []
     for line in log:
         seen.append(line)
-        record: dict[str, int] = json.loads(line)
+        record: dict[str, Any] = json.loads(line)
         if record["event"] == event:
             return record
     raise AssertionError(f"the server ended before {event!r}:\n{''.join(seen)}")

@@ -26,6 +26,8 @@ from alignserve._probe import Cause
 from alignserve.testing import FakeServer
 from alignserve.v1 import align_service_pb2 as pb
 
+from tests.processes import free_port
+
 ONCE = RetryPolicy(max_attempts=1, max_stream_attempts=1)
 
 
@@ -54,8 +56,7 @@ def ports() -> Iterator[Ports]:
         by_name = {name: stack.enter_context(serving(each)) for name, each in credentials.items()}
         by_name["plain"] = stack.enter_context(serving(None))
         by_name["web"] = stack.enter_context(web_server())
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            by_name["nothing"] = free.getsockname()[1]
+        by_name["nothing"] = free_port()
         yield Ports(by_name, root, authority.issue_cert("me@x.example"), other.issue_cert("me@x.example"))
 
 
@@ -221,7 +222,7 @@ def test_a_resolver_that_hangs_delays_an_error_for_a_moment_only(
     """Without a cause, the error has gRPC's own message."""
     gate = threading.Event()
     monkeypatch.setattr("alignserve._transport.MAX_PROBE_SECONDS", 0.01)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: gate.wait() and [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [] if gate.wait() else None)
 
     with Client(f"127.0.0.1:{ports.by_name['nothing']}", retry=ONCE) as client:
         with pytest.raises(alignserve.UnavailableError, match="Connection refused"):
@@ -334,7 +335,7 @@ def test_the_shell_says_it_in_one_line(ports: Ports, case: str, tmp_path: Path) 
     """The command prints one line, without gRPC's own, and exits with 3 or 4."""
     name, security, host, expected = CASES[case]
     (tmp_path / "ca.pem").write_bytes(ports.authority)
-    flags = {"none": [], "tls": ["--tls"], "ca": ["--ca-file", tmp_path / "ca.pem"]}[security]
+    flags = {"none": [], "tls": ["--tls"], "ca": ["--ca-file", str(tmp_path / "ca.pem")]}[security]
 
     done = shell("--server", f"{host}:{ports.by_name[name]}", *flags, "info")
 

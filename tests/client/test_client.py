@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import alignserve
 import grpc
@@ -195,7 +195,7 @@ def test_a_priority_goes_with_every_call(server: FakeServer, priority: Any) -> N
 def test_an_unknown_priority_is_refused(server: FakeServer) -> None:
     """An unknown value is refused before anything is sent, with the valid ones."""
     with pytest.raises(ValueError, match="interactive or bulk"):
-        Client(server.target, priority="urgent")
+        Client(server.target, priority=cast("Any", "urgent"))
 
 
 def test_an_api_key_goes_with_every_call_and_nowhere_else(server: FakeServer) -> None:

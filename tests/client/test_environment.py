@@ -150,7 +150,7 @@ def test_the_key_comes_from_the_environment_unless_it_is_given(
     """A key in `api_key` or in metadata overrides the variable."""
     monkeypatch.setenv("ALIGNSERVE_API_KEY", "as_env\n")
     for given in ({}, {"api_key": "as_given"}, {"metadata": [("Authorization", "Basic x")]}):
-        with Client(server.target, **given) as client:  # type: ignore[arg-type]
+        with Client(server.target, **given) as client:
             client.embed_text("a")
 
     sent = [call.metadata["authorization"] for call in server.received]

@@ -60,7 +60,7 @@ def test_files_travel_as_they_are(photo: Path) -> None:
     """A path, as str or not, and the bytes in any container give the same bytes."""
     content = photo.read_bytes()
 
-    forms = [photo, str(photo), content, bytearray(content), memoryview(content)]
+    forms: list[Any] = [photo, str(photo), content, bytearray(content), memoryview(content)]
 
     assert all(encoded_image(form) == content for form in forms)
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import alignserve
@@ -24,6 +23,8 @@ import pytest
 from alignserve import AlignserveError, AsyncClient, Client, RetryPolicy
 from alignserve.testing import FakeServer
 from alignserve.v1 import align_service_pb2 as pb
+
+from tests.processes import wait_until
 
 Call = Callable[..., Any]
 
@@ -485,8 +486,8 @@ def test_ctrl_c_keeps_the_results_so_far(server: FakeServer) -> None:
 
     def interrupt() -> None:
         server.wait_for_received(4)
-        while "_wait" not in callers_of(main):  # gRPC's channel does not survive an exception inside it
-            sleep(0.002)
+        # gRPC's channel does not survive an exception inside it
+        wait_until(lambda: "_wait" in callers_of(main))
         signal.pthread_kill(main, signal.SIGINT)
 
     with Client(server.target, max_in_flight=1) as client:

@@ -144,7 +144,7 @@ def fill(message: Any, field: FieldDescriptor, number: int) -> Any:
     return value
 
 
-ITEMS = {
+ITEMS: dict[Any, Any] = {
     pb.EmbedImageRequest: alignserve.ImageItem(b"x", normalize=False, dtype="float16"),
     pb.EmbedTextRequest: alignserve.TextItem("x", truncate=True, normalize=False, dtype="float16"),
     pb.ClassifyRequest: alignserve.ClassifyItem(b"x", ["a"], ["{label}"], 1),

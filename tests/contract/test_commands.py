@@ -55,15 +55,15 @@ def test_server_explains_its_flags() -> None:
     assert "--max-batch-size" in result.stdout
 
 
-def test_continuous_integration_runs_make_test(tmp_path: Path) -> None:
-    """`.ci/run` runs `make test` in the repository's root, whatever the current folder."""
+def test_continuous_integration_runs_every_test(tmp_path: Path) -> None:
+    """`.ci/run` runs `make test-all` in the repository's root, whatever the current folder."""
     make = tmp_path / "make"
     make.write_text('#!/bin/sh\necho "make $@ in $PWD"\n')
     make.chmod(0o755)
 
     result = run("bash", ROOT / ".ci" / "run", cwd=tmp_path, path=tmp_path)
 
-    assert result.stdout.strip() == f"make test in {ROOT}"
+    assert result.stdout.strip() == f"make test-all in {ROOT}"
 
 
 def _at(server: ServerProcess, example: str) -> str:

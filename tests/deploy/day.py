@@ -171,7 +171,8 @@ def _keys(place: Path) -> dict[str, str]:
     """Makes a key for each caller, and returns them by name."""
     made = {}
     for caller in _CALLERS:
-        command = [BIN / "alignserve-server", "keys", "--keys-file", place / "keys.json", "add", caller]
+        keys = ("keys", "--keys-file", str(place / "keys.json"))
+        command = [str(BIN / "alignserve-server"), *keys, "add", caller]
         done = subprocess.run(
             [*command, "--scopes", "embed,classify"], capture_output=True, text=True, check=True
         )

@@ -30,14 +30,17 @@ class Envoy:
 
     async def start(self) -> None:
         """Waits until it listens."""
-        while not (listeners := (await self._page("listeners?format=json")).get("listener_statuses")):
-            await asyncio.sleep(0.02)
-        self.port = listeners[0]["local_address"]["socket_address"]["port_value"]
+        await until(self._listeners)
+        (listener,) = await self._listeners()
+        self.port = listener["local_address"]["socket_address"]["port_value"]
 
     async def wait_for_healthy(self) -> None:
         """Waits until it has found every replica healthy."""
-        while await self._healthy() != self._replicas:
-            await asyncio.sleep(0.02)
+
+        async def is_healthy() -> bool:
+            return await self._healthy() == self._replicas
+
+        await until(is_healthy)
 
     async def served(self, address: str) -> int:
         """Returns how many calls a replica has answered, over all its lives."""
@@ -45,8 +48,11 @@ class Envoy:
 
     async def wait_for_served(self, address: str, count: int) -> None:
         """Waits until a replica has answered so many calls."""
-        while await self.served(address) < count:
-            await asyncio.sleep(0.02)
+
+        async def has_served() -> bool:
+            return await self.served(address) >= count
+
+        await until(has_served)
 
     async def count(self, name: str) -> int:
         """Returns a counter of the cluster, such as `upstream_rq_retry`."""
@@ -55,8 +61,15 @@ class Envoy:
 
     async def wait_for_count(self, name: str, count: int) -> None:
         """Waits until a counter of the cluster has come so far."""
-        while await self.count(name) < count:
-            await asyncio.sleep(0.02)
+
+        async def has_counted() -> bool:
+            return await self.count(name) >= count
+
+        await until(has_counted)
+
+    async def _listeners(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self._page("listeners?format=json")).get("listener_statuses", [])
+        return found
 
     async def _healthy(self) -> set[str]:
         return {_address(host) for host in await self._hosts() if _is_healthy(host["health_status"])}

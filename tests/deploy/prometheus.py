@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from urllib.request import urlopen
 
 import yaml
 
-from tests.processes import ROOT, free_port
+from tests.processes import ROOT, free_port, wait_until
 
 CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
 SCRAPE_SECONDS = 1
@@ -24,7 +23,6 @@ PLACE = {"cluster": "test", "namespace": "align"}
 
 Series: TypeAlias = dict[str, Any]  # as Prometheus answers: `metric`, and `value` or `values`
 
-_POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 30
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -51,13 +49,15 @@ class Prometheus:
 
     def wait_until_ready(self) -> None:
         """Waits until it answers queries."""
-        while True:
-            assert self._process.poll() is None, "Prometheus has ended; its log tells why"
-            try:
-                with urlopen(f"http://{self.address}/-/ready", timeout=_ANSWER_SECONDS):
-                    return
-            except OSError:
-                time.sleep(_POLL_SECONDS)
+        wait_until(self._is_ready)
+
+    def _is_ready(self) -> bool:
+        assert self._process.poll() is None, "Prometheus has ended; its log tells why"
+        try:
+            with urlopen(f"http://{self.address}/-/ready", timeout=_ANSWER_SECONDS):
+                return True
+        except OSError:
+            return False
 
     def query(self, expr: str) -> list[Series]:
         """Returns what an expression is now."""
@@ -96,7 +96,7 @@ def running_prometheus(
     config.write_text(yaml.safe_dump(_hurried(targets, place, speedup)))
     address = f"127.0.0.1:{free_port()}"
     command = [
-        *(folder / "prometheus", f"--config.file={config}", f"--storage.tsdb.path={place / 'data'}"),
+        *(str(folder / "prometheus"), f"--config.file={config}", f"--storage.tsdb.path={place / 'data'}"),
         *(f"--web.listen-address={address}", "--log.level=error"),
         f"--query.lookback-delta={max(300 // speedup, 3 * SCRAPE_SECONDS)}s",
     ]

@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import random
 import signal
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -27,6 +25,7 @@ from alignserve_server.model.fake import FakeEncoder
 
 from tests.deploy.envoy import Envoy, running_envoy
 from tests.integration.serving import ServerProcess, image_request, server_process, text_request
+from tests.processes import free_port
 
 _CLIENTS, _CALLERS_PER_CLIENT = 4, 2
 _WINDOW = 8  # of the stream
@@ -42,7 +41,7 @@ class Replica:
     server: ServerProcess  # of its present life
 
     def __init__(self, *flags: str, encoder: str | None = None) -> None:
-        self.address = f"127.0.0.1:{_lasting_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._flags = ("--listen", self.address, *flags)
         self._encoder = encoder  # see `server_process`
         self._life = AsyncExitStack()
@@ -167,18 +166,6 @@ def right_answer(payload: str | bytes) -> np.ndarray:
 def vector_of(response: pb.EmbedTextResponse | pb.EmbedImageResponse) -> np.ndarray:
     """Returns the one packed embedding of a response."""
     return np.frombuffer(response.embeddings[0].packed_float32, "<f4")
-
-
-def _lasting_port() -> int:
-    """Returns a free port below those that outgoing connections take while its server is away."""
-    while True:
-        with socket.socket() as probe:
-            try:
-                port = random.randrange(20_000, 32_000)
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ async def test_it_starts_where_standard_output_is_a_socket(tmp_path: Path) -> No
     process = await asyncio.create_subprocess_exec(
         *(str(PROGRAM), "-c", str(config), "--admin-address-path", str(admin)),
         *("--use-dynamic-base-id", "--concurrency", "1", "--log-level", "error"),
-        stdout=stdout,
+        stdout=stdout.fileno(),
     )
     with journal, stdout:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from tests.deploy.grafana import (
     questions,
     tls_flags,
 )
-from tests.deploy.prometheus import PLACE, SCRAPE_SECONDS, Prometheus, Series
+from tests.deploy.prometheus import PLACE, Prometheus, Series
 from tests.deploy.test_prometheus import ALERTS
-from tests.processes import ROOT
+from tests.processes import ROOT, wait_until
 
 PANELS = [
     pytest.param(panel, id=f"{name}: {panel['title']}") for name in DASHBOARDS for panel in panels(name)
@@ -53,9 +52,9 @@ def prometheus(prometheus_folder: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_query_finds_data(prometheus: Prometheus, question: Question) -> None:
     """Under load, of servers with and without workers, it has a number, and every label of its legend."""
-    while not (found := _numbers(prometheus, question)):
-        time.sleep(SCRAPE_SECONDS)
+    wait_until(lambda: _numbers(prometheus, question), 120)
 
+    found = _numbers(prometheus, question)
     labels = set(re.findall(r"{{(\w+)}}", question.legend)) - {"le"}
     assert any(labels <= series["metric"].keys() for series in found)
     assert all("worker" not in series["metric"] for series in found)

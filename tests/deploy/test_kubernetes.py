@@ -70,7 +70,7 @@ def settings(overlay: str) -> Settings:
     variables = image(overlay).environment | environment(overlay)
     return Settings(
         **{
-            name.removeprefix("ALIGNSERVE_").lower(): value  # type: ignore[arg-type]  # it parses them
+            name.removeprefix("ALIGNSERVE_").lower(): value  # which it parses
             for name, value in variables.items()
             if name.startswith("ALIGNSERVE_")
         }

@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import grpc
 import numpy as np
@@ -24,12 +25,12 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
 
 from tests.deploy.ray_serve import CONFIG, MANIFEST, REPLICAS, RayServe, running_ray_serve
-from tests.integration.serving import classify_request, connect, image_request, refused, text_request
+from tests.integration.serving import classify_request, connect, image_request, refused, text_request, until
 from tests.integration.test_stream import (
     test_a_bad_item_fails_and_the_stream_goes_on,
     test_a_failed_item_carries_a_full_status,
     test_each_item_gets_its_own_result,
-    test_five_thousand_items_are_answered_once_each,
+    test_items_are_answered_once_each,
 )
 from tests.integration.test_unary import (
     test_a_long_text_is_refused_unless_it_may_be_cut,
@@ -69,8 +70,7 @@ class Served:
 
     async def until(self, value: float, name: str, **labels: str) -> None:
         """Waits until the replicas together show a value."""
-        while self.sample(name, **labels) != value:
-            await asyncio.sleep(0.02)
+        await until(lambda: self.sample(name, **labels) == value)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +150,7 @@ async def test_a_call_that_its_client_gives_up_leaves_the_queue(served: Served, 
     )
     call = served.stub.Classify(endless, timeout=0.2 if end == "deadline" else None)
     if end == "cancel":
-        while served.items("text")["in_flight"] == 0:
-            await asyncio.sleep(0.02)
+        await until(lambda: served.items("text")["in_flight"] > 0)
         call.cancel()
 
     with pytest.raises((asyncio.CancelledError, grpc.aio.AioRpcError)):
@@ -179,7 +178,9 @@ async def test_a_stream_that_its_client_cancels_ends_on_the_replica(served: Serv
 async def test_the_error_that_ends_a_stream_has_code_and_message(served: Served) -> None:
     """Ray Serve loses its details, and with them reason and field."""
     call = served.stub.StreamInfer()
-    await call.write(pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=9)))
+    await call.write(
+        pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=pb.DeliveryOrder.ValueType(9)))
+    )
 
     error = await refused(call.read())
 
@@ -209,7 +210,7 @@ async def test_priority_is_passed_on(served: Served) -> None:
 
 async def test_ray_serve_answers_what_is_no_message(served: Served) -> None:
     """The proxy parses requests, and says UNKNOWN where a server of its own says REQUEST_MALFORMED."""
-    call = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
+    call: Any = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
 
     error = await refused(call(b"\xff\xff\xff"))
 
@@ -229,8 +230,8 @@ def test_settings_that_ray_serve_takes_over_are_refused(setting: dict[str, objec
 
 async def test_health_can_be_asked_and_not_watched(served: Served) -> None:
     """Check answers for a replica; Watch says that there is no such thing."""
-    check = served.channel.unary_unary("/grpc.health.v1.Health/Check")
-    watch = served.channel.unary_stream("/grpc.health.v1.Health/Watch")
+    check: Any = served.channel.unary_unary("/grpc.health.v1.Health/Check")
+    watch: Any = served.channel.unary_stream("/grpc.health.v1.Health/Watch")
 
     serving = await check(b"")
     error = await refused(watch(b"").read())

@@ -15,7 +15,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.preprocessing import heif
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.serving import image_request, read_status, refusal_of
+from tests.integration.serving import image_request, read_status, refusal_of, until
 from tests.processes import ROOT, ServerProcess
 
 PHOTOS = ROOT / "tests" / "data" / "photos"
@@ -88,13 +88,14 @@ class LiveServer:
 
     async def account(self, modality: str) -> dict[str, float]:
         """Returns a modality's items once none is in flight: accepted, and by outcome."""
-        while (values := await asyncio.to_thread(self._read_metrics))[
-            "alignserve_items_in_flight", modality, ""
-        ]:
-            await asyncio.sleep(0.01)
+        await until(lambda: self._is_idle(modality))
+        values = await asyncio.to_thread(self._read_metrics)
         accepted = values["alignserve_items_accepted_total", modality, ""]
         outcomes = {o: values["alignserve_items_total", modality, o] for o in _OUTCOMES}
         return {"accepted": accepted, **outcomes}
+
+    async def _is_idle(self, modality: str) -> bool:
+        return not (await asyncio.to_thread(self._read_metrics))["alignserve_items_in_flight", modality, ""]
 
     def watch_memory(self) -> MemoryWatch:
         """Starts to watch how much memory the process takes at the most."""
@@ -148,7 +149,7 @@ class MemoryWatch:
 def _outcome_in(response: pb.StreamInferResponse) -> Outcome:
     kind = response.WhichOneof("result")
     if kind != "error":
-        return Outcome("OK", response=getattr(response, kind))
+        return Outcome("OK", response=getattr(response, kind or ""))
     code, _, reason, fields, *_ = read_status(response.error)
     (name,) = (each.name for each in grpc.StatusCode if each.value[0] == code)
     return Outcome(name, reason, tuple(fields))

@@ -7,6 +7,7 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -148,7 +149,7 @@ async def test_a_method_that_there_is_not_is_unimplemented(
 ) -> None:
     """Whatever bytes name it, and nobody else notices."""
     async with raw_client(served.server.port) as client, connect(served.server.port) as channel:
-        begun = pb_grpc.AlignServiceStub(channel).StreamInfer()
+        begun: Any = pb_grpc.AlignServiceStub(channel).StreamInfer()
         calls = [await client.call(method, framed(b""), ends=ends) for ends in (True, False, True)]
         await client.until(lambda: all(call.is_over for call in calls))
 
@@ -161,7 +162,7 @@ async def test_a_method_that_there_is_not_is_unimplemented(
 
 async def test_calls_of_no_method_are_over_when_they_are_answered(served: RunningServer) -> None:
     """Without the collector too: what was left of them would use up the streams of their connection."""
-    unknown = served.channel.unary_unary("/nobody/Knows")
+    unknown: Any = served.channel.unary_unary("/nobody/Knows")
     gc.disable()
     try:
         for _ in range(25):
@@ -219,7 +220,7 @@ async def test_uploads_that_never_end_leave_room_for_others() -> None:
         await until(lambda: served.sample("alignserve_uploads") == 4)
 
         async with connect(served.server.port) as channel:
-            embed = channel.unary_unary(f"{_SERVICE}/EmbedText")
+            embed: Any = channel.unary_unary(f"{_SERVICE}/EmbedText")
             for _ in range(20):
                 await embed(text_request("a").SerializeToString())
 
@@ -297,7 +298,7 @@ async def test_a_connection_cannot_open_every_stream(method: str) -> None:
         await greedy.until(lambda: sum(call.status is not None for call in calls) == 2)
 
         async with connect(served.server.port) as channel:
-            stream = channel.stream_stream(f"{_SERVICE}/StreamInfer")()
+            stream: Any = channel.stream_stream(f"{_SERVICE}/StreamInfer")()
             await stream.write(
                 pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a")).SerializeToString()
             )
@@ -348,7 +349,7 @@ async def test_stream_responses_that_nobody_reads_are_bounded() -> None:
                 await greedy.call(f"{_SERVICE}/StreamInfer", body, ends=False)
             await until(lambda: served.sample("alignserve_unread_response_bytes") > 0.45 * limit)
 
-            stream = pb_grpc.AlignServiceStub(channel).StreamInfer()
+            stream: Any = pb_grpc.AlignServiceStub(channel).StreamInfer()
             for _ in range(20):
                 await stream.write(item)
                 assert (await stream.read()).HasField("embed_text")

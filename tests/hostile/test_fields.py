@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -54,12 +55,14 @@ async def channel(ticking: TickingServer) -> AsyncIterator[grpc.aio.Channel]:
 
 async def _refusal_of(channel: grpc.aio.Channel, method: str, message: bytes) -> Refusal:
     async def send() -> None:
-        async for _ in channel.stream_stream(f"{_SERVICE}/{method}")(iter([message])):
+        stream: Any = channel.stream_stream(f"{_SERVICE}/{method}")
+        async for _ in stream(iter([message])):
             pass
 
     if method == "StreamInfer":
         return await refused(send())
-    return await refused(channel.unary_unary(f"{_SERVICE}/{method}")(message))
+    call: Any = channel.unary_unary(f"{_SERVICE}/{method}")
+    return await refused(call(message))
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 
 import pytest
@@ -18,19 +19,20 @@ from tests.integration.serving import image_request
 pytestmark = pytest.mark.hostile
 
 _MUTANTS_OF_A_FILE = 6
-_MUTANTS_OF_OURS = 10
+_MUTANTS_OF_OURS = 3
+_MORE_MUTANTS_OF_OURS = 10
 _REFUSED = {
     Outcome("INVALID_ARGUMENT", reason, ("images[0].content",))
     for reason in ("REQUEST_EMPTY", "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE")
 }
 
 
-def _ours() -> Iterator[bytes]:
+def _ours(mutants_of_each: int) -> Iterator[bytes]:
     """Yields the repository's photos and small images of many kinds, and damaged copies of them."""
     photos = [path.read_bytes() for path in sorted(PHOTOS.glob("*.jpg"))]
     for content in (*photos, *_drawn()):
         yield content
-        yield from mutants(content, _MUTANTS_OF_OURS)
+        yield from mutants(content, mutants_of_each)
 
 
 def _drawn() -> Iterator[bytes]:
@@ -54,12 +56,15 @@ def _with_mutants(corpus: Corpus) -> Iterator[bytes]:
 
 
 def _sources() -> Iterator[pytest.ParameterSet]:
-    yield pytest.param(_ours, id="ours")
+    yield pytest.param(partial(_ours, _MUTANTS_OF_OURS), id="ours")
+    yield pytest.param(partial(_ours, _MORE_MUTANTS_OF_OURS), id="more of ours", marks=pytest.mark.long)
     for corpus in IMAGES:
         is_absent = pytest.mark.skipif(
             not corpus.files(), reason=f"corpus {corpus.name} has 0 files here; `make hostile` fetches it"
         )
-        yield pytest.param(lambda corpus=corpus: _with_mutants(corpus), id=corpus.name, marks=is_absent)
+        yield pytest.param(
+            partial(_with_mutants, corpus), id=corpus.name, marks=[is_absent, pytest.mark.long]
+        )
 
 
 @pytest.mark.timeout(900)

@@ -107,10 +107,8 @@ async def test_refused_calls_leave_nothing_behind(live: LiveServer, name: str, b
 async def test_malformed_messages_leave_nothing_behind(live: LiveServer, by_stream: bool) -> None:
     """Nor does what is no message, and ends a call or a stream."""
     service = "/alignserve.v1.AlignService"
-    embed, infer = (
-        live.channel.unary_unary(f"{service}/EmbedText"),
-        live.channel.stream_stream(f"{service}/StreamInfer"),
-    )
+    embed: Any = live.channel.unary_unary(f"{service}/EmbedText")
+    infer: Any = live.channel.stream_stream(f"{service}/StreamInfer")
     malformed = b"\xff" * _MB
     watch = live.watch_memory()
 
@@ -145,7 +143,8 @@ async def test_a_message_that_ends_its_stream_leaves_nothing_behind(live: LiveSe
     method, message = _ENDS_STREAMS[name]
     watch = live.watch_memory()
 
-    codes = {await _code(live.channel.stream_stream(method)(iter([message])).read()) for _ in range(200)}
+    stream: Any = live.channel.stream_stream(method)
+    codes = {await _code(stream(iter([message])).read()) for _ in range(200)}
 
     assert codes == {"INVALID_ARGUMENT"}
     assert watch.growth < _MOST_GROWTH

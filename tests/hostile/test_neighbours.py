@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.hostile.lag import TickingServer, ticking_server
 from tests.hostile.live import LiveServer
-from tests.integration.serving import connect, image_request, text_request
+from tests.integration.serving import connect, image_request, text_request, until
 from tests.processes import ServerProcess, server_process
 
 pytestmark = pytest.mark.hostile
@@ -74,8 +74,7 @@ class Crowd:
         """Returns how many batches run from when the flood waits until the neighbour has its answer."""
         flooding = [asyncio.ensure_future(call) for call in flood]
         try:
-            while await self._sample("alignserve_queue_entries", modality) < 2 * _BATCH:
-                await asyncio.sleep(0.002)
+            await until(lambda: self._is_flooded(modality))
             before = await self._sample("alignserve_batch_size_count", modality)
             await neighbour
             after = await self._sample("alignserve_batch_size_count", modality)
@@ -85,6 +84,9 @@ class Crowd:
                 call.cancel()
             await asyncio.wait(flooding)
         return int(after - before)
+
+    async def _is_flooded(self, modality: str) -> bool:
+        return await self._sample("alignserve_queue_entries", modality) >= 2 * _BATCH
 
     async def _sample(self, name: str, modality: str) -> float:
         page = await asyncio.to_thread(self._read_page)
@@ -164,9 +166,9 @@ async def test_a_shared_text_does_not_wait_for_a_backlog_of_texts(crowd: Crowd) 
 
 async def test_texts_that_take_long_to_refuse_do_not_hold_up_anothers(live: LiveServer) -> None:
     """A text of one priority is tokenized before most of 512 of another, each of 32 kB."""
-    bulk = {"metadata": [("alignserve-priority", "bulk")]}
+    bulk = [("alignserve-priority", "bulk")]
     request = text_request(*["a " * 16_000] * 64)
-    floods = [asyncio.ensure_future(live.stub.EmbedText(request, **bulk)) for _ in range(8)]
+    floods = [asyncio.ensure_future(live.stub.EmbedText(request, metadata=bulk)) for _ in range(8)]
     await asyncio.sleep(0)
 
     await live.stub.EmbedText(text_request("not short " * 300, truncate=True))

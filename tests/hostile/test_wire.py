@@ -6,9 +6,10 @@ import asyncio
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import ExitStack, suppress
 from io import BytesIO
+from typing import Any
 
 import grpc
 import pytest
@@ -129,10 +130,10 @@ async def test_a_compressed_bomb_is_refused_within_memory(
     memory = live.watch_memory()
 
     if method == "EmbedImage":
-        call = live.stub.EmbedImage(request, compression=grpc.Compression.Gzip)
+        call: Awaitable[Any] = live.stub.EmbedImage(request, compression=grpc.Compression.Gzip)
     else:
         requests = iter([pb.StreamInferRequest(correlation_id="a", embed_image=request)])
-        call = anext(aiter(live.stub.StreamInfer(requests, compression=grpc.Compression.Gzip)))
+        call = live.stub.StreamInfer(requests, compression=grpc.Compression.Gzip).read()
     outcome = await outcome_of(call)
 
     assert outcome.code == "RESOURCE_EXHAUSTED"
@@ -282,7 +283,7 @@ async def test_more_connections_than_a_shell_allows_keep_nobody_out() -> None:
 
 async def test_a_thousand_calls_that_are_cancelled_at_once_leave_nothing(live: LiveServer) -> None:
     """Wherever each of them is by then; the account of items is checked after every test."""
-    calls = [live.stub.EmbedImage(image_request(GOOD_IMAGE)) for _ in range(500)]
+    calls: list[Any] = [live.stub.EmbedImage(image_request(GOOD_IMAGE)) for _ in range(500)]
     calls += [live.stub.EmbedText(text_request(f"text {number}")) for number in range(500)]
     await calls[0]
 

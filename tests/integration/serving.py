@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ from alignserve_server.settings import Settings
 from google.rpc import error_details_pb2, status_pb2
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Lets the event loop run until the condition holds; the test's timeout bounds it."""
-    while not condition():
+async def until(condition: Callable[[], object | Awaitable[object]]) -> None:
+    """Lets the event loop run until a condition holds that no event tells of."""
+    while not (await met if isinstance(met := condition(), Awaitable) else met):
         await asyncio.sleep(0.002)
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import grpc
@@ -17,6 +18,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.access.keys import Scope, changed_keys, new_key
 from alignserve_server.errors import StartupError
+from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.serving.server import Server
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -64,7 +66,7 @@ def bearer(key: str) -> list[tuple[str, str]]:
 
 async def reflected(channel: grpc.aio.Channel, version: str, metadata: list[tuple[str, str]]) -> set[str]:
     """Returns the services that reflection names."""
-    ask = channel.stream_stream(
+    ask: Any = channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         reflection_pb2.ServerReflectionRequest.SerializeToString,
         reflection_pb2.ServerReflectionResponse.FromString,
@@ -98,7 +100,7 @@ class TestKeys:
         """On every kind of RPC, with a reason, and before the request is read."""
         add_key(keys_file, "search")
         async with running(keys_file=keys_file) as served:
-            malformed = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
+            malformed: Any = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
             calls = [
                 served.stub.EmbedText(text_request("a"), metadata=metadata),
                 served.stub.Classify(classify_request(b"x", "a"), metadata=metadata),
@@ -190,7 +192,7 @@ class TestKeys:
         """Or a stream that never ends would outlive the key; the stream goes on when there is one again."""
         key = add_key(keys_file, "search")
         async with running(keys_file=keys_file) as served:
-            stream = served.stub.StreamInfer(metadata=bearer(key))
+            stream: Any = served.stub.StreamInfer(metadata=bearer(key))
 
             async def answer(correlation_id: str) -> pb.StreamInferResponse:
                 item = pb.StreamInferRequest(correlation_id=correlation_id, embed_text=text_request("a"))
@@ -278,7 +280,7 @@ class TestQuotas:
         """Its items wait, where a call would be refused."""
         key = add_key(keys_file, "slow", max_requests_per_second=20)
         async with running(keys_file=keys_file) as served:
-            stream = served.stub.StreamInfer(metadata=bearer(key))
+            stream: Any = served.stub.StreamInfer(metadata=bearer(key))
             for i in range(30):
                 await stream.write(
                     pb.StreamInferRequest(correlation_id=str(i), embed_text=text_request(f"{i}"))
@@ -297,7 +299,7 @@ class TestQuotas:
             text = "poison" if ending == "error" else "a"
             served.encoder.failing.add(served.encoder.key("poison"))
             running_call = served.stub.EmbedText(text_request(text), metadata=bearer(key))
-            stream = served.stub.StreamInfer(metadata=bearer(key))
+            stream: Any = served.stub.StreamInfer(metadata=bearer(key))
             await stream.write(pb.StreamInferRequest(correlation_id="1", embed_text=text_request("b")))
             await until(lambda: served.items("text")["in_flight"] == 2)
 
@@ -326,7 +328,7 @@ async def test_the_caller_that_floods_can_be_found(keys_file) -> None:
     refused_key = add_key(keys_file, "no-texts", Scope.CLASSIFY)
     async with running(keys_file=keys_file, max_queue_size=64, max_batch_size=2) as served:
 
-        def of(caller: str) -> list[float | None]:
+        def of(caller: str) -> list[Any]:  # numbers, or None where nothing is shown
             sample = served.server.metrics.registry.get_sample_value
             accepted, rejected = (
                 sample("alignserve_caller_items_total", {"caller": caller, "outcome": outcome})
@@ -413,7 +415,7 @@ class Authority:
         self._folder = folder
         self.root = self._ca.cert_pem.bytes()
 
-    def issue(self, name: str, common_name: str | None = None, **period: datetime) -> tuple[Path, Path]:
+    def issue(self, name: str, common_name: str | None = None, **period: Any) -> tuple[Path, Path]:
         """Writes a certificate for localhost and its key; an earlier one of the name is replaced."""
         issued = self._ca.issue_cert("localhost", common_name=common_name, **period)
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
@@ -647,7 +649,7 @@ class TestTls:
             )
         else:
             key = other_key
-        server = Server(settings(tls_certificate=certificate, tls_key=key), lambda _: None)
+        server = Server(settings(tls_certificate=certificate, tls_key=key), lambda _: FakeEncoder())
 
         with pytest.raises(StartupError, match="--tls-certificate"):
             await server.start()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
@@ -18,7 +18,7 @@ from grpc._cython import cygrpc
 from tests.integration.http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, NO_ERROR, PING, connected
 from tests.integration.serving import RunningServer, running, settings, until
 
-ITEMS = 5_000
+Collect: TypeAlias = "Callable[..., Awaitable[list[StreamResult]]]"
 SOON = RetryPolicy(initial_backoff_seconds=0.01, max_stream_attempts=1000)
 
 
@@ -56,32 +56,37 @@ async def collect_async(port: int, count: int, *, ordered: bool = False) -> list
         return [result async for result in client.stream(texts(count), ordered=ordered)]
 
 
+@pytest.mark.parametrize(
+    ("count", "age_seconds"), [(1_000, 0.05), pytest.param(5_000, 0.1, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("ordered", [False, True], ids=["as completed", "ordered"])
 @pytest.mark.parametrize("collect", [collect_blocking, collect_async], ids=["blocking", "asyncio"])
 async def test_streams_that_age_lose_and_repeat_nothing(
-    collect: Callable[..., object], ordered: bool
+    collect: Collect, ordered: bool, count: int, age_seconds: float
 ) -> None:
     """Over many reconnections each item is embedded once and answered once, in order if so asked."""
-    encoder = FakeEncoder(seconds_per_entry=0.0002)  # a second in all, which is ten ages
-    async with running(encoder, max_stream_age_seconds=0.1) as served:
-        results = await collect(served.server.port, ITEMS, ordered=ordered)
+    encoder = FakeEncoder(seconds_per_entry=10 * age_seconds / count)
+    async with running(encoder, max_stream_age_seconds=age_seconds) as served:
+        results = await collect(served.server.port, count, ordered=ordered)
 
         ids = [result.id for result in results]
-        assert (ids if ordered else sorted(ids)) == list(range(ITEMS))
+        assert (ids if ordered else sorted(ids)) == list(range(count))
         for result in results:
             expected = encoder.embedding_of(f"text {result.id}")
             np.testing.assert_allclose(result.embedding, expected, atol=1e-6)
         assert streams(served, "UNAVAILABLE") >= 5
-        assert sum(len(batch.keys) for batch in encoder.batches) == ITEMS
+        assert sum(len(batch.keys) for batch in encoder.batches) == count
         assert served.items("text") == {
-            "accepted": ITEMS, "in_flight": 0, "ok": ITEMS, "failed": 0, "cancelled": 0, "expired": 0,
+            "accepted": count, "in_flight": 0, "ok": count, "failed": 0, "cancelled": 0, "expired": 0,
         }  # fmt: skip
 
 
 @pytest.mark.parametrize("collect", [collect_blocking, collect_async], ids=["blocking", "asyncio"])
-async def test_a_stream_that_outlives_its_connection_is_resumed(collect: Callable[..., object]) -> None:
+async def test_a_stream_that_outlives_its_connection_is_resumed(
+    collect: Callable[..., Awaitable[list[StreamResult]]],
+) -> None:
     """Items that take longer than the grace are cut off with the connection; the client sends them again."""
-    ages = {"max_connection_age_grace_seconds": 0.1, "max_stream_age_seconds": 0.05}
+    ages: dict[str, Any] = {"max_connection_age_grace_seconds": 0.1, "max_stream_age_seconds": 0.05}
     async with running(max_connection_age_seconds=0.05, **ages) as served:
         served.encoder.gate.clear()
         collecting = asyncio.ensure_future(collect(served.server.port, 3, ordered=True))

@@ -173,18 +173,18 @@ async def test_a_stream_drops_raw_messages_once_they_are_parsed(kind: str) -> No
     references: list[int] = []
 
     class Counting(Failing):
-        def parse(self, message: bytes) -> str:
+        def parse(self, message: bytes) -> Any:
             raw.append(message)
             return "parsed"
 
-        async def unary_unary(self, request: Any, context: Any) -> pb.EmbedTextResponse:
+        async def unary_unary(self, request: Any, context: Any) -> Any:
             references.append(sys.getrefcount(raw[0]))
             return pb.EmbedTextResponse()
 
         async def unary_stream(self, request: Any, context: Any) -> AsyncIterator[pb.EmbedTextResponse]:
             yield await self.unary_unary(request, context)
 
-        async def stream_unary(self, requests: AsyncIterator[Any], context: Any) -> pb.EmbedTextResponse:
+        async def stream_unary(self, requests: AsyncIterator[Any], context: Any) -> Any:
             async for request in requests:
                 response = await self.unary_unary(request, context)
             return response
@@ -201,7 +201,7 @@ async def test_a_stream_drops_raw_messages_once_they_are_parsed(kind: str) -> No
 
 async def test_bad_utf8_in_a_string_is_an_invalid_argument(served: RunningServer) -> None:
     """A protobuf string that is not UTF-8 is refused like any malformed message."""
-    raw = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
+    raw: Any = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
 
     error = await refused(raw(b"\x0a\x02\xff\xfe"))
 
@@ -210,7 +210,8 @@ async def test_bad_utf8_in_a_string_is_an_invalid_argument(served: RunningServer
 
 async def test_an_unknown_method_is_unimplemented_and_no_metric(served: RunningServer) -> None:
     """Names that callers make up do not become series."""
-    error = await refused(served.channel.unary_unary("/alignserve.v1.AlignService/MadeUp")(b""))
+    made_up: Any = served.channel.unary_unary("/alignserve.v1.AlignService/MadeUp")
+    error = await refused(made_up(b""))
 
     names = {
         sample.labels["grpc_method"]
@@ -322,7 +323,8 @@ async def _all_kinds_of_calls(served: RunningServer, what: str) -> None:
     await stub.GetModelInfo(pb.GetModelInfoRequest())
     await refused(stub.EmbedImage(image_request(b"broken " + what.encode())))
     await refused(stub.EmbedText(text_request(""), metadata=[("alignserve-priority", what)]))
-    await refused(served.channel.unary_unary(f"/no.Such/{what.replace(' ', '')}")(b""))
+    unknown: Any = served.channel.unary_unary(f"/no.Such/{what.replace(' ', '')}")
+    await refused(unknown(b""))
     items = [pb.StreamInferRequest(correlation_id=what, embed_text=pb.EmbedTextRequest(texts=[what]))]
     async for _ in stub.StreamInfer(iter(items)):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ async def test_a_replica_killed_at_work_costs_no_call() -> None:
             stuck = asyncio.ensure_future(doomed.event("stuck"))
             while not stuck.done():  # at first the client may have reached only the other one
                 calls = [asyncio.ensure_future(client.embed_text(text)) for text in _TEXTS]
-                await asyncio.wait({stuck, asyncio.gather(*calls)}, return_when=asyncio.FIRST_COMPLETED)
+                answered: asyncio.Future[Any] = asyncio.gather(*calls)
+                await asyncio.wait({stuck, answered}, return_when=asyncio.FIRST_COMPLETED)
             doomed.process.kill()
             await doomed.wait()
             calls += [asyncio.ensure_future(client.embed_text(text)) for text in _TEXTS]

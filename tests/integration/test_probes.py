@@ -53,7 +53,7 @@ async def seen(server: Server) -> tuple[str, tuple[int, str], tuple[int, str]]:
     """Returns the state that the gauge shows, and what both probes get."""
     sample = server.metrics.registry.get_sample_value
     shown = {state: sample("alignserve_state", {"state": state}) for state in STATES}
-    assert sorted(map(float, shown.values())) == [0, 0, 0, 1]
+    assert sorted(value or 0 for value in shown.values()) == [0, 0, 0, 1]
     (state,) = (state for state, value in shown.items() if value)
     return state, await ask(server.metrics_port, "/readyz"), await ask(server.metrics_port, "/healthz")
 

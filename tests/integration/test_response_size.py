@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from alignserve import AsyncClient, ClassifyItem
@@ -66,7 +68,7 @@ async def test_a_caller_that_takes_more_gets_more() -> None:
         target = f"127.0.0.1:{served.server.port}"
         options = [("grpc.max_receive_message_length", 8 * MIB), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(target, options) as channel:
-            classify = channel.unary_unary(
+            classify: Any = channel.unary_unary(
                 "/alignserve.v1.AlignService/Classify",
                 request_serializer=pb.ClassifyRequest.SerializeToString,
             )

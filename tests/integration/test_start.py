@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.processes import BIN, server_process
+from tests.processes import BIN, free_port, is_listening, server_process, wait_until
 
 SERVER = str(BIN / "alignserve-server")
 STREAMS = [closed for count in (1, 2, 3) for closed in itertools.combinations((0, 1, 2), count)]
@@ -28,14 +27,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
-
-
 @contextmanager
-def _started(*command: str, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+def _started(*command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(command, **options) as process:
         try:
             yield process
@@ -43,22 +36,12 @@ def _started(*command: str, **options: object) -> Iterator[subprocess.Popen[byte
             process.kill()
 
 
-def _wait_until_listening(port: int) -> None:
-    for _ in range(600):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError(f"nothing listens on {port}")
-
-
 @pytest.mark.parametrize(
     ("closed", "workers"), [*((closed, "1") for closed in STREAMS), ((0,), "2"), ((0, 1, 2), "2")], ids=str
 )
 def test_a_server_without_standard_streams_stops_cleanly(closed: Sequence[int], workers: str) -> None:
     """As a daemon may be started: none of its own files takes a stream's number."""
-    port = _free_port()
+    port = free_port()
     flags = [
         *("--checkpoint", "fake", "--no-metrics", "--drain-delay-seconds", "0"),
         *("--listen", f"127.0.0.1:{port}", "--workers", workers),
@@ -66,7 +49,7 @@ def test_a_server_without_standard_streams_stops_cleanly(closed: Sequence[int], 
     program = [sys.executable, "-c", _CLOSING, ",".join(map(str, closed)), SERVER, *flags]
 
     with _started(*program, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        _wait_until_listening(port)
+        wait_until(lambda: is_listening(port))
         process.send_signal(signal.SIGTERM)
         code = process.wait(60)
 
@@ -119,14 +102,14 @@ def test_a_signal_during_the_load_ends_without_a_traceback(
     tmp_path: Path, number: signal.Signals, workers: str
 ) -> None:
     """A model that takes long does not keep its server from ending, with 0."""
-    port = _free_port()
+    port = free_port()
     flags = [
         *("--listen", f"127.0.0.1:{port}", "--no-metrics", "--workers", workers),
         *("--runtime", "torch", "--device", "cpu"),
     ]
 
     with _started(SERVER, *flags, stderr=subprocess.PIPE) as process:
-        _wait_until_listening(port)
+        wait_until(lambda: is_listening(port))
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -26,9 +28,10 @@ def vector(embedding: pb.Embedding) -> np.ndarray:
     return np.frombuffer(embedding.packed_float32, "<f4")
 
 
-async def test_ten_thousand_inputs_of_64_callers_are_paired_with_their_results() -> None:
-    """64 callers send 10,000 different inputs; each gets its own embedding, and batches are shared."""
-    inputs = [f"text number {i}" if i % 2 else f"image {i}".encode() for i in range(10_000)]
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
+async def test_inputs_of_64_callers_are_paired_with_their_results(count: int) -> None:
+    """64 callers send different inputs; each gets its own embedding, and batches are shared."""
+    inputs = [f"text number {i}" if i % 2 else f"image {i}".encode() for i in range(count)]
     todo = iter(inputs)
     encoder = FakeEncoder(seconds_per_batch=0.005)  # a device on which batching pays
     async with running(encoder, max_image_batch_size=32) as served:
@@ -36,6 +39,7 @@ async def test_ten_thousand_inputs_of_64_callers_are_paired_with_their_results()
         async def caller() -> list[bool]:
             right = []
             for given in todo:
+                response: Any
                 if isinstance(given, str):
                     response = await served.stub.EmbedText(text_request(given))
                 else:
@@ -46,7 +50,7 @@ async def test_ten_thousand_inputs_of_64_callers_are_paired_with_their_results()
 
         answers = await asyncio.gather(*(caller() for _ in range(64)))
 
-        assert sum(map(sum, answers)) == 10_000
+        assert sum(map(sum, answers)) == count
         for modality in ("image", "text"):
             batches = served.sample("alignserve_batch_size_count", modality=modality)
             assert served.sample("alignserve_batch_size_sum", modality=modality) / batches > 2.0
@@ -87,7 +91,10 @@ async def test_answers_follow_the_order_of_the_request(served: RunningServer) ->
     ],
 )
 async def test_each_format_carries_the_vector_in_its_own_field(
-    served: RunningServer, embedding_format: int, read: object, tolerance: float
+    served: RunningServer,
+    embedding_format: Any,
+    read: Callable[[pb.Embedding], np.ndarray],
+    tolerance: float,
 ) -> None:
     """The field that the format names is set, and no other."""
     options = pb.EmbeddingOptions(format=embedding_format)
@@ -144,7 +151,9 @@ async def test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device(se
         ("EmbedText", text_request(*["x"] * 65), "BATCH_TOO_LARGE", "texts"),
         (
             "EmbedText",
-            pb.EmbedTextRequest(texts=["x"], embedding_options=pb.EmbeddingOptions(format=99)),
+            pb.EmbedTextRequest(
+                texts=["x"], embedding_options=pb.EmbeddingOptions(format=pb.EmbeddingFormat.ValueType(99))
+            ),
             "ARGUMENT_INVALID",
             "embedding_options.format",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from alignserve_server.model.checkpoint import resolve_checkpoint
@@ -48,6 +49,7 @@ def _random_model() -> AlignModel:
     for module in model.vision_model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
+    block: Any
     for block in model.vision_model.encoder.blocks:
         norm = block.projection.project_bn
         if not block.expand or norm is None:

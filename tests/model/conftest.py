@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import string
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -133,21 +135,30 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache folder for converted models, shared by the tests."""
-    return tmp_path_factory.mktemp("cache")
+    """The cache folder for converted models, shared by the tests and by all workers of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture(scope="session", params=["torch", "openvino"])
-def runtime(request: pytest.FixtureRequest) -> str:
+def runtime(request: pytest.FixtureRequest) -> Literal["torch", "openvino"]:
     """Each runtime in turn."""
     if request.param == "openvino":
         pytest.importorskip("openvino")
-    name: str = request.param
-    return name
+    return request.param
 
 
 @pytest.fixture(scope="session", params=["mini", "random"])
-def pair(request: pytest.FixtureRequest, random_folder: Path, runtime: str, cache_folder: Path) -> Pair:
+def pair(
+    request: pytest.FixtureRequest,
+    random_folder: Path,
+    runtime: Literal["torch", "openvino"],
+    cache_folder: Path,
+) -> Pair:
     checkpoint = resolve_checkpoint("mini" if request.param == "mini" else str(random_folder))
     encoder = load_align(checkpoint, runtime=runtime, cache_folder=cache_folder)
     return Pair(checkpoint, encoder, Reference.load(checkpoint.folder))

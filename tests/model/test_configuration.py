@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ VISION = {
     "batch_norm_momentum": 0.5,
     "drop_connect_rate": 0.9,
 }
-MATCHING = {  # fields that must change together, so that blocks and projections match
+MATCHING: dict[str, dict[str, Any]] = {
+    # fields that must change together, so that blocks and projections match
     "width_coefficient": {"out_channels": [32, 48], "in_channels": [32, 32]},
     "in_channels": {"out_channels": [24, 24], "width_coefficient": 1.0},
     "depth_divisor": {"out_channels": [16, 24]},
@@ -111,7 +113,7 @@ def test_text_fields_are_obeyed(field, value):
 
 
 @pytest.mark.parametrize(("field", "value"), VISION.items(), ids=VISION)
-def test_vision_fields_are_obeyed(field, value):
+def test_vision_fields_are_obeyed(field: str, value: Any) -> None:
     """With another value of a field, vectors still equal AlignModel's."""
     assert_served_equals(tiny_model(vision={field: value, **MATCHING.get(field, {})}))
 
@@ -205,7 +207,7 @@ def test_every_refusal_is_tried():
     assert fields == set(REFUSED)
 
 
-def load(folder: Path, **options: object):
+def load(folder: Path, **options: Any):
     return load_align(resolve_checkpoint(str(folder)), **{"runtime": "torch", "device": "cpu", **options})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ BOUNDS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of an element o
 def load(mini: Pair) -> Callable[..., AlignEncoder]:
     """Loads the embedded checkpoint onto the GPU."""
 
-    def load_onto_gpu(**options: object) -> AlignEncoder:
+    def load_onto_gpu(**options: Any) -> AlignEncoder:
         options = {"dtype": "float32", "max_batch_size": MAX_BATCH_SIZE, **options}
         return load_align(mini.checkpoint, device="cuda", runtime="torch", **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_resizes_and_crops_as_the_image_processor(config, size):
     """Pixels equal EfficientNetImageProcessorPil's bit for bit, and its arithmetic on them to 1e-5."""
     content = encoded(picture(size=size), "PNG")
     image = load_image(Image.open(BytesIO(content)))
-    geometry = {"do_rescale": False, "do_normalize": False, "include_top": False}
+    geometry: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "include_top": False}
     expected = EfficientNetImageProcessorPil(**config)(image, return_tensors="np", **geometry)[
         "pixel_values"
     ][0]

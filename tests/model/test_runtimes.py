@@ -197,10 +197,18 @@ def damage_a_word(folder: Path) -> None:
         file.write(bytes(64))
 
 
+def remove_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+
+
 @pytest.mark.parametrize(
     "damage",
-    [damage_a_word, lambda folder: [path.unlink() for path in folder.iterdir() if path.is_file()]],
-    ids=["weights", "no files"],
+    [
+        pytest.param(damage_a_word, id="weights"),
+        pytest.param(remove_files, id="no files", marks=pytest.mark.long),
+    ],
 )
 def test_a_damaged_conversion_is_made_again(unprepared, converted, tmp_path, damage, events):
     """A conversion damaged by a power failure is never served, and is replaced at startup."""
@@ -321,6 +329,7 @@ def _load_int8(checkpoint, cache_folder, min_cosine=0.0):
     )
 
 
+@pytest.mark.long
 def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
     """Embeddings in int8 deviate by only a few degrees, and have another fingerprint."""
     images = [int8.preprocess_image(content) for content in photos.values()]
@@ -334,6 +343,7 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
     assert min(image_cosine, text_cosine) > 0.99
 
 
+@pytest.mark.long
 def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, events):
     """int8 is verified like every configuration, and falls back to float32 on the same runtime."""
     encoder = _load_int8(mini.checkpoint, cache_folder, min_cosine=0.999)
@@ -342,6 +352,7 @@ def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, eve
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
 
 
+@pytest.mark.long
 def test_int8_is_served_from_the_cache_without_nncf(int8, mini, cache_folder, without_nncf):
     """A model quantized on another machine is served."""
     encoder = _load_int8(mini.checkpoint, cache_folder)
@@ -389,7 +400,7 @@ def test_a_conversion_ends_with_the_server(tmp_path):
     checkpoint = tmp_path / "fifo"
     checkpoint.mkdir()
     os.mkfifo(checkpoint / "config.json")  # the conversion blocks here until it is stopped
-    np.savez(draft / "inputs.npz", **dict.fromkeys(("scale", "offset"), 0))
+    np.savez(draft / "inputs.npz", scale=0, offset=0)
     process = subprocess.Popen([sys.executable, "-c", program, checkpoint, draft], stdin=subprocess.PIPE)
 
     process.communicate()

@@ -48,7 +48,7 @@ class Device:
         self._is_able = is_able
 
     def __call__(self, forward: Forward) -> Forward:
-        shape = forward.args[0].shape
+        shape = forward.args[0].shape  # type: ignore[attr-defined]  # a partial
         if not self._is_able:
             raise RuntimeError("operation not permitted when stream is capturing")
         if len(shape) == 2 and shape[0] > self._max_batch_size:  # images fit already

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -119,7 +120,7 @@ OBEYED = {
 }
 
 
-def load(folder: Path, runtime: str = "torch", **options: object) -> AlignEncoder:
+def load(folder: Path, runtime: Any = "torch", **options: Any) -> AlignEncoder:
     return load_align(resolve_checkpoint(str(folder)), runtime=runtime, device="cpu", **options)
 
 
@@ -275,7 +276,7 @@ async def test_callers_get_the_error_and_others_are_served(folder):
     ):
         stub = pb_grpc.AlignServiceStub(channel)
         request = pb.EmbedTextRequest(texts=["cat", "a zebra"])
-        *neighbours, refused = await asyncio.gather(
+        answers: Any = await asyncio.gather(
             *(client.embed_text(text) for text in ("cat", "dog", "the cat")),
             stub.EmbedText(request),
             return_exceptions=True,
@@ -283,6 +284,7 @@ async def test_callers_get_the_error_and_others_are_served(folder):
     await server.drain(0.0)
     await server.stop(5.0)
 
+    *neighbours, refused = answers
     assert [np.linalg.norm(embedding) for embedding in neighbours] == pytest.approx([1.0] * 3)
     assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "texts[1]" in refused.details()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AlignConfig, AlignModel, AlignProcessor, BertTokenizer
@@ -58,7 +59,9 @@ VISION_CONFIG = {
 }
 
 
-def tiny_model(*, text: dict | None = None, vision: dict | None = None, **top: object) -> AlignModel:
+def tiny_model(
+    *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> AlignModel:
     """Returns a random model, the same for the same arguments."""
     torch.manual_seed(0)
     config = AlignConfig(

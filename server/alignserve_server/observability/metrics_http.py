@@ -29,6 +29,7 @@ _App: TypeAlias = "Callable[[Any, Any], Iterable[bytes]]"
 _IDLE_SECONDS = 10.0
 _MAX_CONNECTIONS = 32
 _RETRY_SECONDS = 0.1
+_POLL_SECONDS = 0.05  # socketserver looks twice a second whether it has to end, and each stop waits for it
 _OK = "200 OK"
 
 
@@ -58,7 +59,7 @@ def serve_metrics_page(
             f"cannot serve metrics on {listen}: {error.strerror}; choose another "
             "address with --metrics-listen, or --no-metrics"
         ) from error
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(_POLL_SECONDS,), name="metrics", daemon=True).start()
     return server
 
 

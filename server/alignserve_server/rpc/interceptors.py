@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
-from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C extension; exported nowhere else
+from grpc._cython.cygrpc import (  # exported nowhere else
     ExecuteBatchError,
     _ServerStoppedError,
 )

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -254,7 +255,8 @@ async def test_an_entry_that_does_not_fit_alone_fails(batcher, encoder):
 async def test_a_raising_on_taken_does_not_stop_the_lane(batcher, encoder):
     """The callback's error goes to the loop's handler, results to their callers."""
     errors = _collect_loop_errors()
-    images, raises_key_error = _images(encoder, b"a"), {}.__getitem__
+    images, nothing = _images(encoder, b"a"), dict[str, Any]()
+    raises_key_error: Any = nothing.__getitem__
 
     outcomes = [await _outcomes(batcher.submit("image", images, None, raises_key_error)) for _ in range(2)]
 

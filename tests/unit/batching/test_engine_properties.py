@@ -26,9 +26,10 @@ from alignserve_server.errors import (
     ModelStalled,
     ServingError,
 )
+from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.observability.metrics import MODALITIES, Metrics
+from alignserve_server.observability.metrics import Metrics
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from prometheus_client import CollectorRegistry

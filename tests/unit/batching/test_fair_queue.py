@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -392,7 +393,7 @@ class TestFairPool:
         ran: list[str] = []
         with ThreadPoolExecutor(1) as threads:
             pool, may_go = FairPool(threads, 2), threading.Event()
-            jobs = [may_go.wait, *[partial(ran.append, "left")] * 5]
+            jobs: list[Callable[[], object]] = [may_go.wait, *[partial(ran.append, "left")] * 5]
             leaving = asyncio.create_task(pool.run(_flow("a"), jobs))
             await settle()
             leaving.cancel()

@@ -8,7 +8,7 @@ from alignserve_server.batching.collect import padding_ratio
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.scheduler import Batch, BatchPolicy, Scheduler
-from alignserve_server.observability.metrics import MODALITIES
+from alignserve_server.modality import MODALITIES
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alignserve_server.cli.main import run
@@ -40,9 +41,9 @@ def curve(tmp_path: Path) -> str:
     return str(file)
 
 
-def _planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
+def _planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     assert run(["plan", "--json", *FEW, *argv]) == 0
-    answer: dict[str, object] = json.loads(capsys.readouterr().out)
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
     return answer
 
 

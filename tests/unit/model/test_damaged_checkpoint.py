@@ -6,18 +6,21 @@ import json
 import os
 import shutil
 import socket
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import takewhile
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
-from alignserve_server.cli.main import exit_code
 from alignserve_server.model.checkpoint import CheckpointError, open_checkpoint, resolve_checkpoint
 from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.preprocessing.decode import ImageDecoder
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
+from alignserve_server.serving.process import exit_code
 from alignserve_server.serving.server import load_encoder
 from alignserve_server.settings import Settings
 
@@ -244,12 +247,16 @@ def test_images_have_three_channels(folder: Path, value: object) -> None:
         opened(folder)
 
 
+def is_private(folder: Path) -> bool:
+    return not folder.stat().st_mode & stat.S_IXOTH
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_may_not_be_read_is_named(folder: Path, tmp_path: Path, name: str) -> None:
     """A file of another user, as after a copy by root, is refused."""
     (folder / name).chmod(0)
     if os.geteuid() == 0:  # which can read everything
-        for path in (tmp_path, *list(tmp_path.parents)[:2]):
+        for path in takewhile(is_private, (tmp_path, *tmp_path.parents)):
             path.chmod(0o755)
         os.seteuid(65534)
     try:
@@ -298,7 +305,7 @@ def test_the_log_of_a_refused_start_has_no_traceback(
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
     """A hub that always refuses; the yielded function sets the refusal."""
-    refusal: dict[str, object] = {"status": 500, "headers": {}}
+    refusal: dict[str, Any] = {"status": 500, "headers": {}}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -551,4 +551,5 @@ def test_pillows_own_limit_is_the_second_line(decoder):
     """Pillow's own limit is on, and is high enough for every decoder in the process."""
     ImageDecoder(max_bytes=1, max_pixels=1 << 40)
 
+    assert Image.MAX_IMAGE_PIXELS is not None
     assert Image.MAX_IMAGE_PIXELS >= 1 << 40

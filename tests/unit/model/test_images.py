@@ -72,7 +72,8 @@ def test_the_result_is_contiguous_and_its_own():
     """Pixels are contiguous and writable."""
     pixels = ImagePreprocessor({"size": 20, **CROP}, DECODER)(png(30, 40))
 
-    assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
+    assert pixels.shape == (8, 8, 3)
+    assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from alignserve_server.errors import TextEmpty, TextTooLong, TextUnsupported
@@ -91,7 +92,7 @@ def test_a_panic_becomes_an_ordinary_error():
         def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> None:
             raise panic
 
-    tokenize = TextTokenizer(Panicking(), max_tokens=MAX_TOKENS, max_bytes=100)
+    tokenize = TextTokenizer(cast("Any", Panicking()), max_tokens=MAX_TOKENS, max_bytes=100)
 
     with pytest.raises(RuntimeError, match="the tokenizer panicked"):
         tokenize("cat", truncate=False)
@@ -100,6 +101,8 @@ def test_a_panic_becomes_an_ordinary_error():
 def test_an_id_beyond_the_rows_of_the_model_is_refused():
     """The last id with an embedding passes; the next is refused by name, unless truncation removes it."""
     dog, cat = (Tokenizer.from_file(str(TOKENIZER)).token_to_id(word) for word in ("dog", "cat"))
+    assert dog is not None
+    assert cat is not None
     assert dog < cat
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     tokenize = TextTokenizer(tokenizer, max_tokens=MAX_TOKENS, max_bytes=100, vocabulary_rows=cat)

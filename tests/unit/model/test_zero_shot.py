@@ -6,6 +6,7 @@ import asyncio
 import random
 import tracemalloc
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -398,7 +399,7 @@ async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
     await settle()
 
     held.gate.set()
-    answers = await asyncio.gather(poisoned, stranger, return_exceptions=True)
+    answers: Any = await asyncio.gather(poisoned, stranger, return_exceptions=True)
 
     assert isinstance(answers[0], InferenceFailed)
     assert len(answers[1][0]) == 1
@@ -641,6 +642,8 @@ async def test_whatever_comes_and_leaves_every_call_is_answered(prompts, metrics
 
     assert cache._pending == {}
     assert len(asyncio.all_tasks()) == 1
-    for call, labels in zip(calls, asked, strict=True):
+    for call, letters in zip(calls, asked, strict=True):
         if not call.cancelled() and call.exception() is None:
-            np.testing.assert_allclose(call.result()[0], [_direction(label) for label in labels], atol=1e-6)
+            np.testing.assert_allclose(
+                call.result()[0], [_direction(letter) for letter in letters], atol=1e-6
+            )

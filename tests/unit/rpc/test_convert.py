@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.errors import InvalidArgument, TextTooLong
@@ -22,7 +24,7 @@ LIMITS = convert.RequestLimits(
 )
 
 
-def classify_request(images: int, *labels: str, **fields: object) -> pb.ClassifyRequest:
+def classify_request(images: int, *labels: str, **fields: Any) -> pb.ClassifyRequest:
     return pb.ClassifyRequest(images=[pb.Image(content=b"x")] * images, labels=labels, **fields)
 
 

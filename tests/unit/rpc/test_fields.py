@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.rpc.fields import has_more_fields
@@ -11,7 +13,7 @@ IMAGES = pb.EmbedImageRequest(images=[pb.Image(content=b"a" * 300)] * 5, include
 UNKNOWN = b"\x78\x01" + b"\x79" + bytes(8) + b"\x7d" + bytes(4) + b"\x7a\x02ab" + b"\x7b\x78\x01\x7c"
 
 
-def count(message: bytes, of: Message) -> int:
+def count(message: bytes, of: Any) -> int:
     """Finds by how the limit is met how many fields there are."""
     return next(limit for limit in range(1000) if not has_more_fields(message, of.DESCRIPTOR, limit))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_a_classification_of_all_labels_is_known_to_the_byte() -> None:
 @pytest.mark.parametrize("count", [1, 64])
 @pytest.mark.parametrize("include_stats", [False, True])
 def test_no_embedding_of_images_is_larger_than_its_bound(
-    count: int, dimension: int, embedding_format: int | None, include_stats: bool
+    count: int, dimension: int, embedding_format: Any, include_stats: bool
 ) -> None:
     """In each format, with and without stats; large responses come close."""
     options = pb.EmbeddingOptions(format=embedding_format)
@@ -133,7 +134,7 @@ def test_no_embedding_of_images_is_larger_than_its_bound(
 @pytest.mark.parametrize("max_tokens", [64, 127, 128, 512])
 @pytest.mark.parametrize("count", [1, 64])
 def test_no_embedding_of_texts_is_larger_than_its_bound(
-    count: int, max_tokens: int, embedding_format: int | None
+    count: int, max_tokens: int, embedding_format: Any
 ) -> None:
     """Each text as long as the model reads, and cut; the bound is close for short ones too."""
     options = pb.EmbeddingOptions(format=embedding_format)

@@ -44,7 +44,9 @@ def test_each_worker_has_a_gpu_of_its_own(device: str, expected: list[str]) -> N
     """Or all compute on the CPU, if that is wanted or there is no GPU."""
     settings = Settings(workers=2, device=device)
 
-    assert [load_encoder(settings, worker) for worker in range(2)] == expected
+    found: list[object] = [load_encoder(settings, worker) for worker in range(2)]
+
+    assert found == expected
 
 
 @pytest.mark.parametrize(("_gpus", "device"), [(1, "auto"), (1, "cuda"), (0, "cuda")], indirect=["_gpus"])
@@ -57,4 +59,6 @@ def test_too_few_gpus_are_refused_by_the_first_worker(device: str) -> None:
 @pytest.mark.parametrize(("_gpus", "device"), [(2, "auto"), (2, "cuda:1"), (0, "auto")], indirect=["_gpus"])
 def test_a_single_process_takes_what_is_set(device: str) -> None:
     """What `auto` means then is for the model to find out."""
-    assert load_encoder(Settings(device=device)) == device
+    found: object = load_encoder(Settings(device=device))
+
+    assert found == device
