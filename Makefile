@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 .DEFAULT_GOAL := help
 # A .venv whose making failed, as on a Debian without python3-venv, is made anew by the next run.
 .DELETE_ON_ERROR:
-.PHONY: help announced setup run test hostile lint format typecheck protos baseline bench soak peers clean
+.PHONY: help announced setup run test hostile lint format typecheck protos baseline bench soak gpu-check peers clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench: $(DEVELOP) ## Measure latency and throughput on this machine, beside othe
 
 soak: $(DEVELOP) ## Load a server for ten minutes and look for what grows
 	$(BIN)/python -m tests.load.soak $(FLAGS)
+
+gpu-check: $(DEVELOP) ## Check and measure on this machine's GPU; without one, check the check
+	$(BIN)/python -m tests.gpu run $(FLAGS)
 
 peers: $(DEVELOP) ## Install the servers that `make bench` compares with
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers

@@ -1,0 +1,139 @@
+"""`python -m tests.gpu`: runs the check on this machine's GPU, or prepares it for a bare machine.
+
+Only the standard library is imported here, so that a bare machine can install what the steps need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.gpu import machine
+from tests.gpu.check import Check
+from tests.gpu.plan import Step, module_of, patient, selected
+from tests.gpu.prepare import FOLDER, prepare
+from tests.gpu.report import summary
+from tests.gpu.results import Results, read_tables
+from tests.gpu.runner import Outcome, Runner
+
+_RESULTS, _LOG, _SUMMARY = "results.jsonl", "log.txt", "summary.md"
+_PRETENDED_VARIABLES = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # kernels of Triton run in Python
+_PATIENCE = 5.0  # times longer than on a GPU: nothing is measured, and a CPU may have other work
+_NO_GPU = """\
+************************************************************************
+NO GPU: CUDA is pretended on the CPU. This shows that the check works,
+and measures nothing. Figures are left out.
+************************************************************************"""
+
+
+def main() -> int:
+    """Runs the command; returns its exit code."""
+    arguments = _parse()
+    if arguments.command == "prepare":
+        return prepare(arguments.python)
+    if arguments.command == "step":
+        return _run_step(arguments)
+    return _run(arguments)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.gpu", description="The check for a machine with a GPU."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the check on this machine")
+    run.add_argument("--pretend", action="store_true", help="pretend CUDA on the CPU; so it is without a GPU")
+    run.add_argument("--require-gpu", action="store_true", help="fail if there is no GPU")
+    run.add_argument("--seconds", type=float, default=480.0, help="for all steps (default: 480)")
+    run.add_argument("--steps", type=_names, default=[], help="comma-separated names (default: all)")
+    run.add_argument("--output", type=Path, default=FOLDER / "results", help="folder (default: .gpu/results)")
+    run.add_argument(
+        "--work", type=Path, default=_work(), help="folder for the checkpoint (default: %(default)s)"
+    )
+    run.add_argument("--wheels", type=Path, help="install these first, on a bare machine")
+    made = commands.add_parser("prepare", help="download into .gpu/wheels what a bare machine lacks")
+    made.add_argument("--python", default="3.12", help="its version of Python (default: 3.12)")
+    step = commands.add_parser("step", help="run one step in this process, as `run` does")
+    step.add_argument("name")
+    step.add_argument("--output", type=Path, required=True)
+    step.add_argument("--work", type=Path, required=True)
+    step.add_argument("--pretend", action="store_true")
+    return parser.parse_args()
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    try:
+        selected(names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return names
+
+
+def _work() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignserve-gpu-check"
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    device = None if arguments.pretend else machine.gpu()
+    if device is None and arguments.require_gpu:
+        print("nvidia-smi finds no GPU", file=sys.stderr)
+        return 2
+    if device is None:
+        print(_NO_GPU, flush=True)
+    for folder in (arguments.output, arguments.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in (_RESULTS, _LOG, _SUMMARY):
+        (arguments.output / name).unlink(missing_ok=True)
+    site = arguments.work / "site" if arguments.wheels else None
+    if site:
+        machine.install(arguments.wheels, site)
+    environment = machine.environment(arguments.work, site)
+    if device is None:
+        environment |= _PRETENDED_VARIABLES
+    outcomes = _outcomes(arguments, environment, is_pretended=device is None)
+    tables = read_tables(arguments.output / _RESULTS)
+    text = summary(machine.heading(device), outcomes, tables, is_pretended=device is None)
+    (arguments.output / _SUMMARY).write_text(text, "utf-8")
+    print(text, flush=True)
+    return 1 if any(one.verdict in ("failed", "timed out") for one in outcomes) else 0
+
+
+def _outcomes(
+    arguments: argparse.Namespace, environment: dict[str, str], *, is_pretended: bool
+) -> list[Outcome]:
+    def command(step: Step) -> list[str]:
+        folders = ["--output", str(arguments.output.resolve()), "--work", str(arguments.work.resolve())]
+        flags = [*folders, *(["--pretend"] if is_pretended else [])]
+        return [sys.executable, "-m", "tests.gpu", "step", step.name, *flags]
+
+    steps, limit = selected(arguments.steps), arguments.seconds
+    if is_pretended:
+        steps, limit = patient(steps, _PATIENCE), _PATIENCE * limit
+    outcomes = []
+    with (arguments.output / _LOG).open("ab") as log:
+        for outcome in Runner(command, log, limit, environment).run(steps):
+            print(json.dumps(asdict(outcome)), flush=True)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def _run_step(arguments: argparse.Namespace) -> int:
+    results = Results(arguments.output / _RESULTS, arguments.name, has_figures=not arguments.pretend)
+    check = Check(arguments.name, results, arguments.output, arguments.work, arguments.pretend)
+    step = importlib.import_module(f"tests.gpu.steps.{module_of(arguments.name)}")
+    if arguments.pretend:
+        from tests.gpu.pretended_cuda import pretended_cuda
+    with pretended_cuda() if arguments.pretend else nullcontext():
+        step.run(check)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
