@@ -9,7 +9,9 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -87,41 +89,46 @@ def _run(arguments: argparse.Namespace) -> int:
         return 2
     if device is None:
         print(_NO_GPU, flush=True)
-    for folder in (arguments.output, arguments.work):
-        folder.mkdir(parents=True, exist_ok=True)
-    for name in (_RESULTS, _LOG, _SUMMARY):
-        (arguments.output / name).unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the running step is ended too
+    _make_folders(arguments)
     site = arguments.work / "site" if arguments.wheels else None
     if site:
         machine.install(arguments.wheels, site)
     environment = machine.environment(arguments.work, site)
-    if device is None:
-        environment |= _PRETENDED_VARIABLES
-    outcomes = _outcomes(arguments, environment, is_pretended=device is None)
-    tables = read_tables(arguments.output / _RESULTS)
-    text = summary(machine.heading(device), outcomes, tables, is_pretended=device is None)
-    (arguments.output / _SUMMARY).write_text(text, "utf-8")
-    print(text, flush=True)
+    heading = machine.heading(device)
+    outcomes: list[Outcome] = []
+    for outcome in _outcomes(arguments, environment, is_pretended=device is None):
+        print(json.dumps(asdict(outcome)), flush=True)
+        outcomes.append(outcome)
+        tables = read_tables(arguments.output / _RESULTS)
+        text = summary(heading, outcomes, tables, is_pretended=device is None)
+        (arguments.output / _SUMMARY).write_text(text, "utf-8")  # after each: the next may be the last
+    print((arguments.output / _SUMMARY).read_text("utf-8"), flush=True)
     return 1 if any(one.verdict in ("failed", "timed out") for one in outcomes) else 0
+
+
+def _make_folders(arguments: argparse.Namespace) -> None:
+    for folder in (arguments.output, arguments.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in (_RESULTS, _LOG, _SUMMARY):
+        (arguments.output / name).unlink(missing_ok=True)
 
 
 def _outcomes(
     arguments: argparse.Namespace, environment: dict[str, str], *, is_pretended: bool
-) -> list[Outcome]:
-    def command(step: Step) -> list[str]:
-        folders = ["--output", str(arguments.output.resolve()), "--work", str(arguments.work.resolve())]
-        flags = [*folders, *(["--pretend"] if is_pretended else [])]
-        return [sys.executable, "-m", "tests.gpu", "step", step.name, *flags]
-
+) -> Iterator[Outcome]:
+    folders = ["--output", str(arguments.output.resolve()), "--work", str(arguments.work.resolve())]
+    flags = [*folders, *(["--pretend"] if is_pretended else [])]
     steps, limit = selected(arguments.steps), arguments.seconds
     if is_pretended:
+        environment = environment | _PRETENDED_VARIABLES
         steps, limit = patient(steps, _PATIENCE), _PATIENCE * limit
-    outcomes = []
+
+    def command(step: Step) -> list[str]:
+        return [sys.executable, "-m", "tests.gpu", "step", step.name, *flags]
+
     with (arguments.output / _LOG).open("ab") as log:
-        for outcome in Runner(command, log, limit, environment).run(steps):
-            print(json.dumps(asdict(outcome)), flush=True)
-            outcomes.append(outcome)
-    return outcomes
+        yield from Runner(command, log, limit, environment).run(steps)
 
 
 def _run_step(arguments: argparse.Namespace) -> int:

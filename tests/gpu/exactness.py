@@ -7,10 +7,11 @@ from typing import cast
 import numpy as np
 import torch
 from alignserve_server.model import probe
-from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.encoder import Embeddings, TokenizedText
 from alignserve_server.model.runtimes import network as networks
+from alignserve_server.model.runtimes.network import Network
 from alignserve_server.model.runtimes.runtime import min_cosine, padded
+from numpy.typing import NDArray
 
 from tests.gpu.check import Check, CheckFailed
 from tests.gpu.loading import Loaded
@@ -20,7 +21,7 @@ LEAST_COSINE = 0.999  # the server's default
 _FIRST_WORD = 5  # the ids before it are special tokens
 
 
-def check_images(check: Check, loaded: Loaded) -> None:
+def check_images(check: Check, loaded: Loaded, network: Network) -> None:
     """Compares full and odd batches of each graph, after others have used its memory.
 
     Raises:
@@ -28,7 +29,7 @@ def check_images(check: Check, loaded: Loaded) -> None:
     """
     encoder, contents = loaded.encoder, probe.images()
     pixels = [encoder.preprocess_image(contents[name]) for name in probe.EMBEDDED_IMAGES]
-    expected = _expected_images(check, loaded, np.stack(pixels))
+    expected = _expected_images(loaded, network, np.stack(pixels))
     noise = np.random.default_rng(1).integers(0, 256, pixels[0].shape, np.uint8)
     rows: list[Row] = []
     for size in loaded.batch_sizes:
@@ -44,13 +45,12 @@ def check_images(check: Check, loaded: Loaded) -> None:
     check.results.proved("Exactness of images: lowest cosine", *rows)
 
 
-def check_texts(check: Check, loaded: Loaded) -> None:
+def check_texts(check: Check, loaded: Loaded, network: Network) -> None:
     """Compares a full batch of each graph: texts of the whole length, of half of it, and of one token.
 
     Raises:
         CheckFailed: A cosine is under the server's bound.
     """
-    network = networks.load_network(check.checkpoint)
     rng = np.random.default_rng(2)
     vocabulary = network.config.text_config.vocab_size
     worst: dict[int, float] = {}
@@ -69,15 +69,14 @@ def check_texts(check: Check, loaded: Loaded) -> None:
 
 
 @torch.inference_mode()
-def _expected_images(check: Check, loaded: Loaded, pixels: np.ndarray) -> Embeddings:
+def _expected_images(loaded: Loaded, network: Network, pixels: NDArray[np.uint8]) -> Embeddings:
     images = loaded.encoder.preprocess_image
     values = (pixels * images.scale + images.offset).astype(np.float32).transpose(0, 3, 1, 2)
-    network = networks.load_network(resolve_checkpoint(str(check.checkpoint)).folder)
     embeddings = networks.embed_pixel_values(network, torch.from_numpy(np.ascontiguousarray(values)))
     return cast("Embeddings", embeddings.numpy())
 
 
 @torch.inference_mode()
-def _expected_texts(network: networks.Network, texts: list[tuple[int, ...]]) -> Embeddings:
+def _expected_texts(network: Network, texts: list[tuple[int, ...]]) -> Embeddings:
     input_ids, attention_mask = map(torch.from_numpy, padded(texts))
     return cast("Embeddings", networks.embed_tokens(network, input_ids, attention_mask).numpy())

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Literal, TypeAlias
@@ -53,8 +53,8 @@ class Runner:
     clock: Clock = time.monotonic
     _background: dict[str, _Running] = field(default_factory=dict, init=False)
 
-    def run(self, steps: Sequence[Step]) -> Iterator[Outcome]:
-        """Runs the steps, and yields how each went; those in the background come last."""
+    def run(self, steps: Sequence[Step]) -> Generator[Outcome, None, None]:
+        """Runs the steps, and yields how each went; the background comes last. Closing it ends them."""
         begin = self.clock()
         with self._ending_background():
             for step in steps:
@@ -143,7 +143,7 @@ class _Running:
             code = self._process.wait(max(0.1, left))
         except subprocess.TimeoutExpired:
             self.end()
-            return Outcome(name, "timed out", self._elapsed, f"after {self._seconds:.0f} s")
+            return Outcome(name, "timed out", self._elapsed, f"after {self._seconds:.3g} s")
         if code:
             return Outcome(name, "failed", self._elapsed, _reason(code))
         return Outcome(name, "passed", self._elapsed)

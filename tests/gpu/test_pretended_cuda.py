@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from alignserve_server.model import probe
 from alignserve_server.model.align import AlignEncoder, load_align
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.encoder import l2_normalize
+from alignserve_server.model.runtimes.torch_cuda import CudaRuntime
 from structlog.testing import capture_logs
 
 from tests.gpu.pretended_cuda import CUDA, Graph, SharedStreamError, Stream, pretended_cuda
@@ -47,11 +49,16 @@ def inputs(encoder: AlignEncoder) -> list[np.ndarray]:
     return [encoder.preprocess_image(content) for content in probe.images().values()]
 
 
+def _runtime(encoder: AlignEncoder) -> CudaRuntime:
+    assert isinstance(encoder._runtime, CudaRuntime)
+    return encoder._runtime
+
+
 def test_a_checkpoint_loads_as_on_a_gpu(encoder: AlignEncoder) -> None:
     """In float16, proved against float32, with every batch size captured."""
     assert (encoder.info.device, encoder.info.dtype) == ("cuda:0", "float16")
     assert encoder.info.min_cosine > 0.999
-    assert encoder._runtime.graph_batch_sizes == [1, 2, 3]
+    assert _runtime(encoder).graph_batch_sizes == [1, 2, 3]
     assert (encoder.lanes, encoder.has_parallel_lanes) == (2, False)
 
 
@@ -79,7 +86,7 @@ def test_batches_within_the_buckets_are_replayed(
     encoder: AlignEncoder, inputs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They run no operator of their own."""
-    monkeypatch.setattr(encoder._runtime._towers, "embed_pixels", None)
+    monkeypatch.setattr(_runtime(encoder)._towers, "embed_pixels", None)
 
     assert np.isfinite(encoder.encode_images(inputs[:3])).all()
 
@@ -98,7 +105,7 @@ def test_lanes_take_turns_at_the_graphs(encoder: AlignEncoder, inputs: list[np.n
 
 def test_without_a_turn_two_lanes_are_caught(encoder: AlignEncoder, inputs: list[np.ndarray]) -> None:
     """What the pretended CUDA is for: a runtime that forgets its lock does not pass."""
-    compute = encoder._runtime._compute
+    compute = cast("Stream", _runtime(encoder)._compute)
 
     with compute.entered(), ThreadPoolExecutor(1) as lane, pytest.raises(SharedStreamError):
         lane.submit(encoder.encode_images, inputs[:1]).result()

@@ -19,11 +19,17 @@ Check: TypeAlias = Callable[..., dict[str, Outcome]]
 
 PASSES, FAILS, CRASHES = "pass", "raise SystemExit(3)", "import os; os.abort()"
 HANGS = "import signal; signal.pause()"
-HANGS_WITH_A_CHILD = """\
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-open(sys.argv[1], "w").write(str(child.pid))
+STARTS_A_CHILD = """\
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"])
+with open(sys.argv[1] + ".draft", "w") as file:
+    file.write(str(child.pid))
+os.rename(file.name, sys.argv[1])
 child.wait()"""
+WAITS_FOR_A_FILE = """\
+import os, sys, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)"""
 IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
 
 
@@ -61,14 +67,33 @@ def test_a_step_that_crashes_or_fails_does_not_take_the_rest(check: Check) -> No
     assert outcomes["fails"].reason == "exit code 3"
 
 
-def test_a_step_that_hangs_is_ended_with_what_it_has_started(check: Check, tmp_path: Path) -> None:
-    """At the end of its time; its child does not live on."""
-    hanging = replace(_step("hangs"), most_seconds=1.0)
-
-    outcomes = check({"hangs": HANGS_WITH_A_CHILD, "passes": PASSES}, hanging, _step("passes"))
+def test_a_step_that_hangs_is_ended(check: Check) -> None:
+    """At the end of its time; the next one runs."""
+    outcomes = check(
+        {"hangs": HANGS, "passes": PASSES}, replace(_step("hangs"), most_seconds=0.5), _step("passes")
+    )
 
     assert _verdicts(outcomes) == {"hangs": "timed out", "passes": "passed"}
-    child = int((tmp_path / "hangs").read_text())
+    assert outcomes["hangs"].reason == "after 0.5 s"
+
+
+def test_what_a_step_has_started_ends_with_it(tmp_path: Path) -> None:
+    """Also when the run is broken off: no server or load generator lives on."""
+    file = tmp_path / "child"
+    programs = {"starts": STARTS_A_CHILD, "waits": WAITS_FOR_A_FILE}
+    with (tmp_path / "log.txt").open("wb") as log:
+        runner = Runner(
+            lambda step: [sys.executable, "-S", "-c", programs[step.name], str(file)],
+            log,
+            600,
+            dict(os.environ),
+        )
+        run = runner.run([replace(_step("starts"), is_background=True), _step("waits")])
+        assert next(run).verdict == "passed"
+
+        run.close()
+
+    child = int(file.read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from alignserve_server.model.runtimes.network import load_network
+
 from tests.gpu import exactness, lanes, rates
 from tests.gpu.check import Check
 from tests.gpu.gpu import gpu_of
@@ -14,8 +16,9 @@ def run(check: Check) -> None:
     before = gpu.used_bytes()
     loaded = load(check, gpu, max_batch_size=check.sized(128, 3))
     loaded.report(check.results)
-    exactness.check_images(check, loaded)
-    exactness.check_texts(check, loaded)
+    network = load_network(check.checkpoint)  # transformers' own, in float32 on the CPU
+    exactness.check_images(check, loaded, network)
+    exactness.check_texts(check, loaded, network)
     lanes.check_answers(check, loaded)
     rates.measure_images(check, gpu, loaded)
     rates.measure_texts(check, gpu, loaded)
