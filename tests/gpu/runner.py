@@ -18,7 +18,6 @@ from tests.gpu.plan import Step
 
 Verdict: TypeAlias = Literal["passed", "failed", "timed out", "not run"]
 Command: TypeAlias = Callable[[Step], Sequence[str]]
-Clock: TypeAlias = Callable[[], float]
 
 _RESERVE_SECONDS = 3.0  # for the summary
 _TERMINATION_SECONDS = 5.0  # between SIGTERM and SIGKILL
@@ -43,37 +42,33 @@ class Runner:
         log: Where the output of all steps goes.
         limit_seconds: For all steps together.
         environment: Of every step; a step's own variables come on top.
-        clock: Monotonic seconds.
     """
 
     command: Command
     log: IO[bytes]
     limit_seconds: float
     environment: dict[str, str]
-    clock: Clock = time.monotonic
     _background: dict[str, _Running] = field(default_factory=dict, init=False)
 
     def run(self, steps: Sequence[Step]) -> Generator[Outcome, None, None]:
         """Runs the steps, and yields how each went; the background comes last. Closing it ends them."""
-        begin = self.clock()
+        end = time.monotonic() + self.limit_seconds
         with self._ending_background():
             for step in steps:
-                left = self.limit_seconds - (self.clock() - begin)
-                outcome = self._run(step, left)
+                outcome = self._run(step, end)
                 if outcome is not None:
                     yield outcome
             for running in self._background.values():
                 yield running.outcome()
 
-    def _run(self, step: Step, left: float) -> Outcome | None:
+    def _run(self, step: Step, end: float) -> Outcome | None:
         """Runs a step; returns None if it now runs in the background."""
         if step.after is not None and (reason := self._lack(step.after)):
             return Outcome(step.name, "not run", reason=reason)
+        left = end - time.monotonic()
         if left < step.least_seconds:
             return Outcome(step.name, "not run", reason=f"{left:.0f} s left, {step.least_seconds:.0f} needed")
-        running = _Running(
-            step, self._start(step), self.clock, min(left - _RESERVE_SECONDS, step.most_seconds)
-        )
+        running = _Running(step, self._start(step), min(left - _RESERVE_SECONDS, step.most_seconds))
         if step.is_background:
             self._background[step.name] = running
             return None
@@ -110,9 +105,9 @@ class Runner:
 class _Running:
     """A process of a step, until its outcome is known."""
 
-    def __init__(self, step: Step, process: subprocess.Popen[bytes], clock: Clock, seconds: float) -> None:
-        self._step, self._process, self._clock = step, process, clock
-        self._begin, self._seconds = clock(), max(0.1, seconds)
+    def __init__(self, step: Step, process: subprocess.Popen[bytes], seconds: float) -> None:
+        self._step, self._process = step, process
+        self._begin, self._seconds = time.monotonic(), max(0.1, seconds)
         self._outcome: Outcome | None = None
 
     def outcome(self) -> Outcome:
@@ -138,7 +133,7 @@ class _Running:
         self._process.wait()
 
     def _wait(self) -> Outcome:
-        name, left = self._step.name, self._seconds - (self._clock() - self._begin)
+        name, left = self._step.name, self._seconds - (time.monotonic() - self._begin)
         try:
             code = self._process.wait(max(0.1, left))
         except subprocess.TimeoutExpired:
@@ -151,7 +146,7 @@ class _Running:
     @property
     def _elapsed(self) -> float | None:
         """Seconds since the start; None in the background, where the end came before the question."""
-        return None if self._step.is_background else self._clock() - self._begin
+        return None if self._step.is_background else time.monotonic() - self._begin
 
     def _signal(self, number: signal.Signals) -> bool:
         """Returns whether any process of the group was left to receive the signal."""
