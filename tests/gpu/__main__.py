@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -135,10 +134,7 @@ def _run_step(arguments: argparse.Namespace) -> int:
     results = Results(arguments.output / _RESULTS, arguments.name, has_figures=not arguments.pretend)
     check = Check(arguments.name, results, arguments.output, arguments.work, arguments.pretend)
     step = importlib.import_module(f"tests.gpu.steps.{module_of(arguments.name)}")
-    if arguments.pretend:
-        from tests.gpu.pretended_cuda import pretended_cuda
-    with pretended_cuda() if arguments.pretend else nullcontext():
-        step.run(check)
+    step.run(check)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +38,14 @@ class Check:
     def checkpoint(self) -> Path:
         """The folder of the checkpoint, which the first step writes."""
         return self.work / ("tiny" if self.is_pretended else "align-base")
+
+    def cuda(self) -> AbstractContextManager[None]:
+        """Returns the context in which `device="cuda"` works."""
+        if not self.is_pretended:
+            return nullcontext()
+        from tests.gpu.pretended_cuda import pretended_cuda  # with torch and the model, which few steps need
+
+        return pretended_cuda()
 
     def sized(self, full: _T, small: _T) -> _T:
         """Returns what suits the device: all of it on a GPU, little without one."""

@@ -30,6 +30,10 @@ class Gpu:
         free, total = torch.cuda.mem_get_info()
         return total - free
 
+    def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a copy that the GPU can read by itself."""
+        return tensor.pin_memory()
+
     def milliseconds(self, run: Run, repeats: int = 15) -> float:
         """Returns the median time that a run takes on the GPU, in milliseconds."""
         for _ in range(_WARMUP_RUNS):
@@ -97,6 +101,10 @@ class PretendedGpu(Gpu):
     def used_bytes(self) -> int:
         """Returns nothing of interest."""
         return 0
+
+    def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a copy."""
+        return tensor.clone()
 
     def milliseconds(self, run: Run, repeats: int = 15) -> float:
         """Runs it."""

@@ -58,12 +58,13 @@ def _arithmetic(check: Check, gpu: Gpu) -> dict[str, float]:
 
 def _transfers(check: Check, gpu: Gpu) -> dict[str, float]:
     pixels = np.random.default_rng(0).integers(0, 256, (check.sized(32, 1), 289, 289, 3), np.uint8)
-    pinned = torch.from_numpy(pixels).pin_memory()
+    pageable = torch.from_numpy(pixels)
+    pinned = gpu.pinned(pageable)
     to_device_ms = gpu.milliseconds(lambda: pinned.to(gpu.device, non_blocking=True))
     small = torch.zeros(1024, device=gpu.device)
     return {
         "host to device GB/s": pixels.nbytes / to_device_ms / 1e6,
-        "pinning 32 images ms": gpu.host_milliseconds(lambda: torch.from_numpy(pixels).pin_memory()),
+        "pinning 32 images ms": gpu.host_milliseconds(lambda: gpu.pinned(pageable)),
         "waiting asleep µs": gpu.wait_microseconds(lambda: small.add_(1), is_blocking=True),
         "waiting awake µs": gpu.wait_microseconds(lambda: small.add_(1), is_blocking=False),
     }

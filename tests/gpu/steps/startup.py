@@ -9,5 +9,5 @@ from tests.gpu.loading import load
 
 def run(check: Check) -> None:
     """Loads the model and tells what took how long."""
-    loaded = load(check, gpu_of(check.is_pretended), max_batch_size=check.sized(32, 1))
-    loaded.report(check.results)
+    with check.cuda():
+        load(check, gpu_of(check.is_pretended), max_batch_size=check.sized(32, 1)).report(check.results)
