@@ -49,15 +49,37 @@ def _parse() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the check on this machine")
-    run.add_argument("--pretend", action="store_true", help="pretend CUDA on the CPU; so it is without a GPU")
-    run.add_argument("--require-gpu", action="store_true", help="fail if there is no GPU")
-    run.add_argument("--seconds", type=float, default=480.0, help="for all steps (default: 480)")
-    run.add_argument("--steps", type=_names, default=[], help="comma-separated names (default: all)")
-    run.add_argument("--output", type=Path, default=FOLDER / "results", help="folder (default: .gpu/results)")
     run.add_argument(
-        "--work", type=Path, default=_work(), help="folder for the checkpoint (default: %(default)s)"
+        "--pretend", action="store_true", help="pretend CUDA on the CPU; the default without a GPU"
     )
-    run.add_argument("--wheels", type=Path, help="install these first, on a bare machine")
+    run.add_argument("--require-gpu", action="store_true", help="fail if there is no GPU")
+    run.add_argument(
+        "--seconds",
+        type=float,
+        default=480.0,
+        metavar="S",
+        help="limit for all steps together (default: 480)",
+    )
+    run.add_argument(
+        "--steps", type=_names, default=[], metavar="NAME,…", help="comma-separated names (default: all)"
+    )
+    run.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=FOLDER / "results",
+        help="for the results (default: .gpu/results)",
+    )
+    run.add_argument(
+        "--work",
+        type=Path,
+        metavar="FOLDER",
+        default=_work(),
+        help="for the checkpoint (default: %(default)s)",
+    )
+    run.add_argument(
+        "--wheels", type=Path, metavar="FOLDER", help="of wheels, to install first on a bare machine"
+    )
     made = commands.add_parser("prepare", help="download into .gpu/wheels what a bare machine lacks")
     made.add_argument("--python", default="3.12", help="its version of Python (default: 3.12)")
     step = commands.add_parser("step", help="run one step in this process, as `run` does")
@@ -132,7 +154,7 @@ def _outcomes(
 
 def _run_step(arguments: argparse.Namespace) -> int:
     results = Results(arguments.output / _RESULTS, arguments.name, has_figures=not arguments.pretend)
-    check = Check(arguments.name, results, arguments.output, arguments.work, arguments.pretend)
+    check = Check(results, arguments.output, arguments.work, arguments.pretend)
     step = importlib.import_module(f"tests.gpu.steps.{module_of(arguments.name)}")
     step.run(check)
     return 0

@@ -21,14 +21,12 @@ class Check:
     """A run as its steps see it.
 
     Attributes:
-        step: The name of the running step.
         results: Where its tables go.
         output: For files that are larger than a table.
         work: Kept between runs: the checkpoint.
         is_pretended: There is no GPU, and everything is small.
     """
 
-    step: str
     results: Results
     output: Path
     work: Path

@@ -1,4 +1,4 @@
-"""A GPU and its clock; and a pretended one, which runs what it is given and knows no times."""
+"""Measures on the GPU by its own clock; the pretended GPU runs everything once and measures nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Gpu:
     activities: tuple[ProfilerActivity, ...] = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
 
     def synchronize(self) -> None:
-        """Waits for all that the GPU was given to do."""
+        """Waits until the GPU has finished all its work."""
         torch.cuda.synchronize()
 
     def used_bytes(self) -> int:
@@ -70,7 +70,7 @@ class Gpu:
         return replay
 
     def wait_microseconds(self, run: Run, *, is_blocking: bool) -> float:
-        """Returns how long the host waits for a run, asleep or looking all the time."""
+        """Returns how long the host waits for a run, asleep (blocking) or spinning, in microseconds."""
 
         def wait() -> None:
             event = torch.cuda.Event(blocking=is_blocking)  # type: ignore[no-untyped-call]
@@ -90,7 +90,7 @@ class Gpu:
 
 
 class PretendedGpu(Gpu):
-    """Runs everything once on the CPU, and knows no times."""
+    """Runs everything once, on the CPU."""
 
     device = torch.device("cpu")
     activities = (ProfilerActivity.CPU,)
@@ -99,7 +99,7 @@ class PretendedGpu(Gpu):
         """Returns at once."""
 
     def used_bytes(self) -> int:
-        """Returns nothing of interest."""
+        """Returns 0."""
         return 0
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -47,14 +47,14 @@ class SharedStreamError(AssertionError):
 
 
 class Stream:
-    """Orders nothing. Once graphs are captured on it, only one thread may be on it."""
+    """Orders nothing, but once graphs are captured on it, only one thread at a time may use it."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.has_graphs = False
         self._owner: int | None = None
 
     def wait_stream(self, other: Stream) -> None:
-        """Returns at once: what the other was given to do is done."""
+        """Returns at once: the other has finished."""
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -76,7 +76,7 @@ class Event:
         """Takes what torch takes."""
 
     def record(self, stream: Stream | None = None) -> None:
-        """Has nothing to note."""
+        """Does nothing."""
 
     def synchronize(self) -> None:
         """Returns at once."""

@@ -1,4 +1,4 @@
-"""What the card does at best: copies, products of matrices, launches in a graph, transfers, waiting."""
+"""The card's limits: copies, matrix products, launches in a graph, transfers, waiting for an event."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def _transfers(check: Check, gpu: Gpu) -> dict[str, float]:
     return {
         "host to device GB/s": pixels.nbytes / to_device_ms / 1e6,
         "pinning 32 images ms": gpu.host_milliseconds(lambda: gpu.pinned(pageable)),
-        "waiting asleep µs": gpu.wait_microseconds(lambda: small.add_(1), is_blocking=True),
-        "waiting awake µs": gpu.wait_microseconds(lambda: small.add_(1), is_blocking=False),
+        "wait, blocking µs": gpu.wait_microseconds(lambda: small.add_(1), is_blocking=True),
+        "wait, spinning µs": gpu.wait_microseconds(lambda: small.add_(1), is_blocking=False),
     }
