@@ -13,14 +13,15 @@ TORCH_INDEX ?=
 # A worker for each core, up to four: each may load torch, and waits of the tests are not for a crowd.
 WORKERS ?= logical
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0
-# Targets that `make test-all` runs after `make test`, such as conformance, gpu-check and docs.
-LONG_CHECKS :=
+# Targets that `make test-all` runs after `make test`.
+LONG_CHECKS := gpu-check
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 # A .venv whose making failed, as on a Debian without python3-venv, is made anew by the next run.
 .DELETE_ON_ERROR:
-.PHONY: help announced setup run check test test-all hostile lint format typecheck protos baseline bench soak peers clean
+.PHONY: help announced setup run check test test-all hostile lint format typecheck protos baseline docs bench soak
+.PHONY: gpu-check peers test-lowest dist clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,16 +93,20 @@ protos: $(DEVELOP) ## Generate the Python stubs from the protos
 baseline: $(DEVELOP) ## At a release, record its API as what later ones must not break
 	$(BIN)/python protos/generate.py --image $(BASELINE)
 
+docs: $(DEVELOP) ## Build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file deploy/docs/mkdocs.yml
+
 bench: $(DEVELOP) ## Measure latency and throughput on this machine, beside others that are installed
 	$(BIN)/python -m tests.load $(FLAGS)
 
 soak: $(DEVELOP) ## Load a server for ten minutes and look for what grows
 	$(BIN)/python -m tests.load.soak $(FLAGS)
 
+gpu-check: $(DEVELOP) ## Check and measure on this machine's GPU; without one, check the check
+	$(BIN)/python -m tests.gpu run $(FLAGS)
+
 peers: $(DEVELOP) ## Install the servers that `make bench` compares with
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers
-
-.PHONY: test-lowest dist
 
 test-lowest: $(DEVELOP) ## Run unit, client and integration tests on the lowest versions that the projects claim
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)

@@ -1,0 +1,1 @@
+"""The check for a machine with a GPU: `python -m tests.gpu`."""

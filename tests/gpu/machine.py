@@ -1,0 +1,73 @@
+"""Where the check runs: on a GPU or without one, in the project's environment or on a bare machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DISTRIBUTIONS = ("alignserve", "alignserve-server")
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+
+
+def gpu() -> str | None:
+    """Returns name, driver version and memory of the NVIDIA GPUs; None if there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return "; ".join(answer.stdout.splitlines()) if answer.returncode == 0 and answer.stdout else None
+
+
+def heading(device: str | None) -> dict[str, str]:
+    """Returns what a reader of figures has to know, by name; torch's version is in the steps' tables."""
+    return {
+        "device, driver, memory": device or "none",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "command": f"python -m tests.gpu {shlex.join(sys.argv[1:])}",
+    }
+
+
+def environment(work: Path, site: Path | None) -> dict[str, str]:
+    """Returns the variables of every step: the source tree, the wheels' packages, and no network."""
+    folders = [ROOT / "server", ROOT / "client" / "python", ROOT, *([site] if site else [])]
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
+    return {
+        **os.environ,
+        **_OFFLINE,
+        "PYTHONPATH": path.rstrip(os.pathsep),
+        "XDG_CACHE_HOME": str(work / "cache"),
+    }
+
+
+def install(wheels: Path, site: Path) -> None:
+    """Installs a folder of wheels into `site`, and lets the source tree pass for installed.
+
+    Raises:
+        RuntimeError: They do not install.
+    """
+    shutil.rmtree(site, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--target", str(site)]
+    command += sorted(map(str, wheels.glob("*.whl")))
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise RuntimeError(f"the wheels in {wheels} do not install: {answer.stderr[-2000:]}")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    for name in DISTRIBUTIONS:  # the server asks for its version; it needs nothing else of an installation
+        metadata = site / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", "utf-8")

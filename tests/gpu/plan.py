@@ -1,0 +1,70 @@
+"""The steps of the check, in order, with the seconds that each may take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+CHECKPOINT = "checkpoint"
+_NO_CUDNN_ATTENTION = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of the check, in a process of its own.
+
+    Attributes:
+        name: Also of its module in `tests.gpu.steps`, up to the first space.
+        least_seconds: Less left than this, and it is not started.
+        most_seconds: Then it is ended.
+        after: A step in the background that has to have succeeded.
+        is_background: Others run meanwhile.
+        variables: Of its environment.
+    """
+
+    name: str
+    least_seconds: float
+    most_seconds: float
+    after: str | None = None
+    is_background: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+STEPS = (
+    Step(CHECKPOINT, 30, 120, is_background=True),
+    Step("ceilings", 20, 40),
+    Step("tests", 40, 130),
+    Step("model", 60, 150, after=CHECKPOINT),
+    Step("serve", 60, 100, after=CHECKPOINT),
+    Step("profile", 20, 35, after=CHECKPOINT),
+    Step("plain", 20, 35, after=CHECKPOINT),
+    Step("decode", 10, 15, after=CHECKPOINT),
+    Step("attention", 15, 30),
+    Step("startup without cuDNN attention", 30, 60, after=CHECKPOINT, variables=_NO_CUDNN_ATTENTION),
+    Step("variants", 25, 60, after=CHECKPOINT),
+    Step("compiled", 60, 170, after=CHECKPOINT),
+)
+
+
+def selected(names: Collection[str], steps: Sequence[Step] = STEPS) -> list[Step]:
+    """Returns the steps of those names, with what they come after; all of them for no name.
+
+    Raises:
+        ValueError: There is no step of that name.
+    """
+    if unknown := set(names) - {module_of(step.name) for step in steps}:
+        known = ", ".join(module_of(step.name) for step in steps)
+        raise ValueError(f"no step {', '.join(sorted(unknown))}; there are {known}")
+    chosen = [step for step in steps if not names or module_of(step.name) in names]
+    needed = {step.after for step in chosen}
+    return [step for step in steps if step in chosen or step.name in needed]
+
+
+def patient(steps: Sequence[Step], factor: float) -> list[Step]:
+    """Returns the steps with longer limits, for a machine that may be busy: only what hangs is ended."""
+    return [replace(step, most_seconds=factor * step.most_seconds) for step in steps]
+
+
+def module_of(name: str) -> str:
+    """Returns the module of a step in `tests.gpu.steps`."""
+    return name.split()[0]

@@ -1,0 +1,60 @@
+"""What a batch of each size costs: as a graph, without one, from host to host, and at best."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tests.gpu.check import Check
+from tests.gpu.gpu import Gpu
+from tests.gpu.loading import Graph, Loaded
+from tests.gpu.results import Row
+from tests.gpu.roofline import FUSED_BYTES, IMAGE_BYTES, IMAGE_FLOP, TOKEN_FLOP, copy_rate
+
+_EAGER_SIZES = (1, 8, 32)
+
+
+@torch.inference_mode()
+def measure_images(check: Check, gpu: Gpu, loaded: Loaded) -> None:
+    """Adds a row for each graph of images."""
+    copied = copy_rate(check)
+    rows = [_image_row(gpu, loaded, graph, copied) for graph in loaded.images]
+    check.results.measured("Images by batch size", *rows)
+
+
+@torch.inference_mode()
+def measure_texts(check: Check, gpu: Gpu, loaded: Loaded) -> None:
+    """Adds a row for each graph of texts."""
+    rows: list[Row] = []
+    for graph in loaded.texts:
+        size, length = graph.shape
+        ms = _replay_ms(gpu, graph, repeats=9)
+        flops = size * length * TOKEN_FLOP / ms / 1e9
+        rows.append(
+            {"batch": size, "tokens": length, "graph ms": ms, "texts/s": 1e3 * size / ms, "TFLOP/s": flops}
+        )
+    check.results.measured("Texts by batch size and length", *rows)
+
+
+def _image_row(gpu: Gpu, loaded: Loaded, graph: Graph, copied: float) -> Row:
+    (size,) = graph.shape
+    replay_ms = _replay_ms(gpu, graph, repeats=15)
+    eager_ms = gpu.milliseconds(graph.forward, repeats=5) if size in _EAGER_SIZES else None
+    height, width = loaded.encoder.preprocess_image.output_size
+    batch = list(np.random.default_rng(size).integers(0, 256, (size, height, width, 3), np.uint8))
+    host_ms = gpu.host_milliseconds(lambda: loaded.encoder.encode_images(batch))
+    floors = {"as written": IMAGE_BYTES, **FUSED_BYTES}
+    return {
+        "batch": size,
+        "graph ms": replay_ms,
+        "without graph ms": eager_ms,
+        "host to host ms": host_ms,
+        "images/s": 1e3 * size / replay_ms,
+        "TB/s": size * IMAGE_BYTES / replay_ms / 1e9,
+        "TFLOP/s": size * IMAGE_FLOP / replay_ms / 1e9,
+        **{f"floor ms, {name}": 1e3 * size * moved / copied for name, moved in floors.items()},
+    }
+
+
+def _replay_ms(gpu: Gpu, graph: Graph, repeats: int) -> float:
+    return gpu.milliseconds(graph.replay, repeats)

@@ -1,0 +1,85 @@
+"""The forward of images in other ways, each as a CUDA graph: what would be gained by what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from tests.gpu.check import Check
+from tests.gpu.fused_steps import fuse
+from tests.gpu.gpu import Gpu, gpu_of
+from tests.gpu.results import Row
+from tests.gpu.towers import load_towers, random_pixels
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A way to run it; the defaults are the server's."""
+
+    dtype: torch.dtype = torch.float16
+    layout: torch.memory_format = torch.channels_last
+    batch: int = _BATCH
+    is_fused: bool = False  # a convolution's bias and activation are one kernel
+    is_benchmarked: bool = False  # cuDNN tries its algorithms
+
+    @property
+    def row(self) -> dict[str, str | int | bool]:
+        """Names it in a table."""
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "layout": str(self.layout).removeprefix("torch."),
+            "batch": self.batch,
+            "fused": self.is_fused,
+            "cudnn.benchmark": self.is_benchmarked,
+        }
+
+
+_VARIANTS = (
+    _Variant(),
+    _Variant(is_fused=True),
+    _Variant(is_benchmarked=True),
+    _Variant(is_fused=True, is_benchmarked=True),
+    _Variant(is_benchmarked=True, batch=128),
+    _Variant(layout=torch.contiguous_format),
+    _Variant(dtype=torch.bfloat16),
+    _Variant(dtype=torch.float32),
+)
+_PRETENDED = (_Variant(batch=1), _Variant(batch=1, dtype=torch.bfloat16), _Variant(batch=1, is_fused=True))
+
+
+def run(check: Check) -> None:
+    """Measures each, and adds it at once: time may not suffice for all."""
+    gpu = gpu_of(check.is_pretended)
+    for variant in check.sized(_VARIANTS, _PRETENDED):
+        try:
+            found = _measure(check, gpu, variant)
+        except Exception as error:  # noqa: BLE001 — of compilers and libraries; the next one may run
+            found = {"failed": str(error)[:100]}
+        check.results.measured("Images in other ways", {**variant.row, **found})
+
+
+@torch.inference_mode()
+def _measure(check: Check, gpu: Gpu, variant: _Variant) -> Row:
+    towers = load_towers(check.checkpoint, gpu, variant.dtype, variant.layout)
+    pixels = random_pixels(gpu, variant.batch)
+    expected = towers.embed_pixels(pixels)
+    if variant.is_fused:
+        fuse(towers)
+    with _benchmark(variant.is_benchmarked):
+        cosine = torch.nn.functional.cosine_similarity(towers.embed_pixels(pixels), expected).min()
+        ms = gpu.milliseconds(gpu.graphed(lambda: towers.embed_pixels(pixels)), repeats=7)
+    return {"images/s": 1e3 * variant.batch / ms, "cosine": f"{float(cosine):.6f}"}
+
+
+@contextmanager
+def _benchmark(is_on: bool) -> Iterator[None]:
+    torch.backends.cudnn.benchmark = is_on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False

@@ -1,0 +1,146 @@
+"""The runtime for GPUs on a pretended CUDA: its graphs, buckets and lanes, without a GPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from alignserve_server.model import probe
+from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.checkpoint import resolve_checkpoint
+from alignserve_server.model.encoder import l2_normalize
+from alignserve_server.model.runtimes.torch_cuda import CudaRuntime
+from structlog.testing import capture_logs
+
+from tests.gpu.pretended_cuda import CUDA, Graph, SharedStreamError, Stream, pretended_cuda
+from tests.model.tiny import write_tiny_checkpoint
+
+pytestmark = pytest.mark.model
+
+MAX_BATCH_SIZE = 3
+
+# Threads of one forward spin at its barriers, and on a busy machine it then takes ten times as long.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a few kilobytes."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("gpu") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Iterator[AlignEncoder]:
+    """The checkpoint on `cuda`, with graphs of 1, 2 and 3 entries."""
+    with pretended_cuda(), capture_logs() as events:
+        yield load_align(resolve_checkpoint(str(folder)), device="cuda", max_batch_size=MAX_BATCH_SIZE)
+    assert events == []
+
+
+@pytest.fixture(scope="module")
+def inputs(encoder: AlignEncoder) -> list[np.ndarray]:
+    """Images of the probe, decoded."""
+    return [encoder.preprocess_image(content) for content in probe.images().values()]
+
+
+def _runtime(encoder: AlignEncoder) -> CudaRuntime:
+    assert isinstance(encoder._runtime, CudaRuntime)
+    return encoder._runtime
+
+
+def test_a_checkpoint_loads_as_on_a_gpu(encoder: AlignEncoder) -> None:
+    """In float16, proved against float32, with every batch size captured."""
+    assert (encoder.info.device, encoder.info.dtype) == ("cuda:0", "float16")
+    assert encoder.info.min_cosine > 0.999
+    assert _runtime(encoder).graph_batch_sizes == [1, 2, 3]
+    assert (encoder.lanes, encoder.has_parallel_lanes) == (2, False)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_a_batch_is_as_its_images_alone(encoder: AlignEncoder, inputs: list[np.ndarray], size: int) -> None:
+    """Neither the bucket, nor its padding, nor a batch that is larger than all buckets changes a vector."""
+    alone = np.concatenate([encoder.encode_images([pixels]) for pixels in inputs[:size]])
+
+    together = encoder.encode_images(inputs[:size])
+
+    assert (l2_normalize(alone) * l2_normalize(together)).sum(axis=1).min() > 0.9999
+
+
+def test_a_batch_of_texts_is_as_its_texts_alone(encoder: AlignEncoder) -> None:
+    """The same with texts of one token up to the limit, padded to their bucket."""
+    texts = [encoder.tokenize(text, truncate=True) for text in probe.EMBEDDED_TEXTS]
+    alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
+
+    together = encoder.encode_texts(texts)
+
+    assert (l2_normalize(alone) * l2_normalize(together)).sum(axis=1).min() > 0.9999
+
+
+def test_batches_within_the_buckets_are_replayed(
+    encoder: AlignEncoder, inputs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run no operator of their own."""
+    monkeypatch.setattr(_runtime(encoder)._towers, "embed_pixels", None)
+
+    assert np.isfinite(encoder.encode_images(inputs[:3])).all()
+
+
+def test_lanes_take_turns_at_the_graphs(encoder: AlignEncoder, inputs: list[np.ndarray]) -> None:
+    """Two lanes at once, many times, each get their own vectors; none enters while the other is there."""
+    jobs = [inputs[:2], inputs[2:5], inputs[5:6]]
+    expected = [encoder.encode_images(job) for job in jobs]
+
+    with ThreadPoolExecutor(encoder.lanes, initializer=encoder.enter_lane) as lanes:
+        running = [lanes.submit(encoder.encode_images, job) for _ in range(8) for job in jobs]
+
+    for number, job in enumerate(running):
+        np.testing.assert_array_equal(job.result(), expected[number % len(jobs)])
+
+
+def test_without_a_turn_two_lanes_are_caught(encoder: AlignEncoder, inputs: list[np.ndarray]) -> None:
+    """What the pretended CUDA is for: a runtime that forgets its lock does not pass."""
+    compute = cast("Stream", _runtime(encoder)._compute)
+
+    with compute.entered(), ThreadPoolExecutor(1) as lane, pytest.raises(SharedStreamError):
+        lane.submit(encoder.encode_images, inputs[:1]).result()
+
+
+def test_a_graph_does_not_see_new_values() -> None:
+    """As on a GPU: a replay reads the memory of the capture, and writes there."""
+    source, graph = torch.ones(3), Graph()
+    with CUDA.graph(graph, pool=None, stream=Stream()):
+        doubled = source * 2
+    source.fill_(5)
+
+    graph.replay()
+
+    assert doubled.tolist() == [10, 10, 10]
+
+
+def test_what_waits_for_the_device_is_not_captured() -> None:
+    """As on a GPU, where the number is not there yet."""
+    with (
+        CUDA.graph(Graph(), pool=None, stream=Stream()),
+        pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+    ):
+        torch.ones(1).item()
+
+
+def test_a_stream_without_graphs_is_shared() -> None:
+    """Only graphs have memory that two threads would overwrite."""
+    stream, entered = Stream(), threading.Event()
+
+    def enter() -> None:
+        with stream.entered():
+            entered.set()
+
+    with stream.entered(), ThreadPoolExecutor(1) as thread:
+        thread.submit(enter).result()
+
+    assert entered.is_set()

@@ -1,0 +1,99 @@
+"""The plan, the tables and the summary of a check, and what a bare machine is sent."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.gpu import prepare
+from tests.gpu.plan import STEPS, module_of, selected
+from tests.gpu.report import summary
+from tests.gpu.results import Results, read_tables
+from tests.gpu.runner import Outcome
+
+HEADING = {"device, driver, memory": "NVIDIA H100, 580.1, 81559 MiB", "command": "python -m tests.gpu run"}
+
+
+def _results(folder: Path, *, has_figures: bool = True, step: str = "model") -> Results:
+    return Results(folder / "results.jsonl", step, has_figures)
+
+
+def test_every_step_has_a_module() -> None:
+    """Its name is the step's first word."""
+    for step in STEPS:
+        assert importlib.util.find_spec(f"tests.gpu.steps.{module_of(step.name)}"), step
+
+
+def test_all_steps_fit_their_least_time_into_a_lease() -> None:
+    """A lent machine runs one command for ten minutes; the default limit is 480 seconds."""
+    assert sum(step.least_seconds for step in STEPS if not step.is_background) <= 480
+
+
+def test_selected_steps_bring_what_they_come_after() -> None:
+    """In the plan's order."""
+    assert [step.name for step in selected(["serve", "ceilings"])] == ["checkpoint", "ceilings", "serve"]
+    assert selected([]) == list(STEPS)
+
+
+def test_an_unknown_step_is_refused() -> None:
+    """By name, with those that there are."""
+    with pytest.raises(ValueError, match="no step nothing; there are checkpoint, ceilings"):
+        selected(["nothing"])
+
+
+def test_tables_are_kept_line_by_line(tmp_path: Path) -> None:
+    """What a step had found before it died is read; a line that was cut off is not."""
+    _results(tmp_path).measured("Images", {"batch": 1, "ms": 2.5}, {"batch": 2, "ms": None})
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"step": "model", "tit')
+
+    (table,) = read_tables(tmp_path / "results.jsonl")
+
+    assert (table.step, table.title) == ("model", "Images")
+    assert table.rows == [{"batch": 1, "ms": 2.5}, {"batch": 2, "ms": None}]
+
+
+def test_a_pretended_gpu_leaves_no_figures(tmp_path: Path) -> None:
+    """Times and rates are left out of file and summary; sizes and what was proved stay."""
+    results = _results(tmp_path, has_figures=False)
+    results.measured("Images", {"batch": 8, "ms": 2.5})
+    results.proved("Exactness", {"cosine": "0.999998"})
+
+    tables = read_tables(tmp_path / "results.jsonl")
+    text = summary(HEADING, [Outcome("model", "passed", 12.3)], tables, is_pretended=True)
+
+    assert "2.5" not in (tmp_path / "results.jsonl").read_text()
+    assert "**No GPU was used.**" in text
+    assert "| 8 | - |" in text
+    assert "| 0.999998 |" in text
+
+
+def test_the_summary_says_where_and_how_it_went(tmp_path: Path) -> None:
+    """Rows that a step added one at a time are one table; cells cannot break it."""
+    results = _results(tmp_path, step="variants")
+    results.measured("Ways", {"dtype": "float16", "images/s": 1234.5})
+    results.measured("Ways", {"dtype": "float32", "failed": "a | b\nc"})
+    outcomes = [
+        Outcome("variants", "timed out", 60.2, "after 60 s"),
+        Outcome("compiled", "not run", None, "3 s left"),
+    ]
+
+    text = summary(HEADING, outcomes, read_tables(tmp_path / "results.jsonl"), is_pretended=False)
+
+    assert "| **device, driver, memory** | NVIDIA H100, 580.1, 81559 MiB |" in text
+    assert "| variants | timed out | 60 | after 60 s |" in text
+    assert "| compiled | not run | - | 3 s left |" in text
+    assert (
+        "## Ways (variants)\n\n| dtype | images/s | failed |\n| --- | --- | --- |\n"
+        "| float16 | 1234 | - |\n| float32 | - | a \\| b c |"
+    ) in text
+    assert "No GPU was used" not in text
+
+
+def test_wheels_have_the_projects_versions() -> None:
+    """A bare machine runs what the tests here run on."""
+    assert [pin.split("==")[0].lower().replace("_", "-") for pin in prepare.pinned()] == [
+        name.lower() for name in prepare.NAMES.read_text().split()
+    ]
