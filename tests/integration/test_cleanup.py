@@ -91,7 +91,7 @@ async def test_a_call_leaves_nothing_behind(start: Start, end: str) -> None:
         tasks_before = len(asyncio.all_tasks())
 
         calls = [asyncio.ensure_future(_quietly(start(served, _timeout(end)))) for _ in range(5)]
-        if end != "error":
+        if end not in ("error", "timeout"):  # calls whose time is short may be over before they are seen
             await until(lambda: _gauges(served)["alignserve_items_in_flight image"] > 0 or start is _texts)
             await until(lambda: served.waiting("text") + served.waiting("image") >= 1)
         if end == "cancel":
