@@ -1,0 +1,30 @@
+"""What is known of a batch once it has run: plain numbers, so that they can come from another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """A batch that a lane has run. Times are monotonic seconds."""
+
+    modality: str
+    start_time: float  # when it left the queue
+    seconds: float  # in the model
+    queue_seconds: Sequence[float]  # by entry
+    followed: Sequence[int]  # by entry: the first followed reservation with a part in it, or 0
+    padding_ratio: float | None  # share of a text batch's tokens that are padding
+    has_succeeded: bool  # for at least one entry
+    waiting_since: Mapping[int, float]  # by followed reservation, when its first entry was queued
+
+    @property
+    def size(self) -> int:
+        """How many entries it had, also those of calls that are not followed."""
+        return len(self.queue_seconds)
+
+    @property
+    def end_time(self) -> float:
+        """When the model was done."""
+        return self.start_time + self.seconds
