@@ -65,6 +65,11 @@ class WatchedEncoder(FakeEncoder):
         """Waits until one more forward has begun."""
         assert await asyncio.to_thread(self._begun.acquire, timeout=_PATIENCE_SECONDS)
 
+    def forget_begun(self) -> None:
+        """Has `begun` wait for what begins from now on."""
+        while self._begun.acquire(blocking=False):
+            pass
+
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
         self._begun.release()
         return super().encode_images(batch)

@@ -14,7 +14,6 @@ may be in another process. Times are those of `time.monotonic`, which the proces
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -27,8 +26,7 @@ from alignserve_server.model.encoder import ModelInfo, PixelValues
 TokenIds: TypeAlias = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionRequest:
+class AdmissionRequest(NamedTuple):
     """The room that one modality's items of a call ask for."""
 
     modality: str

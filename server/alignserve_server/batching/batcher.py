@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignserve_server.batching.collect import padding_ratio
 from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
@@ -28,14 +28,13 @@ from alignserve_server.model.encoder import Encoder
 from alignserve_server.observability.batch_report import BatchReport
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One prepared input, as `Batcher.submit` takes it."""
 
     payload: Any
     length: int
     size_bytes: int
-    key: bytes | None = None  # names the content: items of one modality and key share an entry
+    key: bytes = b""  # names the content: items of one modality and key share an entry; empty if unknown
     slot: Slot = NO_SLOT  # released when a lane takes the item's entry
 
 
@@ -142,7 +141,7 @@ class Batcher:
     def _join(self, modality: str, item: Item, flow: Flow, reservation: int) -> tuple[Entry, Waiter]:
         """Adds an item to the entry of its content, or queues a new one."""
         waiter = Waiter(self._loop.create_future(), item.slot, flow, reservation)
-        entry = self._entries.get((modality, item.key)) if item.key is not None else None
+        entry = self._entries.get((modality, item.key)) if item.key else None
         if entry is None:
             entry = self._push(modality, item, flow)
             entry.waiters.append(waiter)
@@ -158,7 +157,7 @@ class Batcher:
 
     def _push(self, modality: str, item: Item, flow: Flow) -> Entry:
         entry = Entry(item.payload, item.length, item.size_bytes, self._clock(), flow, item.key)
-        if item.key is not None:
+        if item.key:
             self._entries[modality, item.key] = entry
         self._scheduler.push(modality, entry)
         self._wake_soon()
@@ -208,7 +207,7 @@ class Batcher:
         return has_left
 
     def _forget(self, modality: str, entry: Entry) -> None:
-        if entry.key is not None:
+        if entry.key:
             del self._entries[modality, entry.key]
 
     def _on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
@@ -268,20 +267,21 @@ class _OnLoop:
 
 def _report(batch: Batch, seconds: float, *, has_succeeded: bool) -> BatchReport:
     entries = batch.entries
+    waiting_since = {
+        waiter.reservation: entry.enqueue_time
+        for entry in reversed(entries)  # in the order of arrival, so that the first of a call counts
+        for waiter in entry.waiters
+        if waiter.reservation
+    }
     return BatchReport(
         batch.modality,
         batch.start_time,
         seconds,
         [batch.start_time - entry.enqueue_time for entry in entries],
-        [_first_followed(entry) for entry in entries],
         padding_ratio(entries) if batch.modality == "text" else None,
         has_succeeded,
-        {
-            waiter.reservation: entry.enqueue_time
-            for entry in reversed(entries)  # in the order of arrival, so that the first of a call counts
-            for waiter in entry.waiters
-            if waiter.reservation
-        },
+        waiting_since,
+        [_first_followed(entry) for entry in entries] if waiting_since else (),
     )
 
 

@@ -83,22 +83,29 @@ class LocalBackend:
         """Embeds cache misses and stores the results; see `InferenceBackend`."""
         request, room = self._admitted[reservation]
         cache = self._caches[request.modality]
-        results: list[Embedded | None] = []
+        cached: dict[int, NDArray[np.float32]] = {}  # by position
         missing: list[Item] = []
-        for item in items:
-            key = array("q", item.payload).tobytes() if item.image_key is None else item.image_key
-            cached = cache.get(key) if item.image_key is None else None
-            results.append(None if cached is None else Embedded.from_cache(cached))
-            if cached is None:
-                missing.append(_to_batch(item, key, room))
-        if not missing:
-            return [result for result in results if result is not None]
-        embedded = await self._run(request, reservation, missing)
-        for each, result in zip(missing, embedded, strict=True):
-            assert each.key is not None  # noqa: S101 — `_to_batch` sets it
-            cache.put(each.key, result.embedding)
+        for position, (payload, size_bytes, image_key) in enumerate(items):
+            if image_key is not None:
+                missing.append(Item(payload, 1, size_bytes, image_key, room.slot(size_bytes)))
+                continue
+            key = array("q", payload).tobytes()
+            embedding = cache.get(key)
+            if embedding is None:
+                text = TokenizedText(tuple(payload))
+                missing.append(Item(text, len(payload), size_bytes, key, room.slot(size_bytes)))
+            else:
+                cached[position] = embedding
+        embedded = await self._run(request, reservation, missing) if missing else []
+        for item, result in zip(missing, embedded, strict=True):
+            cache.put(item.key, result.embedding)
+        if not cached:
+            return embedded
         fresh = iter(embedded)
-        return [next(fresh) if result is None else result for result in results]
+        return [
+            Embedded.from_cache(cached[position]) if position in cached else next(fresh)
+            for position in range(len(items))
+        ]
 
     def release(self, reservation: int, *, is_served: bool = True) -> None:
         """Frees what is left of a reservation; see `InferenceBackend`."""
@@ -122,10 +129,3 @@ class LocalBackend:
             # this frame in its traceback, so the frame keeps none.
             while futures:
                 futures.pop().cancel()
-
-
-def _to_batch(item: PreparedItem, key: bytes, room: Reservation) -> Item:
-    slot = room.slot(item.size_bytes)
-    if isinstance(item.payload, tuple):
-        return Item(TokenizedText(item.payload), len(item.payload), item.size_bytes, key, slot)
-    return Item(item.payload, 1, item.size_bytes, key, slot)

@@ -69,7 +69,7 @@ class Entry:
     size_bytes: int  # as the first caller sent it
     enqueue_time: float  # monotonic seconds
     flow: Flow = ANONYMOUS  # of the first caller
-    key: bytes | None = None  # names the content; None if it is not known to be equal to any other
+    key: bytes = b""  # names the content; empty if it is not known to be equal to any other
     is_taken: bool = False  # by a lane, as far as the event loop has heard
     waiters: list[Waiter] = field(default_factory=list, repr=False)
 

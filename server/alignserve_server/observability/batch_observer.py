@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import repeat
 
 from alignserve_server.modality import MODALITIES
 from alignserve_server.observability.batch_report import BatchReport
@@ -110,5 +111,6 @@ class _ModalityObserver:
     def batch_ended(self, report: BatchReport, tracing: Tracing) -> None:
         self._batch_size.observe(report.size)
         self._batch_compute_seconds.observe(report.seconds, tracing.note_batch(report))
-        for seconds, reservation in zip(report.queue_seconds, report.followed, strict=True):
-            self._queue_wait_seconds.observe(seconds, tracing.exemplar(reservation))
+        exemplars = map(tracing.exemplar, report.followed) if report.followed else repeat(None)
+        for seconds, exemplar in zip(report.queue_seconds, exemplars, strict=False):
+            self._queue_wait_seconds.observe(seconds, exemplar)

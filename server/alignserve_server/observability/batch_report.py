@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class BatchReport:
+class BatchReport(NamedTuple):
     """A batch that a lane has run. Times are monotonic seconds."""
 
     modality: str
     start_time: float  # when it left the queue
     seconds: float  # in the model
     queue_seconds: Sequence[float]  # by entry
-    followed: Sequence[int]  # by entry: the first followed reservation with a part in it, or 0
     padding_ratio: float | None  # share of a text batch's tokens that are padding
     has_succeeded: bool  # for at least one entry
     waiting_since: Mapping[int, float]  # by followed reservation, when its first entry was queued
+    followed: Sequence[int]  # by entry, its first followed reservation or 0; empty if there are none
 
     @property
     def size(self) -> int:

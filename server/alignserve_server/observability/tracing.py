@@ -111,6 +111,8 @@ class Tracing:
         Returns:
             What leads from a metric to the batch.
         """
+        if not report.waiting_since:
+            return None
         waiting_since = {
             trace: since
             for reservation, since in report.waiting_since.items()

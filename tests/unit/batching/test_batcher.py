@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from unittest.mock import Mock
 
 import numpy as np
@@ -263,7 +263,7 @@ class BrokenSlot:
 async def test_a_slot_that_raises_does_not_stop_the_lane(batcher, encoder):
     """The slot's error goes to the loop's handler, results to their callers."""
     errors = _collect_loop_errors()
-    images = [replace(image, slot=BrokenSlot()) for image in _images(encoder, b"a")]
+    images = [image._replace(slot=BrokenSlot()) for image in _images(encoder, b"a")]
 
     outcomes = [await _outcomes(batcher.submit("image", images)) for _ in range(2)]
 
@@ -362,7 +362,7 @@ async def test_slots_are_released_on_the_event_loop_when_a_lane_takes_their_item
             released.append((self.content, threading.current_thread()))
 
     first = await _occupy(batcher, encoder)
-    images = [replace(_images(encoder, content)[0], slot=Slot(content)) for content in (b"12", b"345")]
+    images = [_images(encoder, content)[0]._replace(slot=Slot(content)) for content in (b"12", b"345")]
     later = batcher.submit("image", images)
     await settle()
     released_before = list(released)

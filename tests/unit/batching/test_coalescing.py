@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,7 +68,7 @@ async def test_equal_items_run_once(batcher, encoder, metrics):
 async def test_an_item_joins_one_that_a_lane_has(batcher, encoder):
     """Even a forward that has begun will have its result; its room is free at once."""
     controller = AdmissionController("image", QueueLimits(10, 10))
-    item = replace(_item(encoder, b"plug"), slot=controller.reserve(1, 10).slot(10))
+    item = _item(encoder, b"plug")._replace(slot=controller.reserve(1, 10).slot(10))
 
     (late,) = batcher.submit("image", [item])
     controller.reserve(1, 10)  # there is room again
