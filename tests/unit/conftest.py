@@ -16,5 +16,5 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observer(metrics: Metrics) -> MetricsObserver:
-    """Writes into `metrics`, and follows no call."""
+    """Writes into `metrics`, and samples no call."""
     return MetricsObserver(metrics, Tracing(None, 0.0))

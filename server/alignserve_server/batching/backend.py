@@ -8,7 +8,7 @@ may be in another process. Times are those of `time.monotonic`, which the proces
 - make reservations unique: each front numbers its own;
 - withdraw the request whose caller is cancelled, and release what `admit` has granted to it by then;
 - when a front is gone, withdraw its requests and release its reservations;
-- pass on each `BatchReport` that names followed reservations of a front, before the results of that batch.
+- pass on each `BatchReport` that names sampled reservations of a front, before the results of that batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AdmissionRequest(NamedTuple):
     flow: Flow  # the caller's name and the priority
     deadline: float | None = None  # monotonic seconds
     waits_for_room: bool = False  # or is refused
-    is_followed: bool = False  # its batches are reported
+    is_sampled: bool = False  # its batches are reported
 
 
 class PreparedItem(NamedTuple):

@@ -281,9 +281,9 @@ def _report(batch: Batch, seconds: float, *, has_succeeded: bool) -> BatchReport
         padding_ratio(entries) if batch.modality == "text" else None,
         has_succeeded,
         waiting_since,
-        [_first_followed(entry) for entry in entries] if waiting_since else (),
+        [_first_sampled(entry) for entry in entries] if waiting_since else (),
     )
 
 
-def _first_followed(entry: Entry) -> int:
+def _first_sampled(entry: Entry) -> int:
     return next((waiter.reservation for waiter in entry.waiters if waiter.reservation), 0)

@@ -17,7 +17,7 @@ class CallTrace(Protocol):
     """What is noted of one call, or of one item of a stream, while it is served."""
 
     @property
-    def is_followed(self) -> bool:
+    def is_sampled(self) -> bool:
         """Whether anything is noted at all."""
         ...
 
@@ -49,9 +49,9 @@ class CallTrace(Protocol):
 
 
 class _NoTrace:
-    """Notes nothing: the trace of a call that is not followed."""
+    """Notes nothing: the trace of a call that is not sampled."""
 
-    is_followed = False
+    is_sampled = False
     exemplar: dict[str, str] | None = None
 
     def follow(self, reservation: int) -> None: ...

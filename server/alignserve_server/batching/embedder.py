@@ -121,7 +121,7 @@ class Embedder:
             call.flow,
             call.deadline,
             call.waits_for_room,
-            call.trace.is_followed,
+            call.trace.is_sampled,
         )
         await self._backend.admit(reservation, request)
         return _AdmittedItems(

@@ -166,7 +166,7 @@ class FairQueue(Generic[_T]):
             del line.items[item]
 
     def _reset_if_empty(self) -> None:
-        if not self._lines_of:  # nobody competes, so nobody owes anything
+        if not self._lines_of:  # without competition no flow owes anything
             self._lines.clear()
             self._now = 0.0
 

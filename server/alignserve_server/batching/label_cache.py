@@ -38,7 +38,7 @@ class _Pending:
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(as_value(error))
-            self.future.exception()  # marks it as retrieved: if every waiter has left, nobody to warn
+            self.future.exception()  # marks it as retrieved: every waiter may have left
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +47,7 @@ class _Work:
 
     flow: Hashable
     labels: Sequence[_Pending]
-    ended: asyncio.Future[None]  # when all labels have their answers, whoever embedded them, or it has failed
+    ended: asyncio.Future[None]  # when all labels have their answers, from any call, or it has failed
     unsettled: int  # labels without an answer
     begun: set[_Pending] = field(default_factory=set)  # and not settled
     has_caller: bool = True  # if not, what has begun goes on as long as others of the flow wait for it
@@ -83,7 +83,7 @@ class _Work:
                 yield _Prompt(text, pending, embeddings)
 
     def _to_begin(self) -> Iterator[_Pending]:
-        """Yields labels that nobody has begun, and then those that are left of what only other flows had."""
+        """Yields labels that no flow has begun, and then those left of what only other flows had begun."""
         for skips_others in (True, False):
             for pending in self.labels:
                 if pending.future.done() or self.flow in pending.begun_by:
@@ -190,7 +190,7 @@ class LabelCache:
         return {pending.key: _answer(pending.future) for pending in labels}
 
     def _leave(self, pending: _Pending, flow: Hashable) -> None:
-        """Takes note that a call waits no longer; what nobody waits for is given up."""
+        """Notes that a call waits no longer; work that no call waits for is given up."""
         pending.waiting[flow] -= 1
         if pending.waiting[flow]:
             return
@@ -246,7 +246,7 @@ class LabelCache:
 
 
 def _give_up(pending: _Pending, flow: Hashable) -> None:
-    """Takes from a flow's work a label that nobody wants from it any more."""
+    """Takes a label that is no longer wanted out of a flow's work."""
     work = pending.begun_by.pop(flow)
     work.begun.discard(pending)
     _cancel_if_idle(work)

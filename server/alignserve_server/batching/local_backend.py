@@ -120,7 +120,7 @@ class LocalBackend:
     async def _run(
         self, request: AdmissionRequest, reservation: int, items: Sequence[Item]
     ) -> list[Embedded]:
-        reported = reservation if request.is_followed else 0
+        reported = reservation if request.is_sampled else 0
         futures = self._batcher.submit(request.modality, items, request.deadline, request.flow, reported)
         try:
             return await asyncio.gather(*futures)

@@ -57,7 +57,7 @@ class Waiter:
     future: asyncio.Future[Embedded]
     slot: Slot  # released when a lane takes the entry
     flow: Flow  # whose turn it waits for
-    reservation: int = 0  # that reports name; 0 if its call is not followed
+    reservation: int = 0  # that reports name; 0 if its call is not sampled
 
 
 @dataclass(eq=False, slots=True)

@@ -1,4 +1,4 @@
-"""Writes what batching tells of itself into metrics, and into the traces of the calls that are followed."""
+"""Writes what batching tells of itself into metrics, and into the traces of the sampled calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MetricsObserver:
 
         Args:
             metrics: Where everything is counted.
-            tracing: What follows calls, to which batches are reported.
+            tracing: Finds the sampled calls of a batch.
         """
         self._metrics = metrics
         self._tracing = tracing
@@ -111,6 +111,6 @@ class _ModalityObserver:
     def batch_ended(self, report: BatchReport, tracing: Tracing) -> None:
         self._batch_size.observe(report.size)
         self._batch_compute_seconds.observe(report.seconds, tracing.note_batch(report))
-        exemplars = map(tracing.exemplar, report.followed) if report.followed else repeat(None)
+        exemplars = map(tracing.exemplar, report.sampled) if report.sampled else repeat(None)
         for seconds, exemplar in zip(report.queue_seconds, exemplars, strict=False):
             self._queue_wait_seconds.observe(seconds, exemplar)

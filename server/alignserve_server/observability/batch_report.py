@@ -15,12 +15,12 @@ class BatchReport(NamedTuple):
     queue_seconds: Sequence[float]  # by entry
     padding_ratio: float | None  # share of a text batch's tokens that are padding
     has_succeeded: bool  # for at least one entry
-    waiting_since: Mapping[int, float]  # by followed reservation, when its first entry was queued
-    followed: Sequence[int]  # by entry, its first followed reservation or 0; empty if there are none
+    waiting_since: Mapping[int, float]  # by sampled reservation, when its first entry was queued
+    sampled: Sequence[int]  # by entry, its first sampled reservation or 0; empty if there are none
 
     @property
     def size(self) -> int:
-        """How many entries it had, also those of calls that are not followed."""
+        """How many entries it had, also those of calls that are not sampled."""
         return len(self.queue_seconds)
 
     @property

@@ -1,7 +1,7 @@
 """What happens to a call, step by step: as OpenTelemetry spans, and as one line of the access log.
 
-Of a call that is followed, each step is noted when it is over, and all become spans at the call's end. A call
-that is not followed costs a comparison. Nothing of what callers send is noted.
+Of a sampled call, each step is noted when it is over, and all become spans at the call's end. A call that is
+not sampled costs a comparison. Nothing of what callers send is noted.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ _current: ContextVar[CallTrace | None] = ContextVar("trace", default=None)
 
 
 def current_trace() -> CallTrace | None:
-    """Returns what is noted of the call that this task serves; None if it is not followed."""
+    """Returns what is noted of the call that this task serves; None if it is not sampled."""
     return _current.get()
 
 
 class Tracing:
-    """Decides which calls are followed."""
+    """Decides which calls are sampled, and finds their traces by reservation."""
 
     def __init__(self, tracer: Tracer | None, access_log_ratio: float) -> None:
-        """Prepares to follow calls.
+        """Starts without any call.
 
         Args:
             tracer: Makes spans, of the calls that its sampler draws; None makes none.
@@ -69,12 +69,12 @@ class Tracing:
         """
         self._tracer = tracer
         self._access_log_ratio = access_log_ratio
-        self._followed: dict[int, CallTrace] = {}  # by reservation
+        self._by_reservation: dict[int, CallTrace] = {}
 
     def begin(
         self, service: str, method: str, read_metadata: Callable[[], Metadata | None]
     ) -> CallTrace | None:
-        """Follows a call from now on, for `current_trace` in the same task, if it is drawn.
+        """Traces a call from now on, for `current_trace` in the same task, if it is sampled.
 
         Its metadata may carry a `traceparent`, whose trace the call then belongs to.
         """
@@ -92,13 +92,15 @@ class Tracing:
         is_logged = self._is_drawn(span.get_span_context())
         if not (is_logged or span.is_recording()):
             return None
-        trace = CallTrace(self._tracer or _NO_TRACER, span, self._followed, method if is_logged else None)
+        trace = CallTrace(
+            self._tracer or _NO_TRACER, span, self._by_reservation, method if is_logged else None
+        )
         _current.set(trace)
         return trace
 
     def exemplar(self, reservation: int) -> dict[str, str] | None:
         """Returns what leads from a metric to the call of a reservation; None if none is recorded."""
-        trace = self._followed.get(reservation)
+        trace = self._by_reservation.get(reservation)
         return None if trace is None else trace.exemplar
 
     def note_batch(self, report: BatchReport) -> dict[str, str] | None:
@@ -116,7 +118,7 @@ class Tracing:
         waiting_since = {
             trace: since
             for reservation, since in report.waiting_since.items()
-            if (trace := self._followed.get(reservation)) is not None
+            if (trace := self._by_reservation.get(reservation)) is not None
         }
         span = _batch_span([trace for trace in waiting_since if trace.is_recording], report)
         link = span.get_span_context() if span is not INVALID_SPAN else None
@@ -152,8 +154,8 @@ class CallTrace:
     """What is noted of one call, or of one item of a stream. Belongs to the event loop's thread."""
 
     __slots__ = (
+        "_by_reservation",
         "_epoch",
-        "_followed",
         "_items",
         "_logged_method",
         "_reservations",
@@ -163,14 +165,14 @@ class CallTrace:
         "_tracer",
     )
 
-    is_followed = True
+    is_sampled = True
 
     def __init__(
-        self, tracer: Tracer, span: Span, followed: dict[int, CallTrace], logged_method: str | None
+        self, tracer: Tracer, span: Span, by_reservation: dict[int, CallTrace], logged_method: str | None
     ) -> None:
         self._tracer = tracer
         self._span = span
-        self._followed = followed  # by reservation, those of other calls too
+        self._by_reservation = by_reservation  # those of all calls
         self._reservations: list[int] = []
         self._logged_method = logged_method
         self._start = time.monotonic()
@@ -190,7 +192,7 @@ class CallTrace:
 
     def follow(self, reservation: int) -> None:
         """Notes the batches too that report this reservation, until the call ends."""
-        self._followed[reservation] = self
+        self._by_reservation[reservation] = self
         self._reservations.append(reservation)
 
     def note(
@@ -225,7 +227,7 @@ class CallTrace:
         """Follows an item of this stream, for the block."""
         self._items += 1
         span = self._tracer.start_span("item", set_span_in_context(self._span))
-        item = CallTrace(self._tracer, span, self._followed, None)
+        item = CallTrace(self._tracer, span, self._by_reservation, None)
         try:
             yield item
         except BaseException as error:
@@ -242,7 +244,7 @@ class CallTrace:
         """
         end = time.monotonic()
         for reservation in self._reservations:
-            del self._followed[reservation]
+            del self._by_reservation[reservation]
         self._reservations.clear()
         reason = error.reason if isinstance(error, ServingError) else None
         if code == "OK" and self._steps:

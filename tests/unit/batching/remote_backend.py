@@ -142,7 +142,7 @@ class RemoteBackend:
 
 
 class ReportingObserver(MetricsObserver):
-    """Counts, and passes batches on to the fronts that follow a call in them."""
+    """Counts, and passes batches on to the fronts whose sampled calls are in them."""
 
     def __init__(self) -> None:
         super().__init__(Metrics(CollectorRegistry()), Tracing(None, 0.0))
@@ -157,7 +157,7 @@ class ReportingObserver(MetricsObserver):
                 if reservation >> _FRONT_BITS == front
             }
             if waiting_since:
-                send(writer, _REPORT, report._replace(waiting_since=waiting_since, followed=()), None)
+                send(writer, _REPORT, report._replace(waiting_since=waiting_since, sampled=()), None)
 
 
 class Device:

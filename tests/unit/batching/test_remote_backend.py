@@ -199,7 +199,7 @@ async def test_a_killed_front_leaves_nothing_reserved(
     await asyncio.gather(plug, waiting)
 
 
-async def test_a_call_is_followed_to_its_batch(engine: Engine, tracing: Tracing) -> None:
+async def test_a_call_is_sampled_to_its_batch(engine: Engine, tracing: Tracing) -> None:
     """The device reports it by the number of the reservation, before the answer is there."""
     trace = tracing.begin("service", "EmbedText", lambda: None)
     assert isinstance(trace, CallTrace)
