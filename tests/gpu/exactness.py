@@ -10,7 +10,7 @@ from alignserve_server.model import probe
 from alignserve_server.model.encoder import Embeddings, TokenizedText
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes.network import Network
-from alignserve_server.model.runtimes.runtime import min_cosine, padded
+from alignserve_server.model.runtimes.runtime import lowest_cosine, padded
 from numpy.typing import NDArray
 
 from tests.gpu.check import Check, CheckFailed
@@ -37,7 +37,7 @@ def check_images(check: Check, loaded: Loaded, network: Network) -> None:
         cosines = {}
         for name, count in (("full", size), ("one less", max(1, size - 1))):
             which = np.arange(count) % len(pixels)
-            cosines[name] = min_cosine(encoder.encode_images([pixels[i] for i in which]), expected[which])
+            cosines[name] = lowest_cosine(encoder.encode_images([pixels[i] for i in which]), expected[which])
         rows.append({"batch": size, **{name: f"{cosine:.6f}" for name, cosine in cosines.items()}})
         if not min(cosines.values()) >= LEAST_COSINE:
             check.results.proved("Exactness of images: lowest cosine", *rows)
@@ -61,7 +61,7 @@ def check_texts(check: Check, loaded: Loaded, network: Network) -> None:
         for size in loaded.batch_sizes:
             which = [i % len(texts) for i in range(size)]
             actual = loaded.encoder.encode_texts([TokenizedText(texts[i]) for i in which])
-            worst[length] = min(worst.get(length, 1.0), min_cosine(actual, expected[which]))
+            worst[length] = min(worst.get(length, 1.0), lowest_cosine(actual, expected[which]))
     rows: list[Row] = [{"tokens": length, "cosine": f"{cosine:.6f}"} for length, cosine in worst.items()]
     check.results.proved("Exactness of texts: lowest cosine of all batch sizes", *rows)
     if not all(cosine >= LEAST_COSINE for cosine in worst.values()):

@@ -19,7 +19,7 @@ _ACTIVATIONS = {type(None): 0, nn.SiLU: 1, nn.Sigmoid: 2, nn.ReLU: 3}
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
-def _finish(  # type: ignore[no-untyped-def]  # pointers and numbers, as the kernel's compiler knows them
+def _finish(  # pointers and numbers, as the kernel's compiler knows them
     hidden,
     bias,
     shortcut,

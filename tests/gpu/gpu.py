@@ -54,7 +54,7 @@ class Gpu:
 
     def graphed(self, run: Run) -> Run:
         """Captures a run as a CUDA graph; returns its replay."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):
             for _ in range(_WARMUP_RUNS):
@@ -73,7 +73,7 @@ class Gpu:
         """Returns how long the host waits for a run, asleep (blocking) or spinning, in microseconds."""
 
         def wait() -> None:
-            event = torch.cuda.Event(blocking=is_blocking)  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event(blocking=is_blocking)
             run()
             event.record()
             event.synchronize()
@@ -81,7 +81,7 @@ class Gpu:
         return 1e3 * self.host_milliseconds(wait)
 
     def _once(self, run: Run) -> float:
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
         run()
         last.record()

@@ -114,11 +114,11 @@ class Graph:
                 operation.repeat()
 
 
-class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no type here
+class _Capture(TorchDispatchMode):  # torch has no type here
     """Notes every operator that runs; refuses what waits for the device, as a capture does."""
 
     def __init__(self, graph: Graph) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._graph = graph
 
     def __torch_dispatch__(

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
-from alignserve_server.batching.fair_queue import NOBODY, Flow
+from alignserve_server.batching.admission import QueueLimits
+from alignserve_server.batching.batcher import Batcher
+from alignserve_server.batching.engine import Engine
+from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
+from alignserve_server.batching.local_backend import CacheBytes, LocalBackend
+from alignserve_server.batching.observer import BatchObserver
+from alignserve_server.batching.preprocessor import Preprocessor
 from alignserve_server.batching.queue import Entry
 from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 
 _PATIENCE_SECONDS = 30.0  # only a failing test waits so long
+_NO_CACHE = CacheBytes(0, 0)
 
 
 class FakeClock:
@@ -56,6 +65,11 @@ class WatchedEncoder(FakeEncoder):
         """Waits until one more forward has begun."""
         assert await asyncio.to_thread(self._begun.acquire, timeout=_PATIENCE_SECONDS)
 
+    def forget_begun(self) -> None:
+        """Has `begun` wait for what begins from now on."""
+        while self._begun.acquire(blocking=False):
+            pass
+
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
         self._begun.release()
         return super().encode_images(batch)
@@ -66,7 +80,7 @@ class WatchedEncoder(FakeEncoder):
 
 
 def entry(
-    name: str = "", *, length: int = 1, size_bytes: int = 1, enqueue_time: float = 0.0, flow: Flow = NOBODY
+    name: str = "", *, length: int = 1, size_bytes: int = 1, enqueue_time: float = 0.0, flow: Flow = ANONYMOUS
 ) -> Entry:
     """Builds an entry that no caller waits for."""
     return Entry(name, length, size_bytes, enqueue_time, flow)
@@ -86,6 +100,24 @@ def unit(*values: float) -> np.ndarray:
     """Builds a vector of length 1."""
     vector = np.asarray(values, np.float32)
     return vector / np.linalg.norm(vector)
+
+
+def local_engine(
+    encoder: FakeEncoder,
+    batcher: Batcher,
+    pool: Executor,
+    observer: BatchObserver,
+    *,
+    decode_threads: int,
+    limits: QueueLimits,
+    label_cache_size: int,
+    cache_bytes: CacheBytes = _NO_CACHE,
+    clock: Callable[[], float] = time.monotonic,
+) -> Engine:
+    """Builds an engine whose backend is in this process, as the server has it."""
+    preprocessor = Preprocessor(encoder, pool, observer, decode_threads=decode_threads)
+    backend = LocalBackend(encoder.info, batcher, observer, limits, cache_bytes, clock)
+    return Engine(preprocessor, backend, observer, limits, label_cache_size=label_cache_size, clock=clock)
 
 
 async def settle() -> None:

@@ -4,12 +4,73 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
-from alignserve_server.batching.fair_queue import NOBODY, Flow
-from alignserve_server.observability.tracing import CallTrace
+from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
 
 _DEADLINE_TOLERANCE_SECONDS = 0.02  # a client's timer starts before ours, so its reset can come first
+
+
+class CallTrace(Protocol):
+    """What is noted of one call, or of one item of a stream, while it is served."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether anything is noted at all."""
+        ...
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """What leads from a metric to this call; None if its trace is not recorded."""
+        ...
+
+    def follow(self, reservation: int) -> None:
+        """Notes the batches too that report this reservation, by the number that it was admitted under."""
+        ...
+
+    # attributes are strings and numbers
+    def note(self, name: str, start: float, end: float, **attributes: Any) -> None:
+        """Notes a step that took from `start` to `end`, in monotonic seconds."""
+        ...
+
+    def describe_embeddings(self, model: str, dimension: int) -> None:
+        """Notes that the call embeds, and with which model."""
+        ...
+
+    def count_input_tokens(self, tokens: int) -> None:
+        """Notes how many tokens the call's texts have."""
+        ...
+
+    def item(self) -> AbstractContextManager[CallTrace]:
+        """Follows an item of this stream, for the block."""
+        ...
+
+
+class _NoTrace:
+    """Notes nothing: the trace of a call that is not sampled."""
+
+    is_sampled = False
+    exemplar: dict[str, str] | None = None
+
+    def follow(self, reservation: int) -> None: ...
+
+    def note(self, name: str, start: float, end: float, **attributes: Any) -> None: ...
+
+    def describe_embeddings(self, model: str, dimension: int) -> None: ...
+
+    def count_input_tokens(self, tokens: int) -> None: ...
+
+    def item(self) -> AbstractContextManager[CallTrace]:
+        return nullcontext(NO_TRACE)
+
+
+NO_TRACE: Final[CallTrace] = _NoTrace()
+
+
+def _do_nothing() -> None:
+    """Is called where a call waits for no admission."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +79,13 @@ class CallContext:
 
     deadline: float | None = None  # in the event loop's time
     waits_for_room: bool = False  # streams wait, unary calls are refused
-    on_admitted: Callable[[], None] | None = None  # called when its items have room
-    flow: Flow = NOBODY  # whose turn its items take
-    trace: CallTrace | None = None  # if it is followed
+    on_admitted: Callable[[], None] = _do_nothing  # called when its items have room
+    flow: Flow = ANONYMOUS  # whose turn its items take
+    trace: CallTrace = NO_TRACE
+
+    def for_item(self, on_admitted: Callable[[], None], trace: CallTrace) -> CallContext:
+        """Returns the context of one item of this stream."""
+        return replace(self, on_admitted=on_admitted, trace=trace)
 
     def seconds_left(self) -> float | None:
         """Returns the time until the deadline."""
@@ -36,7 +101,7 @@ class CallContext:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a call's time went, in seconds, the largest batch that served it, and how much was at hand."""
+    """Where a call's time went, the largest batch that served it, and the number of cache hits."""
 
     preprocess_seconds: float
     queue_seconds: float

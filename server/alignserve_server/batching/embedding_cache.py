@@ -1,4 +1,4 @@
-"""Embeddings of recent inputs, by content: what was asked before need not be computed again."""
+"""Embeddings of recent inputs, by content, so that an input sent again is not computed again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.observability.metrics import ModalityMetrics
+from alignserve_server.batching.observer import ModalityObserver
 
 _OVERHEAD_BYTES = 300  # of the objects around a key and its embedding
 
@@ -16,15 +16,14 @@ _OVERHEAD_BYTES = 300  # of the objects around a key and its embedding
 class EmbeddingCache:
     """Embeddings within a number of bytes, least recently used out first. Safe to call from any thread."""
 
-    def __init__(self, max_bytes: int, metrics: ModalityMetrics) -> None:
+    def __init__(self, max_bytes: int, observer: ModalityObserver) -> None:
         """Starts empty; with 0 for `max_bytes` it stays so, and counts nothing."""
         self._max_bytes = max_bytes
-        self._metrics = metrics
+        self._observer = observer
         self._embeddings: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
-        metrics.embedding_cache_entries.set_function(lambda: len(self._embeddings))
-        metrics.embedding_cache_bytes.set_function(lambda: self._bytes)
+        observer.watch_cache(lambda: len(self._embeddings), lambda: self._bytes)
 
     def get(self, key: bytes) -> NDArray[np.float32] | None:
         """Returns the embedding, (embedding_dimension,), not normalized and not to be changed; or None."""
@@ -33,14 +32,14 @@ class EmbeddingCache:
         with self._lock:
             embedding = self._embeddings.get(key)
             if embedding is None:
-                self._metrics.embedding_cache_misses.inc()
+                self._observer.cache_missed()
             else:
-                self._metrics.embedding_cache_hits.inc()
+                self._observer.cache_hit()
                 self._embeddings.move_to_end(key)
         return embedding
 
     def put(self, key: bytes, embedding: NDArray[np.float32]) -> None:
-        """Keeps an embedding, unless it alone is larger than the cache or is there already."""
+        """Keeps an embedding, unless it is there already or larger than the whole cache."""
         size = _size(key, embedding)
         with self._lock:
             if key in self._embeddings or size > self._max_bytes:

@@ -12,8 +12,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
-# Of what cannot wait and what can, while both are there: a sixteenth as much of the latter. It is what keeps
-# bulk work moving under any interactive load, and small enough to be no burden to that.
+# Under contention bulk work gets 1/16 of the share of interactive work: enough to keep it moving under any
+# interactive load, and too little to burden that.
 BULK_SHARE = 1 / 16
 
 
@@ -31,7 +31,7 @@ class Flow(NamedTuple):
     priority: Priority
 
 
-NOBODY = Flow("", Priority.INTERACTIVE)
+ANONYMOUS = Flow("", Priority.INTERACTIVE)
 
 
 @dataclass(eq=False, slots=True)
@@ -166,7 +166,7 @@ class FairQueue(Generic[_T]):
             del line.items[item]
 
     def _reset_if_empty(self) -> None:
-        if not self._lines_of:  # nobody competes, so nobody owes anything
+        if not self._lines_of:  # without competition no flow owes anything
             self._lines.clear()
             self._now = 0.0
 
@@ -178,17 +178,17 @@ class FairQueue(Generic[_T]):
         self._purge_at = max(64, 2 * len(self._lines))
 
 
-class FairGate:
-    """Lets a number of jobs run at a time, and those who wait in by turns. Belongs to the event loop."""
+class FairSemaphore:
+    """A semaphore whose permits go to callers by turns. Belongs to the event loop."""
 
-    def __init__(self, places: int) -> None:
-        self._places = places
+    def __init__(self, permits: int) -> None:
+        self._permits = permits
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
-    async def enter(self, flow: Flow) -> None:
-        """Waits for a place; `leave` gives it back."""
-        if self._places > 0:
-            self._places -= 1
+    async def acquire(self, flow: Flow) -> None:
+        """Waits for a permit; `release` gives it back."""
+        if self._permits > 0:
+            self._permits -= 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.push(flow, turn)
@@ -196,13 +196,13 @@ class FairGate:
             await turn
         except asyncio.CancelledError:
             if not self._waiting.discard(turn):
-                self.leave()  # the turn came at the moment of leaving
+                self.release()  # granted while being cancelled: give it back
             raise
 
-    def leave(self) -> None:
-        """Gives a place to whoever is next."""
+    def release(self) -> None:
+        """Passes a permit on to the next in turn."""
         if not self._waiting:
-            self._places += 1
+            self._permits += 1
             return
         turn = self._waiting.pop()
         if turn.cancelled():  # its task is about to run, and finds that it has to leave
@@ -213,10 +213,10 @@ class FairGate:
 class FairPool:
     """Threads whose jobs take turns by caller. Belongs to the event loop."""
 
-    def __init__(self, executor: Executor, places: int) -> None:
-        """Hands `places` jobs at a time to the executor, so that the others can still be overtaken."""
+    def __init__(self, executor: Executor, permits: int) -> None:
+        """Hands `permits` jobs at a time to the executor, so that the others can still be overtaken."""
         self._executor = executor
-        self._gate = FairGate(places)
+        self._semaphore = FairSemaphore(permits)
 
     async def run(self, flow: Flow, jobs: Iterable[Callable[[], _T]]) -> list[_T]:
         """Runs jobs, each when it is the caller's turn, and returns their results in order.
@@ -226,7 +226,7 @@ class FairPool:
         futures: list[asyncio.Future[_T]] = []
         try:
             for job in jobs:
-                await self._gate.enter(flow)
+                await self._semaphore.acquire(flow)
                 futures.append(self._start(job))
             return list(await asyncio.gather(*futures))
         finally:
@@ -236,5 +236,5 @@ class FairPool:
 
     def _start(self, job: Callable[[], _T]) -> asyncio.Future[_T]:
         future = asyncio.get_running_loop().run_in_executor(self._executor, job)
-        future.add_done_callback(lambda _: self._gate.leave())
+        future.add_done_callback(lambda _: self._semaphore.release())
         return future

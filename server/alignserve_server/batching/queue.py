@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.batching.fair_queue import NOBODY, FairQueue, Flow, Priority
-from alignserve_server.observability.tracing import CallTrace
+from alignserve_server.batching.fair_queue import ANONYMOUS, FairQueue, Flow, Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,34 @@ class Embedded:
     embedding: NDArray[np.float32]  # (embedding_dimension,), not normalized
     queue_seconds: float
     compute_seconds: float
-    batch_size: int
+    batch_size: int  # 0 if it was in the cache
+
+    @classmethod
+    def from_cache(cls, embedding: NDArray[np.float32]) -> Embedded:
+        """Builds the result of an entry whose embedding was in the cache."""
+        return cls(embedding, 0.0, 0.0, 0)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the embedding was in the cache."""
+        return self.batch_size == 0
+
+
+class Slot(Protocol):
+    """The room that one item takes up until a lane takes it."""
+
+    def release(self) -> None:
+        """Frees the room; no effect if it is free already. On the event loop's thread."""
+        ...
+
+
+class _NoSlot:
+    """What an item has that takes up no room."""
+
+    def release(self) -> None: ...
+
+
+NO_SLOT: Final[Slot] = _NoSlot()
 
 
 @dataclass(eq=False, slots=True)
@@ -29,10 +55,9 @@ class Waiter:
     """One item of a call that waits for an entry's result."""
 
     future: asyncio.Future[Embedded]
-    size_bytes: int  # as its caller sent it
-    on_taken: Callable[[int], None]  # told `size_bytes` when a lane takes the entry
+    slot: Slot  # released when a lane takes the entry
     flow: Flow  # whose turn it waits for
-    trace: CallTrace | None = None  # of its call, if that is followed
+    reservation: int = 0  # that reports name; 0 if its call is not sampled
 
 
 @dataclass(eq=False, slots=True)
@@ -43,8 +68,8 @@ class Entry:
     length: int  # tokens of a text; 1 for an image
     size_bytes: int  # as the first caller sent it
     enqueue_time: float  # monotonic seconds
-    flow: Flow = NOBODY  # of the first caller
-    key: bytes | None = None  # names the content; None if it is not known to be equal to any other
+    flow: Flow = ANONYMOUS  # of the first caller
+    key: bytes = b""  # names the content; empty if it is not known to be equal to any other
     is_taken: bool = False  # by a lane, as far as the event loop has heard
     waiters: list[Waiter] = field(default_factory=list, repr=False)
 

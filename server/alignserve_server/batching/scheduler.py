@@ -38,14 +38,14 @@ class Batch:
     estimated_seconds: float
 
 
-class _Lineup:
+class _ClassQueue:
     """What waits of one modality at one priority, and its account with the device."""
 
     def __init__(self, modality: str, priority: Priority, queue: FairQueue[Entry]) -> None:
         self.modality = modality
         self.priority = priority
         self.queue = queue
-        self.used_seconds = 0.0  # divided by its share; the lineup with less goes first
+        self.used_seconds = 0.0  # divided by its share; the one with less goes first
 
     @property
     def oldest_time(self) -> float:
@@ -108,13 +108,13 @@ class Scheduler:
     def __init__(self, policies: Mapping[str, BatchPolicy], max_queue_delay_seconds: float = 0.0) -> None:
         self._batching = {modality: _Batching(policy) for modality, policy in policies.items()}
         self._queues = {modality: EntryQueue() for modality in policies}
-        self._lineups = {
-            (modality, priority): _Lineup(modality, priority, self._queues[modality].of(priority))
+        self._class_queues = {
+            (modality, priority): _ClassQueue(modality, priority, self._queues[modality].of(priority))
             for modality in policies
             for priority in Priority
         }
         self._max_queue_delay = max_queue_delay_seconds
-        self._level_seconds = 0.0  # what the lineup of the latest batch had used before it
+        self._virtual_time = 0.0  # what the class queue of the latest batch had used before it
 
     def waiting(self, modality: str) -> int:
         """Returns how many entries wait."""
@@ -161,31 +161,31 @@ class Scheduler:
             idle_lanes: Lanes that are free, this one included; entries are spread over them.
             is_draining: Holds nothing back for `max_queue_delay`.
         """
-        ripe = [
-            lineup
-            for lineup in self._lineups.values()
-            if lineup.queue and (is_draining or self._ripe_time(lineup) <= now)
+        due = [
+            each
+            for each in self._class_queues.values()
+            if each.queue and (is_draining or self._due_time(each) <= now)
         ]
-        if not ripe:
+        if not due:
             return None
-        lineup = min(ripe, key=lambda each: each.used_seconds)
-        batching = self._batching[lineup.modality]
-        share = math.ceil(len(lineup.queue) / max(1, idle_lanes))
-        entries = collect(lineup.queue, min(batching.next_size(share), share), batching.policy.overhead)
-        self._queues[lineup.modality].take(lineup.priority, entries)
+        class_queue = min(due, key=lambda each: each.used_seconds)
+        batching = self._batching[class_queue.modality]
+        share = math.ceil(len(class_queue.queue) / max(1, idle_lanes))
+        entries = collect(class_queue.queue, min(batching.next_size(share), share), batching.policy.overhead)
+        self._queues[class_queue.modality].take(class_queue.priority, entries)
         estimate = batching.seconds_per_entry * len(entries)
-        self._level_seconds = lineup.used_seconds
-        lineup.charge(estimate)
-        return Batch(lineup.modality, lineup.priority, entries, now, estimate)
+        self._virtual_time = class_queue.used_seconds
+        class_queue.charge(estimate)
+        return Batch(class_queue.modality, class_queue.priority, entries, now, estimate)
 
-    def next_ripe_time(self) -> float | None:
+    def next_due_time(self) -> float | None:
         """Returns when an entry that `max_queue_delay` holds back will be due, or None if none waits."""
-        times = [self._ripe_time(lineup) for lineup in self._lineups.values() if lineup.queue]
+        times = [self._due_time(each) for each in self._class_queues.values() if each.queue]
         return min(times, default=None)
 
     def finish(self, batch: Batch, seconds: float) -> bool:
         """Charges the device time that a batch really took; returns whether `max_batch_size` has grown."""
-        self._lineups[batch.modality, batch.priority].charge(seconds - batch.estimated_seconds)
+        self._class_queues[batch.modality, batch.priority].charge(seconds - batch.estimated_seconds)
         return self._batching[batch.modality].learn_from(batch, seconds)
 
     def shrink(self, modality: str, failed_size: int) -> int:
@@ -202,15 +202,15 @@ class Scheduler:
         return batching.max_batch_size
 
     def _level(self, modality: str, priority: Priority) -> None:
-        """Prepares a lineup for an entry: one that had none starts level with the others."""
-        lineup = self._lineups[modality, priority]
-        if not lineup.queue:
-            start = self._level_seconds + _HEAD_START_SECONDS[priority]
-            lineup.used_seconds = max(lineup.used_seconds, start)
+        """Prepares a class queue for an entry: one that had none starts level with the others."""
+        class_queue = self._class_queues[modality, priority]
+        if not class_queue.queue:
+            start = self._virtual_time + _HEAD_START_SECONDS[priority]
+            class_queue.used_seconds = max(class_queue.used_seconds, start)
 
-    def _ripe_time(self, lineup: _Lineup) -> float:
+    def _due_time(self, class_queue: _ClassQueue) -> float:
         if self._max_queue_delay == 0.0:
             return -math.inf
-        if len(lineup.queue) >= self._batching[lineup.modality].max_batch_size:
+        if len(class_queue.queue) >= self._batching[class_queue.modality].max_batch_size:
             return -math.inf
-        return lineup.oldest_time + self._max_queue_delay
+        return class_queue.oldest_time + self._max_queue_delay

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from alignserve_server.access.keys import KeysError, read_keys
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.observability.metrics_http import serve_metrics_page
-from alignserve_server.observability.tracing import SpanExport
+from alignserve_server.observability.span_export import SpanExport
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.serving.server import load_encoder
 from alignserve_server.settings import Settings, is_loopback

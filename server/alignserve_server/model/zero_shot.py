@@ -7,25 +7,15 @@ section 3.1.4).
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.errors import InvalidArgument, ServingError, all_valid, as_value
-from alignserve_server.model.encoder import l2_normalize
-from alignserve_server.observability.metrics import Metrics
-
 PLACEHOLDER = "{label}"
-
-LabelEmbedding = NDArray[np.float32]  # (embedding_dimension,), L2-normalized
-EmbedPrompts = Callable[[Sequence[str], Any], Awaitable[Sequence[NDArray[np.float32] | ServingError]]]
 
 
 class ScoredLabel(NamedTuple):  # made by the ten thousand: a frozen dataclass takes three times as long
@@ -38,7 +28,7 @@ class ScoredLabel(NamedTuple):  # made by the ten thousand: a frozen dataclass t
 
 
 def prompts_of(label: str, templates: Sequence[str]) -> Iterator[str]:
-    """Yields the texts that stand for a label: each template filled in, or the label itself."""
+    """Yields the prompts of a label: each template filled in, or the label itself."""
     return (template.replace(PLACEHOLDER, label) for template in templates or (PLACEHOLDER,))
 
 
@@ -96,252 +86,6 @@ class LabelSet:
             size_bytes += _update(of_label, label)
             keys.append(of_label.digest())
         return cls(labels, templates, keys, size_bytes)
-
-
-@dataclass(eq=False, slots=True)
-class _Pending:
-    """A label that calls wait for."""
-
-    key: bytes
-    label: str
-    templates: Sequence[str]
-    future: asyncio.Future[LabelEmbedding]
-    waiting: dict[Hashable, int] = field(default_factory=dict)  # calls, by flow
-    begun_by: dict[Hashable, _Work] = field(default_factory=dict)  # by flow, each at its own turns
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(as_value(error))
-            self.future.exception()  # marks it as retrieved: if every waiter has left, nobody to warn
-
-
-@dataclass(eq=False, slots=True)
-class _Work:
-    """What one call has embedded: of its labels, those that no other call of its flow has begun."""
-
-    flow: Hashable
-    labels: Sequence[_Pending]
-    ended: asyncio.Future[None]  # when all labels have their answers, whoever embedded them, or it has failed
-    unsettled: int  # labels without an answer
-    begun: set[_Pending] = field(default_factory=set)  # and not settled
-    has_caller: bool = True  # if not, what has begun goes on as long as others of the flow wait for it
-    task: asyncio.Task[None] | None = None
-    error: Exception | None = None
-
-    def note_settled(self, _: asyncio.Future[LabelEmbedding]) -> None:
-        """Ends the wait with the last answer."""
-        self.unsettled -= 1
-        if not self.unsettled:
-            self._end()
-
-    def fail(self, error: Exception) -> None:
-        """Ends the wait for all labels, those that other flows embed too."""
-        self.error = as_value(error)
-        self._end()
-
-    def _end(self) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    def prompts(self) -> Iterator[_Prompt]:
-        """Yields what is left to embed; begins a label, and writes a prompt, only when it is its turn."""
-        for pending in self._to_begin():
-            if not self.has_caller:
-                return
-            pending.begun_by[self.flow] = self
-            self.begun.add(pending)
-            embeddings: list[NDArray[np.float32]] = []
-            for text in prompts_of(pending.label, pending.templates):
-                if pending not in self.begun:  # a prompt failed, another flow was faster, or all have left
-                    break
-                yield _Prompt(text, pending, embeddings)
-
-    def _to_begin(self) -> Iterator[_Pending]:
-        """Yields labels that nobody has begun, and then those that are left of what only other flows had."""
-        for skips_others in (True, False):
-            for pending in self.labels:
-                if pending.future.done() or self.flow in pending.begun_by:
-                    continue
-                if not (skips_others and pending.begun_by):
-                    yield pending
-
-
-class _Prompt(NamedTuple):
-    """One text of a label, and the embeddings of those before it."""
-
-    text: str
-    pending: _Pending
-    embeddings: list[NDArray[np.float32]]
-
-
-class LabelCache:
-    """Embeddings of recent labels, least recently used out first.
-
-    Calls that miss the same label at the same time share one embedding of it. Each call goes through its own
-    labels in its own turns, and waits for those that another call of its flow has begun. A label that another
-    flow has begun it begins as well, so that nobody waits for somebody else's turns: whoever is first settles
-    it for all. When the last of them leaves, the work is cancelled.
-    """
-
-    def __init__(
-        self, max_labels: int, embed_prompts: EmbedPrompts, metrics: Metrics, *, prompts_at_once: int
-    ) -> None:
-        """Starts empty.
-
-        Args:
-            max_labels: Most labels kept.
-            embed_prompts: Embeds prompts on a flow's behalf: for each an embedding, not normalized, or why
-                there is none. Equal prompts of several flows should be embedded once.
-            metrics: Where hits and misses are counted.
-            prompts_at_once: Most prompts that one call writes and embeds at a time. Labels times templates
-                are many times what the request itself holds.
-        """
-        self._max_labels = max_labels
-        self._embed_prompts = embed_prompts
-        self._metrics = metrics
-        self._prompts_at_once = prompts_at_once
-        self._cached: OrderedDict[bytes, LabelEmbedding] = OrderedDict()
-        self._pending: dict[bytes, _Pending] = {}
-        metrics.label_cache_entries.set_function(lambda: len(self._cached))
-
-    async def embed(self, labels: LabelSet, flow: Hashable = None) -> tuple[NDArray[np.float32], int]:
-        """Embeds labels, each as the average of its prompts, at the turns of a flow.
-
-        Returns:
-            Embeddings in order, (labels, embedding_dimension), L2-normalized; and how many were at hand.
-
-        Raises:
-            InvalidArgument: A prompt is too long; names each label at fault.
-            ServingError: A prompt failed, or whatever `embed_prompts` raises.
-        """
-        keys = labels.keys
-        found = self._look_up(keys)
-        hits = sum(key in found for key in keys)
-        missing = {key: label for key, label in zip(keys, labels.labels, strict=True) if key not in found}
-        new = [key for key in missing if key not in self._pending]
-        self._metrics.label_cache_hits.inc(hits)
-        self._metrics.label_cache_misses.inc(len(new))
-        self._metrics.label_cache_coalesced.inc(len(keys) - hits - len(new))
-        loop = asyncio.get_running_loop()
-        for key in new:
-            self._pending[key] = _Pending(key, missing[key], labels.templates, loop.create_future())
-        answers = found | await self._wait([self._pending[key] for key in missing], flow)
-        embeddings = all_valid([answers[key] for key in keys], "labels[{}]")
-        return np.stack(embeddings), hits
-
-    def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, LabelEmbedding | InvalidArgument]:
-        found: dict[bytes, LabelEmbedding | InvalidArgument] = {}
-        for key in keys:
-            if key in self._cached:
-                self._cached.move_to_end(key)
-                found[key] = self._cached[key]
-        return found
-
-    async def _wait(
-        self, labels: Sequence[_Pending], flow: Hashable
-    ) -> dict[bytes, LabelEmbedding | InvalidArgument]:
-        if not labels:
-            return {}
-        loop = asyncio.get_running_loop()
-        work = _Work(flow, labels, loop.create_future(), len(labels))
-        for pending in labels:
-            pending.waiting[flow] = pending.waiting.get(flow, 0) + 1
-            pending.future.add_done_callback(work.note_settled)
-        work.task = loop.create_task(self._embed(work))
-        try:
-            await work.ended
-        finally:
-            work.has_caller = False
-            for pending in labels:
-                pending.future.remove_done_callback(work.note_settled)
-                self._leave(pending, flow)
-            _cancel_if_idle(work)
-        if work.error is not None:
-            raise _own(work.error)
-        return {pending.key: _answer(pending.future) for pending in labels}
-
-    def _leave(self, pending: _Pending, flow: Hashable) -> None:
-        """Takes note that a call waits no longer; what nobody waits for is given up."""
-        pending.waiting[flow] -= 1
-        if pending.waiting[flow]:
-            return
-        del pending.waiting[flow]
-        if flow in pending.begun_by:
-            _give_up(pending, flow)
-        if not pending.waiting and not pending.future.done():
-            pending.future.cancel()
-            del self._pending[pending.key]
-
-    async def _embed(self, work: _Work) -> None:
-        prompts = work.prompts()
-        try:
-            while chunk := list(islice(prompts, self._prompts_at_once)):
-                answers = await self._embed_prompts([prompt.text for prompt in chunk], work.flow)
-                for prompt, answer in zip(chunk, answers, strict=True):
-                    self._take(prompt, answer)
-        except Exception as error:  # noqa: BLE001 — every waiter gets the answer, whatever it is
-            for pending in list(work.begun):
-                self._fail(pending, error)
-            work.fail(error)
-
-    def _take(self, prompt: _Prompt, answer: NDArray[np.float32] | ServingError) -> None:
-        """Adds the answer to one prompt of a label; the last one settles it, and so does an error."""
-        pending = prompt.pending
-        if pending.future.done():
-            return
-        if isinstance(answer, ServingError):
-            self._fail(pending, answer)
-            return
-        prompt.embeddings.append(answer)
-        if len(prompt.embeddings) == max(1, len(pending.templates)):
-            embedding = l2_normalize(l2_normalize(np.stack(prompt.embeddings)).mean(axis=0))
-            pending.future.set_result(embedding)
-            self._settle(pending)
-            self._keep(pending.key, embedding)
-
-    def _fail(self, pending: _Pending, error: Exception) -> None:
-        if not pending.future.done():
-            pending.fail(error)
-            self._settle(pending)
-
-    def _settle(self, pending: _Pending) -> None:
-        """Ends what flows have begun of a label that has its answer."""
-        del self._pending[pending.key]
-        for flow in list(pending.begun_by):
-            _give_up(pending, flow)
-
-    def _keep(self, key: bytes, embedding: LabelEmbedding) -> None:
-        self._cached[key] = embedding
-        while len(self._cached) > self._max_labels:
-            self._cached.popitem(last=False)
-
-
-def _give_up(pending: _Pending, flow: Hashable) -> None:
-    """Takes from a flow's work a label that nobody wants from it any more."""
-    work = pending.begun_by.pop(flow)
-    work.begun.discard(pending)
-    _cancel_if_idle(work)
-
-
-def _cancel_if_idle(work: _Work) -> None:
-    if not work.has_caller and not work.begun and work.task is not None:
-        work.task.cancel()  # no effect if it has ended
-        work.task = None  # its CancelledError has a frame in its traceback that holds `work`: a cycle
-
-
-def _answer(settled: asyncio.Future[LabelEmbedding]) -> LabelEmbedding | InvalidArgument:
-    """Returns an invalid label's error, so that all of a call are found; raises any other."""
-    error = settled.exception()
-    if error is None:
-        return settled.result()
-    if isinstance(error, InvalidArgument):
-        return error
-    raise _own(error)
-
-
-def _own(error: BaseException) -> BaseException:
-    """Returns an error for one caller to raise: one for all would gather the frames of all."""
-    return error.again() if isinstance(error, ServingError) else error.with_traceback(None)
 
 
 def _update(digest: hashlib.blake2b, part: str) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 
 import prometheus_client
 from prometheus_client import (
@@ -15,7 +13,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from alignserve_server.errors import ExpiredInQueue, ServingError, error_kinds
+from alignserve_server.errors import ServingError, error_kinds
 from alignserve_server.modality import MODALITIES
 from alignserve_server.observability.caller_metrics import CallerMetrics
 from alignserve_server.observability.instruments import (
@@ -61,7 +59,6 @@ class Metrics:
         self._define_label_cache()
         self._define_embedding_cache()
         self.log_lines_dropped = log_lines_dropped(registry)
-        self.modalities = {modality: ModalityMetrics(self, modality) for modality in MODALITIES}
 
     def _define_rpcs(self) -> None:
         # The names and labels of the gRPC ecosystem, so that existing dashboards work. `expect_rpcs` creates
@@ -313,52 +310,3 @@ def log_lines_dropped(registry: CollectorRegistry) -> FunctionCounter:
     return FunctionCounter(
         "alignserve_log_lines_dropped", "Log lines that were lost because nobody read them in time.", registry
     )
-
-
-class ModalityMetrics:
-    """The series of one modality, looked up once, since that costs more than to count."""
-
-    def __init__(self, metrics: Metrics, modality: str) -> None:
-        self.items_accepted = metrics.items_accepted.labels(modality)
-        self.items_in_flight = metrics.items_in_flight.labels(modality)
-        self.items = {outcome: metrics.items.labels(modality, outcome) for outcome in OUTCOMES}
-        self.preprocess_seconds = metrics.preprocess_seconds.labels(modality)
-        self.queue_wait_seconds = metrics.queue_wait_seconds.labels(modality)
-        self.batch_size = metrics.batch_size.labels(modality)
-        self.batch_compute_seconds = metrics.batch_compute_seconds.labels(modality)
-        self.embedding_cache_hits = metrics.embedding_cache_hits.labels(modality)
-        self.embedding_cache_misses = metrics.embedding_cache_misses.labels(modality)
-        self.embedding_cache_coalesced = metrics.embedding_cache_coalesced.labels(modality)
-        self.embedding_cache_entries = metrics.embedding_cache_entries.labels(modality)
-        self.embedding_cache_bytes = metrics.embedding_cache_bytes.labels(modality)
-
-
-class TrackedItems:
-    """Counts items in when its block begins and, by how that ends, out again with their outcome."""
-
-    __slots__ = ("_count", "_is_expired", "_metrics")
-
-    def __init__(self, metrics: ModalityMetrics, count: int, is_expired: Callable[[], bool]) -> None:
-        self._metrics = metrics
-        self._count = count
-        self._is_expired = is_expired
-
-    def __enter__(self) -> None:
-        self._metrics.items_accepted.inc(self._count)
-        self._metrics.items_in_flight.inc(self._count)
-
-    def __exit__(
-        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
-    ) -> None:
-        self._metrics.items_in_flight.dec(self._count)
-        self._metrics.items[self._outcome(error)].inc(self._count)
-
-    def _outcome(self, error: BaseException | None) -> str:
-        if error is None:
-            return "ok"
-        if isinstance(error, ExpiredInQueue):
-            return "expired"
-        if isinstance(error, asyncio.CancelledError):
-            # gRPC cancels the handler both when the caller leaves and when its deadline passes
-            return "expired" if self._is_expired() else "cancelled"
-        return "failed"

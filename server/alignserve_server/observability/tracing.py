@@ -1,17 +1,15 @@
 """What happens to a call, step by step: as OpenTelemetry spans, and as one line of the access log.
 
-Of a call that is followed, each step is noted when it is over, and all become spans at the call's end. A call
-that is not followed costs a comparison. Nothing of what callers send is noted.
+Of a sampled call, each step is noted when it is over, and all become spans at the call's end. A call that is
+not sampled costs a comparison. Nothing of what callers send is noted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,7 +32,8 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from alignserve_server.errors import ServingError, StartupError
+from alignserve_server.errors import ServingError
+from alignserve_server.observability.batch_report import BatchReport
 from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
@@ -54,15 +53,15 @@ _current: ContextVar[CallTrace | None] = ContextVar("trace", default=None)
 
 
 def current_trace() -> CallTrace | None:
-    """Returns what is noted of the call that this task serves; None if it is not followed."""
+    """Returns what is noted of the call that this task serves; None if it is not sampled."""
     return _current.get()
 
 
 class Tracing:
-    """Decides which calls are followed."""
+    """Decides which calls are sampled, and finds their traces by reservation."""
 
     def __init__(self, tracer: Tracer | None, access_log_ratio: float) -> None:
-        """Prepares to follow calls.
+        """Starts without any call.
 
         Args:
             tracer: Makes spans, of the calls that its sampler draws; None makes none.
@@ -70,11 +69,12 @@ class Tracing:
         """
         self._tracer = tracer
         self._access_log_ratio = access_log_ratio
+        self._by_reservation: dict[int, CallTrace] = {}
 
     def begin(
         self, service: str, method: str, read_metadata: Callable[[], Metadata | None]
     ) -> CallTrace | None:
-        """Follows a call from now on, for `current_trace` in the same task, if it is drawn.
+        """Traces a call from now on, for `current_trace` in the same task, if it is sampled.
 
         Its metadata may carry a `traceparent`, whose trace the call then belongs to.
         """
@@ -92,9 +92,47 @@ class Tracing:
         is_logged = self._is_drawn(span.get_span_context())
         if not (is_logged or span.is_recording()):
             return None
-        trace = CallTrace(self._tracer or _NO_TRACER, span, method if is_logged else None)
+        trace = CallTrace(
+            self._tracer or _NO_TRACER, span, self._by_reservation, method if is_logged else None
+        )
         _current.set(trace)
         return trace
+
+    def exemplar(self, reservation: int) -> dict[str, str] | None:
+        """Returns what leads from a metric to the call of a reservation; None if none is recorded."""
+        trace = self._by_reservation.get(reservation)
+        return None if trace is None else trace.exemplar
+
+    def note_batch(self, report: BatchReport) -> dict[str, str] | None:
+        """Notes a batch for each of the calls that had something in it.
+
+        The batch has one span, with a link to every call; it is in the trace of one of them, so that it is
+        kept if that is. Each call has its own steps `queue` and `compute`, the latter with a link to the
+        batch.
+
+        Returns:
+            What leads from a metric to the batch.
+        """
+        if not report.waiting_since:
+            return None
+        waiting_since = {
+            trace: since
+            for reservation, since in report.waiting_since.items()
+            if (trace := self._by_reservation.get(reservation)) is not None
+        }
+        span = _batch_span([trace for trace in waiting_since if trace.is_recording], report)
+        link = span.get_span_context() if span is not INVALID_SPAN else None
+        for trace, since in waiting_since.items():
+            trace.note("queue", since, report.start_time, modality=report.modality)
+            trace.note(
+                "compute",
+                report.start_time,
+                report.end_time,
+                link,
+                modality=report.modality,
+                batch_size=report.size,
+            )
+        return _exemplar(span)
 
     def _is_drawn(self, context: SpanContext) -> bool:
         """Draws calls for the log by their trace, so that those of one trace are all there, or none."""
@@ -115,11 +153,27 @@ class _Step:
 class CallTrace:
     """What is noted of one call, or of one item of a stream. Belongs to the event loop's thread."""
 
-    __slots__ = ("_epoch", "_items", "_logged_method", "_span", "_start", "_steps", "_tracer")
+    __slots__ = (
+        "_by_reservation",
+        "_epoch",
+        "_items",
+        "_logged_method",
+        "_reservations",
+        "_span",
+        "_start",
+        "_steps",
+        "_tracer",
+    )
 
-    def __init__(self, tracer: Tracer, span: Span, logged_method: str | None) -> None:
+    is_sampled = True
+
+    def __init__(
+        self, tracer: Tracer, span: Span, by_reservation: dict[int, CallTrace], logged_method: str | None
+    ) -> None:
         self._tracer = tracer
         self._span = span
+        self._by_reservation = by_reservation  # those of all calls
+        self._reservations: list[int] = []
         self._logged_method = logged_method
         self._start = time.monotonic()
         self._epoch = time.time() - self._start
@@ -130,6 +184,16 @@ class CallTrace:
     def exemplar(self) -> dict[str, str] | None:
         """What leads from a metric to this call; None if its trace is not recorded."""
         return _exemplar(self._span)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the call becomes spans, and not only a line of the log."""
+        return self._span.is_recording()
+
+    def follow(self, reservation: int) -> None:
+        """Notes the batches too that report this reservation, until the call ends."""
+        self._by_reservation[reservation] = self
+        self._reservations.append(reservation)
 
     def note(
         self,
@@ -163,7 +227,7 @@ class CallTrace:
         """Follows an item of this stream, for the block."""
         self._items += 1
         span = self._tracer.start_span("item", set_span_in_context(self._span))
-        item = CallTrace(self._tracer, span, None)
+        item = CallTrace(self._tracer, span, self._by_reservation, None)
         try:
             yield item
         except BaseException as error:
@@ -179,6 +243,9 @@ class CallTrace:
             error: What failed it.
         """
         end = time.monotonic()
+        for reservation in self._reservations:
+            del self._by_reservation[reservation]
+        self._reservations.clear()
         reason = error.reason if isinstance(error, ServingError) else None
         if code == "OK" and self._steps:
             self.note("respond", max(step.end for step in self._steps), end)
@@ -222,42 +289,30 @@ class CallTrace:
         """Returns nanoseconds since 1970."""
         return round((seconds + self._epoch) * 1e9)
 
-    @staticmethod
-    def note_batch(
-        waiting_since: Mapping[CallTrace, float], modality: str, size: int, start: float, end: float
-    ) -> dict[str, str] | None:
-        """Notes a batch for each of the calls that had something in it.
+    def batch_span(self, report: BatchReport, links: Sequence[Link]) -> Span:
+        """Makes the span of a batch, in this call's trace."""
+        span = self._tracer.start_span(
+            "batch",
+            set_span_in_context(self._span),
+            attributes={"modality": report.modality, "batch_size": report.size},
+            links=links,
+            start_time=self._time(report.start_time),
+        )
+        span.end(self._time(report.end_time))
+        return span
 
-        The batch has one span, with a link to every call; it stands in the trace of one of them, so that it
-        is kept if that is. Each call has its own steps `queue` and `compute`, the latter with a link to the
-        batch.
+    def as_link(self) -> Link:
+        """Returns a link to the call."""
+        return Link(self._span.get_span_context())
 
-        Args:
-            waiting_since: When the first entry of each call was queued.
-            modality: What the batch is of.
-            size: Its entries, also those of calls that are not followed.
-            start: When it left the queue, in monotonic seconds, as all times here.
-            end: When the model was done.
 
-        Returns:
-            What leads from a metric to the batch.
-        """
-        span: Span = INVALID_SPAN
-        if recording := [trace for trace in waiting_since if trace._span.is_recording()]:
-            host = recording[0]
-            span = host._tracer.start_span(
-                "batch",
-                set_span_in_context(host._span),
-                attributes={"modality": modality, "batch_size": size},
-                links=[Link(trace._span.get_span_context()) for trace in recording],
-                start_time=host._time(start),
-            )
-            span.end(host._time(end))
-        link = span.get_span_context() if recording else None
-        for trace, since in waiting_since.items():
-            trace.note("queue", since, start, modality=modality)
-            trace.note("compute", start, end, link, modality=modality, batch_size=size)
-        return _exemplar(span)
+def _batch_span(recording: Sequence[CallTrace], report: BatchReport) -> Span:
+    """Makes the span of a batch, if one of its calls is recorded."""
+    return (
+        recording[0].batch_span(report, [trace.as_link() for trace in recording])
+        if recording
+        else INVALID_SPAN
+    )
 
 
 def _code(error: BaseException) -> str:
@@ -273,39 +328,3 @@ def _exemplar(span: Span) -> dict[str, str] | None:
 
 def _ids(context: SpanContext) -> dict[str, str]:
     return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
-
-
-class SpanExport:
-    """Sends spans by OTLP.
-
-    Where to, which share of calls, and under which name stand in OpenTelemetry's own variables, `OTEL_…`.
-    """
-
-    def __init__(self, version: str) -> None:
-        """Prepares to send.
-
-        Raises:
-            StartupError: The extra `otel` is not installed.
-        """
-        try:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        except ModuleNotFoundError as error:
-            raise StartupError(
-                f"tracing needs {error.name}; install it with pip install 'alignserve[server,otel]'"
-            ) from error
-        own = {
-            "service.name": "alignserve",
-            "service.version": version,
-            "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
-        }
-        resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        self.tracer: Tracer = self._provider.get_tracer("alignserve", version)
-
-    def flush(self) -> None:
-        """Sends what is left; takes long if the collector is away."""
-        self._provider.force_flush()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.batching.admission import Place, Room
+from alignserve_server.batching.admission import AdmissionController, QueueLimits, Reservation
 from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.scheduler import Batch, BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
@@ -146,7 +146,7 @@ class _Call(NamedTuple):
     """What an entry in the queue stands for."""
 
     arrival_time: float
-    place: Place
+    reservation: Reservation
 
 
 class _Simulation:
@@ -162,8 +162,8 @@ class _Simulation:
         self._scheduler = Scheduler(replica.policies, replica.max_queue_delay_seconds)
         # Bytes are left out: an item has one, and there is room for as many as for items.
         limit = replica.max_queue_size
-        self._rooms = {
-            modality: Room(modality, max_items=limit, max_bytes=limit, clock=lambda: cores.now)
+        self._admission = {
+            modality: AdmissionController(modality, QueueLimits(limit, limit), clock=lambda: cores.now)
             for modality in replica.policies
         }
         self._latencies: list[float] = []
@@ -191,19 +191,19 @@ class _Simulation:
 
     def _pass_to(self, time: float) -> None:
         while True:
-            ripe, end = self._ripe_time(), self._cores.next_time
-            if min(ripe, end) > time:
+            due, end = self._due_time(), self._cores.next_time
+            if min(due, end) > time:
                 break
-            if end <= ripe:
+            if end <= due:
                 self._cores.finish_next()
             else:
-                self._cores.pass_to(ripe)
+                self._cores.pass_to(due)
                 self._start_lanes()
         if time < sys.float_info.max:
             self._cores.pass_to(time)
 
-    def _ripe_time(self) -> float:
-        time = self._scheduler.next_ripe_time() if self._idle_lanes else None
+    def _due_time(self) -> float:
+        time = self._scheduler.next_due_time() if self._idle_lanes else None
         return math.inf if time is None else time
 
     def _receive(self, arrival: Arrival) -> None:
@@ -214,7 +214,7 @@ class _Simulation:
 
     def _admit(self, arrival: Arrival) -> None:
         try:
-            call = _Call(arrival.time, self._rooms[arrival.modality].reserve(1, 1))
+            call = _Call(arrival.time, self._admission[arrival.modality].reserve(1, 1))
         except QueueFull:
             self._refused += 1
             return
@@ -235,7 +235,7 @@ class _Simulation:
                 return
             self._idle_lanes -= 1
             for entry in batch.entries:
-                entry.payload.place.give_back(1)
+                entry.payload.reservation.slot(1).release()
             longest = max(entry.length for entry in batch.entries)
             seconds = self._curve.forward_seconds(batch.modality, len(batch.entries), longest)
             self._device.submit(seconds, partial(self._finish, batch))
@@ -253,5 +253,5 @@ class _Simulation:
         self._start_lanes()
 
     def _answer(self, call: _Call) -> None:
-        call.place.leave()
+        call.reservation.close()
         self._latencies.append(self._cores.now - call.arrival_time)

@@ -16,7 +16,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from alignserve_server.access.keys import Scope
-from alignserve_server.batching.call import CallContext
+from alignserve_server.batching.call import NO_TRACE, CallContext
 from alignserve_server.batching.engine import Engine
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
 from alignserve_server.model.zero_shot import LabelSet
@@ -167,8 +167,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         size = response_size.embed_text_response_bytes(request, engine.info)
         await room.take_for_embeddings("texts", size)
         result = await engine.embed_texts(texts, call, truncate=request.truncate)
-        if call.trace is not None:
-            call.trace.count_input_tokens(sum(len(text.input_ids) for text in result.texts))
+        call.trace.count_input_tokens(sum(len(text.input_ids) for text in result.texts))
         return pb.EmbedTextResponse(
             embeddings=encode(result.embeddings),
             tokenizations=convert.tokenizations(result.texts),
@@ -207,12 +206,11 @@ def _checked_labels(request: pb.ClassifyRequest, limits: convert.RequestLimits) 
 
 
 def _describe_embeddings(call: CallContext, engine: Engine) -> None:
-    if call.trace is not None:
-        call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
+    call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
 
 
 def _call(context: Context) -> CallContext:
     remaining = context.time_remaining()
     is_bounded = remaining is not None and math.isfinite(remaining)
     deadline = asyncio.get_running_loop().time() + remaining if is_bounded else None
-    return CallContext(deadline, flow=flow_of(context), trace=current_trace())
+    return CallContext(deadline, flow=flow_of(context), trace=current_trace() or NO_TRACE)

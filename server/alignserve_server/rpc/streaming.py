@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
-from dataclasses import replace
 
 from alignserve.v1 import align_service_pb2 as pb
 
@@ -111,9 +109,8 @@ class InferStream:
     async def _start(self, request: pb.StreamInferRequest, *, is_first: bool) -> None:
         """Begins to answer a request; returns once it has room, or is answered without."""
         admitted = asyncio.Event()
-        call = replace(self._call, on_admitted=admitted.set)
         room = self._make_room(request.correlation_id)
-        answer = asyncio.create_task(self._answer(request, call, room, is_first=is_first))
+        answer = asyncio.create_task(self._answer(request, admitted.set, room, is_first=is_first))
         answer.add_done_callback(lambda _: admitted.set())
         self._answers[answer] = room
         if self._is_ordered:
@@ -123,7 +120,12 @@ class InferStream:
         await admitted.wait()
 
     async def _answer(
-        self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom, *, is_first: bool
+        self,
+        request: pb.StreamInferRequest,
+        on_admitted: Callable[[], None],
+        room: ResponseRoom,
+        *,
+        is_first: bool,
     ) -> bytes:
         """Returns the response as bytes, since it may wait for the client to read others."""
         correlation_id = request.correlation_id
@@ -134,12 +136,12 @@ class InferStream:
             self._check_id(correlation_id)
             self._ids_in_flight.add(correlation_id)
             is_ours = True
-            with nullcontext() if call.trace is None else call.trace.item() as trace:
-                response = await self._infer(request, replace(call, trace=trace), room)
+            with self._call.trace.item() as trace:
+                response = await self._infer(request, self._call.for_item(on_admitted, trace), room)
         except ServingError as error:
             kind = request.WhichOneof("request")
             items = 0 if kind is None else item_count(getattr(request, kind))
-            self._metrics.count_refusal(error, call.flow.caller, items)
+            self._metrics.count_refusal(error, self._call.flow.caller, items)
             response = pb.StreamInferResponse(error=to_status_proto(error))
         except Exception as error:  # noqa: BLE001 — one item's bug must not end the stream
             response = pb.StreamInferResponse(error=to_status_proto(internal_error("StreamInfer", error)))

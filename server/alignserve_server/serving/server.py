@@ -23,9 +23,13 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from alignserve_server.access.keys import KeyRing
+from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.batch_size import best_batch_size
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Engine
+from alignserve_server.batching.local_backend import CacheBytes, LocalBackend
+from alignserve_server.batching.preprocess_pool import PreprocessPool
+from alignserve_server.batching.preprocessor import Preprocessor
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
@@ -34,11 +38,13 @@ from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.prepared import resolve
 from alignserve_server.model.preprocessing.decode import IMAGE_FORMATS, accepted_formats
+from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.gpu import watch_gpu
 from alignserve_server.observability.logs import dropped_lines, get_logger
 from alignserve_server.observability.metrics import Metrics, state_series
 from alignserve_server.observability.metrics_http import serve_metrics_page
-from alignserve_server.observability.tracing import SpanExport, Tracing
+from alignserve_server.observability.span_export import SpanExport
+from alignserve_server.observability.tracing import Tracing
 from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
@@ -58,7 +64,7 @@ from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.serving.tuned_sizes import TunedSizes, cpu_model
-from alignserve_server.serving.watchdog import PreprocessPool, Watchdog
+from alignserve_server.serving.watchdog import Watchdog
 from alignserve_server.settings import Settings, is_loopback
 
 _log = get_logger(__name__)
@@ -117,6 +123,7 @@ class Server:
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
         tracing = Tracing(tracer, settings.access_log_ratio)
+        self._observer = MetricsObserver(self.metrics, tracing)
         self.interceptor = ServingInterceptor(self.metrics, access, tracing, _connection_limits(settings))
         self._grpc = aio_server([self.interceptor], _channel_options(settings))
         self._batcher: Batcher | None = None
@@ -182,25 +189,12 @@ class Server:
         self._batcher = Batcher(
             encoder,
             self._scheduler(batch_sizes),
-            self.metrics,
+            self._observer,
             lanes=lanes,
             on_widened=partial(self._note_widened, batch_sizes),
         )
         self._batcher.start()
-        self._servicer.engine = Engine(
-            encoder,
-            self._batcher,
-            self._pool,
-            self.metrics,
-            decode_threads=self._decode_threads,
-            max_queue_size=self._settings.max_queue_size,
-            max_queue_bytes=self._settings.max_queue_bytes,
-            label_cache_size=self._settings.label_cache_size,
-            embedding_cache_bytes={
-                "image": self._settings.image_cache_bytes,
-                "text": self._settings.text_cache_bytes,
-            },
-        )
+        self._servicer.engine = self._engine(encoder, self._batcher)
         self._publish_model(encoder)
         _forget_the_past()
         self._readiness.enter(State.READY)
@@ -382,6 +376,17 @@ class Server:
         self.metrics.max_batch_size.labels(modality).set(size)
         _log.info("max_batch_size_raised", modality=modality, max_batch_size=size)
         threading.Thread(target=self._keep, args=(dict(sizes),), daemon=True).start()
+
+    def _engine(self, encoder: Encoder, batcher: Batcher) -> Engine:
+        limits = QueueLimits(self._settings.max_queue_size, self._settings.max_queue_bytes)
+        caches = CacheBytes(self._settings.image_cache_bytes, self._settings.text_cache_bytes)
+        return Engine(
+            Preprocessor(encoder, self._pool, self._observer, decode_threads=self._decode_threads),
+            LocalBackend(encoder.info, batcher, self._observer, limits, caches),
+            self._observer,
+            limits,
+            label_cache_size=self._settings.label_cache_size,
+        )
 
     def _watch(self, encoder: Encoder, batcher: Batcher) -> Watchdog:
         return Watchdog(

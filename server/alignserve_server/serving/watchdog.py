@@ -4,51 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
 
 from alignserve_server.batching.batcher import Batcher
+from alignserve_server.batching.preprocess_pool import PreprocessPool
 from alignserve_server.observability.logs import get_logger
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.health import Readiness, State, model_stalled
 
 _log = get_logger(__name__)
 
-_T = TypeVar("_T")
-
 _MAX_FAILED_BATCHES = 8  # in a row; then the device itself is asked
-
-
-class PreprocessPool(ThreadPoolExecutor):
-    """Threads that prepare inputs, and since when they have all been stuck."""
-
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads, "preprocess")
-        self._threads_count = threads
-        self._running_since: dict[int, float] = {}  # thread → start of its job
-
-    def submit(self, job: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
-        """Queues a job; see `concurrent.futures.Executor`."""
-        return super().submit(self._run, job, *args, **kwargs)
-
-    def stuck_seconds(self) -> float:
-        """Returns for how long no thread has finished or begun a job; 0 if one is free.
-
-        One slow job is no stall: the input that makes it slow is the caller's, and others get past it.
-        """
-        started = list(self._running_since.values())
-        return time.monotonic() - max(started) if len(started) == self._threads_count else 0.0
-
-    def _run(self, job: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
-        thread = threading.get_ident()
-        self._running_since[thread] = time.monotonic()
-        try:
-            return job(*args, **kwargs)
-        finally:
-            del self._running_since[thread]
 
 
 class Watchdog:

@@ -30,7 +30,7 @@ def _software() -> Row:
     return {
         "torch": torch.__version__,
         "CUDA": torch.version.cuda,
-        "cuDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "cuDNN": torch.backends.cudnn.version(),
         **{package: version(package) for package in packages},
     }
 

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,6 +17,7 @@ from alignserve_server.batching.queue import Embedded
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ModelStalled, ShuttingDown
 from alignserve_server.model.encoder import OutOfDeviceMemory
+from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.metrics import Metrics
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
@@ -46,14 +47,14 @@ def logs() -> Iterator[list[EventDict]]:
 
 
 @pytest.fixture
-def run(encoder: WatchedEncoder, clock: FakeClock, metrics: Metrics) -> Run:
+def run(encoder: WatchedEncoder, clock: FakeClock, observer: MetricsObserver) -> Run:
     @asynccontextmanager
     async def run_until_empty(
         *, max_batch_size: int = 8, max_queue_delay_seconds: float = 0.0, lanes: int = 1
     ) -> AsyncIterator[Batcher]:
         policies = {modality: BatchPolicy(max_batch_size, overhead=100) for modality in ("image", "text")}
         scheduler = Scheduler(policies, max_queue_delay_seconds)
-        batcher = Batcher(encoder, scheduler, metrics, lanes=lanes, clock=clock)
+        batcher = Batcher(encoder, scheduler, observer, lanes=lanes, clock=clock)
         batcher.start()
         try:
             yield batcher
@@ -252,22 +253,28 @@ async def test_an_entry_that_does_not_fit_alone_fails(batcher, encoder):
     assert (outcomes, later) == (["InferenceFailed"] * 2, ["ok"])
 
 
-async def test_a_raising_on_taken_does_not_stop_the_lane(batcher, encoder):
-    """The callback's error goes to the loop's handler, results to their callers."""
-    errors = _collect_loop_errors()
-    images, nothing = _images(encoder, b"a"), dict[str, Any]()
-    raises_key_error: Any = nothing.__getitem__
+class BrokenSlot:
+    """A slot that cannot be released."""
 
-    outcomes = [await _outcomes(batcher.submit("image", images, None, raises_key_error)) for _ in range(2)]
+    def release(self) -> None:
+        raise KeyError
+
+
+async def test_a_slot_that_raises_does_not_stop_the_lane(batcher, encoder):
+    """The slot's error goes to the loop's handler, results to their callers."""
+    errors = _collect_loop_errors()
+    images = [image._replace(slot=BrokenSlot()) for image in _images(encoder, b"a")]
+
+    outcomes = [await _outcomes(batcher.submit("image", images)) for _ in range(2)]
 
     assert outcomes == [["ok"], ["ok"]]
     assert errors == [KeyError, KeyError]
 
 
-async def test_a_raising_metric_does_not_stop_the_lane(batcher, encoder, metrics, monkeypatch):
+async def test_an_observer_that_raises_does_not_stop_the_lane(batcher, encoder, observer, monkeypatch):
     """Results reach their callers even if they cannot be counted."""
     errors = _collect_loop_errors()
-    monkeypatch.setattr(metrics.modalities["image"], "batch_size", None)
+    monkeypatch.setattr(observer.of("image"), "_batch_size", None)
 
     outcomes = [await _outcomes(batcher.submit("image", _images(encoder, b"a"))) for _ in range(2)]
 
@@ -343,23 +350,28 @@ async def test_an_entry_on_the_device_does_not_expire(run, encoder, monkeypatch)
     assert outcomes == ["ok", "ExpiredInQueue"]
 
 
-async def test_the_submitter_is_told_on_the_event_loop_what_a_lane_takes(batcher, encoder):
+async def test_slots_are_released_on_the_event_loop_when_a_lane_takes_their_items(batcher, encoder):
     """Each item makes room, which belongs to the loop's thread, before its result is there."""
-    told: list[tuple[int, threading.Thread]] = []
+    released: list[tuple[bytes, threading.Thread]] = []
+
+    @dataclass(frozen=True)
+    class Slot:
+        content: bytes
+
+        def release(self) -> None:
+            released.append((self.content, threading.current_thread()))
+
     first = await _occupy(batcher, encoder)
-    later = batcher.submit(
-        "image",
-        _images(encoder, b"12", b"345"),
-        on_taken=lambda size_bytes: told.append((size_bytes, threading.current_thread())),
-    )
+    images = [_images(encoder, content)[0]._replace(slot=Slot(content)) for content in (b"12", b"345")]
+    later = batcher.submit("image", images)
     await settle()
-    told_before = list(told)
+    released_before = list(released)
 
     encoder.resume()
     await asyncio.gather(first, *later)
 
-    assert told_before == []
-    assert told == [(2, threading.current_thread()), (3, threading.current_thread())]
+    assert released_before == []
+    assert released == [(b"12", threading.current_thread()), (b"345", threading.current_thread())]
 
 
 async def test_each_lane_runs_a_batch_of_its_own(run, encoder):
@@ -382,7 +394,7 @@ async def test_idle_lanes_share_what_waits_if_that_saves_time(run, encoder, has_
     encoder.has_parallel_lanes = has_parallel_lanes
 
     async with run(lanes=2) as batcher:
-        while batcher._idle_lanes < 2:
+        while batcher._scheduler.idle_lanes < 2:
             await asyncio.sleep(0)
         futures = batcher.submit("image", _images(encoder, b"a", b"b"))
         await asyncio.gather(*futures)
@@ -456,10 +468,12 @@ async def test_an_encoder_that_loses_a_row_fails_its_callers_and_not_the_lane(ba
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
-async def test_a_lane_that_dies_is_noticed(encoder, metrics, monkeypatch, logs, error):
+async def test_a_lane_that_dies_is_noticed(encoder, observer, monkeypatch, logs, error):
     """Whatever ends a thread is logged, and the watchdog can see it."""
     monkeypatch.setattr(encoder, "enter_lane", Mock(side_effect=error))
-    batcher = Batcher(encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), metrics, lanes=1)
+    batcher = Batcher(
+        encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), observer, lanes=1
+    )
 
     batcher.start()
     await batcher.stop(_PATIENCE_SECONDS)
@@ -468,9 +482,11 @@ async def test_a_lane_that_dies_is_noticed(encoder, metrics, monkeypatch, logs, 
     assert [line["event"] for line in logs] == ["lane_died"]
 
 
-async def test_nothing_is_queued_once_the_lanes_stop(encoder, metrics):
+async def test_nothing_is_queued_once_the_lanes_stop(encoder, observer):
     """Items that nobody would run are refused, so that their callers do not wait."""
-    batcher = Batcher(encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), metrics, lanes=1)
+    batcher = Batcher(
+        encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), observer, lanes=1
+    )
     batcher.start()
     await batcher.stop(_PATIENCE_SECONDS)
 

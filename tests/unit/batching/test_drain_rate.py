@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from alignserve_server.batching.drain_rate import Pace
+from alignserve_server.batching.drain_rate import DrainRate
 
 from tests.unit.fakes import FakeClock
 
@@ -14,11 +14,11 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def pace(clock: FakeClock) -> Pace:
-    return Pace(clock)
+def pace(clock: FakeClock) -> DrainRate:
+    return DrainRate(clock)
 
 
-def _serve(pace: Pace, clock: FakeClock, rounds: int, *, items: int, seconds: float) -> None:
+def _serve(pace: DrainRate, clock: FakeClock, rounds: int, *, items: int, seconds: float) -> None:
     """Lets a number of items leave at regular intervals, while others take their places."""
     for _ in range(rounds):
         clock.advance(seconds)
@@ -26,7 +26,7 @@ def _serve(pace: Pace, clock: FakeClock, rounds: int, *, items: int, seconds: fl
         pace.enter(items)
 
 
-def test_nothing_there_has_left_already(pace: Pace, clock: FakeClock) -> None:
+def test_nothing_there_has_left_already(pace: DrainRate, clock: FakeClock) -> None:
     """Whoever finds nobody need not wait."""
     clock.advance(100.0)
 
@@ -35,7 +35,7 @@ def test_nothing_there_has_left_already(pace: Pace, clock: FakeClock) -> None:
     assert seconds == 0.0
 
 
-def test_before_anything_has_left_it_takes_as_long_again(pace: Pace, clock: FakeClock) -> None:
+def test_before_anything_has_left_it_takes_as_long_again(pace: DrainRate, clock: FakeClock) -> None:
     """Time without an answer is all that is known; the idle time before is not part of it."""
     clock.advance(100.0)
     pace.enter(50)
@@ -48,7 +48,7 @@ def test_before_anything_has_left_it_takes_as_long_again(pace: Pace, clock: Fake
 
 @pytest.mark.parametrize(("items", "seconds"), [(1, 0.25), (4, 1.0), (32, 8.0)])
 def test_what_is_there_leaves_at_the_measured_pace(
-    pace: Pace, clock: FakeClock, items: int, seconds: float
+    pace: DrainRate, clock: FakeClock, items: int, seconds: float
 ) -> None:
     """Four items per second, one by one or in batches, are four items per second."""
     pace.enter(64)
@@ -58,7 +58,7 @@ def test_what_is_there_leaves_at_the_measured_pace(
     assert pace.seconds_to_drain() == pytest.approx(16.0, rel=0.01)
 
 
-def test_an_idle_time_does_not_count(pace: Pace, clock: FakeClock) -> None:
+def test_an_idle_time_does_not_count(pace: DrainRate, clock: FakeClock) -> None:
     """An hour without callers says nothing of how fast they are served."""
     pace.enter(10)
     _serve(pace, clock, 100, items=1, seconds=0.1)
@@ -72,7 +72,7 @@ def test_an_idle_time_does_not_count(pace: Pace, clock: FakeClock) -> None:
     assert pace.seconds_to_drain() == pytest.approx(5.0, rel=0.01)
 
 
-def test_a_slow_down_is_noticed_within_seconds(pace: Pace, clock: FakeClock) -> None:
+def test_a_slow_down_is_noticed_within_seconds(pace: DrainRate, clock: FakeClock) -> None:
     """After a thousand items per second, one per second soon counts for more."""
     pace.enter(10)
     _serve(pace, clock, 5000, items=1, seconds=0.001)
@@ -82,7 +82,7 @@ def test_a_slow_down_is_noticed_within_seconds(pace: Pace, clock: FakeClock) -> 
     assert pace.seconds_to_drain() == pytest.approx(10.0, rel=0.2)
 
 
-def test_the_pace_of_a_few_callers_is_soon_forgotten(pace: Pace, clock: FakeClock) -> None:
+def test_the_pace_of_a_few_callers_is_soon_forgotten(pace: DrainRate, clock: FakeClock) -> None:
     """One call at a time says little of what a loaded server can do."""
     pace.enter(1)
     _serve(pace, clock, 1000, items=1, seconds=0.1)
@@ -93,7 +93,7 @@ def test_the_pace_of_a_few_callers_is_soon_forgotten(pace: Pace, clock: FakeCloc
     assert pace.seconds_to_drain() == pytest.approx(1.0, rel=0.2)
 
 
-def test_a_standstill_makes_the_estimate_grow(pace: Pace, clock: FakeClock) -> None:
+def test_a_standstill_makes_the_estimate_grow(pace: DrainRate, clock: FakeClock) -> None:
     """Time that passes without an answer counts before there is one."""
     pace.enter(10)
     _serve(pace, clock, 100, items=1, seconds=0.01)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from alignserve_server.batching.embedding_cache import EmbeddingCache
-from alignserve_server.observability.metrics import Metrics, ModalityMetrics
+from alignserve_server.batching.observer import ModalityObserver
+from alignserve_server.observability.batch_observer import MetricsObserver
 
 DIMENSION = 100
 ENTRY_BYTES = 4 * DIMENSION + 1 + 300  # embedding, key, and the objects around them
 
 
 @pytest.fixture
-def counted(metrics: Metrics) -> ModalityMetrics:
-    return metrics.modalities["text"]
+def counted(observer: MetricsObserver) -> ModalityObserver:
+    return observer.of("text")
 
 
 def _embedding(value: float) -> np.ndarray:
     return np.full(DIMENSION, value, np.float32)
 
 
-def _filled(counted: ModalityMetrics, max_entries: int, keys: bytes) -> EmbeddingCache:
+def _filled(counted: ModalityObserver, max_entries: int, keys: bytes) -> EmbeddingCache:
     cache = EmbeddingCache(max_entries * ENTRY_BYTES, counted)
     for key in keys:
         cache.put(bytes([key]), _embedding(key))

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.call import CallContext
 from alignserve_server.batching.engine import Engine
@@ -19,9 +20,9 @@ from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
 from alignserve_server.model.encoder import TokenizedText
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel
-from alignserve_server.observability.metrics import Metrics
+from alignserve_server.observability.batch_observer import MetricsObserver
 
-from tests.unit.fakes import FakeClock, WatchedEncoder, settle
+from tests.unit.fakes import FakeClock, WatchedEncoder, local_engine, settle
 
 MAX_ITEMS, MAX_BYTES = 8, 8000
 OPEN_ITEMS = 6  # three quarters: as many as unary calls may fill
@@ -81,29 +82,29 @@ async def encoder() -> SlowDecoder:
 
 
 @pytest.fixture
-async def engine(encoder: SlowDecoder, clock: FakeClock, metrics: Metrics) -> AsyncIterator[Engine]:
-    async with _engine(encoder, clock, metrics) as engine:
+async def engine(encoder: SlowDecoder, clock: FakeClock, observer: MetricsObserver) -> AsyncIterator[Engine]:
+    async with _engine(encoder, clock, observer) as engine:
         yield engine
         encoder.decodes.release(1000)
 
 
 @asynccontextmanager
-async def _engine(encoder: WatchedEncoder, clock: FakeClock, metrics: Metrics) -> AsyncIterator[Engine]:
+async def _engine(
+    encoder: WatchedEncoder, clock: FakeClock, observer: MetricsObserver
+) -> AsyncIterator[Engine]:
     """One lane, one thread that decodes."""
     policies = {modality: BatchPolicy(8) for modality in ("image", "text")}
-    batcher = Batcher(encoder, Scheduler(policies), metrics, lanes=1)
+    batcher = Batcher(encoder, Scheduler(policies), observer, lanes=1)
     batcher.start()
     with ThreadPoolExecutor(1) as pool:
-        engine = Engine(
+        engine = local_engine(
             encoder,
             batcher,
             pool,
-            metrics,
+            observer,
             decode_threads=1,
-            max_queue_size=MAX_ITEMS,
-            max_queue_bytes=MAX_BYTES,
+            limits=QueueLimits(MAX_ITEMS, MAX_BYTES),
             label_cache_size=1000,
-            embedding_cache_bytes={"image": 0, "text": 0},
             clock=clock,
         )
         yield engine
@@ -201,7 +202,7 @@ async def test_calls_that_wait_for_one_label_are_bounded(engine, encoder, monkey
     """They take one place in the queue of texts, and none in that of images once these are embedded."""
     encoder.decodes.release(1000)
     never = asyncio.Event()
-    monkeypatch.setattr(engine._labels, "_embed_prompts", lambda *_: never.wait())
+    monkeypatch.setattr(engine._classifier._labels, "_embed_prompts", lambda *_: never.wait())
     waiting = [_classify(engine, "label") for _ in range(OPEN_ITEMS)]
     while len(encoder.seen) < OPEN_ITEMS:
         await encoder.begun()
@@ -221,7 +222,7 @@ async def test_a_classify_in_a_stream_waits_where_a_unary_one_is_refused(engine,
     encoder.decodes.release(1000)
     admitted = asyncio.Event()
     never = asyncio.Event()
-    monkeypatch.setattr(engine._labels, "_embed_prompts", lambda *_: never.wait())
+    monkeypatch.setattr(engine._classifier._labels, "_embed_prompts", lambda *_: never.wait())
     waiting = [_classify(engine, "label", STREAM_CALL) for _ in range(OPEN_ITEMS)]
     streamed = _classify(engine, "label", CallContext(waits_for_room=True, on_admitted=admitted.set))
     await settle()
@@ -283,10 +284,10 @@ FLOOD, SMALL = (Flow(caller, Priority.INTERACTIVE) for caller in ("flood", "smal
 LONG_TEXT = " word" * 220  # so long that each is tokenized on its own
 
 
-async def test_callers_take_turns_at_tokenizing(clock, metrics):
+async def test_callers_take_turns_at_tokenizing(clock, observer):
     """One text of a small caller is not tokenized after all of a large one's."""
     encoder = SlowTokenizer()
-    async with _engine(encoder, clock, metrics) as engine:
+    async with _engine(encoder, clock, observer) as engine:
         flood = engine.embed_texts(["f" + LONG_TEXT] * 4, CallContext(flow=FLOOD), truncate=True)
         flooding = asyncio.create_task(flood)
         while len(encoder.tokenized) < 2:
@@ -301,14 +302,14 @@ async def test_callers_take_turns_at_tokenizing(clock, metrics):
     assert encoder.tokenized.index("s") <= 3  # behind the two that threads have, and one that is next
 
 
-async def test_texts_are_tokenized_in_order_however_they_are_split(engine):
+async def test_texts_are_tokenized_in_order_however_they_are_split(engine, encoder):
     """Short ones together and long ones alone, each at its place."""
     texts = [f"number {i} " + "word " * (i * 37 % 700) for i in range(40)]
 
     for start in range(0, 40, 6):
         result = await engine.embed_texts(texts[start : start + 6], CALL, truncate=True)
 
-        expected = [engine._encoder.tokenize(text, truncate=True) for text in texts[start : start + 6]]
+        expected = [encoder.tokenize(text, truncate=True) for text in texts[start : start + 6]]
         assert result.texts == expected
 
 

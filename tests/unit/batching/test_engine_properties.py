@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.call import CallContext
-from alignserve_server.batching.engine import Engine
-from alignserve_server.batching.fair_queue import NOBODY, Flow, Priority
+from alignserve_server.batching.fair_queue import ANONYMOUS, Flow, Priority
+from alignserve_server.batching.local_backend import CacheBytes
 from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import (
@@ -29,13 +30,15 @@ from alignserve_server.errors import (
 from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.metrics import Metrics
+from alignserve_server.observability.tracing import Tracing
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from tests.unit.fakes import FakeClock, settle
+from tests.unit.fakes import FakeClock, local_engine, settle
 
 _T = TypeVar("_T")
 
@@ -192,17 +195,17 @@ class Batching(RuleBasedStateMachine):
         self.lanes = lanes
         policies = {"image": BatchPolicy(max_batch_size), "text": BatchPolicy(max_batch_size, overhead=4)}
         self.scheduler = Scheduler(policies)
-        self.batcher = Batcher(self.encoder, self.scheduler, self.metrics, lanes=lanes, clock=self.clock)
-        self.engine = Engine(
+        observer = MetricsObserver(self.metrics, Tracing(None, 0.0))
+        self.batcher = Batcher(self.encoder, self.scheduler, observer, lanes=lanes, clock=self.clock)
+        self.engine = local_engine(
             self.encoder,
             self.batcher,
             self.pool,
-            self.metrics,
+            observer,
             decode_threads=2,
-            max_queue_size=MAX_ITEMS,
-            max_queue_bytes=MAX_BYTES,
+            limits=QueueLimits(MAX_ITEMS, MAX_BYTES),
             label_cache_size=1,
-            embedding_cache_bytes={"image": 0, "text": 1000},
+            cache_bytes=CacheBytes(image=0, text=1000),
             clock=self.clock,
         )
         self.until_end.callback(self._stop)
@@ -324,7 +327,7 @@ class Batching(RuleBasedStateMachine):
         seconds: float | None = None,
         *,
         waits_for_room: bool,
-        flow: Flow = NOBODY,
+        flow: Flow = ANONYMOUS,
     ) -> Asked:
         def admit() -> None:
             asked.is_admitted = True
@@ -368,7 +371,7 @@ class Batching(RuleBasedStateMachine):
         await settle()
 
     def _is_at_rest(self) -> bool:
-        idle, waiting = self.batcher._idle_lanes, sum(map(self.scheduler.waiting, MODALITIES))
+        idle, waiting = self.batcher._scheduler.idle_lanes, sum(map(self.scheduler.waiting, MODALITIES))
         return idle + len(self.encoder.inside) == self.lanes and not (idle and waiting)
 
     def _go_on(self) -> None:

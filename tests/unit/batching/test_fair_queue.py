@@ -11,7 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from alignserve_server.batching.fair_queue import BULK_SHARE, FairGate, FairPool, FairQueue, Flow, Priority
+from alignserve_server.batching.fair_queue import (
+    BULK_SHARE,
+    FairPool,
+    FairQueue,
+    FairSemaphore,
+    Flow,
+    Priority,
+)
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -311,16 +318,16 @@ class TestFairGate:
 
     async def test_callers_take_turns_at_the_gate(self) -> None:
         """One job of a small caller is not behind all of a large one's."""
-        gate, entered = FairGate(1), []
+        semaphore, entered = FairSemaphore(1), []
 
         async def job(caller: str) -> None:
-            await gate.enter(_flow(caller))
+            await semaphore.acquire(_flow(caller))
             entered.append(caller)
 
         jobs = [asyncio.create_task(job(caller)) for caller in ("flood",) * 10 + ("small",)]
         await settle()
         for _ in range(10):
-            gate.leave()
+            semaphore.release()
             await settle()
 
         assert entered.index("small") == 2
@@ -328,14 +335,14 @@ class TestFairGate:
 
     async def test_who_leaves_the_line_takes_no_place(self) -> None:
         """Whether its turn has come meanwhile or not."""
-        gate = FairGate(1)
-        await gate.enter(_flow("a"))
-        waiting = [asyncio.create_task(gate.enter(_flow(caller))) for caller in "bcd"]
+        semaphore = FairSemaphore(1)
+        await semaphore.acquire(_flow("a"))
+        waiting = [asyncio.create_task(semaphore.acquire(_flow(caller))) for caller in "bcd"]
         await settle()
 
         waiting[0].cancel()  # its turn has not come
         await settle()
-        gate.leave()
+        semaphore.release()
         waiting[1].cancel()  # its turn has come, but it has not run since
         await settle()
 
@@ -344,16 +351,16 @@ class TestFairGate:
 
     async def test_the_last_to_leave_leaves_the_gate_as_it_was(self) -> None:
         """Places are neither lost nor made."""
-        gate = FairGate(2)
-        tasks = [asyncio.create_task(gate.enter(_flow(caller))) for caller in "abcde"]
+        semaphore = FairSemaphore(2)
+        tasks = [asyncio.create_task(semaphore.acquire(_flow(caller))) for caller in "abcde"]
         await settle()
         tasks[3].cancel()
         await settle()
         for _ in range(4):
-            gate.leave()
+            semaphore.release()
             await settle()
 
-        tasks = [asyncio.create_task(gate.enter(_flow(caller))) for caller in "abc"]
+        tasks = [asyncio.create_task(semaphore.acquire(_flow(caller))) for caller in "abc"]
         await settle()
 
         assert [task.done() for task in tasks] == [True, True, False]

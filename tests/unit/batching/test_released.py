@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import structlog
+from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.call import CallContext
 from alignserve_server.batching.engine import Engine
@@ -25,9 +26,9 @@ from alignserve_server.errors import ImageUnreadable, InferenceFailed, ModelStal
 from alignserve_server.model.encoder import PixelValues
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.zero_shot import LabelSet
-from alignserve_server.observability.metrics import Metrics
+from alignserve_server.observability.batch_observer import MetricsObserver
 
-from tests.unit.fakes import settle
+from tests.unit.fakes import local_engine, settle
 
 _CALLS = 5  # of each kind
 
@@ -164,22 +165,20 @@ _KINDS = [name for name in vars(Caller) if not name.startswith("_")]
 
 
 @pytest.fixture
-async def caller(metrics: Metrics) -> AsyncIterator[Caller]:
+async def caller(observer: MetricsObserver) -> AsyncIterator[Caller]:
     encoder = Decoder(is_recording=False)
     policies = {modality: BatchPolicy(8) for modality in ("image", "text")}
-    batcher = Batcher(encoder, Scheduler(policies), metrics, lanes=1)
+    batcher = Batcher(encoder, Scheduler(policies), observer, lanes=1)
     batcher.start()
     with ThreadPoolExecutor(2) as pool:
-        engine = Engine(
+        engine = local_engine(
             encoder,
             batcher,
             pool,
-            metrics,
+            observer,
             decode_threads=2,
-            max_queue_size=1000,
-            max_queue_bytes=1 << 20,
+            limits=QueueLimits(1000, 1 << 20),
             label_cache_size=10,
-            embedding_cache_bytes={"image": 0, "text": 0},
         )
         yield Caller(engine, encoder, batcher)
         assert await batcher.stop(30.0)

@@ -157,7 +157,7 @@ class TestQueueDelay:
         batch = scheduler.next_batch(10.499)
 
         assert batch is None
-        assert scheduler.next_ripe_time() == 10.5
+        assert scheduler.next_due_time() == 10.5
 
     def test_a_small_batch_runs_when_the_delay_of_its_oldest_is_over(self) -> None:
         """The delay counts from the oldest entry; younger ones go with it."""
@@ -187,7 +187,7 @@ class TestQueueDelay:
         batch = scheduler.next_batch(10.0)
 
         assert batch is None
-        assert scheduler.next_ripe_time() == 10.5
+        assert scheduler.next_due_time() == 10.5
 
     def test_a_ripe_modality_does_not_wait_for_the_one_held_back(self) -> None:
         """Each queue ripens on its own, whoever's turn it would be."""
@@ -209,13 +209,13 @@ class TestQueueDelay:
 
         assert batch is not None
 
-    def test_empty_queues_have_no_ripe_time(self) -> None:
+    def test_empty_queues_have_no_due_time(self) -> None:
         """A lane then waits for entries, not for a time."""
         scheduler = _scheduler(max_queue_delay_seconds=0.5)
 
-        ripe_time = scheduler.next_ripe_time()
+        due_time = scheduler.next_due_time()
 
-        assert ripe_time is None
+        assert due_time is None
 
 
 class TestFairness:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
-from alignserve_server.serving.watchdog import PreprocessPool
+from alignserve_server.batching.preprocess_pool import PreprocessPool
 
 
 class Job:

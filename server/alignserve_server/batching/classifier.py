@@ -1,0 +1,133 @@
+"""Zero-shot classification of a call's images: labels and images are embedded side by side, then scored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from alignserve_server.batching.admission import AdmissionController, QueueLimits, Reservation
+from alignserve_server.batching.backend import InferenceBackend
+from alignserve_server.batching.call import CallContext, Timings
+from alignserve_server.batching.embedder import Embedder, ImageEmbeddings
+from alignserve_server.batching.fair_queue import FairPool
+from alignserve_server.batching.label_cache import LabelCache, LabelEmbeddings
+from alignserve_server.batching.observer import BatchObserver
+from alignserve_server.model.encoder import l2_normalize
+from alignserve_server.model.zero_shot import LabelSet, ScoredLabel, score_images
+
+_INLINE_SCORES = 256  # images times labels that are scored and put into an answer in some 0.5 ms
+_PROMPTS_AT_ONCE = 64  # label prompts that one call queues at once, so that others get in between
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """How `Classifier.classify` came to its results."""
+
+    cached_label_count: int
+    timings: Timings
+
+
+class Classifier:
+    """Classifies images for all callers. Belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        backend: InferenceBackend,
+        observer: BatchObserver,
+        aside: FairPool,
+        limits: QueueLimits,
+        *,
+        label_cache_size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts without any label.
+
+        Args:
+            embedder: Embeds images and label prompts.
+            backend: Where they wait.
+            observer: Is told of labels.
+            aside: Builds large answers.
+            limits: Those of each queue.
+            label_cache_size: Most labels kept.
+            clock: Monotonic seconds.
+        """
+        self._embedder = embedder
+        self._backend = backend
+        self._aside = aside
+        self._without_labels = AdmissionController("Classify", limits, clock=clock)
+        # Bounds bytes only: one item is one call, which has more than one of them.
+        self._label_bytes = AdmissionController(
+            "label set", QueueLimits(limits.max_bytes, limits.max_bytes), clock=clock
+        )
+        self._labels = LabelCache(
+            label_cache_size,
+            embedder.embed_prompts,
+            observer,
+            prompts_at_once=min(_PROMPTS_AT_ONCE, limits.max_waiting_items),
+        )
+
+    async def classify(
+        self,
+        contents: list[bytes],
+        labels: LabelSet,
+        top_k: int,
+        call: CallContext,
+        on_scored: Callable[[list[ScoredLabel]], object],
+    ) -> Classified:
+        """Scores encoded images against labels; see `Engine.classify`."""
+        image_count = len(contents)
+        with await self._admit_labels(labels, call):
+            images, label_embeddings, hits = await self._embed_both(contents, labels, call)
+            normalized = l2_normalize(images.embeddings)
+            temperature = self._backend.info.temperature
+            scored = score_images(normalized, label_embeddings, temperature, top_k)
+            if image_count * len(labels.labels) <= _INLINE_SCORES:
+                for of_image in scored:
+                    on_scored(of_image)
+            else:
+                for _ in range(image_count):
+                    await self._aside.run(call.flow, [lambda: on_scored(next(scored))])
+        return Classified(hits, images.timings)
+
+    async def _admit_labels(self, labels: LabelSet, call: CallContext) -> Reservation:
+        """Admits the bytes of labels and templates, which a call keeps until it is over."""
+        if call.waits_for_room:
+            return await self._label_bytes.wait(1, labels.size_bytes, call.flow)
+        return self._label_bytes.reserve(1, labels.size_bytes, call.flow)
+
+    async def _embed_both(
+        self, contents: list[bytes], labels: LabelSet, call: CallContext
+    ) -> tuple[ImageEmbeddings, LabelEmbeddings, int]:
+        """Embeds images and labels; returns also how many labels were in the cache."""
+        cached = self._labels.cached(labels)
+        if cached is not None:
+            return await self._embedder.embed_images(contents, call), cached, len(cached)
+        with await self._admit_without_labels(contents, call):
+            return await self._embed_side_by_side(contents, labels, call)
+
+    async def _admit_without_labels(self, contents: Sequence[bytes], call: CallContext) -> Reservation:
+        """Admits a call to wait for its labels, so that those that do are bounded even if no image waits."""
+        items, size_bytes = len(contents), sum(map(len, contents))
+        if call.waits_for_room:
+            return await self._without_labels.wait(items, size_bytes, call.flow)
+        await self._backend.check_not_crowded(call.flow)
+        return self._without_labels.reserve(items, size_bytes, call.flow, call.seconds_left())
+
+    async def _embed_side_by_side(
+        self, contents: list[bytes], labels: LabelSet, call: CallContext
+    ) -> tuple[ImageEmbeddings, LabelEmbeddings, int]:
+        start = time.monotonic()
+        labels_task = asyncio.ensure_future(self._labels.embed(labels, call.flow))
+        labels_task.add_done_callback(lambda _: call.trace.note("labels", start, time.monotonic()))
+        images_task = asyncio.ensure_future(self._embedder.embed_images(contents, call))
+        try:
+            images, (label_embeddings, hits) = await asyncio.gather(images_task, labels_task)
+        finally:
+            images_task.cancel()  # if one fails, the other leaves the queue
+            labels_task.cancel()
+            # The error of a task has this frame in its traceback, which would be a cycle.
+            del images_task, labels_task
+        return images, label_embeddings, hits

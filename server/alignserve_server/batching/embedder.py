@@ -1,0 +1,223 @@
+"""The way of one modality's items of a call: admission, preprocessing, backend, embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignserve_server.batching.admission import is_served
+from alignserve_server.batching.backend import AdmissionRequest, InferenceBackend, PreparedItem
+from alignserve_server.batching.call import CallContext, Timings
+from alignserve_server.batching.fair_queue import Flow
+from alignserve_server.batching.observer import BatchObserver, ItemOutcome, ModalityObserver
+from alignserve_server.batching.preprocessor import DecodedImage, Preprocessor
+from alignserve_server.batching.queue import Embedded
+from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingError, all_valid, as_value
+from alignserve_server.modality import MODALITIES
+from alignserve_server.model.encoder import TokenizedText
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEmbeddings:
+    """Answer of `Embedder.embed_images`."""
+
+    embeddings: NDArray[np.float32]  # (images, embedding_dimension), not normalized
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class TextEmbeddings:
+    """Answer of `Embedder.embed_texts`."""
+
+    embeddings: NDArray[np.float32]  # (texts, embedding_dimension), not normalized
+    texts: list[TokenizedText]
+    timings: Timings
+
+
+class Embedder:
+    """Embeds images, texts and label prompts of all callers. Belongs to the event loop's thread."""
+
+    def __init__(
+        self, preprocessor: Preprocessor, backend: InferenceBackend, observer: BatchObserver
+    ) -> None:
+        self._preprocessor = preprocessor
+        self._backend = backend
+        self._observers = {modality: observer.of(modality) for modality in MODALITIES}
+        self._look_up_image = partial(backend.look_up, "image")
+        self._reservations = count(1)
+
+    async def embed_images(self, contents: list[bytes], call: CallContext) -> ImageEmbeddings:
+        """Embeds encoded images; see `Engine.embed_images`."""
+        sizes = list(map(len, contents))
+        with await self._admit("image", sizes, call) as items:
+            images = await self._preprocessor.decode(contents, call.flow, self._look_up_image)
+            items.note_preprocessed()
+            missing = [
+                PreparedItem(image.pixels, size, image.key)
+                for image, size in zip(images, sizes, strict=True)
+                if image.pixels is not None
+            ]
+            embedded = await self._backend.embed(items.reservation, missing) if missing else ()
+        results = _with_cached(images, embedded)
+        return ImageEmbeddings(_stack(results), items.timings(results))
+
+    async def embed_texts(self, texts: Sequence[str], call: CallContext, *, truncate: bool) -> TextEmbeddings:
+        """Embeds texts; see `Engine.embed_texts`."""
+        sizes = _utf8_sizes(texts)
+        with await self._admit("text", sizes, call) as items:
+            answers = await self._preprocessor.tokenize(texts, call.flow, truncate=truncate)
+            tokenized = all_valid(answers, "texts[{}]")
+            results = await self._embed_tokenized(items, tokenized, sizes)
+        return TextEmbeddings(_stack(results), tokenized, items.timings(results))
+
+    async def embed_prompts(
+        self, prompts: Sequence[str], flow: Flow
+    ) -> list[NDArray[np.float32] | ServingError]:
+        """Embeds label prompts; waits for room, for as long as some caller waits for the label."""
+        tokenized = await self._preprocessor.tokenize(prompts, flow, truncate=False)
+        sized = zip(tokenized, _utf8_sizes(prompts), strict=True)
+        valid = [(text, size) for text, size in sized if isinstance(text, TokenizedText)]
+        embedded = iter(await self._embed_together(valid, flow))
+        return [next(embedded) if isinstance(text, TokenizedText) else text for text in tokenized]
+
+    async def _embed_together(
+        self, sized: list[tuple[TokenizedText, int]], flow: Flow
+    ) -> Sequence[NDArray[np.float32] | InferenceFailed]:
+        """Embeds prompts as one call or, if that fails, one by one: others may wait for some of them."""
+        if not sized:
+            return []
+        texts, sizes = [text for text, _ in sized], [size for _, size in sized]
+        try:
+            with await self._admit("text", sizes, CallContext(waits_for_room=True, flow=flow)) as items:
+                return [result.embedding for result in await self._embed_tokenized(items, texts, sizes)]
+        except InferenceFailed as error:
+            if len(sized) == 1:
+                return [as_value(error)]
+        embedded = await asyncio.gather(*(self._embed_together([text], flow) for text in sized))
+        return [answer for answers in embedded for answer in answers]
+
+    async def _embed_tokenized(
+        self, items: _AdmittedItems, texts: Sequence[TokenizedText], sizes: Sequence[int]
+    ) -> Sequence[Embedded]:
+        items.note_preprocessed()
+        prepared = [PreparedItem(text.input_ids, size) for text, size in zip(texts, sizes, strict=True)]
+        return await self._backend.embed(items.reservation, prepared)
+
+    async def _admit(self, modality: str, sizes: Sequence[int], call: CallContext) -> _AdmittedItems:
+        arrival_time = time.monotonic()
+        reservation = next(self._reservations)
+        request = AdmissionRequest(
+            modality,
+            len(sizes),
+            sum(sizes),
+            call.flow,
+            call.deadline,
+            call.waits_for_room,
+            call.trace.is_sampled,
+        )
+        await self._backend.admit(reservation, request)
+        return _AdmittedItems(
+            self._backend, self._observers[modality], reservation, request, call, arrival_time
+        )
+
+
+class _AdmittedItems:
+    """One modality's items of a call that have room: as a context manager, until the call is over."""
+
+    __slots__ = (
+        "_admission_time",
+        "_arrival_time",
+        "_backend",
+        "_call",
+        "_observer",
+        "_preprocess_seconds",
+        "_request",
+        "reservation",
+    )
+
+    def __init__(
+        self,
+        backend: InferenceBackend,
+        observer: ModalityObserver,
+        reservation: int,
+        request: AdmissionRequest,
+        call: CallContext,
+        arrival_time: float,
+    ) -> None:
+        self._backend = backend
+        self._observer = observer
+        self.reservation = reservation
+        self._request = request
+        self._call = call
+        self._arrival_time = arrival_time
+
+    def __enter__(self) -> _AdmittedItems:
+        self._observer.accepted(self._request.flow.caller, self._request.items)
+        self._call.trace.follow(self.reservation)
+        self._call.on_admitted()
+        self._admission_time = time.monotonic()
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._observer.ended(self._request.items, _outcome(error, self._call))
+        self._backend.release(self.reservation, is_served=is_served(error))
+
+    def note_preprocessed(self) -> None:
+        """Notes that all are decoded or tokenized."""
+        now, trace, request = time.monotonic(), self._call.trace, self._request
+        self._preprocess_seconds = now - self._admission_time
+        self._observer.preprocessed(self._preprocess_seconds, trace.exemplar)
+        about = {"modality": request.modality, "items": request.items}
+        trace.note("admission", self._arrival_time, self._admission_time, **about)
+        trace.note("preprocess", self._admission_time, now, **about)
+
+    def timings(self, results: Sequence[Embedded]) -> Timings:
+        """Returns where the time went until the results were there."""
+        return Timings(
+            self._preprocess_seconds,
+            max(result.queue_seconds for result in results),
+            max(result.compute_seconds for result in results),
+            max(result.batch_size for result in results),
+            sum(result.is_cached for result in results),
+        )
+
+
+def _outcome(error: BaseException | None, call: CallContext) -> ItemOutcome:
+    if error is None:
+        return "ok"
+    if isinstance(error, ExpiredInQueue):
+        return "expired"
+    if isinstance(error, asyncio.CancelledError):
+        # gRPC cancels the handler both when the caller leaves and when its deadline passes
+        return "expired" if call.is_expired() else "cancelled"
+    return "failed"
+
+
+def _with_cached(images: Sequence[DecodedImage], embedded: Sequence[Embedded]) -> Sequence[Embedded]:
+    """Puts what was embedded in order among what was in the cache."""
+    if len(embedded) == len(images):
+        return embedded
+    fresh = iter(embedded)
+    return [
+        next(fresh) if image.embedding is None else Embedded.from_cache(image.embedding) for image in images
+    ]
+
+
+def _utf8_sizes(texts: Sequence[str]) -> list[int]:
+    return [len(text) if text.isascii() else len(text.encode()) for text in texts]
+
+
+def _stack(results: Sequence[Embedded]) -> NDArray[np.float32]:
+    if len(results) == 1:  # np.stack takes longer than all else that is done with one embedding
+        return results[0].embedding[np.newaxis]
+    return np.stack([result.embedding for result in results])

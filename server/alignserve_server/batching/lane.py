@@ -1,0 +1,156 @@
+"""A lane: one batch at a time on a thread of its own, which outlives whatever the model raises."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignserve_server.batching.observer import SplitReason
+from alignserve_server.batching.queue import Embedded, Entry
+from alignserve_server.batching.scheduler import Batch
+from alignserve_server.batching.shared_scheduler import SharedScheduler
+from alignserve_server.errors import InferenceFailed, ServingError
+from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, has_direction
+from alignserve_server.observability.logs import get_logger
+
+_log = get_logger(__name__)
+
+
+class LaneListener(Protocol):
+    """Is told, on the lane's thread, what a lane does."""
+
+    def batch_taken(self, batch: Batch) -> None:
+        """A batch is about to run."""
+        ...
+
+    def batch_split(self, reason: SplitReason) -> None:
+        """Entries have failed together, and are run again in halves."""
+        ...
+
+    def batch_ended(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
+        """A batch has run; each of its entries has an outcome."""
+        ...
+
+    def widened(self, modality: str, size: int) -> None:
+        """Larger batches than before have proved faster."""
+        ...
+
+
+class Lane:
+    """Runs batches of the scheduler until that stops."""
+
+    def __init__(
+        self,
+        number: int,
+        encoder: Encoder,
+        scheduler: SharedScheduler,
+        listener: LaneListener,
+        clock: Callable[[], float],
+    ) -> None:
+        """Prepares the thread; `start` sets it running.
+
+        Args:
+            number: Which of the lanes it is.
+            encoder: Whose `encode_*` are called from the lane's thread.
+            scheduler: Where batches come from.
+            listener: Is told of them.
+            clock: Monotonic seconds.
+        """
+        self._number = number
+        self._encode: dict[str, Callable[[Sequence[Any]], NDArray[np.float32]]] = {
+            "image": encoder.encode_images,
+            "text": encoder.encode_texts,
+        }
+        self._enter_lane = encoder.enter_lane
+        self._scheduler = scheduler
+        self._listener = listener
+        self._clock = clock
+        self._thread = threading.Thread(target=self._run, name=f"lane-{number}", daemon=True)
+        self.is_dead = False  # its thread has ended because of an error
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread has not ended yet."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def join(self, timeout_seconds: float) -> None:
+        """Waits until the thread has ended."""
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        try:
+            self._enter_lane()
+            while self._run_next():
+                pass
+        except BaseException as error:  # noqa: BLE001 — a lane that ends unseen would leave its callers waiting
+            _log.error("lane_died", lane=self._number, exc_info=error)
+            self.is_dead = True
+
+    def _run_next(self) -> bool:
+        """Runs a batch, of which nothing is kept while the lane waits for the next; False ends the lane."""
+        batch = self._scheduler.take(self._number)
+        if batch is None:
+            return False
+        self._listener.batch_taken(batch)
+        outcomes = self._execute(batch, batch.entries)
+        seconds = self._clock() - batch.start_time
+        wider = self._scheduler.finish(self._number, batch, seconds)
+        self._listener.batch_ended(batch, outcomes, seconds)
+        if wider is not None:
+            self._listener.widened(batch.modality, wider)
+        return True
+
+    def _execute(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
+        """Runs entries of a batch; where that fails, runs each half, so that a bad entry fails alone."""
+        try:
+            return self._forward(batch, entries)
+        except Exception as error:  # noqa: BLE001 — a lane outlives whatever the runtime raises
+            reason = self._handle_failure(error, batch.modality, len(entries))
+            if len(entries) == 1:
+                return [_inference_failed(batch.modality, error)]
+        # Not inside `except`: the error's traceback keeps what the failed forward had allocated, and the
+        # halves need that memory.
+        self._listener.batch_split(reason)
+        middle = len(entries) // 2
+        return self._execute(batch, entries[:middle]) + self._execute(batch, entries[middle:])
+
+    def _forward(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
+        embeddings = self._encode[batch.modality]([entry.payload for entry in entries])
+        if len(embeddings) != len(entries):
+            raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
+        seconds = self._clock() - batch.start_time
+        sound = has_direction(embeddings)
+        return [
+            Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries))
+            if is_sound
+            else _inference_failed(
+                batch.modality, ValueError("the embedding is zero, or has values that are not finite")
+            )
+            for entry, embedding, is_sound in zip(entries, embeddings, sound, strict=True)
+        ]
+
+    def _handle_failure(self, error: Exception, modality: str, batch_size: int) -> SplitReason:
+        """Lowers the batch limit if memory ran out, and returns the reason for the metrics."""
+        if not isinstance(error, OutOfDeviceMemory):
+            return "error"
+        limit = self._scheduler.shrink(modality, batch_size)
+        _log.warning("out_of_device_memory", modality=modality, batch_size=batch_size, new_limit=limit)
+        return "out_of_memory"
+
+
+def _inference_failed(modality: str, error: Exception) -> InferenceFailed:
+    error_id = secrets.token_hex(8)
+    _log.error("inference_failed", modality=modality, error_id=error_id, exc_info=error)
+    return InferenceFailed(
+        f"the model failed on this {modality}; report error id {error_id} to the operator",
+        metadata={"error_id": error_id},
+    )

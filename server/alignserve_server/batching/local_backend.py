@@ -1,0 +1,131 @@
+"""The backend in this process: admission, caches and queues of all callers, as direct calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignserve_server.batching.admission import AdmissionController, QueueLimits, Reservation
+from alignserve_server.batching.backend import AdmissionRequest, PreparedItem
+from alignserve_server.batching.batcher import Batcher, Item
+from alignserve_server.batching.embedding_cache import EmbeddingCache
+from alignserve_server.batching.fair_queue import Flow
+from alignserve_server.batching.observer import BatchObserver
+from alignserve_server.batching.queue import Embedded
+from alignserve_server.modality import MODALITIES
+from alignserve_server.model.encoder import ModelInfo, TokenizedText
+
+
+@dataclass(frozen=True, slots=True)
+class CacheBytes:
+    """How much is kept of each modality's embeddings."""
+
+    image: int
+    text: int
+
+
+class _Admitted(NamedTuple):
+    """What is reserved, and for what."""
+
+    request: AdmissionRequest
+    room: Reservation
+
+
+class LocalBackend:
+    """An `InferenceBackend` whose `batcher` runs in this process."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        batcher: Batcher,
+        observer: BatchObserver,
+        limits: QueueLimits,
+        cache_bytes: CacheBytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts empty; `limits` are those of each modality's queue, `clock` tells monotonic seconds."""
+        self.info = info
+        self._batcher = batcher
+        self._admission = {
+            modality: AdmissionController(modality, limits, clock=clock, on_change=observer.waiting)
+            for modality in MODALITIES
+        }
+        self._caches = {
+            "image": EmbeddingCache(cache_bytes.image, observer.of("image")),
+            "text": EmbeddingCache(cache_bytes.text, observer.of("text")),
+        }
+        self._admitted: dict[int, _Admitted] = {}  # by reservation
+
+    async def admit(self, reservation: int, request: AdmissionRequest) -> None:
+        """Takes room, at once or when there is some; see `InferenceBackend`."""
+        controller = self._admission[request.modality]
+        if request.waits_for_room:
+            room = await controller.wait(request.items, request.size_bytes, request.flow)
+        else:
+            seconds_left = (
+                None if request.deadline is None else request.deadline - asyncio.get_running_loop().time()
+            )
+            room = controller.reserve(request.items, request.size_bytes, request.flow, seconds_left)
+        self._admitted[reservation] = _Admitted(request, room)
+
+    def look_up(self, modality: str, key: bytes) -> NDArray[np.float32] | None:
+        """Returns a cached embedding; on any thread."""
+        return self._caches[modality].get(key)
+
+    async def embed(self, reservation: int, items: Sequence[PreparedItem]) -> list[Embedded]:
+        """Embeds cache misses and stores the results; see `InferenceBackend`."""
+        request, room = self._admitted[reservation]
+        cache = self._caches[request.modality]
+        cached: dict[int, NDArray[np.float32]] = {}  # by position
+        missing: list[Item] = []
+        for position, (payload, size_bytes, image_key) in enumerate(items):
+            if image_key is not None:
+                missing.append(Item(payload, 1, size_bytes, image_key, room.slot(size_bytes)))
+                continue
+            key = array("q", payload).tobytes()
+            embedding = cache.get(key)
+            if embedding is None:
+                text = TokenizedText(tuple(payload))
+                missing.append(Item(text, len(payload), size_bytes, key, room.slot(size_bytes)))
+            else:
+                cached[position] = embedding
+        embedded = await self._run(request, reservation, missing) if missing else []
+        for item, result in zip(missing, embedded, strict=True):
+            cache.put(item.key, result.embedding)
+        if not cached:
+            return embedded
+        fresh = iter(embedded)
+        return [
+            Embedded.from_cache(cached[position]) if position in cached else next(fresh)
+            for position in range(len(items))
+        ]
+
+    def release(self, reservation: int, *, is_served: bool = True) -> None:
+        """Frees what is left of a reservation; see `InferenceBackend`."""
+        admitted = self._admitted.pop(reservation, None)
+        if admitted is not None:
+            admitted.room.close(served=is_served)
+
+    async def check_not_crowded(self, flow: Flow) -> None:
+        """Passes if texts of a flow that waits for room would have some soon; see `InferenceBackend`."""
+        self._admission["text"].check_not_crowded(flow)
+
+    async def _run(
+        self, request: AdmissionRequest, reservation: int, items: Sequence[Item]
+    ) -> list[Embedded]:
+        reported = reservation if request.is_sampled else 0
+        futures = self._batcher.submit(request.modality, items, request.deadline, request.flow, reported)
+        try:
+            return await asyncio.gather(*futures)
+        finally:
+            # Takes those that still wait out of the queue; no effect on the others. The error of a future has
+            # this frame in its traceback, so the frame keeps none.
+            while futures:
+                futures.pop().cancel()

@@ -1,0 +1,111 @@
+"""The scheduler as the event loop and the lanes share it: under one lock, on which lanes wait for work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from alignserve_server.batching.fair_queue import Flow
+from alignserve_server.batching.queue import Entry, Waiter
+from alignserve_server.batching.scheduler import Batch, Scheduler
+from alignserve_server.modality import MODALITIES
+
+
+class SharedScheduler:
+    """A `Scheduler` for several threads: the event loop puts entries in, lanes take batches out."""
+
+    def __init__(self, scheduler: Scheduler, *, has_parallel_lanes: bool, clock: Callable[[], float]) -> None:
+        """Takes over the scheduler.
+
+        Args:
+            scheduler: Decides what runs next. Belongs to this object from now on.
+            has_parallel_lanes: Whether idle lanes share what waits, rather than leave it all to one.
+            clock: Monotonic seconds.
+        """
+        self._scheduler = scheduler
+        self._has_parallel_lanes = has_parallel_lanes
+        self._clock = clock
+        self._changed = threading.Condition()  # guards the scheduler and the fields below
+        self._running: dict[int, Batch] = {}  # by lane
+        self.idle_lanes = 0
+        self.is_stopping = False
+
+    def waiting(self, modality: str) -> int:
+        """Returns how many entries wait; on any thread."""
+        return self._scheduler.waiting(modality)
+
+    def waiting_bytes(self, modality: str) -> int:
+        """Returns the bytes of the entries that wait; on any thread."""
+        return self._scheduler.waiting_bytes(modality)
+
+    def longest_running_seconds(self) -> float:
+        """Returns how long the oldest batch in the model has been there; 0 if there is none."""
+        with self._changed:
+            started = [batch.start_time for batch in self._running.values()]
+        return self._clock() - min(started) if started else 0.0
+
+    def push(self, modality: str, entry: Entry) -> None:
+        """Adds an entry; `wake_lanes` makes it known."""
+        with self._changed:
+            self._scheduler.push(modality, entry)
+
+    def join(self, modality: str, entry: Entry, flow: Flow) -> None:
+        """Adds an entry that waits to the line of another flow; `wake_lanes` makes it known."""
+        with self._changed:
+            self._scheduler.join(modality, entry, flow)
+
+    def withdraw(self, modality: str, entry: Entry, waiter: Waiter) -> bool:
+        """Takes an item off its entry, unless a lane has the entry; says whether it did."""
+        with self._changed:
+            if not self._scheduler.is_waiting(modality, entry):
+                return False
+            entry.waiters.remove(waiter)
+            if not entry.is_wanted_by(waiter.flow):
+                self._scheduler.leave(modality, entry, waiter.flow)
+        return True
+
+    def drop(self) -> tuple[dict[str, list[Entry]], list[Entry]]:
+        """Removes all that wait; returns these by modality, and those that are in the model."""
+        with self._changed:
+            running = [entry for batch in self._running.values() for entry in batch.entries]
+            return {modality: self._scheduler.drop(modality) for modality in MODALITIES}, running
+
+    def wake_lanes(self) -> None:
+        """Wakes the lanes that are idle."""
+        with self._changed:
+            self._changed.notify(self.idle_lanes)
+
+    def stop(self) -> None:
+        """Holds nothing back from now on, and ends each lane once nothing waits."""
+        with self._changed:
+            self.is_stopping = True
+            self._changed.notify_all()
+
+    def take(self, lane: int) -> Batch | None:
+        """Waits for the next batch of a lane; None ends the lane."""
+        with self._changed:
+            self.idle_lanes += 1
+            while True:
+                now = self._clock()
+                sharing_lanes = self.idle_lanes if self._has_parallel_lanes else 1
+                batch = self._scheduler.next_batch(now, sharing_lanes, self.is_stopping)
+                if batch is not None:
+                    self.idle_lanes -= 1
+                    self._running[lane] = batch
+                    return batch
+                if self.is_stopping:
+                    return None
+                due_time = self._scheduler.next_due_time()
+                self._changed.wait(None if due_time is None else max(0.0, due_time - now))
+
+    def finish(self, lane: int, batch: Batch, seconds: float) -> int | None:
+        """Charges a batch that a lane has run; returns the new `max_batch_size` if that has grown."""
+        with self._changed:
+            has_grown = self._scheduler.finish(batch, seconds)
+            del self._running[lane]
+        return self._scheduler.max_batch_size(batch.modality) if has_grown else None
+
+    def shrink(self, modality: str, failed_size: int) -> int:
+        """Lowers the largest batch after one of `failed_size` ran out of memory; returns the new limit."""
+        with self._changed:
+            return self._scheduler.shrink(modality, failed_size)

@@ -1,0 +1,29 @@
+"""What is known of a batch once it has run: plain numbers, so that they can come from another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class BatchReport(NamedTuple):
+    """A batch that a lane has run. Times are monotonic seconds."""
+
+    modality: str
+    start_time: float  # when it left the queue
+    seconds: float  # in the model
+    queue_seconds: Sequence[float]  # by entry
+    padding_ratio: float | None  # share of a text batch's tokens that are padding
+    has_succeeded: bool  # for at least one entry
+    waiting_since: Mapping[int, float]  # by sampled reservation, when its first entry was queued
+    sampled: Sequence[int]  # by entry, its first sampled reservation or 0; empty if there are none
+
+    @property
+    def size(self) -> int:
+        """How many entries it had, also those of calls that are not sampled."""
+        return len(self.queue_seconds)
+
+    @property
+    def end_time(self) -> float:
+        """When the model was done."""
+        return self.start_time + self.seconds
