@@ -14,7 +14,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.errors import StartupError
 from alignserve_server.observability.logs import configure_logs, get_logger
 from alignserve_server.observability.metrics_http import serve_metrics_page
-from alignserve_server.rpc.health import SERVICE
+from alignserve_server.rpc.methods import SERVICE
 from alignserve_server.serving.server import LoadEncoder, Server, load_encoder
 from alignserve_server.settings import Settings, load_settings
 from google.protobuf.message import Message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import AsyncIterator
@@ -16,16 +15,14 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from alignserve_server.access.keys import Scope
+from alignserve_server.api.readiness import Readiness
 from alignserve_server.batching.call import CallContext
 from alignserve_server.batching.engine import Engine
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
 from alignserve_server.model.zero_shot import LabelSet
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.observability.tracing import current_trace
 from alignserve_server.rpc import convert, response_size
-from alignserve_server.rpc.access import Access
-from alignserve_server.rpc.callers import flow_of
-from alignserve_server.rpc.health import Readiness
+from alignserve_server.rpc.callers import current_call
 from alignserve_server.rpc.response_limit import ResponseLimit, response_limit
 from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.shares import ConnectionShares
@@ -40,7 +37,6 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     def __init__(
         self,
         readiness: Readiness,
-        access: Access,
         limits: convert.RequestLimits,
         metrics: Metrics,
         server_version: str,
@@ -50,7 +46,6 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     ) -> None:
         self.engine: Engine | None = None
         self._readiness = readiness
-        self._access = access
         self._limits = limits
         self._metrics = metrics
         self._server_version = server_version
@@ -60,16 +55,16 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Context) -> pb.EmbedImageResponse:
         self._readiness.check()
-        return await self._embed_image(request, _call(context), self._room(context))
+        return await self._embed_image(request, current_call().context(), self._room(context))
 
     async def EmbedText(self, request: pb.EmbedTextRequest, context: Context) -> pb.EmbedTextResponse:
         self._readiness.check()
-        return await self._embed_text(request, _call(context), self._room(context))
+        return await self._embed_text(request, current_call().context(), self._room(context))
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         self._readiness.check()
         response = pb.ClassifyResponse()
-        await self._classify(request, _call(context), self._room(context), response)
+        await self._classify(request, current_call().context(), self._room(context), response)
         return response
 
     async def GetModelInfo(
@@ -88,7 +83,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
             self._infer,
             context.write,
             partial(self._room_for_item, self._response_limit(context), context.peer()),
-            replace(_call(context), waits_for_room=True),
+            replace(current_call().context(), waits_for_room=True),
             self._metrics,
             max_in_flight=self._limits.max_stream_in_flight,
         )
@@ -127,7 +122,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         self._readiness.check_model()  # not `check`: a stream that is draining answers what it has read
         kind = request.WhichOneof("request")
         # The stream is not read meanwhile.
-        await self._access.admit_item(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
+        await current_call().admit_item(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
         if kind == "embed_image":
             return pb.StreamInferResponse(
                 embed_image=await self._embed_image(request.embed_image, call, room)
@@ -209,10 +204,3 @@ def _checked_labels(request: pb.ClassifyRequest, limits: convert.RequestLimits) 
 def _describe_embeddings(call: CallContext, engine: Engine) -> None:
     if call.trace is not None:
         call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
-
-
-def _call(context: Context) -> CallContext:
-    remaining = context.time_remaining()
-    is_bounded = remaining is not None and math.isfinite(remaining)
-    deadline = asyncio.get_running_loop().time() + remaining if is_bounded else None
-    return CallContext(deadline, flow=flow_of(context), trace=current_trace())

@@ -22,7 +22,10 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing
+from alignserve_server.api.accounting import Accounting
+from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.batching.batch_size import best_batch_size
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Engine
@@ -39,21 +42,13 @@ from alignserve_server.observability.logs import dropped_lines, get_logger
 from alignserve_server.observability.metrics import Metrics, state_series
 from alignserve_server.observability.metrics_http import serve_metrics_page
 from alignserve_server.observability.tracing import SpanExport, Tracing
-from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
 from alignserve_server.rpc.convert import RequestLimits
-from alignserve_server.rpc.expected import API, API_CODES, HEALTH, HEALTH_CODES, expect_calls
-from alignserve_server.rpc.health import (
-    HEALTH_SERVICE,
-    SERVICE,
-    HealthServicer,
-    Readiness,
-    State,
-    add_health_to,
-    model_stalled,
-)
+from alignserve_server.rpc.expected import API, HEALTH, expect_calls
+from alignserve_server.rpc.health import HealthServicer, add_health_to
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
+from alignserve_server.rpc.methods import HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
@@ -107,7 +102,6 @@ class Server:
         access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
         self._servicer = AlignServicer(
             self._readiness,
-            access,
             self._limits,
             self.metrics,
             self._version,
@@ -117,7 +111,8 @@ class Server:
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
         tracing = Tracing(tracer, settings.access_log_ratio)
-        self.interceptor = ServingInterceptor(self.metrics, access, tracing, _connection_limits(settings))
+        self.accounting = Accounting(self.metrics, access, tracing)
+        self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings))
         self._grpc = aio_server([self.interceptor], _channel_options(settings))
         self._batcher: Batcher | None = None
         self._tuned_sizes: TunedSizes | None = None
@@ -141,7 +136,7 @@ class Server:
         self.add_services_to(self._grpc)
         if self._settings.reflection:
             for service in add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE)):
-                expect_calls(self.metrics, service, API_CODES)
+                expect_calls(self.metrics, service)
         try:
             self.port = self._open_port()
         except RuntimeError as error:
@@ -166,8 +161,8 @@ class Server:
         """Adds the API and its health to a server, which has to use `interceptor`."""
         pb_grpc.add_AlignServiceServicer_to_server(self._servicer, server)
         add_health_to(server, HealthServicer(self._readiness))
-        expect_calls(self.metrics, API, API_CODES)
-        expect_calls(self.metrics, HEALTH, HEALTH_CODES)
+        expect_calls(self.metrics, API)
+        expect_calls(self.metrics, HEALTH)
 
     async def load(self) -> None:
         """Loads the model, runs it once per modality and reports ready.
@@ -316,21 +311,21 @@ class Server:
         Callers who go on although they are refused would keep it from ever returning, so it does not wait for
         long: they get UNAVAILABLE either way, if only without a reason.
         """
-        await self.interceptor.under_way.wait_for_end()
+        await self.accounting.under_way.wait_for_end()
         connections, loop = Connections(self.port), asyncio.get_running_loop()
         connections.accept_no_more()
         quiet_rounds = 0
         for _ in range(_MAX_ROUNDS):
             if quiet_rounds == _QUIET_ROUNDS:
                 break
-            started, began = self.interceptor.under_way.started, loop.time()
+            started, began = self.accounting.under_way.started, loop.time()
             await asyncio.sleep(_ROUND_SECONDS)
             # A machine that is late with this is late with the calls, too.
             is_late = loop.time() - began > 2 * _ROUND_SECONDS
-            has_come = self.interceptor.under_way.started != started
+            has_come = self.accounting.under_way.started != started
             is_quiet = not (has_come or is_late) and connections.are_read() and connections.are_written()
             quiet_rounds = quiet_rounds + 1 if is_quiet else 0
-        await self.interceptor.under_way.wait_for_end()
+        await self.accounting.under_way.wait_for_end()
 
     async def _close_grpc(self) -> None:
         Connections(self.port).end()  # before gRPC cancels what is left of their calls

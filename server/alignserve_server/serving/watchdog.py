@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.observability.logs import get_logger
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.rpc.health import Readiness, State, model_stalled
 
 _log = get_logger(__name__)
 
