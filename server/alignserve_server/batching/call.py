@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignserve_server.batching.fair_queue import NOBODY, Flow
 from alignserve_server.observability.tracing import CallTrace
@@ -21,6 +21,10 @@ class CallContext:
     on_admitted: Callable[[], None] | None = None  # called when its items have room
     flow: Flow = NOBODY  # whose turn its items take
     trace: CallTrace | None = None  # if it is followed
+
+    def for_item(self, on_admitted: Callable[[], None], trace: CallTrace | None) -> CallContext:
+        """Returns the context of an item of this stream, which waits for room."""
+        return replace(self, waits_for_room=True, on_admitted=on_admitted, trace=trace)
 
     def seconds_left(self) -> float | None:
         """Returns the time until the deadline."""

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from alignserve_server.api.accounting import Call
+from alignserve_server.api import Call
 from alignserve_server.observability.caller_metrics import CERTIFICATE
 
 PRIORITY_KEY = "alignserve-priority"
@@ -39,7 +39,7 @@ class Transport(Protocol):
 
 
 class GrpcCall:
-    """An `api.accounting.IncomingCall` that knows no deadline and expects no errors."""
+    """An `api.IncomingCall` that knows no deadline and expects no errors."""
 
     priority_field = f"metadata {PRIORITY_KEY}"
 

@@ -6,7 +6,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 
-from alignserve_server.api.accounting import kinds_of_calls
+from alignserve_server.api import kinds_of_calls
 from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.methods import METHODS

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from alignserve_server.api.readiness import Readiness, State
+from alignserve_server.api import Readiness, State
 from alignserve_server.errors import HealthServiceUnknown
 from alignserve_server.rpc.health_list import HealthListRequest, HealthListResponse
 from alignserve_server.rpc.methods import HEALTH_SERVICE, SERVICE

@@ -22,11 +22,12 @@ from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C exten
     _ServerStoppedError,
 )
 
-from alignserve_server.api.accounting import Accounting, Method
+from alignserve_server.api import Accounting, Method
 from alignserve_server.errors import BatchTooLarge, RequestMalformed, ServingError, ShuttingDown, as_value
 from alignserve_server.host.waiting import first_of
 from alignserve_server.rpc import fields
 from alignserve_server.rpc.callers import GrpcCall, enter_call
+from alignserve_server.rpc.convert import item_count
 from alignserve_server.rpc.expected import rpc_type
 from alignserve_server.rpc.methods import METHODS, Methods, rules_of, split_path
 from alignserve_server.rpc.reading import Messages, RequestReader, SmallRequestReader
@@ -251,11 +252,6 @@ class _AioCall(GrpcCall):
             return _name(self._context.code())
         # To a client that has left; or in a call that began as gRPC stopped, which its client knows as lost.
         return "CANCELLED" if isinstance(error, (ExecuteBatchError, _ServerStoppedError)) else None
-
-
-def item_count(request: Any) -> int:
-    """Returns how many images or texts a request of any kind has; labels are none of them."""
-    return len(getattr(request, "images", ()) or getattr(request, "texts", ()))
 
 
 def _kind(handler: Any) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from alignserve.v1 import align_service_pb2 as pb
 from grpc_health.v1 import health_pb2
 
-from alignserve_server.access.keys import Scope
-from alignserve_server.api.methods import MethodRules
+from alignserve_server.api import MethodRules, Scope
 
 SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

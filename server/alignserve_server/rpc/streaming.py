@@ -11,15 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
-from dataclasses import replace
 
 from alignserve.v1 import align_service_pb2 as pb
 
-from alignserve_server.api.accounting import internal_error
-from alignserve_server.batching.call import CallContext
+from alignserve_server.api import CallContext, internal_error
 from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.rpc.interceptors import item_count
+from alignserve_server.rpc.convert import item_count
 from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.status import to_status_proto
 
@@ -112,9 +110,8 @@ class InferStream:
     async def _start(self, request: pb.StreamInferRequest, *, is_first: bool) -> None:
         """Begins to answer a request; returns once it has room, or is answered without."""
         admitted = asyncio.Event()
-        call = replace(self._call, on_admitted=admitted.set)
         room = self._make_room(request.correlation_id)
-        answer = asyncio.create_task(self._answer(request, call, room, is_first=is_first))
+        answer = asyncio.create_task(self._answer(request, admitted.set, room, is_first=is_first))
         answer.add_done_callback(lambda _: admitted.set())
         self._answers[answer] = room
         if self._is_ordered:
@@ -124,7 +121,12 @@ class InferStream:
         await admitted.wait()
 
     async def _answer(
-        self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom, *, is_first: bool
+        self,
+        request: pb.StreamInferRequest,
+        on_admitted: Callable[[], None],
+        room: ResponseRoom,
+        *,
+        is_first: bool,
     ) -> bytes:
         """Returns the response as bytes, since it may wait for the client to read others."""
         correlation_id = request.correlation_id
@@ -135,12 +137,14 @@ class InferStream:
             self._check_id(correlation_id)
             self._ids_in_flight.add(correlation_id)
             is_ours = True
-            with nullcontext() if call.trace is None else call.trace.item() as trace:
-                response = await self._infer(request, replace(call, trace=trace), room)
+            trace = self._call.trace
+            with nullcontext() if trace is None else trace.item() as item_trace:
+                call = self._call.for_item(on_admitted, item_trace)
+                response = await self._infer(request, call, room)
         except ServingError as error:
             kind = request.WhichOneof("request")
             items = 0 if kind is None else item_count(getattr(request, kind))
-            self._metrics.count_refusal(error, call.flow.caller, items)
+            self._metrics.count_refusal(error, self._call.flow.caller, items)
             response = pb.StreamInferResponse(error=to_status_proto(error))
         except Exception as error:  # noqa: BLE001 — one item's bug must not end the stream
             response = pb.StreamInferResponse(error=to_status_proto(internal_error("StreamInfer", error)))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from types import MappingProxyType
@@ -25,13 +26,16 @@ from prometheus_client import CollectorRegistry
 from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing
 from alignserve_server.api.accounting import Accounting
+from alignserve_server.api.limits import RequestLimits
 from alignserve_server.api.readiness import Readiness, State, model_stalled
+from alignserve_server.api.service import Service
 from alignserve_server.batching.batch_size import best_batch_size
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
+from alignserve_server.host.waiting import first_of
 from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
@@ -44,13 +48,15 @@ from alignserve_server.observability.metrics_http import serve_metrics_page
 from alignserve_server.observability.tracing import SpanExport, Tracing
 from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
-from alignserve_server.rpc.convert import RequestLimits
 from alignserve_server.rpc.expected import API, HEALTH, expect_calls
 from alignserve_server.rpc.health import HealthServicer, add_health_to
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
+from alignserve_server.rpc.message_api import MessageApi
 from alignserve_server.rpc.methods import HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.reflection import add_reflection_to
+from alignserve_server.rpc.response_room import ResponseRooms
 from alignserve_server.rpc.servicer import AlignServicer
+from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.serving.tuned_sizes import TunedSizes, cpu_model
 from alignserve_server.serving.watchdog import PreprocessPool, Watchdog
@@ -96,18 +102,20 @@ class Server:
         self.metrics = Metrics(CollectorRegistry())
         self.metrics.log_lines_dropped.set_function(dropped_lines)
         self.metrics.state.set_function(lambda: state_series(self.state))
-        self._limits = _limits(settings)
         self._version = version("alignserve")
         keys = settings.keys_file
         access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
-        self._servicer = AlignServicer(
-            self._readiness,
-            self._limits,
+        limits = _limits(settings)
+        self.service = Service(self._readiness, limits, self._version)
+        self.messages = MessageApi(
+            self.service,
             self.metrics,
-            self._version,
             max_stream_age_seconds=settings.max_stream_age_seconds or _FOREVER_SECONDS,
-            max_unread_response_bytes=settings.max_unread_response_bytes,
         )
+        unread = ConnectionShares(
+            settings.max_unread_response_bytes, self.metrics.unread_response_bytes.labels().set
+        )
+        self.rooms = ResponseRooms(limits.max_response_bytes, unread)
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
         tracing = Tracing(tracer, settings.access_log_ratio)
@@ -159,7 +167,7 @@ class Server:
 
     def add_services_to(self, server: grpc.aio.Server) -> None:
         """Adds the API and its health to a server, which has to use `interceptor`."""
-        pb_grpc.add_AlignServiceServicer_to_server(self._servicer, server)
+        pb_grpc.add_AlignServiceServicer_to_server(AlignServicer(self.messages, self.rooms), server)
         add_health_to(server, HealthServicer(self._readiness))
         expect_calls(self.metrics, API)
         expect_calls(self.metrics, HEALTH)
@@ -182,7 +190,7 @@ class Server:
             on_widened=partial(self._note_widened, batch_sizes),
         )
         self._batcher.start()
-        self._servicer.engine = Engine(
+        self.service.engine = Engine(
             encoder,
             self._batcher,
             self._pool,
@@ -222,7 +230,7 @@ class Server:
     @property
     def is_loaded(self) -> bool:
         """Says whether `load` has ever reported ready."""
-        return self._servicer.engine is not None
+        return self.service.engine is not None
 
     def check_health(self) -> None:
         """Passes while calls can be served.
@@ -261,8 +269,8 @@ class Server:
         if self._batcher is not None and not await self._batcher.stop(patience):
             _log.warning("lane_still_running")
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._servicer.engine is not None:
-            self._servicer.engine.close()
+        if self.service.engine is not None:
+            self.service.engine.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
@@ -293,17 +301,15 @@ class Server:
 
     def _refuse_calls(self) -> None:
         self._readiness.enter(State.STOPPING)
-        self._servicer.drain_streams()
+        self.messages.drain_streams()
         self.interceptor.refuse_uploads()
         self.interceptor.close_watches()
 
     async def _finish_calls(self, grace_seconds: float) -> None:
         """Waits until accepted calls have their answers and no more come, for the grace at most."""
-        finishing = asyncio.ensure_future(self._calls_end())
-        cut_off = asyncio.ensure_future(self._cut_off.wait())
-        await asyncio.wait({finishing, cut_off}, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
-        finishing.cancel()
-        cut_off.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await first_of(self._calls_end(), self._cut_off.wait())
 
     async def _calls_end(self) -> None:
         """Returns when no call is under way, and none has come for a while.
@@ -512,15 +518,7 @@ async def serve(
 
 async def _signal_during(work: Awaitable[None], signals: asyncio.Queue[int]) -> int | None:
     """Waits for the work; cancels it and returns the signal if one comes first."""
-    working, received = asyncio.ensure_future(work), asyncio.ensure_future(signals.get())
-    try:
-        await asyncio.wait({working, received}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-        return received.result() if received.done() else None
-    finally:
-        working.cancel()
-        received.cancel()
+    return await first_of(work, signals.get())
 
 
 async def _in_daemon_thread(work: Callable[[], _T]) -> _T:
@@ -562,16 +560,9 @@ def _forget_the_past() -> None:
 
 
 def _limits(settings: Settings) -> RequestLimits:
+    set_by_name = {field.name for field in fields(RequestLimits)} - {"image_formats"}
     return RequestLimits(
-        max_client_batch_size=settings.max_client_batch_size,
-        max_labels=settings.max_labels,
-        max_prompt_templates=settings.max_prompt_templates,
-        max_image_bytes=settings.max_image_bytes,
-        max_image_pixels=settings.max_image_pixels,
-        max_text_bytes=settings.max_text_bytes,
-        max_request_bytes=settings.max_request_bytes,
-        max_response_bytes=settings.max_response_bytes,
-        max_stream_in_flight=settings.max_stream_in_flight,
+        **settings.model_dump(include=set_by_name),
         image_formats=(*IMAGE_FORMATS, *settings.further_image_formats),
     )
 
