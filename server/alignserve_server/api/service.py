@@ -49,7 +49,7 @@ class Service:
     def __init__(self, readiness: Readiness, limits: RequestLimits, server_version: str) -> None:
         self.engine: Engine | None = None
         self.limits = limits
-        self._readiness = readiness
+        self.readiness = readiness
         self._server_version = server_version
 
     def check_ready(self) -> None:
@@ -58,7 +58,7 @@ class Service:
         Raises:
             ModelLoading, ModelStalled, ShuttingDown: It cannot.
         """
-        self._readiness.check()
+        self.readiness.check()
 
     def check_model(self) -> None:
         """Passes if an item of a stream can be served: a stream that is draining answers what it has read.
@@ -66,7 +66,7 @@ class Service:
         Raises:
             ModelLoading, ModelStalled: It cannot.
         """
-        self._readiness.check_model()
+        self.readiness.check_model()
 
     def model_info(self) -> ServiceInfo:
         """Returns what is served.

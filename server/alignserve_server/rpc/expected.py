@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from alignserve.v1 import align_service_pb2 as pb
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc_health.v1 import health_pb2
 
-from alignserve_server.api import kinds_of_calls
+from alignserve_server.api import Accounting, Method, kinds_of_calls
 from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.methods import METHODS
@@ -31,10 +31,25 @@ def rpc_type(*, request_streaming: bool, response_streaming: bool) -> str:
     return _KINDS[request_streaming, response_streaming]
 
 
+def methods_of(accounting: Accounting, service: ServiceDescriptor) -> dict[str, Method]:
+    """Prepares the accounts of the calls of all methods of a service, by the methods' names."""
+    return {
+        method.name: accounting.method(
+            _rpc_type_of(method), service.full_name, method.name, METHODS[service.full_name][method.name]
+        )
+        for method in service.methods
+    }
+
+
 def expect_calls(metrics: Metrics, service: ServiceDescriptor) -> None:
     """Creates the series of each method of a service, and of each code that its calls can end with."""
     for method in service.methods:
         rules = METHODS[service.full_name][method.name]
-        kind = rpc_type(request_streaming=method.client_streaming, response_streaming=method.server_streaming)
         codes = _CODES_WITHOUT_KEY if rules.scopes is None else _CODES_WITH_KEY
-        metrics.expect_rpcs((kind, service.full_name, method.name), codes, kinds_of_calls(rules))
+        metrics.expect_rpcs(
+            (_rpc_type_of(method), service.full_name, method.name), codes, kinds_of_calls(rules)
+        )
+
+
+def _rpc_type_of(method: MethodDescriptor) -> str:
+    return rpc_type(request_streaming=method.client_streaming, response_streaming=method.server_streaming)

@@ -63,7 +63,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
             ConnectionShares(limits.max_uploads, metrics.uploads.labels().set), limits.request_timeout_seconds
         )
         self._open_reader = SmallRequestReader(limits.max_health_uploads, limits.request_timeout_seconds)
-        self._streams = ConnectionShares(limits.max_streams, metrics.streams.labels().set)
+        self.streams = ConnectionShares(limits.max_streams, metrics.streams.labels().set)
         self._open_streams = ConnectionShares(limits.max_watches)
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
 
@@ -114,7 +114,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(edge.answer)
         answer = partial(
             edge.answer_in_stream,
-            open_streams=self._open_streams if is_open else self._streams,
+            open_streams=self._open_streams if is_open else self.streams,
             closing=self._closing if rules.ends_at_drain else None,
         )
         return grpc.stream_stream_rpc_method_handler(answer, None, edge.serialize)

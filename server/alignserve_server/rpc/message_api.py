@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from alignserve.v1 import align_service_pb2 as pb
+from google.protobuf.message import Message
 
 from alignserve_server.api import Call, CallContext, LabelQuery, ResponseBound, Scope, Service
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
@@ -19,28 +19,40 @@ from alignserve_server.rpc import convert, response_size
 from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.streaming import InferStream
 
-Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[Any]]  # from request to response
+_Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[Message]]  # from request to response
 
 
 class MessageApi:
     """Answers messages by the API."""
 
     def __init__(self, service: Service, metrics: Metrics, *, max_stream_age_seconds: float) -> None:
-        self.unary: Mapping[str, Unary] = MappingProxyType(
-            {
-                "EmbedImage": self._embed_image,
-                "EmbedText": self._embed_text,
-                "Classify": self._classify,
-            }
-        )
+        self._unary: dict[str, _Unary] = {
+            "EmbedImage": self._embed_image,
+            "EmbedText": self._embed_text,
+            "Classify": self._classify,
+        }
         self._service = service
         self._metrics = metrics
         self._max_stream_age_seconds = max_stream_age_seconds
         self._streams: set[InferStream] = set()
 
-    def model_info(self) -> pb.GetModelInfoResponse:
-        """Returns what is served, and within which limits. Raises `ServingError` if nothing is."""
-        return convert.model_info(self._service.model_info())
+    async def answer(
+        self, method: str, request: Any, call: Call, make_room: Callable[[], ResponseRoom]
+    ) -> Message:
+        """Answers a unary call.
+
+        Args:
+            method: Its name in the proto.
+            request: Its message.
+            call: Its account.
+            make_room: Makes room for the response; whoever sends that gives it back.
+
+        Raises:
+            ServingError: The call was refused, expired or failed.
+        """
+        if method == "GetModelInfo":
+            return convert.model_info(self._service.model_info())
+        return await self._unary[method](request, call.context(), make_room())
 
     async def stream(
         self,

@@ -46,6 +46,12 @@ class ResponseRoom:
         """
         await self._take(self._limit.check_classifications(response_bytes))
 
+    def __enter__(self) -> ResponseRoom:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
     def give_back(self) -> None:
         """Gives the room back: the response has been read, or there will be none."""
         if self._share is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from alignserve_server.rpc.callers import current_call
 from alignserve_server.rpc.message_api import MessageApi
-from alignserve_server.rpc.response_room import ResponseRooms
+from alignserve_server.rpc.response_room import ResponseRoom, ResponseRooms
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,11 +37,10 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         return response
 
     async def GetModelInfo(
-        self,
-        request: pb.GetModelInfoRequest,  # noqa: ARG002 — the message is empty
-        context: Context,  # noqa: ARG002
+        self, request: pb.GetModelInfoRequest, context: Context
     ) -> pb.GetModelInfoResponse:
-        return self._messages.model_info()
+        response: pb.GetModelInfoResponse = await self._answer("GetModelInfo", request, context)
+        return response
 
     async def StreamInfer(  # type: ignore[override]  # a coroutine that writes is gRPC's other kind of handler
         self, requests: AsyncIterator[pb.StreamInferRequest], context: Context
@@ -48,7 +48,10 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         await self._messages.stream(requests, context.write, self._rooms.of_items(context), current_call())
 
     async def _answer(self, method: str, request: Any, context: Context) -> Any:
-        """Answers a unary call. What it takes for the response it keeps until gRPC has written that."""
+        return await self._messages.answer(method, request, current_call(), partial(self._room, context))
+
+    def _room(self, context: Context) -> ResponseRoom:
+        """Makes room for a unary call's response, until gRPC has written it."""
         room = self._rooms.of_call(context)
         context.add_done_callback(lambda _: room.give_back())  # type: ignore[arg-type]  # as gRPC calls it
-        return await self._messages.unary[method](request, current_call().context(), room)
+        return room
