@@ -44,7 +44,7 @@ class RayBridge:
     """
 
     def __init__(self, server: Server) -> None:
-        self._accounting, self._messages, self._rooms = server.accounting, server.messages, server.rooms
+        self._accounting, self._messages = server.accounting, server.messages
         self._streams = server.interceptor.streams
         self._health = HealthServicer(server.service.readiness)
         self._methods = methods_of(self._accounting, API) | methods_of(self._accounting, HEALTH)
@@ -58,7 +58,7 @@ class RayBridge:
                     health: Message = await self._health.Check(request, context)
                     return health
                 return await self._messages.answer(
-                    method, request, call, lambda: rooms.enter_context(self._rooms.of_call(context))
+                    method, request, call, lambda: rooms.enter_context(self._messages.rooms.of_call(context))
                 )
         except ServingError as error:
             return _failed(context, error)
@@ -74,8 +74,7 @@ class RayBridge:
                 self._accounting.call(self._methods["StreamInfer"], RayCall(context)) as call,
                 open_stream(self._streams, context.peer()),
             ):
-                room = self._rooms.of_items(context)
-                await self._messages.stream(_read(requests), answers.put, room, call)
+                await self._messages.stream(_read(requests), answers.put, context, call)
 
         serving = asyncio.ensure_future(serve())
         serving.add_done_callback(lambda _: answers.put_nowait(None))

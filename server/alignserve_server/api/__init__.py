@@ -6,9 +6,9 @@ A door opens `Accounting.call` around each call, and converts between its wire f
 from alignserve_server.access.keys import Scope
 from alignserve_server.api.accounting import (
     Accounting,
-    Call,
+    CallScope,
     IncomingCall,
-    Method,
+    MethodMetrics,
     code_of_cancellation,
     internal_error,
     kinds_of_calls,
@@ -23,12 +23,12 @@ from alignserve_server.model.zero_shot import ScoredLabel
 
 __all__ = [
     "Accounting",
-    "Call",
     "CallContext",
+    "CallScope",
     "FieldPaths",
     "IncomingCall",
     "LabelQuery",
-    "Method",
+    "MethodMetrics",
     "MethodRules",
     "ModelInfo",
     "Readiness",

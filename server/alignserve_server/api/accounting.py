@@ -103,7 +103,7 @@ class Accounting:
         self._access = access
         self._tracing = tracing
 
-    def method(self, kind: str, service: str, name: str, rules: MethodRules) -> Method:
+    def method(self, kind: str, service: str, name: str, rules: MethodRules) -> MethodMetrics:
         """Prepares the accounts of a method's calls.
 
         Args:
@@ -112,17 +112,17 @@ class Accounting:
             name: Their label `grpc_method`.
             rules: The method's row in its door's table.
         """
-        return Method(self.metrics, (kind, service, name), rules)
+        return MethodMetrics(self.metrics, (kind, service, name), rules)
 
     @contextmanager
-    def call(self, method: Method, incoming: IncomingCall) -> Iterator[Call]:
+    def call(self, method: MethodMetrics, incoming: IncomingCall) -> Iterator[CallScope]:
         """Lets a call in, for the block, and accounts for it. Unexpected errors become `InternalError`.
 
         Raises:
             ServingError: It is refused by its key, or by the quotas of that.
         """
         rules = method.rules
-        with Call(method, incoming, self._access) as call:
+        with CallScope(method, incoming, self._access) as call:
             if rules.is_traced:
                 _, service, name = method.labels
                 call.trace = self._tracing.begin(service, name, incoming.metadata)
@@ -135,7 +135,7 @@ class Accounting:
                 yield call
 
 
-class Method:
+class MethodMetrics:
     """The metrics of one method's calls; each series is looked up once."""
 
     def __init__(self, metrics: Metrics, labels: tuple[str, str, str], rules: MethodRules) -> None:
@@ -157,12 +157,12 @@ class Method:
         return self._handled_by_code[code]
 
 
-class Call:
+class CallScope:
     """One call that is accounted for."""
 
     __slots__ = ("_access", "_incoming", "_method", "_start", "caller", "items", "trace")
 
-    def __init__(self, method: Method, incoming: IncomingCall, access: Access) -> None:
+    def __init__(self, method: MethodMetrics, incoming: IncomingCall, access: Access) -> None:
         self.items = 0  # images or texts, as soon as they are known
         self.caller: Caller = ANONYMOUS
         self.trace: CallTrace | None = None  # if it is followed
@@ -170,7 +170,7 @@ class Call:
         self._incoming = incoming
         self._access = access
 
-    def __enter__(self) -> Call:
+    def __enter__(self) -> CallScope:
         self._start = time.perf_counter()
         self._method.started.inc()
         return self

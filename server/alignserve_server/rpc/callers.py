@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from alignserve_server.api import Call
+from alignserve_server.api import CallScope
 from alignserve_server.observability.caller_metrics import CERTIFICATE
 
 PRIORITY_KEY = "alignserve-priority"
@@ -15,15 +15,15 @@ _CREDENTIAL_KEY = "authorization"
 
 Metadata = Iterable[tuple[str, Any]]
 
-_current: ContextVar[Call] = ContextVar("call")
+_current: ContextVar[CallScope] = ContextVar("call")
 
 
-def current_call() -> Call:
+def current_call() -> CallScope:
     """Returns the call that this task serves."""
     return _current.get()
 
 
-def enter_call(call: Call) -> None:
+def enter_call(call: CallScope) -> None:
     """Makes a call the one that this task serves."""
     _current.set(call)
 

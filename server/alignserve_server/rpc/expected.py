@@ -6,7 +6,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc_health.v1 import health_pb2
 
-from alignserve_server.api import Accounting, Method, kinds_of_calls
+from alignserve_server.api import Accounting, MethodMetrics, kinds_of_calls
 from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.methods import METHODS
@@ -31,7 +31,7 @@ def rpc_type(*, request_streaming: bool, response_streaming: bool) -> str:
     return _KINDS[request_streaming, response_streaming]
 
 
-def methods_of(accounting: Accounting, service: ServiceDescriptor) -> dict[str, Method]:
+def methods_of(accounting: Accounting, service: ServiceDescriptor) -> dict[str, MethodMetrics]:
     """Prepares the accounts of the calls of all methods of a service, by the methods' names."""
     return {
         method.name: accounting.method(

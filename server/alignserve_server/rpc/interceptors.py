@@ -22,7 +22,7 @@ from grpc._cython.cygrpc import (  # type: ignore[import-not-found]  # a C exten
     _ServerStoppedError,
 )
 
-from alignserve_server.api import Accounting, Method
+from alignserve_server.api import Accounting, MethodMetrics
 from alignserve_server.errors import BatchTooLarge, RequestMalformed, ServingError, ShuttingDown, as_value
 from alignserve_server.host.waiting import first_of
 from alignserve_server.rpc import fields
@@ -103,7 +103,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         if rules is None:
             return None
         is_open = rules.scopes is None
-        edge = _Edge(
+        handling = _MethodHandler(
             handler,
             self._accounting,
             self._accounting.method(_kind(handler), *split_path(method), rules),
@@ -111,23 +111,23 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
             self._max_request_fields,
         )
         if not handler.response_streaming:
-            return grpc.stream_unary_rpc_method_handler(edge.answer)
+            return grpc.stream_unary_rpc_method_handler(handling.answer)
         answer = partial(
-            edge.answer_in_stream,
+            handling.answer_in_stream,
             open_streams=self._open_streams if is_open else self.streams,
             closing=self._closing if rules.ends_at_drain else None,
         )
-        return grpc.stream_stream_rpc_method_handler(answer, None, edge.serialize)
+        return grpc.stream_stream_rpc_method_handler(answer, None, handling.serialize)
 
 
-class _Edge:
+class _MethodHandler:
     """The edge of one method."""
 
     def __init__(
         self,
         handler: Any,
         accounting: Accounting,
-        method: Method,
+        method: MethodMetrics,
         reader: RequestReader | SmallRequestReader,
         max_request_fields: int,
     ) -> None:

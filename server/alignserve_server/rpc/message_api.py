@@ -12,11 +12,13 @@ from typing import Any
 from alignserve.v1 import align_service_pb2 as pb
 from google.protobuf.message import Message
 
-from alignserve_server.api import Call, CallContext, LabelQuery, ResponseBound, Scope, Service
+from alignserve_server.api import CallContext, CallScope, LabelQuery, ResponseBound, Scope, Service
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc import convert, response_size
-from alignserve_server.rpc.response_room import ResponseRoom
+from alignserve_server.rpc.callers import Transport
+from alignserve_server.rpc.response_room import ResponseRoom, ResponseRooms
+from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.streaming import InferStream
 
 _Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[Message]]  # from request to response
@@ -25,7 +27,16 @@ _Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[Message]]  # from 
 class MessageApi:
     """Answers messages by the API."""
 
-    def __init__(self, service: Service, metrics: Metrics, *, max_stream_age_seconds: float) -> None:
+    def __init__(
+        self,
+        service: Service,
+        metrics: Metrics,
+        *,
+        max_stream_age_seconds: float,
+        max_unread_response_bytes: int,
+    ) -> None:
+        unread = ConnectionShares(max_unread_response_bytes, metrics.unread_response_bytes.labels().set)
+        self.rooms = ResponseRooms(service.limits.max_response_bytes, unread)
         self._unary: dict[str, _Unary] = {
             "EmbedImage": self._embed_image,
             "EmbedText": self._embed_text,
@@ -37,7 +48,7 @@ class MessageApi:
         self._streams: set[InferStream] = set()
 
     async def answer(
-        self, method: str, request: Any, call: Call, make_room: Callable[[], ResponseRoom]
+        self, method: str, request: Any, call: CallScope, make_room: Callable[[], ResponseRoom]
     ) -> Message:
         """Answers a unary call.
 
@@ -58,15 +69,15 @@ class MessageApi:
         self,
         requests: AsyncIterator[pb.StreamInferRequest],
         write: Callable[[bytes], Awaitable[None]],
-        make_room: Callable[[str], ResponseRoom],
-        call: Call,
+        transport: Transport,
+        call: CallScope,
     ) -> None:
         """Answers a stream until its end.
 
         Args:
             requests: Its items.
             write: Sends a serialized `StreamInferResponse`; returns when another may follow.
-            make_room: Makes room for the response to the item with a correlation id.
+            transport: How the stream came.
             call: The account of the stream.
 
         Raises:
@@ -76,7 +87,7 @@ class MessageApi:
         stream = InferStream(
             partial(self._infer, call),
             write,
-            make_room,
+            self.rooms.of_items(transport),
             call.context(),
             self._metrics,
             max_in_flight=self._service.limits.max_stream_in_flight,
@@ -99,7 +110,7 @@ class MessageApi:
         return self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
 
     async def _infer(
-        self, stream: Call, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
+        self, stream: CallScope, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
     ) -> pb.StreamInferResponse:
         self._service.check_model()
         kind = request.WhichOneof("request")

@@ -12,7 +12,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from alignserve_server.rpc.callers import current_call
 from alignserve_server.rpc.message_api import MessageApi
-from alignserve_server.rpc.response_room import ResponseRoom, ResponseRooms
+from alignserve_server.rpc.response_room import ResponseRoom
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -20,9 +20,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AlignServicer(pb_grpc.AlignServiceServicer):
     """Serves calls that `ServingInterceptor` has let in."""
 
-    def __init__(self, messages: MessageApi, rooms: ResponseRooms) -> None:
+    def __init__(self, messages: MessageApi) -> None:
         self._messages = messages
-        self._rooms = rooms
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: Context) -> pb.EmbedImageResponse:
         response: pb.EmbedImageResponse = await self._answer("EmbedImage", request, context)
@@ -45,13 +44,13 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     async def StreamInfer(  # type: ignore[override]  # a coroutine that writes is gRPC's other kind of handler
         self, requests: AsyncIterator[pb.StreamInferRequest], context: Context
     ) -> None:
-        await self._messages.stream(requests, context.write, self._rooms.of_items(context), current_call())
+        await self._messages.stream(requests, context.write, context, current_call())
 
     async def _answer(self, method: str, request: Any, context: Context) -> Any:
         return await self._messages.answer(method, request, current_call(), partial(self._room, context))
 
     def _room(self, context: Context) -> ResponseRoom:
         """Makes room for a unary call's response, until gRPC has written it."""
-        room = self._rooms.of_call(context)
+        room = self._messages.rooms.of_call(context)
         context.add_done_callback(lambda _: room.give_back())  # type: ignore[arg-type]  # as gRPC calls it
         return room

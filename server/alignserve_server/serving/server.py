@@ -54,9 +54,7 @@ from alignserve_server.rpc.interceptors import ConnectionLimits, ServingIntercep
 from alignserve_server.rpc.message_api import MessageApi
 from alignserve_server.rpc.methods import HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.reflection import add_reflection_to
-from alignserve_server.rpc.response_room import ResponseRooms
 from alignserve_server.rpc.servicer import AlignServicer
-from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.serving.tuned_sizes import TunedSizes, cpu_model
 from alignserve_server.serving.watchdog import PreprocessPool, Watchdog
@@ -102,20 +100,18 @@ class Server:
         self.metrics = Metrics(CollectorRegistry())
         self.metrics.log_lines_dropped.set_function(dropped_lines)
         self.metrics.state.set_function(lambda: state_series(self.state))
+        for api_service in (API, HEALTH):
+            expect_calls(self.metrics, api_service)
         self._version = version("alignserve")
         keys = settings.keys_file
         access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
-        limits = _limits(settings)
-        self.service = Service(self._readiness, limits, self._version)
+        self.service = Service(self._readiness, _limits(settings), self._version)
         self.messages = MessageApi(
             self.service,
             self.metrics,
             max_stream_age_seconds=settings.max_stream_age_seconds or _FOREVER_SECONDS,
+            max_unread_response_bytes=settings.max_unread_response_bytes,
         )
-        unread = ConnectionShares(
-            settings.max_unread_response_bytes, self.metrics.unread_response_bytes.labels().set
-        )
-        self.rooms = ResponseRooms(limits.max_response_bytes, unread)
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
         tracing = Tracing(tracer, settings.access_log_ratio)
@@ -167,10 +163,8 @@ class Server:
 
     def add_services_to(self, server: grpc.aio.Server) -> None:
         """Adds the API and its health to a server, which has to use `interceptor`."""
-        pb_grpc.add_AlignServiceServicer_to_server(AlignServicer(self.messages, self.rooms), server)
+        pb_grpc.add_AlignServiceServicer_to_server(AlignServicer(self.messages), server)
         add_health_to(server, HealthServicer(self._readiness))
-        expect_calls(self.metrics, API)
-        expect_calls(self.metrics, HEALTH)
 
     async def load(self) -> None:
         """Loads the model, runs it once per modality and reports ready.
