@@ -200,11 +200,9 @@ class CallScope:
         Raises:
             InvalidArgument: There is no such priority.
         """
-        remaining = self._incoming.seconds_left()
-        is_bounded = remaining is not None and math.isfinite(remaining)
-        deadline = (
-            asyncio.get_running_loop().time() + remaining if remaining is not None and is_bounded else None
-        )
+        deadline, left = None, self._incoming.seconds_left()
+        if left is not None and math.isfinite(left):
+            deadline = asyncio.get_running_loop().time() + left
         return CallContext(deadline, flow=Flow(self.caller_name, self._priority()), trace=self.trace)
 
     async def admit_item(self, scope: Scope) -> None:
