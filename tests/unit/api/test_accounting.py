@@ -120,7 +120,7 @@ async def test_an_unknown_priority_is_refused_in_the_words_of_the_door(metrics: 
     accounting = accounting_of(metrics)
 
     with (
-        pytest.raises(InvalidArgument, match="^header priority: no such priority; send interactive or"),
+        pytest.raises(InvalidArgument, match=r"^header priority: no such priority; send interactive or"),
         accounting.call(method(accounting), Incoming(named_priority="urgent")) as call,
     ):
         call.context()
