@@ -14,7 +14,6 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.errors import StartupError
 from alignserve_server.observability.logs import configure_logs, get_logger
 from alignserve_server.observability.metrics_http import serve_metrics_page
-from alignserve_server.rpc.health import SERVICE
 from alignserve_server.serving.server import LoadEncoder, Server, load_encoder
 from alignserve_server.settings import Settings, load_settings
 from google.protobuf.message import Message
@@ -22,11 +21,10 @@ from grpc_health.v1 import health_pb2
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 
-from deploy.ray.calls import Calls
+from deploy.ray.calls import RayBridge
 
 _log = get_logger(__name__)
 
-_HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _MOST_REPLICAS_OF_A_NODE = 64
 _PROXYS_OWN = {"require_auth", "tls_certificate", "tls_client_ca", "tls_key", "workers"}
 
@@ -56,37 +54,37 @@ class Align:
         # Ray reserves cores for a replica, but does not keep it from counting and using all others.
         os.environ["PYTHON_CPU_COUNT"] = str(max(1, int(_assigned_cores())))
         self._server = Server(settings, load)
-        self._calls = Calls(self._server)
+        self._bridge = RayBridge(self._server)
         await self._server.load()
         if settings.metrics:
             self._metrics_server = _metrics_page(settings.metrics_listen, self._server)
             _log.info("metrics", port=self._metrics_server.server_port)
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, grpc_context: RayServegRPCContext) -> Message:
-        return await self._calls.answer(f"/{SERVICE}/EmbedImage", request, grpc_context)
+        return await self._bridge.answer("EmbedImage", request, grpc_context)
 
     async def EmbedText(self, request: pb.EmbedTextRequest, grpc_context: RayServegRPCContext) -> Message:
-        return await self._calls.answer(f"/{SERVICE}/EmbedText", request, grpc_context)
+        return await self._bridge.answer("EmbedText", request, grpc_context)
 
     async def Classify(self, request: pb.ClassifyRequest, grpc_context: RayServegRPCContext) -> Message:
-        return await self._calls.answer(f"/{SERVICE}/Classify", request, grpc_context)
+        return await self._bridge.answer("Classify", request, grpc_context)
 
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, grpc_context: RayServegRPCContext
     ) -> Message:
-        return await self._calls.answer(f"/{SERVICE}/GetModelInfo", request, grpc_context)
+        return await self._bridge.answer("GetModelInfo", request, grpc_context)
 
     async def StreamInfer(
         self, requests: gRPCInputStream[pb.StreamInferRequest], grpc_context: RayServegRPCContext
     ) -> AsyncIterator[Message]:
-        async for answer in self._calls.stream(f"/{SERVICE}/StreamInfer", requests, grpc_context):
+        async for answer in self._bridge.stream(requests, grpc_context):
             yield answer
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
     ) -> Message:
         """Answers for grpc.health.v1, as one replica sees it."""
-        return await self._calls.answer(f"/{_HEALTH_SERVICE}/Check", request, grpc_context)
+        return await self._bridge.answer("Check", request, grpc_context)
 
     async def Watch(
         self,

@@ -6,16 +6,21 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.access.authorization import Access
+from alignserve_server.access.keys import KeyRing, Scope, changed_keys, new_key
+from alignserve_server.api.accounting import Accounting, code_of_cancellation
+from alignserve_server.api.methods import MethodRules
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.observability.tracing import Tracing
-from alignserve_server.rpc.access import Access
-from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor, code_of_cancellation
+from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
+from alignserve_server.rpc.methods import Methods
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
@@ -65,14 +70,23 @@ class Failing(grpc.GenericRpcHandler):
 
 
 KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
+METHODS = {"test.Failing": dict.fromkeys(KINDS, MethodRules(scopes=frozenset(Scope), is_traced=False))}
+
+
+def new_interceptor(
+    metrics: Metrics, methods: Methods = METHODS, access: Access | None = None
+) -> ServingInterceptor:
+    """Makes the interceptor of a server of those methods."""
+    accounting = Accounting(metrics, access or Access(None), Tracing(None, 0.0))
+    return ServingInterceptor(accounting, ConnectionLimits(5.0, 64, 64), methods)
 
 
 @asynccontextmanager
-async def channel_to(service: grpc.GenericRpcHandler) -> AsyncIterator[grpc.aio.Channel]:
+async def channel_to(
+    service: grpc.GenericRpcHandler, interceptor: ServingInterceptor | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     """Opens a channel to a server with the interceptor and the service."""
-    interceptor = ServingInterceptor(
-        Metrics(CollectorRegistry()), Access(None), Tracing(None, 0.0), ConnectionLimits(5.0, 64, 64)
-    )
+    interceptor = interceptor or new_interceptor(Metrics(CollectorRegistry()))
     server = grpc.aio.server(interceptors=[interceptor])
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -100,8 +114,7 @@ class Late(grpc.aio.ServerInterceptor):
 async def test_a_call_that_begins_when_grpc_has_stopped_is_no_bug() -> None:
     """It counts as cancelled; its client has seen its connection end."""
     metrics, late = Metrics(CollectorRegistry()), Late()
-    limits = ConnectionLimits(5.0, 64, 64)
-    interceptor = ServingInterceptor(metrics, Access(None), Tracing(None, 0.0), limits)
+    interceptor = new_interceptor(metrics)
     server = grpc.aio.server(interceptors=[late, interceptor])
     server.add_generic_rpc_handlers((Failing(),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -116,6 +129,20 @@ async def test_a_call_that_begins_when_grpc_has_stopped_is_no_bug() -> None:
     await until(lambda: bool(_handled(metrics)))
 
     assert _handled(metrics) == {"CANCELLED": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_method_without_rules_is_refused(kind: str, tmp_path: Path) -> None:
+    """A service that was registered without a table is unknown to callers, also with a valid key."""
+    with changed_keys(tmp_path / "keys.json") as keys:
+        key, keys["search"] = new_key("search", frozenset(Scope))
+    interceptor = new_interceptor(Metrics(CollectorRegistry()), {}, Access(KeyRing(tmp_path / "keys.json")))
+
+    async with channel_to(Failing(), interceptor) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused_call:
+            await call(channel, kind, b"", metadata=[("authorization", f"Bearer {key}")])
+
+    assert refused_call.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def _handled(metrics: Metrics) -> dict[str, float]:
@@ -135,10 +162,10 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
         yield opened
 
 
-async def call(channel: grpc.aio.Channel, kind: str, message: bytes) -> None:
+async def call(channel: grpc.aio.Channel, kind: str, message: bytes, **options: Any) -> None:
     """Sends raw bytes as one kind of RPC and reads it to its end."""
     rpc = getattr(channel, kind)(f"/test.Failing/{kind}")(
-        iter([message]) if kind.startswith("stream") else message
+        iter([message]) if kind.startswith("stream") else message, **options
     )
     if kind.endswith("unary"):
         await rpc

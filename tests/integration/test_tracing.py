@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.errors import StartupError
-from alignserve_server.rpc.health import SERVICE
+from alignserve_server.rpc.methods import SERVICE
 from alignserve_server.serving.server import Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span

@@ -84,8 +84,8 @@ class CallContext:
     trace: CallTrace = NO_TRACE
 
     def for_item(self, on_admitted: Callable[[], None], trace: CallTrace) -> CallContext:
-        """Returns the context of one item of this stream."""
-        return replace(self, on_admitted=on_admitted, trace=trace)
+        """Returns the context of one item of this stream, which waits for room."""
+        return replace(self, waits_for_room=True, on_admitted=on_admitted, trace=trace)
 
     def seconds_left(self) -> float | None:
         """Returns the time until the deadline."""

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -49,13 +48,6 @@ _SERVER_ERRORS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
 
-_current: ContextVar[CallTrace | None] = ContextVar("trace", default=None)
-
-
-def current_trace() -> CallTrace | None:
-    """Returns what is noted of the call that this task serves; None if it is not sampled."""
-    return _current.get()
-
 
 class Tracing:
     """Decides which calls are sampled, and finds their traces by reservation."""
@@ -74,7 +66,7 @@ class Tracing:
     def begin(
         self, service: str, method: str, read_metadata: Callable[[], Metadata | None]
     ) -> CallTrace | None:
-        """Traces a call from now on, for `current_trace` in the same task, if it is sampled.
+        """Returns what is noted of a call from now on, or None if it is not sampled.
 
         Its metadata may carry a `traceparent`, whose trace the call then belongs to.
         """
@@ -95,7 +87,6 @@ class Tracing:
         trace = CallTrace(
             self._tracer or _NO_TRACER, span, self._by_reservation, method if is_logged else None
         )
-        _current.set(trace)
         return trace
 
     def exemplar(self, reservation: int) -> dict[str, str] | None:

@@ -1,60 +1,76 @@
-"""Who calls and how urgently, as far as fairness between callers is concerned."""
+"""Who calls and how urgently, as the metadata and the connection of a gRPC call tell."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any, Protocol
 from urllib.parse import unquote
 
-import grpc
-
-from alignserve_server.batching.fair_queue import Flow, Priority
-from alignserve_server.errors import InvalidArgument
-from alignserve_server.observability.caller_metrics import CERTIFICATE, KEY
-from alignserve_server.rpc.access import current_key_name
+from alignserve_server.api import CallScope
+from alignserve_server.observability.caller_metrics import CERTIFICATE
 
 PRIORITY_KEY = "alignserve-priority"
-_DEFAULT = Priority.INTERACTIVE
-_PRIORITIES = {priority.name.lower(): priority for priority in Priority}
+_CREDENTIAL_KEY = "authorization"
+
+Metadata = Iterable[tuple[str, Any]]
+
+_current: ContextVar[CallScope] = ContextVar("call")
 
 
-def flow_of(context: grpc.aio.ServicerContext[Any, Any]) -> Flow:
-    """Returns whose turn a call's items take: the caller's, at the priority that the call's metadata names.
-
-    Raises:
-        InvalidArgument: There is no such priority.
-    """
-    return Flow(caller_of(context), _priority_of(context))
+def current_call() -> CallScope:
+    """Returns the call that this task serves."""
+    return _current.get()
 
 
-def caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """Names the caller: by its API key, or else by its certificate, or else by its host.
-
-    All calls of a host are one caller's, whichever connections they come by.
-    """
-    name = current_key_name()
-    if name is not None:
-        return f"{KEY}{name}"
-    for certified in context.auth_context().get("x509_common_name", ()):
-        return f"{CERTIFICATE}{certified.decode(errors='replace')}"
-    peer = unquote(context.peer())  # such as ipv4:127.0.0.1:41234, ipv6:[::1]:41234 or unix:
-    host, separator, port = peer.rpartition(":")
-    return host if separator and port.isdecimal() else peer
+def enter_call(call: CallScope) -> None:
+    """Makes a call the one that this task serves."""
+    _current.set(call)
 
 
-def priority_label(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """Returns the priority of a call: one of `metrics.PRIORITIES`, whatever its metadata names."""
-    for key, value in context.invocation_metadata() or ():
-        if key == PRIORITY_KEY:
-            return str(value) if value in _PRIORITIES else _DEFAULT.name.lower()
-    return _DEFAULT.name.lower()
+class Transport(Protocol):
+    """What is used of the context of a gRPC call, whoever has taken the call."""
+
+    def invocation_metadata(self) -> Metadata | None: ...
+
+    def peer(self) -> str: ...
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]: ...
 
 
-def _priority_of(context: grpc.aio.ServicerContext[Any, Any]) -> Priority:
-    for key, value in context.invocation_metadata() or ():
-        if key == PRIORITY_KEY:
-            if value not in _PRIORITIES:
-                raise InvalidArgument(
-                    f"metadata {PRIORITY_KEY}: no such priority; send {' or '.join(_PRIORITIES)}"
-                )
-            return _PRIORITIES[value]
-    return _DEFAULT
+class GrpcCall:
+    """An `api.IncomingCall` that knows no deadline and expects no errors."""
+
+    priority_field = f"metadata {PRIORITY_KEY}"
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._metadata: Metadata | None = None
+
+    def metadata(self) -> Metadata:
+        if self._metadata is None:
+            self._metadata = tuple(self._transport.invocation_metadata() or ())
+        return self._metadata
+
+    def credentials(self) -> Iterable[str]:
+        return (value for key, value in self.metadata() if key == _CREDENTIAL_KEY and isinstance(value, str))
+
+    def priority(self) -> str | None:
+        return next((str(value) for key, value in self.metadata() if key == PRIORITY_KEY), None)
+
+    def peer(self) -> str:
+        """Names the caller by its certificate, or else by its host.
+
+        All calls of a host are one caller's, whichever connections they come by.
+        """
+        for certified in self._transport.auth_context().get("x509_common_name", ()):
+            return f"{CERTIFICATE}{certified.decode(errors='replace')}"
+        peer = unquote(self._transport.peer())  # such as ipv4:127.0.0.1:41234, ipv6:[::1]:41234 or unix:
+        host, separator, port = peer.rpartition(":")
+        return host if separator and port.isdecimal() else peer
+
+    def seconds_left(self) -> float | None:
+        return None
+
+    def code_of(self, error: BaseException) -> str | None:  # noqa: ARG002 — subclasses know some
+        return None

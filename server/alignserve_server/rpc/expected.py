@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 from alignserve.v1 import align_service_pb2 as pb
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc_health.v1 import health_pb2
 
+from alignserve_server.api import Accounting, MethodMetrics, kinds_of_calls
 from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
-from alignserve_server.observability.metrics import PRIORITIES, SIZES, Metrics
+from alignserve_server.observability.metrics import Metrics
+from alignserve_server.rpc.methods import METHODS
 
 API = pb.DESCRIPTOR.services_by_name["AlignService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 _CODES = {"OK", "CANCELLED", *(kind.code for kind in error_kinds())}
-API_CODES = sorted(_CODES - {HealthServiceUnknown.code})
-HEALTH_CODES = sorted(_CODES - {KeyInvalid.code, ScopeMissing.code})  # it needs no key
+_CODES_WITH_KEY = sorted(_CODES - {HealthServiceUnknown.code})
+_CODES_WITHOUT_KEY = sorted(_CODES - {KeyInvalid.code, ScopeMissing.code})
 
 _KINDS = {
     (False, False): "unary",
@@ -31,16 +31,25 @@ def rpc_type(*, request_streaming: bool, response_streaming: bool) -> str:
     return _KINDS[request_streaming, response_streaming]
 
 
-def kinds_of_calls(service: str, *, request_streaming: bool) -> list[tuple[str, str]]:
-    """Returns the priorities and sizes that calls of a method can have; a stream of items is a batch."""
-    if service != API.full_name:
-        return [(PRIORITIES[0], SIZES[0])]
-    return list(product(PRIORITIES, SIZES[1:] if request_streaming else SIZES))
+def methods_of(accounting: Accounting, service: ServiceDescriptor) -> dict[str, MethodMetrics]:
+    """Prepares the accounts of the calls of all methods of a service, by the methods' names."""
+    return {
+        method.name: accounting.method(
+            _rpc_type_of(method), service.full_name, method.name, METHODS[service.full_name][method.name]
+        )
+        for method in service.methods
+    }
 
 
-def expect_calls(metrics: Metrics, service: ServiceDescriptor, codes: list[str]) -> None:
+def expect_calls(metrics: Metrics, service: ServiceDescriptor) -> None:
     """Creates the series of each method of a service, and of each code that its calls can end with."""
     for method in service.methods:
-        kind = rpc_type(request_streaming=method.client_streaming, response_streaming=method.server_streaming)
-        kinds = kinds_of_calls(service.full_name, request_streaming=method.client_streaming)
-        metrics.expect_rpcs((kind, service.full_name, method.name), codes, kinds)
+        rules = METHODS[service.full_name][method.name]
+        codes = _CODES_WITHOUT_KEY if rules.scopes is None else _CODES_WITH_KEY
+        metrics.expect_rpcs(
+            (_rpc_type_of(method), service.full_name, method.name), codes, kinds_of_calls(rules)
+        )
+
+
+def _rpc_type_of(method: MethodDescriptor) -> str:
+    return rpc_type(request_streaming=method.client_streaming, response_streaming=method.server_streaming)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
-
-import grpc
 
 from alignserve_server.errors import BatchTooLarge, InvalidArgument, LabelsInvalid
+from alignserve_server.rpc.callers import Metadata
 from alignserve_server.rpc.response_size import stream_response_bytes
 
 MAX_RESPONSE_BYTES_KEY = "alignserve-max-response-bytes"
@@ -61,18 +59,18 @@ class ResponseLimit:
         return f"the response could have {size} bytes, limit {self.max_bytes}; {remedy}{also}"
 
 
-def response_limit(context: grpc.aio.ServicerContext[Any, Any], max_response_bytes: int) -> ResponseLimit:
+def response_limit(metadata: Metadata, max_response_bytes: int) -> ResponseLimit:
     """Returns the limit of a call: by its metadata, or else gRPC's default; at most what the server sends.
 
     Raises:
         InvalidArgument: The metadata is not a number of bytes.
     """
-    accepted = _accepted_bytes(context)
+    accepted = _accepted_bytes(metadata)
     return ResponseLimit(min(accepted, max_response_bytes), accepted < max_response_bytes)
 
 
-def _accepted_bytes(context: grpc.aio.ServicerContext[Any, Any]) -> int:
-    for key, value in context.invocation_metadata() or ():
+def _accepted_bytes(metadata: Metadata) -> int:
+    for key, value in metadata:
         if key == MAX_RESPONSE_BYTES_KEY:
             if _NUMBER.fullmatch(str(value)) is None or int(value) == 0:
                 raise InvalidArgument(

@@ -5,8 +5,12 @@ How much one may take is `ResponseLimit`'s, and how much all of a connection `Co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from alignserve_server.errors import ResponsesUnread
-from alignserve_server.rpc.response_limit import ResponseLimit
+from alignserve_server.rpc.callers import Transport
+from alignserve_server.rpc.response_limit import ResponseLimit, response_limit
 from alignserve_server.rpc.shares import ConnectionShares, Share
 
 
@@ -42,6 +46,12 @@ class ResponseRoom:
         """
         await self._take(self._limit.check_classifications(response_bytes))
 
+    def __enter__(self) -> ResponseRoom:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
     def give_back(self) -> None:
         """Gives the room back: the response has been read, or there will be none."""
         if self._share is not None:
@@ -60,3 +70,39 @@ class ResponseRoom:
                 "connections; read them, then retry",
                 retry_delay_seconds=1.0,
             )
+
+
+class ResponseRooms:
+    """Makes room for the responses of all connections."""
+
+    def __init__(self, max_response_bytes: int, unread: ConnectionShares) -> None:
+        """Starts with all room there.
+
+        Args:
+            max_response_bytes: The most that the server sends in a response.
+            unread: The bytes that connections may leave unread.
+        """
+        self._max_response_bytes = max_response_bytes
+        self._unread = unread
+
+    def of_call(self, transport: Transport) -> ResponseRoom:
+        """Returns the room for a unary call's response.
+
+        Raises:
+            InvalidArgument: The call's metadata has a limit that is not a number of bytes.
+        """
+        return ResponseRoom(self._limit(transport), self._unread, transport.peer(), waits=False)
+
+    def of_items(self, transport: Transport) -> Callable[[str], ResponseRoom]:
+        """Returns what makes room for the response to a stream's item, by its correlation id.
+
+        Raises:
+            InvalidArgument: The stream's metadata has a limit that is not a number of bytes.
+        """
+        return partial(self._of_item, self._limit(transport), transport.peer())
+
+    def _of_item(self, limit: ResponseLimit, connection: str, correlation_id: str) -> ResponseRoom:
+        return ResponseRoom(limit.for_item(correlation_id), self._unread, connection, waits=True)
+
+    def _limit(self, transport: Transport) -> ResponseLimit:
+        return response_limit(transport.invocation_metadata() or (), self._max_response_bytes)

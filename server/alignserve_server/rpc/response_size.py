@@ -4,8 +4,8 @@ Each bound counts what protobuf writes: a tag for each field, varints of lengths
 each float. It is exact but for values that may be left out or short, such as durations, token counts and
 scores of 0. So it holds for every answer, and is what memory for the answer can be reserved by.
 
-The requests must have passed the checks of `convert` for counts, since the cost grows with the labels: some
-0.1 ms for a thousand.
+The requests must have passed the checks of `api.limits` for counts, since the cost grows with the labels:
+some 0.1 ms for a thousand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from alignserve.v1 import align_service_pb2 as pb
 from numpy.typing import NDArray
 
-from alignserve_server.model.encoder import ModelInfo
+from alignserve_server.api import ModelInfo
 
 _TAG = 1  # bytes; every field of these messages has a number below 16
 _FLOAT = 4

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from alignserve_server.errors import TooManyStreams
 
 
 @dataclass(eq=False, slots=True)
@@ -122,3 +125,24 @@ class Share:
         amount, self._amount = self._amount, 0
         if amount:
             self._shares._leave(self._connection, amount)
+
+
+@contextmanager
+def open_stream(streams: ConnectionShares, connection: str) -> Iterator[None]:
+    """Counts a stream as open, for the block.
+
+    Raises:
+        TooManyStreams: Its connection has its share already.
+    """
+    share = streams.take(connection)
+    if share is None:
+        raise TooManyStreams(
+            f"{streams.held_by(connection)} streams are open on this connection, {streams.total} "
+            f"in all, limit {streams.limit}, some of it kept for other connections; end some, or spread "
+            "them over more connections",
+            retry_delay_seconds=1.0,
+        )
+    try:
+        yield
+    finally:
+        share.give_back()

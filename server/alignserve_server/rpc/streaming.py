@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from alignserve.v1 import align_service_pb2 as pb
 
-from alignserve_server.batching.call import CallContext
+from alignserve_server.api import CallContext, internal_error
 from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, ServingError
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.rpc.interceptors import internal_error, item_count
+from alignserve_server.rpc.convert import item_count
 from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.status import to_status_proto
 

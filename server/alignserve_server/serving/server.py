@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from types import MappingProxyType
@@ -22,7 +23,12 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing
+from alignserve_server.api.accounting import Accounting
+from alignserve_server.api.limits import RequestLimits
+from alignserve_server.api.readiness import Readiness, State, model_stalled
+from alignserve_server.api.service import Service
 from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.batch_size import best_batch_size
 from alignserve_server.batching.batcher import Batcher
@@ -33,6 +39,7 @@ from alignserve_server.batching.preprocessor import Preprocessor
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
+from alignserve_server.host.waiting import first_of
 from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
@@ -45,21 +52,13 @@ from alignserve_server.observability.metrics import Metrics, state_series
 from alignserve_server.observability.metrics_http import serve_metrics_page
 from alignserve_server.observability.span_export import SpanExport
 from alignserve_server.observability.tracing import Tracing
-from alignserve_server.rpc.access import Access
 from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
-from alignserve_server.rpc.convert import RequestLimits
-from alignserve_server.rpc.expected import API, API_CODES, HEALTH, HEALTH_CODES, expect_calls
-from alignserve_server.rpc.health import (
-    HEALTH_SERVICE,
-    SERVICE,
-    HealthServicer,
-    Readiness,
-    State,
-    add_health_to,
-    model_stalled,
-)
+from alignserve_server.rpc.expected import API, HEALTH, expect_calls
+from alignserve_server.rpc.health import HealthServicer, add_health_to
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
+from alignserve_server.rpc.message_api import MessageApi
+from alignserve_server.rpc.methods import HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import AlignServicer
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
@@ -107,16 +106,15 @@ class Server:
         self.metrics = Metrics(CollectorRegistry())
         self.metrics.log_lines_dropped.set_function(dropped_lines)
         self.metrics.state.set_function(lambda: state_series(self.state))
-        self._limits = _limits(settings)
+        for api_service in (API, HEALTH):
+            expect_calls(self.metrics, api_service)
         self._version = version("alignserve-server")
         keys = settings.keys_file
         access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
-        self._servicer = AlignServicer(
-            self._readiness,
-            access,
-            self._limits,
+        self.service = Service(self._readiness, _limits(settings), self._version)
+        self.messages = MessageApi(
+            self.service,
             self.metrics,
-            self._version,
             max_stream_age_seconds=settings.max_stream_age_seconds or _FOREVER_SECONDS,
             max_unread_response_bytes=settings.max_unread_response_bytes,
         )
@@ -124,7 +122,8 @@ class Server:
         tracer = None if self._spans is None else self._spans.tracer
         tracing = Tracing(tracer, settings.access_log_ratio)
         self._observer = MetricsObserver(self.metrics, tracing)
-        self.interceptor = ServingInterceptor(self.metrics, access, tracing, _connection_limits(settings))
+        self.accounting = Accounting(self.metrics, access, tracing)
+        self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings))
         self._grpc = aio_server([self.interceptor], _channel_options(settings))
         self._batcher: Batcher | None = None
         self._tuned_sizes: TunedSizes | None = None
@@ -148,7 +147,7 @@ class Server:
         self.add_services_to(self._grpc)
         if self._settings.reflection:
             for service in add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE)):
-                expect_calls(self.metrics, service, API_CODES)
+                expect_calls(self.metrics, service)
         try:
             self.port = self._open_port()
         except RuntimeError as error:
@@ -171,10 +170,8 @@ class Server:
 
     def add_services_to(self, server: grpc.aio.Server) -> None:
         """Adds the API and its health to a server, which has to use `interceptor`."""
-        pb_grpc.add_AlignServiceServicer_to_server(self._servicer, server)
+        pb_grpc.add_AlignServiceServicer_to_server(AlignServicer(self.messages), server)
         add_health_to(server, HealthServicer(self._readiness))
-        expect_calls(self.metrics, API, API_CODES)
-        expect_calls(self.metrics, HEALTH, HEALTH_CODES)
 
     async def load(self) -> None:
         """Loads the model, runs it once per modality and reports ready.
@@ -194,7 +191,7 @@ class Server:
             on_widened=partial(self._note_widened, batch_sizes),
         )
         self._batcher.start()
-        self._servicer.engine = self._engine(encoder, self._batcher)
+        self.service.engine = self._engine(encoder, self._batcher)
         self._publish_model(encoder)
         _forget_the_past()
         self._readiness.enter(State.READY)
@@ -221,7 +218,7 @@ class Server:
     @property
     def is_loaded(self) -> bool:
         """Says whether `load` has ever reported ready."""
-        return self._servicer.engine is not None
+        return self.service.engine is not None
 
     def check_health(self) -> None:
         """Passes while calls can be served.
@@ -260,8 +257,8 @@ class Server:
         if self._batcher is not None and not await self._batcher.stop(patience):
             _log.warning("lane_still_running")
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._servicer.engine is not None:
-            self._servicer.engine.close()
+        if self.service.engine is not None:
+            self.service.engine.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
@@ -292,17 +289,15 @@ class Server:
 
     def _refuse_calls(self) -> None:
         self._readiness.enter(State.STOPPING)
-        self._servicer.drain_streams()
+        self.messages.drain_streams()
         self.interceptor.refuse_uploads()
         self.interceptor.close_watches()
 
     async def _finish_calls(self, grace_seconds: float) -> None:
         """Waits until accepted calls have their answers and no more come, for the grace at most."""
-        finishing = asyncio.ensure_future(self._calls_end())
-        cut_off = asyncio.ensure_future(self._cut_off.wait())
-        await asyncio.wait({finishing, cut_off}, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
-        finishing.cancel()
-        cut_off.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await first_of(self._calls_end(), self._cut_off.wait())
 
     async def _calls_end(self) -> None:
         """Returns when no call is under way, and none has come for a while.
@@ -310,21 +305,21 @@ class Server:
         Callers who go on although they are refused would keep it from ever returning, so it does not wait for
         long: they get UNAVAILABLE either way, if only without a reason.
         """
-        await self.interceptor.under_way.wait_for_end()
+        await self.accounting.under_way.wait_for_end()
         connections, loop = Connections(self.port), asyncio.get_running_loop()
         connections.accept_no_more()
         quiet_rounds = 0
         for _ in range(_MAX_ROUNDS):
             if quiet_rounds == _QUIET_ROUNDS:
                 break
-            started, began = self.interceptor.under_way.started, loop.time()
+            started, began = self.accounting.under_way.started, loop.time()
             await asyncio.sleep(_ROUND_SECONDS)
             # A machine that is late with this is late with the calls, too.
             is_late = loop.time() - began > 2 * _ROUND_SECONDS
-            has_come = self.interceptor.under_way.started != started
+            has_come = self.accounting.under_way.started != started
             is_quiet = not (has_come or is_late) and connections.are_read() and connections.are_written()
             quiet_rounds = quiet_rounds + 1 if is_quiet else 0
-        await self.interceptor.under_way.wait_for_end()
+        await self.accounting.under_way.wait_for_end()
 
     async def _close_grpc(self) -> None:
         Connections(self.port).end()  # before gRPC cancels what is left of their calls
@@ -522,15 +517,7 @@ async def serve(
 
 async def _signal_during(work: Awaitable[None], signals: asyncio.Queue[int]) -> int | None:
     """Waits for the work; cancels it and returns the signal if one comes first."""
-    working, received = asyncio.ensure_future(work), asyncio.ensure_future(signals.get())
-    try:
-        await asyncio.wait({working, received}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-        return received.result() if received.done() else None
-    finally:
-        working.cancel()
-        received.cancel()
+    return await first_of(work, signals.get())
 
 
 async def _in_daemon_thread(work: Callable[[], _T]) -> _T:
@@ -572,16 +559,9 @@ def _forget_the_past() -> None:
 
 
 def _limits(settings: Settings) -> RequestLimits:
+    set_by_name = {field.name for field in fields(RequestLimits)} - {"image_formats"}
     return RequestLimits(
-        max_client_batch_size=settings.max_client_batch_size,
-        max_labels=settings.max_labels,
-        max_prompt_templates=settings.max_prompt_templates,
-        max_image_bytes=settings.max_image_bytes,
-        max_image_pixels=settings.max_image_pixels,
-        max_text_bytes=settings.max_text_bytes,
-        max_request_bytes=settings.max_request_bytes,
-        max_response_bytes=settings.max_response_bytes,
-        max_stream_in_flight=settings.max_stream_in_flight,
+        **settings.model_dump(include=set_by_name),
         image_formats=(*IMAGE_FORMATS, *settings.further_image_formats),
     )
 

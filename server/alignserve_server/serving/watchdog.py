@@ -7,11 +7,11 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 
+from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.preprocess_pool import PreprocessPool
 from alignserve_server.observability.logs import get_logger
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.rpc.health import Readiness, State, model_stalled
 
 _log = get_logger(__name__)
 

@@ -1,11 +1,27 @@
-"""Callers are told apart by host."""
+"""Callers are told apart by host or certificate, and name their key and priority in metadata."""
 
 from __future__ import annotations
 
-from unittest.mock import Mock
+from collections.abc import Iterable, Mapping
 
 import pytest
-from alignserve_server.rpc.callers import caller_of
+from alignserve_server.rpc.callers import GrpcCall, Metadata
+
+
+class Transport:
+    """Passes on what a call came with."""
+
+    def __init__(self, peer: str = "unix:", *names: bytes, metadata: Metadata | None = None) -> None:
+        self._peer, self._names, self._metadata = peer, names, metadata
+
+    def peer(self) -> str:
+        return self._peer
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return {"x509_common_name": self._names} if self._names else {}
+
+    def invocation_metadata(self) -> Metadata | None:
+        return self._metadata
 
 
 @pytest.mark.parametrize(
@@ -19,11 +35,29 @@ from alignserve_server.rpc.callers import caller_of
 )
 def test_a_caller_is_a_host(peer: str, caller: str) -> None:
     """All connections of a host are one caller."""
-    assert caller_of(Mock(peer=lambda: peer, auth_context=dict)) == caller
+    assert GrpcCall(Transport(peer)).peer() == caller
 
 
 def test_a_caller_with_a_certificate_is_its_common_name() -> None:
     """From whichever host."""
-    context = Mock(peer=lambda: "ipv4:10.1.2.3:50123", auth_context=lambda: {"x509_common_name": [b"search"]})
+    assert GrpcCall(Transport("ipv4:10.1.2.3:50123", b"search")).peer() == "certificate:search"
 
-    assert caller_of(context) == "certificate:search"
+
+def test_the_first_priority_counts_and_credentials_are_text() -> None:
+    """Bytes, which gRPC passes for some names, are no credential."""
+    metadata = [
+        ("authorization", b"Bearer a"),
+        ("authorization", "Bearer b"),
+        ("alignserve-priority", "bulk"),
+        ("alignserve-priority", "interactive"),
+    ]
+    call = GrpcCall(Transport(metadata=metadata))
+
+    assert (call.priority(), list(call.credentials())) == ("bulk", ["Bearer b"])
+
+
+def test_a_call_without_metadata_names_nothing() -> None:
+    """Which gRPC passes as None."""
+    call = GrpcCall(Transport())
+
+    assert (call.priority(), list(call.credentials()), list(call.metadata())) == (None, [], [])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unittest.mock import Mock
-
 import pytest
 from alignserve_server.errors import BatchTooLarge, InvalidArgument, LabelsInvalid
 from alignserve_server.rpc.response_limit import ResponseLimit, response_limit
@@ -13,7 +11,7 @@ MIB = 1 << 20
 
 
 def limit_of(*metadata: tuple[str, str], most: int = 16 * MIB) -> ResponseLimit:
-    return response_limit(Mock(invocation_metadata=lambda: metadata), most)
+    return response_limit(metadata, most)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from alignserve_server.access.authorization import ANONYMOUS, Access
 from alignserve_server.access.keys import KeyRing, Scope, changed_keys, new_key
-from alignserve_server.errors import QuotaExceeded
-from alignserve_server.rpc.access import Access
+from alignserve_server.errors import QuotaExceeded, ScopeMissing
 
 from tests.unit.fakes import FakeClock
 
-_METHOD = "/alignserve.v1.AlignService/EmbedText"
+_SCOPES = frozenset({Scope.EMBED})
 
 
 class _Caller:
@@ -24,17 +24,15 @@ class _Caller:
         self.clock = FakeClock()
         self.waits: list[float] = []
         self.is_stuck = False
-        self._metadata = [("authorization", f"Bearer {key}")]
+        self._credentials = [f"Bearer {key}"]
         self._access = Access(KeyRing(path), self.clock, self._sleep)
 
     def call(self) -> None:
-        self._access.identify(_METHOD, self._metadata)
-        with self._access.call(counts_items=False):
+        with self._access.call(self._access.authorize(_SCOPES, self._credentials), counts_items=False):
             pass
 
     async def send_item(self) -> None:
-        self._access.identify(_METHOD, self._metadata)
-        await self._access.admit_item(Scope.EMBED)
+        await self._access.admit_item(self._access.authorize(_SCOPES, self._credentials), Scope.EMBED)
 
     async def _sleep(self, seconds: float) -> None:
         self.waits.append(seconds)
@@ -93,3 +91,35 @@ async def test_an_item_that_is_given_up_costs_nothing(caller: _Caller) -> None:
         await asyncio.gather(item, return_exceptions=True)
 
     assert caller.waits == [0.5, 0.5, 0.5]
+
+
+async def test_the_first_bearer_key_counts(tmp_path: Path) -> None:
+    """What else came as `authorization` is passed over."""
+    with changed_keys(tmp_path / "keys.json") as keys:
+        key, keys["search"] = new_key("search", _SCOPES)
+    access = Access(KeyRing(tmp_path / "keys.json"))
+
+    found = access.authorize(_SCOPES, ["Basic abc", f"bearer {key}", "Bearer other"])
+
+    assert (found.name, found.refusal) == ("search", None)
+
+
+async def test_a_refused_caller_keeps_its_name(tmp_path: Path) -> None:
+    """A key without the scope is known, so that its refusals are counted as its own."""
+    with changed_keys(tmp_path / "keys.json") as keys:
+        key, keys["search"] = new_key("search", _SCOPES)
+    access = Access(KeyRing(tmp_path / "keys.json"))
+
+    found = access.authorize({Scope.CLASSIFY}, [f"Bearer {key}"])
+
+    assert found.name == "search"
+    with pytest.raises(ScopeMissing), access.call(found, counts_items=False):
+        pass
+
+
+async def test_an_open_call_needs_no_key(tmp_path: Path) -> None:
+    """Not even a valid one is looked at."""
+    with changed_keys(tmp_path / "keys.json"):
+        pass
+
+    assert Access(KeyRing(tmp_path / "keys.json")).authorize(None, ["Bearer wrong"]) is ANONYMOUS

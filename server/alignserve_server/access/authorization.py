@@ -1,33 +1,19 @@
-"""Who may call: API keys with their scopes and quotas, checked before a request is parsed."""
+"""Who may call: API keys with their scopes and quotas, checked before a request is read."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from alignserve_server.access.keys import Key, KeyRing, Scope
 from alignserve_server.errors import KeyInvalid, KeyMissing, QuotaExceeded, ScopeMissing, ServingError
-from alignserve_server.rpc.health import SERVICE
 
-_METADATA_KEY = "authorization"
 _SCHEME = "bearer"
-_OPEN_SERVICES = ("grpc.health.v1.Health",)  # orchestrators and balancers have no key
-_REFLECTION = "grpc.reflection."
-_SCOPES = {
-    f"/{SERVICE}/EmbedImage": {Scope.EMBED},
-    f"/{SERVICE}/EmbedText": {Scope.EMBED},
-    f"/{SERVICE}/Classify": {Scope.CLASSIFY},
-    f"/{SERVICE}/StreamInfer": {Scope.EMBED, Scope.CLASSIFY},  # one of them; items are checked on their own
-    f"/{SERVICE}/GetModelInfo": set(Scope),
-}
 _BURST_SECONDS = 1.0  # of a quota that may be used at once
-
-Metadata = Sequence[tuple[str, str | bytes]]
 
 
 @dataclass(slots=True)
@@ -40,36 +26,20 @@ class _Usage:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose call it is, as its key says; nobody's, where none is needed.
+    """Whose call it is, as its key says; anonymous where none is needed."""
 
-    One with a `refusal` may not make this call.
-    """
-
-    name: str | None = None
-    key: Key | None = None  # whose quotas hold; None if none do
-    refusal: ServingError | None = None
+    name: str | None = None  # of a valid key
+    key: Key | None = None
+    refusal: ServingError | None = None  # if this call is not allowed
     usage: _Usage = field(default_factory=_Usage)
 
-
-_NOBODY = Caller()
-_current: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
-
-
-def current_caller() -> Caller:
-    """Returns who makes the call that this task serves.
-
-    Raises:
-        ServingError: The call is to be refused.
-    """
-    caller = _current.get()
-    if caller.refusal is not None:
-        raise caller.refusal
-    return caller
+    def check(self) -> None:
+        """Raises the refusal of a call that is not allowed."""
+        if self.refusal is not None:
+            raise self.refusal
 
 
-def current_key_name() -> str | None:
-    """Returns the name of the key that came with the call, be it refused or not; None without a valid one."""
-    return _current.get().name
+ANONYMOUS = Caller()
 
 
 class Access:
@@ -86,25 +56,35 @@ class Access:
         self._sleep = sleep
         self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
 
-    def identify(self, method: str, metadata: Metadata) -> None:
-        """Finds out who makes a call, for `current_caller` in the same task."""
-        if self._keys is None:
-            return
-        try:
-            _current.set(self._caller(method, metadata))
-        except ServingError as error:
-            _current.set(Caller(refusal=error))
+    def authorize(self, scopes: Set[Scope] | None, credentials: Iterable[str]) -> Caller:
+        """Finds out who calls, and whether the key allows it; a caller who may not has a `refusal`.
+
+        Args:
+            scopes: One of which the key needs; None if the call needs no key.
+            credentials: What came as `authorization`, such as `Bearer KEY`; the first key counts.
+        """
+        if self._keys is None or scopes is None:
+            return ANONYMOUS
+        key = next(filter(None, map(_key_in, credentials)), None)
+        if key is None:
+            return Caller(refusal=KeyMissing("no API key; send the metadata 'authorization: Bearer KEY'"))
+        found = self._keys.find(key)
+        if found is None:
+            return Caller(refusal=_key_invalid())
+        name, known = found
+        refusal = None if scopes & known.scopes else _scope_missing(scopes)
+        return Caller(name, known, refusal, self._usage[name])
 
     @contextmanager
-    def call(self, *, counts_items: bool) -> Iterator[None]:
+    def call(self, caller: Caller, *, counts_items: bool) -> Iterator[None]:
         """Lets a call in, for the block, if it is not refused and within its quotas.
 
         A stream counts as one of the calls at once, and its items as requests when they come.
 
         Raises:
-            ServingError: The call is to be refused.
+            ServingError: The call is refused.
         """
-        caller = current_caller()
+        caller.check()
         if caller.key is None:
             yield
             return
@@ -124,13 +104,12 @@ class Access:
         finally:
             caller.usage.calls -= 1
 
-    async def admit_item(self, scope: Scope) -> None:
+    async def admit_item(self, caller: Caller, scope: Scope) -> None:
         """Returns when an item of a stream may be served. Its key may have changed since the stream began.
 
         Raises:
-            ServingError: The item is to be refused.
+            ServingError: The item is refused.
         """
-        caller = current_caller()
         if self._keys is None or caller.name is None or caller.key is None:
             return
         key = self._keys.renewed(caller.name, caller.key)
@@ -145,21 +124,6 @@ class Access:
         except asyncio.CancelledError:  # else those who give up and try again would wait longer each time
             caller.usage.used_until -= _cost(key)
             raise
-
-    def _caller(self, method: str, metadata: Metadata) -> Caller:
-        assert self._keys is not None  # noqa: S101 — else nobody asks
-        service = method.rpartition("/")[0].removeprefix("/")
-        if service in _OPEN_SERVICES:
-            return _NOBODY
-        found = self._keys.find(_presented(metadata))
-        if found is None:
-            raise _key_invalid()
-        name, key = found
-        if service.startswith(_REFLECTION):  # beside the call for which a tool asks, or that had no room left
-            return Caller(name)
-        needed = _SCOPES.get(method, set(Scope))
-        refusal = None if needed & key.scopes else _scope_missing(needed)
-        return Caller(name, key, refusal, self._usage[name])
 
     def _check_concurrency(self, key: Key, usage: _Usage) -> None:
         if key.max_concurrent_requests is not None and usage.calls >= key.max_concurrent_requests:
@@ -186,19 +150,16 @@ def _cost(key: Key) -> float:
     return 1.0 / key.max_requests_per_second if key.max_requests_per_second else 0.0
 
 
-def _presented(metadata: Metadata) -> str:
-    for name, value in metadata:
-        if name == _METADATA_KEY:
-            scheme, _, key = (value if isinstance(value, str) else "").partition(" ")
-            if scheme.lower() == _SCHEME and key.strip():
-                return key.strip()
-    raise KeyMissing("no API key; send the metadata 'authorization: Bearer KEY'")
+def _key_in(credential: str) -> str:
+    """Returns the key that a credential carries, or an empty string."""
+    scheme, _, key = credential.partition(" ")
+    return key.strip() if scheme.lower() == _SCHEME else ""
 
 
 def _key_invalid() -> KeyInvalid:
     return KeyInvalid("the API key is unknown, revoked or has expired; ask the operator for another")
 
 
-def _scope_missing(needed: set[Scope]) -> ScopeMissing:
+def _scope_missing(needed: Set[Scope]) -> ScopeMissing:
     names = " or ".join(sorted(needed))
     return ScopeMissing(f"the API key lacks the scope {names}; ask the operator for one that has it")

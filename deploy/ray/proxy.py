@@ -1,0 +1,69 @@
+"""What runs in Ray Serve's proxy: it tells replicas the deadlines of calls, and callers why a stream ended.
+
+Ray Serve passes on metadata, but no deadline; and a status with its details, but only together with a
+message. So the deadline becomes metadata here, and an empty message, which brings the status at the end of a
+stream, goes no further.
+`serve_config.yaml` names `add_services` among the `grpc_servicer_functions`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from alignserve.v1.align_service_pb2_grpc import add_AlignServiceServicer_to_server
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+SECONDS_LEFT_KEY = "alignserve-seconds-left"  # infinity without a deadline; only this proxy sends it
+
+_MakeHandler = Callable[..., Callable[..., Any]]
+
+
+def add_services(servicer: Any, server: Any) -> None:
+    """Adds the API and its health to the server of the proxy.
+
+    Args:
+        servicer: Is never called: Ray Serve replaces all handlers by those that its factory makes.
+        server: Ray Serve's, a `gRPCGenericServer`.
+    """
+    make_handler = server.service_handler_factory
+    server.service_handler_factory = _wrapping(make_handler)
+    try:
+        add_AlignServiceServicer_to_server(servicer, server)
+        add_HealthServicer_to_server(servicer, server)
+    finally:
+        server.service_handler_factory = make_handler
+
+
+def _wrapping(make_handler: _MakeHandler) -> _MakeHandler:
+    def make(**of_method: Any) -> Callable[..., Any]:
+        handle = make_handler(**of_method)
+
+        async def answer(request: Any, context: Any) -> Any:
+            return await handle(request, _TimedContext(context))
+
+        async def stream(requests: Any, context: Any) -> AsyncIterator[bytes]:
+            async for message in handle(requests, _TimedContext(context)):
+                if message:
+                    yield message
+
+        return stream if inspect.isasyncgenfunction(handle) else answer
+
+    return make
+
+
+class _TimedContext:
+    """gRPC's context of a call, with the time until its deadline among the metadata."""
+
+    def __init__(self, context: Any) -> None:
+        left = context.time_remaining()
+        sent = [entry for entry in context.invocation_metadata() or () if entry[0] != SECONDS_LEFT_KEY]
+        self._context = context
+        self._metadata = (*sent, (SECONDS_LEFT_KEY, str(float("inf") if left is None else left)))
+
+    def invocation_metadata(self) -> Sequence[tuple[str, Any]]:
+        return self._metadata
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)

@@ -1,0 +1,47 @@
+"""The API without a wire format: what every door calls, and the values that go in and out.
+
+A door opens `Accounting.call` around each call, and converts between its wire format and `Service`.
+"""
+
+from alignserve_server.access.keys import Scope
+from alignserve_server.api.accounting import (
+    Accounting,
+    CallScope,
+    IncomingCall,
+    MethodMetrics,
+    code_of_cancellation,
+    internal_error,
+    kinds_of_calls,
+)
+from alignserve_server.api.limits import FieldPaths, LabelQuery, RequestLimits
+from alignserve_server.api.methods import MethodRules
+from alignserve_server.api.readiness import Readiness, State
+from alignserve_server.api.service import ResponseBound, Service, ServiceInfo
+from alignserve_server.batching.call import CallContext, Timings
+from alignserve_server.model.encoder import ModelInfo, TokenizedText
+from alignserve_server.model.zero_shot import ScoredLabel
+
+__all__ = [
+    "Accounting",
+    "CallContext",
+    "CallScope",
+    "FieldPaths",
+    "IncomingCall",
+    "LabelQuery",
+    "MethodMetrics",
+    "MethodRules",
+    "ModelInfo",
+    "Readiness",
+    "RequestLimits",
+    "ResponseBound",
+    "Scope",
+    "ScoredLabel",
+    "Service",
+    "ServiceInfo",
+    "State",
+    "Timings",
+    "TokenizedText",
+    "code_of_cancellation",
+    "internal_error",
+    "kinds_of_calls",
+]

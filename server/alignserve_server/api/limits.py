@@ -1,0 +1,177 @@
+"""What a request may hold, and the checks of that, with the names that a door gives to its fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from alignserve_server.errors import (
+    BatchTooLarge,
+    InvalidArgument,
+    LabelsInvalid,
+    RequestEmpty,
+    TemplateInvalid,
+    TextTooLong,
+)
+from alignserve_server.model.zero_shot import PLACEHOLDER, LabelSet, is_template
+
+_SHORT_LABELS = 64
+_SHORT_LABEL_CHARACTERS = 16 << 10
+_FIELD_OF_ENGINE = re.compile(r"(images|texts|labels)\[([0-9]+)\](\.content)?")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """The one table of limits: settings set them by these names, and doors publish them."""
+
+    max_client_batch_size: int
+    max_labels: int
+    max_prompt_templates: int
+    max_image_bytes: int
+    max_image_pixels: int
+    max_text_bytes: int
+    max_request_bytes: int
+    max_response_bytes: int
+    max_stream_in_flight: int
+    image_formats: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPaths:
+    """What a door calls the parts of its requests, in errors; `{}` stands for a position."""
+
+    images: str = "images"
+    image: str = "images[{}].content"
+    texts: str = "texts"
+    text: str = "texts[{}]"
+    labels: str = "labels"
+    label: str = "labels[{}]"
+    prompt_templates: str = "prompt_templates"
+    prompt_template: str = "prompt_templates[{}]"
+    top_k: str = "top_k"
+
+    def renamed(self, error: InvalidArgument) -> InvalidArgument:
+        """Returns an error of the engine, which names fields as `FIELD_PATHS` does, with these names."""
+        violations = [replace(each, field=self._renamed_field(each.field)) for each in error.violations]
+        message = error.message
+        if violations:
+            message = violations[0].field + message.removeprefix(error.violations[0].field)
+        return type(error)(message, violations=violations)
+
+    def _renamed_field(self, field: str) -> str:
+        found = _FIELD_OF_ENGINE.fullmatch(field)
+        if found is None:
+            return field
+        path = {"images": self.image, "texts": self.text, "labels": self.label}[found[1]]
+        return path.format(found[2])
+
+
+FIELD_PATHS = FieldPaths()  # of `alignserve.v1`, and of the engine
+
+
+@dataclass(frozen=True, slots=True)
+class LabelQuery:
+    """What images are scored against.
+
+    The texts of a message are best passed as it holds them, since long lists take long to read.
+    """
+
+    labels: Sequence[str]
+    prompt_templates: Sequence[str] = ()
+    top_k: int = 0  # of each image; 0 for all
+
+    @property
+    def is_short(self) -> bool:
+        """Whether `checked_labels` takes well under a millisecond."""
+        fields = (self.labels, self.prompt_templates)
+        return sum(map(len, fields)) <= _SHORT_LABELS and (
+            sum(len(text) for field in fields for text in field) <= _SHORT_LABEL_CHARACTERS
+        )
+
+
+def check_images(contents: Sequence[bytes], limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> None:
+    """Checks the encoded images of a request.
+
+    Raises:
+        InvalidArgument: There are none or too many, or one has no content.
+    """
+    _check_count("images", len(contents), limits.max_client_batch_size, paths.images)
+    for position, content in enumerate(contents):
+        if not content:
+            raise RequestEmpty.at(paths.image.format(position), "no bytes; send an encoded image file")
+
+
+def check_texts(texts: Sequence[str], limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> None:
+    """Checks the texts of a request. Raises `InvalidArgument` if there are none or too many."""
+    _check_count("texts", len(texts), limits.max_client_batch_size, paths.texts)
+
+
+def checked_labels(query: LabelQuery, limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> LabelSet:
+    """Returns the labels and templates of a request, after all checks of them.
+
+    Takes tens of milliseconds for the largest requests; see `LabelQuery.is_short`.
+
+    Raises:
+        InvalidArgument: There are no labels or too many labels or templates; one is blank or too long, or has
+            not exactly one placeholder; a label in the longest template is too long; or `top_k` is negative.
+    """
+    labels = _labels(query.labels, limits, paths)
+    templates = _prompt_templates(query.prompt_templates, limits, paths)
+    if query.top_k < 0:
+        raise InvalidArgument.at(paths.top_k, f"{query.top_k} is negative; send 0 for every label")
+    longest_template = max(map(_filled_size, templates), default=0)
+    for position, label in enumerate(labels):
+        size, what = _utf8_size(label) + longest_template, "label in the longest template"
+        _check_prompt_bytes(paths.label.format(position), what, size, limits)
+    return LabelSet.of(labels, templates)
+
+
+def _labels(values: Sequence[str], limits: RequestLimits, paths: FieldPaths) -> list[str]:
+    if not 1 <= len(values) <= limits.max_labels:
+        raise LabelsInvalid.at(paths.labels, f"{len(values)} labels; send from 1 to {limits.max_labels}")
+    labels = []  # not list(values), which holds the GIL until megabytes are decoded
+    for position, label in enumerate(values):
+        if not label or label.isspace():
+            raise LabelsInvalid.at(paths.label.format(position), "label is blank; leave it out or name it")
+        _check_prompt_bytes(paths.label.format(position), "label", _utf8_size(label), limits)
+        labels.append(label)
+    return labels
+
+
+def _prompt_templates(values: Sequence[str], limits: RequestLimits, paths: FieldPaths) -> list[str]:
+    if len(values) > limits.max_prompt_templates:
+        raise TemplateInvalid.at(
+            paths.prompt_templates,
+            f"{len(values)} templates, limit {limits.max_prompt_templates}; send fewer",
+        )
+    for position, template in enumerate(values):
+        path = paths.prompt_template.format(position)
+        if not is_template(template):
+            raise TemplateInvalid.at(
+                path,
+                f"template has {template.count(PLACEHOLDER)} placeholders; write {PLACEHOLDER} exactly once",
+            )
+        _check_prompt_bytes(path, "template", _filled_size(template), limits)
+    return list(values)
+
+
+def _check_count(what: str, count: int, limit: int, path: str) -> None:
+    if count == 0:
+        raise RequestEmpty.at(path, f"no {what}; send from 1 to {limit}")
+    if count > limit:
+        raise BatchTooLarge.at(path, f"{count} {what}, limit {limit}; send fewer per request")
+
+
+def _check_prompt_bytes(path: str, what: str, size: int, limits: RequestLimits) -> None:
+    if size > limits.max_text_bytes:
+        raise TextTooLong.at(path, f"{what} has {size} bytes, limit {limits.max_text_bytes}; shorten it")
+
+
+def _filled_size(template: str) -> int:
+    """Bytes that a template adds to a label."""
+    return _utf8_size(template) - len(PLACEHOLDER)
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

@@ -1,0 +1,31 @@
+"""Waiting for work that an event may end early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+async def first_of(work: Awaitable[object], event: Awaitable[_T]) -> _T | None:
+    """Waits until the work is done or the event comes, and cancels the other one.
+
+    Returns:
+        What the event brought, also if it came together with the end of the work; None without it.
+
+    Raises:
+        BaseException: Whatever the work or the event raised.
+    """
+    working, coming = asyncio.ensure_future(work), asyncio.ensure_future(event)
+    try:
+        await asyncio.wait({working, coming}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return coming.result() if coming.done() else None
+    finally:
+        working.cancel()
+        coming.cancel()
+        # An error of theirs has this frame in its traceback: to keep the tasks here would be a cycle.
+        del work, event, working, coming

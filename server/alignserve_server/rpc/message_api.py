@@ -1,0 +1,197 @@
+"""The RPCs of `alignserve.v1.AlignService` on messages, whatever carries these."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from alignserve.v1 import align_service_pb2 as pb
+from google.protobuf.message import Message
+
+from alignserve_server.api import CallContext, CallScope, LabelQuery, ResponseBound, Scope, Service
+from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
+from alignserve_server.observability.metrics import Metrics
+from alignserve_server.rpc import convert, response_size
+from alignserve_server.rpc.callers import Transport
+from alignserve_server.rpc.response_room import ResponseRoom, ResponseRooms
+from alignserve_server.rpc.shares import ConnectionShares
+from alignserve_server.rpc.streaming import InferStream
+
+_Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[Message]]  # from request to response
+
+
+class MessageApi:
+    """Answers messages by the API."""
+
+    def __init__(
+        self,
+        service: Service,
+        metrics: Metrics,
+        *,
+        max_stream_age_seconds: float,
+        max_unread_response_bytes: int,
+    ) -> None:
+        unread = ConnectionShares(max_unread_response_bytes, metrics.unread_response_bytes.labels().set)
+        self.rooms = ResponseRooms(service.limits.max_response_bytes, unread)
+        self._unary: dict[str, _Unary] = {
+            "EmbedImage": self._embed_image,
+            "EmbedText": self._embed_text,
+            "Classify": self._classify,
+        }
+        self._service = service
+        self._metrics = metrics
+        self._max_stream_age_seconds = max_stream_age_seconds
+        self._streams: set[InferStream] = set()
+
+    async def answer(
+        self, method: str, request: Any, call: CallScope, make_room: Callable[[], ResponseRoom]
+    ) -> Message:
+        """Answers a unary call.
+
+        Args:
+            method: Its name in the proto.
+            request: Its message.
+            call: Its account.
+            make_room: Makes room for the response; whoever sends that gives it back.
+
+        Raises:
+            ServingError: The call was refused, expired or failed.
+        """
+        if method == "GetModelInfo":
+            return convert.model_info(self._service.model_info())
+        return await self._unary[method](request, call.context(), make_room())
+
+    async def stream(
+        self,
+        requests: AsyncIterator[pb.StreamInferRequest],
+        write: Callable[[bytes], Awaitable[None]],
+        transport: Transport,
+        call: CallScope,
+    ) -> None:
+        """Answers a stream until its end.
+
+        Args:
+            requests: Its items.
+            write: Sends a serialized `StreamInferResponse`; returns when another may follow.
+            transport: How the stream came.
+            call: The account of the stream.
+
+        Raises:
+            ServingError: The stream cannot go on; everything read before has been answered.
+        """
+        self._service.check_ready()
+        stream = InferStream(
+            partial(self._infer, call),
+            write,
+            self.rooms.of_items(transport),
+            call.context(),
+            self._metrics,
+            max_in_flight=self._service.limits.max_stream_in_flight,
+        )
+        self._streams.add(stream)
+        aging = asyncio.get_running_loop().call_later(self._stream_age_seconds(), stream.drain, StreamAged)
+        try:
+            await stream.run(requests)
+        finally:
+            aging.cancel()
+            self._streams.discard(stream)
+
+    def drain_streams(self) -> None:
+        """Lets every stream answer what it has read and end."""
+        for stream in self._streams:
+            stream.drain(ShuttingDown)
+
+    def _stream_age_seconds(self) -> float:
+        # At most the limit, and spread: streams that began together should not come back together.
+        return self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
+
+    async def _infer(
+        self, stream: CallScope, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
+    ) -> pb.StreamInferResponse:
+        self._service.check_model()
+        kind = request.WhichOneof("request")
+        # The stream is not read meanwhile.
+        await stream.admit_item(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
+        if kind == "embed_image":
+            embedded = await self._embed_image(request.embed_image, call, room)
+            return pb.StreamInferResponse(embed_image=embedded)
+        if kind == "embed_text":
+            return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call, room))
+        if kind == "classify":
+            response = pb.StreamInferResponse()
+            await self._classify_into(response.classify, request.classify, call, room)
+            return response
+        raise RequestEmpty.at("request", "no request; set embed_image, embed_text or classify")
+
+    async def _embed_image(
+        self, request: pb.EmbedImageRequest, call: CallContext, room: ResponseRoom
+    ) -> pb.EmbedImageResponse:
+        start = time.perf_counter()
+        encode = convert.embedding_encoder(request.embedding_options)
+        result = await self._service.embed_images(
+            convert.image_contents(request.images),
+            call,
+            normalize=not request.embedding_options.skip_normalization,
+            bound=ResponseBound(
+                partial(response_size.embed_image_response_bytes, request),
+                partial(room.take_for_embeddings, "images"),
+            ),
+        )
+        return pb.EmbedImageResponse(
+            embeddings=encode(result.embeddings),
+            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
+        )
+
+    async def _embed_text(
+        self, request: pb.EmbedTextRequest, call: CallContext, room: ResponseRoom
+    ) -> pb.EmbedTextResponse:
+        start = time.perf_counter()
+        encode = convert.embedding_encoder(request.embedding_options)
+        result = await self._service.embed_texts(
+            list(request.texts),
+            call,
+            truncate=request.truncate,
+            normalize=not request.embedding_options.skip_normalization,
+            bound=ResponseBound(
+                partial(response_size.embed_text_response_bytes, request),
+                partial(room.take_for_embeddings, "texts"),
+            ),
+        )
+        return pb.EmbedTextResponse(
+            embeddings=encode(result.embeddings),
+            tokenizations=convert.tokenizations(result.texts),
+            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
+        )
+
+    async def _classify(
+        self, request: pb.ClassifyRequest, call: CallContext, room: ResponseRoom
+    ) -> pb.ClassifyResponse:
+        response = pb.ClassifyResponse()
+        await self._classify_into(response, request, call, room)
+        return response
+
+    async def _classify_into(
+        self,
+        response: pb.ClassifyResponse,
+        request: pb.ClassifyRequest,
+        call: CallContext,
+        room: ResponseRoom,
+    ) -> None:
+        """Fills in a response, which may be part of another: a large one takes long to copy."""
+        start = time.perf_counter()
+        found = await self._service.classify(
+            convert.image_contents(request.images),
+            LabelQuery(request.labels, request.prompt_templates, request.top_k),
+            call,
+            partial(convert.add_classification_result, response),
+            bound=ResponseBound(
+                lambda _: response_size.classify_response_bytes(request), room.take_for_classifications
+            ),
+        )
+        if request.include_stats:
+            stats = convert.inference_stats(found.timings, start, found.cached_label_count)
+            response.stats.CopyFrom(stats)

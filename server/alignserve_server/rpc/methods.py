@@ -1,0 +1,57 @@
+"""The methods of the gRPC port, a table for each service. A method without a row is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from alignserve.v1 import align_service_pb2 as pb
+from grpc_health.v1 import health_pb2
+
+from alignserve_server.api import MethodRules, Scope
+
+SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"].full_name
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+
+_ANY_SCOPE = frozenset(Scope)
+
+_API = {
+    "EmbedImage": MethodRules(scopes=frozenset({Scope.EMBED})),
+    "EmbedText": MethodRules(scopes=frozenset({Scope.EMBED})),
+    "Classify": MethodRules(scopes=frozenset({Scope.CLASSIFY})),
+    # One of them; items are checked on their own.
+    "StreamInfer": MethodRules(scopes=frozenset({Scope.EMBED, Scope.CLASSIFY}), counts_items=True),
+    "GetModelInfo": MethodRules(scopes=_ANY_SCOPE),
+}
+# Orchestrators and balancers have no key, and their many checks would drown useful spans.
+_HEALTH = {
+    "Check": MethodRules(scopes=None, is_metered=False, is_traced=False),
+    "List": MethodRules(scopes=None, is_metered=False, is_traced=False),
+    "Watch": MethodRules(scopes=None, is_metered=False, is_traced=False, ends_at_drain=True),
+}
+# Without quotas: tools ask it beside the call that they are about to make, or that had no room left.
+_REFLECTION = {
+    "ServerReflectionInfo": MethodRules(
+        scopes=_ANY_SCOPE, is_metered=False, is_traced=False, ends_at_drain=True
+    ),
+}
+
+Methods = Mapping[str, Mapping[str, MethodRules]]  # by service and name
+
+METHODS: Methods = {
+    SERVICE: _API,
+    HEALTH_SERVICE: _HEALTH,
+    **dict.fromkeys(_REFLECTION_SERVICES, _REFLECTION),
+}
+
+
+def split_path(method: str) -> tuple[str, str]:
+    """Returns service and name of a method, which gRPC writes as `/SERVICE/NAME`."""
+    service, _, name = method.removeprefix("/").rpartition("/")
+    return service, name
+
+
+def rules_of(method: str, methods: Methods = METHODS) -> MethodRules | None:
+    """Returns the row of a method; None if it has none."""
+    service, name = split_path(method)
+    return methods.get(service, {}).get(name)

@@ -1,0 +1,164 @@
+"""Requests are checked for what their parts make together, before any work is done for them."""
+
+from __future__ import annotations
+
+import pytest
+from alignserve_server.api.limits import (
+    FieldPaths,
+    LabelQuery,
+    RequestLimits,
+    check_images,
+    check_texts,
+    checked_labels,
+)
+from alignserve_server.errors import (
+    BatchTooLarge,
+    FieldViolation,
+    ImageUnreadable,
+    InvalidArgument,
+    LabelsInvalid,
+    RequestEmpty,
+    TemplateInvalid,
+    TextTooLong,
+    all_valid,
+)
+
+LIMITS = RequestLimits(
+    max_client_batch_size=2,
+    max_labels=3,
+    max_prompt_templates=2,
+    max_image_bytes=1000,
+    max_image_pixels=1000,
+    max_text_bytes=20,
+    max_request_bytes=200,
+    max_response_bytes=200,
+    max_stream_in_flight=32,
+    image_formats=("JPEG", "PNG"),
+)
+PATHS = FieldPaths(
+    images="images",
+    image="input[{}].image",
+    texts="input",
+    text="input[{}]",
+    labels="candidate_labels",
+    label="candidate_labels[{}]",
+    prompt_templates="hypothesis_templates",
+    prompt_template="hypothesis_templates[{}]",
+    top_k="top",
+)
+
+
+def fields_of(error: InvalidArgument) -> list[str]:
+    return [violation.field for violation in error.violations]
+
+
+def test_refuses_a_label_with_too_many_bytes() -> None:
+    """Bytes count, not characters."""
+    assert checked_labels(LabelQuery(["é" * 10]), LIMITS).labels == ["é" * 10]
+
+    with pytest.raises(TextTooLong, match="label has 22 bytes, limit 20; shorten it") as refused:
+        checked_labels(LabelQuery(["cat", "é" * 11]), LIMITS)
+
+    assert fields_of(refused.value) == ["labels[1]"]
+
+
+def test_refuses_a_template_that_leaves_no_room_for_a_label() -> None:
+    """Its placeholder does not count."""
+    query = LabelQuery(["x"], ["{label}", "t" * 21 + "{label}"])
+
+    with pytest.raises(TextTooLong, match="template has 21 bytes, limit 20; shorten it") as refused:
+        checked_labels(query, LIMITS)
+
+    assert fields_of(refused.value) == ["prompt_templates[1]"]
+
+
+def test_refuses_a_label_that_its_longest_template_makes_too_long() -> None:
+    """A prompt is as long as the label and what the template adds."""
+    templates = ["{label}", "t" * 10 + "{label}"]
+    checked_labels(LabelQuery(["l" * 10], templates), LIMITS)
+
+    with pytest.raises(TextTooLong, match="label in the longest template has 21 bytes") as refused:
+        checked_labels(LabelQuery(["l", "l" * 11], templates), LIMITS)
+
+    assert fields_of(refused.value) == ["labels[1]"]
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "field"),
+    [
+        (LabelQuery([]), LabelsInvalid, "candidate_labels"),
+        (LabelQuery(["a", "b", "c", "d"]), LabelsInvalid, "candidate_labels"),
+        (LabelQuery(["a", " "]), LabelsInvalid, "candidate_labels[1]"),
+        (LabelQuery(["a"], ["{label}"] * 3), TemplateInvalid, "hypothesis_templates"),
+        (LabelQuery(["a"], ["{label}", "none"]), TemplateInvalid, "hypothesis_templates[1]"),
+        (LabelQuery(["a"], top_k=-1), InvalidArgument, "top"),
+    ],
+)
+def test_errors_of_labels_name_the_fields_of_the_door(
+    query: LabelQuery, kind: type[InvalidArgument], field: str
+) -> None:
+    """Each door tells its callers what they have sent."""
+    with pytest.raises(kind) as refused:
+        checked_labels(query, LIMITS, PATHS)
+
+    assert fields_of(refused.value) == [field]
+    assert refused.value.message.startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(
+    ("contents", "kind", "field"),
+    [
+        ([], RequestEmpty, "images"),
+        ([b"a"] * 3, BatchTooLarge, "images"),
+        ([b"a", b""], RequestEmpty, "input[1].image"),
+    ],
+)
+def test_errors_of_images_name_the_fields_of_the_door(
+    contents: list[bytes], kind: type[InvalidArgument], field: str
+) -> None:
+    """As those of labels do."""
+    with pytest.raises(kind) as refused:
+        check_images(contents, LIMITS, PATHS)
+
+    assert fields_of(refused.value) == [field]
+
+
+def test_errors_of_texts_name_the_fields_of_the_door() -> None:
+    """And say texts, whatever the field's name."""
+    with pytest.raises(BatchTooLarge, match=r"^input: 3 texts, limit 2; send fewer per request$"):
+        check_texts(["a"] * 3, LIMITS, PATHS)
+
+
+def test_errors_of_the_engine_are_given_the_names_of_the_door() -> None:
+    """All of the fields at fault, and the one that the message begins with."""
+    broken = ImageUnreadable("not an image")
+    with pytest.raises(ImageUnreadable) as raised:
+        all_valid([b"", broken, broken], "images[{}].content")
+
+    error = PATHS.renamed(raised.value)
+
+    assert type(error) is ImageUnreadable
+    assert error.message == "input[1].image: not an image (and 1 more)"
+    assert fields_of(error) == ["input[1].image", "input[2].image"]
+
+
+def test_errors_without_a_field_stay_as_they_are() -> None:
+    """And so do fields that are the door's already."""
+    known = FieldViolation("top", "unknown", "ARGUMENT_INVALID")
+
+    assert PATHS.renamed(InvalidArgument("no field")).message == "no field"
+    assert PATHS.renamed(InvalidArgument("top: unknown", violations=[known])).violations == (known,)
+
+
+@pytest.mark.parametrize(
+    ("query", "is_short"),
+    [
+        (LabelQuery(["a"] * 64), True),
+        (LabelQuery(["a"] * 60, ["{label}"] * 5), False),
+        (LabelQuery(["a" * (16 << 10)]), True),
+        (LabelQuery(["a" * (16 << 10)], ["{label}"]), False),
+    ],
+)
+def test_only_few_and_short_labels_are_checked_on_the_event_loop(query: LabelQuery, is_short: bool) -> None:
+    """Labels and templates count together."""
+    assert query.is_short is is_short

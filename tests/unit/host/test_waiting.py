@@ -1,0 +1,89 @@
+"""Work is waited for until it is done or an event ends the wait."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+from alignserve_server.host.waiting import first_of
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()
+
+
+class _Failure(Exception):
+    pass
+
+
+async def _fail() -> None:
+    raise _Failure
+
+
+async def test_work_that_is_done_first_cancels_the_event() -> None:
+    """Nothing is returned, and nobody waits for the event any longer."""
+    event = asyncio.ensure_future(_never())
+
+    assert await first_of(asyncio.sleep(0), event) is None
+
+    await asyncio.wait({event})
+    assert event.cancelled()
+
+
+async def test_an_event_that_comes_first_cancels_the_work() -> None:
+    """What it brought is returned."""
+    work, signals = asyncio.ensure_future(_never()), asyncio.Queue[int]()
+    signals.put_nowait(15)
+
+    assert await first_of(work, signals.get()) == 15
+
+    await asyncio.wait({work})
+    assert work.cancelled()
+
+
+async def test_an_event_is_not_lost_if_the_work_ends_at_the_same_time() -> None:
+    """A signal that was taken from its queue reaches whoever waits."""
+    loop = asyncio.get_running_loop()
+    work, event = loop.create_future(), loop.create_future()
+    work.set_result(None)
+    event.set_result(15)
+
+    assert await first_of(work, event) == 15
+
+
+async def test_what_the_work_raises_is_raised() -> None:
+    """Also if the event never comes."""
+    with pytest.raises(_Failure):
+        await first_of(_fail(), _never())
+
+
+async def test_a_cancelled_wait_cancels_both() -> None:
+    """Neither goes on without somebody who waits for it."""
+    both = [asyncio.ensure_future(_never()), asyncio.ensure_future(_never())]
+    waiting = asyncio.ensure_future(first_of(*both))
+    await asyncio.sleep(0)
+
+    waiting.cancel()
+
+    await asyncio.wait({waiting, *both})
+    assert [each.cancelled() for each in both] == [True, True]
+
+
+async def test_failed_work_is_freed_without_the_collector() -> None:
+    """Its error refers to no frame that refers to its task."""
+    tasks: weakref.WeakSet[object] = weakref.WeakSet()
+
+    async def fail() -> None:
+        tasks.add(asyncio.current_task())
+        raise _Failure
+
+    gc.disable()
+    try:
+        with pytest.raises(_Failure):
+            await first_of(fail(), _never())
+        await asyncio.sleep(0)
+        assert not tasks
+    finally:
+        gc.enable()
