@@ -76,7 +76,7 @@ async def test_the_cap_learned_from_a_lack_of_memory_is_lifted_again() -> None:
 async def test_a_server_that_cannot_recover_ends_with_a_code_of_its_own(how: str) -> None:
     """Callers hear UNAVAILABLE, whether in the model or waiting; an orchestrator starts a new process."""
     fault = {"dies": "raise SystemExit", "hangs": "get_stuck()"}[how]
-    flags = ("--no-warmup", "--lanes", "1", "--stall-exit-seconds", "0.5", *_QUICK)
+    flags = ("--lanes", "1", "--stall-exit-seconds", "0.5", *_QUICK)
     async with server_process(*flags, encoder=f"def encode_texts(self, batch): {fault}") as process:
         await process.event("ready")
         async with connect(process.port) as channel:
@@ -93,7 +93,7 @@ async def test_a_server_that_cannot_recover_ends_with_a_code_of_its_own(how: str
 
 async def test_decoding_that_is_stuck_for_good_ends_the_process_too() -> None:
     """The process does not wait for the threads that it gave up on."""
-    flags = ("--no-warmup", "--decode-threads", "1", "--stall-exit-seconds", "0.5", *_QUICK)
+    flags = ("--decode-threads", "1", "--stall-exit-seconds", "0.5", *_QUICK)
     stuck = "def preprocess_image(self, content): get_stuck()"
     async with server_process(*flags, encoder=stuck) as process:
         await process.event("ready")
@@ -107,7 +107,7 @@ async def test_decoding_that_is_stuck_for_good_ends_the_process_too() -> None:
 async def test_a_device_that_never_works_again_ends_the_process() -> None:
     """As after a fault of a CUDA device, which lasts as long as its process."""
     broken = "def encode_texts(self, batch): raise RuntimeError"
-    flags = ("--no-warmup", "--stall-exit-seconds", "0.5", *_QUICK)
+    flags = ("--stall-exit-seconds", "0.5", *_QUICK)
     async with server_process(*flags, encoder=broken) as process:
         await process.event("ready")
         async with connect(process.port) as channel:
@@ -120,7 +120,7 @@ async def test_a_device_that_never_works_again_ends_the_process() -> None:
 
 async def test_a_stall_that_may_last_for_ever_ends_nothing() -> None:
     """Where somebody wants to look at it first."""
-    flags = ("--no-warmup", "--stall-exit-seconds", "0", *_QUICK)
+    flags = ("--stall-exit-seconds", "0", *_QUICK)
     async with server_process(*flags, encoder="def encode_texts(self, batch): get_stuck()") as process:
         await process.event("ready")
         async with connect(process.port) as channel:

@@ -18,7 +18,7 @@ _STUCK_AT_TWO_WORDS = (
     "def encode_texts(self, batch): "
     "return get_stuck() if any(len(text.input_ids) > 3 for text in batch) else super().encode_texts(batch)"
 )
-_FLAGS = ("--no-warmup", "--lanes", "1")
+_FLAGS = ("--lanes", "1")
 _TEXTS = [f"answered{i}" for i in range(20)] + [f"interrupted {i}" for i in range(20)]
 
 Results = list[tuple[str, np.ndarray]]

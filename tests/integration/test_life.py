@@ -386,7 +386,7 @@ async def test_sigterm_while_loading_ends_the_process() -> None:
 async def test_a_decode_that_never_ends_does_not_keep_the_process() -> None:
     """After a clean stop the process is gone, whatever its threads are at."""
     never_decodes = "preprocess_image = lambda self, content: get_stuck()"
-    flags = ("--no-warmup", "--drain-delay-seconds", "0", "--shutdown-grace-seconds", "0.1")
+    flags = ("--drain-delay-seconds", "0", "--shutdown-grace-seconds", "0.1")
     async with server_process(*flags, encoder=never_decodes) as server:
         await server.event("ready")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -403,7 +403,7 @@ async def test_a_decode_that_never_ends_does_not_keep_the_process() -> None:
 async def test_a_second_signal_ends_the_grace() -> None:
     """A person who presses Ctrl-C twice does not wait for the calls that are under way."""
     never_encodes = "encode_texts = lambda self, batch: get_stuck()"
-    flags = ("--no-warmup", "--shutdown-grace-seconds", "600")
+    flags = ("--shutdown-grace-seconds", "600")
     async with server_process(*flags, encoder=never_encodes) as server:
         await server.event("ready")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -424,7 +424,7 @@ async def test_a_bad_checkpoint_ends_the_process_with_a_reason(workers: str) -> 
     command = Path(sys.executable).parent / "alignserve-server"
     process = await asyncio.create_subprocess_exec(
         str(command),
-        *("--checkpoint", "/nowhere/at/all", "--listen", "127.0.0.1:0", "--no-metrics", "--workers", workers),
+        *("--checkpoint", "/nowhere/at/all", "--listen", "127.0.0.1:0", "--metrics-listen", "none", "--workers", workers),
         stderr=asyncio.subprocess.PIPE,
     )
 
@@ -439,7 +439,7 @@ async def test_a_load_that_fails_unexpectedly_is_one_line_of_the_log() -> None:
     """Whatever a runtime raises, the log stays in its format and the exit code is 1."""
     fails = "def __init__(self): raise NotImplementedError('no such device')"
     async with server_process(encoder=fails) as server:
-        event = await server.event("cannot_start")
+        event = await server.event("startup_failed")
         code = await server.wait()
 
         assert event["reason"] == "NotImplementedError: no such device"

@@ -118,7 +118,7 @@ async def test_probes_need_no_key(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     with changed_keys(keys):
         pass
-    async with running(keys_file=keys) as served:
+    async with running(api_keys_file=keys) as served:
         assert (await ask(served.server.metrics_port, "/readyz"))[0] == 200
         assert (await ask(served.server.metrics_port, "/healthz", "HEAD")) == (200, "")
 
@@ -144,7 +144,7 @@ async def test_what_is_not_known_while_loading_has_no_series() -> None:
         "alignserve_device_memory_bytes",
         "alignserve_max_batch_size",
         "alignserve_model_info",
-        "alignserve_model_min_cosine",
+        "alignserve_model_min_cosine_similarity",
         "alignserve_queue_entries",
         "alignserve_queue_bytes",
         "alignserve_label_cache_entries",

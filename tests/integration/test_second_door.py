@@ -110,7 +110,7 @@ async def test_keys_scopes_and_quotas_hold(tmp_path: Path) -> None:
     with changed_keys(path) as keys:
         key, keys["search"] = new_key("search", frozenset({Scope.EMBED}), max_requests_per_second=1)
         other, keys["labels"] = new_key("labels", frozenset({Scope.CLASSIFY}))
-    async with opened(keys_file=path) as (served, door):
+    async with opened(api_keys_file=path) as (served, door):
         answers = [
             await door.embed("a"),
             await door.embed("a", authorization=f"Bearer {other}"),
@@ -189,7 +189,7 @@ async def test_refusals_name_what_the_caller_has_sent(
 async def test_a_call_is_traced() -> None:
     """Its line of the access log is in its caller's trace, with the steps of the engine."""
     with capture_logs() as lines:
-        async with opened(access_log_ratio=1.0) as (_, door):
+        async with opened(access_log_sample_ratio=1.0) as (_, door):
             await door.embed("a cat", traceparent=f"00-{TRACE_ID}-00f067aa0ba902b7-01")
 
     (line,) = [line for line in lines if line["event"] == "call"]

@@ -134,7 +134,7 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache folder for converted models, shared by the tests and by all workers of pytest-xdist."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -157,10 +157,10 @@ def pair(
     request: pytest.FixtureRequest,
     random_folder: Path,
     runtime: Literal["torch", "openvino"],
-    cache_folder: Path,
+    cache_dir: Path,
 ) -> Pair:
     checkpoint = resolve_checkpoint("mini" if request.param == "mini" else str(random_folder))
-    encoder = load_align(checkpoint, runtime=runtime, cache_folder=cache_folder)
+    encoder = load_align(checkpoint, runtime=runtime, cache_dir=cache_dir)
     return Pair(checkpoint, encoder, Reference.load(checkpoint.folder))
 
 

@@ -244,6 +244,6 @@ def test_a_cache_that_may_not_be_searched_costs_the_embedded_checkpoint_nothing(
 
     monkeypatch.setattr(Path, "glob", denied)
 
-    encoder = load_align(resolve(), runtime="openvino", cache_folder=tmp_path)
+    encoder = load_align(resolve(), runtime="openvino", cache_dir=tmp_path)
 
     assert encoder.info.runtime == "openvino"

@@ -67,9 +67,9 @@ def embed(encoder) -> np.ndarray:
     return np.concatenate([encoder.encode_images(images), encoder.encode_texts(texts)])
 
 
-def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, cache_folder):
+def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, cache_dir):
     """Numbers and fingerprint equal those of the original, so that vectors of both are comparable."""
-    original = load_align(resolve(str(random_folder)), runtime="openvino", cache_folder=cache_folder)
+    original = load_align(resolve(str(random_folder)), runtime="openvino", cache_dir=cache_dir)
 
     prepared = load_align(resolve(str(prepared_folder)))
 
@@ -110,11 +110,11 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
 
     done = run_without_torch(
         program,
-        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--cache-folder", tmp_path, *options),
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--cache-dir", tmp_path, *options),
     )
 
     assert done.returncode == 1
-    assert '"event": "cannot_start"' in done.stderr
+    assert '"event": "startup_failed"' in done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -122,7 +122,7 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
 def test_int8_without_torch_names_all_that_it_needs(tmp_path):
     """int8 without torch names everything to install at once."""
     program = "from alignserve_server.cli.main import run\nsys.exit(run(sys.argv[1:]))"
-    options = ["--weights", "int8", "--calibration-folder", PHOTOS, "--to", tmp_path / "to"]
+    options = ["--weights", "int8", "--calibration-dir", PHOTOS, "--to", tmp_path / "to"]
 
     done = run_without_torch(program, "prepare", *options)
 
@@ -162,7 +162,7 @@ def test_weights_in_float16_have_another_fingerprint(prepared_folder, random_fol
             str(folder),
             "--weights",
             "float16",
-            "--min-cosine",
+            "--min-cosine-similarity",
             "0.9",
         ]
     )
@@ -175,12 +175,12 @@ def test_weights_in_float16_have_another_fingerprint(prepared_folder, random_fol
 
 def test_an_inaccurate_checkpoint_is_not_written(prepared_folder, tmp_path, capsys):
     """A folder that is less accurate than required is not written."""
-    options = ["--to", str(tmp_path / "to"), "--min-cosine", "1"]
+    options = ["--to", str(tmp_path / "to"), "--min-cosine-similarity", "1"]
 
     code = prepare_cli.run(["--checkpoint", str(prepared_folder), *options])
 
     assert code == 1
-    assert "--min-cosine" in capsys.readouterr().err
+    assert "--min-cosine-similarity" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,7 +189,7 @@ def test_int8_is_prepared_from_images(tmp_path):
     """A folder in int8 is served only as int8."""
     pytest.importorskip("nncf")
     folder = tmp_path / "to"
-    options = ["--weights", "int8", "--calibration-folder", str(PHOTOS), "--min-cosine", "0"]
+    options = ["--weights", "int8", "--calibration-dir", str(PHOTOS), "--min-cosine-similarity", "0"]
 
     code = prepare_cli.run(["--to", str(folder), *options])
 

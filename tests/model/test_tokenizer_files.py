@@ -183,7 +183,7 @@ def test_a_conversion_obeys_all_files(tmp_path):
     expected = l2_normalize(load(folder).encode_images(pixels))
 
     for _ in range(2):
-        encoder = load(folder, "openvino", cache_folder=tmp_path / "cache")
+        encoder = load(folder, "openvino", cache_dir=tmp_path / "cache")
 
         assert encoder.info.runtime == "openvino"
         assert encoder.info.min_cosine > 0.99999

@@ -104,7 +104,7 @@ def _state() -> Row:
         over(
             "min",
             f"{series('alignserve_model_info')} * on (job, instance, worker) group_left () "
-            f"{series('alignserve_model_min_cosine')}",
+            f"{series('alignserve_model_min_cosine_similarity')}",
             ", ".join(_MODEL_LABELS),
         ),
         "least cosine",
@@ -282,7 +282,7 @@ def _processes() -> Row:
             "min_cosine.",
             "none",
         ),
-        Query(least("alignserve_model_min_cosine", "instance"), "{{instance}}"),
+        Query(least("alignserve_model_min_cosine_similarity", "instance"), "{{instance}}"),
     )
     unread = graph(
         About(

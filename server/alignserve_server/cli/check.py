@@ -85,15 +85,15 @@ def _attempts(settings: Settings) -> Iterator[tuple[str, _Try]]:
         yield "metrics_listen", _listen_for_metrics
     if settings.tls_certificate is not None and settings.tls_key is not None:
         yield "tls_certificate", _read_certificates
-    if settings.keys_file is not None:
-        yield "keys_file", _read_keys
+    if settings.api_keys_file is not None:
+        yield "api_keys_file", _read_keys
     yield "workers", _count_workers
     if settings.tracing:
         yield "tracing", _prepare_tracing
-    if settings.cache_folder is not None:
-        yield "cache_folder", _write_cache
-    if settings.calibration_folder is not None:
-        yield "calibration_folder", _list_calibration
+    if settings.cache_dir is not None:
+        yield "cache_dir", _write_cache
+    if settings.calibration_dir is not None:
+        yield "calibration_dir", _list_calibration
     yield "checkpoint", _load_model
 
 
@@ -139,14 +139,14 @@ def _read_certificates(settings: Settings, _held: ExitStack) -> str:
 
 
 def _read_keys(settings: Settings, _held: ExitStack) -> str:
-    assert settings.keys_file is not None  # noqa: S101 — else it is not asked
+    assert settings.api_keys_file is not None  # noqa: S101 — else it is not asked
     try:
-        count = len(read_keys(settings.keys_file))
+        count = len(read_keys(settings.api_keys_file))
     except KeysError as error:
         raise KeysError(f"{error}; make one with 'alignserve-server keys add'") from error
     if not count:
-        raise Doubt(f"{settings.keys_file} has no key, so every call would be refused")
-    return f"{count} keys in {settings.keys_file}"
+        raise Doubt(f"{settings.api_keys_file} has no key, so every call would be refused")
+    return f"{count} keys in {settings.api_keys_file}"
 
 
 def _count_workers(settings: Settings, _held: ExitStack) -> str:
@@ -163,18 +163,18 @@ def _prepare_tracing(_settings: Settings, _held: ExitStack) -> str:
 
 
 def _write_cache(settings: Settings, _held: ExitStack) -> str:
-    assert settings.cache_folder is not None  # noqa: S101 — else it is not asked
+    assert settings.cache_dir is not None  # noqa: S101 — else it is not asked
     try:
-        settings.cache_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=settings.cache_folder):
+        settings.cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.cache_dir):
             pass
     except OSError as error:
-        raise OSError(f"{settings.cache_folder} cannot be written: {error.strerror}") from error
-    return f"{settings.cache_folder} can be written"
+        raise OSError(f"{settings.cache_dir} cannot be written: {error.strerror}") from error
+    return f"{settings.cache_dir} can be written"
 
 
 def _list_calibration(settings: Settings, _held: ExitStack) -> str:
-    folder: Path | None = settings.calibration_folder
+    folder: Path | None = settings.calibration_dir
     assert folder is not None  # noqa: S101 — else it is not asked
     try:
         return f"{sum(1 for _ in folder.iterdir())} files in {folder}"

@@ -13,11 +13,11 @@ from alignserve_server.access.keys import KeysError, Scope, changed_keys, new_ke
 
 _EXAMPLES = """\
 examples:
-  alignserve-server keys --keys-file keys.json add search --scopes embed
-  alignserve-server keys --keys-file keys.json add batch --max-requests-per-second 50 --expires 2027-01-01
-  alignserve-server keys --keys-file keys.json list
-  alignserve-server keys --keys-file keys.json revoke search
-  alignserve-server --keys-file keys.json
+  alignserve-server keys --api-keys-file keys.json add search --scopes embed
+  alignserve-server keys --api-keys-file keys.json add batch --max-requests-per-second 50 --expires 2027-01-01
+  alignserve-server keys --api-keys-file keys.json list
+  alignserve-server keys --api-keys-file keys.json revoke search
+  alignserve-server --api-keys-file keys.json
 
 A key is shown once, when it is made; the file holds salted hashes. A running server takes changes over within
 a second. Callers send the key as metadata: authorization: Bearer KEY.
@@ -46,16 +46,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    of_environment = os.environ.get("ALIGNSERVE_KEYS_FILE", "").strip() or None  # empty is unset
+    of_environment = os.environ.get("ALIGNSERVE_API_KEYS_FILE", "").strip() or None  # empty is unset
     if of_environment == "none":
         of_environment = None
     parser.add_argument(
-        "--keys-file",
+        "--api-keys-file",
         metavar="FILE",
         type=Path,
         default=of_environment,
         required=of_environment is None,
-        help="file of the keys (default: ALIGNSERVE_KEYS_FILE)",
+        help="file of the keys (default: ALIGNSERVE_API_KEYS_FILE)",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = commands.add_parser("add", help="make a key and print it", allow_abbrev=False)
@@ -97,7 +97,7 @@ def _add(arguments: argparse.Namespace) -> None:
             raise KeysError(
                 f"--{name.replace('_', '-')} {limit:g}: must be greater than 0; leave it out for no limit"
             )
-    with changed_keys(arguments.keys_file) as keys:
+    with changed_keys(arguments.api_keys_file) as keys:
         if arguments.name in keys:
             raise KeysError(f"there is a key {arguments.name!r}; revoke it first, or take another name")
         key, keys[arguments.name] = new_key(
@@ -113,7 +113,7 @@ def _add(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     rows = [("NAME", "SCOPES", "PER SECOND", "AT ONCE", "CREATED", "EXPIRES")]
-    for name, key in read_keys(arguments.keys_file).items():
+    for name, key in read_keys(arguments.api_keys_file).items():
         limits = (key.max_requests_per_second, key.max_concurrent_requests)
         per_second, at_once = ("-" if limit is None else f"{limit:g}" for limit in limits)
         expires = "never" if key.expires is None else str(key.expires)
@@ -124,7 +124,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _revoke(arguments: argparse.Namespace) -> None:
-    with changed_keys(arguments.keys_file) as keys:
+    with changed_keys(arguments.api_keys_file) as keys:
         if keys.pop(arguments.name, None) is None:
             raise KeysError(f"there is no key {arguments.name!r}; 'keys list' shows those there are")
     print(f"revoked {arguments.name}", file=sys.stderr)

@@ -209,7 +209,7 @@ def _replica(curve: Curve, settings: Settings) -> Replica:
         batch_policies(sizes),
         settings.decode_threads or curve.cores,
         settings.max_queue_size,
-        settings.max_queue_delay_ms / 1000,
+        settings.max_queue_delay_seconds / 1000,
     )
 
 

@@ -82,16 +82,16 @@ def _parser() -> argparse.ArgumentParser:
         choices=("float32", "float16", "int8"),
         default="float32",
         help="data type of the stored weights; float16 halves the size, changes vectors in the fourth "
-        "digit and has its own fingerprint; int8 needs --calibration-folder; default: float32",
+        "digit and has its own fingerprint; int8 needs --calibration-dir; default: float32",
     )
     parser.add_argument(
-        "--calibration-folder",
+        "--calibration-dir",
         type=Path,
         metavar="FOLDER",
         help="images like those that callers send, for int8",
     )
     parser.add_argument(
-        "--min-cosine",
+        "--min-cosine-similarity",
         type=_cosine,
         default=0.999,
         metavar="COSINE",
@@ -128,12 +128,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
 def _calibration(
     arguments: argparse.Namespace, source: Checkpoint | PreparedCheckpoint
 ) -> CalibrationImages | None:
-    if (arguments.weights == "int8") != (arguments.calibration_folder is not None):
-        raise ValueError("--weights int8 and --calibration-folder belong together; give both or neither")
+    if (arguments.weights == "int8") != (arguments.calibration_dir is not None):
+        raise ValueError("--weights int8 and --calibration-dir belong together; give both or neither")
     if arguments.weights != "int8":
         return None
     return CalibrationImages(
-        arguments.calibration_folder,
+        arguments.calibration_dir,
         ImagePreprocessor(source.image_processor, ImageDecoder(max_bytes=64 << 20, max_pixels=100_000_000)),
     )
 

@@ -60,8 +60,8 @@ def load_align(
     max_batch_size: int = 32,
     cuda_graphs: bool = True,
     min_cosine: float = 0.999,
-    cache_folder: Path | None = None,
-    calibration_folder: Path | None = None,
+    cache_dir: Path | None = None,
+    calibration_dir: Path | None = None,
     max_image_bytes: int = 10 << 20,
     max_image_pixels: int = 25_000_000,
     max_text_bytes: int = 32 << 10,
@@ -69,7 +69,7 @@ def load_align(
 ) -> AlignEncoder:
     """Loads a checkpoint and compares it with transformers' AlignModel in float32.
 
-    If the lowest cosine is below `min_cosine`, falls back to the next more precise configuration: float32 on
+    If the lowest cosine is below `min_cosine_similarity`, falls back to the next more precise configuration: float32 on
     the same runtime, then float32 on torch.
 
     Args:
@@ -83,8 +83,8 @@ def load_align(
         max_batch_size: On a GPU, batches up to this size get CUDA graphs; larger ones run more slowly.
         cuda_graphs: Whether to capture CUDA graphs at all.
         min_cosine: Minimum cosine similarity to the reference.
-        cache_folder: For converted models; None for `default_cache_folder`.
-        calibration_folder: Images like those that callers send; required for int8.
+        cache_dir: For converted models; None for `default_cache_dir`.
+        calibration_dir: Images like those that callers send; required for int8.
         max_image_bytes: Maximum size of an encoded image.
         max_image_pixels: Maximum size of a decoded image, width times height.
         max_text_bytes: Maximum length of a text, in bytes of UTF-8.
@@ -101,7 +101,7 @@ def load_align(
         check_configuration(checkpoint.config)
         target = resolved_device(device, runtime)
         choices = _choices(runtime, target, dtype)
-        calibration = _calibration(calibration_folder, images) if dtype == "int8" else None
+        calibration = _calibration(calibration_dir, images) if dtype == "int8" else None
     else:
         target, calibration = "cpu", None
         choices = _prepared_choices(checkpoint, runtime, device, dtype)
@@ -110,27 +110,27 @@ def load_align(
             target, precise, lanes, threads_per_lane, max_batch_size, cuda_graphs=cuda_graphs
         )
         try:
-            loaded = _load(name, checkpoint, execution, images, cache_folder, calibration)
+            loaded = _load(name, checkpoint, execution, images, cache_dir, calibration)
         except CheckpointError as error:
             if runtime != "auto" or (name, precise) == choices[-1]:
                 raise
-            _log.warning("runtime_unusable", runtime=name, reason=str(error))
+            _log.warning("runtime_unavailable", runtime=name, reason=str(error))
             continue
         texts = TextTokenizer.of(loaded.reference, max_bytes=max_text_bytes)
         cosine = _proved_cosine(checkpoint, loaded, texts)
         if cosine >= min_cosine:
             break
-        _log.warning("not_exact_enough", runtime=name, dtype=precise, min_cosine=cosine, limit=min_cosine)
+        _log.warning("cosine_similarity_too_low", runtime=name, dtype=precise, min_cosine=cosine, limit=min_cosine)
     else:
         raise CheckpointError(
             f"no runtime reaches a cosine of {min_cosine} with transformers' AlignModel; the last one "
-            f"{_found(cosine)}; lower --min-cosine if that is acceptable"
+            f"{_found(cosine)}; lower --min-cosine-similarity if that is acceptable"
         )
     _warn_of_unembedded(loaded.reference)
     return AlignEncoder(images, texts, loaded.runtime, _info(checkpoint, loaded, cosine))
 
 
-def default_cache_folder() -> Path:
+def default_cache_dir() -> Path:
     """Returns the user's cache folder: `$XDG_CACHE_HOME/alignserve`."""
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "alignserve"
@@ -249,7 +249,7 @@ def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> Calibrat
     if folder is None:
         raise ValueError(
             "int8 needs images like those that callers send; put at least a few dozen in a folder and set "
-            "--calibration-folder"
+            "--calibration-dir"
         )
     return CalibrationImages(folder, preprocess)
 
@@ -259,7 +259,7 @@ def _load(
     checkpoint: Checkpoint | PreparedCheckpoint,
     execution: ExecutionConfig,
     images: ImagePreprocessor,
-    cache_folder: Path | None,
+    cache_dir: Path | None,
     calibration: CalibrationImages | None,
 ) -> LoadedRuntime:
     if isinstance(checkpoint, Checkpoint) and name == "torch":
@@ -274,7 +274,7 @@ def _load(
     if isinstance(checkpoint, PreparedCheckpoint):
         return openvino_runtime.load(checkpoint, execution)
     images_of_int8 = calibration if execution.dtype == "int8" else None
-    with prepared_form(checkpoint, cache_folder or default_cache_folder(), images_of_int8) as prepared:
+    with prepared_form(checkpoint, cache_dir or default_cache_dir(), images_of_int8) as prepared:
         return openvino_runtime.load(prepared, execution)
 
 

@@ -13,20 +13,20 @@ EVENTS: Mapping[str, str] = {
     "listening": "The ports are open: `port` and `metrics_port`.",
     "listening_unprotected": "The server listens on a network without TLS or without authentication.",
     "ready": "The model is loaded and has run; with `workers`, in every worker.",
-    "cannot_start": "`reason` says why and what to do. An unexpected error also has a traceback.",
+    "startup_failed": "`reason` says why and what to do. An unexpected error also has a traceback.",
     "unknown_variable": "A variable `ALIGNSERVE_…` is not a setting; `reason` suggests the nearest one.",
     "gpu_unused": "The server runs on the CPU of a machine with a GPU, because torch is missing.",
-    "gpu_not_watched": "NVIDIA's management library is missing, so there are no GPU metrics.",
+    "gpu_metrics_unavailable": "NVIDIA's management library is missing, so there are no GPU metrics.",
     "converting": "OpenVINO converts the checkpoint, once.",
     "conversion_damaged": "A cached conversion is damaged and is made again; `reason` names the files.",
     "cache_not_writable": "The cache folder is not writable, so each start converts the checkpoint again.",
-    "not_exact_enough": "Embeddings are too far from the reference; a more precise configuration is used.",
-    "runtime_unusable": "The runtime cannot run the checkpoint, so torch is used.",
+    "cosine_similarity_too_low": "Embeddings are too far from the reference; a more precise configuration is used.",
+    "runtime_unavailable": "The runtime cannot run the checkpoint, so torch is used.",
     "tokens_without_embedding": "The tokenizer has `count` tokens more than the model's `vocabulary_rows`; "
     "texts with these tokens are refused.",
     "cuda_graph_too_large": "The CUDA graph for batches of `batch_size` does not fit into memory.",
-    "cuda_graphs_unusable": "No CUDA graph could be captured; all batches run without one.",
-    "batch_sizes_not_kept": "Tuned batch sizes cannot be written to `file`; the next start measures again.",
+    "cuda_graphs_disabled": "No CUDA graph could be captured; all batches run without one.",
+    "batch_sizes_not_saved": "Tuned batch sizes cannot be written to `file`; the next start measures again.",
     # Requests
     "call": "A sampled call has ended; see the access log.",
     "inference_failed": "The model failed on an item. The caller got the same `error_id`.",
@@ -37,7 +37,7 @@ EVENTS: Mapping[str, str] = {
     "stalled": "`what` is stuck: `batch` or `preprocess` for `running_seconds` (null if a lane died), or "
     "`device` after `failed_batches`.",
     "recovered": "A stall has ended.",
-    "beyond_help": "The stall has lasted too long, or a lane has died; the process exits with code 3.",
+    "unrecoverable_stall": "The stall has lasted too long, or a lane has died; the process exits with code 3.",
     "lane_died": "A bug ended a lane's thread. Health stays NOT_SERVING until the process is restarted.",
     "watchdog_died": "A bug ended the watchdog; the process exits with code 3.",
     "grpc_died": "The gRPC server ended on its own; the process exits with code 3.",
@@ -47,13 +47,13 @@ EVENTS: Mapping[str, str] = {
     "stopped": "The server has stopped.",
     "lane_still_running": "A batch was still running when the server stopped.",
     # Access
-    "certificate_read": "A renewed certificate is in use.",
-    "certificate_not_read": "A renewed certificate is unusable, for a `reason`; the old one stays in use.",
+    "certificate_reloaded": "A renewed certificate is in use.",
+    "certificate_reload_failed": "A renewed certificate is unusable, for a `reason`; the old one stays in use.",
     "certificate_not_valid": "The certificate in use has expired or is not valid yet.",
     "certificate_expires_sooner": "The certificate in use expires before the `earlier_one`.",
-    "keys_read": "The keys file has changed and was read.",
-    "keys_not_read": "The keys file cannot be read, for a `reason`; the previous keys stay in use.",
-    "no_keys": "The keys file is empty, so every call is refused.",
+    "api_keys_reloaded": "The keys file has changed and was read.",
+    "api_keys_reload_failed": "The keys file cannot be read, for a `reason`; the previous keys stay in use.",
+    "no_api_keys": "The keys file is empty, so every call is refused.",
     # Workers
     "worker_ready": "A worker, with its `pid`, is ready.",
     "worker_died": "A worker ended with `exit_code` (negative: the signal that killed it) and restarts after "
@@ -65,5 +65,5 @@ EVENTS: Mapping[str, str] = {
     # Logs and metrics
     "log_lines_dropped": "`count` lines are missing here because the log was not read in time.",
     "log_line_not_rendered": "A library logged an event that cannot be formatted, at `where`.",
-    "metrics_not_served": "A scrape failed.",
+    "metrics_scrape_failed": "A scrape failed.",
 }

@@ -203,7 +203,7 @@ class Metrics:
             ["model_id", "fingerprint", "runtime", "dtype", "device", "server_version"],
         )
         self.model_min_cosine = self._measured(
-            "alignserve_model_min_cosine", "Least cosine with transformers in float32, compared at the start."
+            "alignserve_model_min_cosine_similarity", "Least cosine with transformers in float32, compared at the start."
         )
 
     def _define_label_cache(self) -> None:

@@ -85,7 +85,7 @@ _BEYOND_HELP = 3  # exit code
 _MAX_PENDING_CALLS = 100_000
 _ADVICE = (
     "anybody who reaches this port can call, and what is sent is not encrypted; use --tls-certificate with "
-    "--tls-key, and --keys-file or --tls-client-ca, or keep the port to a network that you trust"
+    "--tls-key, and --api-keys-file or --tls-client-ca, or keep the port to a network that you trust"
 )
 
 
@@ -109,7 +109,7 @@ class Server:
         for api_service in (API, HEALTH):
             expect_calls(self.metrics, api_service)
         self._version = version("alignserve-server")
-        keys = settings.keys_file
+        keys = settings.api_keys_file
         access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
         self.service = Service(self._readiness, _limits(settings), self._version)
         self.messages = MessageApi(
@@ -120,7 +120,7 @@ class Server:
         )
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
-        tracing = Tracing(tracer, settings.access_log_ratio)
+        tracing = Tracing(tracer, settings.access_log_sample_ratio)
         self._observer = MetricsObserver(self.metrics, tracing)
         self.accounting = Accounting(self.metrics, access, tracing)
         self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings))
@@ -409,7 +409,7 @@ class Server:
         for modality, size in batch_sizes.items():
             self.metrics.max_batch_size.labels(modality).set(size)
         policies = batch_policies(batch_sizes, tuned_limits(self._settings))
-        return Scheduler(policies, self._settings.max_queue_delay_ms / 1000)
+        return Scheduler(policies, self._settings.max_queue_delay_seconds / 1000)
 
 
 def batch_limits(settings: Settings) -> dict[str, int]:
@@ -498,7 +498,7 @@ async def serve(
                 await server.start()
             received = received or await _signal_during(server.wait_until_beyond_help(), signals)
             if received is None:
-                _log.error("beyond_help", advice="the process ends with code 3; start a new one")
+                _log.error("unrecoverable_stall", advice="the process ends with code 3; start a new one")
                 grace = min(settings.shutdown_grace_seconds, _LANES_STOP_SECONDS)
                 return _BEYOND_HELP
             # Ctrl-C is a person at a terminal, and a server that was never ready is in no balancer's list:
@@ -616,7 +616,7 @@ def _run_once(encoder: Encoder) -> None:
 
 
 def _tuned_sizes(settings: Settings, encoder: Encoder, version: str) -> TunedSizes:
-    from alignserve_server.model.align import default_cache_folder  # so that the fake starts without it
+    from alignserve_server.model.align import default_cache_dir  # so that the fake starts without it
 
     facts: dict[str, str | int | None] = {
         "server": version,
@@ -630,7 +630,7 @@ def _tuned_sizes(settings: Settings, encoder: Encoder, version: str) -> TunedSiz
         "threads_per_lane": settings.threads_per_lane,
         "max_batch_size": settings.max_batch_size,
     }
-    folder = (settings.cache_folder or default_cache_folder()) / "tuning"
+    folder = (settings.cache_dir or default_cache_dir()) / "tuning"
     return TunedSizes(folder, encoder.info.fingerprint, facts)
 
 
@@ -667,9 +667,9 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
             threads_per_lane=settings.threads_per_lane,
             max_batch_size=max(batch_limits(settings).values()),
             cuda_graphs=settings.cuda_graphs,
-            min_cosine=settings.min_cosine,
-            cache_folder=settings.cache_folder,
-            calibration_folder=settings.calibration_folder,
+            min_cosine=settings.min_cosine_similarity,
+            cache_dir=settings.cache_dir,
+            calibration_dir=settings.calibration_dir,
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
             max_text_bytes=settings.max_text_bytes,

@@ -32,7 +32,7 @@ from alignserve_server.settings.sources import (
 )
 
 # Who may call, and what is encrypted: a value that got lost must not open the server.
-ACCESS = frozenset({"tls_certificate", "tls_key", "tls_client_ca", "keys_file", "require_auth"})
+ACCESS = frozenset({"tls_certificate", "tls_key", "tls_client_ca", "api_keys_file", "require_auth"})
 
 # The first setting of each group, and what the group is called.
 GROUPS = {
@@ -139,7 +139,7 @@ class Settings(BaseModel):
     tls_client_ca: SecretPath | None = Field(
         None, description="roots of clients' certificates, in PEM; then no client comes in without one"
     )
-    keys_file: SecretPath | None = Field(
+    api_keys_file: SecretPath | None = Field(
         None,
         description="API keys, made by 'alignserve-server keys'; then no call comes in without one",
     )
@@ -186,10 +186,10 @@ class Settings(BaseModel):
     decode_threads: Positive | None = Field(
         None, description="threads that decode images; default: one per core"
     )
-    calibration_folder: AnyPath | None = Field(
+    calibration_dir: AnyPath | None = Field(
         None, description="folder of images like those that callers send; int8 is made from them"
     )
-    cache_folder: AnyPath | None = Field(
+    cache_dir: AnyPath | None = Field(
         None,
         description="folder for conversions and measured batch sizes; default: $XDG_CACHE_HOME/alignserve",
     )
@@ -205,7 +205,7 @@ class Settings(BaseModel):
     max_text_batch_size: Positive | None = Field(
         None, description="maximum text batch size, used as given; default: max_batch_size, tuned at startup"
     )
-    max_queue_delay_ms: float = Field(
+    max_queue_delay_seconds: float = Field(
         0.0, ge=0, description="longest that a free device waits to fill a batch; 0 never waits"
     )
     max_queue_size: Positive = Field(
@@ -300,7 +300,7 @@ class Settings(BaseModel):
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto is console on a terminal and json elsewhere"
     )
-    access_log_ratio: float = Field(
+    access_log_sample_ratio: float = Field(
         0.0, ge=0, le=1, description="share of calls that are logged, one line each; 0 is none"
     )
     tracing: bool = Field(
@@ -311,7 +311,7 @@ class Settings(BaseModel):
     def is_protected(self) -> bool:
         """Whether what travels is encrypted and callers have to prove who they are."""
         return self.tls_certificate is not None and (
-            self.keys_file is not None or self.tls_client_ca is not None
+            self.api_keys_file is not None or self.tls_client_ca is not None
         )
 
     @property
@@ -366,7 +366,7 @@ class Settings(BaseModel):
         if self.tls_client_ca is not None and self.tls_certificate is None:
             yield "tls_client_ca needs tls_certificate and tls_key"
         if self.require_auth and not self.is_protected:
-            yield "require_auth needs tls_certificate and tls_key, and either keys_file or tls_client_ca"
+            yield "require_auth needs tls_certificate and tls_key, and either api_keys_file or tls_client_ca"
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,8 +186,8 @@ def test_a_folder_is_not_a_config_file(tmp_path: Path) -> None:
     ("argv", "name", "value"),
     [
         (["--max-batch-size", "64"], "max_batch_size", 64),
-        (["--max-queue-delay-ms=1.5"], "max_queue_delay_ms", 1.5),
-        (["--no-metrics"], "metrics", False),
+        (["--max-queue-delay-seconds=1.5"], "max_queue_delay_seconds", 1.5),
+        (["--metrics-listen", "none"], "metrics", False),
         (["--reflection"], "reflection", True),
         (["--checkpoint", "a/b"], "checkpoint", "a/b"),
     ],
@@ -225,13 +225,13 @@ def test_settings_are_shown_with_the_place_of_each(
     monkeypatch.setenv("ALIGNSERVE_WORKERS", "3")
     monkeypatch.setenv("ALIGNSERVE_REVISION", "")
 
-    code = run(["settings", "--config", str(file), "--no-metrics", "--format", "json"])
+    code = run(["settings", "--config", str(file), "--metrics-listen", "none", "--format", "json"])
 
     shown = json.loads(capsys.readouterr().out)
     assert code == 0
     assert set(shown) == set(Settings.model_fields)
     assert shown["lanes"] == {"value": 2, "from": f"{file}:2"}
-    assert shown["metrics"] == {"value": False, "from": "--no-metrics"}
+    assert shown["metrics"] == {"value": False, "from": "--metrics-listen", "none"}
     assert shown["workers"] == {"value": 3, "from": "ALIGNSERVE_WORKERS"}
     assert shown["revision"] == {"value": None, "from": "default"}
 
@@ -283,11 +283,11 @@ def test_check_names_all_that_fails(capsys: pytest.CaptureFixture[str], tmp_path
             [
                 *("check", "--lanes", "0", "--lane", "1"),
                 *("--listen", f"127.0.0.1:{taken.getsockname()[1]}", "--metrics-listen", "192.0.2.1:1"),
-                *("--tls-certificate", str(file), "--tls-key", str(file), "--keys-file", str(file)),
+                *("--tls-certificate", str(file), "--tls-key", str(file), "--api-keys-file", str(file)),
                 *(
-                    "--cache-folder",
+                    "--cache-dir",
                     str(file),
-                    "--calibration-folder",
+                    "--calibration-dir",
                     str(file),
                     "--checkpoint",
                     str(tmp_path),
@@ -298,8 +298,8 @@ def test_check_names_all_that_fails(capsys: pytest.CaptureFixture[str], tmp_path
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
     assert code == 1
     assert [subject for verdict, subject, _ in lines if verdict == "FAIL"] == [
-        *("settings", "settings", "listen", "metrics_listen", "tls_certificate", "keys_file"),
-        *("cache_folder", "calibration_folder", "checkpoint"),
+        *("settings", "settings", "listen", "metrics_listen", "tls_certificate", "api_keys_file"),
+        *("cache_dir", "calibration_dir", "checkpoint"),
     ]
 
 

@@ -132,7 +132,7 @@ def test_a_format_that_is_off_is_named(content, name):
 
     assert caught.value.message == (
         f"image is {name}, but this server reads JPEG, PNG, WEBP, GIF, BMP; convert it, for example with "
-        f"'magick photo.{name.lower()} photo.jpg', or ask the operator for --image-formats {name.lower()}"
+        f"'magick photo.{name.lower()} photo.jpg', or ask the operator for --extra-image-formats {name.lower()}"
     )
 
 

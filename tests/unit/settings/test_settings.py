@@ -58,7 +58,7 @@ def test_defaults_serve() -> None:
 
     assert settings.listen == "127.0.0.1:50051"
     assert settings.checkpoint == "mini"
-    assert settings.max_queue_delay_ms == 0.0
+    assert settings.max_queue_delay_seconds == 0.0
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_sources_are_merged_by_setting(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_settings_that_were_passed_on_win_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker has exactly its supervisor's settings, unset ones too, whatever its environment says."""
-    settings = load_settings({"cache_folder": "/cache", "shutdown_grace_seconds": math.inf, "workers": 2})
+    settings = load_settings({"cache_dir": "/cache", "shutdown_grace_seconds": math.inf, "workers": 2})
     monkeypatch.setenv("ALIGNSERVE_LANES", "3")
 
     passed_on = json.loads(json.dumps(settings.model_dump(mode="json")))
@@ -137,8 +137,8 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str, name:
         ("max_batch_size", 0, 1),
         ("max_batch_size", "many", "8"),
         ("max_image_batch_size", -1, 1),
-        ("max_queue_delay_ms", -0.1, 0),
-        ("max_queue_delay_ms", "nan", "0.5"),
+        ("max_queue_delay_seconds", -0.1, 0),
+        ("max_queue_delay_seconds", "nan", "0.5"),
         ("drain_delay_seconds", -1, 0),
         ("shutdown_grace_seconds", -1, 0),
         ("stall_timeout_seconds", 0, 0.001),
@@ -270,7 +270,7 @@ def test_an_empty_variable_of_access_refuses_the_start(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("source", ["flag", "variable", "file"])
-@pytest.mark.parametrize("name", ["keys_file", "tls_client_ca", "lanes", "revision", "cache_folder"])
+@pytest.mark.parametrize("name", ["api_keys_file", "tls_client_ca", "lanes", "revision", "cache_dir"])
 def test_none_unsets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str) -> None:
     """What has no default can be unset, over a source that counts less."""
     file = _toml(tmp_path, f'{name} = "{"none" if source == "file" else "1"}"')
@@ -290,7 +290,7 @@ def test_none_switches_required_access_off(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoint", "keys_file", "cache_folder", "lanes", "require_auth", "listen"]
+    "name", ["checkpoint", "api_keys_file", "cache_dir", "lanes", "require_auth", "listen"]
 )
 def test_an_empty_flag_or_line_is_refused(tmp_path: Path, name: str) -> None:
     """Above all no empty path, which would be the current folder."""
@@ -298,7 +298,7 @@ def test_an_empty_flag_or_line_is_refused(tmp_path: Path, name: str) -> None:
     assert _faults({}, _toml(tmp_path, f"{name} = ''")) == [name]
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "revision", "keys_file", "tls_key", "cache_folder"])
+@pytest.mark.parametrize("name", ["checkpoint", "revision", "api_keys_file", "tls_key", "cache_dir"])
 def test_a_zero_byte_is_refused(tmp_path: Path, name: str) -> None:
     """No file has it in its name, and the system's calls raise for it what nobody expects."""
     assert _faults({}, _toml(tmp_path, f'{name} = "a\\u0000b"'))[0] == name
@@ -308,7 +308,7 @@ def test_a_zero_byte_is_refused(tmp_path: Path, name: str) -> None:
     ("name", "secret"),
     [
         ("tls_key", "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADAN"),
-        ("keys_file", "as_search_" + "x" * 43),
+        ("api_keys_file", "as_search_" + "x" * 43),
     ],
 )
 def test_a_secret_in_place_of_its_path_is_not_shown(

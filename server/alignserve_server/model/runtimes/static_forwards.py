@@ -76,7 +76,7 @@ class StaticForwards:
             ):  # largest first: smaller ones reuse its memory
                 self._add(batch_size, capture)
         except RuntimeError as error:
-            _log.warning("cuda_graphs_unusable", reason=str(error))
+            _log.warning("cuda_graphs_disabled", reason=str(error))
             self._images.clear()
             self._texts.clear()
 
