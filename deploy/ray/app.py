@@ -15,7 +15,8 @@ from alignserve_server.errors import StartupError
 from alignserve_server.observability.logs import configure_logs, get_logger
 from alignserve_server.observability.metrics_http import serve_metrics_page
 from alignserve_server.rpc.health import SERVICE
-from alignserve_server.serving.server import LoadEncoder, Server, load_encoder
+from alignserve_server.serving.loading import LoadEncoder, load_encoder
+from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings, load_settings
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2

@@ -87,7 +87,7 @@ async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> Async
 _SERVER_WITH_ENCODER = """
 import sys, threading
 from alignserve_server.cli.main import main
-from alignserve_server.serving import server
+from alignserve_server.serving import loading
 from alignserve_server.model.fake import FakeEncoder
 
 def get_stuck():
@@ -97,7 +97,7 @@ def get_stuck():
 class Encoder(FakeEncoder):
     {body}
 
-server.load_encoder = lambda settings: Encoder()
+loading.load_encoder = lambda settings: Encoder()
 main()
 """
 

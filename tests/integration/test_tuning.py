@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from alignserve_server.model.encoder import Embeddings, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.serving.server import batch_limits, batch_sizes
+from alignserve_server.serving.loading import batch_limits, batch_sizes
 
 from tests.integration.serving import running, settings, text_request, until
 

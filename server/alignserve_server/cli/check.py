@@ -19,7 +19,7 @@ from alignserve_server.host.cores import cpu_count
 from alignserve_server.observability.metrics_http import serve_metrics_page
 from alignserve_server.observability.tracing import SpanExport
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
-from alignserve_server.serving.server import load_encoder
+from alignserve_server.serving.loading import load_encoder
 from alignserve_server.settings import Settings, is_loopback
 from alignserve_server.workers.reserved_port import reserved_port
 

@@ -253,6 +253,7 @@ def _serving(settings: Settings) -> Serving:
         from alignserve_server.workers.supervisor import supervise  # imports neither gRPC nor a runtime
 
         return supervise(settings)
-    from alignserve_server.serving.server import load_encoder, serve
+    from alignserve_server.serving.loading import load_encoder
+    from alignserve_server.serving.server import serve
 
     return serve(settings, load_encoder)

@@ -20,7 +20,7 @@ from alignserve_server.planning.curve import Curve
 from alignserve_server.planning.measure import measure
 from alignserve_server.planning.search import Traffic, expected, highest_rate, holds, on_idle
 from alignserve_server.planning.simulation import Outcome, Replica
-from alignserve_server.serving.server import batch_policies, batch_sizes, load_encoder
+from alignserve_server.serving.loading import batch_policies, batch_sizes, load_encoder
 from alignserve_server.settings import Settings
 
 _EXAMPLES = """\

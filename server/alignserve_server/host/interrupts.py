@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def end_at_signals(*, is_service: bool) -> None:
@@ -21,14 +21,14 @@ def end_at_signals(*, is_service: bool) -> None:
     def end(number: int, _frame: FrameType | None) -> None:
         os._exit(0 if is_service else 128 + number)
 
-    for number in NUMBERS:
+    for number in STOP_SIGNALS:
         signal.signal(number, end)
 
 
 @contextmanager
 def restored_handlers() -> Iterator[None]:
     """Puts the handlers back that an event loop replaces, and would not put back when it drops its own."""
-    handlers = {number: signal.getsignal(number) for number in NUMBERS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -24,7 +24,8 @@ from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.planning.curve import Curve
-from alignserve_server.serving.server import Server, batch_limits
+from alignserve_server.serving.loading import batch_limits
+from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings
 
 _T = TypeVar("_T")

@@ -45,7 +45,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         metrics: Metrics,
         server_version: str,
         *,
-        max_stream_age_seconds: float,
+        max_stream_age_seconds: float | None,
         max_unread_response_bytes: int,
     ) -> None:
         self.engine: Engine | None = None
@@ -93,11 +93,12 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
             max_in_flight=self._limits.max_stream_in_flight,
         )
         self._streams.add(stream)
-        aging = asyncio.get_running_loop().call_later(self._stream_age_seconds(), stream.drain, StreamAged)
+        aging = self._end_at_age(stream)
         try:
             await stream.run(requests)
         finally:
-            aging.cancel()
+            if aging is not None:
+                aging.cancel()
             self._streams.discard(stream)
 
     def drain_streams(self) -> None:
@@ -105,9 +106,12 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         for stream in self._streams:
             stream.drain(ShuttingDown)
 
-    def _stream_age_seconds(self) -> float:
+    def _end_at_age(self, stream: InferStream) -> asyncio.TimerHandle | None:
+        if self._max_stream_age_seconds is None:
+            return None
         # At most the limit, and spread: streams that began together should not come back together.
-        return self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
+        age_seconds = self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
+        return asyncio.get_running_loop().call_later(age_seconds, stream.drain, StreamAged)
 
     def _response_limit(self, context: Context) -> ResponseLimit:
         return response_limit(context, self._limits.max_response_bytes)

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, disable_created_metric
 
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
+from alignserve_server.host.waiting import first_of
 from alignserve_server.observability.logs import dropped_lines, get_logger
 from alignserve_server.observability.metrics import log_lines_dropped
 from alignserve_server.observability.metrics_http import serve_metrics_page
@@ -297,11 +298,8 @@ class Supervisor:
         _log.info("ready", workers=len(self.workers))
 
     async def _stops_before(self, moment: Awaitable[object]) -> bool:
-        """Waits for a moment or for `stop`, and says whether it was the latter."""
-        waiting = {asyncio.ensure_future(moment), asyncio.ensure_future(self._stopping.wait())}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
-            task.cancel()
+        """Waits for a moment or for `stop`; returns whether `stop` was called."""
+        await first_of(moment, self._stopping.wait())
         return self._stopping.is_set()
 
     def _states(self) -> dict[str, str]:

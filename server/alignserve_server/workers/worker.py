@@ -102,7 +102,8 @@ async def _beating(serving: Serving, reports: Reports, seconds: float) -> int | 
 
 def _serving(order: Mapping[str, Any], reports: Reports) -> Serving:
     from alignserve_server.observability.logs import configure_logs
-    from alignserve_server.serving.server import load_encoder, serve
+    from alignserve_server.serving.loading import load_encoder
+    from alignserve_server.serving.server import serve
     from alignserve_server.settings import Settings
 
     settings = Settings(**order["settings"])

@@ -19,7 +19,7 @@ from alignserve_server.model.preprocessing.decode import (
     accepted_formats,
 )
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
-from alignserve_server.serving.server import load_encoder
+from alignserve_server.serving.loading import load_encoder
 from alignserve_server.settings import IMAGE_FORMATS as SETTINGS_NAMES
 from alignserve_server.settings import Settings
 from PIL import ExifTags, Image, ImageOps

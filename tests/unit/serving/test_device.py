@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from alignserve_server.errors import StartupError
 from alignserve_server.model import align
-from alignserve_server.serving.server import load_encoder
+from alignserve_server.serving.loading import load_encoder
 from alignserve_server.settings import Settings
 
 
