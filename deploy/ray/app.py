@@ -59,7 +59,7 @@ class Align:
         self._server = Server(settings, load)
         self._calls = Calls(self._server)
         await self._server.load()
-        if settings.metrics:
+        if settings.metrics_listen is not None:
             self._metrics_server = _metrics_page(settings.metrics_listen, self._server)
             _log.info("metrics", port=self._metrics_server.server_port)
 

@@ -12,6 +12,7 @@ from alignserve_server import errors
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.status import to_grpc_status
 from alignserve_server.settings import Settings
+from alignserve_server.settings.renamed import REMOVED, RENAMED
 from alignserve_server.workers.supervisor import Supervisor
 from prometheus_client import CollectorRegistry
 
@@ -19,6 +20,7 @@ from tests.contract.documents import read, rows
 from tests.processes import ROOT
 
 ERROR_ROWS = rows(read("protos/README.md"), "code", "reason", "meaning", "details", "retry")
+RENAMING_COLUMNS = ("", "until now", "now")
 SETTING_COLUMNS = ("setting", "default", "meaning")
 _IN_PLACE_OF_LOGGERS = {"_render_own": "error", "announce": "info", "_announce": "info"}
 _LEVELS = {"exception": "error", **_IN_PLACE_OF_LOGGERS}
@@ -83,6 +85,18 @@ def test_short_settings_table_says_the_same() -> None:
 
     assert short
     assert short <= set(_settings())
+
+
+def test_changelog_names_every_setting_that_was_renamed_or_removed() -> None:
+    """CHANGELOG.md has a row for each, with the new name."""
+    table = rows(read("CHANGELOG.md"), *RENAMING_COLUMNS)
+    documented = {row["until now"]: row["now"] for row in table if row[""] == "setting"}
+
+    assert documented.keys() == RENAMED.keys() | REMOVED.keys()
+    for old, new in RENAMED.items():
+        assert documented[old].startswith(new)
+    for old in REMOVED:
+        assert documented[old].startswith("removed; ")
 
 
 def test_metrics_table_equals_the_registry() -> None:

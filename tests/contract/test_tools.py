@@ -21,7 +21,7 @@ REQUEST = '{"texts": ["a cat"]}'
 
 
 @pytest.fixture(scope="module")
-def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def api_keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     with changed_keys(path):
         pass
@@ -29,16 +29,16 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def header(keys_file: Path) -> str:
+def header(api_keys_file: Path) -> str:
     """A key for embedding alone, with room for one call at once."""
-    with changed_keys(keys_file) as keys:
+    with changed_keys(api_keys_file) as keys:
         key, keys["search"] = new_key("search", frozenset({Scope.EMBED}), max_concurrent_requests=1)
     return f"authorization: Bearer {key}"
 
 
 @pytest.fixture(scope="module")
-def server(keys_file: Path, header: str) -> Iterator[ServerProcess]:
-    with server_process("--checkpoint", "fake", "--keys-file", str(keys_file)) as process:
+def server(api_keys_file: Path, header: str) -> Iterator[ServerProcess]:
+    with server_process("--checkpoint", "fake", "--api-keys-file", str(api_keys_file)) as process:
         yield process
 
 

@@ -60,7 +60,7 @@ def running_day(folder: Path, place: Path, seconds: float) -> Iterator[Prometheu
     speedup = round(HOURS * 3600 / seconds)
     keys = _keys(place)
     settings = {
-        "keys_file": str(place / "keys.json"),
+        "api_keys_file": str(place / "keys.json"),
         "stall_timeout_seconds": _STALL_SECONDS,
         "stall_exit_seconds": 0,
     }
@@ -171,7 +171,7 @@ def _keys(place: Path) -> dict[str, str]:
     """Makes a key for each caller, and returns them by name."""
     made = {}
     for caller in _CALLERS:
-        command = [BIN / "alignserve-server", "keys", "--keys-file", place / "keys.json", "add", caller]
+        command = [BIN / "alignserve-server", "keys", "--api-keys-file", place / "keys.json", "add", caller]
         done = subprocess.run(
             [*command, "--scopes", "embed,classify"], capture_output=True, text=True, check=True
         )

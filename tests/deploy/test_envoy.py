@@ -94,7 +94,7 @@ async def test_ages_are_not_noticed(tmp_path: Path) -> None:
 
 async def test_large_calls_of_a_killed_replica_are_repeated(tmp_path: Path) -> None:
     """Envoy still has a request of several MiB when the replica that worked on it dies."""
-    stuck = Replica("--no-warmup", encoder="encode_images = lambda self, batch: get_stuck()")
+    stuck = Replica(encoder="encode_images = lambda self, batch: get_stuck()")
     images = [bytes([number]) * (9 << 20) for number in range(4)]
     async with balanced([stuck, Replica()], tmp_path) as envoy, connect(envoy.port) as channel:
         stub = pb_grpc.AlignServiceStub(channel)

@@ -31,7 +31,7 @@ def tallies(request: pytest.FixtureRequest) -> dict[str, Counter[str]]:
 @pytest.fixture(scope="session")
 def ticking() -> Iterator[TickingServer]:
     """A server on the embedded checkpoint, the same for all tests, whose event loop is watched."""
-    flags = ("--decode-threads", str(DECODE_THREADS), "--image-formats", IMAGE_FORMATS)
+    flags = ("--decode-threads", str(DECODE_THREADS), "--extra-image-formats", IMAGE_FORMATS)
     with ticking_server(*flags) as ticking:
         yield ticking
 

@@ -70,9 +70,9 @@ async def _growth_mb(attack: Attack) -> float:
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--checkpoint", "fake"]
         if attack.has_keys:
-            keys_file = Path(folder) / "keys.json"
-            bearer(add_key(keys_file, "somebody"))
-            flags += ["--keys-file", str(keys_file)]
+            api_keys_file = Path(folder) / "keys.json"
+            bearer(add_key(api_keys_file, "somebody"))
+            flags += ["--api-keys-file", str(api_keys_file)]
         with server_process(*flags) as server:
             process = psutil.Process(server.process.pid)
             before = peak = process.memory_info().rss

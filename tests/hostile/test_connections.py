@@ -228,10 +228,10 @@ async def test_uploads_that_never_end_leave_room_for_others() -> None:
 
 async def test_requests_without_a_key_that_do_not_arrive_keep_nobody_out(tmp_path: Path) -> None:
     """Health needs no key: a hundred connections that begin to ask for it cost neither callers nor probes."""
-    keys_file = tmp_path / "keys.json"
-    key = add_key(keys_file, "anyone")
+    api_keys_file = tmp_path / "keys.json"
+    key = add_key(api_keys_file, "anyone")
     half = framed(b"a", announced=15 << 20)
-    async with running(keys_file=keys_file, max_uploads=8) as served, AsyncExitStack() as strangers:
+    async with running(api_keys_file=api_keys_file, max_uploads=8) as served, AsyncExitStack() as strangers:
         clients = [await strangers.enter_async_context(raw_client(served.server.port)) for _ in range(50)]
         calls = [
             await client.call(f"/grpc.health.v1.Health/{method}", half, ends=False)
@@ -265,9 +265,9 @@ async def test_many_health_checks_at_once_make_way_for_nobody(served: RunningSer
 
 async def test_nothing_is_read_of_a_call_without_its_key(tmp_path: Path) -> None:
     """It is refused when its headers are there, whatever of its body has come."""
-    keys_file = tmp_path / "keys.json"
-    add_key(keys_file, "anyone")
-    async with running(keys_file=keys_file) as served, raw_client(served.server.port) as client:
+    api_keys_file = tmp_path / "keys.json"
+    add_key(api_keys_file, "anyone")
+    async with running(api_keys_file=api_keys_file) as served, raw_client(served.server.port) as client:
         calls = [
             await client.call(f"{_SERVICE}/{method}", framed(b"a", announced=15 << 20), ends=False)
             for method in ("EmbedImage", "StreamInfer")

@@ -108,7 +108,7 @@ def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serv
     with changed_keys(file) as keys:
         for name in ("flood", "neighbour"):
             made[name], keys[name] = new_key(name, frozenset({Scope.EMBED, Scope.CLASSIFY}))
-    flags = ("--max-batch-size", str(_BATCH), "--text-cache-bytes", "0", "--keys-file", str(file))
+    flags = ("--max-batch-size", str(_BATCH), "--text-cache-bytes", "0", "--api-keys-file", str(file))
     with server_process(*flags, program=_SLOW_MODEL) as server:
         yield server, made
 

@@ -89,7 +89,7 @@ async def call(channel: grpc.aio.Channel, calls: int = _CALLS) -> None:
 
 async def test_a_log_that_nobody_reads_costs_lines_and_no_calls() -> None:
     """Each call is answered, what did not fit is counted, and SIGTERM ends it as ever."""
-    with unread_server("--access-log-ratio", "1") as server:
+    with unread_server("--access-log-sample-ratio", "1") as server:
         async with connect(server.port) as channel:
             await call(channel)
         dropped = await asyncio.to_thread(server.dropped)
@@ -102,7 +102,7 @@ async def test_a_log_that_nobody_reads_costs_lines_and_no_calls() -> None:
 
 async def test_a_reader_that_comes_back_is_told_what_it_missed() -> None:
     """Lines are whole and in order; one in the place of those that were dropped has their number."""
-    with unread_server("--access-log-ratio", "1") as server:
+    with unread_server("--access-log-sample-ratio", "1") as server:
         async with connect(server.port) as channel:
             await call(channel)
         server.process.terminate()
@@ -120,7 +120,7 @@ async def test_a_reader_that_comes_back_is_told_what_it_missed() -> None:
 
 async def test_workers_with_a_log_that_nobody_reads_serve_and_stop() -> None:
     """They share the pipe with their supervisor; each counts its own lines."""
-    with unread_server("--workers", "2", "--access-log-ratio", "1") as server:
+    with unread_server("--workers", "2", "--access-log-sample-ratio", "1") as server:
         async with connect(server.port) as channel:  # to one of the two
             await call(channel)
         dropped = [server.dropped(f'{{worker="{name}"}}') for name in ("0", "1", "supervisor")]
@@ -134,7 +134,7 @@ async def test_workers_with_a_log_that_nobody_reads_serve_and_stop() -> None:
 async def test_a_server_whose_standard_error_is_closed_serves_and_stops() -> None:
     """Nor does a connection become what libraries write to."""
     port = free_port()
-    flags = f"--checkpoint fake --listen 127.0.0.1:{port} --no-metrics --drain-delay-seconds 0"
+    flags = f"--checkpoint fake --listen 127.0.0.1:{port} --metrics-listen none --drain-delay-seconds 0"
     process = subprocess.Popen(  # noqa: ASYNC220 — it does not wait
         ["sh", "-c", f"exec {BIN}/alignserve-server {flags} 2>&- >&- <&-"]
     )

@@ -44,7 +44,7 @@ from tests.integration.serving import (
 
 
 @pytest.fixture
-def keys_file(tmp_path: Path) -> Path:
+def api_keys_file(tmp_path: Path) -> Path:
     path = tmp_path / "keys.json"
     with changed_keys(path):
         pass
@@ -94,10 +94,10 @@ class TestKeys:
         ],
         ids=["none", "other scheme", "empty", "wrong", "long"],
     )
-    async def test_a_call_without_a_valid_key_is_refused(self, keys_file, metadata, reason) -> None:
+    async def test_a_call_without_a_valid_key_is_refused(self, api_keys_file, metadata, reason) -> None:
         """On every kind of RPC, with a reason, and before the request is read."""
-        add_key(keys_file, "search")
-        async with running(keys_file=keys_file) as served:
+        add_key(api_keys_file, "search")
+        async with running(api_keys_file=api_keys_file) as served:
             malformed = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
             calls = [
                 served.stub.EmbedText(text_request("a"), metadata=metadata),
@@ -115,10 +115,10 @@ class TestKeys:
             assert served.encoder.batches == []
             assert served.sample("alignserve_rejected_total", reason=reason) == len(calls)
 
-    async def test_a_key_opens_what_its_scopes_name(self, keys_file) -> None:
+    async def test_a_key_opens_what_its_scopes_name(self, api_keys_file) -> None:
         """Unary calls and the items of a stream alike; a stream goes on after an item that may not."""
-        embed = add_key(keys_file, "search", Scope.EMBED)
-        async with running(keys_file=keys_file) as served:
+        embed = add_key(api_keys_file, "search", Scope.EMBED)
+        async with running(api_keys_file=api_keys_file) as served:
             await served.stub.EmbedText(text_request("a"), metadata=bearer(embed))
             await served.stub.EmbedImage(image_request(b"a"), metadata=bearer(embed))
             await served.stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=bearer(embed))
@@ -137,19 +137,19 @@ class TestKeys:
             assert read_status(answers["0"].error)[2] == "SCOPE_MISSING"
             assert answers["1"].WhichOneof("result") == "embed_text"
 
-    async def test_health_needs_no_key(self, keys_file) -> None:
+    async def test_health_needs_no_key(self, api_keys_file) -> None:
         """Probes have none."""
-        add_key(keys_file, "search")
-        async with running(keys_file=keys_file) as served:
+        add_key(api_keys_file, "search")
+        async with running(api_keys_file=api_keys_file) as served:
             health = await health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest())
 
             assert health.status == health_pb2.HealthCheckResponse.SERVING
 
     @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-    async def test_reflection_needs_a_key_whatever_its_scopes(self, keys_file, version) -> None:
+    async def test_reflection_needs_a_key_whatever_its_scopes(self, api_keys_file, version) -> None:
         """Else tools such as grpcurl could not be used with it."""
-        keys = [add_key(keys_file, scope.value, scope) for scope in Scope]
-        async with running(keys_file=keys_file) as served:
+        keys = [add_key(api_keys_file, scope.value, scope) for scope in Scope]
+        async with running(api_keys_file=api_keys_file) as served:
             ask = partial(reflected, served.channel, version)
 
             answers = [await ask(bearer(key)) for key in keys]
@@ -158,10 +158,10 @@ class TestKeys:
             assert all("alignserve.v1.AlignService" in answer for answer in answers)
             assert [error.reason for error in errors] == ["KEY_MISSING", "KEY_INVALID"]
 
-    async def test_reflection_does_not_count_against_a_keys_quotas(self, keys_file) -> None:
+    async def test_reflection_does_not_count_against_a_keys_quotas(self, api_keys_file) -> None:
         """A tool keeps it open during the call for which it asks."""
-        key = add_key(keys_file, "search", max_concurrent_requests=1, max_requests_per_second=0.001)
-        async with running(keys_file=keys_file) as served:
+        key = add_key(api_keys_file, "search", max_concurrent_requests=1, max_requests_per_second=0.001)
+        async with running(api_keys_file=api_keys_file) as served:
             stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
             streams = [stub.ServerReflectionInfo(metadata=bearer(key)) for _ in range(3)]
             for stream in streams:
@@ -172,13 +172,13 @@ class TestKeys:
 
             assert len(response.embeddings) == 1
 
-    async def test_keys_come_and_go_while_the_server_runs(self, keys_file, looks_always) -> None:
+    async def test_keys_come_and_go_while_the_server_runs(self, api_keys_file, looks_always) -> None:
         """A revoked key stops working, and a new one works, without a restart."""
-        first = add_key(keys_file, "first")
-        async with running(keys_file=keys_file) as served:
+        first = add_key(api_keys_file, "first")
+        async with running(api_keys_file=api_keys_file) as served:
             await served.stub.EmbedText(text_request("a"), metadata=bearer(first))
-            second = add_key(keys_file, "second")
-            with changed_keys(keys_file) as keys:
+            second = add_key(api_keys_file, "second")
+            with changed_keys(api_keys_file) as keys:
                 del keys["first"]
 
             await served.stub.EmbedText(text_request("b"), metadata=bearer(second))
@@ -186,10 +186,10 @@ class TestKeys:
 
             assert error.reason == "KEY_INVALID"
 
-    async def test_a_key_is_checked_for_every_item_of_a_stream(self, keys_file, looks_always) -> None:
+    async def test_a_key_is_checked_for_every_item_of_a_stream(self, api_keys_file, looks_always) -> None:
         """Or a stream that never ends would outlive the key; the stream goes on when there is one again."""
-        key = add_key(keys_file, "search")
-        async with running(keys_file=keys_file) as served:
+        key = add_key(api_keys_file, "search")
+        async with running(api_keys_file=api_keys_file) as served:
             stream = served.stub.StreamInfer(metadata=bearer(key))
 
             async def answer(correlation_id: str) -> pb.StreamInferResponse:
@@ -198,10 +198,10 @@ class TestKeys:
                 return await stream.read()
 
             before = await answer("0")
-            with changed_keys(keys_file) as keys:
+            with changed_keys(api_keys_file) as keys:
                 kept = keys.pop("search")
             revoked = await answer("1")
-            with changed_keys(keys_file) as keys:
+            with changed_keys(api_keys_file) as keys:
                 keys["search"] = kept.model_copy(update={"scopes": frozenset({Scope.CLASSIFY})})
             narrowed = await answer("2")
             stream.cancel()
@@ -210,21 +210,21 @@ class TestKeys:
             assert read_status(revoked.error)[2] == "KEY_INVALID"
             assert read_status(narrowed.error)[2] == "SCOPE_MISSING"
 
-    async def test_a_spoilt_file_changes_nothing(self, keys_file, looks_always, capfd) -> None:
+    async def test_a_spoilt_file_changes_nothing(self, api_keys_file, looks_always, capfd) -> None:
         """Keys that were valid stay so, and the log says what is wrong."""
-        key = add_key(keys_file, "search")
-        async with running(keys_file=keys_file) as served:
-            keys_file.write_text("{")
+        key = add_key(api_keys_file, "search")
+        async with running(api_keys_file=api_keys_file) as served:
+            api_keys_file.write_text("{")
 
             await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
 
-        assert "keys_not_read" in "".join(capfd.readouterr())
+        assert "api_keys_reload_failed" in "".join(capfd.readouterr())
 
-    async def test_a_file_that_can_be_read_again_is(self, keys_file, looks_always, monkeypatch) -> None:
+    async def test_a_file_that_can_be_read_again_is(self, api_keys_file, looks_always, monkeypatch) -> None:
         """Even if it has not changed since it could not: a revoked key must not outlive a lack of rights."""
-        key = add_key(keys_file, "search")
-        async with running(keys_file=keys_file) as served:
-            with changed_keys(keys_file) as keys:
+        key = add_key(api_keys_file, "search")
+        async with running(api_keys_file=api_keys_file) as served:
+            with changed_keys(api_keys_file) as keys:
                 del keys["search"]
             with monkeypatch.context() as denied:
                 refusal = Mock(side_effect=PermissionError(13, "Permission denied"))
@@ -235,11 +235,11 @@ class TestKeys:
 
             assert error.reason == "KEY_INVALID"
 
-    async def test_keys_are_nowhere_to_be_read(self, keys_file, capfd) -> None:
+    async def test_keys_are_nowhere_to_be_read(self, api_keys_file, capfd) -> None:
         """Neither a valid nor a wrong one is in logs, metrics or errors."""
-        key = add_key(keys_file, "search")
+        key = add_key(api_keys_file, "search")
         wrong = "as_search_" + "secretguess" * 3
-        async with running(keys_file=keys_file) as served:
+        async with running(api_keys_file=api_keys_file) as served:
             await served.stub.EmbedText(text_request("a"), metadata=bearer(key))
             served.encoder.failing.add(served.encoder.key("poison"))
             failure = await refused(served.stub.EmbedText(text_request("poison"), metadata=bearer(key)))
@@ -258,11 +258,11 @@ class TestKeys:
 class TestQuotas:
     """A key's share of requests and of calls at once."""
 
-    async def test_calls_above_the_rate_are_refused_with_a_delay(self, keys_file) -> None:
+    async def test_calls_above_the_rate_are_refused_with_a_delay(self, api_keys_file) -> None:
         """A second's worth at once, and then one at a time; other keys are not concerned."""
-        slow = add_key(keys_file, "slow", max_requests_per_second=2)
-        fast = add_key(keys_file, "fast")
-        async with running(keys_file=keys_file) as served:
+        slow = add_key(api_keys_file, "slow", max_requests_per_second=2)
+        fast = add_key(api_keys_file, "fast")
+        async with running(api_keys_file=api_keys_file) as served:
             for i in range(2):
                 await served.stub.EmbedText(text_request(f"{i}"), metadata=bearer(slow))
 
@@ -274,10 +274,10 @@ class TestQuotas:
             assert error.retry_delay_seconds is not None
             assert 0 < error.retry_delay_seconds <= 0.5 * 1.25
 
-    async def test_a_stream_above_the_rate_loses_no_item(self, keys_file) -> None:
+    async def test_a_stream_above_the_rate_loses_no_item(self, api_keys_file) -> None:
         """Its items wait, where a call would be refused."""
-        key = add_key(keys_file, "slow", max_requests_per_second=20)
-        async with running(keys_file=keys_file) as served:
+        key = add_key(api_keys_file, "slow", max_requests_per_second=20)
+        async with running(api_keys_file=api_keys_file) as served:
             stream = served.stub.StreamInfer(metadata=bearer(key))
             for i in range(30):
                 await stream.write(
@@ -289,10 +289,10 @@ class TestQuotas:
             assert answers == ["embed_text"] * 30
 
     @pytest.mark.parametrize("ending", ["ok", "cancel", "error"])
-    async def test_calls_at_once_are_counted_down_however_they_end(self, keys_file, ending) -> None:
+    async def test_calls_at_once_are_counted_down_however_they_end(self, api_keys_file, ending) -> None:
         """One more is refused while they run; when they have ended there is room again."""
-        key = add_key(keys_file, "pair", max_concurrent_requests=2)
-        async with running(keys_file=keys_file) as served:
+        key = add_key(api_keys_file, "pair", max_concurrent_requests=2)
+        async with running(api_keys_file=api_keys_file) as served:
             served.encoder.gate.clear()
             text = "poison" if ending == "error" else "a"
             served.encoder.failing.add(served.encoder.key("poison"))
@@ -320,17 +320,17 @@ async def _outcome(call) -> None:
 
 
 @pytest.mark.usefixtures("looks_always")
-async def test_the_caller_that_floods_can_be_found(keys_file) -> None:
+async def test_the_caller_that_floods_can_be_found(api_keys_file) -> None:
     """What each key had accepted, was refused and has waiting; a key that is revoked is shown no more."""
-    flood, search = add_key(keys_file, "nightly-index"), add_key(keys_file, "search")
-    refused_key = add_key(keys_file, "no-texts", Scope.CLASSIFY)
-    async with running(keys_file=keys_file, max_queue_size=64, max_batch_size=2) as served:
+    flood, search = add_key(api_keys_file, "nightly-index"), add_key(api_keys_file, "search")
+    refused_key = add_key(api_keys_file, "no-texts", Scope.CLASSIFY)
+    async with running(api_keys_file=api_keys_file, max_queue_size=64, max_batch_size=2) as served:
 
         def of(caller: str) -> list[float | None]:
             sample = served.server.metrics.registry.get_sample_value
             accepted, rejected = (
                 sample("alignserve_caller_items_total", {"caller": caller, "outcome": outcome})
-                for outcome in ("accepted", "refused")
+                for outcome in ("accepted", "rejected")
             )
             return [accepted, rejected, sample("alignserve_caller_waiting_items", {"caller": caller})]
 
@@ -358,17 +358,17 @@ async def test_the_caller_that_floods_can_be_found(keys_file) -> None:
         served.encoder.gate.set()
         await asyncio.gather(*flooding, calm)
         assert of("nightly-index")[2] == of("search")[2] == 0
-        with changed_keys(keys_file) as keys:
+        with changed_keys(api_keys_file) as keys:
             del keys["nightly-index"]
         await refused(served.stub.EmbedText(text_request("a"), metadata=bearer(flood)))
         assert of("nightly-index") == [None, None, None]
         assert served.sample("alignserve_items_accepted_total", modality="text") == accepted + 1
 
 
-async def test_items_of_streams_are_counted_by_caller(keys_file) -> None:
+async def test_items_of_streams_are_counted_by_caller(api_keys_file) -> None:
     """Each with its own images and texts, whether it is served or refused."""
-    key = add_key(keys_file, "search")
-    async with running(keys_file=keys_file) as served:
+    key = add_key(api_keys_file, "search")
+    async with running(api_keys_file=api_keys_file) as served:
         requests = [
             pb.StreamInferRequest(correlation_id="1", embed_text=text_request("a", "b")),
             pb.StreamInferRequest(correlation_id="2", embed_text=pb.EmbedTextRequest()),
@@ -379,15 +379,15 @@ async def test_items_of_streams_are_counted_by_caller(keys_file) -> None:
 
         counts = {
             outcome: served.sample("alignserve_caller_items_total", caller="search", outcome=outcome)
-            for outcome in ("accepted", "refused")
+            for outcome in ("accepted", "rejected")
         }
-        assert counts == {"accepted": 2, "refused": 2}
+        assert counts == {"accepted": 2, "rejected": 2}
 
 
-async def test_callers_with_keys_are_told_apart(keys_file) -> None:
+async def test_callers_with_keys_are_told_apart(api_keys_file) -> None:
     """From one host, a flood with one key leaves the other its turn."""
-    flood, small = add_key(keys_file, "flood"), add_key(keys_file, "small")
-    async with running(keys_file=keys_file, max_batch_size=2) as served:
+    flood, small = add_key(api_keys_file, "flood"), add_key(api_keys_file, "small")
+    async with running(api_keys_file=api_keys_file, max_batch_size=2) as served:
         served.encoder.gate.clear()
         calls = [
             asyncio.ensure_future(served.stub.EmbedText(text_request(f"{i}"), metadata=bearer(flood)))
@@ -538,7 +538,7 @@ class TestTls:
             await secure_stub(served, authority.root).EmbedText(text_request("b"))
 
         told = "".join(capfd.readouterr())
-        assert "certificate_not_read" in told
+        assert "certificate_reload_failed" in told
         assert "the key is not that of the certificate" in told
 
     @pytest.mark.parametrize(
@@ -563,10 +563,10 @@ class TestTls:
             renewed.issue("server")
             await secure_stub(served, renewed.root).EmbedText(text_request("b"))
 
-        assert "certificate_not_read" in kept
+        assert "certificate_reload_failed" in kept
         assert reason in kept
         assert expiry > time.time() + 10 * 86400
-        assert "certificate_read" in "".join(capfd.readouterr())
+        assert "certificate_reloaded" in "".join(capfd.readouterr())
 
     async def test_an_expired_certificate_starts_with_a_warning(self, authority, looks_always, capfd) -> None:
         """It may be the clock that is wrong; any other certificate replaces it, and a valid one ends that."""
@@ -609,7 +609,7 @@ class TestTls:
             error = await refused(secure_stub(served, authority.root).EmbedText(text_request("b")))
 
         assert error.code is grpc.StatusCode.UNAVAILABLE
-        assert "certificate_not_read" in "".join(capfd.readouterr())
+        assert "certificate_reload_failed" in "".join(capfd.readouterr())
 
     async def test_roots_of_clients_of_which_one_is_valid_are_used(self, authority, looks_always) -> None:
         """A bundle may hold some that have expired."""
@@ -667,14 +667,14 @@ class TestUnprotected:
 
         assert ("listening_unprotected" in "".join(capfd.readouterr())) == warns
 
-    async def test_a_protected_one_does_not_warn(self, authority, keys_file, capfd) -> None:
+    async def test_a_protected_one_does_not_warn(self, authority, api_keys_file, capfd) -> None:
         """TLS and keys are enough."""
         certificate, key = authority.issue("server")
         async with running(
             listen="0.0.0.0:0",
             tls_certificate=certificate,
             tls_key=key,
-            keys_file=keys_file,
+            api_keys_file=api_keys_file,
             require_auth=True,
         ):
             pass

@@ -17,7 +17,7 @@ _STUCK_AT_TWO_WORDS = (
     "def encode_texts(self, batch): "
     "return get_stuck() if any(len(text.input_ids) > 3 for text in batch) else super().encode_texts(batch)"
 )
-_FLAGS = ("--no-warmup", "--lanes", "1")
+_FLAGS = ("--lanes", "1")
 _TEXTS = [f"answered{i}" for i in range(20)] + [f"interrupted {i}" for i in range(20)]
 
 Results = list[tuple[str, np.ndarray]]
@@ -56,7 +56,7 @@ def _in_thread(work: Callable[[str], Results]) -> Callable[[str], Awaitable[Resu
 )
 async def test_a_server_killed_at_work_costs_no_answer(work: Callable[[str], Awaitable[Results]]) -> None:
     """The next server on the port gives what the killed one owed; nothing is lost, repeated or mixed up."""
-    async with server_process(*_FLAGS, encoder=_STUCK_AT_TWO_WORDS) as first:
+    async with server_process(*_FLAGS, encoder=_STUCK_AT_TWO_WORDS, warms_up=False) as first:
         await first.event("ready")
         target = f"127.0.0.1:{first.port}"
 
@@ -77,7 +77,10 @@ async def test_a_server_killed_at_work_costs_no_answer(work: Callable[[str], Awa
 async def test_a_replica_killed_at_work_costs_no_call() -> None:
     """Calls that it had taken are answered by the other one, and later ones go there at once."""
     never = "def encode_texts(self, batch): get_stuck()"
-    async with server_process(*_FLAGS, encoder=never) as doomed, server_process(*_FLAGS) as other:
+    async with (
+        server_process(*_FLAGS, encoder=never, warms_up=False) as doomed,
+        server_process(*_FLAGS) as other,
+    ):
         await doomed.event("ready")
         await other.event("ready")
         target = f"ipv4:127.0.0.1:{doomed.port},127.0.0.1:{other.port}"

@@ -41,7 +41,7 @@ from tests.integration.serving import (
 SERVICE = "alignserve.v1.AlignService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-WATCHFUL = {"stall_timeout_seconds": 0.01, "watchdog_interval_seconds": 0.01}
+WATCHFUL = {"stall_timeout_seconds": 0.1}
 
 
 async def health(channel: grpc.aio.Channel, service: str = SERVICE) -> int:
@@ -152,7 +152,7 @@ async def test_an_image_that_is_ready_only_after_the_stall_began_is_answered_too
 
 async def test_a_device_on_which_everything_fails_turns_health_red_until_it_works() -> None:
     """Failures in a row make the watchdog run the model itself, and readiness follows what comes of it."""
-    async with running(watchdog_interval_seconds=0.01) as served:
+    async with running(stall_timeout_seconds=1.0) as served:
         served.encoder.max_batch_size = 0
         watch = watch_health(served)
         seen = [(await watch.read()).status]
@@ -169,7 +169,7 @@ async def test_a_device_on_which_everything_fails_turns_health_red_until_it_work
 
 async def test_inputs_that_fail_on_a_sound_device_are_no_stall() -> None:
     """However many of them one caller sends, the model works for everybody else."""
-    async with running(watchdog_interval_seconds=0.01) as served:
+    async with running(stall_timeout_seconds=1.0) as served:
         served.encoder.failing = {served.encoder.key("poison")}
         for _ in range(20):
             await refused(served.stub.EmbedText(text_request("poison")))
@@ -377,8 +377,8 @@ async def test_sigterm_while_loading_ends_the_process() -> None:
 async def test_a_decode_that_never_ends_does_not_keep_the_process() -> None:
     """After a clean stop the process is gone, whatever its threads are at."""
     never_decodes = "preprocess_image = lambda self, content: get_stuck()"
-    flags = ("--no-warmup", "--drain-delay-seconds", "0", "--shutdown-grace-seconds", "0.1")
-    async with server_process(*flags, encoder=never_decodes) as server:
+    flags = ("--drain-delay-seconds", "0", "--shutdown-grace-seconds", "0.1")
+    async with server_process(*flags, encoder=never_decodes, warms_up=False) as server:
         await server.event("ready")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             call = pb_grpc.AlignServiceStub(channel).EmbedImage(image_request(b"image"))
@@ -394,8 +394,8 @@ async def test_a_decode_that_never_ends_does_not_keep_the_process() -> None:
 async def test_a_second_signal_ends_the_grace() -> None:
     """A person who presses Ctrl-C twice does not wait for the calls that are under way."""
     never_encodes = "encode_texts = lambda self, batch: get_stuck()"
-    flags = ("--no-warmup", "--shutdown-grace-seconds", "600")
-    async with server_process(*flags, encoder=never_encodes) as server:
+    flags = ("--shutdown-grace-seconds", "600")
+    async with server_process(*flags, encoder=never_encodes, warms_up=False) as server:
         await server.event("ready")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             call = pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a text"))
@@ -415,7 +415,8 @@ async def test_a_bad_checkpoint_ends_the_process_with_a_reason(workers: str) -> 
     command = Path(sys.executable).parent / "alignserve-server"
     process = await asyncio.create_subprocess_exec(
         str(command),
-        *("--checkpoint", "/nowhere/at/all", "--listen", "127.0.0.1:0", "--no-metrics", "--workers", workers),
+        *("--checkpoint", "/nowhere/at/all", "--workers", workers),
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "none"),
         stderr=asyncio.subprocess.PIPE,
     )
 
@@ -430,7 +431,7 @@ async def test_a_load_that_fails_unexpectedly_is_one_line_of_the_log() -> None:
     """Whatever a runtime raises, the log stays in its format and the exit code is 1."""
     fails = "def __init__(self): raise NotImplementedError('no such device')"
     async with server_process(encoder=fails) as server:
-        event = await server.event("cannot_start")
+        event = await server.event("startup_failed")
         code = await server.wait()
 
         assert event["reason"] == "NotImplementedError: no such device"

@@ -31,7 +31,7 @@ from tests.integration.serving import (
     until,
 )
 
-_QUICK = {"stall_timeout_seconds": 0.1, "watchdog_interval_seconds": 0.02, "stall_exit_seconds": 0}
+_QUICK = {"stall_timeout_seconds": 0.1, "stall_exit_seconds": 0}
 
 
 async def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
@@ -118,14 +118,14 @@ async def test_probes_need_no_key(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     with changed_keys(keys):
         pass
-    async with running(keys_file=keys) as served:
+    async with running(api_keys_file=keys) as served:
         assert (await ask(served.server.metrics_port, "/readyz"))[0] == 200
         assert (await ask(served.server.metrics_port, "/healthz", "HEAD")) == (200, "")
 
 
 async def test_without_metrics_there_is_no_port() -> None:
     """Probes belong to it; health by gRPC is there as ever."""
-    async with running(metrics=False) as served:
+    async with running(metrics_listen=None) as served:
         assert served.server.metrics_port == 0
 
 
@@ -144,7 +144,7 @@ async def test_what_is_not_known_while_loading_has_no_series() -> None:
         "alignserve_device_memory_bytes",
         "alignserve_max_batch_size",
         "alignserve_model_info",
-        "alignserve_model_min_cosine",
+        "alignserve_model_min_cosine_similarity",
         "alignserve_queue_entries",
         "alignserve_queue_bytes",
         "alignserve_label_cache_entries",

@@ -60,7 +60,7 @@ def test_a_server_without_standard_streams_stops_cleanly(closed: Sequence[int], 
     """As a daemon may be started: none of its own files takes a stream's number."""
     port = _free_port()
     flags = [
-        *("--checkpoint", "fake", "--no-metrics", "--drain-delay-seconds", "0"),
+        *("--checkpoint", "fake", "--metrics-listen", "none", "--drain-delay-seconds", "0"),
         *("--listen", f"127.0.0.1:{port}", "--workers", workers),
     ]
     program = [sys.executable, "-c", _CLOSING, ",".join(map(str, closed)), SERVER, *flags]
@@ -121,7 +121,7 @@ def test_a_signal_during_the_load_ends_without_a_traceback(
     """A model that takes long does not keep its server from ending, with 0."""
     port = _free_port()
     flags = [
-        *("--listen", f"127.0.0.1:{port}", "--no-metrics", "--workers", workers),
+        *("--listen", f"127.0.0.1:{port}", "--metrics-listen", "none", "--workers", workers),
         *("--runtime", "torch", "--device", "cpu"),
     ]
 
@@ -132,7 +132,7 @@ def test_a_signal_during_the_load_ends_without_a_traceback(
 
     assert process.returncode == 0
     assert b"Traceback" not in errors
-    assert b"cannot_start" not in errors
+    assert b"startup_failed" not in errors
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ _HOMELESS = """
 import os, sys
 os.environ.pop("HOME", None)
 os.environ.pop("XDG_CACHE_HOME", None)
-from alignserve_server.model.align import default_cache_folder
+from alignserve_server.model.align import default_cache_dir
 if os.getuid() == 0:
     os.setuid(54321)
-print(default_cache_folder())
+print(default_cache_dir())
 """
 
 

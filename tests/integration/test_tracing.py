@@ -263,7 +263,7 @@ def called(method: str, code: str) -> dict[str, str]:
 
 async def test_health_checks_are_not_followed(collector: Collector, lines: list[Any]) -> None:
     """They come every second, and would crowd out the rest."""
-    async with running(tracing=True, access_log_ratio=1.0) as server:
+    async with running(tracing=True, access_log_sample_ratio=1.0) as server:
         await health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest())
 
     assert collector.spans == []
@@ -301,7 +301,7 @@ async def test_tracing_without_its_extra_stops_the_start(monkeypatch: pytest.Mon
 
 async def test_a_call_is_one_line_with_its_timings(lines: list[Any]) -> None:
     """The same steps as the spans have, and the caller's trace, also without any spans."""
-    async with running(access_log_ratio=1.0) as server:
+    async with running(access_log_sample_ratio=1.0) as server:
         await server.stub.EmbedText(text_request("a cat", SECRET), metadata=[SAMPLED])
 
     (line,) = calls(lines)
@@ -314,7 +314,7 @@ async def test_a_call_is_one_line_with_its_timings(lines: list[Any]) -> None:
 
 async def test_a_refused_call_is_a_line_with_its_reason(lines: list[Any]) -> None:
     """So are those that never got as far as the queue."""
-    async with running(access_log_ratio=1.0) as server:
+    async with running(access_log_sample_ratio=1.0) as server:
         await refused(server.stub.EmbedText(pb.EmbedTextRequest()))
 
     (line,) = calls(lines)
@@ -323,7 +323,7 @@ async def test_a_refused_call_is_a_line_with_its_reason(lines: list[Any]) -> Non
 
 async def test_a_stream_is_one_line(lines: list[Any]) -> None:
     """However many items it has."""
-    async with running(access_log_ratio=1.0) as server:
+    async with running(access_log_sample_ratio=1.0) as server:
         requests = [
             pb.StreamInferRequest(correlation_id=str(i), embed_text=pb.EmbedTextRequest(texts=[f"text {i}"]))
             for i in range(5)
@@ -346,7 +346,7 @@ async def test_no_call_is_logged_unless_asked_for(lines: list[Any]) -> None:
 async def test_a_share_of_calls_is_logged_by_whole_traces(lines: list[Any]) -> None:
     """Calls of one trace are all there, or none; of many traces it is about the share."""
     traces = [f"{trace << 57:032x}" for trace in range(1, 128)]  # spread evenly
-    async with running(access_log_ratio=0.25) as server:
+    async with running(access_log_sample_ratio=0.25) as server:
         for trace_id in traces + traces:
             metadata = [("traceparent", f"00-{trace_id}-{SPAN_ID}-00")]
             await server.stub.EmbedText(text_request("a cat"), metadata=metadata)

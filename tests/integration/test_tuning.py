@@ -32,12 +32,12 @@ async def test_the_next_start_measures_nothing(tmp_path: Path) -> None:
     """It takes what the first has kept in the cache folder."""
     first, second = MeasurableEncoder(), MeasurableEncoder()
     # The clock of a CPU does not see a fake that sleeps, so what was measured is set by hand.
-    async with running(first, cache_folder=tmp_path, max_batch_size=8):
+    async with running(first, cache_dir=tmp_path, max_batch_size=8):
         pass
     (file,) = (tmp_path / "tuning").iterdir()
     kept = json.loads(file.read_text())
     file.write_text(json.dumps({**kept, "max_batch_size": {"image": 2, "text": 4}}))
-    async with running(second, cache_folder=tmp_path, max_batch_size=8) as served:
+    async with running(second, cache_dir=tmp_path, max_batch_size=8) as served:
         caps = {name: served.sample("alignserve_max_batch_size", modality=name) for name in ("image", "text")}
 
     assert 8 in first.text_sizes
@@ -47,12 +47,12 @@ async def test_the_next_start_measures_nothing(tmp_path: Path) -> None:
 
 async def test_a_damaged_file_is_measured_anew(tmp_path: Path) -> None:
     """As if it were not there, and written over."""
-    async with running(MeasurableEncoder(), cache_folder=tmp_path, max_batch_size=8):
+    async with running(MeasurableEncoder(), cache_dir=tmp_path, max_batch_size=8):
         pass
     (file,) = (tmp_path / "tuning").iterdir()
     file.write_bytes(b"\0" * 64)
     again = MeasurableEncoder()
-    async with running(again, cache_folder=tmp_path, max_batch_size=8):
+    async with running(again, cache_dir=tmp_path, max_batch_size=8):
         pass
 
     assert 8 in again.text_sizes
@@ -62,9 +62,7 @@ async def test_a_damaged_file_is_measured_anew(tmp_path: Path) -> None:
 async def test_sizes_that_are_given_are_neither_measured_nor_kept(tmp_path: Path) -> None:
     """Of texts as of images."""
     encoder = MeasurableEncoder()
-    async with running(
-        encoder, cache_folder=tmp_path, max_image_batch_size=3, max_text_batch_size=5
-    ) as served:
+    async with running(encoder, cache_dir=tmp_path, max_image_batch_size=3, max_text_batch_size=5) as served:
         caps = {name: served.sample("alignserve_max_batch_size", modality=name) for name in ("image", "text")}
 
     assert caps == {"image": 3, "text": 5}
@@ -75,9 +73,9 @@ async def test_sizes_that_are_given_are_neither_measured_nor_kept(tmp_path: Path
 async def test_a_size_that_was_given_once_is_measured_later(tmp_path: Path) -> None:
     """A start without the setting does not take it for a measured one."""
     first, second = MeasurableEncoder(), MeasurableEncoder()
-    async with running(first, cache_folder=tmp_path, max_batch_size=8, max_text_batch_size=1):
+    async with running(first, cache_dir=tmp_path, max_batch_size=8, max_text_batch_size=1):
         pass
-    async with running(second, cache_folder=tmp_path, max_batch_size=8):
+    async with running(second, cache_dir=tmp_path, max_batch_size=8):
         pass
 
     assert first.text_sizes == {1}
@@ -86,13 +84,13 @@ async def test_a_size_that_was_given_once_is_measured_later(tmp_path: Path) -> N
 
 async def test_serving_corrects_a_size_that_was_measured_too_small(tmp_path: Path) -> None:
     """A worker that was restarted under load does not stay at 2, nor does the next start."""
-    async with running(MeasurableEncoder(), cache_folder=tmp_path, max_batch_size=8):
+    async with running(MeasurableEncoder(), cache_dir=tmp_path, max_batch_size=8):
         pass
     (file,) = (tmp_path / "tuning").iterdir()
     kept = json.loads(file.read_text())
     file.write_text(json.dumps({**kept, "max_batch_size": {"image": 2, "text": 2}}))
     encoder = MeasurableEncoder()
-    async with running(encoder, cache_folder=tmp_path, max_batch_size=8, text_cache_bytes=0) as served:
+    async with running(encoder, cache_dir=tmp_path, max_batch_size=8, text_cache_bytes=0) as served:
 
         async def call(number: int) -> None:
             for turn in range(40):
@@ -114,7 +112,6 @@ async def test_serving_corrects_a_size_that_was_measured_too_small(tmp_path: Pat
         ({"max_batch_size": 8}, {"image": 2, "text": 8}),
         ({"max_text_batch_size": 64}, {"image": 2, "text": 64}),
         ({"max_image_batch_size": 7}, {"image": 7, "text": 16}),
-        ({"warmup": False}, {"image": 32, "text": 32}),
     ],
     ids=str,
 )

@@ -53,9 +53,9 @@ def run(plan: Plan) -> Section:
         flags = (
             "--checkpoint",
             plan.checkpoint,
-            "--min-cosine",
+            "--min-cosine-similarity",
             "0",
-            "--calibration-folder",
+            "--calibration-dir",
             str(calibration),
         )
         servers = {

@@ -33,7 +33,7 @@ def run(plan: Plan) -> Section:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys.json"
         keys = _keys(file, (*_POLITE, "flood"))
-        with server_process(*FLAGS, "--keys-file", str(file), program=PROGRAM) as server:
+        with server_process(*FLAGS, "--api-keys-file", str(file), program=PROGRAM) as server:
             most = capacity(server.address, 3.0, at_once=_AT_ONCE, key=keys["ann"])
             polite = [Caller(_POLITE_SHARE * most, keys[name]) for name in _POLITE]
             flood = Caller(_FLOOD_SHARE * most, keys["flood"])

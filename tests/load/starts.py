@@ -38,7 +38,7 @@ def main() -> None:
 def _sizes(cache: str) -> dict[str, int]:
     command = [
         *(str(BIN / "alignserve-server"), "--log-format", "json", "--drain-delay-seconds", "0"),
-        *("--listen", "127.0.0.1:0", "--no-metrics", "--cache-folder", cache),
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "none", "--cache-dir", cache),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None

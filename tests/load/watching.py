@@ -52,8 +52,8 @@ class _Way:
 
 _WAYS = {
     _METRICS: _Way(),
-    "and one line in 100 calls": _Way(("--access-log-ratio", "0.01")),
-    "and a line a call": _Way(("--access-log-ratio", "1")),
+    "and one line in 100 calls": _Way(("--access-log-sample-ratio", "0.01")),
+    "and a line a call": _Way(("--access-log-sample-ratio", "1")),
     "and one trace in 100 calls": _Way(("--tracing",), "0.01"),
     "and a trace a call": _Way(("--tracing",), "1"),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.align import AlignEncoder, LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, resolve_checkpoint
 from PIL import Image
 from torch import nn
@@ -132,7 +132,7 @@ def random_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where converted models go, shared by the tests."""
     return tmp_path_factory.mktemp("cache")
 
@@ -147,16 +147,18 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session", params=["mini", "random"])
-def pair(request: pytest.FixtureRequest, random_folder: Path, runtime: str, cache_folder: Path) -> Pair:
+def pair(request: pytest.FixtureRequest, random_folder: Path, runtime: str, cache_dir: Path) -> Pair:
     checkpoint = resolve_checkpoint("mini" if request.param == "mini" else str(random_folder))
-    encoder = load_align(checkpoint, runtime=runtime, cache_folder=cache_folder)
+    encoder = load_align(checkpoint, LoadOptions(runtime=runtime, cache_dir=cache_dir))
     return Pair(checkpoint, encoder, Reference.load(checkpoint.folder))
 
 
 @pytest.fixture(scope="session")
 def mini() -> Pair:
     checkpoint = resolve_checkpoint()
-    return Pair(checkpoint, load_align(checkpoint, runtime="torch"), Reference.load(checkpoint.folder))
+    return Pair(
+        checkpoint, load_align(checkpoint, LoadOptions(runtime="torch")), Reference.load(checkpoint.folder)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.configuration import REQUIREMENTS, check_configuration
 from alignserve_server.model.encoder import l2_normalize
@@ -206,7 +206,9 @@ def test_every_refusal_is_tried():
 
 
 def load(folder: Path, **options: object):
-    return load_align(resolve_checkpoint(str(folder)), **{"runtime": "torch", "device": "cpu", **options})
+    return load_align(
+        resolve_checkpoint(str(folder)), LoadOptions(**{"runtime": "torch", "device": "cpu", **options})
+    )
 
 
 def embed(encoder) -> np.ndarray:

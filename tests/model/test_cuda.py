@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.align import AlignEncoder, LoadOptions, load_align
 from alignserve_server.model.encoder import l2_normalize
 from alignserve_server.observability.gpu import watch_gpu
 from alignserve_server.observability.metrics import Metrics
@@ -34,7 +34,7 @@ def load(mini: Pair) -> Callable[..., AlignEncoder]:
 
     def load_onto_gpu(**options: object) -> AlignEncoder:
         options = {"dtype": "float32", "max_batch_size": MAX_BATCH_SIZE, **options}
-        return load_align(mini.checkpoint, device="cuda", runtime="torch", **options)
+        return load_align(mini.checkpoint, LoadOptions(device="cuda", runtime="torch", **options))
 
     return load_onto_gpu
 
@@ -57,7 +57,7 @@ def test_embeddings_equal_the_reference(load, mini, photos, dtype, cuda_graphs):
     """In each data type, with graphs and without, within its bound."""
     expected = mini.reference.forward(list(photos.values()), TEXTS)
 
-    encoder = load(dtype=dtype, cuda_graphs=cuda_graphs, least_cosine=0.99)
+    encoder = load(dtype=dtype, cuda_graphs=cuda_graphs, min_cosine_similarity=0.99)
 
     assert encoder.info.dtype == dtype
     for inputs, embeds in ((list(photos.values()), expected.image_embeds), (TEXTS, expected.text_embeds)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.encoder import l2_normalize
 from alignserve_server.model.zero_shot import score_images
 
@@ -85,9 +85,9 @@ def test_a_text_is_the_same_alone_and_in_a_mixed_batch(pair):
 @pytest.mark.parametrize(
     ("runtime_name", "dtype"), [("torch", "bfloat16"), ("torch", "float16"), ("openvino", "bfloat16")]
 )
-def test_reduced_precision_stays_close(mini, photos, cache_folder, runtime_name, dtype):
+def test_reduced_precision_stays_close(mini, photos, cache_dir, runtime_name, dtype):
     """Half precision keeps a cosine of at least 0.99 with float32 on the embedded checkpoint."""
-    encoder = _reduced(mini.checkpoint, runtime_name, dtype, cache_folder)
+    encoder = _reduced(mini.checkpoint, runtime_name, dtype, cache_dir)
 
     images = embed_images(encoder, photos.values()) * embed_images(mini.encoder, photos.values())
     texts = embed_texts(encoder, TEXTS) * embed_texts(mini.encoder, TEXTS)
@@ -97,10 +97,11 @@ def test_reduced_precision_stays_close(mini, photos, cache_folder, runtime_name,
     assert encoder.info.dtype == dtype
 
 
-def _reduced(checkpoint, runtime_name, dtype, cache_folder):
+def _reduced(checkpoint, runtime_name, dtype, cache_dir):
     try:
         return load_align(
-            checkpoint, runtime=runtime_name, dtype=dtype, least_cosine=0.99, cache_folder=cache_folder
+            checkpoint,
+            LoadOptions(runtime=runtime_name, dtype=dtype, min_cosine_similarity=0.99, cache_dir=cache_dir),
         )
     except ValueError as error:  # a CPU without the instructions, or no openvino
         pytest.skip(str(error))

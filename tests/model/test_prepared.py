@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from alignserve_server.cli import prepare as prepare_cli
 from alignserve_server.model import probe
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
 from alignserve_server.model.preparation import shipped_form
 from alignserve_server.model.prepared import SHIPPED, PreparedCheckpoint, open_prepared, resolve
@@ -67,9 +67,9 @@ def embed(encoder) -> np.ndarray:
     return np.concatenate([encoder.encode_images(images), encoder.encode_texts(texts)])
 
 
-def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, cache_folder):
+def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, cache_dir):
     """The same numbers under the same fingerprint, so that vectors of both can be compared."""
-    original = load_align(resolve(str(random_folder)), runtime="openvino", cache_folder=cache_folder)
+    original = load_align(resolve(str(random_folder)), LoadOptions(runtime="openvino", cache_dir=cache_dir))
 
     prepared = load_align(resolve(str(prepared_folder)))
 
@@ -110,11 +110,11 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
 
     done = run_without_torch(
         program,
-        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--cache-folder", tmp_path, *options),
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--cache-dir", tmp_path, *options),
     )
 
     assert done.returncode == 1
-    assert '"event": "cannot_start"' in done.stderr
+    assert '"event": "startup_failed"' in done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -122,7 +122,7 @@ def test_what_needs_torch_says_what_to_install(options, message, random_folder, 
 def test_int8_without_torch_names_all_that_it_needs(tmp_path):
     """One installation is enough, and not a second one for what is asked for next."""
     program = "from alignserve_server.cli.main import run\nsys.exit(run(sys.argv[1:]))"
-    options = ["--weights", "int8", "--calibration-folder", PHOTOS, "--to", tmp_path / "to"]
+    options = ["--weights", "int8", "--calibration-dir", PHOTOS, "--to", tmp_path / "to"]
 
     done = run_without_torch(program, "prepare", *options)
 
@@ -161,7 +161,7 @@ def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_p
             str(folder),
             "--weights",
             "float16",
-            "--min-cosine",
+            "--min-cosine-similarity",
             "0.9",
         ]
     )
@@ -169,17 +169,17 @@ def test_weights_in_float16_are_told_apart(prepared_folder, random_folder, tmp_p
     exact, rounded = open_prepared(prepared_folder), open_prepared(folder)
     assert (folder / "image.bin").stat().st_size < 0.6 * (prepared_folder / "image.bin").stat().st_size
     assert not set(exact.fingerprints.values()) & set(rounded.fingerprints.values())
-    assert load_align(rounded, least_cosine=0.9).info.min_cosine < 1
+    assert load_align(rounded, LoadOptions(min_cosine_similarity=0.9)).info.min_cosine < 1
 
 
 def test_what_is_less_exact_than_asked_is_not_written(prepared_folder, tmp_path, capsys):
     """The proof comes before the folder."""
-    options = ["--to", str(tmp_path / "to"), "--min-cosine", "1"]
+    options = ["--to", str(tmp_path / "to"), "--min-cosine-similarity", "1"]
 
     code = prepare_cli.run(["--checkpoint", str(prepared_folder), *options])
 
     assert code == 1
-    assert "--min-cosine" in capsys.readouterr().err
+    assert "--min-cosine-similarity" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,14 +187,14 @@ def test_int8_is_prepared_from_images(tmp_path):
     """It is served as int8, and as nothing else."""
     pytest.importorskip("nncf")
     folder = tmp_path / "to"
-    options = ["--weights", "int8", "--calibration-folder", str(PHOTOS), "--min-cosine", "0"]
+    options = ["--weights", "int8", "--calibration-dir", str(PHOTOS), "--min-cosine-similarity", "0"]
 
     code = prepare_cli.run(["--to", str(folder), *options])
 
     assert code == 0
-    assert load_align(open_prepared(folder), least_cosine=0).info.dtype == "int8"
+    assert load_align(open_prepared(folder), LoadOptions(min_cosine_similarity=0)).info.dtype == "int8"
     with pytest.raises(ValueError, match="is prepared for dtype int8, not for float32"):
-        load_align(open_prepared(folder), dtype="float32")
+        load_align(open_prepared(folder), LoadOptions(dtype="float32"))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_int8_is_prepared_from_images(tmp_path):
 def test_what_was_not_prepared_is_refused(prepared_folder, options, message):
     """The message says what was, or where to go."""
     with pytest.raises(ValueError, match=message):
-        load_align(open_prepared(prepared_folder), **options)
+        load_align(open_prepared(prepared_folder), LoadOptions(**options))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
 from alignserve_server.model.prepared import is_undamaged
 from alignserve_server.model.runtimes import openvino as openvino_runtime
@@ -47,9 +47,9 @@ def hide(monkeypatch, package: str) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find(name))
 
 
-def test_auto_on_a_cpu_is_openvino(mini, cache_folder):
+def test_auto_on_a_cpu_is_openvino(mini, cache_dir):
     """The faster runtime is taken where it is installed."""
-    encoder = load_align(mini.checkpoint, device="cpu", cache_folder=cache_folder)
+    encoder = load_align(mini.checkpoint, LoadOptions(device="cpu", cache_dir=cache_dir))
 
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
 
@@ -58,7 +58,7 @@ def test_auto_without_openvino_is_torch(mini, monkeypatch):
     """The server needs the extra for speed, not to run."""
     hide(monkeypatch, "openvino")
 
-    encoder = load_align(mini.checkpoint, device="cpu")
+    encoder = load_align(mini.checkpoint, LoadOptions(device="cpu"))
 
     assert encoder.info.runtime == "torch"
 
@@ -68,7 +68,7 @@ def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
     hide(monkeypatch, "openvino")
 
     with pytest.raises(ValueError, match=r"alignserve\[server"):
-        load_align(mini.checkpoint, runtime="openvino")
+        load_align(mini.checkpoint, LoadOptions(runtime="openvino"))
 
 
 @pytest.mark.parametrize(
@@ -77,36 +77,38 @@ def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
         ({"runtime": "openvino", "device": "cuda"}, "runs on a CPU"),
         ({"runtime": "openvino", "dtype": "float16"}, "use float32, bfloat16 or int8"),
         ({"runtime": "torch", "dtype": "int8"}, "use --runtime openvino"),
-        ({"runtime": "openvino", "dtype": "int8"}, "set --calibration-folder"),
+        ({"runtime": "openvino", "dtype": "int8"}, "set --calibration-dir"),
     ],
 )
 def test_what_does_not_go_together_is_an_error(mini, options, message):
     """Choices that contradict each other end the start with what to do."""
     with pytest.raises(ValueError, match=message):
-        load_align(mini.checkpoint, **options)
+        load_align(mini.checkpoint, LoadOptions(**options))
 
 
-def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_folder, events):
+def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_dir, events):
     """bfloat16 misses a strict limit, so float32 is served, and the log says so."""
-    encoder = load_align(mini.checkpoint, runtime="torch", dtype="bfloat16", least_cosine=0.99999)
+    encoder = load_align(
+        mini.checkpoint, LoadOptions(runtime="torch", dtype="bfloat16", min_cosine_similarity=0.99999)
+    )
 
-    (event,) = [event for event in events if event["event"] == "not_exact_enough"]
+    (event,) = [event for event in events if event["event"] == "cosine_similarity_too_low"]
     assert (event["runtime"], event["dtype"]) == ("torch", "bfloat16")
     assert 0.9 < event["min_cosine"] < 0.99999
     assert encoder.info.dtype == "float32"
     assert encoder.info.min_cosine >= 0.99999
 
 
-def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_folder, monkeypatch, events):
+def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_dir, monkeypatch, events):
     """Wrong vectors are not served, whatever made them."""
     wrong = openvino_runtime.OpenVinoRuntime.embed_pixels
     monkeypatch.setattr(
         openvino_runtime.OpenVinoRuntime, "embed_pixels", lambda self, pixels: -wrong(self, pixels)
     )
 
-    encoder = load_align(mini.checkpoint, cache_folder=cache_folder)
+    encoder = load_align(mini.checkpoint, LoadOptions(cache_dir=cache_dir))
 
-    assert [event["event"] for event in events].count("not_exact_enough") == 1
+    assert [event["event"] for event in events].count("cosine_similarity_too_low") == 1
     assert encoder.info.runtime == "torch"
 
 
@@ -116,28 +118,31 @@ def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
         torch_runtime.CpuRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
     )
 
-    with pytest.raises(CheckpointError, match="made numbers that are not finite; lower --min-cosine"):
-        load_align(mini.checkpoint, runtime="torch")
+    with pytest.raises(
+        CheckpointError, match="made numbers that are not finite; lower --min-cosine-similarity"
+    ):
+        load_align(mini.checkpoint, LoadOptions(runtime="torch"))
 
 
-def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_folder):
+def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_dir):
     """The second start takes the conversion from the cache, and gives the same vectors."""
-    first = load_align(unprepared, runtime="openvino", cache_folder=cache_folder)
+    first = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache_dir))
     expected = first.encode_texts([first.tokenize("a cat", truncate=False)])[0, :4].tolist()
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from alignserve_server.model.align import load_align\n"
+        "from alignserve_server.model.align import LoadOptions, load_align\n"
         "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
         "folder, cache = sys.argv[1:]\n"
-        "encoder = load_align(resolve_checkpoint(folder), runtime='openvino', cache_folder=Path(cache))\n"
+        "options = LoadOptions(runtime='openvino', cache_dir=Path(cache))\n"
+        "encoder = load_align(resolve_checkpoint(folder), options)\n"
         "print(encoder.encode_texts([encoder.tokenize('a cat', truncate=False)])[0, :4].tolist())\n"
         "print({'torch', 'transformers'} & set(sys.modules))\n"
         "print([name for name, module in sys.modules.items() if 'telemetry' in name and module])"
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program, unprepared.folder, cache_folder],
+        [sys.executable, "-c", program, unprepared.folder, cache_dir],
         capture_output=True,
         text=True,
         check=True,
@@ -153,19 +158,19 @@ def test_nowhere_to_write_a_conversion_is_named(unprepared, tmp_path, monkeypatc
     """Neither to the cache nor to a temporary folder: the message says what to set."""
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: read_only())
 
-    with pytest.raises(CheckpointError, match=r"neither to .* nor to a temporary folder.*--cache-folder"):
-        load_align(unprepared, runtime="openvino", cache_folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"neither to .* nor to a temporary folder.*--cache-dir"):
+        load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=tmp_path))
 
 
-def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_folder):
+def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_dir):
     """The cache goes by what is in the checkpoint, not by its name."""
     folder = shutil.copytree(random_folder, tmp_path / "changed")
-    before = load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=cache_folder)
+    before = load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="openvino", cache_dir=cache_dir))
     weights = load_file(folder / "model.safetensors")
     weights["text_projection.bias"] += 1.0
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    after = load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=cache_folder)
+    after = load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="openvino", cache_dir=cache_dir))
 
     def text(encoder):
         return encoder.encode_texts([encoder.tokenize("cat", truncate=False)])
@@ -178,7 +183,7 @@ def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_fold
 def converted(unprepared, tmp_path_factory) -> Path:
     """A cache with nothing but a conversion of a checkpoint."""
     cache = tmp_path_factory.mktemp("converted")
-    load_align(unprepared, runtime="openvino", cache_folder=cache)
+    load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache))
     return cache
 
 
@@ -206,10 +211,10 @@ def test_a_damaged_conversion_is_made_again(unprepared, converted, tmp_path, dam
     """A start recovers from what a power failure left, and serves nothing of it."""
     cache = shutil.copytree(converted, tmp_path / "cache")
     (folder,) = (cache / "openvino").iterdir()
-    expected = load_align(unprepared, runtime="openvino", cache_folder=cache).info
+    expected = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache)).info
     damage(folder)
 
-    encoder = load_align(unprepared, runtime="openvino", cache_folder=cache)
+    encoder = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache))
 
     assert encoder.info == expected
     assert [event["event"] for event in events][-1] == "converting"
@@ -233,7 +238,7 @@ def test_a_damaged_conversion_on_a_full_or_read_only_disk_is_made_elsewhere(
         lambda **where: make(**where) if where["dir"] == temporary else read_only(),
     )
 
-    encoder = load_align(unprepared, runtime="openvino", cache_folder=cache)
+    encoder = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache))
 
     assert encoder.encode_texts([encoder.tokenize("cat", truncate=False)]).any()
     assert "cache_not_writable" in [event["event"] for event in events]
@@ -249,7 +254,9 @@ def test_a_disk_that_is_full_is_named(random_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("numpy.savez", lambda *_, **__: full())
 
     with pytest.raises(CheckpointError, match="No space left on device; make room there"):
-        load_align(resolve_checkpoint(str(random_folder)), runtime="openvino", cache_folder=tmp_path)
+        load_align(
+            resolve_checkpoint(str(random_folder)), LoadOptions(runtime="openvino", cache_dir=tmp_path)
+        )
 
     assert list((tmp_path / "openvino").iterdir()) == []
 
@@ -263,11 +270,10 @@ def test_no_folder_at_all_to_write_to_is_named(random_folder, tmp_path, monkeypa
 
     monkeypatch.setattr("tempfile.gettempdir", no_folder)
 
-    with pytest.raises(CheckpointError, match=r"No usable temporary directory.*set --cache-folder"):
+    with pytest.raises(CheckpointError, match=r"No usable temporary directory.*set --cache-dir"):
         load_align(
             resolve_checkpoint(str(random_folder)),
-            runtime="openvino",
-            cache_folder=tmp_path / "file" / "cache",
+            LoadOptions(runtime="openvino", cache_dir=tmp_path / "file" / "cache"),
         )
 
 
@@ -279,7 +285,7 @@ def full() -> None:
 def test_weights_are_not_held_twice(converted, unprepared, tmp_path):
     """What OpenVINO has rearranged stays, the file that it came from leaves memory, and nothing changes."""
     folder = shutil.copytree(converted, tmp_path / "cache")  # which no other encoder has mapped
-    encoder = load_align(unprepared, runtime="openvino", cache_folder=folder)
+    encoder = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=folder))
     text = encoder.tokenize("a cat", truncate=False)
     before = encoder.encode_texts([text]).copy()
     resident_before = _resident_bytes(folder)
@@ -304,20 +310,22 @@ def _resident_bytes(folder: Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def int8(mini, cache_folder):
+def int8(mini, cache_dir):
     """The embedded checkpoint in int8, calibrated with the test photos."""
     pytest.importorskip("nncf")
-    return _load_int8(mini.checkpoint, cache_folder)
+    return _load_int8(mini.checkpoint, cache_dir)
 
 
-def _load_int8(checkpoint, cache_folder, least_cosine=0.0):
+def _load_int8(checkpoint, cache_dir, min_cosine_similarity=0.0):
     return load_align(
         checkpoint,
-        runtime="openvino",
-        dtype="int8",
-        least_cosine=least_cosine,
-        cache_folder=cache_folder,
-        calibration_folder=PHOTOS,
+        LoadOptions(
+            runtime="openvino",
+            dtype="int8",
+            min_cosine_similarity=min_cosine_similarity,
+            cache_dir=cache_dir,
+            calibration_dir=PHOTOS,
+        ),
     )
 
 
@@ -334,17 +342,17 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
     assert min(image_cosine, text_cosine) > 0.99
 
 
-def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_folder, events):
+def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_dir, events):
     """It has to prove itself as everything else, and float32 on the same runtime comes next."""
-    encoder = _load_int8(mini.checkpoint, cache_folder, least_cosine=0.999)
+    encoder = _load_int8(mini.checkpoint, cache_dir, min_cosine_similarity=0.999)
 
-    assert "not_exact_enough" in [event["event"] for event in events]
+    assert "cosine_similarity_too_low" in [event["event"] for event in events]
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
 
 
-def test_int8_is_served_from_the_cache_without_nncf(int8, mini, cache_folder, without_nncf):
+def test_int8_is_served_from_the_cache_without_nncf(int8, mini, cache_dir, without_nncf):
     """The machine that serves need not be the one that quantizes."""
-    encoder = _load_int8(mini.checkpoint, cache_folder)
+    encoder = _load_int8(mini.checkpoint, cache_dir)
 
     assert encoder.info == int8.info
 
@@ -368,7 +376,7 @@ def without_nncf(monkeypatch):
     hide(monkeypatch, "nncf")
 
 
-def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_folder):
+def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_dir):
     """The reason crosses from the process that converts, and no draft is left."""
     folder = shutil.copytree(random_folder, tmp_path / "broken")
     weights = load_file(folder / "model.safetensors")
@@ -376,7 +384,9 @@ def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(CheckpointError, match=r"lacks 1 weights, such as text_projection.bias"):
-        load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_folder=tmp_path / "cache")
+        load_align(
+            resolve_checkpoint(str(folder)), LoadOptions(runtime="openvino", cache_dir=tmp_path / "cache")
+        )
 
     assert list((tmp_path / "cache" / "openvino").iterdir()) == []
 

@@ -172,7 +172,7 @@ def test_what_cannot_be_captured_runs_without(towers):
     with capture_logs() as events:
         forwards = captured(towers, Device(is_able=False))
 
-    assert [event["event"] for event in events] == ["cuda_graphs_unusable"]
+    assert [event["event"] for event in events] == ["cuda_graphs_disabled"]
     assert "not permitted" in events[0]["reason"]
     assert forwards.batch_sizes == []
     assert forwards.embed_pixels(images(1)) is None

@@ -104,7 +104,7 @@ def _state() -> Row:
         over(
             "min",
             f"{series('alignserve_model_info')} * on (job, instance, worker) group_left () "
-            f"{series('alignserve_model_min_cosine')}",
+            f"{series('alignserve_model_min_cosine_similarity')}",
             ", ".join(_MODEL_LABELS),
         ),
         "least cosine",
@@ -279,10 +279,10 @@ def _processes() -> Row:
         About(
             "Least cosine with transformers",
             "Compared at the start. Below 0.999 the runtime or the data type costs exactness; see "
-            "min_cosine.",
+            "min_cosine_similarity.",
             "none",
         ),
-        Query(least("alignserve_model_min_cosine", "instance"), "{{instance}}"),
+        Query(least("alignserve_model_min_cosine_similarity", "instance"), "{{instance}}"),
     )
     unread = graph(
         About(

@@ -209,15 +209,15 @@ class KeyRing:
             self._keys = read_keys(self._path, pipe_seconds=0.0)  # the event loop waits
         except KeysError as error:
             self._files.look_again()  # the file may be right, and the right to read it be missing
-            _log.error("keys_not_read", reason=str(error), kept=len(self._keys))
+            _log.error("api_keys_reload_failed", reason=str(error), kept=len(self._keys))
         else:
-            _log.info("keys_read", count=len(self._keys))
+            _log.info("api_keys_reloaded", count=len(self._keys))
             self._tell_names(self._keys)
             if not self._keys:  # the last one may have been revoked, but few mean to
                 self._warn_of_none()
 
     def _warn_of_none(self) -> None:
-        _log.warning("no_keys", file=str(self._path), advice="add one, or every call is refused")
+        _log.warning("no_api_keys", file=str(self._path), advice="add one, or every call is refused")
 
 
 def _hash(secret: str, salt: bytes) -> bytes:

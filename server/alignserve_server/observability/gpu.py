@@ -32,7 +32,7 @@ def watch_gpu(uuid: str, metrics: Metrics) -> None:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
     except pynvml.NVMLError as error:
-        _log.warning("gpu_not_watched", gpu=uuid, reason=str(error))
+        _log.warning("gpu_metrics_unavailable", gpu=uuid, reason=str(error))
         return
     readings: list[tuple[Measured, Callable[[], float]]] = [
         (metrics.gpu_utilization, lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),

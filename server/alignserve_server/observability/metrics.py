@@ -72,7 +72,7 @@ class Metrics:
         )
         self.certificate_expiry = self._measured(
             "alignserve_certificate_expiry_timestamp_seconds",
-            "Unix time at which the certificate of the gRPC port ends.",
+            "Unix time at which the gRPC certificate expires.",
             ["certificate"],
         )
         self.rpc_seconds = self._loop_histogram(
@@ -109,12 +109,12 @@ class Metrics:
         )
         self.rejected = self._loop_counter(
             "alignserve_rejected",
-            "Calls and stream items refused, by the reason they were given.",
+            "Calls and stream items rejected, by reason.",
             {"reason": _REASONS},
         )
         self.caller_items = self._loop_counter(
             "alignserve_caller_items",
-            "Images and texts by caller: admitted, and refused with their call. Unreadable ones are both.",
+            "Images and texts by caller: admitted, and rejected with their call. Unreadable ones are both.",
             ["caller", "outcome"],
         )
         self.caller_waiting_items = Computed(
@@ -179,10 +179,10 @@ class Metrics:
             "alignserve_device_busy_seconds", "Time that lanes spent in the model, summed over lanes.", []
         )
         self.event_loop_lag = self._measured(
-            "alignserve_event_loop_lag_seconds", "By how much the event loop was late when last looked at."
+            "alignserve_event_loop_lag_seconds", "Event loop lag at the last check."
         )
         self.event_loop_tasks = self._measured(
-            "alignserve_event_loop_tasks", "Tasks of the event loop when last looked at."
+            "alignserve_event_loop_tasks", "Tasks of the event loop at the last check."
         )
         self.lanes = self._measured("alignserve_lanes", "Batches that the device can run at once.")
         self.device_memory_bytes = self._measured(
@@ -190,11 +190,11 @@ class Metrics:
         )
         self.gpu_utilization = self._measured(
             "alignserve_gpu_utilization_ratio",
-            "Share of the last second or less in which the GPU computed, for whomever.",
+            "GPU utilization over the last sample period, all processes.",
             ["gpu"],
         )
         self.gpu_memory_used_bytes = self._measured(
-            "alignserve_gpu_memory_used_bytes", "Memory of the GPU that is taken, by whomever.", ["gpu"]
+            "alignserve_gpu_memory_used_bytes", "Used memory of the GPU, all processes.", ["gpu"]
         )
         self.gpu_memory_bytes = self._measured("alignserve_gpu_memory_bytes", "Memory of the GPU.", ["gpu"])
         self.last_forward_timestamp = self._measured(
@@ -202,11 +202,12 @@ class Metrics:
         )
         self.model_info = self._measured(
             "alignserve_model_info",
-            "Always 1; what is being served stands in the labels.",
+            "Always 1; labels describe the served model.",
             ["model_id", "fingerprint", "runtime", "dtype", "device", "server_version"],
         )
         self.model_min_cosine = self._measured(
-            "alignserve_model_min_cosine", "Least cosine with transformers in float32, compared at the start."
+            "alignserve_model_min_cosine_similarity",
+            "Minimum cosine similarity to the float32 reference, measured at startup.",
         )
 
     def _define_label_cache(self) -> None:

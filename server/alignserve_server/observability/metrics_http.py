@@ -56,7 +56,7 @@ def serve_metrics_page(
     except OSError as error:
         raise StartupError(
             f"cannot serve metrics on {listen}: {error.strerror}; choose another "
-            "address with --metrics-listen, or --no-metrics"
+            "address with --metrics-listen, or --metrics-listen none"
         ) from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
@@ -140,7 +140,7 @@ def _logging_failures(app: _App) -> _App:
         try:
             return app(environ, start_response)
         except Exception:
-            _log.exception("metrics_not_served")
+            _log.exception("metrics_scrape_failed")
             raise
 
     return logging_app
@@ -183,7 +183,7 @@ class _Server(ThreadingWSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 — socketserver's
         """Logs what would be printed to standard error, which may block."""
-        _log.exception("metrics_not_served")
+        _log.exception("metrics_scrape_failed")
 
 
 class _Handler(WSGIRequestHandler):

@@ -61,15 +61,15 @@ def current_trace() -> CallTrace | None:
 class Tracing:
     """Decides which calls are followed."""
 
-    def __init__(self, tracer: Tracer | None, access_log_ratio: float) -> None:
+    def __init__(self, tracer: Tracer | None, access_log_sample_ratio: float) -> None:
         """Prepares to follow calls.
 
         Args:
             tracer: Makes spans, of the calls that its sampler draws; None makes none.
-            access_log_ratio: Share of calls that get a line in the log.
+            access_log_sample_ratio: Share of calls that get a line in the log.
         """
         self._tracer = tracer
-        self._access_log_ratio = access_log_ratio
+        self._access_log_sample_ratio = access_log_sample_ratio
 
     def begin(
         self, service: str, method: str, read_metadata: Callable[[], Metadata | None]
@@ -78,7 +78,7 @@ class Tracing:
 
         Its metadata may carry a `traceparent`, whose trace the call then belongs to.
         """
-        if self._tracer is None and self._access_log_ratio == 0.0:
+        if self._tracer is None and self._access_log_sample_ratio == 0.0:
             return None
         fields = _PROPAGATOR.fields
         carrier = {key: value for key, value in read_metadata() or () if key in fields}
@@ -99,8 +99,8 @@ class Tracing:
     def _is_drawn(self, context: SpanContext) -> bool:
         """Draws calls for the log by their trace, so that those of one trace are all there, or none."""
         if not context.is_valid:
-            return random.random() < self._access_log_ratio  # noqa: S311 — not a secret
-        return (context.trace_id & (1 << 64) - 1) < self._access_log_ratio * (1 << 64)
+            return random.random() < self._access_log_sample_ratio  # noqa: S311 — not a secret
+        return (context.trace_id & (1 << 64) - 1) < self._access_log_sample_ratio * (1 << 64)
 
 
 @dataclass(frozen=True, slots=True)

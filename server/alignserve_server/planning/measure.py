@@ -194,7 +194,7 @@ async def _call_seconds(photo: bytes) -> dict[str, float]:
     """
     # Nothing of the environment: neither its keys nor its certificates.
     settings = Settings.model_construct(
-        listen="127.0.0.1:0", metrics=False, reflection=False, text_cache_bytes=0
+        listen="127.0.0.1:0", metrics_listen=None, reflection=False, text_cache_bytes=0
     )
     server = Server(settings, lambda _: FakeEncoder(640, is_recording=False), announce=lambda *_, **__: None)
     await server.start()

@@ -82,9 +82,9 @@ class Certificates:
             renewed = self._better()
         except Exception as error:  # noqa: BLE001 — gRPC would refuse the connection
             self._watched.look_again()
-            _log.error("certificate_not_read", reason=str(error))
+            _log.error("certificate_reload_failed", reason=str(error))
             return None
-        _log.info("certificate_read", expires=renewed.expiry.isoformat())
+        _log.info("certificate_reloaded", expires=renewed.expiry.isoformat())
         if renewed.expiry < self._in_use.expiry:
             _log.warning("certificate_expires_sooner", earlier_one=self._in_use.expiry.isoformat())
         self._use(renewed)

@@ -49,7 +49,7 @@ class LoadedModel:
             metrics.max_batch_size.labels(modality).set(size)
         batcher = Batcher(
             encoder,
-            Scheduler(batch_sizes.policies(), settings.max_queue_delay_ms / 1000),
+            Scheduler(batch_sizes.policies(), settings.max_queue_delay_seconds),
             metrics,
             lanes=lanes,
             on_widened=partial(_note_widened, batch_sizes, metrics),

@@ -38,7 +38,10 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
     """
     if settings.checkpoint == "fake":
         return FakeEncoder(embedding_dimension=640, is_recording=False)
-    from alignserve_server.model.align import load_align  # so that the fake starts without any runtime
+    from alignserve_server.model.align import (
+        LoadOptions,
+        load_align,
+    )  # so that the fake starts without any runtime
 
     checkpoint = resolve(settings.checkpoint, settings.revision)
     try:
@@ -46,20 +49,22 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
         device = _device(settings, worker) if isinstance(checkpoint, Checkpoint) else settings.device
         return load_align(
             checkpoint,
-            runtime=settings.runtime,
-            device=device,
-            dtype=settings.dtype,
-            lanes=settings.lanes,
-            threads_per_lane=settings.threads_per_lane,
-            max_batch_size=max(batch_limits(settings).values()),
-            cuda_graphs=settings.cuda_graphs,
-            least_cosine=settings.min_cosine,
-            cache_folder=settings.cache_folder,
-            calibration_folder=settings.calibration_folder,
-            max_image_bytes=settings.max_image_bytes,
-            max_image_pixels=settings.max_image_pixels,
-            max_text_bytes=settings.max_text_bytes,
-            image_formats=accepted_formats(settings.further_image_formats),
+            LoadOptions(
+                runtime=settings.runtime,
+                device=device,
+                dtype=settings.dtype,
+                lanes=settings.lanes,
+                threads_per_lane=settings.threads_per_lane,
+                max_batch_size=max(batch_limits(settings).values()),
+                cuda_graphs=settings.cuda_graphs,
+                min_cosine_similarity=settings.min_cosine_similarity,
+                cache_dir=settings.cache_dir,
+                calibration_dir=settings.calibration_dir,
+                max_image_bytes=settings.max_image_bytes,
+                max_image_pixels=settings.max_image_pixels,
+                max_text_bytes=settings.max_text_bytes,
+                image_formats=accepted_formats(settings.accepted_extra_formats),
+            ),
         )
     except ValueError as error:
         raise StartupError(str(error)) from error
@@ -109,10 +114,15 @@ def load_warm(settings: Settings, load: LoadEncoder, server_version: str) -> tup
         Exception: Whatever loading raises.
     """
     encoder = load(settings)
-    run_once(encoder)
+    warm_up(encoder)
     sizes = _batch_sizes(settings, encoder, server_version)
     encoder.release_memory()
     return encoder, sizes
+
+
+def warm_up(encoder: Encoder) -> None:
+    """Runs the model before it serves, so that no caller waits for what libraries do on first use."""
+    run_once(encoder)
 
 
 def run_once(encoder: Encoder) -> None:
@@ -193,7 +203,7 @@ def _batch_sizes(settings: Settings, encoder: Encoder, server_version: str) -> B
 
 
 def _tuned_sizes(settings: Settings, encoder: Encoder, server_version: str) -> TunedSizes:
-    from alignserve_server.model.align import default_cache_folder  # so that the fake starts without it
+    from alignserve_server.model.align import default_cache_dir  # so that the fake starts without it
 
     facts: dict[str, str | int | None] = {
         "server": server_version,
@@ -207,7 +217,7 @@ def _tuned_sizes(settings: Settings, encoder: Encoder, server_version: str) -> T
         "threads_per_lane": settings.threads_per_lane,
         "max_batch_size": settings.max_batch_size,
     }
-    folder = (settings.cache_folder or default_cache_folder()) / "tuning"
+    folder = (settings.cache_dir or default_cache_dir()) / "tuning"
     return TunedSizes(folder, encoder.info.fingerprint, facts)
 
 

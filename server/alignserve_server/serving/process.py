@@ -49,12 +49,12 @@ def exit_code(serving: Callable[[], Serving]) -> int:
     try:
         return _run(serving()) or 0
     except (StartupError, CheckpointError) as error:
-        get_logger(__name__).error("cannot_start", reason=str(error))
+        get_logger(__name__).error("startup_failed", reason=str(error))
     except ModuleNotFoundError as error:
         return missing_package(error)
     except Exception as error:  # noqa: BLE001 — whatever a runtime raises while it loads, in the log's format
         reason = f"{type(error).__name__}: {error}"
-        get_logger(__name__).error("cannot_start", reason=reason, exc_info=error)
+        get_logger(__name__).error("startup_failed", reason=reason, exc_info=error)
     return 1
 
 

@@ -63,7 +63,7 @@ _MAX_ROUNDS = 30  # after the last accepted call; rounds, since a busy machine t
 _RESTART_ADVICE = "exiting with code 3; the orchestrator should restart the process"
 _ADVICE = (
     "any client that reaches this port can call, and traffic is not encrypted; use --tls-certificate with "
-    "--tls-key, and --keys-file or --tls-client-ca, or restrict the port to a trusted network"
+    "--tls-key, and --api-keys-file or --tls-client-ca, or restrict the port to a trusted network"
 )
 
 
@@ -86,7 +86,7 @@ class Server:
         self.metrics.state.set_function(lambda: state_series(self.state))
         self._limits = _limits(settings)
         self._version = version("alignserve")
-        keys = settings.keys_file
+        keys = settings.api_keys_file
         access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
         self._servicer = AlignServicer(
             self._readiness,
@@ -99,7 +99,7 @@ class Server:
         )
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
-        tracing = Tracing(tracer, settings.access_log_ratio)
+        tracing = Tracing(tracer, settings.access_log_sample_ratio)
         self.interceptor = ServingInterceptor(self.metrics, access, tracing, _connection_limits(settings))
         self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
         self._model: LoadedModel | None = None
@@ -123,7 +123,7 @@ class Server:
             for service in add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE)):
                 expect_calls(self.metrics, service, API_CODES)
         self.port = open_port(self._grpc, self._settings.listen, self._certificates())
-        if self._settings.metrics:
+        if self._settings.metrics_listen is not None:
             self._metrics_server = serve_metrics_page(
                 self._settings.metrics_listen, self.metrics.registry, lambda: self.state
             )
@@ -168,7 +168,7 @@ class Server:
             runtime=info.runtime,
             dtype=info.dtype,
             device=info.device,
-            min_cosine=round(info.min_cosine, 6),
+            min_cosine_similarity=round(info.min_cosine, 6),
             lanes=model.lanes,
             max_batch_size=batch_sizes.as_dict(),
             load_seconds=round(time.perf_counter() - start, 3),
@@ -368,7 +368,7 @@ def _limits(settings: Settings) -> RequestLimits:
         max_request_bytes=settings.max_request_bytes,
         max_response_bytes=settings.max_response_bytes,
         max_stream_in_flight=settings.max_stream_in_flight,
-        image_formats=(*IMAGE_FORMATS, *settings.further_image_formats),
+        image_formats=(*IMAGE_FORMATS, *settings.accepted_extra_formats),
     )
 
 

@@ -61,7 +61,7 @@ class TunedSizes:
             draft.write_text(content)
             draft.replace(self._path)  # whole or not at all, whoever else writes it
         except OSError as error:
-            _log.warning("batch_sizes_not_kept", file=str(self._path), reason=str(error))
+            _log.warning("batch_sizes_not_saved", file=str(self._path), reason=str(error))
             with suppress(OSError):
                 draft.unlink()
 

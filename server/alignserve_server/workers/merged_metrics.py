@@ -52,7 +52,9 @@ class WorkerPages(Collector):
     def collect(self) -> Iterator[Metric]:
         pages = self._fetch_all()
         up = GaugeMetricFamily(
-            "alignserve_worker_up", "1 if the worker is ready and its metrics are here.", labels=["worker"]
+            "alignserve_worker_up",
+            "1 if the worker is ready and its metrics were collected.",
+            labels=["worker"],
         )
         for worker in map(str, range(self._workers)):
             up.add_metric([worker], worker in pages)

@@ -161,13 +161,13 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._restarts = Counter(
             "alignserve_worker_restarts",
-            "Times that the worker died and was started again.",
+            "Restarts of the worker after it died.",
             ["worker"],
             registry=registry,
         )
         self._hangs = Counter(
             "alignserve_worker_hangs",
-            "Times that the worker did not answer and was killed, to be started again.",
+            "Times that the worker hung and was killed, to be restarted.",
             ["worker"],
             registry=registry,
         )
@@ -353,7 +353,8 @@ class _WorkerProcess:
 
 def _launcher(settings: Settings, port: int) -> Launch:
     host, _, _ = settings.listen.rpartition(":")
-    own = settings.model_copy(update={"listen": f"{host}:{port}", "metrics_listen": "127.0.0.1:0"})
+    metrics_listen = None if settings.metrics_listen is None else "127.0.0.1:0"
+    own = settings.model_copy(update={"listen": f"{host}:{port}", "metrics_listen": metrics_listen})
 
     async def launch(worker: int, listens_first: bool) -> Process:
         stacks_descriptor = os.memfd_create("stacks")
@@ -389,7 +390,7 @@ def _code_of_failed_start(worker: int, code: int) -> int:
 @contextmanager
 def _metrics_page(settings: Settings, registry: CollectorRegistry, state: Callable[[], str]) -> Iterator[int]:
     """Serves the page, if it is wanted, and yields its port."""
-    if not settings.metrics:
+    if settings.metrics_listen is None:
         yield 0
         return
     page = serve_metrics_page(settings.metrics_listen, registry, state)

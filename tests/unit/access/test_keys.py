@@ -158,7 +158,7 @@ def test_a_file_that_is_spoilt_keeps_the_keys_there_were(path: Path, looks_alway
 
     assert ring.find(key) is not None
     assert ring.find("as_other_secret") is None
-    assert "keys_not_read" in capfd.readouterr().out
+    assert "api_keys_reload_failed" in capfd.readouterr().out
 
 
 def test_a_file_without_keys_lets_nobody_in_and_is_warned_of(path: Path, looks_always, capfd) -> None:
@@ -170,7 +170,7 @@ def test_a_file_without_keys_lets_nobody_in_and_is_warned_of(path: Path, looks_a
         keys.clear()
 
     assert ring.find(key) is None
-    assert "no_keys" in capfd.readouterr().out
+    assert "no_api_keys" in capfd.readouterr().out
 
 
 def test_a_server_that_starts_without_keys_warns(path: Path, capfd) -> None:
@@ -180,7 +180,7 @@ def test_a_server_that_starts_without_keys_warns(path: Path, capfd) -> None:
 
     _ring(path)
 
-    assert "no_keys" in capfd.readouterr().out
+    assert "no_api_keys" in capfd.readouterr().out
 
 
 def test_a_change_that_fails_changes_nothing(path: Path) -> None:
@@ -213,7 +213,7 @@ class TestCommand:
 
     def test_add_prints_the_key_and_nothing_else(self, path: Path, capsys) -> None:
         """So that a script can take it; people are told to keep it."""
-        code = run(["--keys-file", str(path), "add", "search", "--scopes", "embed,admin"])
+        code = run(["--api-keys-file", str(path), "add", "search", "--scopes", "embed,admin"])
 
         out, err = capsys.readouterr()
         found = _ring(path).find(out.strip())
@@ -225,7 +225,7 @@ class TestCommand:
     def test_add_takes_quotas_and_an_end(self, path: Path) -> None:
         """All that a key can have can be given."""
         limits = ["--max-requests-per-second", "2.5", "--max-concurrent-requests", "3"]
-        code = run(["--keys-file", str(path), "add", "batch", *limits, "--expires", "2027-01-31"])
+        code = run(["--api-keys-file", str(path), "add", "batch", *limits, "--expires", "2027-01-31"])
 
         key = read_keys(path)["batch"]
         assert code == 0
@@ -235,11 +235,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["add", "search"], "there is a key 'search'; revoke it first"),
+            (["add", "search"], "key 'search' already exists; revoke it first"),
             (["add", "Big"], "invalid name 'Big'"),
             (["add", "none", "--max-requests-per-second", "0"], "must be greater than 0"),
             (["add", "none", "--max-requests-per-second", "nan"], "must be greater than 0"),
-            (["revoke", "nobody"], "there is no key 'nobody'"),
+            (["revoke", "nobody"], "unknown key 'nobody'"),
         ],
     )
     def test_what_cannot_be_done_is_explained(self, path: Path, capsys, arguments, message) -> None:
@@ -247,7 +247,7 @@ class TestCommand:
         _add(path, "search")
         before = path.read_bytes()
 
-        code = run(["--keys-file", str(path), *arguments])
+        code = run(["--api-keys-file", str(path), *arguments])
 
         assert code == 1
         assert message in capsys.readouterr().err
@@ -257,7 +257,7 @@ class TestCommand:
         """Names, scopes, quotas and dates line up."""
         key = _add(path, "search", max_concurrent_requests=8)
 
-        code = run(["--keys-file", str(path), "list"])
+        code = run(["--api-keys-file", str(path), "list"])
 
         out = capsys.readouterr().out
         assert code == 0
@@ -268,7 +268,7 @@ class TestCommand:
         """And no other."""
         gone, stays = _add(path, "gone"), _add(path, "stays")
 
-        code = run(["--keys-file", str(path), "revoke", "gone"])
+        code = run(["--api-keys-file", str(path), "revoke", "gone"])
 
         ring = _ring(path)
         assert code == 0
@@ -277,7 +277,7 @@ class TestCommand:
 
     def test_the_file_may_come_from_the_environment(self, path: Path, monkeypatch, capsys) -> None:
         """The same variable as the server's."""
-        monkeypatch.setenv("ALIGNSERVE_KEYS_FILE", str(path))
+        monkeypatch.setenv("ALIGNSERVE_API_KEYS_FILE", str(path))
 
         assert run(["add", "search"]) == 0
         assert run(["list"]) == 0
@@ -287,7 +287,7 @@ class TestCommand:
 @pytest.mark.parametrize("value", ["", " ", "none"])
 def test_an_empty_variable_is_not_a_file_of_keys(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """It would be the current folder."""
-    monkeypatch.setenv("ALIGNSERVE_KEYS_FILE", value)
+    monkeypatch.setenv("ALIGNSERVE_API_KEYS_FILE", value)
 
     with pytest.raises(SystemExit) as exited:
         run(["list"])

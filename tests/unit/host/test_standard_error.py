@@ -145,14 +145,14 @@ def test_grpc_writes_no_lines_of_its_own() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        flags = ["--checkpoint", "fake", "--no-metrics", "--listen", listen]
+        flags = ["--checkpoint", "fake", "--metrics-listen", "none", "--listen", listen]
 
         done = subprocess.run(
             [BIN / "alignserve-server", *flags], env=environment, capture_output=True, text=True, check=False
         )
 
     assert done.returncode == 1
-    assert "cannot_start" in [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert "startup_failed" in [json.loads(line)["event"] for line in done.stderr.splitlines()]
 
 
 @pytest.mark.parametrize("command", ["settings", "check"])
@@ -163,7 +163,7 @@ def test_what_the_terminal_has_no_character_for_is_escaped(command: str) -> None
         "PYTHONIOENCODING": "ascii",
         "ALIGNSERVE_CHECKPOINT": "Modèle-\udcff",
         "ALIGNSERVE_LISTEN": "127.0.0.1:0",
-        "ALIGNSERVE_METRICS": "false",
+        "ALIGNSERVE_METRICS_LISTEN": "none",
     }
 
     outcome = subprocess.run(

@@ -93,7 +93,7 @@ def test_what_could_not_be_used_is_found_again(path: Path) -> None:
 
 
 def test_a_pipe_is_left_to_whoever_reads_it() -> None:
-    """As in `--keys-file <(vault read …)`: what comes through it is there once."""
+    """As in `--api-keys-file <(vault read …)`: what comes through it is there once."""
     clock = Clock()
     reading, writing = os.pipe()
     os.write(writing, b"content")

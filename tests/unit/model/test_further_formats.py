@@ -132,7 +132,8 @@ def test_a_format_that_is_off_is_named(content, name):
 
     assert caught.value.message == (
         f"image is {name}, and this server reads JPEG, PNG, WEBP, GIF, BMP; convert it, for example by "
-        f"'magick photo.{name.lower()} photo.jpg', or ask the operator for --image-formats {name.lower()}"
+        f"'magick photo.{name.lower()} photo.jpg', or ask the operator for --extra-image-formats "
+        f"{name.lower()}"
     )
 
 
@@ -177,7 +178,7 @@ def test_a_format_without_its_package_refuses_the_start(monkeypatch: pytest.Monk
     monkeypatch.setattr(heif, "_PACKAGES", ("no_such_package",))
 
     with pytest.raises(
-        ValueError, match=r"image_formats: heic needs pi-heif; pip install 'alignserve\[heif\]'"
+        ValueError, match=r"extra_image_formats: heic needs pi-heif; pip install 'alignserve\[heif\]'"
     ):
         accepted_formats(["HEIC"])
     assert accepted_formats(["TIFF", "AVIF"]) == (*IMAGE_FORMATS, "AVIF", "TIFF")
@@ -188,7 +189,7 @@ def test_the_server_does_not_start_without_the_package(monkeypatch: pytest.Monke
     monkeypatch.setattr(heif, "_PACKAGES", ("no_such_package",))
 
     with pytest.raises(StartupError, match="heic needs pi-heif"):
-        load_encoder(Settings(image_formats="heic"))
+        load_encoder(Settings(extra_image_formats="heic"))
 
 
 def tiff(*entries: tuple[int, int, int, bytes], data: bytes = b"") -> bytes:

@@ -97,7 +97,7 @@ def test_a_gpu_that_is_not_found_is_logged(metrics: Metrics) -> None:
     with capture_logs() as lines:
         watch_gpu("GPU-another", metrics)
 
-    assert [line["event"] for line in lines] == ["gpu_not_watched"]
+    assert [line["event"] for line in lines] == ["gpu_metrics_unavailable"]
     assert shown(metrics) == {}
 
 
@@ -106,4 +106,4 @@ def test_a_machine_without_the_driver_is_no_obstacle(metrics: Metrics) -> None:
     with capture_logs() as lines:
         watch_gpu(UUID, metrics)
 
-    assert [line["event"] for line in lines] == ["gpu_not_watched"]
+    assert [line["event"] for line in lines] == ["gpu_metrics_unavailable"]

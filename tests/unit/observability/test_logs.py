@@ -158,7 +158,7 @@ def test_without_exc_info_there_is_no_traceback(capsys: pytest.CaptureFixture[st
     try:
         _fail()
     except ValueError as error:
-        get_logger("test").error("cannot_start", reason=str(error))
+        get_logger("test").error("startup_failed", reason=str(error))
 
     (line,) = _lines(capsys)
     assert line.keys() == {"event", "level", "timestamp", "reason"}

@@ -214,5 +214,5 @@ def test_a_metric_that_fails_is_logged(
         urlopen(f"http://127.0.0.1:{page.server_port}/metrics")
 
     output = capfd.readouterr()
-    assert "metrics_not_served" in output.out  # where structlog prints unless it is configured
+    assert "metrics_scrape_failed" in output.out  # where structlog prints unless it is configured
     assert output.err == ""

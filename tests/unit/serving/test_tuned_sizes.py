@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path) -> None:
         TunedSizes(tmp_path / "file" / "tuning", "a model", FACTS).write({"text": 8})
 
     (line,) = lines
-    assert (line["event"], line["log_level"]) == ("batch_sizes_not_kept", "warning")
+    assert (line["event"], line["log_level"]) == ("batch_sizes_not_saved", "warning")
     assert "Not a directory" in line["reason"]
 
 

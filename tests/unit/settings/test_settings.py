@@ -33,16 +33,17 @@ def _faults(flags: dict[str, object], file: Path | None = None) -> list[str]:
     return [name for problem in raised.value.problems for name in problem.names]
 
 
-def test_image_formats_are_names_with_commas() -> None:
+def test_extra_image_formats_are_names_with_commas() -> None:
     """In any order and case, with or without spaces; none is added by default."""
-    assert load_settings({}).further_image_formats == ()
-    assert load_settings({"image_formats": "heic, AVIF,heic"}).further_image_formats == ("AVIF", "HEIC")
+    assert load_settings({}).accepted_extra_formats == ()
+    settings = load_settings({"extra_image_formats": "heic, AVIF,heic"})
+    assert settings.accepted_extra_formats == ("AVIF", "HEIC")
 
 
 def test_an_unknown_image_format_is_refused_with_those_that_are_known() -> None:
     """Before anything starts."""
-    with pytest.raises(SettingsError, match="unknown format 'webm'; known are avif, tiff, heic"):
-        load_settings({"image_formats": "avif,webm"})
+    with pytest.raises(SettingsError, match="unknown format 'webm'; use one or more of avif, tiff, heic"):
+        load_settings({"extra_image_formats": "avif,webm"})
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "CPU"])
@@ -58,7 +59,7 @@ def test_defaults_serve() -> None:
 
     assert settings.listen == "127.0.0.1:50051"
     assert settings.checkpoint == "mini"
-    assert settings.max_queue_delay_ms == 0.0
+    assert settings.max_queue_delay_seconds == 0.0
 
 
 @pytest.mark.parametrize(
@@ -94,17 +95,17 @@ def test_a_flag_wins_over_environment_over_file_over_default(
 
 def test_sources_are_merged_by_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each source gives what the ones before it leave open."""
-    monkeypatch.setenv("ALIGNSERVE_METRICS", "false")
-    file = _toml(tmp_path, 'metrics = true\ndevice = "cuda:1"\nlanes = 3')
+    monkeypatch.setenv("ALIGNSERVE_REFLECTION", "false")
+    file = _toml(tmp_path, 'reflection = true\ndevice = "cuda:1"\nlanes = 3')
 
     settings = load_settings({"lanes": "2"}, file)
 
-    assert (settings.lanes, settings.metrics, settings.device) == (2, False, "cuda:1")
+    assert (settings.lanes, settings.reflection, settings.device) == (2, False, "cuda:1")
 
 
 def test_settings_that_were_passed_on_win_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker has exactly its supervisor's settings, unset ones too, whatever its environment says."""
-    settings = load_settings({"cache_folder": "/cache", "shutdown_grace_seconds": math.inf, "workers": 2})
+    settings = load_settings({"cache_dir": "/cache", "shutdown_grace_seconds": math.inf, "workers": 2})
     monkeypatch.setenv("ALIGNSERVE_LANES", "3")
 
     passed_on = json.loads(json.dumps(settings.model_dump(mode="json")))
@@ -137,15 +138,14 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str, name:
         ("max_batch_size", 0, 1),
         ("max_batch_size", "many", "8"),
         ("max_image_batch_size", -1, 1),
-        ("max_queue_delay_ms", -0.1, 0),
-        ("max_queue_delay_ms", "nan", "0.5"),
+        ("max_queue_delay_seconds", -0.1, 0),
+        ("max_queue_delay_seconds", "nan", "0.5"),
         ("drain_delay_seconds", -1, 0),
         ("shutdown_grace_seconds", -1, 0),
         ("stall_timeout_seconds", 0, 0.001),
-        ("watchdog_interval_seconds", 0, 0.001),
         ("max_connection_age_seconds", -1, 0),
         ("max_stream_age_seconds", -1, 1),
-        ("metrics", "perhaps", "off"),
+        ("reflection", "perhaps", "off"),
         ("dtype", "int4", "int8"),
         ("log_level", "loud", "debug"),
         ("log_format", "xml", "console"),
@@ -270,7 +270,7 @@ def test_an_empty_variable_of_access_refuses_the_start(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("source", ["flag", "variable", "file"])
-@pytest.mark.parametrize("name", ["keys_file", "tls_client_ca", "lanes", "revision", "cache_folder"])
+@pytest.mark.parametrize("name", ["api_keys_file", "tls_client_ca", "lanes", "revision", "cache_dir"])
 def test_none_unsets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str) -> None:
     """What has no default can be unset, over a source that counts less."""
     file = _toml(tmp_path, f'{name} = "{"none" if source == "file" else "1"}"')
@@ -290,7 +290,7 @@ def test_none_switches_required_access_off(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoint", "keys_file", "cache_folder", "lanes", "require_auth", "listen"]
+    "name", ["checkpoint", "api_keys_file", "cache_dir", "lanes", "require_auth", "listen"]
 )
 def test_an_empty_flag_or_line_is_refused(tmp_path: Path, name: str) -> None:
     """Above all no empty path, which would be the current folder."""
@@ -298,7 +298,7 @@ def test_an_empty_flag_or_line_is_refused(tmp_path: Path, name: str) -> None:
     assert _faults({}, _toml(tmp_path, f"{name} = ''")) == [name]
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "revision", "keys_file", "tls_key", "cache_folder"])
+@pytest.mark.parametrize("name", ["checkpoint", "revision", "api_keys_file", "tls_key", "cache_dir"])
 def test_a_zero_byte_is_refused(tmp_path: Path, name: str) -> None:
     """No file has it in its name, and the system's calls raise for it what nobody expects."""
     assert _faults({}, _toml(tmp_path, f'{name} = "a\\u0000b"'))[0] == name
@@ -308,7 +308,7 @@ def test_a_zero_byte_is_refused(tmp_path: Path, name: str) -> None:
     ("name", "secret"),
     [
         ("tls_key", "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADAN"),
-        ("keys_file", "as_search_" + "x" * 43),
+        ("api_keys_file", "as_search_" + "x" * 43),
     ],
 )
 def test_a_secret_in_place_of_its_path_is_not_shown(
@@ -317,7 +317,7 @@ def test_a_secret_in_place_of_its_path_is_not_shown(
     """The variable is named, and what was in it stays out of the log."""
     monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", secret)
 
-    with pytest.raises(SettingsError, match="holds a secret itself") as raised:
+    with pytest.raises(SettingsError, match="is a secret; write it to a file") as raised:
         load_settings({})
 
     assert secret[-10:] not in str(raised.value)
@@ -372,13 +372,13 @@ def test_each_problem_names_its_place_its_value_and_what_was_meant(tmp_path: Pat
 
     assert sorted(map(str, reading.problems)) == sorted(
         [
-            "--max-batch-size 0: must be at least 1",
+            "--max-batch-size 0: must be 1 or more",
             "ALIGNSERVE_MAX_QUEUE_SIZE=two: must be a whole number",
             f"{file}:2: lane = 2: unknown setting; did you mean lanes?",
             f"{file}:3: log_level = debgu: must be 'debug', 'info', 'warning' or 'error'; "
             "did you mean debug?",
             f"{file}:5: server = {{'x': 1}}: unknown setting",
-            "tls_certificate and tls_key belong together; give both or neither (given: --tls-key)",
+            "tls_certificate and tls_key must be set together (given: --tls-key)",
         ]
     )
 

@@ -33,7 +33,7 @@ class CalibrationImages:
             path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()
         )
         if not files:
-            raise ValueError(f"calibration_folder {folder} has no images ({' '.join(_SUFFIXES)})")
+            raise ValueError(f"calibration_dir {folder} has no images ({' '.join(_SUFFIXES)})")
         self._folder = folder
         self._files = files[:: math.ceil(len(files) / _MOST_IMAGES)]
         self._preprocess = preprocess
@@ -61,7 +61,7 @@ class CalibrationImages:
             with suppress(InvalidArgument):
                 pixels.append(self._preprocess(_content(file)))
         if not pixels:
-            raise ValueError(f"calibration_folder {self._folder} has no image that can be read")
+            raise ValueError(f"calibration_dir {self._folder} has no image that can be read")
         return np.stack(pixels)
 
 

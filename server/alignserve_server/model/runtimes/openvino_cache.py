@@ -26,13 +26,13 @@ _log = get_logger(__name__)
 
 @contextmanager
 def prepared_form(
-    checkpoint: Checkpoint, cache_folder: Path, calibration: CalibrationImages | None
+    checkpoint: Checkpoint, cache_dir: Path, calibration: CalibrationImages | None
 ) -> Iterator[PreparedCheckpoint]:
     """Yields what a checkpoint brings along, or what the cache has, which is made if it is not there.
 
     Args:
         checkpoint: In Hugging Face format.
-        cache_folder: If it cannot be written, a temporary one is taken, which goes at the end.
+        cache_dir: If it cannot be written, a temporary one is taken, which goes at the end.
         calibration: None for float32; images for int8.
 
     Raises:
@@ -43,7 +43,7 @@ def prepared_form(
     if found is not None:
         yield found
         return
-    folder = _cached(checkpoint, cache_folder / "openvino", calibration)
+    folder = _cached(checkpoint, cache_dir / "openvino", calibration)
     if os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises if it may not look
         found = open_undamaged(folder)
     if found is not None:
@@ -82,7 +82,7 @@ def _version(package: str) -> str | None:
 def _made(
     checkpoint: Checkpoint, folder: Path, calibration: CalibrationImages | None
 ) -> Iterator[PreparedCheckpoint]:
-    _log.info("converting", model_id=checkpoint.model_id, runtime="openvino", cache_folder=str(folder.parent))
+    _log.info("converting", model_id=checkpoint.model_id, runtime="openvino", cache_dir=str(folder.parent))
     with ExitStack() as stack:
         try:
             draft, is_kept = _draft(stack, folder.parent)
@@ -93,7 +93,7 @@ def _made(
         except OSError as error:
             raise CheckpointError(
                 f"the conversion of {checkpoint.model_id} cannot be written: {error}; make room there, or "
-                "set --cache-folder to another folder"
+                "set --cache-dir to another folder"
             ) from error
         yield prepared
 
@@ -103,11 +103,11 @@ def _draft(stack: ExitStack, cache: Path) -> tuple[Path, bool]:
     try:
         return stack.enter_context(draft_folder(cache)), True
     except OSError as error:
-        _log.warning("cache_not_writable", cache_folder=str(cache), reason=str(error))
+        _log.warning("cache_not_writable", cache_dir=str(cache), reason=str(error))
     try:
         return stack.enter_context(draft_folder(Path(tempfile.gettempdir()))), False
     except OSError as error:
         raise CheckpointError(
             f"a conversion can be written neither to {cache} nor to a temporary folder: {error}; set "
-            "--cache-folder to a folder that can be written"
+            "--cache-dir to a folder that can be written"
         ) from error

@@ -72,7 +72,7 @@ class StaticForwards:
             for batch_size in reversed(buckets(len(self._pixels))):  # largest first: others reuse its memory
                 self._add(batch_size, capture)
         except RuntimeError as error:
-            _log.warning("cuda_graphs_unusable", reason=str(error))
+            _log.warning("cuda_graphs_disabled", reason=str(error))
             self._images.clear()
             self._texts.clear()
 

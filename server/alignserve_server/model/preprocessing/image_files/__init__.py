@@ -57,5 +57,5 @@ def _refusal(name: str | None, formats: Sequence[str]) -> str:
     suffix = name.lower()
     return (
         f"image is {name}, and this server reads {accepted}; convert it, for example by "
-        f"'magick photo.{suffix} photo.jpg', or ask the operator for --image-formats {suffix}"
+        f"'magick photo.{suffix} photo.jpg', or ask the operator for --extra-image-formats {suffix}"
     )
