@@ -205,7 +205,7 @@ def _without_unit(default: str) -> str:
 def _metrics() -> list[tuple[str, str, list[str], str]]:
     metrics = Metrics(CollectorRegistry())
     workers = CollectorRegistry()
-    Supervisor(1, None, workers, patience_seconds=0)  # which would launch nothing before it runs
+    Supervisor(1, None, workers, stop_timeout_seconds=0)  # which would launch nothing before it runs
     labels = {
         getattr(collector, "name", None) or collector._name: list(
             collector.label_names if hasattr(collector, "label_names") else collector._labelnames

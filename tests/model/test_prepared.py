@@ -302,7 +302,7 @@ def test_other_files_are_never_replaced(tmp_path, capsys):
     code = prepare_cli.run(["--to", str(tmp_path), "--force"])
 
     assert code == 1
-    assert "holds other files" in capsys.readouterr().err
+    assert "contains other files" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()
 
 
@@ -316,7 +316,7 @@ def test_other_files_beside_a_prepared_checkpoint_are_kept(prepared_copy, capsys
     code = prepare_cli.run(["--to", str(prepared_copy), *options])
 
     assert code == 1
-    assert "holds other files, such as thesis.txt" in capsys.readouterr().err
+    assert "contains other files, such as thesis.txt" in capsys.readouterr().err
     assert (prepared_copy / "thesis.txt").exists()
 
 

@@ -94,7 +94,7 @@ def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_dir, event
 
     (event,) = [event for event in events if event["event"] == "cosine_similarity_too_low"]
     assert (event["runtime"], event["dtype"]) == ("torch", "bfloat16")
-    assert 0.9 < event["min_cosine"] < 0.99999
+    assert 0.9 < event["min_cosine_similarity"] < 0.99999
     assert encoder.info.dtype == "float32"
     assert encoder.info.min_cosine >= 0.99999
 
@@ -119,7 +119,7 @@ def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
     )
 
     with pytest.raises(
-        CheckpointError, match="made numbers that are not finite; lower --min-cosine-similarity"
+        CheckpointError, match="returned numbers that are not finite; lower --min-cosine-similarity"
     ):
         load_align(mini.checkpoint, LoadOptions(runtime="torch"))
 

@@ -19,7 +19,7 @@ from alignserve_server.cli.command import PROGRAM, command_failed, command_parse
 from alignserve_server.host.other_work import OtherWork
 from alignserve_server.planning.curve import Curve
 from alignserve_server.planning.measure import measure
-from alignserve_server.planning.search import Traffic, expected, highest_rate, holds, on_idle
+from alignserve_server.planning.search import Traffic, expected, highest_rate, on_idle, sustains
 from alignserve_server.planning.simulation import Outcome, Replica
 from alignserve_server.serving.loading import batch_policies, batch_sizes, load_encoder
 from alignserve_server.settings import Settings
@@ -236,7 +236,7 @@ def _json(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> st
             {
                 "replicas": row.replicas,
                 "calls_per_second_each": row.rate_each,
-                "holds": holds(row.outcome, p99),
+                "is_sustained": sustains(row.outcome, p99),
                 "is_saturated": row.outcome.is_saturated,
                 "device_busy": row.outcome.device_busy,
                 "cores_busy": row.outcome.cores_busy,

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         default=EMBEDDED,
         metavar="ID|DIR",
-        help="folder or Hugging Face Hub id of an ALIGN checkpoint (default: the embedded one)",
+        help="directory or Hugging Face Hub id of an ALIGN checkpoint (default: the embedded one)",
     )
     parser.add_argument(
         "--revision", metavar="REVISION", help="branch, tag or commit on the Hugging Face Hub"

@@ -1,6 +1,6 @@
-"""Every setting of the server, by flag, environment variable (`ALIGNSERVE_…`) or TOML file.
+"""Every setting of the server, from flags, environment variables (`ALIGNSERVE_…`) or a TOML file.
 
-A flag wins over the environment, which wins over the file, which wins over the default.
+Flags override the environment, which overrides the file, which overrides the defaults.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Settings(BaseModel):
 
     checkpoint: Text = Field(
         "mini",
-        description="folder or Hugging Face Hub id of an ALIGN checkpoint; 'mini' is embedded and works "
+        description="directory or Hugging Face Hub id of an ALIGN checkpoint; 'mini' is embedded and works "
         "offline",
     )
     revision: Text | None = Field(

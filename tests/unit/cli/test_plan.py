@@ -55,7 +55,7 @@ def test_a_load_gets_the_replicas_that_hold_it_and_one_more(
     needed, spare = answer["plans"]
     assert needed["replicas"] * answer["calls_per_second_of_one"] >= 1000
     assert needed["calls_per_second_each"] * needed["replicas"] == pytest.approx(1000)
-    assert needed["holds"]
+    assert needed["is_sustained"]
     assert spare["replicas"] == needed["replicas"] + 1
     assert spare["p99_seconds"] <= needed["p99_seconds"] <= 0.1
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
-from alignserve_server.serving.watchdog import PreprocessPool
+from alignserve_server.serving.watchdog import PreprocessPool, StallPolicy
 
 
 class Job:
@@ -74,3 +74,9 @@ def test_a_pool_is_free_again_when_a_job_ends(jobs: list[Job]) -> None:
 
     assert result == "done"
     assert pool.stuck_seconds() == 0
+
+
+@pytest.mark.parametrize(("timeout", "interval"), [(0.5, 0.05), (10.0, 1.0), (60.0, 1.0)])
+def test_checks_follow_the_timeout(timeout: float, interval: float) -> None:
+    """Ten of them per timeout, and at least one a second."""
+    assert StallPolicy(timeout, exit_seconds=0.0).interval_seconds == pytest.approx(interval)
