@@ -103,7 +103,7 @@ def _passes(subject: str, attempt: _Try, settings: Settings, held: ExitStack) ->
         _report("ok", subject, attempt(settings, held))
     except CheckWarning as warning:
         _report("warn", subject, str(warning))
-    except Exception as error:  # noqa: BLE001 — whatever stands in the way of a start
+    except Exception as error:  # noqa: BLE001 — whatever prevents a start
         _report("FAIL", subject, str(error) or type(error).__name__)
         return False
     return True

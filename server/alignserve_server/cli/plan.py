@@ -158,40 +158,40 @@ def busy_machine(others: float | None, cores: int) -> str | None:
 
 def _answer(arguments: argparse.Namespace, replica: Replica) -> int:
     traffic = Traffic(arguments.share_of_images, arguments.text_tokens, arguments.calls)
-    least = on_idle(replica, traffic).latency(99)
-    most = 0.0
-    if least <= arguments.p99:
-        most = highest_rate(
+    idle_p99 = on_idle(replica, traffic).latency(99)
+    max_rate = 0.0
+    if idle_p99 <= arguments.p99:
+        max_rate = highest_rate(
             replica,
             traffic,
             arguments.p99,
             lambda rate: _progress(f"trying {_number(rate)} calls per second"),
         )
-    if not most:
+    if not max_rate:
         return _fail(
             f"a p99 of {_ms(arguments.p99)} is unreachable: a single call on an idle replica takes "
-            f"{_ms(least)}; allow several times that, or use a faster device, runtime or --dtype",
+            f"{_ms(idle_p99)}; allow several times that, or use a faster device, runtime or --dtype",
             1,
         )
     rows = [
         _Row(replicas, rate, expected(replica, traffic, rate))
-        for replicas, rate in _loads(arguments.rps, arguments.replicas, most)
+        for replicas, rate in _loads(arguments.rps, arguments.replicas, max_rate)
     ]
-    print((_json if arguments.json else _text)(replica, arguments.p99, most, rows))
-    needed = math.ceil((arguments.rps or most) / most)
+    print((_json if arguments.json else _text)(replica, arguments.p99, max_rate, rows))
+    needed = math.ceil((arguments.rps or max_rate) / max_rate)
     if rows[0].replicas < needed:
         return _fail(f"{rows[0].replicas} replicas cannot sustain the load; {needed} are needed", 1)
     return 0
 
 
-def _loads(rps: float | None, replicas: int | None, most: float) -> Iterator[tuple[int, float]]:
+def _loads(rps: float | None, replicas: int | None, max_rate: float) -> Iterator[tuple[int, float]]:
     """Yields numbers of replicas and the calls per second for each replica."""
     if rps is None:
-        yield replicas or 1, most
+        yield replicas or 1, max_rate
     elif replicas is not None:
         yield replicas, rps / replicas
     else:
-        needed = math.ceil(rps / most)
+        needed = math.ceil(rps / max_rate)
         yield needed, rps / needed
         yield needed + 1, rps / (needed + 1)
 
@@ -226,12 +226,12 @@ def _reason(error: OSError | ValueError) -> str:
     return str(error)
 
 
-def _json(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> str:
+def _json(replica: Replica, p99: float, max_rate: float, rows: Sequence[_Row]) -> str:
     plan: dict[str, Any] = {
         "model": replica.curve.model,
         "max_batch_size": {name: policy.max_batch_size for name, policy in replica.policies.items()},
         "p99_seconds": p99,
-        "calls_per_second_of_one": most,
+        "calls_per_second_of_one": max_rate,
         "plans": [
             {
                 "replicas": row.replicas,
@@ -250,7 +250,7 @@ def _json(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> st
     return json.dumps(plan, indent=2)
 
 
-def _text(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> str:
+def _text(replica: Replica, p99: float, max_rate: float, rows: Sequence[_Row]) -> str:
     curve = replica.curve
     sizes = ", ".join(f"{name} {policy.max_batch_size}" for name, policy in replica.policies.items())
     head = ("replicas", "calls/s each", "device busy", "cores busy", "images a batch", "texts a batch")
@@ -259,7 +259,7 @@ def _text(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> st
     return "\n".join(
         [
             f"{curve.model}; cores: {curve.cores}; lanes: {curve.lanes}; max batch size: {sizes}",
-            f"One replica sustains {_number(most)} calls/s with a p99 of {_ms(p99)}.",
+            f"One replica sustains {_number(max_rate)} calls/s with a p99 of {_ms(p99)}.",
             "",
             *("  ".join(map(str.rjust, row, widths)) for row in cells),
         ]
@@ -324,12 +324,12 @@ def _share(text: str) -> float:
 
 def _range(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= least <= most:
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
         raise argparse.ArgumentTypeError(
             f"invalid range {text!r}: use MIN-MAX, for example 5-20, or one number"
         )
-    return least, most
+    return low, high
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -83,12 +83,12 @@ class Metrics:
         )
 
         self.uploads = self._loop_gauge(
-            "alignserve_uploads", "Unary calls whose request is being received, health aside.", {}
+            "alignserve_uploads", "Unary requests being received, without health checks.", {}
         )
-        self.streams = self._loop_gauge("alignserve_streams", "Streams that are open.", {})
+        self.streams = self._loop_gauge("alignserve_streams", "Open streams.", {})
         self.unread_response_bytes = self._loop_gauge(
             "alignserve_unread_response_bytes",
-            "Bytes of responses that are being made or have not been read by their clients.",
+            "Bytes of responses in progress or not yet read by clients.",
             {},
         )
 
@@ -96,12 +96,12 @@ class Metrics:
         modality = _MODALITY
         self.items_accepted = self._loop_counter(
             "alignserve_items_accepted",
-            "Images and texts (label prompts too) admitted: the sum of items by outcome and in flight.",
+            "Images, texts and label prompts admitted: the sum of items by outcome and in flight.",
             modality,
         )
         self.items = self._loop_counter(
             "alignserve_items",
-            "Images and texts that have left, by outcome.",
+            "Images and texts completed, by outcome.",
             {**modality, "outcome": OUTCOMES},
         )
         self.items_in_flight = self._loop_gauge(
@@ -119,7 +119,7 @@ class Metrics:
         )
         self.caller_waiting_items = Computed(
             "alignserve_caller_waiting_items",
-            "Images and texts admitted that no batch has taken yet, by caller.",
+            "Images and texts waiting for a batch, by caller.",
             ["caller"],
             self.registry,
         )
@@ -133,7 +133,7 @@ class Metrics:
         self.tokens = self._loop_counter("alignserve_tokens", "Tokens of texts and label prompts.", {})
         self.unknown_tokens = self._loop_counter(
             "alignserve_unknown_tokens",
-            "Tokens, of those, that stand for words that the model's vocabulary lacks.",
+            "Tokens for words outside the model's vocabulary.",
             {},
         )
         self.queue_wait_seconds = self._loop_histogram(
@@ -144,7 +144,7 @@ class Metrics:
         )
         self.queue_bytes = self._measured(
             "alignserve_queue_bytes",
-            "Bytes, as sent by callers, of the entries waiting for a batch.",
+            "Size of the entries waiting for a batch, as received.",
             ["modality"],
         )
 
@@ -170,7 +170,7 @@ class Metrics:
         )
         self.batch_splits = self._counter(
             "alignserve_batch_splits",
-            "Batches that failed whole and were retried in halves.",
+            "Batches that failed and were retried in halves.",
             "reason",
             ("error", "out_of_memory"),
         )
@@ -184,7 +184,7 @@ class Metrics:
         self.event_loop_tasks = self._measured(
             "alignserve_event_loop_tasks", "Tasks of the event loop at the last check."
         )
-        self.lanes = self._measured("alignserve_lanes", "Batches that the device can run at once.")
+        self.lanes = self._measured("alignserve_lanes", "Batches that the device can run concurrently.")
         self.device_memory_bytes = self._measured(
             "alignserve_device_memory_bytes", "Memory that the model holds on its device."
         )
@@ -228,19 +228,19 @@ class Metrics:
         )
         self.embedding_cache_misses = self._loop_counter(
             "alignserve_embedding_cache_misses",
-            "Items whose embedding was not, while the cache is on.",
+            "Items whose embedding was not in the cache, if it is enabled.",
             modality,
         )
         self.embedding_cache_coalesced = self._loop_counter(
             "alignserve_embedding_cache_coalesced",
-            "Items that waited for the embedding of an equal one that was in the queue or in the model.",
+            "Items that waited for an equal item already in the queue or in the model.",
             modality,
         )
         self.embedding_cache_entries = self._measured(
             "alignserve_embedding_cache_entries", "Embeddings in the cache.", ["modality"]
         )
         self.embedding_cache_bytes = self._measured(
-            "alignserve_embedding_cache_bytes", "Memory that the cache takes.", ["modality"]
+            "alignserve_embedding_cache_bytes", "Memory used by the cache.", ["modality"]
         )
 
     def expect_rpcs(
@@ -300,7 +300,7 @@ class Metrics:
 def server_state(registry: CollectorRegistry) -> Computed:
     """Defines the gauge of the server's state; `state_series` is what its function should return."""
     return Computed(
-        "alignserve_state", "1 for the state that the server is in, 0 for the others.", ["state"], registry
+        "alignserve_state", "1 for the current state of the server, 0 for the others.", ["state"], registry
     )
 
 
@@ -312,7 +312,7 @@ def state_series(current: str) -> dict[tuple[str, ...], float]:
 def log_lines_dropped(registry: CollectorRegistry) -> FunctionCounter:
     """Defines the counter that every process has."""
     return FunctionCounter(
-        "alignserve_log_lines_dropped", "Log lines that were lost because nobody read them in time.", registry
+        "alignserve_log_lines_dropped", "Log lines dropped because the reader was too slow.", registry
     )
 
 

@@ -389,8 +389,8 @@ class Settings(BaseModel):
                 f"({self.max_queue_size}), so the largest requests would never be admitted"
             )
         for limit in ("max_request_bytes", "max_queue_bytes"):
-            if self.max_image_bytes > (most := getattr(self, limit)):
-                yield f"max_image_bytes ({self.max_image_bytes}) is larger than {limit} ({most})"
+            if self.max_image_bytes > (value := getattr(self, limit)):
+                yield f"max_image_bytes ({self.max_image_bytes}) is larger than {limit} ({value})"
         if self.max_response_bytes > self.max_unread_response_bytes:
             yield (
                 f"max_response_bytes ({self.max_response_bytes}) is larger than max_unread_response_bytes "
