@@ -33,7 +33,7 @@ def metrics() -> dict[str, Metric]:
     """Returns the metrics of a server and then those of its supervisor, by name."""
     server, supervisor = CollectorRegistry(), CollectorRegistry()
     Metrics(server)
-    Supervisor(1, _launch, supervisor, patience_seconds=0)  # launches nothing before it runs
+    Supervisor(1, _launch, supervisor, stop_timeout_seconds=0)  # launches nothing before it runs
     found = dict(_registered(server))
     found.update((name, metric) for name, metric in _registered(supervisor) if name not in found)
     return found

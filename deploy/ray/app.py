@@ -14,7 +14,8 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.errors import StartupError
 from alignserve_server.observability.logs import configure_logs, get_logger
 from alignserve_server.observability.metrics_http import serve_metrics_page
-from alignserve_server.serving.server import LoadEncoder, Server, load_encoder
+from alignserve_server.serving.loading import LoadEncoder, load_encoder
+from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings, load_settings
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
@@ -56,7 +57,7 @@ class Align:
         self._server = Server(settings, load)
         self._bridge = RayBridge(self._server)
         await self._server.load()
-        if settings.metrics:
+        if settings.metrics_listen is not None:
             self._metrics_server = _metrics_page(settings.metrics_listen, self._server)
             _log.info("metrics", port=self._metrics_server.server_port)
 

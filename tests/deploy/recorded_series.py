@@ -138,7 +138,6 @@ def _settings() -> Settings:
         max_client_batch_size=4,
         stall_timeout_seconds=0.1,
         stall_exit_seconds=0,
-        watchdog_interval_seconds=0.02,
     )
 
 

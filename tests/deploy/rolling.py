@@ -48,7 +48,7 @@ class Replica:
 
     async def start(self) -> None:
         """Returns once it is ready."""
-        starting = server_process(*self._flags, encoder=self._encoder)
+        starting = server_process(*self._flags, encoder=self._encoder, warms_up=self._encoder is None)
         self.server = await self._life.enter_async_context(starting)
         await self.server.event("ready")
 

@@ -30,7 +30,6 @@ _PAUSE_SECONDS = 0.1  # of a caller between two calls
 _SCALED = {
     "stall_timeout_seconds": 60 / SPEEDUP,
     "stall_exit_seconds": 300 / SPEEDUP,
-    "watchdog_interval_seconds": 0.1,
     "text_cache_bytes": 0,  # not as by default: each call has to reach the device
 }
 _RECONNECTS = (("grpc.max_reconnect_backoff_ms", 500),)

@@ -11,7 +11,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import torch
-from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.align import AlignEncoder, LoadOptions, load_align
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.runtimes import network, torch_cpu, torch_cuda
 from alignserve_server.model.runtimes.static_forwards import Capture, Forward, StaticForwards
@@ -115,8 +115,8 @@ def load(check: Check, gpu: Gpu, *, max_batch_size: int) -> Loaded:
         stack.enter_context(patch.object(StaticForwards, "capture", watched))
         events = stack.enter_context(capture_logs())
         checkpoint = resolve_checkpoint(str(check.checkpoint))
-        load_all = partial(load_align, device="cuda", runtime="torch", max_batch_size=max_batch_size)
-        encoder = _timed(gpu, seconds, "load_align", load_all, checkpoint)
+        options = LoadOptions(device="cuda", runtime="torch", max_batch_size=max_batch_size)
+        encoder = _timed(gpu, seconds, "load_align", load_align, checkpoint, options)
     return Loaded(encoder, graphs, seconds, events)
 
 

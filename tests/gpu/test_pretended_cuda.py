@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from alignserve_server.model import probe
-from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.align import AlignEncoder, LoadOptions, load_align
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.model.encoder import l2_normalize
 from alignserve_server.model.runtimes.torch_cuda import CudaRuntime
@@ -39,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder(folder: Path) -> Iterator[AlignEncoder]:
     """The checkpoint on `cuda`, with graphs of 1, 2 and 3 entries."""
     with pretended_cuda(), capture_logs() as events:
-        yield load_align(resolve_checkpoint(str(folder)), device="cuda", max_batch_size=MAX_BATCH_SIZE)
+        yield load_align(
+            resolve_checkpoint(str(folder)), LoadOptions(device="cuda", max_batch_size=MAX_BATCH_SIZE)
+        )
     assert events == []
 
 

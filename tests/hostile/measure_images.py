@@ -103,7 +103,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, metavar="FOLDER", help="with the other alignserve_server")
     parser.add_argument("--json", action="store_true", help="print figures of this one alone")
-    os.environ["ALIGNSERVE_EXTRA_IMAGE_FORMATS"] = IMAGE_FORMATS  # a server that has no such setting ignores it
+    os.environ["ALIGNSERVE_EXTRA_IMAGE_FORMATS"] = (
+        IMAGE_FORMATS  # a server that has no such setting ignores it
+    )
     parser.add_argument("names", nargs="*", help="of files; default: all")
     arguments = parser.parse_args()
     after = _measure(arguments.names)

@@ -172,11 +172,11 @@ async def test_calls_of_no_method_are_over_when_they_are_answered(served: Runnin
         gc.enable()
 
 
-async def test_a_server_whose_grpc_has_ended_is_beyond_help(served: RunningServer) -> None:
+async def test_a_server_whose_grpc_has_ended_is_unrecoverable(served: RunningServer) -> None:
     """Its port is closed although its process lives, so that only a new one helps."""
     await served.server._grpc.stop(None)  # as gRPC itself does where a bug ends its loop
 
-    await served.server.wait_until_beyond_help()
+    await served.server.wait_until_unrecoverable()
 
 
 # --- requests that do not arrive

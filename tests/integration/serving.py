@@ -87,7 +87,7 @@ async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> Async
 _SERVER_WITH_ENCODER = """
 import sys, threading
 from alignserve_server.cli.main import main
-from alignserve_server.serving import server
+from alignserve_server.serving import loading
 from alignserve_server.model.fake import FakeEncoder
 
 def get_stuck():
@@ -97,7 +97,9 @@ def get_stuck():
 class Encoder(FakeEncoder):
     {body}
 
-server.load_encoder = lambda settings: Encoder()
+loading.load_encoder = lambda settings: Encoder()
+if not {warms_up}:
+    loading.warm_up = lambda encoder: None
 main()
 """
 
@@ -132,14 +134,19 @@ class ServerProcess:
 
 
 @asynccontextmanager
-async def server_process(*flags: str, encoder: str | None = None) -> AsyncIterator[ServerProcess]:
+async def server_process(
+    *flags: str, encoder: str | None = None, warms_up: bool = True
+) -> AsyncIterator[ServerProcess]:
     """Runs alignserve-server for the length of the block.
 
-    `encoder` is what its `FakeEncoder` overrides; `get_stuck()` there logs `stuck` and never returns.
+    Args:
+        flags: Its flags.
+        encoder: What its `FakeEncoder` overrides; `get_stuck()` there logs `stuck` and never returns.
+        warms_up: Whether that encoder is warmed up before the server is ready.
     """
     command = [str(Path(sys.executable).parent / "alignserve-server"), "--checkpoint", "fake"]
     if encoder is not None:
-        command = [sys.executable, "-c", _SERVER_WITH_ENCODER.format(body=encoder)]
+        command = [sys.executable, "-c", _SERVER_WITH_ENCODER.format(body=encoder, warms_up=warms_up)]
     process = await asyncio.create_subprocess_exec(
         *command,
         *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-format", "json", *flags),

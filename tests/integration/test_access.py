@@ -332,7 +332,7 @@ async def test_the_caller_that_floods_can_be_found(api_keys_file) -> None:
             sample = served.server.metrics.registry.get_sample_value
             accepted, rejected = (
                 sample("alignserve_caller_items_total", {"caller": caller, "outcome": outcome})
-                for outcome in ("accepted", "refused")
+                for outcome in ("accepted", "rejected")
             )
             return [accepted, rejected, sample("alignserve_caller_waiting_items", {"caller": caller})]
 
@@ -381,9 +381,9 @@ async def test_items_of_streams_are_counted_by_caller(api_keys_file) -> None:
 
         counts = {
             outcome: served.sample("alignserve_caller_items_total", caller="search", outcome=outcome)
-            for outcome in ("accepted", "refused")
+            for outcome in ("accepted", "rejected")
         }
-        assert counts == {"accepted": 2, "refused": 2}
+        assert counts == {"accepted": 2, "rejected": 2}
 
 
 async def test_callers_with_keys_are_told_apart(api_keys_file) -> None:

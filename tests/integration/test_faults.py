@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.serving.server import EXIT_UNRECOVERABLE
 
 from tests.integration.serving import (
     connect,
@@ -19,8 +20,7 @@ from tests.integration.serving import (
     until,
 )
 
-_BEYOND_HELP = 3
-_QUICK = ("--stall-timeout-seconds", "0.2", "--watchdog-interval-seconds", "0.05", "--log-level", "info")
+_QUICK = ("--stall-timeout-seconds", "0.2", "--log-level", "info")
 
 
 @pytest.mark.parametrize("fault", ["raises", "is not finite", "runs out of memory"])
@@ -77,7 +77,9 @@ async def test_a_server_that_cannot_recover_ends_with_a_code_of_its_own(how: str
     """Callers hear UNAVAILABLE, whether in the model or waiting; an orchestrator starts a new process."""
     fault = {"dies": "raise SystemExit", "hangs": "get_stuck()"}[how]
     flags = ("--lanes", "1", "--stall-exit-seconds", "0.5", *_QUICK)
-    async with server_process(*flags, encoder=f"def encode_texts(self, batch): {fault}") as process:
+    async with server_process(
+        *flags, encoder=f"def encode_texts(self, batch): {fault}", warms_up=False
+    ) as process:
         await process.event("ready")
         async with connect(process.port) as channel:
             stub = pb_grpc.AlignServiceStub(channel)
@@ -88,40 +90,42 @@ async def test_a_server_that_cannot_recover_ends_with_a_code_of_its_own(how: str
         assert {(error.code, error.reason) for error in errors} == {
             (grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")
         }
-        assert code == _BEYOND_HELP
+        assert code == EXIT_UNRECOVERABLE
 
 
 async def test_decoding_that_is_stuck_for_good_ends_the_process_too() -> None:
     """The process does not wait for the threads that it gave up on."""
     flags = ("--decode-threads", "1", "--stall-exit-seconds", "0.5", *_QUICK)
     stuck = "def preprocess_image(self, content): get_stuck()"
-    async with server_process(*flags, encoder=stuck) as process:
+    async with server_process(*flags, encoder=stuck, warms_up=False) as process:
         await process.event("ready")
         async with connect(process.port) as channel:
             error = await refused(pb_grpc.AlignServiceStub(channel).EmbedImage(image_request(b"a")))
 
         assert error.code is grpc.StatusCode.UNAVAILABLE
-        assert await process.wait() == _BEYOND_HELP
+        assert await process.wait() == EXIT_UNRECOVERABLE
 
 
 async def test_a_device_that_never_works_again_ends_the_process() -> None:
     """As after a fault of a CUDA device, which lasts as long as its process."""
     broken = "def encode_texts(self, batch): raise RuntimeError"
     flags = ("--stall-exit-seconds", "0.5", *_QUICK)
-    async with server_process(*flags, encoder=broken) as process:
+    async with server_process(*flags, encoder=broken, warms_up=False) as process:
         await process.event("ready")
         async with connect(process.port) as channel:
             stub = pb_grpc.AlignServiceStub(channel)
             reasons = {(await refused(stub.EmbedText(text_request(f"t {i}")))).reason for i in range(8)}
 
         assert reasons == {"INFERENCE_FAILED"}
-        assert await process.wait() == _BEYOND_HELP
+        assert await process.wait() == EXIT_UNRECOVERABLE
 
 
 async def test_a_stall_that_may_last_for_ever_ends_nothing() -> None:
     """Where somebody wants to look at it first."""
     flags = ("--stall-exit-seconds", "0", *_QUICK)
-    async with server_process(*flags, encoder="def encode_texts(self, batch): get_stuck()") as process:
+    async with server_process(
+        *flags, encoder="def encode_texts(self, batch): get_stuck()", warms_up=False
+    ) as process:
         await process.event("ready")
         async with connect(process.port) as channel:
             await refused(pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a")))

@@ -57,7 +57,7 @@ def _in_thread(work: Callable[[str], Results]) -> Callable[[str], Awaitable[Resu
 )
 async def test_a_server_killed_at_work_costs_no_answer(work: Callable[[str], Awaitable[Results]]) -> None:
     """The next server on the port gives what the killed one owed; nothing is lost, repeated or mixed up."""
-    async with server_process(*_FLAGS, encoder=_STUCK_AT_TWO_WORDS) as first:
+    async with server_process(*_FLAGS, encoder=_STUCK_AT_TWO_WORDS, warms_up=False) as first:
         await first.event("ready")
         target = f"127.0.0.1:{first.port}"
 
@@ -78,7 +78,10 @@ async def test_a_server_killed_at_work_costs_no_answer(work: Callable[[str], Awa
 async def test_a_replica_killed_at_work_costs_no_call() -> None:
     """Calls that it had taken are answered by the other one, and later ones go there at once."""
     never = "def encode_texts(self, batch): get_stuck()"
-    async with server_process(*_FLAGS, encoder=never) as doomed, server_process(*_FLAGS) as other:
+    async with (
+        server_process(*_FLAGS, encoder=never, warms_up=False) as doomed,
+        server_process(*_FLAGS) as other,
+    ):
         await doomed.event("ready")
         await other.event("ready")
         target = f"ipv4:127.0.0.1:{doomed.port},127.0.0.1:{other.port}"

@@ -42,7 +42,7 @@ from tests.integration.serving import (
 SERVICE = "alignserve.v1.AlignService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-WATCHFUL: dict[str, Any] = {"stall_timeout_seconds": 0.05, "watchdog_interval_seconds": 0.01}
+WATCHFUL: dict[str, Any] = {"stall_timeout_seconds": 0.1}
 
 
 async def health(channel: grpc.aio.Channel, service: str = SERVICE) -> int:
@@ -161,7 +161,7 @@ async def test_an_image_that_is_ready_only_after_the_stall_began_is_answered_too
 
 async def test_a_device_on_which_everything_fails_turns_health_red_until_it_works() -> None:
     """Failures in a row make the watchdog run the model itself, and readiness follows what comes of it."""
-    async with running(watchdog_interval_seconds=0.01) as served:
+    async with running(stall_timeout_seconds=1.0) as served:
         served.encoder.max_batch_size = 0
         watch = watch_health(served)
         seen = [(await watch.read()).status]
@@ -178,7 +178,7 @@ async def test_a_device_on_which_everything_fails_turns_health_red_until_it_work
 
 async def test_inputs_that_fail_on_a_sound_device_are_no_stall() -> None:
     """However many of them one caller sends, the model works for everybody else."""
-    async with running(watchdog_interval_seconds=0.01) as served:
+    async with running(stall_timeout_seconds=1.0) as served:
         served.encoder.failing = {served.encoder.key("poison")}
         for _ in range(20):
             await refused(served.stub.EmbedText(text_request("poison")))
@@ -387,7 +387,7 @@ async def test_a_decode_that_never_ends_does_not_keep_the_process() -> None:
     """After a clean stop the process is gone, whatever its threads are at."""
     never_decodes = "preprocess_image = lambda self, content: get_stuck()"
     flags = ("--drain-delay-seconds", "0", "--shutdown-grace-seconds", "0.1")
-    async with server_process(*flags, encoder=never_decodes) as server:
+    async with server_process(*flags, encoder=never_decodes, warms_up=False) as server:
         await server.event("ready")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             call = pb_grpc.AlignServiceStub(channel).EmbedImage(image_request(b"image"))
@@ -404,7 +404,7 @@ async def test_a_second_signal_ends_the_grace() -> None:
     """A person who presses Ctrl-C twice does not wait for the calls that are under way."""
     never_encodes = "encode_texts = lambda self, batch: get_stuck()"
     flags = ("--shutdown-grace-seconds", "600")
-    async with server_process(*flags, encoder=never_encodes) as server:
+    async with server_process(*flags, encoder=never_encodes, warms_up=False) as server:
         await server.event("ready")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             call = pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a text"))
@@ -424,7 +424,8 @@ async def test_a_bad_checkpoint_ends_the_process_with_a_reason(workers: str) -> 
     command = Path(sys.executable).parent / "alignserve-server"
     process = await asyncio.create_subprocess_exec(
         str(command),
-        *("--checkpoint", "/nowhere/at/all", "--listen", "127.0.0.1:0", "--metrics-listen", "none", "--workers", workers),
+        *("--checkpoint", "/nowhere/at/all", "--workers", workers),
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "none"),
         stderr=asyncio.subprocess.PIPE,
     )
 

@@ -31,7 +31,7 @@ from tests.integration.serving import (
     until,
 )
 
-_QUICK = {"stall_timeout_seconds": 0.1, "watchdog_interval_seconds": 0.02, "stall_exit_seconds": 0}
+_QUICK = {"stall_timeout_seconds": 0.1, "stall_exit_seconds": 0}
 
 
 async def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
@@ -125,7 +125,7 @@ async def test_probes_need_no_key(tmp_path: Path) -> None:
 
 async def test_without_metrics_there_is_no_port() -> None:
     """Probes belong to it; health by gRPC is there as ever."""
-    async with running(metrics=False) as served:
+    async with running(metrics_listen=None) as served:
         assert served.server.metrics_port == 0
 
 

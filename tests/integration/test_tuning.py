@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from alignserve_server.model.encoder import Embeddings, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.serving.server import batch_limits, batch_sizes
+from alignserve_server.serving.loading import batch_limits, batch_sizes
 
 from tests.integration.serving import running, settings, text_request, until
 
@@ -62,9 +62,7 @@ async def test_a_damaged_file_is_measured_anew(tmp_path: Path) -> None:
 async def test_sizes_that_are_given_are_neither_measured_nor_kept(tmp_path: Path) -> None:
     """Of texts as of images."""
     encoder = MeasurableEncoder()
-    async with running(
-        encoder, cache_dir=tmp_path, max_image_batch_size=3, max_text_batch_size=5
-    ) as served:
+    async with running(encoder, cache_dir=tmp_path, max_image_batch_size=3, max_text_batch_size=5) as served:
         caps = {name: served.sample("alignserve_max_batch_size", modality=name) for name in ("image", "text")}
 
     assert caps == {"image": 3, "text": 5}
@@ -114,7 +112,6 @@ async def test_serving_corrects_a_size_that_was_measured_too_small(tmp_path: Pat
         ({"max_batch_size": 8}, {"image": 2, "text": 8}),
         ({"max_text_batch_size": 64}, {"image": 2, "text": 64}),
         ({"max_image_batch_size": 7}, {"image": 7, "text": 16}),
-        ({"warmup": False}, {"image": 32, "text": 32}),
     ],
     ids=str,
 )

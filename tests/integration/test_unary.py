@@ -271,7 +271,7 @@ async def test_model_info_publishes_model_and_limits(served: RunningServer) -> N
 
 async def test_model_info_lists_formats_that_were_turned_on() -> None:
     """Behind those that are always read, by the names that are in refusals."""
-    async with running(image_formats="tiff,avif") as served:
+    async with running(extra_image_formats="tiff,avif") as served:
         info = await served.stub.GetModelInfo(pb.GetModelInfoRequest())
 
     assert list(info.image_formats) == ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"]

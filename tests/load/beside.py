@@ -15,8 +15,9 @@ from tests.load.report import Bar, Section, number, ratio, table
 
 _NOTE = """\
 Calls of one item; medians. alignserve runs with no flag, then in bfloat16 where the processor has it
-(`--dtype bfloat16 --min-cosine-similarity 0.9`), then on torch in float32, as the others do with plain transformers.
-Texts have 3 to 46 words. Memory is that of all processes after all loads; pages they share count once."""
+(`--dtype bfloat16 --min-cosine-similarity 0.9`), then on torch in float32, as the others do with plain
+transformers. Texts have 3 to 46 words. Memory is that of all processes after all loads; shared pages count
+once."""
 
 
 @dataclass(frozen=True)

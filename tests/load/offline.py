@@ -12,7 +12,7 @@ from typing import Any
 
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.encoder import Encoder, TokenizedText
-from alignserve_server.serving.server import load_encoder
+from alignserve_server.serving.loading import load_encoder
 from alignserve_server.settings import load_settings
 
 from tests.load.inputs import bodies

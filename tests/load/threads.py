@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from alignserve_server.host.cores import cpu_count
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import resolve_checkpoint
 
 from tests.load.inputs import PHOTOS
@@ -83,7 +83,9 @@ def _times_beside(neighbours: int, number: int, checkpoint: str, seconds: float)
 
 
 def _times(contender: _Contender, checkpoint: str, seconds: float) -> str:
-    encoder = load_align(resolve_checkpoint(checkpoint), runtime="torch", threads_per_lane=contender.threads)
+    encoder = load_align(
+        resolve_checkpoint(checkpoint), LoadOptions(runtime="torch", threads_per_lane=contender.threads)
+    )
     image, text = encoder.preprocess_image(PHOTOS[0]), encoder.tokenize(TEXT, truncate=True)
 
     def measure() -> str:

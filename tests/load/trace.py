@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _call_together() -> None:
-    flags = ("--tracing", "--lanes", "1", "--max-queue-delay-seconds", "20")
+    flags = ("--tracing", "--lanes", "1", "--max-queue-delay-seconds", "0.02")
     with server_process(*flags) as server, grpc.insecure_channel(server.address) as channel:
         stub = pb_grpc.AlignServiceStub(channel)
         requests = [pb.EmbedTextRequest(texts=[f"a photo of {number} cats"]) for number in range(_CALLERS)]

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.align import AlignEncoder, LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, resolve_checkpoint
 from PIL import Image
 from torch import nn
@@ -160,14 +160,16 @@ def pair(
     cache_dir: Path,
 ) -> Pair:
     checkpoint = resolve_checkpoint("mini" if request.param == "mini" else str(random_folder))
-    encoder = load_align(checkpoint, runtime=runtime, cache_dir=cache_dir)
+    encoder = load_align(checkpoint, LoadOptions(runtime=runtime, cache_dir=cache_dir))
     return Pair(checkpoint, encoder, Reference.load(checkpoint.folder))
 
 
 @pytest.fixture(scope="session")
 def mini() -> Pair:
     checkpoint = resolve_checkpoint()
-    return Pair(checkpoint, load_align(checkpoint, runtime="torch"), Reference.load(checkpoint.folder))
+    return Pair(
+        checkpoint, load_align(checkpoint, LoadOptions(runtime="torch")), Reference.load(checkpoint.folder)
+    )
 
 
 @pytest.fixture(scope="session")

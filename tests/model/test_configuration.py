@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.configuration import REQUIREMENTS, check_configuration
 from alignserve_server.model.encoder import l2_normalize
@@ -208,7 +208,9 @@ def test_every_refusal_is_tried():
 
 
 def load(folder: Path, **options: Any):
-    return load_align(resolve_checkpoint(str(folder)), **{"runtime": "torch", "device": "cpu", **options})
+    return load_align(
+        resolve_checkpoint(str(folder)), LoadOptions(**{"runtime": "torch", "device": "cpu", **options})
+    )
 
 
 def embed(encoder) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.align import AlignEncoder, LoadOptions, load_align
 from alignserve_server.model.encoder import l2_normalize
 from alignserve_server.observability.gpu import watch_gpu
 from alignserve_server.observability.metrics import Metrics
@@ -35,7 +35,7 @@ def load(mini: Pair) -> Callable[..., AlignEncoder]:
 
     def load_onto_gpu(**options: Any) -> AlignEncoder:
         options = {"dtype": "float32", "max_batch_size": MAX_BATCH_SIZE, **options}
-        return load_align(mini.checkpoint, device="cuda", runtime="torch", **options)
+        return load_align(mini.checkpoint, LoadOptions(device="cuda", runtime="torch", **options))
 
     return load_onto_gpu
 

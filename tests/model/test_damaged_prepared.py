@@ -14,7 +14,7 @@ from threading import Thread
 import numpy as np
 import pytest
 from alignserve_server.cli import prepare as prepare_cli
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.prepared import DIGESTS, SHIPPED, open_prepared, resolve
 from alignserve_server.model.runtimes.calibration import CalibrationImages
@@ -244,6 +244,6 @@ def test_a_cache_that_may_not_be_searched_costs_the_embedded_checkpoint_nothing(
 
     monkeypatch.setattr(Path, "glob", denied)
 
-    encoder = load_align(resolve(), runtime="openvino", cache_dir=tmp_path)
+    encoder = load_align(resolve(), LoadOptions(runtime="openvino", cache_dir=tmp_path))
 
     assert encoder.info.runtime == "openvino"

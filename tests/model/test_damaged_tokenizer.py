@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 
 pytestmark = pytest.mark.model
@@ -20,4 +20,4 @@ def test_a_tokenizer_that_fails_on_a_text_is_named(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
     with pytest.raises(CheckpointError, match="tokenizer"):
-        load_align(resolve_checkpoint(str(folder)), runtime="torch")
+        load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))

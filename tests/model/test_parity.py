@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.encoder import l2_normalize
 from alignserve_server.model.zero_shot import score_images
 
@@ -100,7 +100,8 @@ def test_reduced_precision_stays_close(mini, photos, cache_dir, runtime_name, dt
 def _reduced(checkpoint, runtime_name, dtype, cache_dir):
     try:
         return load_align(
-            checkpoint, runtime=runtime_name, dtype=dtype, min_cosine=0.99, cache_dir=cache_dir
+            checkpoint,
+            LoadOptions(runtime=runtime_name, dtype=dtype, min_cosine_similarity=0.99, cache_dir=cache_dir),
         )
     except ValueError as error:  # a CPU without the instructions, or no openvino
         pytest.skip(str(error))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from alignserve_server.cli import prepare as prepare_cli
 from alignserve_server.model import probe
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
 from alignserve_server.model.preparation import shipped_form
 from alignserve_server.model.prepared import SHIPPED, PreparedCheckpoint, open_prepared, resolve
@@ -69,7 +69,7 @@ def embed(encoder) -> np.ndarray:
 
 def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, cache_dir):
     """Numbers and fingerprint equal those of the original, so that vectors of both are comparable."""
-    original = load_align(resolve(str(random_folder)), runtime="openvino", cache_dir=cache_dir)
+    original = load_align(resolve(str(random_folder)), LoadOptions(runtime="openvino", cache_dir=cache_dir))
 
     prepared = load_align(resolve(str(prepared_folder)))
 
@@ -170,7 +170,7 @@ def test_weights_in_float16_have_another_fingerprint(prepared_folder, random_fol
     exact, rounded = open_prepared(prepared_folder), open_prepared(folder)
     assert (folder / "image.bin").stat().st_size < 0.6 * (prepared_folder / "image.bin").stat().st_size
     assert not set(exact.fingerprints.values()) & set(rounded.fingerprints.values())
-    assert load_align(rounded, min_cosine=0.9).info.min_cosine < 1
+    assert load_align(rounded, LoadOptions(min_cosine_similarity=0.9)).info.min_cosine < 1
 
 
 def test_an_inaccurate_checkpoint_is_not_written(prepared_folder, tmp_path, capsys):
@@ -194,9 +194,9 @@ def test_int8_is_prepared_from_images(tmp_path):
     code = prepare_cli.run(["--to", str(folder), *options])
 
     assert code == 0
-    assert load_align(open_prepared(folder), min_cosine=0).info.dtype == "int8"
+    assert load_align(open_prepared(folder), LoadOptions(min_cosine_similarity=0)).info.dtype == "int8"
     with pytest.raises(ValueError, match="is prepared for dtype int8, not for float32"):
-        load_align(open_prepared(folder), dtype="float32")
+        load_align(open_prepared(folder), LoadOptions(dtype="float32"))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_int8_is_prepared_from_images(tmp_path):
 def test_unprepared_configurations_are_refused(prepared_folder, options, message):
     """The message says what the folder supports, or what to use instead."""
     with pytest.raises(ValueError, match=message):
-        load_align(open_prepared(prepared_folder), **options)
+        load_align(open_prepared(prepared_folder), LoadOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_other_files_are_never_replaced(tmp_path, capsys):
     code = prepare_cli.run(["--to", str(tmp_path), "--force"])
 
     assert code == 1
-    assert "holds other files" in capsys.readouterr().err
+    assert "contains other files" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()
 
 
@@ -318,7 +318,7 @@ def test_other_files_next_to_a_prepared_checkpoint_are_kept(prepared_copy, capsy
     code = prepare_cli.run(["--to", str(prepared_copy), *options])
 
     assert code == 1
-    assert "holds other files, such as thesis.txt" in capsys.readouterr().err
+    assert "contains other files, such as thesis.txt" in capsys.readouterr().err
     assert (prepared_copy / "thesis.txt").exists()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alignserve_server.model.align import load_align
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
 from alignserve_server.model.prepared import is_undamaged
 from alignserve_server.model.runtimes import openvino as openvino_runtime
@@ -49,7 +49,7 @@ def hide(monkeypatch, package: str) -> None:
 
 def test_auto_on_a_cpu_is_openvino(mini, cache_dir):
     """The faster runtime is used if it is installed."""
-    encoder = load_align(mini.checkpoint, device="cpu", cache_dir=cache_dir)
+    encoder = load_align(mini.checkpoint, LoadOptions(device="cpu", cache_dir=cache_dir))
 
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")
 
@@ -58,7 +58,7 @@ def test_auto_without_openvino_is_torch(mini, monkeypatch):
     """Without OpenVINO, the server falls back to torch."""
     hide(monkeypatch, "openvino")
 
-    encoder = load_align(mini.checkpoint, device="cpu")
+    encoder = load_align(mini.checkpoint, LoadOptions(device="cpu"))
 
     assert encoder.info.runtime == "torch"
 
@@ -68,7 +68,7 @@ def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
     hide(monkeypatch, "openvino")
 
     with pytest.raises(ValueError, match=r"alignserve\[server"):
-        load_align(mini.checkpoint, runtime="openvino")
+        load_align(mini.checkpoint, LoadOptions(runtime="openvino"))
 
 
 @pytest.mark.parametrize(
@@ -83,16 +83,18 @@ def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
 def test_contradictory_choices_are_an_error(mini, options, message):
     """Contradictory choices fail at startup, with what to do."""
     with pytest.raises(ValueError, match=message):
-        load_align(mini.checkpoint, **options)
+        load_align(mini.checkpoint, LoadOptions(**options))
 
 
 def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_dir, events):
     """bfloat16 misses a strict limit, so float32 is served, and the log says so."""
-    encoder = load_align(mini.checkpoint, runtime="torch", dtype="bfloat16", min_cosine=0.99999)
+    encoder = load_align(
+        mini.checkpoint, LoadOptions(runtime="torch", dtype="bfloat16", min_cosine_similarity=0.99999)
+    )
 
     (event,) = [event for event in events if event["event"] == "cosine_similarity_too_low"]
     assert (event["runtime"], event["dtype"]) == ("torch", "bfloat16")
-    assert 0.9 < event["min_cosine"] < 0.99999
+    assert 0.9 < event["min_cosine_similarity"] < 0.99999
     assert encoder.info.dtype == "float32"
     assert encoder.info.min_cosine >= 0.99999
 
@@ -104,7 +106,7 @@ def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_dir, monke
         openvino_runtime.OpenVinoRuntime, "embed_pixels", lambda self, pixels: -wrong(self, pixels)
     )
 
-    encoder = load_align(mini.checkpoint, cache_dir=cache_dir)
+    encoder = load_align(mini.checkpoint, LoadOptions(cache_dir=cache_dir))
 
     assert [event["event"] for event in events].count("cosine_similarity_too_low") == 1
     assert encoder.info.runtime == "torch"
@@ -116,18 +118,20 @@ def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
         torch_runtime.CpuRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
     )
 
-    with pytest.raises(CheckpointError, match="returned numbers that are not finite; lower --min-cosine-similarity"):
-        load_align(mini.checkpoint, runtime="torch")
+    with pytest.raises(
+        CheckpointError, match="returned numbers that are not finite; lower --min-cosine-similarity"
+    ):
+        load_align(mini.checkpoint, LoadOptions(runtime="torch"))
 
 
 def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_dir):
     """The second start uses the cached conversion, and gives the same vectors."""
-    first = load_align(unprepared, runtime="openvino", cache_dir=cache_dir)
+    first = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache_dir))
     expected = first.encode_texts([first.tokenize("a cat", truncate=False)])[0, :4].tolist()
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from alignserve_server.model.align import load_align\n"
+        "from alignserve_server.model.align import LoadOptions, load_align\n"
         "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
         "folder, cache = sys.argv[1:]\n"
         "encoder = load_align(resolve_checkpoint(folder), runtime='openvino', cache_dir=Path(cache))\n"
@@ -154,18 +158,18 @@ def test_nowhere_to_write_a_conversion_is_named(unprepared, tmp_path, monkeypatc
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: read_only())
 
     with pytest.raises(CheckpointError, match=r"neither to .* nor to a temporary folder.*--cache-dir"):
-        load_align(unprepared, runtime="openvino", cache_dir=tmp_path)
+        load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=tmp_path))
 
 
 def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_dir):
     """The cache key is the checkpoint's content, not its name."""
     folder = shutil.copytree(random_folder, tmp_path / "changed")
-    before = load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_dir=cache_dir)
+    before = load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="openvino", cache_dir=cache_dir))
     weights = load_file(folder / "model.safetensors")
     weights["text_projection.bias"] += 1.0
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    after = load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_dir=cache_dir)
+    after = load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="openvino", cache_dir=cache_dir))
 
     def text(encoder):
         return encoder.encode_texts([encoder.tokenize("cat", truncate=False)])
@@ -178,7 +182,7 @@ def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_dir)
 def converted(unprepared, tmp_path_factory) -> Path:
     """A cache that contains only one conversion."""
     cache = tmp_path_factory.mktemp("converted")
-    load_align(unprepared, runtime="openvino", cache_dir=cache)
+    load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache))
     return cache
 
 
@@ -214,10 +218,10 @@ def test_a_damaged_conversion_is_made_again(unprepared, converted, tmp_path, dam
     """A conversion damaged by a power failure is never served, and is replaced at startup."""
     cache = shutil.copytree(converted, tmp_path / "cache")
     (folder,) = (cache / "openvino").iterdir()
-    expected = load_align(unprepared, runtime="openvino", cache_dir=cache).info
+    expected = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache)).info
     damage(folder)
 
-    encoder = load_align(unprepared, runtime="openvino", cache_dir=cache)
+    encoder = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache))
 
     assert encoder.info == expected
     assert [event["event"] for event in events][-1] == "converting"
@@ -241,7 +245,7 @@ def test_a_damaged_conversion_on_a_full_or_read_only_disk_is_made_elsewhere(
         lambda **where: make(**where) if where["dir"] == temporary else read_only(),
     )
 
-    encoder = load_align(unprepared, runtime="openvino", cache_dir=cache)
+    encoder = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache))
 
     assert encoder.encode_texts([encoder.tokenize("cat", truncate=False)]).any()
     assert "cache_not_writable" in [event["event"] for event in events]
@@ -257,7 +261,9 @@ def test_a_disk_that_is_full_is_named(random_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("numpy.savez", lambda *_, **__: full())
 
     with pytest.raises(CheckpointError, match="No space left on device; free some space there"):
-        load_align(resolve_checkpoint(str(random_folder)), runtime="openvino", cache_dir=tmp_path)
+        load_align(
+            resolve_checkpoint(str(random_folder)), LoadOptions(runtime="openvino", cache_dir=tmp_path)
+        )
 
     assert list((tmp_path / "openvino").iterdir()) == []
 
@@ -274,8 +280,7 @@ def test_no_folder_at_all_to_write_to_is_named(random_folder, tmp_path, monkeypa
     with pytest.raises(CheckpointError, match=r"No usable temporary directory.*set --cache-dir"):
         load_align(
             resolve_checkpoint(str(random_folder)),
-            runtime="openvino",
-            cache_dir=tmp_path / "file" / "cache",
+            LoadOptions(runtime="openvino", cache_dir=tmp_path / "file" / "cache"),
         )
 
 
@@ -287,7 +292,7 @@ def full() -> None:
 def test_weights_are_not_held_twice(converted, unprepared, tmp_path):
     """Releasing memory drops the mapped weights file without changing vectors."""
     folder = shutil.copytree(converted, tmp_path / "cache")  # not mapped by another encoder
-    encoder = load_align(unprepared, runtime="openvino", cache_dir=folder)
+    encoder = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=folder))
     text = encoder.tokenize("a cat", truncate=False)
     before = encoder.encode_texts([text]).copy()
     resident_before = _resident_bytes(folder)
@@ -321,11 +326,13 @@ def int8(mini, cache_dir):
 def _load_int8(checkpoint, cache_dir, min_cosine=0.0):
     return load_align(
         checkpoint,
-        runtime="openvino",
-        dtype="int8",
-        min_cosine=min_cosine,
-        cache_dir=cache_dir,
-        calibration_dir=PHOTOS,
+        LoadOptions(
+            runtime="openvino",
+            dtype="int8",
+            min_cosine_similarity=min_cosine,
+            cache_dir=cache_dir,
+            calibration_dir=PHOTOS,
+        ),
     )
 
 
@@ -387,7 +394,9 @@ def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_dir):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(CheckpointError, match=r"lacks 1 weights, such as text_projection.bias"):
-        load_align(resolve_checkpoint(str(folder)), runtime="openvino", cache_dir=tmp_path / "cache")
+        load_align(
+            resolve_checkpoint(str(folder)), LoadOptions(runtime="openvino", cache_dir=tmp_path / "cache")
+        )
 
     assert list((tmp_path / "cache" / "openvino").iterdir()) == []
 

@@ -18,7 +18,7 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.errors import TextUnsupported
 from alignserve_server.model import probe
-from alignserve_server.model.align import AlignEncoder, load_align
+from alignserve_server.model.align import AlignEncoder, LoadOptions, load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.encoder import l2_normalize
 from alignserve_server.model.preprocessing.decode import ImageDecoder
@@ -121,7 +121,7 @@ OBEYED = {
 
 
 def load(folder: Path, runtime: Any = "torch", **options: Any) -> AlignEncoder:
-    return load_align(resolve_checkpoint(str(folder)), runtime=runtime, device="cpu", **options)
+    return load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime=runtime, device="cpu", **options))
 
 
 def assert_equal_to_transformers(encoder: AlignEncoder, folder: Path) -> None:

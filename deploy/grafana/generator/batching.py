@@ -8,7 +8,7 @@ from deploy.grafana.generator.promql import buckets, mean, most, quantile, rate,
 
 def dashboard() -> Json:
     """Builds it."""
-    description = "Where the time of a call goes on the chosen servers, and how well the device is used."
+    description = "Where the time of a call goes on the selected servers, and how well the device is used."
     rows = [_queue(), _batches(), _device(), _gpu(), _caches()]
     return board("batching", "Batching and device", description, rows)
 
@@ -17,8 +17,8 @@ def _queue() -> Row:
     entries = graph(
         About(
             "Queue",
-            "Images and texts that wait for a batch. A queue that never empties means that more comes in "
-            "than the device can do; one that stands still means a stall.",
+            "Images and texts waiting for a batch. A queue that never empties means that more "
+            "arrives than the device can process; a queue that does not move means a stall.",
             "short",
             ["AlignserveStalled"],
         ),
@@ -27,8 +27,8 @@ def _queue() -> Row:
     size = graph(
         About(
             "Queue, in bytes",
-            "As sent by callers, of what waits. Near max_queue_bytes calls are refused although there is "
-            "room by number: images are large.",
+            "Size of the waiting items, as received. Close to max_queue_bytes calls are rejected "
+            "although max_queue_size is not reached: images are large.",
             "bytes",
         ),
         Query(total("alignserve_queue_bytes", "modality"), "{{modality}}s"),
@@ -36,8 +36,8 @@ def _queue() -> Row:
     wait = graph(
         About(
             "Time in the queue",
-            "How long entries wait for their batch. Its rise is the first sign of too little capacity; from "
-            "a quarter of a second on with a busy device, add replicas.",
+            "How long entries wait for their batch. A rise is the first sign of too little capacity. "
+            "Above a quarter of a second with a busy device, add replicas.",
             "s",
             ["AlignserveSaturated", "AlignserveLatencyBudgetBurn"],
         ),
@@ -50,21 +50,21 @@ def _queue() -> Row:
 def _batches() -> Row:
     size = "alignserve_batch_size"
     advice = (
-        "Under load, batches of one mean that callers come one at a time, or that larger ones are no faster."
+        "Under load, batches of one mean that calls arrive one by one, or that larger ones are not faster."
     )
     images = heat(
-        About("Batches of images by size", f"How many entries batches had. {advice}", "short"),
+        About("Batches of images by size", f"Number of entries per batch. {advice}", "short"),
         buckets(size, 'modality="image"'),
     )
     texts = heat(
-        About("Batches of texts by size", f"How many entries batches had. {advice}", "short"),
+        About("Batches of texts by size", f"Number of entries per batch. {advice}", "short"),
         buckets(size, 'modality="text"'),
     )
     average = graph(
         About(
             "Batch size, mean and largest",
-            "The largest is what was measured at the start or set. A mean close to it is a device that has "
-            "more to do than it can; a largest that has fallen is a device that has run out of memory.",
+            "The largest is set or measured at startup. A mean close to it means an overloaded "
+            "device; if the largest has fallen, the device ran out of memory.",
             "short",
             ["AlignserveOutOfDeviceMemory"],
         ),
@@ -74,8 +74,8 @@ def _batches() -> Row:
     padding = graph(
         About(
             "Padding",
-            "Share of the text batches' tokens that are padding, which costs as much as text. More than a "
-            "third means that few texts come at a time, of very different lengths.",
+            "Share of padding among the tokens of text batches; padding costs as much as text. More "
+            "than a third means that few texts of very different lengths arrive at a time.",
             "percentunit",
         ),
         Query(mean("alignserve_batch_padding_ratio"), "padding"),
@@ -83,7 +83,7 @@ def _batches() -> Row:
     compute = graph(
         About(
             "Time in the model, per batch",
-            "If it rises and batches are no larger, something else uses the device, or its clock is "
+            "If it rises while batches do not grow, something else uses the device, or its clock is "
             "throttled.",
             "s",
             ["AlignserveLatencyBudgetBurn"],
@@ -93,8 +93,9 @@ def _batches() -> Row:
     splits = graph(
         About(
             "Batches split",
-            "Batches per second that failed whole and were tried again in halves. out_of_memory: lower "
-            "max_batch_size, or see what else takes the memory. error: one entry makes the model fail.",
+            "Batches per second that failed and were retried in halves. out_of_memory: lower "
+            "max_batch_size, or find out what else uses the memory. error: the model fails on an "
+            "entry.",
             "ops",
             ["AlignserveOutOfDeviceMemory", "AlignserveItemsFailing"],
         ),
@@ -110,9 +111,9 @@ def _device() -> Row:
     use = graph(
         About(
             "Device busy",
-            "Share of the time that the lanes spend in the model. Above nine tenths the next peak makes "
-            "callers wait; low while entries wait, decoding is what takes the time, or the process gets too "
-            "few cores.",
+            "Share of the time that the lanes spend in the model. Above 90 %, callers wait at the "
+            "next peak. If it is low while entries wait, decoding is the bottleneck, or the process "
+            "has too few cores.",
             "percentunit",
             ["AlignserveSaturated"],
         ),
@@ -122,8 +123,7 @@ def _device() -> Row:
     cost = graph(
         About(
             "Time in the model, per image and text",
-            "What an entry costs the device. It falls as batches grow; if it does not, batching gains "
-            "nothing there.",
+            "Device time per entry. It falls as batches grow; otherwise batching has no benefit there.",
             "s",
         ),
         Query(f"{compute} / {entries}", "{{modality}}"),
@@ -131,8 +131,8 @@ def _device() -> Row:
     preparing = graph(
         About(
             "Time to decode and tokenize",
-            "Before the queue. If images take long, they are large, or decoding has too few cores: see "
-            "decode_threads.",
+            "Before the queue. If images take long, they are large, or decoding has too few cores: "
+            "see decode_threads.",
             "s",
             ["AlignserveLatencyBudgetBurn"],
         ),
@@ -145,8 +145,8 @@ def _gpu() -> Row:
     busy = graph(
         About(
             "GPU busy",
-            "As NVIDIA's library tells it, for whomever. If it is far below the lanes' share of time in the "
-            "model, the GPU waits: for copies, or for a core to tell it what to do.",
+            "GPU utilization reported by NVML, all processes. If it is far below the lanes' share of "
+            "time in the model, the GPU waits for copies or for a CPU core.",
             "percentunit",
         ),
         Query(most("alignserve_gpu_utilization_ratio", "gpu"), "{{gpu}}"),
@@ -154,8 +154,8 @@ def _gpu() -> Row:
     memory = graph(
         About(
             "GPU memory",
-            "Taken by whomever, and all there is. If more is taken than the models hold, another process "
-            "shares the GPU, and batches may not fit.",
+            "Used memory, all processes, and total memory. If more is used than the models hold, "
+            "another process shares the GPU, and batches may not fit.",
             "bytes",
             ["AlignserveOutOfDeviceMemory"],
         ),
@@ -168,10 +168,10 @@ def _gpu() -> Row:
 def _caches() -> Row:
     saved = graph(
         About(
-            "Found in a cache, or computed already for somebody else",
-            "Share of labels, images and texts that cost the device nothing. If it falls and callers have "
-            "not changed, the cache is too small for what they repeat. Images are kept only if "
-            "image_cache_bytes is set.",
+            "Cache hits and coalesced items",
+            "Share of labels, images and texts that cost no device time. If it falls and callers "
+            "have not changed, the cache is too small for the inputs that repeat. Images are cached "
+            "only if image_cache_bytes is set.",
             "percentunit",
         ),
         Query(_saved("alignserve_label_cache"), "labels"),
@@ -180,7 +180,7 @@ def _caches() -> Row:
     kept = graph(
         About(
             "Embeddings in the caches",
-            "If it stays level while the share found falls, give the cache more room.",
+            "If it stays constant while the cache hit ratio falls, increase the size of the cache.",
             "short",
         ),
         Query(total("alignserve_label_cache_entries"), "labels"),
@@ -189,8 +189,8 @@ def _caches() -> Row:
     memory = graph(
         About(
             "Memory",
-            "Of the processes, of the models on their devices, and of the caches. What rises for hours "
-            "under a level load will not stop by itself: restart the server and report it.",
+            "Memory of the processes, of the models on their devices, and of the caches. If it rises "
+            "for hours under constant load, it is a leak: restart the server and report it.",
             "bytes",
             ["AlignserveOutOfDeviceMemory"],
         ),

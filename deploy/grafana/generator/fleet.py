@@ -36,7 +36,7 @@ _MODEL_LABELS = ("instance", "model_id", "runtime", "dtype", "device", "server_v
 
 def dashboard() -> Json:
     """Builds it."""
-    description = "Each server by itself; one with several workers is one server."
+    description = "Each server separately; a server with several workers counts as one."
     return board("fleet", "Fleet", description, [_state(), _load(), _capacity(), _health(), _processes()])
 
 
@@ -51,8 +51,8 @@ def _state() -> Row:
     states = timeline(
         About(
             "State",
-            "Down: no answer from the metrics page. Loading for long: its log tells what it waits for. "
-            "Stalled: its device does not move on. Of several workers one that serves is enough. Callers "
+            "Down: the metrics port does not answer. Loading for long: see the log. Stalled: the "
+            "device makes no progress. With several workers, one that serves is enough. Callers "
             "reach only servers that serve.",
             "none",
             ["AlignserveTargetDown", "AlignserveNotReady", "AlignserveStalled", "AlignserveVanished"],
@@ -69,9 +69,8 @@ def _state() -> Row:
     )
     alerts = number(
         About(
-            "Alerts that fire",
-            "Which ones, the red marks in the graphs tell, and Prometheus. Each has a runbook. Of the whole "
-            "job.",
+            "Firing alerts",
+            "Red marks in the graphs and Prometheus show which ones. Each has a runbook. For the whole job.",
             "none",
             width=6,
         ),
@@ -81,8 +80,8 @@ def _state() -> Row:
     )
     certificate = number(
         About(
-            "Until the first certificate ends",
-            "After that nobody can connect. Renew the files; servers read them by themselves.",
+            "Time until the first certificate expires",
+            "Clients cannot connect after that. Renew the files; servers reload them.",
             "s",
             ["AlignserveCertificateExpires", "AlignserveCertificateExpiresSoon"],
             width=6,
@@ -95,9 +94,9 @@ def _state() -> Row:
     )
     served = listing(
         About(
-            "What is served",
-            "Vectors may be compared only if the fingerprints are the same. Least cosine: with transformers "
-            "in float32 at the start; 1 is exact.",
+            "Served models",
+            "Embeddings are comparable only if the fingerprints are equal. The cosine similarity is "
+            "to transformers in float32, measured at startup; 1 is exact.",
             "none",
             width=24,
         ),
@@ -107,7 +106,7 @@ def _state() -> Row:
             f"{series('alignserve_model_min_cosine_similarity')}",
             ", ".join(_MODEL_LABELS),
         ),
-        "least cosine",
+        "min cosine similarity",
         _MODEL_LABELS,
     )
     return Row("State", [states, alerts, certificate, served])
@@ -119,18 +118,18 @@ def _load() -> Row:
     calls = graph(
         About(
             "Calls",
-            "Begun per second. Ready servers that get far less than others are not known to the balancer, "
-            "or clients spread by connection and have not come round.",
+            "Started per second. If a ready server gets far fewer than others, the balancer does not "
+            "know it, or clients balance by connection and have not reconnected.",
             "reqps",
         ),
         Query(rate("grpc_server_started_total", "instance", RPCS), "{{instance}}"),
     )
     failing = graph(
         About(
-            "Calls that failed by the server's fault",
-            "INTERNAL, UNKNOWN, UNAVAILABLE and DATA_LOSS as a share of calls; streams that end by their "
-            "age are among them. One server alone: look into its log, and restart it. All: a model or an "
-            "input they have in common.",
+            "Calls that failed through the server's fault",
+            "INTERNAL, UNKNOWN, UNAVAILABLE and DATA_LOSS as a share of calls, including streams "
+            "that reached their maximum age. One server: check its log and restart it. All servers: "
+            "they share a model or an input that fails.",
             "percentunit",
             ["AlignserveErrorBudgetBurn"],
         ),
@@ -139,8 +138,8 @@ def _load() -> Row:
     slowest = graph(
         About(
             "Latency, p99",
-            "99 of 100 interactive calls of one item took less. One server alone: its machine is slower, or "
-            "shared.",
+            "99 of 100 interactive calls with one item took less. If one server is slower, its "
+            "machine is slower or shared.",
             "s",
             ["AlignserveLatencyBudgetBurn"],
         ),
@@ -158,8 +157,8 @@ def _capacity() -> Row:
     busy = graph(
         About(
             "Device busy, of the last 5 minutes",
-            "Share of the time that the lanes spend in the model. All above nine tenths: add replicas. One "
-            "alone: calls are not spread.",
+            "Share of the time that the lanes spend in the model. All servers above 90 %: add "
+            "replicas. Only one: the load is not balanced.",
             "percentunit",
             ["AlignserveSaturated"],
         ),
@@ -171,7 +170,7 @@ def _capacity() -> Row:
     waiting = graph(
         About(
             "Time in the queue, p95 of the last 5 minutes",
-            "Of the modality that waits longer. From a quarter of a second on there is too little capacity.",
+            "For the modality that waits longer. Above a quarter of a second there is too little capacity.",
             "s",
             ["AlignserveSaturated"],
         ),
@@ -181,7 +180,7 @@ def _capacity() -> Row:
     entries = graph(
         About(
             "Queue",
-            "Images and texts that wait for a batch. A server whose queue does not move has stalled.",
+            "Images and texts waiting for a batch. A server whose queue does not move has stalled.",
             "short",
             ["AlignserveStalled"],
         ),
@@ -198,8 +197,8 @@ def _health() -> Row:
     again = graph(
         About(
             "Restarts in the last half hour",
-            "Of processes, workers among them. More than three mean that a server dies again and again; its "
-            "log of the time before tells why: exit code 3 is a device that stalled.",
+            "Restarts of processes, including workers. More than three mean a crash loop; the log "
+            "before the restart shows why. Exit code 3 is a stalled device.",
             "none",
             ["AlignserveRestarting", "AlignserveWorkerHung"],
         ),
@@ -211,8 +210,8 @@ def _health() -> Row:
     missing = graph(
         About(
             "Workers that are not ready",
-            "Of servers with --workers; the others serve on. If it lasts, something keeps the worker from "
-            "starting: worker_died in the log.",
+            "Servers with --workers; the other workers keep serving. If it lasts, a worker cannot "
+            "start: see worker_died in the log.",
             "none",
             ["AlignserveWorkerDown"],
         ),
@@ -222,7 +221,7 @@ def _health() -> Row:
     idle = graph(
         About(
             "Since the last batch",
-            "Grows on an idle server, which is fine; with entries in the queue it is a stall.",
+            "Grows on an idle server, which is normal; with entries in the queue it is a stall.",
             "s",
             ["AlignserveStalled"],
         ),
@@ -236,8 +235,8 @@ def _processes() -> Row:
     memory = graph(
         About(
             "Memory of the processes",
-            "Resident, all workers of a server together. What rises for hours under a level load does not "
-            "stop.",
+            "Resident memory, all workers of a server together. If it rises for hours under constant "
+            "load, it is a leak.",
             "bytes",
         ),
         Query(total("process_resident_memory_bytes", "instance"), "{{instance}}"),
@@ -245,16 +244,16 @@ def _processes() -> Row:
     cores = graph(
         About(
             "Cores in use",
-            "At the number that the container may use, or the machine has, everything waits for a core.",
+            "If it reaches the limit of the container or the number of cores, all work waits for a core.",
             "none",
         ),
         Query(rate("process_cpu_seconds_total", "instance"), "{{instance}}"),
     )
     lag = graph(
         About(
-            "Event loop, lateness",
-            "By how much it was late when last looked at, in the worst worker. More than some milliseconds "
-            "are added to every call: too few cores, or a neighbour that takes them.",
+            "Event loop lag",
+            "Lag at the last check, for the worst worker. It is added to the latency of every call. "
+            "More than a few milliseconds mean too few cores, or another process that uses them.",
             "s",
         ),
         Query(most(lateness, "instance"), "{{instance}}"),
@@ -262,7 +261,7 @@ def _processes() -> Row:
     tasks = graph(
         About(
             "Event loop, tasks",
-            "Goes with the calls under way. If it does not come down with them, something leaks.",
+            "Follows the number of calls in progress. If it does not fall with them, something leaks.",
             "short",
         ),
         Query(total("alignserve_event_loop_tasks", "instance"), "{{instance}}"),
@@ -270,16 +269,16 @@ def _processes() -> Row:
     lanes = graph(
         About(
             "Lanes",
-            "Batches that a server can run at once. Replicas on equal machines should have the same.",
+            "Batches that a server can run concurrently. It should be equal for replicas on equal machines.",
             "short",
         ),
         Query(total("alignserve_lanes", "instance"), "{{instance}}"),
     )
     exactness = graph(
         About(
-            "Least cosine with transformers",
-            "Compared at the start. Below 0.999 the runtime or the data type costs exactness; see "
-            "min_cosine.",
+            "Minimum cosine similarity",
+            "Measured at startup. Below 0.999, the runtime or the data type costs precision; see "
+            "min_cosine_similarity.",
             "none",
         ),
         Query(least("alignserve_model_min_cosine_similarity", "instance"), "{{instance}}"),
@@ -287,8 +286,8 @@ def _processes() -> Row:
     unread = graph(
         About(
             "Log lines dropped",
-            "Per second, because nobody read the log in time. Calls do not wait for it; the collector of the "
-            "log has stopped or is too slow.",
+            "Per second, because the reader of the log was too slow. Calls do not wait for the log; "
+            "its collector has stopped or is too slow.",
             "short",
             ["AlignserveLogDropped"],
         ),

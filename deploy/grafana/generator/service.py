@@ -37,7 +37,7 @@ _CODE_COLORS = {
 
 def dashboard() -> Json:
     """Builds it."""
-    description = "What callers notice of the chosen servers, taken together."
+    description = "What callers see of the selected servers, in total."
     rows = [_now(), _calls(), _latency(), _failures(), _items(), _callers(), _connections()]
     return board("service", "Service", description, rows)
 
@@ -49,8 +49,8 @@ def _now() -> Row:
         number(
             About(
                 "Availability, last hour",
-                "Share of calls that did not fail by the server's fault, of the worst job. The objective is "
-                "99.9 %.",
+                "Share of calls that did not fail through the server's fault, for the worst job. The "
+                "objective is 99.9 %.",
                 "percentunit",
                 ["AlignserveErrorBudgetBurn"],
                 width=5,
@@ -64,7 +64,8 @@ def _now() -> Row:
         number(
             About(
                 "Calls",
-                "Calls begun per second. None while callers have not changed: they no longer get here.",
+                "Calls started per second. If there are none and callers have not changed, calls no "
+                "longer reach the servers.",
                 "reqps",
                 width=5,
             ),
@@ -74,7 +75,7 @@ def _now() -> Row:
         number(
             About(
                 "Latency, p99",
-                "99 of 100 interactive calls of one image or text took less; the objective is half a second.",
+                "99 of 100 interactive calls with one item took less; the objective is half a second.",
                 "s",
                 ["AlignserveLatencyBudgetBurn"],
                 width=5,
@@ -99,8 +100,8 @@ def _now() -> Row:
         number(
             About(
                 "Ready replicas",
-                "Servers that take calls. Fewer than were deployed: the Fleet dashboard shows which one "
-                "loads, has stalled or is gone.",
+                "Servers that accept calls. If fewer than were deployed, the Fleet dashboard shows which "
+                "one is loading, stalled or missing.",
                 "none",
                 ["AlignserveAbsent", "AlignserveVanished", "AlignserveNotReady", "AlignserveTargetDown"],
                 width=4,
@@ -120,8 +121,9 @@ def _calls() -> Row:
     calls = graph(
         About(
             "Calls by RPC",
-            "Calls begun per second; a stream counts once, whatever it carries. If this falls and callers "
-            "have not changed, they no longer get here: the Fleet dashboard shows which servers are ready.",
+            "Calls started per second; a stream counts as one call. If this falls and callers have "
+            "not changed, calls no longer reach the servers: the Fleet dashboard shows which servers "
+            "are ready.",
             "reqps",
         ),
         Query(started, "{{grpc_method}}"),
@@ -129,9 +131,9 @@ def _calls() -> Row:
     ends = graph(
         About(
             "Calls by outcome",
-            "Calls ended per second, by status code. INTERNAL, UNKNOWN and UNAVAILABLE are the server's "
-            "fault; INVALID_ARGUMENT is a caller's; RESOURCE_EXHAUSTED is too little capacity, or a "
-            "caller's quota.",
+            "Calls completed per second, by status code. INTERNAL, UNKNOWN and UNAVAILABLE are the "
+            "server's fault, INVALID_ARGUMENT is the caller's. RESOURCE_EXHAUSTED means too little "
+            "capacity or an exceeded quota.",
             "reqps",
             ["AlignserveErrorBudgetBurn"],
         ),
@@ -141,9 +143,9 @@ def _calls() -> Row:
     )
     running = graph(
         About(
-            "Calls under way",
-            "Calls and streams that have begun and not ended. Unary calls that only rise are held up by the "
-            "queue or the device.",
+            "Calls in progress",
+            "Calls and streams in progress. If unary calls keep rising, the queue or the device "
+            "holds them up.",
             "short",
         ),
         Query(f"{begun} - {or_zeros(ended, begun)}", "{{grpc_method}}"),
@@ -154,12 +156,12 @@ def _calls() -> Row:
 def _latency() -> Row:
     handling = "grpc_server_handling_seconds"
     advice = (
-        "If it is long, see on the Batching dashboard whether waiting, decoding or the model takes the time."
+        "If it is high, the Batching dashboard shows whether the queue, decoding or the model takes the time."
     )
     typical = graph(
         About(
             "Latency, median",
-            f"Half of the interactive calls of one item took less. {advice}",
+            f"Half of the interactive calls with one item took less. {advice}",
             "s",
             width=6,
         ),
@@ -168,7 +170,7 @@ def _latency() -> Row:
     slowest = graph(
         About(
             "Latency, p99",
-            f"99 of 100 interactive calls of one item took less; the objective is half a second. {advice}",
+            f"99 of 100 interactive calls with one item took less; the objective is half a second. {advice}",
             "s",
             ["AlignserveLatencyBudgetBurn"],
             width=6,
@@ -179,8 +181,9 @@ def _latency() -> Row:
     many = graph(
         About(
             "Latency, p99, by kind",
-            "Of all unary calls, by priority and whether they have one item or several. Many items take "
-            "longer by nature, and bulk work waits for interactive calls: no objective is about them.",
+            "All unary calls, by priority and by whether they have one item or several. Calls with "
+            "many items take longer, and bulk work waits for interactive calls: they have no "
+            "objective.",
             "s",
             width=6,
         ),
@@ -189,8 +192,8 @@ def _latency() -> Row:
     spread = heat(
         About(
             "Latency of all unary calls",
-            "How many calls took how long. Two bands are two kinds of calls, such as texts that were in the "
-            "cache and those that were not; a band that moves up is a queue that grows.",
+            "Distribution of latencies. Two bands are two kinds of calls, for example texts that "
+            "were in the cache and texts that were not. A band that moves up is a growing queue.",
             "s",
             width=6,
         ),
@@ -205,10 +208,9 @@ def _failures() -> Row:
     budgets = graph(
         About(
             "Error budgets, burn rate of the last hour",
-            "How many times faster than the objective allows calls fail, or those of one item take longer "
-            "than half a second. "
-            "At 1 the budget lasts its month, at 14.4 two days. Of the whole job, whichever servers are "
-            "chosen.",
+            "How much faster than the objective allows calls fail, or calls with one item take "
+            "longer than half a second. At 1 the budget lasts for its month, at 14.4 for two days. "
+            "For the whole job, regardless of the selected servers.",
             "none",
             ["AlignserveErrorBudgetBurn", "AlignserveLatencyBudgetBurn"],
         ),
@@ -221,9 +223,9 @@ def _failures() -> Row:
     refusals = graph(
         About(
             "Refusals by reason",
-            "Calls and stream items refused per second. QUEUE_FULL and WOULD_MISS_DEADLINE: add replicas, "
-            "or find the caller that floods. The other reasons are callers' mistakes, or servers that "
-            "start, stop or stall.",
+            "Calls and stream items rejected per second. QUEUE_FULL and WOULD_MISS_DEADLINE: add "
+            "replicas, or find the caller that floods. Other reasons are errors of callers, or "
+            "servers that start, stop or stall.",
             "ops",
             ["AlignserveRefusing"],
         ),
@@ -233,9 +235,9 @@ def _failures() -> Row:
     missed = graph(
         About(
             "Deadlines missed",
-            "Calls per second that ended too late, those refused because they would have, and images and "
-            "texts whose time was over before their turn. Callers allow too little time, or there is too "
-            "little capacity.",
+            "Per second: calls that ended too late, calls rejected because they would have, and "
+            "images and texts whose deadline passed in the queue. Callers set deadlines that are too "
+            "short, or there is too little capacity.",
             "ops",
         ),
         Query(or_zero(rate("grpc_server_handled_total", where=f"{RPCS}, {late}")), "calls too late"),
@@ -249,8 +251,8 @@ def _items() -> Row:
     admitted = graph(
         About(
             "Images and texts",
-            "Admitted per second, from unary calls and streams, label prompts among the texts. If it stays "
-            "level while more is asked for, the server is saturated, and the rest is refused.",
+            "Admitted per second, from unary calls and streams; label prompts count as texts. If it "
+            "stays constant while demand rises, the server is saturated and rejects the rest.",
             "ops",
             width=6,
         ),
@@ -259,8 +261,8 @@ def _items() -> Row:
     lost = graph(
         About(
             "Images and texts without a result",
-            "Per second, by what came in between. Failed: inputs that cannot be read, or a model that fails "
-            "on them. Cancelled: their callers left. Expired: their deadline passed.",
+            "Per second, by cause. Failed: unreadable inputs, or inputs on which the model fails. "
+            "Cancelled: the caller cancelled the call. Expired: the deadline passed.",
             "ops",
             ["AlignserveItemsFailing"],
             width=6,
@@ -272,8 +274,8 @@ def _items() -> Row:
     in_flight = graph(
         About(
             "Images and texts in flight",
-            "Admitted and not yet answered. If it stays near max_queue_size, callers are about to be "
-            "refused; if it does not come down without traffic, something is stuck.",
+            "Admitted and not yet answered. If it stays close to max_queue_size, calls are about to "
+            "be rejected; if it does not fall without traffic, something is stuck.",
             "short",
             width=6,
         ),
@@ -282,8 +284,8 @@ def _items() -> Row:
     unknown = graph(
         About(
             "Unknown tokens",
-            "Share of the tokens of texts and label prompts that the vocabulary lacks, such as emoji. "
-            "Texts of nothing else all get the same embedding.",
+            "Share of the tokens of texts and label prompts that are not in the vocabulary, such as "
+            "emoji. Texts that contain only such tokens all get the same embedding.",
             "percentunit",
             width=6,
         ),
@@ -299,8 +301,8 @@ def _callers() -> Row:
     asked = graph(
         About(
             "Images and texts by caller",
-            "Per second, by the name of the API key, admitted and refused. One that is far above the others "
-            "when calls are refused is the caller that floods: lower its quota.",
+            "Per second, by the name of the API key, accepted and rejected. If calls are rejected, a "
+            "caller far above the others floods the server: lower its quota.",
             "ops",
             ["AlignserveRefusing"],
             width=12,
@@ -309,8 +311,9 @@ def _callers() -> Row:
     )
     waiting = graph(
         About(
-            "Images and texts that wait, by caller",
-            "Admitted, and in no batch yet. One caller with many does not hold up others: turns are fair.",
+            "Images and texts waiting, by caller",
+            "Admitted and waiting for a batch. A caller with many waiting items does not delay the "
+            "others: callers take turns.",
             "short",
             width=12,
         ),
@@ -322,9 +325,9 @@ def _callers() -> Row:
 def _connections() -> Row:
     unread = graph(
         About(
-            "Responses being made or unread",
-            "Bytes that clients have not read yet. If it stays near max_unread_response_bytes, clients have "
-            "stopped reading, and what they still ask for is refused or waits.",
+            "Responses in progress or unread",
+            "Bytes that clients have not read yet. If it stays close to max_unread_response_bytes, "
+            "clients have stopped reading, and their further calls wait or are rejected.",
             "bytes",
         ),
         Query(total("alignserve_unread_response_bytes"), "bytes"),
@@ -332,8 +335,8 @@ def _connections() -> Row:
     open_calls = graph(
         About(
             "Uploads and streams",
-            "Unary calls whose request is arriving, and open streams. If uploads stay near max_uploads, "
-            "clients are slow to send, or never end.",
+            "Unary requests being received, and open streams. If uploads stay close to max_uploads, "
+            "clients send slowly or never finish.",
             "short",
         ),
         Query(total("alignserve_uploads"), "uploads"),

@@ -208,7 +208,7 @@ class KeyRing:
         try:
             self._keys = read_keys(self._path, pipe_seconds=0.0)  # the event loop waits
         except KeysError as error:
-            self._files.look_again()  # the file may be right, and the right to read it be missing
+            self._files.invalidate()  # the file may be right, and the right to read it be missing
             _log.error("api_keys_reload_failed", reason=str(error), kept=len(self._keys))
         else:
             _log.info("api_keys_reloaded", count=len(self._keys))

@@ -1,4 +1,4 @@
-"""The command `alignserve-server keys`: makes, lists and revokes API keys."""
+"""The command `alignserve-server keys`: creates, lists and revokes API keys."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from datetime import date
 from pathlib import Path
 
 from alignserve_server.access.keys import KeysError, Scope, changed_keys, new_key, read_keys
+from alignserve_server.cli.command import add_renamed_flags, command_failed, command_parser
+from alignserve_server.settings.renamed import outdated
+from alignserve_server.settings.sources import of_environment
 
 _EXAMPLES = """\
 examples:
@@ -19,8 +22,8 @@ examples:
   alignserve-server keys --api-keys-file keys.json revoke search
   alignserve-server --api-keys-file keys.json
 
-A key is shown once, when it is made; the file holds salted hashes. A running server takes changes over within
-a second. Callers send the key as metadata: authorization: Bearer KEY.
+A key is shown only once, when it is created; the file contains salted hashes. A running server applies
+changes within a second. Clients send the key as metadata: authorization: Bearer KEY.
 """
 
 
@@ -28,66 +31,72 @@ def run(argv: list[str]) -> int:
     """Runs the command.
 
     Returns:
-        The exit code: 0, 1 if the file cannot be read or changed so, 2 for wrong usage.
+        The exit code: 0, 1 if the file cannot be read or changed, 2 for invalid usage.
     """
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.action(arguments) or 0)
     except KeysError as error:
-        print(f"alignserve-server keys: {error}", file=sys.stderr)
-        return 1
+        return command_failed("keys", str(error), 1)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="alignserve-server keys",
-        description="Makes, lists and revokes the API keys of a server.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    of_environment = os.environ.get("ALIGNSERVE_API_KEYS_FILE", "").strip() or None  # empty is unset
-    if of_environment == "none":
-        of_environment = None
+    parser = command_parser("keys", "Creates, lists and revokes the API keys of a server.", _EXAMPLES)
+    default = _file_of_environment(parser)
+    add_renamed_flags(parser, "keys_file")
     parser.add_argument(
         "--api-keys-file",
         metavar="FILE",
         type=Path,
-        default=of_environment,
-        required=of_environment is None,
-        help="file of the keys (default: ALIGNSERVE_API_KEYS_FILE)",
+        default=default,
+        required=default is None,
+        help="file of API keys (default: the variable ALIGNSERVE_API_KEYS_FILE)",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add = commands.add_parser("add", help="make a key and print it", allow_abbrev=False)
-    add.add_argument("name", help="whose it is: 1 to 63 of a-z, 0-9 and -")
+    add = commands.add_parser("add", help="create a key and print it", allow_abbrev=False)
+    add.add_argument("name", help="name of its owner: 1-63 characters from a-z, 0-9 and -")
     add.add_argument(
         "--scopes",
         type=_scopes,
         default=frozenset({Scope.EMBED, Scope.CLASSIFY}),
-        help=f"what it may be used for, of {','.join(Scope)} (default: embed,classify)",
+        metavar="SCOPE[,SCOPE…]",
+        help=f"what it permits: one or more of {','.join(Scope)} (default: embed,classify)",
     )
     add.add_argument(
         "--max-requests-per-second",
         metavar="N",
         type=float,
-        help="most calls and stream items a second, in each server process (default: no limit)",
+        help="maximum calls and stream items per second and server process (default: no limit)",
     )
     add.add_argument(
         "--max-concurrent-requests",
         metavar="N",
         type=int,
-        help="most calls at once, in each server process; a stream is one (default: no limit)",
+        help="maximum concurrent calls per server process; a stream is one call (default: no limit)",
     )
     add.add_argument(
-        "--expires", metavar="DATE", type=_date, help="first day on which it is not valid any more"
+        "--expires",
+        metavar="DATE",
+        type=_date,
+        help="first day on which it is no longer valid (default: never expires)",
     )
     add.set_defaults(action=_add)
-    listing = commands.add_parser("list", help="list the keys, without what is secret", allow_abbrev=False)
+    listing = commands.add_parser("list", help="list the keys, without their secrets", allow_abbrev=False)
     listing.set_defaults(action=_list)
-    revoke = commands.add_parser("revoke", help="make a key invalid", allow_abbrev=False)
+    revoke = commands.add_parser("revoke", help="delete a key", allow_abbrev=False)
     revoke.add_argument("name")
     revoke.set_defaults(action=_revoke)
     return parser
+
+
+def _file_of_environment(parser: argparse.ArgumentParser) -> str | None:
+    """Returns the file that the environment names; ends the command if it uses an earlier name."""
+    given = of_environment(os.environ, ("api_keys_file", "keys_file"))
+    for name, one in given.items():
+        if (problem := outdated(name, one)) is not None:
+            parser.error(str(problem))
+    path = given["api_keys_file"].value.strip() if "api_keys_file" in given else ""
+    return None if path.lower() in ("", "none") else path
 
 
 def _add(arguments: argparse.Namespace) -> None:
@@ -95,11 +104,11 @@ def _add(arguments: argparse.Namespace) -> None:
         limit = getattr(arguments, name)
         if limit is not None and not 0 < limit < math.inf:
             raise KeysError(
-                f"--{name.replace('_', '-')} {limit:g}: must be greater than 0; leave it out for no limit"
+                f"--{name.replace('_', '-')} {limit:g}: must be greater than 0; omit it for no limit"
             )
     with changed_keys(arguments.api_keys_file) as keys:
         if arguments.name in keys:
-            raise KeysError(f"there is a key {arguments.name!r}; revoke it first, or take another name")
+            raise KeysError(f"key {arguments.name!r} already exists; revoke it first or use another name")
         key, keys[arguments.name] = new_key(
             arguments.name,
             arguments.scopes,
@@ -107,7 +116,7 @@ def _add(arguments: argparse.Namespace) -> None:
             max_concurrent_requests=arguments.max_concurrent_requests,
             expires=arguments.expires,
         )
-    print("Keep this key; it is not shown again:", file=sys.stderr)
+    print("Save this key; it is not shown again:", file=sys.stderr)
     print(key)
 
 
@@ -126,7 +135,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def _revoke(arguments: argparse.Namespace) -> None:
     with changed_keys(arguments.api_keys_file) as keys:
         if keys.pop(arguments.name, None) is None:
-            raise KeysError(f"there is no key {arguments.name!r}; 'keys list' shows those there are")
+            raise KeysError(f"unknown key {arguments.name!r}; 'keys list' shows all keys")
     print(f"revoked {arguments.name}", file=sys.stderr)
 
 
@@ -134,11 +143,15 @@ def _scopes(text: str) -> frozenset[Scope]:
     try:
         return frozenset(map(Scope, text.split(",")))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: scopes are {','.join(Scope)}") from None
+        raise argparse.ArgumentTypeError(
+            f"invalid scopes {text!r}: use one or more of {','.join(Scope)}"
+        ) from None
 
 
 def _date(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2027-01-31") from None
+        raise argparse.ArgumentTypeError(
+            f"invalid date {text!r}: use YYYY-MM-DD, for example 2027-01-31"
+        ) from None

@@ -1,4 +1,4 @@
-"""The command `alignserve-server`: settings from flags, environment and file, then serve."""
+"""The command `alignserve-server`: reads settings from flags, environment and file, then serves."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from alignserve_server.serving.process import (
     missing_package,
 )
 
-if TYPE_CHECKING:  # imported where it is needed: who lacks a package is told which
+if TYPE_CHECKING:  # imported late, so that a missing package is reported by name
     from alignserve_server.settings import Reading, Settings
 
 _EXAMPLES = """\
 commands, each with --help:
-  alignserve-server check [settings]       try all settings, load the model, prove it; then say what fails
-  alignserve-server settings [settings]    show what is in force, and where each setting was given
-  alignserve-server prepare                write a checkpoint that is served without torch
-  alignserve-server keys                   API keys: make, list, revoke
-  alignserve-server plan                   how many replicas a load needs
+  alignserve-server check [settings]       test everything a start needs, including the model, without serving
+  alignserve-server settings [settings]    show the effective settings and where each one was given
+  alignserve-server prepare                write a checkpoint that can be served without torch
+  alignserve-server keys                   create, list and revoke API keys
+  alignserve-server plan                   estimate the number of replicas for a load
 
 examples:
   alignserve-server                                        the embedded demo model, offline
@@ -42,8 +42,8 @@ examples:
   ALIGNSERVE_MAX_BATCH_SIZE=64 alignserve-server --config server.toml
 
 Each setting can be a flag (--max-batch-size 64), an environment variable (ALIGNSERVE_MAX_BATCH_SIZE=64) or a
-line of the file given by --config (max_batch_size = 64). A flag wins over the environment, which wins over
-the file. 'none' unsets what has no default. SIGTERM drains and exits with 0.
+line of the file given by --config (max_batch_size = 64). Flags override the environment, which overrides the
+file. 'none' unsets a setting that can be unset. On SIGTERM the server drains and exits with code 0.
 """
 
 
@@ -66,47 +66,47 @@ def run(argv: list[str]) -> int:
         return _serve(argv) if command is None else command(argv[1:])
     except ModuleNotFoundError as error:
         return missing_package(error)
-    except BrokenPipeError:  # whoever read the output has left
+    except BrokenPipeError:  # the reader of the output has gone
         with suppress(OSError):
-            sys.stdout.close()  # or its rest would be written at the end
+            sys.stdout.close()  # or the rest would be written at exit
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 — a device, for the process's life
         return 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """A command line, parsed."""
+class _CommandLine:
+    """A parsed command line."""
 
-    flags: Mapping[str, Any]  # the settings among them
-    arguments: argparse.Namespace  # all the others
-    problems: Sequence[str]  # with what is neither
+    flags: Mapping[str, Any]  # settings
+    arguments: argparse.Namespace  # everything else that the parser takes
+    problems: Sequence[str]  # with arguments that no parser takes
 
     @property
     def config(self) -> Path | None:
-        """The file with settings."""
+        """The settings file."""
         config: Path | None = self.arguments.config
         return config
 
     def read(self, **defaults: object) -> Reading | str:
-        """Reads the settings; or returns why the file cannot be read."""
+        """Returns the settings, or an error message if the file cannot be read."""
         from alignserve_server.settings import read_settings
 
         try:
             return read_settings({**defaults, **self.flags}, self.config)
-        except (OSError, ValueError) as error:  # of the file: unreadable, or not TOML
+        except (OSError, ValueError) as error:  # the file is unreadable or not TOML
             return f"--config {self.config}: {error}"
 
 
 def _serve(argv: list[str]) -> int:
     from importlib.metadata import version
 
-    parser = argparse.ArgumentParser(
-        prog="alignserve-server",
+    from alignserve_server.cli.command import command_parser
+
+    parser = command_parser(
+        None,
+        "Serves an ALIGN model over gRPC, with batching across callers.",
+        _EXAMPLES,
         usage="%(prog)s [--help] [--version] [--config FILE] [settings]\n       %(prog)s COMMAND [--help]",
-        description="Serves an ALIGN model over gRPC, batched across callers.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--version", action="version", version=f"alignserve-server {version('alignserve-server')}"
@@ -129,43 +129,45 @@ def _prepare(argv: list[str]) -> int:
 
 
 def _plan(argv: list[str]) -> int:
-    # Read as gRPC is imported; otherwise it remarks on the process that is started beside its threads.
+    # gRPC reads it when it is imported. Without it, gRPC warns about starting a process while it has threads.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from alignserve_server.cli import plan as plan_cli
 
-    order = _parse(plan_cli.parser(), argv)
-    # Its output is the plan; what else is logged would only be in the way.
-    return _run_with(order, lambda settings: plan_cli.plan(order.arguments, settings), log_level="warning")
+    command_line = _parse(plan_cli.parser(), argv)
+    # The output is the plan; other log lines would only be noise.
+    return _run_with(
+        command_line, lambda settings: plan_cli.plan(command_line.arguments, settings), log_level="warning"
+    )
 
 
 def _settings(argv: list[str]) -> int:
     from alignserve_server.cli import settings as settings_cli
 
-    order = _parse(settings_cli.parser(), argv)
-    reading = order.read()
+    command_line = _parse(settings_cli.parser(), argv)
+    reading = command_line.read()
     if isinstance(reading, str):
         return failed(reading, 2)
-    settings = _sound_settings(order, reading)
+    settings = _sound_settings(command_line, reading)
     if settings is None:
         return 2
-    for line in _unknown_variables(reading):
-        print(f"alignserve-server: {line}", file=sys.stderr)
-    print(settings_cli.show(settings, reading.given, order.arguments.format))
+    for warning in _unknown_variables(reading):
+        print(f"alignserve-server: {warning}", file=sys.stderr)
+    print(settings_cli.show(settings, reading.given, command_line.arguments.format))
     return 0
 
 
 def _check(argv: list[str]) -> int:
-    # Read as gRPC is imported; see `_plan`.
+    # See `_plan`.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from alignserve_server.cli import check as check_cli
     from alignserve_server.observability.logs import configure_logs
 
-    order = _parse(check_cli.parser(), argv)
-    configure_logs("error", "console")  # what is printed says it all
-    reading = order.read()
+    command_line = _parse(check_cli.parser(), argv)
+    configure_logs("error", "console")  # everything else is part of the output
+    reading = command_line.read()
     if isinstance(reading, str):
-        return check_cli.check(None, [*order.problems, reading], [])
-    problems = [*order.problems, *map(str, reading.problems)]
+        return check_cli.check(None, [*command_line.problems, reading], [])
+    problems = [*command_line.problems, *map(str, reading.problems)]
     return check_cli.check(reading.settings, problems, _unknown_variables(reading))
 
 
@@ -178,21 +180,23 @@ _COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
 }
 
 
-def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> _Order:
-    """Adds the settings to what the parser takes, and parses."""
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> _CommandLine:
+    """Adds the settings to the parser, and parses."""
     from alignserve_server.cli.settings import add_settings, config_file
     from alignserve_server.settings import Settings
+    from alignserve_server.settings.renamed import REMOVED, RENAMED
 
     parser.add_argument("--config", metavar="FILE", type=config_file, help="TOML file with settings")
     add_settings(parser)
     arguments, unknown = parser.parse_known_args(argv)
     given = vars(arguments)
-    flags = {name: given.pop(name) for name in list(given) if name in Settings.model_fields}
-    return _Order(flags, arguments, _unknown_arguments(unknown, is_first=unknown[:1] == argv[:1]))
+    names = {*Settings.model_fields, *RENAMED, *REMOVED}
+    flags = {name: given.pop(name) for name in list(given) if name in names}
+    return _CommandLine(flags, arguments, _unknown_arguments(unknown, is_first=unknown[:1] == argv[:1]))
 
 
 def _unknown_arguments(unknown: Sequence[str], *, is_first: bool) -> list[str]:
-    """Says of each argument that no parser takes what may have been meant."""
+    """Returns an error for each argument that no parser takes, with what was probably meant."""
     from alignserve_server.settings import Settings
     from alignserve_server.settings.sources import flag, nearest
 
@@ -207,29 +211,31 @@ def _unknown_arguments(unknown: Sequence[str], *, is_first: bool) -> list[str]:
             advice = f"did you mean {meant}?" if meant else f"commands are {', '.join(_COMMANDS)}"
             problems.append(f"{argument}: unknown command; {advice}")
         elif not follows_flag:
-            problems.append(f"{argument}: unexpected argument; a switch takes no value, --no-… turns it off")
+            problems.append(
+                f"{argument}: unexpected argument; switches take no value, use --no-… to turn one off"
+            )
         follows_flag = argument.startswith("-") and "=" not in argument
     return problems
 
 
-def _run_with(order: _Order, work: Callable[[Settings], Serving], **defaults: object) -> int:
+def _run_with(command_line: _CommandLine, work: Callable[[Settings], Serving], **defaults: object) -> int:
     from alignserve_server.observability.logs import configure_logs, get_logger
 
-    reading = order.read(**defaults)
+    reading = command_line.read(**defaults)
     if isinstance(reading, str):
         return failed(reading, 2)
-    settings = _sound_settings(order, reading)
+    settings = _sound_settings(command_line, reading)
     if settings is None:
         return 2
     configure_logs(settings.log_level, settings.log_format)
-    for line in _unknown_variables(reading):
-        get_logger(__name__).warning("unknown_variable", reason=line)
+    for warning in _unknown_variables(reading):
+        get_logger(__name__).warning("unknown_variable", reason=warning)
     return exit_code(lambda: work(settings))
 
 
-def _sound_settings(order: _Order, reading: Reading) -> Settings | None:
-    """Returns the settings, or None after it has told what is wrong."""
-    problems = [*order.problems, *map(str, reading.problems)]
+def _sound_settings(command_line: _CommandLine, reading: Reading) -> Settings | None:
+    """Returns the settings; if some are invalid, prints the errors and returns None."""
+    problems = [*command_line.problems, *map(str, reading.problems)]
     if problems:
         failed("\n".join(problems), 2)
         return None
@@ -244,7 +250,7 @@ def _unknown_variables(reading: Reading) -> list[str]:
     for variable in reading.unknown_variables:
         meant = nearest(variable[len(PREFIX) :], Settings.model_fields)
         advice = f"; did you mean {PREFIX}{meant.upper()}?" if meant else ""
-        lines.append(f"{variable}: no such setting, it is ignored{advice}")
+        lines.append(f"{variable}: unknown setting, ignored{advice}")
     return lines
 
 
@@ -255,6 +261,7 @@ def _serving(settings: Settings) -> Serving:
         from alignserve_server.workers.supervisor import supervise  # imports neither gRPC nor a runtime
 
         return supervise(settings)
-    from alignserve_server.serving.server import load_encoder, serve
+    from alignserve_server.serving.loading import load_encoder
+    from alignserve_server.serving.server import serve
 
     return serve(settings, load_encoder)

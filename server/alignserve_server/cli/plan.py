@@ -1,4 +1,4 @@
-"""The command `alignserve-server plan`: how many replicas a load needs."""
+"""The command `alignserve-server plan`: estimates the number of replicas for a load."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from alignserve_server.cli.command import PROGRAM, command_failed, command_parser
 from alignserve_server.host.other_work import OtherWork
 from alignserve_server.planning.curve import Curve
 from alignserve_server.planning.measure import measure
-from alignserve_server.planning.search import Traffic, expected, highest_rate, holds, on_idle
+from alignserve_server.planning.search import Traffic, expected, highest_rate, on_idle, sustains
 from alignserve_server.planning.simulation import Outcome, Replica
-from alignserve_server.serving.server import batch_policies, batch_sizes, load_encoder
+from alignserve_server.serving.loading import batch_policies, batch_sizes, load_encoder
 from alignserve_server.settings import Settings
 
 _EXAMPLES = """\
 examples:
-  alignserve-server plan --p99 0.25                                  what one replica holds
+  alignserve-server plan --p99 0.25                                  what one replica sustains
   alignserve-server plan --p99 0.25 --rps 500 --checkpoint /models/align --save curve.json
   alignserve-server plan --p99 0.5 --rps 500 --share-of-images 0.2 --curve curve.json
-  alignserve-server plan --p99 0.25 --replicas 3 --curve curve.json  what three hold
+  alignserve-server plan --p99 0.25 --replicas 3 --curve curve.json  what three replicas sustain
 
-The model is loaded and measured on this machine, which should have nothing else to do, with the settings that
-the server would have; then traffic is simulated with the times measured. A curve can be saved and used again,
-anywhere: then model, device, lanes and threads are those of the curve, and what is set of batches, queues and
-decode threads counts. server/docs/capacity.md explains how to read and use it.
+Loads and measures the model on this machine, which should be idle otherwise, with the settings of the server,
+then simulates traffic with the measured times. A curve can be saved and used again on any machine: model,
+device, lanes and threads come from the curve, and batching, queues and decode threads from the settings.
+See server/docs/capacity.md for how to read the result.
 """
 _CURVES = TypeAdapter(Curve)
-_LEAST_CALLS = 1000
+_MIN_CALLS = 1000
 _NOTICEABLE_SHARE = 0.1  # of the machine's cores
-_PLAIN_TEXT_TOKENS = 15  # of the text that a server measures its batch sizes with
+_PLAIN_TEXT_TOKENS = 15  # of the text with which a server measures its batch sizes
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A number of replicas, and what becomes of the calls that each gets."""
+    """A number of replicas, and the outcome of the calls that each one gets."""
 
     replicas: int
     rate_each: float
@@ -51,51 +52,53 @@ class _Row:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of what is not a setting of the server."""
-    result = argparse.ArgumentParser(
-        prog="alignserve-server plan",
+    """Returns the parser of `alignserve-server plan`, without the settings."""
+    result = command_parser(
+        "plan",
+        "Estimates the number of replicas for a load by measuring this machine and simulating the load.",
+        _EXAMPLES,
         usage="%(prog)s --p99 SECONDS [--rps N] [--replicas N] [options] [settings]",
-        description="Says how many replicas a load needs, by measuring this machine and simulating the load.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     result.add_argument(
         "--p99",
         metavar="SECONDS",
         type=_positive,
         required=True,
-        help="time in which 99 of 100 calls have to be answered, network and client not counted",
+        help="target for the 99th percentile of the latency, without network and client",
     )
-    result.add_argument("--rps", metavar="N", type=_positive, help="calls a second, of one item each")
-    result.add_argument("--replicas", metavar="N", type=_at_least_1, help="how many there are")
+    result.add_argument("--rps", metavar="N", type=_positive, help="calls per second, of one item each")
+    result.add_argument("--replicas", metavar="N", type=_at_least_1, help="number of replicas to check")
     result.add_argument(
-        "--share-of-images", metavar="S", type=_share, default=0.5, help="the rest are texts (default: 0.5)"
+        "--share-of-images",
+        metavar="RATIO",
+        type=_share,
+        default=0.5,
+        help="share of images, from 0 to 1; the rest are texts (default: 0.5)",
     )
     result.add_argument(
         "--text-tokens",
-        metavar="LEAST-MOST",
+        metavar="MIN-MAX",
         type=_range,
         default=(5, 20),
-        help="length of texts, all between as likely (default: 5-20)",
+        help="range of text lengths in tokens, uniformly distributed (default: 5-20)",
     )
     result.add_argument(
         "--image-size",
         metavar="WIDTHxHEIGHT",
         type=_size,
         default=(640, 480),
-        help="of the JPEG images that are measured (default: 640x480)",
+        help="size of the JPEG images to measure with (default: 640x480)",
     )
     result.add_argument(
         "--calls",
         metavar="N",
         type=_many,
         default=20_000,
-        help="that are simulated at each rate; fewer are quicker and less exact (default: 20000)",
+        help="simulated calls per rate; fewer are faster and less precise (default: 20000)",
     )
     curve = result.add_mutually_exclusive_group()
-    curve.add_argument("--save", metavar="FILE", type=Path, help="keep what was measured, as JSON")
-    curve.add_argument("--curve", metavar="FILE", type=Path, help="take what was kept, and measure nothing")
+    curve.add_argument("--save", metavar="FILE", type=Path, help="save the measured curve as JSON")
+    curve.add_argument("--curve", metavar="FILE", type=Path, help="use a saved curve instead of measuring")
     result.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return result
 
@@ -108,22 +111,22 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
     """Runs the command.
 
     Returns:
-        The exit code: 0 if the replicas hold the load, 1 if they do not, 2 for wrong usage.
+        The exit code: 0 if the replicas sustain the load, 1 if they do not, 2 for invalid usage.
     """
     if settings.workers > 1:
         return _fail(
-            f"workers is {settings.workers}, and one process is planned; leave it out, give the process what "
-            "one worker has (taskset, --lanes), and count each worker as a replica",
+            f"workers is {settings.workers}, but a plan is for one process; omit it, limit the process to "
+            "the resources of one worker (taskset, --lanes), and count each worker as a replica",
             2,
         )
     if arguments.save and not _is_folder(arguments.save.parent):
-        return _fail(f"--save {arguments.save}: there is no folder {arguments.save.parent}", 2)
+        return _fail(f"--save {arguments.save}: no such directory: {arguments.save.parent}", 2)
     note = None
     if arguments.curve:
         try:
             curve = _CURVES.validate_json(arguments.curve.read_bytes())
         except (OSError, ValueError) as error:
-            return _fail(f"--curve {arguments.curve}: {_reason(error)}; make another with --save", 2)
+            return _fail(f"--curve {arguments.curve}: {_reason(error)}; create another one with --save", 2)
     else:
         _progress("loading the model")
         encoder = load_encoder(settings)
@@ -134,64 +137,67 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
         arguments.save.write_bytes(_CURVES.dump_json(curve, indent=2) + b"\n")
     code = _answer(arguments, _replica(curve, settings))
     if note:
-        print(f"alignserve-server plan: {note}", file=sys.stderr)
+        print(f"{PROGRAM} plan: {note}", file=sys.stderr)
     return code
 
 
 def busy_machine(others: float | None, cores: int) -> str | None:
-    """Returns what to say of a measurement beside other work, or None if that was little.
+    """Returns a warning about other load during a measurement, or None if there was little.
 
     Args:
-        others: Cores that other processes kept busy, if that is known.
-        cores: Those of the machine.
+        others: Cores that other processes kept busy; None if unknown.
+        cores: Number of cores of the machine.
     """
     if others is None or others <= _NOTICEABLE_SHARE * cores:
         return None
     return (
-        f"while this was measured, other processes used {others:.1f} of the machine's {cores} cores, "
-        "so a replica may hold more; measure again on an idle machine"
+        f"other processes used {others:.1f} of the machine's {cores} cores during the measurement, "
+        "so a replica may sustain more; measure again on an idle machine"
     )
 
 
 def _answer(arguments: argparse.Namespace, replica: Replica) -> int:
     traffic = Traffic(arguments.share_of_images, arguments.text_tokens, arguments.calls)
-    least = on_idle(replica, traffic).latency(99)
-    most = 0.0
-    if least <= arguments.p99:
-        most = highest_rate(
-            replica, traffic, arguments.p99, lambda rate: _progress(f"trying {_number(rate)} calls a second")
+    idle_p99 = on_idle(replica, traffic).latency(99)
+    max_rate = 0.0
+    if idle_p99 <= arguments.p99:
+        max_rate = highest_rate(
+            replica,
+            traffic,
+            arguments.p99,
+            lambda rate: _progress(f"trying {_number(rate)} calls per second"),
         )
-    if not most:
+    if not max_rate:
         return _fail(
-            f"no number of replicas holds a p99 of {_ms(arguments.p99)}: alone a call takes {_ms(least)}; "
-            "allow several times that, or take a faster device, runtime or --dtype",
+            f"a p99 of {_ms(arguments.p99)} is unreachable: a single call on an idle replica takes "
+            f"{_ms(idle_p99)}; allow several times that, or use a faster device, runtime or --dtype",
             1,
         )
     rows = [
         _Row(replicas, rate, expected(replica, traffic, rate))
-        for replicas, rate in _loads(arguments.rps, arguments.replicas, most)
+        for replicas, rate in _loads(arguments.rps, arguments.replicas, max_rate)
     ]
-    print((_json if arguments.json else _text)(replica, arguments.p99, most, rows))
-    needed = math.ceil((arguments.rps or most) / most)
+    print((_json if arguments.json else _text)(replica, arguments.p99, max_rate, rows))
+    needed = math.ceil((arguments.rps or max_rate) / max_rate)
     if rows[0].replicas < needed:
-        return _fail(f"so many replicas do not hold this; {needed} would", 1)
+        return _fail(f"{rows[0].replicas} replicas cannot sustain the load; {needed} are needed", 1)
     return 0
 
 
-def _loads(rps: float | None, replicas: int | None, most: float) -> Iterator[tuple[int, float]]:
-    """Yields numbers of replicas and the calls a second that each of them gets."""
+def _loads(rps: float | None, replicas: int | None, max_rate: float) -> Iterator[tuple[int, float]]:
+    """Yields numbers of replicas and the calls per second for each replica."""
     if rps is None:
-        yield replicas or 1, most
+        yield replicas or 1, max_rate
     elif replicas is not None:
         yield replicas, rps / replicas
     else:
-        needed = math.ceil(rps / most)
+        needed = math.ceil(rps / max_rate)
         yield needed, rps / needed
         yield needed + 1, rps / (needed + 1)
 
 
 def _replica(curve: Curve, settings: Settings) -> Replica:
-    """Sets a replica as a server would set itself, which also chooses its batch sizes by measuring."""
+    """Configures a replica as a server configures itself, including batch sizes chosen by measuring."""
     clock = 0.0
 
     def run(modality: str, size: int, length: int) -> None:
@@ -209,7 +215,7 @@ def _replica(curve: Curve, settings: Settings) -> Replica:
         batch_policies(sizes),
         settings.decode_threads or curve.cores,
         settings.max_queue_size,
-        settings.max_queue_delay_seconds / 1000,
+        settings.max_queue_delay_seconds,
     )
 
 
@@ -220,17 +226,17 @@ def _reason(error: OSError | ValueError) -> str:
     return str(error)
 
 
-def _json(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> str:
+def _json(replica: Replica, p99: float, max_rate: float, rows: Sequence[_Row]) -> str:
     plan: dict[str, Any] = {
         "model": replica.curve.model,
         "max_batch_size": {name: policy.max_batch_size for name, policy in replica.policies.items()},
         "p99_seconds": p99,
-        "calls_per_second_of_one": most,
+        "calls_per_second_of_one": max_rate,
         "plans": [
             {
                 "replicas": row.replicas,
                 "calls_per_second_each": row.rate_each,
-                "holds": holds(row.outcome, p99),
+                "is_sustained": sustains(row.outcome, p99),
                 "is_saturated": row.outcome.is_saturated,
                 "device_busy": row.outcome.device_busy,
                 "cores_busy": row.outcome.cores_busy,
@@ -244,7 +250,7 @@ def _json(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> st
     return json.dumps(plan, indent=2)
 
 
-def _text(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> str:
+def _text(replica: Replica, p99: float, max_rate: float, rows: Sequence[_Row]) -> str:
     curve = replica.curve
     sizes = ", ".join(f"{name} {policy.max_batch_size}" for name, policy in replica.policies.items())
     head = ("replicas", "calls/s each", "device busy", "cores busy", "images a batch", "texts a batch")
@@ -252,8 +258,8 @@ def _text(replica: Replica, p99: float, most: float, rows: Sequence[_Row]) -> st
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         [
-            f"{curve.model}; cores: {curve.cores}; lanes: {curve.lanes}; largest batch: {sizes}",
-            f"One replica holds {_number(most)} calls/s with a p99 of {_ms(p99)}.",
+            f"{curve.model}; cores: {curve.cores}; lanes: {curve.lanes}; max batch size: {sizes}",
+            f"One replica sustains {_number(max_rate)} calls/s with a p99 of {_ms(p99)}.",
             "",
             *("  ".join(map(str.rjust, row, widths)) for row in cells),
         ]
@@ -283,29 +289,28 @@ def _progress(text: str) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"alignserve-server plan: {message}", file=sys.stderr)
-    return code
+    return command_failed("plan", message, code)
 
 
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"invalid value {text}: must be greater than 0")
     return value
 
 
 def _at_least_1(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"invalid value {text}: must be 1 or more")
     return value
 
 
 def _many(text: str) -> int:
     value = int(text)
-    if value < _LEAST_CALLS:
+    if value < _MIN_CALLS:
         raise argparse.ArgumentTypeError(
-            f"{text} is not at least {_LEAST_CALLS}, of which 10 are slower than p99"
+            f"invalid value {text}: must be {_MIN_CALLS} or more, of which 10 are slower than the p99"
         )
     return value
 
@@ -313,20 +318,22 @@ def _many(text: str) -> int:
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+        raise argparse.ArgumentTypeError(f"invalid value {text}: must be from 0 to 1")
     return value
 
 
 def _range(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= least <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not LEAST-MOST, such as 5-20, or one number")
-    return least, most
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
+        raise argparse.ArgumentTypeError(
+            f"invalid range {text!r}: use MIN-MAX, for example 5-20, or one number"
+        )
+    return low, high
 
 
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None or not int(match[1]) or not int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 640x480")
+        raise argparse.ArgumentTypeError(f"invalid size {text!r}: use WIDTHxHEIGHT, for example 640x480")
     return int(match[1]), int(match[2])

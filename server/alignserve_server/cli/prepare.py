@@ -1,17 +1,17 @@
-"""`alignserve-server prepare`: writes a checkpoint that is served without torch and transformers."""
+"""The command `alignserve-server prepare`: writes a checkpoint that can be served without torch."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from alignserve_server.model.align import load_align
+from alignserve_server.cli.command import add_renamed_flags, command_failed, command_parser
+from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import EMBEDDED, Checkpoint, CheckpointError
 from alignserve_server.model.drafts import draft_folder, install, is_draft, move_into
 from alignserve_server.model.preparation import Weights, fingerprints, prepare, shipped_form
@@ -37,74 +37,77 @@ examples:
   alignserve-server --checkpoint /models/align
 
 Preparing needs torch and transformers (pip install 'alignserve[server,torch]'), a few minutes, and three
-times the memory of the weights. The folder can be copied to any machine. Serving it needs neither package,
-and each start verifies its tokens, pixels and embeddings against those of transformers. A folder that
-already holds the same checkpoint is left as it is, so the command can run before each start; a damaged one
-is prepared again.
+times the memory of the weights. The directory can be copied to any machine. Serving it needs neither
+package, and each start verifies its tokens, pixels and embeddings against those of transformers. A directory
+that already contains the same checkpoint is not changed, so the command can run before each start; a damaged
+one is prepared again.
 """
 
 
 def run(argv: list[str]) -> int:
-    """Prepares a checkpoint; returns 0 if the folder can be served, 1 if not. Wrong usage exits with 2."""
+    """Prepares a checkpoint.
+
+    Returns:
+        The exit code: 0 if the directory can be served, 1 if not, 2 for invalid usage.
+    """
     arguments = _parser().parse_args(argv)
     try:
         _prepare(arguments)
     except (CheckpointError, ValueError) as error:
-        return _fail(str(error))
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
-        return _fail(f"cannot write {arguments.to}: {error}; make room, or give another folder")
+        return command_failed("prepare", str(error), 1)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
+        return command_failed(
+            "prepare", f"cannot write {arguments.to}: {error}; free some space or use another directory", 1
+        )
     return 0
 
 
-def _fail(reason: str) -> int:
-    print(f"alignserve-server prepare: {reason}", file=sys.stderr)
-    return 1
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="alignserve-server prepare",
-        description="Writes everything needed to serve a checkpoint on a CPU without torch and transformers.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "prepare",
+        "Writes everything needed to serve a checkpoint on a CPU without torch and transformers.",
+        _EXAMPLES,
     )
+    add_renamed_flags(parser, "calibration_folder", "min_cosine")
     parser.add_argument(
         "--checkpoint",
         default=EMBEDDED,
-        metavar="ID|FOLDER",
-        help="hub id or folder of an ALIGN checkpoint; default: the embedded one",
+        metavar="ID|DIR",
+        help="directory or Hugging Face Hub id of an ALIGN checkpoint (default: the embedded one)",
     )
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
-    parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="folder to write")
+    parser.add_argument(
+        "--revision", metavar="REVISION", help="branch, tag or commit on the Hugging Face Hub"
+    )
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="directory to write")
     parser.add_argument(
         "--weights",
         choices=("float32", "float16", "int8"),
         default="float32",
-        help="data type of the stored weights; float16 halves the size, changes vectors in the fourth "
-        "digit and has its own fingerprint; int8 needs --calibration-dir; default: float32",
+        help="data type of the stored weights; float16 halves the size, changes embeddings in the fourth "
+        "digit and has its own fingerprint; int8 requires --calibration-dir (default: float32)",
     )
     parser.add_argument(
         "--calibration-dir",
         type=Path,
-        metavar="FOLDER",
-        help="images like those that callers send, for int8",
+        metavar="DIR",
+        help="directory of sample images that resemble production traffic; required for int8",
     )
     parser.add_argument(
         "--min-cosine-similarity",
         type=_cosine,
         default=0.999,
-        metavar="COSINE",
-        help="minimum cosine similarity to transformers in float32, or nothing is written; default: 0.999",
+        metavar="RATIO",
+        help="minimum cosine similarity to the float32 reference; below it nothing is written "
+        "(default: 0.999)",
     )
-    parser.add_argument("--force", action="store_true", help="replace another prepared checkpoint")
+    parser.add_argument("--force", action="store_true", help="overwrite a different prepared checkpoint")
     return parser
 
 
 def _cosine(text: str) -> float:
     cosine = float(text)
     if not 0 <= cosine <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"invalid value {text}: must be from 0 to 1")
     return cosine
 
 
@@ -120,8 +123,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
         cosine = _write(folder, source, calibration, expected, arguments)
         size = sum(path.stat().st_size for path in folder.rglob("*"))
         print(f"wrote {folder}: {size / 1e6:.0f} MB, weights in {arguments.weights}")
-        print(f"lowest cosine with transformers in float32: {cosine:.6f} (limit {arguments.min_cosine})")
-    name = f"./{folder}" if str(folder) == EMBEDDED else str(folder)  # else the embedded one is meant
+        limit = arguments.min_cosine_similarity
+        print(f"minimum cosine similarity to the float32 reference: {cosine:.6f} (limit {limit})")
+    name = f"./{folder}" if str(folder) == EMBEDDED else str(folder)  # otherwise it means the embedded one
     print(f"serve it with: alignserve-server --checkpoint {shlex.quote(name)}")
 
 
@@ -129,7 +133,7 @@ def _calibration(
     arguments: argparse.Namespace, source: Checkpoint | PreparedCheckpoint
 ) -> CalibrationImages | None:
     if (arguments.weights == "int8") != (arguments.calibration_dir is not None):
-        raise ValueError("--weights int8 and --calibration-dir belong together; give both or neither")
+        raise ValueError("--weights int8 and --calibration-dir must be given together")
     if arguments.weights != "int8":
         return None
     return CalibrationImages(
@@ -145,45 +149,47 @@ def _fingerprints(
         return fingerprints(source, calibration, _stored(weights))
     if source.weights != weights:
         raise ValueError(
-            f"{source.folder} is prepared with weights in {source.weights}; for {weights} give the "
+            f"{source.folder} is prepared with weights in {source.weights}; for {weights}, use the "
             f"checkpoint that it was prepared from ({source.model_id})"
         )
     return source.fingerprints
 
 
 def _is_done(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool) -> bool:
-    """Says whether a folder is what would be written there. Raises CheckpointError if it has to be kept."""
+    """Returns whether a folder is up to date. Raises CheckpointError if it must not be overwritten."""
     if not folder.exists():
         return False
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file; give a folder that is new or empty")
+        raise CheckpointError(f"{folder} is a file; use a directory that is new or empty")
     if not is_prepared(folder):
         others = list(folder.iterdir())
     elif _has(folder, expected, is_forced=is_forced):
         return True
     else:
         others = other_files(folder)
-    # A volume may have the former, and an earlier run that was killed there has left the latter.
+    # lost+found is on volumes; drafts are left by an earlier run that was killed.
     if kept := [path for path in others if path.name != "lost+found" and not is_draft(path)]:
         raise CheckpointError(
-            f"{folder} holds other files, such as {kept[0].name}; give a folder that is new or empty"
+            f"{folder} contains other files, such as {kept[0].name}; use a directory that is new or empty"
         )
     return False
 
 
 def _has(folder: Path, expected: Mapping[DtypeName, str], *, is_forced: bool) -> bool:
-    """Says whether a prepared checkpoint is undamaged and the expected one.
+    """Returns whether a prepared checkpoint is undamaged and the expected one.
 
     Raises:
-        CheckpointError: It is another one, which only force replaces.
+        CheckpointError: It is a different one, which only force overwrites.
     """
     try:
         found = open_prepared(folder).fingerprints
     except CheckpointError as error:
-        print(f"it is made again, since {error}")
+        print(f"preparing again: {error}")
         return False
     if found != expected and not is_forced:
-        raise CheckpointError(f"{folder} holds another prepared checkpoint; give another folder, or --force")
+        raise CheckpointError(
+            f"{folder} contains a different prepared checkpoint; use another directory or --force"
+        )
     return found == expected
 
 
@@ -194,12 +200,13 @@ def _write(
     expected: Mapping[DtypeName, str],
     arguments: argparse.Namespace,
 ) -> float:
-    """Writes the folder, or where a link leads to; returns the lowest cosine with the reference."""
+    """Writes the folder, following links; returns the minimum cosine similarity to the reference."""
     place = folder.resolve()
     is_kept = place.is_dir() and _has_to_stay(place)
     with draft_folder(place if is_kept else place.parent) as draft:
         _fill(draft, source, calibration, arguments.weights)
-        cosine = load_align(open_prepared(draft), min_cosine=arguments.min_cosine).info.min_cosine
+        options = LoadOptions(min_cosine_similarity=arguments.min_cosine_similarity)
+        cosine = load_align(open_prepared(draft), options).info.min_cosine
         if is_kept:
             move_into(draft, place, first=FACTS, last=DIGESTS)
         else:
@@ -209,7 +216,7 @@ def _write(
 
 
 def _has_to_stay(folder: Path) -> bool:
-    """Says whether a folder can only be filled: a mount, the one of a shell, or one of somebody else's."""
+    """Returns whether a folder cannot be replaced: a mount, the current one, or one in a read-only parent."""
     return folder.is_mount() or folder == Path.cwd() or not os.access(folder.parent, os.W_OK | os.X_OK)
 
 
@@ -237,12 +244,12 @@ def _fill(
 
 
 def _stored(weights: _Weights) -> Weights:
-    """Returns the data type of what int8 leaves as it is, or of all."""
+    """Returns the data type of the weights that are not quantized."""
     return "float16" if weights == "float16" else "float32"
 
 
 def _share(draft: Path) -> None:
-    """Gives a draft, which is for its owner alone, the permissions of any new folder."""
+    """Gives a draft, which only its owner can read, the permissions of a new folder."""
     umask = os.umask(0)
     os.umask(umask)
     draft.chmod(0o777 & ~umask)

@@ -1,4 +1,4 @@
-"""Settings at the command line: their flags in `--help`, and the command that shows what is in force."""
+"""Settings on the command line: their flags in `--help`, and the command that shows the effective values."""
 
 from __future__ import annotations
 
@@ -12,55 +12,74 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from alignserve_server.cli.command import command_parser
 from alignserve_server.settings import GROUPS, Settings
+from alignserve_server.settings.renamed import REMOVED, RENAMED
 from alignserve_server.settings.sources import Given, flag
 
 _EXAMPLES = """\
 examples:
-  alignserve-server settings                                    all of them
-  alignserve-server settings --config server.toml --lanes 2     what a start with these flags would use
-  alignserve-server settings --format toml >server.toml         as a file for --config
+  alignserve-server settings                                    all settings
+  alignserve-server settings --config server.toml --lanes 2     what the server would use with these flags
+  alignserve-server settings --format toml >server.toml         write a file for --config
 """
 _METAVARS = {
     "listen": "HOST:PORT",
     "metrics_listen": "HOST:PORT",
-    "checkpoint": "FOLDER|ID",
+    "checkpoint": "ID|DIR",
     "revision": "REVISION",
     "device": "DEVICE",
-    "image_formats": "FORMAT[,FORMAT…]",
+    "extra_image_formats": "FORMAT[,FORMAT…]",
 }
-_UNITS = {"_bytes": "BYTES", "_seconds": "SECONDS", "_ms": "MS", "_pixels": "PIXELS", "_folder": "FOLDER"}
+_METAVARS_BY_ENDING = {
+    "_bytes": "BYTES",
+    "_seconds": "SECONDS",
+    "_pixels": "PIXELS",
+    "_dir": "DIR",
+    "_ratio": "RATIO",
+    "_similarity": "RATIO",
+}
+_OLD_SWITCHES = ("metrics", "warmup")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each setting, in groups; those that are not given leave no trace in what is parsed."""
+    """Adds a flag for each setting, in groups. What is parsed contains only those that were given."""
     group: argparse._ArgumentGroup | None = None
     for name, field in Settings.model_fields.items():
         if name in GROUPS:
             group = parser.add_argument_group(GROUPS[name])
-        assert group is not None  # noqa: S101 — the first setting begins a group
+        assert group is not None  # noqa: S101 — the first setting starts a group
         options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
         if field.annotation is bool:
             group.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
         else:
             group.add_argument(flag(name), metavar=_metavar(name, field), **options)
+    _add_outdated(parser)
+
+
+def _add_outdated(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of earlier versions, which `read_settings` answers with what to use instead."""
+    hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    for name in (*RENAMED, *REMOVED):
+        if name in _OLD_SWITCHES:
+            parser.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, **hidden)
+        else:
+            parser.add_argument(flag(name), dest=name, nargs="?", **hidden)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the parser of `alignserve-server settings`, for what is not a setting itself."""
-    result = argparse.ArgumentParser(
-        prog="alignserve-server settings",
+    """Returns the parser of `alignserve-server settings`, without the settings themselves."""
+    result = command_parser(
+        "settings",
+        "Shows the effective settings and where each one was given.",
+        _EXAMPLES,
         usage="%(prog)s [--format table|toml|json] [--config FILE] [settings]",
-        description="Shows the settings that are in force, and where each one was given.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     result.add_argument(
         "--format",
         choices=_FORMATS,
         default="table",
-        help="a table for people, TOML for --config, or JSON (default: table)",
+        help="output format; toml can be used as a file for --config (default: table)",
     )
     return result
 
@@ -85,9 +104,9 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "|".join(get_args(field.annotation))
     if name in _METAVARS:
         return _METAVARS[name]
-    for ending, unit in _UNITS.items():
+    for ending, metavar in _METAVARS_BY_ENDING.items():
         if name.endswith(ending):
-            return unit
+            return metavar
     return "FILE" if "Path" in str(field.annotation) else "N"
 
 
@@ -106,7 +125,7 @@ def _table(values: Mapping[str, Any], places: Mapping[str, str]) -> str:
 def _toml(values: Mapping[str, Any], places: Mapping[str, str]) -> str:
     lines = []
     for name, value in values.items():
-        comment = "# " if value is None else ""
+        comment = "# " if value is None and Settings.model_fields[name].default is None else ""
         lines.append(f"{comment}{name} = {_toml_value(value)}  # {places[name]}")
     return "\n".join(lines)
 
@@ -121,7 +140,7 @@ def _json(values: Mapping[str, Any], places: Mapping[str, str]) -> str:
 
 def _toml_value(value: Any) -> str:
     if value is None:
-        return "unset"
+        return '"none"'
     return str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
@@ -129,14 +148,14 @@ _FORMATS = {"table": _table, "toml": _toml, "json": _json}
 
 
 def config_file(text: str) -> Path:
-    """Reads the value of `--config`. Raises ArgumentTypeError if it is not that of a file."""
+    """Returns the path given by `--config`. Raises ArgumentTypeError if it is not a file."""
     path = Path(text)
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError as error:
-        raise argparse.ArgumentTypeError(f"{text}: there is no such file") from error
-    except OSError as error:  # its folder may not be searched
+        raise argparse.ArgumentTypeError(f"{text}: no such file") from error
+    except OSError as error:  # its directory may not be searched
         raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
     if not is_file:
-        raise argparse.ArgumentTypeError(f"{text}: it is not a file")
+        raise argparse.ArgumentTypeError(f"{text}: not a file")
     return path

@@ -1,4 +1,4 @@
-"""All addresses of a machine, of both families or of the one that its kernel has."""
+"""The wildcard address, for the address families that the kernel supports."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"  # noqa: S104 — where to listen is the 
 
 
 def present_host(host: str) -> str:
-    """Returns the host to listen on: for [::], where the kernel has no IPv6, all addresses of IPv4.
+    """Returns the host to listen on: 0.0.0.0 instead of [::] if the kernel has no IPv6.
 
-    gRPC does the same with its port, so an image may always say [::].
+    gRPC does the same for its port, so a container image can always use [::].
     """
     return _ALL_IPV4 if host == _ALL_IPV6 and not _has_ipv6() else host
 

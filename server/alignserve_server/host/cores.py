@@ -1,4 +1,4 @@
-"""The processor cores that this process may use: all that it is given, or one worker's part of them."""
+"""The processor cores that this process may use: all that are available, or one worker's share of them."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ _COUNT = "PYTHON_CPU_COUNT"  # lowers Python's own count too, from 3.13 on
 
 
 def cpu_count(root: Path = Path("/")) -> int:
-    """Returns the cores that this process may use, which in a container are fewer than the machine's.
+    """Returns how many cores this process may use; in a container fewer than the machine has.
 
     `root` is where /proc and /sys are.
     """
     return min(_limits(root))
 
 
-def take_share(worker: int, workers: int) -> None:
-    """Leaves this process its part of the cores, and lets `cpu_count` say so.
+def pin_to_share(worker: int, workers: int) -> None:
+    """Pins this process to its share of the cores, and lowers `cpu_count` accordingly.
 
-    Threads that exist keep theirs, so it comes before any library that starts some.
+    Existing threads are not pinned, so call it before importing a library that starts threads.
     """
-    # A container's quota says how many cores and not which, so it can only be divided as a number.
+    # A container's quota limits the number of cores, not which, so only the number can be divided.
     os.environ[_COUNT] = str(math.ceil(cpu_count() / workers))
     if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0), key=_place)
+        cores = sorted(os.sched_getaffinity(0), key=_topology_key)
         os.sched_setaffinity(0, share(cores, worker, workers))
 
 
 def share(cores: Sequence[int], worker: int, workers: int) -> Sequence[int]:
-    """Returns the part of one worker: disjoint from the others', or all if there are too few cores."""
+    """Returns the share of one worker: disjoint from the others', or all cores if there are too few."""
     if workers > len(cores):
         return cores
     return cores[len(cores) * worker // workers : len(cores) * (worker + 1) // workers]
@@ -49,8 +49,8 @@ def _limits(root: Path) -> Iterator[int]:
         yield max(1, int(os.environ[_COUNT]))
 
 
-def _place(core: int) -> tuple[int, ...]:
-    """Returns socket and physical core, so that cores that share memory and caches are sorted together."""
+def _topology_key(core: int) -> tuple[int, ...]:
+    """Returns socket and physical core, so that cores that share memory and caches are adjacent."""
     topology = Path(_TOPOLOGY.format(core))
     try:
         return tuple(int((topology / name).read_text()) for name in ("physical_package_id", "core_id"))

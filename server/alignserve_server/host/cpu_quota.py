@@ -1,4 +1,4 @@
-"""Quotas of CPU time that the kernel's control groups set for this process."""
+"""CPU quotas that control groups set for this process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path, PurePosixPath
 
 
 def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
-    """Yields the quotas, in cores, of the process's own group and of all groups around it.
+    """Yields the quotas, in cores, of the process's own group and of its parent groups.
 
-    Containers have theirs at the root of what they see; a unit of systemd is a group further below. Versions
-    1 and 2 of control groups may be mounted at the same time. `root` is where /proc and /sys are.
+    Containers see their group as the root; a systemd unit is a group further down. Versions 1 and 2 of
+    control groups may be mounted at the same time. `root` is where /proc and /sys are.
     """
     own_groups = dict(_own_groups(root))
     for mount_point, top, is_version_1 in _mounts(root):
         for folder in _folders(mount_point, top, own_groups.get("cpu" if is_version_1 else "", "/")):
-            with suppress(OSError, ValueError, OverflowError):  # none here: no such file, or the word "max"
+            with suppress(OSError, ValueError, OverflowError):  # no quota: no such file, or the word "max"
                 yield _quota(folder, is_version_1=is_version_1)
 
 
@@ -36,7 +36,7 @@ def _mounts(root: Path) -> Iterator[tuple[Path, str, bool]]:
         kind, _, options = (*rest.split(" ", 2), "", "")[:3]
         if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
             top, mount_point = (*fields.split(" ")[3:5], "", "")[:2]
-            if mount_point:  # as emulated kernels may leave out what nobody reads
+            if mount_point:  # emulated kernels may omit it
                 yield root / _unescaped(mount_point).lstrip("/"), _unescaped(top), kind == "cgroup"
 
 
@@ -46,7 +46,7 @@ def _unescaped(path: str) -> str:
 
 
 def _folders(mount_point: Path, top: str, own: str) -> Iterator[Path]:
-    """Yields the folders of the process's group and of all around it, as far as they are mounted."""
+    """Yields the folders of the process's group and of its parents, as far as they are mounted."""
     try:
         below = PurePosixPath(own).relative_to(top)
     except ValueError:  # the group is not below the mount: a container sees its own at the top

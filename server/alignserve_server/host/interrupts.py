@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT before, and after, somebody waits for them: an end without a traceback."""
+"""SIGTERM and SIGINT while no event loop handles them: the process ends without a traceback."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def end_at_signals(*, is_service: bool) -> None:
-    """Ends the process at once at SIGTERM or SIGINT, until other handlers are installed.
+    """Ends the process immediately on SIGTERM or SIGINT, until other handlers are installed.
 
-    A service that is told to stop has done so, with 0, also while it starts. A command that does not come to
-    its end must not look as if it did: 130 after SIGINT and 143 after SIGTERM, as shells have it.
+    A service exits with 0, also while it starts. A command that is interrupted must not look successful: it
+    exits with 130 after SIGINT and 143 after SIGTERM, as in shells.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
         os._exit(0 if is_service else 128 + number)
 
-    for number in NUMBERS:
+    for number in STOP_SIGNALS:
         signal.signal(number, end)
 
 
 @contextmanager
 def restored_handlers() -> Iterator[None]:
-    """Puts the handlers back that an event loop replaces, and would not put back when it drops its own."""
-    handlers = {number: signal.getsignal(number) for number in NUMBERS}
+    """Restores the signal handlers that an event loop replaces and does not restore."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""How many files the process may have open, of which each connection is one."""
+"""The limit of open files, which every connection counts towards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from contextlib import suppress
 
 
 def allow_open_files() -> None:
-    """Raises the limit as far as this process may.
+    """Raises the limit to the maximum for this process.
 
-    It is often 1,024, for programs that use select(): so many connections would keep everybody else out.
+    It is often 1,024, for programs that use select(): then 1,024 connections would lock out everyone else.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # systems on which "unlimited" is too much; then it stays as it is
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems refuse "unlimited"; then the limit stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))

@@ -1,4 +1,4 @@
-"""How much of the machine other processes take while something is measured."""
+"""CPU usage of other processes during a measurement."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 _STAT = Path("/proc/stat")
 _IDLE = (3, 4)  # columns of idle and iowait, see `man proc_stat`
-_COUNTED = 8  # columns; those after them are part of the first two
+_COUNTED = 8  # columns; later ones are included in the first two
 
 
 class OtherWork:
-    """Counts CPU time from when it is made."""
+    """Measures from its construction on."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class OtherWork:
         self._at_start = self._others()
 
     def cores(self) -> float | None:
-        """Returns how many cores other processes kept busy, on average; None where that cannot be known."""
+        """Returns how many cores other processes kept busy, on average; None if unknown."""
         seconds, now, then = self._clock() - self._start, self._others(), self._at_start
         if now is None or then is None or seconds <= 0:
             return None

@@ -1,4 +1,4 @@
-"""Files that are read again when they change, without a restart."""
+"""Files that are reloaded when they change, without a restart."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_INTERVAL_SECONDS = 1.0  # between looks
+_INTERVAL_SECONDS = 1.0  # between checks
 _LARGEST_BYTES = 64 << 20  # a hundred thousand keys have a third of it
 _CHUNK_BYTES = 1 << 16
 
 
 class WatchedFiles:
-    """Says when any of some files has changed, by looking now and then."""
+    """Detects changes of files by polling."""
 
     def __init__(self, paths: Sequence[Path], clock: Callable[[], float] = time.monotonic) -> None:
         self._paths = paths
         self._clock = clock
-        self._looked_at = clock()
+        self._checked_at = clock()
         self._seen: list[object] | None = self._contents()
 
     def have_changed(self) -> bool:
-        """Says whether they have changed since they last had; looks once a second at the most."""
+        """Returns whether a file has changed since the last reported change; checks at most once a second."""
         now = self._clock()
-        if now - self._looked_at < _INTERVAL_SECONDS:
+        if now - self._checked_at < _INTERVAL_SECONDS:
             return False
-        self._looked_at = now
+        self._checked_at = now
         contents = self._contents()
         has_changed = contents != self._seen
         self._seen = contents
         return has_changed
 
-    def look_again(self) -> None:
-        """Has the next look find a change: what the last one found could not be used."""
+    def invalidate(self) -> None:
+        """Forces the next check to report a change: the last content could not be used."""
         self._seen = None
 
     def _contents(self) -> list[object]:
@@ -45,14 +45,14 @@ class WatchedFiles:
 
 
 def read_whole(path: Path, *, pipe_seconds: float) -> bytes:
-    """Reads a file of keys or certificates, which whoever made it may have replaced by anything.
+    """Reads a file of keys or certificates, which may have been replaced by anything.
 
     Args:
         path: A file; or a pipe, such as a shell's `<(…)`, which is read until its writer closes it.
-        pipe_seconds: How long to wait for each part of what comes through a pipe.
+        pipe_seconds: Maximum wait for each chunk from a pipe.
 
     Raises:
-        OSError: It cannot be read, is a device, is too large, or nobody writes to it.
+        OSError: It cannot be read, is a device, is too large, or is a pipe without a writer.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or it would wait for a writer, with the loop
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 — a descriptor
@@ -62,7 +62,7 @@ def read_whole(path: Path, *, pipe_seconds: float) -> bytes:
         content = bytearray()
         while len(content) <= _LARGEST_BYTES:
             if stat.S_ISFIFO(mode) and not select.select([file], [], [], pipe_seconds)[0]:
-                raise OSError(errno.ETIMEDOUT, f"nothing came through the pipe for {pipe_seconds:g} s")
+                raise OSError(errno.ETIMEDOUT, f"nothing was written to the pipe for {pipe_seconds:g} s")
             chunk = file.read(_CHUNK_BYTES)
             if not chunk:
                 return bytes(content)
@@ -71,11 +71,11 @@ def read_whole(path: Path, *, pipe_seconds: float) -> bytes:
 
 
 def _content(path: Path) -> object:
-    """Returns what differs when a file's content does, of what a link leads to; None if it cannot be read."""
+    """Returns a value that changes with the content of a file, following links; None if it is unreadable."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            return found.st_ino  # what comes through a pipe is there once
+            return found.st_ino  # the content of a pipe can be read only once
         # Times and sizes miss a change that follows another within a tick of the file system's clock, and a
         # copy that keeps the old time.
         return hashlib.blake2b(read_whole(path, pipe_seconds=0.0)).digest()

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -49,89 +50,114 @@ _DEVICE = re.compile(r"auto|cpu|cuda(?::(\d+))?")
 _GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # device files of NVIDIA's and AMD's drivers, and of WSL
 
 
-def load_align(
-    checkpoint: Checkpoint | PreparedCheckpoint,
-    *,
-    runtime: RuntimeName | Auto = "auto",
-    device: str = "auto",
-    dtype: DtypeName | Auto = "auto",
-    lanes: int | None = None,
-    threads_per_lane: int | None = None,
-    max_batch_size: int = 32,
-    cuda_graphs: bool = True,
-    min_cosine: float = 0.999,
-    cache_dir: Path | None = None,
-    calibration_dir: Path | None = None,
-    max_image_bytes: int = 10 << 20,
-    max_image_pixels: int = 25_000_000,
-    max_text_bytes: int = 32 << 10,
-    image_formats: Sequence[str] = IMAGE_FORMATS,
-) -> AlignEncoder:
-    """Loads a checkpoint and compares it with transformers' AlignModel in float32.
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a checkpoint is loaded.
 
-    If the lowest cosine is below `min_cosine_similarity`, falls back to the next more precise configuration: float32 on
-    the same runtime, then float32 on torch.
-
-    Args:
-        checkpoint: As `prepared.resolve` returns it.
+    Attributes:
         runtime: `auto` is OpenVINO on a CPU, if it is installed, and torch otherwise.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the GPU if there is one.
         dtype: Of weights and computation. `auto` is float32 on a CPU, and float16 on a GPU, which rounds
-            eight times finer than bfloat16. int8 is for OpenVINO, and must be requested explicitly.
-        lanes: Number of concurrent batches; None lets the runtime decide.
-        threads_per_lane: CPU threads for one batch; None lets the runtime decide.
-        max_batch_size: On a GPU, batches up to this size get CUDA graphs; larger ones run more slowly.
-        cuda_graphs: Whether to capture CUDA graphs at all.
-        min_cosine: Minimum cosine similarity to the reference.
-        cache_dir: For converted models; None for `default_cache_dir`.
-        calibration_dir: Images like those that callers send; required for int8.
+            eight times finer than bfloat16. int8 requires OpenVINO and is used only if it is requested.
+        lanes: Batches that run concurrently; None leaves it to the runtime.
+        threads_per_lane: CPU threads per running batch; None leaves it to the runtime.
+        max_batch_size: Batches up to this size are prepared for on a GPU; larger ones run, but slower.
+        cuda_graphs: Whether batches on a GPU are prepared for.
+        min_cosine_similarity: Minimum cosine similarity to transformers' AlignModel in float32.
+        cache_dir: For converted models; None is `default_cache_dir`.
+        calibration_dir: Images that resemble those of callers; required for int8.
         max_image_bytes: Maximum size of an encoded image.
         max_image_pixels: Maximum size of a decoded image, width times height.
-        max_text_bytes: Maximum length of a text, in bytes of UTF-8.
+        max_text_bytes: Maximum size of a text in UTF-8.
         image_formats: As `accepted_formats` returns them.
+    """
+
+    runtime: RuntimeName | Auto = "auto"
+    device: str = "auto"
+    dtype: DtypeName | Auto = "auto"
+    lanes: int | None = None
+    threads_per_lane: int | None = None
+    max_batch_size: int = 32
+    cuda_graphs: bool = True
+    min_cosine_similarity: float = 0.999
+    cache_dir: Path | None = None
+    calibration_dir: Path | None = None
+    max_image_bytes: int = 10 << 20
+    max_image_pixels: int = 25_000_000
+    max_text_bytes: int = 32 << 10
+    image_formats: Sequence[str] = IMAGE_FORMATS
+
+
+def load_align(
+    checkpoint: Checkpoint | PreparedCheckpoint,
+    options: LoadOptions = LoadOptions(),
+) -> AlignEncoder:
+    """Loads a checkpoint and compares it with transformers' AlignModel in float32.
+
+    If the lowest cosine similarity is below the minimum, falls back to a more precise configuration: float32
+    on the same runtime, then float32 on torch.
+
+    Args:
+        checkpoint: As `prepared.resolve` returns it.
+        options: How it is loaded.
 
     Raises:
         CheckpointError: Its weights or its preprocessing cannot be served.
-        ValueError: The device does not exist, the runtime does not support the device or the data type, or a
+        ValueError: The device does not exist, the runtime does not support the device or data type, or a
             requirement of int8 is missing.
     """
-    decoder = ImageDecoder(max_bytes=max_image_bytes, max_pixels=max_image_pixels, formats=image_formats)
+    decoder = ImageDecoder(
+        max_bytes=options.max_image_bytes,
+        max_pixels=options.max_image_pixels,
+        formats=options.image_formats,
+    )
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
     if isinstance(checkpoint, Checkpoint):
         check_configuration(checkpoint.config)
-        target = resolved_device(device, runtime)
-        choices = _choices(runtime, target, dtype)
-        calibration = _calibration(calibration_dir, images) if dtype == "int8" else None
+        target = resolved_device(options.device, options.runtime)
+        choices = _choices(options.runtime, target, options.dtype)
+        calibration = _calibration(options.calibration_dir, images) if options.dtype == "int8" else None
     else:
         target, calibration = "cpu", None
-        choices = _prepared_choices(checkpoint, runtime, device, dtype)
+        choices = _prepared_choices(checkpoint, options.runtime, options.device, options.dtype)
     for name, precise in choices:
         execution = ExecutionConfig(
-            target, precise, lanes, threads_per_lane, max_batch_size, cuda_graphs=cuda_graphs
+            target,
+            precise,
+            options.lanes,
+            options.threads_per_lane,
+            options.max_batch_size,
+            cuda_graphs=options.cuda_graphs,
         )
         try:
-            loaded = _load(name, checkpoint, execution, images, cache_dir, calibration)
+            loaded = _load(name, checkpoint, execution, images, options.cache_dir, calibration)
         except CheckpointError as error:
-            if runtime != "auto" or (name, precise) == choices[-1]:
+            if options.runtime != "auto" or (name, precise) == choices[-1]:
                 raise
             _log.warning("runtime_unavailable", runtime=name, reason=str(error))
             continue
-        texts = TextTokenizer.of(loaded.reference, max_bytes=max_text_bytes)
+        texts = TextTokenizer.of(loaded.reference, max_bytes=options.max_text_bytes)
         cosine = _proved_cosine(checkpoint, loaded, texts)
-        if cosine >= min_cosine:
+        if cosine >= options.min_cosine_similarity:
             break
-        _log.warning("cosine_similarity_too_low", runtime=name, dtype=precise, min_cosine=cosine, limit=min_cosine)
+        _log.warning(
+            "cosine_similarity_too_low",
+            runtime=name,
+            dtype=precise,
+            min_cosine_similarity=cosine,
+            limit=options.min_cosine_similarity,
+        )
     else:
         raise CheckpointError(
-            f"no runtime reaches a cosine of {min_cosine} with transformers' AlignModel; the last one "
-            f"{_found(cosine)}; lower --min-cosine-similarity if that is acceptable"
+            f"no runtime reaches a cosine similarity of {options.min_cosine_similarity} to transformers' "
+            f"AlignModel; the last one {_found(cosine)}; lower --min-cosine-similarity to accept that"
         )
     _warn_of_unembedded(loaded.reference)
     return AlignEncoder(images, texts, loaded.runtime, _info(checkpoint, loaded, cosine))
 
 
 def default_cache_dir() -> Path:
-    """Returns the user's cache folder: `$XDG_CACHE_HOME/alignserve`."""
+    """Returns the user's folder for what can be made again: `$XDG_CACHE_HOME/alignserve`."""
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "alignserve"
     try:
@@ -248,8 +274,8 @@ def _prepared_choices(
 def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> CalibrationImages:
     if folder is None:
         raise ValueError(
-            "int8 needs images like those that callers send; put at least a few dozen in a folder and set "
-            "--calibration-dir"
+            "int8 needs to see images like those that callers send; put some dozens or more in a folder and "
+            "set --calibration-dir"
         )
     return CalibrationImages(folder, preprocess)
 

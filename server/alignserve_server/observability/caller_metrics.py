@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from alignserve_server.observability.instruments import Computed, Counter
 
-CALLER_OUTCOMES = ("accepted", "refused")
+CALLER_OUTCOMES = ("accepted", "rejected")
 ANONYMOUS = "anonymous"  # hosts, and calls whose key is missing or not valid
 OTHER = "other"  # than the first names, where there are more than have series
 
@@ -59,7 +59,7 @@ class CallerMetrics:
 
     def refuse(self, caller: str, items: int) -> None:
         """Counts items that were refused."""
-        self._items.labels(self._name(caller), "refused").inc(items)
+        self._items.labels(self._name(caller), "rejected").inc(items)
 
     def wait(self, caller: str, items: int) -> None:
         """Counts items that begin to wait, or, less than 0, have ended to."""

@@ -20,7 +20,8 @@ EVENTS: Mapping[str, str] = {
     "converting": "OpenVINO converts the checkpoint, once.",
     "conversion_damaged": "A cached conversion is damaged and is made again; `reason` names the files.",
     "cache_not_writable": "The cache folder is not writable, so each start converts the checkpoint again.",
-    "cosine_similarity_too_low": "Embeddings are too far from the reference; a more precise configuration is used.",
+    "cosine_similarity_too_low": "Embeddings are too far from the reference; "
+    "a more precise configuration is used.",
     "runtime_unavailable": "The runtime cannot run the checkpoint, so torch is used.",
     "tokens_without_embedding": "The tokenizer has `count` tokens more than the model's `vocabulary_rows`; "
     "texts with these tokens are refused.",
@@ -37,7 +38,7 @@ EVENTS: Mapping[str, str] = {
     "stalled": "`what` is stuck: `batch` or `preprocess` for `running_seconds` (null if a lane died), or "
     "`device` after `failed_batches`.",
     "recovered": "A stall has ended.",
-    "unrecoverable_stall": "The stall has lasted too long, or a lane has died; the process exits with code 3.",
+    "unrecoverable_stall": "The stall lasted too long, or a lane died; the process exits with code 3.",
     "lane_died": "A bug ended a lane's thread. Health stays NOT_SERVING until the process is restarted.",
     "watchdog_died": "A bug ended the watchdog; the process exits with code 3.",
     "grpc_died": "The gRPC server ended on its own; the process exits with code 3.",
@@ -48,7 +49,7 @@ EVENTS: Mapping[str, str] = {
     "lane_still_running": "A batch was still running when the server stopped.",
     # Access
     "certificate_reloaded": "A renewed certificate is in use.",
-    "certificate_reload_failed": "A renewed certificate is unusable, for a `reason`; the old one stays in use.",
+    "certificate_reload_failed": "A renewed certificate is unusable, for a `reason`; the old one stays.",
     "certificate_not_valid": "The certificate in use has expired or is not valid yet.",
     "certificate_expires_sooner": "The certificate in use expires before the `earlier_one`.",
     "api_keys_reloaded": "The keys file has changed and was read.",

@@ -69,7 +69,7 @@ class Metrics:
         )
         self.certificate_expiry = self._measured(
             "alignserve_certificate_expiry_timestamp_seconds",
-            "Unix time at which the certificate of the gRPC port ends.",
+            "Unix time at which the gRPC certificate expires.",
             ["certificate"],
         )
         self.rpc_seconds = self._loop_histogram(
@@ -80,12 +80,12 @@ class Metrics:
         )
 
         self.uploads = self._loop_gauge(
-            "alignserve_uploads", "Unary calls whose request is being received, health aside.", {}
+            "alignserve_uploads", "Unary requests being received, without health checks.", {}
         )
-        self.streams = self._loop_gauge("alignserve_streams", "Streams that are open.", {})
+        self.streams = self._loop_gauge("alignserve_streams", "Open streams.", {})
         self.unread_response_bytes = self._loop_gauge(
             "alignserve_unread_response_bytes",
-            "Bytes of responses that are being made or have not been read by their clients.",
+            "Bytes of responses in progress or not yet read by clients.",
             {},
         )
 
@@ -93,12 +93,12 @@ class Metrics:
         modality = _MODALITY
         self.items_accepted = self._loop_counter(
             "alignserve_items_accepted",
-            "Images and texts (label prompts too) admitted: the sum of items by outcome and in flight.",
+            "Images, texts and label prompts admitted: the sum of items by outcome and in flight.",
             modality,
         )
         self.items = self._loop_counter(
             "alignserve_items",
-            "Images and texts that have left, by outcome.",
+            "Images and texts completed, by outcome.",
             {**modality, "outcome": OUTCOMES},
         )
         self.items_in_flight = self._loop_gauge(
@@ -106,17 +106,17 @@ class Metrics:
         )
         self.rejected = self._loop_counter(
             "alignserve_rejected",
-            "Calls and stream items refused, by the reason they were given.",
+            "Calls and stream items rejected, by reason.",
             {"reason": _REASONS},
         )
         self.caller_items = self._loop_counter(
             "alignserve_caller_items",
-            "Images and texts by caller: admitted, and refused with their call. Unreadable ones are both.",
+            "Images and texts by caller: admitted, and rejected with their call. Unreadable ones are both.",
             ["caller", "outcome"],
         )
         self.caller_waiting_items = Computed(
             "alignserve_caller_waiting_items",
-            "Images and texts admitted that no batch has taken yet, by caller.",
+            "Images and texts waiting for a batch, by caller.",
             ["caller"],
             self.registry,
         )
@@ -130,7 +130,7 @@ class Metrics:
         self.tokens = self._loop_counter("alignserve_tokens", "Tokens of texts and label prompts.", {})
         self.unknown_tokens = self._loop_counter(
             "alignserve_unknown_tokens",
-            "Tokens, of those, that stand for words that the model's vocabulary lacks.",
+            "Tokens for words outside the model's vocabulary.",
             {},
         )
         self.queue_wait_seconds = self._loop_histogram(
@@ -141,7 +141,7 @@ class Metrics:
         )
         self.queue_bytes = self._measured(
             "alignserve_queue_bytes",
-            "Bytes, as sent by callers, of the entries waiting for a batch.",
+            "Size of the entries waiting for a batch, as received.",
             ["modality"],
         )
 
@@ -167,7 +167,7 @@ class Metrics:
         )
         self.batch_splits = self._counter(
             "alignserve_batch_splits",
-            "Batches that failed whole and were retried in halves.",
+            "Batches that failed and were retried in halves.",
             "reason",
             ("error", "out_of_memory"),
         )
@@ -176,22 +176,22 @@ class Metrics:
             "alignserve_device_busy_seconds", "Time that lanes spent in the model, summed over lanes.", []
         )
         self.event_loop_lag = self._measured(
-            "alignserve_event_loop_lag_seconds", "By how much the event loop was late when last looked at."
+            "alignserve_event_loop_lag_seconds", "Event loop lag at the last check."
         )
         self.event_loop_tasks = self._measured(
-            "alignserve_event_loop_tasks", "Tasks of the event loop when last looked at."
+            "alignserve_event_loop_tasks", "Tasks of the event loop at the last check."
         )
-        self.lanes = self._measured("alignserve_lanes", "Batches that the device can run at once.")
+        self.lanes = self._measured("alignserve_lanes", "Batches that the device can run concurrently.")
         self.device_memory_bytes = self._measured(
             "alignserve_device_memory_bytes", "Memory that the model holds on its device."
         )
         self.gpu_utilization = self._measured(
             "alignserve_gpu_utilization_ratio",
-            "Share of the last second or less in which the GPU computed, for whomever.",
+            "GPU utilization over the last sample period, all processes.",
             ["gpu"],
         )
         self.gpu_memory_used_bytes = self._measured(
-            "alignserve_gpu_memory_used_bytes", "Memory of the GPU that is taken, by whomever.", ["gpu"]
+            "alignserve_gpu_memory_used_bytes", "Used memory of the GPU, all processes.", ["gpu"]
         )
         self.gpu_memory_bytes = self._measured("alignserve_gpu_memory_bytes", "Memory of the GPU.", ["gpu"])
         self.last_forward_timestamp = self._measured(
@@ -199,11 +199,12 @@ class Metrics:
         )
         self.model_info = self._measured(
             "alignserve_model_info",
-            "Always 1; what is being served stands in the labels.",
+            "Always 1; labels describe the served model.",
             ["model_id", "fingerprint", "runtime", "dtype", "device", "server_version"],
         )
         self.model_min_cosine = self._measured(
-            "alignserve_model_min_cosine_similarity", "Least cosine with transformers in float32, compared at the start."
+            "alignserve_model_min_cosine_similarity",
+            "Minimum cosine similarity to the float32 reference, measured at startup.",
         )
 
     def _define_label_cache(self) -> None:
@@ -224,19 +225,19 @@ class Metrics:
         )
         self.embedding_cache_misses = self._loop_counter(
             "alignserve_embedding_cache_misses",
-            "Items whose embedding was not, while the cache is on.",
+            "Items whose embedding was not in the cache, if it is enabled.",
             modality,
         )
         self.embedding_cache_coalesced = self._loop_counter(
             "alignserve_embedding_cache_coalesced",
-            "Items that waited for the embedding of an equal one that was in the queue or in the model.",
+            "Items that waited for an equal item already in the queue or in the model.",
             modality,
         )
         self.embedding_cache_entries = self._measured(
             "alignserve_embedding_cache_entries", "Embeddings in the cache.", ["modality"]
         )
         self.embedding_cache_bytes = self._measured(
-            "alignserve_embedding_cache_bytes", "Memory that the cache takes.", ["modality"]
+            "alignserve_embedding_cache_bytes", "Memory used by the cache.", ["modality"]
         )
 
     def expect_rpcs(
@@ -296,7 +297,7 @@ class Metrics:
 def server_state(registry: CollectorRegistry) -> Computed:
     """Defines the gauge of the server's state; `state_series` is what its function should return."""
     return Computed(
-        "alignserve_state", "1 for the state that the server is in, 0 for the others.", ["state"], registry
+        "alignserve_state", "1 for the current state of the server, 0 for the others.", ["state"], registry
     )
 
 
@@ -308,5 +309,5 @@ def state_series(current: str) -> dict[tuple[str, ...], float]:
 def log_lines_dropped(registry: CollectorRegistry) -> FunctionCounter:
     """Defines the counter that every process has."""
     return FunctionCounter(
-        "alignserve_log_lines_dropped", "Log lines that were lost because nobody read them in time.", registry
+        "alignserve_log_lines_dropped", "Log lines dropped because the reader was too slow.", registry
     )

@@ -84,10 +84,9 @@ class Tracing:
         is_logged = self._is_drawn(span.get_span_context())
         if not (is_logged or span.is_recording()):
             return None
-        trace = CallTrace(
+        return CallTrace(
             self._tracer or _NO_TRACER, span, self._by_reservation, method if is_logged else None
         )
-        return trace
 
     def exemplar(self, reservation: int) -> dict[str, str] | None:
         """Returns what leads from a metric to the call of a reservation; None if none is recorded."""

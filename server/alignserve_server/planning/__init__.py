@@ -1,1 +1,1 @@
-"""Capacity planning: how many replicas hold a load, by simulation of the measured server."""
+"""Capacity planning: estimates how many replicas sustain a load by simulating the measured server."""

@@ -1,4 +1,4 @@
-"""How long the steps of a call take on one machine: what a plan of capacity goes by."""
+"""The measured cost of each step of a call on one machine, which a capacity plan is based on."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from alignserve_server.modality import MODALITIES
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Measured times, in seconds; mappings are by modality.
+    """Measured times in seconds; mappings are by modality.
 
     Attributes:
-        model: What was measured, for people.
-        cores: Those that the process may use.
-        lanes: Batches that run at once.
+        model: Description of the measured model.
+        cores: Cores that the process may use.
+        lanes: Batches that run concurrently.
         has_parallel_lanes: See `Encoder`.
-        forward_cores: Cores that a forward keeps busy; near 0 where it waits for another device.
-        call: What the event loop does to receive and answer a call.
+        forward_cores: Cores that a forward keeps busy; close to 0 if it waits for another device.
+        call: CPU time of the event loop to receive and answer a call.
         prepare: Decoding or tokenizing an item.
-        forward: A batch in the model, by its length (tokens of a text; 1 for images) and then by its size.
+        forward: Running a batch, by its length (tokens of a text; 1 for images) and then by its size.
 
     Raises:
         ValueError: Something is missing.
@@ -44,13 +44,13 @@ class Curve:
                 raise ValueError(f"times of {modality} forwards are missing")
 
     def forward_seconds(self, modality: str, size: int, length: int) -> float:
-        """Returns how long a batch takes in the model, whose longest entry has that length."""
+        """Returns how long a batch takes, given its size and the length of its longest entry."""
         by_length = {known: _at(size, by_size) for known, by_size in self.forward[modality].items()}
         return _at(length, by_length)
 
 
 def _at(x: int, known: Mapping[int, float]) -> float:
-    """Reads a curve between its points; before the first it is level, after the last in proportion to x."""
+    """Interpolates linearly; constant before the first point, proportional to x after the last."""
     points = sorted(known)
     after = bisect_right(points, x)
     if after == 0:

@@ -1,4 +1,4 @@
-"""Measures a machine's `Curve`: forwards, preprocessing, and what calls cost beside them."""
+"""Measures the `Curve` of a machine: forwards, preprocessing, and the overhead of calls."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.planning.curve import Curve
-from alignserve_server.serving.server import Server, batch_limits
+from alignserve_server.serving.loading import batch_limits
+from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings
 
 _T = TypeVar("_T")
 
 Progress = Callable[[str], None]
 
-_LEAST_RUNS, _LEAST_SECONDS = 5, 0.3  # of each step; the median counts: it is what most calls meet
-_LONGEST_SECONDS = 1.0  # of a forward: larger batches are not tried, but taken to be as slow per entry
+_MIN_RUNS, _MIN_SECONDS = 5, 0.3  # of each step; the median is what a typical call experiences
+_MAX_SECONDS = 1.0  # of a forward: larger batches are not run, but extrapolated
 _LENGTHS = (8, 16, 32, 64)  # tokens
-_CALLS, _CALLS_PER_SECOND = 600, 200  # one by one, as most come: together they would cost half as much
+_CALLS, _CALLS_PER_SECOND = 600, 200  # one at a time, as most arrive: in bursts they would cost half as much
 _TEXT = "a photo of a cat on a sofa in a room with a window"
 
 
 async def measure(
     settings: Settings, encoder: Encoder, image_size: tuple[int, int], progress: Progress
 ) -> Curve:
-    """Measures everything, in half a minute, or some minutes where the model is slow.
+    """Measures everything, which takes half a minute, or a few minutes with a slow model.
 
     Args:
-        settings: Those of the server that is planned.
+        settings: Settings of the planned server.
         encoder: Its model.
         image_size: Width and height of the images that are decoded.
-        progress: Is told what is being measured.
+        progress: Called with a description of each step.
 
     Raises:
-        OutOfDeviceMemory: Not even one entry fits the device.
-        StartupError: Calls could not be measured.
+        OutOfDeviceMemory: Not even a single entry fits on the device.
+        StartupError: The overhead of calls could not be measured.
     """
     photo = _photo(*image_size)
     lanes = settings.lanes or encoder.lanes
@@ -65,20 +66,20 @@ async def measure(
         encoder.encode_texts([plain])
 
     with _Lanes(encoder, lanes if encoder.has_parallel_lanes else 1, serve_others) as busy_lanes:
-        progress("measuring decoding and tokenizing")
+        progress("measuring decoding and tokenization")
         prepare = {
             "image": busy_lanes.seconds(lambda: encoder.preprocess_image(photo)),
             "text": busy_lanes.seconds(lambda: encoder.tokenize(_TEXT, truncate=True)),
         }
-        progress("measuring forwards of images")
+        progress("measuring image forwards")
         cores = busy_lanes.cores(lambda: encoder.encode_images([pixels]))
         images = busy_lanes.by_size(lambda size: encoder.encode_images([pixels] * size), limits["image"])
         texts = {}
         for text in _texts(encoder):
             length = len(text.input_ids)
-            progress(f"measuring forwards of texts of {length} tokens")
+            progress(f"measuring text forwards with {length} tokens")
             texts[length] = busy_lanes.by_size(partial(_encode_texts, encoder, text), limits["text"])
-    progress("measuring calls")
+    progress("measuring the overhead of calls")
     info = encoder.info
     return Curve(
         model=f"{info.model_id}, {info.runtime}, {info.dtype}, {info.device}",
@@ -93,10 +94,10 @@ async def measure(
 
 
 class _Lanes:
-    """Times work as it goes in a loaded server: on all lanes at once, and with other work in between.
+    """Times work under the conditions of a loaded server: on all lanes at once, with other work in between.
 
-    That work, `between`, does not count, but leaves the caches to find their way back. Without it forwards
-    looked a quarter faster than a server's.
+    That work, `between`, is not timed, but evicts the CPU caches. Without it, forwards appeared a quarter
+    faster than in a server.
     """
 
     def __init__(self, encoder: Encoder, lanes: int, between: Callable[[], None]) -> None:
@@ -112,7 +113,7 @@ class _Lanes:
         self._threads.shutdown()
 
     def by_size(self, run: Callable[[int], object], limit: int) -> dict[int, float]:
-        """Returns the seconds of batches of 1, 2, 4 and so on up to the limit, or to those that take long."""
+        """Returns the seconds of batches of 1, 2, 4 …, up to the limit or until they take too long."""
         seconds: dict[int, float] = {}
         for size in _doubling(limit):
             try:
@@ -121,36 +122,36 @@ class _Lanes:
                 if not seconds:
                     raise
                 break
-            if seconds[size] > _LONGEST_SECONDS:
+            if seconds[size] > _MAX_SECONDS:
                 break
         return seconds
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Returns how long a run takes: the median of some."""
+        """Returns the median time of a run in seconds."""
 
         def on_lane() -> float:
             self._together.wait()
             seconds: list[float] = []
-            end = time.perf_counter() + _LEAST_SECONDS
-            while len(seconds) < _LEAST_RUNS or time.perf_counter() < end:
+            end = time.perf_counter() + _MIN_SECONDS
+            while len(seconds) < _MIN_RUNS or time.perf_counter() < end:
                 self._between()
                 begin = time.perf_counter()
                 run()
                 seconds.append(time.perf_counter() - begin)
             return statistics.median(seconds)
 
-        self._on_all(run)  # warms
+        self._on_all(run)  # warm-up
         return statistics.mean(self._on_all(on_lane))
 
     def cores(self, run: Callable[[], object]) -> float:
-        """Returns how many cores a run keeps busy: the most of many, as what disturbs it leaves it less."""
-        self._on_all(run)  # warms
-        most, end = 0.0, time.perf_counter() + _LEAST_SECONDS
+        """Returns how many cores a run keeps busy: the maximum of many, since interference lowers it."""
+        self._on_all(run)  # warm-up
+        highest, end = 0.0, time.perf_counter() + _MIN_SECONDS
         while (begin := time.perf_counter()) < end:
             begin_cpu = time.process_time()
             self._on_all(run)
-            most = max(most, (time.process_time() - begin_cpu) / (time.perf_counter() - begin))
-        return most / self._lanes
+            highest = max(highest, (time.process_time() - begin_cpu) / (time.perf_counter() - begin))
+        return highest / self._lanes
 
     def _on_all(self, run: Callable[[], _T]) -> list[_T]:
         return [job.result() for job in [self._threads.submit(run) for _ in range(self._lanes)]]
@@ -165,7 +166,7 @@ def _doubling(limit: int) -> Iterator[int]:
 
 
 def _texts(encoder: Encoder) -> Iterator[TokenizedText]:
-    """Yields texts of several lengths, up to the longest."""
+    """Yields texts of several lengths, up to the maximum."""
     longest = encoder.tokenize("cat " * encoder.info.max_text_tokens, truncate=True).input_ids
     for length in sorted({min(length, len(longest)) for length in _LENGTHS}):
         yield TokenizedText(longest[:length])
@@ -176,24 +177,24 @@ def _encode_texts(encoder: Encoder, text: TokenizedText, size: int) -> None:
 
 
 def _photo(width: int, height: int) -> bytes:
-    """Returns a JPEG with soft shapes and noise, about as large as a camera's of that size."""
-    chance = np.random.default_rng(0)
-    shapes = chance.integers(0, 256, (height // 32 + 2, width // 32 + 2, 3), np.uint8)
+    """Returns a JPEG with soft shapes and noise, about as large as a photo of that size."""
+    rng = np.random.default_rng(0)
+    shapes = rng.integers(0, 256, (height // 32 + 2, width // 32 + 2, 3), np.uint8)
     smooth = np.asarray(Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC))
-    noisy = smooth + chance.normal(0.0, 6.0, smooth.shape)
+    noisy = smooth + rng.normal(0.0, 6.0, smooth.shape)
     content = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(content, "JPEG", quality=85)
     return content.getvalue()
 
 
 async def _call_seconds(photo: bytes) -> dict[str, float]:
-    """Returns the CPU time that a server takes for a call beside preprocessing and forward.
+    """Returns the CPU time of a server for a call, without preprocessing and forward.
 
-    It serves a model that only hashes, to clients in a process of their own, whose time does not count.
+    It serves the fake model to a client in another process, whose time is not counted.
     """
-    # Nothing of the environment: neither its keys nor its certificates.
+    # Ignores the environment, which may configure keys and certificates.
     settings = Settings.model_construct(
-        listen="127.0.0.1:0", metrics=False, reflection=False, text_cache_bytes=0
+        listen="127.0.0.1:0", metrics_listen=None, reflection=False, text_cache_bytes=0
     )
     server = Server(settings, lambda _: FakeEncoder(640, is_recording=False), announce=lambda *_, **__: None)
     await server.start()
@@ -215,9 +216,9 @@ async def _seconds_per_call(port: int, modality: str, photo: str) -> float:
         *("--max-requests", str(_CALLS), "--duration-seconds", "600", "--warmup-seconds", "0", "--json"),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},  # or -m would import from the current folder first
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # or -m would import from the current directory first
     )
-    _, complaint = await client.communicate()
+    _, errors = await client.communicate()
     if client.returncode != 0:
-        raise StartupError(f"the cost of calls could not be measured: {complaint.decode().strip()}")
+        raise StartupError(f"the overhead of calls could not be measured: {errors.decode().strip()}")
     return (time.process_time() - begin) / _CALLS

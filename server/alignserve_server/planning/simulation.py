@@ -1,4 +1,4 @@
-"""A server process on virtual time: its real admission and scheduler, and measured times in place of work."""
+"""Simulates a server process: the real admission and scheduler on virtual time, with measured times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alignserve_server.batching.scheduler import Batch, BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
 from alignserve_server.planning.curve import Curve
 
-_MOST_OVERTIME = 0.03  # a share of the time; more is no chance, where thousands of calls came
+_MAX_BACKLOG_RATIO = 0.03  # of the total time; with thousands of calls, more is significant
 
 
 class Arrival(NamedTuple):
@@ -34,7 +34,7 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A server process: how fast it is, and how it is set."""
+    """A server process: its speed and its settings."""
 
     curve: Curve
     policies: Mapping[str, BatchPolicy]
@@ -45,68 +45,68 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the calls."""
+    """The outcome of the calls."""
 
     latencies: NDArray[np.float64]  # (answered calls,), seconds
     refused: int
     device_busy: float  # share of the lanes' time, from 0 to 1
     cores_busy: float  # share of the cores' time
-    mean_batch: Mapping[str, float]  # by modality, of those that came
-    seconds: float  # up to the last answer
-    overtime_seconds: float  # of these, after the last call had come
+    mean_batch: Mapping[str, float]  # by modality, of those that occurred
+    seconds: float  # until the last answer
+    backlog_seconds: float  # of these, after the last call arrived
 
     @property
     def is_saturated(self) -> bool:
-        """Whether calls came faster than they could be answered: the wait grows until calls are refused."""
-        return self.refused > 0 or self.overtime_seconds > _MOST_OVERTIME * self.seconds
+        """Whether calls arrived faster than they were answered: the wait grows until calls are refused."""
+        return self.refused > 0 or self.backlog_seconds > _MAX_BACKLOG_RATIO * self.seconds
 
     def latency(self, percent: float) -> float:
-        """Returns a percentile, in seconds; of no answers it is infinite."""
+        """Returns a percentile in seconds; infinite if no call was answered."""
         return float(np.percentile(self.latencies, percent)) if len(self.latencies) else math.inf
 
 
 def simulate(replica: Replica, arrivals: Iterable[Arrival]) -> Outcome:
-    """Lets calls, at least one, come to an idle replica in order of their times; waits for all answers."""
+    """Simulates calls, at least one, in order of their times, on an idle replica, until all are answered."""
     return _Simulation(replica).run(arrivals)
 
 
 class _Cores:
-    """Cores under all that computes: while there are more threads than cores, all slow down alike.
+    """Cores shared by all threads: with more threads than cores, all slow down equally.
 
-    Virtual time passes as much slower as they do, so in it each job ends when it would on cores of its own.
-    A forward on another device slows down too, since its thread wants a core now and then; a little more
-    than it really does.
+    Virtual time slows down by the same factor, so in virtual time each job ends as if it had its own cores.
+    A forward on another device slows down too, since its thread sometimes needs a core; slightly more than
+    it really does.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._virtual = 0.0
-        self._threads = 0.0  # that want a core
-        self._running: list[tuple[float, int, float, Callable[[], None]]] = []  # by virtual time of their end
+        self._threads = 0.0  # that need a core
+        self._running: list[tuple[float, int, float, Callable[[], None]]] = []  # ordered by virtual end time
         self._numbers = itertools.count()
         self.now = 0.0
         self.used_seconds = 0.0
 
     @property
     def next_time(self) -> float:
-        """When the next job ends, if no other comes before."""
+        """When the next job ends, if no other starts before."""
         if not self._running:
             return math.inf
         return self.now + (self._running[0][0] - self._virtual) * self._slowdown
 
     def run(self, seconds: float, threads: float, then: Callable[[], None]) -> None:
-        """Starts a job that takes so long if it has the cores that it wants."""
+        """Starts a job that takes `seconds` if it gets all the cores that it needs."""
         heapq.heappush(self._running, (self._virtual + seconds, next(self._numbers), threads, then))
         self._threads += threads
         self.used_seconds += seconds * threads
 
     def pass_to(self, time: float) -> None:
-        """Lets time pass, up to `next_time` at the most."""
+        """Advances the time, at most to `next_time`."""
         self._virtual += (time - self.now) / self._slowdown
         self.now = time
 
     def finish_next(self) -> None:
-        """Lets time pass up to `next_time`, and ends that job."""
+        """Advances the time to `next_time`, and ends that job."""
         self.now = self.next_time
         self._virtual, _, threads, then = heapq.heappop(self._running)
         self._threads = self._threads - threads if self._running else 0.0
@@ -118,7 +118,7 @@ class _Cores:
 
 
 class _Workers:
-    """Jobs that take turns at a number of threads, each of which keeps so many cores busy."""
+    """A pool of threads that run jobs in order; each thread keeps `cores_each` cores busy."""
 
     def __init__(self, cores: _Cores, count: int, cores_each: float = 1.0) -> None:
         self._cores = cores
@@ -143,7 +143,7 @@ class _Workers:
 
 
 class _Call(NamedTuple):
-    """What an entry in the queue stands for."""
+    """The call of an entry in the queue."""
 
     arrival_time: float
     reservation: Reservation
@@ -160,7 +160,7 @@ class _Simulation:
         self._device = _Workers(cores, at_once, curve.forward_cores)
         self._idle_lanes = curve.lanes
         self._scheduler = Scheduler(replica.policies, replica.max_queue_delay_seconds)
-        # Bytes are left out: an item has one, and there is room for as many as for items.
+        # Bytes are not simulated: an item has 1 byte, and the limit is that of items.
         limit = replica.max_queue_size
         self._admission = {
             modality: AdmissionController(modality, QueueLimits(limit, limit), clock=lambda: cores.now)
@@ -207,8 +207,8 @@ class _Simulation:
         return math.inf if time is None else time
 
     def _receive(self, arrival: Arrival) -> None:
-        seconds = self._curve.call[arrival.modality] / 2  # the other half is the answer
-        if arrival.modality == "text":  # which short ones are tokenized by
+        seconds = self._curve.call[arrival.modality] / 2  # the other half is for the answer
+        if arrival.modality == "text":  # short texts are tokenized on the event loop
             seconds += self._curve.prepare["text"]
         self._event_loop.submit(seconds, lambda: self._admit(arrival))
 

@@ -32,7 +32,7 @@ class MessageApi:
         service: Service,
         metrics: Metrics,
         *,
-        max_stream_age_seconds: float,
+        max_stream_age_seconds: float | None,
         max_unread_response_bytes: int,
     ) -> None:
         unread = ConnectionShares(max_unread_response_bytes, metrics.unread_response_bytes.labels().set)
@@ -93,11 +93,12 @@ class MessageApi:
             max_in_flight=self._service.limits.max_stream_in_flight,
         )
         self._streams.add(stream)
-        aging = asyncio.get_running_loop().call_later(self._stream_age_seconds(), stream.drain, StreamAged)
+        aging = self._end_at_age(stream)
         try:
             await stream.run(requests)
         finally:
-            aging.cancel()
+            if aging is not None:
+                aging.cancel()
             self._streams.discard(stream)
 
     def drain_streams(self) -> None:
@@ -105,9 +106,12 @@ class MessageApi:
         for stream in self._streams:
             stream.drain(ShuttingDown)
 
-    def _stream_age_seconds(self) -> float:
+    def _end_at_age(self, stream: InferStream) -> asyncio.TimerHandle | None:
+        if self._max_stream_age_seconds is None:
+            return None
         # At most the limit, and spread: streams that began together should not come back together.
-        return self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
+        age_seconds = self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
+        return asyncio.get_running_loop().call_later(age_seconds, stream.drain, StreamAged)
 
     async def _infer(
         self, stream: CallScope, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom

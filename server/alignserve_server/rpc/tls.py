@@ -81,7 +81,7 @@ class Certificates:
         try:
             renewed = self._better()
         except Exception as error:  # noqa: BLE001 — gRPC would refuse the connection
-            self._watched.look_again()
+            self._watched.invalidate()
             _log.error("certificate_reload_failed", reason=str(error))
             return None
         _log.info("certificate_reloaded", expires=renewed.expiry.isoformat())

@@ -1,6 +1,6 @@
-"""What a server process does around serving: its exit code, how it ends, what it takes from the environment.
+"""The process around a server: its exit code, how it ends, and variables that it ignores.
 
-Imports nothing heavy, so that who lacks a package is told which.
+Imports nothing heavy, so that a missing package is reported by name.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _EXTRAS = {"torch": "torch", "transformers": "torch", "nncf": "int8", "opentelem
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends the process at once, with everything written that somebody reads."""
+    """Ends the process immediately, after flushing the log and the output."""
     logging.shutdown()
-    with suppress(OSError):  # who read the output may have left first
+    with suppress(OSError):  # the reader of the output may have gone
         sys.stdout.flush()
-    # The interpreter's own end waits for threads that nothing can interrupt, such as one that decodes.
+    # Python's normal exit waits for threads that nothing can interrupt, such as one that decodes.
     os._exit(code)
 
 
 def ignore_inherited_metrics() -> None:
-    """Forgets the folder in which other servers' processes share metrics; images for these set it.
+    """Unsets the directory that prometheus_client's multiprocess mode uses; some base images set it.
 
-    prometheus_client, which looks when it is imported, would write every sample to files there. Here each
-    worker has a page of its own.
+    prometheus_client reads the variable on import and would write every sample to files there. Here each
+    worker exports its own metrics.
     """
     for name in _MULTIPROCESS_METRICS:
         os.environ.pop(name, None)
 
 
 def exit_code(serving: Callable[[], Serving]) -> int:
-    """Runs what serves to its end, and returns the exit code; the log tells why it cannot start."""
+    """Runs the server until it ends; returns the exit code. Logs why if it cannot start."""
     from alignserve_server.errors import StartupError
     from alignserve_server.model.checkpoint import CheckpointError
     from alignserve_server.observability.logs import get_logger
@@ -52,25 +52,25 @@ def exit_code(serving: Callable[[], Serving]) -> int:
         get_logger(__name__).error("startup_failed", reason=str(error))
     except ModuleNotFoundError as error:
         return missing_package(error)
-    except Exception as error:  # noqa: BLE001 — whatever a runtime raises while it loads, in the log's format
+    except Exception as error:  # noqa: BLE001 — whatever a runtime raises while loading, in the format of the log
         reason = f"{type(error).__name__}: {error}"
         get_logger(__name__).error("startup_failed", reason=reason, exc_info=error)
     return 1
 
 
 def _run(main: Serving) -> int | None:
-    import asyncio  # not earlier: until `main` runs, Ctrl-C is a traceback
+    import asyncio  # not earlier: until `main` runs, Ctrl-C prints a traceback
 
     with restored_handlers():
         try:
-            import uvloop  # about a quarter faster than asyncio's own loop at one caller
+            import uvloop  # with one caller, about a quarter faster than asyncio's loop
         except ModuleNotFoundError:
             return asyncio.run(main)
         return uvloop.run(main)
 
 
 def missing_package(error: ModuleNotFoundError) -> int:
-    """Says which package is missing and what installs it; returns the exit code, 1."""
+    """Prints which package is missing and how to install it; returns the exit code, 1."""
     package = (error.name or "").partition(".")[0]
     extra = _EXTRAS.get(package)
     extras = f"server,{extra}" if extra else "server"
@@ -78,7 +78,7 @@ def missing_package(error: ModuleNotFoundError) -> int:
 
 
 def failed(message: str, code: int) -> int:
-    """Says what is wrong on standard error; returns the code."""
-    with suppress(OSError):  # nobody reads, which changes nothing
+    """Prints an error to standard error; returns the exit code."""
+    with suppress(OSError):  # standard error is closed
         print("\n".join(f"alignserve-server: {line}" for line in message.splitlines()), file=sys.stderr)  # noqa: T201
     return code

@@ -1,7 +1,7 @@
-"""Batch sizes that were measured before, in a file of the cache folder, for the next start.
+"""Keeps measured batch sizes in a file of the cache directory, for the next start.
 
-A size holds for one model on one kind of machine, so what it was measured with names the file, and is
-compared with what the file says. A file that cannot be read or does not fit is as good as none.
+A size is valid for one model on one kind of machine. These facts determine the name of the file, and are
+compared with its content. A file that is unreadable or does not match is ignored.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Facts = Mapping[str, "str | int | None"]
 
 
 class TunedSizes:
-    """The file of one model on one kind of machine."""
+    """The batch sizes of one model on one kind of machine."""
 
     def __init__(self, folder: Path, fingerprint: str, facts: Facts) -> None:
-        """Names the file.
+        """Does not read the file yet.
 
         Args:
-            folder: Where such files are; made when the first is written.
+            folder: Contains the files; created when the first one is written.
             fingerprint: Of the model.
-            facts: What else the sizes depend on.
+            facts: Everything else that the sizes depend on.
         """
         self._facts = {"fingerprint": fingerprint, **facts}
         digest = hashlib.blake2b(json.dumps(self._facts, sort_keys=True).encode(), digest_size=8)
         self._path = folder / f"{digest.hexdigest()}.json"
 
     def read(self, limits: Mapping[str, int]) -> dict[str, int]:
-        """Returns the sizes that were kept, of the modalities in `limits` and not beyond those."""
+        """Returns the saved sizes of the modalities in `limits`, except those above the limit."""
         try:
             kept = json.loads(read_whole(self._path, pipe_seconds=0.0))
             sizes = kept["max_batch_size"] if kept["facts"] == self._facts else {}
@@ -53,13 +53,13 @@ class TunedSizes:
             return {}
 
     def write(self, sizes: Mapping[str, int]) -> None:
-        """Keeps sizes; replaces the file as a whole, and logs if that cannot be done."""
+        """Saves sizes atomically; logs a warning if that fails."""
         content = json.dumps({"facts": self._facts, "max_batch_size": dict(sizes)}, indent=2)
         draft = self._path.with_suffix(f".{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(content)
-            draft.replace(self._path)  # whole or not at all, whoever else writes it
+            draft.replace(self._path)  # atomic, even if another process writes it
         except OSError as error:
             _log.warning("batch_sizes_not_saved", file=str(self._path), reason=str(error))
             with suppress(OSError):
@@ -67,7 +67,7 @@ class TunedSizes:
 
 
 def cpu_model() -> str:
-    """Returns the processor's name, as far as the system tells it."""
+    """Returns the name of the processor, as far as the system reports it."""
     with suppress(OSError):
         for line in _CPU_INFO.read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")

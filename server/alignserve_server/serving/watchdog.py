@@ -1,4 +1,4 @@
-"""Ties health to progress: a server whose work does not move on reports NOT_SERVING until it does."""
+"""Ties health to progress: a server whose work makes no progress reports NOT_SERVING until it does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.batching.batcher import Batcher
@@ -15,11 +16,31 @@ from alignserve_server.observability.metrics import Metrics
 
 _log = get_logger(__name__)
 
-_MAX_FAILED_BATCHES = 8  # in a row; then the device itself is asked
+_MAX_FAILED_BATCHES = 8  # in a row; then the device is probed
+_LONGEST_INTERVAL_SECONDS = 1.0
+_CHECKS_PER_TIMEOUT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class StallPolicy:
+    """When work counts as stalled, and when as unrecoverable.
+
+    Attributes:
+        timeout_seconds: Work without progress for longer is stalled.
+        exit_seconds: A stall that lasts longer is unrecoverable; 0 never is.
+    """
+
+    timeout_seconds: float
+    exit_seconds: float
+
+    @property
+    def interval_seconds(self) -> float:
+        """Interval between checks."""
+        return min(_LONGEST_INTERVAL_SECONDS, self.timeout_seconds / _CHECKS_PER_TIMEOUT)
 
 
 class Watchdog:
-    """Looks at the lanes and the preprocessing from time to time, and tells `readiness` what it sees."""
+    """Checks the lanes and the preprocessing at intervals, and updates `readiness`."""
 
     def __init__(
         self,
@@ -28,23 +49,18 @@ class Watchdog:
         pool: PreprocessPool,
         metrics: Metrics,
         probe: Callable[[], Awaitable[object]],
-        *,
-        stall_timeout_seconds: float,
-        stall_exit_seconds: float,
-        interval_seconds: float,
+        policy: StallPolicy,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepares to watch; `run` does it.
+        """Does not start checking; `run` does.
 
         Args:
-            readiness: What is told.
-            batcher: Whose batches are watched.
-            pool: Whose jobs are watched.
-            metrics: Takes how late the event loop is.
+            readiness: Follows what is found.
+            batcher: Its batches are watched.
+            pool: Its jobs are watched.
+            metrics: Records the lag of the event loop.
             probe: Runs the model once; raises if it fails.
-            stall_timeout_seconds: What has not moved for longer is stalled.
-            stall_exit_seconds: What has been stalled for longer is beyond help; 0 is never.
-            interval_seconds: Time between looks.
+            policy: Limits.
             clock: Monotonic seconds.
         """
         self._readiness = readiness
@@ -52,19 +68,18 @@ class Watchdog:
         self._pool = pool
         self._metrics = metrics
         self._probe = probe
-        self._stall_timeout_seconds = stall_timeout_seconds
-        self._stall_exit_seconds = stall_exit_seconds or math.inf
-        self._interval_seconds = interval_seconds
+        self._policy = policy
         self._clock = clock
         self._probing: asyncio.Future[object] | None = None
         self._stalled_since = math.inf
 
     async def run(self) -> None:
-        """Watches; returns when nothing but a new process can help."""
-        while not self._is_beyond_help():
+        """Watches; returns when a stall is unrecoverable and the process must be restarted."""
+        interval_seconds = self._policy.interval_seconds
+        while not self._is_unrecoverable():
             before = self._clock()
-            await asyncio.sleep(self._interval_seconds)
-            self._metrics.event_loop_lag.set(max(0.0, self._clock() - before - self._interval_seconds))
+            await asyncio.sleep(interval_seconds)
+            self._metrics.event_loop_lag.set(max(0.0, self._clock() - before - interval_seconds))
             self._metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             stall = await self._stall()
             if stall is None:
@@ -78,8 +93,8 @@ class Watchdog:
             _log.error("stalled", **stall)
             self._readiness.enter(State.STALLED)
         if self._readiness.state is State.STALLED:
-            # Who waits can go elsewhere, and without a deadline would wait for ever. At every look, since
-            # inputs that were still being prepared come to the queue later.
+            # Waiting callers can try another replica, and without a deadline would never return. At every
+            # check, since inputs that were still being preprocessed reach the queue later.
             self._batcher.give_up(model_stalled)
 
     def _recover(self) -> None:
@@ -88,14 +103,14 @@ class Watchdog:
             self._stalled_since = math.inf
             self._readiness.enter(State.READY)
 
-    def _is_beyond_help(self) -> bool:
-        is_stalled = self._readiness.state is State.STALLED
-        return is_stalled and (
-            self._batcher.has_dead_lane or self._clock() - self._stalled_since > self._stall_exit_seconds
-        )
+    def _is_unrecoverable(self) -> bool:
+        if self._readiness.state is not State.STALLED:
+            return False
+        exit_seconds = self._policy.exit_seconds or math.inf
+        return self._batcher.has_dead_lane or self._clock() - self._stalled_since > exit_seconds
 
     async def _stall(self) -> dict[str, object] | None:
-        """Returns what does not move on, as fields of the log."""
+        """Returns what makes no progress, as fields of the log event."""
         if self._batcher.has_dead_lane:
             return {"what": "lane"}
         running_seconds = {
@@ -103,7 +118,7 @@ class Watchdog:
             "preprocess": self._pool.stuck_seconds(),
         }
         for what, seconds in running_seconds.items():
-            if seconds > self._stall_timeout_seconds:
+            if seconds > self._policy.timeout_seconds:
                 return {"what": what, "running_seconds": round(seconds, 1)}
         failed_batches = self._batcher.failed_batches
         if failed_batches >= _MAX_FAILED_BATCHES and not await self._probe_succeeds():
@@ -111,10 +126,10 @@ class Watchdog:
         return None
 
     async def _probe_succeeds(self) -> bool:
-        """Says whether the model works, on inputs that are known to be good; callers' may not be."""
+        """Returns whether the model works on inputs that are known to be good, unlike those of callers."""
         self._probing = self._probing or asyncio.ensure_future(self._probe())
-        await asyncio.wait({self._probing}, timeout=self._stall_timeout_seconds)
-        if not self._probing.done():  # it hangs; the next look waits for the same one
+        await asyncio.wait({self._probing}, timeout=self._policy.timeout_seconds)
+        if not self._probing.done():  # it hangs; the next check waits for the same one
             return False
         error, self._probing = self._probing.exception(), None
         if error is None:

@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words: where each value was given, what it may be, what was meant."""
+"""Error messages for settings: where a value was given, what is allowed, and what was probably meant."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _EXPECTED = {  # by pydantic's type of error
     "string_type": "must be text",
     "string_unicode": "must be text in UTF-8",
     "path_type": "must be a path",
-    "greater_than_equal": "must be at least {ge}",
-    "greater_than": "must be above {gt}",
-    "less_than_equal": "must be at most {le}",
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be {le} or less",
     "literal_error": "must be {expected}",
     "value_error": "{error}",
 }
@@ -31,7 +31,7 @@ _EXPECTED = {  # by pydantic's type of error
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with one setting, or with several that contradict each other."""
+    """An error in one setting, or in several that contradict each other."""
 
     names: tuple[str, ...]
     message: str
@@ -41,7 +41,7 @@ class Problem:
 
 
 class SettingsError(ValueError):
-    """Settings are wrong; the message has a line for each problem."""
+    """Settings are invalid; the message has a line for each problem."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -49,18 +49,18 @@ class SettingsError(ValueError):
 
 
 def problem_with(name: str, given: Given, message: str, *, is_secret: bool = False) -> Problem:
-    """Returns the problem of a value, which is named by its place, and shown unless it is nobody's to see."""
+    """Returns the problem of a value, with its place, and with the value itself unless it is secret."""
     return Problem((name,), f"{given.place if is_secret else given}: {message}")
 
 
 def unknown(name: str, given: Given, names: Collection[str]) -> Problem:
-    """Returns the problem of a name that is no setting's."""
+    """Returns the problem of a name that is not a setting."""
     meant = nearest(name, names)
     return problem_with(name, given, f"unknown setting{f'; did you mean {meant}?' if meant else ''}")
 
 
 def expectation(error: Mapping[str, Any]) -> str:
-    """Says of an error of pydantic's what the value has to be."""
+    """Returns what a value must be, given pydantic's error."""
     template = _EXPECTED.get(error["type"])
     if template is None:
         return str(error["msg"])
@@ -72,7 +72,7 @@ def expectation(error: Mapping[str, Any]) -> str:
 
 
 def contradiction(message: str, given: Mapping[str, Given]) -> Problem:
-    """Returns the problem that values have with each other, and where those were given."""
+    """Returns the problem of values that contradict each other, with the places where they were given."""
     names = tuple(name for name in dict.fromkeys(re.findall(r"\w+", message)) if name in given)
     places = ", ".join(given[name].place for name in names)
     return Problem(names, f"{message} (given: {places})" if places else message)

@@ -1,4 +1,4 @@
-"""Where values of settings are given: flags, environment and file, each value with its place."""
+"""Sources of settings: flags, environment and file, each value with the place where it was given."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PREFIX = "ALIGNSERVE_"
 _CLIENT_VARIABLES = (
     *("SERVER", "TARGET", "API_KEY", "TLS", "ROOT_CERTIFICATES", "CLIENT_CERTIFICATE", "CLIENT_KEY"),
 )
-# Kubernetes makes these for each Service, so for one named `alignserve` or `alignserve-…`. PORT is an address
-# such as tcp://10.0.0.1:50051; a number is somebody's guess at a setting.
+# Kubernetes sets these for each Service, so for one named `alignserve` or `alignserve-…`. PORT is an address
+# such as tcp://10.0.0.1:50051; a number is an attempt at a setting.
 _SERVICE_VARIABLE = re.compile(
     r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)=.*|PORT(_\d+_(TCP|UDP|SCTP))?=\w+://.*"
     r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)",
@@ -28,11 +28,27 @@ _LONGEST_SHOWN = 80
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value, and where somebody gave it."""
+    """A value, and where it was given."""
 
     value: Any  # a string, or whatever TOML has
     place: str  # --lanes, ALIGNSERVE_LANES or server.toml:3
     separator: str = "="  # between the place and the value, where both are shown
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether an environment variable gave it."""
+        return self.separator == "="
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether the command line gave it."""
+        return self.separator == " "
+
+    def named(self, name: str) -> str:
+        """Returns the name of a setting in the form of this place: as variable, flag or line of a file."""
+        if self.is_variable:
+            return f"{PREFIX}{name.upper()}"
+        return flag(name) if self.is_flag else name
 
     def __str__(self) -> str:
         text = str(self.value)
@@ -41,7 +57,7 @@ class Given:
 
 
 def of_flags(flags: Mapping[str, Any]) -> dict[str, Given]:
-    """Returns the settings that were given as flags, by name."""
+    """Returns the settings given as flags, by name."""
     return {
         name: Given(value, flag(f"no_{name}" if value is False else name), " ")
         for name, value in flags.items()
@@ -49,9 +65,9 @@ def of_flags(flags: Mapping[str, Any]) -> dict[str, Given]:
 
 
 def of_environment(environment: Mapping[str, str], names: Collection[str]) -> dict[str, Given]:
-    """Returns the settings that are given by variables; also those that are empty."""
+    """Returns the settings given by variables, including empty ones."""
     found = {}
-    for variable, value in sorted(environment.items(), reverse=True):  # capitals come last, and count
+    for variable, value in sorted(environment.items(), reverse=True):  # capitals come last, and win
         name = variable[len(PREFIX) :].lower()
         if _is_ours(variable) and name in names:
             found[name] = Given(value, variable)
@@ -59,7 +75,7 @@ def of_environment(environment: Mapping[str, str], names: Collection[str]) -> di
 
 
 def of_file(path: Path) -> dict[str, Given]:
-    """Returns what the top level of a TOML file says.
+    """Returns the top level of a TOML file.
 
     Raises:
         OSError: It cannot be read.
@@ -74,7 +90,7 @@ def of_file(path: Path) -> dict[str, Given]:
 
 
 def unknown_variables(environment: Mapping[str, str], names: Collection[str]) -> list[str]:
-    """Returns the variables with our prefix that are neither a setting, nor the client's, nor Kubernetes'."""
+    """Returns the variables with our prefix that are not a setting, the client's or made by Kubernetes."""
     return sorted(
         variable
         for variable, value in environment.items()
@@ -91,7 +107,7 @@ def flag(name: str) -> str:
 
 
 def nearest(word: str, words: Collection[str]) -> str | None:
-    """Returns the word that was most likely meant; None if none is near."""
+    """Returns the most similar word; None if none is similar."""
     matches = get_close_matches(word.lower().replace("-", "_"), words, n=1, cutoff=0.7)
     if not matches:
         matches = [one for one in words if one.startswith(f"{word.lower().replace('-', '_')}_")][:1]
@@ -103,7 +119,7 @@ def _is_ours(variable: str) -> bool:
 
 
 def _lines(text: str) -> Iterator[tuple[str, int]]:
-    """Yields the keys and tables of a TOML file with their lines, the first ones last."""
+    """Yields the keys and tables of a TOML file with their line numbers, in reverse order."""
     numbered = list(enumerate(text.splitlines(), 1))
     for number, line in reversed(numbered):
         if match := _KEY_OF_LINE.match(line):

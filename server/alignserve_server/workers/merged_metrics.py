@@ -1,4 +1,4 @@
-"""The metrics of all workers as one page: their series with a label `worker`, and whether they are up."""
+"""Merges the metrics of all workers: every series gets a label `worker`, and `worker_up` is added."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prometheus_client.registry import Collector
 
 from alignserve_server.observability.metrics import server_state, state_series
 
-_PATIENCE_SECONDS = 1.0
+_TIMEOUT_SECONDS = 1.0
 
 PagePorts: TypeAlias = Mapping[str, int]  # by worker, of those that are ready
 States: TypeAlias = Mapping[str, str]  # by worker, of all, each one of `metrics.STATES`
 
 
 class WorkerPages(Collector):
-    """Collects what the workers' own pages, at ports of this machine, say at the moment."""
+    """Collects the current metrics of the workers from their own ports on this machine."""
 
     def __init__(
         self,
@@ -31,28 +31,32 @@ class WorkerPages(Collector):
         states: Callable[[], States],
         supervisor: CollectorRegistry,
         *,
-        patience_seconds: float = _PATIENCE_SECONDS,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
     ) -> None:
-        """Prepares to collect.
+        """Does not collect yet.
 
         Args:
-            workers: How many there are, ready or not.
-            ports: Tells where their pages are.
-            states: Tells their states, of which those have no page who are not ready.
-            supervisor: Metrics of this process that workers have too, shown with `worker="supervisor"`.
-            patience_seconds: Whoever has not answered by then is not up.
+            workers: Number of workers, ready or not.
+            ports: Returns the ports of their metrics.
+            states: Returns their states; workers that are not ready have no metrics of their own.
+            supervisor: Metrics of this process that workers have too, exported with `worker="supervisor"`.
+            timeout_seconds: A worker that has not answered by then is not up.
         """
         self._workers = workers
         self._ports = ports
         self._states = states
         self._supervisor = supervisor
-        self._patience_seconds = patience_seconds
-        self._pool = ThreadPoolExecutor(2 * workers, "pages")  # a page that hangs delays no other scrape
+        self._timeout_seconds = timeout_seconds
+        self._pool = ThreadPoolExecutor(
+            2 * workers, "pages"
+        )  # a worker that hangs does not delay another scrape
 
     def collect(self) -> Iterator[Metric]:
         pages = self._fetch_all()
         up = GaugeMetricFamily(
-            "alignserve_worker_up", "1 if the worker is ready and its metrics are here.", labels=["worker"]
+            "alignserve_worker_up",
+            "1 if the worker is ready and its metrics were collected.",
+            labels=["worker"],
         )
         for worker in map(str, range(self._workers)):
             up.add_metric([worker], worker in pages)
@@ -62,18 +66,18 @@ class WorkerPages(Collector):
 
     def _fetch_all(self) -> dict[str, str]:
         fetches = {
-            worker: self._pool.submit(_fetch, port, self._patience_seconds)
+            worker: self._pool.submit(_fetch, port, self._timeout_seconds)
             for worker, port in self._ports().items()
         }
-        done, late = wait(fetches.values(), self._patience_seconds)
+        done, late = wait(fetches.values(), self._timeout_seconds)
         for fetch in late:
-            fetch.cancel()  # or those that have not begun would keep later scrapes waiting
+            fetch.cancel()  # or fetches that have not started would delay later scrapes
         pages = {worker: fetch.result() for worker, fetch in fetches.items() if fetch in done}
         return {worker: page for worker, page in pages.items() if page is not None}
 
 
 def merged(pages: Mapping[str, str]) -> list[Metric]:
-    """Returns the families of the pages, in OpenMetrics, each once, with every series of every page."""
+    """Merges pages in OpenMetrics format: each family once, with every series of every page."""
     families: dict[str, Metric] = {}
     for worker, page in pages.items():
         for family in text_string_to_metric_families(page):  # type: ignore[no-untyped-call]
@@ -87,7 +91,7 @@ def merged(pages: Mapping[str, str]) -> list[Metric]:
 
 
 def _page_of(state: str) -> str:
-    """Returns what is known of a worker without a page: its state."""
+    """Returns the page of a worker that is not ready: its state."""
     registry = CollectorRegistry()
     server_state(registry).set_function(lambda: state_series(state))
     return _page(registry)
@@ -101,10 +105,10 @@ def _page(registry: CollectorRegistry) -> str:
 def _fetch(port: int, timeout_seconds: float) -> str | None:
     connection = HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
     try:
-        # The format that has exemplars.
+        # The format with exemplars.
         connection.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
         return connection.getresponse().read().decode()
-    except (OSError, HTTPException):  # the worker is gone or hangs
+    except (OSError, HTTPException):  # the worker has died or hangs
         return None
     finally:
         connection.close()

@@ -1,4 +1,4 @@
-"""A port for several processes that share it by SO_REUSEPORT, and for nobody else."""
+"""Reserves a port that several processes of one server share by SO_REUSEPORT."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from alignserve_server.settings import host_and_port
 def reserved_port(listen: str) -> Iterator[int]:
     """Holds HOST:PORT, at every address of the host, and yields the port; nothing is received there.
 
-    Meanwhile processes of the same user can listen there with SO_REUSEPORT. Whoever comes without it, or to
-    reserve the port as well, cannot.
+    Processes of the same user can listen there with SO_REUSEPORT. Without it, or to reserve the port too,
+    other processes cannot.
 
     Raises:
-        StartupError: The port is taken or the address is not this machine's.
+        StartupError: The port is in use or the address is not one of this machine.
     """
     with ExitStack() as held:
         try:
@@ -40,7 +40,7 @@ def _hold_all(host: str, port: int, held: ExitStack) -> int:
     for family, name, scope in addresses:
         if _is_here(family, (name, 0, *scope)):
             holder = held.enter_context(_held(family, (name, port, *scope)))
-            port = holder.getsockname()[1]  # if it was 0, all take what the first one got
+            port = holder.getsockname()[1]  # if it was 0, all use the port of the first one
             holders += 1
     if not holders:
         raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
@@ -48,7 +48,7 @@ def _hold_all(host: str, port: int, held: ExitStack) -> int:
 
 
 def _is_here(family: int, address: tuple[object, ...]) -> bool:
-    """Says whether the machine has an address, as localhost's ::1 where IPv6 is off it has not."""
+    """Returns whether the machine has an address; without IPv6, for example, it does not have ::1."""
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind(address)
@@ -58,16 +58,16 @@ def _is_here(family: int, address: tuple[object, ...]) -> bool:
 
 
 def _held(family: int, address: tuple[object, ...]) -> socket.socket:
-    """Returns a bound socket. The order of its steps leaves no moment in which two could hold one port."""
+    """Returns a bound socket. The order of the steps leaves no race in which two hold one port."""
     with _socket(family) as first:
         first.bind(address)
-        first.listen()  # fails beside any other that listens; binding alone does not
+        first.listen()  # fails if another process listens; bind() would not
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder = _socket(family)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(first.getsockname())
-        # It was needed to bind beside connections of an earlier server that are still closing; without it
-        # from here on, nobody can do the same to this one.
+        # It was needed to bind while connections of an earlier server are still closing; from here on it
+        # would let another process bind the same port.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return holder
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from alignserve_server.cli.main import main as run_server
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.serving import server
+from alignserve_server.serving import loading
 
 SECONDS_PER_BATCH, SECONDS_PER_ENTRY = 0.02, 0.002
 
 
 def main(slower: float = 1.0) -> None:
     """Runs the server; `slower` times as slow a model."""
-    server.load_encoder = lambda *_: FakeEncoder(
+    loading.load_encoder = lambda *_: FakeEncoder(
         embedding_dimension=640,
         is_recording=False,
         seconds_per_batch=SECONDS_PER_BATCH * slower,

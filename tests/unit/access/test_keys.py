@@ -235,11 +235,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["add", "search"], "there is a key 'search'; revoke it first"),
+            (["add", "search"], "key 'search' already exists; revoke it first"),
             (["add", "Big"], "invalid name 'Big'"),
             (["add", "none", "--max-requests-per-second", "0"], "must be greater than 0"),
             (["add", "none", "--max-requests-per-second", "nan"], "must be greater than 0"),
-            (["revoke", "nobody"], "there is no key 'nobody'"),
+            (["revoke", "nobody"], "unknown key 'nobody'"),
         ],
     )
     def test_what_cannot_be_done_is_explained(self, path: Path, capsys, arguments, message) -> None:

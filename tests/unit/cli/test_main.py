@@ -49,7 +49,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--lanes", "0"], "--lanes 0: must be at least 1"),
+        (["--lanes", "0"], "--lanes 0: must be 1 or more"),
         (["--max-batch-size=many"], "--max-batch-size many: must be a whole number"),
         (["--log-level", "loud"], "--log-level loud: must be 'debug', 'info'"),
         (["--listen", "nowhere"], "--listen nowhere: 'nowhere' is not HOST:PORT"),
@@ -87,7 +87,7 @@ def test_a_wrong_environment_variable_is_named(
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("lanes = 0", "1: lanes = 0: must be at least 1"),
+        ("lanes = 0", "1: lanes = 0: must be 1 or more"),
         ("\nlane = 1", "2: lane = 1: unknown setting; did you mean lanes?"),
     ],
 )
@@ -116,8 +116,8 @@ def test_each_problem_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) 
     ("argv", "message"),
     [
         (["--lanes"], "argument --lanes: expected one argument"),
-        (["--config", "/no/such/file.toml"], "argument --config: /no/such/file.toml: there is no such file"),
-        (["--config", "/"], "argument --config: /: it is not a file"),
+        (["--config", "/no/such/file.toml"], "argument --config: /no/such/file.toml: no such file"),
+        (["--config", "/"], "argument --config: /: not a file"),
     ],
 )
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
@@ -137,7 +137,10 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list
         (["--max_batch_siez=3"], "--max_batch_siez: unknown flag; did you mean --max-batch-size?"),
         (["serve"], "serve: unknown command; commands are check, keys, plan, prepare, settings"),
         (["setings"], "setings: unknown command; did you mean settings?"),
-        (["--metrics", "false"], "false: unexpected argument; a switch takes no value, --no-… turns it off"),
+        (
+            ["--reflection", "false"],
+            "false: unexpected argument; switches take no value, use --no-… to turn one off",
+        ),
     ],
 )
 def test_what_was_meant_is_guessed(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
@@ -155,7 +158,7 @@ def test_unknown_flags_and_wrong_values_are_told_at_once(capsys: pytest.CaptureF
     assert code == 2
     assert capsys.readouterr().err.splitlines() == [
         "alignserve-server: --lane: unknown flag; did you mean --lanes?",
-        "alignserve-server: --max-batch-size 0: must be at least 1",
+        "alignserve-server: --max-batch-size 0: must be 1 or more",
     ]
 
 
@@ -186,8 +189,8 @@ def test_a_folder_is_not_a_config_file(tmp_path: Path) -> None:
     ("argv", "name", "value"),
     [
         (["--max-batch-size", "64"], "max_batch_size", 64),
-        (["--max-queue-delay-seconds=1.5"], "max_queue_delay_seconds", 1.5),
-        (["--metrics-listen", "none"], "metrics", False),
+        (["--max-queue-delay-seconds=0.0015"], "max_queue_delay_seconds", 0.0015),
+        (["--metrics-listen", "none"], "metrics_listen", None),
         (["--reflection"], "reflection", True),
         (["--checkpoint", "a/b"], "checkpoint", "a/b"),
     ],
@@ -211,7 +214,7 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     metavars = re.findall(r"^  --[a-z-]+ (\S+)", text, re.MULTILINE)
     assert not {"int", "str", "float", "Path", "bool"} & set(metavars)
-    assert {"HOST:PORT", "FILE", "FOLDER", "N", "SECONDS", "BYTES"} <= set(metavars)
+    assert {"HOST:PORT", "FILE", "DIR", "N", "SECONDS", "BYTES"} <= set(metavars)
     assert "default: None" not in text
     assert not re.search(r"default: [^()\n]*\(default:", text)
 
@@ -221,7 +224,7 @@ def test_settings_are_shown_with_the_place_of_each(
 ) -> None:
     """Flag, variable, line of the file, or default."""
     file = tmp_path / "server.toml"
-    file.write_text("\nlanes = 2\nmetrics = false")
+    file.write_text('\nlanes = 2\nmetrics_listen = "[::]:1"')
     monkeypatch.setenv("ALIGNSERVE_WORKERS", "3")
     monkeypatch.setenv("ALIGNSERVE_REVISION", "")
 
@@ -231,7 +234,7 @@ def test_settings_are_shown_with_the_place_of_each(
     assert code == 0
     assert set(shown) == set(Settings.model_fields)
     assert shown["lanes"] == {"value": 2, "from": f"{file}:2"}
-    assert shown["metrics"] == {"value": False, "from": "--metrics-listen", "none"}
+    assert shown["metrics_listen"] == {"value": None, "from": "--metrics-listen"}
     assert shown["workers"] == {"value": 3, "from": "ALIGNSERVE_WORKERS"}
     assert shown["revision"] == {"value": None, "from": "default"}
 
@@ -267,7 +270,7 @@ def test_an_unknown_variable_is_told_of(
 
     assert code == 0
     assert capsys.readouterr().err == (
-        "alignserve-server: ALIGNSERVE_MAX_BATCHSIZE: no such setting, it is ignored; "
+        "alignserve-server: ALIGNSERVE_MAX_BATCHSIZE: unknown setting, ignored; "
         "did you mean ALIGNSERVE_MAX_BATCH_SIZE?\n"
     )
 
@@ -336,7 +339,7 @@ def test_check_names_where_spans_go(
 
     run(["check", "--checkpoint", "fake", "--tracing", *ports])
 
-    assert "spans go to http://traces:4317" in capsys.readouterr().out
+    assert "spans are exported to http://traces:4317" in capsys.readouterr().out
 
 
 def test_a_missing_dependency_says_what_to_install() -> None:

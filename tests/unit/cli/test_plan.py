@@ -56,7 +56,7 @@ def test_a_load_gets_the_replicas_that_hold_it_and_one_more(
     needed, spare = answer["plans"]
     assert needed["replicas"] * answer["calls_per_second_of_one"] >= 1000
     assert needed["calls_per_second_each"] * needed["replicas"] == pytest.approx(1000)
-    assert needed["holds"]
+    assert needed["is_sustained"]
     assert spare["replicas"] == needed["replicas"] + 1
     assert spare["p99_seconds"] <= needed["p99_seconds"] <= 0.1
 
@@ -86,7 +86,7 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str], curve: str) -> N
     lines = capsys.readouterr().out.splitlines()
     assert code == 0
     assert lines[0].startswith("a model; cores: 2; lanes: 1")
-    assert lines[1].startswith("One replica holds ")
+    assert lines[1].startswith("One replica sustains ")
     assert lines[3].split()[0] == "replicas"
     assert len(lines) == 6
 
@@ -100,7 +100,7 @@ def test_too_few_replicas_are_told_and_their_wait_is_no_number(
     output = capsys.readouterr()
     assert code == 1
     assert output.out.splitlines()[-1].endswith("grows  grows")
-    assert "so many replicas do not hold this; " in output.err
+    assert " replicas cannot sustain the load; " in output.err
 
 
 def test_a_time_that_cannot_be_met_is_told_with_the_least(
@@ -112,20 +112,29 @@ def test_a_time_that_cannot_be_met_is_told_with_the_least(
     output = capsys.readouterr()
     assert code == 1
     assert output.out == ""
-    assert "holds a p99 of 5 ms: alone a call takes 12 ms; allow " in output.err
+    assert "a p99 of 5 ms is unreachable: a single call on an idle replica takes 12 ms; allow " in output.err
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "the following arguments are required: --p99"),
-        (["--p99", "0"], "argument --p99: 0 is not above 0"),
-        (["--p99", "1", "--rps", "inf"], "argument --rps: inf is not above 0"),
-        (["--p99", "1", "--replicas", "0"], "argument --replicas: 0 is not at least 1"),
-        (["--p99", "1", "--calls", "9"], "--calls: 9 is not at least 1000, of which 10 are slower than p99"),
-        (["--p99", "1", "--share-of-images", "2"], "argument --share-of-images: 2 is not from 0 to 1"),
-        (["--p99", "1", "--text-tokens", "9-3"], "'9-3' is not LEAST-MOST, such as 5-20, or one number"),
-        (["--p99", "1", "--image-size", "640"], "'640' is not WIDTHxHEIGHT, such as 640x480"),
+        (["--p99", "0"], "argument --p99: invalid value 0: must be greater than 0"),
+        (["--p99", "1", "--rps", "inf"], "argument --rps: invalid value inf: must be greater than 0"),
+        (["--p99", "1", "--replicas", "0"], "argument --replicas: invalid value 0: must be 1 or more"),
+        (
+            ["--p99", "1", "--calls", "9"],
+            "invalid value 9: must be 1000 or more, of which 10 are slower than the p99",
+        ),
+        (
+            ["--p99", "1", "--share-of-images", "2"],
+            "argument --share-of-images: invalid value 2: must be from 0 to 1",
+        ),
+        (
+            ["--p99", "1", "--text-tokens", "9-3"],
+            "invalid range '9-3': use MIN-MAX, for example 5-20, or one number",
+        ),
+        (["--p99", "1", "--image-size", "640"], "invalid size '640': use WIDTHxHEIGHT, for example 640x480"),
         (["--p99", "1", "--save", "a", "--curve", "b"], "--curve: not allowed with argument --save"),
     ],
 )
@@ -141,11 +150,11 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--workers", "2"], "workers is 2, and one process is planned; leave it out"),
-        (["--lanes", "0"], "--lanes 0: must be at least 1"),
+        (["--workers", "2"], "workers is 2, but a plan is for one process; omit it"),
+        (["--lanes", "0"], "--lanes 0: must be 1 or more"),
         (
             ["--save", "/no/such/folder/file"],
-            "--save /no/such/folder/file: there is no folder /no/such/folder",
+            "--save /no/such/folder/file: no such directory: /no/such/folder",
         ),
         (["--curve", "/no/such/file"], "--curve /no/such/file: [Errno 2] No such file or directory"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from alignserve_server.host import cores
-from alignserve_server.host.cores import cpu_count, share, take_share
+from alignserve_server.host.cores import cpu_count, pin_to_share, share
 from alignserve_server.host.cpu_quota import cpu_quotas
 
 V2_MOUNT = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
@@ -168,6 +168,6 @@ def test_a_share_counts_its_cores_and_its_part_of_the_quota(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: held)
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, given: held.intersection_update(given))
 
-    take_share(1, 2)
+    pin_to_share(1, 2)
 
     assert (held, cpu_count()) == ({2, 3}, count)

@@ -163,7 +163,7 @@ def test_what_the_terminal_has_no_character_for_is_escaped(command: str) -> None
         "PYTHONIOENCODING": "ascii",
         "ALIGNSERVE_CHECKPOINT": "Modèle-\udcff",
         "ALIGNSERVE_LISTEN": "127.0.0.1:0",
-        "ALIGNSERVE_METRICS": "false",
+        "ALIGNSERVE_METRICS_LISTEN": "none",
     }
 
     outcome = subprocess.run(

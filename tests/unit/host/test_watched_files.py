@@ -20,7 +20,7 @@ def sparse(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (os.mkfifo, "nothing came through the pipe"),
+        (os.mkfifo, "nothing was written to the pipe"),
         (sparse, "larger than"),
         (Path.mkdir, "Is a directory"),
         (lambda path: path.symlink_to("/dev/zero"), "device"),

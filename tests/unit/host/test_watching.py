@@ -86,7 +86,7 @@ def test_what_could_not_be_used_is_found_again(path: Path) -> None:
     clock = Clock()
     files = WatchedFiles([path], clock)
 
-    files.look_again()
+    files.invalidate()
 
     assert _have_changed(files, clock)
     assert not _have_changed(files, clock)

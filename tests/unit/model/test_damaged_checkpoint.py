@@ -20,8 +20,8 @@ from alignserve_server.model.checkpoint import CheckpointError, open_checkpoint,
 from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.preprocessing.decode import ImageDecoder
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
+from alignserve_server.serving.loading import load_encoder
 from alignserve_server.serving.process import exit_code
-from alignserve_server.serving.server import load_encoder
 from alignserve_server.settings import Settings
 
 MINI = resolve_checkpoint().folder

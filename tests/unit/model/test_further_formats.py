@@ -19,7 +19,7 @@ from alignserve_server.model.preprocessing.decode import (
     accepted_formats,
 )
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
-from alignserve_server.serving.server import load_encoder
+from alignserve_server.serving.loading import load_encoder
 from alignserve_server.settings import IMAGE_FORMATS as SETTINGS_NAMES
 from alignserve_server.settings import Settings
 from PIL import ExifTags, Image, ImageOps
@@ -132,7 +132,8 @@ def test_a_format_that_is_off_is_named(content, name):
 
     assert caught.value.message == (
         f"image is {name}, but this server reads JPEG, PNG, WEBP, GIF, BMP; convert it, for example with "
-        f"'magick photo.{name.lower()} photo.jpg', or ask the operator for --extra-image-formats {name.lower()}"
+        f"'magick photo.{name.lower()} photo.jpg', or ask the operator for "
+        f"--extra-image-formats {name.lower()}"
     )
 
 
@@ -177,7 +178,7 @@ def test_a_format_without_its_package_refuses_the_start(monkeypatch: pytest.Monk
     monkeypatch.setattr(heif, "_PACKAGES", ("no_such_package",))
 
     with pytest.raises(
-        ValueError, match=r"image_formats: heic needs pi-heif; pip install 'alignserve\[heif\]'"
+        ValueError, match=r"extra_image_formats: heic needs pi-heif; pip install 'alignserve\[heif\]'"
     ):
         accepted_formats(["HEIC"])
     assert accepted_formats(["TIFF", "AVIF"]) == (*IMAGE_FORMATS, "AVIF", "TIFF")
@@ -188,7 +189,7 @@ def test_the_server_does_not_start_without_the_package(monkeypatch: pytest.Monke
     monkeypatch.setattr(heif, "_PACKAGES", ("no_such_package",))
 
     with pytest.raises(StartupError, match="heic needs pi-heif"):
-        load_encoder(Settings(image_formats="heic"))
+        load_encoder(Settings(extra_image_formats="heic"))
 
 
 def tiff(*entries: tuple[int, int, int, bytes], data: bytes = b"") -> bytes:

@@ -45,9 +45,9 @@ def test_items_are_counted_by_name(metrics: Metrics) -> None:
     page = shown(metrics)
 
     assert names(metrics) == {"search", "certificate:edge", "anonymous"}
-    assert [page["search", what] for what in ("accepted", "refused", "waiting")] == [2, 3, 5]
-    assert [page["certificate:edge", what] for what in ("accepted", "refused", "waiting")] == [2, 3, 5]
-    assert [page["anonymous", what] for what in ("accepted", "refused", "waiting")] == [4, 6, 10]
+    assert [page["search", what] for what in ("accepted", "rejected", "waiting")] == [2, 3, 5]
+    assert [page["certificate:edge", what] for what in ("accepted", "rejected", "waiting")] == [2, 3, 5]
+    assert [page["anonymous", what] for what in ("accepted", "rejected", "waiting")] == [4, 6, 10]
 
 
 def test_a_key_that_is_gone_takes_its_series_with_it(metrics: Metrics) -> None:

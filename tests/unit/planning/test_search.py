@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from alignserve_server.batching.scheduler import BatchPolicy
 from alignserve_server.planning.curve import Curve
-from alignserve_server.planning.search import Traffic, expected, highest_rate, holds, on_idle
+from alignserve_server.planning.search import Traffic, expected, highest_rate, on_idle, sustains
 from alignserve_server.planning.simulation import Arrival, Outcome, Replica, simulate
 
 TEXTS = Traffic(image_share=0.0, text_tokens=(8, 8), calls=3000)
@@ -176,8 +176,8 @@ class TestSearch:
 
         rate = highest_rate(replica, TEXTS, 0.050)
 
-        assert holds(expected(replica, TEXTS, rate), 0.050)
-        assert not holds(expected(replica, TEXTS, 1.05 * rate), 0.050)
+        assert sustains(expected(replica, TEXTS, rate), 0.050)
+        assert not sustains(expected(replica, TEXTS, 1.05 * rate), 0.050)
 
     def test_it_stays_below_what_the_device_can_do(self) -> None:
         """Without batching, 10 ms a call are 100 calls a second, however long callers wait."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from alignserve_server.errors import StartupError
 from alignserve_server.model import align
-from alignserve_server.serving.server import load_encoder
+from alignserve_server.serving.loading import load_encoder
 from alignserve_server.settings import Settings
 
 
@@ -23,8 +21,8 @@ def _gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
             raise ValueError(f"device cuda:{number} does not exist; torch sees {request.param} GPUs")
         return f"cuda:{number}"
 
-    def load_align(*_: Any, device: str, **__: Any) -> str:
-        return device
+    def load_align(_: object, options: align.LoadOptions) -> str:
+        return options.device
 
     monkeypatch.setattr(align, "resolved_device", resolved)
     monkeypatch.setattr(align, "load_align", load_align)

@@ -33,16 +33,17 @@ def _faults(flags: dict[str, object], file: Path | None = None) -> list[str]:
     return [name for problem in raised.value.problems for name in problem.names]
 
 
-def test_image_formats_are_names_with_commas() -> None:
+def test_extra_image_formats_are_names_with_commas() -> None:
     """In any order and case, with or without spaces; none is added by default."""
-    assert load_settings({}).further_image_formats == ()
-    assert load_settings({"image_formats": "heic, AVIF,heic"}).further_image_formats == ("AVIF", "HEIC")
+    assert load_settings({}).accepted_extra_formats == ()
+    settings = load_settings({"extra_image_formats": "heic, AVIF,heic"})
+    assert settings.accepted_extra_formats == ("AVIF", "HEIC")
 
 
 def test_an_unknown_image_format_is_refused_with_those_that_are_known() -> None:
     """Before anything starts."""
-    with pytest.raises(SettingsError, match="unknown format 'webm'; known are avif, tiff, heic"):
-        load_settings({"image_formats": "avif,webm"})
+    with pytest.raises(SettingsError, match="unknown format 'webm'; use one or more of avif, tiff, heic"):
+        load_settings({"extra_image_formats": "avif,webm"})
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "CPU"])
@@ -94,12 +95,12 @@ def test_a_flag_wins_over_environment_over_file_over_default(
 
 def test_sources_are_merged_by_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each source gives what the ones before it leave open."""
-    monkeypatch.setenv("ALIGNSERVE_METRICS", "false")
-    file = _toml(tmp_path, 'metrics = true\ndevice = "cuda:1"\nlanes = 3')
+    monkeypatch.setenv("ALIGNSERVE_REFLECTION", "false")
+    file = _toml(tmp_path, 'reflection = true\ndevice = "cuda:1"\nlanes = 3')
 
     settings = load_settings({"lanes": "2"}, file)
 
-    assert (settings.lanes, settings.metrics, settings.device) == (2, False, "cuda:1")
+    assert (settings.lanes, settings.reflection, settings.device) == (2, False, "cuda:1")
 
 
 def test_settings_that_were_passed_on_win_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,10 +143,9 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str, name:
         ("drain_delay_seconds", -1, 0),
         ("shutdown_grace_seconds", -1, 0),
         ("stall_timeout_seconds", 0, 0.001),
-        ("watchdog_interval_seconds", 0, 0.001),
         ("max_connection_age_seconds", -1, 0),
         ("max_stream_age_seconds", -1, 1),
-        ("metrics", "perhaps", "off"),
+        ("reflection", "perhaps", "off"),
         ("dtype", "int4", "int8"),
         ("log_level", "loud", "debug"),
         ("log_format", "xml", "console"),
@@ -317,7 +317,7 @@ def test_a_secret_in_place_of_its_path_is_not_shown(
     """The variable is named, and what was in it stays out of the log."""
     monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", secret)
 
-    with pytest.raises(SettingsError, match="holds a secret itself") as raised:
+    with pytest.raises(SettingsError, match="is a secret; write it to a file") as raised:
         load_settings({})
 
     assert secret[-10:] not in str(raised.value)
@@ -372,13 +372,13 @@ def test_each_problem_names_its_place_its_value_and_what_was_meant(tmp_path: Pat
 
     assert sorted(map(str, reading.problems)) == sorted(
         [
-            "--max-batch-size 0: must be at least 1",
+            "--max-batch-size 0: must be 1 or more",
             "ALIGNSERVE_MAX_QUEUE_SIZE=two: must be a whole number",
             f"{file}:2: lane = 2: unknown setting; did you mean lanes?",
             f"{file}:3: log_level = debgu: must be 'debug', 'info', 'warning' or 'error'; "
             "did you mean debug?",
             f"{file}:5: server = {{'x': 1}}: unknown setting",
-            "tls_certificate and tls_key belong together; give both or neither (given: --tls-key)",
+            "tls_certificate and tls_key must be set together (given: --tls-key)",
         ]
     )
 

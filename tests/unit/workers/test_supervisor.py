@@ -92,7 +92,7 @@ class FakeProcess:
 class Workplace:
     """Two supervised workers, and the processes that were launched for them, in order."""
 
-    def __init__(self, patience_seconds: float = 60.0, silence_seconds: float = 0.0) -> None:
+    def __init__(self, stop_timeout_seconds: float = 60.0, silence_seconds: float = 0.0) -> None:
         self.registry = CollectorRegistry()
         self.deaths: list[int] = []
         self.launched: asyncio.Queue[FakeProcess] = asyncio.Queue()
@@ -100,7 +100,7 @@ class Workplace:
             2,
             self._launch,
             self.registry,
-            patience_seconds=patience_seconds,
+            stop_timeout_seconds=stop_timeout_seconds,
             silence_seconds=silence_seconds,
             restart_delay=self._delay,
         )
@@ -275,7 +275,7 @@ async def test_a_stop_does_not_wait_for_a_restart(workplace: Workplace) -> None:
 
 async def test_a_worker_that_does_not_stop_is_killed() -> None:
     """The server ends, with 1."""
-    workplace = Workplace(patience_seconds=0.0)
+    workplace = Workplace(stop_timeout_seconds=0.0)
     processes = await workplace.both_ready()
     processes[1].heeds = {KILL}
 
@@ -343,7 +343,7 @@ async def test_a_supervisor_that_was_stopped_itself_blames_nobody(watched: Workp
 
 async def test_a_worker_that_stops_may_be_silent() -> None:
     """The time to stop has its own limit, after which it is killed."""
-    workplace = Workplace(patience_seconds=3 * _SILENCE_SECONDS, silence_seconds=_SILENCE_SECONDS)
+    workplace = Workplace(stop_timeout_seconds=3 * _SILENCE_SECONDS, silence_seconds=_SILENCE_SECONDS)
     processes = await workplace.both_ready()
     for process in processes:
         process.beat()

@@ -45,11 +45,11 @@ def accepted_formats(further: Sequence[str]) -> tuple[str, ...]:
         ValueError: The decoder for one of them is not installed.
     """
     if "HEIC" in further and not heif.is_installed():
-        raise ValueError("image_formats: heic needs pi-heif; pip install 'alignserve[heif]'")
+        raise ValueError("extra_image_formats: heic needs pi-heif; pip install 'alignserve[heif]'")
     for name, feature in (("AVIF", "avif"), ("TIFF", "libtiff")):
         if name in further and not features.check(feature):
             raise ValueError(
-                f"image_formats: {name.lower()} needs a Pillow built with {feature}; those from PyPI are"
+                f"extra_image_formats: {name.lower()} needs a Pillow with {feature}; those from PyPI have it"
             )
     return (*IMAGE_FORMATS, *(name for name in FURTHER_FORMATS if name in further))
 
