@@ -248,7 +248,7 @@ def test_a_later_format_is_refused(prepared_copy):
     facts = json.loads((prepared_copy / "prepared.json").read_text())
     rewrite(prepared_copy, {**facts, "format": 2})
 
-    with pytest.raises(CheckpointError, match="format 2, and this release reads 1"):
+    with pytest.raises(CheckpointError, match="format 2, but this release reads 1"):
         open_prepared(prepared_copy)
 
 
