@@ -200,8 +200,8 @@ def test_int8_is_prepared_from_images(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runtime": "torch"}, "give the checkpoint that it was prepared from"),
-        ({"device": "cuda"}, "give the checkpoint that it was prepared from"),
+        ({"runtime": "torch"}, "use the checkpoint that it was prepared from"),
+        ({"device": "cuda"}, "use the checkpoint that it was prepared from"),
         ({"dtype": "int8"}, "not for int8"),
         ({"dtype": "float16"}, "not for float16"),
     ],
