@@ -105,7 +105,7 @@ def test_failed_items_do_not_affect_others(server: FakeServer, collect: Collect,
     server.fail_input(b"broken", reason="IMAGE_UNREADABLE", message="no image")
 
     missing, refused, good = collect(
-        [ImageItem("nowhere.jpg"), ImageItem(b"invalid"), ImageItem(photo)], ordered=True
+        [ImageItem("nowhere.jpg"), ImageItem(b"broken"), ImageItem(photo)], ordered=True
     )
 
     assert isinstance(missing.error, alignserve.InvalidArgumentError)

@@ -43,7 +43,7 @@ def test_no_page_fetches_from_elsewhere(site: Path) -> None:
 
 
 def test_links_to_other_files_lead_to_the_code_host(site: Path) -> None:
-    """A manifest or a source is no page of the site."""
+    """Manifests and sources are not pages of the site."""
     page = (site / "deploy" / "envoy" / "index.html").read_text()
 
     assert 'href="https://github.com/alignserve/alignserve/blob/main/deploy/envoy/envoy.yaml"' in page

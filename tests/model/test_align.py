@@ -107,7 +107,7 @@ def test_modalities_of_different_dimensions_are_an_error(folder):
         ),
     )
 
-    with pytest.raises(CheckpointError, match="images have 80 dimensions and texts 64"):
+    with pytest.raises(CheckpointError, match="images have 80 dimensions, but texts 64"):
         load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))
 
 

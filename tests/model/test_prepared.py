@@ -202,8 +202,8 @@ def test_int8_is_prepared_from_images(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runtime": "torch"}, "give the checkpoint that it was prepared from"),
-        ({"device": "cuda"}, "give the checkpoint that it was prepared from"),
+        ({"runtime": "torch"}, "use the checkpoint that it was prepared from"),
+        ({"device": "cuda"}, "use the checkpoint that it was prepared from"),
         ({"dtype": "int8"}, "not for int8"),
         ({"dtype": "float16"}, "not for float16"),
     ],
@@ -250,7 +250,7 @@ def test_a_later_format_is_refused(prepared_copy):
     facts = json.loads((prepared_copy / "prepared.json").read_text())
     rewrite(prepared_copy, {**facts, "format": 2})
 
-    with pytest.raises(CheckpointError, match="format 2, and this release reads 1"):
+    with pytest.raises(CheckpointError, match="format 2, but this release reads 1"):
         open_prepared(prepared_copy)
 
 

@@ -53,7 +53,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_readable_images_is_refused(tmp_path: Path) -> None:
     """A folder with only unreadable images is refused."""
-    images = CalibrationImages(_write(tmp_path, a=b"invalid"), preprocess)
+    images = CalibrationImages(_write(tmp_path, a=b"broken"), preprocess)
 
     with pytest.raises(ValueError, match="no image that can be read"):
         images.pixels()

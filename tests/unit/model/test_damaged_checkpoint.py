@@ -154,7 +154,7 @@ WEIGHTS = {
     ),
     "another shape": (
         lambda _: _header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}) + bytes(4),
-        "its shape asks for 8",
+        "its shape requires 8",
     ),
     "backwards": (
         lambda _: _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}) + bytes(4),
@@ -337,7 +337,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
         (401, {"X_Error_Message": "Invalid credentials in Authorization header"}, "HTTP 401.*HF_TOKEN"),
         (401, {"X_Error_Code": "RepoNotFound"}, "on the hub, or it is private.*HTTP 401.*HF_TOKEN"),
         (403, {}, "HTTP 403.*HF_TOKEN"),
-        (403, {"X_Error_Code": "GatedRepo"}, "gated; ask for access"),
+        (403, {"X_Error_Code": "GatedRepo"}, "gated; request access"),
         (404, {"X_Error_Code": "RepoNotFound"}, "check the name"),
         (500, {}, "the hub answers HTTP 500"),
     ],
