@@ -81,7 +81,7 @@ class Loaded:
             "Loaded",
             {
                 "dtype": info.dtype,
-                "cosine with float32 on a CPU": f"{info.min_cosine:.6f}",
+                "cosine with float32 on a CPU": f"{info.min_cosine_similarity:.6f}",
                 "batch sizes": " ".join(map(str, self.batch_sizes)),
                 "graphs": len(self.graphs),
                 "log": " ".join(str(event["event"]) for event in self.events),

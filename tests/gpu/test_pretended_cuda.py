@@ -59,7 +59,7 @@ def _runtime(encoder: AlignEncoder) -> CudaRuntime:
 def test_a_checkpoint_loads_as_on_a_gpu(encoder: AlignEncoder) -> None:
     """In float16, proved against float32, with every batch size captured."""
     assert (encoder.info.device, encoder.info.dtype) == ("cuda:0", "float16")
-    assert encoder.info.min_cosine > 0.999
+    assert encoder.info.min_cosine_similarity > 0.999
     assert _runtime(encoder).graph_batch_sizes == [1, 2, 3]
     assert (encoder.lanes, encoder.has_parallel_lanes) == (2, False)
 

@@ -126,7 +126,7 @@ async def test_keys_scopes_and_quotas_hold(tmp_path: Path) -> None:
             (429, "QUOTA_EXCEEDED"),
         ]
         assert served.sample("alignserve_caller_items_total", caller="search", outcome="accepted") == 1
-        assert served.sample("alignserve_caller_items_total", caller="labels", outcome="refused") == 1
+        assert served.sample("alignserve_caller_items_total", caller="labels", outcome="rejected") == 1
         assert served.sample("alignserve_rejected_total", reason="QUOTA_EXCEEDED") == 1
 
 

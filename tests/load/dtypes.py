@@ -110,7 +110,7 @@ def _exactness(servers: list[ServerProcess]) -> list[tuple[float, float, float]]
     photos = [[client.embed_image(_PHOTOS / f"{name}.jpg") for name in _OTHER_PHOTOS] for client in clients]
     captions = [client.embed_text(TEXTS[:_COMPARED_TEXTS]) for client in clients]
     return [
-        (client.model_info().min_cosine, _cosine(photos[0], images), _cosine(captions[0], texts))
+        (client.model_info().min_cosine_similarity, _cosine(photos[0], images), _cosine(captions[0], texts))
         for client, images, texts in zip(clients, photos, captions, strict=True)
     ]
 

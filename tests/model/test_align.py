@@ -47,7 +47,7 @@ def test_info_says_what_is_served(pair, runtime):
     assert info.embedding_dimension == pair.reference.model.config.projection_dim
     assert (info.runtime, info.dtype, info.device, info.max_text_tokens) == (runtime, "float32", "cpu", 64)
     assert info.fingerprint == pair.checkpoint.fingerprint(runtime=runtime, dtype="float32")
-    assert info.min_cosine > 0.99999
+    assert info.min_cosine_similarity > 0.99999
     assert pair.encoder.device_memory_bytes > 100_000
 
 

@@ -58,7 +58,7 @@ def test_embeddings_equal_the_reference(load, mini, photos, dtype, cuda_graphs):
     """Vectors are within the bound of each data type, with and without graphs."""
     expected = mini.reference.forward(list(photos.values()), TEXTS)
 
-    encoder = load(dtype=dtype, cuda_graphs=cuda_graphs, min_cosine=0.99)
+    encoder = load(dtype=dtype, cuda_graphs=cuda_graphs, min_cosine_similarity=0.99)
 
     assert encoder.info.dtype == dtype
     for inputs, embeds in ((list(photos.values()), expected.image_embeds), (TEXTS, expected.text_embeds)):

@@ -86,7 +86,7 @@ from alignserve_server.model.align import load_align
 from alignserve_server.model.prepared import resolve
 encoder = load_align(resolve(sys.argv[1]))
 assert not {"torch", "transformers"} & {name for name, module in sys.modules.items() if module}
-print(encoder.info.min_cosine)
+print(encoder.info.min_cosine_similarity)
 """
 
     done = run_without_torch(program, name)
@@ -170,7 +170,7 @@ def test_weights_in_float16_have_another_fingerprint(prepared_folder, random_fol
     exact, rounded = open_prepared(prepared_folder), open_prepared(folder)
     assert (folder / "image.bin").stat().st_size < 0.6 * (prepared_folder / "image.bin").stat().st_size
     assert not set(exact.fingerprints.values()) & set(rounded.fingerprints.values())
-    assert load_align(rounded, LoadOptions(min_cosine_similarity=0.9)).info.min_cosine < 1
+    assert load_align(rounded, LoadOptions(min_cosine_similarity=0.9)).info.min_cosine_similarity < 1
 
 
 def test_an_inaccurate_checkpoint_is_not_written(prepared_folder, tmp_path, capsys):

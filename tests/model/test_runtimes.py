@@ -96,7 +96,7 @@ def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_dir, event
     assert (event["runtime"], event["dtype"]) == ("torch", "bfloat16")
     assert 0.9 < event["min_cosine_similarity"] < 0.99999
     assert encoder.info.dtype == "float32"
-    assert encoder.info.min_cosine >= 0.99999
+    assert encoder.info.min_cosine_similarity >= 0.99999
 
 
 def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_dir, monkeypatch, events):
@@ -134,7 +134,8 @@ def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_dir):
         "from alignserve_server.model.align import LoadOptions, load_align\n"
         "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
         "folder, cache = sys.argv[1:]\n"
-        "encoder = load_align(resolve_checkpoint(folder), runtime='openvino', cache_dir=Path(cache))\n"
+        "options = LoadOptions(runtime='openvino', cache_dir=Path(cache))\n"
+        "encoder = load_align(resolve_checkpoint(folder), options)\n"
         "print(encoder.encode_texts([encoder.tokenize('a cat', truncate=False)])[0, :4].tolist())\n"
         "print({'torch', 'transformers'} & set(sys.modules))\n"
         "print([name for name, module in sys.modules.items() if 'telemetry' in name and module])"
@@ -323,13 +324,13 @@ def int8(mini, cache_dir):
     return _load_int8(mini.checkpoint, cache_dir)
 
 
-def _load_int8(checkpoint, cache_dir, min_cosine=0.0):
+def _load_int8(checkpoint, cache_dir, min_cosine_similarity=0.0):
     return load_align(
         checkpoint,
         LoadOptions(
             runtime="openvino",
             dtype="int8",
-            min_cosine_similarity=min_cosine,
+            min_cosine_similarity=min_cosine_similarity,
             cache_dir=cache_dir,
             calibration_dir=PHOTOS,
         ),
@@ -353,7 +354,7 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
 @pytest.mark.long
 def test_int8_that_is_not_exact_enough_is_replaced(int8, mini, cache_dir, events):
     """int8 is verified like every configuration, and falls back to float32 on the same runtime."""
-    encoder = _load_int8(mini.checkpoint, cache_dir, min_cosine=0.999)
+    encoder = _load_int8(mini.checkpoint, cache_dir, min_cosine_similarity=0.999)
 
     assert "cosine_similarity_too_low" in [event["event"] for event in events]
     assert (encoder.info.runtime, encoder.info.dtype) == ("openvino", "float32")

@@ -186,7 +186,7 @@ def test_a_conversion_obeys_all_files(tmp_path):
         encoder = load(folder, "openvino", cache_dir=tmp_path / "cache")
 
         assert encoder.info.runtime == "openvino"
-        assert encoder.info.min_cosine > 0.99999
+        assert encoder.info.min_cosine_similarity > 0.99999
         assert_equal_to_transformers(encoder, folder)
         np.testing.assert_allclose(l2_normalize(encoder.encode_images(pixels)), expected, rtol=0, atol=1e-5)
         with pytest.raises(TextUnsupported, match="okapi"):

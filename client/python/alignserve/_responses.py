@@ -48,7 +48,7 @@ def model_info(response: pb.GetModelInfoResponse) -> ModelInfo:
         max_stream_in_flight=response.max_stream_in_flight,
         image_formats=tuple(response.image_formats),
         server_version=response.server_version,
-        min_cosine=response.min_cosine,
+        min_cosine_similarity=response.min_cosine_similarity,
         max_response_bytes=response.max_response_bytes,
     )
 

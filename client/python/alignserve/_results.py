@@ -20,8 +20,8 @@ class ModelInfo:
 
     `fingerprint` is a digest of weights, preprocessing, tokenizer, runtime and data type: embeddings are
     comparable only within one, so store it with them. `temperature` turns similarities into logits.
-    `min_cosine` is the lowest cosine similarity to transformers in single precision, measured when the model
-    was loaded.
+    `min_cosine_similarity` is the lowest cosine similarity to transformers in single precision, measured when
+    the model was loaded.
     """
 
     model_id: str
@@ -43,7 +43,7 @@ class ModelInfo:
     max_stream_in_flight: int
     image_formats: tuple[str, ...]
     server_version: str
-    min_cosine: float
+    min_cosine_similarity: float
     max_response_bytes: int
 
 

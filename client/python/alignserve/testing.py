@@ -84,7 +84,7 @@ class FakeServer:
             max_stream_in_flight=32,
             image_formats=image_formats,
             server_version="fake",
-            min_cosine=1.0,
+            min_cosine_similarity=1.0,
             max_response_bytes=16 << 20,
         )
         self._state = FakeState(info, api_keys=frozenset(api_keys), checks_images=checks_images)

@@ -190,5 +190,5 @@ def _load_model(settings: Settings, _held: ExitStack) -> str:
     info = load_encoder(settings).info
     return (
         f"{info.model_id} on {info.runtime} in {info.dtype}, {info.device}; "
-        f"minimum cosine similarity to the reference {info.min_cosine:.6f}"
+        f"minimum cosine similarity to the reference {info.min_cosine_similarity:.6f}"
     )

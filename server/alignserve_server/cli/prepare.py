@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "Writes everything needed to serve a checkpoint on a CPU without torch and transformers.",
         _EXAMPLES,
     )
-    add_renamed_flags(parser, "calibration_folder", "min_cosine")
+    add_renamed_flags(parser, "calibration_folder", "min_cosine_similarity")
     parser.add_argument(
         "--checkpoint",
         default=EMBEDDED,
@@ -206,7 +206,7 @@ def _write(
     with draft_folder(place if is_kept else place.parent) as draft:
         _fill(draft, source, calibration, arguments.weights)
         options = LoadOptions(min_cosine_similarity=arguments.min_cosine_similarity)
-        cosine = load_align(open_prepared(draft), options).info.min_cosine
+        cosine = load_align(open_prepared(draft), options).info.min_cosine_similarity
         if is_kept:
             move_into(draft, place, first=FACTS, last=DIGESTS)
         else:

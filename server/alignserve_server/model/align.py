@@ -344,5 +344,5 @@ def _info(checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, co
         embedding_dimension=reference.embedding_dimension,
         temperature=reference.temperature,
         max_text_tokens=reference.max_text_tokens,
-        min_cosine=cosine,
+        min_cosine_similarity=cosine,
     )

@@ -38,7 +38,7 @@ class ModelInfo:
     embedding_dimension: int
     temperature: float
     max_text_tokens: int
-    min_cosine: float  # with transformers' AlignModel in float32, on the inputs compared at startup
+    min_cosine_similarity: float  # to AlignModel in float32, on the inputs compared at startup
 
 
 class Encoder(Protocol):

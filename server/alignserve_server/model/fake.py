@@ -74,7 +74,7 @@ class FakeEncoder:
             embedding_dimension=embedding_dimension,
             temperature=0.1,
             max_text_tokens=_MAX_TEXT_TOKENS,
-            min_cosine=1.0,
+            min_cosine_similarity=1.0,
         )
         self.lanes = 1
         self.has_parallel_lanes = True

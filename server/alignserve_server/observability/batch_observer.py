@@ -8,6 +8,7 @@ from itertools import repeat
 
 from alignserve_server.modality import MODALITIES
 from alignserve_server.observability.batch_report import BatchReport
+from alignserve_server.observability.instruments import Number
 from alignserve_server.observability.metrics import OUTCOMES, Metrics
 from alignserve_server.observability.tracing import Tracing
 
@@ -26,7 +27,7 @@ class MetricsObserver:
         self._tracing = tracing
         self._modalities = {modality: _ModalityObserver(metrics, modality) for modality in MODALITIES}
         self._tokens, self._unknown_tokens = metrics.tokens.labels(), metrics.unknown_tokens.labels()
-        self._busy_seconds = metrics.device_busy_seconds.labels()
+        self._busy_seconds: Number  # has no series before there are lanes
 
     def of(self, modality: str) -> _ModalityObserver:
         return self._modalities[modality]
@@ -48,6 +49,7 @@ class MetricsObserver:
 
     def has_lanes(self, lanes: int) -> None:
         self._metrics.lanes.set(lanes)
+        self._busy_seconds = self._metrics.device_busy_seconds.labels()
 
     def batch_ended(self, report: BatchReport) -> None:
         self._modalities[report.modality].batch_ended(report, self._tracing)

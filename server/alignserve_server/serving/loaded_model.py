@@ -88,7 +88,7 @@ class LoadedModel:
         metrics.model_info.labels(
             info.model_id, info.fingerprint, info.runtime, info.dtype, info.device, server_version
         ).set(1)
-        metrics.model_min_cosine.set(info.min_cosine)
+        metrics.model_min_cosine.set(info.min_cosine_similarity)
         metrics.device_memory_bytes.set_function(lambda: self.encoder.device_memory_bytes)
         if self.encoder.gpu_uuid is not None:
             watch_gpu(self.encoder.gpu_uuid, metrics)

@@ -169,7 +169,7 @@ class Server:
             runtime=info.runtime,
             dtype=info.dtype,
             device=info.device,
-            min_cosine_similarity=round(info.min_cosine, 6),
+            min_cosine_similarity=round(info.min_cosine_similarity, 6),
             lanes=model.lanes,
             max_batch_size=batch_sizes.as_dict(),
             load_seconds=round(time.perf_counter() - start, 3),

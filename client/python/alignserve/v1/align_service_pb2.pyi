@@ -436,7 +436,7 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     MAX_STREAM_IN_FLIGHT_FIELD_NUMBER: builtins.int
     IMAGE_FORMATS_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
-    MIN_COSINE_FIELD_NUMBER: builtins.int
+    MIN_COSINE_SIMILARITY_FIELD_NUMBER: builtins.int
     MAX_RESPONSE_BYTES_FIELD_NUMBER: builtins.int
     model_id: builtins.str
     """Model identifier, such as `kakaobrain/align-base`."""
@@ -480,7 +480,7 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     """
     server_version: builtins.str
     """Version of the server."""
-    min_cosine: builtins.float
+    min_cosine_similarity: builtins.float
     """Accuracy of the served embeddings: their lowest cosine similarity, on a few
     inputs that are compared when the model is loaded, to those of the same
     checkpoint in transformers in single precision.
@@ -517,10 +517,10 @@ class GetModelInfoResponse(google.protobuf.message.Message):
         max_stream_in_flight: builtins.int = ...,
         image_formats: collections.abc.Iterable[builtins.str] | None = ...,
         server_version: builtins.str = ...,
-        min_cosine: builtins.float = ...,
+        min_cosine_similarity: builtins.float = ...,
         max_response_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["device", b"device", "dtype", b"dtype", "embedding_dimension", b"embedding_dimension", "fingerprint", b"fingerprint", "image_formats", b"image_formats", "max_client_batch_size", b"max_client_batch_size", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_labels", b"max_labels", "max_prompt_templates", b"max_prompt_templates", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes", "max_text_tokens", b"max_text_tokens", "min_cosine", b"min_cosine", "model_id", b"model_id", "model_revision", b"model_revision", "runtime", b"runtime", "server_version", b"server_version", "temperature", b"temperature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "dtype", b"dtype", "embedding_dimension", b"embedding_dimension", "fingerprint", b"fingerprint", "image_formats", b"image_formats", "max_client_batch_size", b"max_client_batch_size", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_labels", b"max_labels", "max_prompt_templates", b"max_prompt_templates", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes", "max_text_tokens", b"max_text_tokens", "min_cosine_similarity", b"min_cosine_similarity", "model_id", b"model_id", "model_revision", b"model_revision", "runtime", b"runtime", "server_version", b"server_version", "temperature", b"temperature"]) -> None: ...
 
 Global___GetModelInfoResponse: typing_extensions.TypeAlias = GetModelInfoResponse
 
