@@ -1,1 +1,1 @@
-"""Batching across callers: admission, queues, scheduler and lanes. Knows no protobuf and no torch."""
+"""Batching across callers: admission, queues, scheduler and lanes. Independent of protobuf and torch."""

@@ -1,8 +1,8 @@
 """Admission control: a bounded budget of items and bytes, shared fairly between callers.
 
-An item takes room when its call is admitted and frees it when a lane takes it, or when its call is over.
-Whose turn it is within that room is for `fair_queue` to decide; `rpc.shares` bounds what connections hold
-outside of it.
+An item takes room when its call is admitted. The room is freed when a lane takes the item or when the call
+ends. `fair_queue` decides whose turn it is within that room; `rpc.shares` bounds what connections hold
+outside it.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from alignserve_server.batching.drain_rate import DrainRate
 from alignserve_server.batching.fair_queue import ANONYMOUS, FairQueue, Flow, Priority
 from alignserve_server.errors import ExpiredInQueue, QueueFull, WouldMissDeadline
 
-# Streams and label prompts wait for room, unary calls are refused for lack of it. Each of these two classes
-# has a share that the other cannot fill. Without it those that wait would take all room as it is freed, or
-# unary calls would take it before any of the others gets its turn.
+# Streams and label prompts wait for room; unary calls are refused if there is none. Each of these two classes
+# has a share that the other cannot fill. Without it, waiting work would take all room as soon as it is freed,
+# or unary calls would take it before any waiting work gets a turn.
 _OWN_SHARE = 0.25
 _OPEN_SHARE = 1.0 - _OWN_SHARE
-# Maximum that a flow of unary calls may hold, as a multiple of what is still free to its class: dynamic
-# thresholds (Choudhury and Hahne, 1998). A single flow fills seven eighths, two fill seven fifteenths each,
-# and something is always left for the next to come.
+# Maximum that a flow of unary calls may hold, as a multiple of the room still free to its class: dynamic
+# thresholds (Choudhury and Hahne, 1998). One flow can fill seven eighths, two can fill seven fifteenths each,
+# and some room always remains for the next flow.
 _FLOW_SHARE = 7
-_RETRY_DELAY_SECONDS = (0.02, 30.0)  # shortest and longest that callers are told to wait
-_SMOOTHING = 0.1  # weight of the newest call in the running estimate of how long the device takes
+_RETRY_DELAY_SECONDS = (0.02, 30.0)  # shortest and longest retry delay given to callers
+_SMOOTHING = 0.1  # weight of the newest call in the running estimate of the service time
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much one queue may hold."""
+    """Limits of one queue."""
 
     max_items: int
     max_bytes: int
 
     @property
     def max_waiting_items(self) -> int:
-        """The most items that `AdmissionController.wait` grants at once, however many others are there."""
+        """The number of items that `AdmissionController.wait` can grant at once, even in a full queue."""
         return max(1, int(self.max_items * _OWN_SHARE))
 
 
 @dataclass(slots=True)
 class _Usage:
-    """What items take up."""
+    """Items and their bytes."""
 
     items: int = 0
     size_bytes: int = 0
@@ -57,7 +57,7 @@ class _Usage:
 
 @dataclass(slots=True)
 class _CallerClass(_Usage):
-    """What a class of callers takes up, in all and by flow."""
+    """The usage of a class of callers, in total and by flow."""
 
     by_flow: dict[Flow, _Usage] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class _CallerClass(_Usage):
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """A call that waits for room."""
+    """A call waiting for room."""
 
     flow: Flow
     items: int
@@ -87,7 +87,7 @@ class _Waiter:
 
 
 class AdmissionController:
-    """Grants room to items of one kind. Belongs to the event loop's thread."""
+    """Grants room to items of one kind. Use only on the event loop's thread."""
 
     def __init__(
         self,
@@ -100,17 +100,17 @@ class AdmissionController:
         """Starts empty.
 
         Args:
-            kind: Of the items, for messages.
-            limits: How much there may be at once.
+            kind: Name of the kind of items, for messages.
+            limits: Maximum items and bytes at once.
             clock: Monotonic seconds.
-            on_change: Takes a caller and how many more of its items are there, or, below 0, how many fewer.
+            on_change: Called with a caller and the change in the number of its items.
         """
         self._kind = kind
         self._limits = limits
         self._on_change = on_change
         self._clock = clock
         self._drain_rate = DrainRate(clock)
-        self._service_seconds = 0.0  # from a lane's taking an item to the answer
+        self._service_seconds = 0.0  # from when a lane takes an item to the answer
         self._total = _Usage()
         self._unary = _CallerClass()
         self._streams = _CallerClass()
@@ -119,11 +119,11 @@ class AdmissionController:
     def reserve(
         self, items: int, size_bytes: int, flow: Flow = ANONYMOUS, seconds_left: float | None = None
     ) -> Reservation:
-        """Takes room at once, for a caller who waits so many seconds for the answer.
+        """Takes room at once, for a caller that waits at most `seconds_left` for the answer.
 
         Raises:
-            QueueFull: There is not enough, or the flow has its share already.
-            WouldMissDeadline: There is, but what is there already would take longer.
+            QueueFull: There is not enough room, or the flow already has its share.
+            WouldMissDeadline: There is room, but the answer would come too late.
         """
         if not self._fits(self._unary, items, size_bytes) or not self._is_fair(flow, items, size_bytes):
             raise self._full()
@@ -132,7 +132,7 @@ class AdmissionController:
         return Reservation(self, self._unary, flow, items, size_bytes)
 
     async def wait(self, items: int, size_bytes: int, flow: Flow = ANONYMOUS) -> Reservation:
-        """Takes room as soon as there is enough. Callers that wait take turns."""
+        """Waits until there is enough room, then takes it. Waiting callers take turns."""
         if not self._waiting and self._fits(self._streams, items, size_bytes):
             return Reservation(self, self._streams, flow, items, size_bytes)
         waiter = _Waiter(flow, items, size_bytes, asyncio.get_running_loop().create_future())
@@ -143,14 +143,14 @@ class AdmissionController:
             if not waiter.turn.cancelled():
                 waiter.turn.result().close()  # granted while being cancelled: give it back
             elif self._waiting.discard(waiter):
-                self._wake()  # a smaller one behind may fit
+                self._wake()  # a smaller call behind it may fit
             raise
 
     def check_not_crowded(self, flow: Flow = ANONYMOUS) -> None:
-        """Passes if `wait` would have room for an item of the flow soon.
+        """Returns if `wait` would soon grant the flow room for an item.
 
         Raises:
-            QueueFull: Others of the flow wait already, or it holds all it can.
+            QueueFull: Other calls of the flow already wait, or the flow holds all it can.
         """
         holds = self._streams.of(flow).items > 0
         if self._waiting.has(flow) or (holds and (self._waiting or not self._fits(self._streams, 1, 0))):
@@ -173,7 +173,7 @@ class AdmissionController:
         self._service_seconds += _SMOOTHING * (seconds - self._service_seconds)
 
     def _wake(self) -> None:
-        """Admits callers that wait, by turns, as far as there is room."""
+        """Admits waiting calls in turn while there is room."""
         while self._waiting:
             waiter = next(iter(self._waiting))
             if waiter.turn.cancelled():
@@ -188,13 +188,13 @@ class AdmissionController:
 
     def _fits(self, own: _Usage, items: int, size_bytes: int) -> bool:
         if self._total.items == 0:
-            return True  # whatever passed the request's own limits can run alone
+            return True  # a request within its own limits can always run by itself
         return items <= self._free_items(own) and size_bytes <= self._free_bytes(own)
 
     def _is_fair(self, flow: Flow, items: int, size_bytes: int) -> bool:
         own, held = self._unary, self._unary.of(flow)
         if held.items == 0:
-            return True  # a flow that has nothing here is owed a turn
+            return True  # a flow that holds nothing is owed a turn
         return (
             held.items + items <= _FLOW_SHARE * self._free_items(own)
             and held.size_bytes + size_bytes <= _FLOW_SHARE * self._free_bytes(own)
@@ -208,23 +208,23 @@ class AdmissionController:
 
     def _check_in_time(self, flow: Flow, items: int, seconds_left: float) -> None:
         if self._total.items == 0:
-            return  # nothing is in the way
+            return  # nothing is ahead
         if self._seconds_after(self._total.items, items) <= seconds_left:
-            return  # even if it were the last
+            return  # in time even if served last
         seconds = self._seconds_after(self._ahead(flow, items), items)
         if seconds > seconds_left:
             raise WouldMissDeadline(
-                f"an answer would take about {seconds:.3f} s and the deadline is in {seconds_left:.3f} s; "
+                f"the answer would take about {seconds:.3f} s, but the deadline is in {seconds_left:.3f} s; "
                 "retry after the delay given, or allow more time",
                 retry_delay_seconds=_clamped(seconds - seconds_left),
             )
 
     def _seconds_after(self, ahead: int, items: int) -> float:
-        # Turns come a batch at a time, so an item may wait half a batch longer than its position says.
+        # Turns come a batch at a time, so an item may wait half a batch longer than its position suggests.
         return self._drain_rate.seconds_for(ahead + items) + 1.5 * self._service_seconds
 
     def _ahead(self, flow: Flow, items: int) -> int:
-        """Estimates how many items get their turn before the last of a call's."""
+        """Estimates how many items are served before the last item of a call."""
         if flow.priority is Priority.BULK:
             return self._total.items
         held = dict.fromkeys((*self._unary.by_flow, *self._streams.by_flow), 0)
@@ -232,7 +232,7 @@ class AdmissionController:
             for other, usage in owner.by_flow.items():
                 held[other] += usage.items
         mine = held.pop(flow, 0)
-        # Callers take turns: each other one has as many before the last of these as there are up to it.
+        # Callers take turns: each other flow has at most as many before this call's last item as this flow.
         return mine + sum(
             min(its_items, mine + items)
             for other, its_items in held.items()
@@ -242,14 +242,14 @@ class AdmissionController:
     def _full(self) -> QueueFull:
         return QueueFull(
             f"{self._total.items} {self._kind} items ({self._total.size_bytes} bytes) wait, limit "
-            f"{self._limits.max_items} ({self._limits.max_bytes} bytes), some of it kept for other callers; "
-            "retry after the delay given, or send less at once",
+            f"{self._limits.max_items} ({self._limits.max_bytes} bytes), partly kept for other callers;  "
+            "retry after the delay given, or send fewer items at once",
             retry_delay_seconds=_clamped(self._drain_rate.seconds_to_drain()),
         )
 
 
 class Reservation:
-    """The room that a call's items take up; as a context manager, until the call is over."""
+    """The room that a call's items take up. As a context manager, frees it when the call ends."""
 
     __slots__ = ("_bytes_left", "_controller", "_flow", "_items_left", "_owner", "_released_at")
 
@@ -261,7 +261,7 @@ class Reservation:
         self._flow = flow
         self._items_left = items
         self._bytes_left = size_bytes
-        self._released_at: float | None = None  # monotonic seconds, when a lane took the latest of the items
+        self._released_at: float | None = None  # monotonic seconds, when a lane took the latest item
         controller._enter(owner, flow, items, size_bytes)
 
     def __enter__(self) -> Reservation:
@@ -273,11 +273,11 @@ class Reservation:
         self.close(served=is_served(error))
 
     def slot(self, size_bytes: int) -> ReservedSlot:
-        """Returns the room of one of the items, to be released on its own."""
+        """Returns the room of one item, which can be released on its own."""
         return ReservedSlot(self, size_bytes)
 
     def close(self, *, served: bool = True) -> None:
-        """Frees what no slot has freed: the call is over, with or without an answer."""
+        """Frees the room that no slot has freed: the call has ended, with or without an answer."""
         items, size_bytes = self._items_left, self._bytes_left
         self._items_left = self._bytes_left = 0
         if items:
@@ -304,19 +304,19 @@ class ReservedSlot:
         self._size_bytes = size_bytes
 
     def release(self) -> None:
-        """Frees the room, since a lane has taken the item; no effect if it is free already."""
+        """Frees the room when a lane takes the item; no effect if it is already free."""
         if self._reservation is not None:
             self._reservation._release(self._size_bytes)
             self._reservation = None
 
 
 def is_served(error: BaseException | None) -> bool:
-    """Says whether a call that ended with an error, or without, had its turn."""
+    """Returns whether a call that ended with this error, or with none, had its turn."""
     return not isinstance(error, (asyncio.CancelledError, ExpiredInQueue))
 
 
 def _free(limit: int, used: int, own: int) -> float:
-    """Returns how much a class may add, of which there is `used` in all and `own` of the class."""
+    """Returns how much a class may add, given the total in use and the class's own part of it."""
     return max(limit * _OPEN_SHARE - used, min(limit * _OWN_SHARE - own, limit - used))
 
 

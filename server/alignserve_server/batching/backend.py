@@ -1,13 +1,14 @@
-"""The cut between what prepares inputs and what embeds them.
+"""The interface between the code that prepares inputs and the code that embeds them.
 
-A front prepares: it decodes images to uint8 pixels and texts to token ids. A backend owns what all fronts
-share: admission, queues, scheduler, lanes and the caches of embeddings. Only plain values cross, so a backend
-may be in another process. Times are those of `time.monotonic`, which the processes of a machine share.
+A front prepares inputs: it decodes images to uint8 pixels and tokenizes texts to token ids. A backend owns
+everything that the fronts share: admission, queues, scheduler, lanes and embedding caches. Only plain values
+cross the interface, so a backend can run in another process. Times are those of `time.monotonic`, which all
+processes of a machine share.
 
-`LocalBackend` is in the same process. A transport to another one has to
-- make reservations unique: each front numbers its own;
-- withdraw the request whose caller is cancelled, and release what `admit` has granted to it by then;
-- when a front is gone, withdraw its requests and release its reservations;
+`LocalBackend` runs in the same process. A transport to another process must
+- make reservations unique, since each front numbers its own;
+- withdraw a request whose caller is cancelled, and release whatever `admit` has granted it by then;
+- withdraw the requests and release the reservations of a front that has gone away;
 - pass on each `BatchReport` that names sampled reservations of a front, before the results of that batch.
 """
 
@@ -27,69 +28,69 @@ TokenIds: TypeAlias = tuple[int, ...]
 
 
 class AdmissionRequest(NamedTuple):
-    """The room that one modality's items of a call ask for."""
+    """A request for room for a call's items of one modality."""
 
     modality: str
     items: int
-    size_bytes: int  # of all, as their caller sent them
+    size_bytes: int  # of all items, as the caller sent them
     flow: Flow  # the caller's name and the priority
     deadline: float | None = None  # monotonic seconds
-    waits_for_room: bool = False  # or is refused
-    is_sampled: bool = False  # its batches are reported
+    waits_for_room: bool = False  # if not, it is refused when there is no room
+    is_sampled: bool = False  # whether its batches are reported
 
 
 class PreparedItem(NamedTuple):
     """One input as the model takes it."""
 
     payload: PixelValues | TokenIds
-    size_bytes: int  # as its caller sent it
-    image_key: bytes | None = None  # names an image's content; a text's are its tokens
+    size_bytes: int  # as the caller sent it
+    image_key: bytes | None = None  # identifies an image's content; a text is identified by its tokens
 
 
 class InferenceBackend(Protocol):
-    """Embeds prepared inputs of all callers. Belongs to the event loop's thread, `look_up` excepted."""
+    """Embeds prepared inputs of all callers. Use only on the event loop's thread, except for `look_up`."""
 
     @property
     def info(self) -> ModelInfo:
-        """What is being served."""
+        """The model being served."""
         ...
 
     async def admit(self, reservation: int, request: AdmissionRequest) -> None:
-        """Takes room under a number that the caller chooses, until `release`. Cancelled, it takes none.
+        """Takes room under a number that the caller chooses, until `release`. Takes none if cancelled.
 
         Raises:
-            QueueFull: There is none, or the caller has its share already.
-            WouldMissDeadline: There is, but what is there already would take longer.
+            QueueFull: There is no room, or the caller already has its share.
+            WouldMissDeadline: There is room, but the answer would come too late.
         """
         ...
 
     def look_up(self, modality: str, key: bytes) -> NDArray[np.float32] | None:
-        """Returns the cached embedding of an image, which then need not be decoded.
+        """Returns the cached embedding of an image, so that the image need not be decoded.
 
-        On any thread but the event loop's, since it may have to ask another process.
+        Call it on any thread except the event loop's: it may block while it asks another process.
         """
         ...
 
     async def embed(self, reservation: int, items: Sequence[PreparedItem]) -> Sequence[Embedded]:
-        """Embeds items of a reservation; texts that are in the cache come from there.
+        """Embeds items of a reservation; serves texts from the cache where possible.
 
-        Cancelled, it takes what still waits out of the queue.
+        If cancelled, removes items that still wait from the queue.
 
         Raises:
-            ExpiredInQueue: The deadline came while one waited.
-            InferenceFailed: The model failed on one.
-            ShuttingDown: Nothing is embedded any more.
+            ExpiredInQueue: The deadline passed while an item waited.
+            InferenceFailed: The model failed on an item.
+            ShuttingDown: The backend no longer accepts items.
         """
         ...
 
     def release(self, reservation: int, *, is_served: bool = True) -> None:
-        """Frees what is left of a reservation; no effect if there is none. Waits for nothing."""
+        """Frees what is left of a reservation; no effect if there is none. Does not block."""
         ...
 
     async def check_not_crowded(self, flow: Flow) -> None:
-        """Passes if texts of a flow that waits for room would have some soon.
+        """Returns if texts of a flow that waits for room would soon get it.
 
         Raises:
-            QueueFull: They would not.
+            QueueFull: They would have to wait for other work first.
         """
         ...

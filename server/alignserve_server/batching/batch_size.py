@@ -1,4 +1,4 @@
-"""How large batches should be: measured, since it depends on model, runtime and machine."""
+"""Measures the best batch size, which depends on model, runtime and machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 from alignserve_server.model.encoder import OutOfDeviceMemory
 
-WORTH = 0.95  # of the best throughput, which the smallest batch that reaches it is preferred for
-LONGEST_SECONDS = 0.5  # of a batch: longer ones keep the other modality waiting
-_MIN_ROUNDS, _MAX_ROUNDS = 3, 5  # of which the fastest run of each size counts: others were disturbed
-_BUDGET_SECONDS = 2.0  # after which no round begins beyond the first three
+WORTH = 0.95  # of the best throughput: the smallest batch that reaches this share is preferred
+LONGEST_SECONDS = 0.5  # for a batch: longer ones keep the other modality waiting
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 5  # only the fastest run of each size counts: slower ones were disturbed
+_BUDGET_SECONDS = 2.0  # once spent, no further round starts after the first three
 _GIVE_UP_FACTOR = 8  # stop three doublings past the best size: larger ones cost time and memory to try
 
 
@@ -20,17 +20,17 @@ def best_batch_size(
 ) -> int:
     """Returns the smallest batch with nearly the best throughput.
 
-    Sizes double from 1 up to `limit`, until three in a row do not pay, one does not fit the device, or the
-    next should take over half a second. They take turns, so that a burst of other work on the machine hits
-    all of them alike.
+    Sizes double from 1 up to `limit`, until three in a row bring no gain, one does not fit the device, or the
+    next is expected to take over half a second. Sizes are measured in turn, so that a burst of other work on
+    the machine affects all of them alike.
 
     Args:
-        run: Runs a batch of a size. Called some times for each size, and once before to warm it.
-        limit: Largest size.
-        clock: Seconds: of the wall, or of the CPU where the model runs on it alone.
+        run: Runs a batch of a given size. Called once to warm up each size, then several times.
+        limit: Maximum size.
+        clock: Wall-clock seconds, or CPU seconds if the model runs only on the CPU.
 
     Raises:
-        OutOfDeviceMemory: Not even one entry fits.
+        OutOfDeviceMemory: Not even a single entry fits.
     """
     trials = _Trials(run, clock)
     for size in doubling(limit):
@@ -48,7 +48,7 @@ def best_batch_size(
 
 
 def doubling(limit: int) -> Iterator[int]:
-    """Yields 1, 2, 4 and so on, and the limit."""
+    """Yields the powers of two below the limit, then the limit."""
     size = 1
     while size < limit:
         yield size
@@ -64,17 +64,17 @@ class _Trials:
         self._clock = clock
         self._begin = clock()
         self._seconds: dict[int, float] = {}
-        self._rounds = 0  # that all sizes have had
+        self._rounds = 0  # completed for all sizes
 
     def add(self, size: int) -> None:
-        """Warms a size and times it once."""
+        """Warms up a size and times it once."""
         self._run(size)
         self._seconds[size] = math.inf
         self._time(size)
         self._rounds = 1
 
     def repeat(self) -> _Trials:
-        """Times all sizes, in turns, until each has had its rounds or the budget is spent."""
+        """Times all sizes in turn until each has had its rounds or the budget is spent."""
         while self._rounds < _MIN_ROUNDS or (self._rounds < _MAX_ROUNDS and self._is_within_budget()):
             for size in self._seconds:
                 self._time(size)
@@ -82,12 +82,12 @@ class _Trials:
         return self
 
     def takes_long(self, size: int) -> bool:
-        """Returns whether a batch would keep others waiting, by the best throughput so far."""
+        """Returns whether a batch would keep others waiting, judging by the best throughput so far."""
         best = min((seconds / each for each, seconds in self._seconds.items()), default=0.0)
         return size * best > LONGEST_SECONDS
 
     def is_hopeless(self, size: int) -> bool:
-        """Returns whether three doublings up to a size have not paid."""
+        """Returns whether the last three doublings up to a size brought no gain."""
         return size >= _GIVE_UP_FACTOR * self.best_size()
 
     def best_size(self) -> int:

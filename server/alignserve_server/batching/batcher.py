@@ -1,9 +1,9 @@
-"""Batches entries: callers get futures, lanes run what waits.
+"""Batches entries: callers get futures, lanes run the waiting entries.
 
-The event loop's thread puts entries in; each lane's thread takes batches out, so a lane that becomes free
-starts the next batch without waiting for the loop. A batch is put together at that moment, not before: until
-then it can still grow, and entries can still be withdrawn. Its entries are already decoded and tokenized, and
-what is left to prepare, stacking them, takes at most a fortieth of a CPU's forward.
+The event loop's thread adds entries and each lane's thread takes batches, so a lane that becomes free starts
+the next batch without waiting for the loop. A batch is formed only at that moment: until then it can still
+grow, and entries can still be withdrawn. Its entries are already decoded and tokenized. The remaining work,
+stacking them, takes at most a fortieth of a forward on the CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Item(NamedTuple):
     payload: Any
     length: int
     size_bytes: int
-    key: bytes = b""  # names the content: items of one modality and key share an entry; empty if unknown
+    key: bytes = b""  # identifies the content: items of one modality and key share an entry; empty if unknown
     slot: Slot = NO_SLOT  # released when a lane takes the item's entry
 
 
@@ -51,14 +51,14 @@ class Batcher:
         on_widened: Callable[[str, int], object] = lambda _modality, _size: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepares the lanes; `start` sets them running.
+        """Prepares the lanes; `start` runs them.
 
         Args:
-            encoder: The model. Its `encode_*` are called from the lanes' threads.
-            scheduler: Decides what runs next. Belongs to this object from now on.
-            observer: Is told of queues and batches.
-            lanes: Batches that run at once.
-            on_widened: Told, on the event loop, when batches of a modality have become larger.
+            encoder: The model. Its `encode_*` methods are called on the lanes' threads.
+            scheduler: Decides what runs next. Owned by this object from now on.
+            observer: Notified of queues and batches.
+            lanes: Number of batches that run at once.
+            on_widened: Called on the event loop when the batch size of a modality has grown.
             clock: Monotonic seconds.
         """
         self._scheduler = SharedScheduler(
@@ -69,7 +69,7 @@ class Batcher:
         self._clock = clock
         self._entries: dict[tuple[str, bytes], Entry] = {}  # by content, from submission to result
         self._is_waking = False
-        self.failed_batches = 0  # in a row, of which no entry succeeded
+        self.failed_batches = 0  # consecutive batches in which no entry succeeded
         listener = _OnLoop(self._on_loop, self._release_slots, self._deliver, on_widened, observer)
         self._lanes = [Lane(number, encoder, self._scheduler, listener, clock) for number in range(lanes)]
         self._make_visible()
@@ -80,13 +80,13 @@ class Batcher:
         return any(lane.is_dead for lane in self._lanes)
 
     def start(self) -> None:
-        """Starts the lanes. Call it on the event loop that will submit."""
+        """Starts the lanes. Call this on the event loop that will submit items."""
         self._loop = asyncio.get_running_loop()
         for lane in self._lanes:
             lane.start()
 
     async def stop(self, timeout_seconds: float) -> bool:
-        """Runs what still waits and ends the lanes; returns False if one is still busy after the timeout."""
+        """Runs the waiting entries and ends the lanes; returns False if one is busy after the timeout."""
         self._scheduler.stop()
         end = self._clock() + timeout_seconds
         for lane in self._lanes:
@@ -101,17 +101,17 @@ class Batcher:
         flow: Flow = ANONYMOUS,
         reservation: int = 0,
     ) -> list[asyncio.Future[Embedded]]:
-        """Queues items, of the caller and priority that `flow` names; returns one future for each.
+        """Queues items for the caller and priority that `flow` names; returns one future for each item.
 
-        An item that equals one whose result is not there yet shares its entry and its result. The entry is in
-        the line of each flow that wants it, and runs at the first turn that comes. Cancelling a future takes
-        its item off the entry, with the last one of a flow the entry out of the flow's line, and with the
-        last of all out of the queue. A future fails with `ExpiredInQueue` when `deadline`
-        (in the loop's time) comes while its entry still waits, and with `InferenceFailed` when the model
-        fails on it. Batches are reported with `reservation`, unless that is 0.
+        An item equal to one that still has no result shares its entry and its result. The entry is in the
+        line of each flow that wants it and runs when the first of them has its turn. Cancelling a future
+        removes its item from the entry. The entry leaves a flow's line with the flow's last item, and the
+        queue with the last item of all flows. A future fails with `ExpiredInQueue` if `deadline` (in the
+        loop's time) passes while its entry still waits, and with `InferenceFailed` if the model fails on it.
+        Batches are reported under `reservation`, unless that is 0.
 
         Raises:
-            ShuttingDown: The lanes are stopping, so nothing would ever run the items.
+            ShuttingDown: The lanes are stopping and would never run the items.
         """
         if self._scheduler.is_stopping:
             raise ShuttingDown()
@@ -120,13 +120,13 @@ class Batcher:
         return [waiter.future for _, waiter in waiting]
 
     def longest_running_seconds(self) -> float:
-        """Returns how long the oldest batch in the model has been there; 0 if there is none."""
+        """Returns how long the oldest running batch has been in the model; 0 if none is running."""
         return self._scheduler.longest_running_seconds()
 
     def give_up(self, error: Callable[[], ServingError]) -> None:
-        """Answers all that wait and all that is in the model with an error each; the lanes go on.
+        """Fails all waiting and running entries, each with its own error; the lanes keep running.
 
-        If a batch ends after all, its results are dropped, since no caller waits for them any more.
+        If a running batch ends after all, its results are dropped because no caller waits for them.
         """
         waiting, entries = self._scheduler.drop()
         for modality, dropped in waiting.items():
@@ -139,7 +139,7 @@ class Batcher:
                     waiter.future.set_exception(error())
 
     def _join(self, modality: str, item: Item, flow: Flow, reservation: int) -> tuple[Entry, Waiter]:
-        """Adds an item to the entry of its content, or queues a new one."""
+        """Adds an item to the entry with its content, or queues a new entry."""
         waiter = Waiter(self._loop.create_future(), item.slot, flow, reservation)
         entry = self._entries.get((modality, item.key)) if item.key else None
         if entry is None:
@@ -165,7 +165,7 @@ class Batcher:
 
     def _wake_soon(self) -> None:
         if not self._is_waking:
-            # Later in this turn of the loop, so that what else comes in it wakes no lane again.
+            # Deferred to the end of this loop iteration, so that its entries wake the lanes only once.
             self._is_waking = True
             self._loop.call_soon(self._wake_lanes)
 
@@ -176,7 +176,7 @@ class Batcher:
     def _settle_together(
         self, modality: str, waiting: list[tuple[Entry, Waiter]], deadline: float | None
     ) -> None:
-        """Ties the futures of a call to its deadline, and to their entries if they are cancelled."""
+        """Expires the futures of a call at its deadline, and withdraws the items of cancelled ones."""
         timer = None if deadline is None else self._loop.call_at(deadline, self._expire, modality, waiting)
         remaining = len(waiting)
 
@@ -200,7 +200,7 @@ class Batcher:
                 )
 
     def _withdraw(self, modality: str, entry: Entry, waiter: Waiter) -> bool:
-        """Takes an item off its entry, unless a lane has the entry; says whether it did."""
+        """Removes an item from its entry unless a lane has the entry; returns whether it did."""
         has_left = self._scheduler.withdraw(modality, entry, waiter)
         if has_left and not entry.waiters:
             self._forget(modality, entry)
@@ -211,7 +211,7 @@ class Batcher:
             del self._entries[modality, entry.key]
 
     def _on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
-        if not self._loop.is_closed():  # a batch can outlast the loop after a stop that did not wait for it
+        if not self._loop.is_closed():  # a batch outlives the loop if `stop` timed out
             self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _release_slots(self, batch: Batch) -> None:
@@ -224,7 +224,7 @@ class Batcher:
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             self._forget(batch.modality, entry)
             for waiter in entry.waiters:
-                if waiter.future.done():  # the caller left while the batch ran
+                if waiter.future.done():  # the caller cancelled while the batch ran
                     continue
                 if isinstance(outcome, ServingError):
                     waiter.future.set_exception(outcome.again())
@@ -244,9 +244,9 @@ class Batcher:
 
 @dataclass(frozen=True, slots=True)
 class _OnLoop:
-    """Takes what lanes say over to the event loop; see `LaneListener`."""
+    """Forwards the lanes' notifications to the event loop; see `LaneListener`."""
 
-    run: Callable[..., None]  # a callback with its arguments, on the event loop
+    run: Callable[..., None]  # runs a callback with its arguments on the event loop
     release_slots: Callable[[Batch], None]
     deliver: Callable[[Batch, list[Embedded | ServingError], float], None]
     on_widened: Callable[[str, int], object]
@@ -269,7 +269,7 @@ def _report(batch: Batch, seconds: float, *, has_succeeded: bool) -> BatchReport
     entries = batch.entries
     waiting_since = {
         waiter.reservation: entry.enqueue_time
-        for entry in reversed(entries)  # in the order of arrival, so that the first of a call counts
+        for entry in reversed(entries)  # reversed, so that the earliest entry of a call counts
         for waiter in entry.waiters
         if waiter.reservation
     }

@@ -1,4 +1,4 @@
-"""What batching needs to know of a call, and where its time went."""
+"""The context of a call that batching needs, and the call's timings."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ _DEADLINE_TOLERANCE_SECONDS = 0.02  # a client's timer starts before ours, so it
 
 
 class CallTrace(Protocol):
-    """What is noted of one call, or of one item of a stream, while it is served."""
+    """Records how one call, or one item of a stream, is served."""
 
     @property
     def is_sampled(self) -> bool:
-        """Whether anything is noted at all."""
+        """Whether anything is recorded."""
         ...
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        """What leads from a metric to this call; None if its trace is not recorded."""
+        """Labels that link a metric to this call; None if its trace is not recorded."""
         ...
 
     def follow(self, reservation: int) -> None:
-        """Notes the batches too that report this reservation, by the number that it was admitted under."""
+        """Also records the batches that are reported under this reservation number."""
         ...
 
     # attributes are strings and numbers
     def note(self, name: str, start: float, end: float, **attributes: Any) -> None:
-        """Notes a step that took from `start` to `end`, in monotonic seconds."""
+        """Records a step from `start` to `end`, in monotonic seconds."""
         ...
 
     def describe_embeddings(self, model: str, dimension: int) -> None:
-        """Notes that the call embeds, and with which model."""
+        """Records which model embeds the call's inputs, and the embedding dimension."""
         ...
 
     def count_input_tokens(self, tokens: int) -> None:
-        """Notes how many tokens the call's texts have."""
+        """Records the number of tokens in the call's texts."""
         ...
 
     def item(self) -> AbstractContextManager[CallTrace]:
-        """Follows an item of this stream, for the block."""
+        """Returns a context manager that traces an item of this stream."""
         ...
 
 
 class _NoTrace:
-    """Notes nothing: the trace of a call that is not sampled."""
+    """The trace of a call that is not sampled: records nothing."""
 
     is_sampled = False
     exemplar: dict[str, str] | None = None
@@ -70,17 +70,17 @@ NO_TRACE: Final[CallTrace] = _NoTrace()
 
 
 def _do_nothing() -> None:
-    """Is called where a call waits for no admission."""
+    """Default for `on_admitted`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What the engine needs to know of an RPC or stream item."""
+    """What the engine needs to know about an RPC or stream item."""
 
     deadline: float | None = None  # in the event loop's time
-    waits_for_room: bool = False  # streams wait, unary calls are refused
-    on_admitted: Callable[[], None] = _do_nothing  # called when its items have room
-    flow: Flow = ANONYMOUS  # whose turn its items take
+    waits_for_room: bool = False  # streams wait; unary calls are refused
+    on_admitted: Callable[[], None] = _do_nothing  # called when the items are admitted
+    flow: Flow = ANONYMOUS  # whose turns the items take
     trace: CallTrace = NO_TRACE
 
     def for_item(self, on_admitted: Callable[[], None], trace: CallTrace) -> CallContext:
@@ -92,7 +92,7 @@ class CallContext:
         return None if self.deadline is None else self.deadline - asyncio.get_running_loop().time()
 
     def is_expired(self) -> bool:
-        """Says whether the deadline has passed, at least by the caller's clock."""
+        """Returns whether the deadline has passed, at least by the caller's clock."""
         return (
             self.deadline is not None
             and asyncio.get_running_loop().time() >= self.deadline - _DEADLINE_TOLERANCE_SECONDS

@@ -1,4 +1,4 @@
-"""Zero-shot classification of a call's images: labels and images are embedded side by side, then scored."""
+"""Zero-shot classification of a call's images: embeds labels and images concurrently, then scores them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from alignserve_server.batching.observer import BatchObserver
 from alignserve_server.model.encoder import l2_normalize
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel, score_images
 
-_INLINE_SCORES = 256  # images times labels that are scored and put into an answer in some 0.5 ms
-_PROMPTS_AT_ONCE = 64  # label prompts that one call queues at once, so that others get in between
+_INLINE_SCORES = 256  # images times labels: scoring these and building the answer takes about 0.5 ms
+_PROMPTS_AT_ONCE = 64  # label prompts that one call queues at once, so that other calls get turns in between
 
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """How `Classifier.classify` came to its results."""
+    """Cache hits and timings of `Classifier.classify`."""
 
     cached_label_count: int
     timings: Timings
 
 
 class Classifier:
-    """Classifies images for all callers. Belongs to the event loop's thread."""
+    """Classifies images for all callers. Use only on the event loop's thread."""
 
     def __init__(
         self,
@@ -43,22 +43,22 @@ class Classifier:
         label_cache_size: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts without any label.
+        """Starts with an empty label cache.
 
         Args:
             embedder: Embeds images and label prompts.
-            backend: Where they wait.
-            observer: Is told of labels.
-            aside: Builds large answers.
-            limits: Those of each queue.
-            label_cache_size: Most labels kept.
+            backend: Where images and prompts wait.
+            observer: Notified of label lookups.
+            aside: Threads that build large answers.
+            limits: Limits of each queue.
+            label_cache_size: Maximum number of labels kept.
             clock: Monotonic seconds.
         """
         self._embedder = embedder
         self._backend = backend
         self._aside = aside
         self._without_labels = AdmissionController("Classify", limits, clock=clock)
-        # Bounds bytes only: one item is one call, which has more than one of them.
+        # Bounds only bytes: an item is a call, whose labels take more than one byte.
         self._label_bytes = AdmissionController(
             "label set", QueueLimits(limits.max_bytes, limits.max_bytes), clock=clock
         )
@@ -93,7 +93,7 @@ class Classifier:
         return Classified(hits, images.timings)
 
     async def _admit_labels(self, labels: LabelSet, call: CallContext) -> Reservation:
-        """Admits the bytes of labels and templates, which a call keeps until it is over."""
+        """Admits the bytes of labels and templates, which a call holds until it ends."""
         if call.waits_for_room:
             return await self._label_bytes.wait(1, labels.size_bytes, call.flow)
         return self._label_bytes.reserve(1, labels.size_bytes, call.flow)
@@ -101,7 +101,7 @@ class Classifier:
     async def _embed_both(
         self, contents: list[bytes], labels: LabelSet, call: CallContext
     ) -> tuple[ImageEmbeddings, LabelEmbeddings, int]:
-        """Embeds images and labels; returns also how many labels were in the cache."""
+        """Embeds images and labels; also returns how many labels were in the cache."""
         cached = self._labels.cached(labels)
         if cached is not None:
             return await self._embedder.embed_images(contents, call), cached, len(cached)
@@ -109,7 +109,7 @@ class Classifier:
             return await self._embed_side_by_side(contents, labels, call)
 
     async def _admit_without_labels(self, contents: Sequence[bytes], call: CallContext) -> Reservation:
-        """Admits a call to wait for its labels, so that those that do are bounded even if no image waits."""
+        """Admits a call that waits for labels: bounds the number of such calls even if no image waits."""
         items, size_bytes = len(contents), sum(map(len, contents))
         if call.waits_for_room:
             return await self._without_labels.wait(items, size_bytes, call.flow)
@@ -126,8 +126,8 @@ class Classifier:
         try:
             images, (label_embeddings, hits) = await asyncio.gather(images_task, labels_task)
         finally:
-            images_task.cancel()  # if one fails, the other leaves the queue
+            images_task.cancel()  # if one task fails, the other leaves the queue
             labels_task.cancel()
-            # The error of a task has this frame in its traceback, which would be a cycle.
+            # A task's error has this frame in its traceback: keeping the task here would make a cycle.
             del images_task, labels_task
         return images, label_embeddings, hits

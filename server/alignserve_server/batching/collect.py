@@ -1,4 +1,4 @@
-"""Which of the waiting entries form the next batch: a pure function."""
+"""Selects the entries of the next batch: a pure function."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from itertools import islice
 
 from alignserve_server.batching.queue import Entry
 
-_WINDOW = 8  # batches' worth of entries that are looked at, so that a long queue costs no more
+_WINDOW = 8  # batches' worth of entries to look at, so that a longer queue costs no more
 
 
 def collect(waiting: Iterable[Entry], limit: int, overhead: int = 0) -> list[Entry]:
-    """Chooses the first entry and, of those near it in length, as many as pay.
+    """Selects the first entry and the entries close to it in length that are worth adding.
 
-    A batch is padded to its longest entry. So a neighbour joins only while the padding that it causes, in
-    itself or in the entries already chosen, is at most `overhead`: past that, a batch of its own is cheaper.
-    Entries of one length, such as images, come out in the order of their turns.
+    A batch is padded to its longest entry. So an entry is added only if the padding that it causes, in itself
+    or in the entries already selected, is at most `overhead`: beyond that, a separate batch is cheaper.
+    Entries of equal length, such as images, keep the order of their turns.
 
     Args:
-        waiting: Entries in the order in which it is their turn.
-        limit: Most entries in the batch.
+        waiting: Entries in the order of their turns.
+        limit: Maximum number of entries in the batch.
         overhead: Fixed cost of a batch, in units of `Entry.length`.
 
     Returns:
-        At most `limit` entries, the first among them; empty only if nothing waits.
+        At most `limit` entries, including the first; empty only if nothing waits.
     """
     window = list(islice(waiting, _WINDOW * limit))
     if not window:
@@ -57,6 +57,6 @@ def _padding_of_longer(window: list[Entry], longer: int, low: int, high: int) ->
 
 
 def padding_ratio(batch: list[Entry]) -> float:
-    """Returns the share of a batch that is padding, from 0 to below 1."""
+    """Returns the share of a batch that is padding, in [0, 1)."""
     longest = max(entry.length for entry in batch)
     return 1.0 - sum(entry.length for entry in batch) / (longest * len(batch))

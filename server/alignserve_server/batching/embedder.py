@@ -1,4 +1,4 @@
-"""The way of one modality's items of a call: admission, preprocessing, backend, embeddings."""
+"""Takes a call's items of one modality through admission, preprocessing and the backend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alignserve_server.model.encoder import TokenizedText
 
 @dataclass(frozen=True, slots=True)
 class ImageEmbeddings:
-    """Answer of `Embedder.embed_images`."""
+    """The result of `Embedder.embed_images`."""
 
     embeddings: NDArray[np.float32]  # (images, embedding_dimension), not normalized
     timings: Timings
@@ -35,7 +35,7 @@ class ImageEmbeddings:
 
 @dataclass(frozen=True, slots=True)
 class TextEmbeddings:
-    """Answer of `Embedder.embed_texts`."""
+    """The result of `Embedder.embed_texts`."""
 
     embeddings: NDArray[np.float32]  # (texts, embedding_dimension), not normalized
     texts: list[TokenizedText]
@@ -43,7 +43,7 @@ class TextEmbeddings:
 
 
 class Embedder:
-    """Embeds images, texts and label prompts of all callers. Belongs to the event loop's thread."""
+    """Embeds images, texts and label prompts of all callers. Use only on the event loop's thread."""
 
     def __init__(
         self, preprocessor: Preprocessor, backend: InferenceBackend, observer: BatchObserver
@@ -81,7 +81,7 @@ class Embedder:
     async def embed_prompts(
         self, prompts: Sequence[str], flow: Flow
     ) -> list[NDArray[np.float32] | ServingError]:
-        """Embeds label prompts; waits for room, for as long as some caller waits for the label."""
+        """Embeds label prompts; waits for room as long as a caller waits for the label."""
         tokenized = await self._preprocessor.tokenize(prompts, flow, truncate=False)
         sized = zip(tokenized, _utf8_sizes(prompts), strict=True)
         valid = [(text, size) for text, size in sized if isinstance(text, TokenizedText)]
@@ -91,7 +91,7 @@ class Embedder:
     async def _embed_together(
         self, sized: list[tuple[TokenizedText, int]], flow: Flow
     ) -> Sequence[NDArray[np.float32] | InferenceFailed]:
-        """Embeds prompts as one call or, if that fails, one by one: others may wait for some of them."""
+        """Embeds prompts as one call or, if that fails, one by one: other calls may wait for some of them."""
         if not sized:
             return []
         texts, sizes = [text for text, _ in sized], [size for _, size in sized]
@@ -130,7 +130,7 @@ class Embedder:
 
 
 class _AdmittedItems:
-    """One modality's items of a call that have room: as a context manager, until the call is over."""
+    """A call's admitted items of one modality. As a context manager, releases them when the call ends."""
 
     __slots__ = (
         "_admission_time",
@@ -173,7 +173,7 @@ class _AdmittedItems:
         self._backend.release(self.reservation, is_served=is_served(error))
 
     def note_preprocessed(self) -> None:
-        """Notes that all are decoded or tokenized."""
+        """Records that all items are decoded or tokenized."""
         now, trace, request = time.monotonic(), self._call.trace, self._request
         self._preprocess_seconds = now - self._admission_time
         self._observer.preprocessed(self._preprocess_seconds, trace.exemplar)
@@ -182,7 +182,7 @@ class _AdmittedItems:
         trace.note("preprocess", self._admission_time, now, **about)
 
     def timings(self, results: Sequence[Embedded]) -> Timings:
-        """Returns where the time went until the results were there."""
+        """Returns the timings up to the results."""
         return Timings(
             self._preprocess_seconds,
             max(result.queue_seconds for result in results),
@@ -198,13 +198,13 @@ def _outcome(error: BaseException | None, call: CallContext) -> ItemOutcome:
     if isinstance(error, ExpiredInQueue):
         return "expired"
     if isinstance(error, asyncio.CancelledError):
-        # gRPC cancels the handler both when the caller leaves and when its deadline passes
+        # gRPC cancels the handler both when the caller cancels and when its deadline passes
         return "expired" if call.is_expired() else "cancelled"
     return "failed"
 
 
 def _with_cached(images: Sequence[DecodedImage], embedded: Sequence[Embedded]) -> Sequence[Embedded]:
-    """Puts what was embedded in order among what was in the cache."""
+    """Merges fresh results with cached embeddings, in the order of the images."""
     if len(embedded) == len(images):
         return embedded
     fresh = iter(embedded)
@@ -218,6 +218,6 @@ def _utf8_sizes(texts: Sequence[str]) -> list[int]:
 
 
 def _stack(results: Sequence[Embedded]) -> NDArray[np.float32]:
-    if len(results) == 1:  # np.stack takes longer than all else that is done with one embedding
+    if len(results) == 1:  # np.stack takes longer than all other work on a single embedding
         return results[0].embedding[np.newaxis]
     return np.stack([result.embedding for result in results])

@@ -1,4 +1,4 @@
-"""Embeddings of recent inputs, by content, so that an input sent again is not computed again."""
+"""Caches embeddings by content, so that an input sent again is not computed again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.observer import ModalityObserver
 
-_OVERHEAD_BYTES = 300  # of the objects around a key and its embedding
+_OVERHEAD_BYTES = 300  # for the objects around a key and its embedding
 
 
 class EmbeddingCache:
-    """Embeddings within a number of bytes, least recently used out first. Safe to call from any thread."""
+    """A least-recently-used cache of embeddings, bounded in bytes. Thread-safe."""
 
     def __init__(self, max_bytes: int, observer: ModalityObserver) -> None:
-        """Starts empty; with 0 for `max_bytes` it stays so, and counts nothing."""
+        """Starts empty; if `max_bytes` is 0, stays empty and counts nothing."""
         self._max_bytes = max_bytes
         self._observer = observer
         self._embeddings: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
@@ -26,7 +26,7 @@ class EmbeddingCache:
         observer.watch_cache(lambda: len(self._embeddings), lambda: self._bytes)
 
     def get(self, key: bytes) -> NDArray[np.float32] | None:
-        """Returns the embedding, (embedding_dimension,), not normalized and not to be changed; or None."""
+        """Returns the embedding, (embedding_dimension,), not normalized, or None. Do not modify it."""
         if not self._max_bytes:
             return None
         with self._lock:
@@ -39,12 +39,12 @@ class EmbeddingCache:
         return embedding
 
     def put(self, key: bytes, embedding: NDArray[np.float32]) -> None:
-        """Keeps an embedding, unless it is there already or larger than the whole cache."""
+        """Stores an embedding unless it is already cached or larger than the whole cache."""
         size = _size(key, embedding)
         with self._lock:
             if key in self._embeddings or size > self._max_bytes:
                 return
-            self._embeddings[key] = embedding.copy()  # a row of a batch would keep the whole batch
+            self._embeddings[key] = embedding.copy()  # a row of a batch would keep the whole batch in memory
             self._bytes += size
             while self._bytes > self._max_bytes:
                 self._bytes -= _size(*self._embeddings.popitem(last=False))

@@ -1,4 +1,4 @@
-"""What the doors of the server call: one `Engine` embeds and classifies for all callers at once."""
+"""The entry point to batching: one `Engine` embeds and classifies for all callers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class Engine:
-    """Embeds and classifies for all callers at once. Belongs to the event loop's thread."""
+    """Embeds and classifies for all callers. Use only on the event loop's thread."""
 
     def __init__(
         self,
@@ -34,14 +34,14 @@ class Engine:
         label_cache_size: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Wires the parts.
+        """Connects the parts.
 
         Args:
-            preprocessor: Reads inputs. Belongs to this object from now on.
-            backend: Admits and embeds them.
-            observer: Is told of calls and labels.
-            limits: Those of each of the backend's queues.
-            label_cache_size: Most labels kept.
+            preprocessor: Decodes and tokenizes inputs. Owned by this object from now on.
+            backend: Admits and embeds inputs.
+            observer: Notified of calls and labels.
+            limits: Limits of each of the backend's queues.
+            label_cache_size: Maximum number of labels kept.
             clock: Monotonic seconds.
         """
         self._preprocessor = preprocessor
@@ -61,27 +61,27 @@ class Engine:
 
     @property
     def info(self) -> ModelInfo:
-        """What is being served."""
+        """The model being served."""
         return self._backend.info
 
     def close(self) -> None:
-        """Ends the threads for texts and answers."""
+        """Stops the threads for texts and answers."""
         self._preprocessor.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run_aside(self, flow: Flow, job: Callable[[], _T]) -> _T:
-        """Runs work of more than a millisecond apart from the event loop, when it is the caller's turn.
+        """Runs a job of more than a millisecond off the event loop, at the caller's turn.
 
-        It should take a few milliseconds at most, so that others get in between.
+        A job should take at most a few milliseconds, so that other callers get turns in between.
         """
         (result,) = await self._aside.run(flow, [job])
         return result
 
     async def embed_images(self, contents: list[bytes], call: CallContext) -> ImageEmbeddings:
-        """Embeds encoded images. Empties the list: each image is dropped when it is decoded.
+        """Embeds encoded images. Empties the list: each image is dropped once it is decoded.
 
         Raises:
-            InvalidArgument: Images that cannot be read; names each as `images[i].content`.
+            InvalidArgument: Images cannot be read; names each as `images[i].content`.
             ServingError: The call was refused, expired or failed.
         """
         return await self._embedder.embed_images(contents, call)
@@ -92,7 +92,7 @@ class Engine:
         """Embeds texts.
 
         Raises:
-            InvalidArgument: Texts that are blank or too long; names each as `texts[i]`.
+            InvalidArgument: Texts are blank or too long; names each as `texts[i]`.
             ServingError: The call was refused, expired or failed.
         """
         return await self._embedder.embed_texts(texts, call, truncate=truncate)
@@ -105,13 +105,13 @@ class Engine:
         call: CallContext,
         on_scored: Callable[[list[ScoredLabel]], object],
     ) -> Classified:
-        """Scores encoded images against labels. The caller has checked labels and templates.
+        """Scores encoded images against labels. The caller must have checked labels and templates.
 
-        Empties `contents`, as `embed_images` does. `on_scored` is called once per image, in order, with its
-        labels, best first; from a thread if they are many.
+        Empties `contents`, as `embed_images` does. Calls `on_scored` once per image, in order, with the
+        image's labels, best first; on another thread if there are many.
 
         Raises:
-            InvalidArgument: Images that cannot be read, or labels that are too long; names each.
+            InvalidArgument: Images cannot be read, or labels are too long; names each.
             ServingError: The call was refused, expired or failed.
         """
         return await self._classifier.classify(contents, labels, top_k, call, on_scored)

@@ -1,4 +1,4 @@
-"""Whose turn it is: callers take turns, and interactive work goes before bulk work without starving it."""
+"""Fair queueing: callers take turns, and interactive work goes before bulk work without starving it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Generic, NamedTuple, TypeVar
 _T = TypeVar("_T")
 
 # Under contention bulk work gets 1/16 of the share of interactive work: enough to keep it moving under any
-# interactive load, and too little to burden that.
+# interactive load, too little to slow that load down.
 BULK_SHARE = 1 / 16
 
 
 class Priority(Enum):
-    """How urgent a call is, and its share of what both kinds want at once, per caller."""
+    """How urgent a call is. The value is its share per caller under contention."""
 
     INTERACTIVE = 1.0
     BULK = BULK_SHARE
 
 
 class Flow(NamedTuple):
-    """Work that is served in the order of its arrival: one caller's, of one priority."""
+    """Work that is served in order of arrival: that of one caller at one priority."""
 
     caller: str
     priority: Priority
@@ -36,7 +36,7 @@ ANONYMOUS = Flow("", Priority.INTERACTIVE)
 
 @dataclass(eq=False, slots=True)
 class _Line(Generic[_T]):
-    """The items of one flow, and the virtual time at which the first of them should be served."""
+    """The items of one flow, and the virtual time at which the first should be served."""
 
     pace: float  # virtual time from one item to the next
     tag: float = 0.0
@@ -46,22 +46,21 @@ class _Line(Generic[_T]):
 class FairQueue(Generic[_T]):
     """Items of several flows, in the order in which they should be served.
 
-    Start-time fair queueing (Goyal et al., 1996), with a cost of one for each item. Between flows the item
-    with the earliest tag goes first, and a flow's tag moves on by the inverse of its share with each item
-    that is served. So callers that all have something here take turns, however much each of them has. A flow
-    that had nothing here starts level with the others, as it has saved up nothing; a bulk one starts where
-    the others will be after the many items that they have to one of its own. Items removed before service
-    are not charged.
+    Implements start-time fair queueing (Goyal et al., 1996) with a cost of one per item. Among flows, the
+    item with the earliest tag goes first. Each served item advances its flow's tag by the inverse of the
+    flow's share. So callers with items take turns, however many items each of them has. A flow that was empty
+    starts level with the others, since idle time earns no credit. A bulk flow starts behind the others, by
+    the number of items that they get for each of its own. Items removed before service are not charged.
 
-    An item that several flows want is in the line of each. The first turn that comes to it serves it, and
-    only the flow whose turn that was is charged.
+    An item that several flows want is in the line of each. It is served at the first turn that reaches it,
+    and only the flow that had that turn is charged.
     """
 
     def __init__(self) -> None:
         self._lines: dict[Flow, _Line[_T]] = {}
         self._lines_of: dict[_T, list[_Line[_T]]] = {}
         self._now = 0.0  # virtual time: the tag of the latest item that was served
-        self._purge_at = 64  # lines; a multiple of those that were needed at the last purge
+        self._purge_at = 64  # number of lines; twice those that the last purge kept, at least 64
 
     def __len__(self) -> int:
         return len(self._lines_of)
@@ -79,13 +78,13 @@ class FairQueue(Generic[_T]):
                 yield next(iter(line.items))
 
     def has(self, flow: Flow) -> bool:
-        """Says whether any item of a flow is there."""
+        """Returns whether the flow has any items."""
         return flow in self._lines and bool(self._lines[flow].items)
 
     def push(self, flow: Flow, item: _T) -> None:
-        """Adds an item, which must be hashable by identity, to the end of a flow that does not have it yet.
+        """Adds an item, hashable by identity, to the end of a flow that does not have it yet.
 
-        Other flows may have it: then it is one item that several want.
+        Other flows may already have it: they then share the item.
         """
         line = self._lines.get(flow)
         if line is None:
@@ -97,7 +96,7 @@ class FairQueue(Generic[_T]):
         self._lines_of.setdefault(item, []).append(line)
 
     def leave(self, flow: Flow, item: _T) -> None:
-        """Takes an item out of the line of a flow that no longer wants it; the last one removes it."""
+        """Removes an item from the line of a flow; the item is gone once no flow wants it."""
         line = self._lines[flow]
         del line.items[item]
         self._lines_of[item].remove(line)
@@ -106,7 +105,7 @@ class FairQueue(Generic[_T]):
             self._reset_if_empty()
 
     def discard(self, item: _T) -> bool:
-        """Removes an item unserved, and says whether it was there."""
+        """Removes an item unserved; returns whether it was present."""
         is_there = item in self._lines_of
         if is_there:
             self._remove(item)
@@ -114,7 +113,7 @@ class FairQueue(Generic[_T]):
         return is_there
 
     def take(self, items: Collection[_T]) -> None:
-        """Removes items that are there, as served."""
+        """Removes items, all of which must be present, as served."""
         shared = {item for item in items if len(self._lines_of[item]) > 1}
         payers = self._payers(shared) if shared else {}
         for item in items:
@@ -125,7 +124,7 @@ class FairQueue(Generic[_T]):
         self._reset_if_empty()
 
     def pop(self) -> _T:
-        """Removes the item whose turn it is, as served; there must be one."""
+        """Removes the next item as served and returns it; the queue must not be empty."""
         item = next(iter(self))
         self.take([item])
         return item
@@ -136,10 +135,10 @@ class FairQueue(Generic[_T]):
         if len(lines) == 1:
             yield from ((lines[0], item) for item in lines[0].items)
             return
-        # The number settles equal tags.
+        # The number breaks ties between equal tags.
         heads = [(line.tag, number, line, iter(line.items)) for number, line in enumerate(lines)]
         heapq.heapify(heads)
-        served: set[_T] = set()  # those that another line could come to
+        served: set[_T] = set()  # shared items, which another line could reach again
         while heads:
             tag, number, line, items = heads[0]
             item = next((item for item in items if item not in served), None)
@@ -152,7 +151,7 @@ class FairQueue(Generic[_T]):
             heapq.heapreplace(heads, (tag + line.pace, number, line, items))
 
     def _payers(self, shared: set[_T]) -> dict[_T, _Line[_T]]:
-        """Returns the lines whose turns serve items that are in several."""
+        """Returns the line whose turn serves each shared item."""
         payers: dict[_T, _Line[_T]] = {}
         for line, item in self._turns():
             if item in shared:
@@ -166,12 +165,12 @@ class FairQueue(Generic[_T]):
             del line.items[item]
 
     def _reset_if_empty(self) -> None:
-        if not self._lines_of:  # without competition no flow owes anything
+        if not self._lines_of:  # no flow owes anything once there is no competition
             self._lines.clear()
             self._now = 0.0
 
     def _purge(self) -> None:
-        """Forgets flows that have nothing here and owe nothing, once they are the most."""
+        """Forgets flows that are empty and owe nothing, once there may be many of them."""
         if len(self._lines) < self._purge_at:
             return
         self._lines = {flow: line for flow, line in self._lines.items() if line.items or line.tag > self._now}
@@ -179,14 +178,14 @@ class FairQueue(Generic[_T]):
 
 
 class FairSemaphore:
-    """A semaphore whose permits go to callers by turns. Belongs to the event loop."""
+    """A semaphore that grants permits to callers in turn. Use only on the event loop's thread."""
 
     def __init__(self, permits: int) -> None:
         self._permits = permits
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     async def acquire(self, flow: Flow) -> None:
-        """Waits for a permit; `release` gives it back."""
+        """Waits for a permit; `release` returns it."""
         if self._permits > 0:
             self._permits -= 1
             return
@@ -200,28 +199,28 @@ class FairSemaphore:
             raise
 
     def release(self) -> None:
-        """Passes a permit on to the next in turn."""
+        """Returns a permit and grants it to the next in turn."""
         if not self._waiting:
             self._permits += 1
             return
         turn = self._waiting.pop()
-        if turn.cancelled():  # its task is about to run, and finds that it has to leave
+        if turn.cancelled():  # its task is about to run and will pass the permit on
             return
         turn.set_result(None)
 
 
 class FairPool:
-    """Threads whose jobs take turns by caller. Belongs to the event loop."""
+    """A thread pool in which callers take turns. Use only on the event loop's thread."""
 
     def __init__(self, executor: Executor, permits: int) -> None:
-        """Hands `permits` jobs at a time to the executor, so that the others can still be overtaken."""
+        """Gives the executor at most `permits` jobs at a time, so that the others can still be overtaken."""
         self._executor = executor
         self._semaphore = FairSemaphore(permits)
 
     async def run(self, flow: Flow, jobs: Iterable[Callable[[], _T]]) -> list[_T]:
-        """Runs jobs, each when it is the caller's turn, and returns their results in order.
+        """Runs jobs, each at the caller's turn, and returns their results in order.
 
-        If the caller leaves, or a job fails, those that have not begun never do.
+        If the caller cancels or a job fails, jobs that have not started never run.
         """
         futures: list[asyncio.Future[_T]] = []
         try:
@@ -230,7 +229,7 @@ class FairPool:
                 futures.append(self._start(job))
             return list(await asyncio.gather(*futures))
         finally:
-            # Emptied: an error in one of them has this frame in its traceback, which would be a cycle.
+            # A future's error has this frame in its traceback: keeping the futures would make a cycle.
             while futures:
                 futures.pop().cancel()
 

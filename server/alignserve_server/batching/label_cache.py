@@ -1,4 +1,4 @@
-"""Embeddings of labels: each is the average of its prompts, and callers of the same label share the work."""
+"""Caches label embeddings: each averages its prompts, and calls with the same label share the work."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ EmbedPrompts: TypeAlias = Callable[
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """A label that calls wait for."""
+    """A label that calls are waiting for."""
 
     key: bytes
     label: str
     templates: Sequence[str]
     future: asyncio.Future[LabelEmbedding]
-    waiting: dict[Hashable, int] = field(default_factory=dict)  # calls, by flow
+    waiting: dict[Hashable, int] = field(default_factory=dict)  # number of calls, by flow
     begun_by: dict[Hashable, _Work] = field(default_factory=dict)  # by flow, each at its own turns
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(as_value(error))
-            self.future.exception()  # marks it as retrieved: every waiter may have left
+            self.future.exception()  # marks it as retrieved, since every waiter may have left
 
 
 @dataclass(eq=False, slots=True)
 class _Work:
-    """What one call has embedded: of its labels, those that no other call of its flow has begun."""
+    """The work of one call: those of its labels that no other call of its flow has started."""
 
     flow: Hashable
     labels: Sequence[_Pending]
-    ended: asyncio.Future[None]  # when all labels have their answers, from any call, or it has failed
+    ended: asyncio.Future[None]  # done when all labels have answers, from any call, or the work has failed
     unsettled: int  # labels without an answer
-    begun: set[_Pending] = field(default_factory=set)  # and not settled
-    has_caller: bool = True  # if not, what has begun goes on as long as others of the flow wait for it
+    begun: set[_Pending] = field(default_factory=set)  # started and not yet settled
+    has_caller: bool = True  # if not, started labels continue while other calls of the flow wait for them
     task: asyncio.Task[None] | None = None
     error: Exception | None = None
 
     def note_settled(self, _: asyncio.Future[LabelEmbedding]) -> None:
-        """Ends the wait with the last answer."""
+        """Counts an answer; the last one ends the wait."""
         self.unsettled -= 1
         if not self.unsettled:
             self._end()
 
     def fail(self, error: Exception) -> None:
-        """Ends the wait for all labels, those that other flows embed too."""
+        """Ends the wait for all labels, including those that other flows embed."""
         self.error = as_value(error)
         self._end()
 
@@ -70,7 +70,7 @@ class _Work:
             self.ended.set_result(None)
 
     def prompts(self) -> Iterator[_Prompt]:
-        """Yields what is left to embed; begins a label, and writes a prompt, only when it is its turn."""
+        """Yields the remaining prompts; starts each label and builds each prompt only at its turn."""
         for pending in self._to_begin():
             if not self.has_caller:
                 return
@@ -78,12 +78,12 @@ class _Work:
             self.begun.add(pending)
             embeddings: list[NDArray[np.float32]] = []
             for text in prompts_of(pending.label, pending.templates):
-                if pending not in self.begun:  # a prompt failed, another flow was faster, or all have left
+                if pending not in self.begun:  # a prompt failed, another flow was faster, or all callers left
                     break
                 yield _Prompt(text, pending, embeddings)
 
     def _to_begin(self) -> Iterator[_Pending]:
-        """Yields labels that no flow has begun, and then those left of what only other flows had begun."""
+        """Yields labels that no flow has started, then unsettled ones that only other flows have started."""
         for skips_others in (True, False):
             for pending in self.labels:
                 if pending.future.done() or self.flow in pending.begun_by:
@@ -93,7 +93,7 @@ class _Work:
 
 
 class _Prompt(NamedTuple):
-    """One text of a label, and the embeddings of those before it."""
+    """One prompt of a label, and the embeddings of the label's earlier prompts."""
 
     text: str
     pending: _Pending
@@ -101,12 +101,12 @@ class _Prompt(NamedTuple):
 
 
 class LabelCache:
-    """Embeddings of recent labels, least recently used out first.
+    """A least-recently-used cache of label embeddings.
 
-    Calls that miss the same label at the same time share one embedding of it. Each call goes through its own
-    labels in its own turns, and waits for those that another call of its flow has begun. A label that another
-    flow has begun it begins as well, so that no call waits for another caller's turns: the first result
-    settles the label for all. When the last call that waits for it leaves, the work is cancelled.
+    Calls that miss the same label at the same time share its embedding. Each call goes through its own labels
+    at its own turns, and waits for labels that another call of its flow has started. It starts a label again
+    if another flow has started it, so that no call waits for another caller's turns: the first result settles
+    the label for all calls. When the last call that waits for a label leaves, its work is cancelled.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class LabelCache:
         """Starts empty.
 
         Args:
-            max_labels: Most labels kept.
-            embed_prompts: Embeds prompts on a flow's behalf: for each an embedding, not normalized, or why
-                there is none. Equal prompts of several flows should be embedded once.
-            observer: Is told of hits and misses.
-            prompts_at_once: Most prompts that one call writes and embeds at a time. Labels times templates
-                are many times what the request itself holds.
+            max_labels: Maximum number of labels kept.
+            embed_prompts: Embeds prompts on a flow's behalf. Returns for each an embedding, not normalized,
+                or an error. Should embed equal prompts of several flows once.
+            observer: Notified of hits and misses.
+            prompts_at_once: Maximum number of prompts that one call builds and embeds at a time. All prompts,
+                labels times templates, are many times the size of the request.
         """
         self._max_labels = max_labels
         self._embed_prompts = embed_prompts
@@ -131,7 +131,7 @@ class LabelCache:
         observer.watch_label_cache(lambda: len(self._cached))
 
     def cached(self, labels: LabelSet) -> LabelEmbeddings | None:
-        """Returns the embeddings in order if all are in the cache; otherwise `embed` is to be asked."""
+        """Returns the embeddings in order if all are in the cache; if not, call `embed`."""
         if not all(key in self._cached for key in labels.keys):
             return None
         self._observer.labels_looked_up(len(labels.keys), 0, 0)
@@ -141,11 +141,11 @@ class LabelCache:
         """Embeds labels, each as the average of its prompts, at the turns of a flow.
 
         Returns:
-            Embeddings in order, and how many were in the cache.
+            The embeddings in order, and how many were in the cache.
 
         Raises:
-            InvalidArgument: A prompt is too long; names each label at fault.
-            ServingError: A prompt failed, or whatever `embed_prompts` raises.
+            InvalidArgument: A prompt is too long; names each invalid label.
+            ServingError: A prompt failed, or `embed_prompts` raised the error.
         """
         keys = labels.keys
         found: dict[bytes, LabelEmbedding | InvalidArgument] = {
@@ -190,7 +190,7 @@ class LabelCache:
         return {pending.key: _answer(pending.future) for pending in labels}
 
     def _leave(self, pending: _Pending, flow: Hashable) -> None:
-        """Notes that a call waits no longer; work that no call waits for is given up."""
+        """Removes a waiting call; gives up work that no call waits for."""
         pending.waiting[flow] -= 1
         if pending.waiting[flow]:
             return
@@ -208,13 +208,13 @@ class LabelCache:
                 answers = await self._embed_prompts([prompt.text for prompt in chunk], work.flow)
                 for prompt, answer in zip(chunk, answers, strict=True):
                     self._take(prompt, answer)
-        except Exception as error:  # noqa: BLE001 — every waiter gets the answer, whatever it is
+        except Exception as error:  # noqa: BLE001 — every waiter gets an answer, whatever the error
             for pending in list(work.begun):
                 self._fail(pending, error)
             work.fail(error)
 
     def _take(self, prompt: _Prompt, answer: NDArray[np.float32] | ServingError) -> None:
-        """Adds the answer to one prompt of a label; the last one settles it, and so does an error."""
+        """Adds the answer to one prompt; the last answer, or an error, settles the label."""
         pending = prompt.pending
         if pending.future.done():
             return
@@ -234,7 +234,7 @@ class LabelCache:
             self._settle(pending)
 
     def _settle(self, pending: _Pending) -> None:
-        """Ends what flows have begun of a label that has its answer."""
+        """Ends all work on a label that has its answer."""
         del self._pending[pending.key]
         for flow in list(pending.begun_by):
             _give_up(pending, flow)
@@ -246,7 +246,7 @@ class LabelCache:
 
 
 def _give_up(pending: _Pending, flow: Hashable) -> None:
-    """Takes a label that is no longer wanted out of a flow's work."""
+    """Removes a label that is no longer wanted from a flow's work."""
     work = pending.begun_by.pop(flow)
     work.begun.discard(pending)
     _cancel_if_idle(work)
@@ -259,7 +259,7 @@ def _cancel_if_idle(work: _Work) -> None:
 
 
 def _answer(settled: asyncio.Future[LabelEmbedding]) -> LabelEmbedding | InvalidArgument:
-    """Returns an invalid label's error, so that all of a call are found; raises any other."""
+    """Returns an invalid label's error, so that a call reports all of them; raises any other error."""
     error = settled.exception()
     if error is None:
         return settled.result()
@@ -269,5 +269,5 @@ def _answer(settled: asyncio.Future[LabelEmbedding]) -> LabelEmbedding | Invalid
 
 
 def _own(error: BaseException) -> BaseException:
-    """Returns an error for one caller to raise: one for all would gather the frames of all."""
+    """Returns a copy of an error for one caller: a shared one would hold the frames of all callers."""
     return error.again() if isinstance(error, ServingError) else error.with_traceback(None)

@@ -1,4 +1,4 @@
-"""A lane: one batch at a time on a thread of its own, which outlives whatever the model raises."""
+"""A lane: runs one batch at a time on its own thread, which survives any error from the model."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _log = get_logger(__name__)
 
 
 class LaneListener(Protocol):
-    """Is told, on the lane's thread, what a lane does."""
+    """Notified, on the lane's thread, of the lane's progress."""
 
     def batch_taken(self, batch: Batch) -> None:
         """A batch is about to run."""
         ...
 
     def batch_split(self, reason: SplitReason) -> None:
-        """Entries have failed together, and are run again in halves."""
+        """Entries have failed together and will run again in halves."""
         ...
 
     def batch_ended(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
@@ -37,12 +37,12 @@ class LaneListener(Protocol):
         ...
 
     def widened(self, modality: str, size: int) -> None:
-        """Larger batches than before have proved faster."""
+        """The batch size of a modality has grown, since larger batches proved faster."""
         ...
 
 
 class Lane:
-    """Runs batches of the scheduler until that stops."""
+    """Runs the scheduler's batches until the scheduler stops."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class Lane:
         listener: LaneListener,
         clock: Callable[[], float],
     ) -> None:
-        """Prepares the thread; `start` sets it running.
+        """Prepares the thread; `start` runs it.
 
         Args:
-            number: Which of the lanes it is.
-            encoder: Whose `encode_*` are called from the lane's thread.
-            scheduler: Where batches come from.
-            listener: Is told of them.
+            number: Number of the lane.
+            encoder: The model. Its `encode_*` methods are called on the lane's thread.
+            scheduler: Source of batches.
+            listener: Notified of the lane's progress.
             clock: Monotonic seconds.
         """
         self._number = number
@@ -71,11 +71,11 @@ class Lane:
         self._listener = listener
         self._clock = clock
         self._thread = threading.Thread(target=self._run, name=f"lane-{number}", daemon=True)
-        self.is_dead = False  # its thread has ended because of an error
+        self.is_dead = False  # whether an error has ended the thread
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread has not ended yet."""
+        """Whether the thread is still running."""
         return self._thread.is_alive()
 
     def start(self) -> None:
@@ -83,7 +83,7 @@ class Lane:
         self._thread.start()
 
     def join(self, timeout_seconds: float) -> None:
-        """Waits until the thread has ended."""
+        """Waits until the thread has ended, or the timeout has passed."""
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
@@ -91,12 +91,12 @@ class Lane:
             self._enter_lane()
             while self._run_next():
                 pass
-        except BaseException as error:  # noqa: BLE001 — a lane that ends unseen would leave its callers waiting
+        except BaseException as error:  # noqa: BLE001 — if a lane died unnoticed, its callers would wait
             _log.error("lane_died", lane=self._number, exc_info=error)
             self.is_dead = True
 
     def _run_next(self) -> bool:
-        """Runs a batch, of which nothing is kept while the lane waits for the next; False ends the lane."""
+        """Runs a batch; False ends the lane. Keeps nothing of the batch while it waits for the next."""
         batch = self._scheduler.take(self._number)
         if batch is None:
             return False
@@ -110,15 +110,15 @@ class Lane:
         return True
 
     def _execute(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
-        """Runs entries of a batch; where that fails, runs each half, so that a bad entry fails alone."""
+        """Runs entries of a batch; if that fails, runs each half, so that a bad entry fails by itself."""
         try:
             return self._forward(batch, entries)
-        except Exception as error:  # noqa: BLE001 — a lane outlives whatever the runtime raises
+        except Exception as error:  # noqa: BLE001 — a lane survives any error from the runtime
             reason = self._handle_failure(error, batch.modality, len(entries))
             if len(entries) == 1:
                 return [_inference_failed(batch.modality, error)]
-        # Not inside `except`: the error's traceback keeps what the failed forward had allocated, and the
-        # halves need that memory.
+        # Not inside `except`: the error's traceback keeps the memory of the failed forward, which the halves
+        # need.
         self._listener.batch_split(reason)
         middle = len(entries) // 2
         return self._execute(batch, entries[:middle]) + self._execute(batch, entries[middle:])
@@ -133,13 +133,13 @@ class Lane:
             Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries))
             if is_sound
             else _inference_failed(
-                batch.modality, ValueError("the embedding is zero, or has values that are not finite")
+                batch.modality, ValueError("the embedding is zero or has values that are not finite")
             )
             for entry, embedding, is_sound in zip(entries, embeddings, sound, strict=True)
         ]
 
     def _handle_failure(self, error: Exception, modality: str, batch_size: int) -> SplitReason:
-        """Lowers the batch limit if memory ran out, and returns the reason for the metrics."""
+        """Lowers the batch limit if memory ran out; returns the reason for the metrics."""
         if not isinstance(error, OutOfDeviceMemory):
             return "error"
         limit = self._scheduler.shrink(modality, batch_size)

@@ -1,4 +1,4 @@
-"""The backend in this process: admission, caches and queues of all callers, as direct calls."""
+"""The in-process backend: admission, caches and queues of all callers, called directly."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from alignserve_server.model.encoder import ModelInfo, TokenizedText
 
 @dataclass(frozen=True, slots=True)
 class CacheBytes:
-    """How much is kept of each modality's embeddings."""
+    """The size of each modality's embedding cache, in bytes."""
 
     image: int
     text: int
 
 
 class _Admitted(NamedTuple):
-    """What is reserved, and for what."""
+    """A request and the room reserved for it."""
 
     request: AdmissionRequest
     room: Reservation
@@ -50,7 +50,7 @@ class LocalBackend:
         cache_bytes: CacheBytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts empty; `limits` are those of each modality's queue, `clock` tells monotonic seconds."""
+        """Starts empty; `limits` apply to each modality's queue, `clock` returns monotonic seconds."""
         self.info = info
         self._batcher = batcher
         self._admission = {
@@ -64,7 +64,7 @@ class LocalBackend:
         self._admitted: dict[int, _Admitted] = {}  # by reservation
 
     async def admit(self, reservation: int, request: AdmissionRequest) -> None:
-        """Takes room, at once or when there is some; see `InferenceBackend`."""
+        """Takes room, at once or when there is enough; see `InferenceBackend`."""
         controller = self._admission[request.modality]
         if request.waits_for_room:
             room = await controller.wait(request.items, request.size_bytes, request.flow)
@@ -76,7 +76,7 @@ class LocalBackend:
         self._admitted[reservation] = _Admitted(request, room)
 
     def look_up(self, modality: str, key: bytes) -> NDArray[np.float32] | None:
-        """Returns a cached embedding; on any thread."""
+        """Returns a cached embedding. Thread-safe."""
         return self._caches[modality].get(key)
 
     async def embed(self, reservation: int, items: Sequence[PreparedItem]) -> list[Embedded]:
@@ -114,7 +114,7 @@ class LocalBackend:
             admitted.room.close(served=is_served)
 
     async def check_not_crowded(self, flow: Flow) -> None:
-        """Passes if texts of a flow that waits for room would have some soon; see `InferenceBackend`."""
+        """Returns if texts of a flow that waits for room would soon get it; see `InferenceBackend`."""
         self._admission["text"].check_not_crowded(flow)
 
     async def _run(
@@ -125,7 +125,7 @@ class LocalBackend:
         try:
             return await asyncio.gather(*futures)
         finally:
-            # Takes those that still wait out of the queue; no effect on the others. The error of a future has
-            # this frame in its traceback, so the frame keeps none.
+            # Removes items that still wait from the queue; no effect on the others. A future's error has this
+            # frame in its traceback: keeping the futures would make a cycle.
             while futures:
                 futures.pop().cancel()

@@ -1,4 +1,4 @@
-"""What batching tells of itself while it works, so that it need not know of metrics and traces."""
+"""The events that batching reports, so that it does not depend on metrics and traces."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SplitReason = Literal["error", "out_of_memory"]
 
 
 class ModalityObserver(Protocol):
-    """Is told of the items of one modality. On the event loop's thread, unless a method says otherwise."""
+    """Notified of the items of one modality, on the event loop's thread unless a method says otherwise."""
 
     def accepted(self, caller: str, items: int) -> None:
-        """Counts items of a caller that were admitted, and are in flight from now on."""
+        """Counts items of a caller that were admitted and are now in flight."""
         ...
 
     def ended(self, items: int, outcome: ItemOutcome) -> None:
@@ -23,61 +23,61 @@ class ModalityObserver(Protocol):
         ...
 
     def preprocessed(self, seconds: float, exemplar: dict[str, str] | None) -> None:
-        """Takes how long a call's items took to decode or tokenize, and what leads to the call."""
+        """Records how long a call's items took to decode or tokenize; `exemplar` links to the call."""
         ...
 
     def coalesced(self) -> None:
-        """Counts an item that shares the entry of an equal one."""
+        """Counts an item that shares the entry of an equal item."""
         ...
 
     def cache_hit(self) -> None:
-        """Counts an embedding that was in the cache. On any thread, one at a time."""
+        """Counts an embedding that was in the cache. Called on any thread, one call at a time."""
         ...
 
     def cache_missed(self) -> None:
-        """Counts an embedding that was not. On any thread, one at a time."""
+        """Counts an embedding that was not in the cache. Called on any thread, one call at a time."""
         ...
 
     def watch_cache(self, entries: Callable[[], int], size_bytes: Callable[[], int]) -> None:
-        """Takes functions, which any thread may call, that read the size of the embedding cache."""
+        """Takes thread-safe functions that read the size of the embedding cache."""
         ...
 
     def watch_queue(self, entries: Callable[[], int], size_bytes: Callable[[], int]) -> None:
-        """Takes functions, which any thread may call, that read the size of the queue."""
+        """Takes thread-safe functions that read the size of the queue."""
         ...
 
 
 class BatchObserver(Protocol):
-    """Is told what happens. On the event loop's thread, unless a method says otherwise."""
+    """Notified of batching events, on the event loop's thread unless a method says otherwise."""
 
     def of(self, modality: str) -> ModalityObserver:
-        """Returns what is told of the items of one modality."""
+        """Returns the observer of one modality's items."""
         ...
 
     def waiting(self, caller: str, items: int) -> None:
-        """Takes how many more items of a caller wait for a batch, or, below 0, how many fewer."""
+        """Records a change in the number of a caller's items that wait for a batch."""
         ...
 
     def tokenized(self, tokens: int, unknown_tokens: int) -> None:
-        """Counts the tokens of texts and label prompts, and those among them that stand for unknown words."""
+        """Counts the tokens of texts and label prompts, and how many of them are unknown tokens."""
         ...
 
     def labels_looked_up(self, hits: int, misses: int, coalesced: int) -> None:
-        """Counts labels that were in the cache, are to be embedded, and share another call's embedding."""
+        """Counts labels that were in the cache, must be embedded, or share another call's embedding."""
         ...
 
     def watch_label_cache(self, entries: Callable[[], int]) -> None:
-        """Takes a function, which any thread may call, that reads the size of the label cache."""
+        """Takes a thread-safe function that reads the size of the label cache."""
         ...
 
     def has_lanes(self, lanes: int) -> None:
-        """Takes how many batches run at once."""
+        """Records how many batches can run at once."""
         ...
 
     def batch_ended(self, report: BatchReport) -> None:
-        """Takes a batch that a lane has run, before any of its callers goes on."""
+        """Records a batch that a lane has run, before any of its callers resumes."""
         ...
 
     def batch_split(self, reason: SplitReason) -> None:
-        """Counts a batch that failed whole and is retried in halves. On a lane's thread."""
+        """Counts a batch that failed as a whole and is retried in halves. Called on a lane's thread."""
         ...

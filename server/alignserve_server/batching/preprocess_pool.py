@@ -1,4 +1,4 @@
-"""The threads that decode images, and whether they have all been stuck."""
+"""The threads that decode images, with a check for whether all of them are stuck."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 
 
 class PreprocessPool(ThreadPoolExecutor):
-    """Threads that prepare inputs, and since when they have all been stuck."""
+    """A thread pool for preparing inputs that reports how long all its threads have been stuck."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, "preprocess")
@@ -24,9 +24,9 @@ class PreprocessPool(ThreadPoolExecutor):
         return super().submit(self._run, job, *args, **kwargs)
 
     def stuck_seconds(self) -> float:
-        """Returns for how long no thread has finished or begun a job; 0 if one is free.
+        """Returns how long it has been since any thread finished or started a job; 0 if one is free.
 
-        One slow job is no stall: the input that makes it slow is the caller's, and others get past it.
+        One slow job is not a stall: its caller chose the slow input, and other jobs can run past it.
         """
         started = list(self._running_since.values())
         return time.monotonic() - max(started) if len(started) == self._threads_count else 0.0

@@ -1,4 +1,4 @@
-"""From what callers send to what the model takes: images to uint8 pixels, texts to tokens."""
+"""Prepares inputs for the model: decodes images to uint8 pixels and tokenizes texts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from alignserve_server.model.encoder import PixelValues, TokenizedText
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
-# Tokenizing less than this takes under 1 ms at worst, with words of a hundred letters of which none makes a
-# token, and some 0.1 ms otherwise, as the way to a thread does.
+# Tokenizing fewer characters takes about 0.1 ms, as long as handing a job to a thread, and under 1 ms in the
+# worst case: words of a hundred letters that match no token.
 _INLINE_CHARACTERS = 256
-# Per tokenizing job: texts up to here, or a longer one; some 0.5 ms, 7 at worst.
+# Maximum per tokenizing job, unless a single text is longer: about 0.5 ms, 7 ms at worst.
 _CHARACTERS_AT_ONCE = 2048
-_DECODES_PER_THREAD = 2  # one, and the next, so that no thread waits for the event loop
-_TOKENIZE_THREADS = 2  # apart from decoding, so that a text does not wait behind images; two, for the longest
+_DECODES_PER_THREAD = 2  # the current and the next, so that no thread waits for the event loop
+_TOKENIZE_THREADS = 2  # separate from decoding, so that texts do not wait behind images; two for long texts
 
 
 class InputReader(Protocol):
-    """The part of an `Encoder` that reads inputs."""
+    """The part of an `Encoder` that prepares inputs."""
 
     def preprocess_image(self, content: bytes) -> PixelValues: ...
 
@@ -40,20 +40,20 @@ class InputReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An image's pixels, or its embedding if that was in the cache."""
+    """An image's pixels, or its embedding if it was in the cache."""
 
-    key: bytes  # names its content
+    key: bytes  # identifies the content
     pixels: PixelValues | None
     embedding: NDArray[np.float32] | None
 
 
 class Preprocessor:
-    """Prepares the inputs of all callers, by turns. Belongs to the event loop's thread."""
+    """Prepares the inputs of all callers in turn. Use only on the event loop's thread."""
 
     def __init__(
         self, reader: InputReader, pool: Executor, observer: BatchObserver, *, decode_threads: int
     ) -> None:
-        """Starts the threads for texts; `decode_threads` are those of the pool, which decode images."""
+        """Starts the threads for texts; `decode_threads` is the size of the pool, which decodes images."""
         self._reader = reader
         self._decoding = FairPool(pool, _DECODES_PER_THREAD * decode_threads)
         self._tokenize_threads = ThreadPoolExecutor(_TOKENIZE_THREADS, "tokenize")
@@ -61,21 +61,21 @@ class Preprocessor:
         self._observer = observer
 
     def close(self) -> None:
-        """Ends the threads for texts."""
+        """Stops the threads for texts."""
         self._tokenize_threads.shutdown(wait=False, cancel_futures=True)
 
     async def decode(
         self, contents: list[bytes], flow: Flow, look_up: Callable[[bytes], NDArray[np.float32] | None]
     ) -> list[DecodedImage]:
-        """Decodes images. Empties the list: each image is dropped when it is decoded.
+        """Decodes images. Empties the list: each image is dropped once it is decoded.
 
         Args:
             contents: Encoded images.
-            flow: At whose turns.
+            flow: The flow whose turns the images take.
             look_up: Returns the cached embedding of an image by its key; called on the pool's threads.
 
         Raises:
-            InvalidArgument: Images that cannot be read; names each as `images[i].content`.
+            InvalidArgument: Images cannot be read; names each as `images[i].content`.
         """
 
         def decode(position: int) -> DecodedImage | InvalidArgument:
@@ -86,12 +86,12 @@ class Preprocessor:
             jobs = [partial(decode, position) for position in range(len(contents))]
             return all_valid(await self._decoding.run(flow, jobs), "images[{}].content")
         finally:
-            contents.clear()  # if the call is cancelled: the pool keeps cancelled jobs until their turn
+            contents.clear()  # if the call is cancelled, the pool keeps its jobs until their turn
 
     async def tokenize(
         self, texts: Sequence[str], flow: Flow, *, truncate: bool
     ) -> list[TokenizedText | InvalidArgument]:
-        """Tokenizes texts at the turns of a flow; for each it returns the tokens or what is wrong with it."""
+        """Tokenizes texts at a flow's turns; returns the tokens or the error of each."""
         attempt = partial(_attempt, partial(self._reader.tokenize, truncate=truncate))
 
         def tokenize(piece: Sequence[str]) -> list[TokenizedText | InvalidArgument]:
@@ -120,7 +120,7 @@ class Preprocessor:
 
 
 def _attempt(prepare: Callable[[_S], _T], given: _S) -> _T | InvalidArgument:
-    """Prepares one input; a bad one is an answer, so that all bad ones of a call are found."""
+    """Prepares one input; returns its error if it is invalid, so that a call reports all invalid inputs."""
     try:
         return prepare(given)
     except InvalidArgument as error:
@@ -128,7 +128,7 @@ def _attempt(prepare: Callable[[_S], _T], given: _S) -> _T | InvalidArgument:
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yields runs of texts that are short together, and long ones each on its own."""
+    """Yields runs of texts whose total length is bounded; a longer text is a run by itself."""
     start = size = 0
     for position, text in enumerate(texts):
         if size and size + len(text) > _CHARACTERS_AT_ONCE:

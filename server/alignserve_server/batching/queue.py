@@ -1,4 +1,4 @@
-"""Entries that wait for a batch."""
+"""Queues of entries that wait for a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignserve_server.batching.fair_queue import ANONYMOUS, FairQueue, Flow, Pr
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """One entry's result and how it came about."""
+    """One entry's result and how it was computed."""
 
     embedding: NDArray[np.float32]  # (embedding_dimension,), not normalized
     queue_seconds: float
@@ -37,12 +37,12 @@ class Slot(Protocol):
     """The room that one item takes up until a lane takes it."""
 
     def release(self) -> None:
-        """Frees the room; no effect if it is free already. On the event loop's thread."""
+        """Frees the room; no effect if it is already free. Called on the event loop's thread."""
         ...
 
 
 class _NoSlot:
-    """What an item has that takes up no room."""
+    """The slot of an item that takes up no room."""
 
     def release(self) -> None: ...
 
@@ -56,39 +56,39 @@ class Waiter:
 
     future: asyncio.Future[Embedded]
     slot: Slot  # released when a lane takes the entry
-    flow: Flow  # whose turn it waits for
-    reservation: int = 0  # that reports name; 0 if its call is not sampled
+    flow: Flow  # the flow whose turn it waits for
+    reservation: int = 0  # named in batch reports; 0 if the call is not sampled
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One input that waits for a batch, on behalf of every item that has the same content."""
+    """One input that waits for a batch on behalf of all items with the same content."""
 
-    payload: Any  # what the encoder takes; the queue never looks inside
-    length: int  # tokens of a text; 1 for an image
+    payload: Any  # as the encoder takes it; opaque to the queue
+    length: int  # number of tokens of a text; 1 for an image
     size_bytes: int  # as the first caller sent it
     enqueue_time: float  # monotonic seconds
     flow: Flow = ANONYMOUS  # of the first caller
-    key: bytes = b""  # names the content; empty if it is not known to be equal to any other
-    is_taken: bool = False  # by a lane, as far as the event loop has heard
+    key: bytes = b""  # identifies the content; empty if the entry cannot be shared
+    is_taken: bool = False  # whether the event loop knows that a lane has the entry
     waiters: list[Waiter] = field(default_factory=list, repr=False)
 
     def is_wanted_by(self, flow: Flow) -> bool:
-        """Says whether an item of a flow waits for the result."""
+        """Returns whether an item of the flow waits for the result."""
         return any(waiter.flow == flow for waiter in self.waiters)
 
 
 class EntryQueue:
     """The entries of one modality, each in the line of every flow that wants it.
 
-    Flows of one priority take turns; which priority goes first is for the scheduler to decide. Any caller
-    can leave at any time, at no cost to the others.
+    Flows of one priority take turns; the scheduler decides which priority goes first. A caller can leave at
+    any time without delaying the others.
     """
 
     def __init__(self) -> None:
         self._lines: dict[Priority, FairQueue[Entry]] = {priority: FairQueue() for priority in Priority}
         self._entries: dict[Entry, None] = {}
-        self.size_bytes = 0  # each entry once, however many flows want it
+        self.size_bytes = 0  # counts each entry once, however many flows want it
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -97,7 +97,7 @@ class EntryQueue:
         return entry in self._entries
 
     def of(self, priority: Priority) -> FairQueue[Entry]:
-        """Returns the entries that flows of a priority want, in the order in which it is their turn."""
+        """Returns the entries that flows of a priority want, in the order of their turns."""
         return self._lines[priority]
 
     def push(self, entry: Entry) -> None:
@@ -107,17 +107,17 @@ class EntryQueue:
         self.join(entry, entry.flow)
 
     def join(self, entry: Entry, flow: Flow) -> None:
-        """Adds an entry that waits to the line of another flow, which wants it too."""
+        """Adds a waiting entry to the line of another flow that wants it."""
         self._lines[flow.priority].push(flow, entry)
 
     def leave(self, entry: Entry, flow: Flow) -> None:
-        """Takes an entry that waits out of the line of a flow that no longer wants it."""
+        """Removes a waiting entry from the line of a flow that no longer wants it."""
         self._lines[flow.priority].leave(flow, entry)
         if not any(entry in line for line in self._lines.values()):
             self._forget(entry)
 
     def discard(self, entry: Entry) -> bool:
-        """Removes the entry if it still waits, and says whether it did."""
+        """Removes the entry if it still waits; returns whether it did."""
         if entry not in self._entries:
             return False
         for line in self._lines.values():
@@ -126,7 +126,7 @@ class EntryQueue:
         return True
 
     def take(self, priority: Priority, entries: Collection[Entry]) -> None:
-        """Removes entries that flows of a priority want, to run them: the flows whose turns they are pay."""
+        """Removes entries of a priority to run them, and charges the flows whose turns serve them."""
         self._lines[priority].take(entries)
         for line in self._lines.values():
             if line:
@@ -136,7 +136,7 @@ class EntryQueue:
             self._forget(entry)
 
     def drop(self) -> list[Entry]:
-        """Removes all entries, and returns them in the order of arrival."""
+        """Removes all entries and returns them in order of arrival."""
         dropped = list(self._entries)
         for entry in dropped:
             self.discard(entry)

@@ -1,4 +1,4 @@
-"""What a free lane runs next: queues share one device by the time they use. Pure; time is passed in."""
+"""Decides what a free lane runs next: queues share a device by time used. Pure; time is passed in."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from alignserve_server.batching.queue import Entry, EntryQueue
 from alignserve_server.batching.widening import Widening
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running estimate of an entry's device time
-# Device time that interactive entries have ahead of bulk ones that come. Without it each bulk batch that
-# comes to an empty queue would go first, since it has used nothing yet.
+# Lead in device time of interactive entries over new bulk entries. Without it, each bulk batch that arrives
+# at an empty queue would go first, since it has used no time yet.
 _HEAD_START_SECONDS = {Priority.INTERACTIVE: 0.0, Priority.BULK: 1.0}
-_BATCHES_TO_GROW = 100  # full batches between two tries of larger ones after a lack of memory
+_BATCHES_TO_GROW = 100  # full batches before a larger size is tried again after running out of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class BatchPolicy:
 
     max_batch_size: int
     overhead: int = 0  # fixed cost of a batch, in units of Entry.length; see `collect`
-    limit: int = 0  # to which `max_batch_size` may grow if larger batches prove faster; 0 leaves it as it is
+    limit: int = 0  # upper bound for `max_batch_size` if larger batches prove faster; 0 disables growth
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Batch:
 
 
 class _ClassQueue:
-    """What waits of one modality at one priority, and its account with the device."""
+    """The waiting entries of one modality and priority, and the device time they have used."""
 
     def __init__(self, modality: str, priority: Priority, queue: FairQueue[Entry]) -> None:
         self.modality = modality
         self.priority = priority
         self.queue = queue
-        self.used_seconds = 0.0  # divided by its share; the one with less goes first
+        self.used_seconds = 0.0  # divided by its share; the queue with less goes first
 
     @property
     def oldest_time(self) -> float:
@@ -57,24 +57,24 @@ class _ClassQueue:
 
 
 class _Batching:
-    """How large the batches of one modality may be, and how long an entry takes in them."""
+    """The batch size limit of one modality, and the measured time per entry."""
 
     def __init__(self, policy: BatchPolicy) -> None:
         self.policy = policy
         self.widening = Widening(policy.max_batch_size, policy.limit)
         self.max_batch_size = policy.max_batch_size  # halved when the device runs out of memory
-        self.full_batches = 0  # finished since that limit was set
+        self.full_batches = 0  # finished since this limit was set
         self.seconds_per_entry = 0.0
 
     def next_size(self, waiting: int) -> int:
-        """Returns how many entries the next batch takes at most, if so many wait for it."""
+        """Returns the maximum size of the next batch, given the number of waiting entries."""
         is_lowered = self.max_batch_size < self.widening.size
         return self.max_batch_size if is_lowered else self.widening.next_size(waiting)
 
     def learn_from(self, batch: Batch, seconds: float) -> bool:
-        """Notes how long a batch took; returns whether larger ones than before have proved faster.
+        """Records how long a batch took; returns whether larger batches have proved faster.
 
-        Raises a lowered limit when enough full ones have run.
+        Raises a lowered limit again after enough full batches.
         """
         per_entry = seconds / len(batch.entries)
         if self.seconds_per_entry:
@@ -94,15 +94,15 @@ class _Batching:
 
 
 class Scheduler:
-    """Work-conserving and fair: what waits runs as soon as a lane is free.
+    """A work-conserving, fair scheduler: waiting entries run as soon as a lane is free.
 
-    Of two queues that both wait, the one that has used less device time goes first, so neither modality can
-    starve the other. What bulk entries use counts as many times as their share is small, so they run when
-    nothing else waits, and a little when something does. A queue that had nothing waiting starts level with
-    the latest batch, as it has saved up no credit, and a bulk one a second behind. This is start-time fair
-    queueing (Goyal et al., 1996), with queues as flows; within a queue callers take turns, see `FairQueue`.
-    A batch has one priority, so that bulk entries do not make it longer for those that cannot wait. An entry
-    that several flows want is in the line of each, and the first turn that comes to it runs it.
+    Of two queues with waiting entries, the one that has used less device time goes first, so neither modality
+    can starve the other. The time that bulk entries use is divided by their share before it is counted: they
+    run when nothing else waits, and a little when something does. A queue that was empty starts level with
+    the latest batch, since idle time earns no credit; a bulk queue starts a second behind. This is start-time
+    fair queueing (Goyal et al., 1996) with queues as flows. Within a queue callers take turns; see
+    `FairQueue`. A batch has one priority, so that bulk entries do not make interactive batches longer. An
+    entry that several flows want is in the line of each and runs at the first turn that reaches it.
     """
 
     def __init__(self, policies: Mapping[str, BatchPolicy], max_queue_delay_seconds: float = 0.0) -> None:
@@ -114,7 +114,7 @@ class Scheduler:
             for priority in Priority
         }
         self._max_queue_delay = max_queue_delay_seconds
-        self._virtual_time = 0.0  # what the class queue of the latest batch had used before it
+        self._virtual_time = 0.0  # time used by the latest batch's class queue before that batch
 
     def waiting(self, modality: str) -> int:
         """Returns how many entries wait."""
@@ -125,11 +125,11 @@ class Scheduler:
         return self._queues[modality].size_bytes
 
     def max_batch_size(self, modality: str) -> int:
-        """Returns the most entries that a batch takes now."""
+        """Returns the current maximum batch size."""
         return self._batching[modality].max_batch_size
 
     def push(self, modality: str, entry: Entry) -> None:
-        """Adds an entry to its queue, in the line of its flow."""
+        """Adds an entry to the line of its flow."""
         self._level(modality, entry.flow.priority)
         self._queues[modality].push(entry)
 
@@ -142,24 +142,24 @@ class Scheduler:
         return True
 
     def leave(self, modality: str, entry: Entry, flow: Flow) -> None:
-        """Takes an entry that waits out of the line of a flow, and with the last one out of its queue."""
+        """Removes a waiting entry from the line of a flow, and from the queue once no flow wants it."""
         self._queues[modality].leave(entry, flow)
 
     def is_waiting(self, modality: str, entry: Entry) -> bool:
-        """Says whether an entry is still in its queue."""
+        """Returns whether an entry is still in its queue."""
         return entry in self._queues[modality]
 
     def drop(self, modality: str) -> list[Entry]:
-        """Removes all that wait, and returns them."""
+        """Removes all waiting entries and returns them."""
         return self._queues[modality].drop()
 
     def next_batch(self, now: float, idle_lanes: int = 1, is_draining: bool = False) -> Batch | None:
-        """Takes the entries that one free lane should run now, or None if there are none.
+        """Takes the entries that a free lane should run now; returns None if there are none.
 
         Args:
             now: Monotonic seconds.
-            idle_lanes: Lanes that are free, this one included; entries are spread over them.
-            is_draining: Holds nothing back for `max_queue_delay`.
+            idle_lanes: Number of free lanes, including this one; entries are spread over them.
+            is_draining: Whether to ignore `max_queue_delay`.
         """
         due = [
             each
@@ -179,20 +179,20 @@ class Scheduler:
         return Batch(class_queue.modality, class_queue.priority, entries, now, estimate)
 
     def next_due_time(self) -> float | None:
-        """Returns when an entry that `max_queue_delay` holds back will be due, or None if none waits."""
+        """Returns when an entry held back by `max_queue_delay` will be due, or None if none waits."""
         times = [self._due_time(each) for each in self._class_queues.values() if each.queue]
         return min(times, default=None)
 
     def finish(self, batch: Batch, seconds: float) -> bool:
-        """Charges the device time that a batch really took; returns whether `max_batch_size` has grown."""
+        """Charges the device time that a batch actually took; returns whether `max_batch_size` has grown."""
         self._class_queues[batch.modality, batch.priority].charge(seconds - batch.estimated_seconds)
         return self._batching[batch.modality].learn_from(batch, seconds)
 
     def shrink(self, modality: str, failed_size: int) -> int:
-        """Halves the largest batch after one of `failed_size` ran out of memory; returns the new limit.
+        """Lowers the batch limit to half of `failed_size`, which ran out of memory; returns the limit.
 
-        An entry that does not fit alone says nothing of batches. The limit doubles again after
-        `_BATCHES_TO_GROW` full batches have fitted, since what took the memory may have gone.
+        An entry that does not fit by itself does not affect the limit. The limit doubles again after
+        `_BATCHES_TO_GROW` full batches have fitted, since the memory may be free again.
         """
         batching = self._batching[modality]
         if failed_size > 1:
@@ -202,7 +202,7 @@ class Scheduler:
         return batching.max_batch_size
 
     def _level(self, modality: str, priority: Priority) -> None:
-        """Prepares a class queue for an entry: one that had none starts level with the others."""
+        """Prepares a class queue for a new entry: an empty one starts level with the others."""
         class_queue = self._class_queues[modality, priority]
         if not class_queue.queue:
             start = self._virtual_time + _HEAD_START_SECONDS[priority]

@@ -1,4 +1,4 @@
-"""The scheduler as the event loop and the lanes share it: under one lock, on which lanes wait for work."""
+"""Shares the scheduler between the event loop and the lanes: under one lock, on which lanes wait."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from alignserve_server.modality import MODALITIES
 
 
 class SharedScheduler:
-    """A `Scheduler` for several threads: the event loop puts entries in, lanes take batches out."""
+    """A thread-safe `Scheduler`: the event loop adds entries, lanes take batches."""
 
     def __init__(self, scheduler: Scheduler, *, has_parallel_lanes: bool, clock: Callable[[], float]) -> None:
         """Takes over the scheduler.
 
         Args:
-            scheduler: Decides what runs next. Belongs to this object from now on.
-            has_parallel_lanes: Whether idle lanes share what waits, rather than leave it all to one.
+            scheduler: Decides what runs next. Owned by this object from now on.
+            has_parallel_lanes: Whether idle lanes share the waiting entries, or one lane takes them all.
             clock: Monotonic seconds.
         """
         self._scheduler = scheduler
@@ -31,31 +31,31 @@ class SharedScheduler:
         self.is_stopping = False
 
     def waiting(self, modality: str) -> int:
-        """Returns how many entries wait; on any thread."""
+        """Returns how many entries wait. Thread-safe."""
         return self._scheduler.waiting(modality)
 
     def waiting_bytes(self, modality: str) -> int:
-        """Returns the bytes of the entries that wait; on any thread."""
+        """Returns the bytes of the entries that wait. Thread-safe."""
         return self._scheduler.waiting_bytes(modality)
 
     def longest_running_seconds(self) -> float:
-        """Returns how long the oldest batch in the model has been there; 0 if there is none."""
+        """Returns how long the oldest running batch has been in the model; 0 if none is running."""
         with self._changed:
             started = [batch.start_time for batch in self._running.values()]
         return self._clock() - min(started) if started else 0.0
 
     def push(self, modality: str, entry: Entry) -> None:
-        """Adds an entry; `wake_lanes` makes it known."""
+        """Adds an entry; call `wake_lanes` afterwards."""
         with self._changed:
             self._scheduler.push(modality, entry)
 
     def join(self, modality: str, entry: Entry, flow: Flow) -> None:
-        """Adds an entry that waits to the line of another flow; `wake_lanes` makes it known."""
+        """Adds a waiting entry to the line of another flow; call `wake_lanes` afterwards."""
         with self._changed:
             self._scheduler.join(modality, entry, flow)
 
     def withdraw(self, modality: str, entry: Entry, waiter: Waiter) -> bool:
-        """Takes an item off its entry, unless a lane has the entry; says whether it did."""
+        """Removes an item from its entry unless a lane has the entry; returns whether it did."""
         with self._changed:
             if not self._scheduler.is_waiting(modality, entry):
                 return False
@@ -65,24 +65,24 @@ class SharedScheduler:
         return True
 
     def drop(self) -> tuple[dict[str, list[Entry]], list[Entry]]:
-        """Removes all that wait; returns these by modality, and those that are in the model."""
+        """Removes all waiting entries; returns them by modality, along with the running entries."""
         with self._changed:
             running = [entry for batch in self._running.values() for entry in batch.entries]
             return {modality: self._scheduler.drop(modality) for modality in MODALITIES}, running
 
     def wake_lanes(self) -> None:
-        """Wakes the lanes that are idle."""
+        """Wakes the idle lanes."""
         with self._changed:
             self._changed.notify(self.idle_lanes)
 
     def stop(self) -> None:
-        """Holds nothing back from now on, and ends each lane once nothing waits."""
+        """Ends each lane once nothing waits; `max_queue_delay` no longer applies."""
         with self._changed:
             self.is_stopping = True
             self._changed.notify_all()
 
     def take(self, lane: int) -> Batch | None:
-        """Waits for the next batch of a lane; None ends the lane."""
+        """Waits for a lane's next batch; None ends the lane."""
         with self._changed:
             self.idle_lanes += 1
             while True:
@@ -99,13 +99,13 @@ class SharedScheduler:
                 self._changed.wait(None if due_time is None else max(0.0, due_time - now))
 
     def finish(self, lane: int, batch: Batch, seconds: float) -> int | None:
-        """Charges a batch that a lane has run; returns the new `max_batch_size` if that has grown."""
+        """Charges a batch that a lane has run; returns the new `max_batch_size` if it has grown."""
         with self._changed:
             has_grown = self._scheduler.finish(batch, seconds)
             del self._running[lane]
         return self._scheduler.max_batch_size(batch.modality) if has_grown else None
 
     def shrink(self, modality: str, failed_size: int) -> int:
-        """Lowers the largest batch after one of `failed_size` ran out of memory; returns the new limit."""
+        """Lowers the batch limit after a batch of `failed_size` ran out of memory; returns the new limit."""
         with self._changed:
             return self._scheduler.shrink(modality, failed_size)

@@ -1,9 +1,9 @@
-"""Whether larger batches pay, found out while serving: sizes measured at startup can be wrong.
+"""Tries larger batches while serving, since sizes measured at startup can be wrong.
 
-The machine may have been busy then, or callers send other texts than those that were timed. So from time to
-time, while enough waits, batches of the current size and of twice as many take turns, under the same load;
-and if the larger ones do more in the same time, they become the current size. It never goes back, so it
-cannot oscillate.
+The machine may have been busy at startup, or callers send other texts than those that were timed. So from
+time to time, while enough entries wait, batches of the current size and of twice that size take turns under
+the same load. If the larger size has the higher throughput, it becomes the current size. The size never
+shrinks back, so it cannot oscillate.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from statistics import median
 
 from alignserve_server.batching.batch_size import LONGEST_SECONDS, WORTH
 
-_TRIAL_PAIRS, _PAIRS_TO_WIN = 15, 11  # of neighbours, which a burst of other work mostly hits both or neither
-_BATCHES_BEFORE_TRIAL = 30  # full ones
-_BATCHES_AFTER_FAILURE = 2000  # full ones, so that trials cost nothing that counts
+_TRIAL_PAIRS, _PAIRS_TO_WIN = 15, 11  # pairs of consecutive batches: a burst usually hits both or neither
+_BATCHES_BEFORE_TRIAL = 30  # full batches
+_BATCHES_AFTER_FAILURE = 2000  # full batches, so that the cost of trials is negligible
 
 
 class Widening:
-    """The largest batch of one modality, and the trial of a larger one. Pure; time is passed in."""
+    """The batch size of one modality, and the trial of a larger one. Pure; time is passed in."""
 
     def __init__(self, size: int, limit: int) -> None:
-        """Starts with batches of `size` entries, which may become as large as `limit`."""
+        """Starts with batches of `size` entries, which may grow up to `limit`."""
         self.size = size
         self._limit = limit
         self._is_widers_turn = False
         self._rest(_BATCHES_BEFORE_TRIAL)
 
     def next_size(self, waiting: int) -> int:
-        """Returns how many entries the next batch takes at most, if so many wait for it."""
+        """Returns the maximum size of the next batch, given the number of waiting entries."""
         if self._batches_to_trial or self._wider == self.size or waiting < self._wider:
             return self.size
         self._is_widers_turn = not self._is_widers_turn
         return self._wider if self._is_widers_turn else self.size
 
     def learn(self, entries: int, work: int, seconds: float) -> bool:
-        """Notes how long a batch took; returns whether `size` has grown.
+        """Records how long a batch took; returns whether `size` has grown.
 
         Args:
-            entries: Entries in the batch.
-            work: What they amount to, in units of `Entry.length`.
-            seconds: From the start to the end of the batch.
+            entries: Number of entries in the batch.
+            work: Total length of the entries, in units of `Entry.length`.
+            seconds: Duration of the batch.
         """
         rate = work / max(seconds, 1e-9)
         if self._batches_to_trial:
@@ -55,7 +55,7 @@ class Widening:
         return len(self._wins) == _TRIAL_PAIRS and self._decide()
 
     def give_up(self) -> None:
-        """Ends all trials: larger batches do not fit the device."""
+        """Ends all trials because larger batches do not fit the device."""
         self._limit = self.size
         self._rest(_BATCHES_AFTER_FAILURE)
 
@@ -79,5 +79,5 @@ class Widening:
     def _rest(self, batches: int) -> None:
         self._batches_to_trial = batches
         self._seconds: deque[float] = deque(maxlen=_TRIAL_PAIRS)  # of the latest full batches
-        self._rate = 0.0  # of the latest batch of the current size in a trial; 0 if it has its pair
-        self._wins: list[bool] = []  # of the larger size in that trial, by pair
+        self._rate = 0.0  # of the latest trial batch of the current size; 0 once it is paired
+        self._wins: list[bool] = []  # by pair, whether the larger size won
