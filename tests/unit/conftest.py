@@ -1,4 +1,4 @@
-"""Fixtures of the unit tests."""
+"""Fixtures shared by the unit tests."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observer(metrics: Metrics) -> MetricsObserver:
-    """Writes into `metrics`, and samples no call."""
+    """Writes to `metrics` and samples no calls."""
     return MetricsObserver(metrics, Tracing(None, 0.0))

@@ -1,4 +1,4 @@
-"""What unit tests share: a clock that stands still, entries, and an encoder that tells what it does."""
+"""Shared by unit tests: a clock that tests advance, entries, and an encoder that tests can observe."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from alignserve_server.batching.queue import Entry
 from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 
-_PATIENCE_SECONDS = 30.0  # only a failing test waits so long
+_TIMEOUT_SECONDS = 30.0  # reached only by a failing test
 _NO_CACHE = CacheBytes(0, 0)
 
 
 class FakeClock:
-    """Monotonic seconds that pass only when told to."""
+    """A monotonic clock that moves only when advanced."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -39,7 +39,7 @@ class FakeClock:
 
 
 class WatchedEncoder(FakeEncoder):
-    """A `FakeEncoder` that tells when a forward has begun, so that tests can act while the device is busy."""
+    """A `FakeEncoder` that signals when a forward starts, so that tests can act while the device is busy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,15 +58,15 @@ class WatchedEncoder(FakeEncoder):
         self.gate.clear()
 
     def resume(self) -> None:
-        """Lets forwards go on."""
+        """Lets forwards continue."""
         self.gate.set()
 
     async def begun(self) -> None:
-        """Waits until one more forward has begun."""
-        assert await asyncio.to_thread(self._begun.acquire, timeout=_PATIENCE_SECONDS)
+        """Waits until one more forward has started."""
+        assert await asyncio.to_thread(self._begun.acquire, timeout=_TIMEOUT_SECONDS)
 
     def forget_begun(self) -> None:
-        """Has `begun` wait for what begins from now on."""
+        """Makes `begun` count only forwards that start from now on."""
         while self._begun.acquire(blocking=False):
             pass
 
@@ -114,13 +114,13 @@ def local_engine(
     cache_bytes: CacheBytes = _NO_CACHE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
-    """Builds an engine whose backend is in this process, as the server has it."""
+    """Builds an engine with a local backend, as the server does."""
     preprocessor = Preprocessor(encoder, pool, observer, decode_threads=decode_threads)
     backend = LocalBackend(encoder.info, batcher, observer, limits, cache_bytes, clock)
     return Engine(preprocessor, backend, observer, limits, label_cache_size=label_cache_size, clock=clock)
 
 
 async def settle() -> None:
-    """Lets the event loop run until nothing is left to do that waits for neither time nor a thread."""
+    """Runs the event loop until all remaining work waits for time or a thread."""
     for _ in range(20):
         await asyncio.sleep(0)

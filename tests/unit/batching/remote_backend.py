@@ -1,7 +1,7 @@
-"""A backend in a process of its own, behind a socket: the plainest transport that the cut needs.
+"""A backend in its own process behind a socket: the simplest transport for `InferenceBackend`.
 
 python -m tests.unit.batching.remote_backend device SOCKET   serves a `FakeEncoder` to any number of fronts
-python -m tests.unit.batching.remote_backend front SOCKET    reserves room and keeps it
+python -m tests.unit.batching.remote_backend front SOCKET    reserves room and holds it
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from prometheus_client import CollectorRegistry
 
 from tests.unit.fakes import WatchedEncoder
 
-MAX_ITEMS, OPEN_ITEMS = 8, 6  # in all, and as many as unary calls or streams may fill
+MAX_ITEMS, OPEN_ITEMS = 8, 6  # in total, and the most that either unary calls or streams may fill
 LIMITS = QueueLimits(MAX_ITEMS, 8000)
-_FRONT_BITS = 32  # of a reservation on the device: above them the front's number, below them its own
-_REPORT = 0  # the number of messages that answer nothing
+_FRONT_BITS = 32  # of a reservation on the device: the front's own number; the higher bits name the front
+_REPORT = 0  # number of messages that are not answers
 _PLAIN = (bool, int, float, str, bytes, type(None), np.ndarray, np.number, Priority)
 
 
@@ -47,7 +47,7 @@ async def receive(reader: asyncio.StreamReader) -> Any:
 
 
 def send(writer: asyncio.StreamWriter, *message: object) -> None:
-    """Sends a message, which must be plain values throughout."""
+    """Sends a message, which must consist of plain values."""
     _check_plain(message)
     data = pickle.dumps(message)
     writer.write(len(data).to_bytes(4, "little") + data)
@@ -62,11 +62,11 @@ def _check_plain(value: object) -> None:
         for part in value:
             _check_plain(part)
     elif not isinstance(value, _PLAIN):
-        raise TypeError(f"{type(value)} does not cross processes")
+        raise TypeError(f"{type(value)} is not a plain value")
 
 
 class RemoteBackend:
-    """An `InferenceBackend` at the other end of a socket."""
+    """A client for an `InferenceBackend` at the other end of a socket."""
 
     info: ModelInfo
 
@@ -98,7 +98,7 @@ class RemoteBackend:
         try:
             await self.ask("admit", reservation, request)
         except asyncio.CancelledError:
-            self.release(reservation, is_served=False)  # it may have been granted meanwhile
+            self.release(reservation, is_served=False)  # it may have been granted in the meantime
             raise
 
     def look_up(self, modality: str, key: bytes) -> NDArray[np.float32] | None:
@@ -118,7 +118,7 @@ class RemoteBackend:
         await self.ask("check_not_crowded", flow)
 
     async def ask(self, verb: str, *arguments: object) -> Any:
-        """Sends a request and returns its answer, or raises it."""
+        """Sends a request and returns its answer, or raises its error."""
         number = next(self._numbers)
         answer = self._answers[number] = self._loop.create_future()
         send(self._writer, number, verb, *arguments)
@@ -143,7 +143,7 @@ class RemoteBackend:
 
 
 class ReportingObserver(MetricsObserver):
-    """Counts, and passes batches on to the fronts whose sampled calls are in them."""
+    """Counts batches and forwards them to the fronts whose sampled calls they contain."""
 
     def __init__(self) -> None:
         super().__init__(Metrics(CollectorRegistry()), Tracing(None, 0.0))
@@ -175,7 +175,7 @@ class Device:
         self._fronts = itertools.count(1)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answers a front until it is gone, and then frees all that it had."""
+        """Answers a front until it disconnects, then frees all that it held."""
         front = next(self._fronts)
         self._observer.fronts[front] = writer
         answering: dict[int, asyncio.Task[None]] = {}
@@ -219,7 +219,7 @@ class Device:
             return self._backend.info
         if verb == "look_up":
             return self._backend.look_up(*arguments)
-        if verb in ("hold", "resume", "begun"):  # what tests do to the encoder
+        if verb in ("hold", "resume", "begun"):  # tests control the encoder
             return await self._control(verb)
         return await getattr(self._backend, verb)(*arguments)
 
@@ -238,7 +238,7 @@ def _drop(answering: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task
 
 
 def _of(front: int, reservation: int) -> int:
-    """Returns the number that a front's reservation has on the device."""
+    """Returns the device's number for a front's reservation."""
     return front << _FRONT_BITS | reservation
 
 
@@ -256,14 +256,14 @@ def _raisable(kind: str, arguments: tuple[object, ...], attributes: dict[str, ob
 
 
 async def run_device(path: str) -> None:
-    """Serves until the process is ended."""
+    """Serves until the process is killed."""
     async with await asyncio.start_unix_server(Device(WatchedEncoder()).serve, path) as server:
         print("ready", flush=True)
         await server.serve_forever()
 
 
 async def run_front(path: str) -> None:
-    """Takes all the room that a stream may have, and keeps it until the process is ended."""
+    """Takes all the room that a stream may have and holds it until the process is killed."""
     backend = await RemoteBackend.connect(path, lambda _: None)
     flow = Flow("front", Priority.INTERACTIVE)
     await backend.admit(1, AdmissionRequest("text", OPEN_ITEMS, 1, flow, waits_for_room=True))

@@ -1,4 +1,4 @@
-"""Who may come in, who waits, and who is refused."""
+"""Which calls are admitted, which wait and which are refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from alignserve_server.errors import QueueFull, WouldMissDeadline
 from tests.unit.fakes import FakeClock, settle
 
 MAX_ITEMS, MAX_BYTES = 8, 800
-OPEN_ITEMS, OPEN_BYTES = 6, 600  # three quarters: as much as one class may fill beside the other
-OWN_ITEMS, OWN_BYTES = 2, 200  # a quarter: what the other class cannot fill
+OPEN_ITEMS, OPEN_BYTES = 6, 600  # three quarters: the most that one class may fill
+OWN_ITEMS, OWN_BYTES = 2, 200  # a quarter: the other class cannot fill it
 
 _numbers = itertools.count()
 
@@ -31,7 +31,7 @@ def controller(clock: FakeClock) -> AdmissionController:
 
 
 def _fits(controller: AdmissionController, items: int, size_bytes: int = 0) -> bool:
-    """Says whether a caller who has nothing there comes in."""
+    """Returns whether a call of a new caller is admitted."""
     try:
         controller.reserve(items, size_bytes, Flow(f"caller {next(_numbers)}", Priority.INTERACTIVE))
     except QueueFull:
@@ -42,7 +42,7 @@ def _fits(controller: AdmissionController, items: int, size_bytes: int = 0) -> b
 async def _wait(
     controller: AdmissionController, items: int, size_bytes: int = 0
 ) -> asyncio.Task[Reservation]:
-    """Starts to wait for room; the task is done once there was enough."""
+    """Starts waiting for room; the task is done once the room is granted."""
     task = asyncio.create_task(controller.wait(items, size_bytes))
     await settle()
     return task
@@ -53,10 +53,10 @@ async def _wait(
     [(0, 0, True), (1, 1, True), (5, 599, True), (6, 1, False), (1, 600, False)],
     ids=["nothing", "one", "exactly full", "an item over", "a byte over"],
 )
-def test_calls_fill_three_quarters(
+def test_unary_calls_fill_three_quarters(
     controller: AdmissionController, items: int, size_bytes: int, fits: bool
 ) -> None:
-    """Items and bytes are bounded each on their own, and the bound is inclusive."""
+    """Items and bytes are bounded separately, and each bound is inclusive."""
     controller.reserve(1, 1)
 
     assert _fits(controller, items, size_bytes) is fits
@@ -67,7 +67,7 @@ def test_calls_fill_three_quarters(
     [(5, 0, True), (6, 0, False), (1, 599, True), (1, 600, False)],
     ids=["exactly full", "an item over", "bytes exactly full", "a byte over"],
 )
-async def test_those_who_wait_fill_three_quarters(
+async def test_waiting_calls_fill_three_quarters(
     controller: AdmissionController, items: int, size_bytes: int, enters: bool
 ) -> None:
     """The same bounds hold for both classes of callers."""
@@ -78,8 +78,8 @@ async def test_those_who_wait_fill_three_quarters(
     assert task.done() is enters
 
 
-async def test_those_who_wait_do_not_starve_beside_calls(controller: AdmissionController) -> None:
-    """As many calls as are admitted leave a quarter of the room to streams and label prompts."""
+async def test_unary_calls_do_not_starve_waiting_calls(controller: AdmissionController) -> None:
+    """Unary calls always leave a quarter of the room to streams and label prompts."""
     while _fits(controller, 1, 100):
         pass
 
@@ -88,8 +88,8 @@ async def test_those_who_wait_do_not_starve_beside_calls(controller: AdmissionCo
     assert [task.done() for task in tasks] == [True] * OWN_ITEMS + [False]
 
 
-async def test_calls_do_not_starve_beside_those_who_wait(controller: AdmissionController) -> None:
-    """As many streams as wait leave a quarter of the room to calls."""
+async def test_waiting_calls_do_not_starve_unary_calls(controller: AdmissionController) -> None:
+    """Streams always leave a quarter of the room to unary calls."""
     tasks = [await _wait(controller, 1, 100) for _ in range(MAX_ITEMS)]
 
     fits = [_fits(controller, 1, 100) for _ in range(OWN_ITEMS + 1)]
@@ -98,10 +98,10 @@ async def test_calls_do_not_starve_beside_those_who_wait(controller: AdmissionCo
     assert fits == [True] * OWN_ITEMS + [False]
 
 
-async def test_a_class_that_fills_more_than_its_share_waits_for_the_rest(
+async def test_a_class_beyond_its_own_share_waits_for_open_room(
     controller: AdmissionController,
 ) -> None:
-    """Its own share is for what it holds in all, not for each call."""
+    """A class's own share covers everything that it holds, not each call."""
     controller.reserve(4, 0)
     await _wait(controller, OWN_ITEMS)
 
@@ -110,8 +110,8 @@ async def test_a_class_that_fills_more_than_its_share_waits_for_the_rest(
     assert not more.done()
 
 
-async def test_many_small_items_do_not_spoil_the_share_of_bytes(controller: AdmissionController) -> None:
-    """A class whose items are many, and whose bytes are few, still has its share of bytes."""
+async def test_many_small_items_do_not_reduce_the_share_of_bytes(controller: AdmissionController) -> None:
+    """A class with many small items still has its share of bytes."""
     controller.reserve(1, OPEN_BYTES)
     await _wait(controller, OWN_ITEMS + 1, 10)
 
@@ -121,17 +121,17 @@ async def test_many_small_items_do_not_spoil_the_share_of_bytes(controller: Admi
 
 
 @pytest.mark.parametrize(("items", "size_bytes"), [(1000, 1), (1, 1_000_000)])
-def test_whatever_is_too_large_for_the_room_enters_alone(
+def test_an_empty_queue_admits_a_call_above_the_limits(
     controller: AdmissionController, items: int, size_bytes: int
 ) -> None:
-    """An empty room takes any call, so that none is refused for ever; then it is full."""
+    """No call is refused forever; a queue with such a call is full."""
     controller.reserve(items, size_bytes)
 
     assert not _fits(controller, 1, 1)
 
 
-async def test_who_is_too_large_waits_for_an_empty_room(controller: AdmissionController) -> None:
-    """A call above the limits enters alone."""
+async def test_a_call_above_the_limits_waits_for_an_empty_queue(controller: AdmissionController) -> None:
+    """A call above the limits is admitted only by itself."""
     reservation = controller.reserve(1, 1)
     task = await _wait(controller, 100, 100)
     waits_before = not task.done()
@@ -143,8 +143,8 @@ async def test_who_is_too_large_waits_for_an_empty_room(controller: AdmissionCon
     assert task.done()
 
 
-def test_an_item_that_a_lane_takes_makes_room(controller: AdmissionController) -> None:
-    """One at a time, with its own bytes, while the call goes on."""
+def test_an_item_taken_by_a_lane_frees_its_room(controller: AdmissionController) -> None:
+    """Each item frees its own bytes while its call continues."""
     reservation = controller.reserve(OPEN_ITEMS, OPEN_BYTES)
 
     reservation.slot(50).release()
@@ -154,8 +154,8 @@ def test_an_item_that_a_lane_takes_makes_room(controller: AdmissionController) -
     assert _fits(controller, 1, 50)
 
 
-def test_a_call_that_ends_makes_room_for_what_it_has_left(controller: AdmissionController) -> None:
-    """What a lane has taken is not given back twice."""
+def test_a_call_that_ends_frees_its_remaining_room(controller: AdmissionController) -> None:
+    """Room that an item has freed is not freed again."""
     with controller.reserve(OPEN_ITEMS, OPEN_BYTES) as reservation:
         reservation.slot(100).release()
 
@@ -164,10 +164,10 @@ def test_a_call_that_ends_makes_room_for_what_it_has_left(controller: AdmissionC
     assert not _fits(controller, 1)
 
 
-def test_an_item_that_is_taken_after_its_call_has_ended_makes_no_room(
+def test_an_item_taken_after_its_call_ended_frees_no_room(
     controller: AdmissionController,
 ) -> None:
-    """The lane's word comes by the event loop, and the call may be over by then."""
+    """The lane's notification arrives through the event loop, possibly after the call has ended."""
     first = controller.reserve(OPEN_ITEMS, OPEN_BYTES)
     first.close()
     controller.reserve(OPEN_ITEMS, OPEN_BYTES)
@@ -177,16 +177,16 @@ def test_an_item_that_is_taken_after_its_call_has_ended_makes_no_room(
     assert not _fits(controller, 1, 100)
 
 
-def test_a_refusal_says_what_waits(controller: AdmissionController) -> None:
-    """The message has the values and the limits."""
+def test_a_refusal_reports_the_queue_and_its_limits(controller: AdmissionController) -> None:
+    """The message contains the values and the limits."""
     controller.reserve(5, 70)
 
     with pytest.raises(QueueFull, match=r"5 image items \(70 bytes\) wait, limit 8 \(800 bytes\)"):
         controller.reserve(2, 20)
 
 
-def test_a_refusal_says_when_to_come_back(controller: AdmissionController, clock: FakeClock) -> None:
-    """All that waits has to have its turn, at the pace at which others had theirs."""
+def test_a_refusal_has_a_retry_delay(controller: AdmissionController, clock: FakeClock) -> None:
+    """The delay is the time to serve the waiting items at the measured rate."""
     reservations = [controller.reserve(1, 0) for _ in range(OPEN_ITEMS)]
     waiting = []
     for reservation in reservations:
@@ -201,10 +201,10 @@ def test_a_refusal_says_when_to_come_back(controller: AdmissionController, clock
 
 
 @pytest.mark.parametrize(("seconds", "delay"), [(0.0, 0.02), (3600.0, 30.0)])
-def test_the_delay_is_neither_nothing_nor_for_ever(
+def test_the_retry_delay_is_bounded(
     controller: AdmissionController, clock: FakeClock, seconds: float, delay: float
 ) -> None:
-    """Whatever was measured, callers come back."""
+    """The delay has a minimum and a maximum, whatever was measured."""
     controller.reserve(OPEN_ITEMS, 0)
     clock.advance(seconds)
 
@@ -215,7 +215,7 @@ def test_the_delay_is_neither_nothing_nor_for_ever(
 
 
 def test_a_refused_call_takes_no_room(controller: AdmissionController) -> None:
-    """What did not fit leaves the room for what does."""
+    """A smaller call still fits after a larger one was refused."""
     controller.reserve(5, 5)
     is_refused = not _fits(controller, 4, 4)
 
@@ -223,8 +223,8 @@ def test_a_refused_call_takes_no_room(controller: AdmissionController) -> None:
     assert _fits(controller, 1, 1)
 
 
-async def test_a_room_is_crowded_when_the_next_would_wait(controller: AdmissionController) -> None:
-    """Calls whose labels would stand in line are refused, those whose labels find room are not."""
+async def test_a_queue_is_crowded_when_the_next_call_would_wait(controller: AdmissionController) -> None:
+    """Calls whose labels would have to wait are refused; calls whose labels have room are not."""
     controller.reserve(OPEN_ITEMS, 0)
     controller.check_not_crowded()
     await _wait(controller, OWN_ITEMS)
@@ -233,8 +233,8 @@ async def test_a_room_is_crowded_when_the_next_would_wait(controller: AdmissionC
         controller.check_not_crowded()
 
 
-async def test_a_line_makes_a_room_crowded(controller: AdmissionController) -> None:
-    """Even if a small one would fit, it would stand behind a large one."""
+async def test_a_waiting_call_makes_the_queue_crowded(controller: AdmissionController) -> None:
+    """A small call that would fit would still wait behind a large one."""
     controller.reserve(1, 0)
     await _wait(controller, MAX_ITEMS)
 
@@ -242,8 +242,8 @@ async def test_a_line_makes_a_room_crowded(controller: AdmissionController) -> N
         controller.check_not_crowded()
 
 
-async def test_room_goes_to_those_who_wait_in_order(controller: AdmissionController) -> None:
-    """As many as fit come in, the first first; a small one behind a large one does not overtake it."""
+async def test_room_is_granted_in_order_of_waiting(controller: AdmissionController) -> None:
+    """Waiting calls are admitted in order while they fit; a small call does not overtake a large one."""
     reservation = (await _wait(controller, OPEN_ITEMS)).result()
     tasks = [await _wait(controller, items) for items in (1, 2, 4, 1)]
 
@@ -254,8 +254,8 @@ async def test_room_goes_to_those_who_wait_in_order(controller: AdmissionControl
     assert [task.done() for task in tasks] == [True, True, False, False]
 
 
-async def test_a_newcomer_does_not_overtake(controller: AdmissionController) -> None:
-    """While somebody waits, who comes later waits behind, even if there is room for it."""
+async def test_a_new_call_does_not_overtake_waiting_calls(controller: AdmissionController) -> None:
+    """While a call waits, later calls wait behind it even if there is room for them."""
     await _wait(controller, OPEN_ITEMS - 1)
     await _wait(controller, 2)
 
@@ -264,8 +264,8 @@ async def test_a_newcomer_does_not_overtake(controller: AdmissionController) -> 
     assert not newcomer.done()
 
 
-async def test_who_leaves_makes_way_for_those_behind(controller: AdmissionController) -> None:
-    """The call at the head took no room; a smaller one behind it comes in at once."""
+async def test_a_cancelled_call_lets_the_next_one_in(controller: AdmissionController) -> None:
+    """The cancelled call took no room; a smaller one behind it is admitted at once."""
     await _wait(controller, OPEN_ITEMS - 1)
     large, small = await _wait(controller, 2), await _wait(controller, 1)
 
@@ -276,8 +276,8 @@ async def test_who_leaves_makes_way_for_those_behind(controller: AdmissionContro
     assert small.done()
 
 
-async def test_room_given_at_the_moment_of_leaving_goes_to_the_next(controller: AdmissionController) -> None:
-    """A call that is cancelled after its turn came, but before it ran, gives the room back."""
+async def test_room_granted_during_cancellation_goes_to_the_next(controller: AdmissionController) -> None:
+    """A call that is cancelled after room was granted, but before it ran, returns the room."""
     reservation = (await _wait(controller, OPEN_ITEMS)).result()
     leaving, next_one = await _wait(controller, 4), await _wait(controller, 4)
 
@@ -289,8 +289,8 @@ async def test_room_given_at_the_moment_of_leaving_goes_to_the_next(controller: 
     assert next_one.done()
 
 
-async def test_room_is_not_given_to_who_is_leaving(controller: AdmissionController) -> None:
-    """A call that is cancelled, but has not run since, is passed over."""
+async def test_a_cancelled_call_is_granted_no_room(controller: AdmissionController) -> None:
+    """A call that was cancelled but has not run since is skipped."""
     reservation = (await _wait(controller, OPEN_ITEMS)).result()
     leaving, next_one = await _wait(controller, 4), await _wait(controller, 4)
 
@@ -301,8 +301,8 @@ async def test_room_is_not_given_to_who_is_leaving(controller: AdmissionControll
     assert next_one.done()
 
 
-async def test_after_everybody_left_the_room_is_empty(controller: AdmissionController) -> None:
-    """Waiting, leaving and entering balance: nothing leaks."""
+async def test_no_room_leaks(controller: AdmissionController) -> None:
+    """After all calls have waited, been cancelled or ended, the queue is empty."""
     reservation = controller.reserve(OPEN_ITEMS, OPEN_BYTES)
     gone, came = await _wait(controller, 3, 20), await _wait(controller, 2, 30)
 
@@ -318,10 +318,10 @@ def _flow(caller: str, priority: Priority = Priority.INTERACTIVE) -> Flow:
 
 
 class TestFairShares:
-    """One caller cannot take all the room."""
+    """No caller can take all the room."""
 
-    def test_a_flood_leaves_room_for_newcomers(self) -> None:
-        """A caller who takes all it can leaves an eighth of what its class may fill."""
+    def test_a_flood_leaves_room_for_other_callers(self) -> None:
+        """A caller that takes all it can leaves an eighth of the room of its class."""
         controller = AdmissionController("text", QueueLimits(1024, 1 << 20))
 
         admitted = 0
@@ -333,7 +333,7 @@ class TestFairShares:
         assert admitted == 1024 * 3 // 4 * 7 // 8
 
     def test_two_floods_share_the_room(self) -> None:
-        """As room is freed, who holds more is refused until both hold the same."""
+        """As room is freed, the caller that holds more is refused until both hold the same."""
         controller = AdmissionController("text", QueueLimits(1024, 1 << 20))
         held: dict[str, list[Reservation]] = {"early": [], "late": []}
         for caller in [*["early"] * 1000, *["early", "late"] * 2000]:
@@ -344,8 +344,8 @@ class TestFairShares:
 
         assert len(held["late"]) == pytest.approx(len(held["early"]), rel=0.1)
 
-    async def test_those_who_wait_take_turns(self, controller: AdmissionController) -> None:
-        """A caller with one stream is not behind all of another's hundred."""
+    async def test_waiting_callers_take_turns(self, controller: AdmissionController) -> None:
+        """A caller with one stream does not wait behind another caller's hundred streams."""
         reservation = (await _wait(controller, OPEN_ITEMS)).result()
         flood = [asyncio.create_task(controller.wait(1, 0, _flow("flood"))) for _ in range(100)]
         await settle()
@@ -361,8 +361,8 @@ class TestFairShares:
         for task in flood:
             task.cancel()
 
-    async def test_anothers_line_makes_a_room_no_more_crowded(self, controller: AdmissionController) -> None:
-        """Who has nothing there is next, however many of another's stand in line."""
+    async def test_another_callers_line_is_not_crowding(self, controller: AdmissionController) -> None:
+        """A caller that holds nothing is next, however many calls of another caller wait."""
         controller.reserve(OPEN_ITEMS, 0)
         await _wait(controller, OWN_ITEMS)
         await _wait(controller, 1)
@@ -375,7 +375,7 @@ class TestDeadlines:
 
     @pytest.fixture
     def busy(self, clock: FakeClock) -> AdmissionController:
-        """A room in which a hundred wait, of whom one gets its turn every 10 ms and is answered at once."""
+        """A queue of a hundred calls; one has its turn every 10 ms and is answered at once."""
         controller = AdmissionController("image", QueueLimits(1000, 1000), clock=clock)
         for _ in range(100):
             controller.reserve(1, 1)
@@ -387,7 +387,7 @@ class TestDeadlines:
         return controller
 
     def test_a_deadline_that_is_too_close_is_refused(self, busy: AdmissionController) -> None:
-        """The hundred and first in line at 100 a second is answered after about a second."""
+        """The hundred and first call is answered after about a second at 100 calls/s."""
         busy.reserve(1, 1, seconds_left=1.1).close(served=False)
 
         with pytest.raises(WouldMissDeadline, match=r"about 1\.0") as refused:
@@ -396,7 +396,7 @@ class TestDeadlines:
         assert refused.value.retry_delay_seconds == pytest.approx(0.1, abs=0.02)
 
     def test_the_time_in_the_model_counts(self, busy: AdmissionController, clock: FakeClock) -> None:
-        """An answer comes after the turn, by as long as the device has been taking."""
+        """The estimate includes the measured time from a turn to the answer."""
         reservations = [busy.reserve(1, 1) for _ in range(50)]
         for reservation in reservations:
             reservation.slot(1).release()
@@ -407,25 +407,25 @@ class TestDeadlines:
         with pytest.raises(WouldMissDeadline, match="about 1"):
             busy.reserve(1, 1, seconds_left=1.4)
 
-    def test_another_callers_backlog_is_not_in_the_way(self, busy: AdmissionController) -> None:
-        """Callers take turns, so a newcomer has one item of the other before its own."""
+    def test_another_callers_backlog_does_not_count(self, busy: AdmissionController) -> None:
+        """Callers take turns, so at most one item of the other caller is served before a newcomer's."""
         reservation = busy.reserve(1, 1, _flow("newcomer"), seconds_left=0.1)
 
         assert reservation is not None
 
-    def test_bulk_work_waits_for_all(self, busy: AdmissionController) -> None:
-        """A newcomer with a bulk call is behind the others' interactive ones."""
+    def test_bulk_work_waits_for_all_other_work(self, busy: AdmissionController) -> None:
+        """A newcomer's bulk call waits behind the interactive calls of the others."""
         with pytest.raises(WouldMissDeadline):
             busy.reserve(1, 1, _flow("newcomer", Priority.BULK), seconds_left=0.1)
 
-    def test_an_empty_room_tries(self, controller: AdmissionController) -> None:
-        """Where nothing is in the way, nothing speaks against trying."""
+    def test_an_empty_queue_admits_any_deadline(self, controller: AdmissionController) -> None:
+        """If nothing is ahead, the call is tried even with a short deadline."""
         reservation = controller.reserve(1, 1, seconds_left=0.001)
 
         assert reservation is not None
 
-    def test_who_gives_up_does_not_make_the_rest_look_faster(self, busy: AdmissionController) -> None:
-        """Only turns that came count."""
+    def test_calls_that_give_up_do_not_raise_the_rate(self, busy: AdmissionController) -> None:
+        """Only served items count."""
         for _ in range(50):
             busy.reserve(1, 1).close(served=False)
 

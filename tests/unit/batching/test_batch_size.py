@@ -13,7 +13,7 @@ from tests.unit.fakes import FakeClock
 
 
 class Device:
-    """Runs batches in the time that a function of their size says."""
+    """Runs batches in a time given by a function of their size."""
 
     def __init__(self, seconds_of: Callable[[int], float]) -> None:
         self.clock = FakeClock()
@@ -38,20 +38,20 @@ class Device:
         (lambda size: 0.0, 8, 8),
     ],
     ids=[
-        "batching costs",
+        "batching brings no gain",
         "batching is free",
         "odd limit",
         "limit 1",
         "knee",
         "dip",
-        "hardly pays",
-        "no time",
+        "hardly any gain",
+        "zero time",
     ],
 )
 def test_the_smallest_batch_with_nearly_the_best_throughput_wins(
     seconds_of: Callable[[int], float], limit: int, best: int
 ) -> None:
-    """Larger batches are taken only where they do more in the same time."""
+    """A larger batch is chosen only if it has a higher throughput."""
     device = Device(seconds_of)
 
     size = best_batch_size(device, limit, device.clock)
@@ -59,8 +59,8 @@ def test_the_smallest_batch_with_nearly_the_best_throughput_wins(
     assert size == best
 
 
-def test_after_three_sizes_that_do_not_pay_none_is_tried() -> None:
-    """Large batches take long to try, and memory that a runtime may keep."""
+def test_no_size_is_tried_after_three_that_bring_no_gain() -> None:
+    """Trying large batches takes time, and memory that a runtime may not release."""
     device = Device(lambda size: 0.001 * size)
 
     best_batch_size(device, 32, device.clock)
@@ -69,7 +69,7 @@ def test_after_three_sizes_that_do_not_pay_none_is_tried() -> None:
 
 
 def test_sizes_that_would_take_long_are_not_tried() -> None:
-    """A slow model starts soon, and its batches do not keep others waiting."""
+    """A slow model starts quickly, and its batches do not keep others waiting."""
     device = Device(lambda size: 0.2 * size)
 
     best_batch_size(device, 32, device.clock)
@@ -78,7 +78,7 @@ def test_sizes_that_would_take_long_are_not_tried() -> None:
 
 
 def test_one_disturbed_run_does_not_decide() -> None:
-    """Of several runs of a size the fastest counts."""
+    """Only the fastest of several runs of a size counts."""
     disturbed = iter([9.0])
     device = Device(lambda size: 0.010 + (next(disturbed, 0.0) if len(device.sizes) == 2 else 0.0))
 
@@ -89,7 +89,7 @@ def test_one_disturbed_run_does_not_decide() -> None:
 
 @pytest.mark.parametrize("length", [1, 5, 12])
 def test_bursts_of_other_work_do_not_decide(length: int) -> None:
-    """Sizes take turns, so that a burst hits all alike, wherever it falls."""
+    """Sizes are measured in turn, so that a burst affects all of them, whenever it occurs."""
     sizes = set()
     for phase in range(4 * length):
         runs = count(phase)
@@ -99,8 +99,8 @@ def test_bursts_of_other_work_do_not_decide(length: int) -> None:
     assert sizes == {32}
 
 
-def test_a_burst_at_the_beginning_ends_nothing() -> None:
-    """A first run that took a second says nothing of larger batches."""
+def test_a_burst_during_the_first_runs_ends_no_trials() -> None:
+    """A first run of a second does not rule out larger batches."""
     slow = iter([0.0, 1.0, 0.0, 3.0])
     device = Device(lambda _: 0.010 + next(slow, 0.0))
 
@@ -110,7 +110,7 @@ def test_a_burst_at_the_beginning_ends_nothing() -> None:
 
 
 def test_a_slow_model_is_measured_less_often() -> None:
-    """The start does not take much longer for it."""
+    """A slow model does not lengthen the startup much."""
     slow, fast = Device(lambda _: 0.4), Device(lambda _: 0.003)
     for device in (slow, fast):
         best_batch_size(device, 32, device.clock)
@@ -120,7 +120,7 @@ def test_a_slow_model_is_measured_less_often() -> None:
 
 
 def test_sizes_that_do_not_fit_are_not_used() -> None:
-    """A device that is too small for the largest batch serves smaller ones."""
+    """A device without memory for the largest batch serves smaller ones."""
     device = Device(lambda size: 0.010 if size <= 4 else _out_of_memory())
 
     size = best_batch_size(device, 32, device.clock)
@@ -129,7 +129,7 @@ def test_sizes_that_do_not_fit_are_not_used() -> None:
 
 
 def test_a_device_without_room_for_one_entry_is_an_error() -> None:
-    """Nothing could be served."""
+    """Such a device could not serve anything."""
     with pytest.raises(OutOfDeviceMemory):
         best_batch_size(Device(lambda _: _out_of_memory()), 32)
 

@@ -1,4 +1,4 @@
-"""Lanes run batches for all callers, and outlive whatever happens in them."""
+"""Lanes run batches for all callers and survive any error in them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from structlog.typing import EventDict
 
 from tests.unit.fakes import FakeClock, WatchedEncoder, settle
 
-_PATIENCE_SECONDS = 30.0  # only a failing test waits so long
-_FOREVER_SECONDS = 3600.0
+_TIMEOUT_SECONDS = 30.0  # reached only by a failing test
+_HOUR_SECONDS = 3600.0
 
 Run = Callable[..., AbstractAsyncContextManager[Batcher]]
 
@@ -60,7 +60,7 @@ def run(encoder: WatchedEncoder, clock: FakeClock, observer: MetricsObserver) ->
             yield batcher
         finally:
             encoder.resume()
-            assert await batcher.stop(_PATIENCE_SECONDS)
+            assert await batcher.stop(_TIMEOUT_SECONDS)
 
     return run_until_empty
 
@@ -105,7 +105,7 @@ async def _outcomes(futures: Sequence[asyncio.Future[Embedded]]) -> list[str]:
 
 
 async def test_every_image_gets_its_own_embedding(batcher, encoder):
-    """Strangers share a batch, and results go to whom they belong."""
+    """Several callers share a batch, and each gets its own results."""
     first = await _occupy(batcher, encoder)
     one = batcher.submit("image", _images(encoder, b"a", b"b"))
     other = batcher.submit("image", _images(encoder, b"c"))
@@ -119,7 +119,7 @@ async def test_every_image_gets_its_own_embedding(batcher, encoder):
 
 
 async def test_texts_grouped_by_length_come_back_in_order(batcher, encoder):
-    """The order of a batch is not that of the call."""
+    """Results keep the order of the call, whatever the order of the batch."""
     texts = ["five words are in this", "one", "three words here"]
 
     results = await asyncio.gather(*batcher.submit("text", _texts(encoder, *texts)))
@@ -129,8 +129,8 @@ async def test_texts_grouped_by_length_come_back_in_order(batcher, encoder):
         np.testing.assert_array_equal(result.embedding, encoder.embedding_of(text))
 
 
-async def test_a_result_tells_where_its_time_went(batcher, encoder, clock):
-    """Time in the queue, time in the model and the size of the batch."""
+async def test_a_result_has_its_timings(batcher, encoder, clock):
+    """A result has the time in the queue, the time in the model and the batch size."""
     first = await _occupy(batcher, encoder)
     clock.advance(2.0)
     later = batcher.submit("image", _images(encoder, b"a", b"b"))
@@ -147,7 +147,7 @@ async def test_a_result_tells_where_its_time_went(batcher, encoder, clock):
 
 
 async def test_batches_are_counted(batcher, encoder, clock, metrics):
-    """When a caller has its result, the metrics have it too."""
+    """By the time a caller has its result, the metrics include the batch."""
     future = await _occupy(batcher, encoder)
     clock.advance(2.0)
 
@@ -163,8 +163,8 @@ async def test_batches_are_counted(batcher, encoder, clock, metrics):
 
 @pytest.mark.parametrize("contents", ["A", "aB", "Abcde", "abcDefgh", "aBcDefgH"])
 @pytest.mark.parametrize("kind", ["failing", "not_finite"])
-async def test_a_poisonous_entry_fails_alone(batcher, encoder, kind, contents):
-    """Whether it (a capital) breaks its batch or comes out as NaN, its neighbours get their results."""
+async def test_a_poisonous_entry_fails_by_itself(batcher, encoder, kind, contents):
+    """Whether it (a capital) fails its batch or becomes NaN, the other entries get their results."""
     images = [content.encode() for content in contents]
     getattr(encoder, kind).update(encoder.key(image) for image in images if image.isupper())
 
@@ -174,7 +174,7 @@ async def test_a_poisonous_entry_fails_alone(batcher, encoder, kind, contents):
     assert outcomes == ["InferenceFailed" if image.isupper() else "ok" for image in images]
 
 
-async def test_a_failure_names_its_line_in_the_log(batcher, encoder, logs):
+async def test_a_failure_has_the_id_of_its_log_line(batcher, encoder, logs):
     """The caller gets an id instead of the cause; the log has both."""
     encoder.failing.update(_keys(encoder, b"a"))
 
@@ -189,7 +189,7 @@ async def test_a_failure_names_its_line_in_the_log(batcher, encoder, logs):
 
 
 async def test_out_of_memory_halves_the_largest_batch(run, encoder, metrics):
-    """All entries get their results, and the next batch is not tried at a size that failed."""
+    """All entries get their results, and the next batch stays below the size that failed."""
     encoder.max_batch_size = 2
     items = _images(encoder, *(str(number).encode() for number in range(8)))
 
@@ -204,8 +204,8 @@ async def test_out_of_memory_halves_the_largest_batch(run, encoder, metrics):
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30, np.inf])
-async def test_a_vector_without_a_direction_is_no_embedding(batcher, encoder, monkeypatch, value):
-    """It cannot be normalized, and would be served as zeros; its neighbours in the batch are."""
+async def test_a_vector_without_a_direction_is_a_failure(batcher, encoder, monkeypatch, value):
+    """It cannot be normalized and would be served as zeros; the other entries of its batch succeed."""
     rows = np.array([[1.0] * 8, [value] * 8], np.float32)
     monkeypatch.setattr(encoder, "_forward", lambda _, batch: rows[: len(batch)])
     images = _images(encoder, b"a", b"b")
@@ -216,8 +216,8 @@ async def test_a_vector_without_a_direction_is_no_embedding(batcher, encoder, mo
 
 
 @pytest.mark.parametrize("error", [OutOfDeviceMemory, RuntimeError])
-async def test_a_failed_forward_is_gone_before_its_halves_run(batcher, encoder, monkeypatch, error):
-    """What it had allocated is not held by its traceback while the retries need the memory."""
+async def test_a_failed_forward_frees_its_memory_before_its_halves_run(batcher, encoder, monkeypatch, error):
+    """Its traceback does not hold its memory while the retries need it."""
     forwards: weakref.WeakSet[_Activations] = weakref.WeakSet()
     alive_before: list[int] = []
 
@@ -239,11 +239,11 @@ async def test_a_failed_forward_is_gone_before_its_halves_run(batcher, encoder, 
 
 
 class _Activations:
-    """What a forward allocates."""
+    """The memory of a forward."""
 
 
-async def test_an_entry_that_does_not_fit_alone_fails(batcher, encoder):
-    """The lane goes on with those that do."""
+async def test_an_entry_that_does_not_fit_by_itself_fails(batcher, encoder):
+    """The lane keeps running later entries that fit."""
     encoder.max_batch_size = 0
     outcomes = await _outcomes(batcher.submit("image", _images(encoder, b"a", b"b")))
 
@@ -254,14 +254,14 @@ async def test_an_entry_that_does_not_fit_alone_fails(batcher, encoder):
 
 
 class BrokenSlot:
-    """A slot that cannot be released."""
+    """A slot whose release raises an error."""
 
     def release(self) -> None:
         raise KeyError
 
 
 async def test_a_slot_that_raises_does_not_stop_the_lane(batcher, encoder):
-    """The slot's error goes to the loop's handler, results to their callers."""
+    """The error goes to the loop's exception handler, and callers get their results."""
     errors = _collect_loop_errors()
     images = [image._replace(slot=BrokenSlot()) for image in _images(encoder, b"a")]
 
@@ -272,7 +272,7 @@ async def test_a_slot_that_raises_does_not_stop_the_lane(batcher, encoder):
 
 
 async def test_an_observer_that_raises_does_not_stop_the_lane(batcher, encoder, observer, monkeypatch):
-    """Results reach their callers even if they cannot be counted."""
+    """Callers get their results even if counting them fails."""
     errors = _collect_loop_errors()
     monkeypatch.setattr(observer.of("image"), "_batch_size", None)
 
@@ -290,7 +290,7 @@ def _collect_loop_errors() -> list[type[Exception]]:
 
 
 async def test_a_cancelled_entry_never_reaches_the_device(batcher, encoder, metrics):
-    """It leaves the queue at once, and its bytes with it."""
+    """It leaves the queue at once, and so do its bytes."""
     first = await _occupy(batcher, encoder)
     gone, stays = batcher.submit("image", _images(encoder, b"gone", b"stays"))
 
@@ -303,8 +303,8 @@ async def test_a_cancelled_entry_never_reaches_the_device(batcher, encoder, metr
     assert encoder.seen == _keys(encoder, b"first", b"stays")
 
 
-async def test_who_leaves_a_running_batch_does_not_disturb_it(batcher, encoder):
-    """What is on the device runs to its end; the neighbours get their results."""
+async def test_cancelling_does_not_disturb_a_running_batch(batcher, encoder):
+    """The batch runs to its end, and its other entries get their results."""
     encoder.hold()
     gone, stays = batcher.submit("image", _images(encoder, b"gone", b"stays"))
     await encoder.begun()
@@ -316,7 +316,7 @@ async def test_who_leaves_a_running_batch_does_not_disturb_it(batcher, encoder):
 
 
 async def test_an_entry_expires_while_the_lane_is_busy(batcher, encoder, clock, metrics):
-    """It is answered at its deadline, not after the batch before it, and does not run any more."""
+    """It is answered at its deadline, not after the running batch, and never runs."""
     first = await _occupy(batcher, encoder)
     deadline = asyncio.get_running_loop().time()
     late = batcher.submit("image", _images(encoder, b"a", b"b"), deadline)
@@ -333,15 +333,15 @@ async def test_an_entry_expires_while_the_lane_is_busy(batcher, encoder, clock, 
 
 
 async def test_an_entry_on_the_device_does_not_expire(run, encoder, monkeypatch):
-    """Of two entries with one deadline, the one that still waits is answered by it."""
+    """Of two entries with the same deadline, only the waiting one expires."""
     loop = asyncio.get_running_loop()
-    real_time, deadline = loop.time, loop.time() + _FOREVER_SECONDS
+    real_time, deadline = loop.time, loop.time() + _HOUR_SECONDS
     encoder.hold()
 
     async with run(max_batch_size=1) as batcher:
         futures = batcher.submit("image", _images(encoder, b"runs", b"waits"), deadline)
         await encoder.begun()
-        monkeypatch.setattr(loop, "time", lambda: real_time() + _FOREVER_SECONDS)
+        monkeypatch.setattr(loop, "time", lambda: real_time() + _HOUR_SECONDS)
         with pytest.raises(ExpiredInQueue):
             await futures[1]
         encoder.resume()
@@ -351,7 +351,7 @@ async def test_an_entry_on_the_device_does_not_expire(run, encoder, monkeypatch)
 
 
 async def test_slots_are_released_on_the_event_loop_when_a_lane_takes_their_items(batcher, encoder):
-    """Each item makes room, which belongs to the loop's thread, before its result is there."""
+    """Each item frees its room, on the loop's thread, before its result arrives."""
     released: list[tuple[bytes, threading.Thread]] = []
 
     @dataclass(frozen=True)
@@ -374,8 +374,8 @@ async def test_slots_are_released_on_the_event_loop_when_a_lane_takes_their_item
     assert released == [(b"12", threading.current_thread()), (b"345", threading.current_thread())]
 
 
-async def test_each_lane_runs_a_batch_of_its_own(run, encoder):
-    """Two lanes have two forwards at the same time."""
+async def test_each_lane_runs_its_own_batch(run, encoder):
+    """Two lanes run two forwards at the same time."""
     encoder.hold()
 
     async with run(max_batch_size=1, lanes=2) as batcher:
@@ -389,8 +389,8 @@ async def test_each_lane_runs_a_batch_of_its_own(run, encoder):
 
 
 @pytest.mark.parametrize(("has_parallel_lanes", "batch_sizes"), [(True, [1, 1]), (False, [2])])
-async def test_idle_lanes_share_what_waits_if_that_saves_time(run, encoder, has_parallel_lanes, batch_sizes):
-    """Lanes that take turns at one device run one batch of two rather than two of one."""
+async def test_idle_lanes_share_entries_if_that_saves_time(run, encoder, has_parallel_lanes, batch_sizes):
+    """Lanes that take turns on a device run one batch of two rather than two batches of one."""
     encoder.has_parallel_lanes = has_parallel_lanes
 
     async with run(lanes=2) as batcher:
@@ -403,8 +403,8 @@ async def test_idle_lanes_share_what_waits_if_that_saves_time(run, encoder, has_
 
 
 async def test_a_lane_that_waits_for_more_wakes_when_its_batch_is_full(run, encoder):
-    """A queue delay that has not passed holds back only what is not full."""
-    async with run(max_batch_size=2, max_queue_delay_seconds=_FOREVER_SECONDS) as batcher:
+    """A queue delay holds back only a batch that is not full."""
+    async with run(max_batch_size=2, max_queue_delay_seconds=_HOUR_SECONDS) as batcher:
         futures = batcher.submit("image", _images(encoder, b"a"))
         await settle()
         futures += batcher.submit("image", _images(encoder, b"b"))
@@ -413,8 +413,8 @@ async def test_a_lane_that_waits_for_more_wakes_when_its_batch_is_full(run, enco
     assert encoder.batch_sizes == [2]
 
 
-async def test_what_waits_can_be_seen(batcher, encoder, clock, metrics):
-    """Entries, bytes and the age of the running batch are known at any time."""
+async def test_the_queue_is_observable(batcher, encoder, clock, metrics):
+    """The metrics show entries and bytes; the batcher reports the age of the running batch."""
     await _occupy(batcher, encoder)
     batcher.submit("image", _images(encoder, b"12", b"345"))
 
@@ -425,12 +425,12 @@ async def test_what_waits_can_be_seen(batcher, encoder, clock, metrics):
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-async def test_stop_runs_what_waits(run, encoder, lanes):
-    """Every entry that was accepted gets its result before the lanes end."""
+async def test_stop_runs_waiting_entries(run, encoder, lanes):
+    """Every accepted entry gets its result before the lanes end."""
     async with run(max_batch_size=1, lanes=lanes) as batcher:
         first = await _occupy(batcher, encoder)
         waiting = batcher.submit("image", _images(encoder, b"a", b"b", b"c"))
-        stopping = asyncio.create_task(batcher.stop(_PATIENCE_SECONDS))
+        stopping = asyncio.create_task(batcher.stop(_TIMEOUT_SECONDS))
         await settle()
         encoder.resume()
 
@@ -438,25 +438,25 @@ async def test_stop_runs_what_waits(run, encoder, lanes):
         assert [future.done() for future in (first, *waiting)] == [True] * 4
 
 
-async def test_stop_waits_for_no_fuller_batch(run, encoder):
-    """What a queue delay holds back runs at once."""
-    async with run(max_queue_delay_seconds=_FOREVER_SECONDS) as batcher:
+async def test_stop_does_not_wait_for_a_fuller_batch(run, encoder):
+    """Entries held back by a queue delay run at once."""
+    async with run(max_queue_delay_seconds=_HOUR_SECONDS) as batcher:
         futures = batcher.submit("image", _images(encoder, b"a"))
         await settle()
 
-        assert await batcher.stop(_PATIENCE_SECONDS)
+        assert await batcher.stop(_TIMEOUT_SECONDS)
         assert await _outcomes(futures) == ["ok"]
 
 
-async def test_stop_says_if_a_lane_is_still_busy(batcher, encoder):
-    """A forward that does not end keeps nobody waiting for ever."""
+async def test_stop_returns_whether_a_lane_is_still_busy(batcher, encoder):
+    """A forward that does not end does not block the stop."""
     await _occupy(batcher, encoder)
 
     assert not await batcher.stop(0.0)
 
 
-async def test_an_encoder_that_loses_a_row_fails_its_callers_and_not_the_lane(batcher, encoder, monkeypatch):
-    """A wrong number of rows is a failed batch: nobody waits for ever, and the lane goes on."""
+async def test_an_encoder_that_loses_a_row_fails_the_batch_but_not_the_lane(batcher, encoder, monkeypatch):
+    """A wrong number of rows fails the batch: all callers get an answer, and the lane keeps running."""
     whole = encoder._forward
     monkeypatch.setattr(encoder, "_forward", lambda *batch: whole(*batch)[1:])
     lost = await _outcomes(batcher.submit("image", _images(encoder, b"a", b"b")))
@@ -469,33 +469,33 @@ async def test_an_encoder_that_loses_a_row_fails_its_callers_and_not_the_lane(ba
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
 async def test_a_lane_that_dies_is_noticed(encoder, observer, monkeypatch, logs, error):
-    """Whatever ends a thread is logged, and the watchdog can see it."""
+    """An error that ends a thread is logged and visible to the watchdog."""
     monkeypatch.setattr(encoder, "enter_lane", Mock(side_effect=error))
     batcher = Batcher(
         encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), observer, lanes=1
     )
 
     batcher.start()
-    await batcher.stop(_PATIENCE_SECONDS)
+    await batcher.stop(_TIMEOUT_SECONDS)
 
     assert batcher.has_dead_lane
     assert [line["event"] for line in logs] == ["lane_died"]
 
 
 async def test_nothing_is_queued_once_the_lanes_stop(encoder, observer):
-    """Items that nobody would run are refused, so that their callers do not wait."""
+    """Items that no lane would run are refused, so that their callers do not wait."""
     batcher = Batcher(
         encoder, Scheduler({"image": BatchPolicy(1), "text": BatchPolicy(1)}), observer, lanes=1
     )
     batcher.start()
-    await batcher.stop(_PATIENCE_SECONDS)
+    await batcher.stop(_TIMEOUT_SECONDS)
 
     with pytest.raises(ShuttingDown):
         batcher.submit("image", _images(encoder, b"late"))
 
 
-async def test_giving_up_answers_all_and_the_lanes_go_on(batcher, encoder):
-    """Those in the model and those that wait are told at once; late results go nowhere, and new items run."""
+async def test_giving_up_answers_all_calls_and_keeps_the_lanes_running(batcher, encoder):
+    """Running and waiting items fail at once; late results are dropped, and new items run."""
     encoder.hold()
     running = batcher.submit("image", _images(encoder, b"a"))
     await encoder.begun()

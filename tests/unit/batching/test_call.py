@@ -1,4 +1,4 @@
-"""What batching knows of a call."""
+"""The context of a call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alignserve_server.batching.fair_queue import Flow, Priority
 
 
 def test_an_item_of_a_stream_has_the_streams_context() -> None:
-    """All but its admission and its trace, which are its own."""
+    """An item inherits everything except its admission callback and its trace."""
     stream = CallContext(5.0, waits_for_room=True, flow=Flow("caller", Priority.BULK))
     admitted: list[bool] = []
 
@@ -20,8 +20,8 @@ def test_an_item_of_a_stream_has_the_streams_context() -> None:
     assert admitted == [True]
 
 
-def test_a_call_that_is_not_sampled_has_a_trace_that_notes_nothing() -> None:
-    """So have the items of its stream, and no caller of a trace has to ask."""
+def test_the_trace_of_an_unsampled_call_records_nothing() -> None:
+    """The same holds for the items of its stream, so that callers of a trace need no check."""
     trace = CallContext().trace
 
     trace.note("queue", 0.0, 1.0, modality="text")

@@ -1,4 +1,4 @@
-"""Equal items that wait at the same time share one place in the queue, and one result."""
+"""Equal items that wait at the same time share one entry and one result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignserve_server.observability.metrics import Metrics
 
 from tests.unit.fakes import WatchedEncoder, settle
 
-_PATIENCE_SECONDS = 30.0  # only a failing test waits so long
+_TIMEOUT_SECONDS = 30.0  # reached only by a failing test
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def batcher(encoder: WatchedEncoder, observer: MetricsObserver):
     await encoder.begun()
     yield batcher
     encoder.resume()
-    assert await batcher.stop(_PATIENCE_SECONDS)
+    assert await batcher.stop(_TIMEOUT_SECONDS)
 
 
 def _item(encoder: WatchedEncoder, content: bytes) -> Item:
@@ -48,7 +48,7 @@ def _sample(metrics: Metrics, name: str) -> float | None:
 
 
 async def test_equal_items_run_once(batcher, encoder, metrics):
-    """Of two callers, or twice in one call."""
+    """The items may come from two callers or from one call."""
     one = batcher.submit(
         "image", [_item(encoder, b"same"), _item(encoder, b"other"), _item(encoder, b"same")]
     )
@@ -65,21 +65,21 @@ async def test_equal_items_run_once(batcher, encoder, metrics):
         np.testing.assert_array_equal(result.embedding, encoder.embedding_of(content))
 
 
-async def test_an_item_joins_one_that_a_lane_has(batcher, encoder):
-    """Even a forward that has begun will have its result; its room is free at once."""
+async def test_an_item_joins_a_running_entry(batcher, encoder):
+    """A late item gets the result of a forward that has started; its room is freed at once."""
     controller = AdmissionController("image", QueueLimits(10, 10))
     item = _item(encoder, b"plug")._replace(slot=controller.reserve(1, 10).slot(10))
 
     (late,) = batcher.submit("image", [item])
-    controller.reserve(1, 10)  # there is room again
+    controller.reserve(1, 10)  # succeeds, since the room is free again
     encoder.resume()
 
     assert isinstance(await late, Embedded)
     assert encoder.batch_sizes == [1]
 
 
-async def test_who_leaves_takes_nobody_along(batcher, encoder):
-    """Neither the first who came, nor those who joined; the entry stays until the last has left."""
+async def test_cancelling_one_item_does_not_cancel_the_others(batcher, encoder):
+    """An entry stays until its last item is cancelled, whichever item was first."""
     first, second, third = (batcher.submit("image", [_item(encoder, b"same")])[0] for _ in range(3))
 
     first.cancel()
@@ -91,24 +91,24 @@ async def test_who_leaves_takes_nobody_along(batcher, encoder):
     assert encoder.batch_sizes == [1, 1]
 
 
-async def test_the_last_to_leave_takes_the_entry_out(batcher, encoder, metrics):
-    """Then nothing is left to run, and who comes now starts anew."""
+async def test_cancelling_the_last_item_removes_the_entry(batcher, encoder, metrics):
+    """Nothing is left to run, and a later item queues a new entry."""
     gone = [batcher.submit("image", [_item(encoder, b"same")])[0] for _ in range(2)]
 
     for future in gone:
         future.cancel()
     await settle()
     queued = _sample(metrics, "alignserve_queue_entries")
-    (anew,) = batcher.submit("image", [_item(encoder, b"same")])
+    (later,) = batcher.submit("image", [_item(encoder, b"same")])
     encoder.resume()
 
     assert queued == 0
-    assert isinstance(await anew, Embedded)
+    assert isinstance(await later, Embedded)
     assert encoder.seen.count(encoder.key(b"same")) == 1
 
 
-async def test_one_deadline_expires_alone(batcher, encoder):
-    """A caller with more time is not bound by that of the one it shares with."""
+async def test_a_deadline_expires_only_its_own_item(batcher, encoder):
+    """A caller with more time is not bound by the deadline of another caller of the entry."""
     now = asyncio.get_running_loop().time()
     (patient,) = batcher.submit("image", [_item(encoder, b"same")])
     (hasty,) = batcher.submit("image", [_item(encoder, b"same")], deadline=now)
@@ -120,8 +120,8 @@ async def test_one_deadline_expires_alone(batcher, encoder):
     assert isinstance(await patient, Embedded)
 
 
-async def test_a_failure_is_everybodys_and_is_not_kept(batcher, encoder):
-    """All who share the entry get the error; the next one is tried again."""
+async def test_a_failure_reaches_all_callers_and_is_not_kept(batcher, encoder):
+    """All items of the entry fail; a later equal item is tried again."""
     encoder.failing = {encoder.key(b"same")}
     sharing = [batcher.submit("image", [_item(encoder, b"same")])[0] for _ in range(2)]
     encoder.resume()
@@ -135,7 +135,7 @@ async def test_a_failure_is_everybodys_and_is_not_kept(batcher, encoder):
 
 
 async def test_images_and_texts_with_one_key_are_not_equal(batcher, encoder):
-    """A key names a content of one modality."""
+    """A key identifies content only within one modality."""
     text = encoder.tokenize("word", truncate=False)
     (of_image,) = batcher.submit("image", [_item(encoder, b"key")])
     (of_text,) = batcher.submit("text", [Item(text, len(text.input_ids), 1, b"key")])
@@ -146,8 +146,8 @@ async def test_images_and_texts_with_one_key_are_not_equal(batcher, encoder):
     np.testing.assert_array_equal((await of_text).embedding, encoder.embedding_of("word"))
 
 
-async def test_an_item_that_cannot_wait_takes_its_equal_along(batcher, encoder):
-    """A bulk entry that an interactive call wants too goes with the interactive ones."""
+async def test_an_interactive_item_advances_an_equal_bulk_item(batcher, encoder):
+    """A bulk entry that an interactive call also wants runs with the interactive entries."""
     bulk, interactive = Flow("b", Priority.BULK), Flow("i", Priority.INTERACTIVE)
     first = batcher.submit("image", [_item(encoder, b"%d" % i) for i in range(4)], flow=bulk)
     wanted = batcher.submit("image", [_item(encoder, b"3")], flow=interactive)
@@ -163,13 +163,13 @@ FLOOD, SMALL = (Flow(caller, Priority.INTERACTIVE) for caller in ("flood", "smal
 
 
 def _flood(batcher: Batcher, encoder: WatchedEncoder, flow: Flow) -> list[asyncio.Future[Embedded]]:
-    """Queues forty images, five batches, of one caller."""
+    """Queues forty images of one caller, which make five batches."""
     return batcher.submit("image", [_item(encoder, b"%d" % i) for i in range(40)], flow=flow)
 
 
 @pytest.mark.parametrize("flow", [FLOOD, Flow("flood", Priority.BULK)])
-async def test_an_item_that_is_last_in_anothers_line_runs_at_its_own_turn(batcher, encoder, flow):
-    """Sharing work with a backlog does not mean to wait for it."""
+async def test_an_item_last_in_another_callers_line_runs_at_its_own_turn(batcher, encoder, flow):
+    """A caller that shares an entry with a backlog does not wait for the backlog."""
     flood = _flood(batcher, encoder, flow)
     (wanted,) = batcher.submit("image", [_item(encoder, b"39")], flow=SMALL)
 
@@ -180,8 +180,8 @@ async def test_an_item_that_is_last_in_anothers_line_runs_at_its_own_turn(batche
     assert len(encoder.seen) == 41
 
 
-async def test_an_item_whose_other_caller_has_left_waits_in_line_again(batcher, encoder):
-    """Its turn is only that of those who still want it."""
+async def test_an_entry_falls_back_in_line_when_its_other_caller_cancels(batcher, encoder):
+    """Only callers that still want an entry give it their turns."""
     flood = _flood(batcher, encoder, FLOOD)
     (left,) = batcher.submit("image", [_item(encoder, b"39")], flow=SMALL)
 
@@ -193,8 +193,8 @@ async def test_an_item_whose_other_caller_has_left_waits_in_line_again(batcher, 
     assert encoder.seen[-1] == encoder.key(b"39")
 
 
-async def test_an_item_stays_in_line_while_one_of_its_caller_waits(batcher, encoder):
-    """Two items of one caller are one place in its line, which the last of them takes along."""
+async def test_an_entry_stays_in_line_while_one_of_the_callers_items_waits(batcher, encoder):
+    """Equal items of one caller share a place in its line, which is freed with the last of them."""
     flood = _flood(batcher, encoder, FLOOD)
     left, stays = batcher.submit("image", [_item(encoder, b"39")] * 2, flow=SMALL)
 
@@ -206,8 +206,8 @@ async def test_an_item_stays_in_line_while_one_of_its_caller_waits(batcher, enco
     assert encoder.key(b"39") in encoder.batches[1].keys
 
 
-async def test_an_item_runs_at_the_others_turns_once_its_first_caller_has_left(batcher, encoder):
-    """A backlog that is given up takes nothing away from those who want a part of it."""
+async def test_an_entry_runs_for_another_caller_after_its_first_caller_cancels(batcher, encoder):
+    """Cancelling a backlog does not affect other callers that want a part of it."""
     flood = _flood(batcher, encoder, FLOOD)
     (wanted,) = batcher.submit("image", [_item(encoder, b"39")], flow=SMALL)
 
@@ -220,8 +220,8 @@ async def test_an_item_runs_at_the_others_turns_once_its_first_caller_has_left(b
     assert encoder.seen == [encoder.key(b"plug"), encoder.key(b"39")]
 
 
-async def test_each_who_shares_an_entry_has_an_error_of_its_own(batcher, encoder):
-    """One for all would gather the frames of all, and what these hold."""
+async def test_each_caller_of_an_entry_gets_its_own_error(batcher, encoder):
+    """A shared error would hold the frames of all callers and everything that those frames hold."""
     encoder.failing = {encoder.key(b"same")}
     sharing = [batcher.submit("image", [_item(encoder, b"same")])[0] for _ in range(2)]
     encoder.resume()

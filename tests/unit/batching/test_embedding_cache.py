@@ -1,4 +1,4 @@
-"""Embeddings of recent inputs, bounded in bytes."""
+"""The embedding cache is bounded in bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alignserve_server.batching.observer import ModalityObserver
 from alignserve_server.observability.batch_observer import MetricsObserver
 
 DIMENSION = 100
-ENTRY_BYTES = 4 * DIMENSION + 1 + 300  # embedding, key, and the objects around them
+ENTRY_BYTES = 4 * DIMENSION + 1 + 300  # embedding, key and the objects around them
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def _kept(cache: EmbeddingCache, keys: bytes) -> bytes:
     return bytes(key for key in keys if cache.get(bytes([key])) is not None)
 
 
-def test_what_was_put_comes_back(counted):
-    """By content, and unchanged."""
+def test_a_stored_embedding_is_returned(counted):
+    """It is found by its key and unchanged."""
     cache = _filled(counted, 2, b"a")
 
     found = cache.get(b"a")
@@ -43,7 +43,7 @@ def test_what_was_put_comes_back(counted):
 
 
 def test_the_least_recently_used_goes_first(counted):
-    """A hit makes an embedding recent again."""
+    """A hit counts as a use."""
     cache = _filled(counted, 2, b"ab")
 
     cache.get(b"a")
@@ -53,7 +53,7 @@ def test_the_least_recently_used_goes_first(counted):
 
 
 def test_a_row_does_not_keep_its_batch_in_memory(counted):
-    """A cache of rows that are views would hold every batch whole."""
+    """Rows that are views would keep whole batches in memory."""
     cache = EmbeddingCache(1 << 20, counted)
     batch = np.ones((64, DIMENSION), np.float32)
 
@@ -65,8 +65,8 @@ def test_a_row_does_not_keep_its_batch_in_memory(counted):
 
 
 @pytest.mark.parametrize("max_bytes", [0, ENTRY_BYTES - 1])
-def test_what_is_larger_than_the_cache_is_not_kept(counted, max_bytes):
-    """Nor is anything thrown out for it."""
+def test_an_embedding_larger_than_the_cache_is_not_kept(counted, max_bytes):
+    """The cache does not exceed its bound, even for a single embedding."""
     cache = EmbeddingCache(max_bytes, counted)
 
     cache.put(b"a", _embedding(1.0))
@@ -75,7 +75,7 @@ def test_what_is_larger_than_the_cache_is_not_kept(counted, max_bytes):
 
 
 def test_hits_misses_and_memory_are_counted(counted, metrics):
-    """What the operator sees of it."""
+    """The metrics show hits, misses, entries and bytes."""
     cache = _filled(counted, 2, b"abc")
 
     _kept(cache, b"abc")
@@ -89,7 +89,7 @@ def test_hits_misses_and_memory_are_counted(counted, metrics):
 
 
 def test_a_cache_that_is_off_counts_nothing(counted, metrics):
-    """A rate of misses would look like a cache that does not work."""
+    """Counted misses would look like a cache that does not work."""
     EmbeddingCache(0, counted).get(b"a")
 
     misses = metrics.registry.get_sample_value(

@@ -1,4 +1,4 @@
-"""The way of a call, where it is crowded, slow, or left early."""
+"""Calls under load, on slow decoders, and after cancellation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from alignserve_server.observability.batch_observer import MetricsObserver
 from tests.unit.fakes import FakeClock, WatchedEncoder, local_engine, settle
 
 MAX_ITEMS, MAX_BYTES = 8, 8000
-OPEN_ITEMS = 6  # three quarters: as many as unary calls may fill
+OPEN_ITEMS = 6  # three quarters: the most that unary calls may fill
 CALL, STREAM_CALL = CallContext(), CallContext(waits_for_room=True)
 
 
 class SlowDecoder(WatchedEncoder):
-    """A `WatchedEncoder` whose decoding waits for the test, image by image."""
+    """A `WatchedEncoder` that decodes each image only when the test allows it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SlowDecoder(WatchedEncoder):
 
 
 class SlowTokenizer(WatchedEncoder):
-    """A `WatchedEncoder` that tells which texts it tokenizes, each of which waits for the test."""
+    """A `WatchedEncoder` that records the texts it tokenizes, and waits for the test before each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SlowTokenizer(WatchedEncoder):
 
 
 class Content(bytes):
-    """An encoded image that tells whether it is still in memory."""
+    """An encoded image that counts how many are still in memory."""
 
     alive = 0
 
@@ -92,7 +92,7 @@ async def engine(encoder: SlowDecoder, clock: FakeClock, observer: MetricsObserv
 async def _engine(
     encoder: WatchedEncoder, clock: FakeClock, observer: MetricsObserver
 ) -> AsyncIterator[Engine]:
-    """One lane, one thread that decodes."""
+    """An engine with one lane and one decoding thread."""
     policies = {modality: BatchPolicy(8) for modality in ("image", "text")}
     batcher = Batcher(encoder, Scheduler(policies), observer, lanes=1)
     batcher.start()
@@ -118,20 +118,20 @@ def _embed(engine: Engine, *contents: bytes) -> asyncio.Task[object]:
 
 
 def _classify(engine: Engine, label: str, call: CallContext = CALL) -> asyncio.Task[object]:
-    """Classifies an image that no other call has."""
+    """Classifies an image that no other call sends."""
     image = b"%d" % next(_numbers)
     return asyncio.create_task(engine.classify([image], LabelSet.of([label], []), 0, call, _ignore))
 
 
 def _ignore(_: object) -> None:
-    """Takes what `Engine.classify` has scored."""
+    """Ignores the scores of `Engine.classify`."""
 
 
 _numbers = itertools.count()
 
 
 async def test_a_long_text_does_not_wait_behind_images(engine, encoder):
-    """Texts have threads of their own, so that a backlog of decoding does not hold them up."""
+    """Texts have their own threads, so a decoding backlog does not delay them."""
     images = _embed(engine, b"a", b"b")
     await encoder.decoding.get()
 
@@ -142,8 +142,8 @@ async def test_a_long_text_does_not_wait_behind_images(engine, encoder):
     await images
 
 
-async def test_an_image_is_dropped_when_it_is_decoded(engine, encoder):
-    """While its pixels wait for the device, nobody needs its bytes."""
+async def test_an_image_is_dropped_once_it_is_decoded(engine, encoder):
+    """Its bytes are not needed while its pixels wait for the device."""
     encoder.hold()
     call = _embed(engine, Content(b"a"), Content(b"b"))
     await encoder.decoding.get()
@@ -160,8 +160,8 @@ async def test_an_image_is_dropped_when_it_is_decoded(engine, encoder):
     await call
 
 
-async def test_a_caller_who_leaves_takes_the_images_along(engine, encoder):
-    """Those that wait for a thread to decode them are freed at once, and are not decoded."""
+async def test_a_cancelled_call_frees_its_images(engine, encoder):
+    """Images that wait for a decoding thread are freed at once and never decoded."""
     first = _embed(engine, b"first")
     await encoder.decoding.get()
     gone = _embed(engine, Content(b"a"), Content(b"b"))
@@ -180,8 +180,8 @@ async def test_a_caller_who_leaves_takes_the_images_along(engine, encoder):
     assert encoder.decoding.get_nowait() == b"last"
 
 
-async def test_the_retry_delay_counts_what_is_still_being_decoded(engine, encoder, clock):
-    """With decoding as the bottleneck the queue is empty, and still there is no room for long."""
+async def test_the_retry_delay_includes_decoding(engine, encoder, clock):
+    """If decoding is the bottleneck, the queue is empty but there is no room for a long time."""
     calls = [_embed(engine, b"%d" % number) for number in range(OPEN_ITEMS)]
     await settle()
     clock.advance(2.0)
@@ -199,7 +199,7 @@ async def test_the_retry_delay_counts_what_is_still_being_decoded(engine, encode
 
 
 async def test_calls_that_wait_for_one_label_are_bounded(engine, encoder, monkeypatch):
-    """They take one place in the queue of texts, and none in that of images once these are embedded."""
+    """Together they take one place in the text queue, and no room for images that are already embedded."""
     encoder.decodes.release(1000)
     never = asyncio.Event()
     monkeypatch.setattr(engine._classifier._labels, "_embed_prompts", lambda *_: never.wait())
@@ -217,8 +217,8 @@ async def test_calls_that_wait_for_one_label_are_bounded(engine, encoder, monkey
     await asyncio.wait(waiting)
 
 
-async def test_a_classify_in_a_stream_waits_where_a_unary_one_is_refused(engine, encoder, monkeypatch):
-    """Its images are not admitted before, so that the stream is not read."""
+async def test_a_streamed_classify_waits_where_a_unary_one_is_refused(engine, encoder, monkeypatch):
+    """Its images are not admitted meanwhile, so the stream is not read further."""
     encoder.decodes.release(1000)
     admitted = asyncio.Event()
     never = asyncio.Event()
@@ -237,8 +237,8 @@ async def test_a_classify_in_a_stream_waits_where_a_unary_one_is_refused(engine,
     await asyncio.wait([streamed, *waiting])
 
 
-async def test_label_prompts_take_as_many_bytes_as_they_have(engine, encoder, metrics):
-    """Two bytes for a letter like é, whatever its tokens."""
+async def test_label_prompts_take_their_utf8_size(engine, encoder, metrics):
+    """A letter like é takes two bytes, however many tokens it has."""
     encoder.decodes.release(1000)
     encoder.hold()
     plug = _embed(engine, b"plug")
@@ -255,14 +255,14 @@ async def test_label_prompts_take_as_many_bytes_as_they_have(engine, encoder, me
 
 @pytest.mark.parametrize(("seconds", "is_expired"), [(-1.0, True), (0.01, True), (1.0, False)])
 async def test_a_deadline_has_some_tolerance(seconds: float, is_expired: bool) -> None:
-    """A client that leaves at its own deadline, a moment before ours, has not cancelled."""
+    """A client that stops at its own deadline, slightly before ours, has not cancelled."""
     call = CallContext(deadline=asyncio.get_running_loop().time() + seconds)
 
     assert call.is_expired() is is_expired
 
 
 async def test_callers_take_turns_at_decoding(engine, encoder):
-    """One image of a small caller is not decoded after all of a large one's."""
+    """A caller's single image does not wait for all images of a large caller."""
     flood = CallContext(flow=Flow("flood", Priority.INTERACTIVE))
     small = CallContext(flow=Flow("small", Priority.INTERACTIVE))
     calls = [asyncio.create_task(engine.embed_images([b"f%d" % i], flood)) for i in range(5)]
@@ -275,17 +275,17 @@ async def test_callers_take_turns_at_decoding(engine, encoder):
         encoder.decodes.release()
         decoded.append(await encoder.decoding.get())
 
-    assert decoded.index(b"small") <= 2  # behind the one that a thread has by then, and one of the flood's
+    assert decoded.index(b"small") <= 2  # behind the image being decoded and one more of the flood
     encoder.decodes.release()
     await asyncio.gather(*calls)
 
 
 FLOOD, SMALL = (Flow(caller, Priority.INTERACTIVE) for caller in ("flood", "small"))
-LONG_TEXT = " word" * 220  # so long that each is tokenized on its own
+LONG_TEXT = " word" * 220  # long enough to be tokenized as a job of its own
 
 
 async def test_callers_take_turns_at_tokenizing(clock, observer):
-    """One text of a small caller is not tokenized after all of a large one's."""
+    """A caller's single text does not wait for all texts of a large caller."""
     encoder = SlowTokenizer()
     async with _engine(encoder, clock, observer) as engine:
         flood = engine.embed_texts(["f" + LONG_TEXT] * 4, CallContext(flow=FLOOD), truncate=True)
@@ -299,11 +299,11 @@ async def test_callers_take_turns_at_tokenizing(clock, observer):
         encoder.tokenizes.release(1000)
         await asyncio.gather(small, flooding)
 
-    assert encoder.tokenized.index("s") <= 3  # behind the two that threads have, and one that is next
+    assert encoder.tokenized.index("s") <= 3  # behind the two being tokenized and the next one
 
 
-async def test_texts_are_tokenized_in_order_however_they_are_split(engine, encoder):
-    """Short ones together and long ones alone, each at its place."""
+async def test_tokenized_texts_keep_their_order_however_they_are_split(engine, encoder):
+    """Short texts share a job and long texts have their own; results keep the order of the call."""
     texts = [f"number {i} " + "word " * (i * 37 % 700) for i in range(40)]
 
     for start in range(0, 40, 6):
@@ -313,8 +313,8 @@ async def test_texts_are_tokenized_in_order_however_they_are_split(engine, encod
         assert result.texts == expected
 
 
-async def test_label_bytes_are_room_until_the_call_is_over(engine, encoder):
-    """Those of templates too; a second large call is refused as long as the first is there."""
+async def test_labels_and_templates_take_room_until_the_call_ends(engine, encoder):
+    """A second large call is refused until the first has ended."""
     encoder.hold()
     encoder.decodes.release(1000)
     large = partial(_classify_labels, engine, ["l" * 3000], ["{label}" + "t" * 2000])
@@ -330,8 +330,8 @@ async def test_label_bytes_are_room_until_the_call_is_over(engine, encoder):
     assert again == ["l" * 3000]
 
 
-async def test_known_labels_are_room_too(engine, encoder):
-    """They are held as long, though nobody has to embed them."""
+async def test_cached_labels_also_take_room(engine, encoder):
+    """The call holds their bytes just as long, although they need not be embedded."""
     encoder.decodes.release(1000)
     large = partial(_classify_labels, engine, ["l" * 5000], [])
     await large()
@@ -348,7 +348,7 @@ async def test_known_labels_are_room_too(engine, encoder):
 
 
 async def test_a_stream_waits_for_room_for_its_labels(engine, encoder):
-    """It is not admitted, and so not read on, before others' labels are gone."""
+    """It is not admitted, so not read further, until the labels of other calls are freed."""
     encoder.hold()
     encoder.decodes.release(1000)
     admitted = asyncio.Event()
@@ -365,8 +365,8 @@ async def test_a_stream_waits_for_room_for_its_labels(engine, encoder):
     assert (was_admitted, admitted.is_set()) == (False, True)
 
 
-async def test_labels_larger_than_the_room_run_alone(engine, encoder):
-    """What passed the request's own limits is never refused for ever."""
+async def test_labels_above_the_limit_run_by_themselves(engine, encoder):
+    """A request within its own limits is not refused forever."""
     encoder.decodes.release(1000)
 
     labels = await _classify_labels(engine, ["l" * (MAX_BYTES + 1)], [])
@@ -375,7 +375,7 @@ async def test_labels_larger_than_the_room_run_alone(engine, encoder):
 
 
 async def test_callers_take_turns_at_large_answers(engine, encoder):
-    """A small answer is not built after all of a large one's images."""
+    """A small answer does not wait until a large answer is complete."""
     encoder.decodes.release(1000)
     labels = LabelSet.of([f"label {i}" for i in range(300)], [])
     built: list[str] = []
@@ -405,7 +405,7 @@ async def test_callers_take_turns_at_large_answers(engine, encoder):
 def _classify_labels(
     engine: Engine, labels: list[str], templates: list[str], call: CallContext = CALL
 ) -> asyncio.Task[list[str]]:
-    """Classifies an image that no other call has; returns its labels, best first."""
+    """Classifies an image that no other call sends; returns its labels, best first."""
 
     async def classify() -> list[str]:
         found: list[ScoredLabel] = []

@@ -1,4 +1,4 @@
-"""Whatever comes in whatever order, every call is answered once, with its own result, and nothing is left."""
+"""In any order of events, every call is answered once, with its own result, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ from tests.unit.fakes import FakeClock, local_engine, settle
 _T = TypeVar("_T")
 
 MAX_ITEMS, MAX_BYTES = 12, 400
-OPEN_ITEMS, OPEN_BYTES = 9, 300  # three quarters: as much as those who wait may fill
-_PATIENCE_STEPS = 1000
+OPEN_ITEMS, OPEN_BYTES = 9, 300  # three quarters: the most that waiting calls may fill
+_MAX_STEPS = 1000
 _REFUSALS = ("QUEUE_FULL", "WOULD_MISS_DEADLINE")
 
 
 class ClockedLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time is that of a clock."""
+    """An event loop that takes its time from a clock."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__()
-        self.time = clock  # type: ignore[method-assign]  # asyncio has no other way
+        self.time = clock  # type: ignore[method-assign]  # asyncio offers no other way
 
 
 class SteppedPool(Executor):
-    """Runs a job when told to, on the caller's thread."""
+    """Runs jobs only when told to, on the caller's thread."""
 
     def __init__(self) -> None:
         self._jobs: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
@@ -79,7 +79,7 @@ class SteppedPool(Executor):
 
 @dataclass(eq=False)
 class Forward:
-    """A batch in the model, which waits to be let go."""
+    """A batch in the model, which waits until it may end."""
 
     lane: int
     may_end: threading.Event
@@ -87,13 +87,13 @@ class Forward:
 
 
 class SteppedEncoder(FakeEncoder):
-    """A `FakeEncoder` whose forwards end when they are told to, and fail as a whole if told so."""
+    """A `FakeEncoder` whose forwards end, or fail as a whole, only when told to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inside: list[Forward] = []
-        self.begun: set[bytes] = set()  # keys of the entries that have begun to run, since it was cleared
-        self._batch: dict[int, set[bytes]] = {}  # by lane, what it runs, all at once or in parts
+        self.begun: set[bytes] = set()  # keys of the entries that have started since it was cleared
+        self._batch: dict[int, set[bytes]] = {}  # by lane, the keys that it runs, at once or in parts
         self._may_all_end = False
 
     def end(self, forward: Forward, *, fails: bool) -> None:
@@ -103,7 +103,7 @@ class SteppedEncoder(FakeEncoder):
         forward.may_end.set()
 
     def let_go(self) -> None:
-        """Lets all forwards end, now and from now on."""
+        """Lets all current and future forwards end."""
         self._may_all_end = True
         for forward in self.inside:
             forward.may_end.set()
@@ -135,7 +135,7 @@ class SteppedEncoder(FakeEncoder):
 
 @dataclass(eq=False)
 class Asked:
-    """A call on its way, and what is known of it."""
+    """A call in progress and its known state."""
 
     modality: str
     contents: list[str]
@@ -143,11 +143,11 @@ class Asked:
     task: asyncio.Task[Any]
     is_admitted: bool = False
     has_left: bool = False
-    was_late: bool = False  # when it left
+    was_late: bool = False  # when it was cancelled
     was_given_up: bool = False
 
     def has(self, *kinds: str) -> bool:
-        """Says whether one of its items is of one of the kinds."""
+        """Returns whether one of its items is of one of these kinds."""
         return any(content.startswith(kinds) for content in self.contents)
 
     def encoded(self, content: str) -> str | bytes:
@@ -156,7 +156,7 @@ class Asked:
 
 
 _SPACES = " " * 20
-# Few, so that equal ones meet. A text's key is its words, so equal ones can differ in bytes.
+# Few contents, so that equal items meet. A text's key is its words, so equal texts can differ in bytes.
 _CONTENTS = st.builds(
     "{}{}{}".format,
     st.sampled_from([*["fine"] * 6, *["some more words "] * 2, "poison", "nan", "broken"]),
@@ -170,7 +170,7 @@ _FLOWS = st.builds(Flow, st.sampled_from("abc"), st.sampled_from(Priority))
 
 
 class Batching(RuleBasedStateMachine):
-    """One engine with all its parts, driven step by step; after each step, everything is at rest."""
+    """One engine with all its parts, driven step by step; all work settles after each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Batching(RuleBasedStateMachine):
 
     @initialize(lanes=st.integers(1, 3), max_batch_size=st.integers(1, 6))
     def start(self, lanes: int, max_batch_size: int) -> None:
-        """Starts with nothing there."""
+        """Starts an empty engine."""
         self.lanes = lanes
         policies = {"image": BatchPolicy(max_batch_size), "text": BatchPolicy(max_batch_size, overhead=4)}
         self.scheduler = Scheduler(policies)
@@ -215,24 +215,24 @@ class Batching(RuleBasedStateMachine):
     def ask_for_images(
         self, contents: list[str], seconds: float | None, waits_for_room: bool, flow: Flow
     ) -> None:
-        """A call with images comes."""
+        """A call with images arrives."""
         self._do(partial(self._ask, "image", contents, seconds, waits_for_room=waits_for_room, flow=flow))
 
     @rule(contents=_ITEMS, seconds=_SECONDS, waits_for_room=st.booleans(), flow=_FLOWS)
     def ask_for_texts(
         self, contents: list[str], seconds: float | None, waits_for_room: bool, flow: Flow
     ) -> None:
-        """A call with texts comes."""
+        """A call with texts arrives."""
         self._do(partial(self._ask, "text", contents, seconds, waits_for_room=waits_for_room, flow=flow))
 
     @rule(numbers=_SOME, turns=st.integers(0, 4))
     def leave(self, numbers: list[int], turns: int) -> None:
-        """Callers leave, if there are any, some turns of the event loop after one another."""
+        """Cancels calls, if there are any, some iterations of the event loop apart."""
         self._do(*(partial(self._leave, number) for number in numbers), turns=turns)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]), is_stuck=st.sampled_from([*[False] * 4, True]))
     def pass_time(self, seconds: float, is_stuck: bool) -> None:
-        """Time passes, and with it deadlines; if the model is stuck, the watchdog gives up."""
+        """Time passes, so deadlines expire; if the model is stuck, the watchdog gives up."""
         self._do(partial(self.clock.advance, seconds))
         if is_stuck:
             for asked in self._live():
@@ -241,13 +241,13 @@ class Batching(RuleBasedStateMachine):
 
     @rule()
     def decode(self) -> None:
-        """A thread decodes an image, if there is one."""
+        """A thread decodes an image, if one waits."""
         if self.pool:
             self._do(self.pool.run_next)
 
     @rule(numbers=_SOME, fails=st.booleans(), fitting=st.sampled_from([None, None, 1, 2]))
     def end_forwards(self, numbers: list[int], fails: bool, fitting: int | None) -> None:
-        """The model is done with what it has, or fails on it, or has no memory for so many at once."""
+        """Forwards end, fail, or run out of memory above a number of entries."""
         self.encoder.max_batch_size = fitting
         for number in numbers:
             for forward in _pick(self.encoder.inside, number):
@@ -255,9 +255,9 @@ class Batching(RuleBasedStateMachine):
 
     @rule()
     def finish(self) -> None:
-        """Nothing comes until everything has gone on to its end."""
+        """All work runs to its end while no new call arrives."""
         self.encoder.max_batch_size = None
-        for _ in range(_PATIENCE_STEPS):
+        for _ in range(_MAX_STEPS):
             self._do(self._go_on)
             if not (self._live() or self.pool or self.encoder.inside):
                 return
@@ -271,8 +271,8 @@ class Batching(RuleBasedStateMachine):
             assert self.scheduler.waiting_bytes(modality) <= MAX_BYTES
 
     @invariant()
-    def each_waits_in_its_own_line(self) -> None:
-        """An entry that waits is in the line of each caller that wants it, and of no other."""
+    def entries_are_in_the_right_lines(self) -> None:
+        """A waiting entry is in the line of each caller that wants it, and in no other."""
         for modality in MODALITIES:
             queue = self.scheduler._queues[modality]
             in_line: dict[Entry, set[Flow]] = defaultdict(set)
@@ -284,21 +284,21 @@ class Batching(RuleBasedStateMachine):
 
     @invariant()
     def answers_are_right(self) -> None:
-        """Each call has its own embeddings, or an error that it can have."""
+        """Each call gets its own embeddings, or an error that is possible for it."""
         for asked in self.asked:
             if asked.task.done():
                 self._check_answer(asked)
 
     @invariant()
-    def nobody_waits_beyond_the_deadline(self) -> None:
-        """A text whose caller is late, and has no answer, is in the model."""
+    def no_call_waits_beyond_its_deadline(self) -> None:
+        """A text past its deadline that has no answer is in the model."""
         for asked in self._live():
             if asked.modality == "text" and asked.is_admitted and self._is_late(asked):
                 assert self._keys(asked) & self.encoder.running
 
     @invariant()
-    def the_account_is_right(self) -> None:
-        """Each item is in flight or has had one outcome, the one that its call's caller has seen."""
+    def counts_are_right(self) -> None:
+        """Each item is in flight or counted with one outcome, the one that the caller has seen."""
         seen: Counter[tuple[str, str]] = Counter()
         for asked in self.asked:
             seen[asked.modality, _outcome(asked)] += len(asked.contents)
@@ -310,11 +310,11 @@ class Batching(RuleBasedStateMachine):
                     assert sample.value == seen[key], key
 
     def teardown(self) -> None:
-        """Lets everything go on to its end, after which nothing is left."""
+        """All work ends, and nothing is left."""
         with self.until_end:
             self.finish()
             self.answers_are_right()
-            self.the_account_is_right()
+            self.counts_are_right()
             for modality in MODALITIES:
                 self._check_room_is_empty(modality, [str(number) for number in range(OPEN_ITEMS - 1)])
                 self._check_room_is_empty(modality, ["j".ljust(OPEN_BYTES - 1)])
@@ -349,7 +349,7 @@ class Batching(RuleBasedStateMachine):
             asked.task.cancel()
 
     def _do(self, *steps: Callable[[], object], turns: int = 0) -> None:
-        """Takes steps, turns of the event loop apart, and lets everything happen that follows from them."""
+        """Takes steps, some iterations of the event loop apart, and waits until all is settled."""
         wanted = self._wanted()
         self.encoder.begun.clear()
 
@@ -361,10 +361,10 @@ class Batching(RuleBasedStateMachine):
             await self._rest()
 
         self.loop.run_until_complete(take())
-        assert self.encoder.begun <= wanted | self._wanted()  # nothing that callers have left behind
+        assert self.encoder.begun <= wanted | self._wanted()  # cancelled work does not run
 
     async def _rest(self) -> None:
-        """Returns once every lane is idle, with nothing to take, or in a forward."""
+        """Returns once every lane is in a forward, or idle with nothing to take."""
         await settle()
         while not self._is_at_rest():
             await asyncio.sleep(0)
@@ -381,7 +381,7 @@ class Batching(RuleBasedStateMachine):
             self.encoder.end(forward, fails=False)
 
     def _check_room_is_empty(self, modality: str, rest: Sequence[str]) -> None:
-        """Fills the room of a modality exactly, while the lanes are busy and nothing is decoded."""
+        """Fills a modality's room exactly, while the lanes are busy and nothing is decoded."""
         for lane in range(self.lanes):
             self._do(partial(self._ask, modality, [f"plug {lane}"], waits_for_room=True))
             while self.pool:
@@ -427,7 +427,7 @@ class Batching(RuleBasedStateMachine):
         return [asked for asked in self.asked if not asked.task.done()]
 
     def _wanted(self) -> set[bytes]:
-        """Returns the keys of what callers wait for."""
+        """Returns the keys of all items that callers wait for."""
         return {key for asked in self._live() for key in self._keys(asked)}
 
     def _keys(self, asked: Asked) -> set[bytes]:
@@ -443,14 +443,14 @@ _ACCOUNT = [_ACCEPTED, _IN_FLIGHT, "alignserve_items_total"]
 def _pick(choices: Sequence[_T], number: int) -> Sequence[_T]:
     """Returns one of the choices, if there are any.
 
-    Rules without a choice do nothing, rather than be left out: which are, threads decide, and hypothesis
-    would take that for a flaky test.
+    Rules without a choice do nothing instead of being skipped. Skipping would depend on thread timing, which
+    hypothesis would report as a flaky test.
     """
     return [choices[number % len(choices)]] if choices else []
 
 
 def _outcome(asked: Asked) -> str:
-    """Says how a call's items have to be counted."""
+    """Returns how a call's items must be counted."""
     if not asked.is_admitted:
         return "refused"
     if not asked.task.done():

@@ -45,7 +45,7 @@ class TestFairQueue:
     """The order in which items are served."""
 
     def test_one_callers_items_stay_in_order(self) -> None:
-        """With nobody to share with it is a queue like any other."""
+        """With a single caller it is a plain queue."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("a"), 4)
 
@@ -53,8 +53,8 @@ class TestFairQueue:
 
         assert served == ["a0", "a1", "a2", "a3"]
 
-    def test_callers_take_turns_whatever_each_has_waiting(self) -> None:
-        """Two items of a small caller are not behind a hundred of a large one."""
+    def test_callers_take_turns_however_much_each_has_waiting(self) -> None:
+        """Two items of a small caller do not wait behind a hundred of a large one."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("flood"), 100)
         _push(queue, _flow("b"), 2)
@@ -64,7 +64,7 @@ class TestFairQueue:
         assert Counter(name[0] for name in served) == {"f": 2, "b": 2}
 
     def test_a_newcomer_starts_level(self) -> None:
-        """Who was served before owes nothing, and who was away has saved up nothing."""
+        """A caller that was served before owes nothing; one that was idle has earned no credit."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("a"), 60)
         _served(queue, 20)
@@ -76,7 +76,7 @@ class TestFairQueue:
         assert abs(counts["a"] - counts["b"]) <= 1
 
     def test_iteration_is_the_order_of_service(self) -> None:
-        """A batch that is collected from the front is what would be served one by one."""
+        """A batch collected from the front has the items that would be served one by one."""
         queue: FairQueue[str] = FairQueue()
         for caller, count in (("a", 5), ("b", 2), ("c", 3)):
             _push(queue, _flow(caller), count)
@@ -86,7 +86,7 @@ class TestFairQueue:
         assert order == _served(queue, 10)
 
     def test_bulk_gets_its_share_and_no_more(self) -> None:
-        """While interactive work never ends, one item in seventeen is a bulk one."""
+        """Under constant interactive load, one item in seventeen is bulk."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("i"), 1000)
         _push(queue, _flow("b", Priority.BULK), 1000)
@@ -95,8 +95,8 @@ class TestFairQueue:
 
         assert served["b"] == pytest.approx(170 * BULK_SHARE / (1 + BULK_SHARE), abs=1)
 
-    def test_bulk_alone_is_served_at_once(self) -> None:
-        """Its share is of what others want too."""
+    def test_bulk_is_served_at_once_if_nothing_else_waits(self) -> None:
+        """The share applies only under contention."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("b", Priority.BULK), 3)
 
@@ -104,8 +104,8 @@ class TestFairQueue:
 
         assert served == ["b0", "b1", "b2"]
 
-    def test_who_leaves_unserved_is_not_charged(self) -> None:
-        """A caller who cancelled a thousand calls is no further back than one who made none."""
+    def test_items_removed_unserved_are_not_charged(self) -> None:
+        """A caller that cancelled a thousand calls keeps the place of one that made none."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("a"), 10)
         _push(queue, _flow("b"), 1000)
@@ -117,8 +117,8 @@ class TestFairQueue:
 
         assert order.index("b1000") <= 1
 
-    def test_discard_says_whether_the_item_waited(self) -> None:
-        """What was served or never came cannot be discarded."""
+    def test_discard_returns_whether_the_item_waited(self) -> None:
+        """A served or discarded item cannot be discarded again."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("a"), 2)
         _served(queue, 1)
@@ -128,8 +128,8 @@ class TestFairQueue:
         assert not queue.discard("a1")
         assert len(queue) == 0
 
-    def test_many_callers_who_came_and_went_leave_nothing(self) -> None:
-        """Memory is that of callers who wait, not of all that ever did."""
+    def test_callers_that_no_longer_wait_use_no_memory(self) -> None:
+        """Memory grows with the callers that wait now, not with all that ever waited."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("stays"), 100_000)
 
@@ -141,10 +141,10 @@ class TestFairQueue:
 
 
 class TestSharedItems:
-    """One item that several callers want."""
+    """Items that several callers want."""
 
-    def test_the_first_turn_serves_it(self) -> None:
-        """Whoever wants the last item of a long line has it in its own turn."""
+    def test_the_first_turn_serves_a_shared_item(self) -> None:
+        """A caller that wants the last item of another's long line gets it at its own turn."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("flood"), 100)
 
@@ -152,8 +152,8 @@ class TestSharedItems:
 
         assert "flood99" in _served(queue, 2)
 
-    def test_it_is_served_once(self) -> None:
-        """Nobody has it again at a later turn."""
+    def test_a_shared_item_is_served_once(self) -> None:
+        """It is not served again at another caller's later turn."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("a"), 3)
         queue.push(_flow("b"), "a2")
@@ -164,21 +164,21 @@ class TestSharedItems:
         assert len(queue) == 0
 
     def test_only_the_flow_whose_turn_it_was_is_charged(self) -> None:
-        """Who had it thanks to another's turn is no further back, be it taken alone or in a batch."""
+        """A caller served at another's turn keeps its place, even if items are taken in batches."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("a"), 20)
         _push(queue, _flow("b"), 20)
         queue.push(_flow("a"), "b19")
         for number in range(10):
-            queue.push(_flow("c"), f"b{number + 9}")  # of b's, the last but one first
+            queue.push(_flow("c"), f"b{number + 9}")  # b's items, starting with the one before the last
 
         served = [item for batch in range(4) for item in _batch(queue, 5)]
 
         first_turns = Counter("c" if item in SHARED else item[0] for item in served[:15])
         assert first_turns == {"a": 5, "b": 5, "c": 5}
 
-    def test_it_stays_for_the_others_when_one_leaves(self) -> None:
-        """And goes with the last."""
+    def test_a_shared_item_stays_until_its_last_caller_leaves(self) -> None:
+        """It stays for the others when one caller leaves."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("a"), 2)
         queue.push(_flow("b"), "a1")
@@ -190,8 +190,8 @@ class TestSharedItems:
         assert sorted(stays) == ["a0", "a1"]
         assert list(queue) == ["a0"]
 
-    def test_many_callers_of_one_item_cost_no_more_than_their_coming(self) -> None:
-        """Taking an item does not go through what else waits."""
+    def test_taking_an_item_of_many_callers_is_fast(self) -> None:
+        """Taking an item does not iterate over the rest of the queue."""
         queue: FairQueue[str] = FairQueue()
         _push(queue, _flow("a"), 10_000)
         for number in range(100):
@@ -206,14 +206,14 @@ SHARED = {f"b{number}" for number in range(9, 19)}
 
 
 def _batch(queue: FairQueue[str], size: int) -> list[str]:
-    """Serves some items at once, not in the order of their turns."""
+    """Serves several items at once, in reverse order of their turns."""
     batch = list(itertools.islice(queue, size))[::-1]
     queue.take(batch)
     return batch
 
 
 class Serving(RuleBasedStateMachine):
-    """A fair queue beside one that is written down as simply as it can be."""
+    """Compares a fair queue with the simplest possible implementation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,22 +225,22 @@ class Serving(RuleBasedStateMachine):
 
     @rule(flow=_FLOWS, count=st.integers(1, 5))
     def push(self, flow: Flow, count: int) -> None:
-        """A caller comes."""
+        """A caller pushes items."""
         for _ in range(count):
             self.count += 1
             self._add(flow, self.count)
 
     @rule(flow=_FLOWS, number=_NUMBERS)
     def share(self, flow: Flow, number: int) -> None:
-        """A caller wants what another has here."""
-        if there := self._there():
-            item = there[number % len(there)]
+        """A caller also wants an item of another caller."""
+        if present := self._present():
+            item = present[number % len(present)]
             if item not in self.lines.get(flow, []):
                 self._add(flow, item)
 
     @rule(flow=_FLOWS, number=_NUMBERS)
     def leave(self, flow: Flow, number: int) -> None:
-        """A caller leaves."""
+        """A caller no longer wants an item."""
         if line := self.lines.get(flow):
             item = line.pop(number % len(line))
             self.queue.leave(flow, item)
@@ -248,16 +248,16 @@ class Serving(RuleBasedStateMachine):
 
     @rule(number=_NUMBERS)
     def discard(self, number: int) -> None:
-        """An item is removed, whoever wants it."""
-        if there := self._there():
-            item = there[number % len(there)]
+        """An item is removed for all its callers."""
+        if present := self._present():
+            item = present[number % len(present)]
             assert self.queue.discard(item)
             assert not self.queue.discard(item)
             self._remove(item)
 
     @rule(size=st.integers(1, 6), is_reversed=st.booleans())
     def take(self, size: int, is_reversed: bool) -> None:
-        """Some are served."""
+        """A batch of items is served."""
         batch = list(itertools.islice(self.queue, size))
         assert batch == [self._serve() for _ in batch]
         if is_reversed:
@@ -265,19 +265,19 @@ class Serving(RuleBasedStateMachine):
         self.queue.take(batch)
 
     @invariant()
-    def each_is_there_once(self) -> None:
-        """Iteration yields all that is there, and the length is that number."""
+    def each_item_is_present_once(self) -> None:
+        """Iteration yields every item once, and the length is their number."""
         items = list(self.queue)
-        assert sorted(items) == sorted(self._there())
+        assert sorted(items) == sorted(self._present())
         assert len(self.queue) == len(items)
 
     def teardown(self) -> None:
-        """All that is left is served in order."""
-        while self._there():
+        """The remaining items are served in order."""
+        while self._present():
             self.take(1, False)
         assert len(self.queue) == 0
 
-    def _there(self) -> list[int]:
+    def _present(self) -> list[int]:
         return sorted({item for line in self.lines.values() for item in line})
 
     def _add(self, flow: Flow, item: int) -> None:
@@ -304,7 +304,7 @@ class Serving(RuleBasedStateMachine):
         self._reset_if_empty()
 
     def _reset_if_empty(self) -> None:
-        if not self._there():
+        if not self._present():
             self.lines.clear()
             self.tags.clear()
             self.now = 0.0
@@ -313,11 +313,11 @@ class Serving(RuleBasedStateMachine):
 TestServing = Serving.TestCase
 
 
-class TestFairGate:
-    """Jobs that wait for one of a number of places."""
+class TestFairSemaphore:
+    """Jobs that wait for a permit."""
 
-    async def test_callers_take_turns_at_the_gate(self) -> None:
-        """One job of a small caller is not behind all of a large one's."""
+    async def test_callers_take_turns_at_permits(self) -> None:
+        """A caller's single job does not wait for all jobs of a large caller."""
         semaphore, entered = FairSemaphore(1), []
 
         async def job(caller: str) -> None:
@@ -333,24 +333,24 @@ class TestFairGate:
         assert entered.index("small") == 2
         assert all(task.done() for task in jobs)
 
-    async def test_who_leaves_the_line_takes_no_place(self) -> None:
-        """Whether its turn has come meanwhile or not."""
+    async def test_a_cancelled_job_takes_no_permit(self) -> None:
+        """This holds before and after a permit was granted to it."""
         semaphore = FairSemaphore(1)
         await semaphore.acquire(_flow("a"))
         waiting = [asyncio.create_task(semaphore.acquire(_flow(caller))) for caller in "bcd"]
         await settle()
 
-        waiting[0].cancel()  # its turn has not come
+        waiting[0].cancel()  # before its turn
         await settle()
         semaphore.release()
-        waiting[1].cancel()  # its turn has come, but it has not run since
+        waiting[1].cancel()  # after its turn, but before it has run
         await settle()
 
         assert waiting[2].done()
         assert not waiting[2].cancelled()
 
-    async def test_the_last_to_leave_leaves_the_gate_as_it_was(self) -> None:
-        """Places are neither lost nor made."""
+    async def test_all_permits_are_free_again_in_the_end(self) -> None:
+        """No permit is lost or added."""
         semaphore = FairSemaphore(2)
         tasks = [asyncio.create_task(semaphore.acquire(_flow(caller))) for caller in "abcde"]
         await settle()
@@ -368,17 +368,17 @@ class TestFairGate:
 
 
 class TestFairPool:
-    """Threads whose jobs take turns."""
+    """A thread pool in which callers take turns."""
 
     async def test_results_come_in_the_order_of_the_jobs(self) -> None:
-        """Whichever ends first."""
+        """The order does not depend on which job ends first."""
         with ThreadPoolExecutor(2) as threads:
             results = await FairPool(threads, 2).run(_flow("a"), [partial(str, i) for i in range(10)])
 
         assert results == [str(i) for i in range(10)]
 
     async def test_callers_take_turns(self) -> None:
-        """One job of a small caller is not behind all of a large one's."""
+        """A caller's single job does not wait for all jobs of a large caller."""
         ran: list[str] = []
         with ThreadPoolExecutor(1) as threads:
             pool, may_go = FairPool(threads, 1), threading.Event()
@@ -395,8 +395,8 @@ class TestFairPool:
         assert ran.index("small") <= 2
         assert len(ran) == 26
 
-    async def test_a_caller_who_leaves_takes_its_jobs_along(self) -> None:
-        """Those that have not begun; the next caller is not held up by them."""
+    async def test_cancelling_drops_jobs_that_have_not_started(self) -> None:
+        """The next caller does not wait for them."""
         ran: list[str] = []
         with ThreadPoolExecutor(1) as threads:
             pool, may_go = FairPool(threads, 2), threading.Event()
@@ -410,8 +410,8 @@ class TestFairPool:
 
         assert ran == ["next"]
 
-    async def test_a_job_that_fails_frees_its_place(self) -> None:
-        """The error is the caller's; the others go on."""
+    async def test_a_failed_job_frees_its_permit(self) -> None:
+        """The caller gets the error, and later jobs run."""
         with ThreadPoolExecutor(1) as threads:
             pool = FairPool(threads, 1)
             for _ in range(3):

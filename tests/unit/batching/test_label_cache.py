@@ -1,4 +1,4 @@
-"""Labels are embedded once, by their prompts, for all who ask for them."""
+"""Labels are embedded once, by their prompts, for all calls that want them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.unit.fakes import settle
 
 
 class Prompts:
-    """Embeds prompts as `FakeEncoder` does, at a length of their own; waits and fails on demand."""
+    """Embeds prompts like `FakeEncoder` but not normalized; waits and fails on demand."""
 
     def __init__(self) -> None:
         self.chunks: list[list[str]] = []
-        self.flows: list[object] = []  # one for each chunk
+        self.flows: list[object] = []  # one per chunk
         self.gate = asyncio.Event()
         self.gate.set()
         self.invalid: set[str] = set()
@@ -42,14 +42,14 @@ class Prompts:
             await self.gate.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
-            await settle()  # in the engine too, it takes a few rounds of the loop until work is undone
+            await settle()  # as in the engine, where undoing work takes a few iterations of the loop
             raise
         if self.error is not None:
             raise self.error
         return [self._answer(prompt) for prompt in prompts]
 
     async def release_chunk(self) -> None:
-        """Lets the chunk that waits go on, and those behind it wait."""
+        """Lets the waiting chunk continue; later chunks wait again."""
         self.gate.set()
         self.gate.clear()
         await settle()
@@ -85,14 +85,14 @@ def one_by_one(prompts: Prompts, observer: MetricsObserver) -> LabelCache:
 async def _start(
     cache: LabelCache, *labels: str, flow: str | None = None
 ) -> asyncio.Task[tuple[np.ndarray, int]]:
-    """Starts to embed labels and comes back when that waits for the encoder."""
+    """Starts embedding labels and returns once the call waits for the encoder."""
     task = asyncio.create_task(cache.embed(LabelSet.of(labels, []), flow))
     await settle()
     return task
 
 
 async def _leave(task: asyncio.Task[object]) -> None:
-    """Cancels a call, as gRPC does when its client is gone."""
+    """Cancels a call, as gRPC does when its client disconnects."""
     task.cancel()
     await asyncio.wait([task])
     await settle()
@@ -103,8 +103,8 @@ async def _hits(cache: LabelCache, *labels: str) -> int:
     return hits
 
 
-async def test_labels_come_out_in_order_and_of_length_one(cache):
-    """Each row belongs to the label at its position, whatever length the encoder gave it."""
+async def test_labels_are_returned_in_order_and_normalized(cache):
+    """Each row belongs to the label at its position, and has length 1."""
     embeddings, hits = await cache.embed(LabelSet.of(["cat", "a dog", "cat"], []))
 
     np.testing.assert_allclose(
@@ -114,7 +114,7 @@ async def test_labels_come_out_in_order_and_of_length_one(cache):
 
 
 async def test_prompts_are_averaged_by_direction(cache):
-    """A prompt with a longer embedding weighs no more than another; the average has length 1."""
+    """A prompt with a longer embedding has no greater weight; the average has length 1."""
     embeddings, _ = await cache.embed(LabelSet.of(["cat"], ["{label}", "a much longer photo of a {label}"]))
 
     expected = _direction("cat") + _direction("a much longer photo of a cat")
@@ -122,7 +122,7 @@ async def test_prompts_are_averaged_by_direction(cache):
 
 
 async def test_invalid_labels_are_named_by_position(cache, prompts):
-    """One bad prompt makes its label invalid; every place where it stands is named."""
+    """One bad prompt makes its label invalid; every position of the label is named."""
     prompts.invalid = {"bad, twice"}
 
     with pytest.raises(TextTooLong) as refused:
@@ -131,8 +131,8 @@ async def test_invalid_labels_are_named_by_position(cache, prompts):
     assert [violation.field for violation in refused.value.violations] == ["labels[1]", "labels[3]"]
 
 
-async def test_the_valid_neighbours_of_an_invalid_label_are_kept(cache, prompts):
-    """Whoever repairs the request pays for the repaired label alone."""
+async def test_valid_labels_of_an_invalid_call_are_kept(cache, prompts):
+    """When the client corrects the request, only the corrected label is embedded."""
     prompts.invalid = {"bad"}
     with pytest.raises(TextTooLong):
         await cache.embed(LabelSet.of(["a", "bad", "c"], []))
@@ -143,7 +143,7 @@ async def test_the_valid_neighbours_of_an_invalid_label_are_kept(cache, prompts)
 
 
 async def test_a_known_label_is_not_embedded_again(cache, prompts):
-    """Only what is missing goes to the encoder, and what is at hand comes out the same."""
+    """Only missing labels go to the encoder; cached labels have the same embeddings as before."""
     first, _ = await cache.embed(LabelSet.of(["a", "b"], []))
 
     second, hits = await cache.embed(LabelSet.of(["b", "c", "a"], []))
@@ -164,8 +164,8 @@ async def test_a_known_label_is_not_embedded_again(cache, prompts):
     ],
     ids=["labels", "templates", "number of templates", "label and template", "two templates"],
 )
-async def test_different_prompts_are_kept_apart(cache, one, other):
-    """Neither another label nor other templates are taken for one that is known."""
+async def test_different_prompts_have_different_cache_entries(cache, one, other):
+    """A label with another text or other templates is not served from the cache."""
     await cache.embed(LabelSet.of([one[0]], one[1]))
 
     _, hits = await cache.embed(LabelSet.of([other[0]], other[1]))
@@ -173,8 +173,8 @@ async def test_different_prompts_are_kept_apart(cache, one, other):
     assert hits == 0
 
 
-async def test_all_labels_of_a_call_are_in_the_cache_or_it_has_to_ask(cache, prompts, metrics):
-    """Then they come at once, in order, and count as hits; otherwise nothing is counted yet."""
+async def test_cached_returns_embeddings_only_if_all_labels_are_cached(cache, prompts, metrics):
+    """They are in order and count as hits; if a label is missing, nothing is counted."""
     embeddings, _ = await cache.embed(LabelSet.of(["a", "b"], []))
 
     all_cached, one_missing = (cache.cached(LabelSet.of(labels, [])) for labels in ("ba", "bac"))
@@ -184,8 +184,8 @@ async def test_all_labels_of_a_call_are_in_the_cache_or_it_has_to_ask(cache, pro
     assert metrics.registry.get_sample_value("alignserve_label_cache_hits_total") == 2
 
 
-async def test_the_least_recently_used_goes_first(prompts, observer):
-    """A full cache forgets the label that nobody asked for the longest."""
+async def test_the_least_recently_used_label_is_dropped_first(prompts, observer):
+    """A full cache drops the label that was not used for the longest time."""
     cache = LabelCache(2, prompts, observer, prompts_at_once=64)
     await cache.embed(LabelSet.of(["a", "b"], []))
     await cache.embed(LabelSet.of(["a"], []))
@@ -197,7 +197,7 @@ async def test_the_least_recently_used_goes_first(prompts, observer):
 
 
 async def test_more_labels_than_the_cache_holds_are_answered(prompts, observer, metrics):
-    """The bound is on what is kept, not on what a request may ask."""
+    """The bound limits the cache, not the request."""
     cache = LabelCache(1, prompts, observer, prompts_at_once=64)
 
     embeddings, _ = await cache.embed(LabelSet.of(["a", "b", "c"], []))
@@ -207,7 +207,7 @@ async def test_more_labels_than_the_cache_holds_are_answered(prompts, observer, 
 
 
 async def test_hits_misses_and_shared_work_are_counted(cache, prompts, metrics):
-    """Each label of a request, one that is sent twice too, counts as exactly one of the three."""
+    """Each label of a request, even one sent twice, counts as exactly one of the three."""
     await cache.embed(LabelSet.of(["a", "b", "b"], []))
 
     await cache.embed(LabelSet.of(["a", "c"], []))
@@ -227,8 +227,8 @@ def held(prompts: Prompts) -> Prompts:
     return prompts
 
 
-async def test_a_label_under_way_is_not_embedded_twice(cache, held):
-    """The second call asks only for what nobody has asked for yet; both get their answers."""
+async def test_a_label_in_progress_is_not_embedded_twice(cache, held):
+    """The second call embeds only labels that are not in progress; both calls get their answers."""
     first, second = await _start(cache, "a", "b"), await _start(cache, "b", "c")
 
     held.gate.set()
@@ -239,8 +239,8 @@ async def test_a_label_under_way_is_not_embedded_twice(cache, held):
     assert hits == 0
 
 
-async def test_an_error_reaches_everybody_who_waits(cache, held):
-    """No call is left waiting for an answer that never comes."""
+async def test_an_error_reaches_all_waiting_calls(cache, held):
+    """No call keeps waiting for an answer that never comes."""
     tasks = [await _start(cache, "a", "b"), await _start(cache, "b")]
     held.error = InferenceFailed("the model failed")
 
@@ -248,11 +248,11 @@ async def test_an_error_reaches_everybody_who_waits(cache, held):
     answers = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [InferenceFailed] * 2
-    assert answers[0] is not answers[1]  # or each would hold the frames of both
+    assert answers[0] is not answers[1]  # a shared error would hold the frames of both
 
 
-async def test_a_call_whose_own_turns_fail_waits_for_nobody_elses(observer):
-    """Or it would wait for ever when those who embed the rest leave; they get their own answers."""
+async def test_a_call_whose_own_work_fails_does_not_wait_for_other_flows(observer):
+    """It would wait forever if the calls that embed the rest were cancelled; they get their answers."""
     turns: dict[str, asyncio.Future[None]] = {}
 
     async def embed(prompts: Sequence[str], flow: str) -> list[np.ndarray]:
@@ -275,16 +275,16 @@ async def test_a_call_whose_own_turns_fail_waits_for_nobody_elses(observer):
 
 
 async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
-    """A stranger who shares another label of the call gets it; the caller learns of the failure."""
+    """Another caller that shares a different label of the call gets it; the call itself fails."""
     held.failing = {"poison, twice"}
     embed = cache.embed(LabelSet.of(["cat", "poison"], ["{label}", "{label}, twice"]))
     poisoned = asyncio.create_task(embed)
     await settle()
-    stranger = asyncio.create_task(cache.embed(LabelSet.of(["cat"], ["{label}", "{label}, twice"])))
+    other = asyncio.create_task(cache.embed(LabelSet.of(["cat"], ["{label}", "{label}, twice"])))
     await settle()
 
     held.gate.set()
-    answers = await asyncio.gather(poisoned, stranger, return_exceptions=True)
+    answers = await asyncio.gather(poisoned, other, return_exceptions=True)
 
     assert isinstance(answers[0], InferenceFailed)
     assert not isinstance(answers[1], BaseException)
@@ -292,8 +292,8 @@ async def test_a_prompt_that_fails_fails_only_its_label(cache, held):
     assert held.asked == ["cat", "cat, twice", "poison", "poison, twice"]
 
 
-async def test_a_label_is_ready_before_its_neighbours(one_by_one, held):
-    """Whoever shares one label of a large call does not wait for all of it."""
+async def test_a_label_is_ready_before_the_rest_of_its_call(one_by_one, held):
+    """A call that shares one label of a large call does not wait for the others."""
     large, small = await _start(one_by_one, "a", "b", "c"), await _start(one_by_one, "a")
 
     await held.release_chunk()
@@ -304,8 +304,8 @@ async def test_a_label_is_ready_before_its_neighbours(one_by_one, held):
     await _leave(large)
 
 
-async def test_prompts_behind_a_bad_one_of_the_same_label_are_not_embedded(one_by_one, prompts):
-    """The label is lost anyway; the next one goes on."""
+async def test_after_a_bad_prompt_the_rest_of_its_label_is_not_embedded(one_by_one, prompts):
+    """The label has already failed; the next label is still embedded."""
     prompts.invalid = {"1 bad"}
 
     with pytest.raises(TextTooLong):
@@ -315,7 +315,7 @@ async def test_prompts_behind_a_bad_one_of_the_same_label_are_not_embedded(one_b
 
 
 async def test_prompts_are_embedded_in_chunks(prompts, observer):
-    """A chunk takes prompts of several labels, and the last may be smaller."""
+    """A chunk can have prompts of several labels, and the last chunk can be smaller."""
     cache = LabelCache(100, prompts, observer, prompts_at_once=3)
 
     await cache.embed(LabelSet.of(["a", "b"], ["1 {label}", "2 {label}"]))
@@ -323,8 +323,8 @@ async def test_prompts_are_embedded_in_chunks(prompts, observer):
     assert prompts.chunks == [["1 a", "2 a", "1 b"], ["2 b"]]
 
 
-async def test_prompts_are_written_only_when_it_is_their_turn(cache, held):
-    """Labels times templates never lie in memory at once: here they would be 40 MB."""
+async def test_prompts_are_built_only_at_their_turn(cache, held):
+    """The prompts of all labels and templates, here 40 MB, are never in memory at once."""
     labels = [f"{i} {'l' * 2_000}" for i in range(100)]
     templates = [f"{i} {'t' * 2_000} {{label}}" for i in range(100)]
     tracemalloc.start()
@@ -352,8 +352,8 @@ async def test_an_error_is_not_kept(cache, held):
     np.testing.assert_allclose(embeddings, [_direction("a")], atol=1e-6)
 
 
-async def test_a_first_caller_who_leaves_takes_nothing_from_the_others(cache, held):
-    """The work that it began goes on for whoever waits for a part of it."""
+async def test_cancelling_the_first_call_does_not_affect_the_others(cache, held):
+    """The work that it started continues for calls that wait for a part of it."""
     first, second = await _start(cache, "a", "b"), await _start(cache, "b")
 
     first.cancel()
@@ -365,8 +365,8 @@ async def test_a_first_caller_who_leaves_takes_nothing_from_the_others(cache, he
     assert held.cancelled == 0
 
 
-async def test_the_work_ends_when_the_last_caller_leaves(cache, held):
-    """Nothing is embedded for nobody."""
+async def test_work_ends_when_its_last_call_is_cancelled(cache, held):
+    """Labels that no call waits for are not embedded."""
     tasks = [await _start(cache, "a"), await _start(cache, "a")]
 
     for task in tasks:
@@ -376,8 +376,8 @@ async def test_the_work_ends_when_the_last_caller_leaves(cache, held):
     assert held.cancelled == 1
 
 
-async def test_who_shares_a_part_keeps_only_that_work_going(one_by_one, held):
-    """The rest of a call that was left is not even begun."""
+async def test_only_the_shared_part_of_a_cancelled_call_continues(one_by_one, held):
+    """The rest of the cancelled call is never started."""
     large, small = await _start(one_by_one, "a", "b", "c"), await _start(one_by_one, "a")
 
     await _leave(large)
@@ -388,8 +388,8 @@ async def test_who_shares_a_part_keeps_only_that_work_going(one_by_one, held):
     assert held.asked == ["a"]
 
 
-async def test_who_waits_for_two_calls_labels_cancels_neither_of_theirs(cache, held):
-    """Of the work that a call shares with others, leaving ends what no other waits for."""
+async def test_cancelling_a_call_ends_only_work_that_no_other_call_shares(cache, held):
+    """Labels that two other calls wait for are still embedded."""
     first, second = await _start(cache, "a"), await _start(cache, "b")
     both = await _start(cache, "a", "b", "c")
 
@@ -401,8 +401,8 @@ async def test_who_waits_for_two_calls_labels_cancels_neither_of_theirs(cache, h
     assert held.asked == ["a", "b", "c"]
 
 
-async def test_who_comes_as_the_last_one_leaves_starts_anew(cache, held):
-    """Nobody waits for work that is being cancelled."""
+async def test_a_call_does_not_join_work_that_is_being_cancelled(cache, held):
+    """It starts the label again."""
     leaving = await _start(cache, "a")
 
     leaving.cancel()
@@ -415,8 +415,8 @@ async def test_who_comes_as_the_last_one_leaves_starts_anew(cache, held):
     assert held.asked == ["a", "a"]
 
 
-async def test_a_label_that_another_call_has_not_begun_is_begun_at_once(one_by_one, held):
-    """Whoever shares the last label of a large call does not wait for those before it."""
+async def test_a_label_that_another_call_has_not_started_is_started_at_once(one_by_one, held):
+    """A call that shares the last label of a large call does not wait for the labels before it."""
     large = await _start(one_by_one, "a", "b", "c", flow="large")
 
     small = await _start(one_by_one, "c", flow="small")
@@ -428,8 +428,8 @@ async def test_a_label_that_another_call_has_not_begun_is_begun_at_once(one_by_o
     await _leave(large)
 
 
-async def test_a_label_that_another_call_of_the_caller_has_begun_is_not_begun_again(one_by_one, held):
-    """Within one caller's work nothing is done twice, whichever call comes to it first."""
+async def test_a_label_started_by_the_same_caller_is_not_started_again(one_by_one, held):
+    """No work of one caller is done twice, whichever of its calls reaches it first."""
     first = await _start(one_by_one, "a", "b", "c")
     second = await _start(one_by_one, "c")
 
@@ -439,8 +439,8 @@ async def test_a_label_that_another_call_of_the_caller_has_begun_is_not_begun_ag
     assert held.asked == ["a", "c", "b"]
 
 
-async def test_a_label_that_another_caller_has_begun_is_settled_by_the_first_turn(cache, held):
-    """Nobody waits for the turns of somebody else, who may have to wait for long."""
+async def test_a_label_started_by_two_callers_is_settled_by_the_first_result(cache, held):
+    """No caller waits for another caller's turns, which may be far off."""
     slow = await _start(cache, "a", flow="slow")
     slow_gate, held.gate = held.gate, asyncio.Event()
 
@@ -454,8 +454,8 @@ async def test_a_label_that_another_caller_has_begun_is_settled_by_the_first_tur
     assert not slow_gate.is_set()
 
 
-async def test_what_nobody_has_begun_comes_before_what_others_have(one_by_one, held):
-    """Two callers with the same labels share the work rather than do it side by side."""
+async def test_labels_not_started_come_before_labels_that_others_started(one_by_one, held):
+    """Two callers with the same labels share the work instead of doing it twice."""
     calls = [await _start(one_by_one, *"abcd", flow=flow) for flow in ("one", "other")]
 
     while not all(call.done() for call in calls):
@@ -464,8 +464,8 @@ async def test_what_nobody_has_begun_comes_before_what_others_have(one_by_one, h
     assert sorted(held.asked[:4]) == [*"abcd"]
 
 
-async def test_a_caller_who_leaves_takes_along_its_turns_alone(one_by_one, held):
-    """Another who wants the same label still has it, at its own turn."""
+async def test_cancelling_a_call_does_not_cancel_another_callers_work(one_by_one, held):
+    """Another caller that wants the same label still gets it, at its own turn."""
     leaving = await _start(one_by_one, "a", flow="leaving")
     staying = await _start(one_by_one, "a", flow="staying")
 
@@ -477,8 +477,8 @@ async def test_a_caller_who_leaves_takes_along_its_turns_alone(one_by_one, held)
     assert cancelled == 1
 
 
-async def test_each_waiter_has_an_error_of_its_own(cache, held):
-    """It has never been raised before, so it leads to nobody else's frames."""
+async def test_each_waiting_call_gets_its_own_error(cache, held):
+    """A shared error would hold the frames of other calls."""
     held.failing = {"a"}
     tasks = [await _start(cache, "a") for _ in range(2)]
     held.gate.set()
@@ -489,8 +489,8 @@ async def test_each_waiter_has_an_error_of_its_own(cache, held):
     assert (type(one), str(one)) == (type(other), str(other))
 
 
-async def test_a_label_that_another_caller_began_and_left_is_begun_in_the_end(one_by_one, held):
-    """Who put it off, since it was under way, does not wait for ever."""
+async def test_a_label_that_another_caller_started_and_cancelled_is_started_again(one_by_one, held):
+    """A call that postponed the label because it was in progress does not wait forever."""
     leaving = await _start(one_by_one, "a", flow="leaving")
     staying = await _start(one_by_one, "a", "b", flow="staying")
 
@@ -502,8 +502,8 @@ async def test_a_label_that_another_caller_began_and_left_is_begun_in_the_end(on
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_whatever_comes_and_leaves_every_call_is_answered(prompts, observer, seed):
-    """Callers share labels, leave at any time, and labels fail; nobody waits for ever, nothing is left."""
+async def test_every_call_is_answered_in_any_order_of_events(prompts, observer, seed):
+    """Calls share labels, are cancelled at any time, and labels fail: none waits forever."""
     rng = random.Random(seed)
     cache = LabelCache(rng.randrange(1, 4), prompts, observer, prompts_at_once=rng.randrange(1, 4))
     prompts.gate.clear()

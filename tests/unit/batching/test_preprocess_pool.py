@@ -1,4 +1,4 @@
-"""When a pool of threads counts as stuck."""
+"""When a thread pool counts as stuck."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from alignserve_server.batching.preprocess_pool import PreprocessPool
 
 
 class Job:
-    """A job that runs until it is told to end."""
+    """A job that runs until the test lets it end."""
 
     def __init__(self) -> None:
         self.started = threading.Event()
         self.may_end = threading.Event()
 
     def run(self) -> str:
-        """Returns its result once it may end."""
+        """Waits until it may end, then returns its result."""
         self.started.set()
         self.may_end.wait()
         return "done"
@@ -26,7 +26,7 @@ class Job:
 
 @pytest.fixture
 def jobs() -> Iterator[list[Job]]:
-    """Two jobs, which end with the test at the latest."""
+    """Two jobs, which end when the test ends."""
     jobs = [Job(), Job()]
     yield jobs
     for job in jobs:
@@ -40,8 +40,8 @@ def start(pool: PreprocessPool, job: Job) -> Future[str]:
     return future
 
 
-def test_a_pool_whose_threads_all_run_the_same_jobs_is_stuck(jobs: list[Job]) -> None:
-    """The time counts from when the last of them began."""
+def test_a_pool_is_stuck_while_no_thread_changes_jobs(jobs: list[Job]) -> None:
+    """The time counts from the start of the latest job."""
     with PreprocessPool(2) as pool:
         for job in jobs:
             start(pool, job)
@@ -53,8 +53,8 @@ def test_a_pool_whose_threads_all_run_the_same_jobs_is_stuck(jobs: list[Job]) ->
     assert stuck_seconds > 0
 
 
-def test_one_slow_job_is_not_stuck(jobs: list[Job]) -> None:
-    """The caller chose the input, and others get past it on the next thread."""
+def test_one_slow_job_does_not_make_the_pool_stuck(jobs: list[Job]) -> None:
+    """The caller chose the slow input, and other jobs run on the next thread."""
     with PreprocessPool(2) as pool:
         start(pool, jobs[0])
 
@@ -65,7 +65,7 @@ def test_one_slow_job_is_not_stuck(jobs: list[Job]) -> None:
 
 
 def test_a_pool_is_free_again_when_a_job_ends(jobs: list[Job]) -> None:
-    """And the job's result is the future's."""
+    """The future has the job's result."""
     with PreprocessPool(1) as pool:
         future = start(pool, jobs[0])
         jobs[0].may_end.set()

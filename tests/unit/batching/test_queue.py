@@ -13,15 +13,15 @@ def _waiting(queue: EntryQueue, priority: Priority = Priority.INTERACTIVE) -> li
 
 
 def test_a_new_queue_is_empty() -> None:
-    """It holds no entries and no bytes."""
+    """It has no entries and no bytes."""
     queue = EntryQueue()
 
     assert not queue
     assert queue.size_bytes == 0
 
 
-def test_entries_stay_in_the_order_of_their_arrival() -> None:
-    """Iteration is oldest first."""
+def test_entries_keep_their_order_of_arrival() -> None:
+    """Iteration starts with the oldest entry."""
     queue = EntryQueue()
 
     for name in "abc":
@@ -31,7 +31,7 @@ def test_entries_stay_in_the_order_of_their_arrival() -> None:
 
 
 def test_discard_removes_an_entry_and_its_bytes() -> None:
-    """The others stay in order."""
+    """The other entries keep their order."""
     queue = EntryQueue()
     first, second, third = entry("a", size_bytes=1), entry("b", size_bytes=10), entry("c", size_bytes=100)
     for each in (first, second, third):
@@ -45,7 +45,7 @@ def test_discard_removes_an_entry_and_its_bytes() -> None:
 
 
 def test_discarding_twice_removes_once() -> None:
-    """An entry that has left already is reported as not waiting and counted once."""
+    """A removed entry is reported as not waiting, and its bytes are subtracted once."""
     queue = EntryQueue()
     only = entry(size_bytes=5)
     queue.push(only)
@@ -57,8 +57,8 @@ def test_discarding_twice_removes_once() -> None:
     assert queue.size_bytes == 0
 
 
-def test_an_entry_taken_can_no_longer_be_discarded() -> None:
-    """What is in a batch has left the queue."""
+def test_a_taken_entry_can_no_longer_be_discarded() -> None:
+    """An entry in a batch is no longer in the queue."""
     queue = EntryQueue()
     first, second = entry("a"), entry("b")
     queue.push(first)
@@ -70,8 +70,8 @@ def test_an_entry_taken_can_no_longer_be_discarded() -> None:
     assert _waiting(queue) == [second]
 
 
-def test_equal_looking_entries_are_different() -> None:
-    """Two callers who send the same input wait separately."""
+def test_entries_are_compared_by_identity() -> None:
+    """Two entries with the same payload wait separately."""
     queue = EntryQueue()
     first, second = entry("same"), entry("same")
     queue.push(first)

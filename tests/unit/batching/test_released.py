@@ -1,7 +1,8 @@
-"""Calls that fail, or that their callers leave, free what they held at once, without the garbage collector.
+"""Failed and cancelled calls free their memory at once, without the garbage collector.
 
-An error's traceback holds frames, and these all that a call was given. Kept as a value, or in a frame of
-that very traceback, it would stay until the collector comes to the oldest generation.
+An error's traceback holds frames, and the frames hold everything that a call was given. If the error were
+kept as a value or in a frame of its own traceback, it would stay until the collector reaches the oldest
+generation.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _CALLS = 5  # of each kind
 
 @pytest.fixture(autouse=True)
 def silent() -> Iterator[None]:
-    """Logs nothing: what keeps a log's lines is not what is tested here."""
+    """Disables logging, since whatever keeps log lines is not under test."""
 
     def drop(*_: object) -> structlog.typing.EventDict:
         raise structlog.DropEvent
@@ -47,7 +48,7 @@ def silent() -> Iterator[None]:
 
 
 class Scratch:
-    """Memory that a decoder uses, such as an image that is not whole."""
+    """Memory that a decoder uses, such as an incomplete image."""
 
     alive = 0
 
@@ -59,7 +60,7 @@ class Scratch:
 
 
 class Decoder(FakeEncoder):
-    """A `FakeEncoder` that raises as decoders do: from another error, with the image in its frame."""
+    """A `FakeEncoder` that raises like decoders: from another error, with the image in its frame."""
 
     def preprocess_image(self, content: bytes) -> PixelValues:
         scratch = Scratch()
@@ -72,7 +73,7 @@ class Decoder(FakeEncoder):
 
 
 class Caller:
-    """Makes calls of all kinds that do not end well."""
+    """Makes calls of all kinds that fail or are cancelled."""
 
     def __init__(self, engine: Engine, encoder: FakeEncoder, batcher: Batcher) -> None:
         self._engine = engine
@@ -187,7 +188,7 @@ async def caller(observer: MetricsObserver) -> AsyncIterator[Caller]:
 
 @pytest.mark.parametrize("kind", _KINDS)
 async def test_a_call_leaves_no_garbage(caller: Caller, kind: str) -> None:
-    """None of the server's frames has to be found by the garbage collector once a call is over."""
+    """After a call, no frame of the server is left for the garbage collector."""
     await _try(getattr(caller, kind))
     await _let_threads_go()
 
@@ -201,8 +202,8 @@ async def test_a_call_leaves_no_garbage(caller: Caller, kind: str) -> None:
     assert Scratch.alive == 0
 
 
-async def test_an_error_that_is_kept_holds_nothing() -> None:
-    """Neither where it was raised, nor what it was raised from."""
+async def test_an_error_kept_as_a_value_holds_no_frames() -> None:
+    """It has neither its traceback nor its cause."""
     try:
         Decoder().preprocess_image(b"broken")
     except ImageUnreadable as error:
@@ -213,7 +214,7 @@ async def test_an_error_that_is_kept_holds_nothing() -> None:
 
 
 def test_an_error_can_be_raised_again_for_another_caller() -> None:
-    """As an equal one, that knows nothing of the first."""
+    """The copy is equal but has no traceback."""
     error = InferenceFailed("failed", metadata={"error_id": "1"}, retry_delay_seconds=2.0)
     try:
         raise error
@@ -232,7 +233,7 @@ async def _try(call: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def _let_threads_go() -> None:
-    """Waits for what no event tells of: threads drop their last job after its result is there."""
+    """Waits until threads have dropped their last job: they do so after its result, without an event."""
     for _ in range(20):
         await asyncio.sleep(0.001)
 
@@ -247,7 +248,7 @@ async def _leave(call: Coroutine[Any, Any, None]) -> None:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Keeps what the collector would free, to be looked at; what is there already is left out."""
+    """Collects objects that only the collector would free; ignores those that already exist."""
     gc.freeze()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
@@ -261,7 +262,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def _garbage_frames() -> list[str]:
-    """Returns the names of the server's functions whose frames were only reachable from themselves."""
+    """Returns the names of the server's functions whose frames only the collector could free."""
     gc.collect()
     frames = [found for found in gc.garbage if isinstance(found, FrameType)]
     return [frame.f_code.co_name for frame in frames if "alignserve_server" in frame.f_code.co_filename]

@@ -1,4 +1,4 @@
-"""An engine whose backend is in another process serves as one whose backend is in its own."""
+"""An engine works the same with a backend in another process as with a local one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CALL, STREAM_CALL = CallContext(), CallContext(waits_for_room=True)
 
 @contextmanager
 def _process(role: str, path: str) -> Iterator[subprocess.Popen[str]]:
-    """Runs a process once it has said that it is ready; kills it in the end."""
+    """Starts a process, waits until it is ready, and kills it at the end."""
     command = [sys.executable, "-m", "tests.unit.batching.remote_backend", role, path]
     with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -46,7 +46,7 @@ def _process(role: str, path: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The socket of a process that has the encoder, the queues and the caches."""
+    """The socket of a process with the encoder, the queues and the caches."""
     path = str(tmp_path_factory.mktemp("device") / "socket")
     with _process("device", path):
         yield path
@@ -54,7 +54,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def tracing() -> Tracing:
-    """Follows every call, for the access log."""
+    """Samples every call for the access log."""
     return Tracing(None, 1.0)
 
 
@@ -76,13 +76,13 @@ async def engine(backend: RemoteBackend, observer: MetricsObserver) -> AsyncIter
 
 
 async def _let_device_read(backend: RemoteBackend) -> None:
-    """Comes back once the device has begun to answer all that was asked before."""
+    """Returns once the device has started to answer all earlier requests."""
     await settle()
     await backend.ask("info")
 
 
 async def _occupy(engine: Engine, backend: RemoteBackend, name: str) -> asyncio.Task[object]:
-    """Keeps the device's lane busy with a text until the device is told to resume."""
+    """Keeps the device's lane busy with a text until the test resumes the encoder."""
     await backend.ask("hold")
     task: asyncio.Task[object] = asyncio.create_task(engine.embed_texts([name], CALL))
     await backend.ask("begun")
@@ -90,7 +90,7 @@ async def _occupy(engine: Engine, backend: RemoteBackend, name: str) -> asyncio.
 
 
 async def _admitted(engine: Engine, texts: list[str], call: CallContext) -> asyncio.Task[TextEmbeddings]:
-    """Starts to embed texts, and comes back once they have room."""
+    """Starts embedding texts and returns once they are admitted."""
     has_room = asyncio.Event()
     call = replace(call, on_admitted=has_room.set)
     task = asyncio.create_task(engine.embed_texts(texts, call))
@@ -98,8 +98,8 @@ async def _admitted(engine: Engine, texts: list[str], call: CallContext) -> asyn
     return task
 
 
-async def test_images_and_texts_come_back_as_their_own(engine: Engine) -> None:
-    """Each at its position, as the encoder embeds it."""
+async def test_each_image_and_text_gets_its_own_embedding(engine: Engine) -> None:
+    """Each embedding is at its input's position and equals the encoder's."""
     images = await engine.embed_images([b"one", b"two"], CALL)
     texts = await engine.embed_texts(["a cat", "a dog"], CALL)
 
@@ -109,8 +109,8 @@ async def test_images_and_texts_come_back_as_their_own(engine: Engine) -> None:
     assert engine.info.embedding_dimension == images.embeddings.shape[1]
 
 
-async def test_what_one_call_embedded_another_finds_in_the_cache(engine: Engine) -> None:
-    """The caches are the device's: an image that is there is not decoded, and a text not run."""
+async def test_a_later_call_is_served_from_the_cache(engine: Engine) -> None:
+    """The caches are on the device: cached images are not decoded, cached texts do not run."""
     found = []
     for _ in range(2):
         images = await engine.embed_images([b"again"], CALL)
@@ -121,7 +121,7 @@ async def test_what_one_call_embedded_another_finds_in_the_cache(engine: Engine)
 
 
 async def test_an_image_is_classified(engine: Engine) -> None:
-    """The label with its own embedding is the best one, at once as well as from the cache."""
+    """Labels are scored both when they are new and from the cache."""
     found: list[list[ScoredLabel]] = []
     labels = LabelSet.of(["a cat", "a dog"], ["{label}", "a photo of {label}"])
 
@@ -135,7 +135,7 @@ async def test_an_image_is_classified(engine: Engine) -> None:
 
 
 async def test_a_call_without_room_is_refused(engine: Engine, backend: RemoteBackend) -> None:
-    """With the message and the delay that the device gives."""
+    """The refusal has the device's message and retry delay."""
     plug = await _occupy(engine, backend, "full")
     waiting = await _admitted(engine, [f"full {i}" for i in range(OPEN_ITEMS)], CALL)
 
@@ -148,7 +148,7 @@ async def test_a_call_without_room_is_refused(engine: Engine, backend: RemoteBac
 
 
 async def test_a_call_expires_in_the_queue(engine: Engine, backend: RemoteBackend) -> None:
-    """The deadline is the same moment in both processes."""
+    """A deadline means the same moment in both processes."""
     plug = await _occupy(engine, backend, "late")
     deadline = asyncio.get_running_loop().time() + 0.1
 
@@ -160,10 +160,10 @@ async def test_a_call_expires_in_the_queue(engine: Engine, backend: RemoteBacken
 
 
 @pytest.mark.parametrize("call", [CALL, STREAM_CALL], ids=["unary", "stream"])
-async def test_a_cancelled_call_leaves_its_room_to_others(
+async def test_a_cancelled_call_frees_its_room(
     engine: Engine, backend: RemoteBackend, call: CallContext
 ) -> None:
-    """Whether it had its room already or still waited for it."""
+    """This holds whether it already had room or was still waiting for it."""
     plug = await _occupy(engine, backend, f"left {call.waits_for_room}")
     holding = await _admitted(engine, ["left"] * OPEN_ITEMS, call)
     waiting = asyncio.create_task(engine.embed_texts(["waits"] * OPEN_ITEMS, STREAM_CALL))
@@ -182,7 +182,7 @@ async def test_a_cancelled_call_leaves_its_room_to_others(
 async def test_a_killed_front_leaves_nothing_reserved(
     engine: Engine, backend: RemoteBackend, device: str
 ) -> None:
-    """What it held goes to the calls of other fronts."""
+    """Its room goes to calls of other fronts."""
     plug = await _occupy(engine, backend, "killed")
     admitted = asyncio.Event()
     call = CallContext(waits_for_room=True, on_admitted=admitted.set)
@@ -199,8 +199,8 @@ async def test_a_killed_front_leaves_nothing_reserved(
     await asyncio.gather(plug, waiting)
 
 
-async def test_a_call_is_sampled_to_its_batch(engine: Engine, tracing: Tracing) -> None:
-    """The device reports it by the number of the reservation, before the answer is there."""
+async def test_a_sampled_call_is_linked_to_its_batch(engine: Engine, tracing: Tracing) -> None:
+    """The device reports the batch under the reservation number before it answers."""
     trace = tracing.begin("service", "EmbedText", lambda: None)
     assert isinstance(trace, CallTrace)
 

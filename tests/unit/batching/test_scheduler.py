@@ -30,7 +30,7 @@ def _next(scheduler: Scheduler, now: float = 0.0, *, idle_lanes: int = 1) -> Bat
 def _seconds_by_modality(
     scheduler: Scheduler, costs: dict[str, float], batches: int, lanes: int = 1
 ) -> dict[str, float]:
-    """Runs both modalities with a full backlog on `lanes` lanes; returns the time that each one got."""
+    """Runs both modalities with a full backlog on `lanes` lanes; returns the time of each."""
     used = dict.fromkeys(costs, 0.0)
     running: list[tuple[float, Batch]] = []
     now = 0.0
@@ -59,7 +59,7 @@ class TestTaking:
         assert batch is None
 
     @pytest.mark.parametrize(("waiting", "taken"), [(1, 1), (3, 3), (4, 4), (5, 4)])
-    def test_takes_at_once_what_waits_up_to_the_largest_batch(self, waiting: int, taken: int) -> None:
+    def test_takes_waiting_entries_at_once_up_to_the_limit(self, waiting: int, taken: int) -> None:
         """One, some, exactly full, one over: a free lane never waits for a fuller batch."""
         scheduler = _scheduler(max_batch_size=4)
         _push(scheduler, "image", waiting)
@@ -80,8 +80,8 @@ class TestTaking:
         assert {first.modality, second.modality} == {"image", "text"}
         assert len(first.entries) == len(second.entries) == 1
 
-    def test_an_entry_that_nobody_wants_never_runs(self) -> None:
-        """Its place and bytes are free at once."""
+    def test_an_entry_that_no_caller_wants_never_runs(self) -> None:
+        """Its place and bytes are freed at once."""
         scheduler = _scheduler()
         gone, stays = entry("gone", size_bytes=7), entry("stays", size_bytes=3)
         scheduler.push("text", gone)
@@ -93,7 +93,7 @@ class TestTaking:
         assert names(_next(scheduler).entries) == ["stays"]
 
     def test_an_entry_in_a_batch_cannot_be_joined(self) -> None:
-        """Once taken it runs, in nobody's line any more."""
+        """A taken entry runs and is no longer in any line."""
         scheduler = _scheduler()
         taken = entry()
         scheduler.push("image", taken)
@@ -114,7 +114,7 @@ class TestTaking:
 
         assert [len(first.entries), len(second.entries)] == [2, 2]
 
-    def test_an_uneven_spread_leaves_less_to_the_later_lane(self) -> None:
+    def test_an_uneven_spread_gives_the_later_lane_less(self) -> None:
         """Three entries and two lanes make batches of two and one."""
         scheduler = _scheduler(max_batch_size=4)
         _push(scheduler, "image", 3)
@@ -124,8 +124,8 @@ class TestTaking:
 
         assert [len(first.entries), len(second.entries)] == [2, 1]
 
-    def test_more_idle_lanes_than_entries_take_one_each(self) -> None:
-        """A single entry goes to a single lane."""
+    def test_idle_lanes_beyond_the_entries_get_nothing(self) -> None:
+        """A single entry goes to one of eight lanes."""
         scheduler = _scheduler()
         _push(scheduler, "image", 1)
 
@@ -159,8 +159,8 @@ class TestQueueDelay:
         assert batch is None
         assert scheduler.next_due_time() == 10.5
 
-    def test_a_small_batch_runs_when_the_delay_of_its_oldest_is_over(self) -> None:
-        """The delay counts from the oldest entry; younger ones go with it."""
+    def test_a_small_batch_runs_when_its_oldest_entrys_delay_is_over(self) -> None:
+        """The delay counts from the oldest entry; younger entries run with it."""
         scheduler = _scheduler(max_queue_delay_seconds=0.5)
         _push(scheduler, "image", 1, time=10.0)
         _push(scheduler, "image", 1, time=10.4)
@@ -170,7 +170,7 @@ class TestQueueDelay:
         assert len(batch.entries) == 2
 
     def test_a_full_batch_is_not_held_back(self) -> None:
-        """There is nothing left to wait for."""
+        """A full batch has nothing to wait for."""
         scheduler = _scheduler(max_batch_size=4, max_queue_delay_seconds=0.5)
         _push(scheduler, "image", 4, time=10.0)
 
@@ -179,7 +179,7 @@ class TestQueueDelay:
         assert len(batch.entries) == 4
 
     def test_the_rest_of_a_full_batch_is_held_back_again(self) -> None:
-        """One over a full batch waits for its own delay."""
+        """One entry beyond a full batch waits for its own delay."""
         scheduler = _scheduler(max_batch_size=4, max_queue_delay_seconds=0.5)
         _push(scheduler, "image", 5, time=10.0)
         _next(scheduler, 10.0)
@@ -189,8 +189,8 @@ class TestQueueDelay:
         assert batch is None
         assert scheduler.next_due_time() == 10.5
 
-    def test_a_ripe_modality_does_not_wait_for_the_one_held_back(self) -> None:
-        """Each queue ripens on its own, whoever's turn it would be."""
+    def test_a_due_modality_does_not_wait_for_one_that_is_held_back(self) -> None:
+        """Each queue becomes due on its own, whichever would be next."""
         scheduler = _scheduler(max_queue_delay_seconds=0.5)
         _push(scheduler, "image", 1, time=10.4)
         _push(scheduler, "text", 1, time=10.0)
@@ -201,7 +201,7 @@ class TestQueueDelay:
         assert scheduler.next_batch(10.5) is None
 
     def test_draining_ignores_the_delay(self) -> None:
-        """A server that stops holds nothing back."""
+        """A server that is stopping holds nothing back."""
         scheduler = _scheduler(max_queue_delay_seconds=60.0)
         _push(scheduler, "image", 1)
 
@@ -210,7 +210,7 @@ class TestQueueDelay:
         assert batch is not None
 
     def test_empty_queues_have_no_due_time(self) -> None:
-        """A lane then waits for entries, not for a time."""
+        """A lane then waits for entries, not for a point in time."""
         scheduler = _scheduler(max_queue_delay_seconds=0.5)
 
         due_time = scheduler.next_due_time()
@@ -228,15 +228,15 @@ class TestFairness:
     def test_backlogged_modalities_get_equal_device_time(
         self, image_cost: float, text_cost: float, lanes: int
     ) -> None:
-        """However much dearer the batches of one are, neither gets more than the other."""
+        """Neither gets more time than the other, however much longer its batches take."""
         costs = {"image": image_cost, "text": text_cost}
 
         used = _seconds_by_modality(_scheduler(), costs, batches=5000, lanes=lanes)
 
         assert used["image"] == pytest.approx(used["text"], rel=0.05, abs=2 * lanes * max(costs.values()))
 
-    def test_no_credit_is_saved_while_the_other_modality_works(self) -> None:
-        """A modality that comes back from idleness gets its half from now on, not the time that it missed."""
+    def test_no_credit_is_earned_while_the_other_modality_works(self) -> None:
+        """A modality that was idle gets half of the time from now on, not the time that it missed."""
         scheduler = _scheduler()
         for _ in range(100):
             _push(scheduler, "image", 4)
@@ -247,8 +247,8 @@ class TestFairness:
 
         assert used["image"] == pytest.approx(used["text"], abs=2.0)
 
-    def test_no_credit_is_saved_while_both_are_idle(self) -> None:
-        """Who comes first after a pause in which nothing ran owns no past either."""
+    def test_no_credit_is_earned_while_both_are_idle(self) -> None:
+        """After a pause, the modality that was idle before has no credit either."""
         scheduler = _scheduler()
         for _ in range(100):
             _push(scheduler, "image", 4)
@@ -259,8 +259,8 @@ class TestFairness:
 
         assert used["image"] == pytest.approx(used["text"], abs=2.0)
 
-    def test_no_credit_is_saved_by_a_light_load_that_never_quite_ends(self) -> None:
-        """A modality that keeps one of four lanes busy asked for no more, so the rest is not owed to it."""
+    def test_no_credit_is_earned_by_a_constant_light_load(self) -> None:
+        """A modality that needed only one of four lanes is not owed the rest of its half."""
         scheduler = _scheduler(max_batch_size=1)
         _push(scheduler, "image", 1)
         image = _next(scheduler)
@@ -279,7 +279,7 @@ class TestFairness:
         assert used["image"] == pytest.approx(used["text"], abs=6.0)
 
     def test_a_batch_that_ran_longer_than_estimated_is_charged_in_full(self) -> None:
-        """After one slow image batch, texts may use as much before the next image."""
+        """After one slow image batch, texts use as much time before the next image."""
         scheduler = _scheduler(max_batch_size=1)
         _push(scheduler, "image", 3)
         _push(scheduler, "text", 20)
@@ -299,8 +299,8 @@ class TestFairness:
 class TestEstimates:
     """What the scheduler learns from batches that have run."""
 
-    def test_one_odd_batch_moves_the_estimate_only_a_little(self) -> None:
-        """A hiccup ten times as long as usual does not make it ten times as large."""
+    def test_one_slow_batch_changes_the_estimate_only_a_little(self) -> None:
+        """A batch ten times as slow as usual does not make the estimate ten times as large."""
         scheduler = _scheduler(max_batch_size=1)
         _push(scheduler, "image", 3)
         scheduler.finish(_next(scheduler), 1.0)
@@ -310,7 +310,7 @@ class TestEstimates:
         assert 1.0 < _next(scheduler).estimated_seconds < 4.0
 
     def test_out_of_memory_halves_the_batch_that_failed(self) -> None:
-        """Batches of the other modality stay as they are."""
+        """The limit of the other modality does not change."""
         scheduler = _scheduler(max_batch_size=32)
 
         limit = scheduler.shrink("image", failed_size=32)
@@ -319,7 +319,7 @@ class TestEstimates:
         assert scheduler.max_batch_size("text") == 32
 
     def test_a_batch_never_exceeds_the_shrunk_limit(self) -> None:
-        """What ran out of memory once is not tried again at that size."""
+        """A size that ran out of memory is not tried again."""
         scheduler = _scheduler(max_batch_size=8)
         _push(scheduler, "image", 8)
         scheduler.shrink("image", failed_size=8)
@@ -329,7 +329,7 @@ class TestEstimates:
         assert len(batch.entries) == 4
 
     def test_a_later_failure_of_an_older_batch_does_not_raise_the_limit(self) -> None:
-        """Two lanes can fail with batches of the old size; the smaller limit stands."""
+        """Two lanes can fail with batches of the old size; the smaller limit stays."""
         scheduler = _scheduler(max_batch_size=32)
         scheduler.shrink("image", failed_size=8)
 
@@ -337,8 +337,8 @@ class TestEstimates:
 
         assert limit == 4
 
-    def test_an_entry_that_does_not_fit_alone_leaves_the_limit(self) -> None:
-        """It fails alone; that says nothing of batches."""
+    def test_an_entry_that_does_not_fit_by_itself_does_not_change_the_limit(self) -> None:
+        """Its failure does not depend on the batch size."""
         scheduler = _scheduler(max_batch_size=4)
 
         limit = scheduler.shrink("image", failed_size=1)
@@ -346,7 +346,7 @@ class TestEstimates:
         assert limit == 4
 
     def test_a_lowered_limit_recovers_after_many_full_batches(self) -> None:
-        """What took the memory may have gone: larger batches are tried again, up to the first limit."""
+        """The memory may be free again: larger batches are tried again, up to the first limit."""
         scheduler = _scheduler(max_batch_size=3)
         scheduler.shrink("image", failed_size=2)
         limits = []
@@ -360,10 +360,10 @@ class TestEstimates:
 
 
 class TestCallersAndPriorities:
-    """Whose entries go first."""
+    """Which entries go first."""
 
     def test_callers_take_turns_in_a_batch(self) -> None:
-        """A caller with two entries is in the next batch of one with a hundred."""
+        """A caller with two entries shares the next batch with a caller with a hundred."""
         scheduler = _scheduler(max_batch_size=4)
         for caller, count in (("flood", 100), ("small", 2)):
             for number in range(count):
@@ -375,7 +375,7 @@ class TestCallersAndPriorities:
         assert sorted(names(batch.entries)) == ["flood-0", "flood-1", "small-0", "small-1"]
 
     def test_interactive_entries_overtake_bulk_ones(self) -> None:
-        """They run next, and no bulk entry makes their batch longer."""
+        """They run next, in a batch without bulk entries."""
         scheduler = _scheduler(max_batch_size=4)
         _push_bulk(scheduler, "text", 8)
         scheduler.finish(_next(scheduler), 1.0)
@@ -386,7 +386,7 @@ class TestCallersAndPriorities:
         assert names(batch.entries) == ["text-0"]
 
     def test_interactive_entries_overtake_bulk_ones_of_the_other_modality(self) -> None:
-        """The device is shared by urgency first."""
+        """Priority comes before modality."""
         scheduler = _scheduler(max_batch_size=4)
         _push_bulk(scheduler, "text", 8)
         scheduler.finish(_next(scheduler), 1.0)
@@ -397,7 +397,7 @@ class TestCallersAndPriorities:
         assert batch.modality == "image"
 
     def test_bulk_entries_do_not_starve(self) -> None:
-        """While interactive ones never end, bulk ones get their share of the device."""
+        """Under constant interactive load, bulk entries get their share of the device."""
         scheduler = _scheduler(max_batch_size=4)
         seconds = dict.fromkeys(Priority, 0.0)
 
@@ -411,8 +411,8 @@ class TestCallersAndPriorities:
         expected = 340 * BULK_SHARE / (1 + BULK_SHARE)
         assert seconds[Priority.BULK] == pytest.approx(expected, abs=2)
 
-    def test_what_waits_counts_both_priorities(self) -> None:
-        """Entries and bytes of a modality are one number each."""
+    def test_waiting_entries_include_both_priorities(self) -> None:
+        """Entries and bytes of a modality are counted across priorities."""
         scheduler = _scheduler()
         _push(scheduler, "text", 2)
         _push_bulk(scheduler, "text", 3)

@@ -1,4 +1,4 @@
-"""Whatever waits, in whatever order it came: batches lose nothing, double nothing and keep their limits."""
+"""In any order of events, batches lose and duplicate no entry, and stay within their limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODALITY = st.sampled_from(MODALITIES)
 
 
 class Scheduling(RuleBasedStateMachine):
-    """A scheduler, and what has to wait in it."""
+    """A scheduler, and a model of the entries that must wait in it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @initialize(delay=st.sampled_from([0.0, 1.0]))
     def start(self, delay: float) -> None:
-        """Starts with nothing there."""
+        """Starts with empty queues."""
         self.delay = delay
         self.scheduler = Scheduler(
             {modality: BatchPolicy(_LIMIT[modality], _OVERHEAD[modality]) for modality in MODALITIES}, delay
@@ -41,7 +41,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(modality=_MODALITY, lengths=st.lists(st.integers(1, 64), min_size=1, max_size=12), flow=_FLOWS)
     def push(self, modality: str, lengths: list[int], flow: Flow) -> None:
-        """Entries of one caller come."""
+        """Entries of one caller arrive."""
         for size_bytes in lengths:
             length = size_bytes if modality == "text" else 1
             new = entry(length=length, size_bytes=size_bytes, enqueue_time=self.now, flow=flow)
@@ -51,7 +51,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(modality=_MODALITY, number=_NUMBERS, flow=_FLOWS)
     def join(self, modality: str, number: int, flow: Flow) -> None:
-        """Another caller wants what waits already."""
+        """Another caller also wants a waiting entry."""
         if waiting := self.waiting[modality]:
             wanted = waiting[number % len(waiting)]
             if wanted not in self.lines[modality, flow]:
@@ -60,7 +60,7 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(modality=_MODALITY, flow=_FLOWS, number=_NUMBERS)
     def leave(self, modality: str, flow: Flow, number: int) -> None:
-        """A caller leaves; what others want stays."""
+        """A caller no longer wants an entry; it stays if others want it."""
         if line := self.lines[modality, flow]:
             gone = line.pop(number % len(line))
             self.scheduler.leave(modality, gone, flow)
@@ -76,9 +76,9 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(idle_lanes=st.integers(1, 4), is_draining=st.booleans())
     def take(self, idle_lanes: int, is_draining: bool) -> None:
-        """A lane is free: it gets a batch if anything may run, of one kind and within its limits."""
+        """A free lane gets a batch of one kind, within its limits, if anything may run."""
         kinds = [(modality, priority) for modality in MODALITIES for priority in Priority]
-        may_run = [kind for kind in kinds if self._of(*kind) and (is_draining or self._is_ripe(*kind))]
+        may_run = [kind for kind in kinds if self._of(*kind) and (is_draining or self._is_due(*kind))]
 
         batch = self.scheduler.next_batch(self.now, idle_lanes, is_draining)
 
@@ -114,8 +114,8 @@ class Scheduling(RuleBasedStateMachine):
             self.scheduler.finish(batch, seconds)
 
     @invariant()
-    def what_waits_is_known(self) -> None:
-        """Entries and bytes are those that came, less those that left or were taken."""
+    def waiting_entries_are_counted(self) -> None:
+        """The counts are those of the entries that arrived, minus those that left or were taken."""
         for modality, waiting in self.waiting.items():
             assert self.scheduler.waiting(modality) == len(waiting)
             assert self.scheduler.waiting_bytes(modality) == sum(each.size_bytes for each in waiting)
@@ -126,13 +126,13 @@ class Scheduling(RuleBasedStateMachine):
                 assert set(turns) == set(self._of(modality, priority))
 
     def teardown(self) -> None:
-        """A server that drains runs all that waits, in as many batches as there are entries at the most."""
+        """A draining server runs all waiting entries, in at most one batch per entry."""
         for _ in range(sum(map(len, self.waiting.values()))):
             self.take(1, True)
         assert not any(self.waiting.values())
 
     def _of(self, modality: str, priority: Priority) -> list[Entry]:
-        """Returns what flows of a priority want."""
+        """Returns the entries that flows of a priority want."""
         lines = [
             self.lines[key] for key in list(self.lines) if key[0] == modality and key[1].priority is priority
         ]
@@ -142,7 +142,7 @@ class Scheduling(RuleBasedStateMachine):
         lines = {key: line for key, line in self.lines.items() if line}
         return [line[0] for (of, flow), line in lines.items() if of == modality and flow.priority is priority]
 
-    def _is_ripe(self, modality: str, priority: Priority) -> bool:
+    def _is_due(self, modality: str, priority: Priority) -> bool:
         is_full = len(self._of(modality, priority)) >= self.scheduler.max_batch_size(modality)
         oldest = min(head.enqueue_time for head in self._heads(modality, priority))
         return is_full or oldest + self.delay <= self.now

@@ -1,4 +1,4 @@
-"""Batches grow while serving, where larger ones prove faster."""
+"""Batches grow while serving if larger ones prove faster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def served(
     waiting: int = MANY,
     batches: int = 10_000,
 ) -> list[int]:
-    """Runs batches with so many entries waiting; returns the sizes that became the largest."""
+    """Runs batches while that many entries wait; returns the sizes that the batches grew to."""
     grown = []
     for _ in range(batches):
         size = min(waiting, widening.next_size(waiting))
@@ -39,10 +39,10 @@ def served(
         (lambda size: 0.1 * size**0.7, [4]),
         (lambda _: 0.0, [4, 8, 16, 24]),
     ],
-    ids=["batching is free", "batching costs", "hardly pays", "knee", "too long for others", "no time"],
+    ids=["batching is free", "batching brings no gain", "hardly any gain", "knee", "too long", "zero time"],
 )
-def test_batches_double_while_that_pays(seconds_of: Callable[[int], float], sizes: list[int]) -> None:
-    """A server that measured 2 on a busy machine gets away from it, up to its limit and half a second."""
+def test_batches_double_while_throughput_rises(seconds_of: Callable[[int], float], sizes: list[int]) -> None:
+    """A size of 2, measured on a busy machine, grows up to the limit or batches of half a second."""
     widening = Widening(2, 24)
 
     grown = served(widening, seconds_of)
@@ -50,8 +50,8 @@ def test_batches_double_while_that_pays(seconds_of: Callable[[int], float], size
     assert grown == sizes
 
 
-def test_a_machine_that_is_slow_at_times_does_not_make_batches_larger() -> None:
-    """Both sizes take turns, so that a burst of other work hits both."""
+def test_bursts_of_other_work_do_not_enlarge_batches() -> None:
+    """Both sizes take turns, so a burst of other work affects both."""
     widening = Widening(4, 32)
     speeds = iter(range(100_000))
 
@@ -60,8 +60,8 @@ def test_a_machine_that_is_slow_at_times_does_not_make_batches_larger() -> None:
     assert grown == []
 
 
-def test_trials_are_rare_where_larger_batches_do_not_pay() -> None:
-    """They keep the other modality waiting for nothing."""
+def test_trials_are_rare_if_larger_batches_bring_no_gain() -> None:
+    """Useless trials would keep the other modality waiting."""
     widening = Widening(4, 32)
     sizes: list[int] = []
 
@@ -70,8 +70,8 @@ def test_trials_are_rare_where_larger_batches_do_not_pay() -> None:
     assert 0 < sizes.count(8) < len(sizes) / 50
 
 
-def test_a_short_queue_tries_nothing() -> None:
-    """Where fewer wait than a larger batch takes, its size is of no use."""
+def test_a_short_queue_starts_no_trial() -> None:
+    """A larger size is useless if fewer entries wait than it takes."""
     widening = Widening(4, 32)
 
     grown = served(widening, lambda _: 0.010, waiting=7)
@@ -81,7 +81,7 @@ def test_a_short_queue_tries_nothing() -> None:
 
 @pytest.mark.parametrize("limit", [0, 8], ids=["pinned", "at the limit"])
 def test_a_size_without_room_to_grow_stays(limit: int) -> None:
-    """As the operator has set it."""
+    """The size stays as the operator set it."""
     widening = Widening(8, limit)
 
     sizes = {widening.next_size(MANY) for _ in range(100)}
@@ -90,7 +90,7 @@ def test_a_size_without_room_to_grow_stays(limit: int) -> None:
 
 
 def backlog(scheduler: Scheduler, seconds_of: Callable[[int], float], batches: int) -> list[int]:
-    """Runs batches of images, of which there are always enough; returns their sizes."""
+    """Runs batches of images with a constant backlog; returns their sizes."""
     sizes = []
     for _ in range(batches):
         for _ in range(64 - scheduler.waiting("image")):
@@ -102,8 +102,8 @@ def backlog(scheduler: Scheduler, seconds_of: Callable[[int], float], batches: i
     return sizes
 
 
-def test_a_scheduler_under_load_widens_its_batches() -> None:
-    """From what was measured at startup to what pays."""
+def test_a_scheduler_under_load_grows_its_batches() -> None:
+    """The size grows from the one measured at startup to the fastest one."""
     scheduler = Scheduler({"image": BatchPolicy(2, limit=16)})
 
     sizes = backlog(scheduler, lambda _: 0.010, 400)
@@ -111,8 +111,8 @@ def test_a_scheduler_under_load_widens_its_batches() -> None:
     assert (sizes[0], sizes[-1], scheduler.max_batch_size("image")) == (2, 16, 16)
 
 
-def test_what_does_not_fit_the_device_is_not_tried_again() -> None:
-    """A larger batch that ran out of memory ends the trials, and the size that fitted stays."""
+def test_a_size_that_does_not_fit_the_device_is_not_tried_again() -> None:
+    """A trial that runs out of memory ends all trials, and the size that fitted stays."""
     scheduler = Scheduler({"image": BatchPolicy(4, limit=16)})
     sizes = iter(backlog(scheduler, lambda _: 0.010, 31))
 
