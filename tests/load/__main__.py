@@ -55,7 +55,7 @@ _PACKAGES = ("torch", "transformers", "openvino", "grpcio", "pillow", "mosec", "
 def main() -> int:
     """Runs the benchmarks."""
     arguments = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are stopped too
     plan = Plan(arguments.checkpoint, arguments.rounds, arguments.seconds)
     heading = _heading(plan, arguments.sections)
     done: list[Section] = []
@@ -72,22 +72,22 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Measures alignserve on this machine.")
     parser.add_argument("--checkpoint", default="mini", help="folder or hub id (default: mini)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default: 3)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a round (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (default: 3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of a round (default: 3)")
     parser.add_argument(
         "--sections",
         type=_section_names,
         default=list(_SECTIONS),
-        help=f"what to measure (default: {','.join(_SECTIONS)})",
+        help=f"sections to measure (default: {','.join(_SECTIONS)})",
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="file for the results")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="file to write the results to")
     return parser.parse_args()
 
 
 def _section_names(text: str) -> list[str]:
     names = text.split(",")
     if unknown := set(names) - set(_SECTIONS):
-        raise argparse.ArgumentTypeError(f"no section {', '.join(unknown)}; there are {', '.join(_SECTIONS)}")
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; sections: {', '.join(_SECTIONS)}")
     return names
 
 
@@ -104,10 +104,10 @@ def _heading(plan: Plan, sections: list[str]) -> str:
     )
     date = datetime.now(UTC).date()
     return (
-        f"# Measured\n\n`{command}`, {date}, {_processor()}, Python {platform.python_version()}, "
+        f"# Measurements\n\n`{command}`, {date}, {_processor()}, Python {platform.python_version()}, "
         f"{_software()}.\n\n"
-        f"Load average at the start: {os.getloadavg()[0]:.1f}. Client and server share this machine. "
-        "Figures are medians of the rounds; compare them within one section only."
+        f"Load average before the run: {os.getloadavg()[0]:.1f}. Client and server share this machine. "
+        "Figures are medians of the rounds; compare them only within a section."
     )
 
 

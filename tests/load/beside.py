@@ -1,4 +1,4 @@
-"""alignserve beside what people write or take today, with the same checkpoint, in one run."""
+"""Compares alignserve with servers that people write or install today, with the same checkpoint."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from tests.load.measuring import Memory, Plan, Rates, in_turn, progress
 from tests.load.report import Bar, Section, number, ratio, table
 
 _NOTE = """\
-Calls of one item; medians. alignserve runs with no flag, then in bfloat16 where the processor has it
-(`--dtype bfloat16 --min-cosine-similarity 0.9`), then on torch in float32, as the others do with plain
+Calls of one item; medians. alignserve runs with its defaults, then in bfloat16 if the processor supports it
+(`--dtype bfloat16 --min-cosine-similarity 0.9`), then on torch in float32 like the others, which use plain
 transformers. Texts have 3 to 46 words. Memory is that of all processes after all loads; shared pages count
 once."""
 
 
 @dataclass(frozen=True)
 class _Standing:
-    """What one server reaches."""
+    """The results of one server."""
 
-    one: Mapping[str, Rates]  # of each modality, at one caller
-    many: Mapping[str, Rates]  # at 64
+    one: Mapping[str, Rates]  # by modality, with one caller
+    many: Mapping[str, Rates]  # with 64 callers
     memory: Memory
 
 
 def run(plan: Plan) -> Section:
-    """Measures all contenders that are installed, one after the other."""
+    """Measures all installed contenders, one after the other."""
     everyone = contenders(plan.checkpoint)
     standings = {each.name: _standing(each, plan) for each in everyone if each.is_installed}
     head = ("items", "server", "items/s at 64", "alignserve ÷ it", "p50 ms at 1", "p99 ms at 64", "memory MB")
     rows = [_row(modality, name, standings) for modality in MODALITIES for name in standings]
     absent = ", ".join(each.name for each in everyone if not each.is_installed)
     skipped = [f"Not installed, so not measured: {absent}; `make peers` installs them."] if absent else []
-    return Section(f"Beside others: {plan.model}", [_NOTE, table(head, rows), *skipped], _bars(standings))
+    paragraphs = [_NOTE, table(head, rows), *skipped]
+    return Section(f"Compared with others: {plan.model}", paragraphs, _bars(standings))
 
 
 def _standing(contender: Contender, plan: Plan) -> _Standing:

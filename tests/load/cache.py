@@ -1,4 +1,4 @@
-"""What the cache of text embeddings saves where callers repeat each other."""
+"""Measures what the text embedding cache saves if callers send the same texts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _CALLERS = 64
 _CALLS_AT_A_TIME = 256
 
 _NOTE = f"""\
-Texts drawn from {_TEXTS:,} captions as words are in a language: the n-th most frequent one comes 1/n times as
-often as the first (Zipf). {_CALLERS} callers; the servers take turns and keep their cache. In all other
-sections no text comes twice."""
+Texts are drawn from {_TEXTS:,} captions like words in a language: the n-th most frequent caption occurs 1/n
+times as often as the first (Zipf). {_CALLERS} callers; the servers take turns and keep their caches. In all
+other sections no text occurs twice."""
 
 
 def run(plan: Plan) -> Section:
-    """Measures a server without the cache and one with its default."""
+    """Measures a server without the cache and one with the default cache."""
     progress("off and on")
     ours = ("--checkpoint", plan.checkpoint)
     seeds = itertools.count()
@@ -53,10 +53,10 @@ def run(plan: Plan) -> Section:
 
 
 def _calls(seed: int) -> Iterator[UnaryRequest]:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     texts = sentences(_TEXTS, "mixed", seed=0)
     weights = list(itertools.accumulate(1 / rank for rank in range(1, _TEXTS + 1)))
     while True:
-        drawn = chance.choices(texts, cum_weights=weights, k=_CALLS_AT_A_TIME)
+        drawn = rng.choices(texts, cum_weights=weights, k=_CALLS_AT_A_TIME)
         inputs = Inputs(texts=drawn, is_unique=False)
         yield from itertools.islice(calls({"text": 1.0}, inputs, seed), _CALLS_AT_A_TIME)

@@ -1,4 +1,4 @@
-"""Callers of a server in an open loop, and what each of their calls met: refusals matter as answers do."""
+"""Callers in an open loop, and the outcome of each call: refusals count as well as answers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 _PACKED = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_FLOAT32)
 _numbers = itertools.count()
-_LOOP = asyncio.new_event_loop()  # one for all: grpc.aio keeps to the loop that it has met first
+_LOOP = asyncio.new_event_loop()  # shared, since grpc.aio stays on the first loop that uses it
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody who sends single texts.
+    """A caller that sends single texts.
 
     Attributes:
-        rate: Calls a second, at random times (Poisson).
+        rate: Calls per second, at random times (Poisson).
         key: API key.
-        timeout_seconds: Of each call.
-        is_bulk: Whether the calls can wait.
+        timeout_seconds: Timeout of each call.
+        is_bulk: Whether the calls have bulk priority.
     """
 
     rate: float
@@ -39,35 +39,35 @@ class Caller:
 
     @property
     def metadata(self) -> list[tuple[str, str]]:
-        """What goes with each call."""
+        """The metadata of each call."""
         key = [("authorization", f"Bearer {self.key}")] if self.key else []
         return [*key, ("alignserve-priority", "bulk" if self.is_bulk else "interactive")]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call."""
+    """The outcome of a call."""
 
-    due: float  # seconds after the beginning
-    seconds: float  # from when it was due
+    due: float  # seconds after the start of the run
+    seconds: float  # from when it was due to its end
     error: AlignserveError | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of a caller's calls."""
+    """The outcomes of a caller's calls."""
 
     outcomes: Sequence[Outcome]
-    seconds: float  # in which they were due
+    seconds: float  # period in which the calls were due
 
     @property
     def answered(self) -> list[float]:
-        """The seconds of calls that were answered."""
+        """The durations of answered calls, in seconds."""
         return [each.seconds for each in self.outcomes if each.error is None]
 
     @property
     def refused(self) -> list[Outcome]:
-        """Calls that were refused for lack of room or time."""
+        """Calls that were refused because of a full queue or a close deadline."""
         return [
             each
             for each in self.outcomes
@@ -76,33 +76,33 @@ class Summary:
 
     @property
     def late(self) -> int:
-        """How many calls were neither answered nor refused."""
+        """Number of calls that were neither answered nor refused."""
         return len(self.outcomes) - len(self.answered) - len(self.refused)
 
     @property
     def rate(self) -> float:
-        """Answers a second, of those that came while calls were still sent."""
+        """Answers per second, counting only those that arrived while calls were still being sent."""
         in_time = [each for each in self.outcomes if each.due + each.seconds < self.seconds]
         return sum(each.error is None for each in in_time) / self.seconds
 
     def answered_ms(self, percent: int) -> float:
-        """A percentile of the answers, in milliseconds."""
+        """Returns a percentile of the answered calls' durations, in milliseconds."""
         return 1e3 * percentile(self.answered, percent)
 
     def refused_ms(self, percent: int) -> float:
-        """A percentile of the refusals, in milliseconds."""
+        """Returns a percentile of the refused calls' durations, in milliseconds."""
         return 1e3 * percentile([each.seconds for each in self.refused], percent)
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Returns a percentile; NaN of nothing."""
+    """Returns a percentile; NaN if there are no values."""
     if len(values) < 2:
         return values[0] if values else float("nan")
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def call_all(address: str, callers: Sequence[Caller], seconds: float) -> list[Summary]:
-    """Lets all call at once for some seconds; returns what became of each one's calls."""
+    """Runs all callers at the same time for some seconds; returns a summary of each caller's calls."""
 
     async def all_at_once() -> list[Summary]:
         return await asyncio.gather(*(_call(address, caller, seconds) for caller in callers))
@@ -113,7 +113,7 @@ def call_all(address: str, callers: Sequence[Caller], seconds: float) -> list[Su
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keeps collections, which grow with the outcomes, from being taken for the server's latency."""
+    """Disables garbage collection, whose pauses grow with the outcomes and would look like server latency."""
     gc.collect()
     gc.disable()
     try:
@@ -123,7 +123,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def capacity(address: str, seconds: float, *, at_once: int, key: str = "") -> float:
-    """Returns the most answers a second, with so many calls in flight all the time."""
+    """Returns the maximum answers per second, with `at_once` calls always in flight."""
     return _LOOP.run_until_complete(_capacity(address, seconds, at_once, key))
 
 
@@ -147,12 +147,12 @@ async def _capacity(address: str, seconds: float, at_once: int, key: str) -> flo
 
 async def _call(address: str, caller: Caller, seconds: float) -> Summary:
     loop = asyncio.get_running_loop()
-    chance = random.Random(next(_numbers))
+    rng = random.Random(next(_numbers))
     async with _channel(address) as channel:
         stub = pb_grpc.AlignServiceStub(channel)
         begin = due = loop.time()
         calls = []
-        while (due := due + chance.expovariate(caller.rate)) < begin + seconds:
+        while (due := due + rng.expovariate(caller.rate)) < begin + seconds:
             await asyncio.sleep(max(0.0, due - loop.time()))
             calls.append(asyncio.create_task(_send(stub, caller, begin, due)))
         return Summary(await asyncio.gather(*calls), seconds)

@@ -1,4 +1,4 @@
-"""A checkpoint of the size of kakaobrain/align-base, with random weights: as fast as the real one."""
+"""Writes a checkpoint as large and fast as kakaobrain/align-base, with random weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import E
 
 
 def write_full_size(folder: Path) -> Path:
-    """Writes it, 690 MB, unless it is there. Its vocabulary is the embedded checkpoint's, padded."""
+    """Writes the checkpoint, 690 MB, unless it exists. The vocabulary is the embedded one, padded."""
     if (folder / "model.safetensors").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def _random_model() -> AlignModel:
         norm = block.projection.project_bn
         if not block.expand or norm is None:
             continue
-        norm.weight.fill_(0.3)  # of branches beside a shortcut: the signal neither dies out nor explodes
+        norm.weight.fill_(0.3)  # of branches parallel to a shortcut: the signal neither vanishes nor explodes
     model.train()
     model.vision_model(torch.rand(4, 3, 289, 289) * torch.linspace(0.2, 2, 4).view(4, 1, 1, 1) - 1)
     return model.eval()

@@ -1,4 +1,4 @@
-"""The servers that are compared: alignserve, a plain one and those that people install."""
+"""The servers to compare: alignserve, a plain server and servers that people install."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Running:
     """A server that is ready."""
 
     process: subprocess.Popen[Any]
-    measure: Callable[[str, Load, RunLength], Measurement]  # with a modality's calls of one item
+    measure: Callable[[str, Load, RunLength], Measurement]  # with calls of one item of a modality
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Contender:
     """A server that can be started.
 
     Attributes:
-        name: As it stands in tables.
-        start: Runs it.
-        package: What has to be installed for it, or `None`.
+        name: Name in the tables.
+        start: Runs the server.
+        package: Package that must be installed, or `None`.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Contender:
 
     @property
     def is_installed(self) -> bool:
-        """Whether it can be measured here."""
+        """Whether this machine can run the server."""
         return self.package is None or find_spec(self.package) is not None
 
 
 def contenders(checkpoint: str) -> list[Contender]:
-    """Returns all that this machine can run, if they are installed."""
+    """Returns the contenders, except for data types that this processor does not support."""
     folder = str(resolve_checkpoint(checkpoint).folder)
     ours = ("--checkpoint", checkpoint)
     bfloat16 = Contender("alignserve, bfloat16", partial(_alignserve, (*ours, *BFLOAT16)))
@@ -80,14 +80,14 @@ def contenders(checkpoint: str) -> list[Contender]:
 
 
 def has_bfloat16() -> bool:
-    """Says whether the processor computes in bfloat16."""
+    """Returns whether the processor supports bfloat16."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.is_file() and "_bf16" in cpuinfo.read_text()
 
 
 @contextmanager
 def python_server(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a server of `tests.load.peers`; shows what it wrote if it ended by itself."""
+    """Runs a server of `tests.load.peers`; prints its output if it ended by itself."""
     command = [sys.executable, "-m", f"tests.load.peers.{module}", *arguments]
     with (
         tempfile.TemporaryFile() as log,
@@ -146,7 +146,7 @@ def _wait_until_ready(server: Running, modality: str) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server with all that it has started: some outlive their parent, and Ray's leave its group."""
+    """Stops a server and its children: some outlive their parent, and Ray's leave its process group."""
     family: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)

@@ -1,4 +1,4 @@
-"""What each runtime and data type gives and takes: items per second, exactness and memory, served."""
+"""Measures each runtime and data type in a server: items per second, accuracy and memory."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _CHOICES = (
 )
 _PHOTOS = Path(__file__).parents[1] / "data" / "photos"
 _CALIBRATION_PHOTOS, _OTHER_PHOTOS = ("astronaut", "coffee"), ("cat", "rocket")
-_CROPS = 16  # of a photo
+_CROPS = 16  # per photo
 _COMPARED_TEXTS = 64
 _CONCURRENCY = {"image": 32, "text": 128}
 
 
 _NOTE = """\
-Items per second when saturated; the servers take turns. Least cosines: with transformers in float32 on the
-server's own patterns and texts, and with torch in float32 on two photos and 64 captions. Resident memory in
-MB, when ready and after the load. int8 is calibrated with crops of two other photos."""
+Items per second when saturated; the servers take turns. Minimum cosine similarity: to transformers in float32
+on the server's own patterns and texts, and to torch in float32 on two photos and 64 captions. Resident memory
+in MB, when ready and after the load. int8 is calibrated with crops of two other photos."""
 _HEAD = ("runtime", "dtype", "images/s", "texts/s", "own", "photos", "captions", "ready", "loaded")
 
 
 def run(plan: Plan) -> Section:
-    """Measures a server of each choice; one works at a time."""
+    """Measures a server for each choice, one at a time."""
     choices = [choice for choice in _CHOICES if choice[1] != "int8" or find_spec("nncf")]
     with ExitStack() as stack:
         calibration = Path(stack.enter_context(TemporaryDirectory()))
@@ -105,7 +105,7 @@ def _rates(servers: Mapping[_Choice, ServerProcess], modality: str, plan: Plan) 
 
 
 def _exactness(servers: list[ServerProcess]) -> list[tuple[float, float, float]]:
-    """Returns least cosines; of photos and captions, with the first server's."""
+    """Returns the minimum cosine similarities; for photos and captions, to the first server's."""
     clients = [Client(server.address) for server in servers]
     photos = [[client.embed_image(_PHOTOS / f"{name}.jpg") for name in _OTHER_PHOTOS] for client in clients]
     captions = [client.embed_text(TEXTS[:_COMPARED_TEXTS]) for client in clients]

@@ -1,4 +1,4 @@
-"""What callers notice of one that floods the server, and interactive ones of bulk work."""
+"""Measures how a flood affects other callers, and how bulk work affects interactive calls."""
 
 from __future__ import annotations
 
@@ -22,58 +22,58 @@ _AT_ONCE = 32
 _SECONDS_PER_ROUND_SECOND = 5
 
 _NOTE = """\
-Single texts at random times (Poisson), on the server with a model that sleeps (see Overload). Each caller has
-an API key. Polite callers send 5 % of the capacity each, the flood twice the capacity. Interactive calls are
-30 % of it, bulk calls twice as many as it, from the same caller."""
+Single texts at random times (Poisson), on a server with a model that sleeps (see Overload). Each caller has
+an API key. Polite callers each send 5 % of the capacity; the flood sends twice the capacity. One caller sends
+both interactive calls, at 30 % of the capacity, and bulk calls, at twice the capacity."""
 
 
 def run(plan: Plan) -> Section:
-    """Measures polite callers without and with a flood, and interactive calls without and with bulk ones."""
+    """Measures polite callers without and with a flood, and interactive calls without and with bulk work."""
     seconds = plan.seconds * _SECONDS_PER_ROUND_SECOND
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys.json"
         keys = _keys(file, (*_POLITE, "flood"))
         with server_process(*FLAGS, "--api-keys-file", str(file), program=PROGRAM) as server:
-            most = capacity(server.address, 3.0, at_once=_AT_ONCE, key=keys["ann"])
-            polite = [Caller(_POLITE_SHARE * most, keys[name]) for name in _POLITE]
-            flood = Caller(_FLOOD_SHARE * most, keys["flood"])
-            interactive = Caller(_INTERACTIVE_SHARE * most, keys["ann"])
-            bulk = Caller(_FLOOD_SHARE * most, keys["ann"], is_bulk=True)
-            flooding = Caller(_FLOOD_SHARE * most, keys["ann"])
+            peak = capacity(server.address, 3.0, at_once=_AT_ONCE, key=keys["ann"])
+            polite = [Caller(_POLITE_SHARE * peak, keys[name]) for name in _POLITE]
+            flood = Caller(_FLOOD_SHARE * peak, keys["flood"])
+            interactive = Caller(_INTERACTIVE_SHARE * peak, keys["ann"])
+            bulk = Caller(_FLOOD_SHARE * peak, keys["ann"], is_bulk=True)
+            flooding = Caller(_FLOOD_SHARE * peak, keys["ann"])
             progress("a flood")
-            alone = call_all(server.address, polite, seconds)
-            beside = call_all(server.address, [*polite, flood], seconds)
+            without = call_all(server.address, polite, seconds)
+            flooded = call_all(server.address, [*polite, flood], seconds)
             progress("bulk work")
             quiet = call_all(server.address, [interactive], seconds)
             busy = call_all(server.address, [interactive, bulk], seconds)
             starving = call_all(server.address, [flooding, bulk], seconds)
     rows = {
-        "four polite callers, alone": alone,
-        "four polite callers, beside the flood": beside[:-1],
-        "the flood": beside[-1:],
-        "interactive, alone": quiet,
-        "interactive, beside bulk": busy[:1],
-        "bulk, beside interactive at 30 %": busy[1:],
+        "four polite callers, without the flood": without,
+        "four polite callers, with the flood": flooded[:-1],
+        "the flood": flooded[-1:],
+        "interactive, without bulk": quiet,
+        "interactive, with bulk": busy[:1],
+        "bulk, with interactive at 30 %": busy[1:],
         "interactive at 200 %": starving[:1],
-        "bulk, beside interactive at 200 %": starving[1:],
+        "bulk, with interactive at 200 %": starving[1:],
     }
-    head = ("who", "asked/s", "answered/s", "p50 ms", "p99 ms", "refused")
+    head = ("calls", "sent/s", "answered/s", "p50 ms", "p99 ms", "refused")
     return Section(
         "Fair shares",
-        [_NOTE, f"Capacity: {number(most)} texts/s.", table(head, [_row(*each) for each in rows.items()])],
-        _bars(most, {name: _together(of) for name, of in rows.items()}),
+        [_NOTE, f"Capacity: {number(peak)} texts/s.", table(head, [_row(*each) for each in rows.items()])],
+        _bars(peak, {name: _together(of) for name, of in rows.items()}),
     )
 
 
-def _bars(most: float, of: Mapping[str, Summary]) -> list[Bar]:
-    alone, beside = of["four polite callers, alone"], of["four polite callers, beside the flood"]
-    quiet, busy = of["interactive, alone"], of["interactive, beside bulk"]
-    starved = of["bulk, beside interactive at 200 %"]
+def _bars(peak: float, of: Mapping[str, Summary]) -> list[Bar]:
+    without, flooded = (of[f"four polite callers, {name} the flood"] for name in ("without", "with"))
+    quiet, busy = of["interactive, without bulk"], of["interactive, with bulk"]
+    starved = of["bulk, with interactive at 200 %"]
     return [
-        Bar("polite callers' p99 beside a flood ÷ alone", _ratio_of_p99(beside, alone), 2.5, is_ceiling=True),
-        Bar("polite callers' calls refused beside a flood", float(len(beside.refused)), 0.0, is_ceiling=True),
-        Bar("interactive p99 beside bulk ÷ alone", _ratio_of_p99(busy, quiet), 2.5, is_ceiling=True),
-        Bar("bulk answers ÷ capacity while interactive calls are too many", starved.rate / most, 0.03),
+        Bar("polite callers' p99, flood ÷ no flood", _ratio_of_p99(flooded, without), 2.5, is_ceiling=True),
+        Bar("polite callers' refused calls, flood", float(len(flooded.refused)), 0.0, is_ceiling=True),
+        Bar("interactive p99, bulk ÷ no bulk", _ratio_of_p99(busy, quiet), 2.5, is_ceiling=True),
+        Bar("bulk answers ÷ capacity with interactive calls at 200 %", starved.rate / peak, 0.03),
     ]
 
 

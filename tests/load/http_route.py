@@ -1,4 +1,4 @@
-"""A way for requests to servers that speak HTTP/1.1, for the client's load generator."""
+"""Sends requests of the client's load generator to HTTP/1.1 servers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.load.inputs import bodies
 
 
 class HttpRoute:
-    """Sends each request over a kept-alive connection, one for every request in flight."""
+    """Sends requests over keep-alive connections, one for each request in flight."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def send(self, call: UnaryRequest, timeout_seconds: float) -> None:
-        """Sends the body to the path that the call names, and reads the answer."""
+        """Sends the body to the path that the call names and reads the answer."""
         head = (
             f"POST {call.method} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(call.request)}\r\n\r\n"
@@ -50,7 +50,7 @@ class HttpRoute:
 
 
 def http_calls(modality: str, *, as_json: bool, seed: int | None = None) -> Iterator[UnaryRequest]:
-    """Yields requests to `/image` or `/text` with what `bodies` yields, bare or as base64 in JSON."""
+    """Yields requests to `/image` or `/text` with the items of `bodies`, raw or as base64 in JSON."""
     for body in bodies(modality, seed):
         request = json.dumps({"content": base64.b64encode(body).decode()}).encode() if as_json else body
         yield UnaryRequest(f"/{modality}", request)

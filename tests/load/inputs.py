@@ -1,4 +1,4 @@
-"""What the benchmarks send: the test photos and made-up captions, no two of a run alike."""
+"""The inputs of the benchmarks: the test photos and generated captions, all different within a run."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ _SEEDS = itertools.count()
 
 
 def grpc_calls(modality: str, items_per_request: int = 1, seed: int | None = None) -> Iterator[UnaryRequest]:
-    """Yields calls of `EmbedImage` or `EmbedText`, without end; other ones each time, unless a seed is given.
+    """Yields endless calls of `EmbedImage` or `EmbedText`, different ones each time unless a seed is given.
 
-    Photos and captions are drawn at random, and each carries a tag. Texts have the same mix of lengths in
-    every round: as many come from each eighth of the lengths. Tags start anew after a few calls, since the
-    load generator counts them up from one whose first letters decide how many tokens all of them have.
+    Photos and captions are drawn at random, and each has a tag. Texts have the same mix of lengths in every
+    round: each eighth of the length range contributes the same number. Tags restart from a new value after a
+    few calls: the load generator counts up from a tag whose first letters decide how many tokens all of its
+    tags have.
     """
-    chance = random.Random(next(_SEEDS) if seed is None else seed)
+    rng = random.Random(next(_SEEDS) if seed is None else seed)
     count = _CALLS_AT_A_TIME * items_per_request
     while True:
         inputs = Inputs(
-            images=chance.sample(_IMAGES, len(_IMAGES)),
-            texts=_some_texts(chance, count),
+            images=rng.sample(_IMAGES, len(_IMAGES)),
+            texts=_some_texts(rng, count),
             items_per_request=items_per_request,
         )
-        yield from itertools.islice(calls({modality: 1.0}, inputs, chance.getrandbits(64)), _CALLS_AT_A_TIME)
+        yield from itertools.islice(calls({modality: 1.0}, inputs, rng.getrandbits(64)), _CALLS_AT_A_TIME)
 
 
 def bodies(modality: str, seed: int | None = None) -> Iterator[bytes]:
-    """Yields the items of the same calls bare, for what is not served by gRPC: files, or texts in UTF-8."""
+    """Yields the raw items of the same calls, for servers without gRPC: image files, or texts in UTF-8."""
     for call in grpc_calls(modality, seed=seed):
         if modality == "image":
             yield pb.EmbedImageRequest.FromString(call.request).images[0].content
@@ -51,8 +52,8 @@ def bodies(modality: str, seed: int | None = None) -> Iterator[bytes]:
             yield pb.EmbedTextRequest.FromString(call.request).texts[0].encode()
 
 
-def _some_texts(chance: random.Random, count: int) -> list[str]:
+def _some_texts(rng: random.Random, count: int) -> list[str]:
     eighth = len(TEXTS) // 8
-    texts = [_TEXTS_BY_LENGTH[number % 8 * eighth + chance.randrange(eighth)] for number in range(count)]
-    chance.shuffle(texts)
+    texts = [_TEXTS_BY_LENGTH[number % 8 * eighth + rng.randrange(eighth)] for number in range(count)]
+    rng.shuffle(texts)
     return texts

@@ -1,4 +1,4 @@
-"""What serving adds to one caller's latency: the bare model call and the served call, in turn."""
+"""Measures what serving adds to one caller's latency: bare and served calls take turns."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from tests.load.report import Bar, Section, number, table
 from tests.processes import server_process
 
 _LABELS = ["cat", "dog", "coffee", "rocket", "motorcycle"]
-_CALLS = 60  # a round
+_CALLS = 60  # per round
 _WARM_CALLS = 10
 _CALLS_AT_A_TIME = 10
-_PAUSE_SECONDS = 0.05  # until threads that wait for the next forward of one side leave the cores to the other
-_MOST_ADDED_MS = 1.5
+_PAUSE_SECONDS = 0.05  # until threads of one side stop spinning for work and free the cores for the other
+_MAX_ADDED_MS = 1.5
 
 _NOTE = """\
-A bare call is what a program with the model in its own process does, in a thread prepared as a lane of the
-server: decode and forward, or tokenize and forward; for Classify, with 5 labels known to the server, also the
-scores. Bare and served calls take turns, ten at a time, with the same inputs, of which no two are alike.
+A bare call is what a program with the model in its own process does, in a thread set up like a lane of the
+server: decode and forward, or tokenize and forward; for Classify, with 5 labels that the server has cached,
+also scoring. Bare and served calls take turns, ten at a time, with the same inputs, all different.
 Milliseconds."""
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A call in both forms."""
+    """A bare call and its served form."""
 
     name: str
     modality: str
@@ -45,7 +45,7 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Times:
-    """Milliseconds of both."""
+    """Milliseconds of bare and served calls."""
 
     bare: list[float]
     served: list[float]
@@ -62,7 +62,7 @@ def run(plan: Plan) -> Section:
         measured = {pair.name: _measure(pair, plan) for pair in _pairs(encoder, client)}
     head = ("call", "bare p50", "served p50", "added p50", "served p99")
     bars = [
-        Bar(f"added to one {name}, ms", times.added_p50, _MOST_ADDED_MS, is_ceiling=True)
+        Bar(f"latency added to one {name}, ms", times.added_p50, _MAX_ADDED_MS, is_ceiling=True)
         for name, times in measured.items()
     ]
     rows = [_row(name, times) for name, times in measured.items()]

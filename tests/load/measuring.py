@@ -1,4 +1,4 @@
-"""Runs the client's load generator against servers, one round at a time, and keeps the medians of rounds."""
+"""Runs the client's load generator against servers, round by round, and takes medians."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tests.load.report import number
 _Name = TypeVar("_Name", bound=Hashable)
 _T = TypeVar("_T")
 
-_LOOP = asyncio.new_event_loop()  # one for all: grpc.aio keeps to the loop that it has met first
+_LOOP = asyncio.new_event_loop()  # shared, since grpc.aio stays on the first loop that uses it
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and for how long."""
+    """The checkpoint to measure, and the number and duration of rounds."""
 
     checkpoint: str
     rounds: int
-    seconds: float  # of a round
+    seconds: float  # per round
 
     @property
     def run_length(self) -> RunLength:
-        """One round, with its warm-up."""
+        """The length of one round, with its warm-up."""
         return RunLength(self.seconds, warmup_seconds=1.0)
 
     @property
@@ -66,7 +66,7 @@ class Rates:
         )
 
     def __str__(self) -> str:
-        """Returns the items per second, and how many calls failed, if any did."""
+        """Returns the items per second, and the number of failed calls if there are any."""
         return number(self.items_per_second) + (f" ({self.failed} calls failed)" if self.failed else "")
 
 
@@ -74,12 +74,12 @@ class Rates:
 class Memory:
     """Resident memory of a process and its children."""
 
-    rss_mb: float  # 1e6 bytes; pages that several of them share count for each
-    pss_mb: float  # such pages count once
+    rss_mb: float  # 1e6 bytes; pages that several processes share count for each
+    pss_mb: float  # shared pages count once
 
     @classmethod
     def of(cls, process: subprocess.Popen[Any]) -> Memory:
-        """Reads it now."""
+        """Reads the current memory."""
         parent = psutil.Process(process.pid)
         readings = []
         for member in [parent, *parent.children(recursive=True)]:
@@ -89,7 +89,7 @@ class Memory:
 
 
 def in_turn(measures: Mapping[_Name, Callable[[], _T]], rounds: int) -> dict[_Name, list[_T]]:
-    """Measures everything once a round, in turn: what disturbs the machine for a while disturbs all."""
+    """Takes each measurement once per round, in turn, so that a temporary disturbance affects all of them."""
     results: dict[_Name, list[_T]] = {name: [] for name in measures}
     for _ in range(rounds):
         for name, once in measures.items():
@@ -121,5 +121,5 @@ def http_round(port: int, calls: Iterator[UnaryRequest], load: Load, run_length:
 
 
 def progress(text: str) -> None:
-    """Says on the terminal what is being measured."""
+    """Prints to the terminal what is being measured."""
     print(f"  {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What is left of each server while another process keeps one core busy."""
+"""Measures how much throughput each server keeps while another process keeps one core busy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.load.measuring import Plan, Rates, progress
 from tests.load.report import Section, number, ratio, table
 
 _NOTE = """\
-The neighbour is a process that does nothing but keep one core busy. One round, twice as long as elsewhere,
-since some servers have few answers beside it."""
+The neighbour is a process that only keeps one core busy. One round, twice as long as elsewhere, since some
+servers give few answers next to it."""
 _NAMES = (ALIGNSERVE, ALIGNSERVE_TORCH, MOSEC, PLAIN)
 
 
@@ -42,16 +42,16 @@ def _rows(contender: Contender, plan: Plan) -> list[tuple[object, ...]]:
 def _row(name: str, server: Running, modality: str, plan: Plan) -> tuple[object, ...]:
     run_length = RunLength(2 * plan.seconds, warmup_seconds=1.0)
     one, many = (partial(server.measure, modality, ClosedLoop(callers), run_length) for callers in (1, 64))
-    busiest, busiest_beside = Rates.of([many()]), Rates.of([_beside_neighbour(many)])
-    throughput = ratio(busiest_beside.items_per_second, busiest.items_per_second)
-    p50, p50_beside = Rates.of([one()]).p50_ms, Rates.of([_beside_neighbour(one)]).p50_ms
+    busiest, busiest_shared = Rates.of([many()]), Rates.of([_with_neighbour(many)])
+    throughput = ratio(busiest_shared.items_per_second, busiest.items_per_second)
+    p50, p50_shared = Rates.of([one()]).p50_ms, Rates.of([_with_neighbour(one)]).p50_ms
     return (
-        *(name, modality, busiest, busiest_beside, f"{throughput:.2f}"),
-        *(number(p50), number(p50_beside), f"{ratio(p50_beside, p50):.2f}"),
+        *(name, modality, busiest, busiest_shared, f"{throughput:.2f}"),
+        *(number(p50), number(p50_shared), f"{ratio(p50_shared, p50):.2f}"),
     )
 
 
-def _beside_neighbour(measure: Callable[[], Measurement]) -> Measurement:
+def _with_neighbour(measure: Callable[[], Measurement]) -> Measurement:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             return measure()

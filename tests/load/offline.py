@@ -1,4 +1,4 @@
-"""The ceiling: the same encoder called in a loop at its best batch, preparation overlapped, and no server."""
+"""The ceiling: the same encoder in a loop at its best batch size, with overlapped preparation, no server."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.load.inputs import bodies
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _TRIAL_SECONDS = 1.0
 _WARMUP_SECONDS = 1.0
-_LEAST_BATCHES = 3  # a lane
+_MIN_BATCHES = 3  # per lane
 _TEXTS_AT_ONCE = 128
 
 
 def bare_encoder(checkpoint: str) -> Encoder:
-    """Returns the encoder that a server makes of the same settings, and prepares this thread as a lane."""
+    """Returns the encoder that a server builds from the same settings, and sets up this thread as a lane."""
     encoder = load_encoder(load_settings({"checkpoint": checkpoint}, None))
     encoder.enter_lane()
     return encoder
@@ -37,17 +37,17 @@ def best_offline_batch(encoder: Encoder, modality: str) -> int:
 
 
 def offline_rate(encoder: Encoder, modality: str, batch_size: int, seconds: float) -> float:
-    """Returns the items per second of all lanes together, each item decoded or tokenized on the way.
+    """Returns the items per second of all lanes together, including decoding or tokenizing.
 
-    As many threads as there are cores prepare items into a queue of two batches a lane; each lane takes a
-    batch of `batch_size` whenever it is free. Of as many texts as the server's callers send at a time, those
-    of like length come together, as the server groups them.
+    One thread per core prepares items for a queue of two batches per lane; each lane takes a batch of
+    `batch_size` whenever it is free. Texts are sorted by length in groups as large as the server's callers
+    send at a time, so that similar lengths share a batch, as in the server.
     """
     encode = encoder.encode_images if modality == "image" else encoder.encode_texts
     prepared: queue.Queue[Any] = queue.Queue(2 * batch_size * encoder.lanes)
     done = threading.Event()
     begin = time.perf_counter() + _WARMUP_SECONDS
-    ends: list[list[float]] = [[] for _ in range(encoder.lanes)]  # times at which batches were done
+    ends: list[list[float]] = [[] for _ in range(encoder.lanes)]  # end times of batches
 
     def prepare(items: Iterator[Any]) -> None:
         for item in items:
@@ -76,13 +76,13 @@ def offline_rate(encoder: Encoder, modality: str, batch_size: int, seconds: floa
         jobs += [threads.submit(run, lane) for lane in range(encoder.lanes)]
         timeout = _WARMUP_SECONDS + seconds
         while not wait(jobs, timeout, return_when="FIRST_EXCEPTION").done:
-            if min(map(len, ends)) >= _LEAST_BATCHES:
+            if min(map(len, ends)) >= _MIN_BATCHES:
                 break
             timeout = 0.1
         done.set()
     for job in jobs:
         job.result()
-    # from the end of a batch to the end of another, since whole batches are counted
+    # from the end of the first batch to the end of the last, since whole batches are counted
     return sum(batch_size * (len(times) - 1) / (times[-1] - times[0]) for times in ends)
 
 

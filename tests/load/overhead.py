@@ -1,4 +1,4 @@
-"""What the server costs by itself: a fake model behind it, beside a bare grpc.aio server."""
+"""Measures the server's own overhead: with a fake model, compared with a bare grpc.aio server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.load.measuring import Plan, Rates, grpc_round, in_turn, progress
 from tests.load.report import Bar, Section, number, ratio, table
 from tests.processes import free_port, server_process
 
-_DIMENSION = 640  # of the fake
+_DIMENSION = 640  # of the fake model
 _LOADS = {  # modality, requests in flight, streams that carry them
     "text, 1 caller": ("text", 1, 0),
     "text, 64 callers": ("text", 64, 0),
@@ -25,9 +25,9 @@ _LOADS = {  # modality, requests in flight, streams that carry them
 }
 
 _NOTE = """\
-Items per second and p50 in milliseconds: an echo on bare grpc.aio, and alignserve with `--checkpoint fake`,
-which admits, tokenizes or decodes, batches, and counts. Both run on uvloop and parse what they get; they take
-turns. As many items are in flight on 4 streams as from 64 callers."""
+Items per second and p50 in milliseconds: an echo server on bare grpc.aio, and alignserve with
+`--checkpoint fake`, which admits, tokenizes or decodes, batches and counts. Both run on uvloop and parse
+their requests; they take turns. The 4 streams have as many items in flight as 64 callers."""
 
 
 def run(plan: Plan) -> Section:
@@ -47,7 +47,7 @@ def run(plan: Plan) -> Section:
     gain_rows = [(modality, *(f"{gain:.2f}" for gain in of.values())) for modality, of in gains.items()]
     shares = {name: _share(of) for name, of in rates.items()}
     return Section(
-        "The server alone",
+        "Server overhead",
         [_NOTE, table(head, [_row(name, of) for name, of in rates.items()]), table(stream_head, gain_rows)],
         [
             *(Bar(f"fake model ÷ bare echo, {name}", share, 0.6) for name, share in shares.items()),

@@ -1,4 +1,4 @@
-"""What `alignserve-server plan` promises, beside what a real server then does."""
+"""Compares the predictions of `alignserve-server plan` with measurements of a real server."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from tests.load.measuring import Plan, Rates, grpc_round, progress
 from tests.load.report import Bar, Section, number, table
 from tests.processes import BIN, ROOT, ServerProcess, server_process
 
-_LOADS = (0.5, 0.7, 0.9)  # of the highest rate planned
+_LOADS = (0.5, 0.7, 0.9)  # of the highest planned rate
 _SECONDS_PER_ROUND_SECOND = 4
-_MOST_FACTOR = 1.5  # that p99 may be off, either way
-_TRAFFIC = ("--image-size", "512x443")  # as many pixels as the photos have on average
+_MAX_FACTOR = 1.5  # maximum error of p99, in either direction
+_TRAFFIC = ("--image-size", "512x443")  # the average number of pixels of the photos
 
 _NOTE = """\
-`plan` measures and then says what one replica holds; a real server gets a share of that, as calls of one item
-at random times (Poisson). In the first case the model sleeps, 20 ms a batch and 2 ms an entry, so that it
-takes no core. In the others it runs on OpenVINO, and the server has a core of its own, the client another.
-While the plan measures, a process keeps the client's core busy, since the two may share caches and units.
-Batches of images, then of texts. Medians of the rounds; milliseconds."""
+`plan` measures how much load one replica sustains; a real server gets a share of that load, as calls of one
+item at random times (Poisson). In the first case the model sleeps, 20 ms per batch and 2 ms per entry, so
+that it takes no core. In the others it runs on OpenVINO, and server and client have a core each. While
+`plan` measures, a process keeps the client's core busy, since the cores may share caches and execution units.
+Mean batch sizes of images, then of texts. Medians of the rounds; milliseconds."""
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A server, the traffic that it gets, and the p99 that it is planned for."""
+    """A server, its traffic, and the p99 that it is planned for."""
 
     name: str
     program: Sequence[str]
@@ -54,14 +54,14 @@ class _Case:
 
 @dataclass(frozen=True)
 class _Batches:
-    """Counts of batches and of their entries, by modality."""
+    """Counts of batches and their entries, by modality."""
 
     batches: Mapping[str, float]
     entries: Mapping[str, float]
 
     @classmethod
     def of(cls, server: ServerProcess) -> _Batches:
-        """Reads them off the server's metrics."""
+        """Reads the counts from the server's metrics."""
         with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as page:
             families = text_string_to_metric_families(page.read().decode())
         samples = [
@@ -77,7 +77,7 @@ class _Batches:
         return cls(by_modality("_count"), by_modality("_sum"))
 
     def mean_since(self, before: _Batches) -> dict[str, float]:
-        """Returns the mean batch of each modality that came."""
+        """Returns the mean batch size of each modality with new batches."""
         return {
             name: (self.entries[name] - before.entries[name]) / (count - before.batches.get(name, 0.0))
             for name, count in self.batches.items()
@@ -90,7 +90,7 @@ _SERVER = (str(BIN / "alignserve-server"),)
 
 
 def run(plan: Plan) -> Section:
-    """Plans each case, and measures it at each load."""
+    """Plans each case and measures it at each load."""
     sleeping = ("--max-batch-size", "16")
     cases = [
         _Case("sleeping, texts", _SLEEPING, 0.25, 0.0, "6-49", sleeping, has_own_core=False),
@@ -105,8 +105,8 @@ def run(plan: Plan) -> Section:
         for load, planned, measured, mean_batch in _compared(case, plan):
             factor = measured.p99_ms / (1e3 * planned["p99_seconds"])
             rows.append(_row(case, load, planned, measured, mean_batch))
-            name = f"{case.name} at {load:.0%}: p99, measured and planned, off by a factor"
-            bars.append(Bar(name, max(factor, 1 / factor), _MOST_FACTOR, is_ceiling=True))
+            name = f"{case.name} at {load:.0%}: error factor of the planned p99"
+            bars.append(Bar(name, max(factor, 1 / factor), _MAX_FACTOR, is_ceiling=True))
     head = ("traffic", "load", "calls/s", "p50 planned", "measured", "p99 planned", "measured")
     return Section(f"Planned: {plan.model}", [_NOTE, table((*head, "batch planned", "measured"), rows)], bars)
 
@@ -115,9 +115,9 @@ def _compared(case: _Case, plan: Plan) -> Iterator[tuple[float, dict[str, Any], 
     with tempfile.TemporaryDirectory() as folder, _client_core(case) as prefix:
         curve = str(Path(folder, "curve.json"))
         with _busy_core() if case.has_own_core else nullcontext():
-            most = _plan(case, prefix, "--save", curve)["calls_per_second_of_one"]
+            peak = _plan(case, prefix, "--save", curve)["calls_per_second_of_one"]
         for load in _LOADS:
-            rate = load * most
+            rate = load * peak
             (planned,) = _plan(case, prefix, "--curve", curve, "--rps", str(rate), "--replicas", "1")["plans"]
             with server_process(
                 *case.flags, "--text-cache-bytes", "0", program=(*prefix, *case.program)
@@ -150,7 +150,7 @@ def _measured(server: ServerProcess, case: _Case, rate: float, plan: Plan) -> tu
 
 @contextmanager
 def _client_core(case: _Case) -> Iterator[Sequence[str]]:
-    """Leaves a core to the server, if it should have one; yields what its command begins with."""
+    """Reserves a core for the server if it needs its own; yields the prefix of the server's command."""
     process = psutil.Process()
     cores = process.cpu_affinity()
     if not case.has_own_core or len(cores) < 2:

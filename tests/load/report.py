@@ -1,4 +1,4 @@
-"""What comes out of the benchmarks: sections with tables, and bars that their figures are held against."""
+"""The results of the benchmarks: sections with tables, and figures compared with bounds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure that is held against a bound.
+    """A figure that is compared with a bound.
 
     Attributes:
-        name: What the figure is, with its unit.
-        figure: As measured.
-        bound: The least that will do; the most, if `is_ceiling`.
-        is_ceiling: Whether less is better.
+        name: Name of the figure, with its unit.
+        figure: Measured value.
+        bound: Minimum to reach, or maximum if `is_ceiling`.
+        is_ceiling: Whether lower is better.
     """
 
     name: str
@@ -24,21 +24,21 @@ class Bar:
     is_ceiling: bool = False
 
     @property
-    def reached(self) -> bool:
+    def is_met(self) -> bool:
         """Whether the figure is within the bound."""
         return self.figure <= self.bound if self.is_ceiling else self.figure >= self.bound
 
     @property
     def verdict(self) -> str:
-        """Says that it is reached, or by how much of the bound it is missed."""
+        """Returns 'met', or by what share of the bound it is missed."""
         if math.isnan(self.figure):
             return "not measured"
-        return "reached" if self.reached else f"missed by {abs(self.figure / self.bound - 1):.0%}"
+        return "met" if self.is_met else f"missed by {abs(self.figure / self.bound - 1):.0%}"
 
 
 @dataclass(frozen=True)
 class Section:
-    """One subject of the results."""
+    """One section of the results."""
 
     title: str
     paragraphs: Sequence[str]  # text and tables
@@ -46,20 +46,20 @@ class Section:
 
     @property
     def markdown(self) -> str:
-        """Returns it as it is printed."""
+        """Returns the section in Markdown."""
         return "\n\n".join([f"## {self.title}", *self.paragraphs])
 
 
 def summary(bars: Sequence[Bar]) -> Section:
-    """Returns the bars of all sections as a section."""
+    """Returns a section with the bars of all sections."""
     rows = [
         (bar.name, number(bar.figure), f"{'≤' if bar.is_ceiling else '≥'} {number(bar.bound)}", bar.verdict)
         for bar in bars
     ]
-    reached = sum(bar.reached for bar in bars)
+    met = sum(bar.is_met for bar in bars)
     return Section(
         "Summary",
-        [f"{reached} of {len(bars)} reached.", table(("figure", "measured", "bound", "verdict"), rows)],
+        [f"{met} of {len(bars)} bounds met.", table(("figure", "measured", "bound", "verdict"), rows)],
     )
 
 
@@ -70,11 +70,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def ratio(figure: float, other: float) -> float:
-    """Returns figure ÷ other, or NaN if either is 0: where nothing was answered in time, nothing compares."""
+    """Returns figure ÷ other, or NaN if either is 0: no answers, no comparison."""
     return figure / other if figure and other else math.nan
 
 
 def number(value: float) -> str:
-    """Returns a figure with as many decimals as its size deserves."""
+    """Returns a figure with a number of decimals that fits its size."""
     decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:.{decimals}f}"

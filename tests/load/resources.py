@@ -1,4 +1,4 @@
-"""What a server takes: time to start, and memory."""
+"""Measures a server's startup time and memory."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tests.processes import server_process
 _DEFAULT = "no flag"
 _STARTS = 5
 _CALLERS = 64
-_MOST_START_SECONDS = 3.0  # of the embedded checkpoint
-_MOST_WEIGHTS, _MOST_BESIDE_MB = 1.6, 300.0  # of any larger one
+_MAX_START_SECONDS = 3.0  # for the embedded checkpoint
+_MAX_WEIGHTS, _MAX_FIXED_MB = 1.6, 300.0  # for larger checkpoints
 
 _NOTE = f"""\
-Seconds from the command to the log line `ready`, after a start that fills the caches: median and longest of
-{_STARTS} starts of the embedded checkpoint, or one of another. Memory in MB (10⁶ bytes) once ready, and after
-images and then texts from {_CALLERS} callers: RSS, and PSS in brackets. The bound, meant for full size, is
-{_MOST_WEIGHTS} times the weights in the data type, and {_MOST_BESIDE_MB:.0f} MB."""
+Seconds from the command to the log line `ready`, after a first start that fills the caches: median and
+maximum of {_STARTS} starts with the embedded checkpoint, or one start with another. Memory in MB (10⁶ bytes)
+when ready, and after images and then texts from {_CALLERS} callers: RSS, with PSS in brackets. The bound,
+meant for full size, is {_MAX_WEIGHTS} times the weights in the data type plus {_MAX_FIXED_MB:.0f} MB."""
 
 
 @dataclass(frozen=True)
 class _Usage:
-    """What one configuration takes."""
+    """The startup time and memory of one configuration."""
 
     start_seconds: Sequence[float]
     ready: Memory
@@ -40,15 +40,15 @@ class _Usage:
 
 
 def run(plan: Plan) -> Section:
-    """Measures the runtimes and data types that this machine has."""
+    """Measures the runtimes and data types that this machine supports."""
     flags: dict[str, tuple[str, ...]] = {_DEFAULT: (), "`--runtime torch`": ("--runtime", "torch")}
     if has_bfloat16():
         flags |= {f"`{' '.join(BFLOAT16)}`": BFLOAT16}
     usages = {name: _usage(name, chosen, plan) for name, chosen in flags.items()}
-    head = ("alignserve-server", "start s", "memory, ready", "memory, loaded", "bound")
+    head = ("alignserve-server", "startup s", "memory, ready", "memory, loaded", "bound")
     bars = [bar for name, usage in usages.items() for bar in _bars(name, usage, plan)]
     rows = [_row(name, usage) for name, usage in usages.items()]
-    return Section(f"Start and memory: {plan.model}", [_NOTE, table(head, rows)], bars)
+    return Section(f"Startup and memory: {plan.model}", [_NOTE, table(head, rows)], bars)
 
 
 def _usage(name: str, flags: Sequence[str], plan: Plan) -> _Usage:
@@ -63,7 +63,7 @@ def _usage(name: str, flags: Sequence[str], plan: Plan) -> _Usage:
         loaded = Memory.of(server.process)
     weights = (resolve_checkpoint(plan.checkpoint).folder / "model.safetensors").stat().st_size
     share = 0.5 if "bfloat16" in flags else 1.0
-    return _Usage(start_seconds, ready, loaded, _MOST_WEIGHTS * share * weights / 1e6 + _MOST_BESIDE_MB)
+    return _Usage(start_seconds, ready, loaded, _MAX_WEIGHTS * share * weights / 1e6 + _MAX_FIXED_MB)
 
 
 def _start_seconds(command: Sequence[str]) -> float:
@@ -82,6 +82,4 @@ def _bars(name: str, usage: _Usage, plan: Plan) -> list[Bar]:
     if plan.checkpoint != EMBEDDED:
         return [Bar(f"memory, {name}, MB", usage.loaded.rss_mb, usage.bound_mb, is_ceiling=True)]
     seconds = statistics.median(usage.start_seconds)
-    return (
-        [Bar("start to ready, s", seconds, _MOST_START_SECONDS, is_ceiling=True)] if name == _DEFAULT else []
-    )
+    return [Bar("startup, s", seconds, _MAX_START_SECONDS, is_ceiling=True)] if name == _DEFAULT else []

@@ -1,4 +1,4 @@
-"""`make soak`: loads a server for long, with callers that leave, break and expire, and looks for what grows.
+"""`make soak`: runs a server under load, with cancelled, broken and expired calls, and looks for leaks.
 
 python -m tests.load.soak [--minutes 10] [--checkpoint fake] [--plant-leak memory|fds|tasks] [--output FILE]
 """
@@ -31,10 +31,10 @@ RESULTS = Path(__file__).parent / "RESULTS-soak.md"
 
 _LEAKING = (sys.executable, "-m", "tests.load.peers.leaking_server")
 _CALLERS, _STREAMS = 12, 2
-_ODD_SHARE = 0.05  # of calls that are cancelled, of those that are broken, and of those that expire
+_ODD_SHARE = 0.05  # of calls each that are cancelled, are broken or expire
 _SAMPLE_SECONDS = 5.0
 _SETTLE_SECONDS = 5.0  # after the last call
-_WARM_SHARE = 0.5  # of the samples that are left out: caches, pools and arenas fill up first
+_WARM_SHARE = 0.5  # of the samples to ignore: caches, pools and arenas fill up first
 _IN_FLIGHT = ("alignserve_items_in_flight", "alignserve_queue_entries", "alignserve_queue_bytes")
 
 
@@ -42,7 +42,7 @@ _IN_FLIGHT = ("alignserve_items_in_flight", "alignserve_queue_entries", "alignse
 class Sample:
     """The state of the server's process."""
 
-    requests: int  # sent until then
+    requests: int  # sent so far
     rss_mb: float
     fds: float
     threads: float
@@ -51,14 +51,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Limit:
-    """How much of something may come with 10,000 requests."""
+    """The maximum growth of a resource per 10,000 requests."""
 
     name: str
     unit: str
     per_10k: float
 
 
-# A cancelled stream costs 0.3 kB in gRPC (grpc/grpc#43360), and what malloc keeps moves by some MB.
+# gRPC leaks 0.3 kB per cancelled stream (grpc/grpc#43360), and memory kept by malloc varies by some MB.
 LIMITS = {
     "rss_mb": Limit("resident memory", "MB", 1.0),
     "fds": Limit("open files", "", 2.0),
@@ -68,10 +68,10 @@ LIMITS = {
 
 
 def growth(samples: Sequence[Sample], name: str) -> float:
-    """Returns by how much something grew with 10,000 requests, over the second half of the samples.
+    """Returns the growth per 10,000 requests over the second half of the samples.
 
     The slope is the median of the slopes between all pairs of samples (Theil-Sen), which single bumps do not
-    move.
+    affect.
     """
     late = samples[int(len(samples) * _WARM_SHARE) :]
     slopes = [
@@ -84,17 +84,17 @@ def growth(samples: Sequence[Sample], name: str) -> float:
 
 
 def leaks(samples: Sequence[Sample]) -> list[str]:
-    """Returns the names of what grows by more than it may."""
+    """Returns the names of resources that grow by more than their limit."""
     return [limit.name for name, limit in LIMITS.items() if growth(samples, name) > limit.per_10k]
 
 
 class Soak:
-    """A load of all kinds of calls and all kinds of ends."""
+    """Sends all kinds of calls, which end in all kinds of ways."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(address)
         self._stub = pb_grpc.AlignServiceStub(self._channel)
-        self._chance = random.Random(0)
+        self._rng = random.Random(0)
         self.requests = 0
         self.ends: dict[str, int] = {}
 
@@ -112,11 +112,11 @@ class Soak:
             self.ends[end] = self.ends.get(end, 0) + 1
 
     async def _one_call(self) -> str:
-        is_cancelled, is_broken, expires = (self._chance.random() < _ODD_SHARE for _ in range(3))
+        is_cancelled, is_broken, expires = (self._rng.random() < _ODD_SHARE for _ in range(3))
         method, request = self._request(is_broken=is_broken)
         call = method(request, timeout=0.002 if expires else 30.0)
         if is_cancelled:
-            await asyncio.sleep(self._chance.random() * 0.02)
+            await asyncio.sleep(self._rng.random() * 0.02)
             call.cancel()
         try:
             await call
@@ -127,28 +127,28 @@ class Soak:
         return "OK"
 
     def _request(self, *, is_broken: bool):
-        kind = self._chance.choice(("image", "text", "text", "text", "classify"))
+        kind = self._rng.choice(("image", "text", "text", "text", "classify"))
         if kind == "text":
             return self._stub.EmbedText, pb.EmbedTextRequest(texts=["" if is_broken else self._text()])
         images = [pb.Image(content=b"broken" if is_broken else self._image())]
         if kind == "image":
             return self._stub.EmbedImage, pb.EmbedImageRequest(images=images)
-        labels = ["cat", "rocket", f"label {self._chance.randrange(2000)}"]
+        labels = ["cat", "rocket", f"label {self._rng.randrange(2000)}"]
         return self._stub.Classify, pb.ClassifyRequest(images=images, labels=labels)
 
     def _text(self) -> str:
-        return f"{self._chance.choice(TEXTS)} {self._chance.randrange(1_000_000)}"
+        return f"{self._rng.choice(TEXTS)} {self._rng.randrange(1_000_000)}"
 
     def _image(self) -> bytes:
-        return self._chance.choice(PHOTOS) + self._chance.randbytes(8)
+        return self._rng.choice(PHOTOS) + self._rng.randbytes(8)
 
     async def _stream_on(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             stream = self._stub.StreamInfer()
-            is_cancelled = self._chance.random() < 4 * _ODD_SHARE
+            is_cancelled = self._rng.random() < 4 * _ODD_SHARE
             with suppress(grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError):
                 for number_ in range(20):
-                    text = "" if self._chance.random() < _ODD_SHARE else self._text()
+                    text = "" if self._rng.random() < _ODD_SHARE else self._text()
                     item = pb.StreamInferRequest(
                         correlation_id=str(number_), embed_text=pb.EmbedTextRequest(texts=[text])
                     )
@@ -197,7 +197,7 @@ def _metrics(server: ServerProcess) -> dict[str, float]:
 
 
 def _in_flight(server: ServerProcess) -> dict[str, float]:
-    """Returns the gauges that must be 0, once they are; the server may still note the last that left."""
+    """Waits until the gauges that must be 0 are 0, within a timeout; returns them."""
     end = time.monotonic() + _SETTLE_SECONDS
     while True:
         left = {name: value for name, value in _metrics(server).items() if name.startswith(_IN_FLIGHT)}
@@ -209,7 +209,7 @@ def _in_flight(server: ServerProcess) -> dict[str, float]:
 def soak(
     minutes: float, flags: Sequence[str], *, plant: str | None = None, sample_seconds: float = _SAMPLE_SECONDS
 ) -> tuple[list[Sample], dict[str, int], dict[str, float]]:
-    """Loads a server; returns the samples, how calls ended, and the gauges that must be 0 at the end."""
+    """Runs a server under load; returns the samples, how calls ended, and the gauges that must end at 0."""
 
     async def run(server: ServerProcess) -> tuple[list[Sample], dict[str, int]]:
         load, stop = Soak(server.address), asyncio.Event()
@@ -241,30 +241,30 @@ def _report(arguments: argparse.Namespace, samples: Sequence[Sample], ends: dict
         command += f" --plant-leak {arguments.plant_leak}"
     date = datetime.now(UTC).date()
     return (
-        f"# Soak\n\n`{command}`, {date}, {psutil.cpu_count()} cores, client on the same.\n\n"
+        f"# Soak\n\n`{command}`, {date}, {psutil.cpu_count()} cores, shared with the client.\n\n"
         f"{samples[-1].requests} requests. Unary calls ended with: {calls}.\n\n{table(head, rows)}\n"
     )
 
 
 def main() -> int:
-    """Runs the soak; returns 1 if something leaks."""
+    """Runs the soak test; returns 1 if something leaks."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration (default: 10)")
     parser.add_argument(
-        "--checkpoint", default="fake", help="folder, hub id, or fake, the server alone (default: fake)"
+        "--checkpoint", default="fake", help="folder, hub id, or fake for only the server (default: fake)"
     )
     parser.add_argument(
-        "--plant-leak", choices=("memory", "fds", "tasks"), help="a server that leaks, to see it caught"
+        "--plant-leak", choices=("memory", "fds", "tasks"), help="run a server with this leak"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="file for the results")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="file to write the results to")
     arguments = parser.parse_args()
     samples, ends, left = soak(
         arguments.minutes, ("--checkpoint", arguments.checkpoint), plant=arguments.plant_leak
     )
     found = leaks(samples)
     stuck = [name for name, value in left.items() if value]
-    verdict = f"Leaks: {', '.join(found)}." if found else "Nothing leaks."
-    verdict += f" Not 0 at the end: {', '.join(stuck)}." if stuck else " At the end nothing was in flight."
+    verdict = f"Leaks: {', '.join(found)}." if found else "No leaks."
+    verdict += f" Not 0 at the end: {', '.join(stuck)}." if stuck else " Nothing was in flight at the end."
     report = f"{_report(arguments, samples, ends)}\n{verdict}\n"
     print(report)
     arguments.output.write_text(report, encoding="utf-8")

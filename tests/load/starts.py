@@ -1,6 +1,6 @@
-"""The batch sizes that starts choose while the machine is busy: `python -m tests.load.starts`.
+"""Prints the batch sizes that servers choose on a busy machine: `python -m tests.load.starts`.
 
-Each start has a cache folder of its own, but for the converted model; with `--keep-sizes`, all share one.
+Starts share only the converted model; with `--keep-sizes` they also share the chosen sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.processes import BIN
 
 
 def main() -> None:
-    """Prints the sizes of one start after the other."""
+    """Starts servers one after the other and prints the sizes of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=6)
     parser.add_argument("--busy-loops", type=int, default=2)
@@ -55,7 +55,7 @@ def _sizes(cache: str) -> dict[str, int]:
 
 @contextmanager
 def _busy(loops: int) -> Iterator[None]:
-    """Keeps that many cores busy for the length of the block."""
+    """Keeps that many cores busy within the block."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         yield

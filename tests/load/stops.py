@@ -1,8 +1,8 @@
-"""Restarts two servers in turn under callers that know both, without a proxy, and counts what they lose.
+"""Restarts two servers in turn while callers use both without a proxy, and counts failed calls.
 
 python -m tests.load.stops [--callers 256] [--calls 200000] [--stops 20] [--client alignserve|bare]
 
-The client `bare` is a stub without any retries of gRPC's, whose callers repeat UNAVAILABLE and nothing else.
+The client `bare` is a stub without gRPC's retries, whose callers retry only UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from tests.deploy.rolling import Replica
 from tests.integration.serving import text_request
 
-_CLIENTS = 8  # with a connection to each server of their own
-_PAUSE_SECONDS = 0.01  # of a bare caller before it repeats
+_CLIENTS = 8  # each with its own connection to each server
+_PAUSE_SECONDS = 0.01  # of a bare caller before it retries
 _BETWEEN_STOPS_SECONDS = 1.0
 
-Embed: TypeAlias = Callable[[str], Awaitable[object]]  # raises what the caller meets in the end
+Embed: TypeAlias = Callable[[str], Awaitable[object]]  # raises the error that the caller finally gets
 
 
 class Load:
-    """Callers that go on until they are told to stop, and what became of their calls."""
+    """Callers that run until told to stop, and the outcomes of their calls."""
 
     def __init__(self) -> None:
         self.answered = 0
-        self.repeated = 0  # by bare callers
+        self.repeated = 0  # retried by bare callers
         self.failed: Counter[str] = Counter()
         self._is_over = False
 
     @asynccontextmanager
     async def running(self, embeds: list[Embed], callers: int) -> AsyncIterator[Load]:
-        """Loads for the length of the block; at its end every call has its answer."""
+        """Sends calls during the block; when it ends, every call has its answer."""
         working = [
             asyncio.ensure_future(self._call(embeds[number % len(embeds)], number))
             for number in range(callers)
@@ -65,7 +65,7 @@ class Load:
                 self.failed[f"{error.code().name} {error.details()}"] += 1
 
     def bare(self, stub: pb_grpc.AlignServiceAsyncStub) -> Embed:
-        """Returns what calls a stub, again and again while it meets UNAVAILABLE."""
+        """Returns a function that calls a stub and retries while the call fails with UNAVAILABLE."""
 
         async def embed(text: str) -> object:
             while True:
@@ -121,7 +121,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     seconds = time.monotonic() - began
     print(
         f"client {arguments.client}, {arguments.callers} callers, {stops} stops in {seconds:.0f} s: "
-        f"{load.answered} answered, {load.repeated} repeated by callers, {_listed(load.failed)}"
+        f"{load.answered} answered, {load.repeated} retried by callers, {_listed(load.failed)}"
     )
 
 
@@ -130,7 +130,7 @@ def _listed(failed: Counter[str]) -> str:
 
 
 def main() -> None:
-    """Runs and prints what was lost."""
+    """Runs the load and prints the failed calls."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

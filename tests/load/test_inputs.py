@@ -1,4 +1,4 @@
-"""What the benchmarks send is fair to all who are measured."""
+"""The benchmarks' inputs are fair to all servers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.load.inputs import MODALITIES, bodies, grpc_calls
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_no_input_comes_twice(modality: str) -> None:
-    """Two rounds share no input, and neither repeats one, so that no cache helps anybody."""
+def test_no_input_occurs_twice(modality: str) -> None:
+    """Two rounds share no input and neither repeats one, so no server gains from a cache."""
     sent = [body for _ in range(2) for body in islice(bodies(modality), 500)]
 
     assert len(set(sent)) == 1000
@@ -23,7 +23,7 @@ def test_no_input_comes_twice(modality: str) -> None:
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_http_servers_get_the_bytes_that_grpc_servers_get(modality: str) -> None:
-    """Of one seed, all forms of a call carry the same items."""
+    """With the same seed, all forms of a call have the same items."""
     of_grpc = [_items(modality, call.request) for call in islice(grpc_calls(modality, seed=7), 20)]
 
     bare = [[call.request] for call in islice(http_calls(modality, as_json=False, seed=7), 20)]
@@ -36,7 +36,7 @@ def test_http_servers_get_the_bytes_that_grpc_servers_get(modality: str) -> None
 
 
 def test_rounds_have_texts_of_the_same_length() -> None:
-    """Neither the captions nor the tags make one round easier than another: their lengths are one mix."""
+    """No round is easier than another: captions and tags have the same mix of lengths."""
     means = [sum(map(len, islice(bodies("text", seed), 2000))) / 2000 for seed in range(10)]
 
     assert max(means) / min(means) < 1.03

@@ -1,4 +1,4 @@
-"""What the soak takes for a leak."""
+"""What the soak test reports as a leak."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _NOISE = {"rss_mb": 3.0, "fds": 1.0, "threads": 1.0, "tasks": 5.0}
 
 
 def _samples(*, grows: str = "", by: float = 0.0, until: float = 1.0) -> list[Sample]:
-    """Makes 120 samples of 100,000 requests; something grows by so much per 10,000 requests."""
-    chance = random.Random(1)
+    """Builds 120 samples of 100,000 requests; `grows` grows by `by` per 10,000 requests."""
+    rng = random.Random(1)
     samples = []
     for number in range(1, 121):
         requests = number * 833
         grown = by * min(requests, until * 100_000) / 10_000
         values = {
-            name: level + chance.uniform(-1, 1) * _NOISE[name] + (grown if name == grows else 0.0)
+            name: level + rng.uniform(-1, 1) * _NOISE[name] + (grown if name == grows else 0.0)
             for name, level in _FLAT.items()
         }
         samples.append(Sample(requests, **values))
     return samples
 
 
-def test_noise_is_no_leak() -> None:
-    """Memory moves by some megabytes, and tasks come and go."""
+def test_noise_is_not_a_leak() -> None:
+    """Memory varies by some megabytes, and the number of tasks varies."""
     assert leaks(_samples()) == []
 
 
@@ -41,18 +41,18 @@ def test_noise_is_no_leak() -> None:
         ("tasks", 10.0, "asyncio tasks"),
     ],
 )
-def test_what_grows_with_every_request_is_a_leak(grows: str, by: float, name: str) -> None:
-    """Twice the limit is seen through the noise."""
+def test_growth_with_every_request_is_a_leak(grows: str, by: float, name: str) -> None:
+    """Growth of twice the limit is detected despite the noise."""
     assert leaks(_samples(grows=grows, by=by)) == [name]
 
 
-def test_what_has_stopped_to_grow_by_half_time_is_none() -> None:
-    """Caches fill up and pools start, once."""
+def test_growth_that_stops_by_half_time_is_not_a_leak() -> None:
+    """Caches fill up and pools start only once."""
     assert leaks(_samples(grows="rss_mb", by=10.0, until=0.45)) == []
 
 
-def test_one_bump_is_no_leak() -> None:
-    """A collection that comes late, or a page that is not given back at once."""
+def test_one_bump_is_not_a_leak() -> None:
+    """Garbage may be collected late, and pages may be returned late."""
     samples = _samples()
     bump = samples[100]
     samples[100] = Sample(bump.requests, bump.rss_mb + 500, bump.fds, bump.threads, bump.tasks)

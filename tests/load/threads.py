@@ -1,4 +1,4 @@
-"""What threads of a torch forward gain, and what they lose beside processes that keep cores busy.
+"""Measures what threads gain a torch forward on an idle machine, and cost it on a busy one.
 
 python -m tests.load.threads [--checkpoint ID_OR_FOLDER] [--seconds S]
 """
@@ -30,8 +30,8 @@ _ALL = cpu_count()
 class _Contender:
     name: str
     threads: int
-    spins: int  # turns that a thread spins at a barrier before it sleeps
-    is_lane: bool = False  # GNU's OpenMP spins less in any thread but the first, if it has to share cores
+    spins: int  # iterations that a thread spins at a barrier before it sleeps
+    is_lane: bool = False  # if cores are shared, GNU's OpenMP spins less in all threads except the first
 
 
 _CONTENDERS = [
@@ -44,11 +44,11 @@ _CONTENDERS = [
 
 
 def main() -> None:
-    """Prints a table: p50 of an image and of a text alone, by the number of busy neighbours."""
+    """Prints a table: p50 of a single image and a single text, by number of busy neighbours."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--checkpoint", default="mini", help="folder or hub id (default: mini)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
-    parser.add_argument("--contender", type=int, help=argparse.SUPPRESS)  # the one to measure in this process
+    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement (default: 2)")
+    parser.add_argument("--contender", type=int, help=argparse.SUPPRESS)  # measured in this process
     arguments = parser.parse_args()
     if arguments.contender is not None:
         print(_times(_CONTENDERS[arguments.contender], arguments.checkpoint, arguments.seconds))
@@ -59,14 +59,12 @@ def main() -> None:
     )
     print("|---|" + "---|" * len(neighbours))
     for number, contender in enumerate(_CONTENDERS):
-        cells = [
-            _times_beside(count, number, arguments.checkpoint, arguments.seconds) for count in neighbours
-        ]
+        cells = [_times_with(count, number, arguments.checkpoint, arguments.seconds) for count in neighbours]
         print(f"| {contender.name} | {' | '.join(cells)} |", flush=True)
 
 
-def _times_beside(neighbours: int, number: int, checkpoint: str, seconds: float) -> str:
-    """Measures a contender in a process of its own, as OpenMP reads its settings once."""
+def _times_with(neighbours: int, number: int, checkpoint: str, seconds: float) -> str:
+    """Measures a contender in its own process, since OpenMP reads its settings only once."""
     command = [
         *(sys.executable, "-m", "tests.load.threads", "--contender", str(number)),
         *("--checkpoint", checkpoint, "--seconds", str(seconds)),

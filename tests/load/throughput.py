@@ -1,4 +1,4 @@
-"""How near the server comes to its ceiling, and what its callers wait under load."""
+"""Measures how close the server gets to its ceiling, and its latency under load."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from tests.load.report import Bar, Section, number, ratio, table
 from tests.processes import server_process
 
 _CONCURRENCY = {"image": 32, "text": 128}
-_LEAST_SHARE = {"image": 0.95, "text": 0.85}  # of the ceiling
+_MIN_SHARE = {"image": 0.95, "text": 0.85}  # of the ceiling
 _LOADS = (0.5, 0.7, 0.9)
-_LEAST_CALLS = 100  # of an open loop, for the sake of its p99
-_MOST_LATENCIES = 4.0  # of one caller, that p99 may be at 70 %
+_MIN_CALLS = 100  # of an open loop, so that its p99 means something
+_MAX_LATENCIES = 4.0  # maximum p99 at 70 % load, in latencies of one caller
 
 _NOTE = """\
-Items per second, and the share of the ceiling: the same encoder in a loop at its best batch, with decoding
-overlapped and no server. Ceiling and server take turns. The cores that the client uses, the server lacks."""
+Items per second, and the share of the ceiling: the same encoder in a loop at its best batch size, with
+overlapped decoding and no server. Ceiling and server take turns. The client shares the server's cores."""
 _OPEN_NOTE = """\
-Open loop: calls of one item come at random, at a share of what one item a call reaches above; milliseconds
-from the time a call was due, and how many times the p50 of one caller p99 is. That is {p50s}."""
+Open loop: calls of one item at random times, at a share of the rate for one item a call above. Milliseconds
+from the time a call was due; in brackets, p99 divided by the p50 of one caller, which is {p50s}."""
 
 
 @dataclass(frozen=True)
 class _Standing:
-    """What the server reaches with one modality."""
+    """The server's results for one modality."""
 
     batch_size: int  # of the ceiling
     ceiling: float
-    single: Rates  # one item a call
+    single: Rates  # one item per call
     in_sixteens: Rates
     streamed: Rates
     one_caller: Rates
@@ -96,7 +96,7 @@ def _standing(encoder: Encoder, address: str, modality: str, plan: Plan) -> _Sta
 def _open_loop(address: str, modality: str, saturation: float, plan: Plan) -> dict[float, Rates]:
     def once(load: float) -> Measurement:
         rate = load * saturation
-        seconds = max(plan.seconds, _LEAST_CALLS / rate)
+        seconds = max(plan.seconds, _MIN_CALLS / rate)
         run_length = RunLength(seconds, warmup_seconds=1.0)
         return grpc_round(address, grpc_calls(modality), OpenLoop(rate), run_length)
 
@@ -127,6 +127,6 @@ def _bars(modality: str, of: _Standing) -> list[Bar]:
     share = ratio(of.single.items_per_second, of.ceiling)
     latencies = ratio(of.open[0.7].p99_ms, of.one_caller.p50_ms)
     return [
-        Bar(f"served ÷ ceiling, {modality}s", share, _LEAST_SHARE[modality]),
-        Bar(f"p99 at 70 % ÷ p50 of one caller, {modality}s", latencies, _MOST_LATENCIES, is_ceiling=True),
+        Bar(f"served ÷ ceiling, {modality}s", share, _MIN_SHARE[modality]),
+        Bar(f"p99 at 70 % ÷ p50 of one caller, {modality}s", latencies, _MAX_LATENCIES, is_ceiling=True),
     ]

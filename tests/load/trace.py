@@ -1,4 +1,4 @@
-"""Prints what a collector gets of calls that shared a batch.
+"""Prints the spans that a collector receives for calls that share a batch.
 
 python -m tests.load.trace
 """
@@ -20,7 +20,7 @@ _CALLERS = 3
 
 
 def main() -> None:
-    """Lets a server wait for company, sends it calls of several callers, and prints their spans."""
+    """Sends calls of several callers to a server that waits to fill a batch, and prints their spans."""
     with collecting() as collector:
         with mock.patch.dict(os.environ, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint):
             _call_together()

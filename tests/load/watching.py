@@ -1,4 +1,4 @@
-"""What it costs to watch the server: metrics, the access log and traces."""
+"""Measures what metrics, the access log and traces cost the server."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ _UNWATCHED = (sys.executable, "-m", "tests.load.peers.unwatched_server")
 _NOTHING, _METRICS = "nothing", "metrics"
 
 _NOTE = f"""\
-`--checkpoint fake`, texts, {_CALLERS} callers, each server in its turn: CPU time of the server's process for
-a call, and calls per second. The first server is patched to count nothing at all; the others count as always
-and are scraped every {_SCRAPE_SECONDS:.0f} s. Spans go to a collector on the same two cores, which takes its
-share of them, so of tracing the CPU time counts."""
+`--checkpoint fake`, texts, {_CALLERS} callers, one server at a time: CPU time of the server's process per
+call, and calls per second. The first server is patched to count nothing; the others count as usual and are
+scraped every {_SCRAPE_SECONDS:.0f} s. Spans go to a collector that uses the same two cores, so for tracing
+only the CPU time is meaningful."""
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """Of one round."""
+    """The cost in one round."""
 
-    cpu_us: float  # of a call
+    cpu_us: float  # per call
     per_second: float
 
 
 @dataclass(frozen=True)
 class _Way:
-    """A way of watching."""
+    """A way to observe the server."""
 
     flags: tuple[str, ...] = ()
-    sampled: str = "0"  # share of calls that are traced
+    sampled: str = "0"  # share of traced calls
 
 
 _WAYS = {
     _METRICS: _Way(),
-    "and one line in 100 calls": _Way(("--access-log-sample-ratio", "0.01")),
-    "and a line a call": _Way(("--access-log-sample-ratio", "1")),
-    "and one trace in 100 calls": _Way(("--tracing",), "0.01"),
-    "and a trace a call": _Way(("--tracing",), "1"),
+    "and a log line per 100 calls": _Way(("--access-log-sample-ratio", "0.01")),
+    "and a log line per call": _Way(("--access-log-sample-ratio", "1")),
+    "and a trace per 100 calls": _Way(("--tracing",), "0.01"),
+    "and a trace per call": _Way(("--tracing",), "1"),
 }
 
 
 def run(plan: Plan) -> Section:
-    """Measures all ways, in turns."""
+    """Measures all ways in turn."""
     with collecting() as collector, ExitStack() as until_done:
         servers = {
             _NOTHING: until_done.enter_context(server_process("--checkpoint", "fake", program=_UNWATCHED))
@@ -71,7 +71,7 @@ def run(plan: Plan) -> Section:
         measures = {name: lambda of=server: _cost(of, plan) for name, server in servers.items()}
         costs = in_turn(measures, plan.rounds)
     shares = {name: _share(costs[_NOTHING], of) for name, of in costs.items()}
-    head = ("watched by", "CPU µs a call", "nothing ÷ this", "calls/s")
+    head = ("observed by", "CPU µs per call", "nothing ÷ this", "calls/s")
     rows = [
         (
             name,
@@ -81,12 +81,12 @@ def run(plan: Plan) -> Section:
         )
         for name, of in costs.items()
     ]
-    bar = Bar("CPU time of a call without metrics ÷ with", shares[_METRICS], 0.98)
-    return Section("Watching", [_NOTE, table(head, rows)], [bar])
+    bar = Bar("CPU time per call without metrics ÷ with", shares[_METRICS], 0.98)
+    return Section("Observability", [_NOTE, table(head, rows)], [bar])
 
 
 def _share(unwatched: Sequence[_Cost], watched: Sequence[_Cost]) -> float:
-    """Returns the median of the rounds' shares: the two of a round were measured one after the other."""
+    """Returns the median of the ratios within a round, whose two costs were measured in succession."""
     pairs = zip(unwatched, watched, strict=True)
     return statistics.median(ratio(without.cpu_us, with_.cpu_us) for without, with_ in pairs)
 

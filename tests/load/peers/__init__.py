@@ -1,1 +1,1 @@
-"""Servers to compare with: what people write or take today, each with the same checkpoint."""
+"""Servers for the benchmarks: peers to compare with, and variants of alignserve."""

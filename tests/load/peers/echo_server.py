@@ -1,4 +1,4 @@
-"""A bare grpc.aio server that answers every call with the same embedding: the least a Python server costs.
+"""A bare grpc.aio server that returns the same embedding to every call: the minimum for Python.
 
 python -m tests.load.peers.echo_server DIMENSION PORT
 """
@@ -15,7 +15,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 
 class EchoServicer(pb_grpc.AlignServiceServicer):
-    """Parses each request and answers one embedding for each of its items."""
+    """Parses each request and returns one embedding per item."""
 
     def __init__(self, dimension: int) -> None:
         self._embedding = bytes(4 * dimension)
@@ -47,7 +47,7 @@ async def main(dimension: str, port: str) -> None:
     server = grpc.aio.server(
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
     )
-    servicer = EchoServicer(int(dimension))  # type: ignore[abstract]  # what it lacks is UNIMPLEMENTED
+    servicer = EchoServicer(int(dimension))  # type: ignore[abstract]  # other methods are UNIMPLEMENTED
     pb_grpc.add_AlignServiceServicer_to_server(servicer, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

@@ -1,4 +1,4 @@
-"""alignserve with a leak planted into it, as the negative control of the soak.
+"""alignserve with a deliberate leak, to check that the soak test finds it.
 
 python -m tests.load.peers.leaking_server memory|fds|tasks [flags of alignserve-server]
 """
@@ -13,8 +13,8 @@ from typing import Any
 from alignserve_server.batching.engine import Engine
 from alignserve_server.cli.main import main as run_server
 
-_BYTES = 1000  # of memory that each call leaves behind
-_CALLS_PER_LEAK = 200  # of the rarer kinds
+_BYTES = 1000  # leaked by each call
+_CALLS_PER_LEAK = 200  # for the other kinds
 
 _kept: list[Any] = []
 _calls = 0

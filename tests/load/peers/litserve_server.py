@@ -1,4 +1,4 @@
-"""LitServe with the same checkpoint on plain transformers: one worker for each modality.
+"""LitServe with the same checkpoint on plain transformers: one worker per modality.
 
 python -m tests.load.peers.litserve_server FOLDER PORT
 """
@@ -16,7 +16,7 @@ from tests.load.peers.plain_model import BATCH_WAIT_SECONDS, MAX_BATCH_SIZES, Pl
 
 
 class EmbedAPI(litserve.LitAPI):
-    """Embeds images or texts, sent as base64 in JSON, which is what it reads by itself."""
+    """Embeds images or texts, sent as base64 in JSON, the format that LitServe reads by default."""
 
     def __init__(self, folder: str, modality: str, **options: Any) -> None:
         super().__init__(**options)

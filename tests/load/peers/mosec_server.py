@@ -1,4 +1,4 @@
-"""mosec with the same checkpoint on plain transformers: two decoding processes, one for each tower.
+"""mosec with the same checkpoint on plain transformers; processes: two for decoding, one per tower.
 
 python -m tests.load.peers.mosec_server FOLDER PORT
 """
@@ -18,7 +18,7 @@ from tests.load.peers.plain_model import (
     PlainProcessor,
 )
 
-_FOLDER = "ALIGN_FOLDER"  # workers are processes that mosec starts
+_FOLDER = "ALIGN_FOLDER"  # an environment variable, since mosec starts the workers as processes
 
 
 class Decode(mosec.Worker):

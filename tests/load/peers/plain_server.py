@@ -1,4 +1,4 @@
-"""A server as anyone would first write it: grpc.aio, transformers, one call after the other.
+"""A server as most people would first write it: grpc.aio, transformers, one call at a time.
 
 python -m tests.load.peers.plain_server FOLDER PORT
 """
@@ -19,7 +19,7 @@ from tests.load.peers.plain_model import PlainModel
 
 
 class PlainServicer(pb_grpc.AlignServiceServicer):
-    """Runs each call by itself, in a thread that keeps the event loop free."""
+    """Runs one call at a time in a thread, which keeps the event loop free."""
 
     def __init__(self, model: PlainModel) -> None:
         self._model = model
@@ -30,7 +30,7 @@ class PlainServicer(pb_grpc.AlignServiceServicer):
         return pb.EmbedImageResponse(embeddings=await self._run(self._model.embed_images, contents))
 
     async def EmbedText(self, request: pb.EmbedTextRequest, context: Any) -> pb.EmbedTextResponse:
-        # max_length is what the processor does when it is told nothing
+        # max_length is the processor's default padding
         return pb.EmbedTextResponse(
             embeddings=await self._run(self._model.embed_texts, list(request.texts), "max_length")
         )
@@ -45,7 +45,7 @@ async def main(folder: str, port: str) -> None:
     server = grpc.aio.server(
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
     )
-    servicer = PlainServicer(PlainModel(folder))  # type: ignore[abstract]  # what it lacks is UNIMPLEMENTED
+    servicer = PlainServicer(PlainModel(folder))  # type: ignore[abstract]  # other methods are UNIMPLEMENTED
     pb_grpc.add_AlignServiceServicer_to_server(servicer, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()

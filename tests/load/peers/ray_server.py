@@ -1,4 +1,4 @@
-"""Ray Serve with the same checkpoint on plain transformers: one replica for each modality.
+"""Ray Serve with the same checkpoint on plain transformers: one replica per modality.
 
 python -m tests.load.peers.ray_server FOLDER PORT
 """
@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 # Ray reads these at import.
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # or it reports over the network
-os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # or it leaves one in the home folder
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # otherwise Ray sends usage statistics
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # otherwise Ray writes one to the home folder
 
 import ray
 from ray import serve
@@ -25,12 +25,12 @@ from starlette.responses import Response
 
 from tests.load.peers.plain_model import BATCH_WAIT_SECONDS, MAX_BATCH_SIZES, PlainModel
 
-_OBJECT_STORE_BYTES = 80 << 20  # about the least it takes; the default is a third of the memory
+_OBJECT_STORE_BYTES = 80 << 20  # about the minimum; the default is a third of the memory
 
 
 @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
 class Embed:
-    """Embeds images or texts, sent bare."""
+    """Embeds images or texts, sent as raw bytes."""
 
     def __init__(self, folder: str, modality: str) -> None:
         self._model, self._modality = PlainModel(folder), modality
@@ -41,12 +41,12 @@ class Embed:
 
     @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _embed(self, bodies: list[bytes]) -> list[bytes]:
-        # in a thread, so that requests are read meanwhile
+        # in a thread, so that requests are still read
         return await asyncio.to_thread(self._model.embed, self._modality, bodies)
 
 
 def main(folder: str, port: str) -> None:
-    """Serves until SIGTERM, then ends what Ray has started."""
+    """Serves until SIGTERM, then stops Ray's processes."""
     with tempfile.TemporaryDirectory(prefix="ray-") as temporary_folder, _ray(temporary_folder):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # Ray's own handler aborts
         serve.start(

@@ -1,4 +1,4 @@
-"""alignserve with a model that only sleeps, so that the device takes time and no core: queueing, undisturbed.
+"""alignserve with a model that only sleeps: takes time but no core, so only queueing is measured.
 
 python -m tests.load.peers.sleeping_server [flags of alignserve-server]
 """
@@ -13,7 +13,7 @@ SECONDS_PER_BATCH, SECONDS_PER_ENTRY = 0.02, 0.002
 
 
 def main(slower: float = 1.0) -> None:
-    """Runs the server; `slower` times as slow a model."""
+    """Runs the server with a model that is `slower` times as slow."""
     loading.load_encoder = lambda *_: FakeEncoder(
         embedding_dimension=640,
         is_recording=False,

@@ -1,4 +1,4 @@
-"""alignserve that counts and times nothing, to see what its metrics cost.
+"""alignserve without counting and timing, to measure what metrics cost.
 
 python -m tests.load.peers.unwatched_server [flags of alignserve-server]
 """
@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def _nothing(*_: object) -> None:
-    """Counts nothing."""
+    """Ignores a measurement."""
 
 
 if __name__ == "__main__":
