@@ -242,7 +242,7 @@ class AdmissionController:
     def _full(self) -> QueueFull:
         return QueueFull(
             f"{self._total.items} {self._kind} items ({self._total.size_bytes} bytes) wait, limit "
-            f"{self._limits.max_items} ({self._limits.max_bytes} bytes), partly kept for other callers;  "
+            f"{self._limits.max_items} ({self._limits.max_bytes} bytes), part of it kept for other callers; "
             "retry after the delay given, or send fewer items at once",
             retry_delay_seconds=_clamped(self._drain_rate.seconds_to_drain()),
         )

@@ -42,7 +42,7 @@ def best_batch_size(
             if size == 1:
                 raise
             break
-        if trials.is_hopeless(size) and trials.repeat().is_hopeless(size):
+        if trials.has_no_gain(size) and trials.repeat().has_no_gain(size):
             break
     return trials.repeat().best_size()
 
@@ -86,7 +86,7 @@ class _Trials:
         best = min((seconds / each for each, seconds in self._seconds.items()), default=0.0)
         return size * best > LONGEST_SECONDS
 
-    def is_hopeless(self, size: int) -> bool:
+    def has_no_gain(self, size: int) -> bool:
         """Returns whether the last three doublings up to a size brought no gain."""
         return size >= _GIVE_UP_FACTOR * self.best_size()
 
