@@ -28,7 +28,7 @@ _NOTE = """\
 Items per second, and the share of the ceiling: the same encoder in a loop at its best batch size, with
 overlapped decoding and no server. Ceiling and server take turns. The client shares the server's cores."""
 _OPEN_NOTE = """\
-Open loop: calls of one item at random times, at a share of the rate for one item a call above. Milliseconds
+Open loop: calls of one item at random times, at a share of the rate for one item per call above. Milliseconds
 from the time a call was due; in brackets, p99 divided by the p50 of one caller, which is {p50s}."""
 
 
@@ -50,7 +50,7 @@ def run(plan: Plan) -> Section:
     with server_process("--checkpoint", plan.checkpoint) as server:
         encoder = bare_encoder(plan.checkpoint)
         standings = {modality: _standing(encoder, server.address, modality, plan) for modality in MODALITIES}
-    head = ("items", "ceiling", "one item a call", "16 items a call", "4 streams")
+    head = ("items", "ceiling", "one item per call", "16 items per call", "4 streams")
     open_head = ("items", "load", "calls/s", "p50", "p99")
     p50s = " and ".join(f"{number(of.one_caller.p50_ms)} ({name})" for name, of in standings.items())
     return Section(

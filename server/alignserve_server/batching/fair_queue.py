@@ -18,7 +18,7 @@ BULK_SHARE = 1 / 16
 
 
 class Priority(Enum):
-    """How urgent a call is. The value is its share per caller under contention."""
+    """How urgent a call is. The value is its relative share per caller under contention."""
 
     INTERACTIVE = 1.0
     BULK = BULK_SHARE
