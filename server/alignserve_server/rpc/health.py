@@ -1,8 +1,8 @@
 """grpc.health.v1: reports the state of the server to load balancers and orchestrators.
 
 This replaces the servicer of grpcio-health-checking, which writes to watchers while it holds the lock that a
-status change needs: a single watcher that does not read would block the server. Here each watcher has its own
-loop, and a slow one skips statuses that have changed again in the meantime.
+status change needs: a single watcher that does not read would block the server. Here each watcher is updated
+by its own call, at its own pace, and a slow one skips statuses that have changed again in the meantime.
 https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 """
 

@@ -29,7 +29,8 @@ _HEALTH = {
     "List": MethodRules(scopes=None, is_metered=False, is_traced=False),
     "Watch": MethodRules(scopes=None, is_metered=False, is_traced=False, ends_at_drain=True),
 }
-# Without quotas: tools use it in addition to the call that they make, which the quota may just allow.
+# Without quotas: tools use it along with the call that they are about to make, which could otherwise exceed
+# the quota.
 _REFLECTION = {
     "ServerReflectionInfo": MethodRules(
         scopes=_ANY_SCOPE, is_metered=False, is_traced=False, ends_at_drain=True

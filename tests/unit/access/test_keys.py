@@ -239,7 +239,7 @@ class TestCommand:
             (["add", "Big"], "invalid name 'Big'"),
             (["add", "none", "--max-requests-per-second", "0"], "must be greater than 0"),
             (["add", "none", "--max-requests-per-second", "nan"], "must be greater than 0"),
-            (["revoke", "nobody"], "unknown key 'nobody'"),
+            (["revoke", "unknown"], "unknown key 'unknown'"),
         ],
     )
     def test_errors_are_explained(self, path: Path, capsys, arguments, message) -> None:

@@ -84,8 +84,8 @@ def test_the_number_of_names_is_limited(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["anonymous", "other"])
-def test_a_key_cannot_pose_as_anonymous(metrics: Metrics, name: str) -> None:
-    """A key of that name is not counted with the anonymous callers."""
+def test_a_key_with_a_reserved_name_keeps_its_own_series(metrics: Metrics, name: str) -> None:
+    """It is not counted with anonymous or other callers."""
     metrics.callers.set_keys([name])
     metrics.callers.accept(f"key:{name}", 3)
 
