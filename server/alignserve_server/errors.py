@@ -300,9 +300,9 @@ def error_kinds() -> tuple[type[ServingError], ...]:
 
 
 def as_value(error: _Raised) -> _Raised:
-    """Returns a raised error without its traceback, cause and context, so that it can be stored as a result.
+    """Strips the traceback, cause and context of a raised error, so that it can be stored; returns the error.
 
-    These refer to frames, which keep the arguments of the call in memory.
+    These refer to frames, which keep everything that the call was given in memory.
     """
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error

@@ -42,9 +42,7 @@ class ResponseBound:
     """How a door limits the size of a response before any work is done for it."""
 
     max_bytes: Callable[[ModelInfo], int]  # called from a thread if there are many labels
-    make_room: Callable[
-        [int], Awaitable[object]
-    ]  # for a number of bytes; raises a `ServingError` if it cannot
+    make_room: Callable[[int], Awaitable[object]]  # takes a size; raises a `ServingError` if it does not fit
 
 
 class Service:

@@ -211,9 +211,7 @@ class _DescriptorWriter:
                 poll.poll()
                 continue
             rest = rest[written:]
-            self._is_torn = bool(
-                rest
-            )  # if writing the rest fails, as on a full disk, the next line starts a new one
+            self._is_torn = bool(rest)  # if the rest fails, as on a full disk, a new line follows
 
 
 def _write_text(stream: TextIO, line: bytes) -> None:

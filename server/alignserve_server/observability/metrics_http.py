@@ -189,9 +189,7 @@ class _Server(ThreadingWSGIServer):
 
 class _Handler(WSGIRequestHandler):
     def handle(self) -> None:
-        with suppress(
-            TimeoutError, ConnectionError
-        ):  # otherwise a traceback for each client that disconnects
+        with suppress(TimeoutError, ConnectionError):  # each would print a traceback of its client
             super().handle()
 
     def get_stderr(self) -> TextIO:

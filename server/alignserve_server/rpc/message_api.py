@@ -56,7 +56,7 @@ class MessageApi:
             method: The method's name in the proto.
             request: The request message.
             call: The account of the call.
-            make_room: Returns room for the response; the caller gives it back once the response is sent.
+            make_room: Returns room for the response, which is given back by the sender of the response.
 
         Raises:
             ServingError: The call was refused, expired or failed.

@@ -36,9 +36,7 @@ class ConnectionShares:
         self._publish = publish
         self._total = 0
         self._held: Counter[str] = Counter()
-        self._waiting: dict[
-            str, dict[_Waiter, None]
-        ] = {}  # by connection, in the order in which they are served
+        self._waiting: dict[str, dict[_Waiter, None]] = {}  # by connection; both in the order of service
 
     @property
     def total(self) -> int:

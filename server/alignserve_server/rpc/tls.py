@@ -107,7 +107,7 @@ class Certificates:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The content of files that match."""
+    """The content of matching files."""
 
     configuration: grpc.ServerCertificateConfiguration
     certificate: x509.Certificate
