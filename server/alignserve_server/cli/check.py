@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of `alignserve-server check`, without the settings."""
     return command_parser(
         "check",
-        "Tests everything that a start with these settings needs, and reports all that fails.",
+        "Tests everything that a start with these settings needs, and reports everything that fails.",
         _EXAMPLES,
         usage="%(prog)s [--config FILE] [settings]",
     )

@@ -212,7 +212,7 @@ class TestCommand:
     """`alignserve-server keys`."""
 
     def test_add_prints_the_key_and_nothing_else(self, path: Path, capsys) -> None:
-        """So scripts can use the output; the advice to save the key goes to standard error."""
+        """Scripts can use the output as it is; the advice to save the key goes to standard error."""
         code = run(["--api-keys-file", str(path), "add", "search", "--scopes", "embed,admin"])
 
         out, err = capsys.readouterr()

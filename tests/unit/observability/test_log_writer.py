@@ -184,7 +184,7 @@ class TestDescriptor:
 
     @pytest.mark.parametrize("flags", [0, os.O_NONBLOCK], ids=["blocking", "non-blocking"])
     def test_lines_longer_than_a_pipe_come_out_whole(self, flags: int) -> None:
-        """Even if a process that shares the pipe has switched it to non-blocking mode."""
+        """This holds even if a process that shares the pipe has switched it to non-blocking mode."""
         reading, writing = os.pipe()
         lines = [bytes([letter]) * 200_000 + b"\n" for letter in b"abc"]
         with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stream:

@@ -53,7 +53,7 @@ def test_a_line_is_an_object_with_event_level_and_time(capsys: pytest.CaptureFix
 
 
 def test_every_line_names_the_worker(capsys: pytest.CaptureFixture[str]) -> None:
-    """So lines of several processes can be distinguished, including those of libraries."""
+    """Lines of several processes can be distinguished, including those of libraries."""
     configure_logs("info", "json", worker=0)
 
     get_logger("test").info("ready")

@@ -22,7 +22,7 @@ def test_unknown_tokens_are_counted_per_text() -> None:
 
 
 def test_each_field_of_the_model_info_has_a_value_of_the_same_name() -> None:
-    """So every limit is published."""
+    """This way every limit is published."""
     published = {field.name for field in pb.GetModelInfoResponse.DESCRIPTOR.fields}
     named = [field.name for kind in (ModelInfo, RequestLimits) for field in fields(kind)]
 

@@ -160,7 +160,7 @@ async def watched() -> AsyncIterator[Workplace]:
 
 
 async def test_the_first_worker_is_ready_before_the_others_start(workplace: Workplace) -> None:
-    """So a checkpoint is converted only once. Only the first worker listens before it is ready."""
+    """The checkpoint is converted only once. Only the first worker listens before it is ready."""
     first = await workplace.launched.get()
     alone = workplace.launched.empty()
     first.become_ready()
