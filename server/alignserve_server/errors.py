@@ -1,7 +1,7 @@
-"""Every error that a caller can meet, as one table of codes and reasons; and the one that ends a start.
+"""Every error that a caller can get, with its code and reason; and `StartupError`, which prevents a start.
 
-Raise these where the fact is known; `rpc.interceptors` turns them into rich statuses. The same rows stand
-in `protos/README.md`, and a test compares the two.
+Raise these where the fact is known; `rpc.interceptors` turns them into rich statuses. `protos/README.md`
+documents the same codes and reasons, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DOMAIN = "alignserve.v1"  # google.rpc.ErrorInfo.domain
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field at fault, as google.rpc.BadRequest reports it."""
+    """An invalid field, as google.rpc.BadRequest reports it."""
 
     field: str  # path from the request, such as images[3].content
     description: str
@@ -31,16 +31,16 @@ class StartupError(Exception):
 
 
 class ServingError(Exception):
-    """An answer to a caller: a gRPC code, a stable reason and a message for people."""
+    """An error response to a caller: a gRPC code, a stable reason and a message for people."""
 
     code: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
     is_retryable: ClassVar[bool] = False
-    is_final_for_call: ClassVar[bool] = False  # retryable, but not within the deadline of the call refused
+    is_final_for_call: ClassVar[bool] = False  # retryable, but not within the deadline of the refused call
 
     @classmethod
     def is_refusal(cls) -> bool:
-        """Says whether it turns a call or stream item away, rather than reports that one failed."""
+        """Returns whether it rejects a call or stream item, as opposed to reporting that one failed."""
         return cls.code not in ("INTERNAL", "DEADLINE_EXCEEDED")
 
     def __init__(
@@ -58,9 +58,9 @@ class ServingError(Exception):
         self.metadata = metadata or {}
 
     def again(self: _Error) -> _Error:
-        """Returns an equal error that has never been raised, for one more caller.
+        """Returns an equal error that has never been raised, for another caller.
 
-        One object that several callers raise would gather the frames of all of them.
+        If several callers raised the same object, its traceback would collect the frames of all of them.
         """
         error = type(self).__new__(type(self), *self.args)
         vars(error).update(vars(self))
@@ -75,28 +75,28 @@ class InvalidArgument(ServingError):
 
     @classmethod
     def at(cls, field: str, message: str) -> InvalidArgument:
-        """Builds the error with `field` named as the one at fault."""
+        """Returns the error as a violation of `field`."""
         return cls(f"{field}: {message}", violations=[FieldViolation(field, message, cls.reason)])
 
     def under(self, field: str) -> InvalidArgument:
-        """Returns the same error, raised without a path, as the fault of `field`."""
+        """Returns the same error, which has no path yet, as a violation of `field`."""
         return type(self).at(field, self.message)
 
 
 class ImageUnreadable(InvalidArgument):
-    """The image has an unsupported format, or is broken, cut off or too narrow to resize."""
+    """The image has an unsupported format, or is corrupt, truncated or too narrow to resize."""
 
     reason = "IMAGE_UNREADABLE"
 
 
 class ImageTooLarge(InvalidArgument):
-    """The image exceeds a limit on bytes, pixels, sides or structure."""
+    """The image exceeds a limit on bytes, pixels, dimensions or structure."""
 
     reason = "IMAGE_TOO_LARGE"
 
 
 class TextEmpty(InvalidArgument):
-    """The text is empty or blank, or has no character that the tokenizer keeps."""
+    """The text is empty or blank, or has only characters that the tokenizer drops."""
 
     reason = "TEXT_EMPTY"
 
@@ -158,7 +158,7 @@ class QueueFull(ServingError):
 
 
 class WouldMissDeadline(ServingError):
-    """The call would miss its deadline; it is refused now, while the caller can still act."""
+    """The call would miss its deadline; it is refused early, while the caller can still act."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "WOULD_MISS_DEADLINE"
@@ -167,7 +167,7 @@ class WouldMissDeadline(ServingError):
 
 
 class QuotaExceeded(ServingError):
-    """The API key has used up its quota for now."""
+    """The API key's limit on requests per second or concurrent calls is reached."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "QUOTA_EXCEEDED"
@@ -183,7 +183,7 @@ class ResponsesUnread(ServingError):
 
 
 class TooManyStreams(ServingError):
-    """The connection has its share of streams open."""
+    """The connection already has its share of open streams."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "TOO_MANY_STREAMS"
@@ -242,12 +242,13 @@ class ShuttingDown(ServingError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the server is shutting down; send what is unanswered to another", retry_delay_seconds=0.1
+            "the server is shutting down; resend unanswered requests to another server",
+            retry_delay_seconds=0.1,
         )
 
 
 class StreamAged(ServingError):
-    """The stream reached its maximum age, at which load balancers can move it."""
+    """The stream reached its maximum age; on a new one, load balancers can choose another server."""
 
     code = "UNAVAILABLE"
     reason = "STREAM_AGED"
@@ -255,7 +256,8 @@ class StreamAged(ServingError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the stream has reached its age; send what is unanswered on a new one", retry_delay_seconds=0.0
+            "the stream has reached its maximum age; resend unanswered requests on a new stream",
+            retry_delay_seconds=0.0,
         )
 
 
@@ -268,7 +270,7 @@ class ModelStalled(ServingError):
 
 
 class ExpiredInQueue(ServingError):
-    """The deadline passed while the item waited; it never reached the model."""
+    """The deadline passed while the item was queued; it never reached the model."""
 
     code = "DEADLINE_EXCEEDED"
     reason = "EXPIRED_IN_QUEUE"
@@ -289,7 +291,7 @@ class InternalError(ServingError):
 
 
 def error_kinds() -> tuple[type[ServingError], ...]:
-    """Returns every kind of answer in this module; `InvalidArgument` too, which is one of its own."""
+    """Returns all subclasses of `ServingError`, including `InvalidArgument`, which is also raised itself."""
     return tuple(
         kind
         for kind in globals().values()
@@ -298,20 +300,20 @@ def error_kinds() -> tuple[type[ServingError], ...]:
 
 
 def as_value(error: _Raised) -> _Raised:
-    """Returns an error that has been raised, cut off from where, so that it can be kept as an answer.
+    """Strips the traceback, cause and context of a raised error, so that it can be stored; returns the error.
 
-    Its traceback, and those of its cause and context, hold frames, and these all that the call was given.
+    These refer to frames, which keep everything that the call was given in memory.
     """
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
 
 
 def all_valid(answers: Sequence[_T | InvalidArgument], path: str) -> list[_T]:
-    """Returns the answers if none is an error.
+    """Returns the results if none is an error.
 
     Raises:
-        InvalidArgument: Some are; of the first one's kind, naming each field at fault by `path`, in which
-            `{}` stands for the position.
+        InvalidArgument: Some are. The error has the type of the first one and a violation for each, whose
+            field is `path` with the position in place of `{}`.
     """
     errors = [
         answer.under(path.format(position))

@@ -1,3 +1,3 @@
-"""The two kinds of inputs, as settings, metrics and logs name them."""
+"""The modalities of inputs, as named in settings, metrics and logs."""
 
 MODALITIES = ("image", "text")

@@ -69,7 +69,7 @@ class HttpDoor:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers a call, unless its client leaves before."""
-        self._accounting.under_way.begin()
+        self._accounting.in_progress.begin()
         try:
             _, _, head = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
             call = HttpCall(parse_headers(io.BytesIO(head)), writer.get_extra_info("peername")[0])
@@ -77,7 +77,7 @@ class HttpDoor:
             await first_of(self._respond(call, body, writer), reader.read(1))
         finally:
             writer.close()
-            self._accounting.under_way.end()
+            self._accounting.in_progress.end()
 
     async def _respond(self, incoming: HttpCall, body: bytes, writer: asyncio.StreamWriter) -> None:
         try:

@@ -541,7 +541,7 @@ class TestTls:
 
         told = "".join(capfd.readouterr())
         assert "certificate_reload_failed" in told
-        assert "the key is not that of the certificate" in told
+        assert "the key does not match the certificate" in told
 
     @pytest.mark.parametrize(
         ("period", "reason"),

@@ -1,4 +1,4 @@
-"""Errors name the field at fault, and several faults make one error."""
+"""Errors name the invalid field, and several violations are merged into one error."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from alignserve_server.errors import (
 PATH = "images[{}].content"
 
 
-def test_an_error_carries_what_programs_need() -> None:
-    """Message, delay and metadata are there for whoever builds the status."""
+def test_an_error_has_everything_for_its_status() -> None:
+    """The status is built from its message, delay and metadata."""
     error = QueueFull("queue is full", retry_delay_seconds=0.5, metadata={"limit": "8"})
 
     assert str(error) == error.message == "queue is full"
@@ -27,23 +27,23 @@ def test_an_error_carries_what_programs_need() -> None:
     assert error.metadata == {"limit": "8"}
 
 
-def test_errors_share_no_metadata() -> None:
-    """What is added to one does not show in another."""
+def test_errors_do_not_share_metadata() -> None:
+    """An entry added to one error does not appear in another."""
     ServingError("one").metadata["error_id"] = "1"
 
     assert ServingError("other").metadata == {}
 
 
 def test_an_error_at_a_field_names_it() -> None:
-    """People read it in the message, programs in the violation."""
+    """It is in the message for people, and in the violation for programs."""
     error = TextEmpty.at("texts[3]", "text is blank")
 
     assert error.message == "texts[3]: text is blank"
     assert error.violations == (FieldViolation("texts[3]", "text is blank", "TEXT_EMPTY"),)
 
 
-def test_an_error_put_under_a_field_keeps_its_kind() -> None:
-    """Whoever knows the position adds it to what was found without."""
+def test_an_error_that_gets_a_field_keeps_its_type() -> None:
+    """The field is added where the position is known."""
     error = ImageTooLarge("image is too large").under("images[0].content")
 
     assert type(error) is ImageTooLarge
@@ -52,13 +52,13 @@ def test_an_error_put_under_a_field_keeps_its_kind() -> None:
 
 
 @pytest.mark.parametrize("answers", [[], ["a"], ["a", "b", "c"]], ids=["none", "one", "three"])
-def test_valid_answers_pass(answers: list[str]) -> None:
-    """Without an error, the answers come back in order."""
+def test_valid_results_are_returned(answers: list[str]) -> None:
+    """Without errors, the results are returned in order."""
     assert all_valid(answers, PATH) == answers
 
 
 def test_one_error_is_raised_at_its_position() -> None:
-    """The message is that of the one at fault, and nothing else."""
+    """The message is only about that result."""
     with pytest.raises(ImageUnreadable) as raised:
         all_valid([b"fine", ImageUnreadable("broken"), b"fine"], PATH)
 
@@ -73,10 +73,10 @@ def test_one_error_is_raised_at_its_position() -> None:
         ([TextTooLong("long"), TextEmpty("blank")], TextTooLong),
     ],
 )
-def test_several_errors_are_of_the_first_ones_kind(
+def test_several_errors_have_the_type_of_the_first(
     errors: list[InvalidArgument], kind: type[InvalidArgument]
 ) -> None:
-    """A call has one reason; each violation keeps its own."""
+    """A call has only one reason; each violation keeps its own."""
     with pytest.raises(InvalidArgument) as raised:
         all_valid(errors, "texts[{}]")
 
@@ -84,8 +84,8 @@ def test_several_errors_are_of_the_first_ones_kind(
     assert [violation.reason for violation in raised.value.violations] == [each.reason for each in errors]
 
 
-def test_several_errors_are_all_named() -> None:
-    """The message describes the first and counts the others; each has a violation at its position."""
+def test_several_errors_are_all_reported() -> None:
+    """The message describes the first one and counts the others; each has a violation with its position."""
     answers = ["fine", TextEmpty("blank"), "fine", TextTooLong("long"), TextEmpty("blank")]
 
     with pytest.raises(TextEmpty) as raised:

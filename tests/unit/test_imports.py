@@ -1,4 +1,4 @@
-"""Only the module that runs the model imports torch."""
+"""Only the modules that run the model import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TORCHLESS = [
 
 @pytest.mark.parametrize("module", [*TORCHLESS, "model.preprocessing.texts"])
 def test_imports_no_torch(module):
-    """A part of the server that does not run the model starts without torch and transformers."""
+    """Parts of the server that do not run the model work without torch and transformers."""
     program = (
         f"import sys, alignserve_server.{module}; print(*{{'torch', 'transformers'}} & set(sys.modules))"
     )

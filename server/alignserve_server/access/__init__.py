@@ -1,1 +1,1 @@
-"""Who may call: API keys and what each is allowed."""
+"""Access control: API keys with their scopes and quotas."""

@@ -1,4 +1,4 @@
-"""Who may call: API keys with their scopes and quotas, checked before a request is read."""
+"""Authorization: checks API keys, scopes and quotas before a request is read."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from alignserve_server.access.keys import Key, KeyRing, Scope
 from alignserve_server.errors import KeyInvalid, KeyMissing, QuotaExceeded, ScopeMissing, ServingError
 
 _SCHEME = "bearer"
-_BURST_SECONDS = 1.0  # of a quota that may be used at once
+_BURST_SECONDS = 1.0  # of its rate, which a key can use in one burst
 
 
 @dataclass(slots=True)
 class _Usage:
-    """What a key has used of its quotas."""
+    """How much of its quotas a key has used."""
 
-    calls: int = 0  # under way
-    used_until: float = -1e9  # monotonic seconds at which its requests so far are paid for
+    calls: int = 0  # in progress
+    used_until: float = -1e9  # monotonic seconds at which its rate has paid for all requests so far
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose call it is, as its key says; anonymous where none is needed."""
+    """The caller, identified by its key; anonymous if none is needed."""
 
-    name: str | None = None  # of a valid key
+    name: str | None = None  # of the key, if it is valid
     key: Key | None = None
-    refusal: ServingError | None = None  # if this call is not allowed
+    refusal: ServingError | None = None  # set if this call is not permitted
     usage: _Usage = field(default_factory=_Usage)
 
     def check(self) -> None:
-        """Raises the refusal of a call that is not allowed."""
+        """Raises the refusal, if there is one."""
         if self.refusal is not None:
             raise self.refusal
 
@@ -43,7 +43,7 @@ ANONYMOUS = Caller()
 
 
 class Access:
-    """Checks keys, scopes and quotas. Without a key ring everybody may do everything."""
+    """Checks keys, scopes and quotas. Without a key ring, every call is permitted."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class Access:
         self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
 
     def authorize(self, scopes: Set[Scope] | None, credentials: Iterable[str]) -> Caller:
-        """Finds out who calls, and whether the key allows it; a caller who may not has a `refusal`.
+        """Identifies the caller and checks its key. The result has a `refusal` if the call is not permitted.
 
         Args:
-            scopes: One of which the key needs; None if the call needs no key.
-            credentials: What came as `authorization`, such as `Bearer KEY`; the first key counts.
+            scopes: The key needs one of them; None if the call needs no key.
+            credentials: Values of `authorization`, for example `Bearer KEY`; the first key counts.
         """
         if self._keys is None or scopes is None:
             return ANONYMOUS
@@ -77,9 +77,9 @@ class Access:
 
     @contextmanager
     def call(self, caller: Caller, *, counts_items: bool) -> Iterator[None]:
-        """Lets a call in, for the block, if it is not refused and within its quotas.
+        """Admits a call for the duration of the block, if it is permitted and within its quotas.
 
-        A stream counts as one of the calls at once, and its items as requests when they come.
+        A stream counts as one concurrent call, and each of its items as a request when it arrives.
 
         Raises:
             ServingError: The call is refused.
@@ -94,8 +94,8 @@ class Access:
             if delay > 0:
                 caller.usage.used_until -= _cost(caller.key)
                 raise QuotaExceeded(
-                    f"more than {caller.key.max_requests_per_second:g} requests a second; "
-                    "retry after the delay given",
+                    f"more than {caller.key.max_requests_per_second:g} requests per second; "
+                    "retry after the given delay",
                     retry_delay_seconds=delay,
                 )
         caller.usage.calls += 1
@@ -105,7 +105,7 @@ class Access:
             caller.usage.calls -= 1
 
     async def admit_item(self, caller: Caller, scope: Scope) -> None:
-        """Returns when an item of a stream may be served. Its key may have changed since the stream began.
+        """Returns once an item of a stream may be served. The key may have changed since the stream started.
 
         Raises:
             ServingError: The item is refused.
@@ -121,23 +121,23 @@ class Access:
         try:
             if delay > 0:
                 await self._sleep(delay)
-        except asyncio.CancelledError:  # else those who give up and try again would wait longer each time
+        except asyncio.CancelledError:  # otherwise callers that give up and retry would wait longer each time
             caller.usage.used_until -= _cost(key)
             raise
 
     def _check_concurrency(self, key: Key, usage: _Usage) -> None:
         if key.max_concurrent_requests is not None and usage.calls >= key.max_concurrent_requests:
             raise QuotaExceeded(
-                f"{usage.calls} calls are under way, limit {key.max_concurrent_requests}; "
+                f"{usage.calls} calls are in progress, limit {key.max_concurrent_requests}; "
                 "retry when one has ended",
                 retry_delay_seconds=0.1,
             )
 
     def _pay(self, key: Key, usage: _Usage) -> float:
-        """Takes a request off the quota; returns the seconds until it is paid for, 0 if it is already.
+        """Charges a request to the quota; returns the seconds until it may run, or 0.
 
-        Requests are spaced evenly, but for a second's worth of them at once: a token bucket, as the generic
-        cell rate algorithm (ITU-T I.371) writes it.
+        Requests are spaced evenly, except for a burst of one second's worth. This is a token bucket, written
+        as the generic cell rate algorithm (ITU-T I.371).
         """
         if key.max_requests_per_second is None:
             return 0.0
@@ -151,7 +151,7 @@ def _cost(key: Key) -> float:
 
 
 def _key_in(credential: str) -> str:
-    """Returns the key that a credential carries, or an empty string."""
+    """Returns the key in a credential, or an empty string."""
     scheme, _, key = credential.partition(" ")
     return key.strip() if scheme.lower() == _SCHEME else ""
 
@@ -162,4 +162,4 @@ def _key_invalid() -> KeyInvalid:
 
 def _scope_missing(needed: Set[Scope]) -> ScopeMissing:
     names = " or ".join(sorted(needed))
-    return ScopeMissing(f"the API key lacks the scope {names}; ask the operator for one that has it")
+    return ScopeMissing(f"the API key lacks the scope {names}; ask the operator for a key that has it")

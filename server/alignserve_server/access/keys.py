@@ -1,7 +1,7 @@
-"""API keys: who may call what, and how much. The file holds salted hashes, never a key.
+"""API keys, each with its scopes and quotas. The file contains salted hashes, never a key.
 
-A key is `as_NAME_SECRET`. The secret is 32 random bytes, so that guessing is hopeless and a fast hash enough;
-slow ones protect passwords, which people choose. Names are public.
+A key is `as_NAME_SECRET`. The secret is 32 random bytes and cannot be guessed, so a fast hash is enough; slow
+hashes protect passwords that people choose. Names are public.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ _log = get_logger(__name__)
 _PREFIX = "as"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")  # no underscore, which ends it in a key
 _SECRET_BYTES = 32
-_PIPE_SECONDS = 10.0  # for a secret that is being fetched
-_PERSON = b"alignserve-key"
+_PIPE_SECONDS = 10.0  # for a secret that another process is fetching
+_PERSONALIZATION = b"alignserve-key"
 
 
 class Scope(StrEnum):
-    """What a key may be used for."""
+    """A permission that a key can have."""
 
-    EMBED = "embed"  # EmbedImage, EmbedText and such items of a stream
-    CLASSIFY = "classify"  # Classify and such items of a stream
-    ADMIN = "admin"  # no more than any key may: GetModelInfo and reflection
+    EMBED = "embed"  # EmbedImage, EmbedText, and stream items of these kinds
+    CLASSIFY = "classify"  # Classify, and stream items of this kind
+    ADMIN = "admin"  # only what every key may do: GetModelInfo and reflection
 
 
 class Key(BaseModel):
-    """What is known of a key: all but the key.
+    """The record of a key, without the key itself.
 
     Attributes:
-        salt: Hex; differs from key to key, so that equal hashes tell nothing.
-        hash: Hex; of salt and secret.
-        scopes: What it may be used for.
-        max_requests_per_second: Calls and stream items; None is no limit.
-        max_concurrent_requests: Calls at once, of which a stream is one; None is no limit.
-        created: The day on which it was made.
-        expires: The first day on which it is not valid any more.
+        salt: In hex; different for each key, so that hashes of equal secrets differ.
+        hash: In hex; of salt and secret.
+        scopes: What it permits.
+        max_requests_per_second: Limit on calls and stream items; None for no limit.
+        max_concurrent_requests: Limit on concurrent calls; a stream is one call. None for no limit.
+        created: The day on which it was created.
+        expires: The first day on which it is no longer valid.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,7 +69,7 @@ class Key(BaseModel):
     expires: date | None = None
 
     def matches(self, secret: str) -> bool:
-        """Says whether it is the secret's, in a time that does not depend on how much of it is right."""
+        """Returns whether the secret is right, in a time that does not depend on how much of it is right."""
         return hmac.compare_digest(_hash(secret, bytes.fromhex(self.salt)), bytes.fromhex(self.hash))
 
     def has_expired(self, today: date) -> bool:
@@ -77,13 +77,13 @@ class Key(BaseModel):
 
 
 _KEYS = TypeAdapter(dict[str, Key])
-_NOBODY = Key(
+_DUMMY_KEY = Key(
     salt="00" * 16, hash="00" * 32, scopes=frozenset(), created=date.min
-)  # compared with where there is no such name, so that this takes as long
+)  # compared with if the name is unknown, so that it takes as long
 
 
 class KeysError(Exception):
-    """Keys cannot be read or changed so; the message says why."""
+    """The keys cannot be read or changed; the message says why."""
 
 
 def new_key(
@@ -94,7 +94,7 @@ def new_key(
     max_concurrent_requests: int | None = None,
     expires: date | None = None,
 ) -> tuple[str, Key]:
-    """Makes a key; returns it, for its owner, and what is kept of it."""
+    """Creates a key; returns the key, for its owner, and the record to store."""
     if not _NAME.fullmatch(name):
         raise KeysError(
             f"invalid name {name!r}: use 1-63 characters from a-z, 0-9 and '-', not starting with '-'"
@@ -113,14 +113,10 @@ def new_key(
 
 
 def read_keys(path: Path, *, pipe_seconds: float = _PIPE_SECONDS) -> dict[str, Key]:
-    """Reads a file of keys by name.
-
-    Args:
-        path: See `read_whole`.
-        pipe_seconds: See there.
+    """Reads a keys file; returns the keys by name. For the arguments, see `read_whole`.
 
     Raises:
-        KeysError: It cannot be read, or is no file of keys.
+        KeysError: The file cannot be read or is not a keys file.
     """
     try:
         return _KEYS.validate_json(read_whole(path, pipe_seconds=pipe_seconds))
@@ -129,17 +125,17 @@ def read_keys(path: Path, *, pipe_seconds: float = _PIPE_SECONDS) -> dict[str, K
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise KeysError(f"{path} is no file of keys: {where or 'file'}: {first['msg']}") from error
+        raise KeysError(f"{path} is not a valid keys file: {where or 'file'}: {first['msg']}") from error
 
 
 @contextmanager
 def changed_keys(path: Path) -> Iterator[dict[str, Key]]:
-    """Yields the keys of a file, to be changed; writes them when the block ends without an error.
+    """Yields the keys of a file for changes, and writes them when the block ends without an error.
 
-    Others who change it wait meanwhile. Readers see either all the old or all the new ones.
+    Other writers wait until then. Readers see either all old keys or all new ones.
 
     Raises:
-        KeysError: It cannot be read or written, or is no file of keys.
+        KeysError: The file cannot be read or written, or is not a keys file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,76 +149,78 @@ def changed_keys(path: Path) -> Iterator[dict[str, Key]]:
 
 
 class KeyRing:
-    """The keys of a file, read again when it changes. A file that cannot be read changes nothing."""
+    """The keys of a file, reloaded when it changes. If that fails, the current keys stay in use."""
 
     def __init__(
         self,
         path: Path,
-        tell_names: Callable[[Collection[str]], object] = lambda _: None,
+        publish_names: Callable[[Collection[str]], object] = lambda _: None,
         today: Callable[[], date] | None = None,
     ) -> None:
         """Reads the file.
 
         Args:
-            path: Where it is.
-            tell_names: Takes the names of all keys, now and whenever they have been read again.
+            path: Path of the file.
+            publish_names: Called with the names of all keys, now and after each reload.
             today: Returns the date.
 
         Raises:
-            StartupError: It cannot be read, or is no file of keys.
+            StartupError: It cannot be read or is not a keys file.
         """
         self._path = path
-        self._tell_names = tell_names
+        self._publish_names = publish_names
         self._today = today or _today
         self._files = WatchedFiles([path])
         try:
             self._keys: Mapping[str, Key] = read_keys(path)
         except KeysError as error:
-            raise StartupError(f"{error}; make one with 'alignserve-server keys add'") from error
-        self._tell_names(self._keys)
+            raise StartupError(f"{error}; create one with 'alignserve-server keys add'") from error
+        self._publish_names(self._keys)
         if not self._keys:
-            self._warn_of_none()
+            self._warn_of_empty_file()
 
     def find(self, key: str) -> tuple[str, Key] | None:
-        """Returns the name of a key and what is known of it, or None if it is not, or no longer, valid."""
-        self._keep_up()
+        """Returns the name and record of a key, or None if it is not, or no longer, valid."""
+        self._reload_if_changed()
         prefix, _, rest = key.partition("_")
         name, _, secret = rest.partition("_")
-        known = self._keys.get(name, _NOBODY)
+        known = self._keys.get(name, _DUMMY_KEY)
         is_right = known.matches(secret) and prefix == _PREFIX
-        if not is_right or known is _NOBODY or known.has_expired(self._today()):
+        if not is_right or known is _DUMMY_KEY or known.has_expired(self._today()):
             return None
         return name, known
 
     def renewed(self, name: str, key: Key) -> Key | None:
-        """Returns what is known now of a key that was found before, or None if it is not valid any more."""
-        self._keep_up()
+        """Returns the current record of a key that was found before, or None if it is no longer valid."""
+        self._reload_if_changed()
         known = self._keys.get(name)
         if known is None or known.hash != key.hash or known.has_expired(self._today()):
             return None
         return known
 
-    def _keep_up(self) -> None:
+    def _reload_if_changed(self) -> None:
         if not self._files.have_changed():
             return
         try:
             self._keys = read_keys(self._path, pipe_seconds=0.0)  # the event loop waits
         except KeysError as error:
-            self._files.invalidate()  # the file may be right, and the right to read it be missing
+            self._files.invalidate()  # the file may be valid and only the permission to read it missing
             _log.error("api_keys_reload_failed", reason=str(error), kept=len(self._keys))
         else:
             _log.info("api_keys_reloaded", count=len(self._keys))
-            self._tell_names(self._keys)
-            if not self._keys:  # the last one may have been revoked, but few mean to
-                self._warn_of_none()
+            self._publish_names(self._keys)
+            if not self._keys:  # the last key may have been revoked, probably by mistake
+                self._warn_of_empty_file()
 
-    def _warn_of_none(self) -> None:
-        _log.warning("no_api_keys", file=str(self._path), advice="add one, or every call is refused")
+    def _warn_of_empty_file(self) -> None:
+        _log.warning(
+            "no_api_keys", file=str(self._path), advice="add a key; until then every call is refused"
+        )
 
 
 def _hash(secret: str, salt: bytes) -> bytes:
     secret_bytes = secret.encode(errors="replace")
-    return hashlib.blake2b(secret_bytes, salt=salt, person=_PERSON, digest_size=32).digest()
+    return hashlib.blake2b(secret_bytes, salt=salt, person=_PERSONALIZATION, digest_size=32).digest()
 
 
 def _write(path: Path, keys: Mapping[str, Key]) -> None:
@@ -238,15 +236,15 @@ def _write(path: Path, keys: Mapping[str, Key]) -> None:
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            _give_away(Path(temporary), path.stat())
+            _copy_ownership(Path(temporary), path.stat())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink()
         raise
 
 
-def _give_away(new: Path, old: os.stat_result) -> None:
-    """Lets those read the new file who could read the old one: the server may run as another user."""
+def _copy_ownership(new: Path, old: os.stat_result) -> None:
+    """Gives the new file the owner and mode of the old one: the server may run as another user."""
     os.chown(new, old.st_uid, old.st_gid)
     new.chmod(stat.S_IMODE(old.st_mode))
 

@@ -1,6 +1,6 @@
-"""The API without a wire format: what every door calls, and the values that go in and out.
+"""The API, independent of wire formats: the classes that every door calls, and their arguments and results.
 
-A door opens `Accounting.call` around each call, and converts between its wire format and `Service`.
+A door wraps each call in `Accounting.call`, and converts between its wire format and `Service`.
 """
 
 from alignserve_server.access.keys import Scope

@@ -1,6 +1,6 @@
-"""The account of a call: who makes it, whether it may, how long it takes and how it ends.
+"""Accounting of calls: authorization, duration and outcome of each, by caller.
 
-A door opens it around each call, and tells by an `IncomingCall` what only it knows.
+A door opens it around each call, and passes an `IncomingCall` with the facts that only the door knows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from alignserve_server.batching.call import NO_TRACE, CallContext
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.errors import InternalError, InvalidArgument, ServingError
 from alignserve_server.observability.caller_metrics import KEY
-from alignserve_server.observability.instruments import Distribution, Number
+from alignserve_server.observability.instruments import HistogramSeries, Value
 from alignserve_server.observability.logs import get_logger
 from alignserve_server.observability.metrics import PRIORITIES, SIZES, Metrics
 from alignserve_server.observability.tracing import CallTrace, Tracing
@@ -31,95 +31,96 @@ _log = get_logger(__name__)
 
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
-# A client's own timer runs from before the request was on its way, so at the deadline its reset comes first.
+# A client starts its own timer before it sends the request, so its reset can arrive just before the deadline.
 _DEADLINE_TOLERANCE_SECONDS = 0.02
 
 
 class IncomingCall(Protocol):
-    """What a door knows of a call. It is asked only for what is needed."""
+    """What a door knows about a call. Each method is called only when its result is needed."""
 
     @property
     def priority_field(self) -> str:
-        """Where callers of this door name a priority, for messages to them."""
+        """Where callers of this door set the priority, for error messages."""
         ...
 
     def credentials(self) -> Iterable[str]:
-        """Returns what came as `authorization`."""
+        """Returns the values of `authorization`."""
         ...
 
     def peer(self) -> str:
-        """Returns who calls, if no API key tells: see `observability.caller_metrics`."""
+        """Returns the caller's name if there is no API key; see `observability.caller_metrics`."""
         ...
 
     def priority(self) -> str | None:
-        """Returns the priority as the caller names it; None for the default."""
+        """Returns the priority as the caller sent it; None for the default."""
         ...
 
     def seconds_left(self) -> float | None:
-        """Returns the time until the caller's deadline; None or infinity without one."""
+        """Returns the time until the caller's deadline; None or infinity if there is none."""
         ...
 
     def metadata(self) -> Iterable[tuple[str, Any]]:
-        """Returns names and values among which a `traceparent` may be."""
+        """Returns names and values, which may include `traceparent`."""
         ...
 
     def code_of(self, error: BaseException) -> str | None:
-        """Returns the code with which the call ends if the door expects such an error, or else None."""
+        """Returns the code that the call ends with if the door expects this error, otherwise None."""
         ...
 
 
-class CallsUnderWay:
-    """The calls that a stop waits for."""
+class CallsInProgress:
+    """Counts the calls that a stop waits for."""
 
     def __init__(self) -> None:
-        self.started = 0  # since the start
+        self.started = 0  # since the process started
         self._count = 0
         self._none_left = asyncio.Event()
         self._none_left.set()
 
     def begin(self) -> None:
-        """Counts a call until `end`, which its door calls once the answer is written."""
+        """Counts a call until `end`, which its door calls once the response is written."""
         self.started += 1
         self._count += 1
         self._none_left.clear()
 
     def end(self) -> None:
-        """Takes note that one of the calls is over."""
+        """Removes one call from the count."""
         self._count -= 1
         if not self._count:
             self._none_left.set()
 
     async def wait_for_end(self) -> None:
-        """Returns once there are none."""
+        """Returns when no call is in progress."""
         await self._none_left.wait()
 
 
 class Accounting:
-    """Opens the accounts of all calls, whichever door they come by."""
+    """Accounts for the calls of all doors."""
 
     def __init__(self, metrics: Metrics, access: Access, tracing: Tracing) -> None:
         self.metrics = metrics
-        self.under_way = CallsUnderWay()
+        self.in_progress = CallsInProgress()
         self._access = access
         self._tracing = tracing
 
     def method(self, kind: str, service: str, name: str, rules: MethodRules) -> MethodMetrics:
-        """Prepares the accounts of a method's calls.
+        """Prepares the metrics of a method's calls.
 
         Args:
-            kind: The metrics' label `grpc_type`, such as `unary`.
-            service: Their label `grpc_service`.
-            name: Their label `grpc_method`.
+            kind: The label `grpc_type`, for example `unary`.
+            service: The label `grpc_service`.
+            name: The label `grpc_method`.
             rules: The method's row in its door's table.
         """
         return MethodMetrics(self.metrics, (kind, service, name), rules)
 
     @contextmanager
     def call(self, method: MethodMetrics, incoming: IncomingCall) -> Iterator[CallScope]:
-        """Lets a call in, for the block, and accounts for it. Unexpected errors become `InternalError`.
+        """Admits a call for the duration of the block and accounts for it.
 
         Raises:
-            ServingError: It is refused by its key, or by the quotas of that.
+            InternalError: The block raised an unexpected error.
+            ServingError: The key is missing or invalid, or lacks a scope or quota for the call.
         """
         rules = method.rules
         with CallScope(method, incoming, self._access) as call:
@@ -143,29 +144,29 @@ class MethodMetrics:
         self.path = f"/{labels[1]}/{labels[2]}"
         self.rules = rules
         self.started = metrics.rpcs_started.labels(*labels)
-        self.seconds: dict[tuple[str, str], Distribution] = {
+        self.seconds: dict[tuple[str, str], HistogramSeries] = {
             kind: metrics.rpc_seconds.labels(*labels, *kind) for kind in kinds_of_calls(rules)
         }
         self.count_refusal = metrics.count_refusal
         self._handled = metrics.rpcs_handled
-        self._handled_by_code: dict[str, Number] = {}
+        self._handled_by_code: dict[str, Value] = {}
 
-    def handled(self, code: str) -> Number:
-        """Returns the counter of calls that end with a code."""
+    def handled(self, code: str) -> Value:
+        """Returns the counter of calls that ended with a code."""
         if code not in self._handled_by_code:
             self._handled_by_code[code] = self._handled.labels(*self.labels, code)
         return self._handled_by_code[code]
 
 
 class CallScope:
-    """One call that is accounted for."""
+    """The account of one call."""
 
     __slots__ = ("_access", "_incoming", "_method", "_start", "caller", "items", "trace")
 
     def __init__(self, method: MethodMetrics, incoming: IncomingCall, access: Access) -> None:
-        self.items = 0  # images or texts, as soon as they are known
+        self.items = 0  # images or texts; set once the request is parsed
         self.caller: Caller = ANONYMOUS
-        self.trace: CallTrace | None = None  # if it is followed
+        self.trace: CallTrace | None = None  # if it is sampled
         self._method = method
         self._incoming = incoming
         self._access = access
@@ -184,21 +185,21 @@ class CallScope:
         self._method.handled(code or "INTERNAL").inc()
         if self.trace is not None:
             self.trace.end(code or "INTERNAL", error)
-        if code is None:  # nothing unexpected may reach the door, which would send its text
-            assert isinstance(error, Exception)  # noqa: S101 — `_code` knows all others
+        if code is None:  # an unexpected error must not reach the door, which would send its text
+            assert isinstance(error, Exception)  # noqa: S101 — `_code` handles all others
             raise internal_error(self._method.path, error) from error
 
     @property
     def caller_name(self) -> str:
-        """Who calls: by its API key, or else as its door knows it."""
+        """The caller's name: that of its API key if there is one, otherwise the one given by the door."""
         name = self.caller.name
         return self._incoming.peer() if name is None else f"{KEY}{name}"
 
     def context(self) -> CallContext:
-        """Returns what batching needs to know of the call.
+        """Returns what batching needs to know about the call.
 
         Raises:
-            InvalidArgument: There is no such priority.
+            InvalidArgument: The priority is unknown.
         """
         deadline, left = None, self._incoming.seconds_left()
         if left is not None and math.isfinite(left):
@@ -208,10 +209,10 @@ class CallScope:
         )
 
     async def admit_item(self, scope: Scope) -> None:
-        """Returns when an item of this stream may be served.
+        """Returns once an item of this stream may be served.
 
         Raises:
-            ServingError: The key does not allow it, or not any more.
+            ServingError: The key does not permit it, or is no longer valid.
         """
         await self._access.admit_item(self.caller, scope)
 
@@ -221,18 +222,18 @@ class CallScope:
             return Priority.INTERACTIVE
         if named not in _PRIORITIES:
             raise InvalidArgument(
-                f"{self._incoming.priority_field}: no such priority; send {' or '.join(_PRIORITIES)}"
+                f"{self._incoming.priority_field}: unknown priority; send {' or '.join(_PRIORITIES)}"
             )
         return _PRIORITIES[named]
 
-    def _seconds(self) -> Distribution:
+    def _seconds(self) -> HistogramSeries:
         rules = self._method.rules
         named = self._incoming.priority() if rules.is_metered else None
         priority = named if named in PRIORITIES else PRIORITIES[0]
         return self._method.seconds[priority, SIZES[rules.counts_items or self.items > 1]]
 
     def _code(self, error: BaseException | None) -> str | None:
-        """Names the code with which the call ends, or None if the error is unexpected."""
+        """Returns the code that the call ends with, or None if the error is unexpected."""
         if error is None:
             return "OK"
         if isinstance(error, ServingError):
@@ -246,21 +247,21 @@ class CallScope:
 
 
 def kinds_of_calls(rules: MethodRules) -> list[tuple[str, str]]:
-    """Returns the priorities and sizes that calls of a method can have; a stream of items is a batch."""
+    """Returns the priorities and sizes that a method's calls can have; a stream counts as a batch."""
     if not rules.is_metered:
         return [(PRIORITIES[0], SIZES[0])]
     return list(product(PRIORITIES, SIZES[1:] if rules.counts_items else SIZES))
 
 
 def code_of_cancellation(seconds_remaining: float | None) -> str:
-    """Names what ended a call that its door cancelled: its client, or its deadline."""
+    """Returns the code of a call that its door cancelled: by its client, or at its deadline."""
     if seconds_remaining is None or seconds_remaining > _DEADLINE_TOLERANCE_SECONDS:
         return "CANCELLED"
     return "DEADLINE_EXCEEDED"
 
 
 def internal_error(where: str, error: BaseException) -> InternalError:
-    """Logs an unexpected exception under a new id and returns what the caller may know of it."""
+    """Logs an unexpected exception under a new id; returns the caller's error, which has only the id."""
     error_id = secrets.token_hex(8)
     _log.error("unexpected_error", where=where, error_id=error_id, exc_info=error)
     return InternalError(

@@ -1,4 +1,4 @@
-"""What a request may hold, and the checks of that, with the names that a door gives to its fields."""
+"""Request limits and their checks, with errors that use each door's field names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIELD_OF_ENGINE = re.compile(r"(images|texts|labels)\[([0-9]+)\](\.content)?")
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """The one table of limits: settings set them by these names, and doors publish them."""
+    """All request limits. Settings have the same names, and doors publish them."""
 
     max_client_batch_size: int
     max_labels: int
@@ -39,7 +39,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class FieldPaths:
-    """What a door calls the parts of its requests, in errors; `{}` stands for a position."""
+    """A door's names for request fields, for errors; `{}` is replaced by a position."""
 
     images: str = "images"
     image: str = "images[{}].content"
@@ -52,7 +52,7 @@ class FieldPaths:
     top_k: str = "top_k"
 
     def renamed(self, error: InvalidArgument) -> InvalidArgument:
-        """Returns an error of the engine, which names fields as `FIELD_PATHS` does, with these names."""
+        """Returns an error of the engine, which uses the names of `FIELD_PATHS`, with these names instead."""
         violations = [replace(each, field=self._renamed_field(each.field)) for each in error.violations]
         message = error.message
         if violations:
@@ -67,19 +67,19 @@ class FieldPaths:
         return path.format(found[2])
 
 
-FIELD_PATHS = FieldPaths()  # of `alignserve.v1`, and of the engine
+FIELD_PATHS = FieldPaths()  # as in `alignserve.v1` and in the engine
 
 
 @dataclass(frozen=True, slots=True)
 class LabelQuery:
-    """What images are scored against.
+    """The labels and templates that images are scored against.
 
-    The texts of a message are best passed as it holds them, since long lists take long to read.
+    Pass the repeated fields of a message without copying them, since reading long ones takes long.
     """
 
     labels: Sequence[str]
     prompt_templates: Sequence[str] = ()
-    top_k: int = 0  # of each image; 0 for all
+    top_k: int = 0  # per image; 0 for all
 
     @property
     def is_short(self) -> bool:
@@ -91,10 +91,10 @@ class LabelQuery:
 
 
 def check_images(contents: Sequence[bytes], limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> None:
-    """Checks the encoded images of a request.
+    """Checks the number of encoded images in a request, and that none is empty.
 
     Raises:
-        InvalidArgument: There are none or too many, or one has no content.
+        InvalidArgument: There are none or too many, or one has no bytes.
     """
     _check_count("images", len(contents), limits.max_client_batch_size, paths.images)
     for position, content in enumerate(contents):
@@ -103,18 +103,19 @@ def check_images(contents: Sequence[bytes], limits: RequestLimits, paths: FieldP
 
 
 def check_texts(texts: Sequence[str], limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> None:
-    """Checks the texts of a request. Raises `InvalidArgument` if there are none or too many."""
+    """Checks the number of texts in a request. Raises `InvalidArgument` if there are none or too many."""
     _check_count("texts", len(texts), limits.max_client_batch_size, paths.texts)
 
 
 def checked_labels(query: LabelQuery, limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> LabelSet:
-    """Returns the labels and templates of a request, after all checks of them.
+    """Checks the labels and templates of a request and returns them.
 
     Takes tens of milliseconds for the largest requests; see `LabelQuery.is_short`.
 
     Raises:
-        InvalidArgument: There are no labels or too many labels or templates; one is blank or too long, or has
-            not exactly one placeholder; a label in the longest template is too long; or `top_k` is negative.
+        InvalidArgument: There are no labels, or too many labels or templates; one is blank or too long; a
+            template does not have exactly one placeholder; a label is too long once it is in the longest
+            template; or `top_k` is negative.
     """
     labels = _labels(query.labels, limits, paths)
     templates = _prompt_templates(query.prompt_templates, limits, paths)
@@ -130,10 +131,10 @@ def checked_labels(query: LabelQuery, limits: RequestLimits, paths: FieldPaths =
 def _labels(values: Sequence[str], limits: RequestLimits, paths: FieldPaths) -> list[str]:
     if not 1 <= len(values) <= limits.max_labels:
         raise LabelsInvalid.at(paths.labels, f"{len(values)} labels; send from 1 to {limits.max_labels}")
-    labels = []  # not list(values), which holds the GIL until megabytes are decoded
+    labels = []  # not list(values), which would hold the GIL while it decodes megabytes
     for position, label in enumerate(values):
         if not label or label.isspace():
-            raise LabelsInvalid.at(paths.label.format(position), "label is blank; leave it out or name it")
+            raise LabelsInvalid.at(paths.label.format(position), "label is blank; omit it or give it a name")
         _check_prompt_bytes(paths.label.format(position), "label", _utf8_size(label), limits)
         labels.append(label)
     return labels
@@ -169,7 +170,7 @@ def _check_prompt_bytes(path: str, what: str, size: int, limits: RequestLimits) 
 
 
 def _filled_size(template: str) -> int:
-    """Bytes that a template adds to a label."""
+    """Returns the number of bytes that a template adds to a label."""
     return _utf8_size(template) - len(PLACEHOLDER)
 
 

@@ -1,4 +1,4 @@
-"""How calls of a method are treated: a row of a door's table of methods."""
+"""The rules for calls of a method: a row of a door's table of methods."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from alignserve_server.access.keys import Scope
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodRules:
-    """What holds for the calls of one method. A door refuses methods without a row."""
+    """The rules for calls of one method. A door refuses methods without a row."""
 
-    scopes: frozenset[Scope] | None  # one of which a key needs; None: no key is needed
-    is_metered: bool = True  # quotas hold, and refusals and priorities are counted by caller
-    is_traced: bool = True  # spans and lines of the access log are made
-    counts_items: bool = False  # a stream, whose items count as requests and wait for room
-    ends_at_drain: bool = False  # a stream that clients leave open, so that a stop cannot wait for it
+    scopes: frozenset[Scope] | None  # a key needs one of them; None if no key is needed
+    is_metered: bool = True  # quotas apply, and refusals and priorities are counted by caller
+    is_traced: bool = True  # calls can have spans and lines in the access log
+    counts_items: bool = False  # a stream whose items count as requests, and wait for room in the queue
+    ends_at_drain: bool = False  # a stream that clients keep open, so a stop ends it instead of waiting

@@ -1,4 +1,4 @@
-"""Whether calls can be served now: the state of the server, which each door shows in its own way."""
+"""The state of the server, which decides whether calls are served. Each door reports it in its own way."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from alignserve_server.errors import ModelLoading, ModelStalled, ShuttingDown
 
 
 class State(Enum):
-    """Where the server is in its life."""
+    """A stage in the life of the server."""
 
     LOADING = "loading"
     READY = "ready"
     STALLED = "stalled"
-    DRAINING = "draining"  # on its way out, still serving
+    DRAINING = "draining"  # about to stop, still serving
     STOPPING = "stopping"
 
     @property
     def word(self) -> str:
-        """How it is shown, one of `metrics.STATES`: to whoever looks, what drains and what stops are one."""
+        """Its public name, one of `metrics.STATES`; stopping is shown as draining."""
         return _WORDS.get(self, self.value)
 
 
@@ -28,39 +28,39 @@ _WORDS = {State.READY: "serving", State.STOPPING: "draining"}
 
 
 class Readiness:
-    """The state of the server. Changing it waits for nobody."""
+    """The state of the server. Changing it never blocks."""
 
-    def __init__(self, tell: Callable[[str], object] = lambda _: None) -> None:
-        """Begins with loading; `tell` takes the word for each state that follows."""
-        self._tell = tell
+    def __init__(self, publish: Callable[[str], object] = lambda _: None) -> None:
+        """Starts as loading; `publish` is called with the word for each later state."""
+        self._publish = publish
         self.state = State.LOADING
-        self.changed = asyncio.Event()  # set, and replaced by a new one, with the next change
+        self.changed = asyncio.Event()  # the next change sets it and replaces it with a new one
 
     def enter(self, state: State) -> None:
-        """Changes the state. There is no way back from draining, nor from stopping."""
+        """Changes the state. Draining can only be followed by stopping, and stopping is final."""
         if self.state is State.STOPPING or (self.state is State.DRAINING and state is not State.STOPPING):
             return
         self.state = state
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
-        self._tell(state.word)
+        self._publish(state.word)
 
     def check(self) -> None:
-        """Passes if a call that comes now can be served. A draining server still serves those that come.
+        """Does nothing if a new call can be served. A draining server still serves new calls.
 
         Raises:
-            ModelLoading, ModelStalled: It cannot, for now.
-            ShuttingDown: It cannot any more.
+            ModelLoading, ModelStalled: It cannot be served yet or for now.
+            ShuttingDown: The server no longer takes calls.
         """
         self.check_model()
         if self.state is State.STOPPING:
             raise ShuttingDown()
 
     def check_model(self) -> None:
-        """Passes if what has been accepted can be served, which a stopping server still does.
+        """Does nothing if accepted work can be served. A stopping server still serves it.
 
         Raises:
-            ModelLoading, ModelStalled: It cannot, for now.
+            ModelLoading, ModelStalled: It cannot be served yet or for now.
         """
         if self.state is State.LOADING:
             raise ModelLoading("the model is loading; retry after the delay", retry_delay_seconds=1.0)
@@ -69,5 +69,5 @@ class Readiness:
 
 
 def model_stalled() -> ModelStalled:
-    """Returns the answer to calls while nothing moves."""
+    """Returns the error that calls get while the model makes no progress."""
     return ModelStalled("the model is stuck; retry on another server", retry_delay_seconds=5.0)

@@ -1,4 +1,4 @@
-"""The API on plain values: readiness, limits and the engine behind one class that every door calls."""
+"""The API on plain values: one class in front of readiness, limits and engine, which every door calls."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from alignserve_server.errors import InvalidArgument
 from alignserve_server.model.encoder import ModelInfo, l2_normalize
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel
 
-OnScored = Callable[[Sequence[str], list[ScoredLabel]], object]  # takes all labels, and those of one image
+OnScored = Callable[[Sequence[str], list[ScoredLabel]], object]  # takes all labels and the scores of an image
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceInfo:
-    """What is served, and within which limits."""
+    """The model being served, and the request limits."""
 
     model: ModelInfo
     limits: RequestLimits
@@ -39,10 +39,10 @@ class ServiceInfo:
 
 @dataclass(frozen=True, slots=True)
 class ResponseBound:
-    """How a door bounds a response before any work is done for it."""
+    """How a door limits the size of a response before any work is done for it."""
 
-    most_bytes: Callable[[ModelInfo], int]  # called from a thread if there are many labels
-    make_room: Callable[[int], Awaitable[object]]  # for so many bytes; raises a `ServingError` if it cannot
+    max_bytes: Callable[[ModelInfo], int]  # called from a thread if there are many labels
+    make_room: Callable[[int], Awaitable[object]]  # takes a size; raises a `ServingError` if it does not fit
 
 
 class Service:
@@ -55,7 +55,7 @@ class Service:
         self._server_version = server_version
 
     def check_ready(self) -> None:
-        """Passes if a call or stream that comes now can be served.
+        """Does nothing if a new call or stream can be served.
 
         Raises:
             ModelLoading, ModelStalled, ShuttingDown: It cannot.
@@ -63,7 +63,7 @@ class Service:
         self.readiness.check()
 
     def check_model(self) -> None:
-        """Passes if an item of a stream can be served: a stream that is draining answers what it has read.
+        """Does nothing if a stream item can be served. A draining stream still answers items it has read.
 
         Raises:
             ModelLoading, ModelStalled: It cannot.
@@ -71,10 +71,10 @@ class Service:
         self.readiness.check_model()
 
     def model_info(self) -> ServiceInfo:
-        """Returns what is served.
+        """Returns the model being served and the limits.
 
         Raises:
-            ModelLoading, ModelStalled, ShuttingDown: Nothing is.
+            ModelLoading, ModelStalled, ShuttingDown: No model is being served.
         """
         self.check_ready()
         return ServiceInfo(self._loaded_engine().info, self.limits, self._server_version)
@@ -88,14 +88,14 @@ class Service:
         bound: ResponseBound | None = None,
         paths: FieldPaths = FIELD_PATHS,
     ) -> ImageEmbeddings:
-        """Embeds encoded images. Empties the list: each image is dropped when it is decoded.
+        """Embeds encoded images. Empties the list: each image is freed as soon as it is decoded.
 
         Args:
             contents: The images.
-            call: Whose they are.
-            normalize: Whether embeddings get length 1.
-            bound: Of the response; None if the door has none.
-            paths: What the door calls the fields, for errors.
+            call: The call that they belong to.
+            normalize: Whether to scale embeddings to length 1.
+            bound: Limit on the response; None if the door has none.
+            paths: The door's field names, for errors.
 
         Raises:
             ServingError: The call was refused, expired or failed.
@@ -104,7 +104,7 @@ class Service:
         _describe_embeddings(call, engine)
         check_images(contents, self.limits, paths)
         if bound is not None:
-            await bound.make_room(bound.most_bytes(engine.info))
+            await bound.make_room(bound.max_bytes(engine.info))
         with _fields_named(paths):
             result = await engine.embed_images(contents, call)
         return replace(result, embeddings=l2_normalize(result.embeddings)) if normalize else result
@@ -119,7 +119,7 @@ class Service:
         bound: ResponseBound | None = None,
         paths: FieldPaths = FIELD_PATHS,
     ) -> TextEmbeddings:
-        """Embeds texts, of which `truncate` cuts those that are too long. See `embed_images`.
+        """Embeds texts; `truncate` shortens those that are too long. See `embed_images`.
 
         Raises:
             ServingError: The call was refused, expired or failed.
@@ -128,7 +128,7 @@ class Service:
         _describe_embeddings(call, engine)
         check_texts(texts, self.limits, paths)
         if bound is not None:
-            await bound.make_room(bound.most_bytes(engine.info))
+            await bound.make_room(bound.max_bytes(engine.info))
         with _fields_named(paths):
             result = await engine.embed_texts(texts, call, truncate=truncate)
         call.trace.count_input_tokens(sum(len(text.input_ids) for text in result.texts))
@@ -146,8 +146,8 @@ class Service:
     ) -> Classified:
         """Scores encoded images against labels. See `embed_images`.
 
-        `on_scored` is called once per image, in order, with all labels of the query and those of the image,
-        best first; from a thread if they are many.
+        `on_scored` is called once per image, in order, with all labels of the query and the scored labels of
+        the image, best first. With many labels it is called from a thread.
 
         Raises:
             ServingError: The call was refused, expired or failed.
@@ -157,7 +157,7 @@ class Service:
 
         def check() -> tuple[LabelSet, int]:
             labels = checked_labels(query, self.limits, paths)
-            return labels, 0 if bound is None else bound.most_bytes(engine.info)
+            return labels, 0 if bound is None else bound.max_bytes(engine.info)
 
         labels, size = check() if query.is_short else await engine.run_aside(call.flow, check)
         if bound is not None:
@@ -185,7 +185,7 @@ def _describe_embeddings(call: CallContext, engine: Engine) -> None:
 
 @contextmanager
 def _fields_named(paths: FieldPaths) -> Iterator[None]:
-    """Gives the fields in the engine's errors the names of the door."""
+    """Replaces the field names in the engine's errors with those of the door."""
     try:
         yield
     except InvalidArgument as error:

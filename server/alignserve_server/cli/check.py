@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of `alignserve-server check`, without the settings."""
     return command_parser(
         "check",
-        "Tests everything that a start with these settings needs, and reports all that fails.",
+        "Tests everything that a start with these settings needs, and reports everything that fails.",
         _EXAMPLES,
         usage="%(prog)s [--config FILE] [settings]",
     )
@@ -61,7 +61,7 @@ def check(settings: Settings | None, problems: Sequence[str], warnings: Sequence
     Args:
         settings: The settings to test; None if they contradict each other.
         problems: Errors found in them so far.
-        warnings: What may be wrong with them.
+        warnings: Possible errors, such as unknown variables.
 
     Returns:
         The exit code: 0, or 1 if something fails.
@@ -103,7 +103,7 @@ def _passes(subject: str, attempt: _Try, settings: Settings, held: ExitStack) ->
         _report("ok", subject, attempt(settings, held))
     except CheckWarning as warning:
         _report("warn", subject, str(warning))
-    except Exception as error:  # noqa: BLE001 — whatever prevents a start
+    except Exception as error:  # noqa: BLE001 — anything that prevents a start
         _report("FAIL", subject, str(error) or type(error).__name__)
         return False
     return True

@@ -1,4 +1,4 @@
-"""What the commands share: how their parsers are set up, and how they report an error."""
+"""Shared by all commands: how parsers are set up and how errors are reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def command_parser(
 
 
 def add_renamed_flags(parser: argparse.ArgumentParser, *old_names: str) -> None:
-    """Answers flags of earlier versions with their new names."""
+    """Adds flags of earlier versions, which end the command with an error that gives the new name."""
     for name in old_names:
         parser.add_argument(
             flag(name), action=_Renamed, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -42,7 +42,7 @@ def command_failed(command: str, message: str, code: int) -> int:
 
 
 class _Renamed(argparse.Action):
-    """Ends with the new name of the flag."""
+    """Ends the command with an error that gives the flag's new name."""
 
     # Any: argparse passes whatever it parsed.
     def __call__(

@@ -121,7 +121,7 @@ def _add(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    rows = [("NAME", "SCOPES", "PER SECOND", "AT ONCE", "CREATED", "EXPIRES")]
+    rows = [("NAME", "SCOPES", "PER SECOND", "CONCURRENT", "CREATED", "EXPIRES")]
     for name, key in read_keys(arguments.api_keys_file).items():
         limits = (key.max_requests_per_second, key.max_concurrent_requests)
         per_second, at_once = ("-" if limit is None else f"{limit:g}" for limit in limits)

@@ -36,7 +36,7 @@ commands, each with --help:
 
 examples:
   alignserve-server                                        the embedded demo model, offline
-  alignserve-server --checkpoint kakaobrain/align-base     from the Hugging Face hub
+  alignserve-server --checkpoint kakaobrain/align-base     from the Hugging Face Hub
   alignserve-server --checkpoint /models/align --listen 0.0.0.0:50051
   alignserve-server --checkpoint /models/align --workers 4
   ALIGNSERVE_MAX_BATCH_SIZE=64 alignserve-server --config server.toml
@@ -134,7 +134,7 @@ def _plan(argv: list[str]) -> int:
     from alignserve_server.cli import plan as plan_cli
 
     command_line = _parse(plan_cli.parser(), argv)
-    # The output is the plan; other log lines would only be noise.
+    # The output is the plan; log lines would only be noise.
     return _run_with(
         command_line, lambda settings: plan_cli.plan(command_line.arguments, settings), log_level="warning"
     )
@@ -196,7 +196,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> _CommandLine:
 
 
 def _unknown_arguments(unknown: Sequence[str], *, is_first: bool) -> list[str]:
-    """Returns an error for each argument that no parser takes, with what was probably meant."""
+    """Returns an error for each argument that no parser takes, with the likely correction."""
     from alignserve_server.settings import Settings
     from alignserve_server.settings.sources import flag, nearest
 

@@ -62,7 +62,7 @@ def _quota(folder: Path, *, is_version_1: bool) -> float:
         quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
     else:
         quota, period = map(int, (folder / "cpu.max").read_text().split())
-    if quota <= 0 or period <= 0:  # -1 is no quota
+    if quota <= 0 or period <= 0:  # -1 means no quota
         raise ValueError(f"no quota: {quota} of {period}")
     return quota / period
 

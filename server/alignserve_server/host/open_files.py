@@ -1,4 +1,4 @@
-"""The limit of open files, which every connection counts towards."""
+"""The limit on open files, to which every connection counts."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _COUNTED = 8  # columns; later ones are included in the first two
 
 
 class OtherWork:
-    """Measures from its construction on."""
+    """Starts to measure when it is created."""
 
     def __init__(
         self,

@@ -37,8 +37,8 @@ def open_standard_streams() -> None:
 
 def keep_standard_error_from_blocking() -> None:
     """Logs what Python would print, and drops what C++ libraries write if it does not fit."""
-    # gRPC reads it at start. By default it reports each failed handshake, which any client can cause, and its
-    # lines are not JSON.
+    # gRPC reads it when it starts. By default it logs each failed handshake, which any client can cause, and
+    # its lines are not JSON.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.captureWarnings(capture=True)
     sys.unraisablehook = _log_unraisable

@@ -13,7 +13,7 @@ async def first_of(work: Awaitable[object], event: Awaitable[_T]) -> _T | None:
     """Waits until the work is done or the event comes, and cancels the other one.
 
     Returns:
-        What the event brought, also if it came together with the end of the work; None without it.
+        The result of the event, even if the work ended at the same time; None if the work ended first.
 
     Raises:
         BaseException: Whatever the work or the event raised.
@@ -27,5 +27,5 @@ async def first_of(work: Awaitable[object], event: Awaitable[_T]) -> _T | None:
     finally:
         working.cancel()
         coming.cancel()
-        # An error of theirs has this frame in its traceback: to keep the tasks here would be a cycle.
+        # Their exceptions have this frame in the traceback; references to the tasks would form a cycle.
         del work, event, working, coming

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _INTERVAL_SECONDS = 1.0  # between checks
-_LARGEST_BYTES = 64 << 20  # a hundred thousand keys have a third of it
+_LARGEST_BYTES = 64 << 20  # a hundred thousand keys take a third of it
 _CHUNK_BYTES = 1 << 16
 
 
@@ -45,7 +45,7 @@ class WatchedFiles:
 
 
 def read_whole(path: Path, *, pipe_seconds: float) -> bytes:
-    """Reads a file of keys or certificates, which may have been replaced by anything.
+    """Reads a file of keys or certificates, which may have been replaced by something that is not a file.
 
     Args:
         path: A file; or a pipe, such as a shell's `<(…)`, which is read until its writer closes it.
@@ -54,7 +54,7 @@ def read_whole(path: Path, *, pipe_seconds: float) -> bytes:
     Raises:
         OSError: It cannot be read, is a device, is too large, or is a pipe without a writer.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or it would wait for a writer, with the loop
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # otherwise it would wait for a pipe's writer
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 — a descriptor
         mode = os.fstat(descriptor).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):

@@ -1,4 +1,4 @@
-"""Writes what batching tells of itself into metrics, and into the traces of the sampled calls."""
+"""Records the events of batching as metrics, and in the traces of sampled calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import repeat
 
 from alignserve_server.modality import MODALITIES
 from alignserve_server.observability.batch_report import BatchReport
-from alignserve_server.observability.instruments import Number
+from alignserve_server.observability.instruments import Value
 from alignserve_server.observability.metrics import OUTCOMES, Metrics
 from alignserve_server.observability.tracing import Tracing
 
@@ -17,17 +17,17 @@ class MetricsObserver:
     """The server's `batching.observer.BatchObserver`."""
 
     def __init__(self, metrics: Metrics, tracing: Tracing) -> None:
-        """Looks up all series once, since that costs more than to count.
+        """Looks up all series once, since a look-up costs more than counting.
 
         Args:
-            metrics: Where everything is counted.
+            metrics: Where events are counted.
             tracing: Finds the sampled calls of a batch.
         """
         self._metrics = metrics
         self._tracing = tracing
         self._modalities = {modality: _ModalityObserver(metrics, modality) for modality in MODALITIES}
         self._tokens, self._unknown_tokens = metrics.tokens.labels(), metrics.unknown_tokens.labels()
-        self._busy_seconds: Number  # has no series before there are lanes
+        self._busy_seconds: Value  # has no series until there are lanes
 
     def of(self, modality: str) -> _ModalityObserver:
         return self._modalities[modality]

@@ -1,4 +1,4 @@
-"""What is known of a batch once it has run: plain numbers, so that they can come from another process."""
+"""The report of a batch after it has run: plain numbers, so that it can come from another process."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import NamedTuple
 
 
 class BatchReport(NamedTuple):
-    """A batch that a lane has run. Times are monotonic seconds."""
+    """A batch that a lane has run. Times are in monotonic seconds."""
 
     modality: str
     start_time: float  # when it left the queue
-    seconds: float  # in the model
-    queue_seconds: Sequence[float]  # by entry
+    seconds: float  # spent in the model
+    queue_seconds: Sequence[float]  # per entry
     padding_ratio: float | None  # share of a text batch's tokens that are padding
     has_succeeded: bool  # for at least one entry
-    waiting_since: Mapping[int, float]  # by sampled reservation, when its first entry was queued
-    sampled: Sequence[int]  # by entry, its first sampled reservation or 0; empty if there are none
+    waiting_since: Mapping[int, float]  # for each sampled reservation, when its first entry was queued
+    sampled: Sequence[int]  # per entry, its first sampled reservation, or 0; empty if there are none
 
     @property
     def size(self) -> int:
-        """How many entries it had, also those of calls that are not sampled."""
+        """The number of its entries, including those of calls that are not sampled."""
         return len(self.queue_seconds)
 
     @property
     def end_time(self) -> float:
-        """When the model was done."""
+        """When the model had finished."""
         return self.start_time + self.seconds

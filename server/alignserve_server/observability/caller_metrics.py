@@ -1,7 +1,7 @@
-"""Who uses how much: items by the names that the operator has given to callers, and no others.
+"""Usage by caller: counts items by the names that the operator has given, and only by those.
 
-A caller is named as `rpc.callers` does: by key, certificate or host. Keys have series from the start, until
-they are taken out of their file; certificates from their first call; hosts share one.
+`rpc.callers` names a caller by key, certificate or host. A key has series as long as it is in its file, and a
+certificate from its first call on; all hosts share one series.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from collections.abc import Collection, Mapping
 from alignserve_server.observability.instruments import Computed, Counter
 
 CALLER_OUTCOMES = ("accepted", "rejected")
-ANONYMOUS = "anonymous"  # hosts, and calls whose key is missing or not valid
-OTHER = "other"  # than the first names, where there are more than have series
+ANONYMOUS = "anonymous"  # hosts, and calls whose key is missing or invalid
+OTHER = "other"  # names beyond the maximum number of series
 
-KEY, CERTIFICATE = "key:", "certificate:"  # before a name, in what identifies a caller
+KEY, CERTIFICATE = "key:", "certificate:"  # prefixes of the names that identify callers
 
-_MAX_NAMES = 1000  # of keys, and of certificates
+_MAX_NAMES = 1000  # of keys, and as many of certificates
 _MAX_NAME_CHARACTERS = 100
 
 
 class CallerMetrics:
-    """Counts items by caller. All but the reading of what waits belongs to the event loop's thread."""
+    """Counts items by caller. Only for the event loop's thread, except for reading the waiting items."""
 
     def __init__(self, items: Counter, waiting: Computed, *, max_names: int = _MAX_NAMES) -> None:
-        """Starts with the series of nameless callers.
+        """Starts with the series of anonymous callers.
 
         Args:
-            items: By name and outcome.
-            waiting: By name.
-            max_names: Most keys, and most certificates, that have series of their own.
+            items: Counts items by name and outcome.
+            waiting: Shows waiting items by name.
+            max_names: Maximum number of keys with series of their own; the same for certificates.
         """
         self._items = items
         self._max_names = max_names
         self._key_names: dict[str, str] = {}  # by caller
         self._certificate_names: dict[str, str] = {}
-        self._waiting: dict[str, int] = {}  # by caller, of those who have any
+        self._waiting: dict[str, int] = {}  # by caller, without those that have none
         self._begin(ANONYMOUS)
         waiting.set_function(self._waiting_by_name)
 
-    def know_keys(self, keys: Collection[str]) -> None:
-        """Takes the names of the keys that there are now; those that are gone lose their series."""
+    def set_keys(self, keys: Collection[str]) -> None:
+        """Sets the names of the current keys; the series of other keys are removed."""
         old = set(self._key_names.values())
         names = {
             f"{KEY}{key}": _name_of_key(key) if position < self._max_names else OTHER
@@ -62,7 +62,7 @@ class CallerMetrics:
         self._items.labels(self._name(caller), "rejected").inc(items)
 
     def wait(self, caller: str, items: int) -> None:
-        """Counts items that begin to wait, or, less than 0, have ended to."""
+        """Counts items that start to wait, or, if below 0, that no longer do."""
         waiting = self._waiting.get(caller, 0) + items
         if waiting:
             self._waiting[caller] = waiting

@@ -1,7 +1,7 @@
-"""Every event that the server logs, by name, and when it does.
+"""Every event that the server logs, by name, with its meaning.
 
-Log queries and alerts rely on these names. `server/docs/logs.md` lists them from here, and a test compares
-them with the calls of loggers.
+Log queries and alerts rely on these names. The list in `server/docs/logs.md` is generated from here, and a
+test compares the names with the calls of loggers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 EVENTS: Mapping[str, str] = {
     # Start
     "listening": "The ports are open: `port` and `metrics_port`.",
-    "listening_unprotected": "The server listens on a network without TLS or without authentication.",
+    "listening_unprotected": "Other machines can reach the server without TLS or without authentication.",
     "ready": "The model is loaded and has run; with `workers`, in every worker.",
     "startup_failed": "`reason` says why and what to do. An unexpected error also has a traceback.",
     "unknown_variable": "A variable `ALIGNSERVE_…` is not a setting; `reason` suggests the nearest one.",
@@ -19,7 +19,7 @@ EVENTS: Mapping[str, str] = {
     "gpu_metrics_unavailable": "NVIDIA's management library is missing, so there are no GPU metrics.",
     "converting": "OpenVINO converts the checkpoint, once.",
     "conversion_damaged": "A cached conversion is damaged and is made again; `reason` names the files.",
-    "cache_not_writable": "The cache folder is not writable, so each start converts the checkpoint again.",
+    "cache_not_writable": "The cache directory is not writable, so each start converts the checkpoint again.",
     "cosine_similarity_too_low": "Embeddings are too far from the reference; "
     "a more precise configuration is used.",
     "runtime_unavailable": "The runtime cannot run the checkpoint, so torch is used.",
@@ -33,7 +33,7 @@ EVENTS: Mapping[str, str] = {
     "inference_failed": "The model failed on an item. The caller got the same `error_id`.",
     "unexpected_error": "A bug. The caller got the same `error_id`.",
     "out_of_device_memory": "A batch did not fit into device memory; `new_limit` is the new maximum size.",
-    "max_batch_size_raised": "Larger batches proved faster while serving; the new maximum.",
+    "max_batch_size_raised": "Larger batches proved faster while serving, so the maximum size was raised.",
     # Stalls
     "stalled": "`what` is stuck: `batch` or `preprocess` for `running_seconds` (null if a lane died), or "
     "`device` after `failed_batches`.",
@@ -49,11 +49,12 @@ EVENTS: Mapping[str, str] = {
     "lane_still_running": "A batch was still running when the server stopped.",
     # Access
     "certificate_reloaded": "A renewed certificate is in use.",
-    "certificate_reload_failed": "A renewed certificate is unusable, for a `reason`; the old one stays.",
+    "certificate_reload_failed": "A renewed certificate is unusable, for a `reason`; the current one stays "
+    "in use.",
     "certificate_not_valid": "The certificate in use has expired or is not valid yet.",
     "certificate_expires_sooner": "The certificate in use expires before the `earlier_one`.",
-    "api_keys_reloaded": "The keys file has changed and was read.",
-    "api_keys_reload_failed": "The keys file cannot be read, for a `reason`; the previous keys stay in use.",
+    "api_keys_reloaded": "The keys file has changed and was reloaded.",
+    "api_keys_reload_failed": "The keys file cannot be read, for a `reason`; the current keys stay in use.",
     "no_api_keys": "The keys file is empty, so every call is refused.",
     # Workers
     "worker_ready": "A worker, with its `pid`, is ready.",

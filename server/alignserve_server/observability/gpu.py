@@ -1,7 +1,7 @@
-"""What NVIDIA's management library says of the GPU that the model runs on.
+"""Metrics of the GPU that the model runs on, from NVIDIA's management library.
 
-Its counters are of the whole GPU, whoever uses it; what the model itself holds and how busy its lanes are,
-the server counts by itself.
+They cover the whole GPU and all processes that use it. The server itself measures the memory that the model
+holds and how busy its lanes are.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _log = get_logger(__name__)
 
 
 def watch_gpu(uuid: str, metrics: Metrics) -> None:
-    """Shows a GPU in the metrics, as it is at each scrape.
+    """Adds the GPU to the metrics; its values are read at each scrape.
 
-    What the GPU does not tell, as parts of one (MIG) do not tell their utilization, has no series. If the
-    library is not there, as in a container without the driver's utilities, that is logged, and nothing is
-    shown.
+    A value that the GPU does not report has no series: MIG instances, for example, report no utilization. If
+    the library is missing, as in a container without the driver's utilities, this is logged and there are no
+    series.
 
     Args:
-        uuid: NVIDIA's name of it, such as `GPU-5c2ea1a0-…`.
-        metrics: Where it is shown.
+        uuid: NVIDIA's id of the GPU, for example `GPU-5c2ea1a0-…`.
+        metrics: Where to add it.
     """
     try:
         pynvml.nvmlInit()
@@ -48,9 +48,9 @@ def watch_gpu(uuid: str, metrics: Metrics) -> None:
 
 
 def _or_none(read: Callable[[], float]) -> Callable[[], float | None]:
-    """Keeps a GPU that has fallen off the bus from taking the whole page of metrics with it.
+    """Wraps a function to return None on errors, so that a lost GPU does not break the whole metrics page.
 
-    Its series ends: NaN would be the average of all GPUs.
+    The series ends then. With NaN instead, the average over all GPUs would be NaN.
     """
 
     def read_or_none() -> float | None:

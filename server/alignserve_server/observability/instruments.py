@@ -1,8 +1,8 @@
-"""prometheus_client's counters, gauges and histograms for a single thread that writes; any thread may read.
+"""Counters, gauges and histograms for prometheus_client that one thread writes and any thread may read.
 
-Its own take a lock and several frames for each event, which came to a twentieth of the CPU time of a small
-call (section `watching` of tests/load). Registry and formats are still its own, and what several threads
-write has to be.
+prometheus_client's own take a lock and several function calls for each event, which was a twentieth of the
+CPU time of a small call (section `watching` of tests/load). Its registry and formats are still used, and so
+are its own metrics for values that several threads write.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from prometheus_client.utils import floatToGoString
 Bucket: TypeAlias = "tuple[str, float] | tuple[str, float, Exemplar]"
 
 Labels: TypeAlias = "Sequence[str] | Mapping[str, Sequence[str]]"
-"""The names of a metric's labels; with all the values that each can have, where these are known."""
+"""The names of a metric's labels, or a mapping to all values of each label if these are known."""
 
 _Series = TypeVar("_Series")
 
 
-class Number:
-    """A series of a counter, or of a gauge that is counted up and down."""
+class Value:
+    """A series of a counter, or of a gauge that is incremented and decremented."""
 
     __slots__ = ("value",)
 
@@ -46,7 +46,7 @@ class Number:
 
 
 class Reading:
-    """A series of a gauge that is read off; not shown before there is a value, nor while there is none."""
+    """A series of a gauge that is measured; hidden while there is no value."""
 
     __slots__ = ("_read",)
 
@@ -65,7 +65,7 @@ class Reading:
         self._read = read
 
 
-class Distribution:
+class HistogramSeries:
     """A series of a histogram."""
 
     __slots__ = ("_bounds", "_counts", "_exemplars", "_sum")
@@ -73,19 +73,19 @@ class Distribution:
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
-        self._exemplars: list[Exemplar | None] = [None] * len(self._counts)  # the latest of each bucket
+        self._exemplars: list[Exemplar | None] = [None] * len(self._counts)  # the latest one in each bucket
         self._sum = 0.0
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
-        """Counts a value; the exemplar leads from it to where it comes from."""
-        bucket = bisect_left(self._bounds, value)  # bounds belong to the bucket below them
+        """Counts a value, with an exemplar that links to its trace."""
+        bucket = bisect_left(self._bounds, value)  # a value equal to a bound is in the bucket below it
         self._counts[bucket] += 1
         self._sum += value
         if exemplar is not None:
             self._exemplars[bucket] = Exemplar(exemplar, value, time.time())
 
     def read(self) -> tuple[list[Bucket], float]:
-        """Returns the buckets, cumulative, each with its upper bound and exemplar; and the sum."""
+        """Returns the cumulative buckets, each with its upper bound and exemplar, and the sum."""
         buckets: list[Bucket] = []
         total = 0.0
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
@@ -96,10 +96,10 @@ class Distribution:
 
 
 class _Instrument(Collector, Generic[_Series]):
-    """A metric and its series, by the values of its labels.
+    """A metric and its series, by label values.
 
-    Where all values are known, all series are there from the start: one that appears only with its first
-    event makes rates and alerts miss that event.
+    If all label values are known, every series exists from the beginning: rates and alerts would miss the
+    first event of a series that appears with it.
     """
 
     def __init__(self, name: str, documentation: str, labels: Labels, registry: CollectorRegistry) -> None:
@@ -113,7 +113,7 @@ class _Instrument(Collector, Generic[_Series]):
         registry.register(self)
 
     def labels(self, *values: str) -> _Series:
-        """Returns the series of these values, in the order of the labels' names."""
+        """Returns the series with these values, in the order of the labels' names."""
         if len(values) != len(self.label_names):
             raise ValueError(f"{self.name} has the labels {self.label_names}, not {values}")
         if values not in self._series:
@@ -121,20 +121,20 @@ class _Instrument(Collector, Generic[_Series]):
         return self._series[values]
 
     def remove(self, *values: str) -> None:
-        """Ends the series of these values, if it is there."""
+        """Removes the series with these values, if it exists."""
         self._series.pop(values, None)
 
     def _new(self) -> _Series:
         raise NotImplementedError
 
 
-class _Numbers(_Instrument[Number]):
-    """Numbers, as the family shows them."""
+class _Values(_Instrument[Value]):
+    """A metric whose series are plain values."""
 
     _family: type[CounterMetricFamily] | type[GaugeMetricFamily]
 
-    def _new(self) -> Number:
-        return Number()
+    def _new(self) -> Value:
+        return Value()
 
     def collect(self) -> Iterable[Metric]:
         family = self._family(self.name, self.documentation, labels=self.label_names)
@@ -143,33 +143,33 @@ class _Numbers(_Instrument[Number]):
         return [family]
 
 
-class Counter(_Numbers):
-    """What only grows. Its name comes without `_total`."""
+class Counter(_Values):
+    """A value that only grows. Give its name without `_total`."""
 
     _family = CounterMetricFamily
 
 
-class Gauge(_Numbers):
-    """What is counted up and down, from 0."""
+class Gauge(_Values):
+    """A value that is incremented and decremented, from 0."""
 
     _family = GaugeMetricFamily
 
 
 class Measured(_Instrument[Reading]):
-    """A gauge of what is read off or measured. It has no series before it is known.
+    """A gauge of measured values. It has no series until a value is known.
 
-    A 0 that stands for "not known yet" ends in quotients and averages over servers, and in decisions.
+    A 0 that means "not known yet" would distort ratios, averages over servers, and decisions.
     """
 
     def _new(self) -> Reading:
         return Reading()
 
     def set(self, value: float) -> None:
-        """Sets the series, if there are no labels."""
+        """Sets the value of a metric without labels."""
         self.labels().set(value)
 
     def set_function(self, read: Callable[[], float | None]) -> None:
-        """Has the series read from a function, if there are no labels."""
+        """Has the value of a metric without labels read from a function."""
         self.labels().set_function(read)
 
     def collect(self) -> Iterable[Metric]:
@@ -181,7 +181,7 @@ class Measured(_Instrument[Reading]):
 
 
 class Computed(Collector):
-    """A gauge whose series a function returns, by the values of their labels."""
+    """A gauge whose series come from a function, by label values."""
 
     def __init__(
         self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry
@@ -193,7 +193,7 @@ class Computed(Collector):
         registry.register(self)
 
     def set_function(self, read: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
-        """Has the series read from a function, which any thread may call."""
+        """Sets the function that returns the series; any thread may call it."""
         self._read = read
 
     def collect(self) -> Iterable[Metric]:
@@ -204,7 +204,7 @@ class Computed(Collector):
 
 
 class FunctionCounter(Collector):
-    """A counter without labels whose value a function returns. Its name comes without `_total`."""
+    """A counter without labels whose value comes from a function. Give its name without `_total`."""
 
     label_names: tuple[str, ...] = ()
 
@@ -222,8 +222,8 @@ class FunctionCounter(Collector):
         return [CounterMetricFamily(self.name, self.documentation, value=self._read())]
 
 
-class Histogram(_Instrument[Distribution]):
-    """How values are spread over buckets."""
+class Histogram(_Instrument[HistogramSeries]):
+    """Counts values in buckets."""
 
     def __init__(
         self,
@@ -236,8 +236,8 @@ class Histogram(_Instrument[Distribution]):
         self._bounds = tuple(bounds)
         super().__init__(name, documentation, labels, registry)
 
-    def _new(self) -> Distribution:
-        return Distribution(self._bounds)
+    def _new(self) -> HistogramSeries:
+        return HistogramSeries(self._bounds)
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(self.name, self.documentation, labels=self.label_names)

@@ -1,4 +1,4 @@
-"""Writes lines from a thread of its own, so that a slow reader of the log cannot hold up the server."""
+"""Writes log lines from a separate thread, so that a slow reader of the log cannot block the server."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import TextIO, TypeAlias
 
 _MAX_LINES = 1000
 _MAX_BYTES = 1 << 20
-_FLUSH_IDLE_SECONDS = 1.0  # without progress; then nobody reads
+_FLUSH_IDLE_SECONDS = 1.0  # without progress, which means that no one reads the log
 _FLUSH_SECONDS = 3.0  # for a reader that is merely slow
-# What the kernel writes to a pipe in one piece, or lines of several processes would mix. Several lines at
-# once, since after each write the thread has to wait for the interpreter lock, up to 5 ms.
+# The kernel writes this much to a pipe in one piece; with more, lines of several processes would mix. Several
+# lines at once, since after each write the thread waits up to 5 ms for the interpreter lock.
 _WRITE_BYTES = select.PIPE_BUF
 
 Write: TypeAlias = Callable[[bytes], object]  # writes whole lines, or raises
@@ -25,7 +25,7 @@ Write: TypeAlias = Callable[[bytes], object]  # writes whole lines, or raises
 
 @dataclass
 class _Gap:
-    """Takes the place of lines that did not fit."""
+    """Marks the place of lines that did not fit."""
 
     lines: int
 
@@ -33,9 +33,9 @@ class _Gap:
 class LogWriter:
     """A bounded queue of lines, and the thread that writes them whole and in order.
 
-    `put` never waits. Lines that do not fit are dropped and counted; once there is a reader again, a line in
-    their place tells their number. Any thread may call it, and so may a finalizer that the garbage collector
-    runs in the middle of another `put`.
+    `put` never blocks. Lines that do not fit are dropped and counted; once the log is read again, a line in
+    their place reports their number. Any thread may call it, including a finalizer that the garbage collector
+    runs during another `put`.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class LogWriter:
         max_lines: int = _MAX_LINES,
         max_bytes: int = _MAX_BYTES,
     ) -> None:
-        """Prepares to write; the thread starts with the first line.
+        """Does not start the thread yet; the first line does.
 
         Args:
-            write: Writes some lines; may block.
+            write: Writes lines; may block.
             describe_gap: Renders the line that reports a number of dropped lines.
             max_lines: Maximum number of waiting lines.
             max_bytes: Maximum number of waiting bytes.
@@ -65,11 +65,11 @@ class LogWriter:
 
     @property
     def dropped(self) -> int:
-        """Number of lines that were lost, because they did not fit or could not be written."""
+        """Number of lines that were lost because they did not fit or could not be written."""
         return self._dropped
 
     def put(self, line: bytes) -> None:
-        """Queues a line, which ends with its line break, or drops it."""
+        """Queues a line, including its line break, or drops it."""
         with self._changed:
             if self._is_closed:
                 self._dropped += 1
@@ -88,8 +88,8 @@ class LogWriter:
         """Waits until everything is written.
 
         Args:
-            idle_seconds: Gives up after that long without progress.
-            seconds: Gives up after that long in any case.
+            idle_seconds: Gives up after this long without progress.
+            seconds: Gives up after this long in any case.
 
         Returns:
             Whether everything was written.
@@ -97,18 +97,18 @@ class LogWriter:
         end = time.monotonic() + seconds
         with self._changed:
             while self._queue or self._is_writing:
-                if not self._moves_on(min(idle_seconds, end - time.monotonic())):
+                if not self._makes_progress(min(idle_seconds, end - time.monotonic())):
                     return False
         return True
 
     def close(self) -> None:
-        """Takes no more lines, and ends the thread when it has written those that wait."""
+        """Accepts no more lines, and ends the thread once it has written those in the queue."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     def _clear(self) -> None:
-        # A reentrant lock: a finalizer that logs may run while this very thread holds it.
+        # A reentrant lock: a finalizer that logs may run while this thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
         self._queue: deque[bytes | _Gap] = deque()
         self._lines = self._bytes = 0
@@ -129,11 +129,11 @@ class LogWriter:
             thread = threading.Thread(target=self._run, name="log", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # there are too many threads; the next line tries again
+            except RuntimeError:  # too many threads; the next line tries again
                 return
             self._thread = thread
 
-    def _moves_on(self, seconds: float) -> bool:
+    def _makes_progress(self, seconds: float) -> bool:
         taken = self._taken
         return self._changed.wait_for(
             lambda: self._taken != taken or not (self._queue or self._is_writing), seconds
@@ -149,14 +149,14 @@ class LogWriter:
                     self._write(self._describe_gap(unreported))
                     unreported = 0
                 self._write(b"".join(lines))
-            except Exception:  # noqa: BLE001 — there is no log to tell it, and later lines may be written
+            except Exception:  # noqa: BLE001 — it cannot be logged, and later lines may succeed
                 lost = len(lines)
                 unreported += lost
                 with self._changed:
                     self._dropped += lost
 
     def _take(self) -> tuple[int, list[bytes]] | None:
-        """Waits for what is to be written next: the length of a gap, and lines after it. None at the end."""
+        """Waits for output; returns the length of the gap before it, and the lines. None at the end."""
         with self._changed:
             self._is_writing = False
             self._changed.notify_all()
@@ -185,15 +185,15 @@ class LogWriter:
 
 
 def writing_to(stream: TextIO) -> Write:
-    """Returns what writes to a stream, past its buffer, which a blocked `print` elsewhere would lock."""
+    """Returns a function that writes to a stream without its buffer, which a blocked `print` would lock."""
     try:
         return _DescriptorWriter(os.dup(stream.fileno()))
-    except OSError:  # it has no descriptor, like one that a test reads
+    except OSError:  # it has no descriptor, for example in a test
         return lambda line: _write_text(stream, line)
 
 
 class _DescriptorWriter:
-    """Writes whole lines to a descriptor, also to one in non-blocking mode."""
+    """Writes whole lines to a descriptor, even in non-blocking mode."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -205,13 +205,13 @@ class _DescriptorWriter:
         while rest:
             try:
                 written = os.write(self._descriptor, rest)
-            except BlockingIOError:  # whoever shares the pipe or terminal can switch its mode
+            except BlockingIOError:  # a process that shares the pipe or terminal can switch its mode
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
                 continue
             rest = rest[written:]
-            self._is_torn = bool(rest)  # if the next part fails, as on a full disk, a later line begins anew
+            self._is_torn = bool(rest)  # if the rest fails, as on a full disk, a new line follows
 
 
 def _write_text(stream: TextIO, line: bytes) -> None:
@@ -220,7 +220,7 @@ def _write_text(stream: TextIO, line: bytes) -> None:
 
 
 def _clear_after_fork(writer: LogWriter) -> None:
-    """Lets a forked child begin anew: it has no thread, and what waits is written by its parent."""
+    """Resets the writer in a forked child, which lacks the thread; the parent writes the queued lines."""
     weakly = weakref.ref(writer)
 
     def clear() -> None:

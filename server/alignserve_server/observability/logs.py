@@ -1,4 +1,4 @@
-"""Structured logs on standard error: one event a line, as JSON for machines or coloured for people."""
+"""Structured logs on standard error: one event per line, as JSON for machines or in color for people."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from alignserve_server.observability.log_writer import LogWriter, writing_to
 def configure_logs(
     level: str, log_format: Literal["auto", "json", "console"], worker: int | None = None
 ) -> None:
-    """Sends the server's events, and those of the libraries it uses, through one format.
+    """Logs the events of the server and of its libraries in one format.
 
     They are rendered where they occur and written by a thread, so that nothing waits for a reader of the log.
 
     Args:
-        level: Lowest level that is written, such as `info`.
-        log_format: `auto` is `console` on a terminal and `json` elsewhere.
-        worker: Stands in every line, unless it is None.
+        level: Minimum level to write, for example `info`.
+        log_format: `auto` is `console` on a terminal, otherwise `json`.
+        worker: Added to every line, unless it is None.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
@@ -46,33 +46,33 @@ def configure_logs(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
         )
     )
-    handler.addFilter(_is_news)
+    handler.addFilter(_is_relevant)
     root = logging.getLogger()
     for earlier in root.handlers:
         if isinstance(earlier, _BackgroundHandler):
             earlier.close()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # A request line per hub look-up and gRPC's own tracebacks of killed calls are noise at `info`.
+    # At `info`, a line for each request to the Hub and gRPC's tracebacks of killed calls are noise.
     for name in ("httpx", "httpcore", "asyncio", "grpc"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def dropped_lines() -> int:
-    """Returns how many lines of this process were lost because nobody read the log."""
+    """Returns how many lines of this process were lost because the log was not read in time."""
     handlers = logging.getLogger().handlers
     return sum(handler.dropped_lines for handler in handlers if isinstance(handler, _BackgroundHandler))
 
 
 class _BackgroundHandler(logging.Handler):
-    """Writes to a stream without waiting for it; `flush` waits, though not for long."""
+    """Writes to a stream without blocking; only `flush` waits, for a limited time."""
 
     def __init__(self, stream: TextIO, chain: Sequence[Processor]) -> None:
         """Prepares to write.
 
         Args:
-            stream: Where to.
-            chain: What the handler's own events go through before they are rendered.
+            stream: Where to write.
+            chain: Processors for the handler's own events, before they are rendered.
         """
         super().__init__()
         self._chain = chain
@@ -85,13 +85,13 @@ class _BackgroundHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self._render(record)
-        except Exception:  # noqa: BLE001 — a library's format that does not fit its arguments, say
+        except Exception:  # noqa: BLE001 — for example a library's format that does not match its arguments
             self.handleError(record)
         else:
             self._writer.put(line)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Logs that a record could not be rendered; logging itself would print that, which may block."""
+        """Logs that a record could not be rendered; by default, logging would print it, which may block."""
         error, _, _ = sys.exc_info()
         self._writer.put(
             self._render_own(
@@ -112,7 +112,7 @@ class _BackgroundHandler(logging.Handler):
         return self._render_own("log_lines_dropped", count=lines)
 
     def _render_own(self, name: str, **fields: object) -> bytes:
-        event: Any = {"event": name, **fields}  # what processors take and return
+        event: Any = {"event": name, **fields}  # Any: the type that processors take and return
         for processor in self._chain:
             event = processor(None, "error", event)
         record = logging.makeLogRecord({"msg": event, "_logger": None, "_name": "error"})
@@ -122,16 +122,17 @@ class _BackgroundHandler(logging.Handler):
         return f"{self.format(record)}\n".encode(errors="backslashreplace")
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drops tracebacks of gRPC's that tell of a client.
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Drops gRPC's tracebacks that clients cause.
 
-    Answers that were under way when it left, which happens all day; and metadata that is not UTF-8, several
-    times and in full, by which a stranger could drown the log and a key get there.
+    gRPC logs one whenever a client disconnects before its response, which happens all the time. It also logs
+    metadata that is not UTF-8, in full and several times: anyone could flood the log, and API keys would end
+    up in it.
     """
     kind = record.exc_info[0] if record.exc_info else None
     if kind is UnicodeDecodeError:
         return not record.name.startswith("grpc.")
-    return kind is None or kind.__name__ != "ExecuteBatchError"  # which no public module exports
+    return kind is None or kind.__name__ != "ExecuteBatchError"  # not exported by a public module
 
 
 def _console_renderer() -> list[Processor]:
@@ -139,12 +140,13 @@ def _console_renderer() -> list[Processor]:
 
 
 def _json_renderer() -> list[Processor]:
-    # Without locals, which are whole batches of callers' data: seconds to render, and nobody else's business.
+    # Without local variables: they hold whole batches of callers' data, which is private and takes seconds to
+    # render.
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """Returns the logger for a module; call with keyword arguments, `log.info("batch_failed", size=3)`."""
+    """Returns the logger of a module; fields are keyword arguments: `log.info("batch_failed", size=3)`."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(name)
     return logger

@@ -48,7 +48,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, never used
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -61,8 +61,8 @@ class Metrics:
         self.log_lines_dropped = log_lines_dropped(registry)
 
     def _define_rpcs(self) -> None:
-        # The names and labels of the gRPC ecosystem, so that existing dashboards work. `expect_rpcs` creates
-        # the series, since methods and codes are known where services are.
+        # The usual names and labels of gRPC servers, so that existing dashboards work. `expect_rpcs` creates
+        # the series, since the services know their methods and codes.
         self.rpcs_started = self._loop_counter("grpc_server_started", "RPCs started.", RPC_LABELS)
         self.rpcs_handled = self._loop_counter(
             "grpc_server_handled", "RPCs completed.", [*RPC_LABELS, "grpc_code"]
@@ -80,7 +80,7 @@ class Metrics:
         )
 
         self.uploads = self._loop_gauge(
-            "alignserve_uploads", "Unary requests being received, without health checks.", {}
+            "alignserve_uploads", "Unary requests being received, excluding health checks.", {}
         )
         self.streams = self._loop_gauge("alignserve_streams", "Open streams.", {})
         self.unread_response_bytes = self._loop_gauge(
@@ -111,7 +111,7 @@ class Metrics:
         )
         self.caller_items = self._loop_counter(
             "alignserve_caller_items",
-            "Images and texts by caller: admitted, and rejected with their call. Unreadable ones are both.",
+            "Images and texts by caller: admitted, or rejected with their call. Unreadable ones are both.",
             ["caller", "outcome"],
         )
         self.caller_waiting_items = Computed(
@@ -171,9 +171,9 @@ class Metrics:
             "reason",
             ("error", "out_of_memory"),
         )
-        # Of lanes, so it begins with them: zeros from before would count as idle in a rate.
+        # Created with the lanes: earlier zeros would count as idle time in a rate.
         self.device_busy_seconds = self._loop_counter(
-            "alignserve_device_busy_seconds", "Time that lanes spent in the model, summed over lanes.", []
+            "alignserve_device_busy_seconds", "Time spent in the model, summed over all lanes.", []
         )
         self.event_loop_lag = self._measured(
             "alignserve_event_loop_lag_seconds", "Event loop lag at the last check."
@@ -247,7 +247,7 @@ class Metrics:
 
         Args:
             labels: The values of `RPC_LABELS`.
-            codes: With which its calls can end.
+            codes: The codes that its calls can end with.
             kinds: The priorities and sizes of its calls.
         """
         self.rpcs_started.labels(*labels)
@@ -257,20 +257,20 @@ class Metrics:
             self.rpc_seconds.labels(*labels, *kind)
 
     def count_refusal(self, error: ServingError, caller: str | None, items: int) -> None:
-        """Counts an error if it refuses a call or stream item, rather than reports its failure.
+        """Counts an error if it rejects a call or stream item, as opposed to reporting that one failed.
 
         Args:
-            error: What is answered.
-            caller: Whose call it is; None if it is none of the API.
-            items: How many images and texts the call or stream item has, as far as it was read.
+            error: The error response.
+            caller: The caller; None if the method is not part of the API.
+            items: Number of images and texts in the call or stream item, as far as it was read.
         """
         if error.is_refusal():
             self.rejected.labels(error.reason).inc()
             if caller is not None:
                 self.callers.refuse(caller, max(1, items))
 
-    # What several threads write is prometheus_client's; what the event loop's thread writes for each call, or
-    # a thread that holds a lock, is of `instruments`.
+    # Metrics that several threads write are prometheus_client's. Those written for each call by the event
+    # loop's thread, or by a thread that holds a lock, are from `instruments`.
 
     def _counter(
         self, name: str, text: str, label: str | None = None, values: Sequence[str] = ()
@@ -295,14 +295,14 @@ class Metrics:
 
 
 def server_state(registry: CollectorRegistry) -> Computed:
-    """Defines the gauge of the server's state; `state_series` is what its function should return."""
+    """Defines the gauge of the server's state; its function should return `state_series`."""
     return Computed(
         "alignserve_state", "1 for the current state of the server, 0 for the others.", ["state"], registry
     )
 
 
 def state_series(current: str) -> dict[tuple[str, ...], float]:
-    """Returns a series for each state."""
+    """Returns the series of all states."""
     return {(state,): float(state == current) for state in STATES}
 
 

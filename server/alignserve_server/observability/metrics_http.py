@@ -1,6 +1,6 @@
-"""The metrics port: /metrics, and /healthz and /readyz for probes that speak HTTP.
+"""The metrics port: /metrics, and /healthz and /readyz for HTTP probes.
 
-Threads of its own serve it, so that a busy event loop does not delay it.
+It is served by separate threads, so that a busy event loop does not delay it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _App: TypeAlias = "Callable[[Any, Any], Iterable[bytes]]"
 _IDLE_SECONDS = 10.0
 _MAX_CONNECTIONS = 32
 _RETRY_SECONDS = 0.1
-_POLL_SECONDS = 0.05  # socketserver looks twice a second whether it has to end, and each stop waits for it
+_POLL_SECONDS = 0.05  # each stop waits for socketserver's next check, which by default is every 0.5 s
 _OK = "200 OK"
 
 
@@ -40,16 +40,16 @@ def serve_metrics_page(
     *,
     idle_seconds: float = _IDLE_SECONDS,
 ) -> WSGIServer:
-    """Starts to serve the registry's metrics and probes; `shutdown` and `server_close` of the result end it.
+    """Starts to serve metrics and probes; `shutdown` and `server_close` of the result end it.
 
     Args:
-        listen: HOST:PORT; port 0 takes a free one.
-        registry: What is shown.
+        listen: HOST:PORT; port 0 picks a free one.
+        registry: The metrics.
         state: Returns the state of the server, one of `metrics.STATES`; only `serving` is ready.
-        idle_seconds: A client that neither sends nor reads for longer is disconnected.
+        idle_seconds: A client that neither sends nor reads for this long is disconnected.
 
     Raises:
-        StartupError: The port is taken or the address is not this machine's.
+        StartupError: The port is in use or the address is not one of this machine.
     """
     try:
         app = _logging_failures(_without_body_of_head(_pages(registry, state)))
@@ -72,17 +72,17 @@ def _bound(host: str, port: int, app: _App, idle_seconds: float) -> WSGIServer:
 
         def server_bind(self) -> None:
             if family == socket.AF_INET6:
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # as gRPC: IPv4 too
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # as in gRPC: IPv4 too
             super().server_bind()
 
     class Handler(_Handler):
-        timeout = idle_seconds  # or each connection that sends nothing would hold a thread for good
+        timeout = idle_seconds  # otherwise a connection that sends nothing would occupy a thread permanently
 
     return make_server(host, port, app, Server, Handler)
 
 
 def _pages(registry: CollectorRegistry, state: Callable[[], str]) -> _App:
-    """Answers each path with its page."""
+    """Returns an app that serves each path's page."""
 
     def ready() -> tuple[str, str]:
         word = state()
@@ -93,8 +93,8 @@ def _pages(registry: CollectorRegistry, state: Callable[[], str]) -> _App:
         "/healthz": _text(lambda: (_OK, "ok")),
         "/readyz": _text(ready),
     }
-    missing = _text(lambda: ("404 Not Found", f"no such page; there are {', '.join(pages)}"))
-    not_allowed = _text(lambda: ("405 Method Not Allowed", "only GET and HEAD"), ("Allow", "GET, HEAD"))
+    missing = _text(lambda: ("404 Not Found", f"page not found; use one of {', '.join(pages)}"))
+    not_allowed = _text(lambda: ("405 Method Not Allowed", "use GET or HEAD"), ("Allow", "GET, HEAD"))
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
         page = pages.get(environ["PATH_INFO"], missing)
@@ -106,7 +106,7 @@ def _pages(registry: CollectorRegistry, state: Callable[[], str]) -> _App:
 
 
 def _text(answer: Callable[[], tuple[str, str]], *headers: tuple[str, str]) -> _App:
-    """Answers with a status and a line of text."""
+    """Returns an app that responds with a status and a line of text."""
 
     def text_app(_: Any, start_response: Any) -> Iterable[bytes]:
         status, line = answer()
@@ -118,7 +118,7 @@ def _text(answer: Callable[[], tuple[str, str]], *headers: tuple[str, str]) -> _
 
 
 def _without_body_of_head(app: _App) -> _App:
-    """Answers HEAD as GET, without the body."""
+    """Makes HEAD requests return what GET does, without the body."""
 
     def app_with_head(environ: Any, start_response: Any) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] != "HEAD":
@@ -135,9 +135,9 @@ def _without_body_of_head(app: _App) -> _App:
 
 
 def _logging_failures(app: _App) -> _App:
-    """Logs what the app raises, such as a metric's function; the handler would print it."""
+    """Logs exceptions of the app, for example from a metric's function; the handler would print them."""
 
-    def logging_app(environ: Any, start_response: Any) -> Iterable[bytes]:  # WSGI's types, passed on
+    def logging_app(environ: Any, start_response: Any) -> Iterable[bytes]:  # Any: WSGI's types, passed on
         try:
             return app(environ, start_response)
         except Exception:
@@ -148,22 +148,22 @@ def _logging_failures(app: _App) -> _App:
 
 
 class _Server(ThreadingWSGIServer):
-    """Answers each connection in a thread. One too many costs the oldest its connection.
+    """Serves each connection in a thread. If there are too many, the oldest connection is closed.
 
-    A scrape takes milliseconds, so whoever has been there for longest is stuck, or means to keep others out.
+    A scrape takes milliseconds, so the client that has been connected for longest is stuck or malicious.
     """
 
-    request_queue_size = 128  # or the kernel turns scrapers away while a flood of others is being accepted
+    request_queue_size = 128  # with fewer, the kernel rejects scrapers while a flood of others is accepted
 
-    def __init__(self, *arguments: Any) -> None:  # as socketserver has them
+    def __init__(self, *arguments: Any) -> None:  # Any: those of socketserver
         super().__init__(*arguments)
-        self._connections: dict[socket.socket, None] = {}  # the oldest first
+        self._connections: dict[socket.socket, None] = {}  # oldest first
         self._lock = threading.Lock()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             return super().get_request()
-        except OSError:  # there is no file descriptor left: the next attempt, which comes at once, fails too
+        except OSError:  # no file descriptors left: the next attempt follows immediately and fails too
             time.sleep(_RETRY_SECONDS)
             raise
 
@@ -172,8 +172,8 @@ class _Server(ThreadingWSGIServer):
             if len(self._connections) >= _MAX_CONNECTIONS:
                 oldest = next(iter(self._connections))
                 del self._connections[oldest]
-                with suppress(OSError):  # its client may have left
-                    oldest.shutdown(socket.SHUT_RDWR)  # ends whatever its thread waits for
+                with suppress(OSError):  # its client may have disconnected
+                    oldest.shutdown(socket.SHUT_RDWR)  # unblocks its thread
             self._connections[request] = None
         super().process_request(request, client_address)
 
@@ -182,19 +182,19 @@ class _Server(ThreadingWSGIServer):
             self._connections.pop(request, None)
         super().shutdown_request(request)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 — socketserver's
-        """Logs what would be printed to standard error, which may block."""
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 — socketserver passes it
+        """Logs the error, which would otherwise be printed to standard error and could block."""
         _log.exception("metrics_scrape_failed")
 
 
 class _Handler(WSGIRequestHandler):
     def handle(self) -> None:
-        with suppress(TimeoutError, ConnectionError):  # else a traceback for each client that leaves
+        with suppress(TimeoutError, ConnectionError):  # each would print a traceback of its client
             super().handle()
 
     def get_stderr(self) -> TextIO:
-        """Takes tracebacks, of clients that do not read and of what is logged already."""
+        """Discards tracebacks: of clients that do not read, and of errors that are logged already."""
         return io.StringIO()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — named by wsgiref
-        """Logs nothing: scrapes are no events."""
+        """Does nothing: scrapes are not worth logging."""

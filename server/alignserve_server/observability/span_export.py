@@ -1,4 +1,4 @@
-"""Where spans go: to a collector, by OTLP."""
+"""Exports spans to a collector with OTLP."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from alignserve_server.errors import StartupError
 
 
 class SpanExport:
-    """Sends spans by OTLP.
+    """Exports spans with OTLP.
 
-    OpenTelemetry's own variables, `OTEL_…`, set the destination, the share of calls and the service's name.
+    OpenTelemetry's standard variables, `OTEL_*`, set the endpoint, the sampling ratio and the service's name.
     """
 
     def __init__(self, version: str) -> None:
-        """Prepares to send.
+        """Prepares the export.
 
         Raises:
             StartupError: The extra `otel` is not installed.
@@ -42,5 +42,5 @@ class SpanExport:
         self.tracer: Tracer = self._provider.get_tracer("alignserve", version)
 
     def flush(self) -> None:
-        """Sends what is left; takes long if the collector is away."""
+        """Exports the remaining spans; takes long if the collector is unreachable."""
         self._provider.force_flush()

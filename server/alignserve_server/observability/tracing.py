@@ -1,7 +1,7 @@
-"""What happens to a call, step by step: as OpenTelemetry spans, and as one line of the access log.
+"""Traces sampled calls step by step, as OpenTelemetry spans and as a line of the access log.
 
-Of a sampled call, each step is noted when it is over, and all become spans at the call's end. A call that is
-not sampled costs a comparison. Nothing of what callers send is noted.
+Each step of a sampled call is recorded when it ends, and all become spans when the call ends. A call that is
+not sampled costs one comparison. The content of requests is never recorded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Metadata: TypeAlias = Iterable[tuple[str, Any]]
 _NO_TRACER = NoOpTracer()
 _PROPAGATOR = TraceContextTextMapPropagator()  # https://www.w3.org/TR/trace-context/
 
-# Which codes are the server's failures, and not its answer to what a caller sent:
+# The codes that are the server's failures, as opposed to its response to a bad request:
 # https://opentelemetry.io/docs/specs/semconv/rpc/grpc/#server
 _SERVER_ERRORS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -53,11 +53,11 @@ class Tracing:
     """Decides which calls are sampled, and finds their traces by reservation."""
 
     def __init__(self, tracer: Tracer | None, access_log_sample_ratio: float) -> None:
-        """Starts without any call.
+        """Starts without calls.
 
         Args:
-            tracer: Makes spans, of the calls that its sampler draws; None makes none.
-            access_log_sample_ratio: Share of calls that get a line in the log.
+            tracer: Creates the spans of calls that its sampler samples; None creates none.
+            access_log_sample_ratio: Share of calls with a line in the access log.
         """
         self._tracer = tracer
         self._access_log_sample_ratio = access_log_sample_ratio
@@ -66,9 +66,9 @@ class Tracing:
     def begin(
         self, service: str, method: str, read_metadata: Callable[[], Metadata | None]
     ) -> CallTrace | None:
-        """Returns what is noted of a call from now on, or None if it is not sampled.
+        """Returns the trace of a call that starts now, or None if it is not sampled.
 
-        Its metadata may carry a `traceparent`, whose trace the call then belongs to.
+        If its metadata has a `traceparent`, the call belongs to that trace.
         """
         if self._tracer is None and self._access_log_sample_ratio == 0.0:
             return None
@@ -76,12 +76,12 @@ class Tracing:
         carrier = {key: value for key, value in read_metadata() or () if key in fields}
         parent = _PROPAGATOR.extract(carrier) if carrier else Context()
         if self._tracer is None:
-            span = get_current_span(parent)  # the caller's own, to tell it in the log
+            span = get_current_span(parent)  # the caller's, for the log
         else:
             name = f"{service}/{method}"
             about = {"rpc.system.name": "grpc", "rpc.method": name}
             span = self._tracer.start_span(name, parent, SpanKind.SERVER, about)
-        is_logged = self._is_drawn(span.get_span_context())
+        is_logged = self._is_logged(span.get_span_context())
         if not (is_logged or span.is_recording()):
             return None
         return CallTrace(
@@ -89,19 +89,19 @@ class Tracing:
         )
 
     def exemplar(self, reservation: int) -> dict[str, str] | None:
-        """Returns what leads from a metric to the call of a reservation; None if none is recorded."""
+        """Returns the exemplar of a reservation's call, which links a metric to its trace; or None."""
         trace = self._by_reservation.get(reservation)
         return None if trace is None else trace.exemplar
 
     def note_batch(self, report: BatchReport) -> dict[str, str] | None:
-        """Notes a batch for each of the calls that had something in it.
+        """Records a batch in the traces of the calls that had items in it.
 
-        The batch has one span, with a link to every call; it is in the trace of one of them, so that it is
-        kept if that is. Each call has its own steps `queue` and `compute`, the latter with a link to the
-        batch.
+        The batch has one span with links to all these calls. The span is in the trace of one of them, so that
+        it is kept if that trace is. Each call has its own steps `queue` and `compute`, the latter with a link
+        to the batch.
 
         Returns:
-            What leads from a metric to the batch.
+            The exemplar, which links a metric to the batch.
         """
         if not report.waiting_since:
             return None
@@ -124,8 +124,8 @@ class Tracing:
             )
         return _exemplar(span)
 
-    def _is_drawn(self, context: SpanContext) -> bool:
-        """Draws calls for the log by their trace, so that those of one trace are all there, or none."""
+    def _is_logged(self, context: SpanContext) -> bool:
+        """Samples calls for the log by trace id, so that the log has all calls of a trace or none."""
         if not context.is_valid:
             return random.random() < self._access_log_sample_ratio  # noqa: S311 — not a secret
         return (context.trace_id & (1 << 64) - 1) < self._access_log_sample_ratio * (1 << 64)
@@ -141,7 +141,7 @@ class _Step:
 
 
 class CallTrace:
-    """What is noted of one call, or of one item of a stream. Belongs to the event loop's thread."""
+    """The trace of a call, or of an item of a stream. Only for the event loop's thread."""
 
     __slots__ = (
         "_by_reservation",
@@ -172,16 +172,16 @@ class CallTrace:
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        """What leads from a metric to this call; None if its trace is not recorded."""
+        """The exemplar that links a metric to this call; None if its trace is not recorded."""
         return _exemplar(self._span)
 
     @property
     def is_recording(self) -> bool:
-        """Whether the call becomes spans, and not only a line of the log."""
+        """Whether the call gets spans, and not only a line in the log."""
         return self._span.is_recording()
 
     def follow(self, reservation: int) -> None:
-        """Notes the batches too that report this reservation, until the call ends."""
+        """Also records the batches of this reservation, until the call ends."""
         self._by_reservation[reservation] = self
         self._reservations.append(reservation)
 
@@ -193,11 +193,11 @@ class CallTrace:
         link: SpanContext | None = None,
         **attributes: AttributeValue,
     ) -> None:
-        """Notes a step that took from `start` to `end`, in monotonic seconds."""
+        """Records a step from `start` to `end`, in monotonic seconds."""
         self._steps.append(_Step(name, max(start, self._start), end, attributes, link))
 
     def describe_embeddings(self, model: str, dimension: int) -> None:
-        """Says that the call embeds, as OpenTelemetry's conventions for generative AI have it."""
+        """Adds the attributes of an embedding call, as in OpenTelemetry's conventions for generative AI."""
         self._span.set_attributes(
             {
                 "gen_ai.operation.name": "embeddings",
@@ -209,12 +209,12 @@ class CallTrace:
         )
 
     def count_input_tokens(self, tokens: int) -> None:
-        """Says how many tokens the call's texts have, those in the cache too."""
+        """Adds the number of tokens in the call's texts, including cached ones."""
         self._span.set_attribute("gen_ai.usage.input_tokens", tokens)
 
     @contextmanager
     def item(self) -> Iterator[CallTrace]:
-        """Follows an item of this stream, for the block."""
+        """Traces an item of this stream during the block."""
         self._items += 1
         span = self._tracer.start_span("item", set_span_in_context(self._span))
         item = CallTrace(self._tracer, span, self._by_reservation, None)
@@ -226,11 +226,11 @@ class CallTrace:
         item.end("OK")
 
     def end(self, code: str, error: BaseException | None = None) -> None:
-        """Ends the call: makes its spans and its line in the log.
+        """Ends the call, and creates its spans and its line in the log.
 
         Args:
-            code: gRPC's, by name.
-            error: What failed it.
+            code: Name of the gRPC code.
+            error: The error that it failed with.
         """
         end = time.monotonic()
         for reservation in self._reservations:
@@ -276,11 +276,11 @@ class CallTrace:
         return fields
 
     def _time(self, seconds: float) -> int:
-        """Returns nanoseconds since 1970."""
+        """Returns a monotonic time in nanoseconds since 1970."""
         return round((seconds + self._epoch) * 1e9)
 
     def batch_span(self, report: BatchReport, links: Sequence[Link]) -> Span:
-        """Makes the span of a batch, in this call's trace."""
+        """Starts the span of a batch in this call's trace."""
         span = self._tracer.start_span(
             "batch",
             set_span_in_context(self._span),
@@ -297,7 +297,7 @@ class CallTrace:
 
 
 def _batch_span(recording: Sequence[CallTrace], report: BatchReport) -> Span:
-    """Makes the span of a batch, if one of its calls is recorded."""
+    """Starts the span of a batch if one of its calls is recorded."""
     return (
         recording[0].batch_span(report, [trace.as_link() for trace in recording])
         if recording

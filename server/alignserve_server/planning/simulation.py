@@ -74,8 +74,8 @@ class _Cores:
     """Cores shared by all threads: with more threads than cores, all slow down equally.
 
     Virtual time slows down by the same factor, so in virtual time each job ends as if it had its own cores.
-    A forward on another device slows down too, since its thread sometimes needs a core; slightly more than
-    it really does.
+    A forward on another device slows down too, since its thread sometimes needs a core; the simulation
+    exaggerates this slightly.
     """
 
     def __init__(self, count: int) -> None:

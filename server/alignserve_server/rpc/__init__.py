@@ -1,1 +1,1 @@
-"""gRPC: messages to values and back, streams, statuses, health. The only place with protobuf."""
+"""gRPC: conversion of messages, streams, statuses, health. The only package that uses protobuf."""

@@ -1,8 +1,8 @@
-"""gRPC's server, proof against calls of methods whose name is no text.
+"""A grpc.aio server that survives method names that are not UTF-8.
 
-From about 1.82 on, grpc.aio decodes that name in the loop that takes calls. One that is not UTF-8 ends the
-loop and the server with it, so that a stranger needs a single packet. It does so only with methods that
-nobody registered: here all are, and whatever else comes is answered without a look at its name.
+From about 1.82 on, grpc.aio decodes the method name in the loop that accepts calls. A name that is not UTF-8
+ends that loop, and with it the server: a single packet from anyone is enough. Only the names of unregistered
+methods are decoded. Here every method is registered, and all other calls are refused without decoding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REGISTERS_METHODS = hasattr(cygrpc.AioServer, "_request_registered_call")
 def aio_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor], options: Sequence[tuple[str, Any]]
 ) -> grpc.aio.Server:
-    """Makes what `grpc.aio.server` makes. Handlers have to be registered; generic ones are never asked."""
+    """Returns a server like `grpc.aio.server`. Handlers must be registered; generic handlers are ignored."""
     if not _REGISTERS_METHODS:
         return grpc.aio.server(interceptors=interceptors, options=options)
     original, cygrpc.AioServer = cygrpc.AioServer, _Server  # there is no parameter for it
@@ -38,7 +38,7 @@ class _Server(cygrpc.AioServer):  # type: ignore[misc]  # has no types
         self._refusals: set[asyncio.Task[None]] = set()
 
     async def _request_call(self) -> NoReturn:
-        """Takes every call of a method that is not registered, and keeps it from the loop."""
+        """Refuses every call of an unregistered method before it reaches the accept loop."""
         while True:
             refusal = asyncio.create_task(_refuse(await super()._request_call()))
             self._refusals.add(refusal)
@@ -46,9 +46,9 @@ class _Server(cygrpc.AioServer):  # type: ignore[misc]  # has no types
 
 
 async def _refuse(call: Any) -> None:
-    """Answers as grpc.aio does."""
+    """Responds as grpc.aio does."""
     context = cygrpc._ServicerContext(call, None, None, asyncio.get_running_loop())
     try:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-    except cygrpc.BaseError as error:  # as every call that is aborted; or another, if its client has left
-        as_value(error)  # the call keeps it, and its stream would stay open until the collector comes
+    except cygrpc.BaseError as error:  # abort always raises; a client that has gone raises another one
+        as_value(error)  # the call keeps it, so its stream would stay open until garbage collection

@@ -1,4 +1,4 @@
-"""Who calls and how urgently, as the metadata and the connection of a gRPC call tell."""
+"""The caller and priority of a gRPC call, from its metadata and connection."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def current_call() -> CallScope:
 
 
 def enter_call(call: CallScope) -> None:
-    """Makes a call the one that this task serves."""
+    """Sets the call that this task serves."""
     _current.set(call)
 
 
 class Transport(Protocol):
-    """What is used of the context of a gRPC call, whoever has taken the call."""
+    """The part of a gRPC call's context that is used here, whichever server accepted the call."""
 
     def invocation_metadata(self) -> Metadata | None: ...
 
@@ -39,7 +39,7 @@ class Transport(Protocol):
 
 
 class GrpcCall:
-    """An `api.IncomingCall` that knows no deadline and expects no errors."""
+    """An `api.IncomingCall` without a deadline, for which all errors are unexpected."""
 
     priority_field = f"metadata {PRIORITY_KEY}"
 
@@ -59,18 +59,18 @@ class GrpcCall:
         return next((str(value) for key, value in self.metadata() if key == PRIORITY_KEY), None)
 
     def peer(self) -> str:
-        """Names the caller by its certificate, or else by its host.
+        """Returns the caller's name: from its certificate if there is one, otherwise its host.
 
-        All calls of a host are one caller's, whichever connections they come by.
+        All calls from a host belong to one caller, whichever connections they use.
         """
         for certified in self._transport.auth_context().get("x509_common_name", ()):
             return f"{CERTIFICATE}{certified.decode(errors='replace')}"
-        peer = unquote(self._transport.peer())  # such as ipv4:127.0.0.1:41234, ipv6:[::1]:41234 or unix:
+        peer = unquote(self._transport.peer())  # for example ipv4:127.0.0.1:41234, ipv6:[::1]:41234 or unix:
         host, separator, port = peer.rpartition(":")
         return host if separator and port.isdecimal() else peer
 
     def seconds_left(self) -> float | None:
         return None
 
-    def code_of(self, error: BaseException) -> str | None:  # noqa: ARG002 — subclasses know some
+    def code_of(self, error: BaseException) -> str | None:  # noqa: ARG002 — for subclasses
         return None

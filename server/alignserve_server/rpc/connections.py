@@ -1,9 +1,9 @@
-"""The TCP connections of the gRPC port, as the operating system knows them.
+"""The TCP connections of the gRPC port, as the operating system sees them.
 
-gRPC ends a server by cancelling calls that are on their way to it, and their callers get CANCELLED, which no
-client retries. Callers whose connection ends get UNAVAILABLE, which all of them do. gRPC itself offers no way
-to end connections, so their sockets are looked up among the files of this process, as Linux lists them;
-elsewhere there are none to be found, and gRPC's own end is all there is.
+When gRPC stops a server, it cancels calls that are still on their way to it. Their callers get CANCELLED,
+which no client retries; if the connection ends instead, they get UNAVAILABLE, which every client retries.
+gRPC has no way to end connections, so their sockets are found among the open files of this process, which
+Linux lists. On other systems none are found, and gRPC stops as it does by default.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from contextlib import suppress
 from pathlib import Path
 
 _OPEN_FILES = Path("/proc/self/fd")
-_SO_ATTACH_FILTER = 26  # of Linux; the module `socket` has no name for it
+_SO_ATTACH_FILTER = 26  # on Linux; the module `socket` does not define it
 _KEEP_NOTHING = struct.pack("HBBI", 0x06, 0, 0, 0)  # struct sock_filter: BPF_RET | BPF_K
 
 
 class Connections:
-    """The sockets of this process that belong to a port: the one that listens, and accepted ones."""
+    """The sockets of this process that belong to a port: the listening one and the accepted ones."""
 
     def __init__(self, port: int) -> None:
         self._port = port
 
     def are_read(self) -> bool:
-        """Says whether gRPC has read all that clients have sent so far."""
+        """Returns whether gRPC has read everything that clients have sent so far."""
         return not any(_queued(each, termios.FIONREAD) for each in self._accepted())
 
     def are_written(self) -> bool:
-        """Says whether clients' machines have acknowledged all that was written."""
+        """Returns whether the clients' machines have acknowledged everything that was written."""
         return not any(_queued(each, termios.TIOCOUTQ) for each in self._accepted())
 
-    def accept_no_more(self) -> None:
-        """Lets the kernel drop what asks for a new connection.
+    def stop_accepting(self) -> None:
+        """Makes the kernel drop requests for new connections.
 
-        To close the port is gRPC's, which ends connections with it, or logs that it cannot accept any.
+        Only gRPC can close the port, and it would end the connections too, or log that it cannot accept any.
         """
         for each in self._sockets():
             if _listens(each):
-                with suppress(OSError):  # a kernel without filters; then those who connect are accepted
+                with suppress(OSError):  # a kernel without filters; then new connections are accepted
                     _drop_packets(each)
 
     def end(self) -> None:
-        """Ends connections after what has been written to them.
+        """Ends connections once everything written to them has been sent.
 
-        What clients still send is read and dropped: closing a socket with unread bytes would destroy answers
-        that are on their way.
+        Bytes that clients still send are read and dropped: closing a socket with unread bytes would destroy
+        responses that are on their way.
         """
         for each in self._accepted():
             with suppress(OSError):  # the client was faster
@@ -63,9 +63,9 @@ class Connections:
         return (each for each in self._sockets() if not _listens(each))
 
     def _sockets(self) -> Iterator[socket.socket]:
-        """Yields a duplicate of each, which is closed after its turn."""
+        """Yields a duplicate of each socket, and closes it afterwards."""
         for descriptor in _descriptors():
-            with suppress(OSError):  # closed since
+            with suppress(OSError):  # closed in the meantime
                 if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                     with socket.socket(fileno=os.dup(descriptor)) as duplicate:
                         if _port(duplicate) == self._port:
@@ -94,13 +94,13 @@ def _listens(each: socket.socket) -> bool:
 
 
 def _drop_packets(each: socket.socket) -> None:
-    """Attaches a filter of one instruction: keep 0 bytes. https://docs.kernel.org/networking/filter.html"""
+    """Attaches a filter with one instruction: keep 0 bytes. https://docs.kernel.org/networking/filter.html"""
     program = ctypes.create_string_buffer(_KEEP_NOTHING)
     each.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def _queued(each: socket.socket, request: int) -> int:
-    """Returns the bytes in a queue of the kernel; 0 if the connection is over."""
+    """Returns the number of bytes in a kernel queue; 0 if the connection has ended."""
     count = array.array("i", [0])
     try:
         fcntl.ioctl(each.fileno(), request, count)

@@ -1,4 +1,4 @@
-"""Messages to plain values, and results to messages."""
+"""Converts messages to plain values, and results to messages."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from alignserve_server.errors import InvalidArgument
 
 
 def image_contents(images: Sequence[pb.Image]) -> list[bytes]:
-    """Returns the encoded images of a request. Once: each reading of the field copies it."""
+    """Returns the encoded images of a request. Call it only once: each access to the field copies it."""
     return [image.content for image in images]
 
 
 def item_count(request: Any) -> int:
-    """Returns how many images or texts a request of any kind has; labels are none of them."""
+    """Returns the number of images or texts in any request; labels do not count."""
     return len(getattr(request, "images", ()) or getattr(request, "texts", ()))
 
 
 def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.float32]], list[pb.Embedding]]:
-    """Returns the function that turns embeddings, (items, embedding_dimension), into messages as asked for.
+    """Returns the function that turns embeddings, (items, embedding_dimension), into messages of the format.
 
     Raises:
         InvalidArgument: The format is unknown to this server.
@@ -54,7 +54,7 @@ def tokenizations(tokenized: Iterable[TokenizedText]) -> list[pb.Tokenization]:
 def add_classification_result(
     response: pb.ClassifyResponse, label_names: Sequence[str], scored: Iterable[ScoredLabel]
 ) -> None:
-    """Adds the result of one image, best label first, in place: a response of many takes long to copy."""
+    """Adds the result of one image, best label first, in place: a large response takes long to copy."""
     add = response.results.add().classifications.add
     for each in scored:
         add(
@@ -67,7 +67,7 @@ def add_classification_result(
 
 
 def inference_stats(timings: Timings, start: float, cached_label_count: int = 0) -> pb.InferenceStats:
-    """Returns where the time of a call went that began at `start` by `time.perf_counter`."""
+    """Returns how a call that began at `start`, by `time.perf_counter`, spent its time."""
     stats = pb.InferenceStats(
         batch_size=timings.batch_size,
         cached_label_count=cached_label_count,
@@ -81,7 +81,7 @@ def inference_stats(timings: Timings, start: float, cached_label_count: int = 0)
 
 
 def model_info(info: ServiceInfo) -> pb.GetModelInfoResponse:
-    """Returns the model being served and the limits of requests: values and fields have the same names."""
+    """Returns the model and the limits as a message, whose fields have the same names."""
     return pb.GetModelInfoResponse(
         **asdict(info.model), **asdict(info.limits), server_version=info.server_version
     )

@@ -1,4 +1,4 @@
-"""The calls that can come and the codes they can end with, as series of the metrics before the first does."""
+"""Creates the metrics' series of every method and code before the first call."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _KINDS = {
 
 
 def rpc_type(*, request_streaming: bool, response_streaming: bool) -> str:
-    """Returns the label `grpc_type` of a method."""
+    """Returns the value of the label `grpc_type` for a method."""
     return _KINDS[request_streaming, response_streaming]
 
 
 def methods_of(accounting: Accounting, service: ServiceDescriptor) -> dict[str, MethodMetrics]:
-    """Prepares the accounts of the calls of all methods of a service, by the methods' names."""
+    """Prepares the metrics of all methods of a service, by name."""
     return {
         method.name: accounting.method(
             _rpc_type_of(method), service.full_name, method.name, METHODS[service.full_name][method.name]
@@ -42,7 +42,7 @@ def methods_of(accounting: Accounting, service: ServiceDescriptor) -> dict[str, 
 
 
 def expect_calls(metrics: Metrics, service: ServiceDescriptor) -> None:
-    """Creates the series of each method of a service, and of each code that its calls can end with."""
+    """Creates the series of each method of a service, for each code that its calls can end with."""
     for method in service.methods:
         rules = METHODS[service.full_name][method.name]
         codes = _CODES_WITHOUT_KEY if rules.scopes is None else _CODES_WITH_KEY

@@ -1,6 +1,6 @@
-"""Counts the fields of a message before it is parsed, which makes an object of each while nothing else runs.
+"""Counts a message's fields before it is parsed: parsing creates an object for each and blocks the server.
 
-Two bytes can say an image: 16 MB of them took 0.3 s and 370 MB.
+Two bytes can encode an image: parsing 16 MB of them took 0.3 s and 370 MB.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from functools import lru_cache
 
 from google.protobuf.descriptor import Descriptor
 
-SMALL_BYTES = 1 << 16  # whose fields, however many there are, are parsed in some 1.5 ms
+SMALL_BYTES = 1 << 16  # a message up to this size is parsed in about 1.5 ms, however many fields it has
 
 _VARINT, _EIGHT_BYTES, _LENGTH, _GROUP, _GROUP_END, _FOUR_BYTES = range(6)
-_WIDTHS = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4, _GROUP: 0, _GROUP_END: 0}  # begin and end are fields here
-_MAX_DEPTH = 100  # of groups; parsers refuse more
+_WIDTHS = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4, _GROUP: 0, _GROUP_END: 0}  # the start and end of a group count
+_MAX_DEPTH = 100  # of nested groups; parsers refuse more
 
 
 def has_more_fields(message: bytes, of: Descriptor | None, limit: int) -> bool:
-    """Says whether a message has more fields, those of messages in it included, than a number above 0.
+    """Returns whether a message has more fields than the limit, including those of nested messages.
 
-    Where it is no message, what the parser refuses, the fields before that count.
+    In a malformed message, which the parser refuses, only the fields before the error count.
 
     Args:
-        message: As it was sent.
-        of: What it should be; without, messages in it are not looked into.
-        limit: The most fields.
+        message: The serialized message.
+        of: Its type; if None, nested messages are not examined.
+        limit: Maximum number of fields, above 0.
     """
     try:
         return _has_more_fields(message, of, limit)
-    except (IndexError, ValueError):  # it ends where more was announced, or no number is so long
+    except (IndexError, ValueError):  # it is truncated, or a varint is too long
         return False
 
 
@@ -64,7 +64,7 @@ def _has_more_fields(message: bytes, of: Descriptor | None, limit: int) -> bool:
 
 
 def _number(message: bytes, position: int) -> tuple[int, int]:
-    """Returns a number of variable length, and where it ends."""
+    """Returns a varint and the position after it."""
     number = 0
     for shift in range(0, 70, 7):
         byte = message[position]
@@ -72,7 +72,7 @@ def _number(message: bytes, position: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
             return number, position
-    raise ValueError("no parser takes a longer one")
+    raise ValueError("a varint has at most ten bytes")
 
 
 @lru_cache(maxsize=64)  # the methods' messages

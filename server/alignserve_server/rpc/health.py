@@ -1,8 +1,8 @@
-"""grpc.health.v1: shows the state of the server to balancers and orchestrators.
+"""grpc.health.v1: reports the state of the server to load balancers and orchestrators.
 
-The health service is ours, since the one of grpcio-health-checking writes to watchers while it holds the lock
-that a change of the status needs: one watcher who does not read would stop the server. Here every watcher is
-told in its own call, at its own pace, and whoever is slow misses what has been overtaken meanwhile.
+This replaces the servicer of grpcio-health-checking, which writes to watchers while it holds the lock that a
+status change needs: a single watcher that does not read would block the server. Here each watcher is updated
+by its own call, at its own pace, and a slow one skips statuses that have changed again in the meantime.
 https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 """
 
@@ -26,7 +26,7 @@ Response: TypeAlias = health_pb2.HealthCheckResponse
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ships no types
-    """grpc.health.v1 for the server, named "", and for the API: SERVING only when ready."""
+    """Reports the server, named "", and the API as SERVING only when ready."""
 
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness
@@ -38,14 +38,12 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # s
     ) -> Response:
         status = self._status(request.service)
         if status == Response.SERVICE_UNKNOWN:
-            raise HealthServiceUnknown(
-                f"no service of that name here; ask for {SERVICE!r}, or for '' to mean the server"
-            )
+            raise HealthServiceUnknown(f"unknown service; use {SERVICE!r}, or '' for the whole server")
         response: Response = Response(status=status)
         return response
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
-        """Writes the status now and whenever it has changed; of several changes the last one."""
+        """Writes the status now and after changes; of several quick changes, only the last one."""
         told = None
         while True:
             changed, status = self._readiness.changed, self._status(request.service)
@@ -72,7 +70,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # s
 
 
 def add_health_to(server: grpc.aio.Server, servicer: HealthServicer) -> None:
-    """Adds the service to a server; `List` too, which the generated code may not know."""
+    """Adds the service to a server, including `List`, which the generated code may lack."""
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     if not hasattr(health_pb2, "HealthListResponse"):
         handler = grpc.unary_unary_rpc_method_handler(

@@ -1,7 +1,7 @@
-"""The messages of grpc.health.v1's `List`, which grpcio-health-checking does not have in every version.
+"""The messages of grpc.health.v1's `List`, which some versions of grpcio-health-checking lack.
 
-They are built here from the fields of the proto, in a descriptor pool of their own, where they cannot collide
-with the package's. https://github.com/grpc/grpc-proto/blob/master/grpc/health/v1/health.proto
+They are built from the fields in the proto, in a separate descriptor pool, so that they cannot collide with
+those of the package. https://github.com/grpc/grpc-proto/blob/master/grpc/health/v1/health.proto
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _build() -> dict[str, Any]:
         type=_Field.TYPE_MESSAGE,
         type_name=f".{_PACKAGE}.HealthListResponse.StatusesEntry",
     )
-    entry = response.nested_type.add(name="StatusesEntry")  # what a map field is made of
+    entry = response.nested_type.add(name="StatusesEntry")  # how protobuf represents a map field
     entry.options.map_entry = True
     entry.field.add(name="key", number=1, label=_Field.LABEL_OPTIONAL, type=_Field.TYPE_STRING)
     entry.field.add(
@@ -48,7 +48,7 @@ def _build() -> dict[str, Any]:
     return classes
 
 
-# Any: classes made at run time have no types.
+# Any: classes created at run time have no types.
 if hasattr(health_pb2, "HealthListResponse"):
     HealthListRequest: Any = health_pb2.HealthListRequest
     HealthListResponse: Any = health_pb2.HealthListResponse

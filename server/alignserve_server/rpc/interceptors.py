@@ -1,8 +1,8 @@
-"""The edge of every RPC: parses the request, counts, times, and turns exceptions into statuses.
+"""Wraps every RPC: parses the request, counts, measures, and turns exceptions into statuses.
 
-gRPC's own edge answers malformed messages and unexpected exceptions with UNKNOWN and the exception's text.
-Here both become typed errors that leak nothing. To gRPC every method reads a stream of bytes: a unary call's
-request is read here, after its key is known, within a time, and exactly one.
+By default, gRPC responds to malformed messages and unexpected exceptions with UNKNOWN and the exception's
+text. Here both become typed errors that leak nothing. For gRPC, every method reads a stream of bytes: the
+request of a unary call is read here, once its key has been checked, with a timeout, and must be the only one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
-from grpc._cython.cygrpc import (  # exported nowhere else
+from grpc._cython.cygrpc import (  # not exported anywhere else
     ExecuteBatchError,
     _ServerStoppedError,
 )
@@ -40,18 +40,18 @@ Handler = Callable[[Any, Context], Any]
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What connections share while their calls are open."""
+    """Limits that all connections share."""
 
     request_timeout_seconds: float  # for the request of a unary call to arrive
-    max_uploads: int  # unary calls whose request is arriving, each of which can take a request's memory
-    max_streams: int  # of the API and of reflection, each of which can take a request's memory
+    max_uploads: int  # unary calls whose request is arriving; each can use the memory of a request
+    max_streams: int  # of the API and of reflection; each can use the memory of a request
     max_watches: int = 1000  # of health
     max_health_uploads: int = 16  # calls of the health service whose request is arriving
-    max_request_fields: int = 1 << 13  # of a message that is not small
+    max_request_fields: int = 1 << 13  # per message, unless it is small
 
 
 class ServingInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler, health and reflection too."""
+    """Wraps every handler, including those of health and reflection."""
 
     def __init__(self, accounting: Accounting, limits: ConnectionLimits, methods: Methods = METHODS) -> None:
         self._accounting = accounting
@@ -73,9 +73,9 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         self._open_reader.interrupt(ShuttingDown)
 
     def close_watches(self) -> None:
-        """Ends health watches and reflection, now and from now on.
+        """Ends all health watches and reflection streams, including those that start later.
 
-        Clients leave those streams open, so a shutdown that waited for them would last out its grace.
+        Clients keep these streams open, so a shutdown that waited for them would take the whole grace period.
         """
         self._closing.set()
 
@@ -84,20 +84,20 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Returns the wrapped handler of the method; wraps each method once."""
+        """Returns the wrapped handler of the method; wraps each method only once."""
         method = handler_call_details.method
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
-            if handler is None:  # unknown methods are not kept: their names are the callers'
+            if handler is None:  # not cached: clients choose the names of unknown methods
                 return handler
             self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
 
     def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Makes a handler that gets no request but reads it, so that nothing is read of a refused call.
+        """Returns a handler that reads the request itself, so that nothing of a refused call is read.
 
-        What it answers is bytes already: a message and its bytes would both wait for the client to read.
-        Returns None, which gRPC takes for an unknown method, if no table says who may call it.
+        The handler returns bytes: otherwise the message too would stay in memory until the client reads.
+        Returns None, which gRPC treats as an unknown method, if the method has no row in a table.
         """
         rules = rules_of(method, self._methods)
         if rules is None:
@@ -121,7 +121,7 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
 
 
 class _MethodHandler:
-    """The edge of one method."""
+    """Handles the calls of one method."""
 
     def __init__(
         self,
@@ -145,11 +145,11 @@ class _MethodHandler:
         self._method = method
 
     async def answer(self, _: object, context: Context) -> bytes:
-        self._keep_under_way(context)
+        self._track(context)
         answer = await self._answer(context)
         if isinstance(answer, bytes):
             return answer
-        # gRPC keeps the exception that this raises, and so its frames: this one knows nothing of the request.
+        # gRPC keeps the exception that this raises, and its frames. This frame does not refer to the request.
         await context.abort_with_status(answer)
         raise AssertionError  # abort raises
 
@@ -157,20 +157,20 @@ class _MethodHandler:
         self, _: object, context: Context, open_streams: ConnectionShares, closing: asyncio.Event | None
     ) -> None:
         if closing is None:
-            self._keep_under_way(context)
+            self._track(context)
         status = await self._answer_in_stream(context, open_streams, closing)
         if status is not None:
             await context.abort_with_status(status)
 
     def serialize(self, response: Any) -> bytes:
-        """Returns a response as bytes, which it may be already."""
+        """Returns a response as bytes, unless it is serialized already."""
         if isinstance(response, bytes):
             return response
         serialized: bytes = self._serialize_message(response)
         return serialized
 
     async def _answer(self, context: Context) -> Any:
-        """Returns the answer as bytes, or the status of its failure."""
+        """Returns the response as bytes, or the status if the call fails."""
         try:
             with self._accounting.call(self._method, _AioCall(context)) as call:
                 enter_call(call)
@@ -183,7 +183,7 @@ class _MethodHandler:
     async def _answer_in_stream(
         self, context: Context, open_streams: ConnectionShares, closing: asyncio.Event | None
     ) -> Any:
-        """Writes the answers; returns the status of the stream's failure, or None."""
+        """Writes the responses; returns the status if the stream fails, or None."""
         try:
             with (
                 self._accounting.call(self._method, _AioCall(context)) as call,
@@ -196,14 +196,14 @@ class _MethodHandler:
             return to_grpc_status(as_value(error))
         return None
 
-    def _keep_under_way(self, context: Context) -> None:
-        """Counts the call until gRPC is through with it."""
-        under_way = self._accounting.under_way
-        under_way.begin()
-        context.add_done_callback(lambda _: under_way.end())  # type: ignore[arg-type]  # as gRPC calls it
+    def _track(self, context: Context) -> None:
+        """Counts the call as in progress until gRPC has finished it."""
+        in_progress = self._accounting.in_progress
+        in_progress.begin()
+        context.add_done_callback(lambda _: in_progress.end())  # type: ignore[arg-type]  # as gRPC calls it
 
     async def _request(self, context: Context) -> Any:
-        """Returns what the handler takes: the request, or all of them as an iterator."""
+        """Returns the handler's argument: the request, or an iterator over the requests of a stream."""
         if self._reads_stream:
             return Messages(context, self._parse)
         return self._parse(await self._reader.read(context))
@@ -212,18 +212,19 @@ class _MethodHandler:
         limit = self._max_request_fields
         if len(message) > fields.SMALL_BYTES and fields.has_more_fields(message, self._message, limit):
             raise BatchTooLarge(
-                f"the request has more than {limit} images, texts, labels and other fields, the limit; "
-                "send fewer at once"
+                f"the request has more than {limit} images, texts, labels and other fields; send fewer per "
+                "request"
             )
         try:
             return self._parse_message(message)
         except (DecodeError, UnicodeDecodeError):
             raise RequestMalformed(
-                f"the request is not a valid message of {self._method.path}; use stubs made from its protos"
+                f"the request is not a valid message of {self._method.path}; use stubs generated from its "
+                "proto"
             ) from None
 
     async def _write_all(self, given: Any, context: Context) -> None:
-        """Runs a streaming handler of either kind: one that yields, or one that writes by itself."""
+        """Runs a streaming handler of either kind: one that yields, or one that writes."""
         result = self._handler(given, context)
         if not inspect.isasyncgen(result):
             await result
@@ -238,7 +239,7 @@ async def _until(closing: asyncio.Event, writing: Awaitable[None]) -> None:
 
 
 class _AioCall(GrpcCall):
-    """A call that grpc.aio serves."""
+    """A call served by grpc.aio."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -248,9 +249,9 @@ class _AioCall(GrpcCall):
         return self._context.time_remaining()
 
     def code_of(self, error: BaseException) -> str | None:
-        if isinstance(error, grpc.aio.AbortError):  # of handlers that are not ours
+        if isinstance(error, grpc.aio.AbortError):  # from a handler that is not ours
             return _name(self._context.code())
-        # To a client that has left; or in a call that began as gRPC stopped, which its client knows as lost.
+        # The client has gone; or the call began while gRPC stopped, and its client knows that it is lost.
         return "CANCELLED" if isinstance(error, (ExecuteBatchError, _ServerStoppedError)) else None
 
 

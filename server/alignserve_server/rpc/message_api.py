@@ -1,4 +1,4 @@
-"""The RPCs of `alignserve.v1.AlignService` on messages, whatever carries these."""
+"""The RPCs of `alignserve.v1.AlignService` on messages, independent of the transport."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[Message]]  # from 
 
 
 class MessageApi:
-    """Answers messages by the API."""
+    """Answers messages by calling the API."""
 
     def __init__(
         self,
@@ -53,10 +53,10 @@ class MessageApi:
         """Answers a unary call.
 
         Args:
-            method: Its name in the proto.
-            request: Its message.
-            call: Its account.
-            make_room: Makes room for the response; whoever sends that gives it back.
+            method: The method's name in the proto.
+            request: The request message.
+            call: The account of the call.
+            make_room: Returns room for the response, which is given back by the sender of the response.
 
         Raises:
             ServingError: The call was refused, expired or failed.
@@ -72,16 +72,16 @@ class MessageApi:
         transport: Transport,
         call: CallScope,
     ) -> None:
-        """Answers a stream until its end.
+        """Answers a stream until it ends.
 
         Args:
-            requests: Its items.
-            write: Sends a serialized `StreamInferResponse`; returns when another may follow.
-            transport: How the stream came.
+            requests: The stream's items.
+            write: Sends a serialized `StreamInferResponse`; returns when the next one can be sent.
+            transport: The connection and metadata of the stream.
             call: The account of the stream.
 
         Raises:
-            ServingError: The stream cannot go on; everything read before has been answered.
+            ServingError: The stream cannot continue; everything read before has been answered.
         """
         self._service.check_ready()
         stream = InferStream(
@@ -102,14 +102,14 @@ class MessageApi:
             self._streams.discard(stream)
 
     def drain_streams(self) -> None:
-        """Lets every stream answer what it has read and end."""
+        """Ends every stream once it has answered the items that it has read."""
         for stream in self._streams:
             stream.drain(ShuttingDown)
 
     def _end_at_age(self, stream: InferStream) -> asyncio.TimerHandle | None:
         if self._max_stream_age_seconds is None:
             return None
-        # At most the limit, and spread: streams that began together should not come back together.
+        # Random, up to the limit: streams that started together should not all reconnect together.
         age_seconds = self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
         return asyncio.get_running_loop().call_later(age_seconds, stream.drain, StreamAged)
 
@@ -118,7 +118,7 @@ class MessageApi:
     ) -> pb.StreamInferResponse:
         self._service.check_model()
         kind = request.WhichOneof("request")
-        # The stream is not read meanwhile.
+        # The stream is not read while this waits.
         await stream.admit_item(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
         if kind == "embed_image":
             embedded = await self._embed_image(request.embed_image, call, room)
@@ -129,7 +129,7 @@ class MessageApi:
             response = pb.StreamInferResponse()
             await self._classify_into(response.classify, request.classify, call, room)
             return response
-        raise RequestEmpty.at("request", "no request; set embed_image, embed_text or classify")
+        raise RequestEmpty.at("request", "request is not set; set embed_image, embed_text or classify")
 
     async def _embed_image(
         self, request: pb.EmbedImageRequest, call: CallContext, room: ResponseRoom
@@ -185,7 +185,7 @@ class MessageApi:
         call: CallContext,
         room: ResponseRoom,
     ) -> None:
-        """Fills in a response, which may be part of another: a large one takes long to copy."""
+        """Fills in a response, which may be part of another message: a large one takes long to copy."""
         start = time.perf_counter()
         found = await self._service.classify(
             convert.image_contents(request.images),

@@ -1,4 +1,4 @@
-"""The methods of the gRPC port, a table for each service. A method without a row is refused."""
+"""The methods of the gRPC port, in a table for each service. A method without a row is refused."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ _API = {
     "EmbedImage": MethodRules(scopes=frozenset({Scope.EMBED})),
     "EmbedText": MethodRules(scopes=frozenset({Scope.EMBED})),
     "Classify": MethodRules(scopes=frozenset({Scope.CLASSIFY})),
-    # One of them; items are checked on their own.
+    # Either scope opens a stream; each item is checked for its own.
     "StreamInfer": MethodRules(scopes=frozenset({Scope.EMBED, Scope.CLASSIFY}), counts_items=True),
     "GetModelInfo": MethodRules(scopes=_ANY_SCOPE),
 }
-# Orchestrators and balancers have no key, and their many checks would drown useful spans.
+# Orchestrators and load balancers have no key, and their frequent checks would drown useful spans.
 _HEALTH = {
     "Check": MethodRules(scopes=None, is_metered=False, is_traced=False),
     "List": MethodRules(scopes=None, is_metered=False, is_traced=False),
     "Watch": MethodRules(scopes=None, is_metered=False, is_traced=False, ends_at_drain=True),
 }
-# Without quotas: tools ask it beside the call that they are about to make, or that had no room left.
+# Without quotas: tools use it along with the call that they are about to make, which could otherwise exceed
+# the quota.
 _REFLECTION = {
     "ServerReflectionInfo": MethodRules(
         scopes=_ANY_SCOPE, is_metered=False, is_traced=False, ends_at_drain=True
@@ -46,7 +47,7 @@ METHODS: Methods = {
 
 
 def split_path(method: str) -> tuple[str, str]:
-    """Returns service and name of a method, which gRPC writes as `/SERVICE/NAME`."""
+    """Splits a method's path, `/SERVICE/NAME`, into service and name."""
     service, _, name = method.removeprefix("/").rpartition("/")
     return service, name
 

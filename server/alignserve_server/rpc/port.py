@@ -1,4 +1,4 @@
-"""The TCP port of gRPC: its channel options, and how it is opened, with or without TLS."""
+"""Opens the gRPC port, with or without TLS, and sets its channel options."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MIN_CONCURRENT_STREAMS = 1000
 
 @dataclass(frozen=True, slots=True)
 class PortOptions:
-    """What gRPC is told about a port.
+    """Options of the gRPC port.
 
     Attributes:
-        is_shared: Whether other processes listen on it too, by SO_REUSEPORT.
+        is_shared: Whether other processes listen on it too, with SO_REUSEPORT.
         max_request_bytes: Maximum size of a request message.
-        max_queue_size: Items that can wait per modality; bounds the streams of a connection.
+        max_queue_size: Maximum number of waiting items per modality; limits the streams of a connection.
         keepalive_time_seconds: Idle time before a ping.
         keepalive_timeout_seconds: Time for the client to answer a ping.
         max_connection_age_seconds: Age at which clients are told to reconnect; 0 never does.
@@ -36,21 +36,21 @@ class PortOptions:
     max_connection_age_grace_seconds: float
 
     def channel_options(self) -> list[tuple[str, int]]:
-        """Returns them as `grpc.aio.server` takes them."""
+        """Returns the options in the form that `grpc.aio.server` takes."""
         options = {
-            # On by default, and a second server would start silently and steal calls. Workers' port is
-            # reserved.
+            # On by default: a second server would start silently on the same port and take calls. With
+            # workers, the supervisor reserves the port.
             "grpc.so_reuseport": int(self.is_shared),
             "grpc.max_receive_message_length": self.max_request_bytes,
-            "grpc.max_send_message_length": -1,  # checked by `ResponseLimit`, before the work and not after
-            # By default gRPC drops calls with a bare CANCELLED, first some and then all, once 1000 to 3000
-            # wait for the event loop to take them; admission, which says QUEUE_FULL, comes after that.
+            "grpc.max_send_message_length": -1,  # checked by `ResponseLimit` instead, before the work
+            # By default gRPC drops calls with a plain CANCELLED, first some and then all, once 1000 to 3000
+            # wait for the event loop to accept them; admission, which returns QUEUE_FULL, comes later.
             "grpc.server.max_pending_requests": _MAX_PENDING_CALLS,
             "grpc.server.max_pending_requests_hard_limit": _MAX_PENDING_CALLS,
             # Probing raises the window of every stream to megabytes, which a client can then fill while the
-            # server does not read. A message that is being read gets the window that it needs, however large.
+            # server does not read. A message being read gets as large a window as it needs in any case.
             "grpc.http2.bdp_probe": 0,
-            # Protects against rapid resets. It cannot do admission: clients do not queue at it, they fail.
+            # Protects against rapid resets. Not for admission: clients do not queue at this limit, they fail.
             "grpc.max_concurrent_streams": max(_MIN_CONCURRENT_STREAMS, 2 * self.max_queue_size),
             "grpc.keepalive_time_ms": _ms(self.keepalive_time_seconds),
             "grpc.keepalive_timeout_ms": _ms(self.keepalive_timeout_seconds),
@@ -64,10 +64,10 @@ class PortOptions:
 
 
 def open_port(server: grpc.aio.Server, listen: str, certificates: Certificates | None) -> int:
-    """Lets a server listen on HOST:PORT, with TLS if there are certificates; returns the port.
+    """Makes a server listen on HOST:PORT, with TLS if there are certificates; returns the port.
 
     Raises:
-        StartupError: The port is taken or the address is not this machine's.
+        StartupError: The port is in use or the address is not one of this machine.
     """
     try:
         if certificates is None:

@@ -1,4 +1,4 @@
-"""Requests as they arrive: the one message of a unary call, within a time and a share; those of a stream."""
+"""Reads requests: the one message of a unary call, within a timeout and a share, or those of a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import grpc
 from alignserve_server.errors import RequestMalformed, RequestTimeout, ServingError
 from alignserve_server.rpc.shares import ConnectionShares
 
-_SETTLING_SECONDS = 0.01  # a call that its client cancelled looks the same until gRPC cancels it here
+_SETTLING_SECONDS = 0.01  # until gRPC cancels it here, a call that its client cancelled looks the same
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -20,9 +20,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RequestReader:
     """Reads the requests of unary calls.
 
-    What has arrived of a message is in gRPC's hands and cannot be counted. So the calls that are being read
-    are bounded, of which each can take as much memory as a request may have bytes. The others wait, and
-    HTTP/2 flow control keeps their clients from sending more than a window.
+    gRPC does not report how much of a message it has received. So the number of calls that are read at the
+    same time is limited; each can use as much memory as the largest request. The others wait, and HTTP/2
+    flow control keeps their clients from sending more than a window.
     """
 
     def __init__(self, uploads: ConnectionShares, timeout_seconds: float) -> None:
@@ -52,28 +52,28 @@ class RequestReader:
 
 
 class SmallRequestReader:
-    """Reads the requests of unary calls that need no key and are small, so that they come at once.
+    """Reads the requests of unary calls that need no key. They are small, so they should arrive immediately.
 
-    Whoever let them come slowly could keep out all others for as long. So of those that are being read, the
-    oldest makes way for one too many.
+    A client that sent them slowly could lock out all others. So when there are too many, the oldest one is
+    ended.
     """
 
     def __init__(self, max_uploads: int, timeout_seconds: float) -> None:
         self._max_uploads = max_uploads
         self._timeout_seconds = timeout_seconds
-        self._reading: dict[_Interruptible, None] = {}  # the oldest first
+        self._reading: dict[_Interruptible, None] = {}  # oldest first
 
     async def read(self, context: Context) -> bytes:
         """Returns the one message of a call.
 
         Raises:
             RequestMalformed: There is none, or more than one.
-            RequestTimeout: It has not arrived in time, or before many others had to.
+            RequestTimeout: It has not arrived in time, or too many others are waiting.
             ServingError: `interrupt` was called meanwhile.
         """
         if len(self._reading) >= self._max_uploads:
             next(iter(self._reading)).interrupt(
-                RequestTimeout("the request has not arrived while others were waiting; send it at once")
+                RequestTimeout("the request did not arrive while others were waiting; send it without delay")
             )
         with _Interruptible(self._reading, self._timeout_seconds):
             return await _only_message(context)
@@ -85,7 +85,7 @@ class SmallRequestReader:
 
 
 class Messages:
-    """The parsed messages of a stream. Holds none of them, unlike the iterator that gRPC makes."""
+    """The parsed messages of a stream. Keeps no reference to them, unlike gRPC's iterator."""
 
     def __init__(self, context: Context, parse: Callable[[bytes], Any]) -> None:
         self._context = context
@@ -95,7 +95,7 @@ class Messages:
         return self
 
     async def __anext__(self) -> Any:
-        """Returns the next message. Raises `RequestMalformed` if it is none."""
+        """Returns the next message. Raises `RequestMalformed` if it cannot be parsed."""
         message = await self._context.read()
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
@@ -114,7 +114,7 @@ async def _only_message(context: Context) -> bytes:
 
 
 class _Interruptible:
-    """A block that a timer, or anybody, can end with an error."""
+    """A block that its timeout or a call of `interrupt` ends with an error."""
 
     __slots__ = ("_all", "_error", "_task", "_timeout_seconds", "_timer")
 
@@ -137,7 +137,7 @@ class _Interruptible:
         error, self._error = self._error, None
         if error is not None and kind is asyncio.CancelledError:
             if self._task is not None:
-                self._task.uncancel()  # or timeouts of later code would take the cancellation for another's
+                self._task.uncancel()  # otherwise later timeouts would take it for an outside cancellation
             raise error from None
 
     def interrupt(self, error: ServingError) -> None:
@@ -149,7 +149,7 @@ class _Interruptible:
     def _time_out(self) -> None:
         self.interrupt(
             RequestTimeout(
-                f"the request has not arrived within {self._timeout_seconds:g} s; send it faster, or send "
-                "fewer at once on one connection"
+                f"the request did not arrive within {self._timeout_seconds:g} s; send it faster, or send "
+                "fewer concurrently on one connection"
             )
         )

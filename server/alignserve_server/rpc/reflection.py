@@ -1,8 +1,8 @@
-"""Server reflection under both of its names: `v1`, which tools try first, and `v1alpha`.
+"""Server reflection under both names: `v1`, which tools try first, and `v1alpha`.
 
-grpcio-reflection implements `v1alpha` alone. `v1` has the same messages in a package of another name
-(https://github.com/grpc/grpc-proto/blob/master/grpc/reflection/v1/reflection.proto), so one servicer answers
-both, and the descriptor of `v1` is made from that of `v1alpha`.
+grpcio-reflection implements only `v1alpha`. `v1` has the same messages in a package of another name
+(https://github.com/grpc/grpc-proto/blob/master/grpc/reflection/v1/reflection.proto), so one servicer handles
+both, and the descriptor of `v1` is derived from that of `v1alpha`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _V1_SERVICE = f"{_V1}.ServerReflection"
 
 
 def add_reflection_to(server: grpc.aio.Server, services: Iterable[str]) -> list[ServiceDescriptor]:
-    """Lets clients ask a server for the protos of these services, and of reflection itself.
+    """Adds reflection to a server, for these services and for reflection itself.
 
     Returns:
-        The services of reflection.
+        The reflection services.
     """
     pool = descriptor_pool.Default()
     pool.AddSerializedFile(_v1_file().SerializeToString())

@@ -1,4 +1,4 @@
-"""The largest response that a call may get: as much as its caller accepts, and the server sends."""
+"""The maximum size of a response: what the client accepts, and at most what the server sends."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from alignserve_server.rpc.callers import Metadata
 from alignserve_server.rpc.response_size import stream_response_bytes
 
 MAX_RESPONSE_BYTES_KEY = "alignserve-max-response-bytes"
-DEFAULT_MAX_RESPONSE_BYTES = 4 << 20  # gRPC's default in every language; beyond it clients drop what has come
+DEFAULT_MAX_RESPONSE_BYTES = 4 << 20  # gRPC's default in every language; clients discard larger responses
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseLimit:
-    """What the response to a call, or to an item of a stream, may have in bytes."""
+    """The maximum size of the response to a call or to an item of a stream."""
 
     max_bytes: int
-    can_be_raised: bool  # by the caller
-    correlation_id: str | None = None  # of an item, whose response is wrapped
+    can_be_raised: bool  # by the client
+    correlation_id: str | None = None  # of a stream item, whose response is wrapped in another message
 
     def for_item(self, correlation_id: str) -> ResponseLimit:
-        """Returns the same limit on the message that carries the response to an item of a stream."""
+        """Returns the same limit for the message that contains the response to a stream item."""
         return replace(self, correlation_id=correlation_id)
 
     def check_embeddings(self, field: str, response_bytes: int) -> int:
-        """Returns the size on the wire of a response of so many bytes.
+        """Returns the size on the wire of a response, given its own size.
 
         Raises:
-            BatchTooLarge: It is too large; `field` holds the items.
+            BatchTooLarge: It is too large; `field` contains the items.
         """
         size = self._size(response_bytes)
         if size > self.max_bytes:
@@ -39,7 +39,7 @@ class ResponseLimit:
         return size
 
     def check_classifications(self, response_bytes: int) -> int:
-        """Returns the size on the wire of a response of so many bytes.
+        """Returns the size on the wire of a response, given its own size.
 
         Raises:
             LabelsInvalid: It is too large.
@@ -56,11 +56,11 @@ class ResponseLimit:
 
     def _complaint(self, size: int, remedy: str) -> str:
         also = f", or send the metadata {MAX_RESPONSE_BYTES_KEY}" if self.can_be_raised else ""
-        return f"the response could have {size} bytes, limit {self.max_bytes}; {remedy}{also}"
+        return f"the response could have up to {size} bytes, limit {self.max_bytes}; {remedy}{also}"
 
 
 def response_limit(metadata: Metadata, max_response_bytes: int) -> ResponseLimit:
-    """Returns the limit of a call: by its metadata, or else gRPC's default; at most what the server sends.
+    """Returns a call's limit: from its metadata, otherwise gRPC's default; at most what the server sends.
 
     Raises:
         InvalidArgument: The metadata is not a number of bytes.
@@ -74,7 +74,7 @@ def _accepted_bytes(metadata: Metadata) -> int:
         if key == MAX_RESPONSE_BYTES_KEY:
             if _NUMBER.fullmatch(str(value)) is None or int(value) == 0:
                 raise InvalidArgument(
-                    f"metadata {MAX_RESPONSE_BYTES_KEY}: not a number of bytes; send digits, such as 16777216"
+                    f"metadata {MAX_RESPONSE_BYTES_KEY}: invalid; send a number of bytes, such as 16777216"
                 )
             return int(value)
     return DEFAULT_MAX_RESPONSE_BYTES

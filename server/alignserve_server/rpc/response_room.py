@@ -1,6 +1,6 @@
-"""Memory for responses, from before they are made until their clients have read them.
+"""Reserves memory for responses, from before the work until their clients have read them.
 
-How much one may take is `ResponseLimit`'s, and how much all of a connection `ConnectionShares`'s.
+`ResponseLimit` bounds each response, and `ConnectionShares` all those of a connection.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from alignserve_server.rpc.shares import ConnectionShares, Share
 
 
 class ResponseRoom:
-    """Room for one response, as large as its caller accepts, out of what its connection has left."""
+    """Room for one response, within what its client accepts and what its connection has left."""
 
     __slots__ = ("_connection", "_limit", "_share", "_unread", "_waits")
 
@@ -25,24 +25,24 @@ class ResponseRoom:
         self._limit = limit
         self._unread = unread
         self._connection = connection
-        self._waits = waits  # for the client to read, as streams do, instead of being refused
+        self._waits = waits  # until the client reads, as in a stream, instead of refusing
         self._share: Share | None = None
 
     async def take_for_embeddings(self, field: str, response_bytes: int) -> None:
-        """Takes room for a response of so many bytes; `field` holds the request's items.
+        """Takes room for a response of the given size; `field` contains the request's items.
 
         Raises:
-            BatchTooLarge: The caller does not accept so large a response.
-            ResponsesUnread: The connection has not read enough of others.
+            BatchTooLarge: The client does not accept a response of that size.
+            ResponsesUnread: Unread responses fill the connection's share.
         """
         await self._take(self._limit.check_embeddings(field, response_bytes))
 
     async def take_for_classifications(self, response_bytes: int) -> None:
-        """Takes room for a response of so many bytes.
+        """Takes room for a response of the given size.
 
         Raises:
-            LabelsInvalid: The caller does not accept so large a response.
-            ResponsesUnread: The connection has not read enough of others.
+            LabelsInvalid: The client does not accept a response of that size.
+            ResponsesUnread: Unread responses fill the connection's share.
         """
         await self._take(self._limit.check_classifications(response_bytes))
 
@@ -65,22 +65,22 @@ class ResponseRoom:
         if self._share is None:
             unread = self._unread
             raise ResponsesUnread(
-                f"{unread.held_by(self._connection)} bytes of responses on this connection are unread or "
-                f"being made, {unread.total} in all, limit {unread.limit}, some of it kept for other "
-                "connections; read them, then retry",
+                f"{unread.held_by(self._connection)} bytes of responses on this connection are unread or in "
+                f"progress, {unread.total} on all connections, limit {unread.limit}, of which a part is "
+                "reserved for other connections; read them, then retry",
                 retry_delay_seconds=1.0,
             )
 
 
 class ResponseRooms:
-    """Makes room for the responses of all connections."""
+    """Provides room for the responses of all connections."""
 
     def __init__(self, max_response_bytes: int, unread: ConnectionShares) -> None:
-        """Starts with all room there.
+        """Starts empty.
 
         Args:
-            max_response_bytes: The most that the server sends in a response.
-            unread: The bytes that connections may leave unread.
+            max_response_bytes: Maximum size of a response.
+            unread: Shares of the bytes that connections may leave unread.
         """
         self._max_response_bytes = max_response_bytes
         self._unread = unread
@@ -94,7 +94,7 @@ class ResponseRooms:
         return ResponseRoom(self._limit(transport), self._unread, transport.peer(), waits=False)
 
     def of_items(self, transport: Transport) -> Callable[[str], ResponseRoom]:
-        """Returns what makes room for the response to a stream's item, by its correlation id.
+        """Returns a function that returns the room for a stream item's response, given its correlation id.
 
         Raises:
             InvalidArgument: The stream's metadata has a limit that is not a number of bytes.

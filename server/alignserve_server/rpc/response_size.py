@@ -1,11 +1,11 @@
-"""How large the response to a request can get, in bytes on the wire, known before any work is done for it.
+"""Computes the maximum size of the response to a request, on the wire, before any work is done for it.
 
-Each bound counts what protobuf writes: a tag for each field, varints of lengths and positions, four bytes for
-each float. It is exact but for values that may be left out or short, such as durations, token counts and
-scores of 0. So it holds for every answer, and is what memory for the answer can be reserved by.
+Each bound counts what protobuf writes: a tag for each field, varints for lengths and positions, and four
+bytes for each float. It is exact except for values that may be omitted or short, such as durations, token
+counts and scores of 0. No response is larger, so its memory can be reserved in advance.
 
-The requests must have passed the checks of `api.limits` for counts, since the cost grows with the labels:
-some 0.1 ms for a thousand.
+Check the counts with `api.limits` first, since the cost grows with the number of labels: about 0.1 ms for a
+thousand.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from alignserve_server.api import ModelInfo
 
 _TAG = 1  # bytes; every field of these messages has a number below 16
 _FLOAT = 4
-_LARGEST_INT = 10  # bytes of a varint
+_LARGEST_INT = 10  # bytes of the longest varint
 _DURATION = 2 * (_TAG + _LARGEST_INT)
 _STATS = 4 * (_TAG + 1 + _DURATION) + 3 * (_TAG + _LARGEST_INT)
 _SCORES = 3 * (_TAG + _FLOAT)  # score, similarity, logit
-_VARINT_STEPS = (1 << 7, 1 << 14, 1 << 21, 1 << 28, 1 << 35)  # each takes a byte more
+_VARINT_STEPS = (1 << 7, 1 << 14, 1 << 21, 1 << 28, 1 << 35)  # from each on, a varint has one more byte
 
 _Sizes = NDArray[np.int64]
 
 
 def embed_image_response_bytes(request: pb.EmbedImageRequest, info: ModelInfo) -> int:
-    """Returns the most bytes that the serialized `EmbedImageResponse` to a request has."""
+    """Returns the maximum size of the serialized `EmbedImageResponse`."""
     embeddings = len(request.images) * _embedding_bytes(request.embedding_options, info)
     return embeddings + _stats_bytes(request.include_stats)
 
 
 def embed_text_response_bytes(request: pb.EmbedTextRequest, info: ModelInfo) -> int:
-    """Returns the most bytes that the serialized `EmbedTextResponse` to a request has."""
+    """Returns the maximum size of the serialized `EmbedTextResponse`."""
     count = _TAG + _varint_bytes(info.max_text_tokens)
-    tokenization = _field_bytes(count + (_TAG + 1) + count)  # tokens, whether cut, unknown tokens
+    tokenization = _field_bytes(count + (_TAG + 1) + count)  # tokens, truncated, unknown tokens
     embedding = _embedding_bytes(request.embedding_options, info)
     return len(request.texts) * (embedding + tokenization) + _stats_bytes(request.include_stats)
 
 
 def classify_response_bytes(request: pb.ClassifyRequest) -> int:
-    """Returns the most bytes that the serialized `ClassifyResponse` to a request has.
+    """Returns the maximum size of the serialized `ClassifyResponse`.
 
-    Which labels `top_k` leaves is not known before: the largest ones count.
+    With `top_k`, it counts the longest labels, since the best ones are not known yet.
     """
-    # A loop, since whatever is written in C holds the GIL until megabytes are encoded.
+    # A loop in Python: a function in C would hold the GIL while it encodes megabytes.
     sizes = np.array([len(label.encode()) for label in request.labels], np.int64)
     positions = np.arange(len(sizes))
     classifications = _fields_bytes(_fields_bytes(sizes) + _TAG + _varints_bytes(positions) + _SCORES)
@@ -57,7 +57,7 @@ def classify_response_bytes(request: pb.ClassifyRequest) -> int:
 
 
 def stream_response_bytes(correlation_id: str, response_bytes: int) -> int:
-    """Returns the bytes of the `StreamInferResponse` that carries a response of so many bytes."""
+    """Returns the size of the `StreamInferResponse` that contains a response of the given size."""
     return _field_bytes(len(correlation_id.encode())) + _field_bytes(response_bytes)
 
 
@@ -71,7 +71,7 @@ def _stats_bytes(include_stats: bool) -> int:
 
 
 def _field_bytes(size: int) -> int:
-    """Returns the bytes of a field whose string, bytes, packed list or message has so many."""
+    """Returns the size of a field whose string, bytes, packed list or message has the given size."""
     return _TAG + _varint_bytes(size) + size
 
 

@@ -1,4 +1,4 @@
-"""`alignserve.v1.AlignService` on grpc.aio, whose context it turns into what `MessageApi` takes."""
+"""`alignserve.v1.AlignService` on grpc.aio: passes each call and its context on to `MessageApi`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AlignServicer(pb_grpc.AlignServiceServicer):
-    """Serves calls that `ServingInterceptor` has let in."""
+    """Serves calls that `ServingInterceptor` has admitted."""
 
     def __init__(self, messages: MessageApi) -> None:
         self._messages = messages
@@ -50,7 +50,7 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         return await self._messages.answer(method, request, current_call(), partial(self._room, context))
 
     def _room(self, context: Context) -> ResponseRoom:
-        """Makes room for a unary call's response, until gRPC has written it."""
+        """Returns the room for a unary call's response, which is given back when gRPC has written it."""
         room = self._messages.rooms.of_call(context)
         context.add_done_callback(lambda _: room.give_back())  # type: ignore[arg-type]  # as gRPC calls it
         return room

@@ -1,9 +1,8 @@
-"""Limits that all connections share, so that none can take what the others need.
+"""Limits shared by all connections, so that none can take what the others need.
 
-They bound what is held on behalf of a connection before a call is known, while its request arrives, and
-after it has been answered, until its response is read. What calls take in between is bounded by
-`batching.admission`, by caller, which a connection is not: one caller may have many, and a proxy's carries
-many callers.
+They bound what a connection holds before a call is admitted, while its request arrives, and after the work,
+until its response is read. In between, `batching.admission` bounds what each caller holds. A connection is
+not a caller: a caller may have many connections, and a proxy's connection carries many callers.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ class _Waiter:
 
 
 class ConnectionShares:
-    """An amount of something, of which a connection may hold at most as much as is left to the others.
+    """A limited amount, of which each connection may hold at most as much as is free.
 
-    These are dynamic thresholds (Choudhury and Hahne, 1998) with a factor of 1: one connection alone gets
-    half, two get a third each, and something is always left for the next one. While nothing is held, whatever
-    is asked for is granted. Belongs to the event loop's thread.
+    These are dynamic thresholds (Choudhury and Hahne, 1998) with a factor of 1: a single connection gets
+    half, two get a third each, and there is always something left for the next one. While nothing is held,
+    any amount is granted. Only for the event loop's thread.
     """
 
     def __init__(self, limit: int, publish: Callable[[float], object] = lambda _: None) -> None:
-        """Starts with nothing held; `publish` is told the total whenever it changes."""
+        """Starts with nothing held; `publish` is called with the total whenever it changes."""
         self.limit = limit
         self._publish = publish
         self._total = 0
         self._held: Counter[str] = Counter()
-        self._waiting: dict[str, dict[_Waiter, None]] = {}  # by connection, in the order of their turns
+        self._waiting: dict[str, dict[_Waiter, None]] = {}  # by connection; both in the order of service
 
     @property
     def total(self) -> int:
-        """How much all connections hold."""
+        """The amount that all connections hold."""
         return self._total
 
     def held_by(self, connection: str) -> int:
-        """Returns how much a connection holds."""
+        """Returns the amount that a connection holds."""
         return self._held[connection]
 
     def fits(self, connection: str, amount: int = 1) -> bool:
-        """Says whether `take` would succeed now."""
+        """Returns whether `take` would succeed now."""
         return self._total == 0 or self._held[connection] + amount <= self.limit - self._total
 
     def take(self, connection: str, amount: int = 1) -> Share | None:
@@ -57,7 +56,7 @@ class ConnectionShares:
         return Share(self, connection, amount) if self.fits(connection, amount) else None
 
     async def wait(self, connection: str, amount: int = 1) -> Share:
-        """Takes an amount as soon as it fits. Those who wait on one connection are served in order."""
+        """Takes an amount as soon as it fits. Waiters of the same connection are served in order."""
         if connection not in self._waiting and self.fits(connection, amount):
             return Share(self, connection, amount)
         waiter = _Waiter(amount, asyncio.get_running_loop().create_future())
@@ -69,7 +68,7 @@ class ConnectionShares:
                 waiter.turn.result().give_back()  # granted while being cancelled
             else:
                 self._forget(connection, waiter)
-                self._wake()  # a smaller one behind it may fit
+                self._wake()  # a smaller amount behind it may fit
             raise
 
     def _enter(self, connection: str, amount: int) -> None:
@@ -91,13 +90,13 @@ class ConnectionShares:
             is_served = sum(map(self._wake_first_of, list(self._waiting))) > 0
 
     def _wake_first_of(self, connection: str) -> bool:
-        """Serves the first one who waits on a connection, and says whether it fitted."""
+        """Serves a connection's first waiter if its amount fits; returns whether it did."""
         waiter = next(iter(self._waiting[connection]))
         if not self.fits(connection, waiter.amount):
             return False
         self._forget(connection, waiter)
         if connection in self._waiting:
-            self._waiting[connection] = self._waiting.pop(connection)  # to the end, for the next time
+            self._waiting[connection] = self._waiting.pop(connection)  # its next turn is last
         if not waiter.turn.cancelled():
             waiter.turn.set_result(Share(self, connection, waiter.amount))
         return True
@@ -110,7 +109,7 @@ class ConnectionShares:
 
 
 class Share:
-    """What a connection holds, until it is given back."""
+    """An amount held by a connection until it is given back."""
 
     __slots__ = ("_amount", "_connection", "_shares")
 
@@ -121,7 +120,7 @@ class Share:
         shares._enter(connection, amount)
 
     def give_back(self) -> None:
-        """Gives back all of it; more than once has no effect."""
+        """Gives it back; calling it again has no effect."""
         amount, self._amount = self._amount, 0
         if amount:
             self._shares._leave(self._connection, amount)
@@ -129,17 +128,17 @@ class Share:
 
 @contextmanager
 def open_stream(streams: ConnectionShares, connection: str) -> Iterator[None]:
-    """Counts a stream as open, for the block.
+    """Counts a stream as open during the block.
 
     Raises:
-        TooManyStreams: Its connection has its share already.
+        TooManyStreams: The connection already has its share of open streams.
     """
     share = streams.take(connection)
     if share is None:
         raise TooManyStreams(
-            f"{streams.held_by(connection)} streams are open on this connection, {streams.total} "
-            f"in all, limit {streams.limit}, some of it kept for other connections; end some, or spread "
-            "them over more connections",
+            f"{streams.held_by(connection)} streams are open on this connection, {streams.total} on all "
+            f"connections, limit {streams.limit}, of which a part is reserved for other connections; end "
+            "some, or spread them over more connections",
             retry_delay_seconds=1.0,
         )
     try:

@@ -1,6 +1,6 @@
-"""A `ServingError` as google.rpc.Status, for the end of a call or inside a stream.
+"""Converts a `ServingError` to google.rpc.Status, for the end of a call or within a stream.
 
-Details follow https://google.aip.dev/193.
+The error details follow https://google.aip.dev/193.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from grpc_status import rpc_status
 
 from alignserve_server.errors import DOMAIN, InvalidArgument, ServingError
 
-# Trailers larger than 8 KiB are dropped by common proxies, and clients accept no more by default.
-# Together they keep below that even as base64 and, for the message, percent-encoded.
+# Common proxies drop trailers larger than 8 KiB, and clients do not accept more by default. These limits
+# keep the total below that, even with the details in base64 and the message percent-encoded.
 _MAX_VIOLATIONS = 16
 _MAX_DESCRIPTION_BYTES = 160
 _MAX_MESSAGE_BYTES = 512
-_LEAST_PUSHBACK_MS = 1  # at 0, gRPC core (seen: 1.85) never repeats, and the call hangs until its deadline
-_JITTER = 0.25  # spreads callers that were refused together
+_MIN_PUSHBACK_MS = 1  # at 0, gRPC core (seen in 1.85) never retries, and the call hangs until its deadline
+_JITTER = 0.25  # spreads the retries of callers that were refused together
 
 
 def to_status_proto(error: ServingError) -> status_pb2.Status:
@@ -47,9 +47,9 @@ def to_status_proto(error: ServingError) -> status_pb2.Status:
 
 
 def to_grpc_status(error: ServingError) -> Any:
-    """Builds the same as the trailing metadata that ends a call.
+    """Builds the same status as trailing metadata, to end a call with.
 
-    The retry policies that are built into gRPC clients obey `grpc-retry-pushback-ms` (gRFC A6).
+    The retries that are built into gRPC clients obey `grpc-retry-pushback-ms` (gRFC A6).
     """
     proto = to_status_proto(error)
     status = rpc_status.to_status(proto)  # a namedtuple of code, details, trailing_metadata; typed as Any
@@ -61,11 +61,12 @@ def to_grpc_status(error: ServingError) -> Any:
 
 
 def _pushback_ms(error: ServingError, proto: status_pb2.Status) -> int | None:
-    """Returns after how long a call may be repeated by itself; -1 forbids it, None leaves it to the client.
+    """Returns the delay for built-in retries; -1 forbids them, None leaves the decision to the client.
 
-    A delay goes with UNAVAILABLE alone: grpc-java and .NET repeat whatever carries one, also codes that their
-    policy does not name, and the caller of a full server would wait without being told. -1 takes a token
-    from clients' retry throttling, so it goes only where a policy that names the code would repeat in vain.
+    Only UNAVAILABLE carries a delay: grpc-java and .NET retry any code that has one, even if their policy
+    does not name it, so the caller of a full server would wait without knowing why. -1 costs a token of the
+    client's retry throttling, so it is sent only where a retry would be useless even if the policy names the
+    code.
     """
     if error.is_final_for_call:
         return -1
@@ -73,7 +74,7 @@ def _pushback_ms(error: ServingError, proto: status_pb2.Status) -> int | None:
         return None
     retry = error_details_pb2.RetryInfo()
     delays = [retry.retry_delay.ToMilliseconds() for detail in proto.details if detail.Unpack(retry)]
-    return max(delays[0], _LEAST_PUSHBACK_MS) if delays else None
+    return max(delays[0], _MIN_PUSHBACK_MS) if delays else None
 
 
 def _code(error: ServingError) -> grpc.StatusCode:

@@ -1,9 +1,9 @@
-"""One `StreamInfer` call: items run side by side, responses leave in the order that the client chose.
+"""One `StreamInfer` call: items run concurrently, and responses are sent in the order that the client chose.
 
-A slot of the window is taken before a message is read and freed when its response is written, and the next
-message is not read before the last one has room. So a client that sends faster than the model runs, or stops
-reading, is paused by HTTP/2 flow control, and a stream holds at most `max_in_flight` items, of which at most
-one waits for room.
+A slot of the window is taken before a message is read and freed when its response is written. The next
+message is read only once the previous one has room in the queue. So HTTP/2 flow control pauses a client that
+sends faster than the model runs or stops reading, and a stream holds at most `max_in_flight` items, of which
+at most one waits for room.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Infer = Callable[[pb.StreamInferRequest, CallContext, ResponseRoom], Awaitable[p
 _Answer = asyncio.Task[bytes]
 
 _MAX_CORRELATION_ID_BYTES = 128
-_MAX_ECHOED_CHARACTERS = 1024  # of an id that is refused as too long; a client could not take megabytes back
+_MAX_ECHOED_CHARACTERS = 1024  # of an id that is too long; a client might not accept megabytes in return
 _ORDERS = (
     pb.DELIVERY_ORDER_UNSPECIFIED,
     pb.DELIVERY_ORDER_AS_COMPLETED,
@@ -47,36 +47,36 @@ class InferStream:
     ) -> None:
         self._infer = infer
         self._write = write
-        self._make_room = make_room  # for the response to an item, which is named by its correlation id
+        self._make_room = make_room  # for the response to an item, given its correlation id
         self._call = call
         self._metrics = metrics
         self._window = asyncio.Semaphore(max_in_flight)
-        self._answers: dict[_Answer, ResponseRoom] = {}  # in flight, and finished but not yet written
-        self._outbox: asyncio.Queue[_Answer | None] = asyncio.Queue()  # bounded by the window; None ends it
+        self._answers: dict[_Answer, ResponseRoom] = {}  # in flight, or finished and not yet written
+        self._outbox: asyncio.Queue[_Answer | None] = asyncio.Queue()  # limited by the window; None ends it
         self._ids_in_flight: set[str] = set()
         self._is_ordered = False
-        self._ending: Callable[[], ServingError] | None = None  # if reading stops before the client's end
+        self._ending: Callable[[], ServingError] | None = None  # set if reading stops before the client ends
         self._reader: asyncio.Task[None] | None = None
 
     async def run(self, requests: AsyncIterator[pb.StreamInferRequest]) -> None:
         """Answers every request that it reads.
 
         Raises:
-            ServingError: The stream cannot go on; everything read before has been answered.
+            ServingError: The stream cannot continue; everything read before has been answered.
         """
         self._reader = asyncio.create_task(self._read(requests))
-        self._reader.add_done_callback(lambda _: self._outbox.put_nowait(None))  # even if it never began
+        self._reader.add_done_callback(lambda _: self._outbox.put_nowait(None))  # even if it never started
         try:
             await self._write_answers()
             await self._finish_reading()
         finally:
             try:
                 await self._cancel()
-            finally:  # gRPC may cancel this meanwhile, once more
+            finally:  # gRPC may cancel this again in the meantime
                 self._forget()
 
     def drain(self, ending: Callable[[], ServingError]) -> None:
-        """Stops reading; `run` answers what was read and then raises the ending. The first one counts."""
+        """Stops reading; `run` answers the items read so far and raises `ending`. The first call counts."""
         if self._reader is not None and not self._reader.done():
             self._ending = self._ending or ending
             self._reader.cancel()
@@ -97,7 +97,7 @@ class InferStream:
             is_first = False
 
     def _take_options(self, request: pb.StreamInferRequest) -> bool:
-        """Applies the options of the first message; says whether it carries nothing else."""
+        """Applies the options of the first message; returns whether it contains nothing else."""
         order = request.stream_options.delivery_order
         if order not in _ORDERS:
             raise InvalidArgument.at(
@@ -107,7 +107,7 @@ class InferStream:
         return request.WhichOneof("request") is None and request.HasField("stream_options")
 
     async def _start(self, request: pb.StreamInferRequest, *, is_first: bool) -> None:
-        """Begins to answer a request; returns once it has room, or is answered without."""
+        """Starts to answer a request; returns once it has room in the queue or an answer that needs none."""
         admitted = asyncio.Event()
         room = self._make_room(request.correlation_id)
         answer = asyncio.create_task(self._answer(request, admitted.set, room, is_first=is_first))
@@ -127,12 +127,12 @@ class InferStream:
         *,
         is_first: bool,
     ) -> bytes:
-        """Returns the response as bytes, since it may wait for the client to read others."""
+        """Returns the response as bytes, since it may have to wait until the client reads earlier ones."""
         correlation_id = request.correlation_id
         is_ours = False
         try:
             if request.HasField("stream_options") and not is_first:
-                raise InvalidArgument.at("stream_options", "sent too late; send them first")
+                raise InvalidArgument.at("stream_options", "sent too late; send it in the first message")
             self._check_id(correlation_id)
             self._ids_in_flight.add(correlation_id)
             is_ours = True
@@ -159,7 +159,7 @@ class InferStream:
             )
         if correlation_id in self._ids_in_flight:
             raise CorrelationIdInvalid.at(
-                "correlation_id", f"{correlation_id!r} is in flight on this stream; ids must differ"
+                "correlation_id", f"{correlation_id!r} is already in flight on this stream; use unique ids"
             )
 
     async def _write_answers(self) -> None:
@@ -178,21 +178,22 @@ class InferStream:
         if self._ending is not None:
             raise self._ending()
         if self._reader is not None:
-            await self._reader  # raises what ended it
+            await self._reader  # raises its exception, if it failed
 
     async def _cancel(self) -> None:
-        # Not in `run`, whose frame is in the traceback of what ends the stream: it would keep the last task.
-        assert self._reader is not None  # noqa: S101 — `run` has begun it
+        # Not in `run`: its frame is in the traceback of the error that ends the stream, and would keep the
+        # last task alive.
+        assert self._reader is not None  # noqa: S101 — `run` has started it
         tasks = (self._reader, *self._answers)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _forget(self) -> None:
-        """Gives back the room of answers that were not written, and drops the finished tasks.
+        """Gives back the room of responses that were not written, and drops the finished tasks.
 
-        What ended them has tracebacks, which lead to this stream and to the items' bytes: a cycle that would
-        stay until the garbage collector comes to the oldest generation.
+        Their exceptions have tracebacks that refer to this stream and to the items' bytes: a reference cycle
+        that would last until the garbage collector reaches the oldest generation.
         """
         self._reader = None
         for room in self._answers.values():

@@ -1,4 +1,4 @@
-"""TLS of the gRPC port, with certificates that are read again when they are renewed."""
+"""TLS for the gRPC port, with certificates that are reloaded when they are renewed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
 
-_PIPE_SECONDS = 10.0  # for a key that is being fetched
+_PIPE_SECONDS = 10.0  # for a key that another process is fetching
 
 
 @dataclass(frozen=True)
 class CertificateFiles:
-    """Where the server's certificate is, in PEM.
+    """Paths of the server's certificate files, in PEM.
 
     Attributes:
-        certificate: The server's, followed by those between it and the root.
+        certificate: The server's certificate, followed by the intermediate ones.
         key: Its private key, not encrypted.
-        client_ca: The roots of clients' certificates, without which none is let in; None asks for none.
+        client_ca: The root certificates for client certificates, which become mandatory; or None.
     """
 
     certificate: Path
@@ -38,24 +38,24 @@ class CertificateFiles:
 
 
 class Certificates:
-    """The credentials of a port. A renewed certificate holds for the connections that come after it.
+    """The credentials of a port. A renewed certificate is used for later connections.
 
-    Files that cannot be used, such as a certificate whose key has not been written yet, change nothing. Nor
-    do those outside their period of validity, as long as the ones in use are within theirs.
+    The current files stay in use if the new ones are unusable, such as a certificate whose key has not been
+    written yet, or if the new ones are expired or not yet valid while the current ones are valid.
     """
 
     def __init__(self, files: CertificateFiles, publish_expiry: Callable[[float], object]) -> None:
-        """Reads the files. A certificate that has expired is used, for want of a better one, with a warning.
+        """Reads the files. An expired certificate is used as well, with a warning.
 
-        It may be the clock that is wrong, and clients without one of their own go on; refusing to start would
-        help none.
+        The clock may be wrong, and clients that do not check the time can still connect; refusing to start
+        would not help anyone.
 
         Args:
-            files: Where.
-            publish_expiry: Is told the Unix time at which the certificate ends, now and when it is renewed.
+            files: Paths of the files.
+            publish_expiry: Called with the Unix time at which the certificate expires, now and when renewed.
 
         Raises:
-            StartupError: They cannot be read or do not belong together.
+            StartupError: The files cannot be read or do not match.
         """
         self._files = files
         self._publish_expiry = publish_expiry
@@ -65,17 +65,17 @@ class Certificates:
             self._in_use = _read(files, pipe_seconds=_PIPE_SECONDS)
         except (OSError, ValueError) as error:
             raise StartupError(
-                f"cannot use the certificate of --tls-certificate, --tls-key and --tls-client-ca: {error}"
+                f"cannot use the files of --tls-certificate, --tls-key and --tls-client-ca: {error}"
             ) from error
         self._use(self._in_use)
         self.credentials = grpc.dynamic_ssl_server_credentials(
             self._in_use.configuration,
-            self._renewed,  # type: ignore[arg-type]  # None is no change, which the types leave out
+            self._renewed,  # type: ignore[arg-type]  # None means no change, which the types omit
             require_client_authentication=files.client_ca is not None,
         )
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns what has changed, for the connection that is about to be made; None if nothing has."""
+        """Returns the renewed credentials, for the connection about to be accepted; None if unchanged."""
         if not self._watched.have_changed():
             return None
         try:
@@ -94,7 +94,7 @@ class Certificates:
         renewed, now = _read(self._files, pipe_seconds=0.0), datetime.now(UTC)
         objection = renewed.objection(now)
         if objection is not None and self._in_use.objection(now) is None:
-            raise ValueError(f"{objection}; the files in use are kept, which are valid")
+            raise ValueError(f"{objection}; the files in use are valid and stay in use")
         return renewed
 
     def _use(self, loaded: _Loaded) -> None:
@@ -107,28 +107,28 @@ class Certificates:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The content of files that belong together."""
+    """The content of matching files."""
 
     configuration: grpc.ServerCertificateConfiguration
     certificate: x509.Certificate
-    client_roots: Sequence[x509.Certificate]  # none if clients need no certificate
+    client_roots: Sequence[x509.Certificate]  # empty if clients need no certificate
 
     @property
     def expiry(self) -> datetime:
         return self.certificate.not_valid_after_utc
 
     def objection(self, now: datetime) -> str | None:
-        """Returns why connections would fail at a time; None if they would not."""
+        """Returns why connections would fail at the given time; None if they would not."""
         if (period := _other_period(self.certificate, now)) is not None:
             return f"the certificate {period}"
         periods = [_other_period(root, now) for root in self.client_roots]
         if periods and None not in periods:
-            return f"of the roots of clients' certificates, each is out of date; the first {periods[0]}"
+            return f"none of the client CA certificates is valid now; the first {periods[0]}"
         return None
 
 
 def _other_period(certificate: x509.Certificate, now: datetime) -> str | None:
-    """Returns in which other time a certificate is valid; None if it is valid now."""
+    """Returns why a certificate is not valid at the given time; None if it is valid."""
     if now < certificate.not_valid_before_utc:
         return f"is not valid before {certificate.not_valid_before_utc.isoformat()}"
     if now >= certificate.not_valid_after_utc:
@@ -141,7 +141,7 @@ def _read(files: CertificateFiles, *, pipe_seconds: float) -> _Loaded:
 
     Raises:
         OSError: One cannot be read.
-        ValueError: One holds no certificate, or the key is another's, encrypted or of an unknown kind.
+        ValueError: One has no certificate, or the key does not match, is encrypted or of an unknown type.
     """
     read = partial(read_whole, pipe_seconds=pipe_seconds)
     certificate, key = read(files.certificate), read(files.key)
@@ -164,5 +164,5 @@ def _checked_certificate(certificate: bytes, key: bytes) -> x509.Certificate:
         for public in (leaf.public_key(), private.public_key())
     )
     if theirs != ours:
-        raise ValueError("the key is not that of the certificate")
+        raise ValueError("the key does not match the certificate")
     return leaf

@@ -29,7 +29,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model and what runs it. `start` makes one that takes work at once."""
+    """A model and everything that runs it. `start` returns one that accepts work immediately."""
 
     encoder: Encoder
     lanes: int

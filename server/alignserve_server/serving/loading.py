@@ -45,7 +45,7 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
 
     checkpoint = resolve(settings.checkpoint, settings.revision)
     try:
-        # A prepared checkpoint is served on the CPU, whatever other devices there are.
+        # A prepared checkpoint always runs on the CPU, even if there are other devices.
         device = _device(settings, worker) if isinstance(checkpoint, Checkpoint) else settings.device
         return load_align(
             checkpoint,
@@ -74,7 +74,7 @@ class BatchSizes:
     """The maximum batch size of each modality, and the file that keeps the measured ones.
 
     Attributes:
-        limits: Up to which sizes may grow while serving, of the modalities whose size is measured.
+        limits: The sizes up to which measured sizes may grow while serving, by modality.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class BatchSizes:
         return dict(self._sizes)
 
     def keep(self) -> None:
-        """Writes the measured sizes; those that are set hold for this start only."""
+        """Saves the measured sizes; sizes from settings are not saved."""
         if self._file is not None:
             self._file.write({name: self._sizes[name] for name in self.limits})
 
@@ -108,7 +108,7 @@ class BatchSizes:
 
 
 def load_warm(settings: Settings, load: LoadEncoder, server_version: str) -> tuple[Encoder, BatchSizes]:
-    """Returns the model, warmed up, and its batch sizes. Runs in one thread, which it prepares as a lane's.
+    """Returns the warmed-up model and its batch sizes. Runs in one thread, which it sets up like a lane's.
 
     Raises:
         Exception: Whatever loading raises.
@@ -154,10 +154,10 @@ def batch_sizes(
     clock: Callable[[], float] = time.perf_counter,
     known: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, int]:
-    """Returns the maximum batch size of each modality: as set, or less if less is as fast.
+    """Returns the maximum batch size of each modality: as set, or smaller if that is as fast.
 
     Args:
-        settings: Which sizes are used as given.
+        settings: Define which sizes are used as given.
         run_images: Runs a batch of images of a size.
         run_texts: Runs a batch of texts of a size.
         clock: Seconds.

@@ -59,7 +59,7 @@ _LANES_STOP_SECONDS = 5.0
 _FLUSH_SECONDS = 1.0
 _FORCED_LANES_STOP_SECONDS = 0.25
 _QUIET_ROUNDS, _ROUND_SECONDS = 2, 0.01  # without a call, before connections are closed
-_MAX_ROUNDS = 30  # after the last accepted call; rounds, since a busy machine takes longer for them
+_MAX_ROUNDS = 30  # after the last accepted call; in rounds, since they take longer on a busy machine
 _RESTART_ADVICE = "exiting with code 3; the orchestrator should restart the process"
 _ADVICE = (
     "any client that reaches this port can call, and traffic is not encrypted; use --tls-certificate with "
@@ -88,7 +88,7 @@ class Server:
             expect_calls(self.metrics, api_service)
         self._version = version("alignserve-server")
         keys = settings.api_keys_file
-        access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.know_keys))
+        access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.set_keys))
         self.service = Service(self._readiness, _limits(settings), self._version)
         self.messages = MessageApi(
             self.service,
@@ -239,7 +239,7 @@ class Server:
         """Detects that gRPC ended by itself: no call is served then, while everything else looks alive."""
         try:
             await self._grpc.wait_for_termination()
-        except Exception:  # noqa: BLE001 — whatever ended it
+        except Exception:  # noqa: BLE001 — any error may have ended it
             _log.exception("grpc_died")
         if not self._is_stopped:
             self._unrecoverable.set()
@@ -267,23 +267,23 @@ class Server:
         """Returns when no call is in progress and none has arrived for a while.
 
         Clients that keep calling although they are refused could delay that indefinitely, so the number of
-        rounds is limited: they get UNAVAILABLE in either case, but after the last round without a reason.
+        rounds is limited. Either way they get UNAVAILABLE, but after the last round without a reason.
         """
-        await self.accounting.under_way.wait_for_end()
+        await self.accounting.in_progress.wait_for_end()
         connections, loop = Connections(self.port), asyncio.get_running_loop()
-        connections.accept_no_more()
+        connections.stop_accepting()
         quiet_rounds = 0
         for _ in range(_MAX_ROUNDS):
             if quiet_rounds == _QUIET_ROUNDS:
                 break
-            started, began = self.accounting.under_way.started, loop.time()
+            started, began = self.accounting.in_progress.started, loop.time()
             await asyncio.sleep(_ROUND_SECONDS)
             # On a machine that is late with this, calls are late too.
             is_late = loop.time() - began > 2 * _ROUND_SECONDS
-            has_come = self.accounting.under_way.started != started
+            has_come = self.accounting.in_progress.started != started
             is_quiet = not (has_come or is_late) and connections.are_read() and connections.are_written()
             quiet_rounds = quiet_rounds + 1 if is_quiet else 0
-        await self.accounting.under_way.wait_for_end()
+        await self.accounting.in_progress.wait_for_end()
 
     async def _close_grpc(self) -> None:
         Connections(self.port).end()  # before gRPC cancels their remaining calls
@@ -310,12 +310,12 @@ async def serve(
     An unrecoverable device ends it too.
 
     Args:
-        settings: All of them.
+        settings: The server's settings.
         load_encoder: Loads the model.
         announce: Takes the events `listening` and `ready`; the default logs them.
         tell_state: Takes the state whenever it changes.
-        listens_first: Whether the ports open before the model is loaded, so that probes get an answer, or
-            after, where other processes on the same port can serve meanwhile.
+        listens_first: Whether the ports open before the model is loaded, so that probes get a response, or
+            afterwards, so that other processes on the same port serve in the meantime.
 
     Returns:
         The exit code: 0 after a signal, 3 if the device is unrecoverable.

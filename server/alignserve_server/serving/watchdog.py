@@ -55,10 +55,10 @@ class Watchdog:
         """Does not start checking; `run` does.
 
         Args:
-            readiness: Follows what is found.
+            readiness: Updated with the result.
             batcher: Its batches are watched.
             pool: Its jobs are watched.
-            metrics: Records the lag of the event loop.
+            metrics: Gets the event loop lag.
             probe: Runs the model once; raises if it fails.
             policy: Limits.
             clock: Monotonic seconds.

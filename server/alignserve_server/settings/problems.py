@@ -1,4 +1,4 @@
-"""Error messages for settings: where a value was given, what is allowed, and what was probably meant."""
+"""Error messages for settings: where a value was given, which values are valid, and the likely correction."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ _NEW_UNITS = {"max_queue_delay_ms": ", in seconds"}
 
 
 def outdated(name: str, given: Given) -> Problem | None:
-    """Returns the problem of a name that is not used any more, with what to do, in the form of its place.
+    """Returns the problem of a name that is no longer used, with its replacement as flag, variable or line.
 
-    The value is not shown: the same name may have held a secret.
+    The value is not shown: it may be a secret.
     """
     if name in RENAMED:
         text = f"renamed; use {given.named(RENAMED[name])}{_NEW_UNITS.get(name, '')}"

@@ -45,7 +45,7 @@ class Given:
         return self.separator == " "
 
     def named(self, name: str) -> str:
-        """Returns the name of a setting in the form of this place: as variable, flag or line of a file."""
+        """Returns the name of a setting as it is written here: as variable, flag or key of a file."""
         if self.is_variable:
             return f"{PREFIX}{name.upper()}"
         return flag(name) if self.is_flag else name

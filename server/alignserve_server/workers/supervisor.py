@@ -302,7 +302,7 @@ class Supervisor:
         _log.info("ready", workers=len(self.workers))
 
     async def _stops_before(self, moment: Awaitable[object]) -> bool:
-        """Waits for a moment or for `stop`; returns whether `stop` was called."""
+        """Waits for `moment` or for `stop`; returns whether `stop` was called."""
         await first_of(moment, self._stopping.wait())
         return self._stopping.is_set()
 

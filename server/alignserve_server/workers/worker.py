@@ -26,7 +26,7 @@ from alignserve_server.serving.process import Serving, end_process, exit_code, i
 
 
 def main() -> NoReturn:
-    """Serves as the launch spec says, and ends the process with the exit code."""
+    """Serves according to the launch spec, and ends the process with the exit code."""
     ignore_inherited_metrics()
     supervisor = _take_standard_input()
     lines = supervisor.makefile("r")

@@ -1,4 +1,4 @@
-"""Quotas of API keys, on a clock that stands still."""
+"""Quotas of API keys, on a fake clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCOPES = frozenset({Scope.EMBED})
 
 
 class _Caller:
-    """Calls with a key that may make two requests a second; waits take the time that they should."""
+    """Calls with a key that permits two requests per second; waits advance the fake clock."""
 
     def __init__(self, path: Path) -> None:
         with changed_keys(path) as keys:
@@ -46,8 +46,8 @@ async def caller(tmp_path: Path) -> _Caller:
     return _Caller(tmp_path / "keys.json")
 
 
-async def test_a_second_of_requests_may_come_at_once(caller: _Caller) -> None:
-    """One more is told when to come back, and is right to come then and not before."""
+async def test_one_second_of_requests_may_come_in_a_burst(caller: _Caller) -> None:
+    """One more is refused with a delay; it is admitted after the delay and not before."""
     caller.call()
     caller.call()
 
@@ -62,16 +62,16 @@ async def test_a_second_of_requests_may_come_at_once(caller: _Caller) -> None:
     assert (early.value.retry_delay_seconds, still_early.value.retry_delay_seconds) == (0.5, 0.25)
 
 
-async def test_items_wait_for_as_long_as_the_rate_says(caller: _Caller) -> None:
-    """The first two come at once, and the others every half second."""
+async def test_stream_items_are_slowed_down_to_the_rate(caller: _Caller) -> None:
+    """The first two are served immediately, and the others every half second."""
     for _ in range(5):
         await caller.send_item()
 
     assert caller.waits == [0.5, 0.5, 0.5]
 
 
-async def test_idle_time_is_not_saved_up(caller: _Caller) -> None:
-    """After an hour, a second's worth may come at once, as at the start."""
+async def test_idle_time_does_not_accumulate(caller: _Caller) -> None:
+    """After an hour, the burst is still one second's worth of requests."""
     caller.clock.advance(3600)
     for _ in range(3):
         await caller.send_item()
@@ -79,8 +79,8 @@ async def test_idle_time_is_not_saved_up(caller: _Caller) -> None:
     assert caller.waits == [0.5]
 
 
-async def test_an_item_that_is_given_up_costs_nothing(caller: _Caller) -> None:
-    """Who gives up and tries again waits no longer for it."""
+async def test_a_cancelled_item_is_not_charged(caller: _Caller) -> None:
+    """A caller that gives up and retries does not wait longer."""
     caller.call()
     caller.call()
     caller.is_stuck = True
@@ -94,7 +94,7 @@ async def test_an_item_that_is_given_up_costs_nothing(caller: _Caller) -> None:
 
 
 async def test_the_first_bearer_key_counts(tmp_path: Path) -> None:
-    """What else came as `authorization` is passed over."""
+    """Other values of `authorization` are ignored."""
     with changed_keys(tmp_path / "keys.json") as keys:
         key, keys["search"] = new_key("search", _SCOPES)
     access = Access(KeyRing(tmp_path / "keys.json"))
@@ -105,7 +105,7 @@ async def test_the_first_bearer_key_counts(tmp_path: Path) -> None:
 
 
 async def test_a_refused_caller_keeps_its_name(tmp_path: Path) -> None:
-    """A key without the scope is known, so that its refusals are counted as its own."""
+    """A key without the scope is still identified, so that its refusals are counted under its name."""
     with changed_keys(tmp_path / "keys.json") as keys:
         key, keys["search"] = new_key("search", _SCOPES)
     access = Access(KeyRing(tmp_path / "keys.json"))
@@ -118,7 +118,7 @@ async def test_a_refused_caller_keeps_its_name(tmp_path: Path) -> None:
 
 
 async def test_an_open_call_needs_no_key(tmp_path: Path) -> None:
-    """Not even a valid one is looked at."""
+    """A key is ignored, even if it is valid."""
     with changed_keys(tmp_path / "keys.json"):
         pass
 

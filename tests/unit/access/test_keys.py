@@ -1,4 +1,4 @@
-"""API keys: made once, kept as salted hashes, valid until they are revoked or expire."""
+"""API keys are created once, stored as salted hashes, and valid until they are revoked or expire."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is looked at whenever a key is, and not once a second."""
+    """The file is checked with every look-up instead of once per second."""
     monkeypatch.setattr("alignserve_server.host.watched_files._INTERVAL_SECONDS", 0.0)
 
 
@@ -42,8 +42,8 @@ def _ring(path: Path, today: str = "2026-11-25") -> KeyRing:
     return KeyRing(path, today=lambda: date.fromisoformat(today))
 
 
-def test_a_key_is_found_by_what_its_owner_has(path: Path) -> None:
-    """Name and scopes come from the file."""
+def test_a_valid_key_is_found(path: Path) -> None:
+    """The result has its name, and its scopes from the file."""
     key = _add(path, "search")
     _add(path, "other")
 
@@ -54,8 +54,8 @@ def test_a_key_is_found_by_what_its_owner_has(path: Path) -> None:
     assert (name, known.scopes) == ("search", EMBED)
 
 
-def test_the_file_holds_nothing_of_the_key_but_its_name(path: Path) -> None:
-    """Who reads the file can call nothing; it is readable by its owner alone."""
+def test_the_file_does_not_contain_the_secret(path: Path) -> None:
+    """The file is of no use to someone who reads it, and only its owner can read it."""
     key = _add(path, "search")
 
     content = path.read_text()
@@ -66,7 +66,7 @@ def test_the_file_holds_nothing_of_the_key_but_its_name(path: Path) -> None:
 
 
 def test_equal_secrets_look_different(path: Path) -> None:
-    """Salts differ, so that hashes cannot be looked up or compared."""
+    """Salts differ, so hashes cannot be looked up or compared."""
     _add(path, "a")
     _add(path, "b")
 
@@ -91,8 +91,8 @@ def test_equal_secrets_look_different(path: Path) -> None:
     ],
     ids=["short", "long", "another's", "unknown", "no prefix", "empty", "no secret", "bars", "no text"],
 )
-def test_what_is_no_key_is_not_found(path: Path, spoil) -> None:
-    """Whatever is wrong with it, the answer is the same."""
+def test_an_invalid_key_is_not_found(path: Path, spoil) -> None:
+    """The result is the same, whatever is wrong with it."""
     key = _add(path, "search")
     _add(path, "other")
 
@@ -103,15 +103,15 @@ def test_what_is_no_key_is_not_found(path: Path, spoil) -> None:
     ("today", "is_valid"), [("2026-12-31", True), ("2027-01-01", False), ("2027-01-02", False)]
 )
 def test_a_key_expires(path: Path, today: str, is_valid: bool) -> None:
-    """On the day given, and not a day later."""
+    """It is invalid from the given day on."""
     key = _add(path, "search", expires=date(2027, 1, 1))
 
     assert (_ring(path, today).find(key) is not None) == is_valid
 
 
 @pytest.mark.parametrize("name", ["", "-a", "A", "a_b", "a b", "x" * 64, "ä"])
-def test_a_name_that_a_key_cannot_carry_is_refused(path: Path, name: str) -> None:
-    """Before anything is written."""
+def test_an_invalid_name_is_refused(path: Path, name: str) -> None:
+    """Nothing is written."""
     with pytest.raises(KeysError, match="invalid name"):
         _add(path, name)
 
@@ -123,16 +123,16 @@ def test_a_name_that_a_key_cannot_carry_is_refused(path: Path, name: str) -> Non
     ["", "[]", "{", '{"a": {}}', _kept(salt="zz" * 16), _kept(salt="00" * 20), _kept(hash="")],
     ids=["empty", "list", "cut", "void", "hex", "long salt", "no hash"],
 )
-def test_what_is_no_file_of_keys_ends_the_start(path: Path, content: str) -> None:
-    """With the file's name; no server starts that would let nobody in, or everybody."""
+def test_an_invalid_keys_file_prevents_the_start(path: Path, content: str) -> None:
+    """The message names the file. The server must not start and refuse, or permit, every call."""
     path.write_text(content)
 
-    with pytest.raises(StartupError, match=r"keys\.json is no file of keys"):
+    with pytest.raises(StartupError, match=r"keys\.json is not a valid keys file"):
         KeyRing(path)
 
 
-def test_a_missing_file_ends_the_start(path: Path) -> None:
-    """The message says how to make one."""
+def test_a_missing_file_prevents_the_start(path: Path) -> None:
+    """The message says how to create one."""
     with pytest.raises(StartupError, match="alignserve-server keys add"):
         KeyRing(path)
 
@@ -149,8 +149,8 @@ def test_a_missing_file_ends_the_start(path: Path) -> None:
     ],
     ids=["empty", "cut", "zeros", "gone", "a folder", "a broken link"],
 )
-def test_a_file_that_is_spoilt_keeps_the_keys_there_were(path: Path, looks_always, capfd, spoil) -> None:
-    """It opens nothing and locks nobody out, and the log says so."""
+def test_a_damaged_file_does_not_change_the_keys(path: Path, looks_always, capfd, spoil) -> None:
+    """It admits no one new and locks no one out, and it is logged."""
     key = _add(path, "search")
     ring = _ring(path)
 
@@ -161,8 +161,8 @@ def test_a_file_that_is_spoilt_keeps_the_keys_there_were(path: Path, looks_alway
     assert "api_keys_reload_failed" in capfd.readouterr().out
 
 
-def test_a_file_without_keys_lets_nobody_in_and_is_warned_of(path: Path, looks_always, capfd) -> None:
-    """The last key may be revoked; whoever did not mean to finds it in the log."""
+def test_a_file_without_keys_refuses_every_call_with_a_warning(path: Path, looks_always, capfd) -> None:
+    """The last key can be revoked; the warning is for operators who did so by mistake."""
     key = _add(path, "search")
     ring = _ring(path)
 
@@ -174,7 +174,7 @@ def test_a_file_without_keys_lets_nobody_in_and_is_warned_of(path: Path, looks_a
 
 
 def test_a_server_that_starts_without_keys_warns(path: Path, capfd) -> None:
-    """They may be added later."""
+    """It starts all the same, since keys can be added later."""
     with changed_keys(path):
         pass
 
@@ -195,9 +195,9 @@ def test_a_change_that_fails_changes_nothing(path: Path) -> None:
     assert sorted(each.name for each in path.parent.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
 def test_a_change_keeps_the_owner_of_the_file(path: Path) -> None:
-    """A server that runs as another user reads it after `keys revoke` as before."""
+    """A server that runs as another user can still read it after `keys revoke`."""
     _add(path, "a")
     os.chown(path, 1234, 4321)
     path.chmod(0o640)
@@ -212,7 +212,7 @@ class TestCommand:
     """`alignserve-server keys`."""
 
     def test_add_prints_the_key_and_nothing_else(self, path: Path, capsys) -> None:
-        """So that a script can take it; people are told to keep it."""
+        """Scripts can use the output as it is; the advice to save the key goes to standard error."""
         code = run(["--api-keys-file", str(path), "add", "search", "--scopes", "embed,admin"])
 
         out, err = capsys.readouterr()
@@ -222,8 +222,8 @@ class TestCommand:
         assert found is not None
         assert found[1].scopes == {Scope.EMBED, Scope.ADMIN}
 
-    def test_add_takes_quotas_and_an_end(self, path: Path) -> None:
-        """All that a key can have can be given."""
+    def test_add_takes_quotas_and_an_expiry_date(self, path: Path) -> None:
+        """There is an option for every attribute of a key."""
         limits = ["--max-requests-per-second", "2.5", "--max-concurrent-requests", "3"]
         code = run(["--api-keys-file", str(path), "add", "batch", *limits, "--expires", "2027-01-31"])
 
@@ -239,11 +239,11 @@ class TestCommand:
             (["add", "Big"], "invalid name 'Big'"),
             (["add", "none", "--max-requests-per-second", "0"], "must be greater than 0"),
             (["add", "none", "--max-requests-per-second", "nan"], "must be greater than 0"),
-            (["revoke", "nobody"], "unknown key 'nobody'"),
+            (["revoke", "unknown"], "unknown key 'unknown'"),
         ],
     )
-    def test_what_cannot_be_done_is_explained(self, path: Path, capsys, arguments, message) -> None:
-        """With exit code 1, and the file as it was."""
+    def test_errors_are_explained(self, path: Path, capsys, arguments, message) -> None:
+        """The exit code is 1, and the file is unchanged."""
         _add(path, "search")
         before = path.read_bytes()
 
@@ -253,8 +253,8 @@ class TestCommand:
         assert message in capsys.readouterr().err
         assert path.read_bytes() == before
 
-    def test_list_shows_what_is_not_secret(self, path: Path, capsys) -> None:
-        """Names, scopes, quotas and dates line up."""
+    def test_list_shows_everything_except_secrets(self, path: Path, capsys) -> None:
+        """Names, scopes, quotas and dates are aligned in columns."""
         key = _add(path, "search", max_concurrent_requests=8)
 
         code = run(["--api-keys-file", str(path), "list"])
@@ -265,7 +265,7 @@ class TestCommand:
         assert key.rpartition("_")[2] not in out
 
     def test_revoke_makes_a_key_invalid(self, path: Path) -> None:
-        """And no other."""
+        """Other keys stay valid."""
         gone, stays = _add(path, "gone"), _add(path, "stays")
 
         code = run(["--api-keys-file", str(path), "revoke", "gone"])
@@ -276,7 +276,7 @@ class TestCommand:
         assert ring.find(stays) is not None
 
     def test_the_file_may_come_from_the_environment(self, path: Path, monkeypatch, capsys) -> None:
-        """The same variable as the server's."""
+        """The variable is the same as for the server."""
         monkeypatch.setenv("ALIGNSERVE_API_KEYS_FILE", str(path))
 
         assert run(["add", "search"]) == 0
@@ -286,7 +286,7 @@ class TestCommand:
 
 @pytest.mark.parametrize("value", ["", " ", "none"])
 def test_an_empty_variable_is_not_a_file_of_keys(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """It would be the current folder."""
+    """An empty path would be the current folder."""
     monkeypatch.setenv("ALIGNSERVE_API_KEYS_FILE", value)
 
     with pytest.raises(SystemExit) as exited:

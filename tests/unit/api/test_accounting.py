@@ -1,4 +1,4 @@
-"""Calls are counted, timed and let in, whichever door they come by."""
+"""Calls of every door are authorized, counted and timed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing, Scope, changed_keys, new_key
-from alignserve_server.api.accounting import Accounting, CallsUnderWay, MethodMetrics
+from alignserve_server.api.accounting import Accounting, CallsInProgress, MethodMetrics
 from alignserve_server.api.methods import MethodRules
 from alignserve_server.batching.fair_queue import Priority
 from alignserve_server.errors import InternalError, InvalidArgument, KeyMissing, QueueFull
@@ -24,12 +24,12 @@ UNMETERED = MethodRules(scopes=frozenset(Scope), is_metered=False, is_traced=Fal
 
 
 class DoorError(Exception):
-    """An error that the door knows."""
+    """An error that the door expects."""
 
 
 @dataclass
 class Incoming:
-    """A call as a door tells of it."""
+    """A call as a door describes it."""
 
     credential: str = ""
     named_priority: str | None = None
@@ -60,7 +60,7 @@ def accounting_of(metrics: Metrics, keys: KeyRing | None = None) -> Accounting:
 
 
 def handled(metrics: Metrics) -> dict[str, float]:
-    """Returns how many calls have ended, by code."""
+    """Returns the number of calls that have ended, by code."""
     (family,) = metrics.rpcs_handled.collect()
     return {sample.labels["grpc_code"]: sample.value for sample in family.samples if sample.value}
 
@@ -83,7 +83,7 @@ def method(accounting: Accounting, rules: MethodRules = RULES) -> MethodMetrics:
 async def test_a_call_ends_with_the_code_of_its_error(
     metrics: Metrics, error: BaseException, left: float | None, raised: type[BaseException], code: str
 ) -> None:
-    """Its door decides what it expects; anything else is the server's own failure."""
+    """The door decides which errors it expects; any other error is a failure of the server."""
     accounting = accounting_of(metrics)
 
     with pytest.raises(raised) as caught, accounting.call(method(accounting), Incoming(left=left)):
@@ -93,8 +93,8 @@ async def test_a_call_ends_with_the_code_of_its_error(
     assert "secret" not in str(caught.value)
 
 
-async def test_a_call_is_its_callers_at_the_priority_that_it_names(metrics: Metrics) -> None:
-    """And has its deadline on the clock of the event loop."""
+async def test_a_call_has_its_caller_priority_and_deadline(metrics: Metrics) -> None:
+    """The deadline is a time of the event loop's clock."""
     accounting = accounting_of(metrics)
     before = asyncio.get_running_loop().time()
 
@@ -108,26 +108,26 @@ async def test_a_call_is_its_callers_at_the_priority_that_it_names(metrics: Metr
 
 @pytest.mark.parametrize("left", [None, math.inf])
 async def test_a_call_without_a_deadline_has_none(metrics: Metrics, left: float | None) -> None:
-    """Whichever way its door tells so."""
+    """None and infinity both mean that there is no deadline."""
     accounting = accounting_of(metrics)
 
     with accounting.call(method(accounting), Incoming(left=left)) as call:
         assert call.context().deadline is None
 
 
-async def test_an_unknown_priority_is_refused_in_the_words_of_the_door(metrics: Metrics) -> None:
-    """Metadata is a header elsewhere."""
+async def test_an_unknown_priority_is_refused_with_the_doors_field_name(metrics: Metrics) -> None:
+    """What gRPC calls metadata is a header for other doors."""
     accounting = accounting_of(metrics)
 
     with (
-        pytest.raises(InvalidArgument, match=r"^header priority: no such priority; send interactive or"),
+        pytest.raises(InvalidArgument, match=r"^header priority: unknown priority; send interactive or"),
         accounting.call(method(accounting), Incoming(named_priority="urgent")) as call,
     ):
         call.context()
 
 
 async def test_unmetered_calls_need_a_key_and_have_no_quota(metrics: Metrics, tmp_path: Path) -> None:
-    """Such as reflection, which tools ask beside the call that they are about to make."""
+    """For example reflection, which tools use in addition to the call that they make."""
     with changed_keys(tmp_path / "keys.json") as keys:
         key, keys["search"] = new_key("search", frozenset({Scope.EMBED}), max_requests_per_second=1)
     accounting = accounting_of(metrics, KeyRing(tmp_path / "keys.json"))
@@ -144,8 +144,8 @@ async def test_unmetered_calls_need_a_key_and_have_no_quota(metrics: Metrics, tm
 
 
 async def test_a_stop_waits_until_the_last_call_has_ended() -> None:
-    """And not at all while there is none."""
-    calls = CallsUnderWay()
+    """Without a call in progress it does not wait."""
+    calls = CallsInProgress()
     await calls.wait_for_end()
     calls.begin()
     calls.begin()

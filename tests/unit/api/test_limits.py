@@ -1,4 +1,4 @@
-"""Requests are checked for what their parts make together, before any work is done for them."""
+"""Requests are checked before any work is done for them, including labels combined with templates."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fields_of(error: InvalidArgument) -> list[str]:
 
 
 def test_refuses_a_label_with_too_many_bytes() -> None:
-    """Bytes count, not characters."""
+    """The limit is on bytes, not characters."""
     assert checked_labels(LabelQuery(["é" * 10]), LIMITS).labels == ["é" * 10]
 
     with pytest.raises(TextTooLong, match="label has 22 bytes, limit 20; shorten it") as refused:
@@ -63,7 +63,7 @@ def test_refuses_a_label_with_too_many_bytes() -> None:
 
 
 def test_refuses_a_template_that_leaves_no_room_for_a_label() -> None:
-    """Its placeholder does not count."""
+    """The placeholder does not count."""
     query = LabelQuery(["x"], ["{label}", "t" * 21 + "{label}"])
 
     with pytest.raises(TextTooLong, match="template has 21 bytes, limit 20; shorten it") as refused:
@@ -73,7 +73,7 @@ def test_refuses_a_template_that_leaves_no_room_for_a_label() -> None:
 
 
 def test_refuses_a_label_that_its_longest_template_makes_too_long() -> None:
-    """A prompt is as long as the label and what the template adds."""
+    """The size of a prompt is that of the label plus what the template adds."""
     templates = ["{label}", "t" * 10 + "{label}"]
     checked_labels(LabelQuery(["l" * 10], templates), LIMITS)
 
@@ -97,7 +97,7 @@ def test_refuses_a_label_that_its_longest_template_makes_too_long() -> None:
 def test_errors_of_labels_name_the_fields_of_the_door(
     query: LabelQuery, kind: type[InvalidArgument], field: str
 ) -> None:
-    """Each door tells its callers what they have sent."""
+    """Callers know only the names of their own door."""
     with pytest.raises(kind) as refused:
         checked_labels(query, LIMITS, PATHS)
 
@@ -116,7 +116,7 @@ def test_errors_of_labels_name_the_fields_of_the_door(
 def test_errors_of_images_name_the_fields_of_the_door(
     contents: list[bytes], kind: type[InvalidArgument], field: str
 ) -> None:
-    """As those of labels do."""
+    """The same as for labels."""
     with pytest.raises(kind) as refused:
         check_images(contents, LIMITS, PATHS)
 
@@ -124,13 +124,13 @@ def test_errors_of_images_name_the_fields_of_the_door(
 
 
 def test_errors_of_texts_name_the_fields_of_the_door() -> None:
-    """And say texts, whatever the field's name."""
+    """The items are called texts, whatever the field's name."""
     with pytest.raises(BatchTooLarge, match=r"^input: 3 texts, limit 2; send fewer per request$"):
         check_texts(["a"] * 3, LIMITS, PATHS)
 
 
-def test_errors_of_the_engine_are_given_the_names_of_the_door() -> None:
-    """All of the fields at fault, and the one that the message begins with."""
+def test_errors_of_the_engine_get_the_field_names_of_the_door() -> None:
+    """This applies to every violation and to the field at the beginning of the message."""
     broken = ImageUnreadable("not an image")
     with pytest.raises(ImageUnreadable) as raised:
         all_valid([b"", broken, broken], "images[{}].content")
@@ -142,8 +142,8 @@ def test_errors_of_the_engine_are_given_the_names_of_the_door() -> None:
     assert fields_of(error) == ["input[1].image", "input[2].image"]
 
 
-def test_errors_without_a_field_stay_as_they_are() -> None:
-    """And so do fields that are the door's already."""
+def test_errors_without_a_field_are_unchanged() -> None:
+    """Fields that already have the door's names are unchanged too."""
     known = FieldViolation("top", "unknown", "ARGUMENT_INVALID")
 
     assert PATHS.renamed(InvalidArgument("no field")).message == "no field"
@@ -160,5 +160,5 @@ def test_errors_without_a_field_stay_as_they_are() -> None:
     ],
 )
 def test_only_few_and_short_labels_are_checked_on_the_event_loop(query: LabelQuery, is_short: bool) -> None:
-    """Labels and templates count together."""
+    """Labels and templates are added up."""
     assert query.is_short is is_short

@@ -1,4 +1,4 @@
-"""The command `alignserve-server`, up to the moment when it would serve."""
+"""The command `alignserve-server`, up to the point where it would serve."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     """Each setting is a flag in kebab case; the exit code is 0."""
     with pytest.raises(SystemExit) as exited:
         run([flag])
@@ -57,10 +57,10 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         (["--max-client-batch-size", "2000"], "max_client_batch_size (2000) is larger than max_queue_size"),
     ],
 )
-def test_a_wrong_flag_is_one_line_that_names_the_setting(
+def test_an_invalid_flag_is_reported_in_one_line_with_its_name(
     capsys: pytest.CaptureFixture[str], argv: list[str], line: str
 ) -> None:
-    """The exit code is 2, and there is neither traceback nor usage."""
+    """The exit code is 2, and neither a traceback nor the usage is printed."""
     code = run(argv)
 
     output = capsys.readouterr()
@@ -70,10 +70,10 @@ def test_a_wrong_flag_is_one_line_that_names_the_setting(
     assert output.err.count("\n") == 1
 
 
-def test_a_wrong_environment_variable_is_named(
+def test_an_invalid_environment_variable_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment is checked as flags are."""
+    """Variables are validated like flags."""
     monkeypatch.setenv("ALIGNSERVE_LANES", "two")
 
     code = run([])
@@ -91,10 +91,10 @@ def test_a_wrong_environment_variable_is_named(
         ("\nlane = 1", "2: lane = 1: unknown setting; did you mean lanes?"),
     ],
 )
-def test_a_wrong_line_of_the_file_is_named(
+def test_an_invalid_line_of_the_file_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str
 ) -> None:
-    """Values out of range and unknown names are refused alike."""
+    """Values out of range and unknown names are both refused."""
     file = tmp_path / "server.toml"
     file.write_text(text)
 
@@ -104,8 +104,8 @@ def test_a_wrong_line_of_the_file_is_named(
     assert capsys.readouterr().err.startswith(f"alignserve-server: {file}:{line}")
 
 
-def test_each_problem_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two wrong flags are two lines."""
+def test_each_problem_has_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two invalid flags are reported in two lines."""
     run(["--lanes", "0", "--listen", "nowhere"])
 
     lines = capsys.readouterr().err.splitlines()
@@ -120,8 +120,10 @@ def test_each_problem_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) 
         (["--config", "/"], "argument --config: /: not a file"),
     ],
 )
-def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
-    """Missing values and a missing file are told by the parser."""
+def test_invalid_usage_exits_with_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    """The parser reports missing values and missing files."""
     with pytest.raises(SystemExit) as exited:
         run(argv)
 
@@ -143,16 +145,16 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list
         ),
     ],
 )
-def test_what_was_meant_is_guessed(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
-    """An unknown flag or command is one line with the nearest name; the exit code is 2."""
+def test_typos_get_suggestions(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    """An unknown flag or command is reported in one line with the closest name; the exit code is 2."""
     code = run(argv)
 
     assert code == 2
     assert capsys.readouterr().err == f"alignserve-server: {message}\n"
 
 
-def test_unknown_flags_and_wrong_values_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever repairs a command line does not start once per mistake."""
+def test_unknown_flags_and_invalid_values_are_reported_together(capsys: pytest.CaptureFixture[str]) -> None:
+    """A user who corrects a command line does not need one attempt per mistake."""
     code = run(["--lane", "2", "--max-batch-size", "0"])
 
     assert code == 2
@@ -163,10 +165,10 @@ def test_unknown_flags_and_wrong_values_are_told_at_once(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("content", [b"lanes = = 3", b"lanes = '\xff'"], ids=["syntax", "encoding"])
-def test_a_file_that_is_not_toml_is_one_line(
+def test_a_file_that_is_not_toml_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes
 ) -> None:
-    """A broken file is named, without a traceback."""
+    """The line names the file, and there is no traceback."""
     file = tmp_path / "server.toml"
     file.write_bytes(content)
 
@@ -178,7 +180,7 @@ def test_a_file_that_is_not_toml_is_one_line(
 
 
 def test_a_folder_is_not_a_config_file(tmp_path: Path) -> None:
-    """`--config` wants a file."""
+    """`--config` expects a file."""
     with pytest.raises(SystemExit) as exited:
         run(["--config", str(tmp_path)])
 
@@ -196,7 +198,7 @@ def test_a_folder_is_not_a_config_file(tmp_path: Path) -> None:
     ],
 )
 def test_flags_become_settings(argv: list[str], name: str, value: object) -> None:
-    """Numbers, switches and texts come out in their setting's type; the rest is left to other sources."""
+    """Numbers, switches and texts get the type of their setting; others come from other sources."""
     parser = argparse.ArgumentParser()
     add_settings(parser)
 
@@ -206,8 +208,8 @@ def test_flags_become_settings(argv: list[str], name: str, value: object) -> Non
     assert getattr(load_settings(flags), name) == value
 
 
-def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
-    """Values have the name of what they are, and no default stands there twice or as Python's None."""
+def test_help_has_clear_metavars_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """Metavars say what a value is, and no default is shown twice or as Python's None."""
     with pytest.raises(SystemExit):
         run(["--help"])
 
@@ -222,7 +224,7 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
 def test_settings_are_shown_with_the_place_of_each(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Flag, variable, line of the file, or default."""
+    """The place is a flag, a variable, a line of the file, or the default."""
     file = tmp_path / "server.toml"
     file.write_text('\nlanes = 2\nmetrics_listen = "[::]:1"')
     monkeypatch.setenv("ALIGNSERVE_WORKERS", "3")
@@ -239,8 +241,8 @@ def test_settings_are_shown_with_the_place_of_each(
     assert shown["revision"] == {"value": None, "from": "default"}
 
 
-def test_settings_are_written_as_they_are_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The TOML that `settings` prints is a file for --config that says the same."""
+def test_settings_can_be_written_and_read_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The TOML that `settings` prints is a file for --config with the same settings."""
     file = tmp_path / "server.toml"
     flags = ["--lanes", "2", "--shutdown-grace-seconds", "inf", "--checkpoint", 'möd"el 🚀']
     run(["settings", "--format", "toml", *flags])
@@ -251,8 +253,8 @@ def test_settings_are_written_as_they_are_read(capsys: pytest.CaptureFixture[str
     assert written == load_settings({"lanes": 2, "shutdown_grace_seconds": "inf", "checkpoint": 'möd"el 🚀'})
 
 
-def test_the_table_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line each, with value and place."""
+def test_the_table_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has a line with its value and place."""
     run(["settings", "--lanes", "2"])
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
@@ -260,10 +262,10 @@ def test_the_table_names_every_setting(capsys: pytest.CaptureFixture[str]) -> No
     assert ["lanes", "2", "--lanes"] in lines
 
 
-def test_an_unknown_variable_is_told_of(
+def test_an_unknown_variable_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By name, with the nearest, and without its value."""
+    """The message has its name and the closest setting, but not its value."""
     monkeypatch.setenv("ALIGNSERVE_MAX_BATCHSIZE", "secret")
 
     code = run(["settings"])
@@ -275,8 +277,8 @@ def test_an_unknown_variable_is_told_of(
     )
 
 
-def test_check_names_all_that_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Wrong settings, a port, files, a folder and the checkpoint: each has its line, and the code is 1."""
+def test_check_reports_everything_that_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Settings, ports, files, folders and the checkpoint each have a line, and the exit code is 1."""
     taken = socket.create_server(("127.0.0.1", 0))
     file = tmp_path / "file"
     file.write_text("neither a key nor a folder")
@@ -306,8 +308,8 @@ def test_check_names_all_that_fails(capsys: pytest.CaptureFixture[str], tmp_path
     ]
 
 
-def test_check_holds_the_ports_together(capsys: pytest.CaptureFixture[str]) -> None:
-    """One port cannot be both."""
+def test_check_opens_all_ports_at_the_same_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two addresses cannot use the same port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
 
@@ -317,8 +319,8 @@ def test_check_holds_the_ports_together(capsys: pytest.CaptureFixture[str]) -> N
     assert "FAIL  metrics_listen" in capsys.readouterr().out
 
 
-def test_check_passes_where_a_start_would(capsys: pytest.CaptureFixture[str]) -> None:
-    """The code is 0, and nothing is left open."""
+def test_check_passes_if_a_start_would(capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is 0, and nothing is left open."""
     ports = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
 
     code = run(["check", "--checkpoint", "fake", *ports])
@@ -328,10 +330,10 @@ def test_check_passes_where_a_start_would(capsys: pytest.CaptureFixture[str]) ->
     assert {line.split()[0] for line in output.out.splitlines()} == {"ok"}
 
 
-def test_check_names_where_spans_go(
+def test_check_shows_where_spans_are_exported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The endpoint of traces alone wins over that of all signals, as in OpenTelemetry."""
+    """The endpoint for traces overrides the one for all signals, as in OpenTelemetry."""
     pytest.importorskip("opentelemetry.sdk")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4317")
@@ -342,8 +344,8 @@ def test_check_names_where_spans_go(
     assert "spans are exported to http://traces:4317" in capsys.readouterr().out
 
 
-def test_a_missing_dependency_says_what_to_install() -> None:
-    """Who installed the client alone is told how to get the server; the exit code is 1."""
+def test_the_error_for_a_missing_dependency_says_what_to_install() -> None:
+    """Users who have installed only the client learn how to install the server; the exit code is 1."""
     program = """
 import sys
 sys.modules["pydantic"] = None

@@ -1,4 +1,4 @@
-"""The command `alignserve-server plan`, on a saved curve."""
+"""The command `alignserve-server plan`, with a saved curve."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def curve(tmp_path: Path) -> str:
-    """A file as `--save` writes it."""
+    """A file in the format of `--save`."""
     file = tmp_path / "curve.json"
     file.write_text(json.dumps(asdict(CURVE)))
     return str(file)
@@ -47,10 +47,10 @@ def _planned(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     return answer
 
 
-def test_a_load_gets_the_replicas_that_hold_it_and_one_more(
+def test_a_load_gets_the_replicas_that_sustain_it_and_one_more(
     capsys: pytest.CaptureFixture[str], curve: str
 ) -> None:
-    """Each gets its part of the load, and answers in time."""
+    """Each gets its share of the load and answers in time."""
     answer = _planned(capsys, "--p99", "0.1", "--rps", "1000", "--curve", curve)
 
     needed, spare = answer["plans"]
@@ -64,14 +64,16 @@ def test_a_load_gets_the_replicas_that_hold_it_and_one_more(
 def test_batch_sizes_are_those_that_a_server_would_choose(
     capsys: pytest.CaptureFixture[str], curve: str
 ) -> None:
-    """By the curve images gain nothing in batches, and texts do, up to the limit that is set."""
+    """On this curve, images gain nothing from batching, and texts do, up to the given limit."""
     answer = _planned(capsys, "--p99", "0.1", "--curve", curve, "--max-batch-size", "8")
 
     assert answer["max_batch_size"] == {"image": 1, "text": 8}
 
 
-def test_without_a_load_it_says_what_replicas_hold(capsys: pytest.CaptureFixture[str], curve: str) -> None:
-    """Three hold three times what one does."""
+def test_without_a_load_it_shows_what_replicas_sustain(
+    capsys: pytest.CaptureFixture[str], curve: str
+) -> None:
+    """Three replicas sustain three times the load of one."""
     answer = _planned(capsys, "--p99", "0.1", "--replicas", "3", "--curve", curve)
 
     (plan,) = answer["plans"]
@@ -79,7 +81,7 @@ def test_without_a_load_it_says_what_replicas_hold(capsys: pytest.CaptureFixture
     assert plan["calls_per_second_each"] == answer["calls_per_second_of_one"]
 
 
-def test_people_get_a_table(capsys: pytest.CaptureFixture[str], curve: str) -> None:
+def test_the_default_output_is_a_table(capsys: pytest.CaptureFixture[str], curve: str) -> None:
     """It names the model and has a column for each figure."""
     code = run(["plan", *FEW, "--p99", "0.1", "--rps", "200", "--curve", curve])
 
@@ -91,10 +93,10 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str], curve: str) -> N
     assert len(lines) == 6
 
 
-def test_too_few_replicas_are_told_and_their_wait_is_no_number(
+def test_too_few_replicas_are_reported_with_a_growing_wait(
     capsys: pytest.CaptureFixture[str], curve: str
 ) -> None:
-    """The exit code is 1, so that a script notices."""
+    """The exit code is 1, so that scripts notice."""
     code = run(["plan", *FEW, "--p99", "0.1", "--rps", "1000", "--replicas", "1", "--curve", curve])
 
     output = capsys.readouterr()
@@ -103,10 +105,10 @@ def test_too_few_replicas_are_told_and_their_wait_is_no_number(
     assert " replicas cannot sustain the load; " in output.err
 
 
-def test_a_time_that_cannot_be_met_is_told_with_the_least(
+def test_an_unreachable_target_is_reported_with_the_minimum(
     capsys: pytest.CaptureFixture[str], curve: str
 ) -> None:
-    """An image takes 2 ms to decode and 10 in the model."""
+    """An image takes 2 ms to decode and 10 ms in the model."""
     code = run(["plan", *FEW, "--p99", "0.005", "--curve", curve])
 
     output = capsys.readouterr()
@@ -138,8 +140,10 @@ def test_a_time_that_cannot_be_met_is_told_with_the_least(
         (["--p99", "1", "--save", "a", "--curve", "b"], "--curve: not allowed with argument --save"),
     ],
 )
-def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
-    """Values out of range and unknown flags are told by the parser."""
+def test_invalid_usage_exits_with_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    """The parser reports values out of range and unknown flags."""
     with pytest.raises(SystemExit) as exited:
         run(["plan", *argv])
 
@@ -159,7 +163,7 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str], argv: list
         (["--curve", "/no/such/file"], "--curve /no/such/file: [Errno 2] No such file or directory"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(
+def test_other_errors_are_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     """The exit code is 2, and there is no traceback."""
@@ -178,10 +182,10 @@ def test_what_cannot_be_planned_is_one_line(
         ({"forward": {"image": {1: BY_SIZE}}}, "times of texts are missing"),
     ],
 )
-def test_a_file_that_is_no_curve_says_what_is_wrong(
+def test_the_error_for_an_invalid_curve_says_what_is_wrong(
     capsys: pytest.CaptureFixture[str], curve: str, change: dict[str, object], message: str
 ) -> None:
-    """The file and the field are named."""
+    """It names the file and the field."""
     Path(curve).write_text(json.dumps({**asdict(CURVE), **change}))
 
     code = run(["plan", "--p99", "1", "--curve", curve])

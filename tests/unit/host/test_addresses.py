@@ -1,4 +1,4 @@
-"""Where to listen on a machine with IPv6, and on one whose kernel has none."""
+"""Listening addresses on machines with and without IPv6."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 @pytest.fixture
 def _no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the kernel answer as with ipv6.disable=1."""
+    """Makes sockets fail as they do with the kernel option ipv6.disable=1."""
     make = socket.socket
 
     def without_ipv6(family: int = -1, *arguments: Any, **options: Any) -> socket.socket:
@@ -29,27 +29,27 @@ def _no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["::1", "127.0.0.1", "0.0.0.0", "localhost"])
-def test_other_hosts_are_left_alone(host: str) -> None:
-    """Only [::] stands for whatever there is."""
+def test_other_hosts_are_unchanged(host: str) -> None:
+    """Only [::] depends on the kernel."""
     assert present_host(host) == host
 
 
 @pytest.mark.usefixtures("_no_ipv6")
-def test_all_addresses_are_those_of_ipv4_without_ipv6() -> None:
-    """As for gRPC's own port."""
+def test_without_ipv6_all_addresses_are_those_of_ipv4() -> None:
+    """gRPC does the same for its port."""
     assert present_host("::") == "0.0.0.0"
 
 
 @pytest.mark.usefixtures("_no_ipv6")
 def test_workers_share_a_port_without_ipv6() -> None:
-    """The address that the image sets starts there, too."""
+    """The address that the container image sets works there too."""
     with reserved_port("[::]:0") as port:
         assert port > 0
 
 
 @pytest.mark.parametrize("kernel", ["_no_ipv6", "request"], ids=["without IPv6", "as it is"])
 def test_metrics_are_served_over_ipv4_at_all_addresses(request: pytest.FixtureRequest, kernel: str) -> None:
-    """Whether or not the kernel has IPv6."""
+    """This works with and without IPv6."""
     request.getfixturevalue(kernel)
     page = serve_metrics_page("[::]:0", CollectorRegistry(), lambda: "serving")
     try:

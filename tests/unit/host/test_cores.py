@@ -1,4 +1,4 @@
-"""The cores of a process, and their division among workers."""
+"""The cores of a process, and how workers divide them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ V1_MOUNT = "33 32 0:29 {top} /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:12 - cg
 
 
 def _machine(root: Path, groups: str, mounts: str, quotas: dict[str, str]) -> Path:
-    """Writes /proc and /sys of a process as the kernel would."""
+    """Writes /proc and /sys as the kernel would show them to a process."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(groups)
     (root / "proc/self/mountinfo").write_text(f"22 1 8:1 / / rw - ext4 /dev/sda rw\n{mounts}\n")
@@ -38,7 +38,7 @@ def _four_free_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1), ("800000 100000", 4)],
 )
 def test_a_quota_limits_the_count(tmp_path: Path, quota: str, count: int) -> None:
-    """Part of a core counts as one, and more than there are as what there is."""
+    """A fraction of a core counts as one core; a quota above the number of cores has no effect."""
     _machine(tmp_path, "0::/", V2_MOUNT.format(top="/"), {"cpu.max": quota})
 
     assert cpu_count(tmp_path) == count
@@ -98,7 +98,7 @@ def test_a_quota_limits_the_count(tmp_path: Path, quota: str, count: int) -> Non
 def test_every_quota_around_the_process_counts(
     tmp_path: Path, groups: str, mounts: str, quotas: dict[str, str], count: int
 ) -> None:
-    """The process's own group and all around it, in both versions of control groups: the least."""
+    """The lowest quota of the process's group and its parents counts, in both versions of control groups."""
     assert cpu_count(_machine(tmp_path, groups, mounts, quotas)) == count
 
 
@@ -111,15 +111,15 @@ def test_every_quota_around_the_process_counts(
     ],
     ids=["groups", "mounts", "quota"],
 )
-def test_what_no_kernel_writes_is_passed_over(groups: str, mounts: str, quota: str, tmp_path: Path) -> None:
-    """Emulated ones may write less than Linux does, which is no reason not to start."""
+def test_malformed_files_are_ignored(groups: str, mounts: str, quota: str, tmp_path: Path) -> None:
+    """Emulated kernels may write less than Linux does, and the server must start anyway."""
     root = _machine(tmp_path / "odd", groups, mounts, {"cpu.max": quota})
 
     assert cpu_count(root) == 4
 
 
 def test_a_mount_point_may_have_spaces(tmp_path: Path) -> None:
-    """The kernel writes them as octal numbers."""
+    """The kernel writes them as octal escapes."""
     mount = V2_MOUNT.format(top="/").replace("/sys/fs/cgroup", "/sys/fs/cgroup/my\\040groups")
     root = _machine(tmp_path / "spaces", "0::/\n", mount, {"my groups/cpu.max": "200000 100000"})
 
@@ -127,13 +127,13 @@ def test_a_mount_point_may_have_spaces(tmp_path: Path) -> None:
 
 
 def test_without_proc_all_cores_count(tmp_path: Path) -> None:
-    """As on systems that are not Linux."""
+    """Systems other than Linux have no /proc."""
     assert cpu_count(tmp_path) == 4
 
 
 @pytest.mark.parametrize(("value", "count"), [("3", 3), ("9", 4), ("0", 1), ("default", 4)])
 def test_the_environment_lowers_the_count(monkeypatch: pytest.MonkeyPatch, value: str, count: int) -> None:
-    """PYTHON_CPU_COUNT holds here as in Python itself, but cannot promise cores that are not there."""
+    """PYTHON_CPU_COUNT applies as in Python itself, but cannot add cores."""
     monkeypatch.setenv("PYTHON_CPU_COUNT", value)
 
     assert cpu_count() == count
@@ -152,7 +152,7 @@ def test_the_environment_lowers_the_count(monkeypatch: pytest.MonkeyPatch, value
 def test_shares_are_disjoint_while_there_are_enough_cores(
     number: int, workers: int, shares: list[list[int]]
 ) -> None:
-    """Every core is used; with fewer cores than workers all use all."""
+    """Every core is used; with fewer cores than workers, all workers use all cores."""
     assert [list(share(range(number), worker, workers)) for worker in range(workers)] == shares
 
 
@@ -160,10 +160,10 @@ def test_shares_are_disjoint_while_there_are_enough_cores(
 def test_a_share_counts_its_cores_and_its_part_of_the_quota(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, count: int
 ) -> None:
-    """A worker of two on four cores uses two at the most, and fewer where the quota for all is less."""
+    """Each of two workers on four cores uses at most two, and fewer if the common quota is lower."""
     _machine(tmp_path, "0::/", V2_MOUNT.format(top="/"), {"cpu.max": quota})
     monkeypatch.setattr(cores, "cpu_quotas", lambda _: cpu_quotas(tmp_path))
-    monkeypatch.setenv("PYTHON_CPU_COUNT", "4")  # and so restored afterwards
+    monkeypatch.setenv("PYTHON_CPU_COUNT", "4")  # so that monkeypatch restores it afterwards
     held = {0, 1, 2, 3}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: held)
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, given: held.intersection_update(given))

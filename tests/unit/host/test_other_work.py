@@ -1,4 +1,4 @@
-"""How much of the machine other processes take."""
+"""CPU usage of other processes during a measurement."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from alignserve_server.cli.plan import busy_machine
 from alignserve_server.host.other_work import OtherWork
 
 
-def test_what_the_process_itself_used_does_not_count() -> None:
-    """In 10 s the machine did 15 s of work, of which 5 s were this process's."""
+def test_the_usage_of_the_process_itself_does_not_count() -> None:
+    """In 10 s the machine used 15 s of CPU time, 5 s of it in this process."""
     machine, own, clock = iter([100.0, 115.0]), iter([20.0, 25.0]), iter([0.0, 10.0])
 
     others = OtherWork(lambda: next(machine), lambda: next(own), lambda: next(clock))
@@ -18,22 +18,22 @@ def test_what_the_process_itself_used_does_not_count() -> None:
     assert others.cores() == pytest.approx(1.0)
 
 
-def test_it_is_unknown_where_the_system_does_not_tell() -> None:
-    """As on macOS."""
+def test_it_is_unknown_if_the_system_does_not_report_it() -> None:
+    """This is the case on macOS."""
     assert OtherWork(lambda: None).cores() is None
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux")
-def test_linux_tells() -> None:
-    """In its own units, which give no negative time."""
+def test_linux_reports_it() -> None:
+    """The difference between Linux's units and Python's never makes it negative."""
     cores = OtherWork().cores()
 
     assert cores is not None
     assert cores >= 0
 
 
-def test_a_plan_says_that_the_machine_was_busy() -> None:
-    """Measured beside tests, a replica that holds 100 calls a second was planned with 8."""
+def test_a_plan_warns_that_the_machine_was_busy() -> None:
+    """Measured while tests ran, a replica that sustains 100 calls per second was planned with 8."""
     assert busy_machine(None, 2) is None
     assert busy_machine(0.1, 2) is None
     note = busy_machine(1.6, 2)

@@ -1,4 +1,4 @@
-"""Standard error of a server: open, and never what a thread waits for."""
+"""Standard error of a server process: open, and never blocking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.processes import BIN
 
 
 def _run(code: str, **options) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a process of its own, since it changes its standard streams."""
+    """Runs Python in another process, since the code changes the standard streams."""
     return subprocess.run([sys.executable, "-c", code], text=True, check=False, timeout=60, **options)
 
 
@@ -37,7 +37,7 @@ Path("report").write_text(str(next_one))
 
 
 def test_no_socket_becomes_standard_error(tmp_path: Path) -> None:
-    """As it would where all streams are closed: libraries would write into a connection."""
+    """If all standard streams were closed, one would, and libraries would write to a connection."""
     outcome = _run(_CLOSED, cwd=tmp_path)
 
     assert outcome.returncode == 0
@@ -60,8 +60,8 @@ print(os.get_blocking(before), os.get_blocking(2))
 """
 
 
-def test_what_libraries_write_does_not_block() -> None:
-    """It is lost where it does not fit; those who share the pipe keep theirs as it was."""
+def test_output_of_libraries_does_not_block() -> None:
+    """It is lost if it does not fit. The mode of the pipe is unchanged for processes that share it."""
     reading, writing = os.pipe()
 
     outcome = _run(_FULL_PIPE, stdout=subprocess.PIPE, stderr=writing)
@@ -71,8 +71,8 @@ def test_what_libraries_write_does_not_block() -> None:
     assert outcome.stdout.split() == ["True", "False"]
 
 
-def test_a_file_is_written_on_where_it_ends(tmp_path: Path) -> None:
-    """Opened once more it would be written from its beginning."""
+def test_output_to_a_file_is_appended(tmp_path: Path) -> None:
+    """If it was reopened, it would be overwritten from the beginning."""
     path = tmp_path / "log"
     path.write_text("earlier\n")
     code = """
@@ -112,8 +112,8 @@ logging.shutdown()
 """
 
 
-def test_what_python_would_print_is_logged() -> None:
-    """Warnings, and errors in threads and finalizers: whoever causes them does not wait for a reader."""
+def test_output_of_python_is_logged() -> None:
+    """Warnings, and errors in threads and finalizers, do not wait for a reader."""
     outcome = _run(_STRAY, stderr=subprocess.PIPE)
 
     warning, unraisable, thread = map(json.loads, outcome.stderr.splitlines())
@@ -123,8 +123,8 @@ def test_what_python_would_print_is_logged() -> None:
 
 
 @pytest.mark.parametrize(("set_to", "expected"), [(None, "NONE"), ("debug", "debug")])
-def test_grpc_is_silent_unless_it_is_asked_to_speak(set_to: str | None, expected: str) -> None:
-    """A stranger can cause a line for each handshake; who asks for more gets it."""
+def test_grpc_logs_nothing_unless_configured(set_to: str | None, expected: str) -> None:
+    """Anyone can cause a line for each handshake. The level can still be raised."""
     environment = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
     if set_to is not None:
         environment["GRPC_VERBOSITY"] = set_to
@@ -141,7 +141,7 @@ print(os.environ["GRPC_VERBOSITY"])
 
 
 def test_grpc_writes_no_lines_of_its_own() -> None:
-    """Of a port that is taken, for one: standard error is lines of JSON and nothing else."""
+    """Even if a port is in use, standard error contains only lines of JSON."""
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -156,8 +156,8 @@ def test_grpc_writes_no_lines_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("command", ["settings", "check"])
-def test_what_the_terminal_has_no_character_for_is_escaped(command: str) -> None:
-    """A path in another script, or of bytes that are no text, is shown as far as it can be."""
+def test_characters_that_the_terminal_lacks_are_escaped(command: str) -> None:
+    """A path in another script, or with bytes that are not text, is shown as far as possible."""
     environment = {
         **os.environ,
         "PYTHONIOENCODING": "ascii",

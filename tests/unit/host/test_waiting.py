@@ -1,4 +1,4 @@
-"""Work is waited for until it is done or an event ends the wait."""
+"""Waiting for work that an event may end early."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ async def _fail() -> None:
     raise _Failure
 
 
-async def test_work_that_is_done_first_cancels_the_event() -> None:
-    """Nothing is returned, and nobody waits for the event any longer."""
+async def test_work_that_ends_first_cancels_the_event() -> None:
+    """The result is None, and nothing waits for the event any longer."""
     event = asyncio.ensure_future(_never())
 
     assert await first_of(asyncio.sleep(0), event) is None
@@ -33,7 +33,7 @@ async def test_work_that_is_done_first_cancels_the_event() -> None:
 
 
 async def test_an_event_that_comes_first_cancels_the_work() -> None:
-    """What it brought is returned."""
+    """The result of the event is returned."""
     work, signals = asyncio.ensure_future(_never()), asyncio.Queue[int]()
     signals.put_nowait(15)
 
@@ -44,7 +44,7 @@ async def test_an_event_that_comes_first_cancels_the_work() -> None:
 
 
 async def test_an_event_is_not_lost_if_the_work_ends_at_the_same_time() -> None:
-    """A signal that was taken from its queue reaches whoever waits."""
+    """A signal that was taken from its queue still reaches the waiter."""
     loop = asyncio.get_running_loop()
     work, event = loop.create_future(), loop.create_future()
     work.set_result(None)
@@ -53,14 +53,14 @@ async def test_an_event_is_not_lost_if_the_work_ends_at_the_same_time() -> None:
     assert await first_of(work, event) == 15
 
 
-async def test_what_the_work_raises_is_raised() -> None:
-    """Also if the event never comes."""
+async def test_exceptions_of_the_work_are_raised() -> None:
+    """They are raised even if the event never comes."""
     with pytest.raises(_Failure):
         await first_of(_fail(), _never())
 
 
 async def test_a_cancelled_wait_cancels_both() -> None:
-    """Neither goes on without somebody who waits for it."""
+    """Neither continues without a waiter."""
     both = [asyncio.ensure_future(_never()), asyncio.ensure_future(_never())]
     waiting = asyncio.ensure_future(first_of(*both))
     await asyncio.sleep(0)
@@ -72,7 +72,7 @@ async def test_a_cancelled_wait_cancels_both() -> None:
 
 
 async def test_failed_work_is_freed_without_the_collector() -> None:
-    """Its error refers to no frame that refers to its task."""
+    """The frames in its traceback do not refer to its task."""
     tasks: weakref.WeakSet[object] = weakref.WeakSet()
 
     async def fail() -> None:

@@ -1,4 +1,4 @@
-"""Files of keys and certificates that are something else: read in a bounded time and memory, or refused."""
+"""Files of keys and certificates that are not files: read in limited time and memory, or refused."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def sparse(path: Path) -> None:
     ],
     ids=["pipe", "terabyte", "folder", "device"],
 )
-def test_what_has_no_end_is_refused(make: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
-    """A pipe without a writer, a device and a file larger than memory are errors, as a missing file is."""
+def test_endless_files_are_refused(make: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
+    """A pipe without a writer, a device and a file larger than memory are errors, like a missing file."""
     path = tmp_path / "keys.json"
     make(path)
 
@@ -37,7 +37,7 @@ def test_what_has_no_end_is_refused(make: Callable[[Path], object], reason: str,
 
 
 def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
-    """As a shell gives the output of a command that fetches a secret."""
+    """A shell passes the output of a command that fetches a secret in this way."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     writer = Thread(target=lambda: path.write_bytes(b"x" * 200_000))
@@ -49,8 +49,10 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     assert len(content) == 200_000
 
 
-def test_keys_that_become_a_pipe_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop, which looks at the file, does not wait for somebody to write."""
+def test_keys_stay_in_use_if_their_file_becomes_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop checks the file, and must not wait for a writer."""
     monkeypatch.setattr("alignserve_server.host.watched_files._INTERVAL_SECONDS", 0.0)
     path = tmp_path / "keys.json"
     with changed_keys(path) as keys:
@@ -62,8 +64,8 @@ def test_keys_that_become_a_pipe_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert ring.find(key) is not None
 
 
-def test_a_file_that_becomes_enormous_counts_as_missing(tmp_path: Path) -> None:
-    """It is not read into memory to see whether it has changed."""
+def test_a_file_that_becomes_huge_counts_as_missing(tmp_path: Path) -> None:
+    """It is not read into memory to find out whether it has changed."""
     path = tmp_path / "file"
     path.write_text("small")
     now = iter(range(100))

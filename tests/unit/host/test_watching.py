@@ -1,4 +1,4 @@
-"""Files that are read again when they change."""
+"""Files that are reloaded when they change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alignserve_server.host.watched_files import WatchedFiles
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -32,7 +32,7 @@ def _have_changed(files: WatchedFiles, clock: Clock) -> bool:
 
 
 def test_a_change_is_found_once(path: Path) -> None:
-    """And not before a second has passed."""
+    """It is found at the next check, a second later."""
     clock = Clock()
     files = WatchedFiles([path], clock)
     path.write_text("after")
@@ -43,7 +43,7 @@ def test_a_change_is_found_once(path: Path) -> None:
 
 
 def test_a_change_of_equal_size_and_time_is_found(path: Path) -> None:
-    """As one within a tick of the file system's clock, or made by a tool that keeps times."""
+    """It may happen within a tick of the file system's clock, or a tool may preserve times."""
     clock = Clock()
     files = WatchedFiles([path], clock)
     found = path.stat()
@@ -53,8 +53,8 @@ def test_a_change_of_equal_size_and_time_is_found(path: Path) -> None:
     assert _have_changed(files, clock)
 
 
-def test_a_link_that_is_swapped_is_found(tmp_path: Path) -> None:
-    """Which is how Kubernetes renews a secret: `..data` is a link to a folder."""
+def test_a_replaced_link_is_found(tmp_path: Path) -> None:
+    """Kubernetes renews a secret in this way: `..data` is a link to a folder."""
     clock = Clock()
     for version in ("1", "2"):
         (tmp_path / version).mkdir()
@@ -71,7 +71,7 @@ def test_a_link_that_is_swapped_is_found(tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanishes_and_returns_has_changed_twice(path: Path) -> None:
-    """Whoever reads it decides what to do without it."""
+    """The reader decides what to do without it."""
     clock = Clock()
     files = WatchedFiles([path], clock)
 
@@ -81,8 +81,8 @@ def test_a_file_that_vanishes_and_returns_has_changed_twice(path: Path) -> None:
     assert _have_changed(files, clock)
 
 
-def test_what_could_not_be_used_is_found_again(path: Path) -> None:
-    """Even if it does not change."""
+def test_a_file_that_could_not_be_used_is_found_again(path: Path) -> None:
+    """It is found again even if it has not changed."""
     clock = Clock()
     files = WatchedFiles([path], clock)
 
@@ -92,8 +92,8 @@ def test_what_could_not_be_used_is_found_again(path: Path) -> None:
     assert not _have_changed(files, clock)
 
 
-def test_a_pipe_is_left_to_whoever_reads_it() -> None:
-    """As in `--api-keys-file <(vault read …)`: what comes through it is there once."""
+def test_a_pipe_is_not_read_by_the_check() -> None:
+    """In `--api-keys-file <(vault read …)`, for example, the content can be read only once."""
     clock = Clock()
     reading, writing = os.pipe()
     os.write(writing, b"content")

@@ -1,4 +1,4 @@
-"""Items by caller: who has series, since when, and until when."""
+"""Items by caller: which callers have series, and for how long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 
 def shown(metrics: Metrics) -> dict[tuple[str, str], float]:
-    """Returns what is shown of each caller, by outcome and `waiting`."""
+    """Returns the values of each caller, by outcome and `waiting`."""
     return {
         (sample.labels["caller"], sample.labels.get("outcome", "waiting")): sample.value
         for family in metrics.registry.collect()
@@ -19,7 +19,7 @@ def shown(metrics: Metrics) -> dict[tuple[str, str], float]:
 
 
 def names(metrics: Metrics) -> set[str]:
-    """Returns the callers that have series, each with all of them."""
+    """Returns the callers that have series; each one must have all of them."""
     page = shown(metrics)
     found = {name for name, _ in page}
     assert page.keys() >= {(name, what) for name in found for what in (*CALLER_OUTCOMES, "waiting")}
@@ -27,16 +27,16 @@ def names(metrics: Metrics) -> set[str]:
 
 
 def test_keys_have_series_before_they_call(metrics: Metrics) -> None:
-    """At 0, so that a flood's first minute is in the rate."""
-    metrics.callers.know_keys(["search", "nightly"])
+    """They start at 0, so that rates include the first minute of a flood."""
+    metrics.callers.set_keys(["search", "nightly"])
 
     assert names(metrics) == {"anonymous", "search", "nightly"}
     assert set(shown(metrics).values()) == {0.0}
 
 
 def test_items_are_counted_by_name(metrics: Metrics) -> None:
-    """Keys and certificates by theirs; hosts, and keys that are not in the file, as one."""
-    metrics.callers.know_keys(["search"])
+    """Keys and certificates have their own names; hosts and unknown keys share one."""
+    metrics.callers.set_keys(["search"])
     for caller in ("key:search", "certificate:edge", "ipv4:10.0.0.1", "key:forged"):
         metrics.callers.accept(caller, 2)
         metrics.callers.refuse(caller, 3)
@@ -50,31 +50,31 @@ def test_items_are_counted_by_name(metrics: Metrics) -> None:
     assert [page["anonymous", what] for what in ("accepted", "rejected", "waiting")] == [4, 6, 10]
 
 
-def test_a_key_that_is_gone_takes_its_series_with_it(metrics: Metrics) -> None:
-    """What it still has waiting is nobody's by name, and goes down to 0; made again, it starts anew."""
+def test_the_series_of_a_removed_key_disappear(metrics: Metrics) -> None:
+    """Its waiting items count as anonymous and go down to 0. If the key is created again, it starts at 0."""
     callers = metrics.callers
-    callers.know_keys(["search", "nightly"])
+    callers.set_keys(["search", "nightly"])
     callers.accept("key:nightly", 7)
     callers.wait("key:nightly", 7)
 
-    callers.know_keys(["search"])
+    callers.set_keys(["search"])
 
     assert names(metrics) == {"anonymous", "search"}
     assert shown(metrics)["anonymous", "waiting"] == 7
     callers.wait("key:nightly", -7)
     assert shown(metrics)["anonymous", "waiting"] == 0
-    callers.know_keys(["search", "nightly"])
+    callers.set_keys(["search", "nightly"])
     assert shown(metrics)["nightly", "accepted"] == 0
 
 
 @pytest.mark.parametrize("kind", ["keys", "certificates"])
-def test_names_are_bounded(kind: str) -> None:
-    """However many keys or certificates an operator makes; all but the first share a name."""
+def test_the_number_of_names_is_limited(kind: str) -> None:
+    """An operator may create any number of keys or certificates; those beyond the limit share a name."""
     metrics = Metrics(CollectorRegistry())
     callers = CallerMetrics(metrics.caller_items, metrics.caller_waiting_items, max_names=3)
     many = [f"caller-{number}" for number in range(50)]
     if kind == "keys":
-        callers.know_keys(many)
+        callers.set_keys(many)
     for name in many:
         callers.accept(f"{'key' if kind == 'keys' else 'certificate'}:{name}", 1)
         callers.wait(f"{'key' if kind == 'keys' else 'certificate'}:{name}", 1)
@@ -84,17 +84,17 @@ def test_names_are_bounded(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["anonymous", "other"])
-def test_a_key_cannot_hide_among_the_nameless(metrics: Metrics, name: str) -> None:
-    """By its own name; callers without one stay apart."""
-    metrics.callers.know_keys([name])
+def test_a_key_with_a_reserved_name_keeps_its_own_series(metrics: Metrics, name: str) -> None:
+    """It is not counted with anonymous or other callers."""
+    metrics.callers.set_keys([name])
     metrics.callers.accept(f"key:{name}", 3)
 
     assert shown(metrics)[f"key:{name}", "accepted"] == 3
     assert shown(metrics)["anonymous", "accepted"] == 0
 
 
-def test_a_long_name_of_a_certificate_is_cut(metrics: Metrics) -> None:
-    """A label is no place for kilobytes."""
+def test_a_long_name_of_a_certificate_is_truncated(metrics: Metrics) -> None:
+    """Labels should not have kilobytes."""
     metrics.callers.accept(f"certificate:{'x' * 10_000}", 1)
 
     assert max(map(len, names(metrics))) == 100

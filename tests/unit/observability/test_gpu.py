@@ -1,4 +1,4 @@
-"""What is shown of a GPU; NVIDIA's library is played by a fake of its own exceptions and structures."""
+"""Metrics of a GPU, read from a fake of NVIDIA's library with its real exceptions and structures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 class Library:
-    """The three questions that are asked of one GPU."""
+    """The three functions that are called for a GPU."""
 
     def __init__(self) -> None:
         self.has_utilization = True
@@ -63,7 +63,7 @@ def shown(metrics: Metrics) -> dict[str, float]:
 
 @pytest.mark.usefixtures("library")
 def test_utilization_and_memory_are_shown_in_base_units(metrics: Metrics) -> None:
-    """A ratio from 0 to 1, and bytes."""
+    """Utilization is a ratio from 0 to 1, memory is in bytes."""
     watch_gpu(UUID, metrics)
 
     assert shown(metrics) == {
@@ -73,8 +73,8 @@ def test_utilization_and_memory_are_shown_in_base_units(metrics: Metrics) -> Non
     }
 
 
-def test_what_the_gpu_does_not_tell_is_left_out(library: Library, metrics: Metrics) -> None:
-    """Parts of a GPU have memory but no utilization of their own."""
+def test_values_that_the_gpu_does_not_report_have_no_series(library: Library, metrics: Metrics) -> None:
+    """MIG instances report memory but no utilization."""
     library.has_utilization = False
 
     watch_gpu(UUID, metrics)
@@ -82,8 +82,8 @@ def test_what_the_gpu_does_not_tell_is_left_out(library: Library, metrics: Metri
     assert set(shown(metrics)) == {"memory_used_bytes", "memory_bytes"}
 
 
-def test_a_gpu_that_is_lost_leaves_the_page_of_metrics_whole(library: Library, metrics: Metrics) -> None:
-    """Its series end, since NaN would be the average of all GPUs, and all others are there."""
+def test_a_lost_gpu_does_not_break_the_metrics_page(library: Library, metrics: Metrics) -> None:
+    """Its series end, since with NaN the average over all GPUs would be NaN; all other series stay."""
     watch_gpu(UUID, metrics)
 
     library.is_lost = True
@@ -93,7 +93,7 @@ def test_a_gpu_that_is_lost_leaves_the_page_of_metrics_whole(library: Library, m
 
 @pytest.mark.usefixtures("library")
 def test_a_gpu_that_is_not_found_is_logged(metrics: Metrics) -> None:
-    """The server does without."""
+    """The server runs without its metrics."""
     with capture_logs() as lines:
         watch_gpu("GPU-another", metrics)
 
@@ -101,8 +101,8 @@ def test_a_gpu_that_is_not_found_is_logged(metrics: Metrics) -> None:
     assert shown(metrics) == {}
 
 
-def test_a_machine_without_the_driver_is_no_obstacle(metrics: Metrics) -> None:
-    """NVIDIA's library itself says that it is not there."""
+def test_a_machine_without_the_driver_has_no_gpu_metrics(metrics: Metrics) -> None:
+    """The real Python package of NVIDIA reports that the driver is missing."""
     with capture_logs() as lines:
         watch_gpu(UUID, metrics)
 

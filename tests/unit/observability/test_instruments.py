@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms that say the same as prometheus_client's."""
+"""Counters, gauges and histograms produce the same output as prometheus_client's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["cat", "dog"]), AMOUNTS | st.sample
 
 @given(EVENTS)
 def test_pages_are_those_of_prometheus_client(events: list[tuple[str, float]]) -> None:
-    """The same events come out as the same lines, in both formats."""
+    """The same events produce the same lines, in both formats."""
     disable_created_metrics()
     theirs, ours = CollectorRegistry(), CollectorRegistry()
     they = (
@@ -43,7 +43,7 @@ def test_pages_are_those_of_prometheus_client(events: list[tuple[str, float]]) -
 
 
 def test_a_bucket_keeps_its_latest_exemplar() -> None:
-    """With the value that it stands for."""
+    """It is stored with the value."""
     registry = CollectorRegistry()
     seconds = instruments.Histogram("seconds", "Seconds.", ["kind"], registry, BOUNDS).labels("cat")
 
@@ -57,7 +57,7 @@ def test_a_bucket_keeps_its_latest_exemplar() -> None:
 
 
 def test_a_series_needs_all_its_labels() -> None:
-    """A slip in the code fails at once."""
+    """A mistake in the code fails immediately."""
     counter = instruments.Counter("calls", "Calls.", ["kind", "code"], CollectorRegistry())
 
     with pytest.raises(ValueError, match=r"\('kind', 'code'\)"):

@@ -1,4 +1,4 @@
-"""Lines of the log leave by a queue and a thread, and nobody waits for whoever reads them."""
+"""A thread writes log lines from a queue, so that nothing waits for the reader of the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _describe(lines: int) -> bytes:
 
 
 class Stream:
-    """What a writer writes to: nobody reads it until `read` is set."""
+    """A stream that blocks until `read` is set."""
 
     def __init__(self) -> None:
         self.read = threading.Event()
@@ -35,14 +35,14 @@ class Stream:
 
 @pytest.fixture
 def stream() -> Iterator[Stream]:
-    """A stream whose writer ends after the test."""
+    """A stream that is unblocked after the test, so that its writer ends."""
     stream = Stream()
     yield stream
     stream.read.set()
 
 
 def _stuck_writer(stream: Stream, **limits: int) -> LogWriter:
-    """Returns a writer whose thread waits for a reader of its first line."""
+    """Returns a writer whose thread is blocked on its first line."""
     writer = LogWriter(stream.write, _describe, **limits)
     writer.put(b"first\n")
     stream.is_reached.wait()
@@ -50,7 +50,7 @@ def _stuck_writer(stream: Stream, **limits: int) -> LogWriter:
 
 
 def test_lines_that_do_not_fit_are_counted_and_reported_in_their_place(stream: Stream) -> None:
-    """Those before and after them are written, in order."""
+    """The lines before and after them are written in order."""
     writer = _stuck_writer(stream, max_lines=2)
     for number in range(5):
         writer.put(b"%d\n" % number)
@@ -65,7 +65,7 @@ def test_lines_that_do_not_fit_are_counted_and_reported_in_their_place(stream: S
     assert stream.text == b"first\n0\n1\n3 dropped\nlast\n"
 
 
-def test_bytes_are_bounded_as_lines_are(stream: Stream) -> None:
+def test_bytes_are_limited_as_well_as_lines(stream: Stream) -> None:
     """A few long lines take as much memory as many short ones."""
     writer = _stuck_writer(stream, max_bytes=10)
 
@@ -77,8 +77,8 @@ def test_bytes_are_bounded_as_lines_are(stream: Stream) -> None:
     assert stream.text == b"first\n123456\n1 dropped\n1\n"
 
 
-def test_a_line_beyond_all_bounds_is_dropped(stream: Stream) -> None:
-    """Even if nothing else waits, and it is reported at once."""
+def test_a_line_that_exceeds_the_limit_by_itself_is_dropped(stream: Stream) -> None:
+    """This is so even if the queue is empty; it is reported immediately."""
     stream.read.set()
     writer = LogWriter(stream.write, _describe, max_bytes=10)
 
@@ -88,15 +88,15 @@ def test_a_line_beyond_all_bounds_is_dropped(stream: Stream) -> None:
     assert stream.text == b"1 dropped\n"
 
 
-def test_a_flush_that_nobody_reads_gives_up(stream: Stream) -> None:
-    """It tells that something is left."""
+def test_a_flush_gives_up_if_the_log_is_not_read(stream: Stream) -> None:
+    """It returns that lines are left."""
     writer = _stuck_writer(stream)
 
     assert not writer.flush(idle_seconds=0.01)
 
 
-def test_a_flush_waits_for_a_reader_that_reads(stream: Stream) -> None:
-    """Until the last line."""
+def test_a_flush_waits_while_the_log_is_read(stream: Stream) -> None:
+    """It returns after the last line."""
     writer = _stuck_writer(stream)
     for number in range(500):
         writer.put(b"%d\n" % number)
@@ -107,7 +107,7 @@ def test_a_flush_waits_for_a_reader_that_reads(stream: Stream) -> None:
 
 
 def test_lines_that_cannot_be_written_are_counted_and_reported(stream: Stream) -> None:
-    """A disk may be full for a while; the thread lives on."""
+    """A disk may be full for a while; the thread continues."""
     writer = _stuck_writer(stream)
     stream.errors.append(OSError(28, "No space left on device"))
     stream.read.set()
@@ -121,7 +121,7 @@ def test_lines_that_cannot_be_written_are_counted_and_reported(stream: Stream) -
 
 
 def test_a_closed_writer_takes_no_lines(stream: Stream) -> None:
-    """What it took before is written, and its thread ends."""
+    """Earlier lines are written, and its thread ends."""
     writer = _stuck_writer(stream)
     writer.put(b"second\n")
     writer.close()
@@ -133,8 +133,8 @@ def test_a_closed_writer_takes_no_lines(stream: Stream) -> None:
     assert (stream.text, writer.dropped) == (b"first\nsecond\n", 1)
 
 
-def test_a_finalizer_that_logs_inside_of_a_put_blocks_nothing(stream: Stream) -> None:
-    """The garbage collector runs wherever it likes, also while the queue is locked."""
+def test_a_finalizer_that_logs_during_a_put_does_not_deadlock(stream: Stream) -> None:
+    """The garbage collector can run at any time, even while the queue is locked."""
     stream.read.set()
     writer = LogWriter(stream.write, _describe)
 
@@ -150,7 +150,7 @@ def test_a_finalizer_that_logs_inside_of_a_put_blocks_nothing(stream: Stream) ->
 
 
 def test_a_forked_child_writes_its_own_lines_only(stream: Stream) -> None:
-    """What waits is the parent's; the thread, which the child lacks, is started anew."""
+    """The parent writes the queued lines. The child has no thread, so it starts a new one."""
     reading, writing = os.pipe()
 
     def write(lines: bytes) -> None:
@@ -166,7 +166,7 @@ def test_a_forked_child_writes_its_own_lines_only(stream: Stream) -> None:
     writer.put(b"of the parent, too\n")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that threads do not survive a fork is the point
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is what is tested
         child = os.fork()
     if child == 0:
         writer.put(b"of the child\n")
@@ -180,11 +180,11 @@ def test_a_forked_child_writes_its_own_lines_only(stream: Stream) -> None:
 
 
 class TestDescriptor:
-    """Streams with a descriptor, such as standard error."""
+    """Streams with a file descriptor, such as standard error."""
 
     @pytest.mark.parametrize("flags", [0, os.O_NONBLOCK], ids=["blocking", "non-blocking"])
     def test_lines_longer_than_a_pipe_come_out_whole(self, flags: int) -> None:
-        """Also where somebody who shares the pipe has switched it to non-blocking mode."""
+        """This holds even if a process that shares the pipe has switched it to non-blocking mode."""
         reading, writing = os.pipe()
         lines = [bytes([letter]) * 200_000 + b"\n" for letter in b"abc"]
         with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "w") as stream:
@@ -199,8 +199,8 @@ class TestDescriptor:
         assert read == lines
         assert writer.dropped == 0
 
-    def test_a_reader_that_has_left_costs_the_lines(self) -> None:
-        """And nothing else."""
+    def test_without_a_reader_lines_are_lost(self) -> None:
+        """Nothing else happens."""
         reading, writing = os.pipe()
         os.close(reading)
         with os.fdopen(writing, "w") as stream:
@@ -212,8 +212,8 @@ class TestDescriptor:
             assert writer.dropped == 10
             writer.close()
 
-    def test_a_line_that_was_cut_does_not_swallow_the_next(self, tmp_path, monkeypatch) -> None:
-        """After a disk that was full in the middle of it, as a part was written already."""
+    def test_a_truncated_line_does_not_swallow_the_next(self, tmp_path, monkeypatch) -> None:
+        """If the disk was full in the middle of a line, the next one starts on a new line."""
         path = tmp_path / "log"
         with path.open("w") as stream:
             write = writing_to(stream)

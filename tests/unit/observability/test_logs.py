@@ -1,4 +1,4 @@
-"""One event a line: JSON for machines, text for people."""
+"""One event per line: JSON for machines, text for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SENT = "what a caller sent"
 
 
 def _written() -> None:
-    """Waits for the thread that writes."""
+    """Waits until the log is written."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
@@ -41,7 +41,7 @@ def _fail() -> None:
 
 
 def test_a_line_is_an_object_with_event_level_and_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """The event's own values stand beside them, and nothing else; the time is in UTC."""
+    """Besides these it contains only the event's own fields; the time is in UTC."""
     configure_logs("info", "json")
 
     get_logger("test").info("batch_failed", size=3)
@@ -52,8 +52,8 @@ def test_a_line_is_an_object_with_event_level_and_time(capsys: pytest.CaptureFix
     assert line == {"event": "batch_failed", "level": "info", "size": 3}
 
 
-def test_a_worker_stands_in_every_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Lines of several processes on one terminal can be told apart, those of libraries too."""
+def test_every_line_names_the_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines of several processes can be distinguished, including those of libraries."""
     configure_logs("info", "json", worker=0)
 
     get_logger("test").info("ready")
@@ -63,7 +63,7 @@ def test_a_worker_stands_in_every_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_libraries_write_in_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
-    """What comes through the standard library is JSON too, with its arguments filled in."""
+    """Records of the standard library's logging are JSON too, with their arguments filled in."""
     configure_logs("info", "json")
 
     logging.getLogger("some.library").warning("retry %d", 2)
@@ -85,7 +85,7 @@ def test_libraries_write_in_the_same_format(capsys: pytest.CaptureFixture[str]) 
 def test_events_below_the_level_are_not_written(
     capsys: pytest.CaptureFixture[str], get: Any, level: str, written: list[str]
 ) -> None:
-    """The level holds for the server's events and for those of libraries."""
+    """The level applies to the server's events and to those of libraries."""
     configure_logs(level, "json")
     log = get("test")
 
@@ -96,8 +96,8 @@ def test_events_below_the_level_are_not_written(
 
 
 @pytest.mark.parametrize("name", ["httpx", "httpcore", "asyncio", "grpc"])
-def test_chatty_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """A line per request of theirs would drown the server's own."""
+def test_verbose_libraries_log_only_warnings(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """One of their lines per request would drown those of the server."""
     configure_logs("debug", "json")
 
     logging.getLogger(name).info("GET / 200")
@@ -106,8 +106,8 @@ def test_chatty_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixtur
     assert [line["event"] for line in _lines(capsys)] == ["trouble"]
 
 
-def test_answers_that_find_their_client_gone_are_no_news(capsys: pytest.CaptureFixture[str]) -> None:
-    """gRPC reports each with a long traceback, and callers with short deadlines cause them all day."""
+def test_disconnected_clients_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """gRPC logs each with a long traceback, and callers with short deadlines cause them all the time."""
     configure_logs("info", "json")
     log = logging.getLogger("grpc._cython.cygrpc")
 
@@ -122,10 +122,10 @@ def test_answers_that_find_their_client_gone_are_no_news(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(("name", "written"), [("grpc._cython.cygrpc", 0), ("some.library", 1)])
-def test_metadata_that_is_no_text_is_not_written(
+def test_metadata_that_is_not_text_is_not_logged(
     capsys: pytest.CaptureFixture[str], name: str, written: int
 ) -> None:
-    """gRPC would log it in full, so that a stranger could fill the log, and a key be in it."""
+    """gRPC would log it in full: anyone could flood the log, and it could contain a key."""
     configure_logs("info", "json")
 
     try:
@@ -137,7 +137,7 @@ def test_metadata_that_is_no_text_is_not_written(
 
 
 def test_an_exception_comes_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    """With exc_info, type, message and frames are structured, on the same line."""
+    """With exc_info, the line has the type, message and frames as structured fields."""
     configure_logs("info", "json")
 
     try:
@@ -152,7 +152,7 @@ def test_an_exception_comes_with_its_traceback(capsys: pytest.CaptureFixture[str
 
 
 def test_without_exc_info_there_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    """An error that is reported while it is handled is one short line."""
+    """An error that is logged while it is handled is one short line."""
     configure_logs("info", "json")
 
     try:
@@ -174,7 +174,7 @@ def test_without_exc_info_there_is_no_traceback(capsys: pytest.CaptureFixture[st
     ids=["line break", "not ASCII", "not JSON"],
 )
 def test_no_value_breaks_a_line(capsys: pytest.CaptureFixture[str], value: object, expected: str) -> None:
-    """Whatever is logged, the line stays one line and JSON."""
+    """Whatever is logged, it is one line of valid JSON."""
     configure_logs("info", "json")
 
     get_logger("test").info("event", value=value)
@@ -199,7 +199,7 @@ def test_auto_is_text_on_a_terminal_and_json_elsewhere(
     is_terminal: bool,
     is_json: bool,
 ) -> None:
-    """The other formats are what they say, wherever they go."""
+    """The other formats do not depend on where the log goes."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
 
     configure_logs("info", log_format)
@@ -209,7 +209,7 @@ def test_auto_is_text_on_a_terminal_and_json_elsewhere(
 
 
 def test_the_console_shows_event_values_and_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    """People read what happened, to what, and why."""
+    """People see what happened, where, and why."""
     configure_logs("info", "console")
 
     try:
@@ -224,7 +224,7 @@ def test_the_console_shows_event_values_and_traceback(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_traceback_shows_no_values(capsys: pytest.CaptureFixture[str], log_format: Any) -> None:
-    """What callers sent stays out of the log, and rendering it takes no time from a lane."""
+    """Callers' data stays out of the log, and rendering it does not slow down a lane."""
     configure_logs("info", log_format)
 
     try:
@@ -236,7 +236,7 @@ def test_a_traceback_shows_no_values(capsys: pytest.CaptureFixture[str], log_for
 
 
 def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """A second server in one process does not double every line."""
+    """A second server in the same process does not duplicate every line."""
     configure_logs("info", "json")
     configure_logs("info", "json")
 
@@ -245,8 +245,8 @@ def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> No
     assert len(_lines(capsys)) == 1
 
 
-def test_a_log_that_nobody_reads_holds_up_nobody() -> None:
-    """What is dropped meanwhile is counted, and reported in the log's format when somebody reads again."""
+def test_a_log_that_is_not_read_blocks_nothing() -> None:
+    """Dropped lines are counted, and reported in the log's format once it is read again."""
     reading, writing = os.pipe()
     with os.fdopen(reading) as reader, os.fdopen(writing, "w") as stream, redirect_stderr(stream):
         configure_logs("info", "json", worker=3)
@@ -267,7 +267,7 @@ def test_a_log_that_nobody_reads_holds_up_nobody() -> None:
 
 
 def test_a_record_that_cannot_be_rendered_is_reported_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not printed to standard error by whoever logs, as logging does by default; and it harms nobody."""
+    """By default, logging would print to standard error, which may block. Here the caller is not affected."""
     configure_logs("info", "json")
 
     logging.getLogger("some.library").warning("retry %d", "twice")

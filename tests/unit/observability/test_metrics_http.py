@@ -1,4 +1,4 @@
-"""The page /metrics, and clients that do not behave."""
+"""The metrics port, with probes and misbehaving clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def page(registry: CollectorRegistry) -> Iterator[WSGIServer]:
-    """A page that disconnects silent clients almost at once."""
+    """A page that disconnects silent clients almost immediately."""
     server = serve_metrics_page("127.0.0.1:0", registry, lambda: "serving", idle_seconds=0.05)
     yield server
     server.shutdown()
@@ -39,7 +39,7 @@ def page(registry: CollectorRegistry) -> Iterator[WSGIServer]:
 
 
 def test_the_page_shows_the_registry(page: WSGIServer) -> None:
-    """It is Prometheus' text format."""
+    """The page is in the Prometheus text format."""
     with urlopen(f"http://127.0.0.1:{page.server_port}/metrics") as response:
         text = response.read().decode()
 
@@ -47,7 +47,7 @@ def test_the_page_shows_the_registry(page: WSGIServer) -> None:
 
 
 def asked(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    """Returns status, headers and body of an answer."""
+    """Returns the status, headers and body of a response."""
     connection = HTTPConnection("127.0.0.1", port)
     try:
         connection.request(method, path)
@@ -59,7 +59,7 @@ def asked(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, str
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics?name[]=answers_total", "/healthz", "/readyz?verbose"])
 def test_head_is_get_without_the_body(page: WSGIServer, path: str) -> None:
-    """As some probes and balancers ask."""
+    """Some probes and load balancers use it."""
     status, headers, body = asked(page.server_port, path)
     head = asked(page.server_port, path, "HEAD")
 
@@ -73,7 +73,7 @@ def test_head_is_get_without_the_body(page: WSGIServer, path: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 def test_any_other_path_is_not_found(page: WSGIServer, path: str, method: str) -> None:
-    """A probe with a slip in its path would be green for ever; the answer names the paths that there are."""
+    """Otherwise a probe with a typo in its path would always succeed. The response lists the valid paths."""
     status, _, body = asked(page.server_port, path, method)
 
     assert status == 404
@@ -81,8 +81,8 @@ def test_any_other_path_is_not_found(page: WSGIServer, path: str, method: str) -
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
-def test_nothing_can_be_sent(page: WSGIServer, path: str) -> None:
-    """What is allowed is said."""
+def test_other_methods_are_refused(page: WSGIServer, path: str) -> None:
+    """The response lists the allowed ones."""
     status, headers, _ = asked(page.server_port, path, "POST")
 
     assert status == 405
@@ -90,8 +90,8 @@ def test_nothing_can_be_sent(page: WSGIServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_only_a_server_that_serves_is_ready(registry: CollectorRegistry, state: str) -> None:
-    """Whatever it does otherwise is the body, in a word; alive it is anyway."""
+def test_only_a_serving_server_is_ready(registry: CollectorRegistry, state: str) -> None:
+    """The body is its state; it is healthy in every state."""
     server = serve_metrics_page("127.0.0.1:0", registry, lambda: state)
 
     ready, alive = asked(server.server_port, "/readyz"), asked(server.server_port, "/healthz")
@@ -104,10 +104,10 @@ def test_only_a_server_that_serves_is_ready(registry: CollectorRegistry, state: 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.0\r\nHost"])
-def test_a_client_that_falls_silent_is_disconnected(
+def test_a_silent_client_is_disconnected(
     page: WSGIServer, capfd: pytest.CaptureFixture[str], sent: bytes
 ) -> None:
-    """Its thread ends, and the log stays free of tracebacks."""
+    """Its thread ends, and no traceback is logged."""
     with socket.create_connection(("127.0.0.1", page.server_port)) as client:
         client.sendall(sent)
 
@@ -117,15 +117,15 @@ def test_a_client_that_falls_silent_is_disconnected(
     assert capfd.readouterr().err == ""
 
 
-def test_a_taken_port_is_an_error(page: WSGIServer, registry: CollectorRegistry) -> None:
-    """Nothing is served silently elsewhere."""
+def test_a_port_in_use_is_an_error(page: WSGIServer, registry: CollectorRegistry) -> None:
+    """The server does not silently use another port."""
     with pytest.raises(StartupError, match="in use"):
         serve_metrics_page(f"127.0.0.1:{page.server_port}", registry, lambda: "serving")
 
 
 @pytest.fixture
 def patient(registry: CollectorRegistry) -> Iterator[WSGIServer]:
-    """A page that hardly disconnects anybody."""
+    """A page with a long timeout for silent clients."""
     server = serve_metrics_page("127.0.0.1:0", registry, lambda: "serving", idle_seconds=600)
     yield server
     server.shutdown()
@@ -133,8 +133,8 @@ def patient(registry: CollectorRegistry) -> Iterator[WSGIServer]:
 
 
 @pytest.mark.timeout(30)
-def test_clients_that_are_stuck_are_bounded_and_keep_nobody_out(patient: WSGIServer) -> None:
-    """The oldest of too many are disconnected; whoever asks gets the page, and the end comes as ever."""
+def test_stuck_clients_are_limited_and_lock_no_one_out(patient: WSGIServer) -> None:
+    """If there are too many, the oldest are disconnected. Others get the page, and it can be stopped."""
     threads = threading.active_count()
     with ExitStack() as stack:
         address = ("127.0.0.1", patient.server_port)
@@ -154,10 +154,10 @@ def test_clients_that_are_stuck_are_bounded_and_keep_nobody_out(patient: WSGISer
 def test_a_client_that_does_not_read_is_disconnected(
     registry: CollectorRegistry, page: WSGIServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its thread ends, and nothing is printed, as whoever prints may wait for a reader as well."""
+    """Its thread ends, and nothing is printed: printing may block too."""
     label = "x" * 1_000_000
     counter = Counter("long", "Long.", ["label"], registry=registry)
-    for number in range(20):  # more than a connection buffers
+    for number in range(20):  # more than the buffers of a connection hold
         counter.labels(f"{number}{label}")
     threads = threading.active_count()
     with socket.socket() as client:
@@ -175,7 +175,7 @@ def test_a_client_that_does_not_read_is_disconnected(
 
 @contextmanager
 def no_descriptor_left() -> Iterator[None]:
-    """Lets this process open no more files."""
+    """Keeps this process from opening more files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open(os.devnull) as last:  # noqa: PTH123 — a device
         resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), limits[1]))
@@ -187,7 +187,7 @@ def no_descriptor_left() -> Iterator[None]:
 
 @pytest.mark.timeout(30)
 def test_without_a_file_descriptor_the_page_waits(page: WSGIServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would try to accept all the time, and take the interpreter from the server's threads."""
+    """Otherwise it would try to accept in a busy loop, and slow down the server's threads."""
     accept, attempts = page.get_request, threading.Semaphore(0)
     monkeypatch.setattr(page, "get_request", lambda: (attempts.release(), accept())[1])
     with socket.socket() as client:
@@ -200,19 +200,19 @@ def test_without_a_file_descriptor_the_page_waits(page: WSGIServer, monkeypatch:
         end = client.recv(1000)
 
     assert seconds > 0.25
-    assert end == b""  # accepted at last, and disconnected since it was silent
+    assert end == b""  # accepted in the end, and disconnected because it was silent
 
 
 @pytest.mark.timeout(30)
 def test_a_metric_that_fails_is_logged(
     registry: CollectorRegistry, page: WSGIServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The scraper gets an error, and the log the reason."""
+    """The scraper gets an error, and the reason is logged."""
     Gauge("broken", "Broken.", registry=registry).set_function(lambda: 1 / 0)
 
     with pytest.raises(HTTPError, match="500"):
         urlopen(f"http://127.0.0.1:{page.server_port}/metrics")
 
     output = capfd.readouterr()
-    assert "metrics_scrape_failed" in output.out  # where structlog prints unless it is configured
+    assert "metrics_scrape_failed" in output.out  # where structlog prints if it is not configured
     assert output.err == ""

@@ -1,4 +1,4 @@
-"""Callers are told apart by host or certificate, and name their key and priority in metadata."""
+"""Callers are identified by host or certificate, and send their key and priority as metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alignserve_server.rpc.callers import GrpcCall, Metadata
 
 
 class Transport:
-    """Passes on what a call came with."""
+    """Returns the given peer, certificate names and metadata."""
 
     def __init__(self, peer: str = "unix:", *names: bytes, metadata: Metadata | None = None) -> None:
         self._peer, self._names, self._metadata = peer, names, metadata
@@ -34,17 +34,17 @@ class Transport:
     ],
 )
 def test_a_caller_is_a_host(peer: str, caller: str) -> None:
-    """All connections of a host are one caller."""
+    """All connections from a host belong to one caller."""
     assert GrpcCall(Transport(peer)).peer() == caller
 
 
 def test_a_caller_with_a_certificate_is_its_common_name() -> None:
-    """From whichever host."""
+    """The host does not matter then."""
     assert GrpcCall(Transport("ipv4:10.1.2.3:50123", b"search")).peer() == "certificate:search"
 
 
 def test_the_first_priority_counts_and_credentials_are_text() -> None:
-    """Bytes, which gRPC passes for some names, are no credential."""
+    """Bytes, which gRPC passes for some names, are ignored."""
     metadata = [
         ("authorization", b"Bearer a"),
         ("authorization", "Bearer b"),
@@ -56,8 +56,8 @@ def test_the_first_priority_counts_and_credentials_are_text() -> None:
     assert (call.priority(), list(call.credentials())) == ("bulk", ["Bearer b"])
 
 
-def test_a_call_without_metadata_names_nothing() -> None:
-    """Which gRPC passes as None."""
+def test_a_call_without_metadata_has_no_priority_or_key() -> None:
+    """gRPC passes missing metadata as None."""
     call = GrpcCall(Transport())
 
     assert (call.priority(), list(call.credentials()), list(call.metadata())) == (None, [], [])

@@ -1,4 +1,4 @@
-"""The sockets of a port, as the operating system knows them: found, asked, and ended."""
+"""The sockets of a port, as the operating system sees them, can be found, inspected and ended."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from alignserve_server.rpc.connections import Connections
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="open files are listed in /proc")
 
-PATIENCE_SECONDS = 30.0  # only a failing test waits so long
+PATIENCE_SECONDS = 30.0  # only a failing test waits this long
 
 
 class Port:
-    """A port that listens, and connections to it."""
+    """A listening port, and connections to it."""
 
     def __init__(self, sockets: ExitStack, address: str = "127.0.0.1") -> None:
         self._sockets = sockets
@@ -51,12 +51,12 @@ def port(request: pytest.FixtureRequest, sockets: ExitStack) -> Port:
 
 
 def has_arrived(end: socket.socket) -> bool:
-    """Waits until bytes, or the end, have come to a socket."""
+    """Waits until a socket has received bytes or the end of the stream."""
     return bool(select.select([end], [], [], PATIENCE_SECONDS)[0])
 
 
-def test_what_is_sent_and_not_read_is_seen(port: Port) -> None:
-    """A server that stops waits until it has read all that was sent before."""
+def test_unread_bytes_are_detected(port: Port) -> None:
+    """A server that stops waits until it has read everything that was sent before."""
     client, accepted = port.connect()
     before = port.connections.are_read()
 
@@ -68,8 +68,8 @@ def test_what_is_sent_and_not_read_is_seen(port: Port) -> None:
     assert (before, meanwhile, port.connections.are_read()) == (True, False, True)
 
 
-def test_what_is_written_and_not_acknowledged_is_seen(port: Port) -> None:
-    """A client's machine that takes no more leaves it in the kernel."""
+def test_unacknowledged_bytes_are_detected(port: Port) -> None:
+    """They stay in the kernel if the client's machine accepts no more."""
     _, accepted = port.connect()
     before = port.connections.are_written()
 
@@ -82,8 +82,8 @@ def test_what_is_written_and_not_acknowledged_is_seen(port: Port) -> None:
     assert (before, meanwhile) == (True, False)
 
 
-def test_connections_end_after_what_was_written(port: Port) -> None:
-    """The client gets its answer, and then the end; what it still sends is taken."""
+def test_connections_end_once_everything_is_sent(port: Port) -> None:
+    """The client gets its response and then the end of the stream; bytes that it still sends are accepted."""
     client, accepted = port.connect()
     accepted.sendall(b"an answer")
 
@@ -96,7 +96,7 @@ def test_connections_end_after_what_was_written(port: Port) -> None:
 
 
 def test_other_ports_and_the_clients_ends_are_left_alone(port: Port, sockets: ExitStack) -> None:
-    """A process may have connections of its own, even to itself."""
+    """A process may have other connections, even to itself."""
     port.connect()
     other = Port(sockets)
     client, accepted = other.connect()
@@ -110,11 +110,11 @@ def test_other_ports_and_the_clients_ends_are_left_alone(port: Port, sockets: Ex
     assert client.recv(100) == b"still there"
 
 
-def test_a_port_that_accepts_no_more_keeps_its_connections(port: Port) -> None:
-    """Who asks for a new one is not answered, and tries elsewhere."""
+def test_a_port_that_stops_accepting_keeps_its_connections(port: Port) -> None:
+    """Requests for new connections get no reply, so clients try another server."""
     client, accepted = port.connect()
 
-    port.connections.accept_no_more()
+    port.connections.stop_accepting()
 
     with pytest.raises(TimeoutError), socket.create_connection(port.address, timeout=0.2):
         pass
@@ -122,8 +122,8 @@ def test_a_port_that_accepts_no_more_keeps_its_connections(port: Port) -> None:
     assert accepted.recv(100) == b"a request"
 
 
-def test_a_connection_that_is_over_holds_nothing_up(port: Port) -> None:
-    """Neither the client's end nor ours need be there still."""
+def test_a_closed_connection_does_not_matter(port: Port) -> None:
+    """Either end may be closed already."""
     client, accepted = port.connect()
     client.close()
     assert has_arrived(accepted)
@@ -136,12 +136,12 @@ def test_a_connection_that_is_over_holds_nothing_up(port: Port) -> None:
     assert port.connections.are_read()
 
 
-def test_asking_leaves_no_file_open(port: Port) -> None:
-    """The duplicates are closed again."""
+def test_inspecting_leaves_no_file_open(port: Port) -> None:
+    """The duplicates of the sockets are closed."""
     port.connect()
     before = len(list(Path("/proc/self/fd").iterdir()))
 
-    for ask in (port.connections.are_read, port.connections.are_written, port.connections.accept_no_more):
+    for ask in (port.connections.are_read, port.connections.are_written, port.connections.stop_accepting):
         ask()
 
     assert len(list(Path("/proc/self/fd").iterdir())) == before
@@ -150,7 +150,7 @@ def test_asking_leaves_no_file_open(port: Port) -> None:
 def test_where_files_are_not_listed_there_are_no_connections(
     port: Port, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As on a system without /proc: gRPC's own end is all there is."""
+    """On a system without /proc, gRPC stops as it does by default."""
     client, accepted = port.connect()
     client.sendall(b"unread")
     assert has_arrived(accepted)

@@ -1,4 +1,4 @@
-"""Results are converted to messages as they are."""
+"""Results are converted to messages unchanged."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from alignserve_server.api import ModelInfo, RequestLimits, ServiceInfo, Tokeniz
 from alignserve_server.rpc import convert
 
 
-def test_tells_how_many_tokens_are_unknown() -> None:
-    """The count travels with each text's own tokenization."""
+def test_unknown_tokens_are_counted_per_text() -> None:
+    """Each text's tokenization contains its own count."""
     texts = [TokenizedText((2, 1, 1, 3), unknown_token_count=2), TokenizedText((2, 9, 3), truncated=True)]
 
     told = convert.tokenizations(texts)
@@ -21,8 +21,8 @@ def test_tells_how_many_tokens_are_unknown() -> None:
     ]
 
 
-def test_each_field_of_the_model_info_has_a_value_of_its_name() -> None:
-    """So that no limit can be left out where limits are published."""
+def test_each_field_of_the_model_info_has_a_value_of_the_same_name() -> None:
+    """This way every limit is published."""
     published = {field.name for field in pb.GetModelInfoResponse.DESCRIPTOR.fields}
     named = [field.name for kind in (ModelInfo, RequestLimits) for field in fields(kind)]
 
@@ -30,7 +30,7 @@ def test_each_field_of_the_model_info_has_a_value_of_its_name() -> None:
 
 
 def test_the_model_info_carries_all_values() -> None:
-    """Model, limits and version in one message."""
+    """The message contains model, limits and version."""
     model = ModelInfo("align", "main", "abc", "fake", "float32", "cpu", 640, 0.5, 64, 1.0)
     limits = RequestLimits(1, 2, 3, 4, 5, 6, 7, 8, 9, ("JPEG",))
 

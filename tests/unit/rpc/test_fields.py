@@ -1,4 +1,4 @@
-"""What a message is made of is counted before it is parsed."""
+"""The fields of a message are counted before it is parsed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNKNOWN = b"\x78\x01" + b"\x79" + bytes(8) + b"\x7d" + bytes(4) + b"\x7a\x02ab" 
 
 
 def count(message: bytes, of: Any) -> int:
-    """Finds by how the limit is met how many fields there are."""
+    """Finds the number of fields by raising the limit until it is not exceeded."""
     return next(limit for limit in range(1000) if not has_more_fields(message, of.DESCRIPTOR, limit))
 
 
@@ -29,12 +29,12 @@ def count(message: bytes, of: Any) -> int:
     ids=["none", "texts", "images", "item of a stream"],
 )
 def test_fields_are_counted_at_every_depth(message: Message, fields: int) -> None:
-    """Those of messages in a message too."""
+    """Fields of nested messages count too."""
     assert count(message.SerializeToString(), message) == fields
 
 
-def test_fields_that_nobody_knows_count() -> None:
-    """Of every kind of wire; a group's begin and end as one each, since it may hold any number."""
+def test_unknown_fields_count() -> None:
+    """This holds for every wire type. The start and end of a group count as one each."""
     assert pb.EmbedTextRequest.FromString(UNKNOWN)
     assert count(UNKNOWN, pb.EmbedTextRequest()) == 7
 
@@ -44,7 +44,7 @@ def test_fields_that_nobody_knows_count() -> None:
     [b"\x0a", b"\x0a\x80", b"\x0a\x05a", b"\x0e", b"\xff" * 100_000, b"\x0a" + b"\xff" * 11],
     ids=["no length", "half a length", "too short", "no such kind", "endless", "long length"],
 )
-def test_what_is_no_message_is_left_to_the_parser(end: bytes) -> None:
-    """It costs no more than what was sent before, and no limit is met by it."""
+def test_malformed_messages_are_left_to_the_parser(end: bytes) -> None:
+    """Only the fields before the error count."""
     assert not has_more_fields(b"\x0a\x01a" * 3 + end, pb.EmbedTextRequest.DESCRIPTOR, 4)
     assert has_more_fields(b"\x0a\x01a" * 5 + end, pb.EmbedTextRequest.DESCRIPTOR, 4)

@@ -13,14 +13,14 @@ REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 @pytest.mark.parametrize("service", [API, HEALTH, REFLECTION], ids=lambda service: service.name)
 def test_every_method_has_a_row(service: ServiceDescriptor) -> None:
-    """A service that gains a method gains a row with it."""
+    """A new method of a service needs a new row."""
     named = {method.name for method in service.methods}
 
     assert named <= METHODS[service.full_name].keys()
 
 
 def test_reflection_has_the_same_rows_under_both_names() -> None:
-    """`v1` is `v1alpha` under another name."""
+    """`v1` is `v1alpha` with another name."""
     rows = [METHODS[f"grpc.reflection.{version}.ServerReflection"] for version in ("v1", "v1alpha")]
 
     assert rows[0] is rows[1]
@@ -30,5 +30,5 @@ def test_reflection_has_the_same_rows_under_both_names() -> None:
     "method", ["", "/", "EmbedText", "/EmbedText", "/alignserve.v1.AlignService/", "/a/b/EmbedText"]
 )
 def test_other_names_have_no_row(method: str) -> None:
-    """Whatever a caller writes for a method."""
+    """Callers can send any method name."""
     assert rules_of(method) is None

@@ -1,4 +1,4 @@
-"""A response is as large as its caller accepts, and never larger than the server sends."""
+"""A response is at most as large as the client accepts and the server sends."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def limit_of(*metadata: tuple[str, str], most: int = 16 * MIB) -> ResponseLimit:
         ([(KEY, "5"), (KEY, "6")], 16 * MIB, 5, True),
     ],
 )
-def test_the_limit_is_what_both_sides_take(
+def test_the_limit_suits_client_and_server(
     metadata: list[tuple[str, str]], most: int, max_bytes: int, can_be_raised: bool
 ) -> None:
-    """By the metadata, or else gRPC's 4 MiB, and at most the server's own."""
+    """It comes from the metadata, otherwise it is gRPC's 4 MiB; it is at most the server's own limit."""
     assert limit_of(*metadata, most=most) == ResponseLimit(max_bytes, can_be_raised)
 
 
@@ -56,16 +56,16 @@ def test_the_limit_is_what_both_sides_take(
         "9" * 5000,
     ],
 )
-def test_what_is_no_number_of_bytes_is_refused(value: str) -> None:
-    """A caller who means something else must not get less than it believes."""
-    with pytest.raises(InvalidArgument, match="send digits, such as 16777216") as refused:
+def test_an_invalid_number_of_bytes_is_refused(value: str) -> None:
+    """Otherwise the client would get a lower limit than it expects."""
+    with pytest.raises(InvalidArgument, match="send a number of bytes, such as 16777216") as refused:
         limit_of((KEY, value))
 
     assert refused.value.reason == "ARGUMENT_INVALID"
 
 
-def test_a_response_may_be_exactly_as_large() -> None:
-    """One byte more is refused, with the number, the limit and what to do."""
+def test_a_response_may_be_as_large_as_the_limit() -> None:
+    """One byte more is refused; the message has the size, the limit and what to do."""
     limit = ResponseLimit(1000, can_be_raised=True)
     limit.check_classifications(1000)
     limit.check_embeddings("texts", 1000)
@@ -76,25 +76,25 @@ def test_a_response_may_be_exactly_as_large() -> None:
         limit.check_embeddings("texts", 1001)
 
     assert labels.value.message == (
-        "labels: the response could have 1001 bytes, limit 1000; set top_k or send fewer images, "
+        "labels: the response could have up to 1001 bytes, limit 1000; set top_k or send fewer images, "
         f"or send the metadata {KEY}"
     )
     assert texts.value.message == (
-        "texts: the response could have 1001 bytes, limit 1000; send fewer texts per request, "
+        "texts: the response could have up to 1001 bytes, limit 1000; send fewer texts per request, "
         f"or send the metadata {KEY}"
     )
 
 
-def test_where_metadata_would_not_help_it_is_not_named() -> None:
-    """The server sends no more than that to anybody."""
+def test_metadata_is_not_suggested_if_it_would_not_help() -> None:
+    """The server never sends more than its own limit."""
     with pytest.raises(LabelsInvalid, match=r"set top_k or send fewer images$"):
         ResponseLimit(1000, can_be_raised=False).check_classifications(1001)
 
 
-def test_an_item_has_room_for_less_than_a_call() -> None:
-    """Its wrapper counts: the id of 10 bytes, and two tags and lengths, of which one has two bytes."""
+def test_the_response_to_an_item_can_be_less_large_than_that_to_a_call() -> None:
+    """Its wrapper counts: the id of 10 bytes, and two tags and lengths, one of which has two bytes."""
     item = ResponseLimit(1000, can_be_raised=False).for_item("i" * 10)
     item.check_classifications(985)
 
-    with pytest.raises(LabelsInvalid, match="could have 1001 bytes"):
+    with pytest.raises(LabelsInvalid, match="could have up to 1001 bytes"):
         item.check_classifications(986)

@@ -1,4 +1,4 @@
-"""Sizes of responses are known before the work is done: never too small, and close."""
+"""The bounds on response sizes are never too low, and close to the real sizes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FORMATS = [None, *pb.EmbeddingFormat.values()]
 
 
 def largest_stats() -> pb.InferenceStats:
-    """Returns stats with every field set to its largest."""
+    """Returns stats with every field set to its largest value."""
     stats = pb.InferenceStats()
     for field in pb.InferenceStats.DESCRIPTOR.fields:
         if field.message_type is None:
-            setattr(stats, field.name, -1)  # a negative one takes the most bytes
+            setattr(stats, field.name, -1)  # a negative number takes the most bytes
         else:
             getattr(stats, field.name).CopyFrom(Duration(seconds=-1, nanos=-1))
     return stats
@@ -55,7 +55,7 @@ def embeddings(count: int, dimension: int, options: pb.EmbeddingOptions) -> list
 
 @pytest.mark.parametrize("seed", range(60))
 def test_no_classification_is_larger_than_its_bound(seed: int) -> None:
-    """Random labels in several scripts, images, top_k and stats; large responses come close."""
+    """Labels in several scripts, images, top_k and stats are random; large responses come close."""
     rng = random.Random(seed)
     longest = rng.choice([1, 3, 20, 126, 130, 300, 20_000])
     labels = [
@@ -80,7 +80,7 @@ def test_no_classification_is_larger_than_its_bound(seed: int) -> None:
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_top_k_leaves_the_largest_labels(top_k: int) -> None:
-    """Any of them may be the best, so the bound is reached if the longest are."""
+    """Any label may be among the best, so the bound is reached if the longest are."""
     labels = ["a", "b" * 200, "c" * 17_000, "d" * 3]
     longest_first = sorted(range(4), key=lambda position: -len(labels[position]))[:top_k]
     request = pb.ClassifyRequest(images=[pb.Image()], labels=labels, top_k=top_k)
@@ -98,8 +98,8 @@ def test_top_k_leaves_the_largest_labels(top_k: int) -> None:
     assert response_size.classify_response_bytes(request) == largest.ByteSize()
 
 
-def test_a_classification_of_all_labels_is_known_to_the_byte() -> None:
-    """Of 64 images and a thousand labels, only the position 0 of the first label takes less than counted."""
+def test_the_bound_of_a_classification_of_all_labels_is_almost_exact() -> None:
+    """With 64 images and a thousand labels, only position 0 of the first label takes less than counted."""
     rng = random.Random(7)
     labels = [f"{position:085}" for position in range(1000)]
     request = pb.ClassifyRequest(images=[pb.Image(content=b"x")] * 64, labels=labels)
@@ -116,7 +116,7 @@ def test_a_classification_of_all_labels_is_known_to_the_byte() -> None:
 def test_no_embedding_of_images_is_larger_than_its_bound(
     count: int, dimension: int, embedding_format: Any, include_stats: bool
 ) -> None:
-    """In each format, with and without stats; large responses come close."""
+    """This holds for each format, with and without stats; large responses come close."""
     options = pb.EmbeddingOptions(format=embedding_format)
     request = pb.EmbedImageRequest(
         images=[pb.Image(content=b"x")] * count, embedding_options=options, include_stats=include_stats
@@ -136,7 +136,7 @@ def test_no_embedding_of_images_is_larger_than_its_bound(
 def test_no_embedding_of_texts_is_larger_than_its_bound(
     count: int, max_tokens: int, embedding_format: Any
 ) -> None:
-    """Each text as long as the model reads, and cut; the bound is close for short ones too."""
+    """Each text has the maximum length and is truncated; the bound is close for short ones too."""
     options = pb.EmbeddingOptions(format=embedding_format)
     request = pb.EmbedTextRequest(texts=["x"] * count, embedding_options=options, include_stats=True)
     info = replace(INFO, embedding_dimension=640, max_text_tokens=max_tokens)
@@ -158,7 +158,7 @@ def test_no_embedding_of_texts_is_larger_than_its_bound(
 @pytest.mark.parametrize("id_size", [1, 128])
 @pytest.mark.parametrize("labels", [1, 2, 200])
 def test_an_item_of_a_stream_takes_its_wrapper_too(id_size: int, labels: int) -> None:
-    """The correlation id, and the field that holds the response."""
+    """The wrapper has the correlation id and the field with the response."""
     response = pb.ClassifyResponse(
         results=[pb.ClassificationResult(classifications=[pb.Classification(label="l" * 100)] * labels)]
     )

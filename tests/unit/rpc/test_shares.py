@@ -1,4 +1,4 @@
-"""What connections share: how much one may hold, and whose turn it is to take more."""
+"""Limits shared by connections: how much each may hold, and which one is next."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.unit.fakes import settle
 
 
 def taken(shares: ConnectionShares, connection: str) -> list[Share]:
-    """Takes ones until no more fit."""
+    """Takes amounts of 1 until no more fit."""
     return list(iter(lambda: shares.take(connection), None))
 
 
-def test_a_connection_gets_what_it_leaves_free() -> None:
-    """The first gets half, each later one half of what is left then."""
+def test_a_connection_gets_as_much_as_it_leaves_free() -> None:
+    """The first one gets half, and each later one half of the rest."""
     shares = ConnectionShares(96)
 
     counts = [len(taken(shares, connection)) for connection in ("a", "b", "c")]
@@ -23,8 +23,8 @@ def test_a_connection_gets_what_it_leaves_free() -> None:
     assert counts == [48, 24, 12]
 
 
-def test_connections_that_take_in_turn_get_as_much_as_is_left() -> None:
-    """Nine share ten times what each of them gets."""
+def test_connections_that_take_turns_get_equal_shares() -> None:
+    """Each of nine gets a tenth, and a tenth stays free."""
     shares = ConnectionShares(100)
     held = [0] * 9
 
@@ -35,8 +35,8 @@ def test_connections_that_take_in_turn_get_as_much_as_is_left() -> None:
     assert held == [10] * 9
 
 
-def test_what_is_too_large_is_granted_while_nothing_is_held() -> None:
-    """It has passed the limits of a request, so it can be served alone."""
+def test_any_amount_is_granted_while_nothing_is_held() -> None:
+    """It is within the limits of a request, so it can be served on its own."""
     shares = ConnectionShares(100)
 
     first = shares.take("a", 1000)
@@ -46,8 +46,8 @@ def test_what_is_too_large_is_granted_while_nothing_is_held() -> None:
     assert second is None
 
 
-def test_what_is_given_back_counts_once() -> None:
-    """However often it is given back."""
+def test_a_share_is_given_back_only_once() -> None:
+    """Later calls have no effect."""
     totals: list[float] = []
     shares = ConnectionShares(100, totals.append)
     share = shares.take("a", 10)
@@ -59,8 +59,8 @@ def test_what_is_given_back_counts_once() -> None:
     assert totals == [10, 0]
 
 
-async def test_those_who_wait_are_served_in_order() -> None:
-    """A small amount does not overtake a large one of its connection."""
+async def test_waiters_of_a_connection_are_served_in_order() -> None:
+    """A small amount does not overtake a large one of the same connection."""
     shares = ConnectionShares(100)
     first = await shares.wait("a", 50)
     large = asyncio.ensure_future(shares.wait("a", 40))
@@ -75,8 +75,8 @@ async def test_those_who_wait_are_served_in_order() -> None:
     assert (large.done(), small.done()) == (True, True)
 
 
-async def test_a_connection_that_waits_holds_up_no_other() -> None:
-    """Whoever has less is served at once."""
+async def test_a_waiting_connection_does_not_delay_others() -> None:
+    """A connection that holds less is served immediately."""
     shares = ConnectionShares(100)
     await shares.wait("a", 50)
     waiting = asyncio.ensure_future(shares.wait("a", 10))
@@ -88,8 +88,8 @@ async def test_a_connection_that_waits_holds_up_no_other() -> None:
     waiting.cancel()
 
 
-async def test_whoever_leaves_the_line_lets_the_next_one_pass() -> None:
-    """And leaves nothing behind."""
+async def test_a_cancelled_waiter_makes_way_for_the_next() -> None:
+    """It leaves nothing behind."""
     shares = ConnectionShares(100)
     await shares.wait("a", 45)
     large = asyncio.ensure_future(shares.wait("a", 50))
@@ -103,8 +103,8 @@ async def test_whoever_leaves_the_line_lets_the_next_one_pass() -> None:
     assert shares._waiting == {}
 
 
-async def test_what_is_granted_to_one_who_is_leaving_is_given_back() -> None:
-    """It was cancelled in the same turn of the loop."""
+async def test_a_share_granted_to_a_cancelled_waiter_is_given_back() -> None:
+    """It was granted and cancelled in the same iteration of the event loop."""
     shares = ConnectionShares(100)
     first = await shares.wait("a", 50)
     waiting = asyncio.ensure_future(shares.wait("a", 50))

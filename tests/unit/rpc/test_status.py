@@ -46,7 +46,7 @@ def _bad_images(count: int, message: str) -> InvalidArgument:
 
 
 def _size_on_the_wire(status: grpc.Status) -> int:
-    """Counts trailers as HTTP/2 does: names, values (binary ones in base64) and 32 bytes for each."""
+    """Returns the trailers' size in HTTP/2: names, values (binary ones in base64) and 32 bytes for each."""
     trailers = [("grpc-status", "0"), ("grpc-message", status.details), *status.trailing_metadata]
     return sum(
         len(key) + len(base64.b64encode(value) if isinstance(value, bytes) else value) + 32
@@ -65,7 +65,7 @@ def _size_on_the_wire(status: grpc.Status) -> int:
     ],
 )
 def test_code_and_message_are_those_of_the_error(error: ServingError, code: grpc.StatusCode) -> None:
-    """The call ends with the same code and message as the status inside says."""
+    """The call ends with the same code and message as in the status details."""
     status = to_grpc_status(error)
     proto = to_status_proto(error)
 
@@ -74,7 +74,7 @@ def test_code_and_message_are_those_of_the_error(error: ServingError, code: grpc
 
 
 def test_error_info_is_for_programs() -> None:
-    """Reason, domain and metadata say what happened without a look at the message."""
+    """Reason, domain and metadata identify the error, so programs need not parse the message."""
     status = to_status_proto(InferenceFailed("the model failed", metadata={"error_id": "0123"}))
 
     assert _detail(status, error_details_pb2.ErrorInfo) == error_details_pb2.ErrorInfo(
@@ -92,7 +92,7 @@ def test_the_trailers_carry_the_whole_status() -> None:
 
 
 def test_bad_request_names_each_field() -> None:
-    """Path, description and reason of every violation come through."""
+    """It has the path, description and reason of every violation."""
     bad_request = _detail(to_status_proto(_bad_images(2, "image is broken")), error_details_pb2.BadRequest)
 
     assert [(each.field, each.description, each.reason) for each in bad_request.field_violations] == [
@@ -102,14 +102,14 @@ def test_bad_request_names_each_field() -> None:
 
 
 @pytest.mark.parametrize("error", [QueueFull("queue is full"), InvalidArgument("top_k is negative")])
-def test_without_a_field_at_fault_there_is_no_bad_request(error: ServingError) -> None:
-    """An empty detail would tell a client nothing."""
+def test_without_violations_there_is_no_bad_request(error: ServingError) -> None:
+    """An empty detail would be useless."""
     assert _detail(to_status_proto(error), error_details_pb2.BadRequest) is None
 
 
 @pytest.mark.parametrize(("count", "named"), [(1, 1), (15, 15), (16, 16), (17, 16), (1000, 16)])
 def test_bad_request_is_capped(count: int, named: int) -> None:
-    """The first fields at fault are named, and the message counts them all."""
+    """It names the first invalid fields, and the message has their total number."""
     status = to_status_proto(_bad_images(count, "image is broken"))
 
     bad_request = _detail(status, error_details_pb2.BadRequest)
@@ -121,7 +121,7 @@ def test_bad_request_is_capped(count: int, named: int) -> None:
 
 @pytest.mark.parametrize(("length", "kept"), [(511, 511), (512, 512), (513, 512), (100_000, 512)])
 def test_a_long_message_is_cut(length: int, kept: int) -> None:
-    """A message that is too long for trailers loses its end."""
+    """A message that is too long for trailers is truncated."""
     status = to_status_proto(InferenceFailed("x" * length))
 
     assert status.message == "x" * kept
@@ -129,7 +129,7 @@ def test_a_long_message_is_cut(length: int, kept: int) -> None:
 
 @pytest.mark.parametrize("character", ["x", "ß", "猫"])
 def test_trailers_of_64_bad_images_pass_common_proxies(character: str) -> None:
-    """With messages far longer than any that the server writes, they stay under 8 KiB."""
+    """Even with messages far longer than any that the server writes, trailers stay under 8 KiB."""
     error = _bad_images(64, character * 1000)
 
     size = _size_on_the_wire(to_grpc_status(error))
@@ -142,10 +142,10 @@ def test_trailers_of_64_bad_images_pass_common_proxies(character: str) -> None:
     [(4.0, 0.0, 4000), (4.0, 0.5, 4500), (4.0, 0.999_999, 5000), (0.0, 0.5, 0), (None, 0.0, 1000)],
     ids=["least", "middle", "most", "at once", "unknown"],
 )
-def test_the_retry_delay_is_stretched_by_up_to_a_quarter(
+def test_the_retry_delay_is_extended_by_up_to_a_quarter(
     monkeypatch: pytest.MonkeyPatch, delay: float | None, dice: float, milliseconds: int
 ) -> None:
-    """Callers who were refused together do not come back together, and none too early; unknown is 1 s."""
+    """Callers that were refused together do not retry together, and none too early; the default is 1 s."""
     monkeypatch.setattr("random.random", lambda: dice)
 
     status = to_status_proto(QueueFull("queue is full", retry_delay_seconds=delay))
@@ -156,7 +156,7 @@ def test_the_retry_delay_is_stretched_by_up_to_a_quarter(
 
 @pytest.mark.parametrize("error", [ModelLoading("loading", retry_delay_seconds=7.0), ModelStalled("stalled")])
 def test_pushback_equals_retry_info(error: ServingError) -> None:
-    """The retry policy inside gRPC waits exactly as long as a client that reads RetryInfo."""
+    """gRPC's built-in retries wait exactly as long as a client that reads RetryInfo."""
     trailers = dict(to_grpc_status(error).trailing_metadata)
 
     status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
@@ -167,7 +167,7 @@ def test_pushback_equals_retry_info(error: ServingError) -> None:
 
 
 def test_pushback_is_never_0() -> None:
-    """gRPC core would forget a call that is to be repeated at once."""
+    """With 0, gRPC core would never retry the call."""
     error = StreamAged()
 
     status = to_grpc_status(error)
@@ -177,8 +177,8 @@ def test_pushback_is_never_0() -> None:
 
 
 @pytest.mark.parametrize("kind", [QueueFull, QuotaExceeded])
-def test_a_full_server_leaves_it_to_the_client_to_come_back(kind: type[ServingError]) -> None:
-    """A delay would make grpc-java and .NET wait and repeat, whatever their policy says of the code."""
+def test_a_full_server_leaves_retries_to_the_client(kind: type[ServingError]) -> None:
+    """A delay would make grpc-java and .NET wait and retry, even if their policy does not name the code."""
     error = kind("no room", retry_delay_seconds=7.0)
 
     status = to_grpc_status(error)
@@ -187,8 +187,8 @@ def test_a_full_server_leaves_it_to_the_client_to_come_back(kind: type[ServingEr
     assert _detail(to_status_proto(error), error_details_pb2.RetryInfo) is not None
 
 
-def test_what_would_miss_its_deadline_is_not_repeated_within_it() -> None:
-    """-1 ends the repeats of a policy that names the code; RetryInfo tells when to come anew."""
+def test_a_call_that_would_miss_its_deadline_is_not_retried_within_it() -> None:
+    """-1 stops built-in retries, even if the policy names the code; RetryInfo is for a new call."""
     error = WouldMissDeadline("too late", retry_delay_seconds=7.0)
 
     status = to_grpc_status(error)
@@ -199,8 +199,8 @@ def test_what_would_miss_its_deadline_is_not_repeated_within_it() -> None:
 
 
 @pytest.mark.parametrize("error", [InferenceFailed("the model failed"), TextTooLong("too long")])
-def test_what_cannot_be_retried_names_no_delay(error: ServingError) -> None:
-    """Neither RetryInfo nor pushback invites a client to try again."""
+def test_errors_that_are_not_retryable_have_no_delay(error: ServingError) -> None:
+    """There is neither RetryInfo nor pushback."""
     error.retry_delay_seconds = 1.0
 
     status = to_grpc_status(error)

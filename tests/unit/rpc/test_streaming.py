@@ -1,4 +1,4 @@
-"""One stream: what it holds while it runs, and that it holds nothing afterwards."""
+"""A stream holds a limited number of items while it runs, and nothing afterwards."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WINDOW = 4
 
 
 class Held:
-    """What an item keeps in memory while it runs."""
+    """An object that an item keeps in memory while it runs."""
 
 
 class Service:
-    """Admits and answers items only when told to, and watches what they hold."""
+    """Admits and answers items only when told to, and tracks what they hold."""
 
     def __init__(self) -> None:
         self.calls: list[CallContext] = []
@@ -92,7 +92,7 @@ def stream(service: Service, written: list[str], metrics: Metrics) -> InferStrea
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Nothing frees cycles, as if the next collection were far away."""
+    """Disables the garbage collector, so that cycles are not freed."""
     gc.collect()
     gc.disable()
     yield
@@ -109,8 +109,8 @@ async def _endless() -> AsyncIterator[pb.StreamInferRequest]:
         yield request
 
 
-async def test_one_item_at_most_waits_for_room(stream, service, written):
-    """The next message is not read before the last one is admitted, so that it stays with the client."""
+async def test_at_most_one_item_waits_for_room(stream, service, written):
+    """The next message is read only when the previous one is admitted; until then the client keeps it."""
     service.is_admitting = False
     running = asyncio.create_task(stream.run(_requests(3)))
     await settle()
@@ -124,7 +124,7 @@ async def test_one_item_at_most_waits_for_room(stream, service, written):
 
 
 async def test_a_refused_item_does_not_stop_the_reading(stream, service, written):
-    """An item that fails before it is admitted lets the next one be read."""
+    """If an item fails before it is admitted, the next one is read."""
     service.is_admitting = False
     running = asyncio.create_task(stream.run(_requests(2)))
     await settle()
@@ -138,8 +138,8 @@ async def test_a_refused_item_does_not_stop_the_reading(stream, service, written
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_a_cancelled_stream_is_freed_at_once(stream, service):
-    """Its items do not stay in memory until the garbage collector comes to the oldest generation."""
+async def test_a_cancelled_stream_is_freed_immediately(stream, service):
+    """Its items do not stay in memory until the garbage collector reaches the oldest generation."""
     running = asyncio.create_task(stream.run(_endless()))
     await settle()
     held_before = len(service.held)
@@ -154,8 +154,8 @@ async def test_a_cancelled_stream_is_freed_at_once(stream, service):
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_a_stream_that_cannot_be_written_to_is_freed_at_once(service, metrics):
-    """The same if its end is that of the client's connection."""
+async def test_a_stream_that_cannot_be_written_to_is_freed_immediately(service, metrics):
+    """The same applies if the stream ends with the client's connection."""
 
     async def write(_: bytes) -> None:
         raise ConnectionError("client is gone")
@@ -175,10 +175,10 @@ async def test_a_stream_that_cannot_be_written_to_is_freed_at_once(service, metr
     assert len(service.held) == 0
 
 
-async def test_a_stream_drained_before_it_begins_ends(stream, service):
-    """A stop that comes between a stream's creation and its reader's first step leaves nobody waiting."""
+async def test_a_stream_that_is_drained_before_it_starts_ends(stream, service):
+    """A stop between the creation of a stream and its reader's first step leaves no client waiting."""
     running = asyncio.create_task(stream.run(_endless()))
-    await asyncio.sleep(0)  # `run` has begun, its reader has not
+    await asyncio.sleep(0)  # `run` has started, its reader has not
 
     stream.drain(ShuttingDown)
 
@@ -188,7 +188,7 @@ async def test_a_stream_drained_before_it_begins_ends(stream, service):
 
 
 async def test_a_drained_stream_answers_what_it_has_read(stream, service, written):
-    """What waits for room was read, so it is answered too."""
+    """An item that waits for room has been read, so it is answered too."""
     service.is_admitting = False
     running = asyncio.create_task(stream.run(_endless()))
     await settle()
@@ -203,7 +203,7 @@ async def test_a_drained_stream_answers_what_it_has_read(stream, service, writte
 
 
 async def test_a_stream_is_drained_for_the_first_reason(stream, service):
-    """A stream that has reached its age says so, also if the server stops meanwhile."""
+    """A stream that has reached its maximum age reports that, even if the server then stops."""
     running = asyncio.create_task(stream.run(_endless()))
     await settle()
 
@@ -216,8 +216,8 @@ async def test_a_stream_is_drained_for_the_first_reason(stream, service):
         await running
 
 
-async def test_a_stream_that_has_read_everything_ends_well(stream, service, written):
-    """When the client has sent all, there is nothing for it to send elsewhere."""
+async def test_a_stream_that_has_read_everything_ends_without_an_error(stream, service, written):
+    """The client has sent everything, so it has nothing to resend."""
     running = asyncio.create_task(stream.run(_requests(1)))
     await settle()
 
@@ -229,7 +229,7 @@ async def test_a_stream_that_has_read_everything_ends_well(stream, service, writ
 
 
 class ServiceWithRoom(Service):
-    """Takes room for each answer."""
+    """Takes room for each response."""
 
     async def infer(
         self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
@@ -238,8 +238,8 @@ class ServiceWithRoom(Service):
         return await super().infer(request, call, room)
 
 
-async def test_a_stream_that_is_cancelled_as_it_fails_gives_its_room_back(metrics):
-    """gRPC tells of a client that left by a write that fails, and cancels the call right afterwards."""
+async def test_a_stream_that_is_cancelled_while_it_fails_gives_its_room_back(metrics):
+    """When a client disconnects, gRPC fails the write and cancels the call right afterwards."""
     service, held = ServiceWithRoom(), [0.0]
 
     async def write(_: bytes) -> None:

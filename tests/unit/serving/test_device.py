@@ -1,4 +1,4 @@
-"""Where each of several workers puts its model."""
+"""The device on which each worker loads its model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alignserve_server.settings import Settings
 
 @pytest.fixture(autouse=True)
 def _gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with as many GPUs as the test's parameter says, where loading returns the device."""
+    """A machine whose number of GPUs is the test's parameter, and where loading returns the device."""
 
     def resolved(device: str, runtime: str) -> str:
         if device == "cpu" or (device == "auto" and not request.param):
@@ -39,7 +39,7 @@ def _gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     indirect=["_gpus"],
 )
 def test_each_worker_has_a_gpu_of_its_own(device: str, expected: list[str]) -> None:
-    """Or all compute on the CPU, if that is wanted or there is no GPU."""
+    """All workers use the CPU if it is configured or there is no GPU."""
     settings = Settings(workers=2, device=device)
 
     found: list[object] = [load_encoder(settings, worker) for worker in range(2)]
@@ -49,14 +49,14 @@ def test_each_worker_has_a_gpu_of_its_own(device: str, expected: list[str]) -> N
 
 @pytest.mark.parametrize(("_gpus", "device"), [(1, "auto"), (1, "cuda"), (0, "cuda")], indirect=["_gpus"])
 def test_too_few_gpus_are_refused_by_the_first_worker(device: str) -> None:
-    """The server does not begin to serve with a part of its workers."""
+    """The server does not start with only some of its workers."""
     with pytest.raises(StartupError, match=r"cuda.* does not exist"):
         load_encoder(Settings(workers=2, device=device), 0)
 
 
 @pytest.mark.parametrize(("_gpus", "device"), [(2, "auto"), (2, "cuda:1"), (0, "auto")], indirect=["_gpus"])
-def test_a_single_process_takes_what_is_set(device: str) -> None:
-    """What `auto` means then is for the model to find out."""
+def test_a_single_process_uses_the_configured_device(device: str) -> None:
+    """The model then decides what `auto` means."""
     found: object = load_encoder(Settings(device=device))
 
     assert found == device

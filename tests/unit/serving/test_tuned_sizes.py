@@ -1,4 +1,4 @@
-"""Batch sizes that were measured once serve the next start."""
+"""Measured batch sizes are saved for the next start."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LIMITS = {"image": 32, "text": 32}
 FACTS = {"cores": 2, "gpu": None}
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    """By the next start of the same model on the same machine, in a folder that is made."""
+def test_saved_sizes_can_be_read(tmp_path: Path) -> None:
+    """The next start of the same model on the same machine reads them; the folder is created."""
     TunedSizes(tmp_path / "new" / "tuning", "a model", FACTS).write({"image": 2, "text": 8})
 
     assert TunedSizes(tmp_path / "new" / "tuning", "a model", FACTS).read(LIMITS) == {"image": 2, "text": 8}
@@ -26,17 +26,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     [("another model", FACTS), ("a model", {**FACTS, "cores": 4}), ("a model", {"cores": 2})],
     ids=["model", "cores", "fewer facts"],
 )
-def test_another_model_or_machine_has_sizes_of_its_own(
+def test_another_model_or_machine_has_its_own_sizes(
     tmp_path: Path, fingerprint: str, facts: dict[str, int | None]
 ) -> None:
-    """A cache folder may be shared by both."""
+    """They may share a cache folder."""
     TunedSizes(tmp_path, "a model", FACTS).write({"image": 2, "text": 8})
 
     assert TunedSizes(tmp_path, fingerprint, facts).read(LIMITS) == {}
 
 
-def test_only_what_is_asked_for_and_within_its_limit_is_read(tmp_path: Path) -> None:
-    """A size that is used as given is not, nor one beyond the limit."""
+def test_only_sizes_within_given_limits_are_read(tmp_path: Path) -> None:
+    """A size that is used as given is not read, and neither is one above its limit."""
     sizes = TunedSizes(tmp_path, "a model", FACTS)
     sizes.write({"image": 64, "text": 8})
 
@@ -65,8 +65,8 @@ def test_only_what_is_asked_for_and_within_its_limit_is_read(tmp_path: Path) -> 
     ],
     ids=repr,
 )
-def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: object) -> None:
-    """The start measures again."""
+def test_a_damaged_file_is_ignored(tmp_path: Path, content: object) -> None:
+    """The next start measures again."""
     sizes = TunedSizes(tmp_path, "a model", FACTS)
     sizes.write({"text": 8})
     (file,) = tmp_path.iterdir()
@@ -78,8 +78,8 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, content: object) -> N
     assert sizes.read(LIMITS) == {}
 
 
-def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path) -> None:
-    """And nothing else happens."""
+def test_a_folder_that_is_not_writable_is_logged(tmp_path: Path) -> None:
+    """Nothing else happens."""
     (tmp_path / "file").write_text("")
     with capture_logs() as lines:
         TunedSizes(tmp_path / "file" / "tuning", "a model", FACTS).write({"text": 8})
@@ -89,8 +89,8 @@ def test_a_folder_that_cannot_be_written_is_logged(tmp_path: Path) -> None:
     assert "Not a directory" in line["reason"]
 
 
-def test_a_file_is_replaced_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    """Whoever reads meanwhile gets the old one or the new one."""
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
+    """Readers get either the old content or the new one, and no temporary file is left."""
     sizes = TunedSizes(tmp_path, "a model", FACTS)
     for size in (2, 4):
         sizes.write({"text": size})
@@ -100,13 +100,13 @@ def test_a_file_is_replaced_and_leaves_nothing_beside_it(tmp_path: Path) -> None
 
 
 def test_the_processor_has_a_name() -> None:
-    """One model's sizes differ from processor to processor."""
+    """The name is needed because the best sizes differ between processors."""
     assert cpu_model()
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terabyte", "folder"])
-def test_what_is_no_file_of_sizes_holds_no_start(kind: str, tmp_path: Path) -> None:
-    """Whatever lies at its place, the sizes are measured, and nothing waits or fills the memory."""
+def test_an_unusual_file_does_not_prevent_a_start(kind: str, tmp_path: Path) -> None:
+    """Whatever it is, the sizes are measured, and reading it neither blocks nor fills the memory."""
     sizes = TunedSizes(tmp_path, "a model", FACTS)
     sizes.write({"image": 2, "text": 8})
     (place,) = tmp_path.iterdir()

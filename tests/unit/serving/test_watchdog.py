@@ -1,4 +1,4 @@
-"""How often the watchdog checks for a stall."""
+"""The watchdog's interval between checks."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from alignserve_server.serving.watchdog import StallPolicy
 
 @pytest.mark.parametrize(("timeout", "interval"), [(0.5, 0.05), (10.0, 1.0), (60.0, 1.0)])
 def test_checks_follow_the_timeout(timeout: float, interval: float) -> None:
-    """Ten of them per timeout, and at least one a second."""
+    """There are ten checks per timeout, and at least one per second."""
     assert StallPolicy(timeout, exit_seconds=0.0).interval_seconds == pytest.approx(interval)

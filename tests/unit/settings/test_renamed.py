@@ -1,4 +1,4 @@
-"""Settings of earlier versions stop the start, and say what to use instead."""
+"""Settings of earlier versions prevent the start, with a message that says what to use instead."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from alignserve_server.settings.renamed import REMOVED, RENAMED
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_a_renamed_flag_stops_the_start_with_its_new_name(
+def test_a_renamed_flag_prevents_the_start_with_its_new_name(
     capsys: pytest.CaptureFixture[str], old: str, new: str
 ) -> None:
-    """The name is a flag, and the value is not repeated."""
+    """The name is shown as a flag, without the value."""
     code = run([_flag(old), "value"])
 
     assert code == 2
@@ -25,10 +25,10 @@ def test_a_renamed_flag_stops_the_start_with_its_new_name(
 
 @pytest.mark.parametrize("value", ["value", ""])
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_a_renamed_variable_stops_the_start_with_its_new_name(
+def test_a_renamed_variable_prevents_the_start_with_its_new_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, old: str, new: str, value: str
 ) -> None:
-    """The name is a variable; an empty one counts too, since it may have been a secret that got lost."""
+    """The name is shown as a variable. An empty one counts too, since it may be a secret that is missing."""
     monkeypatch.setenv(f"ALIGNSERVE_{old.upper()}", value)
 
     code = run([])
@@ -41,10 +41,10 @@ def test_a_renamed_variable_stops_the_start_with_its_new_name(
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_a_renamed_line_of_the_file_stops_the_start_with_its_new_name(
+def test_a_renamed_line_of_the_file_prevents_the_start_with_its_new_name(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, old: str, new: str
 ) -> None:
-    """The line is named."""
+    """The message has the line number."""
     file = tmp_path / "server.toml"
     file.write_text(f"lanes = 1\n{old} = 1")
 
@@ -72,10 +72,10 @@ def test_a_renamed_line_of_the_file_stops_the_start_with_its_new_name(
         ),
     ],
 )
-def test_a_removed_flag_says_what_to_do(
+def test_a_removed_flag_is_an_error_that_says_what_to_do(
     capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    """The settings to use instead are named as flags."""
+    """The settings to use instead are shown as flags."""
     code = run(flags)
 
     assert code == 2
@@ -83,10 +83,10 @@ def test_a_removed_flag_says_what_to_do(
 
 
 @pytest.mark.parametrize("old", REMOVED)
-def test_a_removed_setting_stops_the_start_from_every_source(
+def test_a_removed_setting_prevents_the_start_from_every_source(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str
 ) -> None:
-    """Variable and line are both refused, each by its place."""
+    """Variables and lines of the file are refused too, each with its place."""
     monkeypatch.setenv(f"ALIGNSERVE_{old.upper()}", "1")
     file = tmp_path / "server.toml"
     file.write_text(f"{old} = 1")
@@ -101,7 +101,7 @@ def test_a_removed_setting_stops_the_start_from_every_source(
 
 
 def test_old_names_are_not_settings() -> None:
-    """A new name exists, an old one does not, and a secret stays one."""
+    """Every new name is a setting, no old name is, and secret settings are still secret."""
     names = Settings.model_fields.keys()
 
     assert set(RENAMED.values()) <= names
@@ -123,7 +123,7 @@ def test_old_names_are_not_settings() -> None:
         ),
     ],
 )
-def test_a_renamed_flag_of_a_command_is_answered_with_its_new_name(
+def test_a_renamed_flag_of_a_command_is_an_error_with_its_new_name(
     capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     """As with the flags of the server, the exit code is 2."""
@@ -137,7 +137,7 @@ def test_a_renamed_flag_of_a_command_is_answered_with_its_new_name(
 def test_the_command_for_keys_refuses_the_old_variable(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key must not be written to a file that the server does not read."""
+    """Otherwise a key could be written to a file that the server does not read."""
     monkeypatch.setenv("ALIGNSERVE_KEYS_FILE", "k.json")
 
     with pytest.raises(SystemExit) as exited:

@@ -1,4 +1,4 @@
-"""Settings come from flags, environment, file and defaults, and are checked before anything starts."""
+"""Settings come from flags, the environment, a file and defaults, and are validated before the start."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ def _toml(folder: Path, text: str) -> Path:
 
 
 def _faults(flags: dict[str, object], file: Path | None = None) -> list[str]:
-    """Loads settings that are wrong; returns the names at fault."""
+    """Loads invalid settings; returns the names of those at fault."""
     with pytest.raises(SettingsError) as raised:
         load_settings(flags, file)
     return [name for problem in raised.value.problems for name in problem.names]
 
 
-def test_extra_image_formats_are_names_with_commas() -> None:
-    """In any order and case, with or without spaces; none is added by default."""
+def test_extra_image_formats_are_separated_by_commas() -> None:
+    """Order, case and spaces do not matter; by default there are none."""
     assert load_settings({}).accepted_extra_formats == ()
     settings = load_settings({"extra_image_formats": "heic, AVIF,heic"})
     assert settings.accepted_extra_formats == ("AVIF", "HEIC")
 
 
-def test_an_unknown_image_format_is_refused_with_those_that_are_known() -> None:
-    """Before anything starts."""
+def test_an_unknown_image_format_is_refused() -> None:
+    """The message lists the known ones."""
     with pytest.raises(SettingsError, match="unknown format 'webm'; use one or more of avif, tiff, heic"):
         load_settings({"extra_image_formats": "avif,webm"})
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "CPU"])
-def test_a_device_that_there_cannot_be_is_wrong_usage(device: str) -> None:
-    """Told with whatever else is wrong, and not after the model was looked for."""
+def test_an_invalid_device_is_refused(device: str) -> None:
+    """It is reported together with other errors, before the model is loaded."""
     with pytest.raises(SettingsError, match=f"--device {device}: must be auto, cpu, cuda or cuda:N"):
         load_settings({"device": device})
 
 
 def test_defaults_serve() -> None:
-    """Without any setting there is a server that only this machine reaches, with the embedded model."""
+    """Without any settings, the server can be reached only from this machine and has the embedded model."""
     settings = load_settings({})
 
     assert settings.listen == "127.0.0.1:50051"
@@ -74,7 +74,7 @@ def test_defaults_serve() -> None:
         (1, "2", 3, 1),
     ],
 )
-def test_a_flag_wins_over_environment_over_file_over_default(
+def test_flags_override_the_environment_the_file_and_defaults(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     flag: int | None,
@@ -82,7 +82,7 @@ def test_a_flag_wins_over_environment_over_file_over_default(
     in_file: int | None,
     expected: int,
 ) -> None:
-    """Of the places where a setting stands, the one nearest to the command counts."""
+    """Of the places where a setting is given, the one closest to the command counts."""
     flags: dict[str, object] = {} if flag is None else {"max_batch_size": flag}
     file = None if in_file is None else _toml(tmp_path, f"max_batch_size = {in_file}")
     if environment is not None:
@@ -93,8 +93,8 @@ def test_a_flag_wins_over_environment_over_file_over_default(
     assert settings.max_batch_size == expected
 
 
-def test_sources_are_merged_by_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each source gives what the ones before it leave open."""
+def test_sources_are_merged_per_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each source provides the settings that earlier ones do not give."""
     monkeypatch.setenv("ALIGNSERVE_REFLECTION", "false")
     file = _toml(tmp_path, 'reflection = true\ndevice = "cuda:1"\nlanes = 3')
 
@@ -103,8 +103,8 @@ def test_sources_are_merged_by_setting(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (settings.lanes, settings.reflection, settings.device) == (2, False, "cuda:1")
 
 
-def test_settings_that_were_passed_on_win_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker has exactly its supervisor's settings, unset ones too, whatever its environment says."""
+def test_settings_from_the_supervisor_override_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has exactly its supervisor's settings, including unset ones, whatever its environment."""
     settings = load_settings({"cache_dir": "/cache", "shutdown_grace_seconds": math.inf, "workers": 2})
     monkeypatch.setenv("ALIGNSERVE_LANES", "3")
 
@@ -113,21 +113,21 @@ def test_settings_that_were_passed_on_win_over_everything(monkeypatch: pytest.Mo
     assert Settings(**passed_on).model_dump() == settings.model_dump()
 
 
-def test_a_file_does_not_stay_for_the_next_time(tmp_path: Path) -> None:
-    """Loading twice in one process reads each time what was asked for."""
+def test_a_file_is_not_kept_for_the_next_time(tmp_path: Path) -> None:
+    """Settings can be loaded several times in a process, each time from the given sources."""
     load_settings({}, _toml(tmp_path, "lanes = 3"))
 
     assert load_settings({}).lanes is None
 
 
 def test_an_unknown_name_among_the_flags_is_refused() -> None:
-    """A misspelt setting does not go unnoticed."""
+    """A misspelled setting does not go unnoticed."""
     assert _faults({"max_batchsize": 3}) == ["max_batchsize"]
 
 
 @pytest.mark.parametrize(("text", "name"), [("max_batchsize = 3", "max_batchsize"), ("[server]", "server")])
 def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str, name: str) -> None:
-    """Neither a misspelt setting nor a table goes unnoticed."""
+    """Neither a misspelled setting nor a table goes unnoticed."""
     assert _faults({}, _toml(tmp_path, text)) == [name]
 
 
@@ -152,14 +152,14 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, text: str, name:
     ],
 )
 def test_each_value_has_its_range(name: str, wrong: object, right: object) -> None:
-    """The last value inside is taken, the first outside is refused by name."""
+    """The last value within the range is accepted; the first one outside is refused by name."""
     load_settings({name: right})
 
     assert _faults({name: wrong}) == [name]
 
 
-def test_every_fault_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever repairs settings does not start once per mistake."""
+def test_all_errors_are_reported_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user who corrects settings does not need one attempt per mistake."""
     monkeypatch.setenv("ALIGNSERVE_LANES", "0")
     file = _toml(tmp_path, 'log_level = "loud"')
 
@@ -187,10 +187,10 @@ def test_every_fault_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ],
     ids=["items", "request bytes", "queue bytes"],
 )
-def test_sizes_that_exclude_each_other_are_refused(
+def test_contradicting_sizes_are_refused(
     wrong: dict[str, object], right: dict[str, object], message: str
 ) -> None:
-    """What a limit allows must fit into the limits around it, exactly full included."""
+    """Everything that a limit allows must fit into the limits around it, up to exactly full."""
     load_settings(right)
 
     with pytest.raises(SettingsError, match=message):
@@ -199,7 +199,7 @@ def test_sizes_that_exclude_each_other_are_refused(
 
 @pytest.mark.parametrize("age", [0, 60])
 def test_streams_end_before_their_connection_is_cut_off(age: float) -> None:
-    """A stream that begins as its connection comes of age has only the grace, unless connections stay."""
+    """A stream that starts when its connection reaches its maximum age has only the grace period."""
     ages = {"max_stream_age_seconds": age, "max_connection_age_grace_seconds": 60}
     load_settings({**ages, "max_connection_age_seconds": 0})
 
@@ -211,7 +211,7 @@ def test_streams_end_before_their_connection_is_cut_off(age: float) -> None:
     "address", ["127.0.0.1:50051", "[::]:50051", "0.0.0.0:0", "host.example:65535", "localhost:1"]
 )
 def test_an_address_is_host_and_port(address: str) -> None:
-    """Names, IPv4 and IPv6 in brackets are taken as they are."""
+    """Names, IPv4 addresses and IPv6 addresses in brackets are used unchanged."""
     assert load_settings({"listen": address}).listen == address
 
 
@@ -221,21 +221,21 @@ def test_an_address_is_host_and_port(address: str) -> None:
     ["", "50051", ":50051", "host", "host:", "host:-1", "host:65536", "h:80x", "::1:1", " :1", "h:²"],
 )
 def test_an_address_without_host_or_port_is_refused(name: str, address: str) -> None:
-    """Above all, no empty host opens the server to the network by accident."""
+    """In particular, an empty host must not open the server to the network by accident."""
     assert _faults({name: address}) == [name]
 
 
 def test_settings_do_not_change() -> None:
-    """What was checked at the start holds until the end."""
+    """Settings that were validated stay as they are."""
     settings = load_settings({})
 
     with pytest.raises(ValidationError, match="frozen"):
-        settings.lanes = 0  # type: ignore[misc]  # what a checker refuses too
+        settings.lanes = 0  # type: ignore[misc]  # type checkers refuse it too
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_explains_itself(name: str) -> None:
-    """`--help` has a sentence for each."""
+def test_every_setting_has_a_description(name: str) -> None:
+    """`--help` shows it."""
     assert Settings.model_fields[name].description
 
 
@@ -245,7 +245,7 @@ NUMBERS = [name for name, field in Settings.model_fields.items() if name not in 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("empty", ["", " ", "\n"])
 def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str, empty: str) -> None:
-    """Compose and Kubernetes leave variables empty that nobody has filled in."""
+    """Compose and Kubernetes leave variables empty if they have no value."""
     monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", empty)
 
     assert load_settings({}) == Settings()
@@ -254,15 +254,15 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str, 
 def test_an_empty_variable_leaves_the_setting_to_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As if the variable were not there."""
+    """It has the same effect as a missing variable."""
     monkeypatch.setenv("ALIGNSERVE_LANES", "")
 
     assert load_settings({}, _toml(tmp_path, "lanes = 3")).lanes == 3
 
 
 @pytest.mark.parametrize("name", sorted(ACCESS))
-def test_an_empty_variable_of_access_refuses_the_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A secret that was not mounted must not open the server, whatever a file says."""
+def test_an_empty_access_variable_prevents_the_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A secret that was not mounted must not open the server, whatever is in the file."""
     monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", "")
 
     with pytest.raises(SettingsError, match=f"ALIGNSERVE_{name.upper()}: is empty.*none"):
@@ -272,7 +272,7 @@ def test_an_empty_variable_of_access_refuses_the_start(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("source", ["flag", "variable", "file"])
 @pytest.mark.parametrize("name", ["api_keys_file", "tls_client_ca", "lanes", "revision", "cache_dir"])
 def test_none_unsets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str) -> None:
-    """What has no default can be unset, over a source that counts less."""
+    """A setting without a default can be unset, which overrides less important sources."""
     file = _toml(tmp_path, f'{name} = "{"none" if source == "file" else "1"}"')
     if source == "variable":
         monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", "none")
@@ -282,8 +282,8 @@ def test_none_unsets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str,
     assert getattr(settings, name) is None
 
 
-def test_none_switches_required_access_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Said aloud, it is not an accident."""
+def test_none_disables_required_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Given explicitly, it is not an accident."""
     monkeypatch.setenv("ALIGNSERVE_REQUIRE_AUTH", "none")
 
     assert not load_settings({}, _toml(tmp_path, "require_auth = true")).require_auth
@@ -293,14 +293,14 @@ def test_none_switches_required_access_off(monkeypatch: pytest.MonkeyPatch, tmp_
     "name", ["checkpoint", "api_keys_file", "cache_dir", "lanes", "require_auth", "listen"]
 )
 def test_an_empty_flag_or_line_is_refused(tmp_path: Path, name: str) -> None:
-    """Above all no empty path, which would be the current folder."""
+    """In particular, an empty path would be the current folder."""
     assert _faults({name: ""}) == [name]
     assert _faults({}, _toml(tmp_path, f"{name} = ''")) == [name]
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "revision", "api_keys_file", "tls_key", "cache_dir"])
-def test_a_zero_byte_is_refused(tmp_path: Path, name: str) -> None:
-    """No file has it in its name, and the system's calls raise for it what nobody expects."""
+def test_a_nul_byte_is_refused(tmp_path: Path, name: str) -> None:
+    """File names cannot contain it, and system calls raise unexpected exceptions for it."""
     assert _faults({}, _toml(tmp_path, f'{name} = "a\\u0000b"'))[0] == name
 
 
@@ -314,7 +314,7 @@ def test_a_zero_byte_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_secret_in_place_of_its_path_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, name: str, secret: str
 ) -> None:
-    """The variable is named, and what was in it stays out of the log."""
+    """The variable is named, and its value is not logged."""
     monkeypatch.setenv(f"ALIGNSERVE_{name.upper()}", secret)
 
     with pytest.raises(SettingsError, match="is a secret; write it to a file") as raised:
@@ -345,7 +345,7 @@ def test_a_secret_in_place_of_its_path_is_not_shown(
     ],
 )
 def test_variables_of_others_are_known(name: str, value: str) -> None:
-    """Kubernetes makes some for a Service `alignserve` or `alignserve-metrics`; the client has some."""
+    """Kubernetes creates some for a Service `alignserve` or `alignserve-metrics`; others are the client's."""
     reading = read_settings({}, environment={f"ALIGNSERVE_{name}": value})
 
     assert (reading.unknown_variables, reading.problems) == ((), ())
@@ -355,15 +355,15 @@ def test_variables_of_others_are_known(name: str, value: str) -> None:
     "name", ["ALIGNSERVE_LANE", "ALIGNSERVE_PORT", "alignserve_max_batchsize", "ALIGNSERVE_"]
 )
 def test_other_variables_are_unknown(name: str) -> None:
-    """They do not stop the start, but are told of."""
+    """They do not prevent the start, but are reported."""
     reading = read_settings({}, environment={name: "8"})
 
     assert reading.unknown_variables == (name,)
     assert reading.problems == ()
 
 
-def test_each_problem_names_its_place_its_value_and_what_was_meant(tmp_path: Path) -> None:
-    """Flag, variable, or line of the file: all of what is wrong, and not only the first."""
+def test_each_problem_has_its_place_its_value_and_a_suggestion(tmp_path: Path) -> None:
+    """All problems are reported, whether in flags, variables or lines of the file."""
     file = _toml(tmp_path, '# a file\nlane = 2\nlog_level = "debgu"\n\n[server]\nx = 1')
 
     reading = read_settings(
@@ -387,13 +387,13 @@ def test_each_problem_names_its_place_its_value_and_what_was_meant(tmp_path: Pat
     "name", [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
 )
 @pytest.mark.parametrize("value", ["1e400", "9" * 400, "-9", "inf"])
-def test_a_number_is_taken_or_refused(name: str, value: str) -> None:
-    """However large, it is no traceback."""
+def test_a_number_is_accepted_or_refused(name: str, value: str) -> None:
+    """However large it is, there is no traceback."""
     reading = read_settings({name: value})
 
     assert all(problem.names for problem in reading.problems)
 
 
-def test_each_group_begins_with_a_setting() -> None:
-    """By whose name the pages and `--help` find where it begins."""
+def test_each_group_starts_with_a_setting() -> None:
+    """The pages and `--help` find the start of a group by that name."""
     assert set(GROUPS) <= set(Settings.model_fields)

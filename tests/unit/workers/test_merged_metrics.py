@@ -1,4 +1,4 @@
-"""One page out of the workers' pages."""
+"""The metrics pages of all workers are merged into one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 @pytest.fixture
 def page(metrics: Metrics) -> Iterator[WSGIServer]:
-    """A worker's own page, of a server that has embedded two images."""
+    """The page of a worker that has embedded two images."""
     metrics.items.labels("image", "ok").inc(2)
     server = serve_metrics_page("127.0.0.1:0", metrics.registry, lambda: "serving")
     yield server
@@ -39,7 +39,7 @@ def silent() -> Iterator[int]:
 
 
 def registry_of(ports: dict[str, int]) -> CollectorRegistry:
-    """Collects the pages of two workers at most, without much patience."""
+    """Returns a registry that collects the pages of up to two workers, with a short timeout."""
     registry = CollectorRegistry()
     supervisor = CollectorRegistry()
     log_lines_dropped(supervisor).set_function(lambda: 7.0)
@@ -49,7 +49,7 @@ def registry_of(ports: dict[str, int]) -> CollectorRegistry:
 
 
 def text_of(pages: dict[str, CollectorRegistry]) -> str:
-    """Merges what registries show, and shows the result."""
+    """Merges the pages of registries and returns the result."""
     families = merged({worker: openmetrics(registry).decode() for worker, registry in pages.items()})
     registry = CollectorRegistry()
     registry.collect = lambda: families  # type: ignore[method-assign]
@@ -57,7 +57,7 @@ def text_of(pages: dict[str, CollectorRegistry]) -> str:
 
 
 def test_every_series_keeps_its_value_and_gets_a_label() -> None:
-    """Counters, gauges and histograms of each worker stay exact, and a family is described once."""
+    """Counters, gauges and histograms of each worker stay exact, and each family is described once."""
     disable_created_metrics()
     pages = {}
     for worker in ("0", "1"):
@@ -82,7 +82,7 @@ def test_every_series_keeps_its_value_and_gets_a_label() -> None:
 
 
 def test_exemplars_stay_with_their_buckets() -> None:
-    """They lead to the trace of a call that the worker served."""
+    """They link to the trace of a call that the worker served."""
     registry = CollectorRegistry()
     Histogram("seconds", "Seconds.", registry=registry, buckets=[1]).observe(0.5, {"trace_id": "abc"})
 
@@ -93,8 +93,8 @@ def test_exemplars_stay_with_their_buckets() -> None:
 
 
 @pytest.mark.parametrize("value", ['a "quoted" name', "C:\\models\nline", "ü{}=,"])
-def test_no_label_breaks_the_page(value: str) -> None:
-    """What stands in a label comes out as it went in."""
+def test_special_characters_in_labels_are_preserved(value: str) -> None:
+    """The page stays valid, and the label unchanged."""
     registry = CollectorRegistry()
     Gauge("info", "About \\ this.", ["name"], registry=registry).labels(value).set(1)
 
@@ -104,8 +104,8 @@ def test_no_label_breaks_the_page(value: str) -> None:
     assert family.samples[0].labels == {"worker": "0", "name": value}
 
 
-def test_a_worker_that_answers_is_up(page: WSGIServer) -> None:
-    """Its series are there; a worker without a page is down and has none."""
+def test_a_worker_that_responds_is_up(page: WSGIServer) -> None:
+    """Its series are on the page; a worker without a page is down and has none."""
     registry = registry_of({"1": page.server_port})
 
     assert registry.get_sample_value("alignserve_worker_up", {"worker": "0"}) == 0
@@ -115,8 +115,8 @@ def test_a_worker_that_answers_is_up(page: WSGIServer) -> None:
     assert registry.get_sample_value("alignserve_items_total", {**ok, "worker": "0"}) is None
 
 
-def test_a_worker_without_a_page_has_its_state(metrics: Metrics, page: WSGIServer) -> None:
-    """Of one that loads, or is being restarted, nothing else is known; each state is there once."""
+def test_the_state_of_a_worker_without_a_page_is_shown(metrics: Metrics, page: WSGIServer) -> None:
+    """Nothing else is known about a worker that is loading or restarting; each state is shown once."""
     metrics.state.set_function(lambda: state_series("serving"))
 
     lines = generate_latest(registry_of({"1": page.server_port})).decode().splitlines()
@@ -129,8 +129,8 @@ def test_a_worker_without_a_page_has_its_state(metrics: Metrics, page: WSGIServe
     assert len(states) == 2 * len(STATES)
 
 
-def test_the_supervisor_is_counted_beside_the_workers(page: WSGIServer) -> None:
-    """What it has in common with them is in the same family, as that of one more worker."""
+def test_the_supervisor_is_counted_like_a_worker(page: WSGIServer) -> None:
+    """Metrics that it shares with the workers are in the same families, with a label of its own."""
     text = generate_latest(registry_of({"1": page.server_port})).decode()
 
     name = "alignserve_log_lines_dropped_total"
@@ -142,16 +142,16 @@ def test_the_supervisor_is_counted_beside_the_workers(page: WSGIServer) -> None:
 
 
 @pytest.mark.timeout(30)
-def test_a_worker_that_hangs_keeps_nobody_waiting(page: WSGIServer, silent: int) -> None:
-    """It is down, and the others' series are there."""
+def test_a_worker_that_hangs_does_not_block_the_page(page: WSGIServer, silent: int) -> None:
+    """It is down, and the other workers' series are on the page."""
     registry = registry_of({"0": silent, "1": page.server_port})
 
     assert registry.get_sample_value("alignserve_worker_up", {"worker": "0"}) == 0
     assert registry.get_sample_value("alignserve_worker_up", {"worker": "1"}) == 1
 
 
-def test_a_worker_that_is_gone_is_down(page: WSGIServer, silent: int) -> None:
-    """A port that nobody listens at any more fails nothing."""
+def test_a_worker_that_has_died_is_down(page: WSGIServer, silent: int) -> None:
+    """Its port is closed, which does not break the page."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = server.getsockname()[1]
 

@@ -1,4 +1,4 @@
-"""A port that several processes share, and nobody else."""
+"""A port that only the processes of one server share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def port() -> Iterator[int]:
 
 
 def listening(port: int, *options: int) -> socket.socket:
-    """Listens at a port of 127.0.0.1, as servers do."""
+    """Listens on a port of 127.0.0.1, as a server does."""
     server = socket.socket()
     for option in (socket.SO_REUSEADDR, *options):
         server.setsockopt(socket.SOL_SOCKET, option, 1)
@@ -35,14 +35,14 @@ def listening(port: int, *options: int) -> socket.socket:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_port_0_reserves_a_free_one(host: str) -> None:
-    """Names and addresses of both kinds can be reserved."""
+    """Host names, IPv4 and IPv6 addresses can be reserved."""
     with reserved_port(f"{host}:0") as port:
         assert port > 0
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_port_is_reserved_once(host: str) -> None:
-    """A second supervisor is refused before any worker of the first listens."""
+def test_a_port_can_be_reserved_only_once(host: str) -> None:
+    """A second supervisor is refused even if no worker of the first one is listening yet."""
     with (
         reserved_port(f"{host}:0") as port,
         pytest.raises(StartupError, match=r"in use.*--listen"),
@@ -51,14 +51,14 @@ def test_a_port_is_reserved_once(host: str) -> None:
         pass
 
 
-def test_a_server_that_does_not_share_is_refused(port: int) -> None:
-    """A plain server cannot take a reserved port."""
+def test_a_server_without_reuseport_is_refused(port: int) -> None:
+    """An ordinary server cannot use a reserved port."""
     with pytest.raises(OSError, match="in use"):
         listening(port)
 
 
 def test_a_port_with_a_server_cannot_be_reserved() -> None:
-    """Nor can a supervisor take that of a plain server."""
+    """A supervisor cannot take the port of an ordinary server."""
     with (
         listening(0) as server,
         pytest.raises(StartupError, match="in use"),
@@ -67,8 +67,8 @@ def test_a_port_with_a_server_cannot_be_reserved() -> None:
         pass
 
 
-def test_a_port_with_workers_of_another_cannot_be_reserved() -> None:
-    """Listening with SO_REUSEPORT does not open a port to strangers."""
+def test_a_port_of_another_servers_workers_cannot_be_reserved() -> None:
+    """Listening with SO_REUSEPORT does not open a port to other servers."""
     with (
         listening(0, socket.SO_REUSEPORT) as worker,
         pytest.raises(StartupError, match="in use"),
@@ -78,19 +78,19 @@ def test_a_port_with_workers_of_another_cannot_be_reserved() -> None:
 
 
 def test_a_reserved_port_receives_nothing(port: int) -> None:
-    """Until a worker listens, connections are refused rather than left waiting."""
+    """Until a worker listens, connections are refused instead of waiting."""
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
 
 
 def test_workers_share_a_reserved_port(port: int) -> None:
-    """Two can listen with SO_REUSEPORT, and connections reach them."""
+    """Two workers can listen with SO_REUSEPORT, and connections reach them."""
     with listening(port, socket.SO_REUSEPORT), listening(port, socket.SO_REUSEPORT):
         socket.create_connection(("127.0.0.1", port)).close()
 
 
 def test_connections_that_are_still_closing_do_not_matter() -> None:
-    """A server can be replaced at once, though its port has connections in TIME_WAIT."""
+    """A server can be replaced immediately, although its port has connections in TIME_WAIT."""
     with listening(0) as server:
         port = server.getsockname()[1]
         client = socket.create_connection(("127.0.0.1", port))
@@ -104,6 +104,6 @@ def test_connections_that_are_still_closing_do_not_matter() -> None:
 
 @pytest.mark.parametrize("listen", ["192.0.2.1:0", "no-such-host.invalid:0"])
 def test_an_address_of_another_machine_is_an_error(listen: str) -> None:
-    """The message names it and the flag."""
+    """The message names the address and the flag."""
     with pytest.raises(StartupError, match=f"{listen}: .*--listen"), reserved_port(listen):
         pass

@@ -1,4 +1,4 @@
-"""Workers that start, die and end, played by fake processes."""
+"""Workers that start, die and end, with fake processes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _BEAT_SECONDS = _SILENCE_SECONDS / 100
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Lets the event loop run until the condition holds; the test's timeout bounds it."""
+    """Runs the event loop until the condition is true; the test's timeout limits it."""
     while not condition():
         await asyncio.sleep(0)
 
 
 class FakeProcess:
-    """A process that does what the test says; by default a signal ends it with 0."""
+    """A process controlled by the test; by default a signal ends it with 0."""
 
     def __init__(self, worker: int, listens_first: bool) -> None:
         self.worker = worker
@@ -37,7 +37,7 @@ class FakeProcess:
         self.signals: list[int] = []
         self.heeds = {TERM, INT, KILL}
         self.beating: asyncio.Task[None] | None = None
-        self.comes_back = 0  # times that it does so while its stacks are asked for
+        self.comes_back = 0  # how often it responds again while its stacks are requested
         self.times_asked = 0
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._code = 0
@@ -70,7 +70,7 @@ class FakeProcess:
         self._events.put_nowait({"event": "ready"})
 
     def beat(self) -> None:
-        """Beats from now on."""
+        """Starts to send heartbeats."""
 
         async def beat() -> None:
             while True:
@@ -90,7 +90,7 @@ class FakeProcess:
 
 
 class Workplace:
-    """Two supervised workers, and the processes that were launched for them, in order."""
+    """Two supervised workers, and the processes launched for them, in order."""
 
     def __init__(self, stop_timeout_seconds: float = 60.0, silence_seconds: float = 0.0) -> None:
         self.registry = CollectorRegistry()
@@ -120,7 +120,7 @@ class Workplace:
         return self.registry.get_sample_value("alignserve_worker_hangs_total", {"worker": str(worker)})
 
     def states(self) -> list[str]:
-        """Returns the state of each worker, as the page shows it."""
+        """Returns the state of each worker, as the metrics show it."""
         return [
             state
             for worker in "01"
@@ -143,7 +143,7 @@ class Workplace:
 
 @pytest.fixture
 async def workplace() -> AsyncIterator[Workplace]:
-    """Workers that are stopped in the end."""
+    """Workers that are stopped after the test."""
     workplace = Workplace()
     yield workplace
     workplace.supervisor.stop(TERM)
@@ -152,7 +152,7 @@ async def workplace() -> AsyncIterator[Workplace]:
 
 @pytest.fixture
 async def watched() -> AsyncIterator[Workplace]:
-    """Workers of which a silent one hangs."""
+    """Workers that count as hung when they are silent."""
     workplace = Workplace(silence_seconds=_SILENCE_SECONDS)
     yield workplace
     workplace.supervisor.stop(TERM)
@@ -160,7 +160,7 @@ async def watched() -> AsyncIterator[Workplace]:
 
 
 async def test_the_first_worker_is_ready_before_the_others_start(workplace: Workplace) -> None:
-    """So a checkpoint is converted once; and only the first one listens before it is ready."""
+    """The checkpoint is converted only once. Only the first worker listens before it is ready."""
     first = await workplace.launched.get()
     alone = workplace.launched.empty()
     first.become_ready()
@@ -173,7 +173,7 @@ async def test_the_first_worker_is_ready_before_the_others_start(workplace: Work
 
 @pytest.mark.parametrize("worker", [0, 1])
 async def test_a_worker_that_dies_is_restarted(workplace: Workplace, worker: int) -> None:
-    """It is counted, listens only when it is ready again, and the other one is left alone."""
+    """The restart is counted. The worker listens once it is ready; the other one is unaffected."""
     processes = await workplace.both_ready()
 
     processes[worker].end(-KILL)
@@ -184,8 +184,8 @@ async def test_a_worker_that_dies_is_restarted(workplace: Workplace, worker: int
     assert processes[1 - worker].signals == []
 
 
-async def test_a_worker_that_dies_again_and_again_waits_longer(workplace: Workplace) -> None:
-    """Also when it cannot start any more: what served once is not given up."""
+async def test_a_worker_that_keeps_dying_waits_longer(workplace: Workplace) -> None:
+    """This is also so if it can no longer start: a worker that has served is not given up."""
     process, _ = await workplace.both_ready()
 
     for code in (-KILL, 1, 1):
@@ -197,12 +197,12 @@ async def test_a_worker_that_dies_again_and_again_waits_longer(workplace: Workpl
 
 
 def test_delays_double_up_to_half_a_minute() -> None:
-    """The first restart comes soon."""
+    """The first restart comes early."""
     assert [restart_delay(deaths) for deaths in (1, 2, 3, 7, 100)] == [0.5, 1.0, 2.0, 30.0, 30.0]
 
 
 async def test_a_worker_that_cannot_start_ends_the_server_with_its_code(workplace: Workplace) -> None:
-    """The worker that is ready already is told to stop."""
+    """The worker that is already ready is told to stop."""
     first = await workplace.launched.get()
     first.become_ready()
     second = await workplace.launched.get()
@@ -214,7 +214,7 @@ async def test_a_worker_that_cannot_start_ends_the_server_with_its_code(workplac
 
 
 async def test_a_worker_that_is_killed_while_it_loads_ends_the_server(workplace: Workplace) -> None:
-    """The system kills for want of memory without a word, so the supervisor says it."""
+    """If memory is short, the kernel kills processes without a message, so the supervisor reports it."""
     first = await workplace.launched.get()
 
     first.end(-KILL)
@@ -225,7 +225,7 @@ async def test_a_worker_that_is_killed_while_it_loads_ends_the_server(workplace:
 
 @pytest.mark.parametrize("number", [TERM, INT])
 async def test_a_signal_reaches_every_worker(workplace: Workplace, number: int) -> None:
-    """When all have ended well, so has the server."""
+    """If all end with 0, so does the server."""
     processes = await workplace.both_ready()
 
     workplace.supervisor.stop(number)
@@ -235,7 +235,7 @@ async def test_a_signal_reaches_every_worker(workplace: Workplace, number: int) 
 
 
 async def test_a_second_signal_is_passed_on_too(workplace: Workplace) -> None:
-    """It ends what the workers wait for."""
+    """It ends the waits of the workers."""
     processes = await workplace.both_ready()
     processes[0].heeds = {KILL}
 
@@ -248,7 +248,7 @@ async def test_a_second_signal_is_passed_on_too(workplace: Workplace) -> None:
 
 
 async def test_a_worker_that_loads_gets_sigterm(workplace: Workplace) -> None:
-    """It may not handle signals yet, and Python would answer SIGINT with a traceback."""
+    """It may not handle signals yet, and on SIGINT Python would print a traceback."""
     first = await workplace.launched.get()
     first.heeds = {KILL}
 
@@ -260,7 +260,7 @@ async def test_a_worker_that_loads_gets_sigterm(workplace: Workplace) -> None:
 
 
 async def test_a_stop_does_not_wait_for_a_restart(workplace: Workplace) -> None:
-    """A worker that would come back in an hour does not keep the server."""
+    """A restart that is due in an hour does not delay the stop."""
     workplace.restart_seconds = 3600.0
     processes = await workplace.both_ready()
     processes[0].end(1)
@@ -274,7 +274,7 @@ async def test_a_stop_does_not_wait_for_a_restart(workplace: Workplace) -> None:
 
 
 async def test_a_worker_that_does_not_stop_is_killed() -> None:
-    """The server ends, with 1."""
+    """The exit code of the server is 1."""
     workplace = Workplace(stop_timeout_seconds=0.0)
     processes = await workplace.both_ready()
     processes[1].heeds = {KILL}
@@ -286,7 +286,7 @@ async def test_a_worker_that_does_not_stop_is_killed() -> None:
 
 
 async def test_a_worker_that_hangs_is_replaced(watched: Workplace) -> None:
-    """It is killed, since it would heed nothing else, and counted; one that beats is left alone."""
+    """It is killed, since it would ignore other signals, and counted; the other worker is unaffected."""
     processes = await watched.both_ready()
     processes[1].beat()
 
@@ -301,7 +301,7 @@ async def test_a_worker_that_hangs_is_replaced(watched: Workplace) -> None:
 
 
 async def test_a_worker_that_loads_may_be_silent(watched: Workplace) -> None:
-    """Imports and compilation block its event loop for longer than serving ever may."""
+    """Imports and compilation may block its event loop for longer than is acceptable while serving."""
     first = await watched.launched.get()
     first.become_ready()
     first.beat()
@@ -314,8 +314,8 @@ async def test_a_worker_that_loads_may_be_silent(watched: Workplace) -> None:
     assert second.signals == []
 
 
-async def test_a_worker_that_answers_while_its_stacks_are_asked_for_lives_on(watched: Workplace) -> None:
-    """It was slow; the next time that it is silent it hangs."""
+async def test_a_worker_that_responds_to_the_request_for_stacks_survives(watched: Workplace) -> None:
+    """It was only slow. If it is silent again, it counts as hung."""
     processes = await watched.both_ready()
     processes[1].beat()
     processes[0].comes_back = 2
@@ -327,14 +327,14 @@ async def test_a_worker_that_answers_while_its_stacks_are_asked_for_lives_on(wat
     assert watched.hangs(0) == 1
 
 
-async def test_a_supervisor_that_was_stopped_itself_blames_nobody(watched: Workplace) -> None:
-    """A machine that was suspended, or is starved, delays its looks as it delays the workers' beats."""
+async def test_a_supervisor_that_was_suspended_kills_no_worker(watched: Workplace) -> None:
+    """A suspended or overloaded machine delays its checks in the same way as the workers' heartbeats."""
     processes = await watched.both_ready()
     for process in processes:
         process.beat()
 
     for _ in range(3):
-        time.sleep(2 * _SILENCE_SECONDS)  # noqa: ASYNC251 — so that the event loop stands still
+        time.sleep(2 * _SILENCE_SECONDS)  # noqa: ASYNC251 — to block the event loop
         await asyncio.sleep(0)
 
     assert [process.signals for process in processes] == [[], []]
@@ -342,7 +342,7 @@ async def test_a_supervisor_that_was_stopped_itself_blames_nobody(watched: Workp
 
 
 async def test_a_worker_that_stops_may_be_silent() -> None:
-    """The time to stop has its own limit, after which it is killed."""
+    """Stopping has its own time limit, after which the worker is killed."""
     workplace = Workplace(stop_timeout_seconds=3 * _SILENCE_SECONDS, silence_seconds=_SILENCE_SECONDS)
     processes = await workplace.both_ready()
     for process in processes:
@@ -357,8 +357,8 @@ async def test_a_worker_that_stops_may_be_silent() -> None:
     assert workplace.hangs(0) == 0
 
 
-async def test_the_state_of_all_is_that_of_the_one_that_can_serve() -> None:
-    """From the first moment on, through restarts, until the end: one that serves is enough to be ready."""
+async def test_the_server_is_ready_as_long_as_one_worker_serves() -> None:
+    """This holds from the start, during restarts, and until the end."""
     workplace = Workplace()
     supervisor = workplace.supervisor
     assert (supervisor.state, workplace.states()) == ("loading", ["loading", "loading"])
@@ -380,8 +380,8 @@ async def test_the_state_of_all_is_that_of_the_one_that_can_serve() -> None:
     await workplace.running
 
 
-async def test_a_worker_that_is_restarted_is_ready_when_it_says_so() -> None:
-    """What its predecessor told last is forgotten."""
+async def test_a_restarted_worker_is_ready_when_it_reports_it() -> None:
+    """The last state of the previous process is forgotten."""
     workplace = Workplace()
     first, _ = await workplace.both_ready()
 

@@ -1,4 +1,4 @@
-"""What a worker tells its supervisor, who may not read it."""
+"""Reports of a worker to its supervisor, which may not read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignserve_server.workers.worker import Reports
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The worker's end of the line and the supervisor's."""
+    """The two ends of a socket: the worker's and the supervisor's."""
     worker, supervisor = socket.socketpair()
     with worker, supervisor:
         yield worker, supervisor
@@ -24,10 +24,10 @@ def _events(supervisor: socket.socket) -> Iterator[str]:
 
 
 @pytest.mark.timeout(30)
-def test_a_supervisor_that_does_not_read_holds_up_nothing(
+def test_a_supervisor_that_does_not_read_does_not_block_a_worker(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
-    """Beats are left out then; an event comes when there is room again, whole and in its turn."""
+    """Heartbeats are skipped then; events are sent once there is room again, whole and in order."""
     worker, supervisor = ends
     reports = Reports(worker)
     for _ in range(100_000):
@@ -44,8 +44,8 @@ def test_a_supervisor_that_does_not_read_holds_up_nothing(
     assert 0 < beats < 100_000
 
 
-def test_a_supervisor_that_is_gone_is_not_missed(ends: tuple[socket.socket, socket.socket]) -> None:
-    """The worker drains then, and goes on with that."""
+def test_reports_to_a_dead_supervisor_do_not_fail(ends: tuple[socket.socket, socket.socket]) -> None:
+    """The worker drains then, and must be able to finish."""
     worker, supervisor = ends
     reports = Reports(worker)
     supervisor.close()
