@@ -1,4 +1,4 @@
-"""How long property tests search, how tests are shared out to workers, and that none leaves its logging.
+"""How long property tests search, how workers share tests, and what no test may leave to the next.
 
 Profiles of hypothesis: `short` for `make test` and `long` for `make test-all` try the same cases each time;
 `endless` tries others each time (`--hypothesis-profile endless --timeout 0`).
@@ -7,6 +7,7 @@ Profiles of hypothesis: `short` for `make test` and `long` for `make test-all` t
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,3 +84,15 @@ def _restore_logging() -> Iterator[None]:
     root.setLevel(root_level)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handlers() -> Iterator[None]:
+    """Fails a test that leaves another handler of SIGINT or SIGTERM, and restores the handler."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    left = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert left == before, "the test left another signal handler, which later tests would meet"

@@ -6,10 +6,9 @@ Each behaviour is stated once and run on both: `call` hides which client it is.
 from __future__ import annotations
 
 import asyncio
-import signal
+import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -23,8 +22,6 @@ import pytest
 from alignserve import AlignserveError, AsyncClient, Client, RetryPolicy
 from alignserve.testing import FakeServer
 from alignserve.v1 import align_service_pb2 as pb
-
-from tests.processes import wait_until
 
 Call = Callable[..., Any]
 
@@ -473,30 +470,53 @@ def test_closing_during_a_list_keeps_the_results_so_far(server: FakeServer) -> N
     assert sorted(caught[0].completed) == list(range(8))
 
 
-def callers_of(thread: int) -> list[str]:
-    """Returns the names of the functions on a thread's stack."""
-    return [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[thread])]
+# A program of its own: a process that had run many other tests crashed here.
+INTERRUPTED = """
+import signal, sys, threading, traceback
+from alignserve import Client
+
+main = threading.main_thread().ident
+
+def is_waiting():
+    return "_wait" in [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[main])]
+
+def interrupt():
+    sys.stdin.readline()
+    while not is_waiting():  # gRPC's channel does not survive an exception inside it
+        pass
+    signal.pthread_kill(main, signal.SIGINT)
+
+def hold(done, _):
+    if done == 8:
+        print("eight", flush=True)
+        sys.stdin.readline()
+        threading.Thread(target=interrupt).start()
+
+with Client(sys.argv[1], max_in_flight=1) as client:
+    try:
+        client.embed_text([f"text {number}" for number in range(40)], on_progress=hold)
+    except KeyboardInterrupt as error:
+        print(sorted(error.completed))
+"""
 
 
 def test_ctrl_c_keeps_the_results_so_far(server: FakeServer) -> None:
     """Ctrl-C keeps the results so far, such as hours of work in a notebook."""
-
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def interrupt() -> None:
+    command = [sys.executable, "-c", INTERRUPTED, server.target]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "eight\n"
+        server.hold()
+        process.stdin.write("held\n")
+        process.stdin.flush()
         server.wait_for_received(4)
-        # gRPC's channel does not survive an exception inside it
-        wait_until(lambda: "_wait" in callers_of(main))
-        signal.pthread_kill(main, signal.SIGINT)
+        process.stdin.write("interrupt\n")
+        process.stdin.flush()
 
-    with Client(server.target, max_in_flight=1) as client:
-        threading.Thread(target=interrupt).start()
+        assert process.stdout.readline() == f"{list(range(8))}\n"
 
-        with pytest.raises(KeyboardInterrupt) as caught:
-            client.embed_text(texts(40), on_progress=lambda done, _: server.hold() if done == 8 else None)
-
-    assert sorted(caught.value.completed) == list(range(8))  # type: ignore[attr-defined]
+    assert process.returncode == 0
 
 
 async def test_a_cancelled_list_sends_no_more(server: FakeServer, async_client: AsyncClient) -> None:
