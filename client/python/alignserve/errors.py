@@ -1,14 +1,14 @@
 """The exceptions that a call can raise.
 
-    AlignserveError
-    ├── InvalidArgumentError    the input can never succeed as it is
-    ├── ResourceExhaustedError  the server is full, or a proxy limits calls
-    ├── UnavailableError        no server, or it is starting or stopping
-    ├── DeadlineExceededError   out of time
-    ├── CallCancelledError      the call was cancelled on this side
-    ├── UnauthenticatedError    credentials are missing or wrong
-    ├── PermissionDeniedError   the credentials do not allow the call
-    └── InternalError           the server failed
+AlignserveError
+├── InvalidArgumentError    the input can never succeed as it is
+├── ResourceExhaustedError  the server is full, or a proxy limits calls
+├── UnavailableError        no server, or it is starting or stopping
+├── DeadlineExceededError   out of time
+├── CallCancelledError      the call was cancelled on this side
+├── UnauthenticatedError    credentials are missing or wrong
+├── PermissionDeniedError   the credentials do not allow the call
+└── InternalError           the server failed
 """
 
 from __future__ import annotations
