@@ -18,13 +18,13 @@ LONG_CHECKS := gpu-check
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-# A .venv whose making failed, as on a Debian without python3-venv, is made anew by the next run.
+# If creating .venv fails, as on a Debian without python3-venv, the next run creates it again.
 .DELETE_ON_ERROR:
 .PHONY: help announced setup run check test test-all hostile lint format typecheck protos baseline docs bench soak
 .PHONY: gpu-check peers test-lowest dist clean
 
 help: ## Show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEVELOP) ## Create .venv with everything that the other targets need
 
@@ -56,7 +56,7 @@ test: RUNS = linters, types and every test but the long ones: four minutes
 test: announced lint typecheck ## Run all that a change has to pass: four minutes
 	$(PYTEST) -m "not long"
 
-test-all: test $(LONG_CHECKS) ## Run that and the long tests, as continuous integration does: ten minutes
+test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: ten minutes
 	@echo "This runs the long tests: six minutes."
 	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long --timeout 900
 
@@ -90,19 +90,19 @@ typecheck: $(DEVELOP) ## Check types
 protos: $(DEVELOP) ## Generate the Python stubs from the protos
 	$(BIN)/python protos/generate.py
 
-baseline: $(DEVELOP) ## At a release, record its API as what later ones must not break
+baseline: $(DEVELOP) ## At a release, record the API that later releases must not break
 	$(BIN)/python protos/generate.py --image $(BASELINE)
 
 docs: $(DEVELOP) ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file deploy/docs/mkdocs.yml
 
-bench: $(DEVELOP) ## Measure latency and throughput on this machine, beside others that are installed
+bench: $(DEVELOP) ## Measure latency and throughput on this machine, compared with the servers of `make peers`
 	$(BIN)/python -m tests.load $(FLAGS)
 
 soak: $(DEVELOP) ## Load a server for ten minutes and look for what grows
 	$(BIN)/python -m tests.load.soak $(FLAGS)
 
-gpu-check: $(DEVELOP) ## Check and measure on this machine's GPU; without one, check the check
+gpu-check: $(DEVELOP) ## Check and measure on this machine's GPU; without one, test the check itself
 	$(BIN)/python -m tests.gpu run $(FLAGS)
 
 peers: $(DEVELOP) ## Install the servers that `make bench` compares with

@@ -40,7 +40,8 @@ class _Page:
         self._comments = comments
 
     def lines(self) -> Iterator[str]:
-        yield f"# {self._file.package}\n\nMade from the comments of [the proto]({self._file.name}).\n"
+        yield f"# {self._file.package}\n\nMade from the comments of [the proto]({self._file.name})."
+        yield "[The API](README.md) explains compatibility, errors and streams.\n"
         for position, service in enumerate(self._file.service):
             yield self._section("##", service.name, (6, position))
             for number, method in enumerate(service.method):

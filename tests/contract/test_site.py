@@ -8,6 +8,7 @@ from pathlib import Path
 
 import alignserve
 import pytest
+from alignserve import errors
 from alignserve.v1 import align_service_pb2 as pb
 
 from tests.processes import run
@@ -56,6 +57,14 @@ def test_the_reference_of_the_client_has_every_public_name(site: Path) -> None:
     assert [
         name for name in alignserve.__all__ if name != "__version__" and f'id="alignserve.{name}"' not in page
     ] == []
+
+
+def test_the_reference_of_errors_has_the_exceptions_only(site: Path) -> None:
+    """Functions that the client's own modules share are not on the page."""
+    page = (site / "client" / "docs" / "errors" / "index.html").read_text()
+
+    listed = re.findall(r'<h2 id="alignserve\.errors\.(\w+)"', page)
+    assert sorted(listed) == sorted(errors.__all__)
 
 
 def test_the_reference_of_the_protos_has_every_method_and_message(site: Path) -> None:

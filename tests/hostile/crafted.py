@@ -237,7 +237,7 @@ SLOW: dict[str, Build] = {
     "GIF, extension of 5 million blocks": lambda: _filled(
         b"\1a", lambda blocks: gif_with(b"!\xff" + blocks + b"\0")
     ),
-    "GIF, 10 MB of what is no block": lambda: _filled(b"x", gif_with),
+    "GIF, 10 MB without a block": lambda: _filled(b"x", gif_with),
     "GIF, 25 million pixels, transparent": lambda: picture("GIF", SIDE, "P", transparency=3, disposal=2),
     "WEBP, 1.3 million empty chunks": lambda: _filled(riff(b"junk", b""), webp_with),
     "WEBP, EXIF of 65,535 tags": lambda: webp_with(riff(b"EXIF", exif_directory(65_535)), flags=8),
@@ -258,7 +258,7 @@ SLOW: dict[str, Build] = {
         b"\0\0\0\x08free", lambda boxes: picture("AVIF") + boxes
     ),
     "AVIF, 25 million pixels": lambda: picture("AVIF", SIDE, speed=10, quality=20),
-    "JPEG, 10 MB of film behind it: what receiving alone costs": lambda: _filled(
+    "JPEG, 10 MB of film after it: the cost of receiving": lambda: _filled(
         b"\0", lambda film: picture("JPEG") + film
     ),
     "BMP, 3 million pixels": lambda: picture("BMP", 1800),

@@ -54,6 +54,7 @@ ImageInput: TypeAlias = (
     | PillowImage
     | NDArray[np.uint8]  # (height, width), or (height, width, channels) with 1, 3 or 4 channels
 )
+"""A path, the bytes of an image file, a file opened in binary mode, a Pillow image, or uint8 pixels."""
 
 
 def is_image(value: object) -> bool:

@@ -71,6 +71,8 @@ class ClassifyItem(_Keyed):
 
 
 Item: TypeAlias = ImageItem | TextItem | ClassifyItem
+"""An item of a stream."""
+
 Value: TypeAlias = EmbeddingArray | list[Classification]
 
 

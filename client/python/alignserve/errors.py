@@ -22,6 +22,19 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
+__all__ = [
+    "AlignserveError",
+    "CallCancelledError",
+    "DeadlineExceededError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "UnauthenticatedError",
+    "UnavailableError",
+]
+
 _DETAILS_KEY = "grpc-status-details-bin"
 _POSITION = re.compile(r"\b(images|texts)\[(\d+)\]")
 

@@ -54,13 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = commands.add_parser("add", help="create a key and print it", allow_abbrev=False)
-    add.add_argument("name", help="name of its owner: 1-63 characters from a-z, 0-9 and -")
+    add.add_argument("name", help="name of the key and of its caller: 1-63 characters from a-z, 0-9 and -")
     add.add_argument(
         "--scopes",
         type=_scopes,
         default=frozenset({Scope.EMBED, Scope.CLASSIFY}),
         metavar="SCOPE[,SCOPE…]",
-        help=f"what it permits: one or more of {','.join(Scope)} (default: embed,classify)",
+        help=f"methods that the key permits: one or more of {','.join(Scope)} (default: embed,classify)",
     )
     add.add_argument(
         "--max-requests-per-second",
@@ -78,13 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         "--expires",
         metavar="DATE",
         type=_date,
-        help="first day on which it is no longer valid (default: never expires)",
+        help="first day on which the key is no longer valid (default: never expires)",
     )
     add.set_defaults(action=_add)
     listing = commands.add_parser("list", help="list the keys, without their secrets", allow_abbrev=False)
     listing.set_defaults(action=_list)
     revoke = commands.add_parser("revoke", help="delete a key", allow_abbrev=False)
-    revoke.add_argument("name")
+    revoke.add_argument("name", help="name of the key to delete")
     revoke.set_defaults(action=_revoke)
     return parser
 

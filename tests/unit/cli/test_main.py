@@ -37,6 +37,35 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str], flag: str)
     assert {name.replace("_", "-") for name in Settings.model_fields} | {"config", "version"} == set(flags)
 
 
+@pytest.mark.parametrize("command", ["check", "settings", "prepare", "keys", "plan"])
+def test_each_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """The exit code is 0, and the text begins with the command's usage."""
+    with pytest.raises(SystemExit) as exited:
+        run([command, "--help"])
+
+    assert exited.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: alignserve-server {command} ")
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("keys", "--keys-file", "--api-keys-file"),
+        ("prepare", "--calibration-folder", "--calibration-dir"),
+        ("prepare", "--min-cosine", "--min-cosine-similarity"),
+    ],
+)
+def test_a_renamed_flag_of_a_command_is_answered_with_its_new_name(
+    capsys: pytest.CaptureFixture[str], command: str, old: str, new: str
+) -> None:
+    """The exit code is 2."""
+    with pytest.raises(SystemExit) as exited:
+        run([command, old, "x"])
+
+    assert exited.value.code == 2
+    assert f"{old}: renamed; use {new}" in capsys.readouterr().err
+
+
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     """`--version` prints one line and exits with 0."""
     with pytest.raises(SystemExit) as exited:

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command, except those of the connection."""
     _add_load(parser.add_argument_group("load"))
     _add_work(parser.add_argument_group("work"))
-    _add_run_length(parser.add_argument_group("extent"))
+    _add_run_length(parser.add_argument_group("run length"))
     _add_output(parser.add_argument_group("output"))
 
 
