@@ -7,7 +7,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,7 @@ class CacheBytes:
     text: int
 
 
-class _Admitted(NamedTuple):
-    """What is reserved, and for what."""
-
-    request: AdmissionRequest
-    room: Reservation
+_Admitted: TypeAlias = tuple[AdmissionRequest, Reservation]  # for what, and what is reserved
 
 
 class LocalBackend:
@@ -73,7 +69,7 @@ class LocalBackend:
                 None if request.deadline is None else request.deadline - asyncio.get_running_loop().time()
             )
             room = controller.reserve(request.items, request.size_bytes, request.flow, seconds_left)
-        self._admitted[reservation] = _Admitted(request, room)
+        self._admitted[reservation] = request, room
 
     def look_up(self, modality: str, key: bytes) -> NDArray[np.float32] | None:
         """Returns a cached embedding; on any thread."""
@@ -111,7 +107,7 @@ class LocalBackend:
         """Frees what is left of a reservation; see `InferenceBackend`."""
         admitted = self._admitted.pop(reservation, None)
         if admitted is not None:
-            admitted.room.close(served=is_served)
+            admitted[1].close(served=is_served)
 
     async def check_not_crowded(self, flow: Flow) -> None:
         """Passes if texts of a flow that waits for room would have some soon; see `InferenceBackend`."""
@@ -123,6 +119,8 @@ class LocalBackend:
         reported = reservation if request.is_sampled else 0
         futures = self._batcher.submit(request.modality, items, request.deadline, request.flow, reported)
         try:
+            if len(futures) == 1:
+                return [await futures[0]]  # without what `gather` puts around it
             return await asyncio.gather(*futures)
         finally:
             # Takes those that still wait out of the queue; no effect on the others. The error of a future has

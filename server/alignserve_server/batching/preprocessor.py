@@ -94,13 +94,13 @@ class Preprocessor:
         """Tokenizes texts at the turns of a flow; for each it returns the tokens or what is wrong with it."""
         attempt = partial(_attempt, partial(self._reader.tokenize, truncate=truncate))
 
-        def tokenize(piece: Sequence[str]) -> list[TokenizedText | InvalidArgument]:
-            return list(map(attempt, piece))
-
         if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            tokenized = tokenize(texts)
+            tokenized = list(map(attempt, texts))
         else:
-            jobs = [partial(tokenize, piece) for piece in _pieces(texts)]
+            jobs = [
+                partial(list[TokenizedText | InvalidArgument], map(attempt, piece))
+                for piece in _pieces(texts)
+            ]
             tokenized = list(chain.from_iterable(await self._tokenizing.run(flow, jobs)))
         self._count_tokens(tokenized)
         return tokenized
@@ -115,7 +115,7 @@ class Preprocessor:
     def _count_tokens(self, tokenized: Sequence[TokenizedText | InvalidArgument]) -> None:
         valid = [text for text in tokenized if isinstance(text, TokenizedText)]
         self._observer.tokenized(
-            sum(len(text.input_ids) for text in valid), sum(text.unknown_token_count for text in valid)
+            sum([len(text.input_ids) for text in valid]), sum([text.unknown_token_count for text in valid])
         )
 
 
