@@ -79,29 +79,23 @@ class LocalBackend:
         """Embeds cache misses and stores the results; see `InferenceBackend`."""
         request, room = self._admitted[reservation]
         cache = self._caches[request.modality]
-        cached: dict[int, NDArray[np.float32]] = {}  # by position
-        missing: list[Item] = []
-        for position, (payload, size_bytes, image_key) in enumerate(items):
-            if image_key is not None:
-                missing.append(Item(payload, 1, size_bytes, image_key, room.slot(size_bytes)))
-                continue
-            key = array("q", payload).tobytes()
-            embedding = cache.get(key)
-            if embedding is None:
-                text = TokenizedText(tuple(payload))
-                missing.append(Item(text, len(payload), size_bytes, key, room.slot(size_bytes)))
-            else:
-                cached[position] = embedding
+        if request.modality == "image":  # `look_up` has not found them
+            cached: list[NDArray[np.float32] | None] = []
+            missing = [Item(pixels, 1, size, key or b"", room.slot(size)) for pixels, size, key in items]
+        else:
+            keys = [array("q", item.payload).tobytes() for item in items]
+            cached = cache.get_all(keys)
+            missing = [
+                Item(TokenizedText(tuple(token_ids)), len(token_ids), size, key, room.slot(size))
+                for (token_ids, size, _), key, embedding in zip(items, keys, cached, strict=True)
+                if embedding is None
+            ]
         embedded = await self._run(request, reservation, missing) if missing else []
-        for item, result in zip(missing, embedded, strict=True):
-            cache.put(item.key, result.embedding)
-        if not cached:
+        cache.put_all([(item.key, result.embedding) for item, result in zip(missing, embedded, strict=True)])
+        if len(embedded) == len(items):
             return embedded
         fresh = iter(embedded)
-        return [
-            Embedded.from_cache(cached[position]) if position in cached else next(fresh)
-            for position in range(len(items))
-        ]
+        return [next(fresh) if each is None else Embedded.from_cache(each) for each in cached]
 
     def release(self, reservation: int, *, is_served: bool = True) -> None:
         """Frees what is left of a reservation; see `InferenceBackend`."""
