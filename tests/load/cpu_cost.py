@@ -1,24 +1,21 @@
-"""CPU time of a call, the model left out: `python -m tests.load.cpu_cost [--before FOLDER]`.
+"""CPU time of a call without the model: `python -m tests.load.cpu_cost [--before FOLDER]`.
 
-Everything but the model is measured with `FakeEncoder`, on inputs that no cache holds: `engine` rows in one
-process, `server` rows over gRPC, of the server's process alone. The code of this checkout and that in FOLDER,
-another checkout, are run in turn. The table has medians, in microseconds per call or item. They are CPU time
-and not wall time, so that other work on the machine hardly disturbs them.
+A `FakeEncoder` embeds inputs that no cache holds: for the `engine` rows in one process, for the `server` rows
+over gRPC, of which only the server's process counts. The code of this checkout and that of another, FOLDER,
+take turns of a few calls, so that whatever else the machine does meets both. The table has medians over all
+turns, in microseconds per call or item.
 """
-
-from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import json
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,158 +24,78 @@ import grpc
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
+from tests.load.engine_cost import CALLS, LABELS, Costs, Rows, at_once, measured, new_image, new_texts
 from tests.load.report import table
-from tests.processes import ROOT, ServerProcess, server_process
-
-_LABELS = [f"label {number}" for number in range(10)]
-_IN_FLIGHT = 8  # over gRPC
-_MAIN = "import importlib as i; m = i.import_module('alignserve_server.cli'); "
-_MAIN += "(getattr(m, 'main', None) or i.import_module('alignserve_server.cli.main').main)()"
-_numbers = count()
-
-Call = Callable[[], Awaitable[object]]
+from tests.processes import ROOT, server_process
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, help="another checkout to compare with")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--calls", type=int, default=2000, help="of each kind in a round")
-    parser.add_argument("--only-engine", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--starts", type=int, default=5, help="of each process")
+    parser.add_argument("--turns", type=int, default=20, help="after each start")
     given = parser.parse_args()
-    if given.only_engine:
-        print(json.dumps(asyncio.run(_engine_costs(given.calls))))
-        return
     folders = [folder.resolve() for folder in (given.before, ROOT) if folder is not None]
     costs: dict[str, dict[Path, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for _ in range(given.rounds):
-        for folder in folders:
-            for row, cost in {**_in_process(folder, given.calls), **_over_grpc(folder, given.calls)}.items():
-                costs[row][folder].append(cost)
+    for _ in range(given.starts):
+        asyncio.run(_take_turns(folders, given.turns, costs))
     rows = [(row, *(round(median(of[folder]), 1) for folder in folders)) for row, of in costs.items()]
-    print(table(["CPU µs", *(folder.name for folder in folders)], rows))
+    print(table(["CPU µs", *map(str, folders)], rows))
 
 
-def _in_process(folder: Path, calls: int) -> dict[str, float]:
-    command = (*_python(folder), "-m", __spec__.name, "--only-engine", "--calls", str(calls))
-    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout
-    costs: dict[str, float] = json.loads(printed.splitlines()[-1])
-    return costs
-
-
-async def _engine_costs(calls: int) -> dict[str, float]:
-    """Measures the engine of the `alignserve_server` that is on the path."""
-    server, engine, call = await _loaded_engine()
-    label_set = importlib.import_module("alignserve_server.model.zero_shot").LabelSet.of(_LABELS, [])
-
-    async def classify() -> None:
-        await engine.classify([_image()], label_set, 0, call, lambda _: None)
-
-    async def texts(number: int) -> None:
-        await engine.embed_texts([_text() for _ in range(number)], call)
-
-    async def at_once() -> None:
-        await asyncio.gather(*(texts(1) for _ in range(32)))
-
-    costs = {
-        "engine: 1 text": await _cost(lambda: texts(1), calls, time.process_time),
-        "engine: 1 text, 32 at once": await _cost(at_once, calls // 16, time.process_time) / 32,
-        "engine: 8 texts": await _cost(lambda: texts(8), calls, time.process_time),
-        "engine: 1 image": await _cost(
-            lambda: engine.embed_images([_image()], call), calls, time.process_time
-        ),
-        "engine: Classify, labels cached": await _cost(classify, calls, time.process_time),
-    }
-    await server.stop(5.0)
-    return costs
-
-
-async def _loaded_engine() -> tuple[Any, Any, Any]:
-    settings = importlib.import_module("alignserve_server.settings").Settings
-    encoder = importlib.import_module("alignserve_server.model.fake").FakeEncoder(is_recording=False)
-    try:
-        server_module = importlib.import_module("alignserve_server.serving.server")
-        call = importlib.import_module("alignserve_server.batching.call").CallContext()
-    except ModuleNotFoundError:
-        server_module = importlib.import_module("alignserve_server.server")
-        call = importlib.import_module("alignserve_server.batching.engine").Call()
-    server = server_module.Server(
-        settings(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", lanes=1), lambda _: encoder
-    )
-    await server.start()
-    await server.load()
-    holder = getattr(server, "service", None) or server._servicer
-    return server, holder.engine, call
-
-
-def _over_grpc(folder: Path, calls: int) -> dict[str, float]:
-    with server_process(
-        "--checkpoint", "fake", "--lanes", "1", program=(*_python(folder), "-c", _MAIN)
-    ) as server:
-        return asyncio.run(_server_costs(server, calls))
-
-
-async def _server_costs(server: ServerProcess, calls: int) -> dict[str, float]:
-    clock_of_process = ~server.process.pid << 3 | 2  # as clock_getcpuclockid(3) makes it
-
-    def cpu_seconds() -> float:
-        return time.clock_gettime(clock_of_process)
-
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        stub = pb_grpc.AlignServiceStub(channel)
-
-        async def side_by_side(call: Call) -> None:
-            await asyncio.gather(*(call() for _ in range(_IN_FLIGHT)))
-
-        async def stream() -> None:
-            async for _ in stub.StreamInfer(_items(64)):
-                pass
-
-        def classify() -> Awaitable[object]:
-            return stub.Classify(pb.ClassifyRequest(images=[pb.Image(content=_image())], labels=_LABELS))
-
-        def image() -> Awaitable[object]:
-            return stub.EmbedImage(pb.EmbedImageRequest(images=[pb.Image(content=_image())]))
-
-        def texts(number: int) -> Call:
-            return lambda: stub.EmbedText(pb.EmbedTextRequest(texts=[_text() for _ in range(number)]))
-
-        unary = {"1 text": texts(1), "8 texts": texts(8), "1 image": image, "Classify": classify}
-        costs = {
-            f"server: {name}": await _cost(partial(side_by_side, call), calls // _IN_FLIGHT, cpu_seconds)
-            / _IN_FLIGHT
-            for name, call in unary.items()
-        }
-        return {**costs, "server: item of StreamInfer": await _cost(stream, calls // 64, cpu_seconds) / 64}
-
-
-async def _items(number: int) -> AsyncIterator[pb.StreamInferRequest]:
-    for position in range(number):
-        text = pb.EmbedTextRequest(texts=[_text()])
-        yield pb.StreamInferRequest(correlation_id=str(position), embed_text=text)
-
-
-async def _cost(call: Call, calls: int, cpu_seconds: Callable[[], float]) -> float:
-    """Returns the microseconds of a call, after a tenth as many that are not measured."""
-    for _ in range(calls // 10):
-        await call()
-    start = cpu_seconds()
-    for _ in range(calls):
-        await call()
-    return (cpu_seconds() - start) / calls * 1e6
+async def _take_turns(folders: list[Path], turns: int, costs: dict[str, dict[Path, list[float]]]) -> None:
+    with ExitStack() as started:
+        measures = [(folder, part(folder, started)) for part in (_engine, _server) for folder in folders]
+        for turn in range(turns + 1):
+            for folder, measure in measures:
+                for row, cost in (await measure()).items():
+                    if turn:  # the first one is the warm-up
+                        costs[row][folder].append(cost)
 
 
 def _python(folder: Path) -> tuple[str, ...]:
     return ("env", f"PYTHONPATH={folder}/server:{folder}/client/python", sys.executable)
 
 
-def _text() -> str:
-    return f"a photo of number {next(_numbers)}"
+def _engine(folder: Path, started: ExitStack) -> Callable[[], Awaitable[Costs]]:
+    command = (*_python(folder), "-m", "tests.load.engine_cost")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process: Any = started.enter_context(subprocess.Popen(command, cwd=ROOT, **pipes))  # type: ignore[call-overload]
+
+    async def measure() -> Costs:
+        print(file=process.stdin, flush=True)
+        costs: Costs = json.loads(next(line for line in process.stdout if line[0] == "{"))
+        return costs
+
+    return measure
 
 
-def _image() -> bytes:
-    return f"image {next(_numbers)}".encode()
+def _server(folder: Path, started: ExitStack) -> Callable[[], Awaitable[Costs]]:
+    program = (*_python(folder), "-c", "from alignserve_server.cli.main import main; main()")
+    server = started.enter_context(server_process("--checkpoint", "fake", "--lanes", "1", program=program))
+    clock = ~server.process.pid << 3 | 2  # the process's, as clock_getcpuclockid(3) makes it
+    stub = pb_grpc.AlignServiceStub(grpc.aio.insecure_channel(server.address))
+    images = lambda: [pb.Image(content=new_image())]  # noqa: E731
+    unary: dict[str, Callable[[], Awaitable[object]]] = {
+        "1 text": lambda: stub.EmbedText(pb.EmbedTextRequest(texts=new_texts(1))),
+        "8 texts": lambda: stub.EmbedText(pb.EmbedTextRequest(texts=new_texts(8))),
+        "1 image": lambda: stub.EmbedImage(pb.EmbedImageRequest(images=images())),
+        "Classify": lambda: stub.Classify(pb.ClassifyRequest(images=images(), labels=LABELS)),
+    }
+    rows: Rows = {f"server: {name}": (partial(at_once, rpc, 8), 8) for name, rpc in unary.items()}
+    rows["server: item of StreamInfer"] = (partial(_stream, stub), CALLS)
+    return partial(measured, rows, partial(time.clock_gettime, clock))
+
+
+async def _stream(stub: Any) -> None:
+    async def items() -> AsyncIterator[pb.StreamInferRequest]:
+        for number in range(CALLS):
+            text = pb.EmbedTextRequest(texts=new_texts(1))
+            yield pb.StreamInferRequest(correlation_id=str(number), embed_text=text)
+
+    async for _ in stub.StreamInfer(items()):
+        pass
 
 
 if __name__ == "__main__":
