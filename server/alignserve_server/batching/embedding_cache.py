@@ -28,7 +28,16 @@ class EmbeddingCache:
 
     def get(self, key: bytes) -> NDArray[np.float32] | None:
         """Returns the embedding, (embedding_dimension,), not normalized and not to be changed; or None."""
-        return self.get_all((key,))[0]
+        if not self._max_bytes:
+            return None
+        with self._lock:
+            embedding = self._embeddings.get(key)
+            if embedding is None:
+                self._observer.cache_looked_up(0, 1)
+            else:
+                self._embeddings.move_to_end(key)
+                self._observer.cache_looked_up(1, 0)
+        return embedding
 
     def get_all(self, keys: Sequence[bytes]) -> list[NDArray[np.float32] | None]:
         """Returns for each key what `get` does."""

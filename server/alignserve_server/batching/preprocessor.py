@@ -76,9 +76,11 @@ class Preprocessor:
             InvalidArgument: Images that cannot be read; names each as `images[i].content`.
         """
 
+        prepare = partial(self._decode, look_up)
+
         def decode(position: int) -> DecodedImage | InvalidArgument:
             content, contents[position] = contents[position], b""
-            return _attempt(partial(self._decode, look_up), content)
+            return _attempt(prepare, content)
 
         try:
             jobs = [partial(decode, position) for position in range(len(contents))]
