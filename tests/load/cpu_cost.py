@@ -2,8 +2,8 @@
 
 A `FakeEncoder` embeds inputs that no cache holds: for the `engine` rows in one process, for the `server` rows
 over gRPC, of which only the server's process counts. The code of this checkout and that of another, FOLDER,
-take turns of a few calls, so that whatever else the machine does meets both. The table has medians over all
-turns, in microseconds per call or item.
+take turns of a few calls, so that other load on the machine affects both alike. The table shows medians over
+all turns, in microseconds per call or item.
 """
 
 import argparse

@@ -20,7 +20,7 @@ LABELS = [f"label {number}" for number in range(10)]
 _numbers = count()
 
 Costs = dict[str, float]
-Rows = dict[str, tuple[Callable[[], Awaitable[object]], int]]  # what is done, and how many calls that is
+Rows = dict[str, tuple[Callable[[], Awaitable[object]], int]]  # an operation, and how many calls it makes
 
 
 async def measured(rows: Rows, cpu_seconds: Callable[[], float]) -> Costs:
@@ -35,17 +35,17 @@ async def measured(rows: Rows, cpu_seconds: Callable[[], float]) -> Costs:
 
 
 async def at_once(work: Callable[[], Awaitable[object]], times: int) -> None:
-    """Does something several times side by side."""
+    """Runs an operation several times at once."""
     await asyncio.gather(*(work() for _ in range(times)))
 
 
 def new_texts(number: int) -> list[str]:
-    """Returns texts that have not been embedded."""
+    """Returns texts that no cache holds."""
     return [f"a photo of number {next(_numbers)}" for _ in range(number)]
 
 
 def new_image() -> bytes:
-    """Returns an image that has not been embedded."""
+    """Returns an image that no cache holds."""
     return f"image {next(_numbers)}".encode()
 
 

@@ -31,7 +31,7 @@ class CacheBytes:
     text: int
 
 
-_Admitted: TypeAlias = tuple[AdmissionRequest, Reservation]  # for what, and what is reserved
+_Admitted: TypeAlias = tuple[AdmissionRequest, Reservation]  # with the room that it got
 
 
 class LocalBackend:
