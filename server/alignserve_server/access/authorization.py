@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from alignserve_server.access.keys import Key, KeyRing, Scope
@@ -40,6 +40,23 @@ class Caller:
 
 
 ANONYMOUS = Caller()
+
+_UNCOUNTED = nullcontext()
+
+
+class _Counted:
+    """One of the calls that a key has under way, for a block."""
+
+    __slots__ = ("_usage",)
+
+    def __init__(self, usage: _Usage) -> None:
+        self._usage = usage
+
+    def __enter__(self) -> None:
+        self._usage.calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._usage.calls -= 1
 
 
 class Access:
@@ -75,8 +92,7 @@ class Access:
         refusal = None if scopes & known.scopes else _scope_missing(scopes)
         return Caller(name, known, refusal, self._usage[name])
 
-    @contextmanager
-    def call(self, caller: Caller, *, counts_items: bool) -> Iterator[None]:
+    def call(self, caller: Caller, *, counts_items: bool) -> AbstractContextManager[None]:
         """Admits a call for the duration of the block, if it is permitted and within its quotas.
 
         A stream counts as one concurrent call, and each of its items as a request when it arrives.
@@ -86,8 +102,7 @@ class Access:
         """
         caller.check()
         if caller.key is None:
-            yield
-            return
+            return _UNCOUNTED
         self._check_concurrency(caller.key, caller.usage)
         if not counts_items:
             delay = self._pay(caller.key, caller.usage)
@@ -98,11 +113,7 @@ class Access:
                     "retry after the given delay",
                     retry_delay_seconds=delay,
                 )
-        caller.usage.calls += 1
-        try:
-            yield
-        finally:
-            caller.usage.calls -= 1
+        return _Counted(caller.usage)
 
     async def admit_item(self, caller: Caller, scope: Scope) -> None:
         """Returns once an item of a stream may be served. The key may have changed since the stream started.

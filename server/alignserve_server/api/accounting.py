@@ -9,8 +9,8 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from itertools import product
 from types import TracebackType
 from typing import Any, Protocol
@@ -114,26 +114,14 @@ class Accounting:
         """
         return MethodMetrics(self.metrics, (kind, service, name), rules)
 
-    @contextmanager
-    def call(self, method: MethodMetrics, incoming: IncomingCall) -> Iterator[CallScope]:
+    def call(self, method: MethodMetrics, incoming: IncomingCall) -> CallScope:
         """Admits a call for the duration of the block and accounts for it.
 
         Raises:
             InternalError: The block raised an unexpected error.
             ServingError: The key is missing or invalid, or lacks a scope or quota for the call.
         """
-        rules = method.rules
-        with CallScope(method, incoming, self._access) as call:
-            if rules.is_traced:
-                _, service, name = method.labels
-                call.trace = self._tracing.begin(service, name, incoming.metadata)
-            call.caller = self._access.authorize(rules.scopes, incoming.credentials())
-            if not rules.is_metered:
-                call.caller.check()
-                yield call
-                return
-            with self._access.call(call.caller, counts_items=rules.counts_items):
-                yield call
+        return CallScope(method, incoming, self._access, self._tracing)
 
 
 class MethodMetrics:
@@ -161,24 +149,45 @@ class MethodMetrics:
 class CallScope:
     """The account of one call."""
 
-    __slots__ = ("_access", "_incoming", "_method", "_start", "caller", "items", "trace")
+    __slots__ = (
+        "_access",
+        "_incoming",
+        "_method",
+        "_quota",
+        "_start",
+        "_tracing",
+        "caller",
+        "items",
+        "trace",
+    )
 
-    def __init__(self, method: MethodMetrics, incoming: IncomingCall, access: Access) -> None:
+    def __init__(
+        self, method: MethodMetrics, incoming: IncomingCall, access: Access, tracing: Tracing
+    ) -> None:
         self.items = 0  # images or texts; set once the request is parsed
         self.caller: Caller = ANONYMOUS
         self.trace: CallTrace | None = None  # if it is sampled
         self._method = method
         self._incoming = incoming
         self._access = access
+        self._tracing = tracing
+        self._quota: AbstractContextManager[None] | None = None  # once it is let in
 
     def __enter__(self) -> CallScope:
         self._start = time.perf_counter()
         self._method.started.inc()
+        try:
+            self._let_in()
+        except BaseException as error:
+            self.__exit__(None, error, None)
+            raise
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
+        if self._quota is not None:
+            self._quota.__exit__(None, None, None)
         code = self._code(error)
         exemplar = None if self.trace is None else self.trace.exemplar
         self._seconds().observe(time.perf_counter() - self._start, exemplar)
@@ -215,6 +224,19 @@ class CallScope:
             ServingError: The key does not permit it, or is no longer valid.
         """
         await self._access.admit_item(self.caller, scope)
+
+    def _let_in(self) -> None:
+        rules = self._method.rules
+        if rules.is_traced:
+            _, service, name = self._method.labels
+            self.trace = self._tracing.begin(service, name, self._incoming.metadata)
+        self.caller = self._access.authorize(rules.scopes, self._incoming.credentials())
+        if not rules.is_metered:
+            self.caller.check()
+            return
+        quota = self._access.call(self.caller, counts_items=rules.counts_items)
+        quota.__enter__()
+        self._quota = quota
 
     def _priority(self) -> Priority:
         named = self._incoming.priority()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from alignserve_server.api.limits import (
     FIELD_PATHS,
@@ -37,8 +37,7 @@ class ServiceInfo:
     server_version: str
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseBound:
+class ResponseBound(NamedTuple):
     """How a door limits the size of a response before any work is done for it."""
 
     max_bytes: Callable[[ModelInfo], int]  # called from a thread if there are many labels
@@ -105,9 +104,11 @@ class Service:
         check_images(contents, self.limits, paths)
         if bound is not None:
             await bound.make_room(bound.max_bytes(engine.info))
-        with _fields_named(paths):
+        with _FieldsNamed(paths):
             result = await engine.embed_images(contents, call)
-        return replace(result, embeddings=l2_normalize(result.embeddings)) if normalize else result
+        if not normalize:
+            return result
+        return ImageEmbeddings(l2_normalize(result.embeddings), result.timings)
 
     async def embed_texts(
         self,
@@ -129,10 +130,13 @@ class Service:
         check_texts(texts, self.limits, paths)
         if bound is not None:
             await bound.make_room(bound.max_bytes(engine.info))
-        with _fields_named(paths):
+        with _FieldsNamed(paths):
             result = await engine.embed_texts(texts, call, truncate=truncate)
-        call.trace.count_input_tokens(sum(len(text.input_ids) for text in result.texts))
-        return replace(result, embeddings=l2_normalize(result.embeddings)) if normalize else result
+        if call.trace.is_sampled:
+            call.trace.count_input_tokens(sum(len(text.input_ids) for text in result.texts))
+        if not normalize:
+            return result
+        return TextEmbeddings(l2_normalize(result.embeddings), result.texts, result.timings)
 
     async def classify(
         self,
@@ -162,7 +166,7 @@ class Service:
         labels, size = check() if query.is_short else await engine.run_aside(call.flow, check)
         if bound is not None:
             await bound.make_room(size)
-        with _fields_named(paths):
+        with _FieldsNamed(paths):
             return await engine.classify(
                 contents, labels, query.top_k, call, partial(on_scored, labels.labels)
             )
@@ -180,15 +184,20 @@ class Service:
 
 
 def _describe_embeddings(call: CallContext, engine: Engine) -> None:
-    call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
+    if call.trace.is_sampled:
+        call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
 
 
-@contextmanager
-def _fields_named(paths: FieldPaths) -> Iterator[None]:
+class _FieldsNamed:
     """Replaces the field names in the engine's errors with those of the door."""
-    try:
-        yield
-    except InvalidArgument as error:
-        if paths == FIELD_PATHS:
-            raise
-        raise paths.renamed(error) from None
+
+    __slots__ = ("_paths",)
+
+    def __init__(self, paths: FieldPaths) -> None:
+        self._paths = paths
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, InvalidArgument) and self._paths != FIELD_PATHS:
+            raise self._paths.renamed(error) from None

@@ -187,9 +187,12 @@ class AdmissionController:
             )
 
     def _fits(self, own: _Usage, items: int, size_bytes: int) -> bool:
-        if self._total.items == 0:
+        total, limits = self._total, self._limits
+        if total.items == 0:
             return True  # a request within its own limits can always run by itself
-        return items <= self._free_items(own) and size_bytes <= self._free_bytes(own)
+        return items <= _free(limits.max_items, total.items, own.items) and size_bytes <= _free(
+            limits.max_bytes, total.size_bytes, own.size_bytes
+        )
 
     def _is_fair(self, flow: Flow, items: int, size_bytes: int) -> bool:
         own, held = self._unary, self._unary.of(flow)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
@@ -85,7 +85,7 @@ class CallContext:
 
     def for_item(self, on_admitted: Callable[[], None], trace: CallTrace) -> CallContext:
         """Returns the context of one item of this stream, which waits for room."""
-        return replace(self, waits_for_room=True, on_admitted=on_admitted, trace=trace)
+        return CallContext(self.deadline, True, on_admitted, self.flow, trace)
 
     def seconds_left(self) -> float | None:
         """Returns the time until the deadline."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -104,12 +104,12 @@ class Embedder:
         embedded = await asyncio.gather(*(self._embed_together([text], flow) for text in sized))
         return [answer for answers in embedded for answer in answers]
 
-    async def _embed_tokenized(
+    def _embed_tokenized(
         self, items: _AdmittedItems, texts: Sequence[TokenizedText], sizes: Sequence[int]
-    ) -> Sequence[Embedded]:
+    ) -> Awaitable[Sequence[Embedded]]:
         items.note_preprocessed()
         prepared = [PreparedItem(text.input_ids, size) for text, size in zip(texts, sizes, strict=True)]
-        return await self._backend.embed(items.reservation, prepared)
+        return self._backend.embed(items.reservation, prepared)
 
     async def _admit(self, modality: str, sizes: Sequence[int], call: CallContext) -> _AdmittedItems:
         arrival_time = time.monotonic()
@@ -177,18 +177,19 @@ class _AdmittedItems:
         now, trace, request = time.monotonic(), self._call.trace, self._request
         self._preprocess_seconds = now - self._admission_time
         self._observer.preprocessed(self._preprocess_seconds, trace.exemplar)
-        about = {"modality": request.modality, "items": request.items}
-        trace.note("admission", self._arrival_time, self._admission_time, **about)
-        trace.note("preprocess", self._admission_time, now, **about)
+        if trace.is_sampled:
+            about = {"modality": request.modality, "items": request.items}
+            trace.note("admission", self._arrival_time, self._admission_time, **about)
+            trace.note("preprocess", self._admission_time, now, **about)
 
     def timings(self, results: Sequence[Embedded]) -> Timings:
         """Returns the timings up to the results."""
         return Timings(
             self._preprocess_seconds,
-            max(result.queue_seconds for result in results),
-            max(result.compute_seconds for result in results),
-            max(result.batch_size for result in results),
-            sum(result.is_cached for result in results),
+            max([result.queue_seconds for result in results]),
+            max([result.compute_seconds for result in results]),
+            max([result.batch_size for result in results]),
+            sum([result.is_cached for result in results]),
         )
 
 

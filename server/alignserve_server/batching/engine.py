@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.backend import InferenceBackend
@@ -77,34 +77,34 @@ class Engine:
         (result,) = await self._aside.run(flow, [job])
         return result
 
-    async def embed_images(self, contents: list[bytes], call: CallContext) -> ImageEmbeddings:
+    def embed_images(self, contents: list[bytes], call: CallContext) -> Coroutine[Any, Any, ImageEmbeddings]:
         """Embeds encoded images. Empties the list: each image is dropped once it is decoded.
 
         Raises:
             InvalidArgument: Images cannot be read; names each as `images[i].content`.
             ServingError: The call was refused, expired or failed.
         """
-        return await self._embedder.embed_images(contents, call)
+        return self._embedder.embed_images(contents, call)
 
-    async def embed_texts(
+    def embed_texts(
         self, texts: Sequence[str], call: CallContext, *, truncate: bool = False
-    ) -> TextEmbeddings:
+    ) -> Coroutine[Any, Any, TextEmbeddings]:
         """Embeds texts.
 
         Raises:
             InvalidArgument: Texts are blank or too long; names each as `texts[i]`.
             ServingError: The call was refused, expired or failed.
         """
-        return await self._embedder.embed_texts(texts, call, truncate=truncate)
+        return self._embedder.embed_texts(texts, call, truncate=truncate)
 
-    async def classify(
+    def classify(
         self,
         contents: list[bytes],
         labels: LabelSet,
         top_k: int,
         call: CallContext,
         on_scored: Callable[[list[ScoredLabel]], object],
-    ) -> Classified:
+    ) -> Coroutine[Any, Any, Classified]:
         """Scores encoded images against labels. The caller must have checked labels and templates.
 
         Empties `contents`, as `embed_images` does. Calls `on_scored` once per image, in order, with the
@@ -114,4 +114,4 @@ class Engine:
             InvalidArgument: Images cannot be read, or labels are too long; names each.
             ServingError: The call was refused, expired or failed.
         """
-        return await self._classifier.classify(contents, labels, top_k, call, on_scored)
+        return self._classifier.classify(contents, labels, top_k, call, on_scored)

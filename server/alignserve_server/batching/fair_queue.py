@@ -23,6 +23,8 @@ class Priority(Enum):
     INTERACTIVE = 1.0
     BULK = BULK_SHARE
 
+    __hash__ = object.__hash__  # Enum's is in Python, and flows are hashed several times for each item
+
 
 class Flow(NamedTuple):
     """Work that is served in order of arrival: that of one caller at one priority."""

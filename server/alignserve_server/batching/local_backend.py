@@ -7,7 +7,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,7 @@ class CacheBytes:
     text: int
 
 
-class _Admitted(NamedTuple):
-    """A request and the room reserved for it."""
-
-    request: AdmissionRequest
-    room: Reservation
+_Admitted: TypeAlias = tuple[AdmissionRequest, Reservation]  # a request and the room reserved for it
 
 
 class LocalBackend:
@@ -73,7 +69,7 @@ class LocalBackend:
                 None if request.deadline is None else request.deadline - asyncio.get_running_loop().time()
             )
             room = controller.reserve(request.items, request.size_bytes, request.flow, seconds_left)
-        self._admitted[reservation] = _Admitted(request, room)
+        self._admitted[reservation] = request, room
 
     def look_up(self, modality: str, key: bytes) -> NDArray[np.float32] | None:
         """Returns a cached embedding. Thread-safe."""
@@ -83,35 +79,29 @@ class LocalBackend:
         """Embeds cache misses and stores the results; see `InferenceBackend`."""
         request, room = self._admitted[reservation]
         cache = self._caches[request.modality]
-        cached: dict[int, NDArray[np.float32]] = {}  # by position
-        missing: list[Item] = []
-        for position, (payload, size_bytes, image_key) in enumerate(items):
-            if image_key is not None:
-                missing.append(Item(payload, 1, size_bytes, image_key, room.slot(size_bytes)))
-                continue
-            key = array("q", payload).tobytes()
-            embedding = cache.get(key)
-            if embedding is None:
-                text = TokenizedText(tuple(payload))
-                missing.append(Item(text, len(payload), size_bytes, key, room.slot(size_bytes)))
-            else:
-                cached[position] = embedding
+        if request.modality == "image":  # `look_up` has not found them
+            cached: list[NDArray[np.float32] | None] = []
+            missing = [Item(pixels, 1, size, key or b"", room.slot(size)) for pixels, size, key in items]
+        else:
+            keys = [array("q", item.payload).tobytes() for item in items]
+            cached = cache.get_all(keys)
+            missing = [
+                Item(TokenizedText(tuple(token_ids)), len(token_ids), size, key, room.slot(size))
+                for (token_ids, size, _), key, embedding in zip(items, keys, cached, strict=True)
+                if embedding is None
+            ]
         embedded = await self._run(request, reservation, missing) if missing else []
-        for item, result in zip(missing, embedded, strict=True):
-            cache.put(item.key, result.embedding)
-        if not cached:
+        cache.put_all([(item.key, result.embedding) for item, result in zip(missing, embedded, strict=True)])
+        if len(embedded) == len(items):
             return embedded
         fresh = iter(embedded)
-        return [
-            Embedded.from_cache(cached[position]) if position in cached else next(fresh)
-            for position in range(len(items))
-        ]
+        return [next(fresh) if each is None else Embedded.from_cache(each) for each in cached]
 
     def release(self, reservation: int, *, is_served: bool = True) -> None:
         """Frees what is left of a reservation; see `InferenceBackend`."""
         admitted = self._admitted.pop(reservation, None)
         if admitted is not None:
-            admitted.room.close(served=is_served)
+            admitted[1].close(served=is_served)
 
     async def check_not_crowded(self, flow: Flow) -> None:
         """Returns if texts of a flow that waits for room would soon get it; see `InferenceBackend`."""
@@ -123,6 +113,8 @@ class LocalBackend:
         reported = reservation if request.is_sampled else 0
         futures = self._batcher.submit(request.modality, items, request.deadline, request.flow, reported)
         try:
+            if len(futures) == 1:
+                return [await futures[0]]  # without what `gather` puts around it
             return await asyncio.gather(*futures)
         finally:
             # Removes items that still wait from the queue; no effect on the others. A future's error has this

@@ -30,12 +30,8 @@ class ModalityObserver(Protocol):
         """Counts an item that shares the entry of an equal item."""
         ...
 
-    def cache_hit(self) -> None:
-        """Counts an embedding that was in the cache. Called on any thread, one call at a time."""
-        ...
-
-    def cache_missed(self) -> None:
-        """Counts an embedding that was not in the cache. Called on any thread, one call at a time."""
+    def cache_looked_up(self, hits: int, misses: int) -> None:
+        """Counts cache hits and misses. Called on any thread, one call at a time."""
         ...
 
     def watch_cache(self, entries: Callable[[], int], size_bytes: Callable[[], int]) -> None:

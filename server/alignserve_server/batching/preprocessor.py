@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +37,7 @@ class InputReader(Protocol):
     def tokenize(self, text: str, *, truncate: bool) -> TokenizedText: ...
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
+class DecodedImage(NamedTuple):
     """An image's pixels, or its embedding if it was in the cache."""
 
     key: bytes  # identifies the content
@@ -78,9 +76,11 @@ class Preprocessor:
             InvalidArgument: Images cannot be read; names each as `images[i].content`.
         """
 
+        prepare = partial(self._decode, look_up)
+
         def decode(position: int) -> DecodedImage | InvalidArgument:
             content, contents[position] = contents[position], b""
-            return _attempt(partial(self._decode, look_up), content)
+            return _attempt(prepare, content)
 
         try:
             jobs = [partial(decode, position) for position in range(len(contents))]
@@ -94,13 +94,13 @@ class Preprocessor:
         """Tokenizes texts at a flow's turns; returns the tokens or the error of each."""
         attempt = partial(_attempt, partial(self._reader.tokenize, truncate=truncate))
 
-        def tokenize(piece: Sequence[str]) -> list[TokenizedText | InvalidArgument]:
-            return list(map(attempt, piece))
-
         if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            tokenized = tokenize(texts)
+            tokenized = list(map(attempt, texts))
         else:
-            jobs = [partial(tokenize, piece) for piece in _pieces(texts)]
+            jobs = [
+                partial(list[TokenizedText | InvalidArgument], map(attempt, piece))
+                for piece in _pieces(texts)
+            ]
             tokenized = list(chain.from_iterable(await self._tokenizing.run(flow, jobs)))
         self._count_tokens(tokenized)
         return tokenized
@@ -115,7 +115,7 @@ class Preprocessor:
     def _count_tokens(self, tokenized: Sequence[TokenizedText | InvalidArgument]) -> None:
         valid = [text for text in tokenized if isinstance(text, TokenizedText)]
         self._observer.tokenized(
-            sum(len(text.input_ids) for text in valid), sum(text.unknown_token_count for text in valid)
+            sum([len(text.input_ids) for text in valid]), sum([text.unknown_token_count for text in valid])
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,7 @@ _TINY = np.float32(np.finfo(np.float32).tiny)
 _MIN_SQUARED_LENGTH = 1e-30  # below this, float32 loses digits of the squares
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedText:
+class TokenizedText(NamedTuple):
     """A text as the model reads it."""
 
     input_ids: tuple[int, ...]  # with special tokens, without padding

@@ -96,11 +96,11 @@ class _ModalityObserver:
     def coalesced(self) -> None:
         self._coalesced.inc()
 
-    def cache_hit(self) -> None:
-        self._cache_hits.inc()
-
-    def cache_missed(self) -> None:
-        self._cache_misses.inc()
+    def cache_looked_up(self, hits: int, misses: int) -> None:
+        if hits:
+            self._cache_hits.inc(hits)
+        if misses:
+            self._cache_misses.inc(misses)
 
     def watch_cache(self, entries: Callable[[], int], size_bytes: Callable[[], int]) -> None:
         self._cache_entries.set_function(entries)

@@ -56,7 +56,10 @@ class GrpcCall:
         return (value for key, value in self.metadata() if key == _CREDENTIAL_KEY and isinstance(value, str))
 
     def priority(self) -> str | None:
-        return next((str(value) for key, value in self.metadata() if key == PRIORITY_KEY), None)
+        for key, value in self.metadata():
+            if key == PRIORITY_KEY:
+                return str(value)
+        return None
 
     def peer(self) -> str:
         """Returns the caller's name: from its certificate if there is one, otherwise its host.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from alignserve_server.errors import BatchTooLarge, InvalidArgument, LabelsInvalid
 from alignserve_server.rpc.callers import Metadata
@@ -25,7 +25,7 @@ class ResponseLimit:
 
     def for_item(self, correlation_id: str) -> ResponseLimit:
         """Returns the same limit for the message that contains the response to a stream item."""
-        return replace(self, correlation_id=correlation_id)
+        return ResponseLimit(self.max_bytes, self.can_be_raised, correlation_id)
 
     def check_embeddings(self, field: str, response_bytes: int) -> int:
         """Returns the size on the wire of a response, given its own size.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from typing import Any
 
@@ -46,8 +46,8 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
     ) -> None:
         await self._messages.stream(requests, context.write, context, current_call())
 
-    async def _answer(self, method: str, request: Any, context: Context) -> Any:
-        return await self._messages.answer(method, request, current_call(), partial(self._room, context))
+    def _answer(self, method: str, request: Any, context: Context) -> Awaitable[Any]:
+        return self._messages.answer(method, request, current_call(), partial(self._room, context))
 
     def _room(self, context: Context) -> ResponseRoom:
         """Returns the room for a unary call's response, which is given back when gRPC has written it."""
