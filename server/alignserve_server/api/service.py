@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from alignserve_server.api.limits import (
-    FIELD_PATHS,
-    FieldPaths,
     LabelQuery,
     RequestLimits,
     check_images,
@@ -21,7 +18,6 @@ from alignserve_server.batching.call import CallContext
 from alignserve_server.batching.classifier import Classified
 from alignserve_server.batching.embedder import ImageEmbeddings, TextEmbeddings
 from alignserve_server.batching.engine import Engine
-from alignserve_server.errors import InvalidArgument
 from alignserve_server.model.encoder import ModelInfo, l2_normalize
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel
 
@@ -86,7 +82,6 @@ class Service:
         *,
         normalize: bool = True,
         bound: ResponseBound | None = None,
-        paths: FieldPaths = FIELD_PATHS,
     ) -> ImageEmbeddings:
         """Embeds encoded images. Empties the list: each image is dropped when it is decoded.
 
@@ -95,18 +90,16 @@ class Service:
             call: Whose they are.
             normalize: Whether embeddings get length 1.
             bound: Of the response; None if the door has none.
-            paths: What the door calls the fields, for errors.
 
         Raises:
             ServingError: The call was refused, expired or failed.
         """
         engine = self._engine_for(call)
         _describe_embeddings(call, engine)
-        check_images(contents, self.limits, paths)
+        check_images(contents, self.limits, call.paths)
         if bound is not None:
             await bound.make_room(bound.most_bytes(engine.info))
-        with _fields_named(paths):
-            result = await engine.embed_images(contents, call)
+        result = await engine.embed_images(contents, call)
         return replace(result, embeddings=l2_normalize(result.embeddings)) if normalize else result
 
     async def embed_texts(
@@ -117,7 +110,6 @@ class Service:
         truncate: bool = False,
         normalize: bool = True,
         bound: ResponseBound | None = None,
-        paths: FieldPaths = FIELD_PATHS,
     ) -> TextEmbeddings:
         """Embeds texts, of which `truncate` cuts those that are too long. See `embed_images`.
 
@@ -126,11 +118,10 @@ class Service:
         """
         engine = self._engine_for(call)
         _describe_embeddings(call, engine)
-        check_texts(texts, self.limits, paths)
+        check_texts(texts, self.limits, call.paths)
         if bound is not None:
             await bound.make_room(bound.most_bytes(engine.info))
-        with _fields_named(paths):
-            result = await engine.embed_texts(texts, call, truncate=truncate)
+        result = await engine.embed_texts(texts, call, truncate=truncate)
         call.trace.count_input_tokens(sum(len(text.input_ids) for text in result.texts))
         return replace(result, embeddings=l2_normalize(result.embeddings)) if normalize else result
 
@@ -142,7 +133,6 @@ class Service:
         on_scored: OnScored,
         *,
         bound: ResponseBound | None = None,
-        paths: FieldPaths = FIELD_PATHS,
     ) -> Classified:
         """Scores encoded images against labels. See `embed_images`.
 
@@ -153,19 +143,16 @@ class Service:
             ServingError: The call was refused, expired or failed.
         """
         engine = self._engine_for(call)
-        check_images(contents, self.limits, paths)
+        check_images(contents, self.limits, call.paths)
 
         def check() -> tuple[LabelSet, int]:
-            labels = checked_labels(query, self.limits, paths)
+            labels = checked_labels(query, self.limits, call.paths)
             return labels, 0 if bound is None else bound.most_bytes(engine.info)
 
         labels, size = check() if query.is_short else await engine.run_aside(call.flow, check)
         if bound is not None:
             await bound.make_room(size)
-        with _fields_named(paths):
-            return await engine.classify(
-                contents, labels, query.top_k, call, partial(on_scored, labels.labels)
-            )
+        return await engine.classify(contents, labels, query.top_k, call, partial(on_scored, labels.labels))
 
     def _engine_for(self, call: CallContext) -> Engine:
         if call.waits_for_room:
@@ -181,14 +168,3 @@ class Service:
 
 def _describe_embeddings(call: CallContext, engine: Engine) -> None:
     call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
-
-
-@contextmanager
-def _fields_named(paths: FieldPaths) -> Iterator[None]:
-    """Gives the fields in the engine's errors the names of the door."""
-    try:
-        yield
-    except InvalidArgument as error:
-        if paths == FIELD_PATHS:
-            raise
-        raise paths.renamed(error) from None

@@ -81,7 +81,7 @@ class Engine:
         """Embeds encoded images. Empties the list: each image is dropped when it is decoded.
 
         Raises:
-            InvalidArgument: Images that cannot be read; names each as `images[i].content`.
+            InvalidArgument: Images that cannot be read; names each by the call's paths.
             ServingError: The call was refused, expired or failed.
         """
         return await self._embedder.embed_images(contents, call)
@@ -92,7 +92,7 @@ class Engine:
         """Embeds texts.
 
         Raises:
-            InvalidArgument: Texts that are blank or too long; names each as `texts[i]`.
+            InvalidArgument: Texts that are blank or too long; names each by the call's paths.
             ServingError: The call was refused, expired or failed.
         """
         return await self._embedder.embed_texts(texts, call, truncate=truncate)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.fair_queue import FairPool, Flow
 from alignserve_server.batching.observer import BatchObserver
-from alignserve_server.errors import InvalidArgument, all_valid, as_value
+from alignserve_server.errors import InvalidArgument, as_value
 from alignserve_server.model.encoder import PixelValues, TokenizedText
 
 _S = TypeVar("_S")
@@ -66,16 +66,15 @@ class Preprocessor:
 
     async def decode(
         self, contents: list[bytes], flow: Flow, look_up: Callable[[bytes], NDArray[np.float32] | None]
-    ) -> list[DecodedImage]:
-        """Decodes images. Empties the list: each image is dropped when it is decoded.
+    ) -> list[DecodedImage | InvalidArgument]:
+        """Decodes images; for each it returns the pixels or what is wrong with it.
+
+        Empties the list: each image is dropped when it is decoded.
 
         Args:
             contents: Encoded images.
             flow: At whose turns.
             look_up: Returns the cached embedding of an image by its key; called on the pool's threads.
-
-        Raises:
-            InvalidArgument: Images that cannot be read; names each as `images[i].content`.
         """
 
         def decode(position: int) -> DecodedImage | InvalidArgument:
@@ -84,7 +83,7 @@ class Preprocessor:
 
         try:
             jobs = [partial(decode, position) for position in range(len(contents))]
-            return all_valid(await self._decoding.run(flow, jobs), "images[{}].content")
+            return await self._decoding.run(flow, jobs)
         finally:
             contents.clear()  # if the call is cancelled: the pool keeps cancelled jobs until their turn
 
