@@ -290,9 +290,9 @@ def _load(
 ) -> LoadedRuntime:
     if isinstance(checkpoint, Checkpoint) and name == "torch":
         check_installed(["torch", "transformers"], extra="torch", why="for --runtime torch")
-        from alignserve_server.model.runtimes import torch_cpu as torch_runtime
+        from alignserve_server.model.runtimes import torch_cpu
 
-        return torch_runtime.load(checkpoint, execution, Rescaling(images.scale, images.offset))
+        return torch_cpu.load(checkpoint, execution, Rescaling(images.scale, images.offset))
     check_installed(["openvino"], extra="server", why="for --runtime openvino, if not for --runtime torch")
     from alignserve_server.model.runtimes import openvino as openvino_runtime
     from alignserve_server.model.runtimes.openvino_cache import prepared_form
