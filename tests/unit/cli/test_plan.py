@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from alignserve_server.cli.main import run
+from alignserve_server.cli.plan import busy_machine
 from alignserve_server.planning.curve import Curve
 
 FEW = ("--calls", "2000")
@@ -188,3 +189,12 @@ def test_a_file_that_is_no_curve_says_what_is_wrong(
 
     assert code == 2
     assert f"--curve {curve}: {message}" in capsys.readouterr().err
+
+
+def test_a_plan_says_that_the_machine_was_busy() -> None:
+    """Measured beside tests, a replica that holds 100 calls a second was planned with 8."""
+    assert busy_machine(None, 2) is None
+    assert busy_machine(0.1, 2) is None
+    note = busy_machine(1.6, 2)
+    assert note is not None
+    assert "other processes used 1.6 of the machine's 2 cores" in note
