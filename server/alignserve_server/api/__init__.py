@@ -14,7 +14,7 @@ from alignserve_server.api.accounting import (
     kinds_of_calls,
 )
 from alignserve_server.api.limits import LabelQuery, RequestLimits
-from alignserve_server.api.methods import MethodRules
+from alignserve_server.api.method_rules import MethodRules
 from alignserve_server.api.readiness import Readiness, State
 from alignserve_server.api.service import ResponseBound, Service, ServiceInfo
 from alignserve_server.batching.call import CallContext, FieldPaths, Timings

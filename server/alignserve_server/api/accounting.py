@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from alignserve_server.access.authorization import ANONYMOUS, Access, Caller
 from alignserve_server.access.keys import Scope
-from alignserve_server.api.methods import MethodRules
+from alignserve_server.api.method_rules import MethodRules
 from alignserve_server.batching.call import NO_TRACE, CallContext, FieldPaths
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.errors import InternalError, InvalidArgument, ServingError

@@ -32,11 +32,11 @@ from alignserve_server.observability.span_export import SpanExport
 from alignserve_server.observability.tracing import Tracing
 from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
-from alignserve_server.rpc.expected import API, HEALTH, expect_calls
 from alignserve_server.rpc.health import HealthServicer, add_health_to
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
 from alignserve_server.rpc.message_api import MessageApi
-from alignserve_server.rpc.methods import HEALTH_SERVICE, SERVICE
+from alignserve_server.rpc.method_metrics import expect_calls
+from alignserve_server.rpc.methods import API, HEALTH, HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.port import PortOptions, open_port
 from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import add_api_to

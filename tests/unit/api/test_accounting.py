@@ -13,7 +13,7 @@ import pytest
 from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing, Scope, changed_keys, new_key
 from alignserve_server.api.accounting import Accounting, CallsUnderWay, MethodMetrics
-from alignserve_server.api.methods import MethodRules
+from alignserve_server.api.method_rules import MethodRules
 from alignserve_server.batching.call import FieldPaths
 from alignserve_server.batching.fair_queue import Priority
 from alignserve_server.errors import InternalError, InvalidArgument, KeyMissing, QueueFull
