@@ -12,8 +12,9 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve_server.errors import ServingError, as_value
 from alignserve_server.rpc.callers import GrpcCall
 from alignserve_server.rpc.convert import item_count
-from alignserve_server.rpc.expected import API, HEALTH, methods_of
 from alignserve_server.rpc.health import HealthServicer
+from alignserve_server.rpc.method_metrics import methods_of
+from alignserve_server.rpc.methods import API, HEALTH
 from alignserve_server.rpc.shares import open_stream
 from alignserve_server.rpc.status import to_grpc_status
 from alignserve_server.serving.server import Server

@@ -26,6 +26,8 @@ from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.integration.serving import until
+
 PATH = Path(__file__).with_suffix(".json")
 PHASES = ("loading", "serving", "stalled", "recovered", "stalled again", "draining")
 _SCRAPES = 3  # in each phase
@@ -103,26 +105,26 @@ async def record() -> Recording:
         async def stall() -> None:
             encoder.gate.clear()
             stuck = asyncio.ensure_future(stub.EmbedText(pb.EmbedTextRequest(texts=["stuck"])))
-            await _until(lambda: server.state == "stalled")
+            await until(lambda: server.state == "stalled")
             with suppress(grpc.aio.AioRpcError):
                 await stuck
 
         await scrape("loading", call)
         loaded.set()
         await loading
-        await _until(lambda: server.metrics.event_loop_tasks.labels().value is not None)  # a first look
+        await until(lambda: server.metrics.event_loop_tasks.labels().value is not None)  # a first look
         await scrape("serving", call)
         await stall()
         await scrape("stalled", call)
         encoder.gate.set()
-        await _until(lambda: server.state == "serving")
+        await until(lambda: server.state == "serving")
         await scrape("recovered", call)
         await stall()
         await scrape("stalled again", lambda: asyncio.sleep(0))  # nobody calls
         encoder.gate.set()
-        await _until(lambda: server.state == "serving")
+        await until(lambda: server.state == "serving")
         draining = asyncio.ensure_future(server.drain(math.inf))
-        await _until(lambda: server.state == "draining")
+        await until(lambda: server.state == "draining")
         await scrape("draining", call)
         draining.cancel()
         await server.stop(1.0)
@@ -149,11 +151,6 @@ def _calls(stub: pb_grpc.AlignServiceAsyncStub) -> Iterator[Awaitable[object]]:
     )
     yield stub.EmbedImage(pb.EmbedImageRequest(images=[pb.Image(content=b"cat")]))
     yield stub.EmbedText(pb.EmbedTextRequest(texts=["too", "many", "for", "this", "server"]))
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 def _page(port: int) -> dict[str, float]:

@@ -123,11 +123,6 @@ class RawClient:
         self._http.increment_flow_control_window(size, call.stream_id)
         self._flush()
 
-    def reset(self, call: RawCall) -> None:
-        """Ends a call as a client does that cancels it."""
-        self._http.reset_stream(call.stream_id)
-        self._flush()
-
     async def until(self, condition: Callable[[], bool]) -> None:
         """Reads until the condition holds; the test's timeout bounds it."""
         await until(lambda: condition() or self.is_closed)

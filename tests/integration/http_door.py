@@ -24,7 +24,7 @@ from alignserve_server.api import (
 from alignserve_server.errors import BatchTooLarge, InvalidArgument, ServingError
 from alignserve_server.host.waiting import first_of
 
-PATHS = FieldPaths(texts="input", text="input[{}]")
+PATHS = FieldPaths(texts="input", text="input[{}]", priority="header priority")
 _MAX_RESPONSE_BYTES = 2000
 _STATUSES = {"OK": 200, "INVALID_ARGUMENT": 400, "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403,
              "RESOURCE_EXHAUSTED": 429, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504}  # fmt: skip
@@ -37,7 +37,7 @@ class HttpCall:
     headers: Message
     host: str
     start: float = field(default_factory=time.monotonic)
-    priority_field = "header priority"
+    paths = PATHS
 
     def credentials(self) -> Iterable[str]:
         return self.headers.get_all("authorization", [])
@@ -95,7 +95,7 @@ class HttpDoor:
             texts = json.loads(body)["input"]
             call.items = len(texts)
             bound = ResponseBound(lambda info: _most_bytes(len(texts), info), _make_room)
-            found = await self._service.embed_texts(texts, call.context(), bound=bound, paths=PATHS)
+            found = await self._service.embed_texts(texts, call.context(), bound=bound)
             return {"embeddings": found.embeddings.tolist()}
 
 

@@ -16,7 +16,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing, Scope, changed_keys, new_key
 from alignserve_server.api.accounting import Accounting, code_of_cancellation
-from alignserve_server.api.methods import MethodRules
+from alignserve_server.api.method_rules import MethodRules
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.observability.tracing import Tracing
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor

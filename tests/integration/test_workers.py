@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.serving import ServerProcess, connect, server_process, text_request
+from tests.integration.serving import ServerProcess, connect, server_process, text_request, until
 
 Page = dict[tuple[str, str | None], float]
 
@@ -66,12 +66,6 @@ async def embed(channel: grpc.aio.Channel) -> None:
     await pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a text"))
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Asks until it holds; the test's timeout bounds it."""
-    while not await holds():
-        pass
-
-
 @pytest.fixture
 async def workers() -> AsyncIterator[Workers]:
     """Two workers with the fake encoder."""
@@ -100,7 +94,7 @@ async def test_every_worker_serves_and_is_counted(workers: Workers) -> None:
         calls += 1
         return all(await workers.accepted())
 
-    await eventually(both_have_served)
+    await until(both_have_served)
     page = await workers.page()
 
     assert sum(await workers.accepted()) == calls

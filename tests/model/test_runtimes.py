@@ -18,7 +18,7 @@ from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
 from alignserve_server.model.prepared import is_undamaged
 from alignserve_server.model.runtimes import openvino as openvino_runtime
-from alignserve_server.model.runtimes import torch_cpu as torch_runtime
+from alignserve_server.model.runtimes import torch_cpu
 from alignserve_server.model.runtimes.runtime import lowest_cosine
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
@@ -115,7 +115,7 @@ def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_dir, monke
 def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
     """If even torch is not accurate enough, nothing is served."""
     monkeypatch.setattr(
-        torch_runtime.CpuRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
+        torch_cpu.CpuRuntime, "embed_pixels", lambda self, pixels: np.full((len(pixels), 512), np.nan)
     )
 
     with pytest.raises(

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -224,7 +224,7 @@ def _hash(secret: str, salt: bytes) -> bytes:
 
 
 def _write(path: Path, keys: Mapping[str, Key]) -> None:
-    content: Any = {
+    content = {
         name: key.model_dump(mode="json", exclude_none=True) | {"scopes": sorted(key.scopes)}
         for name, key in sorted(keys.items())
     }

@@ -13,11 +13,11 @@ from alignserve_server.api.accounting import (
     internal_error,
     kinds_of_calls,
 )
-from alignserve_server.api.limits import FieldPaths, LabelQuery, RequestLimits
-from alignserve_server.api.methods import MethodRules
+from alignserve_server.api.limits import LabelQuery, RequestLimits
+from alignserve_server.api.method_rules import MethodRules
 from alignserve_server.api.readiness import Readiness, State
 from alignserve_server.api.service import ResponseBound, Service, ServiceInfo
-from alignserve_server.batching.call import CallContext, Timings
+from alignserve_server.batching.call import CallContext, FieldPaths, Timings
 from alignserve_server.model.encoder import ModelInfo, TokenizedText
 from alignserve_server.model.zero_shot import ScoredLabel
 

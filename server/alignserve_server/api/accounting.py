@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from alignserve_server.access.authorization import ANONYMOUS, Access, Caller
 from alignserve_server.access.keys import Scope
-from alignserve_server.api.methods import MethodRules
-from alignserve_server.batching.call import NO_TRACE, CallContext
+from alignserve_server.api.method_rules import MethodRules
+from alignserve_server.batching.call import NO_TRACE, CallContext, FieldPaths
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.errors import InternalError, InvalidArgument, ServingError
 from alignserve_server.observability.caller_metrics import KEY
@@ -39,8 +39,8 @@ class IncomingCall(Protocol):
     """What a door knows about a call. Each method is called only when its result is needed."""
 
     @property
-    def priority_field(self) -> str:
-        """Where callers of this door set the priority, for error messages."""
+    def paths(self) -> FieldPaths:
+        """The door's names for fields, for error messages."""
         ...
 
     def credentials(self) -> Iterable[str]:
@@ -214,7 +214,10 @@ class CallScope:
         if left is not None and math.isfinite(left):
             deadline = asyncio.get_running_loop().time() + left
         return CallContext(
-            deadline, flow=Flow(self.caller_name, self._priority()), trace=self.trace or NO_TRACE
+            deadline,
+            flow=Flow(self.caller_name, self._priority()),
+            trace=self.trace or NO_TRACE,
+            paths=self._incoming.paths,
         )
 
     async def admit_item(self, scope: Scope) -> None:
@@ -244,7 +247,7 @@ class CallScope:
             return Priority.INTERACTIVE
         if named not in _PRIORITIES:
             raise InvalidArgument(
-                f"{self._incoming.priority_field}: unknown priority; send {' or '.join(_PRIORITIES)}"
+                f"{self._incoming.paths.priority}: unknown priority; send {' or '.join(_PRIORITIES)}"
             )
         return _PRIORITIES[named]
 

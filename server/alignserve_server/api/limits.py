@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from alignserve_server.batching.call import FIELD_PATHS, FieldPaths
 from alignserve_server.errors import (
     BatchTooLarge,
     InvalidArgument,
@@ -18,7 +18,6 @@ from alignserve_server.model.zero_shot import PLACEHOLDER, LabelSet, is_template
 
 _SHORT_LABELS = 64
 _SHORT_LABEL_CHARACTERS = 16 << 10
-_FIELD_OF_ENGINE = re.compile(r"(images|texts|labels)\[([0-9]+)\](\.content)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,39 +34,6 @@ class RequestLimits:
     max_response_bytes: int
     max_stream_in_flight: int
     image_formats: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FieldPaths:
-    """A door's names for request fields, for errors; `{}` is replaced by a position."""
-
-    images: str = "images"
-    image: str = "images[{}].content"
-    texts: str = "texts"
-    text: str = "texts[{}]"
-    labels: str = "labels"
-    label: str = "labels[{}]"
-    prompt_templates: str = "prompt_templates"
-    prompt_template: str = "prompt_templates[{}]"
-    top_k: str = "top_k"
-
-    def renamed(self, error: InvalidArgument) -> InvalidArgument:
-        """Returns an error of the engine, which uses the names of `FIELD_PATHS`, with these names instead."""
-        violations = [replace(each, field=self._renamed_field(each.field)) for each in error.violations]
-        message = error.message
-        if violations:
-            message = violations[0].field + message.removeprefix(error.violations[0].field)
-        return type(error)(message, violations=violations)
-
-    def _renamed_field(self, field: str) -> str:
-        found = _FIELD_OF_ENGINE.fullmatch(field)
-        if found is None:
-            return field
-        path = {"images": self.image, "texts": self.text, "labels": self.label}[found[1]]
-        return path.format(found[2])
-
-
-FIELD_PATHS = FieldPaths()  # as in `alignserve.v1` and in the engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 from alignserve_server.api.limits import (
-    FIELD_PATHS,
-    FieldPaths,
     LabelQuery,
     RequestLimits,
     check_images,
@@ -21,7 +19,6 @@ from alignserve_server.batching.call import CallContext
 from alignserve_server.batching.classifier import Classified
 from alignserve_server.batching.embedder import ImageEmbeddings, TextEmbeddings
 from alignserve_server.batching.engine import Engine
-from alignserve_server.errors import InvalidArgument
 from alignserve_server.model.encoder import ModelInfo, l2_normalize
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel
 
@@ -85,27 +82,24 @@ class Service:
         *,
         normalize: bool = True,
         bound: ResponseBound | None = None,
-        paths: FieldPaths = FIELD_PATHS,
     ) -> ImageEmbeddings:
         """Embeds encoded images. Empties the list: each image is freed as soon as it is decoded.
 
         Args:
             contents: The images.
-            call: The call that they belong to.
+            call: The call that they belong to; its paths name fields in errors.
             normalize: Whether to scale embeddings to length 1.
             bound: Limit on the response; None if the door has none.
-            paths: The door's field names, for errors.
 
         Raises:
             ServingError: The call was refused, expired or failed.
         """
         engine = self._engine_for(call)
         _describe_embeddings(call, engine)
-        check_images(contents, self.limits, paths)
+        check_images(contents, self.limits, call.paths)
         if bound is not None:
             await bound.make_room(bound.max_bytes(engine.info))
-        with _FieldsNamed(paths):
-            result = await engine.embed_images(contents, call)
+        result = await engine.embed_images(contents, call)
         if not normalize:
             return result
         return ImageEmbeddings(l2_normalize(result.embeddings), result.timings)
@@ -118,7 +112,6 @@ class Service:
         truncate: bool = False,
         normalize: bool = True,
         bound: ResponseBound | None = None,
-        paths: FieldPaths = FIELD_PATHS,
     ) -> TextEmbeddings:
         """Embeds texts; `truncate` shortens those that are too long. See `embed_images`.
 
@@ -127,11 +120,10 @@ class Service:
         """
         engine = self._engine_for(call)
         _describe_embeddings(call, engine)
-        check_texts(texts, self.limits, paths)
+        check_texts(texts, self.limits, call.paths)
         if bound is not None:
             await bound.make_room(bound.max_bytes(engine.info))
-        with _FieldsNamed(paths):
-            result = await engine.embed_texts(texts, call, truncate=truncate)
+        result = await engine.embed_texts(texts, call, truncate=truncate)
         if call.trace.is_sampled:
             call.trace.count_input_tokens(sum(len(text.input_ids) for text in result.texts))
         if not normalize:
@@ -146,7 +138,6 @@ class Service:
         on_scored: OnScored,
         *,
         bound: ResponseBound | None = None,
-        paths: FieldPaths = FIELD_PATHS,
     ) -> Classified:
         """Scores encoded images against labels. See `embed_images`.
 
@@ -157,19 +148,16 @@ class Service:
             ServingError: The call was refused, expired or failed.
         """
         engine = self._engine_for(call)
-        check_images(contents, self.limits, paths)
+        check_images(contents, self.limits, call.paths)
 
         def check() -> tuple[LabelSet, int]:
-            labels = checked_labels(query, self.limits, paths)
+            labels = checked_labels(query, self.limits, call.paths)
             return labels, 0 if bound is None else bound.max_bytes(engine.info)
 
         labels, size = check() if query.is_short else await engine.run_aside(call.flow, check)
         if bound is not None:
             await bound.make_room(size)
-        with _FieldsNamed(paths):
-            return await engine.classify(
-                contents, labels, query.top_k, call, partial(on_scored, labels.labels)
-            )
+        return await engine.classify(contents, labels, query.top_k, call, partial(on_scored, labels.labels))
 
     def _engine_for(self, call: CallContext) -> Engine:
         if call.waits_for_room:
@@ -186,18 +174,3 @@ class Service:
 def _describe_embeddings(call: CallContext, engine: Engine) -> None:
     if call.trace.is_sampled:
         call.trace.describe_embeddings(engine.info.model_id, engine.info.embedding_dimension)
-
-
-class _FieldsNamed:
-    """Replaces the field names in the engine's errors with those of the door."""
-
-    __slots__ = ("_paths",)
-
-    def __init__(self, paths: FieldPaths) -> None:
-        self._paths = paths
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, InvalidArgument) and self._paths != FIELD_PATHS:
-            raise self._paths.renamed(error) from None

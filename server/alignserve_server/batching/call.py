@@ -74,6 +74,25 @@ def _do_nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldPaths:
+    """What a door calls the parts of its requests, in errors; `{}` stands for a position."""
+
+    images: str = "images"
+    image: str = "images[{}].content"
+    texts: str = "texts"
+    text: str = "texts[{}]"
+    labels: str = "labels"
+    label: str = "labels[{}]"
+    prompt_templates: str = "prompt_templates"
+    prompt_template: str = "prompt_templates[{}]"
+    top_k: str = "top_k"
+    priority: str = "priority"
+
+
+FIELD_PATHS = FieldPaths()  # of `alignserve.v1`
+
+
+@dataclass(frozen=True, slots=True)
 class CallContext:
     """What the engine needs to know about an RPC or stream item."""
 
@@ -82,6 +101,7 @@ class CallContext:
     on_admitted: Callable[[], None] = _do_nothing  # called when the items are admitted
     flow: Flow = ANONYMOUS  # whose turns the items take
     trace: CallTrace = NO_TRACE
+    paths: FieldPaths = FIELD_PATHS
 
     def for_item(self, on_admitted: Callable[[], None], trace: CallTrace) -> CallContext:
         """Returns the context of one item of this stream, which waits for room."""

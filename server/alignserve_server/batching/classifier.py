@@ -120,7 +120,7 @@ class Classifier:
         self, contents: list[bytes], labels: LabelSet, call: CallContext
     ) -> tuple[ImageEmbeddings, LabelEmbeddings, int]:
         start = time.monotonic()
-        labels_task = asyncio.ensure_future(self._labels.embed(labels, call.flow))
+        labels_task = asyncio.ensure_future(self._labels.embed(labels, call.flow, call.paths.label))
         labels_task.add_done_callback(lambda _: call.trace.note("labels", start, time.monotonic()))
         images_task = asyncio.ensure_future(self._embedder.embed_images(contents, call))
         try:

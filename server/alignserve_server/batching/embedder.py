@@ -58,7 +58,9 @@ class Embedder:
         """Embeds encoded images; see `Engine.embed_images`."""
         sizes = list(map(len, contents))
         with await self._admit("image", sizes, call) as items:
-            images = await self._preprocessor.decode(contents, call.flow, self._look_up_image)
+            images = all_valid(
+                await self._preprocessor.decode(contents, call.flow, self._look_up_image), call.paths.image
+            )
             items.note_preprocessed()
             missing = [
                 PreparedItem(image.pixels, size, image.key)
@@ -74,7 +76,7 @@ class Embedder:
         sizes = _utf8_sizes(texts)
         with await self._admit("text", sizes, call) as items:
             answers = await self._preprocessor.tokenize(texts, call.flow, truncate=truncate)
-            tokenized = all_valid(answers, "texts[{}]")
+            tokenized = all_valid(answers, call.paths.text)
             results = await self._embed_tokenized(items, tokenized, sizes)
         return TextEmbeddings(_stack(results), tokenized, items.timings(results))
 

@@ -81,7 +81,7 @@ class Engine:
         """Embeds encoded images. Empties the list: each image is dropped once it is decoded.
 
         Raises:
-            InvalidArgument: Images cannot be read; names each as `images[i].content`.
+            InvalidArgument: Images cannot be read; names each by the call's paths.
             ServingError: The call was refused, expired or failed.
         """
         return self._embedder.embed_images(contents, call)
@@ -92,7 +92,7 @@ class Engine:
         """Embeds texts.
 
         Raises:
-            InvalidArgument: Texts are blank or too long; names each as `texts[i]`.
+            InvalidArgument: Texts are blank or too long; names each by the call's paths.
             ServingError: The call was refused, expired or failed.
         """
         return self._embedder.embed_texts(texts, call, truncate=truncate)

@@ -137,14 +137,16 @@ class LabelCache:
         self._observer.labels_looked_up(len(labels.keys), 0, 0)
         return np.stack([self._use(key) for key in labels.keys])
 
-    async def embed(self, labels: LabelSet, flow: Hashable = None) -> tuple[LabelEmbeddings, int]:
+    async def embed(
+        self, labels: LabelSet, flow: Hashable = None, path: str = "labels[{}]"
+    ) -> tuple[LabelEmbeddings, int]:
         """Embeds labels, each as the average of its prompts, at the turns of a flow.
 
         Returns:
             The embeddings in order, and how many were in the cache.
 
         Raises:
-            InvalidArgument: A prompt is too long; names each invalid label.
+            InvalidArgument: A prompt is too long; names each invalid label by the path.
             ServingError: A prompt failed, or `embed_prompts` raised the error.
         """
         keys = labels.keys
@@ -159,7 +161,7 @@ class LabelCache:
         for key in new:
             self._pending[key] = _Pending(key, missing[key], labels.templates, loop.create_future())
         answers = found | await self._wait([self._pending[key] for key in missing], flow)
-        embeddings = all_valid([answers[key] for key in keys], "labels[{}]")
+        embeddings = all_valid([answers[key] for key in keys], path)
         return np.stack(embeddings), hits
 
     def _use(self, key: bytes) -> LabelEmbedding:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.fair_queue import FairPool, Flow
 from alignserve_server.batching.observer import BatchObserver
-from alignserve_server.errors import InvalidArgument, all_valid, as_value
+from alignserve_server.errors import InvalidArgument, as_value
 from alignserve_server.model.encoder import PixelValues, TokenizedText
 
 _S = TypeVar("_S")
@@ -64,16 +64,15 @@ class Preprocessor:
 
     async def decode(
         self, contents: list[bytes], flow: Flow, look_up: Callable[[bytes], NDArray[np.float32] | None]
-    ) -> list[DecodedImage]:
-        """Decodes images. Empties the list: each image is dropped once it is decoded.
+    ) -> list[DecodedImage | InvalidArgument]:
+        """Decodes images; returns the pixels or the error of each.
+
+        Empties the list: each image is dropped once it is decoded.
 
         Args:
             contents: Encoded images.
             flow: The flow whose turns the images take.
             look_up: Returns the cached embedding of an image by its key; called on the pool's threads.
-
-        Raises:
-            InvalidArgument: Images cannot be read; names each as `images[i].content`.
         """
 
         prepare = partial(self._decode, look_up)
@@ -84,7 +83,7 @@ class Preprocessor:
 
         try:
             jobs = [partial(decode, position) for position in range(len(contents))]
-            return all_valid(await self._decoding.run(flow, jobs), "images[{}].content")
+            return await self._decoding.run(flow, jobs)
         finally:
             contents.clear()  # if the call is cancelled, the pool keeps its jobs until their turn
 

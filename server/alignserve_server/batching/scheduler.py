@@ -159,7 +159,7 @@ class Scheduler:
         Args:
             now: Monotonic seconds.
             idle_lanes: Number of free lanes, including this one; entries are spread over them.
-            is_draining: Whether to ignore `max_queue_delay`.
+            is_draining: Whether to ignore `max_queue_delay_seconds`.
         """
         due = [
             each
@@ -179,7 +179,7 @@ class Scheduler:
         return Batch(class_queue.modality, class_queue.priority, entries, now, estimate)
 
     def next_due_time(self) -> float | None:
-        """Returns when an entry held back by `max_queue_delay` will be due, or None if none waits."""
+        """Returns when an entry held back by `max_queue_delay_seconds` will be due, or None if none waits."""
         times = [self._due_time(each) for each in self._class_queues.values() if each.queue]
         return min(times, default=None)
 

@@ -132,7 +132,7 @@ def _listen_for_metrics(settings: Settings, held: ExitStack) -> str:
 
 def _read_certificates(settings: Settings, _held: ExitStack) -> str:
     assert settings.tls_certificate is not None  # noqa: S101 — otherwise not tested
-    assert settings.tls_key is not None  # noqa: S101
+    assert settings.tls_key is not None  # noqa: S101 — goes with the certificate
     expiries: list[float] = []
     files = CertificateFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     Certificates(files, expiries.append)

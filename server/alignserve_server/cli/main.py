@@ -182,7 +182,7 @@ _COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> _CommandLine:
     """Adds the settings to the parser, and parses."""
-    from alignserve_server.cli.settings import add_settings, config_file
+    from alignserve_server.cli.flags import add_settings, config_file
     from alignserve_server.settings import Settings
     from alignserve_server.settings.renamed import REMOVED, RENAMED
 

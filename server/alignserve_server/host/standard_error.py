@@ -27,8 +27,8 @@ def open_standard_streams() -> None:
     os.close(descriptor)
     # Python's own streams are None if they were closed when it started.
     sys.stdin = sys.stdin or open(0)  # noqa: SIM115 — a descriptor, for the process's life
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 — as above
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115 — as above
     for stream in (sys.stdout, sys.stderr):
         # A path or a variable may contain characters that the locale cannot encode.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

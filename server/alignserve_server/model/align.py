@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -112,38 +112,15 @@ def load_align(
         formats=options.image_formats,
     )
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
-    if isinstance(checkpoint, Checkpoint):
-        check_configuration(checkpoint.config)
-        target = resolved_device(options.device, options.runtime)
-        choices = _choices(options.runtime, target, options.dtype)
-        calibration = _calibration(options.calibration_dir, images) if options.dtype == "int8" else None
-    else:
-        target, calibration = "cpu", None
-        choices = _prepared_choices(checkpoint, options.runtime, options.device, options.dtype)
-    for name, precise in choices:
-        execution = ExecutionConfig(
-            target,
-            precise,
-            options.lanes,
-            options.threads_per_lane,
-            options.max_batch_size,
-            cuda_graphs=options.cuda_graphs,
-        )
-        try:
-            loaded = _load(name, checkpoint, execution, images, options.cache_dir, calibration)
-        except CheckpointError as error:
-            if options.runtime != "auto" or (name, precise) == choices[-1]:
-                raise
-            _log.warning("runtime_unavailable", runtime=name, reason=str(error))
-            continue
+    for loaded in _loadable(checkpoint, options, images):
         texts = TextTokenizer.of(loaded.reference, max_bytes=options.max_text_bytes)
         cosine = _proved_cosine(checkpoint, loaded, texts)
         if cosine >= options.min_cosine_similarity:
             break
         _log.warning(
             "cosine_similarity_too_low",
-            runtime=name,
-            dtype=precise,
+            runtime=loaded.runtime.name,
+            dtype=loaded.runtime.dtype,
             min_cosine_similarity=cosine,
             limit=options.min_cosine_similarity,
         )
@@ -280,6 +257,37 @@ def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> Calibrat
     return CalibrationImages(folder, preprocess)
 
 
+def _loadable(
+    checkpoint: Checkpoint | PreparedCheckpoint, options: LoadOptions, images: ImagePreprocessor
+) -> Iterator[LoadedRuntime]:
+    """Loads the configurations to try, the preferred one first."""
+    if isinstance(checkpoint, Checkpoint):
+        check_configuration(checkpoint.config)
+        target = resolved_device(options.device, options.runtime)
+        choices = _choices(options.runtime, target, options.dtype)
+        calibration = _calibration(options.calibration_dir, images) if options.dtype == "int8" else None
+    else:
+        target, calibration = "cpu", None
+        choices = _prepared_choices(checkpoint, options.runtime, options.device, options.dtype)
+    for name, precise in choices:
+        execution = ExecutionConfig(
+            target,
+            precise,
+            options.lanes,
+            options.threads_per_lane,
+            options.max_batch_size,
+            cuda_graphs=options.cuda_graphs,
+        )
+        try:
+            loaded = _load(name, checkpoint, execution, images, options.cache_dir, calibration)
+        except CheckpointError as error:
+            if options.runtime != "auto" or (name, precise) == choices[-1]:
+                raise
+            _log.warning("runtime_unavailable", runtime=name, reason=str(error))
+            continue
+        yield loaded
+
+
 def _load(
     name: RuntimeName,
     checkpoint: Checkpoint | PreparedCheckpoint,
@@ -290,9 +298,9 @@ def _load(
 ) -> LoadedRuntime:
     if isinstance(checkpoint, Checkpoint) and name == "torch":
         check_installed(["torch", "transformers"], extra="torch", why="for --runtime torch")
-        from alignserve_server.model.runtimes import torch_cpu as torch_runtime
+        from alignserve_server.model.runtimes import torch_cpu
 
-        return torch_runtime.load(checkpoint, execution, Rescaling(images.scale, images.offset))
+        return torch_cpu.load(checkpoint, execution, Rescaling(images.scale, images.offset))
     check_installed(["openvino"], extra="server", why="for --runtime openvino, if not for --runtime torch")
     from alignserve_server.model.runtimes import openvino as openvino_runtime
     from alignserve_server.model.runtimes.openvino_cache import prepared_form

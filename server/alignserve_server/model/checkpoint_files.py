@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Json: TypeAlias = Mapping[str, Any]  # Any: the file is untrusted; each reader checks its own keys
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -112,7 +112,7 @@ def read_json(path: Path) -> Json:
     return content
 
 
-def validated(schema: TypeAdapter[T], content: object, path: Path) -> T:
+def validated(schema: TypeAdapter[_T], content: object, path: Path) -> _T:
     """Returns the content of a file of a prepared checkpoint, with validated types.
 
     Raises:

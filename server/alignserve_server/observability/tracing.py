@@ -261,14 +261,14 @@ class CallTrace:
         self._span.end(self._time(end))
 
     def _line(self, reason: str | None, end: float) -> dict[str, object]:
-        fields: dict[str, object] = {"seconds": round(end - self._start, 6)}
+        fields: dict[str, Any] = {"seconds": round(end - self._start, 6)}  # Any: those of steps add up
         if reason is not None:
             fields["reason"] = reason
         if self._items:
             fields["items"] = self._items
         for step in self._steps:
             seconds = f"{step.name}_seconds"
-            fields[seconds] = round(fields.get(seconds, 0.0) + step.end - step.start, 6)  # type: ignore[operator]
+            fields[seconds] = round(fields.get(seconds, 0.0) + step.end - step.start, 6)
             fields.update(step.attributes)
         context = self._span.get_span_context()
         if context.is_valid:

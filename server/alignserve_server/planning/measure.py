@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from alignserve_server.batching.batch_size import doubling
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.modality import MODALITIES
@@ -115,7 +116,7 @@ class _Lanes:
     def by_size(self, run: Callable[[int], object], limit: int) -> dict[int, float]:
         """Returns the seconds of batches of 1, 2, 4 …, up to the limit or until they take too long."""
         seconds: dict[int, float] = {}
-        for size in _doubling(limit):
+        for size in doubling(limit):
             try:
                 seconds[size] = self.seconds(partial(run, size))
             except OutOfDeviceMemory:
@@ -155,14 +156,6 @@ class _Lanes:
 
     def _on_all(self, run: Callable[[], _T]) -> list[_T]:
         return [job.result() for job in [self._threads.submit(run) for _ in range(self._lanes)]]
-
-
-def _doubling(limit: int) -> Iterator[int]:
-    size = 1
-    while size < limit:
-        yield size
-        size *= 2
-    yield limit
 
 
 def _texts(encoder: Encoder) -> Iterator[TokenizedText]:

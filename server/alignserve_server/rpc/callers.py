@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from alignserve_server.api import CallScope
+from alignserve_server.api import CallScope, FieldPaths
 from alignserve_server.observability.caller_metrics import CERTIFICATE
 
 PRIORITY_KEY = "alignserve-priority"
@@ -41,7 +41,7 @@ class Transport(Protocol):
 class GrpcCall:
     """An `api.IncomingCall` without a deadline, for which all errors are unexpected."""
 
-    priority_field = f"metadata {PRIORITY_KEY}"
+    paths = FieldPaths(priority=f"metadata {PRIORITY_KEY}")
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport

@@ -56,7 +56,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # s
     async def List(
         self,
         request: Message,  # noqa: ARG002 — the message is empty
-        context: Context,  # noqa: ARG002
+        context: Context,  # noqa: ARG002 — gRPC passes it
     ) -> Message:
         statuses = {service: {"status": self._status(service)} for service in _SERVICES}
         response: Message = HealthListResponse(statuses=statuses)

@@ -25,12 +25,12 @@ from grpc._cython.cygrpc import (  # not exported anywhere else
 from alignserve_server.api import Accounting, MethodMetrics
 from alignserve_server.errors import BatchTooLarge, RequestMalformed, ServingError, ShuttingDown, as_value
 from alignserve_server.host.waiting import first_of
-from alignserve_server.rpc import fields
 from alignserve_server.rpc.callers import GrpcCall, enter_call
 from alignserve_server.rpc.convert import item_count
-from alignserve_server.rpc.expected import rpc_type
+from alignserve_server.rpc.field_count import SMALL_BYTES, has_more_fields
+from alignserve_server.rpc.method_metrics import rpc_type
 from alignserve_server.rpc.methods import METHODS, Methods, rules_of, split_path
-from alignserve_server.rpc.reading import Messages, RequestReader, SmallRequestReader
+from alignserve_server.rpc.request_reader import Messages, RequestReader, SmallRequestReader
 from alignserve_server.rpc.shares import ConnectionShares, open_stream
 from alignserve_server.rpc.status import to_grpc_status
 
@@ -210,7 +210,7 @@ class _MethodHandler:
 
     def _parse(self, message: bytes) -> Any:
         limit = self._max_request_fields
-        if len(message) > fields.SMALL_BYTES and fields.has_more_fields(message, self._message, limit):
+        if len(message) > SMALL_BYTES and has_more_fields(message, self._message, limit):
             raise BatchTooLarge(
                 f"the request has more than {limit} images, texts, labels and other fields; send fewer per "
                 "request"

@@ -9,13 +9,14 @@ from grpc_health.v1 import health_pb2
 
 from alignserve_server.api import MethodRules, Scope
 
-SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"].full_name
-HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+API = pb.DESCRIPTOR.services_by_name["AlignService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+SERVICE, HEALTH_SERVICE = API.full_name, HEALTH.full_name
 _REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 _ANY_SCOPE = frozenset(Scope)
 
-_API = {
+_API_METHODS = {
     "EmbedImage": MethodRules(scopes=frozenset({Scope.EMBED})),
     "EmbedText": MethodRules(scopes=frozenset({Scope.EMBED})),
     "Classify": MethodRules(scopes=frozenset({Scope.CLASSIFY})),
@@ -24,14 +25,14 @@ _API = {
     "GetModelInfo": MethodRules(scopes=_ANY_SCOPE),
 }
 # Orchestrators and load balancers have no key, and their frequent checks would drown useful spans.
-_HEALTH = {
+_HEALTH_METHODS = {
     "Check": MethodRules(scopes=None, is_metered=False, is_traced=False),
     "List": MethodRules(scopes=None, is_metered=False, is_traced=False),
     "Watch": MethodRules(scopes=None, is_metered=False, is_traced=False, ends_at_drain=True),
 }
 # Without quotas: tools use it along with the call that they are about to make, which could otherwise exceed
 # the quota.
-_REFLECTION = {
+_REFLECTION_METHODS = {
     "ServerReflectionInfo": MethodRules(
         scopes=_ANY_SCOPE, is_metered=False, is_traced=False, ends_at_drain=True
     ),
@@ -40,9 +41,9 @@ _REFLECTION = {
 Methods = Mapping[str, Mapping[str, MethodRules]]  # by service and name
 
 METHODS: Methods = {
-    SERVICE: _API,
-    HEALTH_SERVICE: _HEALTH,
-    **dict.fromkeys(_REFLECTION_SERVICES, _REFLECTION),
+    SERVICE: _API_METHODS,
+    HEALTH_SERVICE: _HEALTH_METHODS,
+    **dict.fromkeys(_REFLECTION_SERVICES, _REFLECTION_METHODS),
 }
 
 

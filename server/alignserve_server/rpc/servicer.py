@@ -54,3 +54,8 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         room = self._messages.rooms.of_call(context)
         context.add_done_callback(lambda _: room.give_back())  # type: ignore[arg-type]  # as gRPC calls it
         return room
+
+
+def add_api_to(server: grpc.aio.Server, messages: MessageApi) -> None:
+    """Adds the API to a server, which must use `ServingInterceptor`."""
+    pb_grpc.add_AlignServiceServicer_to_server(AlignServicer(messages), server)

@@ -79,6 +79,7 @@ def missing_package(error: ModuleNotFoundError) -> int:
 
 def failed(message: str, code: int) -> int:
     """Prints an error to standard error; returns the exit code."""
+    lines = [f"alignserve-server: {line}" for line in message.splitlines()]
     with suppress(OSError):  # standard error is closed
-        print("\n".join(f"alignserve-server: {line}" for line in message.splitlines()), file=sys.stderr)  # noqa: T201
+        print("\n".join(lines), file=sys.stderr)  # noqa: T201 — for people, whatever the log's format
     return code

@@ -13,8 +13,6 @@ from functools import partial
 from importlib.metadata import version
 from wsgiref.simple_server import WSGIServer
 
-import grpc
-from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from prometheus_client import CollectorRegistry
 
 from alignserve_server.access.authorization import Access
@@ -34,14 +32,14 @@ from alignserve_server.observability.span_export import SpanExport
 from alignserve_server.observability.tracing import Tracing
 from alignserve_server.rpc.aio_server import aio_server
 from alignserve_server.rpc.connections import Connections
-from alignserve_server.rpc.expected import API, HEALTH, expect_calls
 from alignserve_server.rpc.health import HealthServicer, add_health_to
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
 from alignserve_server.rpc.message_api import MessageApi
-from alignserve_server.rpc.methods import HEALTH_SERVICE, SERVICE
+from alignserve_server.rpc.method_metrics import expect_calls
+from alignserve_server.rpc.methods import API, HEALTH, HEALTH_SERVICE, SERVICE
 from alignserve_server.rpc.port import PortOptions, open_port
 from alignserve_server.rpc.reflection import add_reflection_to
-from alignserve_server.rpc.servicer import AlignServicer
+from alignserve_server.rpc.servicer import add_api_to
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.serving.loaded_model import LoadedModel
 from alignserve_server.serving.loading import LoadEncoder, load_warm
@@ -119,7 +117,8 @@ class Server:
         Raises:
             StartupError: A port is in use, or an address is not one of this machine.
         """
-        self.add_services_to(self._grpc)
+        add_api_to(self._grpc, self.messages)
+        add_health_to(self._grpc, HealthServicer(self._readiness))
         if self._settings.reflection:
             for service in add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE)):
                 expect_calls(self.metrics, service)
@@ -136,11 +135,6 @@ class Server:
         self._announce(
             "listening", listen=self._settings.listen, port=self.port, metrics_port=self.metrics_port
         )
-
-    def add_services_to(self, server: grpc.aio.Server) -> None:
-        """Adds the API and its health service to a server, which must use `interceptor`."""
-        pb_grpc.add_AlignServiceServicer_to_server(AlignServicer(self.messages), server)
-        add_health_to(server, HealthServicer(self._readiness))
 
     async def load(self) -> None:
         """Loads the model, runs it once per modality and reports ready.

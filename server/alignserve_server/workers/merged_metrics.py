@@ -80,7 +80,7 @@ def merged(pages: Mapping[str, str]) -> list[Metric]:
     """Merges pages in OpenMetrics format: each family once, with every series of every page."""
     families: dict[str, Metric] = {}
     for worker, page in pages.items():
-        for family in text_string_to_metric_families(page):  # type: ignore[no-untyped-call]
+        for family in text_string_to_metric_families(page):  # type: ignore[no-untyped-call]  # in prometheus_client
             merged_family = families.setdefault(
                 family.name, Metric(family.name, family.documentation, family.type)
             )
@@ -98,7 +98,7 @@ def _page_of(state: str) -> str:
 
 
 def _page(registry: CollectorRegistry) -> str:
-    page: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    page: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]  # in prometheus_client
     return page.decode()
 
 

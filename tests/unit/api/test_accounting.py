@@ -13,7 +13,8 @@ import pytest
 from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing, Scope, changed_keys, new_key
 from alignserve_server.api.accounting import Accounting, CallsInProgress, MethodMetrics
-from alignserve_server.api.methods import MethodRules
+from alignserve_server.api.method_rules import MethodRules
+from alignserve_server.batching.call import FieldPaths
 from alignserve_server.batching.fair_queue import Priority
 from alignserve_server.errors import InternalError, InvalidArgument, KeyMissing, QueueFull
 from alignserve_server.observability.metrics import Metrics
@@ -34,7 +35,7 @@ class Incoming:
     credential: str = ""
     named_priority: str | None = None
     left: float | None = None
-    priority_field = "header priority"
+    paths = FieldPaths(priority="header priority")
 
     def credentials(self) -> Iterable[str]:
         return [self.credential]

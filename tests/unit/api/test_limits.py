@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import pytest
 from alignserve_server.api.limits import (
-    FieldPaths,
     LabelQuery,
     RequestLimits,
     check_images,
     check_texts,
     checked_labels,
 )
+from alignserve_server.batching.call import FieldPaths
 from alignserve_server.errors import (
     BatchTooLarge,
-    FieldViolation,
-    ImageUnreadable,
     InvalidArgument,
     LabelsInvalid,
     RequestEmpty,
     TemplateInvalid,
     TextTooLong,
-    all_valid,
 )
 
 LIMITS = RequestLimits(
@@ -127,27 +124,6 @@ def test_errors_of_texts_name_the_fields_of_the_door() -> None:
     """The items are called texts, whatever the field's name."""
     with pytest.raises(BatchTooLarge, match=r"^input: 3 texts, limit 2; send fewer per request$"):
         check_texts(["a"] * 3, LIMITS, PATHS)
-
-
-def test_errors_of_the_engine_get_the_field_names_of_the_door() -> None:
-    """This applies to every violation and to the field at the beginning of the message."""
-    broken = ImageUnreadable("not an image")
-    with pytest.raises(ImageUnreadable) as raised:
-        all_valid([b"", broken, broken], "images[{}].content")
-
-    error = PATHS.renamed(raised.value)
-
-    assert type(error) is ImageUnreadable
-    assert error.message == "input[1].image: not an image (and 1 more)"
-    assert fields_of(error) == ["input[1].image", "input[2].image"]
-
-
-def test_errors_without_a_field_are_unchanged() -> None:
-    """Fields that already have the door's names are unchanged too."""
-    known = FieldViolation("top", "unknown", "ARGUMENT_INVALID")
-
-    assert PATHS.renamed(InvalidArgument("no field")).message == "no field"
-    assert PATHS.renamed(InvalidArgument("top: unknown", violations=[known])).violations == (known,)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from functools import partial
 import pytest
 from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.batcher import Batcher
-from alignserve_server.batching.call import CallContext
+from alignserve_server.batching.call import CallContext, FieldPaths
 from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
-from alignserve_server.errors import QueueFull
+from alignserve_server.errors import ImageUnreadable, InvalidArgument, QueueFull, TextTooLong
 from alignserve_server.model.encoder import TokenizedText
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel
 from alignserve_server.observability.batch_observer import MetricsObserver
@@ -311,6 +311,30 @@ async def test_tokenized_texts_keep_their_order_however_they_are_split(engine, e
 
         expected = [encoder.tokenize(text, truncate=True) for text in texts[start : start + 6]]
         assert result.texts == expected
+
+
+async def test_errors_name_the_fields_of_the_door(engine, encoder):
+    """Every field at fault has the name of the door, also the first one, in the message."""
+    encoder.decodes.release(1000)
+    long = "word " * 100
+    paths = FieldPaths(image="input[{}].image", text="input[{}]", label="candidate_labels[{}]")
+    call = CallContext(paths=paths)
+
+    with pytest.raises(ImageUnreadable) as images:
+        await engine.embed_images([b"whole", b"broken", b"broken too"], call)
+    with pytest.raises(TextTooLong) as texts:
+        await engine.embed_texts(["short", long], call)
+    with pytest.raises(TextTooLong) as labels:
+        await engine.classify([b"whole"], LabelSet.of(["cat", long], []), 0, call, _ignore)
+
+    assert images.value.message == "input[1].image: image is empty or broken (and 1 more)"
+    assert _fields_of(images.value) == ["input[1].image", "input[2].image"]
+    assert _fields_of(texts.value) == ["input[1]"]
+    assert _fields_of(labels.value) == ["candidate_labels[1]"]
+
+
+def _fields_of(error: InvalidArgument) -> list[str]:
+    return [violation.field for violation in error.violations]
 
 
 async def test_labels_and_templates_take_room_until_the_call_ends(engine, encoder):

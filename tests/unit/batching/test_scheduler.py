@@ -147,7 +147,7 @@ class TestTaking:
 
 
 class TestQueueDelay:
-    """`max_queue_delay` holds a small batch back for a while."""
+    """`max_queue_delay_seconds` holds a small batch back for a while."""
 
     def test_a_small_batch_is_held_back(self) -> None:
         """Before the delay is over, a free lane waits for more entries."""

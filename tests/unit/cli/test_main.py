@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from alignserve_server.cli.flags import add_settings
 from alignserve_server.cli.main import run
-from alignserve_server.cli.settings import add_settings
 from alignserve_server.settings import Settings, load_settings
 
 

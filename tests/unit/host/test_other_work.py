@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from alignserve_server.cli.plan import busy_machine
 from alignserve_server.host.other_work import OtherWork
 
 
@@ -30,12 +29,3 @@ def test_linux_reports_it() -> None:
 
     assert cores is not None
     assert cores >= 0
-
-
-def test_a_plan_warns_that_the_machine_was_busy() -> None:
-    """Measured while tests ran, a replica that sustains 100 calls per second was planned with 8."""
-    assert busy_machine(None, 2) is None
-    assert busy_machine(0.1, 2) is None
-    note = busy_machine(1.6, 2)
-    assert note is not None
-    assert "other processes used 1.6 of the machine's 2 cores" in note

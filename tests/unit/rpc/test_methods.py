@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from alignserve_server.rpc.expected import API, HEALTH
-from alignserve_server.rpc.methods import METHODS, rules_of
+from alignserve_server.rpc.methods import API, HEALTH, METHODS, rules_of
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_reflection.v1alpha import reflection_pb2
 

@@ -92,7 +92,7 @@ class _Process:
             start_new_session=True,  # on Ctrl-C or a closed terminal, the server drains and still needs it
         )
         assert self._process.stdin is not None  # noqa: S101 — for the type checker; they are pipes
-        assert self._process.stdout is not None  # noqa: S101
+        assert self._process.stdout is not None  # noqa: S101 — as above
         self._to: IO[bytes] = self._process.stdin
         self._from: IO[bytes] = self._process.stdout
         try:

@@ -31,7 +31,7 @@ _operators: Any = torch.ops.mkldnn  # created at run time, so without types
 
 def is_available(dtype: torch.dtype) -> bool:
     """Returns whether this build of torch supports a data type on this CPU."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # in torch
         return False
     return dtype is torch.float32 or (
         dtype is torch.bfloat16 and bool(_operators._is_mkldnn_bf16_supported())
@@ -111,4 +111,6 @@ def _padding(convolution: nn.Conv2d) -> tuple[int, ...]:
     """Returns the padding as numbers. "same" is symmetric, since the kernel size is odd."""
     if convolution.padding == "same":
         return tuple(size // 2 for size in convolution.kernel_size)
-    return (0, 0) if convolution.padding == "valid" else convolution.padding  # type: ignore[return-value]
+    if convolution.padding == "valid":
+        return (0, 0)
+    return convolution.padding  # type: ignore[return-value]  # the only strings are these two

@@ -45,7 +45,7 @@ class CudaRuntime:
         self.lanes = execution.lanes or _LANES
         self._device = torch.device(self.device)
         self.gpu_uuid: str | None = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
-        self._compute = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._compute = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # in torch
         self._turn = threading.Lock()  # on the compute stream, from a batch's input to its output
         self._lane = threading.local()
         max_shapes = MaxShapes(execution.max_batch_size, image_size, execution.max_text_tokens)
@@ -68,7 +68,7 @@ class CudaRuntime:
     def enter_lane(self) -> None:
         """Creates the calling thread's stream for copies."""
         torch.cuda.set_device(self._device)
-        self._lane.copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._lane.copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # in torch
 
     def release_memory(self) -> None:
         """Releases the memory that loading and the largest measured batch have left."""
@@ -90,7 +90,7 @@ class CudaRuntime:
         if not hasattr(self._lane, "copies"):
             self.enter_lane()
         # blocking: a waiting thread gives up its core
-        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # in torch
         with memory_errors():
             with torch.cuda.stream(self._lane.copies):
                 # pinned, since only then does a copy overlap with kernels

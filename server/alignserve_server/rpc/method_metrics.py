@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from alignserve.v1 import align_service_pb2 as pb
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from grpc_health.v1 import health_pb2
 
 from alignserve_server.api import Accounting, MethodMetrics, kinds_of_calls
 from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.methods import METHODS
-
-API = pb.DESCRIPTOR.services_by_name["AlignService"]
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 _CODES = {"OK", "CANCELLED", *(kind.code for kind in error_kinds())}
 _CODES_WITH_KEY = sorted(_CODES - {HealthServiceUnknown.code})

@@ -26,7 +26,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from tests.hostile.mutations import mutants
 
-HEIC = {path.stem: path.read_bytes() for path in (Path(__file__).parents[2] / "data" / "heic").iterdir()}
+HEIC = {path.stem: path.read_bytes() for path in (Path(__file__).parents[3] / "data" / "heic").iterdir()}
 ALL = (*IMAGE_FORMATS, *FURTHER_FORMATS)
 CONFIG = {"size": {"height": 40, "width": 90}, "do_center_crop": False}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
-from alignserve_server.rpc.fields import has_more_fields
+from alignserve_server.rpc.field_count import has_more_fields
 from google.protobuf.message import Message
 
 IMAGES = pb.EmbedImageRequest(images=[pb.Image(content=b"a" * 300)] * 5, include_stats=True)
