@@ -66,7 +66,8 @@ def free_port() -> int:
     """Returns a port for a server that cannot listen on port 0.
 
     The port stays bound, without listening, until this process ends: the system gives it to no other
-    socket, and connections are refused. Servers that set SO_REUSEADDR or SO_REUSEPORT can listen there; nearly all do.
+    socket, and connections are refused. Servers that set SO_REUSEADDR or SO_REUSEPORT can listen there;
+    nearly all do.
     """
     reservation = socket.socket()
     _reserved.append(reservation)

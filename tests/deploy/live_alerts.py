@@ -3,8 +3,8 @@
 python -m tests.deploy.live_alerts [--record]
 
 Each scene has its own namespace, and all run at the same time. Time is compressed: rules, timeouts and stalls
-take a thirtieth of their real duration, so that an hour lasts two minutes. `--record` writes the series of each
-scene to `recorded.yml`, as input of `promtool test rules` with the shipped rules, one sample per minute.
+take a thirtieth of their real duration, so that an hour lasts two minutes. `--record` writes the series of
+each scene to `recorded.yml`, as input of `promtool test rules` with the shipped rules, one sample per minute.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def timeline(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[F
             firing for firing in found if firing.namespace == stage.namespace and firing.began <= stage.end
         ]
         first = stage.began
-        happened = "; ".join(f"{event} at {_minutes(moment - first)}" for moment, event in stage.events[:-1])
+        happened = "; ".join(f"{event} {_minutes(moment - first)}" for moment, event in stage.events[:-1])
         alerts = "; ".join(
             f"{firing.alert.removeprefix('Alignserve')} {_minutes(firing.began - first)}"
             + (
@@ -98,17 +98,17 @@ def timeline(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[F
             )
             for firing in fired
         )
-        rows.append([scene.name, f"{scene.about} {happened}".strip(), alerts or "none"])
+        rows.append([scene.name, f"{scene.about} {happened[:1].upper()}{happened[1:]}".strip(), alerts or "none"])
     absent = [firing for firing in found if firing.alert == "AlignserveAbsent"]
     over = stages[0].end
     rows.append(
         [
             "all",
-            "Finally, all targets are removed from Prometheus.",
+            "Finally, Prometheus has no targets.",
             "; ".join(f"Absent {_minutes(firing.began - over)}" for firing in absent) or "none",
         ]
     )
-    return table(["namespace", "what happens", "alerts, minutes after that"], rows)
+    return table(["namespace", "what happens", "alerts, minutes from the start"], rows)
 
 
 def surprises(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[Firing]) -> list[str]:

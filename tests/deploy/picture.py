@@ -1,6 +1,6 @@
 """Draws the dashboards as they would look after a day with an incident: python -m tests.deploy.picture
 
-The data are a real Prometheus's answers to the panels' own queries; Grafana is not used for drawing. The day of
+The data are a real Prometheus's answers to the panels' own queries; Grafana does not draw them. The day of
 `day.py` is compressed into a few minutes, and Prometheus's rules with it.
 """
 
@@ -44,7 +44,7 @@ _NAMED = {
     "purple": _COLORS[5],
     "dark-red": "#7d0b1b",
 }
-_LEGEND_POINTS, _CHARACTER_PIXELS, _LEGEND_PIXELS = 7, 5.2, 14  # font size, mean width of a character, line height
+_LEGEND_POINTS, _CHARACTER_PIXELS, _LEGEND_PIXELS = 7, 5.2, 14  # font, mean character, line
 _FRAME, _GREY = "#d8d8d8", "#8e8e8e"
 _SHADES = 128  # per picture; halves the file size
 

@@ -1,4 +1,4 @@
-"""A real Prometheus with the configuration shipped in `deploy/prometheus`, on a free port, with shorter times."""
+"""A real Prometheus with the configuration shipped in `deploy/prometheus`, with a free port and shorter times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def programs(folder: Path) -> Path | None:
-    """Finds the folder with prometheus and promtool, or unpacks Debian's package; None if neither is possible."""
+    """Finds the folder with prometheus and promtool, or unpacks Debian's package; None if both fail."""
     if (found := shutil.which("prometheus")) is not None and shutil.which("promtool") is not None:
         return Path(found).parent
     try:

@@ -1,8 +1,8 @@
 """Records the series of a real server over its lifetime, as realistic input for tests of alerts.
 
 `python -m tests.deploy.recorded_series` runs a server that loads, serves, stalls, recovers, stalls again and
-drains, scrapes its page over HTTP, and writes `recorded_series.json`. A test compares it with the series of the
-current server.
+drains, scrapes its page over HTTP, and writes `recorded_series.json`. A test compares it with the series of
+the current server.
 """
 
 from __future__ import annotations

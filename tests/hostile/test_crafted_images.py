@@ -46,7 +46,7 @@ async def test_a_claimed_size_is_checked_before_memory_is_allocated(live: LiveSe
 
 
 @pytest.mark.parametrize("name", sorted(SLOW.keys() - _LONG))
-async def test_a_small_file_does_not_block_the_loop(ticking: TickingServer, live: LiveServer, name: str) -> None:
+async def test_a_small_file_blocks_nothing(ticking: TickingServer, live: LiveServer, name: str) -> None:
     """The server process spends little time on a file, and its event loop keeps running."""
     content = SLOW[name]()
     process = psutil.Process(ticking.server.process.pid)
