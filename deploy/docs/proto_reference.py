@@ -1,4 +1,4 @@
-"""Makes a page of the protos: services, messages, fields and enums, with their comments."""
+"""Generates a reference page from the protos: services, messages, fields and enums, with comments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pb2 import (
 from deploy.docs.pages import ROOT
 
 _PACKAGE = "alignserve.v1"
-_Path = tuple[int, ...]  # of an element in its file, as `SourceCodeInfo.Location.path` has it
+_Path = tuple[int, ...]  # of an element in its file, as in `SourceCodeInfo.Location.path`
 
 
 def reference() -> str:
@@ -40,7 +40,7 @@ class _Page:
         self._comments = comments
 
     def lines(self) -> Iterator[str]:
-        yield f"# {self._file.package}\n\nMade from the comments of [the proto]({self._file.name}).\n"
+        yield f"# {self._file.package}\n\nGenerated from the comments of [the proto]({self._file.name}).\n"
         for position, service in enumerate(self._file.service):
             yield self._section("##", service.name, (6, position))
             for number, method in enumerate(service.method):

@@ -1,4 +1,4 @@
-"""The pages agree with each other, and name what exists."""
+"""The pages agree with each other, and refer to things that exist."""
 
 from __future__ import annotations
 

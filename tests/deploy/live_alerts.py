@@ -89,6 +89,7 @@ def timeline(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[F
         ]
         first = stage.began
         happened = "; ".join(f"{event} {_minutes(moment - first)}" for moment, event in stage.events[:-1])
+        story = f"{scene.about} {happened[:1].upper()}{happened[1:]}".strip()
         alerts = "; ".join(
             f"{firing.alert.removeprefix('Alignserve')} {_minutes(firing.began - first)}"
             + (
@@ -98,7 +99,7 @@ def timeline(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[F
             )
             for firing in fired
         )
-        rows.append([scene.name, f"{scene.about} {happened[:1].upper()}{happened[1:]}".strip(), alerts or "none"])
+        rows.append([scene.name, story, alerts or "none"])
     absent = [firing for firing in found if firing.alert == "AlignserveAbsent"]
     over = stages[0].end
     rows.append(

@@ -1,4 +1,4 @@
-"""A real Prometheus with the configuration shipped in `deploy/prometheus`, with a free port and shorter times."""
+"""A real Prometheus with the configuration of `deploy/prometheus`, but a free port and shorter times."""
 
 from __future__ import annotations
 

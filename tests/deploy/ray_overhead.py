@@ -1,4 +1,4 @@
-"""Measures Ray Serve's overhead: a fake model behind it and on a stand-alone server, in turns.
+"""Measures Ray Serve's overhead: a fake model behind it and on a standalone server, in turns.
 
 python -m tests.deploy.ray_overhead [--rounds 3] [--seconds 3]
 """
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with server_process("--checkpoint", "fake") as alone, running_ray_serve() as ray_serve:
         with Client(ray_serve.address) as client:
             client.wait_until_ready()
-        addresses = {"stand-alone": alone.address, "Ray Serve": ray_serve.address}
+        addresses = {"standalone": alone.address, "Ray Serve": ray_serve.address}
         rows = [
             (name, server, str(rates), number(rates.p50_ms), number(rates.p99_ms))
             for name in _LOADS

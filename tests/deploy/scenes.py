@@ -153,7 +153,7 @@ class Scene:
 
     @property
     def about(self) -> str:
-        return (self.play.__doc__ or "").strip()
+        return " ".join((self.play.__doc__ or "").split())
 
 
 SCENES: list[Scene] = []
@@ -224,12 +224,13 @@ async def _never_ready(stage: Stage) -> None:
 
 @_scene("Stalled", "ErrorBudgetBurn")
 async def _stalled_called(stage: Stage) -> None:
-    """The device hangs while callers continue; after 5 minutes the process exits with code 3 and is restarted."""
+    """The device hangs while callers continue; after 5 minutes the process exits with code 3 and is
+    restarted."""
     replica = await stage.replica()
     await stage.ready(replica)
     calling = asyncio.ensure_future(_keep_calling(replica, "a photo"))
     await asyncio.sleep(5 * MINUTE)
-    stage.note("hangs")
+    stage.note("hangs at")
     hanging = asyncio.ensure_future(_call(replica, HANG))
     code = await replica.ended()
     stage.note("exits at" if code == 3 else f"exits with {code} at")
@@ -243,7 +244,7 @@ async def _stalled_idle(stage: Stage) -> None:
     replica = await stage.replica(settings={"stall_exit_seconds": 0})
     await stage.ready(replica)
     await asyncio.sleep(2 * MINUTE)
-    stage.note("hangs")
+    stage.note("hangs at")
     await _call(replica, HANG)
 
 
@@ -252,7 +253,7 @@ async def _stalling_again_and_again(stage: Stage) -> None:
     """The device hangs for 100 s of every 2 minutes, so no stall lasts a whole minute."""
     replica = await stage.replica()
     await stage.ready(replica)
-    stage.note("hangs")
+    stage.note("hangs from")
     while True:
         await _call(replica, HANG_FOR_A_WHILE.format(round(10 * 100 / SPEEDUP)))
         await asyncio.sleep(20 / SPEEDUP)

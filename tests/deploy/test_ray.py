@@ -221,7 +221,7 @@ async def test_priority_is_passed_on(served: Served) -> None:
 
 
 async def test_ray_serve_answers_malformed_messages(served: Served) -> None:
-    """The proxy parses requests, and says UNKNOWN where a stand-alone server says REQUEST_MALFORMED."""
+    """The proxy parses requests, and says UNKNOWN where a standalone server says REQUEST_MALFORMED."""
     call: Any = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
 
     error = await refused(call(b"\xff\xff\xff"))
@@ -236,7 +236,7 @@ def test_settings_that_ray_serve_takes_over_are_refused(setting: dict[str, objec
     pytest.importorskip("ray")
     from deploy.ray.app import build
 
-    with pytest.raises(ValueError, match="no settings of a replica"):
+    with pytest.raises(ValueError, match="not supported in a replica"):
         build({"checkpoint": "fake", **setting})
 
 

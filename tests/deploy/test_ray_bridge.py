@@ -134,7 +134,7 @@ async def test_a_call_that_would_miss_its_deadline_is_refused() -> None:
 
 
 async def test_a_call_leaves_the_queue_at_its_deadline() -> None:
-    """The replica counts it as expired, as a stand-alone server does."""
+    """The replica counts it as expired, as a standalone server does."""
     async with bridged() as served:
         plug = await _plugged(served)
 

@@ -78,9 +78,11 @@ def _parse() -> argparse.Namespace:
         help="folder for the checkpoint (default: %(default)s)",
     )
     run.add_argument(
-        "--wheels", type=Path, metavar="FOLDER", help="folder of wheels to install first, on a bare machine"
+        "--wheels", type=Path, metavar="FOLDER", help="wheels to install first on a bare machine"
     )
-    made = commands.add_parser("prepare", help="download the packages that a bare machine lacks to .gpu/wheels")
+    made = commands.add_parser(
+        "prepare", help="download the packages that a bare machine lacks to .gpu/wheels"
+    )
     made.add_argument("--python", default="3.12", help="Python version of the bare machine (default: 3.12)")
     step = commands.add_parser("step", help="run one step in this process, as `run` does")
     step.add_argument("name")

@@ -41,7 +41,7 @@ class Check:
         """Returns the context in which `device="cuda"` works."""
         if not self.is_pretended:
             return nullcontext()
-        from tests.gpu.pretended_cuda import pretended_cuda  # imports torch and the model, which few steps need
+        from tests.gpu.pretended_cuda import pretended_cuda  # imports torch, which few steps need
 
         return pretended_cuda()
 

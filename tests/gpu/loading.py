@@ -92,7 +92,8 @@ class Loaded:
             "capture of texts": sum(graph.seconds for graph in self.texts),
         }
         parts = {**self.seconds, **captures}
-        results.measured("Startup by part", *({"part": part, "seconds": took} for part, took in parts.items()))
+        rows = ({"part": part, "seconds": took} for part, took in parts.items())
+        results.measured("Startup by part", *rows)
         memory = {"weights and graphs GB": self.encoder.device_memory_bytes / 1e9}
         results.measured("Memory", memory)
         if self.events or not self.graphs:

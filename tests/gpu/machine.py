@@ -32,7 +32,7 @@ def gpu() -> str | None:
 
 
 def heading(device: str | None) -> dict[str, str]:
-    """Returns the facts that a reader of the figures needs, by name; torch's version is in the steps' tables."""
+    """Returns the facts that a reader of figures needs, by name; torch's version is in the steps' tables."""
     return {
         "device, driver, memory": device or "none",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -51,7 +51,7 @@ class Runner:
     _background: dict[str, _Running] = field(default_factory=dict, init=False)
 
     def run(self, steps: Sequence[Step]) -> Generator[Outcome, None, None]:
-        """Runs the steps and yields their outcomes, background steps last. Closing the generator ends them."""
+        """Runs the steps and yields their outcomes, background steps last. Closing this ends them."""
         end = time.monotonic() + self.limit_seconds
         with self._ending_background():
             for step in steps:

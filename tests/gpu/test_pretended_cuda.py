@@ -65,7 +65,7 @@ def test_a_checkpoint_loads_as_on_a_gpu(encoder: AlignEncoder) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_a_batch_equals_its_images_one_by_one(encoder: AlignEncoder, inputs: list[np.ndarray], size: int) -> None:
+def test_a_batch_equals_single_images(encoder: AlignEncoder, inputs: list[np.ndarray], size: int) -> None:
     """Neither the bucket nor its padding changes a vector, nor does a batch larger than all buckets."""
     alone = np.concatenate([encoder.encode_images([pixels]) for pixels in inputs[:size]])
 
@@ -74,7 +74,7 @@ def test_a_batch_equals_its_images_one_by_one(encoder: AlignEncoder, inputs: lis
     assert (l2_normalize(alone) * l2_normalize(together)).sum(axis=1).min() > 0.9999
 
 
-def test_a_batch_equals_its_texts_one_by_one(encoder: AlignEncoder) -> None:
+def test_a_batch_equals_single_texts(encoder: AlignEncoder) -> None:
     """This holds for texts of one token up to the limit, padded to their bucket."""
     texts = [encoder.tokenize(text, truncate=True) for text in probe.EMBEDDED_TEXTS]
     alone = np.concatenate([encoder.encode_texts([text]) for text in texts])

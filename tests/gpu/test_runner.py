@@ -97,9 +97,7 @@ def test_the_children_of_a_step_end_with_it(tmp_path: Path) -> None:
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_step_that_ignores_sigterm_is_killed(
-    check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_ignores_sigterm_is_killed(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL follows SIGTERM."""
     monkeypatch.setattr("tests.gpu.runner._TERMINATION_SECONDS", 0.2)
 

@@ -144,9 +144,7 @@ async def test_a_connection_cannot_take_every_watch() -> None:
         b"\xc0/\x80",
     ],
 )
-async def test_an_unknown_method_is_unimplemented(
-    served: RunningServer, method: str | bytes
-) -> None:
+async def test_an_unknown_method_is_unimplemented(served: RunningServer, method: str | bytes) -> None:
     """Any bytes may be the name, and other callers are unaffected."""
     async with raw_client(served.server.port) as client, connect(served.server.port) as channel:
         begun: Any = pb_grpc.AlignServiceStub(channel).StreamInfer()
