@@ -27,20 +27,20 @@ from alignserve_server.model.fake import FakeEncoder
 from tests.deploy.ray_serve import CONFIG, MANIFEST, REPLICAS, RayServe, running_ray_serve
 from tests.integration.serving import classify_request, connect, image_request, refused, text_request, until
 from tests.integration.test_stream import (
-    test_a_bad_item_fails_and_the_stream_goes_on,
+    test_a_bad_item_fails_and_the_stream_continues,
     test_a_failed_item_carries_a_full_status,
     test_each_item_gets_its_own_result,
     test_items_are_answered_once_each,
 )
 from tests.integration.test_unary import (
-    test_a_long_text_is_refused_unless_it_may_be_cut,
-    test_a_request_out_of_bounds_is_refused_with_the_field_at_fault,
+    test_a_long_text_is_refused_unless_truncation_is_allowed,
+    test_a_request_over_a_limit_is_refused_with_the_field_at_fault,
     test_answers_follow_the_order_of_the_request,
     test_classify_scores_all_images_against_all_labels,
     test_each_format_carries_the_vector_in_its_own_field,
     test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device,
     test_model_info_publishes_model_and_limits,
-    test_stats_come_only_when_asked_for,
+    test_stats_are_sent_only_on_request,
     vector,
 )
 from tests.processes import ROOT
