@@ -50,7 +50,7 @@ def test_the_tests_that_the_security_policy_names_exist() -> None:
 
 @pytest.mark.parametrize("project", ["pyproject.toml", "server/pyproject.toml"])
 def test_each_dependency_has_its_reason(project: str) -> None:
-    """A requirement, unless it names one of our own extras, is on a line of its own and has a comment."""
+    """A requirement, unless it names one of our own extras, is on its own line and has a comment."""
     lines = re.findall(r'^  "[\w.\[\]-]+[<>=!~].*$', read(project), flags=re.MULTILINE)
 
     assert len(lines) > 10

@@ -1,6 +1,6 @@
 """`python -m tests.gpu`: runs the check on this machine's GPU, or prepares it for a bare machine.
 
-Only the standard library is imported here, so that a bare machine can install what the steps need.
+Only the standard library is imported here, so that a bare machine can install the steps' dependencies.
 """
 
 from __future__ import annotations
