@@ -40,7 +40,7 @@ def _started(*command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]
     ("closed", "workers"), [*((closed, "1") for closed in STREAMS), ((0,), "2"), ((0, 1, 2), "2")], ids=str
 )
 def test_a_server_without_standard_streams_stops_cleanly(closed: Sequence[int], workers: str) -> None:
-    """Daemons may be started so; no file that the server opens gets a standard stream's number."""
+    """Daemons may be started this way; no file of the server gets the number of a standard stream."""
     port = free_port()
     flags = [
         *("--checkpoint", "fake", "--metrics-listen", "none", "--drain-delay-seconds", "0"),

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "Writes everything needed to serve a checkpoint on a CPU without torch and transformers.",
         _EXAMPLES,
     )
-    add_renamed_flags(parser, "calibration_folder", "min_cosine_similarity")
+    add_renamed_flags(parser, "calibration_folder", "min_cosine")
     parser.add_argument(
         "--checkpoint",
         default=EMBEDDED,
