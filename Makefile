@@ -7,10 +7,10 @@ IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
 LOWEST := $(VENV)/lowest
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
-# PyPI's torch for Linux brings CUDA along. An index of CPU builds saves most of that, such as
+# PyPI's torch for Linux includes CUDA. An index of CPU builds avoids most of that, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# A worker for each core, up to four: each may load torch, and waits of the tests are not for a crowd.
+# One worker per core, up to four: each may load torch, and the tests' timeouts assume few workers.
 WORKERS ?= logical
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0
 # Targets that `make test-all` runs after `make test`.
@@ -29,7 +29,7 @@ help: ## Show the targets
 setup: $(DEVELOP) ## Create .venv with everything that the other targets need
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "alignserve needs Python 3.11 or later, and $(PYTHON) is %d.%d; name another one, as in: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "alignserve needs Python 3.11 or later, and $(PYTHON) is %d.%d; choose another one, as in: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" % sys.version_info[:2])'
 	@echo "Creating $(VENV) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) --quiet pip
@@ -47,13 +47,13 @@ $(DEVELOP): $(SERVE)
 run: $(SERVE) ## Start a server on the embedded checkpoint, classify a photo, keep serving
 	@$(BIN)/python -m deploy.quickstart $(if $(PORT),--port $(PORT)) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(FLAGS)
 
-# Each of these says first what it runs and for how long, on 2 cores with nothing else to do.
-check: RUNS = linters, types, tests of modules and of clients: a minute, and another one the first time
+# Each of these first prints what it runs and how long it takes, on 2 idle cores.
+check: RUNS = linters, types, tests of modules and of clients: a minute, and two the first time
 check: announced lint typecheck ## Run linters, types, and the tests of modules and clients: a minute
 	$(PYTEST) -m "not long" tests/unit tests/client
 
-test: RUNS = linters, types and every test but the long ones: four minutes
-test: announced lint typecheck ## Run all that a change has to pass: four minutes
+test: RUNS = linters, types and every test except the long ones: four minutes
+test: announced lint typecheck ## Run everything that a change must pass: four minutes
 	$(PYTEST) -m "not long"
 
 test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: ten minutes
@@ -63,7 +63,7 @@ test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous int
 announced: $(DEVELOP)
 	@echo "This runs $(RUNS)."
 
-hostile: $(DEVELOP) ## Fetch files made to break what reads them, and send them to a live server
+hostile: $(DEVELOP) ## Fetch files made to break parsers, and send them to a live server
 	-@$(BIN)/python -m tests.hostile.corpora
 	$(BIN)/python -m pytest -m hostile
 
@@ -99,23 +99,23 @@ docs: $(DEVELOP) ## Build the documentation site into site/
 bench: $(DEVELOP) ## Measure latency and throughput on this machine, compared with the servers of `make peers`
 	$(BIN)/python -m tests.load $(FLAGS)
 
-soak: $(DEVELOP) ## Load a server for ten minutes and look for what grows
+soak: $(DEVELOP) ## Load a server for ten minutes and look for leaks
 	$(BIN)/python -m tests.load.soak $(FLAGS)
 
 gpu-check: $(DEVELOP) ## Check and measure on this machine's GPU; without one, test the check itself
 	$(BIN)/python -m tests.gpu run $(FLAGS)
 
-peers: $(DEVELOP) ## Install the servers that `make bench` compares with
+peers: $(DEVELOP) ## Install the other servers that `make bench` measures
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers
 
-test-lowest: $(DEVELOP) ## Run unit, client and integration tests on the lowest versions that the projects claim
+test-lowest: $(DEVELOP) ## Run unit, client and integration tests on the lowest supported versions
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(UV) pip install --quiet --python $(LOWEST) --resolution lowest-direct -e '.[bench]' -e './server[heif,otel]'
 	$(UV) pip freeze --quiet --python $(LOWEST) --exclude-editable >$(LOWEST)/constraints.txt
 	$(UV) pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/constraints.txt --group test
 	$(LOWEST)/bin/python -m pytest tests/unit tests/client tests/integration --ignore tests/client/test_types.py
 
-dist: $(DEVELOP) ## Build both distributions into dist/, and check what is in them
+dist: $(DEVELOP) ## Build both distributions into dist/, and check their contents
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python -m build --no-isolation --outdir dist server

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 if __name__ == "__main__":
-    # Until it is passed on to the server, Ctrl-C ends this, also while the rest is imported.
+    # Before it is forwarded to the server, Ctrl-C ends this process, even during imports.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from alignserve import Client, DeadlineExceededError, cli
@@ -31,12 +31,12 @@ PHOTO = "tests/data/photos/cat.jpg"
 LABELS = ("cat", "dog", "coffee", "rocket", "motorcycle", "flower")
 TEMPLATE = "a photo of a {label}"
 
-_FIRST_PORT_FOR_ALL = 1024  # those below are for root
+_FIRST_PORT_FOR_ALL = 1024  # ports below need root
 _LAST_PORT = 65535
 _READY_POLL_SECONDS = 0.5
 
 _NEXT = """
-Serving gRPC on {server} and metrics on {metrics} until Ctrl-C. What to type next, in another terminal:
+Serving gRPC on {server} and metrics on {metrics} until Ctrl-C. Commands to try next, in another terminal:
 
   the command line
     {bin}/alignserve{flag} info
@@ -66,28 +66,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     ports = {"PORT": arguments.port, "METRICS_PORT": arguments.metrics_port}
     if taken := [port for port in ports.values() if _is_taken(port)]:
-        # One command with all that it takes: where one port is taken, the other often is too.
+        # One command for both ports: if one is taken, the other often is too.
         command = " ".join(f"{name}={port}" for name, port in _free_instead(ports).items())
         return _fail(
-            f"port {' and '.join(map(str, taken))} cannot be used, perhaps because another server has it. "
-            f"Stop that one, or choose other ports: make run {command}"
+            f"port {' and '.join(map(str, taken))} cannot be used, perhaps because another server uses it. "
+            f"Stop that server, or choose other ports: make run {command}"
         )
     interrupted = threading.Event()
     with _started(arguments, server_flags, interrupted) as server:
         code = _serve(server, f"localhost:{arguments.port}", f"localhost:{arguments.metrics_port}")
-        # Ctrl-C also ends the first question, which is not a failure.
+        # Ctrl-C also ends the first call, which is not a failure.
         return server.wait() if interrupted.is_set() else code
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="make run",
-        description="Starts a server, sends it a first photo, keeps serving until Ctrl-C.",
+        description="Starts a server, sends it a first photo, and keeps serving until Ctrl-C.",
         allow_abbrev=False,
-        epilog="Other flags go to alignserve-server (make run FLAGS='--log-level debug').",
+        epilog="Other flags are passed to alignserve-server (make run FLAGS='--log-level debug').",
     )
-    parser.add_argument("--port", type=_port, default=50051, help="for gRPC (make run PORT=…)")
-    parser.add_argument("--metrics-port", type=_port, default=9464, help="for Prometheus (METRICS_PORT=…)")
+    parser.add_argument("--port", type=_port, default=50051, help="gRPC port (make run PORT=…)")
+    parser.add_argument(
+        "--metrics-port", type=_port, default=9464, help="metrics port (make run METRICS_PORT=…)"
+    )
     return parser.parse_known_args(argv)
 
 
@@ -101,14 +103,14 @@ def _port(text: str) -> int:
 def _started(
     arguments: argparse.Namespace, flags: Sequence[str], interrupted: threading.Event
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Yields the server's process, and passes on to it the signals that ask this one to end."""
+    """Yields the server's process, and forwards signals that ask this process to end."""
     command = [
         *(str(BIN / "alignserve-server"), "--log-level", "warning"),
         *("--listen", f"127.0.0.1:{arguments.port}"),
         *("--metrics-listen", f"127.0.0.1:{arguments.metrics_port}"),
         *flags,
     ]
-    # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+    # Its own session: Ctrl-C reaches only this process, which forwards it once.
     server = subprocess.Popen(command, start_new_session=True)
 
     def forward(_number: int, _frame: FrameType | None) -> None:
@@ -150,7 +152,7 @@ def _serve(server: subprocess.Popen[bytes], address: str, metrics_address: str) 
 
 
 def _grpcurl() -> str:
-    """Returns what to type for it, which is not a part of what `make run` installs."""
+    """Returns the command for grpcurl, which `make run` does not install."""
     installed = BIN / "grpcurl"
     return os.path.relpath(installed) if installed.exists() else "grpcurl"
 
@@ -173,14 +175,14 @@ def _wait_until_ready(server: subprocess.Popen[bytes], address: str) -> bool:
 
 
 def _progress(text: str) -> None:
-    """Shows a line that the next one replaces, where there is a terminal to show it."""
+    """Shows a line that the next one replaces, if the output is a terminal."""
     if sys.stdout.isatty():
         print(f"\r\033[K{text}", end="", flush=True)
 
 
 def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closing connections do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignores connections that are closing
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -189,7 +191,7 @@ def _is_taken(port: int) -> bool:
 
 
 def _free_instead(ports: Mapping[str, int]) -> dict[str, int]:
-    """Returns the ports, and the next free one in place of each that is taken."""
+    """Returns the ports, with each taken one replaced by the next free one."""
     chosen: dict[str, int] = {}
     for name, port in ports.items():
         others = (port, *range(max(port, _FIRST_PORT_FOR_ALL), _LAST_PORT + 1))

@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector(otlp_grpc.TraceServiceServicer):
-    """Keeps the spans that it gets."""
+    """Keeps the spans that it receives."""
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -28,7 +28,7 @@ class Collector(otlp_grpc.TraceServiceServicer):
         return otlp.ExportTraceServiceResponse()
 
     def named(self, name: str) -> list[Span]:
-        """Returns the spans of a name."""
+        """Returns the spans with a name."""
         return [span for span in self.spans if span.name == name]
 
 
@@ -47,6 +47,6 @@ def collecting() -> Iterator[Collector]:
 
 
 def attributes(span: Span) -> dict[str, Any]:
-    """Returns what a span says of itself."""
+    """Returns the attributes of a span."""
     values = {each.key: each.value for each in span.attributes}
     return {key: getattr(value, str(value.WhichOneof("value"))) for key, value in values.items()}

@@ -1,7 +1,7 @@
 """How long property tests search, how workers share tests, and what no test may leave to the next.
 
 Profiles of hypothesis: `short` for `make test` and `long` for `make test-all` try the same cases each time;
-`endless` tries others each time (`--hypothesis-profile endless --timeout 0`).
+`endless` tries new ones each time (`--hypothesis-profile endless --timeout 0`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-_SLOW = [HealthCheck.too_slow]  # a step waits for threads; how long says nothing of the strategies
+_SLOW = [HealthCheck.too_slow]  # a step waits for threads, so its time says nothing about the strategies
 
 settings.register_profile(
     "short",
@@ -37,22 +37,22 @@ settings.register_profile(
 )
 settings.load_profile("short")
 
-# Their tests share a server, or what was installed, or a download: one worker runs all of a folder.
+# Tests of these folders share a server, an installation or a download: one worker runs each folder.
 _WHOLE_FOLDERS = ("tests/contract/", "tests/deploy/", "tests/hostile/")
-# What takes longest comes first, so that no worker is left with it in the end.
+# The longest tests come first, so that no worker is left with them at the end.
 _LONGEST_FIRST = ("tests/hostile/", "tests/deploy/", "tests/model/", "tests/integration/", "tests/contract/")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each worker whole files, and of some folders all files."""
+    """Gives each worker whole files, and whole folders where their tests share fixtures."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return next((each for each in _WHOLE_FOLDERS if nodeid.startswith(each)), nodeid.split("::")[0])
 
-    config.option.loadscopereorder = False  # but as `pytest_collection_modifyitems` sorts
+    config.option.loadscopereorder = False  # keeps the order of `pytest_collection_modifyitems`
     return ByFile(config, log)
 
 

@@ -1,4 +1,4 @@
-"""Runs the repository's commands as a person at a shell would."""
+"""Runs the repository's commands as a user at a shell would."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A server process and where it listens."""
+    """A server process and its addresses."""
 
     process: subprocess.Popen[str]
     port: int
@@ -30,7 +30,7 @@ class ServerProcess:
 
     @property
     def address(self) -> str:
-        """Where clients reach it."""
+        """The address for clients."""
         return f"127.0.0.1:{self.port}"
 
 
@@ -40,7 +40,7 @@ def server_process(
 ) -> Iterator[ServerProcess]:
     """Runs alignserve-server with the flags on free ports, and yields it once it is ready.
 
-    `program` may be another one that takes the same flags and logs the same.
+    `program` may be another program with the same flags and log events.
     """
     command = [
         *(*program, "--log-format", "json", "--drain-delay-seconds", "0"),
@@ -51,7 +51,7 @@ def server_process(
         try:
             listening = _wait_for("listening", process.stderr)
             _wait_for("ready", process.stderr)
-            # The log has to be read on: other programs wait at a full pipe, and the server does at its end.
+            # The log must be drained: a full pipe blocks other programs, and the server at its exit.
             threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
             yield ServerProcess(process, listening["port"], listening["metrics_port"])
         finally:
@@ -63,10 +63,11 @@ _reserved: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Returns a port for a server that cannot be told to listen at port 0.
+    """Returns a port for a server that cannot listen on port 0.
 
-    The port stays bound, without listening, until this process ends: the system gives it to no other socket,
-    and connecting is refused. Servers that set SO_REUSEADDR or SO_REUSEPORT can listen there; nearly all do.
+    The port stays bound, without listening, until this process ends: the system gives it to no other
+    socket, and connections are refused. Servers that set SO_REUSEADDR or SO_REUSEPORT can listen there;
+    nearly all do.
     """
     reservation = socket.socket()
     _reserved.append(reservation)
@@ -78,15 +79,15 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Looks until a condition holds that no event tells of."""
+    """Polls until a condition holds, for conditions without an event to wait for."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"not so after {seconds:g} s"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds:g} s"
         time.sleep(0.01)
 
 
 def is_listening(port: int) -> bool:
-    """Says whether connections to a port of this machine are accepted."""
+    """Returns whether connections to a local port are accepted."""
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:
@@ -95,7 +96,7 @@ def is_listening(port: int) -> bool:
 
 
 def run(*command: str | Path, cwd: Path = ROOT, path: Path = BIN) -> subprocess.CompletedProcess[str]:
-    """Runs a command without input, with `path` first among the folders of programs."""
+    """Runs a command without input, with `path` first in PATH."""
     return subprocess.run(
         list(map(str, command)),
         cwd=cwd,

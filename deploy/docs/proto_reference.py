@@ -1,4 +1,4 @@
-"""Makes a page of the protos: services, messages, fields and enums, with their comments."""
+"""Generates a reference page from the protos: services, messages, fields and enums, with comments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pb2 import (
 from deploy.docs.pages import ROOT
 
 _PACKAGE = "alignserve.v1"
-_Path = tuple[int, ...]  # of an element in its file, as `SourceCodeInfo.Location.path` has it
+_Path = tuple[int, ...]  # of an element in its file, as in `SourceCodeInfo.Location.path`
 
 
 def reference() -> str:

@@ -1,4 +1,4 @@
-"""What the server's code registers, by name: its metrics, and the events that it logs."""
+"""Finds the names in the server's code: its metrics, and the events that it logs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from prometheus_client.registry import Collector
 
 from deploy.docs.pages import ROOT
 
-# Helpers that log in place of a logger, and the level of what they log.
+# Helpers that log instead of a logger, with their log level.
 _HELPERS = {"_render_own": "error", "announce": "info", "_announce": "info"}
 _LEVELS = {"exception": "error", **_HELPERS}
-_TO_THE_SUPERVISOR = {"beat", "state"}  # sent by a worker, and never logged
+_TO_THE_SUPERVISOR = {"beat", "state"}  # sent by workers, never logged
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _registered(registry: CollectorRegistry) -> Iterator[tuple[str, Metric]]:
 
 
 def _labels(registered: Collector | prometheus_client.Metric) -> tuple[str, ...]:
-    # prometheus_client tells labels nowhere else before a series exists.
+    # prometheus_client has the labels nowhere else before a series exists.
     names: Iterable[str] = getattr(registered, "label_names", ()) or getattr(registered, "_labelnames", ())
     return tuple(names)
 
@@ -62,22 +62,22 @@ def levels() -> dict[str, str]:
     """Returns the level of each event that the server's code logs, by name.
 
     Raises:
-        ValueError: An event is not named by a literal, or has several levels.
+        ValueError: The name of an event is not a literal, or it has several levels.
     """
     found: dict[str, str] = {}
     for call, name in _logging_calls():
         event = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
         level = _LEVELS.get(name, name)
         if not isinstance(event, str) or found.setdefault(event, level) != level:
-            raise ValueError(f"line {call.lineno}: {ast.unparse(call)}: no literal, or of several levels")
+            raise ValueError(f"line {call.lineno}: {ast.unparse(call)}: not a literal, or several levels")
     return {event: level for event, level in found.items() if event not in _TO_THE_SUPERVISOR}
 
 
 def _logging_calls() -> Iterator[tuple[ast.Call, str]]:
-    """Yields the calls of loggers and of the helpers, with the name of what is called."""
+    """Yields the calls of loggers and helpers, with the name of the called function."""
     for source in sorted((ROOT / "server" / "alignserve_server").rglob("*.py")):
         if "get_logger" not in (text := source.read_text()):
-            continue  # it logs as libraries do, in sentences
+            continue  # it logs sentences, as libraries do
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _logs(node.func):
                 yield node, node.func.attr

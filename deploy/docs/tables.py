@@ -1,9 +1,9 @@
-"""Writes those tables of the pages that the code can make.
+"""Writes the tables of the pages that are generated from the code.
 
 python -m deploy.docs.tables            write them
 python -m deploy.docs.tables --check    exit 1 if one differs
 
-A page says which table it wants, and of which rows if not of all:
+A page names the table, and its rows if it does not want all of them:
 
     <!-- table: settings listen workers -->
     (written here)
@@ -41,10 +41,10 @@ def main() -> int:
 
 
 def written(page: Path) -> str:
-    """Returns a page with its tables as the code has them.
+    """Returns a page with its tables generated from the code.
 
     Raises:
-        KeyError: It asks for a table or a row that does not exist.
+        KeyError: The page names a table or row that does not exist.
     """
 
     def fill(block: re.Match[str]) -> str:

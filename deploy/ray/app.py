@@ -1,4 +1,4 @@
-"""alignserve as an application of Ray Serve: replicas with a model each, behind Ray Serve's gRPC proxy."""
+"""alignserve as a Ray Serve application: replicas with one model each, behind Ray Serve's gRPC proxy."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """Builds the application for `serve run` and `serve deploy`; the arguments are the server's settings.
 
     Raises:
-        ValueError: A setting is unknown, out of range, or not for a server behind Ray Serve.
+        ValueError: A setting is unknown, out of range, or not supported behind Ray Serve.
     """
     settings = load_settings(arguments)
     if void := _PROXYS_OWN & settings.model_fields_set:
         raise ValueError(
-            f"{', '.join(sorted(void))}: no settings of a replica; Ray Serve opens the port, without TLS, "
+            f"{', '.join(sorted(void))}: not supported in a replica; Ray Serve opens the port, without TLS, "
             "and starts the processes"
         )
     return serve.deployment(Align).bind(settings)
@@ -52,7 +52,7 @@ class Align:
         self, settings: Settings, load: LoadEncoder = load_encoder
     ) -> None:
         configure_logs(settings.log_level, settings.log_format)
-        # Ray reserves cores for a replica, but does not keep it from counting and using all others.
+        # Ray reserves cores for a replica, but does not stop it from counting and using all cores.
         os.environ["PYTHON_CPU_COUNT"] = str(max(1, int(_assigned_cores())))
         self._server = Server(settings, load)
         self._bridge = RayBridge(self._server)
@@ -84,7 +84,7 @@ class Align:
     async def Check(
         self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
     ) -> Message:
-        """Answers for grpc.health.v1, as one replica sees it."""
+        """Implements grpc.health.v1 Check, with the health of one replica."""
         return await self._bridge.answer("Check", request, grpc_context)
 
     async def Watch(
@@ -92,16 +92,16 @@ class Align:
         request: health_pb2.HealthCheckRequest,  # noqa: ARG002 — Ray Serve passes it
         grpc_context: RayServegRPCContext,
     ) -> NoReturn:
-        """Refuses: to Ray Serve a watch would be a call under way, and keep its replica from ending."""
+        """Refuses: for Ray Serve a watch would be a call in progress, and delay the end of its replica."""
         grpc_context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         grpc_context.set_details("health cannot be watched through Ray Serve; use Check")
         raise NotImplementedError
 
     async def check_health(self) -> None:
-        """Passes while the replica can serve; Ray Serve replaces it if it fails for long.
+        """Passes while the replica can serve; Ray Serve replaces a replica that fails for long.
 
         Raises:
-            ServingError: It cannot.
+            ServingError: The replica cannot serve.
         """
         self._server.check_health()
 
@@ -112,9 +112,9 @@ def _assigned_cores() -> float:
 
 
 def _metrics_page(listen: str, server: Server) -> WSGIServer:
-    """Serves the metrics on the first free port from the one set on: replicas of a node share the address."""
+    """Serves the metrics on the first free port from `listen`, because replicas share a node's address."""
     host, _, first = listen.rpartition(":")
     for port in range(int(first), int(first) + _MOST_REPLICAS_OF_A_NODE):
         with suppress(StartupError):
             return serve_metrics_page(f"{host}:{port}", server.metrics.registry, lambda: server.state)
-    raise StartupError(f"no free port for metrics from {listen} on; choose another with metrics_listen")
+    raise StartupError(f"no free port for metrics at or after {listen}; choose another with metrics_listen")

@@ -1,4 +1,4 @@
-"""A door for calls that Ray Serve's proxy has taken: they come as messages, and so go the answers."""
+"""A door for calls from Ray Serve's proxy: requests and answers are messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from deploy.ray.proxy import SECONDS_LEFT_KEY
 
 
 class RayCall(GrpcCall):
-    """What Ray Serve tells of a call, with the deadline that `proxy` adds."""
+    """Ray Serve's context of a call, with the deadline that `proxy` adds."""
 
     def __init__(self, context: RayServegRPCContext) -> None:
         super().__init__(context)
@@ -39,9 +39,9 @@ class RayCall(GrpcCall):
 
 
 class RayBridge:
-    """Answers calls by the API of a server in this process. A failed call ends with an empty message.
+    """Answers calls with the API of a server in this process. A failed call ends with an empty message.
 
-    Its status is in the context, of which Ray Serve loses the details if a call ends by an exception.
+    Its status is in the context; Ray Serve loses the details if a call ends with an exception.
     """
 
     def __init__(self, server: Server) -> None:
@@ -68,7 +68,7 @@ class RayBridge:
         self, requests: gRPCInputStream[pb.StreamInferRequest], context: RayServegRPCContext
     ) -> AsyncIterator[Message]:
         """Yields the answers of a stream."""
-        answers: asyncio.Queue[bytes | None] = asyncio.Queue()  # Ray Serve takes them without delay
+        answers: asyncio.Queue[bytes | None] = asyncio.Queue()  # Ray Serve reads them without delay
 
         async def serve() -> None:
             with (
@@ -82,7 +82,7 @@ class RayBridge:
         try:
             while (answer := await answers.get()) is not None:
                 yield pb.StreamInferResponse.FromString(answer)
-            await serving  # raises what ended it
+            await serving  # raises the error that ended it
         except ServingError as error:
             yield _failed(context, error)
         finally:
@@ -91,7 +91,7 @@ class RayBridge:
 
 
 async def _read(requests: gRPCInputStream[pb.StreamInferRequest]) -> AsyncIterator[pb.StreamInferRequest]:
-    """Yields the requests until the stream ends or is cancelled, which Ray Serve tells in two ways."""
+    """Yields the requests until the stream ends or is cancelled, which Ray Serve signals in two ways."""
     try:
         async for request in requests:
             yield request

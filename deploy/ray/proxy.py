@@ -1,9 +1,8 @@
-"""What runs in Ray Serve's proxy: it tells replicas the deadlines of calls, and callers why a stream ended.
+"""Runs in Ray Serve's proxy: passes deadlines to replicas, and the status of ended streams to callers.
 
-Ray Serve passes on metadata, but no deadline; and a status with its details, but only together with a
-message. So the deadline becomes metadata here, and an empty message, which brings the status at the end of a
-stream, goes no further.
-`serve_config.yaml` names `add_services` among the `grpc_servicer_functions`.
+Ray Serve forwards metadata but no deadline, and a status with its details only together with a message. So
+the deadline becomes metadata here, and the empty message that carries the status at the end of a stream is
+dropped. `serve_config.yaml` names `add_services` among the `grpc_servicer_functions`.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from typing import Any
 from alignserve.v1.align_service_pb2_grpc import add_AlignServiceServicer_to_server
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-SECONDS_LEFT_KEY = "alignserve-seconds-left"  # infinity without a deadline; only this proxy sends it
+SECONDS_LEFT_KEY = "alignserve-seconds-left"  # infinity if there is no deadline; only this proxy sends it
 
 _MakeHandler = Callable[..., Callable[..., Any]]
 
 
 def add_services(servicer: Any, server: Any) -> None:
-    """Adds the API and its health to the server of the proxy.
+    """Adds the API and its health service to the proxy's server.
 
     Args:
-        servicer: Is never called: Ray Serve replaces all handlers by those that its factory makes.
-        server: Ray Serve's, a `gRPCGenericServer`.
+        servicer: Never called, because Ray Serve replaces all handlers with those of its factory.
+        server: Ray Serve's `gRPCGenericServer`.
     """
     make_handler = server.service_handler_factory
     server.service_handler_factory = _wrapping(make_handler)

@@ -1,1 +1,1 @@
-"""What is written is true: READMEs, protos, tables and commands against the code."""
+"""Checks READMEs, protos, tables and commands against the code."""

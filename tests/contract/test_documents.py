@@ -1,4 +1,4 @@
-"""The pages agree with each other, and name what exists."""
+"""The pages agree with each other, and refer to things that exist."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_readme_is_of_readable_length() -> None:
 
 
 def test_operators_guide_is_short() -> None:
-    """server/README.md has at most 200 lines; each topic has a page of its own."""
+    """server/README.md has at most 200 lines; each topic has its own page."""
     assert len(read("server/README.md").splitlines()) <= 200
 
 

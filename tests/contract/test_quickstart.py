@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-m", "deploy.quickstart"]
 
 
 def test_it_answers_and_serves_until_it_is_interrupted() -> None:
-    """A photo is classified, a table and the next commands are shown, and Ctrl-C ends it cleanly."""
+    """It shows a classified photo, a table and the next commands, and Ctrl-C ends it cleanly."""
     port = free_port()
     command = [*COMMAND, "--port", str(port), "--metrics-port", str(free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -103,7 +103,7 @@ def test_ctrl_c_during_imports_shows_no_traceback() -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.endswith(" numpy\n"):  # which the client imports
+            if line.endswith(" numpy\n"):  # imported by the client
                 break
 
         process.send_signal(signal.SIGINT)

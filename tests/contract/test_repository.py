@@ -1,4 +1,4 @@
-"""What every repository has: hooks, issue forms, the pages about contributing and security."""
+"""The repository's hooks, issue forms, security policy and dependency lists."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_hooks_run_tools_of_make_lint() -> None:
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
-def test_an_issue_form_is_one(path: Path) -> None:
+def test_issue_forms_are_valid(path: Path) -> None:
     """It has a name, a description, and fields of known kinds with labels and unique identifiers."""
     form: dict[str, Any] = yaml.safe_load(path.read_text())
     identifiers = [field["id"] for field in form["body"]]
@@ -50,7 +50,7 @@ def test_the_tests_that_the_security_policy_names_exist() -> None:
 
 @pytest.mark.parametrize("project", ["pyproject.toml", "server/pyproject.toml"])
 def test_each_dependency_has_its_reason(project: str) -> None:
-    """A requirement, unless it names one of our own extras, is on a line of its own and has a comment."""
+    """A requirement, unless it names one of our own extras, is on its own line and has a comment."""
     lines = re.findall(r'^  "[\w.\[\]-]+[<>=!~].*$', read(project), flags=re.MULTILINE)
 
     assert len(lines) > 10

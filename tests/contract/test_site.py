@@ -1,4 +1,4 @@
-"""The documentation site builds from the pages, and is whole."""
+"""The documentation site builds from the pages, and is complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_on_the_site(site: Path) -> None:
-    """At its path in the repository, where a README is the page of its folder."""
+    """Each page is at its path in the repository, and a README is the page of its folder."""
     assert (site / "index.html").exists()
     assert (site / "server" / "index.html").exists()
     assert (site / "server" / "docs" / "access" / "index.html").exists()
@@ -68,7 +68,7 @@ def test_the_reference_of_errors_has_the_exceptions_only(site: Path) -> None:
 
 
 def test_the_reference_of_the_protos_has_every_method_and_message(site: Path) -> None:
-    """With the comments of the proto."""
+    """Each entry has the comments of the proto."""
     page = (site / "protos" / "reference" / "index.html").read_text()
     methods = [method.name for method in pb.DESCRIPTOR.services_by_name["AlignService"].methods]
 

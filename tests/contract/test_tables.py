@@ -1,4 +1,4 @@
-"""The tables of the pages say what the code does."""
+"""The tables on the pages agree with the code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_short_error_table_is_a_part_of_the_full_one() -> None:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_tables_that_the_code_makes_are_up_to_date(page: Path) -> None:
+def test_generated_tables_are_up_to_date(page: Path) -> None:
     """A page's tables between markers equal what `python -m deploy.docs.tables` writes."""
     assert page.read_text() == tables.written(page)
 
@@ -80,7 +80,7 @@ def test_a_row_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
 
 
 def test_metrics_of_the_supervisor_follow_those_of_the_server() -> None:
-    """With the labels that each has, and without those that both have twice."""
+    """Each has its own labels, and metrics of both are listed once."""
     found = metrics()
 
     assert found["alignserve_state"].labels == ("state",)

@@ -1,4 +1,4 @@
-"""What several tests of `deploy` need: Prometheus, metrics' names, the package of the image."""
+"""Shared fixtures of the `deploy` tests: Prometheus, metric names, the image's packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.deploy.prometheus import programs
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Installs both distributions from what the Dockerfile copies, as it does but without the network."""
+    """Installs both distributions from the files that the Dockerfile copies, as it does, but offline."""
     source = copy_sources("alignserve", tmp_path_factory.mktemp("build"))
     folder = tmp_path_factory.mktemp("packages")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -31,7 +31,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of the image `cpu`, as its build makes it."""
+    """The checkpoint of the image `cpu`, as its build prepares it."""
     folder = tmp_path_factory.mktemp("image")
     (step,) = [value for keyword, value in stages()["checkpoint"] if keyword == "RUN"]
     done = run_step(step, folder, arguments("checkpoint"))
@@ -41,30 +41,30 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def containers(packages: Path) -> Path:
-    """The same for a test that starts containers; skips it where the kernel does not allow that."""
+    """The packages, for a test that starts containers; skips it if the kernel does not allow that."""
     if not can_run_containers():
-        pytest.skip("no user namespaces here, or no unshare, nsenter and ip")
+        pytest.skip("needs user namespaces, and the programs unshare, nsenter and ip")
     return packages
 
 
 @pytest.fixture(scope="session")
 def prometheus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finds where prometheus and promtool are, or skips the test."""
+    """Finds the folder with prometheus and promtool, or skips the test."""
     folder = programs(tmp_path_factory.mktemp("prometheus"))
     if folder is None:
-        pytest.skip("prometheus is not installed, and Debian's package cannot be fetched here")
+        pytest.skip("prometheus is not installed, and Debian's package cannot be fetched")
     return folder
 
 
 @pytest.fixture(scope="session")
 def promtool(prometheus_folder: Path) -> Path:
-    """Prometheus's tool."""
+    """Prometheus's command-line tool."""
     return prometheus_folder / "promtool"
 
 
 @pytest.fixture(scope="session")
 def metric_names() -> set[str]:
-    """Returns the names under which the server shows its metrics."""
+    """Returns the names of the server's metrics."""
     names = set()
     for family in Metrics(CollectorRegistry()).registry.collect():
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(family.type, [""])

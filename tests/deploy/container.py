@@ -1,8 +1,8 @@
-"""A container as the image would make it, without an engine.
+"""A container like that of the image, without a container engine.
 
-The container is made of Linux namespaces: a network of its own with a loopback alone, a root filesystem that
-cannot be written, user 10001 without capabilities, and the server as process 1. Its packages are this
-environment's, but for alignserve, which is installed from the files that the Dockerfile copies.
+The container is made of Linux namespaces: its own network with only a loopback interface, a read-only root
+filesystem, user 10001 without capabilities, and the server as process 1. Its packages are this environment's,
+except alignserve, which is installed from the files that the Dockerfile copies.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import psutil
 from tests.deploy.image import Image
 from tests.processes import BIN
 
-_PREFIX = "/opt/alignserve"  # /usr/local in the image, which here holds more than the image's packages
+_PREFIX = "/opt/alignserve"  # /usr/local in the image, but here that has more than its packages
 _NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--mount-proc", "--fork")
 _USER = "10001:10001"
 _INSIDE = ("nsenter", "--user", "--preserve-credentials", "--net", "--mount", "--pid", "--wd=/")
-_SCAFFOLDS = ("/opt", "/run", "/srv", "/tmp", "/var/cache")  # where mounts may lie
+_SCAFFOLDS = ("/opt", "/run", "/srv", "/tmp", "/var/cache")  # parents of mount points
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Container:
         raise AssertionError(f"the server ended before {name!r}:\n{''.join(seen)}")
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command inside, as an engine does for a probe; the server has to be listening."""
+        """Runs a command inside, as an engine does for a probe; the server must be listening."""
         return subprocess.run(
             [*_INSIDE, f"--target={self._pid()}", "--", *command],
             env=dict(self.environment),
@@ -62,7 +62,7 @@ class Container:
         )
 
     def health(self, port: int, service: str) -> str:
-        """Returns the health that a gRPC probe of the kubelet sees."""
+        """Returns the health status that a gRPC probe of the kubelet sees."""
         done = self.run(sys.executable, "-c", _HEALTH, str(port), service)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -91,11 +91,11 @@ def running_container(
     """Runs an image's entrypoint for the length of the block.
 
     Args:
-        packages: Where alignserve is installed.
-        image: Gives the entrypoint and variables, which those of `environment` win over.
-        writable: Where volumes are mounted that can be written.
-        files: Folders of this machine by where they are mounted.
-        user: Numbers of the user and of its group.
+        packages: The folder in which alignserve is installed.
+        image: Gives the entrypoint and the variables; those of `environment` override them.
+        writable: The mount points of writable volumes.
+        files: Folders of this machine by mount point.
+        user: The user id and group id.
     """
     variables = {
         "HOME": "/nonexistent",
@@ -104,7 +104,7 @@ def running_container(
         **image.environment,
         **(environment or {}),
     }
-    # This environment's own folders too, which may lie below a scaffold.
+    # Includes this environment's own folders, which may be below a scaffold.
     own = {folder: Path(folder) for folder in (sys.base_prefix, sys.prefix)}
     script = _script(
         {**own, _PREFIX: packages, **_checkpoint(image, packages), **(files or {})}, writable, user
@@ -123,14 +123,14 @@ def running_container(
 
 
 def _checkpoint(image: Image, packages: Path) -> dict[str, Path]:
-    """Returns what the image was built with, which for the embedded checkpoint is a copy of what ships."""
+    """Returns the checkpoint of the image's build: for the embedded one, a copy of the shipped files."""
     shipped = packages / "alignserve_server/model/checkpoints/mini/prepared"
     folder = image.environment.get("ALIGNSERVE_CHECKPOINT")
     return {} if folder is None else {folder: shipped}
 
 
 def can_run_containers() -> bool:
-    """Whether this machine has the tools, and lets its user make the namespaces of a container."""
+    """Returns whether this machine has the tools, and allows its user a container's namespaces."""
     if not all(map(shutil.which, ("unshare", "nsenter", "ip"))):
         return False
     return (
@@ -145,15 +145,15 @@ def _as_user(user: str) -> tuple[str, ...]:
 
 
 def _script(files: Mapping[str, Path], writable: Sequence[str], user: str) -> str:
-    """Returns what lays out the filesystem and then becomes the command."""
-    held = "/mnt"  # the sources of mounts, which scaffolds would hide
+    """Returns a script that lays out the filesystem and then runs the command."""
+    held = "/mnt"  # keeps the sources of mounts, which scaffolds would hide
     lines = ["ip link set lo up", f"mount -t tmpfs none {held}"]
     for number, source in enumerate(files.values()):
         lines += [f"mkdir {held}/{number}", f"mount --bind {shlex.quote(str(source))} {held}/{number}"]
     lines += [f"mount -t tmpfs -o mode=0755 none {scaffold}" for scaffold in _SCAFFOLDS]
     for target in writable:
         lines += [f"mkdir -p {target}", f"mount -t tmpfs none {target}"]
-    for number, target in enumerate(files):  # last, as they may lie below what can be written
+    for number, target in enumerate(files):  # last, since they may be below a writable volume
         lines += [f"mkdir -p {target}", f"mount --bind -o ro {held}/{number} {target}"]
     read_only = [path for path in ("/", held, *_SCAFFOLDS) if path not in writable]
     lines += [f"mount -o bind,remount,ro {path}" for path in read_only]

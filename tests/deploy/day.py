@@ -1,4 +1,4 @@
-"""A day of three servers in some minutes: callers come and go with the hours, and at two one device hangs."""
+"""A day of three servers in a few minutes: traffic follows the hours, and at 14:00 one device hangs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.processes import BIN
 
 HOURS = 24
 
-_INCIDENT_HOUR, _RESTART_HOUR = 14.0, 14.6  # somebody restarts the server by hand
+_INCIDENT_HOUR, _RESTART_HOUR = 14.0, 14.6  # an operator restarts the server
 _QUIET, _BUSY = 6.0, 40.0  # calls per second at night and at noon
 _BATCH_SECONDS, _ENTRY_SECONDS = 0.008, 0.004
 _NAMES = ("align-0", "align-1", "align-2")
-_CALLERS = {"search": 0.6, "shop": 0.33, "index": 0.07}  # share of calls; the last one embeds by 16, as bulk
-_MISTAKES = 0.004  # of calls, whose text is empty
+_CALLERS = {"search": 0.6, "shop": 0.33, "index": 0.07}  # share of calls; the last sends 16 texts, as bulk
+_MISTAKES = 0.004  # share of calls with an empty text
 _SETTLE_SECONDS = 6.0
-_STALL_SECONDS = 2.0  # less could be a machine that is busy
+_STALL_SECONDS = 2.0  # a busy machine could cause a shorter one
 _SPREAD = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -55,7 +55,7 @@ _SPREAD = json.dumps(
 def running_day(folder: Path, place: Path, seconds: float) -> Iterator[Prometheus]:
     """Runs servers, their callers and a Prometheus for the length of the block; the day lasts `seconds`.
 
-    Rules are shortened by as much as the day is.
+    The times in the rules are compressed like the day.
     """
     speedup = round(HOURS * 3600 / seconds)
     keys = _keys(place)
@@ -88,7 +88,7 @@ def running_day(folder: Path, place: Path, seconds: float) -> Iterator[Prometheu
 
 
 class _Day:
-    """The callers, and the incident."""
+    """The day's callers and its incident."""
 
     def __init__(
         self, replicas: list[Replica], keys: dict[str, str], seconds: float, is_over: threading.Event
@@ -102,7 +102,7 @@ class _Day:
         self._count = 0
 
     async def run(self) -> None:
-        """Calls until it is over."""
+        """Sends calls until the day is over."""
         addresses = ",".join(f"127.0.0.1:{replica.port}" for replica in self._replicas)
         options = (("grpc.service_config", _SPREAD), ("grpc.max_reconnect_backoff_ms", 500))
         incident = asyncio.ensure_future(self._incident())
@@ -118,7 +118,7 @@ class _Day:
         incident.cancel()
 
     async def _incident(self) -> None:
-        """Lets a device hang, and has its server restarted later."""
+        """Makes a device hang, and restarts its server later."""
         await asyncio.sleep(_SETTLE_SECONDS + self._seconds * _INCIDENT_HOUR / HOURS)
         broken = self._replicas[1]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{broken.port}") as channel:
@@ -163,7 +163,7 @@ class _Day:
 
 
 def _calls_per_second(hour: float) -> float:
-    """Returns the rate: lowest at four in the morning, highest in the afternoon."""
+    """Returns the call rate: lowest at four in the morning, highest in the afternoon."""
     return _QUIET + (_BUSY - _QUIET) * (0.5 - 0.5 * math.cos(2 * math.pi * (hour - 4) / HOURS)) ** 1.5
 
 

@@ -1,4 +1,4 @@
-"""A real Envoy with the configuration that `deploy/envoy` ships, on free ports of this machine."""
+"""A real Envoy with the configuration shipped in `deploy/envoy`, on free local ports."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ CONFIG = ROOT / "deploy/envoy/envoy.yaml"
 
 
 class Envoy:
-    """A running Envoy, as its clients and its admin page show it."""
+    """A running Envoy, observed through its admin page."""
 
     def __init__(self, admin: str, replicas: Sequence[str], log: Path) -> None:
         self.port = 0
-        self.log = log  # a JSON line for each call that failed
+        self.log = log  # one JSON line per failed call
         self._admin = admin
         self._replicas = set(replicas)
 
     async def start(self) -> None:
-        """Waits until it listens."""
+        """Waits until Envoy listens."""
         await until(self._listeners)
         (listener,) = await self._listeners()
         self.port = listener["local_address"]["socket_address"]["port_value"]
 
     async def wait_for_healthy(self) -> None:
-        """Waits until it has found every replica healthy."""
+        """Waits until Envoy considers every replica healthy."""
 
         async def is_healthy() -> bool:
             return await self._healthy() == self._replicas
@@ -43,11 +43,11 @@ class Envoy:
         await until(is_healthy)
 
     async def served(self, address: str) -> int:
-        """Returns how many calls a replica has answered, over all its lives."""
+        """Returns how many calls a replica has answered, across its restarts."""
         return int(self._stats(await self._host(address)).get("rq_success", 0))
 
     async def wait_for_served(self, address: str, count: int) -> None:
-        """Waits until a replica has answered so many calls."""
+        """Waits until a replica has answered this many calls."""
 
         async def has_served() -> bool:
             return await self.served(address) >= count
@@ -60,7 +60,7 @@ class Envoy:
         return int(page["stats"][0]["value"])
 
     async def wait_for_count(self, name: str, count: int) -> None:
-        """Waits until a counter of the cluster has come so far."""
+        """Waits until a counter of the cluster reaches this value."""
 
         async def has_counted() -> bool:
             return await self.count(name) >= count
@@ -113,12 +113,12 @@ async def running_envoy(replicas: Sequence[str], folder: Path) -> AsyncIterator[
         yield envoy
     finally:
         if process.returncode is None:
-            process.terminate()  # which writes out its log
+            process.terminate()  # flushes the log
         await process.wait()
 
 
 def rendered(replicas: Sequence[str]) -> dict[str, Any]:
-    """Returns the shipped configuration with nothing changed but addresses."""
+    """Returns the shipped configuration; only addresses are changed."""
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     resources = config["static_resources"]
     config["admin"]["address"] = _socket("127.0.0.1:0")

@@ -1,7 +1,7 @@
-"""alignserve whose model is slow, hangs or fails as told: python -m tests.deploy.faulty_server JSON
+"""alignserve with a model that is slow, hangs or fails on request: python -m tests.deploy.faulty_server JSON
 
-The JSON is {"settings": {…}, "load_seconds": 0, "batch_seconds": 0, "entry_seconds": 0}. Texts that callers
-want embedded decide what happens: see `FAIL`, `HANG` and `HANG_FOR_A_WHILE`.
+The JSON is {"settings": {…}, "load_seconds": 0, "batch_seconds": 0, "entry_seconds": 0}. The texts
+that callers send decide the fault: see `FAIL`, `HANG` and `HANG_FOR_A_WHILE`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from alignserve_server.observability.logs import configure_logs
 from alignserve_server.serving.server import serve
 from alignserve_server.settings import Settings
 
-FAIL = "fail"  # whatever is in a batch with it
-HANG = "hang"  # for good, and the device with it
-HANG_FOR_A_WHILE = "hang {}"  # so many tenths of a second
+FAIL = "fail"  # fails its whole batch
+HANG = "hang"  # hangs the device permanently
+HANG_FOR_A_WHILE = "hang {}"  # hangs it for this many tenths of a second
 _LONGEST_WHILE = 300  # tenths
 _FOR_GOOD_SECONDS = 1e6
 
 
 class FaultyEncoder(FakeEncoder):
-    """A fake that does what texts ask for."""
+    """A fake with the faults that texts request."""
 
     def __init__(self, batch_seconds: float, entry_seconds: float) -> None:
         super().__init__(is_recording=False, seconds_per_batch=batch_seconds, seconds_per_entry=entry_seconds)
@@ -58,7 +58,7 @@ def main() -> None:
         return FaultyEncoder(told.get("batch_seconds", 0), told.get("entry_seconds", 0))
 
     code = asyncio.run(serve(settings, load))
-    os._exit(code)  # a lane that hangs would keep the interpreter from ending
+    os._exit(code)  # a hanging lane would keep the interpreter from exiting
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The dashboards of `deploy/grafana`, and servers under a load that gives every panel something to show."""
+"""The dashboards of `deploy/grafana`, and servers under a load that gives every panel data."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Question:
 
 
 def panels(dashboard: str) -> list[dict[str, Any]]:
-    """Returns the panels of a dashboard, without the titles of rows."""
+    """Returns the panels of a dashboard, without row titles."""
     return [panel for panel in DASHBOARDS[dashboard]["panels"] if panel["type"] != "row"]
 
 
@@ -58,7 +58,7 @@ def questions() -> list[Question]:
 
 
 def filled_in(expr: str, window: str = "10s") -> str:
-    """Returns a query as Grafana sends it, for all servers and a window of rates."""
+    """Returns a query as Grafana sends it, for all servers, with this window for rates."""
     values = {
         "$__rate_interval": window,
         "$cluster": ".*",
@@ -75,14 +75,14 @@ def filled_in(expr: str, window: str = "10s") -> str:
 def loaded_servers(
     folder: Path, place: Path, called: Mapping[str, Flags], idle: Mapping[str, Flags], wave_seconds: float
 ) -> Iterator[Prometheus]:
-    """Runs servers that a Prometheus scrapes, and calls some of them for the length of the block.
+    """Runs servers that a Prometheus scrapes, and sends calls to some, for the length of the block.
 
     Args:
-        folder: The one with Prometheus's program.
-        place: For the files of Prometheus.
-        called: Flags of the servers that are called, by name.
-        idle: Flags of the others.
-        wave_seconds: For how long all callers turn to one server before they turn to the next.
+        folder: The folder with the Prometheus binary.
+        place: A folder for Prometheus's files.
+        called: Flags of the servers that get calls, by name.
+        idle: Flags of the servers that get none, by name.
+        wave_seconds: How long all callers use one server before they move to the next.
     """
     with ExitStack() as life:
         servers = {
@@ -106,7 +106,7 @@ def tls_flags(place: Path) -> Flags:
 
 @contextmanager
 def _waves(addresses: Sequence[str], wave_seconds: float) -> Iterator[None]:
-    """Sends all kinds of calls to the servers in turn, from a thread."""
+    """Sends calls of all kinds to the servers in turn, from a thread."""
     is_over = threading.Event()
 
     async def send() -> None:

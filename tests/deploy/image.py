@@ -1,4 +1,4 @@
-"""What the Dockerfile says of the images that it builds."""
+"""Reads from the Dockerfile how its images are built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
 
 @cache
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """Returns the instructions of each stage, after those of the stage that it is built on."""
+    """Returns the instructions of each stage, preceded by those of its base stage."""
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     found: dict[str, list[tuple[str, str]]] = {}
     current: list[tuple[str, str]] = []
@@ -37,7 +37,7 @@ def stages() -> dict[str, list[tuple[str, str]]]:
 
 @dataclass(frozen=True)
 class Image:
-    """What an engine would read from an image that is built of one target."""
+    """The image of one target, as a container engine would see it."""
 
     target: str
 
@@ -49,16 +49,16 @@ class Image:
 
     @property
     def entrypoint(self) -> list[str]:
-        """The command, which has to be in exec form."""
+        """The command, which must be in exec form."""
         return _exec_form(self.last("ENTRYPOINT"))
 
     @property
     def health_command(self) -> list[str]:
-        """The command of HEALTHCHECK, in exec form too."""
+        """The command of HEALTHCHECK, which must be in exec form too."""
         return _exec_form(self.last("HEALTHCHECK").partition("CMD ")[2])
 
     def last(self, keyword: str) -> str:
-        """Returns what holds of an instruction that may be given several times."""
+        """Returns the effective value of an instruction: that of its last occurrence."""
         return self.all(keyword)[-1]
 
     def all(self, keyword: str) -> list[str]:
@@ -67,9 +67,9 @@ class Image:
 
 
 def run_step(step: str, folder: Path, variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
-    """Runs a RUN in a folder, below which `/install`, `/checkpoint` and `/sbom` lie.
+    """Runs a RUN step in a folder that contains `/install`, `/checkpoint` and `/sbom`.
 
-    Commands come from the folder's `bin` first, then from this environment. Mounts are left out.
+    Commands are searched in the folder's `bin`, then in this environment. Mounts are omitted.
     """
     command = re.sub(r"--mount=\S+", "", step)
     for path in ("/install", "/checkpoint", "/sbom"):

@@ -1,10 +1,10 @@
-"""The shipped rules in a real Prometheus that watches servers in trouble: which alert fires when?
+"""Runs the shipped rules in a real Prometheus that scrapes failing servers: which alerts fire, and when?
 
 python -m tests.deploy.live_alerts [--record]
 
-Each scene is a namespace of its own, all at the same time. Time is compressed: rules, timeouts and stalls
-take a thirtieth of what they take in life, so that an hour lasts two minutes. `--record` keeps the series of
-each scene in `recorded.yml`, as the input of `promtool test rules` with the shipped rules, a sample a minute.
+Each scene has its own namespace, and all run at the same time. Time is compressed: rules, timeouts and stalls
+take a thirtieth of their real duration, so that an hour lasts two minutes. `--record` writes the series of
+each scene to `recorded.yml`, as input of `promtool test rules` with the shipped rules, one sample per minute.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tests.processes import ROOT
 RECORDED = Path(__file__).parent / "recorded.yml"
 
 _PLAY_MINUTES = 45
-_EMPTY_MINUTES = 12  # at the end, when nothing is scraped any more
+_EMPTY_MINUTES = 12  # at the end, when nothing is scraped any longer
 
 
 @dataclass(frozen=True)
 class Firing:
-    """An alert in a namespace, and when it began and ended to fire; None if it still did at the end."""
+    """An alert in a namespace, and when it started and stopped firing; None if it still fired at the end."""
 
     namespace: str
     alert: str
@@ -46,7 +46,7 @@ class Firing:
 
 
 async def play(prometheus: Prometheus, stages: Sequence[Stage], scenes: Sequence[Scene]) -> list[Firing]:
-    """Plays all scenes at once, then lets all targets vanish; returns what fired."""
+    """Plays all scenes concurrently, then removes all targets; returns the alerts that fired."""
     began = time.time()
     playing = [asyncio.ensure_future(scene.play(stage)) for scene, stage in zip(scenes, stages, strict=True)]
     try:
@@ -69,7 +69,7 @@ async def play(prometheus: Prometheus, stages: Sequence[Stage], scenes: Sequence
 
 
 def firings(prometheus: Prometheus, start: float, end: float) -> list[Firing]:
-    """Returns the alerts that fired in a time, once for each namespace, in the order they began."""
+    """Returns the alerts that fired in an interval, once per namespace, in order of their start."""
     expr = 'max by (namespace, alertname) (ALERTS{alertstate="firing"})'
     found = []
     for series in prometheus.query_range(expr, start, end, SCRAPE_SECONDS):
@@ -81,14 +81,15 @@ def firings(prometheus: Prometheus, start: float, end: float) -> list[Firing]:
 
 
 def timeline(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[Firing]) -> str:
-    """Returns a table of what happened in each scene and which alerts fired when, in minutes of the scene."""
+    """Returns a table of each scene's events and alerts, in minutes of the scene."""
     rows = []
     for scene, stage in zip(scenes, stages, strict=True):
         fired = [
             firing for firing in found if firing.namespace == stage.namespace and firing.began <= stage.end
         ]
         first = stage.began
-        happened = "; ".join(f"{event} at {_minutes(moment - first)}" for moment, event in stage.events[:-1])
+        happened = "; ".join(f"{event} {_minutes(moment - first)}" for moment, event in stage.events[:-1])
+        story = f"{scene.about} {happened[:1].upper()}{happened[1:]}".strip()
         alerts = "; ".join(
             f"{firing.alert.removeprefix('Alignserve')} {_minutes(firing.began - first)}"
             + (
@@ -98,21 +99,21 @@ def timeline(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[F
             )
             for firing in fired
         )
-        rows.append([scene.name, f"{scene.about} {happened}".strip(), alerts or "none"])
+        rows.append([scene.name, story, alerts or "none"])
     absent = [firing for firing in found if firing.alert == "AlignserveAbsent"]
     over = stages[0].end
     rows.append(
         [
             "all",
-            "At last Prometheus is told of no target any more.",
+            "Finally, Prometheus has no targets.",
             "; ".join(f"Absent {_minutes(firing.began - over)}" for firing in absent) or "none",
         ]
     )
-    return table(["namespace", "what happens", "alerts, minutes after that"], rows)
+    return table(["namespace", "what happens", "alerts, minutes from the start"], rows)
 
 
 def surprises(scenes: Sequence[Scene], stages: Sequence[Stage], found: Sequence[Firing]) -> list[str]:
-    """Returns in which namespaces other alerts fired than have to."""
+    """Returns the namespaces in which alerts differ from those expected."""
     problems = []
     for scene, stage in zip(scenes, stages, strict=True):
         fired = {f.alert for f in found if f.namespace == stage.namespace and f.began <= stage.end}
@@ -130,7 +131,7 @@ def _minutes(seconds: float) -> str:
 def recorded(
     prometheus: Prometheus, scene: Scene, stage: Stage, neighbour: Sequence[dict[str, str]]
 ) -> dict[str, Any]:
-    """Returns a case for promtool: the series that rules ask for, and the alerts that have to fire."""
+    """Returns a case for promtool: the series that the rules query, and the alerts that must fire."""
     series = _recorded_series(prometheus, stage, sorted(_asked_metrics()))
     fired = 'group by (alertname) (max_over_time(ALERTS{alertstate="firing"}[2h]))'
     return {
@@ -150,7 +151,7 @@ def recorded(
 
 
 def _recorded_series(prometheus: Prometheus, stage: Stage, metrics: Sequence[str]) -> list[dict[str, str]]:
-    """Returns the series of a namespace as promtool's input, a sample a minute."""
+    """Returns the series of a namespace as promtool's input, one sample per minute."""
     start = stage.began
     moments = [start + number * MINUTE for number in range(stage.minutes)]
     series = []
@@ -165,14 +166,14 @@ def _recorded_series(prometheus: Prometheus, stage: Stage, metrics: Sequence[str
 
 
 def _is_telling(labels: Mapping[str, str], samples: Sequence[str | None]) -> bool:
-    """Says whether rules see a difference without a series: one of zeros alone adds nothing to a sum."""
+    """Returns whether a series affects the rules; one with only zeros adds nothing to a sum."""
     if labels["__name__"] == "grpc_server_handling_seconds_bucket":
-        return labels["le"] == "0.5"  # the only one that they ask for, and all slow calls are none in it
+        return labels["le"] == "0.5"  # the only bucket in the rules; slow calls leave it at 0
     return any(float(sample or 0) for sample in samples)
 
 
 def _asked_metrics() -> set[str]:
-    """Returns the names of the metrics that recording and alerting rules ask for."""
+    """Returns the names of the metrics that recording and alerting rules query."""
     rules = ROOT / "deploy/prometheus"
     text = "".join((rules / f"{kind}_rules.yml").read_text() for kind in ("recording", "alerting"))
     asked = set(re.findall(r"(?<![\w:])((?:alignserve|grpc_server|process)_\w+)(?=[\[{) ])", text))
@@ -182,12 +183,12 @@ def _asked_metrics() -> set[str]:
 def _notation(metric: str, labels: dict[str, str]) -> str:
     kept = {name: value for name, value in labels.items() if name != "__name__"}
     if "instance" in kept:
-        kept["instance"] = kept["pod"] + ":9464"  # the port was whichever was free
+        kept["instance"] = kept["pod"] + ":9464"  # replaces the free port
     return metric + "{" + ", ".join(f'{name}="{value}"' for name, value in sorted(kept.items())) + "}"
 
 
 def _packed(samples: Sequence[str | None]) -> str:
-    """Returns samples as promtool writes them: `1x3` is 1 four times, `_` a scrape that lacks the series."""
+    """Returns samples in promtool's notation: `1x3` is four times 1, `_` a scrape without the series."""
     packed = []
     short = ("_" if sample is None else f"{float(sample):.12g}" for sample in samples)
     for value, same in itertools.groupby(short):
@@ -201,7 +202,7 @@ def _packed(samples: Sequence[str | None]) -> str:
 
 @contextmanager
 def _theatre(folder: Path, place: Path) -> Iterator[tuple[Prometheus, list[Stage]]]:
-    """Runs Prometheus, and yields it with a stage for each scene."""
+    """Runs Prometheus, and yields it with a stage per scene."""
     targets = place / "targets"
     targets.mkdir()
     stages = [Stage(scene.name, targets / f"{scene.name}.json") for scene in SCENES]
@@ -211,16 +212,16 @@ def _theatre(folder: Path, place: Path) -> Iterator[tuple[Prometheus, list[Stage
 
 
 def main() -> int:
-    """Plays, prints what fired, and returns 0 if that is what has to."""
+    """Plays the scenes, prints the alerts that fired, and returns 0 if they are those expected."""
     parser = argparse.ArgumentParser(prog="python -m tests.deploy.live_alerts", description=__doc__)
     parser.add_argument("--record", action="store_true", help=f"write {RECORDED.relative_to(ROOT)}")
-    parser.add_argument("--only", action="append", default=[], metavar="SCENE", help="play these alone")
+    parser.add_argument("--only", action="append", default=[], metavar="SCENE", help="play only these scenes")
     arguments = parser.parse_args()
     if arguments.only:
         SCENES[:] = [scene for scene in SCENES if scene.name in arguments.only]
     with tempfile.TemporaryDirectory() as name:
         if (found := programs(Path(name))) is None:
-            raise SystemExit("there is no prometheus here, and Debian's package cannot be fetched")
+            raise SystemExit("prometheus is not installed, and Debian's package cannot be fetched")
         with _theatre(found, Path(name)) as (prometheus, stages):
             fired = asyncio.run(play(prometheus, stages, SCENES))
             print(timeline(SCENES, stages, fired))
@@ -238,7 +239,7 @@ def main() -> int:
 
 def _write(cases: Sequence[dict[str, Any]]) -> None:
     rules = [f"../../deploy/prometheus/{kind}_rules.yml" for kind in ("recording", "alerting")]
-    head = "# What servers showed, a sample a minute: python -m tests.deploy.live_alerts --record\n"
+    head = "# Series of real servers, one sample per minute: python -m tests.deploy.live_alerts --record\n"
     tests = {"rule_files": rules, "evaluation_interval": "1m", "tests": list(cases)}
     RECORDED.write_text(head + yaml.safe_dump(tests, sort_keys=False, width=1_000_000))
 

@@ -1,7 +1,7 @@
-"""Draws the dashboards as they would show a day with an incident: python -m tests.deploy.picture
+"""Draws the dashboards as they would look after a day with an incident: python -m tests.deploy.picture
 
-The data are a real Prometheus's answers to the panels' own queries; the drawing is not Grafana's. The day of
-`day.py` is compressed into some minutes, and the rules of Prometheus with it.
+The data are a real Prometheus's answers to the panels' own queries; Grafana does not draw them. The day of
+`day.py` is compressed into a few minutes, and Prometheus's rules with it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tests.deploy.prometheus import Prometheus, Series, programs
 from tests.processes import ROOT
 
 _FOLDER = ROOT / "deploy/grafana"
-_WINDOW = "10s"  # of rates
-_POINTS = 360  # of a line
+_WINDOW = "10s"  # for rates
+_POINTS = 360  # per line
 _COLUMNS, _UNIT_INCHES, _DPI = 24, (0.5, 0.28), 100  # of Grafana's grid, for 1200 pixels
 _COLORS = ("#3f8f47", "#d9a514", "#3274d9", "#e0752d", "#c4162a", "#8f3bb8", "#0a7f8c", "#6d6d6d")
 _NAMED = {
@@ -44,9 +44,9 @@ _NAMED = {
     "purple": _COLORS[5],
     "dark-red": "#7d0b1b",
 }
-_LEGEND_POINTS, _CHARACTER_PIXELS, _LEGEND_PIXELS = 7, 5.2, 14  # of its font, and a line of it
+_LEGEND_POINTS, _CHARACTER_PIXELS, _LEGEND_PIXELS = 7, 5.2, 14  # font, mean character, line
 _FRAME, _GREY = "#d8d8d8", "#8e8e8e"
-_SHADES = 128  # of a picture, which halves its size
+_SHADES = 128  # per picture; halves the file size
 
 Panel: TypeAlias = dict[str, Any]
 
@@ -62,7 +62,7 @@ class Sheet:
         self._day_seconds = end - start
 
     def save(self, path: Path) -> None:
-        """Draws every panel in its place."""
+        """Draws every panel at its position."""
         kinds: dict[str, Callable[[Axes, Panel], None]] = {
             "timeseries": self._graph,
             "heatmap": self._heat,
@@ -112,7 +112,7 @@ class Sheet:
         _place_legend(axes, [name for name, _ in lines])
 
     def _annotate(self, axes: Axes) -> None:
-        """Marks what the dashboard marks: alerts that begin to fire, and starts of processes."""
+        """Marks the dashboard's annotations: alerts that start firing, and process starts."""
         for moment, name in self._alerts:
             axes.axvline(self._hour(moment), color=_NAMED["red"], linewidth=0.8, linestyle=":")
             axes.annotate(
@@ -131,7 +131,7 @@ class Sheet:
         for series in self._ask(alerts["target"]):
             name, moment = series["metric"]["alertname"], float(series["values"][0][0])
             found[name] = min(moment, found.get(name, moment))
-        # Those at its very beginning are of Prometheus's start.
+        # Alerts at the very beginning are due to Prometheus's own startup.
         return [
             (moment, name.removeprefix("Alignserve"))
             for name, moment in found.items()
@@ -219,11 +219,11 @@ class Sheet:
 
 
 def draw(minutes: float, folder: Path) -> None:
-    """Runs servers through a day and saves a picture for each dashboard."""
+    """Runs servers through a day and saves a picture of each dashboard."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         if (found := programs(place)) is None:
-            raise SystemExit("there is no prometheus here, and Debian's package cannot be fetched")
+            raise SystemExit("prometheus is not installed, and Debian's package cannot be fetched")
         with running_day(found, place, 60 * minutes) as prometheus:
             start = time.time()
             time.sleep(60 * minutes)
@@ -253,7 +253,7 @@ def _place_legend(axes: Axes, names: Sequence[str]) -> None:
     entry = _CHARACTER_PIXELS * max(map(len, names)) + 24
     columns = max(1, min(len(names), int((box.width + 0.03) * width / entry)))
     lines = math.ceil(len(names) / columns)
-    room = (lines * _LEGEND_PIXELS + 16) / height  # with the ticks' labels
+    room = (lines * _LEGEND_PIXELS + 16) / height  # includes the tick labels
     ground = box.y0 - _UNIT_INCHES[1] * _DPI / height + 0.3 * _UNIT_INCHES[1] * _DPI / height
     axes.set_position((box.x0, ground + room, box.width, box.y1 - ground - room))
     axes.legend(loc="lower left", bbox_to_anchor=(box.x0 - 0.035, ground), bbox_transform=figure.transFigure,
@@ -284,7 +284,7 @@ def _written(value: float, unit: str) -> str:
 def _named(legend: str, series: Series) -> str:
     for label, value in series["metric"].items():
         legend = legend.replace(f"{{{{{label}}}}}", value)
-    return re.sub(r"{{\w+}} ?", "", legend)  # labels that the series lacks
+    return re.sub(r"{{\w+}} ?", "", legend)  # removes labels that the series lacks
 
 
 def _finish(axes: Axes, unit: str, *, grid: bool = True) -> None:
@@ -308,7 +308,7 @@ def _formatter(unit: str) -> Formatter:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.deploy.picture", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=12.0, help="that the day takes (default: 12)")
-    parser.add_argument("--folder", type=Path, default=_FOLDER, help=f"for the pictures (default: {_FOLDER})")
+    parser.add_argument("--minutes", type=float, default=12.0, help="duration of the day (default: 12)")
+    parser.add_argument("--folder", type=Path, default=_FOLDER, help=f"output folder (default: {_FOLDER})")
     arguments = parser.parse_args()
     draw(arguments.minutes, arguments.folder)

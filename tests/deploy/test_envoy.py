@@ -26,15 +26,15 @@ pytestmark = [
 
 
 def test_the_configuration_is_valid() -> None:
-    """Envoy takes the file as it is shipped, without a warning that it might not for long."""
+    """Envoy accepts the shipped file without deprecation warnings."""
     result = run(PROGRAM, "--mode", "validate", "--log-level", "warning", "-c", CONFIG)
 
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
 
 
-async def test_it_starts_where_standard_output_is_a_socket(tmp_path: Path) -> None:
-    """As under systemd, whose journal reads it from one; /dev/stdout cannot be opened then."""
+async def test_it_starts_with_a_socket_as_standard_output(tmp_path: Path) -> None:
+    """Under systemd the journal reads it from a socket, so /dev/stdout cannot be opened."""
     config, admin = tmp_path / "envoy.json", tmp_path / "admin"
     config.write_text(json.dumps(rendered(["127.0.0.1:1"])))
     journal, stdout = socket.socketpair()
@@ -46,15 +46,15 @@ async def test_it_starts_where_standard_output_is_a_socket(tmp_path: Path) -> No
     with journal, stdout:
         try:
             await until(lambda: admin.exists() and admin.read_text() != "")
-            await Envoy(admin.read_text(), [], tmp_path).start()  # which fails if Envoy has ended
+            await Envoy(admin.read_text(), [], tmp_path).start()  # fails if Envoy has exited
         finally:
             if process.returncode is None:
                 process.terminate()
             await process.wait()
 
 
-async def test_a_rolling_restart_is_not_noticed(tmp_path: Path) -> None:
-    """While both replicas restart, no unary call fails that nobody repeats, and a stream loses no item."""
+async def test_a_rolling_restart_costs_no_call(tmp_path: Path) -> None:
+    """While both replicas restart, no unary call fails without client retries, and a stream loses no item."""
     replicas = [Replica(), Replica()]
     async with balanced(replicas, tmp_path) as envoy, Load(envoy.port).running() as load:
         codes = [await restart(replica, envoy) for replica in replicas]
@@ -65,8 +65,8 @@ async def test_a_rolling_restart_is_not_noticed(tmp_path: Path) -> None:
     assert load.streamed == load.sent > 0
 
 
-async def test_replicas_that_are_killed_are_not_noticed(tmp_path: Path) -> None:
-    """The same for SIGKILL: calls that fail on one replica are repeated on the other."""
+async def test_killed_replicas_cost_no_call(tmp_path: Path) -> None:
+    """After SIGKILL, Envoy retries the calls that fail on one replica on the other."""
     replicas = [Replica(), Replica()]
     async with balanced(replicas, tmp_path) as envoy:
         async with Load(envoy.port).running() as load:
@@ -80,20 +80,20 @@ async def test_replicas_that_are_killed_are_not_noticed(tmp_path: Path) -> None:
     assert repeated > 0
 
 
-async def test_ages_are_not_noticed(tmp_path: Path) -> None:
-    """Replicas send connections and streams away all the time, and nobody loses a call or an item."""
+async def test_connection_ages_cost_no_call(tmp_path: Path) -> None:
+    """Replicas constantly close old connections and streams, and no call or item is lost."""
     flags = ("--max-connection-age-seconds", "0.5", "--max-stream-age-seconds", "0.5")
     replicas = [Replica(*flags), Replica(*flags)]
     async with balanced(replicas, tmp_path) as envoy, Load(envoy.port).running() as load:
-        await envoy.wait_for_count("upstream_cx_close_notify", 8)  # connections that were sent away
+        await envoy.wait_for_count("upstream_cx_close_notify", 8)  # connections that replicas closed
 
     assert load.failed == {}
     assert load.wrong == 0
     assert load.streamed == load.sent > 0
 
 
-async def test_large_calls_of_a_killed_replica_are_repeated(tmp_path: Path) -> None:
-    """Envoy still has a request of several MiB when the replica that worked on it dies."""
+async def test_large_calls_of_a_killed_replica_are_retried(tmp_path: Path) -> None:
+    """Envoy still has a request of several MiB when the replica that processes it dies."""
     stuck = Replica(encoder="encode_images = lambda self, batch: get_stuck()")
     images = [bytes([number]) * (9 << 20) for number in range(4)]
     async with balanced([stuck, Replica()], tmp_path) as envoy, connect(envoy.port) as channel:
@@ -111,7 +111,7 @@ async def test_large_calls_of_a_killed_replica_are_repeated(tmp_path: Path) -> N
 
 
 async def test_failed_calls_are_logged_as_json(tmp_path: Path) -> None:
-    """A line names the method, the status and the replica, and is not repeated elsewhere."""
+    """Each call has one line, which names the method, the status and the replica."""
     replica = Replica()
     async with balanced([replica], tmp_path) as envoy, connect(envoy.port) as channel:
         stub = pb_grpc.AlignServiceStub(channel)
@@ -119,7 +119,7 @@ async def test_failed_calls_are_logged_as_json(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.EmbedText(pb.EmbedTextRequest())
 
-    (line,) = map(json.loads, envoy.log.read_text().splitlines())  # written out when Envoy ended
+    (line,) = map(json.loads, envoy.log.read_text().splitlines())  # flushed when Envoy exited
     assert line["method"] == "/alignserve.v1.AlignService/EmbedText"
     assert line["grpc_status"] == "InvalidArgument"
     assert line["replica"] == replica.address

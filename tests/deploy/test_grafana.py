@@ -39,7 +39,7 @@ _NAME = re.compile(r"(?<![\w$:])(?:(?:job|instance):)?(?:alignserve|grpc_server|
 
 @pytest.fixture(scope="module")
 def prometheus(prometheus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Watches a server that refuses much, one with workers, and one that nobody calls and that has TLS."""
+    """Scrapes a server that refuses many calls, one with workers, and an idle one with TLS."""
     place, fake = tmp_path_factory.mktemp("grafana"), ("--checkpoint", "fake")
     small = (*fake, "--max-queue-size", "4", "--max-client-batch-size", "4")
     called = {"align-0": small, "align-1": (*fake, "--workers", "2")}
@@ -51,7 +51,7 @@ def prometheus(prometheus_folder: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.contract
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_query_finds_data(prometheus: Prometheus, question: Question) -> None:
-    """Under load, of servers with and without workers, it has a number, and every label of its legend."""
+    """It has a number and every label of its legend, for loaded servers with and without workers."""
     wait_until(lambda: _numbers(prometheus, question), 120)
 
     found = _numbers(prometheus, question)
@@ -63,7 +63,7 @@ def test_every_query_finds_data(prometheus: Prometheus, question: Question) -> N
 @pytest.mark.contract
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_starts_are_marked_and_servers_can_be_chosen(prometheus: Prometheus, name: str) -> None:
-    """The queries behind marks and menus find the servers."""
+    """The queries of annotations and menus find the servers."""
     starts, alerts = DASHBOARDS[name]["annotations"]["list"]
     menus = [choice["query"]["query"] for choice in DASHBOARDS[name]["templating"]["list"][1:]]
     chosen = [re.fullmatch(r"label_values\((.+), (\w+)\)", menu) for menu in menus]
@@ -81,7 +81,7 @@ def test_starts_are_marked_and_servers_can_be_chosen(prometheus: Prometheus, nam
 
 @pytest.mark.contract
 def test_metrics_on_panels_are_those_of_the_server(prometheus: Prometheus, metric_names: set[str]) -> None:
-    """No panel asks for what is nowhere, and what the server shows, or would on a GPU, is on some panel."""
+    """Panels query only metrics that exist, and each metric of the server, also on a GPU, is on a panel."""
     exposed = prometheus.metric_names() | {name for name in metric_names if name.startswith(_NEEDS_GPU)}
     asked = {name for question in questions() for name in _NAME.findall(question.expr)}
 
@@ -91,13 +91,13 @@ def test_metrics_on_panels_are_those_of_the_server(prometheus: Prometheus, metri
 
 
 def test_the_files_are_what_the_generator_writes() -> None:
-    """After a change: python -m deploy.grafana.generator"""
+    """After a change, run python -m deploy.grafana.generator."""
     assert {path.name: path.read_text() for path in FOLDER.iterdir()} == files()
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_grafana_knows_every_field(name: str) -> None:
-    """Its own model of dashboards keeps everything but what the data source adds to annotations."""
+    """Its dashboard model keeps every field except those that the data source adds to annotations."""
     from grafana_foundation_sdk.cog import plugins
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -112,21 +112,21 @@ def test_grafana_knows_every_field(name: str) -> None:
 
 @pytest.mark.parametrize("panel", PANELS)
 def test_every_panel_explains_itself(panel: dict[str, Any]) -> None:
-    """It says what a bad value means, in which unit it counts, and which servers it is about."""
+    """It says what a bad value means, its unit, and which servers it covers."""
     assert len(panel["description"]) > 50
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert all('job=~"$job"' in target["expr"] for target in panel["targets"])
 
 
-def test_every_alert_has_a_panel_that_leads_to_its_runbook() -> None:
-    """Who is woken finds the graph, and from there what to do."""
+def test_every_alert_has_a_panel_that_links_to_its_runbook() -> None:
+    """An operator on call finds the graph of an alert, and from there the runbook."""
     links = {link["url"] for name in DASHBOARDS for panel in panels(name) for link in panel["links"]}
 
     assert links == {f"{RUNBOOKS}#{alert.lower()}" for alert in ALERTS}
 
 
-def test_dashboards_lead_to_each_other() -> None:
-    """By their common tag, with the chosen servers and the time."""
+def test_dashboards_link_to_each_other() -> None:
+    """The links use the common tag, and keep the selected servers and time range."""
     for dashboard in DASHBOARDS.values():
         link = dashboard["links"][0]
         assert set(link["tags"]) <= set(dashboard["tags"])
@@ -135,7 +135,7 @@ def test_dashboards_lead_to_each_other() -> None:
 
 
 def test_provisioned_files_agree() -> None:
-    """Grafana looks for dashboards where the README mounts them, and finds the data source's kind."""
+    """Grafana looks for dashboards where the README mounts them, and knows the data source's type."""
     folder = ROOT / "deploy/grafana"
     provisioning = folder / "provisioning"
     (provider,) = yaml.safe_load((provisioning / "dashboards/alignserve.yml").read_text())["providers"]
@@ -161,7 +161,7 @@ def _family(name: str) -> str:
 
 
 def _lost(shipped: object, known: object, path: str = "") -> Iterator[str]:
-    """Yields the paths of what stands in one value and not, or otherwise, in the other."""
+    """Yields the paths of fields that are missing or different in the other value."""
     if isinstance(shipped, dict) and isinstance(known, dict):
         for key, value in shipped.items():
             yield from _lost(value, known.get(key), f"{path}.{key}")

@@ -1,4 +1,4 @@
-"""The manifests: valid to the last field, in agreement with image and server, run without a cluster."""
+"""The manifests: every field valid, consistent with image and server, tested without a cluster."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ LABELS = {"app.kubernetes.io/name": "alignserve"}
 HEALTH_SERVICE = "alignserve.v1.AlignService"
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="no kubectl, which renders the manifests"
+    shutil.which("kubectl") is None, reason="needs kubectl to render the manifests"
 )
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 @cache
 def rendered(overlay: str) -> dict[str, Object]:
-    """Returns the objects of an overlay, by kind; there is one of each."""
+    """Returns the objects of an overlay by kind, one of each."""
     done = run("kubectl", "kustomize", FOLDER / "overlays" / overlay)
     assert done.returncode == 0, done.stderr
     return {found["kind"]: found for found in yaml.safe_load_all(done.stdout)}
 
 
 def pod(overlay: str) -> Object:
-    """Returns the specification of the server's pods."""
+    """Returns the spec of the server's pods."""
     found: Object = rendered(overlay)["Deployment"]["spec"]["template"]["spec"]
     return found
 
 
 def container(overlay: str) -> Object:
-    """Returns the one container of a pod."""
+    """Returns the only container of a pod."""
     (found,) = pod(overlay)["containers"]
     assert isinstance(found, dict)
     return found
 
 
 def image(overlay: str) -> Image:
-    """Returns the image that a pod runs, as the Dockerfile makes it."""
+    """Returns the image that a pod runs, as the Dockerfile builds it."""
     return Image(container(overlay)["image"].removeprefix("alignserve:"))
 
 
@@ -66,11 +66,11 @@ def environment(overlay: str) -> dict[str, str]:
 
 
 def settings(overlay: str) -> Settings:
-    """Returns what the server makes of the image's and the pod's variables."""
+    """Returns the settings that result from the variables of image and pod."""
     variables = image(overlay).environment | environment(overlay)
     return Settings(
         **{
-            name.removeprefix("ALIGNSERVE_").lower(): value  # which it parses
+            name.removeprefix("ALIGNSERVE_").lower(): value  # parsed by Settings
             for name, value in variables.items()
             if name.startswith("ALIGNSERVE_")
         }
@@ -78,7 +78,7 @@ def settings(overlay: str) -> Settings:
 
 
 def mounts(overlay: str) -> Iterator[tuple[str, Object]]:
-    """Yields where each volume is mounted, and the volume."""
+    """Yields each mount point and its volume."""
     volumes = {volume["name"]: volume for volume in pod(overlay)["volumes"]}
     for mount in container(overlay)["volumeMounts"]:
         yield mount["mountPath"], volumes[mount["name"]]
@@ -87,7 +87,7 @@ def mounts(overlay: str) -> Iterator[tuple[str, Object]]:
 @pytest.mark.contract
 @each_overlay
 def test_every_object_fits_its_schema(overlay: str) -> None:
-    """Kubernetes' own kinds and those of operators, with no field that the schema does not know."""
+    """Objects of Kubernetes and of operators have no field unknown to their schema."""
     for found in rendered(overlay).values():
         _validate(found)
 
@@ -95,7 +95,7 @@ def test_every_object_fits_its_schema(overlay: str) -> None:
 @pytest.mark.contract
 @pytest.mark.parametrize("kind", ["Deployment", "PodMonitor", "ScaledObject"])
 def test_unknown_fields_are_found(kind: str) -> None:
-    """A misspelt field of each kind of schema is refused, so that the test above means something."""
+    """Each kind of schema refuses a misspelt field, which proves that the test above works."""
     found = rendered("keda")[kind]
 
     with pytest.raises(Exception, match="minReadySecond"):
@@ -104,14 +104,14 @@ def test_unknown_fields_are_found(kind: str) -> None:
 
 @each_overlay
 def test_every_variable_is_a_setting(overlay: str) -> None:
-    """With a value that the server takes; an unknown name would be ignored there."""
+    """Each value is valid; a server would ignore an unknown name."""
     assert all(name.startswith("ALIGNSERVE_") for name in environment(overlay))
-    assert settings(overlay)  # which forbids names that it does not know
+    assert settings(overlay)  # which rejects unknown names
 
 
 @each_overlay
 def test_ports_agree(overlay: str) -> None:
-    """Those of probes, service, network policy and pod monitor are those that the server listens on."""
+    """Probes, service, network policy and pod monitor use the ports that the server listens on."""
     ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
     objects = rendered(overlay)
     allowed = [rule["ports"][0]["port"] for rule in objects["NetworkPolicy"]["spec"]["ingress"]]
@@ -136,7 +136,7 @@ def test_ports_agree(overlay: str) -> None:
 
 @each_overlay
 def test_every_selector_finds_the_pods(overlay: str) -> None:
-    """Whatever selects pods or names the deployment means this one."""
+    """Each selector and each reference to the deployment means this one."""
     objects = rendered(overlay)
     (spread,) = pod(overlay)["topologySpreadConstraints"]
     selectors = [
@@ -159,7 +159,7 @@ def test_every_selector_finds_the_pods(overlay: str) -> None:
 
 @each_overlay
 def test_a_pod_has_the_time_to_drain(overlay: str) -> None:
-    """Longer than the hook and the server's own stop can take."""
+    """The grace period is longer than the preStop hook and the server's shutdown together."""
     hook = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
     stop = settings(overlay).drain_delay_seconds + settings(overlay).shutdown_grace_seconds + 10
 
@@ -167,8 +167,8 @@ def test_a_pod_has_the_time_to_drain(overlay: str) -> None:
 
 
 @each_overlay
-def test_probes_are_in_proportion(overlay: str) -> None:
-    """A stalled server ends itself before it is killed, and a rollout waits longer than a start may take."""
+def test_probe_limits_are_consistent(overlay: str) -> None:
+    """A stalled server exits before it is killed, and a rollout waits longer than a startup may take."""
     probes = container(overlay)
     limit = settings(overlay).stall_exit_seconds + 1.0  # the longest interval between checks
 
@@ -182,7 +182,7 @@ def test_probes_are_in_proportion(overlay: str) -> None:
 
 @each_overlay
 def test_pods_are_restricted(overlay: str) -> None:
-    """As the Pod Security Standard of that name asks, and with a root that cannot be written."""
+    """They meet the restricted Pod Security Standard, and have a read-only root filesystem."""
     whole, one = pod(overlay)["securityContext"], container(overlay)["securityContext"]
 
     assert whole["runAsNonRoot"] is True
@@ -200,7 +200,7 @@ def test_pods_are_restricted(overlay: str) -> None:
 
 @each_overlay
 def test_caches_are_on_volumes(overlay: str) -> None:
-    """Converted models and the hub's files lie where a pod may write."""
+    """Converted models and files from the hub are in folders that a pod may write."""
     writable = [path for path, volume in mounts(overlay) if "emptyDir" in volume]
     folders = [image(overlay).environment[name] for name in ("ALIGNSERVE_CACHE_DIR", "HF_HOME")]
 
@@ -208,15 +208,15 @@ def test_caches_are_on_volumes(overlay: str) -> None:
     assert all(any(Path(folder).is_relative_to(path) for path in writable) for folder in folders)
 
 
-def test_a_gpu_is_asked_for_and_used() -> None:
-    """One whole GPU, the image for it, and a server that does not start without it."""
+def test_a_gpu_is_requested_and_used() -> None:
+    """The pod has one whole GPU, the image for it, and a server that does not start without it."""
     assert container("gpu")["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert image("gpu").target == "cuda"
     assert settings("gpu").device == "cuda"
 
 
 def test_openshift_chooses_user_and_group() -> None:
-    """As SCC restricted-v2 does where a pod asks for none; and OpenShift's Prometheus gets in."""
+    """SCC restricted-v2 does so if a pod names none; OpenShift's Prometheus is allowed in."""
     policy = rendered("openshift")["NetworkPolicy"]["spec"]["ingress"][1]["from"][0]["namespaceSelector"]
 
     assert {"runAsUser", "runAsGroup", "fsGroup"} & pod("openshift")["securityContext"].keys() == set()
@@ -224,8 +224,8 @@ def test_openshift_chooses_user_and_group() -> None:
 
 
 @pytest.mark.parametrize("overlay", ["keda", "monitoring"])
-def test_a_prefix_and_labels_reach_what_refers_to_them(overlay: str, tmp_path: Path) -> None:
-    """Two deployments in one namespace: the scaler finds the renamed one, the monitor its pods alone."""
+def test_a_prefix_and_labels_reach_all_references(overlay: str, tmp_path: Path) -> None:
+    """With two deployments in a namespace, the scaler finds the renamed one, the monitor only its pods."""
     objects = {
         found["kind"]: found
         for found in _own_overlay(
@@ -246,7 +246,7 @@ labels: [{{pairs: {{app.kubernetes.io/instance: blue}}, includeSelectors: true}}
 
 
 def test_a_pod_monitor_selects_the_pods_of_kuberay() -> None:
-    """By their label and the name of their port, under the job that rules ask for."""
+    """It selects them by label and port name, with the job label that the rules query."""
     folder = ROOT / "deploy/ray"
     cluster = next(yaml.safe_load_all((folder / "kuberay.yaml").read_text()))["spec"]["rayClusterConfig"]
     (workers,) = (group["template"] for group in cluster["workerGroupSpecs"])
@@ -259,37 +259,37 @@ def test_a_pod_monitor_selects_the_pods_of_kuberay() -> None:
     _validate(monitor)
 
 
-def test_lost_data_are_not_taken_for_no_load() -> None:
-    """KEDA leaves the replicas as they are where a query finds nothing, and later runs all that may."""
+def test_missing_data_do_not_mean_no_load() -> None:
+    """KEDA keeps the replicas when a query finds nothing, and later runs the maximum."""
     spec = rendered("keda")["ScaledObject"]["spec"]
 
     assert all(trigger["metadata"]["ignoreNullValues"] == "false" for trigger in spec["triggers"])
     assert all("vector(" not in query for query in _keda_queries().values())
     assert spec["fallback"]["replicas"] == spec["maxReplicaCount"]
-    # longer than a start may take, in which there are no data either
+    # longer than a startup may take, which has no data either
     assert spec["fallback"]["failureThreshold"] * spec["pollingInterval"] >= _patience(
         container("keda")["startupProbe"]
     )
-    # KEDA refuses a fallback beside triggers of other types
+    # KEDA rejects a fallback if there are triggers of other types
     assert all(trigger["metricType"] == "AverageValue" for trigger in spec["triggers"])
 
 
 @pytest.mark.parametrize("overlay", ["monitoring", "keda"])
-def test_what_is_scaled_has_no_number_of_its_own(overlay: str) -> None:
-    """Or each apply would undo what the autoscaler has done."""
+def test_a_scaled_deployment_sets_no_replicas(overlay: str) -> None:
+    """Otherwise each apply would undo the autoscaler's decision."""
     assert "replicas" not in rendered(overlay)["Deployment"]["spec"]
 
 
-def test_the_job_is_the_one_that_rules_ask_for() -> None:
-    """The pod monitor takes it from a label of the pods."""
+def test_the_job_is_the_one_in_the_rules() -> None:
+    """The pod monitor reads it from a label of the pods."""
     label = rendered("monitoring")["PodMonitor"]["spec"]["jobLabel"]
 
     assert LABELS[label] == "alignserve"
     assert 'up{job="alignserve"}' in (ROOT / "deploy/prometheus/alerting_rules.yml").read_text()
 
 
-def test_the_autoscaler_asks_for_what_the_adapter_makes() -> None:
-    """Each by the other's name."""
+def test_the_autoscaler_uses_the_metrics_of_the_adapter() -> None:
+    """Both use the same names."""
     asked = [
         metric["pods"]["metric"]["name"]
         for metric in rendered("monitoring")["HorizontalPodAutoscaler"]["spec"]["metrics"]
@@ -298,8 +298,8 @@ def test_the_autoscaler_asks_for_what_the_adapter_makes() -> None:
     assert asked == [rule["name"]["as"] for rule in _adapter_rules()]
 
 
-def test_scaling_asks_for_metrics_that_exist(metric_names: set[str]) -> None:
-    """By the names under which the server shows them."""
+def test_scaling_uses_metrics_that_exist(metric_names: set[str]) -> None:
+    """Queries use the names of the server's metrics."""
     asked = " ".join([*_adapter_queries().values(), *_keda_queries().values()])
     seeds = " ".join(rule["seriesQuery"] for rule in _adapter_rules())
 
@@ -308,7 +308,7 @@ def test_scaling_asks_for_metrics_that_exist(metric_names: set[str]) -> None:
 
 @pytest.mark.contract
 def test_scaling_sees_load_and_idleness(promtool: Path, tmp_path: Path) -> None:
-    """Prometheus answers each query: of a busy pod, an idle one, both, and pods that nobody calls."""
+    """Each query has the right answer for a busy pod, an idle one, both, and pods without calls."""
     idle = _series("b", busy_seconds=0, waits=0)
     both = idle | _series("a", busy_seconds=7.5, waits=15)
     adapter, keda = _adapter_queries(), _keda_queries()
@@ -326,8 +326,8 @@ def test_scaling_sees_load_and_idleness(promtool: Path, tmp_path: Path) -> None:
 
 @pytest.mark.contract
 @pytest.mark.parametrize("shows_lanes", [False, True], ids=["no lanes yet", "0 lanes, as before 0.1.0"])
-def test_a_pod_that_loads_is_neither_busy_nor_idle(promtool: Path, tmp_path: Path, shows_lanes: bool) -> None:
-    """It has no value of its own, and what the others are is seen beside it."""
+def test_a_loading_pod_is_neither_busy_nor_idle(promtool: Path, tmp_path: Path, shows_lanes: bool) -> None:
+    """It has no value itself, and the values of the other pods are unaffected."""
     loading = _series("b", busy_seconds=0, waits=0)
     if shows_lanes:
         loading = {name: "0x40" if "_lanes" in name else values for name, values in loading.items()}
@@ -346,8 +346,8 @@ def test_a_pod_that_loads_is_neither_busy_nor_idle(promtool: Path, tmp_path: Pat
 
 
 @pytest.mark.contract
-def test_no_data_are_no_number(promtool: Path, tmp_path: Path) -> None:
-    """So that KEDA keeps the replicas, rather than scale a busy deployment to the minimum."""
+def test_a_query_without_data_has_no_value(promtool: Path, tmp_path: Path) -> None:
+    """KEDA then keeps the replicas instead of scaling a busy deployment to the minimum."""
     other = _series("a", busy_seconds=7.5, waits=15, namespace="staging")
 
     _ask(
@@ -360,7 +360,7 @@ def test_no_data_are_no_number(promtool: Path, tmp_path: Path) -> None:
 
 @pytest.mark.contract
 def test_the_overlays_of_the_readme_are_valid(tmp_path: Path) -> None:
-    """Ones of one's own, beside this repository's folder, of what it has."""
+    """They are a user's own overlays, outside the repository, based on its manifests."""
     examples = re.findall(r"^```yaml\n(apiVersion.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
 
     for example in examples:
@@ -370,8 +370,8 @@ def test_the_overlays_of_the_readme_are_valid(tmp_path: Path) -> None:
     assert len(examples) == 3
 
 
-def test_the_namespace_gets_into_the_queries(tmp_path: Path) -> None:
-    """By the README's example for KEDA, in each query once."""
+def test_the_queries_name_the_namespace(tmp_path: Path) -> None:
+    """The README's example for KEDA adds it to each query once."""
     (example,) = re.findall(r"^```yaml\n([^`]*replacements:.*?)^```", _readme(), re.DOTALL | re.MULTILINE)
 
     (scaler,) = (found for found in _own_overlay(tmp_path, example) if found["kind"] == "ScaledObject")
@@ -382,7 +382,7 @@ def test_the_namespace_gets_into_the_queries(tmp_path: Path) -> None:
 
 @pytest.mark.contract
 def test_rules_become_objects_by_the_command_of_the_readme() -> None:
-    """It wraps both files of rules as Prometheus's operator wants them."""
+    """It wraps both rules files as the Prometheus operator expects them."""
     (command,) = re.findall(r"^(for rules in .*?^done) \| kubectl", _readme(), re.DOTALL | re.MULTILINE)
 
     done = subprocess.run(
@@ -400,7 +400,7 @@ def test_rules_become_objects_by_the_command_of_the_readme() -> None:
 
 
 def test_a_pod_serves_its_probes(containers: Path) -> None:
-    """With the variables and volumes of the manifest it gets ready for the kubelet, and SIGTERM ends it."""
+    """With the manifest's variables and volumes it becomes ready for the kubelet, and SIGTERM ends it."""
     probe = container("cpu")["readinessProbe"]["grpc"]
     with _running(containers, "cpu") as server:
         server.event("ready")
@@ -413,7 +413,7 @@ def test_a_pod_serves_its_probes(containers: Path) -> None:
 
 
 def test_a_pod_serves_as_any_user(containers: Path) -> None:
-    """As on OpenShift, with a number from the namespace's range and the group 0."""
+    """OpenShift uses a user id from the namespace's range, and group 0."""
     probe = container("openshift")["readinessProbe"]["grpc"]
     with _running(containers, "openshift", user="1000680000:0") as server:
         server.event("ready")
@@ -426,7 +426,7 @@ def test_a_pod_serves_as_any_user(containers: Path) -> None:
 
 
 def test_a_pod_with_tls_and_keys_serves_its_probes(containers: Path, tmp_path: Path) -> None:
-    """The client that probes asks for health, which needs no key; calls do."""
+    """The kubelet's health check needs no key; calls need one."""
     secrets = _secrets(tmp_path)
     probe = container("access")["readinessProbe"]["exec"]["command"]
     with _running(containers, "access", secrets) as server:
@@ -440,7 +440,7 @@ def test_a_pod_with_tls_and_keys_serves_its_probes(containers: Path, tmp_path: P
 
 
 def _own_overlay(place: Path, text: str) -> list[Object]:
-    """Returns the objects of a kustomization beside this repository's folder."""
+    """Returns the objects of a kustomization outside the repository."""
     (place / "own").mkdir(exist_ok=True)
     if not (place / "deploy").exists():
         (place / "deploy").symlink_to(ROOT / "deploy")
@@ -451,7 +451,7 @@ def _own_overlay(place: Path, text: str) -> list[Object]:
 
 
 def _ask(promtool: Path, place: Path, *cases: Object) -> None:
-    """Has promtool try the cases."""
+    """Runs the cases with promtool."""
     tests = place / "tests.yml"
     tests.write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": list(cases)}))
     done = run(promtool, "test", "rules", tests)
@@ -467,13 +467,13 @@ def _probes(overlay: str) -> list[Object]:
 
 
 def _patience(probe: Object) -> int:
-    """Returns the seconds after which a probe that fails all the time has an effect."""
+    """Returns the seconds after which a constantly failing probe has an effect."""
     patience: int = probe["periodSeconds"] * probe["failureThreshold"]
     return patience
 
 
 def _validate(found: Object) -> None:
-    """Raises unless an object fits its schema, without a field more."""
+    """Raises unless an object fits its schema, without extra fields."""
     group = found["apiVersion"].partition("/")[0]
     if group == "keda.sh":
         models = pytest.importorskip("cloudcoil.models.keda.v1alpha1")
@@ -492,7 +492,7 @@ def _adapter_rules() -> list[Object]:
 
 
 def _adapter_queries() -> dict[str, str]:
-    """Returns the adapter's queries as it asks them for the autoscaler, by metric."""
+    """Returns the queries that the adapter sends for the autoscaler, by metric."""
     return {
         rule["name"]["as"]: rule["metricsQuery"]
         .replace("<<.GroupBy>>", "pod")
@@ -507,7 +507,7 @@ def _keda_queries() -> dict[str, str]:
 
 
 def _series(pod: str, *, busy_seconds: float, waits: int, namespace: str = "default") -> dict[str, str]:
-    """Returns what a pod shows for ten minutes, by its growth in each 15 s; waits are up to 0.1 s."""
+    """Returns ten minutes of a pod's series, by their growth in each 15 s; waits are up to 0.1 s."""
     labels = f'namespace="{namespace}", job="alignserve", pod="{pod}"'
     wait = "alignserve_queue_wait_seconds_bucket"
     return {
@@ -520,7 +520,7 @@ def _series(pod: str, *, busy_seconds: float, waits: int, namespace: str = "defa
 
 
 def _case(series: Mapping[str, str], query: str, wanted: Mapping[str, float]) -> Object:
-    """Returns a case for `promtool test rules`, with what is wanted by labels."""
+    """Returns a case for `promtool test rules`, with the expected values by labels."""
     samples = [{"labels": labels, "value": value} for labels, value in wanted.items()]
     return {
         "interval": "15s",
@@ -532,7 +532,7 @@ def _case(series: Mapping[str, str], query: str, wanted: Mapping[str, float]) ->
 def _running(
     packages: Path, overlay: str, secrets: Mapping[str, Path] | None = None, **options: str
 ) -> AbstractContextManager[Container]:
-    """Runs a pod's container with its variables and volumes, and the folders of its secrets."""
+    """Runs a pod's container with its variables and volumes, and with its secrets' folders."""
     files = {
         path: secrets[volume["secret"]["secretName"]]
         for path, volume in mounts(overlay)
@@ -545,7 +545,7 @@ def _running(
 
 
 def _secrets(folder: Path) -> dict[str, Path]:
-    """Makes the files of the secrets as the README does, and returns their folders by name."""
+    """Creates the files of the secrets as in the README, and returns their folders by name."""
     tls, keys = folder / "tls", folder / "keys"
     tls.mkdir()
     keys.mkdir()

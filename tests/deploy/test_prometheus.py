@@ -1,4 +1,4 @@
-"""The rules for Prometheus: valid, each alert tried, explained, and made of metrics that the server has."""
+"""The rules for Prometheus: valid, every alert tested and explained, all on metrics that exist."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _alerting_rules() -> list[dict[str, Any]]:
 
 
 ALERTS = [rule["alert"] for rule in _alerting_rules()]
-_OF_NO_POD = {"AlignserveAbsent", "AlignserveVanished"}  # since there is none any more
-# of the supervisor's page, and of Prometheus itself
+_OF_NO_POD = {"AlignserveAbsent", "AlignserveVanished"}  # there is no pod left to name
+# on the supervisor's page, and from Prometheus itself
 _OTHER_METRICS = {
     *("alignserve_worker_up", "alignserve_worker_restarts_total", "alignserve_worker_hangs_total"),
     *("up", "ALERTS"),
 }
-# The last ones are of Prometheus and of every process, of a supervisor, of TLS.
+# The last ones come from Prometheus and every process, from a supervisor, and from TLS.
 _NOT_RECORDED = {
     *("up", "process_start_time_seconds", "alignserve_worker_up", "alignserve_worker_hangs_total"),
     "alignserve_certificate_expiry_timestamp_seconds",
@@ -42,7 +42,7 @@ _OF_THE_TARGET = ("job", "namespace", "cluster", "instance", "pod", "worker")
     "command", ["check config prometheus.yml", "check rules recording_rules.yml alerting_rules.yml"]
 )
 def test_promtool_accepts_the_files(promtool: Path, command: str) -> None:
-    """As they lie in the folder."""
+    """The files are valid as shipped."""
     done = run(promtool, *command.split(), cwd=FOLDER)
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,7 +51,7 @@ def test_promtool_accepts_the_files(promtool: Path, command: str) -> None:
 @pytest.mark.contract
 @pytest.mark.timeout(300)
 def test_every_alert_fires_when_it_should_and_only_then(promtool: Path) -> None:
-    """As tests.yml says."""
+    """The cases in tests.yml pass."""
     done = subprocess.run(
         [promtool, "test", "rules", "tests.yml"], cwd=FOLDER, capture_output=True, text=True, check=False
     )
@@ -60,15 +60,15 @@ def test_every_alert_fires_when_it_should_and_only_then(promtool: Path) -> None:
 
 
 @pytest.mark.contract
-def test_alerts_fire_on_what_servers_have_shown(promtool: Path) -> None:
-    """Of series recorded from real servers in trouble, each scene fires its alerts and no others."""
+def test_alerts_fire_on_recorded_series(promtool: Path) -> None:
+    """On series recorded from failing servers, each scene fires exactly its alerts."""
     done = run(promtool, "test", "rules", RECORDED.name, cwd=RECORDED.parent)
 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_are_fed_what_servers_show() -> None:
-    """By names and labels that a recording has, with values of `state`, `outcome` and the like that occur."""
+def test_inputs_of_the_cases_are_series_of_real_servers() -> None:
+    """Their names, labels, and values of `state`, `outcome` and so on occur in a recording."""
     recorded = {_shape(name) for name in recorded_series.read().series}
     fed = {
         _shape(series["series"])
@@ -81,7 +81,7 @@ def test_alerts_are_fed_what_servers_show() -> None:
 
 @pytest.mark.parametrize("file", ["recording_rules.yml", "alerting_rules.yml"])
 def test_sums_keep_namespaces_and_clusters_apart(file: str) -> None:
-    """Or a failing staging would page as production, and a large healthy one hide a small failing one."""
+    """Otherwise failing staging would page as production, or a large healthy job hide a small failing one."""
     text = (FOLDER / file).read_text()
     rules = [rule["expr"] for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
 
@@ -93,7 +93,7 @@ def test_sums_keep_namespaces_and_clusters_apart(file: str) -> None:
 
 @pytest.mark.parametrize("alert", _alerting_rules(), ids=lambda rule: rule["alert"])
 def test_a_summary_says_where(alert: dict[str, Any]) -> None:
-    """By pod or instance, or by the job and what is worst in it, and by the namespace where there is one."""
+    """It names pod or instance, or the job and its worst value, and the namespace if there is one."""
     annotations = alert["annotations"]
     text = annotations["summary"] + annotations.get("description", "")
 
@@ -102,8 +102,8 @@ def test_a_summary_says_where(alert: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("outcome", [0, 1], ids=["silent", "fires"])
-def test_every_alert_is_tried_both_ways(outcome: int) -> None:
-    """A case in which it fires, and one in which it does not."""
+def test_every_alert_is_tested_both_ways(outcome: int) -> None:
+    """There is a case in which it fires, and one in which it does not."""
     tried = {
         match[1]
         for case in yaml.safe_load((FOLDER / "tests.yml").read_text())["tests"]
@@ -116,7 +116,7 @@ def test_every_alert_is_tried_both_ways(outcome: int) -> None:
 
 
 def test_every_alert_has_a_runbook() -> None:
-    """A paragraph under its name, to which the alert links."""
+    """The alert links to a section with its name."""
     readme = (FOLDER / "README.md").read_text()
     rules = (FOLDER / "alerting_rules.yml").read_text()
 
@@ -126,8 +126,8 @@ def test_every_alert_has_a_runbook() -> None:
 
 
 @pytest.mark.parametrize("file", ["recording_rules.yml", "alerting_rules.yml"])
-def test_rules_ask_for_metrics_that_exist(file: str, metric_names: set[str]) -> None:
-    """By the names under which the server shows them."""
+def test_rules_query_metrics_that_exist(file: str, metric_names: set[str]) -> None:
+    """Rules use the names of the server's metrics."""
     text = (FOLDER / file).read_text()
     recorded = set(re.findall(r"record: (\S+)", (FOLDER / "recording_rules.yml").read_text()))
     asked = set(re.findall(r"(?<![\w:])((?:alignserve|grpc_server|process)_\w+)(?=[\[{) ])", text))
@@ -136,7 +136,7 @@ def test_rules_ask_for_metrics_that_exist(file: str, metric_names: set[str]) -> 
 
 
 def _shape(series: str) -> str:
-    """Returns a series with its labels in order, without those of its target."""
+    """Returns a series with sorted labels, without those of its target."""
     name, _, labels = series.rstrip("}").partition("{")
     pairs = sorted(re.findall(r'(\w+)="([^"]*)"', labels))
     kept = [f'{label}="{_bound(value)}"' for label, value in pairs if label not in _OF_THE_TARGET]
@@ -144,5 +144,5 @@ def _shape(series: str) -> str:
 
 
 def _bound(value: str) -> str:
-    """Returns a value, and bounds of buckets all in one way."""
+    """Returns a value, with bucket bounds in one notation."""
     return re.sub(r"^(\d+)\.0$", r"\1", value)

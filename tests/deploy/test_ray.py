@@ -1,7 +1,7 @@
 """The shipped configuration of Ray Serve, in a real Ray cluster with two replicas.
 
-The tests imported from `tests.integration` run again here, through Ray Serve's proxy. Those that are not
-imported stop the encoder, look into its batches, or need the same replica twice.
+The tests imported from `tests.integration` run again here, through Ray Serve's proxy. The others stop the
+encoder, inspect its batches, or need the same replica twice.
 """
 
 # ruff: noqa: F401 — pytest collects the imported tests
@@ -27,20 +27,20 @@ from alignserve_server.model.fake import FakeEncoder
 from tests.deploy.ray_serve import CONFIG, MANIFEST, REPLICAS, RayServe, running_ray_serve
 from tests.integration.serving import classify_request, connect, image_request, refused, text_request, until
 from tests.integration.test_stream import (
-    test_a_bad_item_fails_and_the_stream_goes_on,
+    test_a_bad_item_fails_and_the_stream_continues,
     test_a_failed_item_carries_a_full_status,
     test_each_item_gets_its_own_result,
     test_items_are_answered_once_each,
 )
 from tests.integration.test_unary import (
-    test_a_long_text_is_refused_unless_it_may_be_cut,
-    test_a_request_out_of_bounds_is_refused_with_the_field_at_fault,
+    test_a_long_text_is_refused_unless_truncation_is_allowed,
+    test_a_request_over_a_limit_is_refused_with_the_field_at_fault,
     test_answers_follow_the_order_of_the_request,
     test_classify_scores_all_images_against_all_labels,
     test_each_format_carries_the_vector_in_its_own_field,
     test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device,
     test_model_info_publishes_model_and_limits,
-    test_stats_come_only_when_asked_for,
+    test_stats_are_sent_only_on_request,
     vector,
 )
 from tests.processes import ROOT
@@ -50,10 +50,10 @@ pytestmark = pytest.mark.contract
 
 @dataclass
 class Served:
-    """What tests of the integration suite use of a running server."""
+    """The interface of a running server that integration tests use."""
 
     ray_serve: RayServe
-    encoder: FakeEncoder  # computes what the replicas' own have to
+    encoder: FakeEncoder  # computes the expected embeddings
     channel: grpc.aio.Channel
     stub: pb_grpc.AlignServiceAsyncStub
 
@@ -86,13 +86,13 @@ def ray_serve() -> Iterator[RayServe]:
 
 @pytest.fixture
 async def served(ray_serve: RayServe) -> AsyncIterator[Served]:
-    """The same with a channel of its own."""
+    """The interface for tests, with its own channel."""
     async with connect(ray_serve.port) as channel:
         yield Served(ray_serve, FakeEncoder(640), channel, pb_grpc.AlignServiceStub(channel))
 
 
 def test_the_manifest_deploys_the_shipped_configuration() -> None:
-    """kuberay.yaml has serve_config.yaml inside, and names the version of Ray that is tested here."""
+    """kuberay.yaml contains serve_config.yaml, and names the version of Ray tested here."""
     service = next(yaml.safe_load_all(MANIFEST.read_text()))["spec"]
     (pinned,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 
@@ -101,7 +101,7 @@ def test_the_manifest_deploys_the_shipped_configuration() -> None:
 
 
 async def test_both_replicas_serve_and_each_caller_gets_its_own_result(served: Served) -> None:
-    """Calls of one connection are spread over the replicas, and come back to who made them."""
+    """Calls of one connection are spread over the replicas, and each answer reaches its caller."""
     before = served.ray_serve.samples("alignserve_items_total", modality="text", outcome="ok")
     texts = iter([f"text number {number}" for number in range(1000)])
 
@@ -123,7 +123,7 @@ async def test_both_replicas_serve_and_each_caller_gets_its_own_result(served: S
 
 
 def test_the_client_needs_no_change(ray_serve: RayServe) -> None:
-    """It waits for readiness, embeds, classifies and streams as with any server."""
+    """The client waits for readiness, embeds, classifies and streams as with any server."""
     encoder = FakeEncoder(640)
     texts = [f"text {number}" for number in range(100)]
     with Client(ray_serve.address) as client:
@@ -146,7 +146,7 @@ def endless_request(name: str) -> pb.ClassifyRequest:
 
 
 async def test_a_call_that_its_client_cancels_leaves_the_queue(served: Served) -> None:
-    """The cancellation reaches the replica, which drops what still waits."""
+    """The cancellation reaches the replica, which drops the waiting items."""
     labels = {"grpc_method": "Classify", "grpc_code": "CANCELLED"}
     before = served.sample("grpc_server_handled_total", **labels)
     call = served.stub.Classify(endless_request("cancel"))
@@ -161,7 +161,7 @@ async def test_a_call_that_its_client_cancels_leaves_the_queue(served: Served) -
 
 
 async def test_a_replica_knows_the_deadline_of_a_call(served: Served) -> None:
-    """It counts what runs out of time as that, unless it is cancelled before, since it got it later."""
+    """It counts a call as expired, unless the cancellation arrives before its own, later timer."""
     labels = {"grpc_method": "Classify", "grpc_code": "DEADLINE_EXCEEDED"}
     before = served.sample("grpc_server_handled_total", **labels)
 
@@ -173,7 +173,7 @@ async def test_a_replica_knows_the_deadline_of_a_call(served: Served) -> None:
 
 
 async def test_a_stream_that_its_client_cancels_ends_on_the_replica(served: Served) -> None:
-    """Nothing of it stays, and nobody takes it for a failure, though Ray Serve may take it for the end."""
+    """Nothing is left, and it does not count as a failure, though Ray Serve may see a normal end."""
     ended, stream = "grpc_server_handled_total", {"grpc_method": "StreamInfer"}
     before = served.sample(ended, **stream)
     failed = served.sample(ended, **stream, grpc_code="INTERNAL")
@@ -187,8 +187,8 @@ async def test_a_stream_that_its_client_cancels_ends_on_the_replica(served: Serv
     assert served.sample(ended, **stream, grpc_code="INTERNAL") == failed
 
 
-async def test_the_error_that_ends_a_stream_is_told_in_full(served: Served) -> None:
-    """It comes with an empty message, which goes no further than the proxy."""
+async def test_the_error_that_ends_a_stream_has_all_details(served: Served) -> None:
+    """An empty message carries it as far as the proxy, which drops the message."""
     call = served.stub.StreamInfer()
     await call.write(
         pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=pb.DeliveryOrder.ValueType(9)))
@@ -201,8 +201,8 @@ async def test_the_error_that_ends_a_stream_is_told_in_full(served: Served) -> N
     assert (error.reason, error.fields) == ("ARGUMENT_INVALID", ["stream_options.delivery_order"])
 
 
-async def test_the_largest_image_passes(served: Served) -> None:
-    """Neither the proxy nor the way to the replica has a lower limit than the server."""
+async def test_the_largest_image_is_accepted(served: Served) -> None:
+    """Neither the proxy nor its connection to the replica has a lower limit than the server."""
     image = bytes(10 << 20)
 
     response = await served.stub.EmbedImage(image_request(image))
@@ -220,8 +220,8 @@ async def test_priority_is_passed_on(served: Served) -> None:
     assert "alignserve-priority" in error.message
 
 
-async def test_ray_serve_answers_what_is_no_message(served: Served) -> None:
-    """The proxy parses requests, and says UNKNOWN where a server of its own says REQUEST_MALFORMED."""
+async def test_ray_serve_answers_malformed_messages(served: Served) -> None:
+    """The proxy parses requests, and says UNKNOWN where a standalone server says REQUEST_MALFORMED."""
     call: Any = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
 
     error = await refused(call(b"\xff\xff\xff"))
@@ -232,16 +232,16 @@ async def test_ray_serve_answers_what_is_no_message(served: Served) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 @pytest.mark.parametrize("setting", [{"tls_certificate": "c.pem", "tls_key": "k.pem"}, {"workers": 2}])
 def test_settings_that_ray_serve_takes_over_are_refused(setting: dict[str, object]) -> None:
-    """Nobody should believe that a port is encrypted which is not."""
+    """An operator must not believe that an unencrypted port is encrypted."""
     pytest.importorskip("ray")
     from deploy.ray.app import build
 
-    with pytest.raises(ValueError, match="no settings of a replica"):
+    with pytest.raises(ValueError, match="not supported in a replica"):
         build({"checkpoint": "fake", **setting})
 
 
-async def test_health_can_be_asked_and_not_watched(served: Served) -> None:
-    """Check answers for a replica; Watch says that there is no such thing."""
+async def test_health_can_be_checked_but_not_watched(served: Served) -> None:
+    """Check answers for a replica; Watch is unimplemented."""
     check: Any = served.channel.unary_unary("/grpc.health.v1.Health/Check")
     watch: Any = served.channel.unary_stream("/grpc.health.v1.Health/Watch")
 

@@ -1,6 +1,6 @@
 """A replica's bridge behind Ray Serve's own gRPC server, in one process and without a cluster.
 
-Between them stands what Ray Serve's proxy does: it makes its context of gRPC's, and gRPC's status of its own.
+Between them is the proxy's conversion: it makes Ray's context from gRPC's, and gRPC's status from Ray's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.contract
 
 @pytest.fixture(autouse=True)
 def ray() -> None:
-    """Skips the tests without Ray Serve, which is imported here since it uses what pydantic deprecates."""
+    """Skips the tests without Ray Serve; imports it here because it uses deprecated parts of pydantic."""
     if find_spec("ray") is None:
         pytest.skip("no ray; make peers")
     with warnings.catch_warnings():
@@ -46,14 +46,14 @@ def ray() -> None:
 
 @dataclass
 class Bridged:
-    """A server behind the bridge, and a client of that."""
+    """A server behind the bridge, and a client of the bridge."""
 
     server: RunningServer
     stub: pb_grpc.AlignServiceAsyncStub
 
 
 def _handlers(bridge: Any) -> Callable[..., Callable[..., Any]]:
-    """Returns the factory of handlers: the ways from Ray Serve's proxy to a replica and back."""
+    """Returns the handler factory: the paths from Ray Serve's proxy to a replica and back."""
     from ray.serve._private.proxy_request_response import gRPCStreamingType
     from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 
@@ -100,8 +100,8 @@ async def _plugged(bridged: Bridged) -> asyncio.Future[Any]:
     return plug
 
 
-async def test_unary_calls_are_answered_and_refused_in_full() -> None:
-    """Answers, limits, and errors with reason and field."""
+async def test_unary_answers_and_errors_are_complete() -> None:
+    """Callers get answers, limits, and errors with reason and field."""
     async with bridged() as served:
         embedded = await served.stub.EmbedText(text_request("a", "b"))
         classified = await served.stub.Classify(classify_request(b"image", "cat", "dog"))
@@ -115,8 +115,8 @@ async def test_unary_calls_are_answered_and_refused_in_full() -> None:
         assert served.server.sample("alignserve_unread_response_bytes") == 0
 
 
-async def test_a_call_that_would_miss_its_deadline_is_refused_before() -> None:
-    """By the pace of a server that has answered nothing for a while; on a busy machine not the first one."""
+async def test_a_call_that_would_miss_its_deadline_is_refused() -> None:
+    """The drain rate falls while nothing is answered; on a busy machine a later call is refused."""
     async with bridged(max_batch_size=1) as served:
         own = served.server
         for number in range(50):
@@ -134,7 +134,7 @@ async def test_a_call_that_would_miss_its_deadline_is_refused_before() -> None:
 
 
 async def test_a_call_leaves_the_queue_at_its_deadline() -> None:
-    """The replica counts it as expired, as a server of its own does."""
+    """The replica counts it as expired, as a standalone server does."""
     async with bridged() as served:
         plug = await _plugged(served)
 
@@ -147,8 +147,8 @@ async def test_a_call_leaves_the_queue_at_its_deadline() -> None:
         assert served.server.items("text")["expired"] == 1
 
 
-async def test_a_stream_tells_why_it_ends() -> None:
-    """Its items are answered, and the empty message that brings the status is not seen."""
+async def test_a_stream_reports_why_it_ends() -> None:
+    """Its items are answered, and the client does not see the empty message that carries the status."""
     async with bridged() as served:
         call = served.stub.StreamInfer()
         await call.write(pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a")))
@@ -162,8 +162,8 @@ async def test_a_stream_tells_why_it_ends() -> None:
         assert error.retry_delay_seconds is not None
 
 
-async def test_a_stream_that_is_cancelled_leaves_nothing_behind() -> None:
-    """Neither items nor an open stream."""
+async def test_a_cancelled_stream_leaves_nothing_behind() -> None:
+    """Neither items nor an open stream remain."""
     async with bridged() as served:
         plug = await _plugged(served)
         call = served.stub.StreamInfer()

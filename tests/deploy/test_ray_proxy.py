@@ -1,4 +1,4 @@
-"""What the configuration of Ray Serve adds to the proxy, without Ray."""
+"""The additions to Ray Serve's proxy, tested without Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EMBED, STREAM = "/alignserve.v1.AlignService/EmbedText", "/alignserve.v1.AlignSe
 
 
 class ProxyServer:
-    """Replaces all handlers that it is given, as Ray Serve's does, by those that its factory makes."""
+    """Replaces all handlers with those of its factory, as Ray Serve's server does."""
 
     def __init__(self) -> None:
         self.service_handler_factory: Callable[..., Any] = self.make
@@ -34,7 +34,7 @@ class ProxyServer:
         return stream if streaming_type == "stream_stream" else unary
 
     def add_generic_rpc_handlers(self, handlers: tuple[grpc.GenericRpcHandler, ...]) -> None:
-        """Does nothing: they are the same handlers."""
+        """Does nothing, because these are the same handlers."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         for name, handler in handlers.items():
@@ -82,7 +82,7 @@ async def _messages(*messages: bytes) -> AsyncIterator[bytes]:
 async def test_the_deadline_is_passed_on_as_metadata(
     server: ProxyServer, left: float | None, told: str
 ) -> None:
-    """In place of what a caller may send by that name; all else of the context is gRPC's."""
+    """It replaces metadata of that name from the caller; the rest of the context is gRPC's."""
     assert await server.handlers[EMBED](b"request", Context(left)) == b"request"
     [_ async for _ in server.handlers[STREAM](_messages(), Context(left))]
 
@@ -94,14 +94,14 @@ async def test_the_deadline_is_passed_on_as_metadata(
 
 
 async def test_empty_messages_of_a_stream_are_dropped(server: ProxyServer) -> None:
-    """They only bring the status."""
+    """They only carry the status."""
     stream = server.handlers[STREAM](_messages(b"a", b"b", b""), Context(None))
 
     assert [message async for message in stream] == [b"a", b"b"]
 
 
 def test_other_services_are_left_alone(server: ProxyServer) -> None:
-    """The API and health are there, and the factory is Ray Serve's again."""
+    """Only the API and health are changed, and Ray Serve's factory is restored."""
     assert {method.split("/")[1] for method in server.handlers} == {
         "alignserve.v1.AlignService",
         "grpc.health.v1.Health",

@@ -1,4 +1,4 @@
-"""The recording that tests of alerts are fed with is what a server shows now."""
+"""The recording used by tests of alerts matches the current server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from tests.deploy.recorded_series import PHASES, read, record
 _STATES = ("loading", "serving", "stalled", "serving", "stalled", "draining")
 
 
-async def test_the_recording_shows_what_a_server_shows() -> None:
-    """The same series in each phase; if not: python -m tests.deploy.recorded_series"""
+async def test_the_recording_matches_a_real_server() -> None:
+    """Each phase has the same series; to update them, run python -m tests.deploy.recorded_series."""
     kept, now = read(), await record()
 
     assert list(dict.fromkeys(kept.phases)) == list(PHASES)
@@ -19,7 +19,7 @@ async def test_the_recording_shows_what_a_server_shows() -> None:
 
 
 def test_phases_can_be_as_long_as_a_rule_needs() -> None:
-    """In promtool's notation, with the labels that Prometheus adds; what is not there yet is left out."""
+    """Series are in promtool's notation, with the labels that Prometheus adds and gaps before they exist."""
     only = ("alignserve_lanes", "alignserve_state")
     phases, labels = {"loading": 2, "serving": 40}, 'job="alignserve",instance="a"'
 

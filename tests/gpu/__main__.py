@@ -1,6 +1,6 @@
 """`python -m tests.gpu`: runs the check on this machine's GPU, or prepares it for a bare machine.
 
-Only the standard library is imported here, so that a bare machine can install what the steps need.
+Only the standard library is imported here, so that a bare machine can install the steps' dependencies.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.gpu.results import Results, read_tables
 from tests.gpu.runner import Outcome, Runner
 
 _RESULTS, _LOG, _SUMMARY = "results.jsonl", "log.txt", "summary.md"
-_PRETENDED_VARIABLES = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # kernels of Triton run in Python
-_PATIENCE = 5.0  # times longer than on a GPU: nothing is measured, and a CPU may have other work
+_PRETENDED_VARIABLES = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # runs Triton kernels in Python
+_PATIENCE = 5.0  # factor for time limits: nothing is measured, and a CPU may have other work
 _NO_GPU = """\
 ************************************************************************
-NO GPU: CUDA is pretended on the CPU. This shows that the check works,
-and measures nothing. Figures are left out.
+NO GPU: CUDA is simulated on the CPU. This shows that the check works,
+and measures nothing. Figures are omitted.
 ************************************************************************"""
 
 
@@ -50,7 +50,7 @@ def _parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the check on this machine")
     run.add_argument(
-        "--pretend", action="store_true", help="pretend CUDA on the CPU; the default without a GPU"
+        "--pretend", action="store_true", help="simulate CUDA on the CPU; the default without a GPU"
     )
     run.add_argument("--require-gpu", action="store_true", help="fail if there is no GPU")
     run.add_argument(
@@ -58,7 +58,7 @@ def _parse() -> argparse.Namespace:
         type=float,
         default=480.0,
         metavar="S",
-        help="limit for all steps together (default: 480)",
+        help="total time limit of all steps (default: 480)",
     )
     run.add_argument(
         "--steps", type=_names, default=[], metavar="NAME,…", help="comma-separated names (default: all)"
@@ -68,20 +68,22 @@ def _parse() -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         default=FOLDER / "results",
-        help="for the results (default: .gpu/results)",
+        help="folder for results (default: .gpu/results)",
     )
     run.add_argument(
         "--work",
         type=Path,
         metavar="FOLDER",
         default=_work(),
-        help="for the checkpoint (default: %(default)s)",
+        help="folder for the checkpoint (default: %(default)s)",
     )
     run.add_argument(
-        "--wheels", type=Path, metavar="FOLDER", help="of wheels, to install first on a bare machine"
+        "--wheels", type=Path, metavar="FOLDER", help="wheels to install first on a bare machine"
     )
-    made = commands.add_parser("prepare", help="download into .gpu/wheels what a bare machine lacks")
-    made.add_argument("--python", default="3.12", help="its version of Python (default: 3.12)")
+    made = commands.add_parser(
+        "prepare", help="download the packages that a bare machine lacks to .gpu/wheels"
+    )
+    made.add_argument("--python", default="3.12", help="Python version of the bare machine (default: 3.12)")
     step = commands.add_parser("step", help="run one step in this process, as `run` does")
     step.add_argument("name")
     step.add_argument("--output", type=Path, required=True)
@@ -110,7 +112,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 2
     if device is None:
         print(_NO_GPU, flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the running step is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the running step ends too
     _make_folders(arguments)
     site = arguments.work / "site" if arguments.wheels else None
     if site:
@@ -123,7 +125,7 @@ def _run(arguments: argparse.Namespace) -> int:
         outcomes.append(outcome)
         tables = read_tables(arguments.output / _RESULTS)
         text = summary(heading, outcomes, tables, is_pretended=device is None)
-        (arguments.output / _SUMMARY).write_text(text, "utf-8")  # after each: the next may be the last
+        (arguments.output / _SUMMARY).write_text(text, "utf-8")  # after each step, in case the run is cut off
     print((arguments.output / _SUMMARY).read_text("utf-8"), flush=True)
     return 1 if any(one.verdict in ("failed", "timed out") for one in outcomes) else 0
 

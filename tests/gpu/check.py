@@ -1,4 +1,4 @@
-"""What every step is given."""
+"""The context that every step gets."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _T = TypeVar("_T")
 
 
 class CheckFailed(Exception):
-    """A step has found something wrong; the tables say what."""
+    """A step has found a fault; the tables say which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A run as its steps see it.
+    """A run of the check, as its steps see it.
 
     Attributes:
-        results: Where its tables go.
-        output: For files that are larger than a table.
-        work: Kept between runs: the checkpoint.
-        is_pretended: There is no GPU, and everything is small.
+        results: Receives the step's tables.
+        output: A folder for files larger than a table.
+        work: A folder that is kept between runs, with the checkpoint.
+        is_pretended: Whether CUDA is simulated, with small sizes.
     """
 
     results: Results
@@ -41,10 +41,10 @@ class Check:
         """Returns the context in which `device="cuda"` works."""
         if not self.is_pretended:
             return nullcontext()
-        from tests.gpu.pretended_cuda import pretended_cuda  # with torch and the model, which few steps need
+        from tests.gpu.pretended_cuda import pretended_cuda  # imports torch, which few steps need
 
         return pretended_cuda()
 
     def sized(self, full: _T, small: _T) -> _T:
-        """Returns what suits the device: all of it on a GPU, little without one."""
+        """Returns `full` on a GPU and `small` without one."""
         return small if self.is_pretended else full

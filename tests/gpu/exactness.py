@@ -1,4 +1,4 @@
-"""Every graph's vectors beside transformers' AlignModel in float32 on the CPU."""
+"""Compares every graph's vectors with those of transformers' AlignModel in float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIRST_WORD = 5  # the ids before it are special tokens
 
 
 def check_images(check: Check, loaded: Loaded, network: Network) -> None:
-    """Compares full and odd batches of each graph, after others have used its memory.
+    """Compares full and odd batches of each graph, after other batches have used its memory.
 
     Raises:
         CheckFailed: A cosine is under the server's bound.
@@ -46,7 +46,7 @@ def check_images(check: Check, loaded: Loaded, network: Network) -> None:
 
 
 def check_texts(check: Check, loaded: Loaded, network: Network) -> None:
-    """Compares a full batch of each graph: texts of the whole length, of half of it, and of one token.
+    """Compares a full batch of each graph: texts of full length, of half of it, and of one token.
 
     Raises:
         CheckFailed: A cosine is under the server's bound.

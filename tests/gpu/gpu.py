@@ -1,4 +1,4 @@
-"""Measures on the GPU by its own clock; the pretended GPU runs everything once and measures nothing."""
+"""Measures on the GPU with its own clock; the simulated GPU runs everything once and measures nothing."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Gpu:
         torch.cuda.synchronize()
 
     def used_bytes(self) -> int:
-        """Returns the memory of the GPU that is in use, by any process."""
+        """Returns the GPU memory in use by all processes."""
         free, total = torch.cuda.mem_get_info()
         return total - free
 
     def pinned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Returns a copy that the GPU can read by itself."""
+        """Returns a copy in pinned memory, which the GPU can read directly."""
         return tensor.pin_memory()
 
     def milliseconds(self, run: Run, repeats: int = 15) -> float:
-        """Returns the median time that a run takes on the GPU, in milliseconds."""
+        """Returns the median time of a run on the GPU, in milliseconds."""
         for _ in range(_WARMUP_RUNS):
             run()
         self.synchronize()
         return statistics.median(self._once(run) for _ in range(repeats))
 
     def host_milliseconds(self, run: Run, seconds: float = 0.6, at_least: int = 5) -> float:
-        """Returns the median time that a call takes on the host, in milliseconds."""
+        """Returns the median time of a call on the host, in milliseconds."""
         run()
         times: list[float] = []
         end = time.perf_counter() + seconds
@@ -117,7 +117,7 @@ class PretendedGpu(Gpu):
         return float("nan")
 
     def graphed(self, run: Run) -> Run:
-        """Returns the run as it is."""
+        """Returns the run unchanged."""
         return run
 
     def wait_microseconds(self, run: Run, *, is_blocking: bool) -> float:
@@ -127,5 +127,5 @@ class PretendedGpu(Gpu):
 
 
 def gpu_of(is_pretended: bool) -> Gpu:
-    """Returns the GPU that a check runs on."""
+    """Returns the GPU of a check."""
     return PretendedGpu() if is_pretended else Gpu()

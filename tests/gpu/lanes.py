@@ -1,4 +1,4 @@
-"""Two lanes at once: that they never mix their batches, and what they do together."""
+"""Checks that two concurrent lanes never mix their batches, and measures their joint throughput."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.gpu.loading import Loaded
 from tests.gpu.results import Row
 
 _LANES = 2
-_TOLERANCE = 1e-3  # of the largest element: batches of other sizes round otherwise
+_TOLERANCE = 1e-3  # relative to the largest element: other batch sizes round differently
 
 
 def check_answers(check: Check, loaded: Loaded) -> None:
-    """Has both lanes embed what is known, in any order, for some seconds.
+    """Runs batches with known answers on both lanes, in random order, for some seconds.
 
     Raises:
-        CheckFailed: A lane got vectors that are not its own.
+        CheckFailed: A lane got vectors of another batch.
     """
     jobs = _jobs(loaded)
     expected = [job() for job in jobs]
@@ -41,7 +41,7 @@ def check_answers(check: Check, loaded: Loaded) -> None:
 
 
 def measure(check: Check, loaded: Loaded) -> None:
-    """Measures both lanes from host to host, and the cores that this takes."""
+    """Measures both lanes from host to host, and the cores that they use."""
     sizes = [size for size in loaded.batch_sizes if size >= check.sized(8, 1)]
     seconds = check.sized(1.5, 0.1)
     rows: list[Row] = []
@@ -87,7 +87,7 @@ def _run_lanes(loaded: Loaded, work: Callable[[int, np.random.Generator], None],
             loaded.encoder.enter_lane()
             while time.perf_counter() < end:
                 work(number, rng)
-        except Exception as error:  # noqa: BLE001 — raised again by the thread that waits
+        except Exception as error:  # noqa: BLE001 — raised again by the waiting thread
             errors.append(error)
 
     threads: Sequence[threading.Thread] = [

@@ -1,4 +1,4 @@
-"""Loads the model as the server does, and notes how long each part takes and which graphs it captures."""
+"""Loads the model as the server does, and records the time of each part and the captured graphs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class Graph:
-    """A forward that was captured.
+    """A captured forward.
 
     Attributes:
-        shape: (batch size,) of images; (batch size, tokens) of texts.
-        forward: Without the graph, on the same memory.
-        replay: The graph.
-        seconds: That the capture took.
+        shape: (batch size,) for images; (batch size, tokens) for texts.
+        forward: Runs it without the graph, on the same memory.
+        replay: Replays the graph.
+        seconds: The duration of the capture.
     """
 
     shape: tuple[int, ...]
@@ -48,30 +48,30 @@ class Graph:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The encoder, and how it came about."""
+    """The encoder, with records of its loading."""
 
     encoder: AlignEncoder
     graphs: Sequence[Graph]
-    seconds: Mapping[str, float]  # by part; `load_align` is all of them
-    events: Sequence[Mapping[str, Any]]  # what the log says
+    seconds: Mapping[str, float]  # by part; `load_align` is the total
+    events: Sequence[Mapping[str, Any]]  # log events
 
     @property
     def images(self) -> list[Graph]:
-        """Graphs of images, the smallest batch first."""
+        """The image graphs, smallest batch first."""
         return sorted((graph for graph in self.graphs if len(graph.shape) == 1), key=lambda one: one.shape)
 
     @property
     def texts(self) -> list[Graph]:
-        """Graphs of texts, the smallest batch and the shortest text first."""
+        """The text graphs, smallest batch and shortest text first."""
         return sorted((graph for graph in self.graphs if len(graph.shape) == 2), key=lambda one: one.shape)
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Batch sizes that have graphs."""
+        """The batch sizes that have graphs."""
         return [size for graph in self.images for size in graph.shape]
 
     def report(self, results: Results) -> None:
-        """Adds what was loaded, and the time of each part.
+        """Adds tables of the loaded model and the time of each part.
 
         Raises:
             CheckFailed: No graph was captured, or the log has warnings.
@@ -92,7 +92,8 @@ class Loaded:
             "capture of texts": sum(graph.seconds for graph in self.texts),
         }
         parts = {**self.seconds, **captures}
-        results.measured("Start by part", *({"part": part, "seconds": took} for part, took in parts.items()))
+        rows = ({"part": part, "seconds": took} for part, took in parts.items())
+        results.measured("Startup by part", *rows)
         memory = {"weights and graphs GB": self.encoder.device_memory_bytes / 1e9}
         results.measured("Memory", memory)
         if self.events or not self.graphs:
@@ -100,7 +101,7 @@ class Loaded:
 
 
 def load(check: Check, gpu: Gpu, *, max_batch_size: int) -> Loaded:
-    """Loads the check's checkpoint onto the GPU, in the server's default data type there."""
+    """Loads the check's checkpoint onto the GPU, in the server's default data type for it."""
     seconds: dict[str, float] = {}
     graphs: list[Graph] = []
     with ExitStack() as stack:

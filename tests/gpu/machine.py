@@ -1,4 +1,4 @@
-"""Where the check runs: on a GPU or without one, in the project's environment or on a bare machine."""
+"""The machine of a check: with or without a GPU, with the project's environment or bare."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gpu() -> str | None:
 
 
 def heading(device: str | None) -> dict[str, str]:
-    """Returns what a reader of figures has to know, by name; torch's version is in the steps' tables."""
+    """Returns the facts that a reader of figures needs, by name; torch's version is in the steps' tables."""
     return {
         "device, driver, memory": device or "none",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -42,7 +42,7 @@ def heading(device: str | None) -> dict[str, str]:
 
 
 def environment(work: Path, site: Path | None) -> dict[str, str]:
-    """Returns the variables of every step: the source tree, the wheels' packages, and no network."""
+    """Returns every step's environment: the source tree and the wheels' packages in the path, no network."""
     folders = [ROOT / "server", ROOT / "client" / "python", ROOT, *([site] if site else [])]
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     return {
@@ -54,10 +54,10 @@ def environment(work: Path, site: Path | None) -> dict[str, str]:
 
 
 def install(wheels: Path, site: Path) -> None:
-    """Installs a folder of wheels into `site`, and lets the source tree pass for installed.
+    """Installs a folder of wheels into `site`, with metadata that makes the source tree appear installed.
 
     Raises:
-        RuntimeError: They do not install.
+        RuntimeError: The installation fails.
     """
     shutil.rmtree(site, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
@@ -65,9 +65,9 @@ def install(wheels: Path, site: Path) -> None:
     command += sorted(map(str, wheels.glob("*.whl")))
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
-        raise RuntimeError(f"the wheels in {wheels} do not install: {answer.stderr[-2000:]}")
+        raise RuntimeError(f"cannot install the wheels in {wheels}: {answer.stderr[-2000:]}")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-    for name in DISTRIBUTIONS:  # the server asks for its version; it needs nothing else of an installation
+    for name in DISTRIBUTIONS:  # the server only reads its version from them
         metadata = site / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
         metadata.parent.mkdir()
         metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", "utf-8")

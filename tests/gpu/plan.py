@@ -1,4 +1,4 @@
-"""The steps of the check, in order, with the seconds that each may take."""
+"""The steps of the check in order, with their time limits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _NO_CUDNN_ATTENTION = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A part of the check, in a process of its own.
+    """A part of the check, in its own process.
 
     Attributes:
-        name: Also of its module in `tests.gpu.steps`, up to the first space.
-        least_seconds: Less left than this, and it is not started.
-        most_seconds: Then it is ended.
-        after: A step in the background that has to have succeeded.
-        is_background: Others run meanwhile.
-        variables: Of its environment.
+        name: Up to the first space, the name of its module in `tests.gpu.steps`.
+        least_seconds: The step is not started if less time is left.
+        most_seconds: The step is ended after this time.
+        after: A background step that must have succeeded.
+        is_background: Whether other steps run at the same time.
+        variables: Additional environment variables.
     """
 
     name: str
@@ -47,10 +47,10 @@ STEPS = (
 
 
 def selected(names: Collection[str], steps: Sequence[Step] = STEPS) -> list[Step]:
-    """Returns the steps of those names, with what they come after; all of them for no name.
+    """Returns the steps with these names and those they come after; without names, all steps.
 
     Raises:
-        ValueError: There is no step of that name.
+        ValueError: No step has one of the names.
     """
     if unknown := set(names) - {module_of(step.name) for step in steps}:
         known = ", ".join(module_of(step.name) for step in steps)
@@ -61,7 +61,7 @@ def selected(names: Collection[str], steps: Sequence[Step] = STEPS) -> list[Step
 
 
 def patient(steps: Sequence[Step], factor: float) -> list[Step]:
-    """Returns the steps with longer limits, for a machine that may be busy: only what hangs is ended."""
+    """Returns the steps with longer limits, so that on a busy machine only steps that hang are ended."""
     return [replace(step, most_seconds=factor * step.most_seconds) for step in steps]
 
 

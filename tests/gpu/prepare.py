@@ -1,4 +1,4 @@
-"""Makes `.gpu/wheels`: the packages that a bare machine lacks. A lent machine has no network."""
+"""Fills `.gpu/wheels` with the packages that a bare machine lacks. A lent machine has no network."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from tests.gpu.machine import ROOT
 FOLDER = ROOT / ".gpu"  # ignored by git
 WHEELS = FOLDER / "wheels"
 NAMES = Path(__file__).parent / "wheels.txt"
-LIMIT_MIB = 64  # of everything that travels to a lent machine
+LIMIT_MIB = 64  # for all files sent to a lent machine
 _UNNEEDED = "server/alignserve_server/model/checkpoints/mini/prepared/*.bin"  # OpenVINO's
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 
 
 def prepare(python: str) -> int:
-    """Downloads the wheels for a version of Python; returns 1 if with them too much would travel."""
+    """Downloads the wheels for a version of Python; returns 1 if the total exceeds the limit."""
     shutil.rmtree(WHEELS, ignore_errors=True)
     WHEELS.mkdir(parents=True)
     subprocess.run(_download(python), check=True)
     size_mib = (_tracked_bytes() + _bytes(FOLDER.rglob("*"))) / 2**20
-    print(f"{WHEELS} is ready; with the repository {size_mib:.0f} of {LIMIT_MIB} MiB travel")
+    print(f"{WHEELS} is ready; with the repository it takes {size_mib:.0f} of {LIMIT_MIB} MiB")
     if size_mib > LIMIT_MIB:
-        print(f"too much for a lent machine; files that a GPU does not need: {_UNNEEDED}")
+        print(f"too large for a lent machine; delete files that a GPU does not need: {_UNNEEDED}")
         return 1
     return 0
 
 
 def pinned() -> list[str]:
-    """Returns what is downloaded, as NAME==VERSION; versions are those of constraints.txt.
+    """Returns the packages to download as NAME==VERSION, with the versions of constraints.txt.
 
     Raises:
-        LookupError: A name is not pinned there.
+        LookupError: A package is not pinned there.
     """
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     versions = {_normalized(line.split("==")[0]): line for line in lines if "==" in line}

@@ -1,9 +1,9 @@
-"""Runs `CudaRuntime` on a CPU, with CUDA graphs that behave as real ones do.
+"""Runs `CudaRuntime` on a CPU, with simulated CUDA graphs that behave like real ones.
 
-A capture records operators and their tensors, and a replay runs the same operators on the same memory. What a
-real graph would miss (a new tensor, a number that Python has read) is missed here too. Streams and events
-order nothing, since nothing is asynchronous, and memory has no limit. Two threads that use the stream of the
-graphs at once raise an error; on a GPU they would silently overwrite each other's inputs.
+A capture records operators and their tensors, and a replay runs the same operators on the same memory. A
+replay misses what a real graph misses: a new tensor, or a number that Python has read. Streams and events do
+nothing, because nothing is asynchronous, and memory has no limit. Two threads on the graphs' stream at the
+same time raise an error; on a GPU they would silently overwrite each other's inputs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _MEMORY_BYTES = 1 << 40  # more than any weights
 
 @contextmanager
 def pretended_cuda() -> Iterator[None]:
-    """Makes `device="cuda"` load onto the CPU, for the block."""
+    """Makes `device="cuda"` load onto the CPU, for the length of the block."""
     with ExitStack() as stack:
         for target, name, replacement in (
             (
                 torch_cuda,
                 "torch",
                 _Torch(),
-            ),  # `torch.device("cuda:0")` and pinned memory, of this module only
+            ),  # `torch.device("cuda:0")` and pinned memory, in this module only
             (torch_cpu, "cuda_device", lambda index: f"cuda:{index or 0}"),
             (torch.Tensor, "pin_memory", torch.Tensor.clone),
         ):
@@ -43,25 +43,25 @@ def pretended_cuda() -> Iterator[None]:
 
 
 class SharedStreamError(AssertionError):
-    """Two threads are on a stream with graphs at once."""
+    """Two threads use a stream with graphs at the same time."""
 
 
 class Stream:
-    """Orders nothing, but once graphs are captured on it, only one thread at a time may use it."""
+    """Does nothing, except that only one thread at a time may use it once graphs are captured on it."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.has_graphs = False
         self._owner: int | None = None
 
     def wait_stream(self, other: Stream) -> None:
-        """Returns at once: the other has finished."""
+        """Returns at once, because the other stream has always finished."""
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Holds the stream for the calling thread. Raises SharedStreamError."""
         me, before = threading.get_ident(), self._owner
         if self.has_graphs and before not in (None, me):
-            raise SharedStreamError("two threads are on the stream of the graphs at once")
+            raise SharedStreamError("two threads use the stream of the graphs at the same time")
         self._owner = me
         try:
             yield
@@ -70,10 +70,10 @@ class Stream:
 
 
 class Event:
-    """Has always happened."""
+    """An event that has always happened."""
 
     def __init__(self, blocking: bool = False) -> None:
-        """Takes what torch takes."""
+        """Accepts the same arguments as torch."""
 
     def record(self, stream: Stream | None = None) -> None:
         """Does nothing."""
@@ -84,25 +84,25 @@ class Event:
 
 @dataclass(frozen=True)
 class _Operation:
-    """An operator that was captured, and the tensors that a replay has to fill."""
+    """A captured operator, and the tensors that a replay must fill."""
 
-    run: Any  # OpOverload, whose calls torch does not type
+    run: Any  # an OpOverload, which torch does not type
     arguments: tuple[Any, ...]
     options: dict[str, Any]
     outputs: list[torch.Tensor]
 
     def repeat(self) -> None:
-        """Runs it again, into the same memory."""
+        """Runs the operator again, into the same memory."""
         made = tree_leaves(self.run(*self.arguments, **self.options))
         for output, again in zip(self.outputs, made, strict=True):
-            # a view, or what has changed in place, is there already
+            # a view, or a tensor changed in place, already has the result
             if isinstance(output, torch.Tensor) and output.data_ptr() != again.data_ptr():
                 output.copy_(again)
 
 
 @dataclass
 class Graph:
-    """The operators of a capture, in their order."""
+    """The operators of a capture, in order."""
 
     operations: list[_Operation] = field(default_factory=list)
     stream: Stream = field(default_factory=Stream)
@@ -115,7 +115,7 @@ class Graph:
 
 
 class _Capture(TorchDispatchMode):  # torch has no type here
-    """Notes every operator that runs; refuses what waits for the device, as a capture does."""
+    """Records every operator; refuses those that wait for the device, as a real capture does."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def _capturing(graph: Graph, pool: object, stream: Stream) -> Iterator[None]:
         yield
 
 
-CUDA = SimpleNamespace(  # what the runtime uses of `torch.cuda`
+CUDA = SimpleNamespace(  # the part of `torch.cuda` that the runtime uses
     CUDAGraph=Graph,
     Event=Event,
     Stream=Stream,

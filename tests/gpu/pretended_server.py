@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.pretended_server`: alignserve-server with a pretended CUDA, for `--device cuda`."""
+"""`python -m tests.gpu.pretended_server`: alignserve-server with simulated CUDA, for `--device cuda`."""
 
 from __future__ import annotations
 

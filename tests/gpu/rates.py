@@ -1,4 +1,4 @@
-"""What a batch of each size costs: as a graph, without one, from host to host, and at best."""
+"""Measures batches of each size: as a graph, without one, from host to host, and the lower bound."""
 
 from __future__ import annotations
 

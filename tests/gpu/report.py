@@ -9,8 +9,8 @@ from tests.gpu.runner import Outcome
 from tests.load.report import number, table
 
 _PRETENDED = (
-    "**No GPU was used.** CUDA was pretended on a CPU: this run shows that the check works and that graphs "
-    "and lanes give the right vectors. It measures nothing, so figures are left out (-)."
+    "**No GPU was used.** CUDA was simulated on a CPU: this run shows that the check works and that graphs "
+    "and lanes give the right vectors. It measures nothing, so figures are omitted (-)."
 )
 _NOTHING = "-"
 
@@ -18,7 +18,7 @@ _NOTHING = "-"
 def summary(
     heading: Mapping[str, str], outcomes: Sequence[Outcome], tables: Sequence[Table], *, is_pretended: bool
 ) -> str:
-    """Returns the document: where and how it was measured, how each step went, and what it found."""
+    """Returns the document: machine and command, the verdict of each step, and all tables."""
     facts = table(("", ""), [(f"**{name}**", value) for name, value in heading.items()])
     steps = table(
         ("step", "verdict", "seconds", ""),
@@ -34,7 +34,7 @@ def summary(
 
 
 def _joined(tables: Sequence[Table]) -> dict[str, list[Row]]:
-    """Returns the rows by step and title: a step may add one row at a time."""
+    """Returns the rows by step and title, since a step may add one row at a time."""
     rows: dict[str, list[Row]] = {}
     for one in tables:
         rows.setdefault(f"{one.title} ({one.step})", []).extend(one.rows)

@@ -1,4 +1,4 @@
-"""What a step has found: tables, one a line of JSON, so that a step that dies keeps what it had."""
+"""The results of steps: one table per line of JSON, so that a step that dies keeps its results so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row: TypeAlias = Mapping[str, Value]  # column → value, in the order of the co
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows that a step has found."""
+    """Rows of results from a step."""
 
     step: str
     title: str
@@ -23,18 +23,18 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The file of a run that a step adds its tables to."""
+    """The results file of a run, to which steps add tables."""
 
     file: Path
     step: str
-    has_figures: bool  # false if the times are those of a pretended GPU
+    has_figures: bool  # false on a simulated GPU
 
     def measured(self, title: str, *rows: Row) -> None:
-        """Adds times and rates, which are floats. Without a GPU they are left out."""
+        """Adds times and rates, which are floats. They are omitted without a GPU."""
         self._add(title, rows if self.has_figures else [_without_figures(row) for row in rows])
 
     def proved(self, title: str, *rows: Row) -> None:
-        """Adds what is also true of a pretended GPU."""
+        """Adds results that a simulated GPU proves too."""
         self._add(title, rows)
 
     def _add(self, title: str, rows: Sequence[Row]) -> None:
@@ -45,7 +45,7 @@ class Results:
 
 
 def read_tables(file: Path) -> list[Table]:
-    """Returns the tables of a run, in order. A last line that was cut off is left out."""
+    """Returns the tables of a run in order, without a truncated last line."""
     tables = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:

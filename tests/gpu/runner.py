@@ -1,6 +1,6 @@
-"""Runs steps one after the other, each in a process of its own and none longer than it may.
+"""Runs steps one after the other, each in its own process and within its time limit.
 
-A step that crashes or hangs costs its own results only. What it had started ends with it.
+A step that crashes or hangs loses only its own results. Its child processes end with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TERMINATION_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a step went."""
+    """The outcome of a step."""
 
     step: str
     verdict: Verdict
@@ -39,9 +39,9 @@ class Runner:
 
     Attributes:
         command: Returns the command line of a step.
-        log: Where the output of all steps goes.
-        limit_seconds: For all steps together.
-        environment: Of every step; a step's own variables come on top.
+        log: Receives the output of all steps.
+        limit_seconds: The total limit of all steps.
+        environment: For every step; a step's own variables are added.
     """
 
     command: Command
@@ -51,7 +51,7 @@ class Runner:
     _background: dict[str, _Running] = field(default_factory=dict, init=False)
 
     def run(self, steps: Sequence[Step]) -> Generator[Outcome, None, None]:
-        """Runs the steps, and yields how each went; the background comes last. Closing it ends them."""
+        """Runs the steps and yields their outcomes, background steps last. Closing this ends them."""
         end = time.monotonic() + self.limit_seconds
         with self._ending_background():
             for step in steps:
@@ -76,7 +76,7 @@ class Runner:
             return running.outcome()
 
     def _lack(self, name: str) -> str:
-        """Waits for a step in the background; returns why what comes after it cannot run, or nothing."""
+        """Waits for a background step; returns why steps after it cannot run, or an empty string."""
         running = self._background.get(name)
         verdict = running.outcome().verdict if running else "not run"
         return "" if verdict == "passed" else f"{name}: {verdict}"
@@ -90,7 +90,7 @@ class Runner:
             stdout=self.log,
             stderr=subprocess.STDOUT,
             env={**self.environment, **step.variables},
-            start_new_session=True,  # a group, which is ended as a whole
+            start_new_session=True,  # a process group, to be ended as a whole
         )
 
     @contextmanager
@@ -103,7 +103,7 @@ class Runner:
 
 
 class _Running:
-    """A process of a step, until its outcome is known."""
+    """The process of a step, until its outcome is known."""
 
     def __init__(self, step: Step, process: subprocess.Popen[bytes], seconds: float) -> None:
         self._step, self._process = step, process
@@ -111,21 +111,21 @@ class _Running:
         self._outcome: Outcome | None = None
 
     def outcome(self) -> Outcome:
-        """Waits until the step has ended, or ends it when its time is over."""
+        """Waits until the step has ended, or ends it at its limit."""
         if self._outcome is None:
             self._outcome = self._wait()
         return self._outcome
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Ends the step with the block, however that ends."""
+        """Ends the step at the end of the block, however the block ends."""
         try:
             yield
         finally:
             self.end()
 
     def end(self) -> None:
-        """Ends the process and what it has started."""
+        """Ends the process and its child processes."""
         if self._signal(signal.SIGTERM):
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_TERMINATION_SECONDS)
@@ -145,7 +145,7 @@ class _Running:
 
     @property
     def _elapsed(self) -> float | None:
-        """Seconds since the start; None in the background, where the end came before the question."""
+        """The seconds since the start; None in the background, where the step may have ended earlier."""
         return None if self._step.is_background else time.monotonic() - self._begin
 
     def _signal(self, number: signal.Signals) -> bool:

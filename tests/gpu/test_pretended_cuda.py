@@ -1,4 +1,4 @@
-"""The runtime for GPUs on a pretended CUDA: its graphs, buckets and lanes, without a GPU."""
+"""The runtime for GPUs on simulated CUDA: its graphs, buckets and lanes, without a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.model
 
 MAX_BATCH_SIZE = 3
 
-# Threads of one forward spin at its barriers, and on a busy machine it then takes ten times as long.
+# The threads of a forward spin at its barriers, which makes it ten times slower on a busy machine.
 torch.set_num_threads(1)
 
 
@@ -47,7 +47,7 @@ def encoder(folder: Path) -> Iterator[AlignEncoder]:
 
 @pytest.fixture(scope="module")
 def inputs(encoder: AlignEncoder) -> list[np.ndarray]:
-    """Images of the probe, decoded."""
+    """The decoded images of the probe."""
     return [encoder.preprocess_image(content) for content in probe.images().values()]
 
 
@@ -57,7 +57,7 @@ def _runtime(encoder: AlignEncoder) -> CudaRuntime:
 
 
 def test_a_checkpoint_loads_as_on_a_gpu(encoder: AlignEncoder) -> None:
-    """In float16, proved against float32, with every batch size captured."""
+    """It loads in float16, proved against float32, with every batch size captured."""
     assert (encoder.info.device, encoder.info.dtype) == ("cuda:0", "float16")
     assert encoder.info.min_cosine_similarity > 0.999
     assert _runtime(encoder).graph_batch_sizes == [1, 2, 3]
@@ -65,8 +65,8 @@ def test_a_checkpoint_loads_as_on_a_gpu(encoder: AlignEncoder) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_a_batch_is_as_its_images_alone(encoder: AlignEncoder, inputs: list[np.ndarray], size: int) -> None:
-    """Neither the bucket, nor its padding, nor a batch that is larger than all buckets changes a vector."""
+def test_a_batch_equals_single_images(encoder: AlignEncoder, inputs: list[np.ndarray], size: int) -> None:
+    """Neither the bucket nor its padding changes a vector, nor does a batch larger than all buckets."""
     alone = np.concatenate([encoder.encode_images([pixels]) for pixels in inputs[:size]])
 
     together = encoder.encode_images(inputs[:size])
@@ -74,8 +74,8 @@ def test_a_batch_is_as_its_images_alone(encoder: AlignEncoder, inputs: list[np.n
     assert (l2_normalize(alone) * l2_normalize(together)).sum(axis=1).min() > 0.9999
 
 
-def test_a_batch_of_texts_is_as_its_texts_alone(encoder: AlignEncoder) -> None:
-    """The same with texts of one token up to the limit, padded to their bucket."""
+def test_a_batch_equals_single_texts(encoder: AlignEncoder) -> None:
+    """This holds for texts of one token up to the limit, padded to their bucket."""
     texts = [encoder.tokenize(text, truncate=True) for text in probe.EMBEDDED_TEXTS]
     alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
 
@@ -87,14 +87,14 @@ def test_a_batch_of_texts_is_as_its_texts_alone(encoder: AlignEncoder) -> None:
 def test_batches_within_the_buckets_are_replayed(
     encoder: AlignEncoder, inputs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They run no operator of their own."""
+    """They run no operators outside the graph."""
     monkeypatch.setattr(_runtime(encoder)._towers, "embed_pixels", None)
 
     assert np.isfinite(encoder.encode_images(inputs[:3])).all()
 
 
-def test_lanes_take_turns_at_the_graphs(encoder: AlignEncoder, inputs: list[np.ndarray]) -> None:
-    """Two lanes at once, many times, each get their own vectors; none enters while the other is there."""
+def test_lanes_take_turns_with_the_graphs(encoder: AlignEncoder, inputs: list[np.ndarray]) -> None:
+    """Two concurrent lanes always get their own vectors; neither uses the graphs while the other does."""
     jobs = [inputs[:2], inputs[2:5], inputs[5:6]]
     expected = [encoder.encode_images(job) for job in jobs]
 
@@ -105,8 +105,8 @@ def test_lanes_take_turns_at_the_graphs(encoder: AlignEncoder, inputs: list[np.n
         np.testing.assert_array_equal(job.result(), expected[number % len(jobs)])
 
 
-def test_without_a_turn_two_lanes_are_caught(encoder: AlignEncoder, inputs: list[np.ndarray]) -> None:
-    """What the pretended CUDA is for: a runtime that forgets its lock does not pass."""
+def test_lanes_without_a_lock_are_detected(encoder: AlignEncoder, inputs: list[np.ndarray]) -> None:
+    """This is the purpose of the simulation: a runtime without its lock fails."""
     compute = cast("Stream", _runtime(encoder)._compute)
 
     with compute.entered(), ThreadPoolExecutor(1) as lane, pytest.raises(SharedStreamError):
@@ -114,7 +114,7 @@ def test_without_a_turn_two_lanes_are_caught(encoder: AlignEncoder, inputs: list
 
 
 def test_a_graph_does_not_see_new_values() -> None:
-    """As on a GPU: a replay reads the memory of the capture, and writes there."""
+    """As on a GPU, a replay reads and writes the memory of the capture."""
     source, graph = torch.ones(3), Graph()
     with CUDA.graph(graph, pool=None, stream=Stream()):
         doubled = source * 2
@@ -125,8 +125,8 @@ def test_a_graph_does_not_see_new_values() -> None:
     assert doubled.tolist() == [10, 10, 10]
 
 
-def test_what_waits_for_the_device_is_not_captured() -> None:
-    """As on a GPU, where the number is not there yet."""
+def test_waiting_for_the_device_cannot_be_captured() -> None:
+    """On a GPU the number does not exist yet during a capture."""
     with (
         CUDA.graph(Graph(), pool=None, stream=Stream()),
         pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
@@ -135,7 +135,7 @@ def test_what_waits_for_the_device_is_not_captured() -> None:
 
 
 def test_a_stream_without_graphs_is_shared() -> None:
-    """Only graphs have memory that two threads would overwrite."""
+    """Only graphs have memory that two threads could overwrite."""
     stream, entered = Stream(), threading.Event()
 
     def enter() -> None:

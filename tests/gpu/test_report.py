@@ -1,4 +1,4 @@
-"""The plan, the tables and the summary of a check, and what a bare machine is sent."""
+"""The plan, tables and summary of a check, and the packages for a bare machine."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def _results(folder: Path, *, has_figures: bool = True, step: str = "model") -> 
 
 
 def test_every_step_has_a_module() -> None:
-    """Its name is the step's first word."""
+    """The module is named after the first word of the step."""
     for step in STEPS:
         assert importlib.util.find_spec(f"tests.gpu.steps.{module_of(step.name)}"), step
 
 
-def test_all_steps_fit_their_least_time_into_a_lease() -> None:
+def test_the_minimum_times_of_all_steps_fit_into_a_lease() -> None:
     """A lent machine runs one command for ten minutes; the default limit is 480 seconds."""
     assert sum(step.least_seconds for step in STEPS if not step.is_background) <= 480
 
 
-def test_selected_steps_bring_what_they_come_after() -> None:
-    """In the plan's order."""
+def test_selected_steps_include_those_they_come_after() -> None:
+    """The steps are in the plan's order."""
     assert [step.name for step in selected(["serve", "ceilings"])] == ["checkpoint", "ceilings", "serve"]
     assert selected([]) == list(STEPS)
 
 
 def test_an_unknown_step_is_refused() -> None:
-    """By name, with those that there are."""
+    """The error names it, and lists the steps."""
     with pytest.raises(ValueError, match="no step nothing; there are checkpoint, ceilings"):
         selected(["nothing"])
 
 
 def test_tables_are_kept_line_by_line(tmp_path: Path) -> None:
-    """What a step had found before it died is read; a line that was cut off is not."""
+    """Results from before a step died are read; a truncated line is not."""
     _results(tmp_path).measured("Images", {"batch": 1, "ms": 2.5}, {"batch": 2, "ms": None})
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"step": "model", "tit')
@@ -55,8 +55,8 @@ def test_tables_are_kept_line_by_line(tmp_path: Path) -> None:
     assert table.rows == [{"batch": 1, "ms": 2.5}, {"batch": 2, "ms": None}]
 
 
-def test_a_pretended_gpu_leaves_no_figures(tmp_path: Path) -> None:
-    """Times and rates are left out of file and summary; sizes and what was proved stay."""
+def test_a_simulated_gpu_leaves_no_figures(tmp_path: Path) -> None:
+    """Times and rates are omitted from file and summary; sizes and proofs stay."""
     results = _results(tmp_path, has_figures=False)
     results.measured("Images", {"batch": 8, "ms": 2.5})
     results.proved("Exactness", {"cosine": "0.999998"})
@@ -70,8 +70,8 @@ def test_a_pretended_gpu_leaves_no_figures(tmp_path: Path) -> None:
     assert "| 0.999998 |" in text
 
 
-def test_the_summary_says_where_and_how_it_went(tmp_path: Path) -> None:
-    """Rows that a step added one at a time are one table; cells cannot break it."""
+def test_the_summary_has_the_machine_and_the_verdicts(tmp_path: Path) -> None:
+    """Rows added one at a time form one table, and no cell can break it."""
     results = _results(tmp_path, step="variants")
     results.measured("Ways", {"dtype": "float16", "images/s": 1234.5})
     results.measured("Ways", {"dtype": "float32", "failed": "a | b\nc"})
@@ -93,7 +93,7 @@ def test_the_summary_says_where_and_how_it_went(tmp_path: Path) -> None:
 
 
 def test_wheels_have_the_projects_versions() -> None:
-    """A bare machine runs what the tests here run on."""
+    """A bare machine runs the same versions as the tests here."""
     assert [pin.split("==")[0].lower().replace("_", "-") for pin in prepare.pinned()] == [
         name.lower() for name in prepare.NAMES.read_text().split()
     ]

@@ -1,4 +1,4 @@
-"""Steps run apart from each other, in their time; no step here imports torch."""
+"""Steps run in isolation and within their time limits; no step here imports torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);
 
 @pytest.fixture
 def check(tmp_path: Path) -> Check:
-    """Runs steps, given as programs by name, and returns how each went, in the order of the answers."""
+    """Runs steps, given as programs by name, and returns their outcomes in order of completion."""
 
     def run(programs: Mapping[str, str], *steps: Step, limit: float = 600.0) -> dict[str, Outcome]:
         def command(step: Step) -> list[str]:
@@ -58,8 +58,8 @@ def _verdicts(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
     return {name: outcome.verdict for name, outcome in outcomes.items()}
 
 
-def test_a_step_that_crashes_or_fails_does_not_take_the_rest(check: Check) -> None:
-    """The next one runs, and the reason is kept."""
+def test_a_step_that_crashes_or_fails_does_not_stop_the_rest(check: Check) -> None:
+    """The next step runs, and the reason is recorded."""
     outcomes = check({"crashes": CRASHES, "fails": FAILS, "passes": PASSES})
 
     assert _verdicts(outcomes) == {"crashes": "failed", "fails": "failed", "passes": "passed"}
@@ -68,7 +68,7 @@ def test_a_step_that_crashes_or_fails_does_not_take_the_rest(check: Check) -> No
 
 
 def test_a_step_that_hangs_is_ended(check: Check) -> None:
-    """At the end of its time; the next one runs."""
+    """It is ended at its time limit, and the next step runs."""
     outcomes = check(
         {"hangs": HANGS, "passes": PASSES}, replace(_step("hangs"), most_seconds=0.5), _step("passes")
     )
@@ -77,8 +77,8 @@ def test_a_step_that_hangs_is_ended(check: Check) -> None:
     assert outcomes["hangs"].reason == "after 0.5 s"
 
 
-def test_what_a_step_has_started_ends_with_it(tmp_path: Path) -> None:
-    """Also when the run is broken off: no server or load generator lives on."""
+def test_the_children_of_a_step_end_with_it(tmp_path: Path) -> None:
+    """This holds for an interrupted run too: no server or load generator survives."""
     file = tmp_path / "child"
     programs = {"starts": STARTS_A_CHILD, "waits": WAITS_FOR_A_FILE}
     with (tmp_path / "log.txt").open("wb") as log:
@@ -97,9 +97,7 @@ def test_what_a_step_has_started_ends_with_it(tmp_path: Path) -> None:
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_step_that_ignores_the_request_to_end_is_killed(
-    check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_ignores_sigterm_is_killed(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL follows SIGTERM."""
     monkeypatch.setattr("tests.gpu.runner._TERMINATION_SECONDS", 0.2)
 
@@ -108,8 +106,8 @@ def test_a_step_that_ignores_the_request_to_end_is_killed(
     assert _verdicts(outcomes) == {"stubborn": "timed out"}
 
 
-def test_a_step_for_which_too_little_time_is_left_is_not_run(check: Check) -> None:
-    """Its least time counts, not its longest; a shorter one behind it still runs."""
+def test_a_step_without_enough_time_left_is_not_run(check: Check) -> None:
+    """Its minimum time counts, not its maximum; a shorter step after it still runs."""
     long, short = _step("long"), replace(_step("short"), least_seconds=1)
 
     outcomes = check({"long": PASSES, "short": PASSES}, long, short, limit=8.0)
@@ -118,8 +116,8 @@ def test_a_step_for_which_too_little_time_is_left_is_not_run(check: Check) -> No
     assert outcomes["long"].reason == "8 s left, 10 needed"
 
 
-def test_a_step_in_the_background_is_awaited_by_what_needs_it(check: Check, tmp_path: Path) -> None:
-    """The file that it writes is there when the next one starts."""
+def test_a_background_step_is_awaited_by_steps_that_need_it(check: Check, tmp_path: Path) -> None:
+    """The file that it writes exists when the next step starts."""
     background = replace(_step("writes"), is_background=True)
     reads = f"import os; raise SystemExit(not os.path.exists({str(tmp_path / 'writes')!r}))"
 
@@ -133,8 +131,8 @@ def test_a_step_in_the_background_is_awaited_by_what_needs_it(check: Check, tmp_
 
 
 @pytest.mark.parametrize(("program", "reason"), [(FAILS, "writes: failed"), (HANGS, "writes: timed out")])
-def test_what_needs_a_step_that_failed_is_not_run(check: Check, program: str, reason: str) -> None:
-    """And says which one."""
+def test_a_step_that_needs_a_failed_one_is_not_run(check: Check, program: str, reason: str) -> None:
+    """The reason names the failed step."""
     background = replace(_step("writes"), is_background=True, most_seconds=1.0)
 
     outcomes = check(
@@ -149,7 +147,7 @@ def test_what_needs_a_step_that_failed_is_not_run(check: Check, program: str, re
 
 
 def test_a_step_has_its_own_variables(check: Check) -> None:
-    """They come on top of the environment of all."""
+    """They are added to the environment of all steps."""
     reads = "import os; raise SystemExit(os.environ['ONLY_HERE'] != '1' or 'PATH' not in os.environ)"
 
     outcomes = check({"reads": reads}, replace(_step("reads"), variables={"ONLY_HERE": "1"}))

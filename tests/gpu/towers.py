@@ -1,4 +1,4 @@
-"""The two towers without a runtime around them, for what is tried with their forwards."""
+"""The two towers without a runtime, for experiments with their forwards."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Input made to break what reads it, sent to a live server."""
+"""Input made to break parsers and decoders, sent to a live server."""

@@ -1,4 +1,4 @@
-"""One live server for all hostile tests, which has to survive each of them."""
+"""One live server for all hostile tests, which must survive each of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tallies(request: pytest.FixtureRequest) -> dict[str, Counter[str]]:
 
 @pytest.fixture(scope="session")
 def ticking() -> Iterator[TickingServer]:
-    """A server on the embedded checkpoint, the same for all tests, whose event loop is watched."""
+    """A server on the embedded checkpoint, shared by all tests, whose event loop lag is measured."""
     flags = ("--decode-threads", str(DECODE_THREADS), "--extra-image-formats", IMAGE_FORMATS)
     with ticking_server(*flags) as ticking:
         yield ticking
@@ -38,7 +38,7 @@ def ticking() -> Iterator[TickingServer]:
 
 @pytest.fixture
 async def live(ticking: TickingServer) -> AsyncIterator[LiveServer]:
-    """The server, which must be unharmed after the test: it runs, answers as before, and has lost nothing."""
+    """The server; after the test it must still run, answer as before, and account for every item."""
     async with connect(ticking.server.port) as channel:
         live = LiveServer(ticking.server, channel)
         before = await live.good_embedding()

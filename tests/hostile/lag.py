@@ -1,4 +1,4 @@
-"""How late the event loop of a live server is while it is under attack."""
+"""Measures the event loop lag of a live server under attack."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ _LOOK_SECONDS = 0.002
 
 @dataclass
 class Lag:
-    """What was seen between the begin and the end of a block; the longest lag is there after it."""
+    """The longest lag within a block, available after the block ends."""
 
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class TickingServer:
-    """A server process whose event loop is watched from inside."""
+    """A server process with a ticker in its event loop."""
 
     server: ServerProcess
     page: Page
 
     @asynccontextmanager
     async def lag(self) -> AsyncIterator[Lag]:
-        """Watches the event loop for the length of the block.
+        """Measures the lag for the length of the block.
 
-        Time that the loop's thread was ready and had no core is taken off, so that a busy machine makes
-        little difference. That a thread which holds the GIL had none cannot be: see `least_lag`.
+        Time in which the loop's thread was ready but had no core is subtracted, so that a busy machine makes
+        little difference. The same correction is not possible for another thread that holds the GIL without
+        a core: see `least_lag`.
         """
         lag = Lag()
         self.page.watch = watch = self.page.watch + 1
@@ -47,7 +48,8 @@ class TickingServer:
             lag.seconds = await self._next_tick(watch)
 
     async def least_lag(self, attack: Callable[[], Awaitable[object]], bound: float) -> float:
-        """Returns the longest lag during an attack in seconds: the least of three, or one below `bound`."""
+        """Returns the longest lag in seconds during an attack: the minimum of three tries, or the first below
+        `bound`."""
         seen = []
         for _ in range(_TRIES):
             async with self.lag() as lag:
@@ -58,9 +60,9 @@ class TickingServer:
         return min(seen)
 
     async def _next_tick(self, watch: int) -> float:
-        """Waits for a tick that began after this call; returns the longest lag of the watch in seconds."""
+        """Waits for a tick that started after this call; returns the watch's longest lag in seconds."""
         ticks, last = 0, self.page.seen[1]
-        while ticks < 2 and self.server.process.poll() is None:  # the first of two may have begun before
+        while ticks < 2 and self.server.process.poll() is None:  # the first may have started earlier
             await asyncio.sleep(_LOOK_SECONDS)
             _, now, of = self.page.seen
             ticks += of == watch and now != last

@@ -1,4 +1,4 @@
-"""A server process on the embedded checkpoint, and how it fares."""
+"""A server process on the embedded checkpoint, with checks of its health."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ GOOD_IMAGE = (PHOTOS / "cat.jpg").read_bytes()
 
 DECODE_THREADS = 2
 IMAGE_FORMATS = "avif,tiff,heic" if heif.is_installed() else "avif,tiff"
-# Each holds, of as many pixels as the server allows, the coefficients of a progressive JPEG (6 bytes), up to
-# four channels, and the RGB copy.
+# Memory of each decoding at the server's pixel limit: per pixel the coefficients of a progressive JPEG
+# (6 bytes), up to four channels, and the RGB copy.
 MAX_DECODING_BYTES = DECODE_THREADS * 25_000_000 * (6 + 4 + 3) + (64 << 20)
 
-_AT_ONCE = 16  # calls
+_AT_ONCE = 16  # concurrent calls
 _OUTCOMES = ("ok", "failed", "cancelled", "expired")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call or a stream's item ended, as its caller sees it."""
+    """The outcome of a call or stream item, as its caller sees it."""
 
     code: str
     reason: str = ""
@@ -54,7 +54,7 @@ async def outcome_of(call: Awaitable[Any]) -> Outcome:
 
 
 async def outcomes_of(calls: Iterable[Awaitable[Any]]) -> list[Outcome]:
-    """Awaits calls, a few at a time, and returns their outcomes in order."""
+    """Runs calls, a few at a time, and returns their outcomes in order."""
     outcomes: dict[int, Outcome] = {}
     numbered = enumerate(calls)
 
@@ -67,7 +67,7 @@ async def outcomes_of(calls: Iterable[Awaitable[Any]]) -> list[Outcome]:
 
 
 class LiveServer:
-    """The process and a channel to it."""
+    """A server process and a channel to it."""
 
     def __init__(self, server: ServerProcess, channel: grpc.aio.Channel) -> None:
         self.port = server.port
@@ -78,7 +78,7 @@ class LiveServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is still the one that was started."""
+        """Whether the process that was started still runs."""
         return self._process.poll() is None
 
     async def good_embedding(self) -> bytes:
@@ -87,7 +87,7 @@ class LiveServer:
         return response.embeddings[0].packed_float32
 
     async def account(self, modality: str) -> dict[str, float]:
-        """Returns a modality's items once none is in flight: accepted, and by outcome."""
+        """Returns a modality's item counts once none is in flight: accepted, and by outcome."""
         await until(lambda: self._is_idle(modality))
         values = await asyncio.to_thread(self._read_metrics)
         accepted = values["alignserve_items_accepted_total", modality, ""]
@@ -98,7 +98,7 @@ class LiveServer:
         return not (await asyncio.to_thread(self._read_metrics))["alignserve_items_in_flight", modality, ""]
 
     def watch_memory(self) -> MemoryWatch:
-        """Starts to watch how much memory the process takes at the most."""
+        """Starts measuring the process's peak memory."""
         return MemoryWatch(self._process.pid)
 
     async def stream(self, requests: Iterable[pb.StreamInferRequest]) -> list[Outcome]:
@@ -127,16 +127,16 @@ class LiveServer:
 
 
 class MemoryWatch:
-    """The growth of a process from now on. Linux keeps the peak, so that none is missed."""
+    """The memory growth of a process from now on. Linux records the peak, so that none is missed."""
 
     def __init__(self, pid: int) -> None:
         self._folder = Path(f"/proc/{pid}")
-        (self._folder / "clear_refs").write_text("5")  # what is resident now becomes the peak
+        (self._folder / "clear_refs").write_text("5")  # resets the peak to the memory that is resident now
         self._before = self._peak()
 
     @property
     def growth(self) -> int:
-        """Bytes that were resident at the peak, beyond those at the start."""
+        """Resident bytes at the peak, minus those when the watch started."""
         return self._peak() - self._before
 
     def _peak(self) -> int:

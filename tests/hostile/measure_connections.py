@@ -1,4 +1,4 @@
-"""Measures how much memory a connection takes that sends half a request, or reads no response.
+"""Measures the server memory that a connection takes if it sends half a request or reads no response.
 
 python -m tests.hostile.measure_connections
 """
@@ -21,13 +21,13 @@ from tests.processes import server_process
 
 _SERVICE = "/alignserve.v1.AlignService"
 _LARGE = {"alignserve-max-response-bytes": str(16 << 20)}
-_QUIET_SECONDS = 3.0  # without growth; then it is over
+_QUIET_SECONDS = 3.0  # without growth; then the measurement ends
 _LONGEST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What a client does to a server."""
+    """An attack by one connection."""
 
     name: str
     run: Callable[[RawClient], Awaitable[None]]
@@ -61,8 +61,8 @@ async def _uploads(client: RawClient, metadata: dict[str, str] | None = None) ->
 _ATTACKS = (
     Attack("1,000 EmbedText of 64 texts, not read", _unread_texts),
     Attack("40 Classify of 64 images and 1,000 labels of 100 bytes, not read", _unread_classifications),
-    Attack("60 uploads of 15 MB that do not end, without a key", _uploads, has_keys=True),
-    Attack("60 uploads of 15 MB that do not end", _uploads),
+    Attack("60 unfinished uploads of 15 MB, without a key", _uploads, has_keys=True),
+    Attack("60 unfinished uploads of 15 MB", _uploads),
 )
 
 
@@ -96,4 +96,4 @@ async def _rows() -> Sequence[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    print(table(("what one connection does", "memory of the server grows by"), asyncio.run(_rows())))
+    print(table(("what one connection does", "growth of the server's memory"), asyncio.run(_rows())))

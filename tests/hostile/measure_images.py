@@ -1,7 +1,7 @@
-"""What crafted images cost a server: python -m tests.hostile.measure_images --before FOLDER.
+"""Measures what crafted images cost a server: python -m tests.hostile.measure_images --before FOLDER.
 
-FOLDER holds another `alignserve_server`. The table goes to standard output; tests/hostile/RESULTS-images.md
-is one.
+FOLDER has another `alignserve_server`. The table goes to standard output, as in
+tests/hostile/RESULTS-images.md.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tests.hostile.live import DECODE_THREADS, IMAGE_FORMATS, LiveServer, Memory
 from tests.integration.serving import connect, image_request
 from tests.processes import ROOT
 
-_AT_ONCE = 4  # calls, each of one image
+_AT_ONCE = 4  # concurrent calls, of one image each
 _TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one kind of file, sent several times at once."""
+    """The cost of one kind of file, sent several times at once."""
 
     outcome: str
     seconds: float
@@ -55,7 +55,7 @@ async def _cost(ticking: TickingServer, content: bytes, at_once: int) -> Cost:
 
 
 def _measure(names: list[str]) -> dict[str, Cost]:
-    """Starts a server for each kind, so that none inherits memory of another."""
+    """Starts a server for each kind of file, so that memory growth does not carry over."""
     costs = {}
     for name, build in {**SIZES, **SLOW}.items():
         if names and name not in names:
@@ -101,12 +101,12 @@ def _change(old: str, new: str) -> str:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--before", type=Path, metavar="FOLDER", help="with the other alignserve_server")
-    parser.add_argument("--json", action="store_true", help="print figures of this one alone")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="has the other alignserve_server")
+    parser.add_argument("--json", action="store_true", help="only this version, as JSON")
     os.environ["ALIGNSERVE_EXTRA_IMAGE_FORMATS"] = (
         IMAGE_FORMATS  # a server that has no such setting ignores it
     )
-    parser.add_argument("names", nargs="*", help="of files; default: all")
+    parser.add_argument("names", nargs="*", help="names of crafted files; default: all")
     arguments = parser.parse_args()
     after = _measure(arguments.names)
     if arguments.json:

@@ -1,7 +1,7 @@
-"""Measures how late the largest legal requests make the event loop: python -m tests.hostile.measure_requests.
+"""Measures the event loop lag of the largest valid requests: python -m tests.hostile.measure_requests.
 
-The server has no model to speak of (`--checkpoint fake`). Each request goes out several times, the labels of
-`known labels` having been embedded before; the figure is the median of the longest lags.
+The server runs a trivial model (`--checkpoint fake`). Each request is sent several times; the labels of
+`known labels` are embedded beforehand. The figure is the median of the longest lags.
 """
 
 from __future__ import annotations

@@ -13,21 +13,21 @@ _LENGTHS = (0, 1, 2, 255, 4096, 16_383, 65_535, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
 def mutants(content: bytes, count: int) -> Iterator[bytes]:
-    """Yields so many damaged copies of an image; what happens to them depends on the content alone."""
+    """Yields damaged copies of an image; the damage depends only on the content."""
     rng = random.Random(content)
     for _ in range(count):
         yield rng.choice(_MUTATIONS)(bytearray(content), rng)
 
 
 def with_dimensions(content: bytes, width: int, height: int) -> bytes:
-    """Returns an image that says it is so large, or as near to it as its format can say."""
+    """Returns an image that claims these dimensions, or the nearest that its format can express."""
     position, field = _dimensions_of(content)
     limit = (1 << 8 * struct.calcsize(field) // 2) - 1
     changed = bytearray(content.ljust(position + struct.calcsize(field), b"\0"))
-    sides = (width, height) if field != ">HH" else (height, width)  # JPEG has the height first
+    sides = (width, height) if field != ">HH" else (height, width)  # JPEG stores the height first
     struct.pack_into(field, changed, position, *(min(side, limit) for side in sides))
     if changed.startswith(b"\x89PNG"):
-        changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))  # or the header is not even read
+        changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))  # otherwise decoders skip the header
     return bytes(changed)
 
 
@@ -51,7 +51,7 @@ def _with_other_dimensions(content: bytearray, rng: random.Random) -> bytes:
 
 
 def _dimensions_of(content: bytes) -> tuple[int, str]:
-    """Returns where a format keeps width and height, and as what."""
+    """Returns the offset and struct format of a file's width and height."""
     if content.startswith(b"\x89PNG"):
         return 16, ">II"
     if content.startswith(b"GIF8"):
@@ -59,7 +59,7 @@ def _dimensions_of(content: bytes) -> tuple[int, str]:
     if content.startswith(b"BM"):
         return 18, "<II"
     if content.startswith(b"RIFF"):
-        return 26, "<HH"  # of a lossy frame; in a lossless one this is the picture itself
+        return 26, "<HH"  # in a lossy frame; in a lossless one this is picture data
     return max(0, content.find(b"\xff\xc0")) + 5, ">HH"
 
 

@@ -1,4 +1,4 @@
-"""A gRPC client that sends what it likes and reads what it likes, over HTTP/2 by hand."""
+"""A gRPC client on raw HTTP/2 that controls each byte it sends and how much it reads."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from tests.integration.serving import until
 
 
 def framed(message: bytes, announced: int | None = None) -> bytes:
-    """Returns a message as gRPC sends it; `announced` is the length that it tells, right or wrong."""
+    """Returns a message with gRPC's prefix; `announced` is the length in it, right or wrong."""
     length = len(message) if announced is None else announced
     return b"\0" + length.to_bytes(4, "big") + message
 
 
 @dataclass
 class RawCall:
-    """One call, and what has come of it."""
+    """One call, and its response so far."""
 
     stream_id: int
-    headers: dict[str, str] = field(default_factory=dict)  # trailers too
+    headers: dict[str, str] = field(default_factory=dict)  # and trailers
     body: bytearray = field(default_factory=bytearray)
     is_over: bool = False
 
     @property
     def status(self) -> int | None:
-        """The call's gRPC status; None until it has come."""
+        """The call's gRPC status; None until it arrives."""
         status = self.headers.get("grpc-status")
         return None if status is None else int(status)
 
@@ -51,7 +51,7 @@ class RawCall:
 
 
 class RawClient:
-    """A connection. What the server sends is read at once, but no answer beyond the window is asked for."""
+    """A connection. It reads at once, but never extends the window of an answer by itself."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, window: int | None
@@ -74,7 +74,7 @@ class RawClient:
         ends: bool = True,
         metadata: dict[str, str] | None = None,
     ) -> RawCall:
-        """Begins a call and sends a body, as far as the server's windows allow now."""
+        """Starts a call and sends as much of a body as the server's windows allow now."""
         call = RawCall(self._http.get_next_available_stream_id())
         self._calls[call.stream_id] = call
         headers = {
@@ -109,17 +109,17 @@ class RawClient:
         return sent
 
     async def send_all(self, call: RawCall, body: bytes, *, ends: bool) -> None:
-        """Sends a body as the server lets it, until it is sent or the call is over."""
+        """Sends a body as fast as the server's windows allow, until it is sent or the call ends."""
         sent = 0
         while sent < len(body) and not (call.is_over or self.is_closed):
             step = self.send(call, body[sent:], ends=ends)
             sent += step
             await self._writer.drain()
             if not step:
-                await asyncio.sleep(0.001)  # the reader learns of the window
+                await asyncio.sleep(0.001)  # lets the reader see window updates
 
     def open_window(self, call: RawCall, size: int) -> None:
-        """Takes so many more bytes of an answer."""
+        """Extends the window of an answer by this many bytes."""
         self._http.increment_flow_control_window(size, call.stream_id)
         self._flush()
 
@@ -128,7 +128,7 @@ class RawClient:
         await until(lambda: condition() or self.is_closed)
 
     async def read(self) -> None:
-        """Takes in whatever comes, until the server ends the connection."""
+        """Reads until the server closes the connection."""
         while data := await self._reader.read(1 << 16):
             for event in self._http.receive_data(data):
                 self._take(event)
@@ -157,9 +157,9 @@ async def raw_client(port: int, window: int | None = None) -> AsyncIterator[RawC
     """Connects for the length of the block.
 
     Args:
-        port: Of 127.0.0.1.
-        window: Bytes of each answer that the client is willing to take; it never asks for more. None is
-            HTTP/2's default, 65,535.
+        port: The server's port on 127.0.0.1.
+        window: Bytes of each answer that the client accepts; it never asks for more. None is HTTP/2's
+            default, 65,535.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     client = RawClient(reader, writer, window)
@@ -169,5 +169,5 @@ async def raw_client(port: int, window: int | None = None) -> AsyncIterator[RawC
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-        writer.transport.abort()  # what the server has not read yet is of no interest
-        await asyncio.sleep(0)  # the loop closes the socket
+        writer.transport.abort()  # drops bytes that the server has not read yet
+        await asyncio.sleep(0)  # lets the loop close the socket

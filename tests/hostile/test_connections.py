@@ -1,4 +1,4 @@
-"""Whoever reaches the port may send half a request, read no answer, or watch and fall asleep."""
+"""Clients that send half a request, read no answer, or open a health watch and stop reading."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def served_calls(served: RunningServer, method: str, code: str) -> float:
 
 
 def watches_ended(served: RunningServer) -> float:
-    """Returns how many health watches their clients have ended."""
+    """Returns how many health watches were ended by their clients."""
     return served.sample(
         "grpc_server_handled_total",
         grpc_type="server_stream",
@@ -67,11 +67,11 @@ def watches_ended(served: RunningServer) -> float:
     )
 
 
-# --- watchers of health
+# --- health watches
 
 
-async def test_a_watcher_who_does_not_read_holds_up_neither_start_nor_stop() -> None:
-    """The server becomes ready, other watchers hear of each change, and it ends in order."""
+async def test_a_watcher_that_does_not_read_delays_neither_startup_nor_shutdown() -> None:
+    """The server becomes ready, other watchers get each change, and the server stops cleanly."""
     server = Server(settings(), lambda _: FakeEncoder())
     await server.start()
     async with raw_client(server.port, window=0) as asleep, connect(server.port) as channel:
@@ -88,7 +88,7 @@ async def test_a_watcher_who_does_not_read_holds_up_neither_start_nor_stop() -> 
 
 
 async def test_watchers_stay_when_one_of_them_leaves() -> None:
-    """Of three watchers of a service one leaves; the others hear that it is NOT_SERVING."""
+    """One of three watchers of a service leaves; the others still learn that it is NOT_SERVING."""
     async with running() as served, connect(served.server.port) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
@@ -103,8 +103,8 @@ async def test_watchers_stay_when_one_of_them_leaves() -> None:
     assert statuses == [Health.NOT_SERVING] * 2
 
 
-async def test_a_slow_watcher_is_told_the_latest_status() -> None:
-    """Statuses that have been overtaken are not kept for it."""
+async def test_a_slow_watcher_gets_the_latest_status() -> None:
+    """Outdated statuses are not kept for it."""
     async with running() as served, raw_client(served.server.port, window=0) as slow:
         watch = await slow.call(_WATCH, watch_request())
         for _ in range(1000):
@@ -118,7 +118,7 @@ async def test_a_slow_watcher_is_told_the_latest_status() -> None:
 
 
 async def test_a_connection_cannot_take_every_watch() -> None:
-    """It gets half of them; the next one is refused, and another connection is served."""
+    """A connection gets half of them; its next watch is refused, and another connection's is served."""
     async with running() as served, raw_client(served.server.port) as greedy:
         calls = [await greedy.call(_WATCH, watch_request()) for _ in range(600)]
         await greedy.until(lambda: all(call.body or call.status is not None for call in calls))
@@ -131,7 +131,7 @@ async def test_a_connection_cannot_take_every_watch() -> None:
     assert status == Health.SERVING
 
 
-# --- names of methods
+# --- method names
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,8 @@ async def test_a_connection_cannot_take_every_watch() -> None:
         b"\xc0/\x80",
     ],
 )
-async def test_a_method_that_there_is_not_is_unimplemented(
-    served: RunningServer, method: str | bytes
-) -> None:
-    """Whatever bytes name it, and nobody else notices."""
+async def test_an_unknown_method_is_unimplemented(served: RunningServer, method: str | bytes) -> None:
+    """Any bytes may be the name, and other callers are unaffected."""
     async with raw_client(served.server.port) as client, connect(served.server.port) as channel:
         begun: Any = pb_grpc.AlignServiceStub(channel).StreamInfer()
         calls = [await client.call(method, framed(b""), ends=ends) for ends in (True, False, True)]
@@ -160,8 +158,8 @@ async def test_a_method_that_there_is_not_is_unimplemented(
     assert answer.HasField("embed_text")
 
 
-async def test_calls_of_no_method_are_over_when_they_are_answered(served: RunningServer) -> None:
-    """Without the collector too: what was left of them would use up the streams of their connection."""
+async def test_calls_of_unknown_methods_leave_nothing_behind(served: RunningServer) -> None:
+    """This must not need the garbage collector: leftover calls would use up their connection's streams."""
     unknown: Any = served.channel.unary_unary("/nobody/Knows")
     gc.disable()
     try:
@@ -172,14 +170,14 @@ async def test_calls_of_no_method_are_over_when_they_are_answered(served: Runnin
         gc.enable()
 
 
-async def test_a_server_whose_grpc_has_ended_is_unrecoverable(served: RunningServer) -> None:
-    """Its port is closed although its process lives, so that only a new one helps."""
-    await served.server._grpc.stop(None)  # as gRPC itself does where a bug ends its loop
+async def test_a_server_whose_grpc_has_stopped_is_unrecoverable(served: RunningServer) -> None:
+    """Its port is closed although the process lives, so that only a restart helps."""
+    await served.server._grpc.stop(None)  # as gRPC itself does when a bug ends its loop
 
     await served.server.wait_until_unrecoverable()
 
 
-# --- requests that do not arrive
+# --- requests that never arrive in full
 
 
 @pytest.mark.parametrize("method", _METHODS)
@@ -191,7 +189,7 @@ async def test_a_server_whose_grpc_has_ended_is_unrecoverable(served: RunningSer
 async def test_a_unary_call_without_exactly_one_message_is_answered(
     served: RunningServer, method: str, body: bytes
 ) -> None:
-    """It is malformed, counted as such, and over."""
+    """It is malformed and counted as such, and the call ends."""
     async with raw_client(served.server.port) as client:
         call = await client.call(f"{_SERVICE}/{method}", body)
         await client.until(lambda: call.is_over)
@@ -202,7 +200,7 @@ async def test_a_unary_call_without_exactly_one_message_is_answered(
 
 @pytest.mark.parametrize("method", _METHODS)
 async def test_a_request_that_does_not_arrive_in_time_is_answered(method: str) -> None:
-    """Whoever begins a message and does not end it gets DEADLINE_EXCEEDED."""
+    """A client that starts a message and does not finish it gets DEADLINE_EXCEEDED."""
     async with running(request_timeout_seconds=0.1) as served, raw_client(served.server.port) as client:
         call = await client.call(f"{_SERVICE}/{method}", framed(b"a" * 100, announced=1000), ends=False)
         await client.until(lambda: call.is_over)
@@ -213,7 +211,7 @@ async def test_a_request_that_does_not_arrive_in_time_is_answered(method: str) -
 
 
 async def test_uploads_that_never_end_leave_room_for_others() -> None:
-    """One connection gets half of what is read at once; the rest of its calls waits, and nobody else."""
+    """One connection gets half of the concurrent reads; only its own further calls wait."""
     async with running(max_uploads=8) as served, raw_client(served.server.port) as greedy:
         for _ in range(50):
             await greedy.call(f"{_SERVICE}/EmbedText", framed(b"a" * 100, announced=1000), ends=False)
@@ -227,8 +225,8 @@ async def test_uploads_that_never_end_leave_room_for_others() -> None:
         assert served.sample("alignserve_uploads") == 4
 
 
-async def test_requests_without_a_key_that_do_not_arrive_keep_nobody_out(tmp_path: Path) -> None:
-    """Health needs no key: a hundred connections that begin to ask for it cost neither callers nor probes."""
+async def test_unfinished_requests_without_a_key_do_not_block_others(tmp_path: Path) -> None:
+    """Health needs no key: a hundred connections with half a health check delay no caller and no probe."""
     api_keys_file = tmp_path / "keys.json"
     key = add_key(api_keys_file, "anyone")
     half = framed(b"a", announced=15 << 20)
@@ -249,8 +247,8 @@ async def test_requests_without_a_key_that_do_not_arrive_keep_nobody_out(tmp_pat
     assert {call.status for call in calls} == {None, _DEADLINE_EXCEEDED}
 
 
-async def test_many_health_checks_at_once_make_way_for_nobody(served: RunningServer) -> None:
-    """Requests that come with their call have been read before they are too many."""
+async def test_many_concurrent_health_checks_are_all_answered(served: RunningServer) -> None:
+    """A request that arrives along with its call is read before the limit applies."""
     async with AsyncExitStack() as stack:
         channels = [await stack.enter_async_context(connect(served.server.port)) for _ in range(10)]
         checks = [
@@ -265,7 +263,7 @@ async def test_many_health_checks_at_once_make_way_for_nobody(served: RunningSer
 
 
 async def test_nothing_is_read_of_a_call_without_its_key(tmp_path: Path) -> None:
-    """It is refused when its headers are there, whatever of its body has come."""
+    """It is refused once its headers arrive, however much of its body has arrived."""
     api_keys_file = tmp_path / "keys.json"
     add_key(api_keys_file, "anyone")
     async with running(api_keys_file=api_keys_file) as served, raw_client(served.server.port) as client:
@@ -278,8 +276,8 @@ async def test_nothing_is_read_of_a_call_without_its_key(tmp_path: Path) -> None
     assert [call.status for call in calls] == [_UNAUTHENTICATED] * 2
 
 
-async def test_a_stop_does_not_wait_for_requests_that_have_not_arrived() -> None:
-    """They are refused like those that have."""
+async def test_shutdown_does_not_wait_for_unfinished_requests() -> None:
+    """They are refused, as complete requests are."""
     async with running() as served, raw_client(served.server.port) as client:
         call = await client.call(f"{_SERVICE}/EmbedText", framed(b"a", announced=1000), ends=False)
         await until(lambda: served.sample("alignserve_uploads") == 1)
@@ -292,7 +290,7 @@ async def test_a_stop_does_not_wait_for_requests_that_have_not_arrived() -> None
 
 @pytest.mark.parametrize("method", [f"{_SERVICE}/StreamInfer", _REFLECTION])
 async def test_a_connection_cannot_open_every_stream(method: str) -> None:
-    """It gets half of them, each of which can take a request's memory; another connection still opens one."""
+    """It gets half of them, because each can hold a request in memory; another connection still opens one."""
     async with running(max_streams=8) as served, raw_client(served.server.port) as greedy:
         calls = [await greedy.call(method, ends=False) for _ in range(6)]
         await greedy.until(lambda: sum(call.status is not None for call in calls) == 2)
@@ -308,13 +306,13 @@ async def test_a_connection_cannot_open_every_stream(method: str) -> None:
     assert answer.HasField("embed_text")
 
 
-# --- responses that are not read
+# --- unread responses
 
 
-async def test_unary_responses_that_nobody_reads_are_bounded() -> None:
-    """One connection gets half of the memory for them; others are served, and nothing is left in the end."""
+async def test_unread_unary_responses_are_bounded() -> None:
+    """One connection gets half of the memory for them; others are served, and all is freed in the end."""
     request = text_request("a")
-    response_bytes = 3000  # 640 floats and what is around them
+    response_bytes = 3000  # 640 floats and their encoding
     limits = {"max_unread_response_bytes": 100 * response_bytes, "max_response_bytes": 100_000}
     async with running(FakeEncoder(640), **limits) as served:
         async with raw_client(served.server.port, window=0) as greedy, connect(served.server.port) as channel:
@@ -333,8 +331,8 @@ async def test_unary_responses_that_nobody_reads_are_bounded() -> None:
         await until(lambda: served.sample("alignserve_unread_response_bytes") == 0)
 
 
-async def test_stream_responses_that_nobody_reads_are_bounded() -> None:
-    """The streams of one connection wait for it to read; a stream of another goes on."""
+async def test_unread_stream_responses_are_bounded() -> None:
+    """The streams of one connection wait until it reads; another connection's stream continues."""
     item = pb.StreamInferRequest(correlation_id="a", embed_text=text_request("a"))
     limit = 100 * 3000
     limits = {"max_unread_response_bytes": limit, "max_response_bytes": 100_000}
@@ -355,12 +353,12 @@ async def test_stream_responses_that_nobody_reads_are_bounded() -> None:
                 assert (await stream.read()).HasField("embed_text")
             unread = served.sample("alignserve_unread_response_bytes")
 
-        assert unread <= 0.6 * limit  # the other stream's among them
+        assert unread <= 0.6 * limit  # including those of the other stream
         await until(lambda: served.sample("alignserve_unread_response_bytes") == 0)
 
 
-async def test_a_stop_ends_although_responses_are_not_read() -> None:
-    """Within its grace; that of connections would be minutes."""
+async def test_shutdown_completes_despite_unread_responses() -> None:
+    """It takes at most its own grace period; that of connections would be minutes."""
     async with running(FakeEncoder(640)) as served:
         async with raw_client(served.server.port, window=0) as client:
             await client.call(f"{_SERVICE}/EmbedText", framed(text_request("a").SerializeToString()))

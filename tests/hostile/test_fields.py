@@ -1,4 +1,4 @@
-"""Messages of millions of tiny parts are refused before each of them becomes an object."""
+"""Messages of millions of tiny parts are refused before each part becomes an object."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SERVICE = "/alignserve.v1.AlignService"
 
 
 def _framed(tag: int, message: bytes) -> bytes:
-    """Encodes a field that is a long message."""
+    """Encodes a field with a long message."""
     size, remaining = b"", len(message)
     while remaining > 0x7F:
         size += bytes([remaining & 0x7F | 0x80])
@@ -66,10 +66,10 @@ async def _refusal_of(channel: grpc.aio.Channel, method: str, message: bytes) ->
 
 
 @pytest.mark.parametrize("name", TINY)
-async def test_millions_of_fields_do_not_hold_up_the_event_loop(
+async def test_millions_of_fields_do_not_block_the_event_loop(
     ticking: TickingServer, channel: grpc.aio.Channel, name: str
 ) -> None:
-    """Whatever they are, of two bytes each, and whether or not anybody knows them."""
+    """This holds for any fields of two bytes each, known or unknown."""
     seen = []
 
     async def attack() -> None:
@@ -81,8 +81,8 @@ async def test_millions_of_fields_do_not_hold_up_the_event_loop(
     assert (seen[-1].code, seen[-1].reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BATCH_TOO_LARGE")
 
 
-async def test_a_few_too_many_are_told_which_and_how_many_may_be(channel: grpc.aio.Channel) -> None:
-    """Callers who overlooked a limit get the message that helps."""
+async def test_a_slightly_too_large_request_gets_the_field_and_the_limit(channel: grpc.aio.Channel) -> None:
+    """Callers that overlooked a limit get the message that helps them."""
     request = pb.EmbedTextRequest(texts=["a text of some length"] * 5000)
 
     refusal = await _refusal_of(channel, "EmbedText", request.SerializeToString())

@@ -1,4 +1,4 @@
-"""Images made to break decoders are embedded or refused, one by one, and harm nobody."""
+"""Images made to break decoders are embedded or refused one by one, without effect on other calls."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _drawn() -> Iterator[bytes]:
 
 
 def _with_mutants(corpus: Corpus) -> Iterator[bytes]:
-    """Yields a corpus and damaged copies of those files that a decoder would look into."""
+    """Yields a corpus, and damaged copies of the files that a decoder would open."""
     for path in corpus.files():
         content = path.read_bytes()
         yield content
@@ -60,7 +60,7 @@ def _sources() -> Iterator[pytest.ParameterSet]:
     yield pytest.param(partial(_ours, _MORE_MUTANTS_OF_OURS), id="more of ours", marks=pytest.mark.long)
     for corpus in IMAGES:
         is_absent = pytest.mark.skipif(
-            not corpus.files(), reason=f"corpus {corpus.name} has 0 files here; `make hostile` fetches it"
+            not corpus.files(), reason=f"corpus {corpus.name} is not installed; `make hostile` fetches it"
         )
         yield pytest.param(
             partial(_with_mutants, corpus), id=corpus.name, marks=[is_absent, pytest.mark.long]
@@ -72,7 +72,7 @@ def _sources() -> Iterator[pytest.ParameterSet]:
 async def test_every_image_is_embedded_or_refused(
     live: LiveServer, source: Callable[[], Iterator[bytes]], tallies: dict[str, Counter[str]], request
 ) -> None:
-    """By call and by stream alike, with the reason and the field; nothing is the server's own failure."""
+    """Calls and streams give the same reason and field; none fails with a server error."""
     memory = live.watch_memory()
 
     by_call = await outcomes_of(live.stub.EmbedImage(image_request(content)) for content in source())
@@ -87,7 +87,7 @@ async def test_every_image_is_embedded_or_refused(
 
 
 async def test_no_vector_graphic_is_accepted(live: LiveServer) -> None:
-    """What draws by program, loads other files and runs scripts is no image here, compressed or not."""
+    """SVG can load other files and run scripts, so it is refused, compressed or not."""
     paths = [path for corpus in IMAGES for path in corpus.files() if path.suffix in (".svg", ".svgz")]
     drawings = [b"<svg xmlns='http://www.w3.org/2000/svg'/>", *(path.read_bytes() for path in paths)]
 

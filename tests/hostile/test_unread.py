@@ -1,4 +1,4 @@
-"""What nobody reads, a log, a page or a report, holds up neither calls nor the end of the server."""
+"""A log, page or report that is never read delays neither calls nor shutdown."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.processes import BIN, ROOT, free_port
 
 pytestmark = pytest.mark.hostile
 
-_CALLS = 1500  # with a line each, of which a thousand wait and some two hundred fit into the pipe
-_EXIT_SECONDS = 60.0  # a bound for a busy machine; what hangs does so for good
+_CALLS = 1500  # each logs a line: the queue holds a thousand, the pipe about two hundred
+_EXIT_SECONDS = 60.0  # a bound for a busy machine; a hang would never end
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A server whose standard error is a pipe from which nobody has read since it was ready."""
+    """A server whose standard error is a pipe that has not been read since the server was ready."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -56,7 +56,7 @@ class Unread:
 
 @contextmanager
 def unread_server(*flags: str) -> Iterator[Unread]:
-    """Runs a server, and stops to read its log when it is ready."""
+    """Runs a server, and stops reading its log once it is ready."""
     command = [
         *(str(BIN / "alignserve-server"), "--checkpoint", "fake", "--log-format", "json"),
         *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--drain-delay-seconds", "0", *flags),
@@ -73,7 +73,7 @@ def unread_server(*flags: str) -> Iterator[Unread]:
 
 def _event(log: IO[bytes], name: str) -> dict[str, Any]:
     for line in log:
-        if line.startswith(b"{"):  # gRPC's core writes text, if it is asked to
+        if line.startswith(b"{"):  # gRPC's core writes plain text if so configured
             event: dict[str, Any] = json.loads(line)
             if event["event"] == name:
                 return event
@@ -81,14 +81,14 @@ def _event(log: IO[bytes], name: str) -> dict[str, Any]:
 
 
 async def call(channel: grpc.aio.Channel, calls: int = _CALLS) -> None:
-    """Embeds one and the same text again and again, with a hundred calls at once."""
+    """Embeds the same text in every call, a hundred calls at a time."""
     stub = pb_grpc.AlignServiceStub(channel)
     for _ in range(calls // 100):
         await asyncio.gather(*(stub.EmbedText(text_request("a"), timeout=_EXIT_SECONDS) for _ in range(100)))
 
 
-async def test_a_log_that_nobody_reads_costs_lines_and_no_calls() -> None:
-    """Each call is answered, what did not fit is counted, and SIGTERM ends it as ever."""
+async def test_an_unread_log_costs_lines_and_no_calls() -> None:
+    """Each call is answered, dropped lines are counted, and SIGTERM still works."""
     with unread_server("--access-log-sample-ratio", "1") as server:
         async with connect(server.port) as channel:
             await call(channel)
@@ -100,8 +100,8 @@ async def test_a_log_that_nobody_reads_costs_lines_and_no_calls() -> None:
     assert code == 0
 
 
-async def test_a_reader_that_comes_back_is_told_what_it_missed() -> None:
-    """Lines are whole and in order; one in the place of those that were dropped has their number."""
+async def test_a_reader_that_resumes_learns_how_many_lines_it_missed() -> None:
+    """Lines are whole and in order; in place of dropped lines there is one with their number."""
     with unread_server("--access-log-sample-ratio", "1") as server:
         async with connect(server.port) as channel:
             await call(channel)
@@ -113,15 +113,15 @@ async def test_a_reader_that_comes_back_is_told_what_it_missed() -> None:
     calls = [event for event in events if event["event"] == "call"]
     assert server.process.wait() == 0
     assert gaps
-    assert len(calls) < _CALLS <= len(calls) + sum(gaps)  # other lines may be missing too
+    assert len(calls) < _CALLS <= len(calls) + sum(gaps)  # other lines may have been dropped too
     assert [event["timestamp"] for event in calls] == sorted(event["timestamp"] for event in calls)
     assert events[-1]["event"] == "stopped"
 
 
-async def test_workers_with_a_log_that_nobody_reads_serve_and_stop() -> None:
+async def test_workers_with_an_unread_log_serve_and_stop() -> None:
     """They share the pipe with their supervisor; each counts its own lines."""
     with unread_server("--workers", "2", "--access-log-sample-ratio", "1") as server:
-        async with connect(server.port) as channel:  # to one of the two
+        async with connect(server.port) as channel:  # to one of the two workers
             await call(channel)
         dropped = [server.dropped(f'{{worker="{name}"}}') for name in ("0", "1", "supervisor")]
 
@@ -132,10 +132,10 @@ async def test_workers_with_a_log_that_nobody_reads_serve_and_stop() -> None:
 
 
 async def test_a_server_whose_standard_error_is_closed_serves_and_stops() -> None:
-    """Nor does a connection become what libraries write to."""
+    """No connection takes descriptor 2, to which libraries write."""
     port = free_port()
     flags = f"--checkpoint fake --listen 127.0.0.1:{port} --metrics-listen none --drain-delay-seconds 0"
-    process = subprocess.Popen(  # noqa: ASYNC220 — it does not wait
+    process = subprocess.Popen(  # noqa: ASYNC220 — does not block
         ["sh", "-c", f"exec {BIN}/alignserve-server {flags} 2>&- >&- <&-"]
     )
     try:
@@ -167,7 +167,7 @@ def tls(tmp_path: Path) -> tuple[bytes, list[str]]:
 async def test_failed_handshakes_do_not_fill_the_log(
     tls: tuple[bytes, list[str]], monkeypatch: pytest.MonkeyPatch, verbosity: str | None
 ) -> None:
-    """gRPC's core reports them from threads that serve; only if asked to, and never at their expense."""
+    """gRPC's core reports them from serving threads; it does so only on request, and never blocks them."""
     if verbosity is not None:
         monkeypatch.setenv("GRPC_VERBOSITY", verbosity)
     root, flags = tls
@@ -190,8 +190,8 @@ def _fail_handshakes(port: int, count: int) -> None:
                 pass
 
 
-async def test_scrapers_that_are_stuck_keep_nobody_out() -> None:
-    """Hundreds take few threads; others get their page, callers their answers, and SIGTERM its end."""
+async def test_stuck_scrapers_do_not_block_others() -> None:
+    """Hundreds of them take few threads; other scrapes and calls are answered, and SIGTERM works."""
     with unread_server() as server, ExitStack() as stack:
         threads = _threads(server.process.pid)
         for _ in range(200):
@@ -213,8 +213,8 @@ def _threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
 
 
-async def test_a_supervisor_that_is_stopped_holds_up_no_worker() -> None:
-    """Nobody reads what workers tell it; they serve on."""
+async def test_a_suspended_supervisor_delays_no_worker() -> None:
+    """Their reports are not read, but the workers keep serving."""
     with unread_server("--workers", "2", "--worker-timeout-seconds", "1") as server:
         os.kill(server.process.pid, signal.SIGSTOP)
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""Whatever arrives at the port, calls that are in order are answered, and memory stays bounded."""
+"""Whatever arrives at the port, valid calls are answered, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MAX_REQUEST_BYTES = 16 << 20
 _SERVICE = "/alignserve.v1.AlignService"
 _MALFORMED = Outcome("INVALID_ARGUMENT", "REQUEST_MALFORMED")
 
-# Each kind of RPC, and each service: method, kind, and a request that is in order.
+# Each kind of RPC, and each service: method, kind, and a valid request.
 _METHODS = {
     "EmbedText": (f"{_SERVICE}/EmbedText", "unary_unary", text_request("a")),
     "EmbedImage": (f"{_SERVICE}/EmbedImage", "unary_unary", image_request(GOOD_IMAGE)),
@@ -61,7 +61,7 @@ _METHODS = {
 }
 _NO_MESSAGE = {
     "a length beyond the end": b"\x0a\xff\xff\xff\xff\x07",
-    "a varint without end": b"\xff" * 64,
+    "an endless varint": b"\xff" * 64,
     "field number 0": b"\x00\x00",
     "a group that ends before it began": b"\x0c",
     "wire type 7": b"\x0f\x01",
@@ -72,7 +72,7 @@ _NO_MESSAGE = {
 
 
 async def _first_answer(live: LiveServer, method: str, message: bytes) -> Outcome:
-    """Sends raw bytes, and reads no more than the first response."""
+    """Sends raw bytes, and reads only the first response."""
     path, kind, _ = _METHODS[method]
     rpc = getattr(live.channel, kind)(path)(iter([message]) if kind == "stream_stream" else message)
     outcome = await outcome_of(rpc if kind == "unary_unary" else anext(aiter(rpc), None))
@@ -82,7 +82,7 @@ async def _first_answer(live: LiveServer, method: str, message: bytes) -> Outcom
 
 @pytest.mark.parametrize("method", _METHODS)
 async def test_invalid_messages_are_refused(live: LiveServer, method: str) -> None:
-    """In every kind of RPC, with one and the same answer."""
+    """Every kind of RPC gives the same answer."""
     cut = _METHODS[method][2].SerializeToString()[:-1]
     messages = {**_NO_MESSAGE, "cut off": cut}
 
@@ -92,8 +92,8 @@ async def test_invalid_messages_are_refused(live: LiveServer, method: str) -> No
 
 
 @pytest.mark.parametrize("method", _METHODS)
-async def test_no_bytes_make_a_server_fail(live: LiveServer, method: str) -> None:
-    """Random ones and damaged messages are refused, or mean something by chance."""
+async def test_no_bytes_cause_a_server_error(live: LiveServer, method: str) -> None:
+    """Random bytes and damaged messages are refused, or are valid by chance."""
     rng = random.Random(method)
     good = _METHODS[method][2].SerializeToString()
     messages = [rng.randbytes(rng.randrange(1, 64)) for _ in range(100)]
@@ -112,7 +112,7 @@ async def test_no_bytes_make_a_server_fail(live: LiveServer, method: str) -> Non
 )
 @pytest.mark.parametrize("method", ["EmbedText", "Classify", "StreamInfer", "Check", "Watch"])
 async def test_text_that_is_not_utf_8_is_refused(live: LiveServer, method: str, text: bytes) -> None:
-    """Bare bytes, overlong zeros, lone surrogates and what lies behind the last character."""
+    """Stray bytes, overlong zeros, lone surrogates and code points beyond U+10FFFF."""
     field = {"Classify": b"\x12"}.get(method, b"\x0a")
 
     outcome = await _first_answer(live, method, field + bytes([len(text)]) + text)
@@ -125,7 +125,7 @@ async def test_text_that_is_not_utf_8_is_refused(live: LiveServer, method: str, 
 async def test_a_compressed_bomb_is_refused_within_memory(
     live: LiveServer, method: str, megabytes: int
 ) -> None:
-    """The limit holds for what comes out, and no more than that is ever unpacked."""
+    """The limit applies to the decompressed size, and at most that much is decompressed."""
     request = image_request(bytes(megabytes << 20))
     memory = live.watch_memory()
 
@@ -141,7 +141,7 @@ async def test_a_compressed_bomb_is_refused_within_memory(
 
 
 async def test_metadata_of_20_kb_is_refused(live: LiveServer) -> None:
-    """By gRPC itself, before any handler."""
+    """gRPC itself refuses it, before any handler runs."""
     call = live.stub.EmbedText(text_request("a"), metadata=[("x-large", "x" * 20_000)])
 
     assert (await outcome_of(call)).code == "RESOURCE_EXHAUSTED"
@@ -154,8 +154,8 @@ def _encoded(file_format: str, side: int = 64) -> bytes:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
-async def test_a_bomb_of_pixels_is_refused_without_memory(live: LiveServer, file_format: str) -> None:
-    """The header tells, and nothing is allocated for what it promises."""
+async def test_a_pixel_bomb_is_refused_without_allocation(live: LiveServer, file_format: str) -> None:
+    """Its header is enough to refuse it, before any pixels are allocated."""
     bomb = with_dimensions(_encoded(file_format), 65_500, 65_500)
     memory = live.watch_memory()
 
@@ -165,8 +165,8 @@ async def test_a_bomb_of_pixels_is_refused_without_memory(live: LiveServer, file
     assert memory.growth < 8 << 20
 
 
-async def test_bombs_within_the_limits_are_bounded_by_the_threads_that_decode(live: LiveServer) -> None:
-    """However many come at once, each of a few kilobytes that become 75 million."""
+async def test_bombs_within_the_limits_are_bounded_by_the_decoding_threads(live: LiveServer) -> None:
+    """However many arrive at once, each a few kilobytes that decode to 75 million."""
     bomb = image_request(_encoded("PNG", side=5000))
     memory = live.watch_memory()
 
@@ -182,7 +182,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def _header(name: bytes, value: bytes) -> bytes:
-    """Encodes a header for HTTP/2, in full and without an entry in the table."""
+    """Encodes an HTTP/2 header literally, without the dynamic table."""
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
@@ -237,8 +237,8 @@ _REFUSED_BY_CLIENT = struct.pack(">I", 8)  # CANCEL
         *("rapid resets", "compressed by no codec", "a message of 4 GB"),
     ],
 )
-async def test_what_is_not_grpc_disturbs_nobody(live: LiveServer, sent: bytes) -> None:
-    """The connection ends, sooner or later, or its calls do; memory does not grow with what comes in."""
+async def test_traffic_that_is_not_grpc_has_no_effect(live: LiveServer, sent: bytes) -> None:
+    """The connection or its calls end eventually; memory does not grow with the input."""
     memory = live.watch_memory()
 
     await asyncio.to_thread(_send, live.port, sent)
@@ -261,8 +261,8 @@ def _connection(port: int) -> socket.socket:
 
 
 @pytest.mark.parametrize("greeting", [b"", _START], ids=["silent", "greeted"])
-async def test_idle_connections_keep_nobody_out(live: LiveServer, greeting: bytes) -> None:
-    """Three hundred that say nothing more cost no caller its answer."""
+async def test_idle_connections_do_not_block_others(live: LiveServer, greeting: bytes) -> None:
+    """Three hundred connections that fall silent do not cost any caller its answer."""
     with ExitStack() as stack:
         for _ in range(300):
             stack.enter_context(_connection(live.port)).sendall(greeting)
@@ -270,8 +270,8 @@ async def test_idle_connections_keep_nobody_out(live: LiveServer, greeting: byte
         assert await live.good_embedding()
 
 
-async def test_more_connections_than_a_shell_allows_keep_nobody_out() -> None:
-    """The server takes what limit of open files it can get, whatever it is started with."""
+async def test_more_connections_than_the_soft_limit_do_not_block_others() -> None:
+    """The server raises its limit of open files as far as it may, whatever it was started with."""
     program = ("sh", "-c", f'ulimit -Sn 128; exec {BIN}/alignserve-server "$@"', "sh")
     with server_process("--checkpoint", "fake", program=program) as server, ExitStack() as stack:
         for _ in range(300):
@@ -281,8 +281,8 @@ async def test_more_connections_than_a_shell_allows_keep_nobody_out() -> None:
             await pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a"), timeout=30)
 
 
-async def test_a_thousand_calls_that_are_cancelled_at_once_leave_nothing(live: LiveServer) -> None:
-    """Wherever each of them is by then; the account of items is checked after every test."""
+async def test_a_thousand_calls_cancelled_at_once_leave_nothing_behind(live: LiveServer) -> None:
+    """They may be at any stage; item counts are checked after every test."""
     calls: list[Any] = [live.stub.EmbedImage(image_request(GOOD_IMAGE)) for _ in range(500)]
     calls += [live.stub.EmbedText(text_request(f"text {number}")) for number in range(500)]
     await calls[0]
@@ -294,8 +294,8 @@ async def test_a_thousand_calls_that_are_cancelled_at_once_leave_nothing(live: L
     assert len(outcomes) == 1000
 
 
-async def test_streams_that_vanish_leave_nothing(live: LiveServer) -> None:
-    """Some with items in flight, some before their first."""
+async def test_streams_that_vanish_leave_nothing_behind(live: LiveServer) -> None:
+    """Some have items in flight, some have not sent their first."""
 
     async def endless() -> AsyncIterator[pb.StreamInferRequest]:
         for number in range(1_000_000):

@@ -1,6 +1,6 @@
 """alignserve-server with a ticker in its event loop: `python -m tests.hostile.ticking PAGE FLAG...`.
 
-PAGE is a file, mapped into memory, with what the ticker sees; so it can be read while the server hangs.
+PAGE is a memory-mapped file with the ticker's measurements, readable even while the server hangs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TICK_SECONDS = 0.002
 
 
 class Page:
-    """What the ticker and its reader share; each writes only its own half."""
+    """The memory that the ticker and its reader share; each writes only its own half."""
 
     SIZE: Final = _SEEN.size + _SINCE.size
 
@@ -42,7 +42,7 @@ class Page:
 
     @property
     def watch(self) -> int:
-        """The number of the watch; when it changes, the ticker starts again at 0."""
+        """The number of the watch; when it changes, the ticker restarts from 0."""
         number: int = _SINCE.unpack_from(self._memory, _SEEN.size)[0]
         return number
 
@@ -52,9 +52,9 @@ class Page:
 
 
 async def tick(page: Page) -> None:
-    """Notes by how much the event loop is late, until it ends.
+    """Records the event loop lag until the loop ends.
 
-    What the thread waited for a core is taken off: the machine may be busy with something else.
+    Time spent waiting for a core is subtracted: the machine may be busy with other work.
     """
     longest, watch = 0.0, 0
     while True:

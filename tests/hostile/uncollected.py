@@ -1,6 +1,6 @@
 """alignserve-server without a garbage collector: `python -m tests.hostile.uncollected FLAG...`.
 
-What only the collector would free stays, so that it can be seen after a few calls.
+Objects that only the collector would free remain, so that a few calls reveal them.
 """
 
 from __future__ import annotations

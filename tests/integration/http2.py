@@ -1,4 +1,4 @@
-"""An HTTP/2 connection by hand, for what gRPC's clients hide: pings, and how a server says goodbye."""
+"""A minimal HTTP/2 connection, for frames that gRPC's clients hide: pings and GOAWAY."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_ERROR, ENHANCE_YOUR_CALM = 0, 11
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame as it came."""
+    """A received frame."""
 
     kind: int
     flags: int
@@ -24,17 +24,17 @@ class Frame:
 
     @property
     def error_code(self) -> int:
-        """Why the connection ends; of a GOAWAY."""
+        """Why the connection ends; only in a GOAWAY."""
         return int.from_bytes(self.payload[4:8], "big")
 
     @property
     def message(self) -> str:
-        """The same for people."""
+        """The reason as text; only in a GOAWAY."""
         return self.payload[8:].decode()
 
 
 class Connection:
-    """A client's end, with its settings exchanged as far as this needs."""
+    """The client's end, after as much of the settings exchange as the tests need."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -43,12 +43,12 @@ class Connection:
         self._send(_SETTINGS, b"")
 
     async def ping(self) -> Frame:
-        """Sends a ping, and returns what comes of it: its acknowledgement or a goodbye."""
+        """Sends a ping and returns the response: its acknowledgement or a GOAWAY."""
         self._send(PING, bytes(8))
         return await self.next(PING, GOAWAY)
 
     async def next(self, *kinds: int) -> Frame:
-        """Reads up to the next frame of these kinds; acknowledges settings and pings on the way."""
+        """Returns the next frame of these kinds; acknowledges settings and pings until then."""
         while True:
             frame = await self._read()
             if frame.kind in (_SETTINGS, PING) and not frame.flags & ACK:

@@ -1,4 +1,4 @@
-"""A door as small as one can be: texts by JSON over HTTP/1.1. What it imports is all that a door needs."""
+"""A minimal door: texts as JSON over HTTP/1.1. Its imports are all that a door needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATUSES = {"OK": 200, "INVALID_ARGUMENT": 400, "UNAUTHENTICATED": 401, "PERMIS
 
 @dataclass(frozen=True)
 class HttpCall:
-    """What the headers of a request tell."""
+    """The facts in the headers of a request."""
 
     headers: Message
     host: str
@@ -60,7 +60,7 @@ class HttpCall:
 
 
 class HttpDoor:
-    """Answers one call for each connection."""
+    """Answers one call per connection."""
 
     def __init__(self, service: Service, accounting: Accounting) -> None:
         self._service, self._accounting = service, accounting
@@ -94,15 +94,15 @@ class HttpDoor:
         with self._accounting.call(self._embed, incoming) as call:
             texts = json.loads(body)["input"]
             call.items = len(texts)
-            bound = ResponseBound(lambda info: _most_bytes(len(texts), info), _make_room)
+            bound = ResponseBound(lambda info: _max_bytes(len(texts), info), _make_room)
             found = await self._service.embed_texts(texts, call.context(), bound=bound)
             return {"embeddings": found.embeddings.tolist()}
 
 
-def _most_bytes(texts: int, model: ModelInfo) -> int:
+def _max_bytes(texts: int, model: ModelInfo) -> int:
     return texts * model.embedding_dimension * 25
 
 
 async def _make_room(size: int) -> None:
     if size > _MAX_RESPONSE_BYTES:
-        raise BatchTooLarge.at(PATHS.texts, f"the answer could have {size} bytes; send fewer texts")
+        raise BatchTooLarge.at(PATHS.texts, f"the answer could take {size} bytes; send fewer texts")

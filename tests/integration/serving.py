@@ -23,14 +23,14 @@ from google.rpc import error_details_pb2, status_pb2
 
 
 async def until(condition: Callable[[], object | Awaitable[object]]) -> None:
-    """Lets the event loop run until a condition holds that no event tells of."""
+    """Runs the event loop until a condition holds, for conditions without an event to await."""
     while not (await met if isinstance(met := condition(), Awaitable) else met):
         await asyncio.sleep(0.002)
 
 
 @dataclass
 class RunningServer:
-    """A server that is ready, what it runs, and a client of it."""
+    """A server that is ready, with its encoder and a client."""
 
     server: Server
     encoder: FakeEncoder
@@ -42,7 +42,7 @@ class RunningServer:
         return self.server.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def items(self, modality: str) -> dict[str, float]:
-        """Returns the account of a modality: accepted, in_flight, and each outcome."""
+        """Returns a modality's item counts: accepted, in_flight, and each outcome."""
         outcomes = ("ok", "failed", "cancelled", "expired")
         return {
             "accepted": self.sample("alignserve_items_accepted_total", modality=modality),
@@ -74,7 +74,7 @@ async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> Async
     server = Server(settings(**overrides), lambda _: encoder)
     await server.start()
     await server.load()
-    encoder.batches.clear()  # of the warm-up
+    encoder.batches.clear()  # those of the warm-up
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         try:
             yield RunningServer(server, encoder, channel, pb_grpc.AlignServiceStub(channel))
@@ -105,7 +105,7 @@ main()
 
 
 class ServerProcess:
-    """A server in a process of its own."""
+    """A server in its own process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -140,9 +140,9 @@ async def server_process(
     """Runs alignserve-server for the length of the block.
 
     Args:
-        flags: Its flags.
-        encoder: What its `FakeEncoder` overrides; `get_stuck()` there logs `stuck` and never returns.
-        warms_up: Whether that encoder is warmed up before the server is ready.
+        flags: The flags of `alignserve-server`.
+        encoder: The body of a subclass of `FakeEncoder`; `get_stuck()` in it logs `stuck` and never returns.
+        warms_up: Whether the encoder is warmed up before the server is ready.
     """
     command = [str(Path(sys.executable).parent / "alignserve-server"), "--checkpoint", "fake"]
     if encoder is not None:
@@ -161,7 +161,7 @@ async def server_process(
 
 
 def connect(port: int) -> grpc.aio.Channel:
-    """Makes a channel with a connection of its own; by default those to one address share theirs."""
+    """Makes a channel with its own connection; by default, channels to one address share one."""
     return grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
 
 
@@ -187,7 +187,7 @@ PACKED = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_FLOAT32)
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a failed call told its caller."""
+    """The error that the caller of a failed call received."""
 
     code: grpc.StatusCode
     message: str

@@ -1,4 +1,4 @@
-"""Who comes in: TLS, clients' certificates, API keys with scopes and quotas."""
+"""Access control: TLS, client certificates, and API keys with scopes and quotas."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ async def reflected(channel: grpc.aio.Channel, version: str, metadata: list[tupl
 
 @pytest.fixture
 def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are looked at whenever they are used, and not once a second."""
+    """Files are checked for changes at every use, not once a second."""
     monkeypatch.setattr("alignserve_server.host.watched_files._INTERVAL_SECONDS", 0.0)
 
 
 class TestKeys:
-    """Calls have to carry a valid key."""
+    """Calls must carry a valid key."""
 
     @pytest.mark.parametrize(
         ("metadata", "reason"),
@@ -97,7 +97,7 @@ class TestKeys:
         ids=["none", "other scheme", "empty", "wrong", "long"],
     )
     async def test_a_call_without_a_valid_key_is_refused(self, api_keys_file, metadata, reason) -> None:
-        """On every kind of RPC, with a reason, and before the request is read."""
+        """Every kind of RPC refuses it, with a reason, before the request is read."""
         add_key(api_keys_file, "search")
         async with running(api_keys_file=api_keys_file) as served:
             malformed: Any = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
@@ -117,8 +117,8 @@ class TestKeys:
             assert served.encoder.batches == []
             assert served.sample("alignserve_rejected_total", reason=reason) == len(calls)
 
-    async def test_a_key_opens_what_its_scopes_name(self, api_keys_file) -> None:
-        """Unary calls and the items of a stream alike; a stream goes on after an item that may not."""
+    async def test_a_key_allows_the_calls_in_its_scopes(self, api_keys_file) -> None:
+        """Scopes apply to unary calls and to stream items; a stream continues after a refused item."""
         embed = add_key(api_keys_file, "search", Scope.EMBED)
         async with running(api_keys_file=api_keys_file) as served:
             await served.stub.EmbedText(text_request("a"), metadata=bearer(embed))
@@ -140,7 +140,7 @@ class TestKeys:
             assert answers["1"].WhichOneof("result") == "embed_text"
 
     async def test_health_needs_no_key(self, api_keys_file) -> None:
-        """Probes have none."""
+        """Health checks work without a key, because probes have none."""
         add_key(api_keys_file, "search")
         async with running(api_keys_file=api_keys_file) as served:
             health = await health_pb2_grpc.HealthStub(served.channel).Check(health_pb2.HealthCheckRequest())
@@ -149,7 +149,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("version", ["v1", "v1alpha"])
     async def test_reflection_needs_a_key_whatever_its_scopes(self, api_keys_file, version) -> None:
-        """Else tools such as grpcurl could not be used with it."""
+        """A key of any scope may use reflection; otherwise tools such as grpcurl could not use that key."""
         keys = [add_key(api_keys_file, scope.value, scope) for scope in Scope]
         async with running(api_keys_file=api_keys_file) as served:
             ask = partial(reflected, served.channel, version)
@@ -161,7 +161,7 @@ class TestKeys:
             assert [error.reason for error in errors] == ["KEY_MISSING", "KEY_INVALID"]
 
     async def test_reflection_does_not_count_against_a_keys_quotas(self, api_keys_file) -> None:
-        """A tool keeps it open during the call for which it asks."""
+        """A tool keeps the reflection stream open during the call that it prepares."""
         key = add_key(api_keys_file, "search", max_concurrent_requests=1, max_requests_per_second=0.001)
         async with running(api_keys_file=api_keys_file) as served:
             stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
@@ -174,7 +174,7 @@ class TestKeys:
 
             assert len(response.embeddings) == 1
 
-    async def test_keys_come_and_go_while_the_server_runs(self, api_keys_file, looks_always) -> None:
+    async def test_keys_can_change_while_the_server_runs(self, api_keys_file, looks_always) -> None:
         """A revoked key stops working, and a new one works, without a restart."""
         first = add_key(api_keys_file, "first")
         async with running(api_keys_file=api_keys_file) as served:
@@ -189,7 +189,7 @@ class TestKeys:
             assert error.reason == "KEY_INVALID"
 
     async def test_a_key_is_checked_for_every_item_of_a_stream(self, api_keys_file, looks_always) -> None:
-        """Or a stream that never ends would outlive the key; the stream goes on when there is one again."""
+        """Otherwise an endless stream would outlive its key; it resumes once the key is valid again."""
         key = add_key(api_keys_file, "search")
         async with running(api_keys_file=api_keys_file) as served:
             stream: Any = served.stub.StreamInfer(metadata=bearer(key))
@@ -212,8 +212,8 @@ class TestKeys:
             assert read_status(revoked.error)[2] == "KEY_INVALID"
             assert read_status(narrowed.error)[2] == "SCOPE_MISSING"
 
-    async def test_a_spoilt_file_changes_nothing(self, api_keys_file, looks_always, capfd) -> None:
-        """Keys that were valid stay so, and the log says what is wrong."""
+    async def test_an_invalid_key_file_changes_nothing(self, api_keys_file, looks_always, capfd) -> None:
+        """Valid keys stay valid, and the log says what is wrong with the file."""
         key = add_key(api_keys_file, "search")
         async with running(api_keys_file=api_keys_file) as served:
             api_keys_file.write_text("{")
@@ -222,8 +222,8 @@ class TestKeys:
 
         assert "api_keys_reload_failed" in "".join(capfd.readouterr())
 
-    async def test_a_file_that_can_be_read_again_is(self, api_keys_file, looks_always, monkeypatch) -> None:
-        """Even if it has not changed since it could not: a revoked key must not outlive a lack of rights."""
+    async def test_an_unreadable_file_is_read_later(self, api_keys_file, looks_always, monkeypatch) -> None:
+        """It is reread even if it has not changed: a revoked key must not survive a permission error."""
         key = add_key(api_keys_file, "search")
         async with running(api_keys_file=api_keys_file) as served:
             with changed_keys(api_keys_file) as keys:
@@ -237,8 +237,8 @@ class TestKeys:
 
             assert error.reason == "KEY_INVALID"
 
-    async def test_keys_are_nowhere_to_be_read(self, api_keys_file, capfd) -> None:
-        """Neither a valid nor a wrong one is in logs, metrics or errors."""
+    async def test_keys_appear_in_no_output(self, api_keys_file, capfd) -> None:
+        """Neither valid nor invalid keys are in logs, metrics or errors."""
         key = add_key(api_keys_file, "search")
         wrong = "as_search_" + "secretguess" * 3
         async with running(api_keys_file=api_keys_file) as served:
@@ -258,10 +258,10 @@ class TestKeys:
 
 
 class TestQuotas:
-    """A key's share of requests and of calls at once."""
+    """A key's limits on its request rate and its concurrent calls."""
 
     async def test_calls_above_the_rate_are_refused_with_a_delay(self, api_keys_file) -> None:
-        """A second's worth at once, and then one at a time; other keys are not concerned."""
+        """A burst of one second's requests is served, then calls at the rate; other keys are unaffected."""
         slow = add_key(api_keys_file, "slow", max_requests_per_second=2)
         fast = add_key(api_keys_file, "fast")
         async with running(api_keys_file=api_keys_file) as served:
@@ -277,7 +277,7 @@ class TestQuotas:
             assert 0 < error.retry_delay_seconds <= 0.5 * 1.25
 
     async def test_a_stream_above_the_rate_loses_no_item(self, api_keys_file) -> None:
-        """Its items wait, where a call would be refused."""
+        """Items of a stream wait where a unary call would be refused."""
         key = add_key(api_keys_file, "slow", max_requests_per_second=20)
         async with running(api_keys_file=api_keys_file) as served:
             stream: Any = served.stub.StreamInfer(metadata=bearer(key))
@@ -291,8 +291,8 @@ class TestQuotas:
             assert answers == ["embed_text"] * 30
 
     @pytest.mark.parametrize("ending", ["ok", "cancel", "error"])
-    async def test_calls_at_once_are_counted_down_however_they_end(self, api_keys_file, ending) -> None:
-        """One more is refused while they run; when they have ended there is room again."""
+    async def test_a_concurrent_call_is_released_however_it_ends(self, api_keys_file, ending) -> None:
+        """One more call is refused while the others run, and served once they have ended."""
         key = add_key(api_keys_file, "pair", max_concurrent_requests=2)
         async with running(api_keys_file=api_keys_file) as served:
             served.encoder.gate.clear()
@@ -322,8 +322,8 @@ async def _outcome(call) -> None:
 
 
 @pytest.mark.usefixtures("looks_always")
-async def test_the_caller_that_floods_can_be_found(api_keys_file) -> None:
-    """What each key had accepted, was refused and has waiting; a key that is revoked is shown no more."""
+async def test_a_flooding_caller_can_be_identified(api_keys_file) -> None:
+    """Metrics show each key's accepted, refused and waiting items; a revoked key is no longer shown."""
     flood, search = add_key(api_keys_file, "nightly-index"), add_key(api_keys_file, "search")
     refused_key = add_key(api_keys_file, "no-texts", Scope.CLASSIFY)
     async with running(api_keys_file=api_keys_file, max_queue_size=64, max_batch_size=2) as served:
@@ -368,7 +368,7 @@ async def test_the_caller_that_floods_can_be_found(api_keys_file) -> None:
 
 
 async def test_items_of_streams_are_counted_by_caller(api_keys_file) -> None:
-    """Each with its own images and texts, whether it is served or refused."""
+    """Each caller's images and texts are counted, whether they are served or refused."""
     key = add_key(api_keys_file, "search")
     async with running(api_keys_file=api_keys_file) as served:
         requests = [
@@ -386,8 +386,8 @@ async def test_items_of_streams_are_counted_by_caller(api_keys_file) -> None:
         assert counts == {"accepted": 2, "rejected": 2}
 
 
-async def test_callers_with_keys_are_told_apart(api_keys_file) -> None:
-    """From one host, a flood with one key leaves the other its turn."""
+async def test_keys_on_one_host_share_the_server_fairly(api_keys_file) -> None:
+    """Two keys on one host are two callers: a flood with one does not delay the other."""
     flood, small = add_key(api_keys_file, "flood"), add_key(api_keys_file, "small")
     async with running(api_keys_file=api_keys_file, max_batch_size=2) as served:
         served.encoder.gate.clear()
@@ -416,7 +416,7 @@ class Authority:
         self.root = self._ca.cert_pem.bytes()
 
     def issue(self, name: str, common_name: str | None = None, **period: Any) -> tuple[Path, Path]:
-        """Writes a certificate for localhost and its key; an earlier one of the name is replaced."""
+        """Writes a certificate for localhost and its key; replaces an earlier pair of that name."""
         issued = self._ca.issue_cert("localhost", common_name=common_name, **period)
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
@@ -433,12 +433,12 @@ class Authority:
 
 
 def _days(number: int) -> datetime:
-    """Returns a time so many days from now."""
+    """Returns the time that many days from now."""
     return datetime.now(UTC) + timedelta(days=number)
 
 
 def _expired_root() -> bytes:
-    """Makes a root that signed itself and expired yesterday."""
+    """Makes a self-signed root that expired yesterday."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, _days(-9), _days(-1))
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
@@ -450,7 +450,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def secure_stub(served: RunningServer, root: bytes, *pair: Path) -> pb_grpc.AlignServiceAsyncStub:
-    """Connects anew, trusting `root`, with a client's certificate and key if they are given."""
+    """Opens a new connection that trusts `root`, with a client's certificate and key if given."""
     certificate, key = (path.read_bytes() for path in pair) if pair else (None, None)
     credentials = grpc.ssl_channel_credentials(root, key, certificate)
     options = [("grpc.use_local_subchannel_pool", 1)]
@@ -459,10 +459,10 @@ def secure_stub(served: RunningServer, root: bytes, *pair: Path) -> pb_grpc.Alig
 
 
 class TestTls:
-    """Encrypted connections, with proof of who is at either end."""
+    """Encrypted connections, with proof of each end's identity."""
 
     async def test_clients_that_trust_the_authority_are_served(self, authority) -> None:
-        """Others, and those in the clear, are not."""
+        """Other clients, and unencrypted ones, are not served."""
         certificate, key = authority.issue("server")
         async with running(tls_certificate=certificate, tls_key=key) as served:
             response = await secure_stub(served, authority.root).EmbedText(text_request("a"))
@@ -476,8 +476,8 @@ class TestTls:
             assert {error.code for error in errors} == {grpc.StatusCode.UNAVAILABLE}
             assert served.items("text")["accepted"] == 1
 
-    async def test_a_client_without_a_certificate_is_kept_out(self, authority) -> None:
-        """If the server asks for them; one of the right authority comes in."""
+    async def test_a_client_without_a_required_certificate_is_refused(self, authority) -> None:
+        """A client with a certificate from the trusted authority is served."""
         certificate, key = authority.issue("server")
         async with running(
             tls_certificate=certificate, tls_key=key, tls_client_ca=authority.write_root()
@@ -489,8 +489,8 @@ class TestTls:
             assert len(response.embeddings) == 1
             assert error.code is grpc.StatusCode.UNAVAILABLE
 
-    async def test_a_renewed_certificate_holds_for_new_connections(self, authority, looks_always) -> None:
-        """Without a restart; connections that are there go on."""
+    async def test_a_renewed_certificate_applies_to_new_connections(self, authority, looks_always) -> None:
+        """The server needs no restart, and existing connections continue."""
         certificate, key = authority.issue("server")
         async with running(tls_certificate=certificate, tls_key=key) as served:
             old = secure_stub(served, authority.root)
@@ -504,10 +504,10 @@ class TestTls:
 
             assert error.code is grpc.StatusCode.UNAVAILABLE
 
-    async def test_renewed_roots_of_clients_hold_for_new_connections(
+    async def test_renewed_client_roots_apply_to_new_connections(
         self, authority, looks_always, tmp_path
     ) -> None:
-        """Clients of the old ones stay outside; connections that are there go on."""
+        """New clients of the old roots are refused; existing connections continue."""
         certificate, key = authority.issue("server")
         roots = authority.write_root()
         (tmp_path / "renewed").mkdir()
@@ -529,7 +529,7 @@ class TestTls:
     async def test_a_certificate_without_its_key_changes_nothing(
         self, authority, looks_always, capfd
     ) -> None:
-        """While the two files are being replaced, or if they never match, the old ones are used."""
+        """The old pair is used while the two files are being replaced, or if they never match."""
         certificate, key = authority.issue("server")
         other_certificate, _ = authority.issue("other")
         async with running(tls_certificate=certificate, tls_key=key) as served:
@@ -554,7 +554,7 @@ class TestTls:
     async def test_a_renewed_certificate_that_is_not_valid_does_not_replace_a_valid_one(
         self, authority, looks_always, capfd, period, reason
     ) -> None:
-        """Callers are served as before, the log says why, and one that is valid is taken."""
+        """Callers are served as before, the log says why, and the next valid certificate is used."""
         certificate, key = authority.issue("server")
         async with running(tls_certificate=certificate, tls_key=key) as served:
             authority.issue("server", **period)
@@ -571,7 +571,7 @@ class TestTls:
         assert "certificate_reloaded" in "".join(capfd.readouterr())
 
     async def test_an_expired_certificate_starts_with_a_warning(self, authority, looks_always, capfd) -> None:
-        """It may be the clock that is wrong; any other certificate replaces it, and a valid one ends that."""
+        """The clock may be wrong; any other certificate replaces it, and a valid one ends the warnings."""
         certificate, key = authority.issue("server", not_before=_days(-9), not_after=_days(-2))
         async with running(tls_certificate=certificate, tls_key=key) as served:
             started = "".join(capfd.readouterr())
@@ -585,10 +585,10 @@ class TestTls:
         assert "certificate_not_valid" in replaced
         assert "certificate_not_valid" not in "".join(capfd.readouterr())
 
-    async def test_a_renewed_certificate_that_expires_sooner_is_used_and_warned_of(
+    async def test_a_renewed_certificate_that_expires_sooner_is_used_with_a_warning(
         self, authority, looks_always, capfd
     ) -> None:
-        """It may be an old one that was put back by mistake."""
+        """It may be an old certificate, restored by mistake."""
         certificate, key = authority.issue("server", not_after=_days(60))
         async with running(tls_certificate=certificate, tls_key=key) as served:
             authority.issue("server", not_after=_days(2))
@@ -597,10 +597,10 @@ class TestTls:
         assert "certificate_expires_sooner" in "".join(capfd.readouterr())
 
     @pytest.mark.parametrize("spoil", ["empty", "no certificate", "expired"])
-    async def test_roots_of_clients_that_let_nobody_in_change_nothing(
+    async def test_client_roots_without_a_valid_certificate_change_nothing(
         self, authority, looks_always, capfd, spoil
     ) -> None:
-        """Clients come in as before, others stay outside, and the log says why."""
+        """The earlier roots still decide which clients are served, and the log says why."""
         certificate, key = authority.issue("server")
         client, roots = authority.issue("client"), authority.write_root()
         contents = {"empty": b"", "no certificate": b"nothing", "expired": _expired_root()}
@@ -613,8 +613,8 @@ class TestTls:
         assert error.code is grpc.StatusCode.UNAVAILABLE
         assert "certificate_reload_failed" in "".join(capfd.readouterr())
 
-    async def test_roots_of_clients_of_which_one_is_valid_are_used(self, authority, looks_always) -> None:
-        """A bundle may hold some that have expired."""
+    async def test_client_roots_with_one_valid_certificate_are_used(self, authority, looks_always) -> None:
+        """The other certificates of a bundle may have expired."""
         certificate, key = authority.issue("server")
         client, roots = authority.issue("client"), authority.write_root()
         roots.write_bytes(_expired_root())
@@ -625,8 +625,8 @@ class TestTls:
 
             assert len(response.embeddings) == 1
 
-    async def test_the_end_of_the_certificate_is_a_metric(self, authority) -> None:
-        """So that an alert can come before it."""
+    async def test_the_certificates_expiry_is_a_metric(self, authority) -> None:
+        """An alert can then fire before the certificate expires."""
         certificate, key = authority.issue("server")
         async with running(tls_certificate=certificate, tls_key=key) as served:
             name = "alignserve_certificate_expiry_timestamp_seconds"
@@ -657,20 +657,20 @@ class TestTls:
 
 
 class TestUnprotected:
-    """A server that anybody on the network can use."""
+    """A server that anyone on the network can use."""
 
     @pytest.mark.parametrize(
         ("listen", "warns"), [("0.0.0.0:0", True), ("127.0.0.1:0", False), ("[::1]:0", False)]
     )
-    async def test_it_warns_if_it_can_be_reached(self, listen, warns, capfd) -> None:
-        """From other machines, that is."""
+    async def test_it_warns_if_other_machines_can_reach_it(self, listen, warns, capfd) -> None:
+        """A server that listens only on loopback does not warn."""
         async with running(listen=listen):
             pass
 
         assert ("listening_unprotected" in "".join(capfd.readouterr())) == warns
 
     async def test_a_protected_one_does_not_warn(self, authority, api_keys_file, capfd) -> None:
-        """TLS and keys are enough."""
+        """With TLS and API keys there is no warning."""
         certificate, key = authority.issue("server")
         async with running(
             listen="0.0.0.0:0",

@@ -1,4 +1,4 @@
-"""However a call ends, nothing of it stays: every kind of call, every end."""
+"""A call leaves nothing behind: every kind of call, with every way to end it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.serving import (
 )
 
 _MAX_QUEUE_SIZE = 64
-_DEADLINE_SECONDS = 0.1  # of the calls that shall expire
+_DEADLINE_SECONDS = 0.1  # of the calls that must expire
 _GAUGES = ("alignserve_items_in_flight", "alignserve_queue_entries", "alignserve_queue_bytes")
 
 Start = Callable[[RunningServer, float | None], Awaitable[object]]
@@ -78,7 +78,7 @@ def _is_balanced(served: RunningServer) -> bool:
 @pytest.mark.parametrize("end", ["ok", "cancel", "timeout", "error", "shutdown"])
 @pytest.mark.parametrize("start", [_texts, _images, _classify, _stream])
 async def test_a_call_leaves_nothing_behind(start: Start, end: str) -> None:
-    """Gauges are 0, accounts add up, no task is left, and there is room for a full queue again."""
+    """Gauges are 0, item counts add up, no task is left, and the queue can be filled again."""
     async with running(max_queue_size=_MAX_QUEUE_SIZE, shutdown_grace_seconds=0.0) as served:
         encoder = served.encoder
         await served.stub.EmbedText(text_request("connect"))
@@ -91,7 +91,7 @@ async def test_a_call_leaves_nothing_behind(start: Start, end: str) -> None:
         tasks_before = len(asyncio.all_tasks())
 
         calls = [asyncio.ensure_future(_quietly(start(served, _timeout(end)))) for _ in range(5)]
-        if end not in ("error", "timeout"):  # calls whose time is short may be over before they are seen
+        if end not in ("error", "timeout"):  # these calls may end before the gauge shows them
             await until(lambda: _gauges(served)["alignserve_items_in_flight image"] > 0 or start is _texts)
             await until(lambda: served.waiting("text") + served.waiting("image") >= 1)
         if end == "cancel":

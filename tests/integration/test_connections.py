@@ -1,4 +1,4 @@
-"""Connections and streams that reach their age, and clients that ping."""
+"""Connections and streams that reach their maximum age, and clients that ping."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOON = RetryPolicy(initial_backoff_seconds=0.01, max_stream_attempts=1000)
 
 
 def streams(served: RunningServer, code: str | None = None) -> float:
-    """Returns how many streams have begun, or have ended with a code."""
+    """Returns how many streams have started, or have ended with a code."""
     labels = {
         "grpc_type": "bidi_stream",
         "grpc_service": "alignserve.v1.AlignService",
@@ -39,7 +39,7 @@ def texts(count: int) -> list[TextItem]:
 
 
 def grpc_library() -> bytes:
-    """Returns gRPC itself, with all names that it knows."""
+    """Returns the binary of grpcio, which has the names of all its channel options."""
     return Path(cygrpc.__file__).read_bytes()
 
 
@@ -61,10 +61,10 @@ async def collect_async(port: int, count: int, *, ordered: bool = False) -> list
 )
 @pytest.mark.parametrize("ordered", [False, True], ids=["as completed", "ordered"])
 @pytest.mark.parametrize("collect", [collect_blocking, collect_async], ids=["blocking", "asyncio"])
-async def test_streams_that_age_lose_and_repeat_nothing(
+async def test_expiring_streams_lose_and_repeat_nothing(
     collect: Collect, ordered: bool, count: int, age_seconds: float
 ) -> None:
-    """Over many reconnections each item is embedded once and answered once, in order if so asked."""
+    """Over many reconnections each item is embedded and answered once, in order if requested."""
     encoder = FakeEncoder(seconds_per_entry=10 * age_seconds / count)
     async with running(encoder, max_stream_age_seconds=age_seconds) as served:
         results = await collect(served.server.port, count, ordered=ordered)
@@ -85,7 +85,7 @@ async def test_streams_that_age_lose_and_repeat_nothing(
 async def test_a_stream_that_outlives_its_connection_is_resumed(
     collect: Callable[..., Awaitable[list[StreamResult]]],
 ) -> None:
-    """Items that take longer than the grace are cut off with the connection; the client sends them again."""
+    """Items that outlast the grace period are cut off with the connection; the client resends them."""
     ages: dict[str, Any] = {"max_connection_age_grace_seconds": 0.1, "max_stream_age_seconds": 0.05}
     async with running(max_connection_age_seconds=0.05, **ages) as served:
         served.encoder.gate.clear()
@@ -99,8 +99,8 @@ async def test_a_stream_that_outlives_its_connection_is_resumed(
         assert [result.error for result in results] == [None] * 3
 
 
-async def test_an_aged_connection_is_told_to_go() -> None:
-    """The client hears that no call was lost and connects anew."""
+async def test_a_connection_at_its_maximum_age_gets_a_goaway() -> None:
+    """The client learns that no call was lost, and reconnects."""
     async with (
         running(max_connection_age_seconds=0.05) as served,
         connected(served.server.port) as connection,
@@ -111,7 +111,7 @@ async def test_an_aged_connection_is_told_to_go() -> None:
 
 
 async def test_grpc_knows_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ignores those that it does not know, so a misspelt one would go unnoticed."""
+    """gRPC ignores unknown options, so a misspelt one would go unnoticed."""
     given: dict[str, int] = {}
     make = grpc.aio.server
 
@@ -126,16 +126,16 @@ async def test_grpc_knows_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name in given if name.encode() not in grpc_library()] == []
 
 
-async def test_a_client_that_pings_at_times_is_answered(served: RunningServer) -> None:
-    """An idle connection may be pinged, to keep it alive or to find it dead."""
+async def test_occasional_pings_are_answered(served: RunningServer) -> None:
+    """A client may ping an idle connection, to keep it alive or to detect that it is dead."""
     async with connected(served.server.port) as connection:
         answer = await connection.ping()
 
     assert (answer.kind, answer.flags) == (PING, ACK)
 
 
-async def test_a_client_that_pings_all_the_time_is_disconnected(served: RunningServer) -> None:
-    """Pings with neither calls nor ten seconds between them are a flood."""
+async def test_a_client_that_floods_pings_is_disconnected(served: RunningServer) -> None:
+    """Pings less than ten seconds apart, without calls between them, count as a flood."""
     async with connected(served.server.port) as connection:
         while (goodbye := await connection.ping()).kind == PING:
             pass

@@ -97,7 +97,7 @@ async def channel_to(
 
 
 class Late(grpc.aio.ServerInterceptor):
-    """Keeps calls, even from being cancelled, until the server has stopped."""
+    """Holds calls, even cancelled ones, until the server has stopped."""
 
     def __init__(self) -> None:
         self.keeps_one = asyncio.Event()
@@ -111,8 +111,8 @@ class Late(grpc.aio.ServerInterceptor):
         return await continuation(details)
 
 
-async def test_a_call_that_begins_when_grpc_has_stopped_is_no_bug() -> None:
-    """It counts as cancelled; its client has seen its connection end."""
+async def test_a_call_that_starts_after_grpc_has_stopped_is_not_a_bug() -> None:
+    """It counts as cancelled; its client has seen the connection close."""
     metrics, late = Metrics(CollectorRegistry()), Late()
     interceptor = new_interceptor(metrics)
     server = grpc.aio.server(interceptors=[late, interceptor])
@@ -133,7 +133,7 @@ async def test_a_call_that_begins_when_grpc_has_stopped_is_no_bug() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_method_without_rules_is_refused(kind: str, tmp_path: Path) -> None:
-    """A service that was registered without a table is unknown to callers, also with a valid key."""
+    """Callers cannot reach a service registered without a table, even with a valid key."""
     with changed_keys(tmp_path / "keys.json") as keys:
         key, keys["search"] = new_key("search", frozenset(Scope))
     interceptor = new_interceptor(Metrics(CollectorRegistry()), {}, Access(KeyRing(tmp_path / "keys.json")))
@@ -176,14 +176,14 @@ async def call(channel: grpc.aio.Channel, kind: str, message: bytes, **options: 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_malformed_protobuf_is_an_invalid_argument(channel: grpc.aio.Channel, kind: str) -> None:
-    """Bytes that are no message are the caller's fault, in every kind of RPC."""
+    """Malformed messages are the caller's error, in every kind of RPC."""
     error = await refused(call(channel, kind, b"\xff\xff\xff"))
 
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_unexpected_exception_leaks_nothing_but_an_id(channel: grpc.aio.Channel, kind: str) -> None:
+async def test_an_unexpected_exception_reveals_only_an_id(channel: grpc.aio.Channel, kind: str) -> None:
     """The caller gets INTERNAL and an id to report; the exception's text stays in the log."""
     error = await refused(call(channel, kind, b""))
 
@@ -195,7 +195,7 @@ async def test_an_unexpected_exception_leaks_nothing_but_an_id(channel: grpc.aio
 
 @pytest.mark.parametrize("kind", ["stream_unary", "stream_stream"])
 async def test_a_stream_drops_raw_messages_once_they_are_parsed(kind: str) -> None:
-    """An item that waits is held once; gRPC itself holds the raw bytes of unary calls to their end."""
+    """A waiting item is held once; gRPC itself holds the raw bytes of unary calls until they end."""
     raw: list[bytes] = []
     references: list[int] = []
 
@@ -235,8 +235,8 @@ async def test_bad_utf8_in_a_string_is_an_invalid_argument(served: RunningServer
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
 
 
-async def test_an_unknown_method_is_unimplemented_and_no_metric(served: RunningServer) -> None:
-    """Names that callers make up do not become series."""
+async def test_an_unknown_method_is_unimplemented_and_adds_no_series(served: RunningServer) -> None:
+    """Method names that callers invent do not become series."""
     made_up: Any = served.channel.unary_unary("/alignserve.v1.AlignService/MadeUp")
     error = await refused(made_up(b""))
 
@@ -258,7 +258,7 @@ async def test_a_message_over_the_limit_is_refused_before_it_is_read(served: Run
 
 
 async def test_a_burst_on_several_connections_is_served_or_refused() -> None:
-    """gRPC's own limit on calls that wait to be taken would drop some of 3000 with a bare CANCELLED."""
+    """gRPC's own limit on pending calls would drop some of the 3000 with a bare CANCELLED."""
     async with running(max_queue_size=1500) as served, AsyncExitStack() as stack:
         address, own = f"127.0.0.1:{served.server.port}", [("grpc.use_local_subchannel_pool", 1)]
         channels = [
@@ -282,7 +282,7 @@ async def test_a_burst_on_several_connections_is_served_or_refused() -> None:
 def test_a_reset_just_before_the_deadline_counts_as_the_deadline(
     seconds_remaining: float | None, code: str
 ) -> None:
-    """A client whose deadline passes resets the call, a little before the server's timer."""
+    """A client whose deadline passes resets the call slightly before the server's timer fires."""
     assert code_of_cancellation(seconds_remaining) == code
 
 
@@ -329,10 +329,10 @@ async def test_known_traffic_gives_exactly_the_expected_counts(served: RunningSe
     assert served.sample("alignserve_batch_size_sum", modality="image") == 3
 
 
-async def test_no_caller_can_make_the_metrics_grow(served: RunningServer) -> None:
-    """Whatever else is sent, how it ends, or who sends it: the second hundred calls adds no series."""
+async def test_no_caller_can_add_series_to_the_metrics(served: RunningServer) -> None:
+    """Whatever is sent, however it ends, from any caller: the second hundred calls add no series."""
     await _all_kinds_of_calls(served, "first")
-    await until(lambda: served.sample("alignserve_event_loop_tasks") > 0)  # the watchdog's first look
+    await until(lambda: served.sample("alignserve_event_loop_tasks") > 0)  # the watchdog's first check
     before = _series(served)
 
     for number in range(100):

@@ -1,4 +1,4 @@
-"""A model that fails: what callers are told, and what becomes of the server."""
+"""A model that fails: the errors that callers get, and the state of the server afterwards."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _QUICK = ("--stall-timeout-seconds", "0.2", "--log-level", "info")
 
 
 @pytest.mark.parametrize("fault", ["raises", "is not finite", "runs out of memory"])
-async def test_a_poisonous_item_fails_alone_among_strangers(fault: str) -> None:
-    """Its neighbours in the batch get their own embeddings."""
+async def test_a_poisonous_item_fails_without_its_neighbours(fault: str) -> None:
+    """The other items of its batch get their own embeddings."""
     async with running(max_batch_size=8) as served:
         encoder = served.encoder
         if fault == "raises":
@@ -56,8 +56,8 @@ async def test_a_poisonous_item_fails_alone_among_strangers(fault: str) -> None:
         assert account["failed"] == len(failed)
 
 
-async def test_the_cap_learned_from_a_lack_of_memory_is_lifted_again() -> None:
-    """What took the memory may have gone: after a hundred full batches larger ones are tried."""
+async def test_a_batch_limit_learned_from_out_of_memory_is_lifted_later() -> None:
+    """The memory may be free again: after a hundred full batches, larger ones are tried."""
     async with running(max_batch_size=4) as served:
         served.encoder.max_batch_size = 2
         await served.stub.EmbedText(text_request("a", "b", "c", "d"))
@@ -73,8 +73,8 @@ async def test_the_cap_learned_from_a_lack_of_memory_is_lifted_again() -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
-async def test_a_server_that_cannot_recover_ends_with_a_code_of_its_own(how: str) -> None:
-    """Callers hear UNAVAILABLE, whether in the model or waiting; an orchestrator starts a new process."""
+async def test_an_unrecoverable_server_exits_with_its_own_code(how: str) -> None:
+    """Callers get UNAVAILABLE, whether running or waiting; an orchestrator restarts the process."""
     fault = {"dies": "raise SystemExit", "hangs": "get_stuck()"}[how]
     flags = ("--lanes", "1", "--stall-exit-seconds", "0.5", *_QUICK)
     async with server_process(
@@ -93,8 +93,8 @@ async def test_a_server_that_cannot_recover_ends_with_a_code_of_its_own(how: str
         assert code == EXIT_UNRECOVERABLE
 
 
-async def test_decoding_that_is_stuck_for_good_ends_the_process_too() -> None:
-    """The process does not wait for the threads that it gave up on."""
+async def test_decoding_that_never_returns_ends_the_process_too() -> None:
+    """The process does not wait for the threads that it has abandoned."""
     flags = ("--decode-threads", "1", "--stall-exit-seconds", "0.5", *_QUICK)
     stuck = "def preprocess_image(self, content): get_stuck()"
     async with server_process(*flags, encoder=stuck, warms_up=False) as process:
@@ -106,8 +106,8 @@ async def test_decoding_that_is_stuck_for_good_ends_the_process_too() -> None:
         assert await process.wait() == EXIT_UNRECOVERABLE
 
 
-async def test_a_device_that_never_works_again_ends_the_process() -> None:
-    """As after a fault of a CUDA device, which lasts as long as its process."""
+async def test_a_permanently_failed_device_ends_the_process() -> None:
+    """A fault of a CUDA device, for example, lasts as long as its process."""
     broken = "def encode_texts(self, batch): raise RuntimeError"
     flags = ("--stall-exit-seconds", "0.5", *_QUICK)
     async with server_process(*flags, encoder=broken, warms_up=False) as process:
@@ -120,8 +120,8 @@ async def test_a_device_that_never_works_again_ends_the_process() -> None:
         assert await process.wait() == EXIT_UNRECOVERABLE
 
 
-async def test_a_stall_that_may_last_for_ever_ends_nothing() -> None:
-    """Where somebody wants to look at it first."""
+async def test_a_stall_without_a_time_limit_ends_nothing() -> None:
+    """An operator can then examine the stalled process."""
     flags = ("--stall-exit-seconds", "0", *_QUICK)
     async with server_process(
         *flags, encoder="def encode_texts(self, batch): get_stuck()", warms_up=False
@@ -129,7 +129,7 @@ async def test_a_stall_that_may_last_for_ever_ends_nothing() -> None:
         await process.event("ready")
         async with connect(process.port) as channel:
             await refused(pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a")))
-            for _ in range(20):  # more looks of the watchdog than it would take
+            for _ in range(20):  # more checks of the watchdog than it would take
                 await refused(pb_grpc.AlignServiceStub(channel).EmbedText(text_request("b")))
                 await asyncio.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""Servers that are killed: the Python clients get every answer, once, from whoever serves next."""
+"""Servers that are killed: the Python clients get every answer once, from the next server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignserve_server.model.fake import FakeEncoder
 
 from tests.integration.serving import server_process
 
-# Texts of one word are answered, longer ones never: so it is certain what a kill interrupts.
+# One-word texts are answered and longer ones never are, so the kill interrupts a known set of calls.
 _STUCK_AT_TWO_WORDS = (
     "def encode_texts(self, batch): "
     "return get_stuck() if any(len(text.input_ids) > 3 for text in batch) else super().encode_texts(batch)"
@@ -56,7 +56,7 @@ def _in_thread(work: Callable[[str], Results]) -> Callable[[str], Awaitable[Resu
     ids=["stream", "stream_async", "unary", "unary_async"],
 )
 async def test_a_server_killed_at_work_costs_no_answer(work: Callable[[str], Awaitable[Results]]) -> None:
-    """The next server on the port gives what the killed one owed; nothing is lost, repeated or mixed up."""
+    """The next server on the port answers the rest; nothing is lost, repeated or mixed up."""
     async with server_process(*_FLAGS, encoder=_STUCK_AT_TWO_WORDS, warms_up=False) as first:
         await first.event("ready")
         target = f"127.0.0.1:{first.port}"
@@ -76,7 +76,7 @@ async def test_a_server_killed_at_work_costs_no_answer(work: Callable[[str], Awa
 
 
 async def test_a_replica_killed_at_work_costs_no_call() -> None:
-    """Calls that it had taken are answered by the other one, and later ones go there at once."""
+    """The other replica answers the calls it had accepted, and later calls go there at once."""
     never = "def encode_texts(self, batch): get_stuck()"
     async with (
         server_process(*_FLAGS, encoder=never, warms_up=False) as doomed,
@@ -88,7 +88,7 @@ async def test_a_replica_killed_at_work_costs_no_call() -> None:
 
         async with AsyncClient(target, wait_for_ready=True) as client:
             stuck = asyncio.ensure_future(doomed.event("stuck"))
-            while not stuck.done():  # at first the client may have reached only the other one
+            while not stuck.done():  # at first the client may have reached only the other replica
                 calls = [asyncio.ensure_future(client.embed_text(text)) for text in _TEXTS]
                 answered: asyncio.Future[Any] = asyncio.gather(*calls)
                 await asyncio.wait({stuck, answered}, return_when=asyncio.FIRST_COMPLETED)

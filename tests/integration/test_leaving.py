@@ -1,4 +1,4 @@
-"""Callers who leave: cancelled, expired or killed while queued, their work never reaches the device."""
+"""Callers that leave: if cancelled, expired or killed while queued, their work never reaches the device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def reached_device(served: RunningServer) -> set[bytes]:
 
 
 async def test_a_cancelled_call_frees_its_place_and_its_neighbours_succeed(served: RunningServer) -> None:
-    """Cancelling in the queue is immediate and disturbs nobody."""
+    """Cancelling a queued call is immediate and affects no other call."""
     plug = await hold_device(served)
     doomed = served.stub.EmbedText(text_request("doomed"))
     neighbour = asyncio.ensure_future(served.stub.EmbedText(text_request("neighbour")))
@@ -51,7 +51,7 @@ async def test_a_cancelled_call_frees_its_place_and_its_neighbours_succeed(serve
 
 
 async def test_an_expired_call_is_answered_while_the_device_is_busy(served: RunningServer) -> None:
-    """The deadline is kept by a timer, not by the next batch."""
+    """A timer enforces the deadline, not the next batch."""
     plug = await hold_device(served)
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -77,7 +77,7 @@ async def test_an_expired_call_is_answered_while_the_device_is_busy(served: Runn
     ids=["unary", "stream"],
 )
 async def test_a_killed_client_leaves_nothing_in_the_queue(served: RunningServer, call: str) -> None:
-    """kill -9 of a client process frees the places of its call, or of all that its stream has sent."""
+    """Killing a client with SIGKILL frees the places of its call, or of all items of its stream."""
     plug = await hold_device(served)
     code = (
         "import grpc, itertools, sys\n"
@@ -105,7 +105,7 @@ async def test_a_killed_client_leaves_nothing_in_the_queue(served: RunningServer
 async def test_half_of_many_queued_calls_cancelled_leaves_exactly_the_other_half(
     served: RunningServer,
 ) -> None:
-    """Counts add up when callers leave in the middle of the queue."""
+    """Item counts add up when callers leave in the middle of the queue."""
     plug = await hold_device(served)
     calls = [served.stub.EmbedImage(image_request(f"image {i}".encode())) for i in range(200)]
     await until(lambda: served.waiting("image") == 200)
@@ -122,8 +122,8 @@ async def test_half_of_many_queued_calls_cancelled_leaves_exactly_the_other_half
     }  # fmt: skip
 
 
-async def test_a_cancelled_classify_takes_its_labels_out_of_the_queue_too(served: RunningServer) -> None:
-    """Label prompts that nobody waits for any more are not embedded."""
+async def test_a_cancelled_classify_removes_its_labels_from_the_queue(served: RunningServer) -> None:
+    """Label prompts that no call waits for any longer are not embedded."""
     plug = await hold_device(served)
     call = served.stub.Classify(classify_request(b"x", "cat", "dog"))
     await until(lambda: served.waiting("image") == 1 and served.waiting("text") == 2)
@@ -137,8 +137,8 @@ async def test_a_cancelled_classify_takes_its_labels_out_of_the_queue_too(served
     assert served.items("text")["in_flight"] == served.items("image")["in_flight"] == 0
 
 
-async def test_a_coalesced_label_survives_the_caller_who_came_first(served: RunningServer) -> None:
-    """Two calls share one embedding of a label; the first may leave."""
+async def test_a_coalesced_label_survives_its_first_caller(served: RunningServer) -> None:
+    """Two calls share one embedding of a label, and the first may leave."""
     plug = await hold_device(served)
     first = served.stub.Classify(classify_request(b"x", "cat"))
     await until(lambda: served.waiting("text") == 1)
@@ -155,7 +155,7 @@ async def test_a_coalesced_label_survives_the_caller_who_came_first(served: Runn
 
 
 async def test_cancelled_streams_leave_nothing_behind(served: RunningServer) -> None:
-    """A stream that is cancelled takes all its items with it."""
+    """Cancelling a stream removes all its items from the queue."""
     from alignserve.v1 import align_service_pb2 as pb
 
     plug = await hold_device(served)

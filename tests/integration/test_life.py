@@ -1,4 +1,4 @@
-"""Start, readiness, stall and shutdown, as orchestrators and callers see them."""
+"""Startup, readiness, stalls and shutdown, as orchestrators and callers see them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WATCHFUL: dict[str, Any] = {"stall_timeout_seconds": 0.1}
 
 
 async def health(channel: grpc.aio.Channel, service: str = SERVICE) -> int:
-    """Asks grpc.health.v1 once."""
+    """Calls grpc.health.v1 once."""
     stub = health_pb2_grpc.HealthStub(channel)
     return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
@@ -57,8 +57,8 @@ def watch_health(served: RunningServer) -> Any:
     return stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
 
 
-async def test_calls_get_model_loading_until_the_model_has_answered_once() -> None:
-    """Health turns SERVING only after a forward of each modality."""
+async def test_calls_get_model_loading_until_the_model_is_warm() -> None:
+    """Health becomes SERVING only after one forward per modality."""
     encoder, may_load = FakeEncoder(), threading.Event()
 
     def load(_: Settings) -> FakeEncoder:
@@ -86,8 +86,8 @@ async def test_calls_get_model_loading_until_the_model_has_answered_once() -> No
     await server.stop(0.0)
 
 
-async def test_a_stalled_model_turns_health_red_and_back_when_it_moves_again() -> None:
-    """Readiness is tied to progress: a batch that hangs is seen, and so is its end."""
+async def test_health_is_not_serving_while_the_model_is_stalled() -> None:
+    """Readiness follows progress: it notices a batch that hangs, and the end of the hang."""
     async with running(**WATCHFUL) as served:
         watch = watch_health(served)
         seen = [(await watch.read()).status]
@@ -103,7 +103,7 @@ async def test_a_stalled_model_turns_health_red_and_back_when_it_moves_again() -
         assert seen == [SERVING, NOT_SERVING, SERVING]
         answers = {(error.code, error.reason) for error in errors}
         assert answers == {(grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")}
-        await until(lambda: is_answered(served))  # where a busy machine stalls it, the next time
+        await until(lambda: is_answered(served))  # on a busy machine the call may stall again
 
 
 async def is_answered(served: RunningServer) -> bool:
@@ -127,8 +127,8 @@ class SlowDecoder(FakeEncoder):
         return super().preprocess_image(content)
 
 
-async def test_decoding_that_does_not_move_turns_health_red_and_back() -> None:
-    """When every thread is stuck, no image gets through."""
+async def test_health_is_not_serving_while_decoding_is_stuck() -> None:
+    """When every decoding thread is stuck, no image is served."""
     encoder = SlowDecoder()
     async with running(encoder, decode_threads=1, **WATCHFUL) as served:
         watch = watch_health(served)
@@ -144,8 +144,8 @@ async def test_decoding_that_does_not_move_turns_health_red_and_back() -> None:
         assert seen == [SERVING, NOT_SERVING, SERVING]
 
 
-async def test_an_image_that_is_ready_only_after_the_stall_began_is_answered_too() -> None:
-    """It was accepted before and comes to the queue after all that waited was answered."""
+async def test_an_image_decoded_after_the_stall_began_is_answered_too() -> None:
+    """It was accepted earlier and reaches the queue after all waiting items were answered."""
     encoder = SlowDecoder()
     async with running(encoder, decode_threads=2, **WATCHFUL) as served:
         late = asyncio.ensure_future(served.stub.EmbedImage(image_request(b"slow")))
@@ -159,8 +159,8 @@ async def test_an_image_that_is_ready_only_after_the_stall_began_is_answered_too
         assert error.reason == "MODEL_STALLED"
 
 
-async def test_a_device_on_which_everything_fails_turns_health_red_until_it_works() -> None:
-    """Failures in a row make the watchdog run the model itself, and readiness follows what comes of it."""
+async def test_health_is_not_serving_while_every_forward_fails() -> None:
+    """After repeated failures the watchdog probes the model, and readiness follows the result."""
     async with running(stall_timeout_seconds=1.0) as served:
         served.encoder.max_batch_size = 0
         watch = watch_health(served)
@@ -176,8 +176,8 @@ async def test_a_device_on_which_everything_fails_turns_health_red_until_it_work
         assert seen == [SERVING, NOT_SERVING, SERVING]
 
 
-async def test_inputs_that_fail_on_a_sound_device_are_no_stall() -> None:
-    """However many of them one caller sends, the model works for everybody else."""
+async def test_failing_inputs_on_a_working_device_are_not_a_stall() -> None:
+    """However many of them one caller sends, the model works for all others."""
     async with running(stall_timeout_seconds=1.0) as served:
         served.encoder.failing = {served.encoder.key("poison")}
         for _ in range(20):
@@ -191,7 +191,7 @@ async def test_inputs_that_fail_on_a_sound_device_are_no_stall() -> None:
 
 @pytest.mark.timeout(30)
 async def test_clients_that_only_watch_do_not_hold_up_a_stop(served: RunningServer) -> None:
-    """The grace is for calls of the API: a health watch or an open reflection stream would last it out."""
+    """The grace period is for calls of the API: a health watch or reflection stream would use all of it."""
     watch = watch_health(served)
     reflection = reflection_pb2_grpc.ServerReflectionStub(served.channel).ServerReflectionInfo()
     await reflection.write(reflection_pb2.ServerReflectionRequest(list_services=""))
@@ -206,8 +206,8 @@ async def test_clients_that_only_watch_do_not_hold_up_a_stop(served: RunningServ
     assert [end.reason for end in ends] == ["SHUTTING_DOWN"] * 2
 
 
-async def test_an_accepted_call_is_answered_beside_a_watch(served: RunningServer) -> None:
-    """That watches are not waited for takes nothing from the calls that are."""
+async def test_an_accepted_call_is_answered_despite_an_open_watch(served: RunningServer) -> None:
+    """The server ignores open watches when it stops, but still waits for accepted calls."""
     watch = watch_health(served)
     await watch.read()
     served.encoder.gate.clear()
@@ -225,7 +225,7 @@ async def test_an_accepted_call_is_answered_beside_a_watch(served: RunningServer
 
 
 async def test_a_taken_port_is_a_clear_error() -> None:
-    """A second server does not start silently beside the first."""
+    """A second server does not silently start on the first one's port."""
     async with running() as served:
         second = Server(settings(listen=f"127.0.0.1:{served.server.port}"), lambda _: FakeEncoder())
 
@@ -236,7 +236,7 @@ async def test_a_taken_port_is_a_clear_error() -> None:
 
 
 async def test_a_draining_server_answers_what_it_accepted() -> None:
-    """After the drain every started call has been answered OK, and the accounts agree."""
+    """After the drain every started call has been answered OK, and the item counts agree."""
     encoder = FakeEncoder(seconds_per_batch=0.002)
     async with running(encoder) as served:
         ok, failed = 0, []
@@ -269,7 +269,7 @@ async def test_a_draining_server_answers_what_it_accepted() -> None:
 
 
 async def test_a_draining_server_answers_what_streams_have_sent_and_ends_them() -> None:
-    """A stream gets the answers of all items that were read, then UNAVAILABLE, so that it reconnects."""
+    """A stream gets the answers to all items that were read, then UNAVAILABLE, so that it reconnects."""
     async with running() as served:
         served.encoder.gate.clear()
         call: Any = served.stub.StreamInfer()
@@ -288,7 +288,7 @@ async def test_a_draining_server_answers_what_streams_have_sent_and_ends_them() 
 
 
 async def test_streams_under_load_end_without_a_failed_item(served: RunningServer) -> None:
-    """Once calls are refused streams read no more; what they have read is answered, not refused by item."""
+    """Once calls are refused, streams stop reading; items already read are answered, not refused."""
     failed: list[str] = []
     answered = 0
 
@@ -320,14 +320,14 @@ async def test_streams_under_load_end_without_a_failed_item(served: RunningServe
 
 @pytest.fixture(params=["1", "2"], ids=["alone", "workers"])
 async def process(request: pytest.FixtureRequest) -> AsyncIterator[ServerProcess]:
-    """A server with the fake encoder that is ready: one process, or two workers."""
+    """A ready server with the fake encoder: one process, or two workers."""
     async with server_process("--drain-delay-seconds", "0.3", "--workers", request.param) as server:
         await server.event("ready")
         yield server
 
 
 async def test_sigterm_under_load_loses_no_accepted_call(process: ServerProcess) -> None:
-    """Every call that was under way at SIGTERM succeeds, and the process exits with 0."""
+    """Every call in progress at SIGTERM succeeds, and the process exits with 0."""
     signalled_at = float("inf")
     lost: list[tuple[float, grpc.StatusCode]] = []
     answered = 0
@@ -364,7 +364,7 @@ async def test_sigterm_under_load_loses_no_accepted_call(process: ServerProcess)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_idle_server_exits_cleanly(process: ServerProcess, number: signal.Signals) -> None:
-    """SIGTERM and Ctrl-C end with 0."""
+    """SIGTERM and Ctrl-C both give exit code 0."""
     code = await process.stop(number)
 
     assert code == 0
@@ -372,7 +372,7 @@ async def test_an_idle_server_exits_cleanly(process: ServerProcess, number: sign
 
 @pytest.mark.timeout(30)
 async def test_sigterm_while_loading_ends_the_process() -> None:
-    """Neither the load, which nothing can interrupt, nor the drain delay is waited for."""
+    """The process waits neither for the load, which cannot be interrupted, nor for the drain delay."""
     never_loads = "def __init__(self): get_stuck()"
     async with server_process("--drain-delay-seconds", "600", encoder=never_loads) as server:
         await server.event("stuck")
@@ -383,8 +383,8 @@ async def test_sigterm_while_loading_ends_the_process() -> None:
 
 
 @pytest.mark.timeout(30)
-async def test_a_decode_that_never_ends_does_not_keep_the_process() -> None:
-    """After a clean stop the process is gone, whatever its threads are at."""
+async def test_a_decode_that_never_ends_does_not_delay_the_exit() -> None:
+    """After a clean stop the process exits, whatever its threads are doing."""
     never_decodes = "preprocess_image = lambda self, content: get_stuck()"
     flags = ("--drain-delay-seconds", "0", "--shutdown-grace-seconds", "0.1")
     async with server_process(*flags, encoder=never_decodes, warms_up=False) as server:
@@ -400,8 +400,8 @@ async def test_a_decode_that_never_ends_does_not_keep_the_process() -> None:
 
 
 @pytest.mark.timeout(30)
-async def test_a_second_signal_ends_the_grace() -> None:
-    """A person who presses Ctrl-C twice does not wait for the calls that are under way."""
+async def test_a_second_signal_ends_the_grace_period() -> None:
+    """After a second Ctrl-C the server does not wait for calls in progress."""
     never_encodes = "encode_texts = lambda self, batch: get_stuck()"
     flags = ("--shutdown-grace-seconds", "600")
     async with server_process(*flags, encoder=never_encodes, warms_up=False) as server:
@@ -436,8 +436,8 @@ async def test_a_bad_checkpoint_ends_the_process_with_a_reason(workers: str) -> 
     assert b"Traceback" not in stderr
 
 
-async def test_a_load_that_fails_unexpectedly_is_one_line_of_the_log() -> None:
-    """Whatever a runtime raises, the log stays in its format and the exit code is 1."""
+async def test_an_unexpected_load_failure_is_one_log_line() -> None:
+    """Whatever a runtime raises, the log keeps its format and the exit code is 1."""
     fails = "def __init__(self): raise NotImplementedError('no such device')"
     async with server_process(encoder=fails) as server:
         event = await server.event("startup_failed")
@@ -449,7 +449,7 @@ async def test_a_load_that_fails_unexpectedly_is_one_line_of_the_log() -> None:
 
 
 async def test_a_server_that_loads_first_is_ready_as_soon_as_it_listens() -> None:
-    """So a worker takes no connection that another one could serve meanwhile."""
+    """A worker then accepts no connection that another could serve in the meantime."""
     server = Server(settings(), lambda _: FakeEncoder())
 
     await server.load()
@@ -460,7 +460,7 @@ async def test_a_server_that_loads_first_is_ready_as_soon_as_it_listens() -> Non
     await server.stop(0.0)
 
 
-async def test_metrics_page_answers_over_http(served: RunningServer) -> None:
+async def test_the_metrics_page_is_served_over_http(served: RunningServer) -> None:
     """Prometheus can scrape the server."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.server.metrics_port)
     writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Lists of the Python client against a real server that is slower than they are long."""
+"""Lists of the Python client that take a real server longer than the client's timeout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.integration.serving import running
 
 _CLIENTS = 3
 _IMAGES = 200
-_TIMEOUT_SECONDS = 0.6  # a client's first requests alone take longer, and a single one much less
+_TIMEOUT_SECONDS = 0.6  # a client's first requests together take longer, a single one much less
 
 
 def images(client: int) -> list[bytes]:
@@ -20,7 +20,7 @@ def images(client: int) -> list[bytes]:
 
 
 async def test_lists_of_three_clients_at_once_are_embedded_whole() -> None:
-    """What would miss its deadline waits in the client; the server works through all of it."""
+    """Images that would miss their deadline wait in the client until the server has embedded all."""
     encoder = FakeEncoder(seconds_per_entry=0.005)
     async with running(encoder, max_client_batch_size=16, max_queue_size=128) as served:
         target = f"127.0.0.1:{served.server.port}"
@@ -37,11 +37,11 @@ async def test_lists_of_three_clients_at_once_are_embedded_whole() -> None:
 
     expected = [np.stack([encoder.embedding_of(image) for image in images(n)]) for n in range(_CLIENTS)]
     assert all(np.allclose(found, wanted, atol=1e-6) for found, wanted in zip(rows, expected, strict=True))
-    assert refused > 0  # or there was nothing to show
+    assert refused > 0  # otherwise this test shows nothing
 
 
 async def test_broken_images_are_named_and_their_neighbours_embedded() -> None:
-    """What a real server says of a request with several bad images is enough to send the rest again."""
+    """The error of a request with several bad images has enough detail to resend the others."""
     sent = images(0)
     for position in range(0, _IMAGES, 3):
         sent[position] = b"broken %d" % position
@@ -55,7 +55,7 @@ async def test_broken_images_are_named_and_their_neighbours_embedded() -> None:
 
 
 async def test_an_image_on_which_the_model_fails_is_found() -> None:
-    """The server does not name it; the others of its request are embedded."""
+    """The server does not name it; the other images of its request are embedded."""
     encoder = FakeEncoder()
     sent = images(0)
     async with (

@@ -1,4 +1,4 @@
-"""More than fits: unary calls are refused at once with a delay, streams wait."""
+"""Overload: unary calls are refused at once with a retry delay, and streams wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.integration.serving import classify_request, image_request, refused, 
 
 
 async def test_a_full_queue_refuses_unary_calls_with_a_retry_delay() -> None:
-    """RESOURCE_EXHAUSTED says when to come back, to people and programs."""
+    """RESOURCE_EXHAUSTED says when to retry, for people and for programs."""
     async with running(max_queue_size=4, max_client_batch_size=4) as served:
         served.encoder.gate.clear()
         plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
@@ -33,8 +33,8 @@ async def test_a_full_queue_refuses_unary_calls_with_a_retry_delay() -> None:
         assert served.items("text")["accepted"] == 5
 
 
-async def test_a_queue_is_full_by_bytes_too() -> None:
-    """Few large images fill the room that many small ones would."""
+async def test_a_queue_is_also_bounded_by_bytes() -> None:
+    """A few large images fill the space of many small ones."""
     async with running(max_queue_bytes=2500, max_image_bytes=1000) as served:
         served.encoder.gate.clear()
         plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
@@ -53,7 +53,7 @@ async def test_a_queue_is_full_by_bytes_too() -> None:
 
 
 async def test_a_stream_waits_for_room_and_leaves_some_to_unary_calls() -> None:
-    """A bulk stream is paused, not refused, and cannot fill the queue so that others starve."""
+    """A bulk stream is paused, not refused, and cannot starve others by filling the queue."""
     async with running(max_queue_size=8, max_client_batch_size=2) as served:
         served.encoder.gate.clear()
         plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
@@ -75,7 +75,7 @@ async def test_a_stream_waits_for_room_and_leaves_some_to_unary_calls() -> None:
 
 
 async def test_unary_calls_leave_some_room_to_streams_and_labels() -> None:
-    """Sustained unary load, which takes every place that falls free, cannot starve those who wait."""
+    """Sustained unary load, which takes every free place, cannot starve callers that wait."""
     async with running(max_queue_size=8, max_client_batch_size=2) as served:
         served.encoder.gate.clear()
         plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
@@ -99,7 +99,7 @@ async def test_unary_calls_leave_some_room_to_streams_and_labels() -> None:
 
 
 async def test_a_classify_whose_labels_would_wait_is_refused() -> None:
-    """Unary calls do not pile up behind label prompts; those with known labels are served meanwhile."""
+    """Unary calls do not pile up behind label prompts; calls with cached labels are still served."""
     async with running(max_queue_size=8, max_client_batch_size=2) as served:
         await served.stub.Classify(classify_request(b"x", "known"))
         served.encoder.batches.clear()
@@ -122,11 +122,11 @@ async def test_a_classify_whose_labels_would_wait_is_refused() -> None:
         await asyncio.gather(plug, many, known, *few)
 
         assert error.reason == "QUEUE_FULL"
-        assert served.items("image")["accepted"] == 8  # the refused call's image is none of them
+        assert served.items("image")["accepted"] == 8  # without the refused call's image
 
 
 async def test_many_label_prompts_wait_for_room() -> None:
-    """A label set larger than the queue is embedded bit by bit instead of being refused."""
+    """A label set larger than the queue is embedded piece by piece instead of being refused."""
     async with running(max_queue_size=8, max_client_batch_size=2) as served:
         response = await served.stub.Classify(classify_request(b"x", *(f"label {i}" for i in range(300))))
 
@@ -152,14 +152,14 @@ async def test_two_modalities_share_one_device() -> None:
 
 
 async def test_a_call_that_would_miss_its_deadline_is_refused_at_once() -> None:
-    """The caller can still act; the item never takes a place, and others with more time are served."""
+    """The caller still has time to react; the item takes no place, and callers with more time are served."""
     async with running(max_batch_size=1) as served:
         for i in range(50):
             await served.stub.EmbedText(text_request(f"warm {i}"))
         served.encoder.gate.clear()
         waiting = [asyncio.ensure_future(served.stub.EmbedText(text_request(f"w {i}"))) for i in range(20)]
         await until(lambda: served.waiting("text") == 19)
-        await asyncio.sleep(0.3)  # the pace is that of a server that has answered nothing for so long
+        await asyncio.sleep(0.3)  # the drain rate is that of a server without an answer for this long
 
         error = await refused(served.stub.EmbedText(text_request("hasty"), timeout=0.1))
         patient = asyncio.ensure_future(served.stub.EmbedText(text_request("patient"), timeout=60))
@@ -174,7 +174,7 @@ async def test_a_call_that_would_miss_its_deadline_is_refused_at_once() -> None:
 
 
 async def test_interactive_calls_overtake_a_bulk_stream() -> None:
-    """A call waits for the batch that runs, and not for the bulk items before it."""
+    """A call waits for the running batch, but not for the bulk items ahead of it."""
     async with running(max_batch_size=2) as served:
         served.encoder.gate.clear()
         plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
@@ -196,7 +196,7 @@ async def test_interactive_calls_overtake_a_bulk_stream() -> None:
 
 
 async def test_an_unknown_priority_is_refused() -> None:
-    """A misspelt one would otherwise be served as what it is not."""
+    """A misspelt priority would otherwise be served as the default one."""
     async with running() as served:
         call = served.stub.EmbedText(text_request("text"), metadata=[("alignserve-priority", "urgent")])
 
@@ -207,7 +207,7 @@ async def test_an_unknown_priority_is_refused() -> None:
 
 
 async def test_a_flood_from_one_host_leaves_others_their_turn() -> None:
-    """Another host's call finds room, and goes before what the flood has waiting."""
+    """Another host's call is accepted, and overtakes the waiting calls of the flood."""
     async with running(
         listen="[::]:0", max_queue_size=64, max_client_batch_size=8, max_batch_size=2
     ) as served:

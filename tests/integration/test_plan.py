@@ -9,7 +9,7 @@ from tests.processes import BIN, run
 
 
 def test_what_is_measured_can_be_saved_and_used_again(tmp_path: Path) -> None:
-    """The saved curve of the fake model gives the plan that the measurement gave."""
+    """The fake model's saved measurement gives the same plan as the measurement itself."""
     file = tmp_path / "curve.json"
     command = (BIN / "alignserve-server", "plan", "--json", "--p99", "1", "--calls", "1000")
     flags = ("--max-batch-size", "2", "--replicas", "1")

@@ -1,4 +1,4 @@
-"""The metrics port through the life of a server: probes, the state, and which series are there when."""
+"""The metrics port over a server's lifetime: probes, the state, and which series exist when."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _QUICK = {"stall_timeout_seconds": 0.1, "stall_exit_seconds": 0}
 
 
 async def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    """Returns the status and the body of an answer of the metrics port."""
+    """Returns the status and body of a response of the metrics port."""
 
     def blocking() -> tuple[int, str]:
         connection = HTTPConnection("127.0.0.1", port)
@@ -50,7 +50,7 @@ async def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
 
 
 async def seen(server: Server) -> tuple[str, tuple[int, str], tuple[int, str]]:
-    """Returns the state that the gauge shows, and what both probes get."""
+    """Returns the state that the gauge shows, and the responses to both probes."""
     sample = server.metrics.registry.get_sample_value
     shown = {state: sample("alignserve_state", {"state": state}) for state in STATES}
     assert sorted(value or 0 for value in shown.values()) == [0, 0, 0, 1]
@@ -75,12 +75,12 @@ async def loading_server(**overrides) -> AsyncIterator[tuple[Server, FakeEncoder
 
 
 def counted(server: Server) -> list[Metric]:
-    """Returns the families of what only grows."""
+    """Returns the metric families that only grow."""
     return [family for family in server.metrics.registry.collect() if family.type in ("counter", "histogram")]
 
 
 def series(server: Server) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
-    """Returns the names and labels of what only grows, on this page."""
+    """Returns the names and labels of the series that only grow."""
     return {
         (sample.name, tuple(sorted(sample.labels.items())))
         for family in counted(server)
@@ -88,8 +88,8 @@ def series(server: Server) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
     }
 
 
-async def test_probes_and_the_gauge_tell_the_state_all_along() -> None:
-    """Alive from the first moment on; ready while serving, and the state in a word otherwise."""
+async def test_probes_and_the_gauge_follow_the_state() -> None:
+    """The server is alive from the start and ready while serving; otherwise the body names its state."""
     async with loading_server(**_QUICK) as (server, encoder, loaded):
         assert await seen(server) == ("loading", (503, "loading\n"), (200, "ok\n"))
 
@@ -114,7 +114,7 @@ async def test_probes_and_the_gauge_tell_the_state_all_along() -> None:
 
 
 async def test_probes_need_no_key(tmp_path: Path) -> None:
-    """Orchestrators have none."""
+    """Probes work without a key, because orchestrators have none."""
     keys = tmp_path / "keys.json"
     with changed_keys(keys):
         pass
@@ -124,13 +124,13 @@ async def test_probes_need_no_key(tmp_path: Path) -> None:
 
 
 async def test_without_metrics_there_is_no_port() -> None:
-    """Probes belong to it; health by gRPC is there as ever."""
+    """Probes are part of that port; gRPC health checks still work."""
     async with running(metrics_listen=None) as served:
         assert served.server.metrics_port == 0
 
 
-async def test_what_is_not_known_while_loading_has_no_series() -> None:
-    """No lanes, no busy time, no queue and nothing about the model; a 0 would end in quotients."""
+async def test_values_unknown_while_loading_have_no_series() -> None:
+    """Lanes, busy time, queues and the model have no series yet: a 0 would distort quotients."""
     async with loading_server() as (server, _, loaded):
         before = {family.name: family.samples for family in server.metrics.registry.collect()}
         loaded.set()
@@ -156,11 +156,11 @@ async def test_what_is_not_known_while_loading_has_no_series() -> None:
     types = {family.name: family.type for family in server.metrics.registry.collect()}
     assert {name for name in gauges if types[name] == "gauge"} == known
     assert not before["alignserve_last_forward_timestamp_seconds"]
-    assert not after["alignserve_last_forward_timestamp_seconds"]  # warming up is no batch
+    assert not after["alignserve_last_forward_timestamp_seconds"]  # a warm-up is not a batch
 
 
-async def test_what_is_counted_has_its_series_before_the_first_event() -> None:
-    """A rate misses the event with which a series begins, such as the first errors of a code."""
+async def test_counters_have_series_before_the_first_event() -> None:
+    """A rate misses the event that creates a series, such as the first error with a code."""
     async with running() as served:
         before = series(served.server)
 
@@ -183,7 +183,7 @@ async def test_what_is_counted_has_its_series_before_the_first_event() -> None:
 
 
 async def test_errors_can_be_counted_by_every_code_and_reason_from_the_start() -> None:
-    """For each method of the API, and also for health and reflection."""
+    """Series exist for each method of the API, and also for health and reflection."""
     async with running() as served:
         page = series(served.server)
 
@@ -211,7 +211,7 @@ async def test_errors_can_be_counted_by_every_code_and_reason_from_the_start() -
     ],
 )
 async def test_calls_are_timed_by_priority_and_size(texts, metadata, priority, size) -> None:
-    """So that a target can be set for small urgent calls; no caller adds a label."""
+    """A latency target can then cover small urgent calls only; no caller can add a label."""
     async with running() as served:
         call = served.stub.EmbedText(text_request(*texts), metadata=metadata)
         await asyncio.gather(call, return_exceptions=True)
@@ -225,8 +225,8 @@ async def test_calls_are_timed_by_priority_and_size(texts, metadata, priority, s
     assert found == {(priority, size)}
 
 
-async def test_workers_have_a_state_each_and_are_ready_together() -> None:
-    """One that is restarted is loading, and the page and the probe say so at every moment."""
+async def test_each_worker_has_a_state_and_readiness_needs_all() -> None:
+    """A restarted worker is loading, and the page and the probe always show it."""
     async with server_process("--workers", "2", "--drain-delay-seconds", "0") as process:
         port = (await process.event("listening"))["metrics_port"]
         while (await ask(port, "/readyz")) != (200, "serving\n"):

@@ -1,4 +1,4 @@
-"""A response that its caller could not take is refused before the work, by call and by stream."""
+"""A response too large for its caller is refused before any work, in calls and in streams."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def wide(texts: int) -> pb.EmbedTextRequest:
 
 
 async def test_a_default_client_is_told_to_set_top_k(served: RunningServer) -> None:
-    """64 images with 1,000 long labels fail with a reason of their own, and cost nothing."""
+    """64 images with 1,000 long labels fail with their own reason, before any work."""
     error = await refused(served.stub.Classify(seven_megabytes()))
 
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "LABELS_INVALID")
@@ -53,7 +53,7 @@ async def test_a_default_client_is_told_to_set_top_k(served: RunningServer) -> N
 
 
 async def test_with_top_k_the_same_request_is_answered(served: RunningServer) -> None:
-    """What top_k leaves out takes no room."""
+    """Scores that top_k omits do not count."""
     request = seven_megabytes()
     request.top_k = 500
 
@@ -62,8 +62,8 @@ async def test_with_top_k_the_same_request_is_answered(served: RunningServer) ->
     assert 3 * MIB < response.ByteSize() <= 4 * MIB
 
 
-async def test_a_caller_that_takes_more_gets_more() -> None:
-    """Up to what the server sends, if the channel takes it and the metadata says so."""
+async def test_a_caller_that_accepts_more_gets_more() -> None:
+    """The limit is that of the server, if the channel accepts it and the metadata says so."""
     async with running() as served:
         target = f"127.0.0.1:{served.server.port}"
         options = [("grpc.max_receive_message_length", 8 * MIB), ("grpc.use_local_subchannel_pool", 1)]
@@ -79,8 +79,8 @@ async def test_a_caller_that_takes_more_gets_more() -> None:
         assert "limit 6291456" in error.message
 
 
-async def test_nobody_gets_more_than_the_server_sends() -> None:
-    """`max_response_bytes` holds whatever the caller accepts, and its metadata would not help."""
+async def test_no_caller_gets_more_than_the_servers_limit() -> None:
+    """`max_response_bytes` applies whatever the caller accepts; metadata cannot raise it."""
     async with running(max_response_bytes=100_000) as served:
         error = await refused(served.stub.Classify(half_a_megabyte(), metadata=[(KEY, str(1 << 30))]))
         info = await served.stub.GetModelInfo(pb.GetModelInfoRequest())
@@ -91,7 +91,7 @@ async def test_nobody_gets_more_than_the_server_sends() -> None:
 
 
 async def test_embeddings_of_many_dimensions_are_refused_too() -> None:
-    """As BATCH_TOO_LARGE, by images and texts; half precision takes half."""
+    """Images and texts get BATCH_TOO_LARGE; half precision takes half the bytes."""
     encoder = FakeEncoder(embedding_dimension=MIB // 4, is_recording=True)
     async with running(encoder) as served:
         texts = await refused(served.stub.EmbedText(wide(4)))
@@ -109,8 +109,8 @@ async def test_embeddings_of_many_dimensions_are_refused_too() -> None:
         assert len(halves.embeddings) == 4
 
 
-async def test_an_item_that_is_too_large_fails_in_its_place(served: RunningServer) -> None:
-    """The stream stays open, with one word of metadata for all its items."""
+async def test_an_item_with_a_too_large_response_fails_by_itself(served: RunningServer) -> None:
+    """The stream stays open; its metadata sets the limit for all its items."""
     items = [
         pb.StreamInferRequest(correlation_id="first", embed_text=text_request("a")),
         pb.StreamInferRequest(correlation_id="large", classify=half_a_megabyte()),
@@ -127,8 +127,8 @@ async def test_an_item_that_is_too_large_fails_in_its_place(served: RunningServe
     assert answers["last"].HasField("classify")
 
 
-async def test_a_stream_without_metadata_keeps_to_the_default(served: RunningServer) -> None:
-    """A default client would lose the whole stream with one such answer."""
+async def test_a_stream_without_metadata_gets_the_default_limit(served: RunningServer) -> None:
+    """One larger answer would cost a default client the whole stream."""
     items = [
         pb.StreamInferRequest(correlation_id="large", classify=seven_megabytes()),
         pb.StreamInferRequest(correlation_id="small", classify=half_a_megabyte()),
@@ -140,8 +140,8 @@ async def test_a_stream_without_metadata_keeps_to_the_default(served: RunningSer
     assert answers["small"].HasField("classify")
 
 
-async def test_an_id_of_megabytes_does_not_come_back_whole(served: RunningServer) -> None:
-    """It is refused, in a message that every client can take, and the stream goes on."""
+async def test_an_id_of_megabytes_is_not_echoed_whole(served: RunningServer) -> None:
+    """It is refused, in a message that every client can receive, and the stream continues."""
     items = [
         pb.StreamInferRequest(correlation_id="i" * (5 * MIB), embed_text=text_request("a")),
         pb.StreamInferRequest(correlation_id="next", embed_text=text_request("a")),
@@ -156,8 +156,8 @@ async def test_an_id_of_megabytes_does_not_come_back_whole(served: RunningServer
 
 
 @pytest.mark.parametrize("value", ["much", "0", "-1", ""])
-async def test_what_is_no_number_is_refused_by_call_and_by_stream(served: RunningServer, value: str) -> None:
-    """Rather than taken for the default."""
+async def test_an_invalid_limit_is_refused_in_calls_and_streams(served: RunningServer, value: str) -> None:
+    """It is not replaced by the default."""
 
     async def by_stream() -> Refusal:
         call = served.stub.StreamInfer(iter([pb.StreamInferRequest()]), metadata=[(KEY, value)])
@@ -170,8 +170,8 @@ async def test_what_is_no_number_is_refused_by_call_and_by_stream(served: Runnin
         assert KEY in error.message
 
 
-async def test_the_python_clients_take_large_responses() -> None:
-    """Both say what their channel takes, by call and by stream, and less if an option says less."""
+async def test_the_python_clients_accept_large_responses() -> None:
+    """Both announce their channel's limit, in calls and in streams, or less if an option says so."""
     images = [bytes([i]) for i in range(1, 65)]
     async with running() as served:
         target = f"127.0.0.1:{served.server.port}"
@@ -189,7 +189,7 @@ async def test_the_python_clients_take_large_responses() -> None:
 
 
 async def test_no_answer_about_the_server_is_too_large_for_a_default_client(served: RunningServer) -> None:
-    """GetModelInfo asks for nothing that could be large."""
+    """GetModelInfo has no response that could exceed the limit."""
     info = await served.stub.GetModelInfo(pb.GetModelInfoRequest())
 
     assert info.ByteSize() < 4096

@@ -1,4 +1,4 @@
-"""Which refusals the retry policy inside gRPC repeats, as grpcio has it."""
+"""Which refusals gRPC's built-in retry policy repeats, tested with grpcio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def retrying(served: RunningServer, *codes: str) -> AsyncIterator[pb_grpc.
     """Yields a stub on a channel that makes three attempts at calls that end with one of the codes."""
     policy = {
         "maxAttempts": ATTEMPTS,
-        "initialBackoff": "0.010s",  # at 1 ms, grpcio draws 0 ms now and then, at which it hangs
+        "initialBackoff": "0.010s",  # at 1 ms, grpcio sometimes draws 0 ms and hangs
         "maxBackoff": "0.010s",
         "backoffMultiplier": 1,
         "retryableStatusCodes": codes,
@@ -33,7 +33,7 @@ async def retrying(served: RunningServer, *codes: str) -> AsyncIterator[pb_grpc.
 
 @asynccontextmanager
 async def full(served: RunningServer, waiting: int) -> AsyncIterator[None]:
-    """Fills the device and then the queue of texts, for the length of the block."""
+    """Keeps the device and the text queue full for the length of the block."""
     served.encoder.gate.clear()
     plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
     await until(lambda: served.encoder.batches != [])
@@ -46,8 +46,8 @@ async def full(served: RunningServer, waiting: int) -> AsyncIterator[None]:
         await asyncio.gather(plug, texts)
 
 
-async def test_a_full_server_is_not_asked_again_by_a_policy_for_restarts() -> None:
-    """The caller learns at once; no trailer tempts the clients that repeat whatever carries one."""
+async def test_a_policy_for_restarts_does_not_retry_on_a_full_server() -> None:
+    """The caller learns at once; there is no trailer, because some clients retry any call with one."""
     async with running(max_queue_size=4, max_client_batch_size=4) as served:
         async with full(served, 4), retrying(served, "UNAVAILABLE") as stub:
             error = await refused(stub.EmbedText(text_request("one too many")))
@@ -58,8 +58,8 @@ async def test_a_full_server_is_not_asked_again_by_a_policy_for_restarts() -> No
         assert served.sample("alignserve_rejected_total", reason="QUEUE_FULL") == 1
 
 
-async def test_a_full_server_is_asked_again_where_the_policy_says_so() -> None:
-    """A client that names RESOURCE_EXHAUSTED gets its own backoff: no pushback stops it or holds it up."""
+async def test_a_policy_may_retry_on_a_full_server() -> None:
+    """A policy that names RESOURCE_EXHAUSTED uses its own backoff: no pushback stops or delays it."""
     async with running(max_queue_size=4, max_client_batch_size=4) as served:
         async with full(served, 4), retrying(served, "RESOURCE_EXHAUSTED") as stub:
             error = await refused(stub.EmbedText(text_request("one too many")))
@@ -76,7 +76,7 @@ async def test_a_call_that_would_miss_its_deadline_is_never_repeated_within_it()
         served.encoder.batches.clear()
         async with full(served, 19), retrying(served, "UNAVAILABLE", "RESOURCE_EXHAUSTED") as stub:
             refusal = None
-            while refusal is None:  # the pace is that of a server that has answered nothing for some time
+            while refusal is None:  # the drain rate falls while the server answers nothing
                 call = stub.EmbedText(text_request("hasty"), timeout=0.3)
                 refusal = await call.code()
                 refusal = None if refusal is grpc.StatusCode.DEADLINE_EXCEEDED else refusal
@@ -87,8 +87,8 @@ async def test_a_call_that_would_miss_its_deadline_is_never_repeated_within_it()
         assert served.sample("alignserve_rejected_total", reason="WOULD_MISS_DEADLINE") == 1
 
 
-async def test_a_server_that_stops_is_asked_again_after_its_delay() -> None:
-    """UNAVAILABLE carries the delay of RetryInfo, and is repeated."""
+async def test_a_stopping_server_is_retried_after_its_delay() -> None:
+    """UNAVAILABLE carries the delay of RetryInfo, and is retried."""
     async with running() as served, retrying(served, "UNAVAILABLE") as stub:
         await served.server.drain(0.0)
 
@@ -100,7 +100,7 @@ async def test_a_server_that_stops_is_asked_again_after_its_delay() -> None:
 
 
 async def test_a_stream_that_is_repeated_at_once_does_not_hang() -> None:
-    """One that aged before it was used is begun again by a policy that names streams."""
+    """A policy that names streams reopens a stream that expired before its first item."""
     async with running(max_stream_age_seconds=0.05) as served, retrying(served, "UNAVAILABLE") as stub:
         call = stub.StreamInfer(timeout=10)
 

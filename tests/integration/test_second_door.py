@@ -1,4 +1,4 @@
-"""A second door gets admission, keys, quotas, deadlines, metrics, traces and a drain from the API alone."""
+"""A second door gets admission, keys, quotas, deadlines, metrics, traces and draining from the API."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Door:
 
 @asynccontextmanager
 async def door_of(server: Server) -> AsyncIterator[Door]:
-    """Opens the door beside a server's own."""
+    """Opens the door next to the server's own."""
     listening = await asyncio.start_server(HttpDoor(server.service, server.accounting).serve, "127.0.0.1", 0)
     async with listening:
         yield Door(listening.sockets[0].getsockname()[1])
@@ -65,7 +65,7 @@ async def opened(**overrides: Any) -> AsyncIterator[tuple[RunningServer, Door]]:
 
 @asynccontextmanager
 async def busy(served: RunningServer) -> AsyncIterator[None]:
-    """Keeps the only lane at a batch, so that what comes meanwhile waits."""
+    """Keeps the only lane busy, so that calls wait for the length of the block."""
     served.encoder.gate.clear()
     first = asyncio.ensure_future(served.stub.EmbedText(text_request("ahead of the others")))
     await until(lambda: len(served.encoder.batches) == 1)
@@ -80,8 +80,8 @@ def handled(served: RunningServer, code: str) -> float:
     return served.sample("grpc_server_handled_total", **labels)
 
 
-def test_the_door_imports_the_api_and_what_is_below_all() -> None:
-    """Neither batching nor access nor the model, which the API stands for."""
+def test_the_door_imports_only_the_api_and_the_ground_layer() -> None:
+    """It imports none of batching, access and model, which the API wraps."""
     tree = ast.parse(Path(http_door.__file__).read_text())
     modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
 
@@ -90,7 +90,7 @@ def test_the_door_imports_the_api_and_what_is_below_all() -> None:
 
 
 async def test_texts_are_embedded_and_counted() -> None:
-    """The answer is gRPC's, and the call counts under the door's own labels."""
+    """The answer equals gRPC's, and the call is counted under the door's own labels."""
     async with opened() as (served, door):
         status, answer = await door.embed("a cat", "a dog")
 
@@ -104,7 +104,7 @@ async def test_texts_are_embedded_and_counted() -> None:
         assert served.sample("grpc_server_handling_seconds_count", **batch) == 1
 
 
-async def test_keys_scopes_and_quotas_hold(tmp_path: Path) -> None:
+async def test_keys_scopes_and_quotas_apply(tmp_path: Path) -> None:
     """One key is one caller at both doors, with one quota."""
     path = tmp_path / "keys.json"
     with changed_keys(path) as keys:
@@ -131,7 +131,7 @@ async def test_keys_scopes_and_quotas_hold(tmp_path: Path) -> None:
 
 
 async def test_a_full_queue_refuses() -> None:
-    """The door needs to do nothing for it."""
+    """The door needs no code for it."""
     async with opened(max_queue_size=2, max_client_batch_size=2) as (served, door), busy(served):
         waiting = asyncio.ensure_future(door.embed("a", "b"))
         await until(lambda: served.waiting("text") == 2)
@@ -144,7 +144,7 @@ async def test_a_full_queue_refuses() -> None:
 
 
 async def test_the_deadline_of_a_header_ends_the_wait() -> None:
-    """What expires in the queue is told so, and counts as expired."""
+    """A call that expires in the queue gets DEADLINE_EXCEEDED and counts as expired."""
     async with opened() as (served, door), busy(served):
         status, answer = await door.embed("a", timeout="0.05")
 
@@ -154,7 +154,7 @@ async def test_the_deadline_of_a_header_ends_the_wait() -> None:
 
 
 async def test_a_client_that_leaves_leaves_the_queue() -> None:
-    """Its call is cancelled, and counts as that."""
+    """Its call is cancelled, and counts as cancelled."""
     async with opened() as (served, door), busy(served):
         _, writer = await door.open("a")
         await until(lambda: served.waiting("text") == 1)
@@ -174,10 +174,10 @@ async def test_a_client_that_leaves_leaves_the_queue() -> None:
         (["a"], {"priority": "urgent"}, "ARGUMENT_INVALID", []),
     ],
 )
-async def test_refusals_name_what_the_caller_has_sent(
+async def test_refusals_name_the_fields_of_the_caller(
     texts: list[str], headers: dict[str, str], reason: str, fields: list[str]
 ) -> None:
-    """Fields and headers of this door, for its own limits, those of the API and the engine's."""
+    """Errors name this door's fields and headers, whether the door, the API or the engine refuses."""
     async with opened() as (_, door):
         status, answer = await door.embed(*texts, **headers)
 
@@ -187,7 +187,7 @@ async def test_refusals_name_what_the_caller_has_sent(
 
 
 async def test_a_call_is_traced() -> None:
-    """Its line of the access log is in its caller's trace, with the steps of the engine."""
+    """Its access log line has its caller's trace id and the engine's timings."""
     with capture_logs() as lines:
         async with opened(access_log_sample_ratio=1.0) as (_, door):
             await door.embed("a cat", traceparent=f"00-{TRACE_ID}-00f067aa0ba902b7-01")
@@ -197,7 +197,7 @@ async def test_a_call_is_traced() -> None:
     assert line["compute_seconds"] >= 0
 
 
-async def test_an_unexpected_error_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_error_reveals_only_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller gets an id that is also in the log."""
     with capture_logs() as lines:
         async with opened() as (_, door):
@@ -210,7 +210,7 @@ async def test_an_unexpected_error_leaks_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_nothing_is_served_before_the_model_is_loaded() -> None:
-    """Readiness is the API's, so every door refuses alike."""
+    """Readiness is part of the API, so every door refuses in the same way."""
     server = Server(settings(), lambda _: FakeEncoder())
     await server.start()
     async with door_of(server) as door:
@@ -220,8 +220,8 @@ async def test_nothing_is_served_before_the_model_is_loaded() -> None:
     assert (status, answer["reason"]) == (503, "MODEL_LOADING")
 
 
-async def test_a_stop_waits_for_calls_of_every_door() -> None:
-    """Those that were accepted are answered, and later ones refused."""
+async def test_shutdown_waits_for_calls_of_every_door() -> None:
+    """Accepted calls are answered, and later ones refused."""
     async with opened() as (served, door), busy(served):
         accepted = asyncio.ensure_future(door.embed("accepted"))
         await until(lambda: served.waiting("text") == 1)

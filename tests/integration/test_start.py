@@ -1,4 +1,4 @@
-"""Odd environments of a start: closed streams, inherited variables, no home, and signals before it serves."""
+"""Unusual startup conditions: closed streams, inherited variables, no home, early signals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _started(*command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]
     ("closed", "workers"), [*((closed, "1") for closed in STREAMS), ((0,), "2"), ((0, 1, 2), "2")], ids=str
 )
 def test_a_server_without_standard_streams_stops_cleanly(closed: Sequence[int], workers: str) -> None:
-    """As a daemon may be started: none of its own files takes a stream's number."""
+    """Daemons may be started this way; no file of the server gets the number of a standard stream."""
     port = free_port()
     flags = [
         *("--checkpoint", "fake", "--metrics-listen", "none", "--drain-delay-seconds", "0"),
@@ -87,7 +87,7 @@ main()
 def test_a_signal_during_imports_ends_without_a_traceback(
     module: str, argv: list[str], code: int | None, number: signal.Signals
 ) -> None:
-    """With 0, as at any time, if it would serve; for a command that is cut short, with 130 or 143."""
+    """A server exits with 0, as at any time; an interrupted command exits with 130 or 143."""
     program = [sys.executable, "-c", _INTERRUPTED, module, str(int(number)), *argv]
 
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)
@@ -101,7 +101,7 @@ def test_a_signal_during_imports_ends_without_a_traceback(
 def test_a_signal_during_the_load_ends_without_a_traceback(
     tmp_path: Path, number: signal.Signals, workers: str
 ) -> None:
-    """A model that takes long does not keep its server from ending, with 0."""
+    """A slow load does not delay the exit, and the exit code is 0."""
     port = free_port()
     flags = [
         *("--listen", f"127.0.0.1:{port}", "--metrics-listen", "none", "--workers", workers),
@@ -122,10 +122,10 @@ def test_a_signal_during_the_load_ends_without_a_traceback(
     ("name", "workers"),
     [("PROMETHEUS_MULTIPROC_DIR", "1"), ("PROMETHEUS_MULTIPROC_DIR", "2"), ("prometheus_multiproc_dir", "1")],
 )
-def test_another_servers_folder_of_metrics_is_ignored(
+def test_another_servers_metrics_folder_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, workers: str
 ) -> None:
-    """Base images set it; nothing is written there, and the page is whole."""
+    """Base images set the variable; nothing is written there, and the metrics page is complete."""
     monkeypatch.setenv(name, str(tmp_path))
 
     with (
@@ -150,7 +150,7 @@ print(default_cache_dir())
 
 
 def test_a_user_without_a_home_has_a_cache_folder() -> None:
-    """A container may run as any number; the folder need not be writable."""
+    """A container may run as any user id; the folder need not be writable."""
     done = subprocess.run([sys.executable, "-c", _HOMELESS], capture_output=True, text=True, timeout=60)
 
     assert done.stdout.strip() == "/.cache/alignserve", done.stderr

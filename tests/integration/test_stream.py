@@ -1,4 +1,4 @@
-"""StreamInfer: every item answered once, failures per item, order by choice, flow control."""
+"""StreamInfer: every item is answered once; failures per item, optional order, flow control."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ async def infer(
 @pytest.mark.parametrize("count", [1_000, pytest.param(5_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("is_ordered", [False, True])
 async def test_items_are_answered_once_each(served: RunningServer, is_ordered: bool, count: int) -> None:
-    """Broken images fail alone, in place; order is kept when asked for; memory stays flat."""
+    """Broken images fail on their own; order is kept on request; memory stays flat."""
     numbers = range(count)
     requests = (item(number) for number in numbers)
     if is_ordered:
         requests = (request for request in _with_options(requests))
     process = psutil.Process()
-    await infer(served, map(item, range(500)))  # warm: allocators, caches
+    await infer(served, map(item, range(500)))  # warms up allocators and caches
     served.encoder.batches.clear()
     before = process.memory_info().rss
 
@@ -114,12 +114,12 @@ async def test_a_failed_item_carries_a_full_status(served: RunningServer) -> Non
     assert fields == ["images[1].content"]
 
 
-async def test_a_reader_that_stops_reading_pauses_the_server() -> None:
-    """While the client reads nothing the server stops taking items; when it reads on, all are answered."""
+async def test_a_client_that_stops_reading_pauses_the_server() -> None:
+    """While the client reads nothing, the server takes no items; once it reads, all are answered."""
     total = 64
     async with running(FakeEncoder(embedding_dimension=8192)) as served:
         call = served.stub.StreamInfer()
-        wide = pb.EmbedTextRequest(texts=["a text"] * 64, embedding_options=PACKED)  # answered by 2 MiB
+        wide = pb.EmbedTextRequest(texts=["a text"] * 64, embedding_options=PACKED)  # the answer takes 2 MiB
 
         async def write() -> None:
             for number in range(total):
@@ -129,7 +129,7 @@ async def test_a_reader_that_stops_reading_pauses_the_server() -> None:
         writing = asyncio.ensure_future(write())
         await until(lambda: served.items("text")["ok"] >= 64)
         ok = 0.0
-        while ok != served.items("text")["ok"]:  # until nothing is answered for some round trips
+        while ok != served.items("text")["ok"]:  # until several round trips bring no answer
             ok = served.items("text")["ok"]
             for _ in range(20):
                 await served.stub.GetModelInfo(pb.GetModelInfoRequest())
@@ -150,7 +150,7 @@ async def test_at_most_a_window_of_items_is_in_flight(served: RunningServer) -> 
             pb.StreamInferRequest(correlation_id=str(number), embed_text=text_request(f"{number}"))
         )
     await until(lambda: served.items("text")["accepted"] >= 32)
-    await served.stub.GetModelInfo(pb.GetModelInfoRequest())  # a round trip: the server has had its turn
+    await served.stub.GetModelInfo(pb.GetModelInfoRequest())  # a round trip, so that the server has run
 
     in_flight = served.items("text")["in_flight"]
     served.encoder.gate.set()
@@ -178,7 +178,7 @@ async def test_at_most_a_window_of_items_is_in_flight(served: RunningServer) -> 
         ),
     ],
 )
-async def test_a_bad_item_fails_and_the_stream_goes_on(
+async def test_a_bad_item_fails_and_the_stream_continues(
     served: RunningServer, request_message: pb.StreamInferRequest, reason: str
 ) -> None:
     """Whatever is wrong with an item, the next one is served."""
@@ -193,7 +193,7 @@ async def test_a_bad_item_fails_and_the_stream_goes_on(
     assert results["last"].HasField("embed_text")
 
 
-async def test_an_id_may_be_used_again_once_answered_but_not_before(served: RunningServer) -> None:
+async def test_an_id_may_be_reused_only_after_its_answer(served: RunningServer) -> None:
     """Ids are unique among the items in flight."""
     served.encoder.gate.clear()
     call: Any = served.stub.StreamInfer()
@@ -214,7 +214,7 @@ async def test_an_id_may_be_used_again_once_answered_but_not_before(served: Runn
 
 
 async def test_an_unknown_order_ends_the_stream(served: RunningServer) -> None:
-    """Options that cannot be honoured are refused, not ignored."""
+    """Unsupported options are refused, not ignored."""
     call = served.stub.StreamInfer()
     await call.write(
         pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=pb.DeliveryOrder.ValueType(9)))
@@ -226,7 +226,7 @@ async def test_an_unknown_order_ends_the_stream(served: RunningServer) -> None:
 
 
 async def test_a_malformed_message_ends_the_stream_after_its_answers(served: RunningServer) -> None:
-    """What came before the broken message is answered; then the stream ends with INVALID_ARGUMENT."""
+    """Items before the malformed message are answered; then the stream ends with INVALID_ARGUMENT."""
     raw: Any = served.channel.stream_stream(
         "/alignserve.v1.AlignService/StreamInfer",
         response_deserializer=pb.StreamInferResponse.FromString,

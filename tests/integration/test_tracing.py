@@ -1,4 +1,4 @@
-"""What is known of a call afterwards: spans at a collector, a line in the log, exemplars in metrics."""
+"""The records of a call: spans at a collector, a line in the access log, exemplars in metrics."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def calls(lines: list[Any]) -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def holding(server: RunningServer) -> AsyncIterator[None]:
-    """Keeps the lane at a batch, so that what comes meanwhile waits, and goes into the next one together."""
+    """Keeps the lane busy, so that calls wait and then share the next batch."""
     server.encoder.gate.clear()
     first = asyncio.ensure_future(server.stub.EmbedText(text_request("ahead of the others")))
     await until(lambda: server.encoder.batches != [])
@@ -70,8 +70,8 @@ async def holding(server: RunningServer) -> AsyncIterator[None]:
     await first
 
 
-async def test_a_call_is_followed_step_by_step_in_its_callers_trace(collector: Collector) -> None:
-    """Its steps follow each other within it, and say what they were about."""
+async def test_the_steps_of_a_call_are_spans_in_its_callers_trace(collector: Collector) -> None:
+    """The steps follow each other within the call's span, with attributes."""
     async with running(tracing=True) as server:
         await server.stub.EmbedText(text_request("a cat", "a dog"), metadata=[SAMPLED])
 
@@ -91,8 +91,8 @@ async def test_a_call_is_followed_step_by_step_in_its_callers_trace(collector: C
 STEPS = ("admission", "preprocess", "queue", "compute", "respond")
 
 
-async def test_a_batch_is_linked_with_every_call_that_had_a_part_in_it(collector: Collector) -> None:
-    """From each call a link leads to the batch, and from the batch one to each call."""
+async def test_a_batch_is_linked_with_each_of_its_calls(collector: Collector) -> None:
+    """Each call has a link to the batch, and the batch has one to each call."""
     async with running(tracing=True) as server, holding(server):
         requests = [server.stub.EmbedText(text_request(f"text {i}")) for i in range(3)]
         await until(lambda: server.waiting("text") == 3)
@@ -107,11 +107,11 @@ async def test_a_batch_is_linked_with_every_call_that_had_a_part_in_it(collector
     assert [[link.span_id for link in span.links] for span in computes] == 3 * [[batch.span_id]]
 
 
-async def test_a_batch_counts_those_too_that_are_not_followed(collector: Collector) -> None:
-    """Which calls are followed is the caller's word; the batch is what it is."""
+async def test_a_batch_also_counts_calls_that_are_not_sampled(collector: Collector) -> None:
+    """Callers decide which calls are sampled; the size of the batch includes all of them."""
     async with running(tracing=True) as server, holding(server):
         followed = server.stub.EmbedText(text_request("followed"), metadata=[SAMPLED])
-        other = server.stub.EmbedText(text_request("not followed"), metadata=[UNSAMPLED])
+        other = server.stub.EmbedText(text_request("not sampled"), metadata=[UNSAMPLED])
         await until(lambda: server.waiting("text") == 2)
         server.encoder.gate.set()
         await asyncio.gather(followed, other)
@@ -121,7 +121,7 @@ async def test_a_batch_counts_those_too_that_are_not_followed(collector: Collect
 
 
 async def test_calls_of_an_unsampled_trace_make_no_spans(collector: Collector) -> None:
-    """The caller's decision holds."""
+    """The server respects the caller's sampling decision."""
     async with running(tracing=True) as server:
         await server.stub.EmbedText(text_request("a cat"), metadata=[UNSAMPLED])
 
@@ -129,8 +129,8 @@ async def test_calls_of_an_unsampled_trace_make_no_spans(collector: Collector) -
 
 
 @pytest.mark.parametrize("value", ["", "nonsense", f"00-{'0' * 32}-{SPAN_ID}-01", "00-" + "f" * 900])
-async def test_a_broken_traceparent_begins_a_new_trace(collector: Collector, value: str) -> None:
-    """As the standard has it."""
+async def test_a_broken_traceparent_starts_a_new_trace(collector: Collector, value: str) -> None:
+    """W3C Trace Context requires it."""
     async with running(tracing=True) as server:
         await server.stub.EmbedText(text_request("a cat"), metadata=[("traceparent", value)])
 
@@ -138,8 +138,8 @@ async def test_a_broken_traceparent_begins_a_new_trace(collector: Collector, val
     assert call.parent_span_id == b""
 
 
-async def test_items_of_a_stream_are_followed_one_by_one(collector: Collector) -> None:
-    """Each under the stream, and one that fails says why."""
+async def test_each_item_of_a_stream_is_a_span(collector: Collector) -> None:
+    """Item spans are children of the stream's span, and a failed item's span says why."""
     async with running(tracing=True) as server:
         requests = [
             pb.StreamInferRequest(correlation_id="good", embed_text=pb.EmbedTextRequest(texts=["a cat"])),
@@ -157,8 +157,8 @@ async def test_items_of_a_stream_are_followed_one_by_one(collector: Collector) -
     assert queue.parent_span_id in {item.span_id for item in items}
 
 
-async def test_labels_that_are_not_at_hand_are_a_step_of_their_own(collector: Collector) -> None:
-    """The second call finds them."""
+async def test_labels_that_are_not_cached_are_their_own_step(collector: Collector) -> None:
+    """The second call finds the labels in the cache."""
     async with running(tracing=True) as server:
         for _ in range(2):
             await server.stub.Classify(classify_request(b"an image", "cat", "dog"))
@@ -167,7 +167,7 @@ async def test_labels_that_are_not_at_hand_are_a_step_of_their_own(collector: Co
     assert len(collector.named("labels")) == 1
 
 
-async def test_a_failed_call_says_why_and_nothing_that_was_sent(collector: Collector) -> None:
+async def test_a_failed_call_has_its_reason_but_no_input(collector: Collector) -> None:
     """Code and reason are from closed sets."""
     async with running(tracing=True) as server:
         await refused(server.stub.EmbedImage(image_request(b"broken " + SECRET.encode())))
@@ -178,8 +178,8 @@ async def test_a_failed_call_says_why_and_nothing_that_was_sent(collector: Colle
     assert SECRET not in str(collector.spans)
 
 
-async def test_a_call_that_embeds_says_so_by_opentelemetrys_conventions(collector: Collector) -> None:
-    """Names are those of the conventions; tokens count whether or not their text is in the cache."""
+async def test_an_embedding_call_follows_opentelemetrys_conventions(collector: Collector) -> None:
+    """Names are those of the conventions; tokens count even if their text is cached."""
     async with running(tracing=True) as server:
         for _ in range(2):
             await server.stub.EmbedText(text_request("a cat", "a dog here"))
@@ -201,8 +201,8 @@ async def test_a_call_that_embeds_says_so_by_opentelemetrys_conventions(collecto
     assert image == {**called("EmbedImage", "OK"), **embeds}
 
 
-async def test_an_item_that_embeds_says_so(collector: Collector) -> None:
-    """The stream itself does not: it may have items of every kind."""
+async def test_an_embedding_item_follows_the_conventions_too(collector: Collector) -> None:
+    """The stream's own span does not: it may have items of every kind."""
     async with running(tracing=True) as server:
         requests = [
             pb.StreamInferRequest(correlation_id="0", embed_text=text_request("a cat")),
@@ -218,7 +218,7 @@ async def test_an_item_that_embeds_says_so(collector: Collector) -> None:
 
 
 async def test_the_documents_name_every_attribute_of_a_call(collector: Collector) -> None:
-    """And no other: a query is made from that table."""
+    """They name no others: users write queries from that table."""
     async with running(tracing=True) as server:
         server.encoder.failing.add(server.encoder.key("poison"))
         await refused(server.stub.EmbedText(text_request("poison")))
@@ -230,7 +230,7 @@ async def test_the_documents_name_every_attribute_of_a_call(collector: Collector
 
 
 async def test_only_failures_of_the_server_are_errors(collector: Collector) -> None:
-    """What a caller got wrong leaves the server's span without one, as the conventions for gRPC have it."""
+    """A caller's mistake does not mark the server's span as an error, as the gRPC conventions require."""
     async with running(tracing=True) as server:
         await refused(server.stub.EmbedText(text_request(" ")))
         server.encoder.failing.add(server.encoder.key("poison"))
@@ -252,8 +252,8 @@ async def test_only_failures_of_the_server_are_errors(collector: Collector) -> N
 
 
 def called(method: str, code: str) -> dict[str, str]:
-    """Returns what the span of an RPC says of it."""
-    # `rpc.response.status_code` until version 1.44 of the conventions, whose package is behind.
+    """Returns the attributes that the span of an RPC has."""
+    # Version 1.44 of the conventions renamed `rpc.response.status_code`; their package lags behind.
     return {
         rpc_attributes.RPC_SYSTEM_NAME: RpcSystemNameValues.GRPC.value,
         rpc_attributes.RPC_METHOD: f"{SERVICE}/{method}",
@@ -261,8 +261,8 @@ def called(method: str, code: str) -> dict[str, str]:
     }
 
 
-async def test_health_checks_are_not_followed(collector: Collector, lines: list[Any]) -> None:
-    """They come every second, and would crowd out the rest."""
+async def test_health_checks_are_not_traced(collector: Collector, lines: list[Any]) -> None:
+    """They arrive every second, and would crowd out other spans."""
     async with running(tracing=True, access_log_sample_ratio=1.0) as server:
         await health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest())
 
@@ -273,7 +273,7 @@ async def test_health_checks_are_not_followed(collector: Collector, lines: list[
 async def test_the_operators_variables_name_the_service(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of OpenTelemetry win over what the server says of itself."""
+    """OpenTelemetry's variables override the server's own name."""
     monkeypatch.setenv("OTEL_SERVICE_NAME", "align-eu")
     async with running(tracing=True) as server:
         await server.stub.EmbedText(text_request("a cat"))
@@ -282,7 +282,7 @@ async def test_the_operators_variables_name_the_service(
     assert collector.resource["service.version"]
 
 
-async def test_a_collector_that_is_away_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_collector_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls are served, and the server stops."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     async with running(tracing=True) as server:
@@ -291,8 +291,8 @@ async def test_a_collector_that_is_away_harms_nobody(monkeypatch: pytest.MonkeyP
     assert len(response.embeddings) == 1
 
 
-async def test_tracing_without_its_extra_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says what to install."""
+async def test_tracing_without_its_extra_prevents_startup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
 
     with pytest.raises(StartupError, match=r"pip install 'alignserve\[server,otel\]'"):
@@ -300,7 +300,7 @@ async def test_tracing_without_its_extra_stops_the_start(monkeypatch: pytest.Mon
 
 
 async def test_a_call_is_one_line_with_its_timings(lines: list[Any]) -> None:
-    """The same steps as the spans have, and the caller's trace, also without any spans."""
+    """The line has the same steps as the spans, and the caller's trace id, even without spans."""
     async with running(access_log_sample_ratio=1.0) as server:
         await server.stub.EmbedText(text_request("a cat", SECRET), metadata=[SAMPLED])
 
@@ -313,7 +313,7 @@ async def test_a_call_is_one_line_with_its_timings(lines: list[Any]) -> None:
 
 
 async def test_a_refused_call_is_a_line_with_its_reason(lines: list[Any]) -> None:
-    """So are those that never got as far as the queue."""
+    """Calls that never reached the queue have a line too."""
     async with running(access_log_sample_ratio=1.0) as server:
         await refused(server.stub.EmbedText(pb.EmbedTextRequest()))
 
@@ -322,7 +322,7 @@ async def test_a_refused_call_is_a_line_with_its_reason(lines: list[Any]) -> Non
 
 
 async def test_a_stream_is_one_line(lines: list[Any]) -> None:
-    """However many items it has."""
+    """A stream has one access log line, however many items it has."""
     async with running(access_log_sample_ratio=1.0) as server:
         requests = [
             pb.StreamInferRequest(correlation_id=str(i), embed_text=pb.EmbedTextRequest(texts=[f"text {i}"]))
@@ -336,15 +336,15 @@ async def test_a_stream_is_one_line(lines: list[Any]) -> None:
 
 
 async def test_no_call_is_logged_unless_asked_for(lines: list[Any]) -> None:
-    """The default."""
+    """By default there is no access log."""
     async with running() as server:
         await server.stub.EmbedText(text_request("a cat"))
 
     assert calls(lines) == []
 
 
-async def test_a_share_of_calls_is_logged_by_whole_traces(lines: list[Any]) -> None:
-    """Calls of one trace are all there, or none; of many traces it is about the share."""
+async def test_sampling_of_the_log_keeps_whole_traces(lines: list[Any]) -> None:
+    """All calls of a trace are logged, or none; over many traces the ratio is about the one set."""
     traces = [f"{trace << 57:032x}" for trace in range(1, 128)]  # spread evenly
     async with running(access_log_sample_ratio=0.25) as server:
         for trace_id in traces + traces:
@@ -356,7 +356,7 @@ async def test_a_share_of_calls_is_logged_by_whole_traces(lines: list[Any]) -> N
 
 
 async def test_exemplars_lead_from_histograms_to_traces(collector: Collector) -> None:
-    """In the OpenMetrics format, which Prometheus asks for."""
+    """They are in the OpenMetrics format, which Prometheus requests."""
     async with running(tracing=True) as server:
         await server.stub.EmbedText(text_request("a cat"), metadata=[SAMPLED])
         exemplars = await asyncio.to_thread(_exemplars, server.server.metrics_port)
@@ -374,7 +374,7 @@ def _exemplars(metrics_port: int) -> dict[str, set[str]]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{metrics_port}/metrics", headers={"Accept": "application/openmetrics-text"}
     )
-    with urllib.request.urlopen(request, timeout=30.0) as page:  # noqa: S310 — its own server
+    with urllib.request.urlopen(request, timeout=30.0) as page:  # noqa: S310 — the test's own server
         families = list(text_string_to_metric_families(page.read().decode()))
     found: dict[str, set[str]] = {}
     for family in families:

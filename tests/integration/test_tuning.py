@@ -1,4 +1,4 @@
-"""Batch sizes: measured at startup, kept for the next one, and corrected while serving."""
+"""Batch sizes: measured at startup, saved for the next startup, and corrected while serving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.serving import running, settings, text_request, until
 
 
 class MeasurableEncoder(FakeEncoder):
-    """A model of which a batch takes as long as an entry, and the sizes of the text batches that it ran."""
+    """A model whose batches take as long as one entry; records the sizes of its text batches."""
 
     def __init__(self) -> None:
         super().__init__(seconds_per_batch=0.002)
@@ -29,9 +29,9 @@ class MeasurableEncoder(FakeEncoder):
 
 
 async def test_the_next_start_measures_nothing(tmp_path: Path) -> None:
-    """It takes what the first has kept in the cache folder."""
+    """The second server uses the sizes that the first saved in the cache folder."""
     first, second = MeasurableEncoder(), MeasurableEncoder()
-    # The clock of a CPU does not see a fake that sleeps, so what was measured is set by hand.
+    # A sleeping fake uses no CPU time, so the measured sizes are set by the test.
     async with running(first, cache_dir=tmp_path, max_batch_size=8):
         pass
     (file,) = (tmp_path / "tuning").iterdir()
@@ -45,8 +45,8 @@ async def test_the_next_start_measures_nothing(tmp_path: Path) -> None:
     assert caps == {"image": 2, "text": 4}
 
 
-async def test_a_damaged_file_is_measured_anew(tmp_path: Path) -> None:
-    """As if it were not there, and written over."""
+async def test_a_damaged_file_is_measured_again(tmp_path: Path) -> None:
+    """The file is treated as missing, and overwritten."""
     async with running(MeasurableEncoder(), cache_dir=tmp_path, max_batch_size=8):
         pass
     (file,) = (tmp_path / "tuning").iterdir()
@@ -59,8 +59,8 @@ async def test_a_damaged_file_is_measured_anew(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["max_batch_size"]
 
 
-async def test_sizes_that_are_given_are_neither_measured_nor_kept(tmp_path: Path) -> None:
-    """Of texts as of images."""
+async def test_sizes_from_settings_are_neither_measured_nor_saved(tmp_path: Path) -> None:
+    """This applies to texts and to images."""
     encoder = MeasurableEncoder()
     async with running(encoder, cache_dir=tmp_path, max_image_batch_size=3, max_text_batch_size=5) as served:
         caps = {name: served.sample("alignserve_max_batch_size", modality=name) for name in ("image", "text")}
@@ -70,8 +70,8 @@ async def test_sizes_that_are_given_are_neither_measured_nor_kept(tmp_path: Path
     assert not (tmp_path / "tuning").exists()
 
 
-async def test_a_size_that_was_given_once_is_measured_later(tmp_path: Path) -> None:
-    """A start without the setting does not take it for a measured one."""
+async def test_a_size_that_was_once_set_is_measured_later(tmp_path: Path) -> None:
+    """A startup without the setting does not treat the earlier size as measured."""
     first, second = MeasurableEncoder(), MeasurableEncoder()
     async with running(first, cache_dir=tmp_path, max_batch_size=8, max_text_batch_size=1):
         pass
@@ -83,7 +83,7 @@ async def test_a_size_that_was_given_once_is_measured_later(tmp_path: Path) -> N
 
 
 async def test_serving_corrects_a_size_that_was_measured_too_small(tmp_path: Path) -> None:
-    """A worker that was restarted under load does not stay at 2, nor does the next start."""
+    """A worker restarted under load does not stay at 2, nor does the next startup."""
     async with running(MeasurableEncoder(), cache_dir=tmp_path, max_batch_size=8):
         pass
     (file,) = (tmp_path / "tuning").iterdir()
@@ -115,8 +115,8 @@ async def test_serving_corrects_a_size_that_was_measured_too_small(tmp_path: Pat
     ],
     ids=str,
 )
-def test_what_is_known_is_not_measured(given: dict[str, int], sizes: dict[str, int]) -> None:
-    """Sizes that are given win over those that are known, and the rest is measured."""
+def test_known_sizes_are_not_measured(given: dict[str, int], sizes: dict[str, int]) -> None:
+    """Sizes from settings override saved ones, and only missing sizes are measured."""
     known = {"image": 2}
     now = 0.0
 

@@ -1,4 +1,4 @@
-"""Unary calls: each caller gets its own result, whoever shares its batch."""
+"""Unary calls: each caller gets its own result, whichever calls share its batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def vector(embedding: pb.Embedding) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
 async def test_inputs_of_64_callers_are_paired_with_their_results(count: int) -> None:
-    """64 callers send different inputs; each gets its own embedding, and batches are shared."""
+    """64 callers send different inputs; each gets its own embedding, and they share batches."""
     inputs = [f"text number {i}" if i % 2 else f"image {i}".encode() for i in range(count)]
     todo = iter(inputs)
     encoder = FakeEncoder(seconds_per_batch=0.005)  # a device on which batching pays
@@ -57,7 +57,7 @@ async def test_inputs_of_64_callers_are_paired_with_their_results(count: int) ->
 
 
 async def test_entries_that_arrive_while_the_device_works_share_the_next_batch(served: RunningServer) -> None:
-    """What waits when the device falls free runs together."""
+    """All entries that wait when the device becomes free run together."""
     served.encoder.gate.clear()
     first = asyncio.ensure_future(served.stub.EmbedText(text_request("first")))
     await until(lambda: len(served.encoder.batches) == 1)
@@ -71,7 +71,7 @@ async def test_entries_that_arrive_while_the_device_works_share_the_next_batch(s
 
 
 async def test_answers_follow_the_order_of_the_request(served: RunningServer) -> None:
-    """A call with texts of many lengths gets its embeddings in its own order."""
+    """A call with texts of many lengths gets its embeddings in the order it sent them."""
     texts = [" ".join(["word"] * length + [str(length)]) for length in (30, 1, 17, 2, 40, 1, 9)]
 
     response = await served.stub.EmbedText(text_request(*texts))
@@ -96,7 +96,7 @@ async def test_each_format_carries_the_vector_in_its_own_field(
     read: Callable[[pb.Embedding], np.ndarray],
     tolerance: float,
 ) -> None:
-    """The field that the format names is set, and no other."""
+    """Only the field that the format names is set."""
     options = pb.EmbeddingOptions(format=embedding_format)
 
     response = await served.stub.EmbedText(pb.EmbedTextRequest(texts=["a"], embedding_options=options))
@@ -106,8 +106,8 @@ async def test_each_format_carries_the_vector_in_its_own_field(
     assert len(embedding.ListFields()) == 1
 
 
-async def test_a_long_text_is_refused_unless_it_may_be_cut(served: RunningServer) -> None:
-    """Truncation happens when asked for, and is reported."""
+async def test_a_long_text_is_refused_unless_truncation_is_allowed(served: RunningServer) -> None:
+    """A text is truncated only on request, and the response reports it."""
     long = " ".join(["word"] * 100)
 
     error = await refused(served.stub.EmbedText(text_request("short", long)))
@@ -119,7 +119,7 @@ async def test_a_long_text_is_refused_unless_it_may_be_cut(served: RunningServer
 
 
 async def test_unknown_tokens_are_counted_for_the_caller_and_the_operator(served: RunningServer) -> None:
-    """Each text's own in the response, and those of texts and label prompts in the metrics."""
+    """The response counts them per text, and metrics count those of texts and label prompts."""
     long = "[UNK] " * 100
 
     response = await served.stub.EmbedText(text_request("a [UNK] b", "a b", long, truncate=True))
@@ -132,7 +132,7 @@ async def test_unknown_tokens_are_counted_for_the_caller_and_the_operator(served
 
 
 async def test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device(served: RunningServer) -> None:
-    """A unary call is atomic."""
+    """A unary call is atomic: one bad image fails all, and the error names each."""
     error = await refused(served.stub.EmbedImage(image_request(b"fine", b"broken", b"fine too", b"broken 2")))
 
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNREADABLE")
@@ -177,7 +177,7 @@ async def test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device(se
         ("Classify", classify_request(b"broken", "cat"), "IMAGE_UNREADABLE", "images[0].content"),
     ],
 )
-async def test_a_request_out_of_bounds_is_refused_with_the_field_at_fault(
+async def test_a_request_over_a_limit_is_refused_with_the_field_at_fault(
     served: RunningServer, method: str, request_message: object, reason: str, field: str
 ) -> None:
     """Each limit has its reason and its field path."""
@@ -209,7 +209,7 @@ async def test_classify_scores_all_images_against_all_labels(served: RunningServ
 
 
 async def test_a_repeated_label_set_costs_no_text_batch(served: RunningServer) -> None:
-    """The second call with the same labels and templates runs one image and no text."""
+    """A second call with the same labels and templates runs one image and no texts."""
     request = classify_request(b"x", "cat", "dog", prompt_templates=["a {label}", "the {label}"])
     await served.stub.Classify(request)
     served.encoder.batches.clear()
@@ -224,8 +224,8 @@ async def test_a_repeated_label_set_costs_no_text_batch(served: RunningServer) -
     assert response.stats.cached_label_count == 2
 
 
-async def test_stats_come_only_when_asked_for(served: RunningServer) -> None:
-    """Timings are there on request and add up."""
+async def test_stats_are_sent_only_on_request(served: RunningServer) -> None:
+    """Requested timings are in the response and add up."""
     plain = await served.stub.EmbedText(text_request("a"))
     timed = await served.stub.EmbedText(text_request("b", "c", include_stats=True))
 
@@ -235,8 +235,8 @@ async def test_stats_come_only_when_asked_for(served: RunningServer) -> None:
     assert total >= timed.stats.compute_duration.ToMicroseconds() > 0
 
 
-async def test_a_text_that_came_before_is_not_computed_again(served: RunningServer) -> None:
-    """Its embedding is at hand, and the call says so."""
+async def test_a_repeated_text_is_not_computed_again(served: RunningServer) -> None:
+    """Its embedding comes from the cache, and the response says so."""
     first = await served.stub.EmbedText(text_request("a"))
     served.encoder.batches.clear()
 
@@ -249,8 +249,8 @@ async def test_a_text_that_came_before_is_not_computed_again(served: RunningServ
     assert served.sample("alignserve_embedding_cache_hits_total", modality="text") == 1
 
 
-async def test_images_are_kept_only_if_the_operator_says_so() -> None:
-    """An image that came before is neither decoded nor computed again."""
+async def test_images_are_cached_only_if_the_operator_says_so() -> None:
+    """A cached image is neither decoded nor computed again."""
     for cache_bytes, batches in ((0, 2), (1 << 20, 1)):
         async with running(image_cache_bytes=cache_bytes) as served:
             answers = [await served.stub.EmbedImage(image_request(b"image")) for _ in range(2)]
@@ -260,7 +260,7 @@ async def test_images_are_kept_only_if_the_operator_says_so() -> None:
 
 
 async def test_model_info_publishes_model_and_limits(served: RunningServer) -> None:
-    """A client learns what it talks to and what it may send."""
+    """A client learns which model it talks to and what it may send."""
     info = await served.stub.GetModelInfo(pb.GetModelInfoRequest())
 
     assert (info.model_id, info.embedding_dimension) == ("fake", served.encoder.info.embedding_dimension)
@@ -269,16 +269,16 @@ async def test_model_info_publishes_model_and_limits(served: RunningServer) -> N
     assert list(info.image_formats) == ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
 
 
-async def test_model_info_lists_formats_that_were_turned_on() -> None:
-    """Behind those that are always read, by the names that are in refusals."""
+async def test_model_info_lists_enabled_formats() -> None:
+    """They follow the formats that are always read, with the names that refusals use."""
     async with running(extra_image_formats="tiff,avif") as served:
         info = await served.stub.GetModelInfo(pb.GetModelInfoRequest())
 
     assert list(info.image_formats) == ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"]
 
 
-async def test_a_poisonous_entry_fails_alone() -> None:
-    """An input on which the model fails, or answers NaN, leaves its neighbours alone."""
+async def test_a_poisonous_entry_fails_by_itself() -> None:
+    """An input that makes the model fail or answer NaN does not affect its neighbours."""
     encoder = FakeEncoder()
     async with running(encoder) as served:
         encoder.failing = {encoder.key("poison")}

@@ -51,7 +51,7 @@ class Workers:
         return [page.get(("alignserve_items_accepted_total", worker), 0.0) for worker in ("0", "1")]
 
     async def connection_to(self, worker: int) -> grpc.aio.Channel:
-        """Connects until it is that worker who answers."""
+        """Reconnects until that worker answers."""
         while True:
             channel = connect(self.server.port)
             before = (await self.accepted())[worker]
@@ -84,7 +84,7 @@ async def two_workers(*flags: str) -> AsyncIterator[Workers]:
 
 
 async def test_every_worker_serves_and_is_counted(workers: Workers) -> None:
-    """Connections are spread over the workers, and the page's sum is what callers have sent."""
+    """Connections are spread over the workers, and the page's sum equals the items that callers sent."""
     calls = 0
 
     async def both_have_served() -> bool:
@@ -104,7 +104,7 @@ async def test_every_worker_serves_and_is_counted(workers: Workers) -> None:
 
 
 async def test_a_worker_that_is_killed_comes_back(workers: Workers) -> None:
-    """It is logged and counted, the other one's callers notice nothing, and then both serve again."""
+    """The kill is logged and counted, callers of the other worker notice nothing, and then both serve."""
     channel = await workers.connection_to(1)
 
     os.kill(workers.pids[0], signal.SIGKILL)
@@ -121,8 +121,8 @@ async def test_a_worker_that_is_killed_comes_back(workers: Workers) -> None:
     await again.close()
 
 
-async def test_new_connections_reach_who_can_serve_them(workers: Workers) -> None:
-    """While a worker is away, nobody is sent to it."""
+async def test_new_connections_reach_workers_that_can_serve(workers: Workers) -> None:
+    """While a worker is down, no connection reaches it."""
     os.kill(workers.pids[0], signal.SIGKILL)
     await workers.server.event("worker_died")
 
@@ -134,7 +134,7 @@ async def test_new_connections_reach_who_can_serve_them(workers: Workers) -> Non
 
 
 async def test_a_worker_that_hangs_does_not_hide_the_others(workers: Workers) -> None:
-    """The page says that it is down, and has the other one's series."""
+    """The page says that it is down, and has the series of the other worker."""
     os.kill(workers.pids[0], signal.SIGSTOP)
 
     try:
@@ -149,7 +149,7 @@ async def test_a_worker_that_hangs_does_not_hide_the_others(workers: Workers) ->
 
 @dataclass(frozen=True)
 class Replaced:
-    """What became of worker 0, once it hung."""
+    """The state after worker 0 hung and was replaced."""
 
     hung: dict[str, Any]
     died: dict[str, Any]
@@ -170,13 +170,13 @@ async def replaced(workers: Workers) -> Replaced:
 
 @pytest.fixture
 async def impatient() -> AsyncIterator[Workers]:
-    """Two workers, of which one that is silent for two seconds is replaced."""
+    """Two workers; one that is silent for two seconds is replaced."""
     async with two_workers("--worker-timeout-seconds", "2") as workers:
         yield workers
 
 
 async def test_a_worker_that_is_stopped_is_replaced(impatient: Workers) -> None:
-    """It heeds nothing but SIGKILL, is logged and counted, and the other one's callers notice nothing."""
+    """Only SIGKILL ends it; it is logged and counted, and callers of the other worker notice nothing."""
     channel = await impatient.connection_to(1)
 
     os.kill(impatient.pids[0], signal.SIGSTOP)
@@ -203,7 +203,7 @@ signal.signal(signal.SIGUSR1, get_stuck)
 async def test_a_worker_whose_event_loop_is_blocked_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its other threads may run, and its page be served; the log shows where it was stuck."""
+    """Its other threads may still run and serve its page; the log shows where it was stuck."""
     (tmp_path / "sitecustomize.py").write_text(_STUCK_AT_A_SIGNAL)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     async with two_workers("--worker-timeout-seconds", "2") as workers:
@@ -215,8 +215,8 @@ async def test_a_worker_whose_event_loop_is_blocked_is_replaced(
     assert outcome.page["alignserve_worker_hangs_total", "0"] == 1
 
 
-async def test_a_supervisor_that_was_stopped_replaces_nobody(impatient: Workers) -> None:
-    """For longer than a worker may be silent; the workers serve meanwhile, and afterwards."""
+async def test_a_supervisor_that_was_suspended_replaces_no_worker(impatient: Workers) -> None:
+    """It is stopped for longer than a worker may be silent; the workers serve throughout."""
     os.kill(impatient.server.process.pid, signal.SIGSTOP)
     end = time.monotonic() + 3.0
     while time.monotonic() < end:
@@ -231,16 +231,16 @@ async def test_a_supervisor_that_was_stopped_replaces_nobody(impatient: Workers)
 
 
 async def test_workers_drain_when_their_supervisor_is_killed(workers: Workers) -> None:
-    """No process is left behind, and each ends in its own time."""
+    """No process is left behind, and each worker finishes its drain."""
     workers.server.process.kill()
 
     for _ in range(2):
         await workers.server.event("stopped")
-    await workers.server.wait()  # for the end of the log, which every process holds open
+    await workers.server.wait()  # until the log ends, which every process holds open
 
 
-async def test_a_signal_of_the_terminal_reaches_workers_once(workers: Workers) -> None:
-    """They are in groups of their own, so that Ctrl-C comes to the supervisor alone."""
+async def test_a_signal_from_the_terminal_reaches_workers_once(workers: Workers) -> None:
+    """Workers are in their own process groups, so that Ctrl-C reaches only the supervisor."""
     groups = {os.getpgid(pid) for pid in workers.pids}
 
     assert groups == set(workers.pids)
@@ -248,7 +248,7 @@ async def test_a_signal_of_the_terminal_reaches_workers_once(workers: Workers) -
 
 @pytest.mark.parametrize(("first", "second"), [("2", "2"), ("2", "1"), ("1", "2")])
 async def test_a_taken_port_is_refused(first: str, second: str) -> None:
-    """Neither kind of server starts silently beside another."""
+    """Neither kind of server silently shares a port with another."""
     async with server_process("--workers", first) as holder:
         listening = await holder.event("listening")
         address = f"127.0.0.1:{listening['port']}"

@@ -1,1 +1,1 @@
-"""What a release consists of: two distributions, and the bills of materials of the images."""
+"""The parts of a release: two distributions, and the images' bills of materials."""

@@ -25,7 +25,7 @@ VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["
 
 @dataclass(frozen=True)
 class Distribution:
-    """What one of the two is made of."""
+    """One of the two distributions, with its contents and limits."""
 
     name: str
     project: Path
@@ -36,20 +36,20 @@ class Distribution:
 
     @property
     def stem(self) -> str:
-        """How the names of its files begin."""
+        """The prefix of its file names."""
         return f"{self.name.replace('-', '_')}-{VERSION}"
 
     @property
     def dist_info(self) -> str:
-        """The folder of metadata in its wheel."""
+        """The name of the metadata folder in its wheel."""
         return f"{self.stem}.dist-info"
 
     def wheel(self, folder: Path) -> Path:
-        """Where its wheel is."""
+        """The path of its wheel."""
         return folder / f"{self.stem}-py3-none-any.whl"
 
     def sdist(self, folder: Path) -> Path:
-        """Where its source distribution is."""
+        """The path of its source distribution."""
         return folder / f"{self.stem}.tar.gz"
 
 
@@ -66,7 +66,7 @@ SERVER = Distribution(
     ROOT / "server",
     ROOT / "server/alignserve_server",
     licenses=("LICENSE", "alignserve_server/model/checkpoints/mini/NOTICE"),
-    max_bytes=100_000_000,  # the limit of PyPI
+    max_bytes=100_000_000,  # PyPI's limit
     sdist_extras=("hatch_build.py",),
 )
 
@@ -94,7 +94,7 @@ def problems(distribution: Distribution, folder: Path) -> list[str]:
 
 
 def tree_problems(distribution: Distribution, folder: Path) -> list[str]:
-    """Returns how the wheel, made from the source distribution, differs from one made from the tree."""
+    """Returns how the wheel built from the source distribution differs from one built from the tree."""
     with tempfile.TemporaryDirectory() as name:
         build(distribution, Path(name), "--wheel")
         from_tree = _digests(distribution, Path(name))
@@ -130,13 +130,13 @@ def _metadata_problems(distribution: Distribution, wheel: Path) -> Iterator[str]
         yield from (f"{wheel.name}: {error}" for error in errors.exceptions)
         return
     if (metadata.name, str(metadata.version)) != (distribution.name, VERSION):
-        yield f"{wheel.name}: its metadata are of {metadata.name} {metadata.version}"
+        yield f"{wheel.name}: its metadata is for {metadata.name} {metadata.version}"
     if metadata.description_content_type != "text/markdown" or not metadata.description:
         yield f"{wheel.name}: its description is not Markdown"
     relative = re.findall(r"\]\((?!https?:|#)[^)]+\)", metadata.description or "")
     yield from (f"{wheel.name}: its description has the relative link {link[1:]}" for link in relative)
     if tuple(metadata.license_files or ()) != distribution.licenses:
-        yield f"{wheel.name}: its metadata name the licenses {metadata.license_files}"
+        yield f"{wheel.name}: its metadata names the licenses {metadata.license_files}"
     pins = [str(one.specifier) for one in metadata.requires_dist or () if one.name == CLIENT.name]
     if pins != ([] if distribution == CLIENT else [f"=={VERSION}"]):
         yield f"{wheel.name}: it requires alignserve{','.join(pins)}"
@@ -148,7 +148,7 @@ def _sdist_problems(distribution: Distribution, folder: Path) -> Iterator[str]:
         names = {str(PurePosixPath(name).relative_to(distribution.stem)) for name in archive.getnames()}
     inside = distribution.package.relative_to(distribution.project).parent
     package = {str(inside / name) for name in _package_files(distribution)}
-    # hatchling adds .gitignore, by which a build from the source distribution leaves out the same files.
+    # hatchling adds .gitignore, so that a build from the source distribution excludes the same files.
     always = {".gitignore", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
     yield from _differences(sdist.name, names, package | always | {*distribution.sdist_extras})
 
@@ -159,7 +159,7 @@ def _differences(archive: str, names: set[str], expected: set[str]) -> Iterator[
 
 
 def _package_files(distribution: Distribution) -> set[str]:
-    """Returns the package's files that git knows or would add, as they are named in a wheel."""
+    """Returns the package's tracked or addable files, as named in a wheel."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "."]
     listed = subprocess.run(command, cwd=distribution.package, capture_output=True, text=True, check=True)
     return {
@@ -181,7 +181,7 @@ def _read(wheel: Path, name: str) -> str:
 
 
 def main() -> str | None:
-    """Prints what each file weighs; returns all problems, a line each, or None."""
+    """Prints the size of each file; returns all problems, one per line, or None."""
     folder = Path(sys.argv[1])
     found = []
     for distribution in (CLIENT, SERVER):

@@ -1,4 +1,4 @@
-"""The distributions that `make dist` builds, and what its check finds."""
+"""The distributions that `make dist` builds, and the problems that its check finds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.release.distributions import CLIENT, SERVER, Distribution, build, pro
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both distributions."""
+    """A folder with both distributions."""
     folder = tmp_path_factory.mktemp("dist")
     for distribution in (CLIENT, SERVER):
         build(distribution, folder)
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the client's distribution, to be damaged."""
+    """A copy of the client's distribution for tests to damage."""
     for path in (CLIENT.wheel(folder), CLIENT.sdist(folder)):
         shutil.copy(path, tmp_path)
     return tmp_path
@@ -32,22 +32,22 @@ def client(folder: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("distribution", [CLIENT, SERVER], ids=lambda distribution: distribution.name)
 def test_a_distribution_has_its_package_and_licenses_only(distribution: Distribution, folder: Path) -> None:
-    """Its archives have neither tests nor caches, and its metadata are valid, with the version of both."""
+    """Its archives have no tests or caches, and its metadata is valid, with the right version."""
     assert problems(distribution, folder) == []
 
 
 def test_a_source_distribution_builds_the_same_wheel(folder: Path) -> None:
-    """The server's, which takes version and dependencies from the tree, has both from its own metadata."""
+    """The server's metadata includes the version and dependencies that the tree has elsewhere."""
     assert tree_problems(SERVER, folder) == []
 
 
 def test_the_license_of_the_server_is_that_of_the_repository() -> None:
-    """hatchling needs a copy below the project's folder."""
+    """hatchling needs a copy inside the project's folder."""
     assert (ROOT / "server/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_extras_of_the_server_are_extras_of_alignserve_too() -> None:
-    """`pip install 'alignserve[server,torch]'` is all that a page has to name."""
+    """Pages can then say only `pip install 'alignserve[server,torch]'`."""
     extras, of_server = (
         tomllib.loads((project / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for project in (ROOT, ROOT / "server")
@@ -81,11 +81,11 @@ def test_metadata_of_another_version_are_named(client: Path) -> None:
     metadata = b"Metadata-Version: 2.4\nName: alignserve\nVersion: 9.9\n"
     _rewrite(CLIENT.wheel(client), f"{CLIENT.dist_info}/METADATA", metadata)
 
-    assert f"{CLIENT.wheel(client).name}: its metadata are of alignserve 9.9" in problems(CLIENT, client)
+    assert f"{CLIENT.wheel(client).name}: its metadata is for alignserve 9.9" in problems(CLIENT, client)
 
 
 def test_a_relative_link_is_named(client: Path) -> None:
-    """The package index shows the description outside of the repository, where such a link leads nowhere."""
+    """The package index shows the description outside the repository, where such links are broken."""
     metadata = b"Metadata-Version: 2.4\nName: alignserve\nVersion: 0\n\nSee [how](client/README.md#how).\n"
     _rewrite(CLIENT.wheel(client), f"{CLIENT.dist_info}/METADATA", metadata)
 
@@ -104,7 +104,7 @@ def test_a_missing_archive_is_named(client: Path) -> None:
 
 
 def _rewrite(wheel: Path, name: str, content: bytes | None) -> None:
-    """Replaces a file of a wheel, or leaves it out."""
+    """Replaces or removes a file of a wheel."""
     with ZipFile(wheel) as archive:
         files = {each: archive.read(each) for each in archive.namelist()}
     del files[name]

@@ -1,4 +1,4 @@
-"""The software bills of materials of the images, made without an engine."""
+"""The software bills of materials of the images, generated without a container engine."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ OURS = ("alignserve", "alignserve-server")
 
 @pytest.fixture(params=["cpu", "cuda"])
 def target(request: pytest.FixtureRequest) -> str:
-    """A target of the Dockerfile; `cpu-torch` has the packages of `cuda`, built for CPUs."""
+    """A target of the Dockerfile; `cpu-torch` has the packages of `cuda`, built for CPU."""
     name: str = request.param
     return name
 
 
 @pytest.fixture
 def packages(target: str, tmp_path: Path) -> dict[str, str]:
-    """The third-party packages of an image with their versions; of each, the metadata are installed."""
+    """The third-party packages of an image with their versions; only their metadata is installed."""
     site = tmp_path / "install/lib/python3.11/site-packages"
     found = _closure(_requirements(target, tmp_path))
     for each in found.values():
@@ -40,7 +40,7 @@ def packages(target: str, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def sbom(target: str, packages: dict[str, str], tmp_path: Path) -> dict[str, Any]:
-    """What the step of the Dockerfile writes, which the tool has validated against the schema."""
+    """The bill of materials from the Dockerfile's step, which the tool validates against the schema."""
     copy_sources(f"sbom-{target}", tmp_path)
     step = stages()[f"sbom-{target}"][-1][1]
     done = run_step(step, tmp_path)
@@ -52,7 +52,7 @@ def sbom(target: str, packages: dict[str, str], tmp_path: Path) -> dict[str, Any
 def test_every_package_is_listed_with_its_version(
     target: str, packages: dict[str, str], sbom: dict[str, Any]
 ) -> None:
-    """Each third-party package of the image has a package URL, and none is listed that the image lacks."""
+    """Each third-party package of the image has a package URL, and only those are listed."""
     listed = {one["purl"] for one in sbom["components"] if canonicalize_name(one["name"]) not in OURS}
 
     assert {"grpcio", "numpy", "openvino"} <= set(packages)
@@ -66,7 +66,7 @@ def test_every_package_is_listed_with_its_version(
 
 @pytest.mark.parametrize("image", TARGETS)
 def test_an_image_has_the_list_of_its_own_packages(image: str) -> None:
-    """The list is made of the packages that the image copies, and is in the documented place."""
+    """It lists the packages that the image copies, and is in the documented place."""
     made_of, copied = stages()[f"sbom-{image}"], Image(image).all("COPY")
 
     assert f"--from=sbom-{image} /sbom /usr/share/doc/alignserve" in copied
@@ -78,7 +78,7 @@ def test_an_image_has_the_list_of_its_own_packages(image: str) -> None:
 
 
 def _requirements(target: str, folder: Path) -> list[Requirement]:
-    """Returns what the Dockerfile asks pip to install."""
+    """Returns the requirements that the Dockerfile passes to pip."""
     copy_sources(f"packages-{target}", folder)
     command = re.search(r"python requirements\.py[\w ]*", dict(stages()[f"packages-{target}"])["RUN"])
     assert command is not None
@@ -86,7 +86,7 @@ def _requirements(target: str, folder: Path) -> list[Requirement]:
 
 
 def _closure(requirements: list[Requirement]) -> dict[str, Distribution]:
-    """Returns the distributions of this environment that the requirements lead to, by their names."""
+    """Returns this environment's distributions that the requirements need, by name."""
     found: dict[str, Distribution] = {}
     waiting = [(one, extra) for one in requirements for extra in ("", *one.extras)]
     seen = set()

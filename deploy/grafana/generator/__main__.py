@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[1] / "dashboards"
 
 
 def files() -> dict[str, str]:
-    """Returns what the files in the folder have to hold, by their names."""
+    """Returns the contents of the dashboard files by name."""
     boards = {"service": service.dashboard(), "batching": batching.dashboard(), "fleet": fleet.dashboard()}
     return {
         f"{name}.json": json.dumps(board, indent=2, ensure_ascii=False) + "\n"

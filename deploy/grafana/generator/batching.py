@@ -1,4 +1,4 @@
-"""The dashboard of what happens between admission and answer: queue, batches, device, caches."""
+"""The dashboard for the time between admission and answer: queue, batches, device, caches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from deploy.grafana.generator.promql import buckets, mean, most, quantile, rate,
 
 
 def dashboard() -> Json:
-    """Builds it."""
+    """Builds the dashboard."""
     description = "Where the time of a call goes on the selected servers, and how well the device is used."
     rows = [_queue(), _batches(), _device(), _gpu(), _caches()]
     return board("batching", "Batching and device", description, rows)

@@ -1,4 +1,4 @@
-"""The dashboard of the servers side by side: which one is not like the others."""
+"""The dashboard that compares servers, to find one that differs from the others."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _MODEL_LABELS = ("instance", "model_id", "runtime", "dtype", "device", "server_v
 
 
 def dashboard() -> Json:
-    """Builds it."""
+    """Builds the dashboard."""
     description = "Each server separately; a server with several workers counts as one."
     return board("fleet", "Fleet", description, [_state(), _load(), _capacity(), _health(), _processes()])
 
 
 def _state() -> Row:
     up = most("up", "instance")
-    ranks = ("loading", "draining", "stalled", "serving")  # of several workers the last one counts
+    ranks = ("loading", "draining", "stalled", "serving")  # of several workers' states, the last counts
     found = " or ".join(
         "{} * {}".format(rank, series("alignserve_state", f'state="{state}"'))
         for rank, state in enumerate(ranks, 1)
@@ -126,7 +126,7 @@ def _load() -> Row:
     )
     failing = graph(
         About(
-            "Calls that failed through the server's fault",
+            "Calls that failed because of the server",
             "INTERNAL, UNKNOWN, UNAVAILABLE and DATA_LOSS as a share of calls, including streams "
             "that reached their maximum age. One server: check its log and restart it. All servers: "
             "they share a model or an input that fails.",
@@ -138,7 +138,7 @@ def _load() -> Row:
     slowest = graph(
         About(
             "Latency, p99",
-            "99 of 100 interactive calls with one item took less. If one server is slower, its "
+            "99 of 100 interactive calls with one item took less time. If one server is slower, its "
             "machine is slower or shared.",
             "s",
             ["AlignserveLatencyBudgetBurn"],
@@ -156,7 +156,7 @@ def _capacity() -> Row:
     wait = series("instance:alignserve_queue_wait_seconds:p95_5m")
     busy = graph(
         About(
-            "Device busy, of the last 5 minutes",
+            "Device busy, last 5 minutes",
             "Share of the time that the lanes spend in the model. All servers above 90 %: add "
             "replicas. Only one: the load is not balanced.",
             "percentunit",
@@ -169,7 +169,7 @@ def _capacity() -> Row:
     )
     waiting = graph(
         About(
-            "Time in the queue, p95 of the last 5 minutes",
+            "Time in the queue, p95, last 5 minutes",
             "For the modality that waits longer. Above a quarter of a second there is too little capacity.",
             "s",
             ["AlignserveSaturated"],

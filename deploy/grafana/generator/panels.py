@@ -1,4 +1,4 @@
-"""How panels and dashboards look, in Grafana's JSON, so that their modules say only what they show."""
+"""Builds panels and dashboards in Grafana's JSON, so that the other modules define only their contents."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Json: TypeAlias = dict[str, object]
 TAG = "alignserve"
 RUNBOOKS = "https://github.com/alignserve/alignserve/blob/main/deploy/prometheus/README.md"
 
-_SCHEMA_VERSION = 41  # of Grafana 11.6; later ones migrate it when they load it
+_SCHEMA_VERSION = 41  # of Grafana 11.6; later versions migrate it on load
 _SOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS = 24
 
 
 @dataclass(frozen=True)
 class About:
-    """What every panel has: a name, what a bad value means, a unit, and the alerts that watch it."""
+    """The common part of all panels: title, meaning of bad values, unit, and the alerts that watch it."""
 
     title: str
     description: str
@@ -32,7 +32,7 @@ class About:
 
 @dataclass(frozen=True)
 class Query:
-    """PromQL, and how its series are called."""
+    """PromQL, and the names of its series."""
 
     expr: str
     legend: str
@@ -40,7 +40,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel without its place."""
+    """A panel without its position."""
 
     width: int
     json: Json
@@ -48,7 +48,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """Panels that belong together."""
+    """A group of related panels."""
 
     title: str
     panels: Sequence[Panel]
@@ -62,7 +62,7 @@ def graph(
     is_stacked: bool = False,
     colors: Mapping[str, str] | None = None,
 ) -> Panel:
-    """Draws lines, and a dashed one at `limit`; stacked ones add up. Series in `colors` keep theirs."""
+    """Draws lines, optionally stacked, and a dashed one at `limit`; `colors` fixes the colors of series."""
     custom: Json = {"fillOpacity": 60 if is_stacked else 8, "showPoints": "never"}
     field: Json = {"min": 0, "custom": custom}
     if is_stacked:
@@ -80,7 +80,7 @@ def graph(
 
 
 def heat(about: About, expr: str) -> Panel:
-    """Draws how many fell into each bucket of a histogram, over time."""
+    """Draws the counts in each bucket of a histogram over time."""
     query = {**_range(Query(expr, "{{le}}")), "format": "heatmap"}
     options: Json = {
         "calculate": False,
@@ -94,7 +94,7 @@ def heat(about: About, expr: str) -> Panel:
 
 
 def number(about: About, query: Query, *steps: tuple[float | None, str], nothing: str = "0") -> Panel:
-    """Shows the last value in the color of the highest step it has reached, or `nothing` in grey."""
+    """Shows the last value in the color of the highest step reached, or `nothing` in gray."""
     none: Json = {"match": "null+nan", "result": {"text": nothing, "color": "#8e8e8e"}}
     field: Json = {
         "thresholds": _thresholds(*steps),
@@ -110,7 +110,7 @@ def number(about: About, query: Query, *steps: tuple[float | None, str], nothing
 
 
 def timeline(about: About, query: Query, states: Sequence[tuple[str, str]]) -> Panel:
-    """Shows since when something is in which state; the values 0, 1, … stand for (name, color)."""
+    """Shows states over time; the values 0, 1, … index (name, color)."""
     names = {str(value): {"text": name, "color": color} for value, (name, color) in enumerate(states)}
     field: Json = {"mappings": [{"type": "value", "options": names}], "custom": {"fillOpacity": 70}}
     options: Json = {"showValue": "never", "rowHeight": 0.8, "mergeValues": True}
@@ -118,7 +118,7 @@ def timeline(about: About, query: Query, states: Sequence[tuple[str, str]]) -> P
 
 
 def listing(about: About, expr: str, value: str, labels: Sequence[str]) -> Panel:
-    """Lists label sets, a line each, with their value under the name `value`."""
+    """Lists label sets, one per line, with their value under the name `value`."""
     query: Json = {"expr": expr, "instant": True, "range": False, "format": "table"}
     order: Json = {
         "excludeByName": {"Time": True},
@@ -131,7 +131,7 @@ def listing(about: About, expr: str, value: str, labels: Sequence[str]) -> Panel
 
 
 def board(name: str, title: str, description: str, rows: Sequence[Row]) -> Json:
-    """Puts panels into rows, below the choice of servers and the links to the other dashboards."""
+    """Arranges panels in rows, below the menus for servers and the links to the other dashboards."""
     return {
         "uid": f"{TAG}-{name}",
         "title": f"{TAG}: {title}",
@@ -206,7 +206,7 @@ def _source() -> Json:
 
 
 def _choices() -> list[Json]:
-    # Of what is scraped, whether it answers or not; clusters and namespaces where series have such a label.
+    # All scraped targets, whether they answer or not; clusters and namespaces if series have such a label.
     found = {
         "cluster": "label_values(alignserve_state, cluster)",
         "namespace": 'label_values(alignserve_state{cluster=~"$cluster"}, namespace)',
@@ -224,7 +224,7 @@ def _choices() -> list[Json]:
             "sort": 1,
             "multi": True,
             "includeAll": True,
-            "allValue": ".*",  # of series without the label, too
+            "allValue": ".*",  # includes series without the label
             "current": {"text": ["All"], "value": ["$__all"]},
         }
         for name, query in found.items()

@@ -1,12 +1,12 @@
-"""The PromQL of the panels: it asks for the chosen servers alone, and adds up the workers of each."""
+"""The PromQL of the panels: it selects only the chosen servers, and adds up their workers."""
 
 from __future__ import annotations
 
 PLACES = 'cluster=~"$cluster", namespace=~"$namespace", job=~"$job"'
 CHOSEN = f'{PLACES}, instance=~"$instance"'
-RPCS = 'grpc_service="alignserve.v1.AlignService"'  # not health checks, nor reflection
+RPCS = 'grpc_service="alignserve.v1.AlignService"'  # without health checks and reflection
 FIRING = f'ALERTS{{alertname=~"Alignserve.+", alertstate="firing", {PLACES}}}'
-SINGLE = f'{RPCS}, grpc_type="unary", priority="interactive", size="single"'  # what the objective is about
+SINGLE = f'{RPCS}, grpc_type="unary", priority="interactive", size="single"'  # of the latency objective
 
 
 def series(metric: str, where: str = "") -> str:
@@ -35,18 +35,18 @@ def least(metric: str, by: str = "") -> str:
 
 
 def rate(counter: str, by: str = "", where: str = "") -> str:
-    """Adds up by how much a counter grows in a second."""
+    """Adds up the growth of a counter per second."""
     return over("sum", f"rate({series(counter, where)}[$__rate_interval])", by)
 
 
 def quantile(q: float, histogram: str, by: str = "", where: str = "") -> str:
-    """Estimates a quantile of what a histogram has counted lately."""
+    """Estimates a quantile of a histogram's recent counts."""
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({q}, {rate(f'{histogram}_bucket', labels, where)})"
 
 
 def mean(histogram: str, by: str = "") -> str:
-    """Computes the mean of what a histogram has counted lately."""
+    """Computes the mean of a histogram's recent counts."""
     return f"{rate(f'{histogram}_sum', by)} / {rate(f'{histogram}_count', by)}"
 
 
@@ -56,7 +56,7 @@ def buckets(histogram: str, where: str = "") -> str:
 
 
 def or_zero(vector: str) -> str:
-    """Shows 0 where nothing of the kind has happened; the vector has no labels."""
+    """Shows 0 if there are no events; the vector has no labels."""
     return f"{vector} or vector(0)"
 
 

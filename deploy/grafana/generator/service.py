@@ -1,4 +1,4 @@
-"""The dashboard of what callers notice: calls, latency, errors, refusals."""
+"""The dashboard of what callers experience: calls, latency, errors, refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deploy.grafana.generator.promql import (
 )
 
 _UNARY = f'{RPCS}, grpc_type="unary"'
-# As in deploy/prometheus/alerting_rules.yml: what may fail, what may be slow, and the burn rate that pages.
+# As in deploy/prometheus/alerting_rules.yml: both error budgets, and the burn rate that pages.
 _MAY_FAIL, _MAY_BE_SLOW, _PAGING_RATE = 0.001, 0.01, 14.4
 _MAY_TAKE_SECONDS = 0.5
 _NO_ROOM = 'reason=~"QUEUE_FULL|WOULD_MISS_DEADLINE"'
@@ -36,7 +36,7 @@ _CODE_COLORS = {
 
 
 def dashboard() -> Json:
-    """Builds it."""
+    """Builds the dashboard."""
     description = "What callers see of the selected servers, in total."
     rows = [_now(), _calls(), _latency(), _failures(), _items(), _callers(), _connections()]
     return board("service", "Service", description, rows)
@@ -49,7 +49,7 @@ def _now() -> Row:
         number(
             About(
                 "Availability, last hour",
-                "Share of calls that did not fail through the server's fault, for the worst job. The "
+                "Share of calls that did not fail because of the server, for the worst job. The "
                 "objective is 99.9 %.",
                 "percentunit",
                 ["AlignserveErrorBudgetBurn"],

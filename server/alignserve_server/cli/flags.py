@@ -1,4 +1,4 @@
-"""The flags of the command line that give settings, as every command with settings takes them."""
+"""Command-line flags for the settings, shared by every command that takes settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OLD_SWITCHES = ("metrics", "warmup")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each setting, in groups. What is parsed contains only those that were given."""
+    """Adds a flag for each setting, in groups. The result of parsing contains only flags that were given."""
     group: argparse._ArgumentGroup | None = None
     for name, field in Settings.model_fields.items():
         if name in GROUPS:
@@ -62,7 +62,7 @@ def config_file(text: str) -> Path:
 
 
 def _add_outdated(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of earlier versions, which `read_settings` answers with what to use instead."""
+    """Adds the flags of earlier versions, for which `read_settings` reports what to use instead."""
     hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     for name in (*RENAMED, *REMOVED):
         if name in _OLD_SWITCHES:

@@ -1,4 +1,4 @@
-"""Attention with a padding mask by backend: what a shape costs at its first call, and afterwards."""
+"""Attention with a padding mask by backend: the cost of a shape's first call, and of later ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEADS, _WIDTH = 12, 64  # align-base's
 
 
 def run(check: Check) -> None:
-    """Measures each backend, or notes why it does not run."""
+    """Measures each backend, or records why it does not run."""
     gpu = gpu_of(check.is_pretended)
     rows = [
         _row(gpu, name, shape)

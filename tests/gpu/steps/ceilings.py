@@ -11,7 +11,7 @@ from tests.gpu.check import Check, CheckFailed
 from tests.gpu.gpu import Gpu, gpu_of
 from tests.gpu.results import Row
 
-TITLE, COPY = "Ceilings", "copy TB/s"  # what `roofline` reads
+TITLE, COPY = "Ceilings", "copy TB/s"  # read by `roofline`
 _NODES = 1000
 
 
@@ -40,7 +40,7 @@ def _arithmetic(check: Check, gpu: Gpu) -> dict[str, float]:
     target = torch.empty_like(source)
     copy_ms = gpu.milliseconds(lambda: target.copy_(source))
     side = check.sized(8192, 16)
-    # random: products of zeros take less power, and run faster than any real ones
+    # random: products of zeros take less power, and run faster than real ones
     left, right = (torch.randn(side, side, device=gpu.device, dtype=torch.float16) for _ in range(2))
     product_ms = gpu.milliseconds(lambda: left @ right)
     small = torch.zeros(1024, device=gpu.device)

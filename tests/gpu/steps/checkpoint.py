@@ -10,13 +10,13 @@ from tests.gpu.check import Check
 
 
 def run(check: Check) -> None:
-    """Writes it, unless an earlier run has. Without a GPU it is a tiny one."""
+    """Writes it unless it exists from an earlier run. Without a GPU it is a tiny one."""
     begin = time.perf_counter()
     if not check.checkpoint.exists():
         draft = check.work / f"draft-of-{check.checkpoint.name}"
         shutil.rmtree(draft, ignore_errors=True)
         _write(check, draft)
-        draft.rename(check.checkpoint)  # a write that is cut off leaves nothing that looks whole
+        draft.rename(check.checkpoint)  # an interrupted write leaves nothing that looks complete
     check.results.measured("Writing the checkpoint", {"seconds": time.perf_counter() - begin})
 
 

@@ -1,4 +1,4 @@
-"""The image tower through torch.compile, in a CUDA graph of our own: whether it is worth its start."""
+"""The image tower through torch.compile, in our own CUDA graph: does it repay its startup time?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.gpu.towers import load_towers, random_pixels
 
 @torch.inference_mode()
 def run(check: Check) -> None:
-    """Compiles it for one batch size; without a GPU it is traced only."""
+    """Compiles it for one batch size; without a GPU it is only traced."""
     gpu = gpu_of(check.is_pretended)
     towers = load_towers(check.checkpoint, gpu, torch.float16)
     size = check.sized(32, 1)

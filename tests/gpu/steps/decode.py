@@ -1,4 +1,4 @@
-"""Photos through the checkpoint's preprocessing: whether the cores keep up with the GPU."""
+"""Photos through the checkpoint's preprocessing: do the cores keep up with the GPU?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The full-size model on the runtime, without a server: its start, its exactness, its lanes and its rates."""
+"""The full-size model on the runtime, without a server: startup, exactness, lanes and rates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.gpu.loading import load
 
 
 def run(check: Check) -> None:
-    """Loads it once for everything, as that takes a third of the time."""
+    """Loads the model once for all parts, because loading takes a third of the time."""
     gpu = gpu_of(check.is_pretended)
     before = gpu.used_bytes()
     with check.cuda():
@@ -25,4 +25,4 @@ def run(check: Check) -> None:
         rates.measure_texts(check, gpu, loaded)
         lanes.measure(check, loaded)
         held = {"torch's GB": loaded.encoder.device_memory_bytes / 1e9}
-    check.results.measured("Memory after all", {**held, "GPU's GB": (gpu.used_bytes() - before) / 1e9})
+    check.results.measured("Memory at the end", {**held, "GPU's GB": (gpu.used_bytes() - before) / 1e9})

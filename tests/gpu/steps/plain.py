@@ -1,4 +1,4 @@
-"""transformers' own model in float16, without this server: what a user would have otherwise."""
+"""transformers' own model in float16: the alternative without this server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kernels and operators take the time of a forward without a graph."""
+"""The kernels and operators that take the time of a forward without a graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN_KERNELS, _SHOWN_OPERATORS, _SUMMARIZED = 40, 15, 8
 
 @torch.inference_mode()
 def run(check: Check) -> None:
-    """Profiles images and texts; the whole lists go to profile.txt."""
+    """Profiles images and texts; the full lists go to profile.txt."""
     gpu = gpu_of(check.is_pretended)
     towers = load_towers(check.checkpoint, gpu, torch.float16)
     ids = torch.randint(0, 100, (check.sized(32, 1), _TOKENS), device=gpu.device)
@@ -41,7 +41,7 @@ def run(check: Check) -> None:
 
 
 def _profiled(gpu: Gpu, forward: Callable[[], Any]) -> tuple[list[Any], list[Any]]:
-    """Returns kernels and operators with time of their own, the longest first."""
+    """Returns kernels and operators with self time, longest first."""
     for _ in range(_RUNS):
         forward()
     gpu.synchronize()
@@ -71,5 +71,5 @@ def _lines(events: Sequence[Any]) -> list[str]:
 
 
 def _us(event: Any) -> float:
-    """Returns the event's own time on the device, in microseconds a run."""
+    """Returns the event's self time on the device, in microseconds per run."""
     return float(event.self_device_time_total) / _RUNS

@@ -1,4 +1,4 @@
-"""A real server, and the client's load generator in processes of its own."""
+"""A real server, and the client's load generator in separate processes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Load:
     """Callers that keep one request each in flight.
 
     Attributes:
-        work: As the load generator knows it.
-        generators: Processes; one has not enough of a core for a GPU.
-        callers: Of all generators.
-        items: Of one request.
+        work: The load generator's name of the workload.
+        generators: The number of processes; one core does not saturate a GPU.
+        callers: The number of callers, over all generators.
+        items: The number of items per request.
     """
 
     work: str
@@ -61,7 +61,7 @@ def run(check: Check) -> None:
     flags += check.sized([], ["--max-batch-size", "2"])
     begin = time.perf_counter()
     with server_process(*flags, program=(sys.executable, "-m", module)) as server:
-        check.results.measured("Server: start", {"seconds": time.perf_counter() - begin})
+        check.results.measured("Server: startup", {"seconds": time.perf_counter() - begin})
         check.results.proved("Server", _served(server))
         rows = [_measure(check, server, load) for load in check.sized(_LOADS, _PRETENDED_LOADS)]
     check.results.measured("Server under load", *rows)
@@ -89,7 +89,7 @@ def _measure(check: Check, server: ServerProcess, load: _Load) -> Row:
         "p50 ms": statistics.median(float(one["latency_ms"]["p50"]) for one in rounds),
         "p99 ms": max(float(one["latency_ms"]["p99"]) for one in rounds),
         "failed": sum(int(one["failed"]) for one in rounds),
-        "entries a batch": gained[_BATCHED] / max(1.0, gained[_BATCHES]),
+        "entries per batch": gained[_BATCHED] / max(1.0, gained[_BATCHES]),
         "GPU busy": gained[_BUSY] / took,
         "server's cores": (_cpu_seconds(process) - cpu) / took,
     }

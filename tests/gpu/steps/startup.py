@@ -1,4 +1,4 @@
-"""A start at the default batch size, with whatever the step's environment changes."""
+"""Startup at the default batch size, with the changes in the step's environment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from tests.gpu.loading import load
 
 
 def run(check: Check) -> None:
-    """Loads the model and tells what took how long."""
+    """Loads the model and reports the time of each part."""
     with check.cuda():
         load(check, gpu_of(check.is_pretended), max_batch_size=check.sized(32, 1)).report(check.results)

@@ -1,4 +1,4 @@
-"""The suite's own tests that need a GPU."""
+"""The tests of the suite that need a GPU."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from tests.gpu.check import Check, CheckFailed
 from tests.gpu.machine import ROOT
 
-# A bare machine has plugins of other projects, which our settings do not know.
+# A bare machine has other projects' plugins, for which our settings are not made.
 _PLUGINS = ("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout", "-p", "no:cacheprovider")
 _OPTIONS = ("-o", "addopts=--import-mode=importlib", "-ra", "-q", "--durations=5")
 _FILE = "tests/model/test_cuda.py"
 
 
 def run(check: Check) -> None:
-    """Runs them. Without a GPU they skip themselves: then this shows that pytest finds and imports them."""
+    """Runs them. Without a GPU they are skipped, which shows that pytest finds and imports them."""
     command = [sys.executable, "-m", "pytest", *_PLUGINS, *_OPTIONS, _FILE]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

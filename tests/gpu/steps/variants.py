@@ -1,4 +1,4 @@
-"""The forward of images in other ways, each as a CUDA graph: what would be gained by what."""
+"""Variants of the image forward, each as a CUDA graph: how much would each gain?"""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class _Variant:
-    """A way to run it; the defaults are the server's."""
+    """A way to run the forward; the defaults are the server's."""
 
     dtype: torch.dtype = torch.float16
     layout: torch.memory_format = torch.channels_last
     batch: int = _BATCH
-    is_fused: bool = False  # a convolution's bias and activation are one kernel
-    is_benchmarked: bool = False  # cuDNN tries its algorithms
+    is_fused: bool = False  # runs a convolution's bias and activation as one kernel
+    is_benchmarked: bool = False  # cuDNN benchmarks its algorithms
 
     @property
     def row(self) -> dict[str, str | int | bool]:
-        """Names it in a table."""
+        """The variant's columns in a table."""
         return {
             "dtype": str(self.dtype).removeprefix("torch."),
             "layout": str(self.layout).removeprefix("torch."),
@@ -53,14 +53,14 @@ _PRETENDED = (_Variant(batch=1), _Variant(batch=1, dtype=torch.bfloat16), _Varia
 
 
 def run(check: Check) -> None:
-    """Measures each, and adds it at once: time may not suffice for all."""
+    """Measures each variant and adds its row at once: time may run out before the last."""
     gpu = gpu_of(check.is_pretended)
     for variant in check.sized(_VARIANTS, _PRETENDED):
         try:
             found = _measure(check, gpu, variant)
-        except Exception as error:  # noqa: BLE001 — of compilers and libraries; the next one may run
+        except Exception as error:  # noqa: BLE001 — from compilers and libraries; the next may run
             found = {"failed": str(error)[:100]}
-        check.results.measured("Images in other ways", {**variant.row, **found})
+        check.results.measured("Variants of the image forward", {**variant.row, **found})
 
 
 @torch.inference_mode()
