@@ -14,6 +14,7 @@ import pytest
 
 from tests.gpu.plan import Step
 from tests.gpu.runner import Outcome, Runner
+from tests.processes import wait_until
 
 Check: TypeAlias = Callable[..., dict[str, Outcome]]
 
@@ -94,7 +95,15 @@ def test_the_children_of_a_step_end_with_it(tmp_path: Path) -> None:
         run.close()
 
     child = int(file.read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: has_ended(child))  # nobody waits for a grandchild that was killed
+
+
+def has_ended(process: int) -> bool:
+    """Returns whether a process has ended, also if its parent has not asked for its exit code."""
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_step_that_ignores_sigterm_is_killed(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
