@@ -95,7 +95,7 @@ def test_the_children_of_a_step_end_with_it(tmp_path: Path) -> None:
         run.close()
 
     child = int(file.read_text())
-    wait_until(lambda: has_ended(child))  # nobody waits for a grandchild that was killed
+    wait_until(lambda: has_ended(child))  # the runner does not wait for grandchildren that it killed
 
 
 def has_ended(process: int) -> bool:

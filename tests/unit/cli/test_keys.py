@@ -77,7 +77,7 @@ class TestCommand:
         out = capsys.readouterr().out
         assert code == 0
         assert out.splitlines()[1].split()[:4] == ["search", "embed", "-", "8"]
-        assert key.rpartition("_")[2] not in out
+        assert key.removeprefix("as_search_") not in out
 
     def test_revoke_makes_a_key_invalid(self, path: Path) -> None:
         """Other keys stay valid."""
