@@ -13,6 +13,7 @@ from alignserve_server.errors import RequestMalformed, RequestTimeout, ServingEr
 from alignserve_server.rpc.shares import ConnectionShares
 
 _SETTLING_SECONDS = 0.01  # until gRPC cancels it here, a call that its client cancelled looks the same
+_READING_ROUNDS = 20  # of the event loop
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -71,6 +72,10 @@ class SmallRequestReader:
             RequestTimeout: It has not arrived in time, or too many others are waiting.
             ServingError: `interrupt` was called meanwhile.
         """
+        rounds = 0
+        while len(self._reading) >= self._max_uploads and rounds < _READING_ROUNDS:
+            rounds += 1
+            await asyncio.sleep(0)  # requests that have arrived are read meanwhile, even in a burst of calls
         if len(self._reading) >= self._max_uploads:
             next(iter(self._reading)).interrupt(
                 RequestTimeout("the request did not arrive while others were waiting; send it without delay")
