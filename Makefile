@@ -10,8 +10,9 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 # PyPI's torch for Linux includes CUDA. An index of CPU builds avoids most of that, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# One worker per core, up to four: each may load torch, and the tests' timeouts assume few workers.
-WORKERS ?= logical
+# One worker more than cores, since tests also wait; at most four: each may load torch, and the tests' timeouts
+# assume few workers.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0
 # Targets that `make test-all` runs after `make test`.
 LONG_CHECKS := gpu-check
@@ -52,8 +53,8 @@ check: RUNS = linters, types, tests of modules and of clients: a minute, and two
 check: announced lint typecheck ## Run linters, types, and the tests of modules and clients: a minute
 	$(PYTEST) -m "not long" tests/unit tests/client
 
-test: RUNS = linters, types and every test except the long ones: four minutes
-test: announced lint typecheck ## Run everything that a change must pass: four minutes
+test: RUNS = linters, types and every test except the long ones: five minutes
+test: announced lint typecheck ## Run everything that a change must pass: five minutes
 	$(PYTEST) -m "not long"
 
 test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: ten minutes

@@ -412,6 +412,7 @@ def test_a_pod_serves_its_probes(containers: Path) -> None:
     assert code == 0
 
 
+@pytest.mark.long
 def test_a_pod_serves_as_any_user(containers: Path) -> None:
     """OpenShift uses a user id from the namespace's range, and group 0."""
     probe = container("openshift")["readinessProbe"]["grpc"]

@@ -162,6 +162,7 @@ def test_nowhere_to_write_a_conversion_is_named(unprepared, tmp_path, monkeypatc
         load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=tmp_path))
 
 
+@pytest.mark.long
 def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_dir):
     """The cache key is the checkpoint's content, not its name."""
     folder = shutil.copytree(random_folder, tmp_path / "changed")
@@ -230,6 +231,7 @@ def test_a_damaged_conversion_is_made_again(unprepared, converted, tmp_path, dam
     assert [path.name for path in (cache / "openvino").glob("alignserve-*")] == []
 
 
+@pytest.mark.long
 def test_a_damaged_conversion_on_a_full_or_read_only_disk_is_made_elsewhere(
     unprepared, converted, tmp_path, monkeypatch, events
 ):

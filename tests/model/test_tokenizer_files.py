@@ -167,6 +167,7 @@ def test_the_limit_is_the_smallest_of_all_files(folder, change, limit):
     assert load(folder).info.max_text_tokens == limit
 
 
+@pytest.mark.long
 def test_a_conversion_obeys_all_files(tmp_path):
     """OpenVINO has the same tokens, with a new and a cached conversion.
 

@@ -13,7 +13,7 @@ from alignserve_server.errors import RequestMalformed, RequestTimeout, ServingEr
 from alignserve_server.rpc.shares import ConnectionShares
 
 _SETTLING_SECONDS = 0.01  # until gRPC cancels it here, a call that its client cancelled looks the same
-_READING_ROUNDS = 20  # of the event loop
+_GRACE_SECONDS = 0.25  # on a busy machine, a burst of requests that have arrived takes about as long to read
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -55,14 +55,15 @@ class RequestReader:
 class SmallRequestReader:
     """Reads the requests of unary calls that need no key. They are small, so they should arrive immediately.
 
-    A client that sent them slowly could lock out all others. So when there are too many, the oldest one is
-    ended.
+    A client that sent them slowly could lock out all others. So every call is read at once, and when too many
+    have been read for longer than a moment, the oldest ones are ended.
     """
 
     def __init__(self, max_uploads: int, timeout_seconds: float) -> None:
         self._max_uploads = max_uploads
         self._timeout_seconds = timeout_seconds
         self._reading: dict[_Interruptible, None] = {}  # oldest first
+        self._check: asyncio.TimerHandle | None = None
 
     async def read(self, context: Context) -> bytes:
         """Returns the one message of a call.
@@ -72,21 +73,29 @@ class SmallRequestReader:
             RequestTimeout: It has not arrived in time, or too many others are waiting.
             ServingError: `interrupt` was called meanwhile.
         """
-        rounds = 0
-        while len(self._reading) >= self._max_uploads and rounds < _READING_ROUNDS:
-            rounds += 1
-            await asyncio.sleep(0)  # requests that have arrived are read meanwhile, even in a burst of calls
-        if len(self._reading) >= self._max_uploads:
-            next(iter(self._reading)).interrupt(
-                RequestTimeout("the request did not arrive while others were waiting; send it without delay")
-            )
         with _Interruptible(self._reading, self._timeout_seconds):
+            if len(self._reading) > self._max_uploads and self._check is None:
+                self._check = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._end_oldest)
             return await _only_message(context)
 
     def interrupt(self, error: Callable[[], ServingError]) -> None:
         """Ends the calls that are being read now with an error each."""
         for reading in list(self._reading):
             reading.interrupt(error())
+
+    def _end_oldest(self) -> None:
+        """Ends calls above the limit, but none that has just begun: its request may have arrived, unread."""
+        loop = asyncio.get_running_loop()
+        latest_begin = loop.time() - _GRACE_SECONDS
+        for reading in list(self._reading)[: max(0, len(self._reading) - self._max_uploads)]:
+            if reading.begin_time <= latest_begin:
+                reading.interrupt(
+                    RequestTimeout(
+                        "the request did not arrive while others were waiting; send it without delay"
+                    )
+                )
+        is_full = len(self._reading) > self._max_uploads
+        self._check = loop.call_later(_GRACE_SECONDS, self._end_oldest) if is_full else None
 
 
 class Messages:
@@ -121,7 +130,7 @@ async def _only_message(context: Context) -> bytes:
 class _Interruptible:
     """A block that its timeout or a call of `interrupt` ends with an error."""
 
-    __slots__ = ("_all", "_error", "_task", "_timeout_seconds", "_timer")
+    __slots__ = ("_all", "_error", "_task", "_timeout_seconds", "_timer", "begin_time")
 
     def __init__(self, all_of_them: dict[_Interruptible, None], timeout_seconds: float) -> None:
         self._all = all_of_them
@@ -131,6 +140,7 @@ class _Interruptible:
     def __enter__(self) -> None:
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
+        self.begin_time = loop.time()
         self._timer = loop.call_later(self._timeout_seconds, self._time_out)
         self._all[self] = None
 
