@@ -15,6 +15,10 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+# A shell ignores SIGINT for what it runs in the background, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _SLOW = [HealthCheck.too_slow]  # a step waits for threads, so its time says nothing about the strategies
 
 settings.register_profile(
