@@ -164,7 +164,8 @@ async def test_calls_of_unknown_methods_leave_nothing_behind(served: RunningServ
     gc.disable()
     try:
         for _ in range(25):
-            answers = await asyncio.gather(*(unknown(bytes(10)) for _ in range(100)), return_exceptions=True)
+            calls = (unknown(bytes(10)) for _ in range(100))
+            answers: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
             assert {answer.code() for answer in answers} == {grpc.StatusCode.UNIMPLEMENTED}
     finally:
         gc.enable()

@@ -101,7 +101,7 @@ def grpc_round(
     address: str, calls: Iterator[UnaryRequest], load: Load, run_length: RunLength, streams: int = 0
 ) -> Measurement:
     """Measures a gRPC server once."""
-    connections = 1 if load.most_in_flight == 1 else 4
+    connections = 1 if load.in_flight_limit == 1 else 4
     return _LOOP.run_until_complete(
         measure(address, calls, load, run_length, connections=connections, streams=streams)
     )

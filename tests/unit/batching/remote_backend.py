@@ -56,7 +56,7 @@ def send(writer: asyncio.StreamWriter, *message: object) -> None:
 def _check_plain(value: object) -> None:
     if isinstance(value, Mapping):
         value = [*value.keys(), *value.values()]
-    elif isinstance(value, (Embedded, ModelInfo)):
+    elif isinstance(value, ModelInfo):
         value = [getattr(value, name) for name in value.__slots__]
     if isinstance(value, (tuple, list)):
         for part in value:

@@ -77,7 +77,7 @@ def test_drafts_that_were_left_are_removed(tmp_path: Path) -> None:
     )
     assert killed.stdout is not None
     assert living.stdout is not None
-    left, kept = (Path(process.stdout.readline().strip()) for process in (killed, living))
+    left, kept = (Path(out.readline().strip()) for out in (killed.stdout, living.stdout))
     killed.kill()
     killed.communicate()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import TypeVar
+from typing import Any
 
 import grpc
 import pytest
@@ -26,12 +26,10 @@ from alignserve_server.rpc.status import to_grpc_status, to_status_proto
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-M = TypeVar("M", bound=Message)
-
 PUSHBACK = "grpc-retry-pushback-ms"
 
 
-def _detail(status: status_pb2.Status, kind: type[M]) -> M | None:
+def _detail(status: status_pb2.Status, kind: type[Message]) -> Any:
     for packed in status.details:
         detail = kind()
         if packed.Unpack(detail):

@@ -192,6 +192,8 @@ def test_processes_end_with_a_server_that_is_killed():
     with subprocess.Popen(
         [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
         server.stdin.write(encoded("WEBP", (400, 300)))
         server.stdin.close()
         server.stdout.readline()
