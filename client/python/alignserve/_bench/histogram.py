@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Iterator
 
 _SUB_BITS = 7  # 128 buckets from one power of two to the next, so a bucket is less than 0.8 % wide
-_SUB = 1 << _SUB_BITS
 _LONGEST = (1 << 43) - 1  # nanoseconds, 2.4 hours; longer ones fall into the last bucket
 
 
