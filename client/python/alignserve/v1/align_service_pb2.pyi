@@ -35,6 +35,15 @@ class _EmbeddingFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper
     """`Embedding.packed_float32`, which is many times faster to read in Python."""
     EMBEDDING_FORMAT_PACKED_FLOAT16: _EmbeddingFormat.ValueType  # 3
     """`Embedding.packed_float16`: half the bytes, about three decimal digits."""
+    EMBEDDING_FORMAT_PACKED_INT8: _EmbeddingFormat.ValueType  # 4
+    """`Embedding.packed_int8`: a quarter of the bytes. The cosine similarity to
+    the exact embedding is above 0.999.
+    """
+    EMBEDDING_FORMAT_PACKED_BINARY: _EmbeddingFormat.ValueType  # 5
+    """`Embedding.packed_binary`: a 32nd of the bytes, to find candidates that are
+    then compared exactly. For embeddings at an angle a, about a / pi of the
+    bits differ.
+    """
 
 class EmbeddingFormat(_EmbeddingFormat, metaclass=_EmbeddingFormatEnumTypeWrapper):
     """Encodings of an embedding. New values may be added."""
@@ -47,6 +56,15 @@ EMBEDDING_FORMAT_PACKED_FLOAT32: EmbeddingFormat.ValueType  # 2
 """`Embedding.packed_float32`, which is many times faster to read in Python."""
 EMBEDDING_FORMAT_PACKED_FLOAT16: EmbeddingFormat.ValueType  # 3
 """`Embedding.packed_float16`: half the bytes, about three decimal digits."""
+EMBEDDING_FORMAT_PACKED_INT8: EmbeddingFormat.ValueType  # 4
+"""`Embedding.packed_int8`: a quarter of the bytes. The cosine similarity to
+the exact embedding is above 0.999.
+"""
+EMBEDDING_FORMAT_PACKED_BINARY: EmbeddingFormat.ValueType  # 5
+"""`Embedding.packed_binary`: a 32nd of the bytes, to find candidates that are
+then compared exactly. For embeddings at an angle a, about a / pi of the
+bits differ.
+"""
 Global___EmbeddingFormat: typing_extensions.TypeAlias = EmbeddingFormat
 
 class _DeliveryOrder:
@@ -292,6 +310,138 @@ class ClassifyResponse(google.protobuf.message.Message):
 Global___ClassifyResponse: typing_extensions.TypeAlias = ClassifyResponse
 
 @typing.final
+class CompareRequest(google.protobuf.message.Message):
+    """Request for `Compare`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAIRS_FIELD_NUMBER: builtins.int
+    TRUNCATE_FIELD_NUMBER: builtins.int
+    INCLUDE_STATS_FIELD_NUMBER: builtins.int
+    truncate: builtins.bool
+    """Optional. Cuts texts longer than `GetModelInfoResponse.max_text_tokens`.
+    If `false`, such texts fail with `INVALID_ARGUMENT`.
+    """
+    include_stats: builtins.bool
+    """Optional. Returns `CompareResponse.stats`."""
+    @property
+    def pairs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ImageTextPair]:
+        """Required. Pairs to compare, from 1 to
+        `GetModelInfoResponse.max_client_batch_size`. Send an image or a text again
+        to compare it with several.
+        """
+
+    def __init__(
+        self,
+        *,
+        pairs: collections.abc.Iterable[Global___ImageTextPair] | None = ...,
+        truncate: builtins.bool = ...,
+        include_stats: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["include_stats", b"include_stats", "pairs", b"pairs", "truncate", b"truncate"]) -> None: ...
+
+Global___CompareRequest: typing_extensions.TypeAlias = CompareRequest
+
+@typing.final
+class CompareResponse(google.protobuf.message.Message):
+    """Response for `Compare`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMPARISONS_FIELD_NUMBER: builtins.int
+    TOKENIZATIONS_FIELD_NUMBER: builtins.int
+    STATS_FIELD_NUMBER: builtins.int
+    @property
+    def comparisons(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Comparison]:
+        """One comparison per pair, in request order."""
+
+    @property
+    def tokenizations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tokenization]:
+        """How the text of each pair was tokenized, in request order."""
+
+    @property
+    def stats(self) -> Global___InferenceStats:
+        """How the call was executed. Set if the request has `include_stats`."""
+
+    def __init__(
+        self,
+        *,
+        comparisons: collections.abc.Iterable[Global___Comparison] | None = ...,
+        tokenizations: collections.abc.Iterable[Global___Tokenization] | None = ...,
+        stats: Global___InferenceStats | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["stats", b"stats"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["comparisons", b"comparisons", "stats", b"stats", "tokenizations", b"tokenizations"]) -> None: ...
+
+Global___CompareResponse: typing_extensions.TypeAlias = CompareResponse
+
+@typing.final
+class EmbedQueryRequest(google.protobuf.message.Message):
+    """Request for `EmbedQuery`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUERIES_FIELD_NUMBER: builtins.int
+    EMBEDDING_OPTIONS_FIELD_NUMBER: builtins.int
+    TRUNCATE_FIELD_NUMBER: builtins.int
+    INCLUDE_STATS_FIELD_NUMBER: builtins.int
+    truncate: builtins.bool
+    """Optional. Cuts texts longer than `GetModelInfoResponse.max_text_tokens`.
+    If `false`, such texts fail with `INVALID_ARGUMENT`.
+    """
+    include_stats: builtins.bool
+    """Optional. Returns `EmbedQueryResponse.stats`."""
+    @property
+    def queries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ComposedQuery]:
+        """Required. Queries to embed. All together have from 1 to
+        `GetModelInfoResponse.max_client_batch_size` terms.
+        """
+
+    @property
+    def embedding_options(self) -> Global___EmbeddingOptions:
+        """Optional. How embeddings are computed and encoded."""
+
+    def __init__(
+        self,
+        *,
+        queries: collections.abc.Iterable[Global___ComposedQuery] | None = ...,
+        embedding_options: Global___EmbeddingOptions | None = ...,
+        truncate: builtins.bool = ...,
+        include_stats: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["embedding_options", b"embedding_options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["embedding_options", b"embedding_options", "include_stats", b"include_stats", "queries", b"queries", "truncate", b"truncate"]) -> None: ...
+
+Global___EmbedQueryRequest: typing_extensions.TypeAlias = EmbedQueryRequest
+
+@typing.final
+class EmbedQueryResponse(google.protobuf.message.Message):
+    """Response for `EmbedQuery`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: builtins.int
+    STATS_FIELD_NUMBER: builtins.int
+    @property
+    def embeddings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """One embedding per query, in request order."""
+
+    @property
+    def stats(self) -> Global___InferenceStats:
+        """How the call was executed. Set if the request has `include_stats`."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: collections.abc.Iterable[Global___Embedding] | None = ...,
+        stats: Global___InferenceStats | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["stats", b"stats"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "stats", b"stats"]) -> None: ...
+
+Global___EmbedQueryResponse: typing_extensions.TypeAlias = EmbedQueryResponse
+
+@typing.final
 class StreamInferRequest(google.protobuf.message.Message):
     """Request for `StreamInfer`."""
 
@@ -301,6 +451,8 @@ class StreamInferRequest(google.protobuf.message.Message):
     EMBED_IMAGE_FIELD_NUMBER: builtins.int
     EMBED_TEXT_FIELD_NUMBER: builtins.int
     CLASSIFY_FIELD_NUMBER: builtins.int
+    COMPARE_FIELD_NUMBER: builtins.int
+    EMBED_QUERY_FIELD_NUMBER: builtins.int
     STREAM_OPTIONS_FIELD_NUMBER: builtins.int
     correlation_id: builtins.str
     """Required with a `request`. Client-chosen key, from 1 to 128 bytes, unique
@@ -319,6 +471,14 @@ class StreamInferRequest(google.protobuf.message.Message):
         """Classifies images."""
 
     @property
+    def compare(self) -> Global___CompareRequest:
+        """Compares images with texts."""
+
+    @property
+    def embed_query(self) -> Global___EmbedQueryRequest:
+        """Embeds composed queries."""
+
+    @property
     def stream_options(self) -> Global___StreamOptions:
         """Optional. Options for the whole stream. Allowed in its first message only."""
 
@@ -329,11 +489,13 @@ class StreamInferRequest(google.protobuf.message.Message):
         embed_image: Global___EmbedImageRequest | None = ...,
         embed_text: Global___EmbedTextRequest | None = ...,
         classify: Global___ClassifyRequest | None = ...,
+        compare: Global___CompareRequest | None = ...,
+        embed_query: Global___EmbedQueryRequest | None = ...,
         stream_options: Global___StreamOptions | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["classify", b"classify", "embed_image", b"embed_image", "embed_text", b"embed_text", "request", b"request", "stream_options", b"stream_options"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classify", b"classify", "correlation_id", b"correlation_id", "embed_image", b"embed_image", "embed_text", b"embed_text", "request", b"request", "stream_options", b"stream_options"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["embed_image", "embed_text", "classify"] | None: ...
+    def HasField(self, field_name: typing.Literal["classify", b"classify", "compare", b"compare", "embed_image", b"embed_image", "embed_query", b"embed_query", "embed_text", b"embed_text", "request", b"request", "stream_options", b"stream_options"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["classify", b"classify", "compare", b"compare", "correlation_id", b"correlation_id", "embed_image", b"embed_image", "embed_query", b"embed_query", "embed_text", b"embed_text", "request", b"request", "stream_options", b"stream_options"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["request", b"request"]) -> typing.Literal["embed_image", "embed_text", "classify", "compare", "embed_query"] | None: ...
 
 Global___StreamInferRequest: typing_extensions.TypeAlias = StreamInferRequest
 
@@ -348,6 +510,8 @@ class StreamInferResponse(google.protobuf.message.Message):
     EMBED_IMAGE_FIELD_NUMBER: builtins.int
     EMBED_TEXT_FIELD_NUMBER: builtins.int
     CLASSIFY_FIELD_NUMBER: builtins.int
+    COMPARE_FIELD_NUMBER: builtins.int
+    EMBED_QUERY_FIELD_NUMBER: builtins.int
     correlation_id: builtins.str
     """The `correlation_id` of the request that this answers."""
     @property
@@ -366,6 +530,14 @@ class StreamInferResponse(google.protobuf.message.Message):
     def classify(self) -> Global___ClassifyResponse:
         """Answers `classify`."""
 
+    @property
+    def compare(self) -> Global___CompareResponse:
+        """Answers `compare`."""
+
+    @property
+    def embed_query(self) -> Global___EmbedQueryResponse:
+        """Answers `embed_query`."""
+
     def __init__(
         self,
         *,
@@ -374,10 +546,12 @@ class StreamInferResponse(google.protobuf.message.Message):
         embed_image: Global___EmbedImageResponse | None = ...,
         embed_text: Global___EmbedTextResponse | None = ...,
         classify: Global___ClassifyResponse | None = ...,
+        compare: Global___CompareResponse | None = ...,
+        embed_query: Global___EmbedQueryResponse | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["classify", b"classify", "embed_image", b"embed_image", "embed_text", b"embed_text", "error", b"error", "result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classify", b"classify", "correlation_id", b"correlation_id", "embed_image", b"embed_image", "embed_text", b"embed_text", "error", b"error", "result", b"result"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["error", "embed_image", "embed_text", "classify"] | None: ...
+    def HasField(self, field_name: typing.Literal["classify", b"classify", "compare", b"compare", "embed_image", b"embed_image", "embed_query", b"embed_query", "embed_text", b"embed_text", "error", b"error", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["classify", b"classify", "compare", b"compare", "correlation_id", b"correlation_id", "embed_image", b"embed_image", "embed_query", b"embed_query", "embed_text", b"embed_text", "error", b"error", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["error", "embed_image", "embed_text", "classify", "compare", "embed_query"] | None: ...
 
 Global___StreamInferResponse: typing_extensions.TypeAlias = StreamInferResponse
 
@@ -531,20 +705,161 @@ class Image(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONTENT_FIELD_NUMBER: builtins.int
+    PIXELS_FIELD_NUMBER: builtins.int
     content: builtins.bytes
     """Encoded image file in one of `GetModelInfoResponse.image_formats`. The
     format is detected from the bytes.
     """
+    @property
+    def pixels(self) -> Global___Pixels:
+        """Decoded pixels, for images that are in memory: of a camera, a video or an
+        array. Preprocessed as a lossless file with the same pixels would be.
+        """
+
     def __init__(
         self,
         *,
         content: builtins.bytes = ...,
+        pixels: Global___Pixels | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["content", b"content", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "source", b"source"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["content"] | None: ...
+    def HasField(self, field_name: typing.Literal["content", b"content", "pixels", b"pixels", "source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "pixels", b"pixels", "source", b"source"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["content", "pixels"] | None: ...
 
 Global___Image: typing_extensions.TypeAlias = Image
+
+@typing.final
+class Pixels(google.protobuf.message.Message):
+    """The pixels of an image: 8 bits per channel, in sRGB."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    """Required. Number of rows."""
+    width: builtins.int
+    """Required. Number of pixels in a row."""
+    data: builtins.bytes
+    """Required. Red, green and blue of each pixel, a byte each, row by row from
+    the top left: `height` times `width` times 3 bytes.
+    """
+    def __init__(
+        self,
+        *,
+        height: builtins.int = ...,
+        width: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "height", b"height", "width", b"width"]) -> None: ...
+
+Global___Pixels: typing_extensions.TypeAlias = Pixels
+
+@typing.final
+class ImageTextPair(google.protobuf.message.Message):
+    """An image and a text that may describe it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """Required. The text. May not be empty or blank."""
+    @property
+    def image(self) -> Global___Image:
+        """Required. The image."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["image", b"image"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["image", b"image", "text", b"text"]) -> None: ...
+
+Global___ImageTextPair: typing_extensions.TypeAlias = ImageTextPair
+
+@typing.final
+class Comparison(google.protobuf.message.Message):
+    """How well a text matches an image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIMILARITY_FIELD_NUMBER: builtins.int
+    LOGIT_FIELD_NUMBER: builtins.int
+    similarity: builtins.float
+    """Cosine similarity of image and text, in `[-1.0, 1.0]`."""
+    logit: builtins.float
+    """`similarity` divided by `GetModelInfoResponse.temperature`."""
+    def __init__(
+        self,
+        *,
+        similarity: builtins.float = ...,
+        logit: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["logit", b"logit", "similarity", b"similarity"]) -> None: ...
+
+Global___Comparison: typing_extensions.TypeAlias = Comparison
+
+@typing.final
+class ComposedQuery(google.protobuf.message.Message):
+    """A query of several images and texts. Its embedding is the sum of its terms'
+    embeddings, each normalized and multiplied by its weight. Like any other, it
+    is then normalized, unless the request has `skip_normalization`.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: builtins.int
+    @property
+    def terms(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___QueryTerm]:
+        """Required. At least one term."""
+
+    def __init__(
+        self,
+        *,
+        terms: collections.abc.Iterable[Global___QueryTerm] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["terms", b"terms"]) -> None: ...
+
+Global___ComposedQuery: typing_extensions.TypeAlias = ComposedQuery
+
+@typing.final
+class QueryTerm(google.protobuf.message.Message):
+    """A part of a composed query."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """A text. May not be empty or blank."""
+    weight: builtins.float
+    """Optional. Factor of the term's embedding; 1 if not set. Below 0, the query
+    moves away from the term. Not 0.
+    """
+    @property
+    def image(self) -> Global___Image:
+        """An image."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___Image | None = ...,
+        text: builtins.str = ...,
+        weight: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "image", b"image", "input", b"input", "text", b"text", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "image", b"image", "input", b"input", "text", b"text", "weight", b"weight"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["image", "text"] | None: ...
+
+Global___QueryTerm: typing_extensions.TypeAlias = QueryTerm
 
 @typing.final
 class EmbeddingOptions(google.protobuf.message.Message):
@@ -570,17 +885,36 @@ Global___EmbeddingOptions: typing_extensions.TypeAlias = EmbeddingOptions
 
 @typing.final
 class Embedding(google.protobuf.message.Message):
-    """A dense vector. Exactly one field is set, as chosen by `EmbeddingFormat`."""
+    """A dense vector in the encoding that `EmbeddingFormat` chooses; the fields of
+    the others are not set.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     VALUES_FIELD_NUMBER: builtins.int
     PACKED_FLOAT32_FIELD_NUMBER: builtins.int
     PACKED_FLOAT16_FIELD_NUMBER: builtins.int
+    PACKED_INT8_FIELD_NUMBER: builtins.int
+    INT8_SCALE_FIELD_NUMBER: builtins.int
+    PACKED_BINARY_FIELD_NUMBER: builtins.int
     packed_float32: builtins.bytes
     """Elements as consecutive little-endian IEEE 754 single-precision floats."""
     packed_float16: builtins.bytes
     """Elements as consecutive little-endian IEEE 754 half-precision floats."""
+    packed_int8: builtins.bytes
+    """Elements as signed bytes: each element divided by `int8_scale` and rounded
+    to the nearest integer, from -127 to 127.
+    """
+    int8_scale: builtins.float
+    """With `packed_int8`, the largest absolute value of an element, divided by
+    127. Multiply by it to restore the elements. Cosine similarities of the bytes
+    themselves need no scale.
+    """
+    packed_binary: builtins.bytes
+    """Signs of the elements, a bit each: 1 if the element is above 0. The first
+    element is the highest bit of the first byte; unused bits of the last byte
+    are 0. Compare by Hamming distance.
+    """
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Elements of the vector."""
@@ -591,8 +925,11 @@ class Embedding(google.protobuf.message.Message):
         values: collections.abc.Iterable[builtins.float] | None = ...,
         packed_float32: builtins.bytes = ...,
         packed_float16: builtins.bytes = ...,
+        packed_int8: builtins.bytes = ...,
+        int8_scale: builtins.float = ...,
+        packed_binary: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["packed_float16", b"packed_float16", "packed_float32", b"packed_float32", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["int8_scale", b"int8_scale", "packed_binary", b"packed_binary", "packed_float16", b"packed_float16", "packed_float32", b"packed_float32", "packed_int8", b"packed_int8", "values", b"values"]) -> None: ...
 
 Global___Embedding: typing_extensions.TypeAlias = Embedding
 

@@ -66,6 +66,16 @@ class AlignServiceStub(object):
                 request_serializer=alignserve_dot_v1_dot_align__service__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=alignserve_dot_v1_dot_align__service__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/alignserve.v1.AlignService/Compare',
+                request_serializer=alignserve_dot_v1_dot_align__service__pb2.CompareRequest.SerializeToString,
+                response_deserializer=alignserve_dot_v1_dot_align__service__pb2.CompareResponse.FromString,
+                _registered_method=True)
+        self.EmbedQuery = channel.unary_unary(
+                '/alignserve.v1.AlignService/EmbedQuery',
+                request_serializer=alignserve_dot_v1_dot_align__service__pb2.EmbedQueryRequest.SerializeToString,
+                response_deserializer=alignserve_dot_v1_dot_align__service__pb2.EmbedQueryResponse.FromString,
+                _registered_method=True)
         self.StreamInfer = channel.stream_stream(
                 '/alignserve.v1.AlignService/StreamInfer',
                 request_serializer=alignserve_dot_v1_dot_align__service__pb2.StreamInferRequest.SerializeToString,
@@ -119,6 +129,23 @@ class AlignServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Compare(self, request, context):
+        """Compares images with texts, pair by pair: how well does this text describe
+        this image? Returns numbers instead of the embeddings of both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmbedQuery(self, request, context):
+        """Embeds composed queries, such as a photo of a bag plus the text `red`: the
+        weighted sum of the embeddings of images and texts. Search the embeddings of
+        images or texts with the result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StreamInfer(self, request_iterator, context):
         """Runs any mix of the unary calls over one stream.
 
@@ -156,6 +183,16 @@ def add_AlignServiceServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=alignserve_dot_v1_dot_align__service__pb2.ClassifyRequest.FromString,
                     response_serializer=alignserve_dot_v1_dot_align__service__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=alignserve_dot_v1_dot_align__service__pb2.CompareRequest.FromString,
+                    response_serializer=alignserve_dot_v1_dot_align__service__pb2.CompareResponse.SerializeToString,
+            ),
+            'EmbedQuery': grpc.unary_unary_rpc_method_handler(
+                    servicer.EmbedQuery,
+                    request_deserializer=alignserve_dot_v1_dot_align__service__pb2.EmbedQueryRequest.FromString,
+                    response_serializer=alignserve_dot_v1_dot_align__service__pb2.EmbedQueryResponse.SerializeToString,
             ),
             'StreamInfer': grpc.stream_stream_rpc_method_handler(
                     servicer.StreamInfer,
@@ -266,6 +303,60 @@ class AlignService(object):
             '/alignserve.v1.AlignService/Classify',
             alignserve_dot_v1_dot_align__service__pb2.ClassifyRequest.SerializeToString,
             alignserve_dot_v1_dot_align__service__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alignserve.v1.AlignService/Compare',
+            alignserve_dot_v1_dot_align__service__pb2.CompareRequest.SerializeToString,
+            alignserve_dot_v1_dot_align__service__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedQuery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alignserve.v1.AlignService/EmbedQuery',
+            alignserve_dot_v1_dot_align__service__pb2.EmbedQueryRequest.SerializeToString,
+            alignserve_dot_v1_dot_align__service__pb2.EmbedQueryResponse.FromString,
             options,
             channel_credentials,
             insecure,

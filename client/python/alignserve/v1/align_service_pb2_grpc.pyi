@@ -73,6 +73,38 @@ _AlignServiceClassifyType = typing_extensions.TypeVar(
     ],
 )
 
+_AlignServiceCompareType = typing_extensions.TypeVar(
+    '_AlignServiceCompareType',
+    grpc.UnaryUnaryMultiCallable[
+        alignserve.v1.align_service_pb2.CompareRequest,
+        alignserve.v1.align_service_pb2.CompareResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        alignserve.v1.align_service_pb2.CompareRequest,
+        alignserve.v1.align_service_pb2.CompareResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        alignserve.v1.align_service_pb2.CompareRequest,
+        alignserve.v1.align_service_pb2.CompareResponse,
+    ],
+)
+
+_AlignServiceEmbedQueryType = typing_extensions.TypeVar(
+    '_AlignServiceEmbedQueryType',
+    grpc.UnaryUnaryMultiCallable[
+        alignserve.v1.align_service_pb2.EmbedQueryRequest,
+        alignserve.v1.align_service_pb2.EmbedQueryResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        alignserve.v1.align_service_pb2.EmbedQueryRequest,
+        alignserve.v1.align_service_pb2.EmbedQueryResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        alignserve.v1.align_service_pb2.EmbedQueryRequest,
+        alignserve.v1.align_service_pb2.EmbedQueryResponse,
+    ],
+)
+
 _AlignServiceStreamInferType = typing_extensions.TypeVar(
     '_AlignServiceStreamInferType',
     grpc.StreamStreamMultiCallable[
@@ -105,7 +137,7 @@ _AlignServiceGetModelInfoType = typing_extensions.TypeVar(
     ],
 )
 
-class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignServiceEmbedTextType, _AlignServiceClassifyType, _AlignServiceStreamInferType, _AlignServiceGetModelInfoType]):
+class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignServiceEmbedTextType, _AlignServiceClassifyType, _AlignServiceCompareType, _AlignServiceEmbedQueryType, _AlignServiceStreamInferType, _AlignServiceGetModelInfoType]):
     """Embeds images and texts into one vector space, and classifies images against
     free-form labels, with an ALIGN dual encoder.
 
@@ -139,6 +171,14 @@ class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignService
             alignserve.v1.align_service_pb2.ClassifyRequest,
             alignserve.v1.align_service_pb2.ClassifyResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            alignserve.v1.align_service_pb2.CompareRequest,
+            alignserve.v1.align_service_pb2.CompareResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            alignserve.v1.align_service_pb2.EmbedQueryRequest,
+            alignserve.v1.align_service_pb2.EmbedQueryResponse,
+        ],
         grpc.StreamStreamMultiCallable[
             alignserve.v1.align_service_pb2.StreamInferRequest,
             alignserve.v1.align_service_pb2.StreamInferResponse,
@@ -163,6 +203,14 @@ class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignService
             alignserve.v1.align_service_pb2.ClassifyRequest,
             alignserve.v1.align_service_pb2.ClassifyResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            alignserve.v1.align_service_pb2.CompareRequest,
+            alignserve.v1.align_service_pb2.CompareResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            alignserve.v1.align_service_pb2.EmbedQueryRequest,
+            alignserve.v1.align_service_pb2.EmbedQueryResponse,
+        ],
         grpc.aio.StreamStreamMultiCallable[
             alignserve.v1.align_service_pb2.StreamInferRequest,
             alignserve.v1.align_service_pb2.StreamInferResponse,
@@ -181,6 +229,17 @@ class AlignServiceStub(typing.Generic[_AlignServiceEmbedImageType, _AlignService
 
     Classify: _AlignServiceClassifyType
     """Scores images against candidate labels, without task training (zero-shot)."""
+
+    Compare: _AlignServiceCompareType
+    """Compares images with texts, pair by pair: how well does this text describe
+    this image? Returns numbers instead of the embeddings of both.
+    """
+
+    EmbedQuery: _AlignServiceEmbedQueryType
+    """Embeds composed queries, such as a photo of a bag plus the text `red`: the
+    weighted sum of the embeddings of images and texts. Search the embeddings of
+    images or texts with the result.
+    """
 
     StreamInfer: _AlignServiceStreamInferType
     """Runs any mix of the unary calls over one stream.
@@ -207,6 +266,14 @@ AlignServiceAsyncStub: typing_extensions.TypeAlias = AlignServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         alignserve.v1.align_service_pb2.ClassifyRequest,
         alignserve.v1.align_service_pb2.ClassifyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        alignserve.v1.align_service_pb2.CompareRequest,
+        alignserve.v1.align_service_pb2.CompareResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        alignserve.v1.align_service_pb2.EmbedQueryRequest,
+        alignserve.v1.align_service_pb2.EmbedQueryResponse,
     ],
     grpc.aio.StreamStreamMultiCallable[
         alignserve.v1.align_service_pb2.StreamInferRequest,
@@ -261,6 +328,27 @@ class AlignServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[alignserve.v1.align_service_pb2.ClassifyResponse, collections.abc.Awaitable[alignserve.v1.align_service_pb2.ClassifyResponse]]:
         """Scores images against candidate labels, without task training (zero-shot)."""
+
+    @abc.abstractmethod
+    def Compare(
+        self,
+        request: alignserve.v1.align_service_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[alignserve.v1.align_service_pb2.CompareResponse, collections.abc.Awaitable[alignserve.v1.align_service_pb2.CompareResponse]]:
+        """Compares images with texts, pair by pair: how well does this text describe
+        this image? Returns numbers instead of the embeddings of both.
+        """
+
+    @abc.abstractmethod
+    def EmbedQuery(
+        self,
+        request: alignserve.v1.align_service_pb2.EmbedQueryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[alignserve.v1.align_service_pb2.EmbedQueryResponse, collections.abc.Awaitable[alignserve.v1.align_service_pb2.EmbedQueryResponse]]:
+        """Embeds composed queries, such as a photo of a bag plus the text `red`: the
+        weighted sum of the embeddings of images and texts. Search the embeddings of
+        images or texts with the result.
+        """
 
     @abc.abstractmethod
     def StreamInfer(
