@@ -681,7 +681,7 @@ class Client:
     @overload
     def embed_query(
         self,
-        query: Query | Iterable[Query],
+        query: Query,
         *,
         truncate: bool = False,
         normalize: bool = True,
@@ -693,7 +693,22 @@ class Client:
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray: ...
 
-    # A list of terms is matched before a list of queries.
+    @overload
+    def embed_query(
+        self,
+        query: Iterable[Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray: ...
+
+    # Both a query and a list of queries are sequences; type checkers take the first signature that fits.
     @overload
     def embed_query(  # type: ignore[overload-overlap]
         self,
@@ -746,8 +761,8 @@ class Client:
 
         Args:
             query: A list of terms, or a list of such lists. A term is a text, an image as for `embed_image`
-                (but its path as `Path`, since a `str` is a text), a `QueryTerm`, or a tuple of a text or image
-                and its weight.
+                (but its path as `Path`, since a `str` is a text), a tuple of a text or image and its weight,
+                or a `QueryTerm`.
             truncate: Truncate texts longer than `ModelInfo.max_text_tokens`, which otherwise fail.
             normalize: Scale embeddings to length 1.
             dtype: Data type of the embeddings, as for `embed_image`.

@@ -528,7 +528,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> Comparison | list[Comparison] | AlignserveError | list[Comparison | AlignserveError]:
-        """See `Client.compare`."""
+        """Compares an image with a text, or lists of both pair by pair; see `Client.compare`."""
         images, is_one = as_list(image)
         found = await self.compare_detailed(
             images,
@@ -573,7 +573,7 @@ class AsyncClient:
     @overload
     async def embed_query(
         self,
-        query: Query | Iterable[Query],
+        query: Query,
         *,
         truncate: bool = False,
         normalize: bool = True,
@@ -585,7 +585,22 @@ class AsyncClient:
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray: ...
 
-    # A list of terms is matched before a list of queries.
+    @overload
+    async def embed_query(
+        self,
+        query: Iterable[Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray: ...
+
+    # Both a query and a list of queries are sequences; type checkers take the first signature that fits.
     @overload
     async def embed_query(  # type: ignore[overload-overlap]
         self,
@@ -629,7 +644,7 @@ class AsyncClient:
         on_progress: OnProgress | None = None,
         **call: Unpack[CallOptions],
     ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
-        """See `Client.embed_query`."""
+        """Embeds a composed query or several; see `Client.embed_query`."""
         queries, is_one = as_queries(query)
         found = await self.embed_query_detailed(
             queries,

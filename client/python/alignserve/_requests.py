@@ -203,9 +203,9 @@ def stream_options(*, ordered: bool) -> pb.StreamInferRequest:
 
 def reads_files(item: Item) -> bool:
     """Returns whether preparing the item takes too long for an event loop."""
-    if isinstance(item, QueryItem):
-        return True  # it may have images
-    return not isinstance(item, TextItem) and not isinstance(item.image, bytes)
+    if isinstance(item, (ImageItem, ClassifyItem, CompareItem)):
+        return not isinstance(item.image, bytes)
+    return isinstance(item, QueryItem)  # it may have images
 
 
 def strings(values: Sequence[str], name: str) -> list[str]:

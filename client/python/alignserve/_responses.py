@@ -200,6 +200,13 @@ def in_place(values: Iterable[Any], errors: Mapping[int, AlignserveError]) -> li
     return [errors.get(position, value) for position, value in enumerate(values)]
 
 
+def missing_rows(count: int, dimension: int, *, dtype: Dtype) -> EmbeddingArray:
+    """Returns rows for embeddings that failed: NaN, or 0 where the type has no NaN."""
+    row_type = np.dtype(_ROW_TYPES[dtype])
+    width = math.ceil(dimension / 8) if dtype == "binary" else dimension
+    return np.full((count, width), np.nan if row_type.kind == "f" else 0, row_type)
+
+
 def embedding_rows(embeddings: Sequence[pb.Embedding]) -> EmbeddingArray:
     """Returns packed embeddings, at least one and all of one format, as (embeddings, dimension).
 
@@ -267,11 +274,9 @@ def _tokenization(tokenization: pb.Tokenization) -> Tokenization:
 
 def _rows(outcome: Outcome, dimension: int, dtype: Dtype) -> EmbeddingArray:
     found = cast("Mapping[int, EmbeddingArray]", outcome.values)
-    row_type = np.dtype(_ROW_TYPES[dtype])
-    full_width = math.ceil(dimension / 8) if dtype == "binary" else dimension
-    width = next(iter(found.values())).size if found else full_width
-    missing = np.nan if row_type.kind == "f" else 0
-    rows: EmbeddingArray = np.full((outcome.count, width), missing, row_type)
+    if found:
+        dimension = next(iter(found.values())).size * (8 if dtype == "binary" else 1)
+    rows = missing_rows(outcome.count, dimension, dtype=dtype)
     for position, row in found.items():
         rows[position] = row
     return rows
