@@ -30,7 +30,7 @@ from alignserve._items import Dtype, Item, StreamResult
 from alignserve._job import Job, OnError, OnProgress, Options
 from alignserve._job_sync import JobRun
 from alignserve._probe import Probe
-from alignserve._queries import Query, as_queries
+from alignserve._queries import Query, Term, as_queries
 from alignserve._requests import Limits
 from alignserve._results import (
     Classification,
@@ -802,7 +802,7 @@ class Client:
 
     def embed_query_detailed(
         self,
-        query: Query | Iterable[Query],
+        query: Sequence[Term | Query],
         *,
         truncate: bool = False,
         normalize: bool = True,

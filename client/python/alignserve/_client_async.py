@@ -31,7 +31,7 @@ from alignserve._items import Dtype, Item, StreamResult
 from alignserve._job import Job, OnError, OnProgress, Options
 from alignserve._job_async import AsyncJobRun
 from alignserve._probe import Probe
-from alignserve._queries import Query, as_queries
+from alignserve._queries import Query, Term, as_queries
 from alignserve._requests import Limits
 from alignserve._results import (
     Classification,
@@ -666,7 +666,7 @@ class AsyncClient:
 
     async def embed_query_detailed(
         self,
-        query: Query | Iterable[Query],
+        query: Sequence[Term | Query],
         *,
         truncate: bool = False,
         normalize: bool = True,

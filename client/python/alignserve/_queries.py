@@ -42,7 +42,7 @@ Query: TypeAlias = Sequence[Term]
 """The terms of a query."""
 
 
-def as_queries(query: Query | Iterable[Query]) -> tuple[list[list[QueryTerm]], bool]:
+def as_queries(query: Iterable[Term | Query]) -> tuple[list[list[QueryTerm]], bool]:
     """Returns queries as lists of terms, and whether a single one was given. Lists of lists are several.
 
     Raises:
