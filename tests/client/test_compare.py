@@ -85,7 +85,7 @@ def test_a_refused_comparison_is_sent_again(server: FakeServer, client: Client) 
 
 
 def test_the_type_of_an_unreadable_file_is_named() -> None:
-    """The advice for files that are no images also holds for pairs."""
+    """The advice for files that are not images also holds for pairs."""
     with (
         FakeServer(checks_images=True) as fake,
         Client(fake.target) as client,

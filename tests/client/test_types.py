@@ -70,6 +70,7 @@ def blocking(client: Client, paths: list[Path]) -> StreamResult:
     found_queries: list[npt.NDArray[np.floating] | AlignserveError] = client.embed_query(
         [[photo, "red"]], on_error="return"
     )
+    client.embed_query_detailed([[photo, "red"], ["a", (photo, 2)]])
     items: list[Item] = [ImageItem(photo, id=vector.size + len(one) + len(many))]
     items += [CompareItem(photo, "a"), QueryItem([photo, "a"], dtype="int8")]
     return next(client.stream(items))

@@ -72,7 +72,7 @@ class Recipe(Generic[_Payload]):
         return self.size(payload) + _BYTES_AROUND_ITEM
 
     def fitted(self, item: object, payload: _Payload, position: int, room: float) -> _Payload:
-        """Returns the payload of an item that is sent alone, compressed if it would not fit otherwise.
+        """Returns the payload of a request's first item, compressed if it would not fit otherwise.
 
         Raises:
             InvalidArgumentError: It is too large for any request.
