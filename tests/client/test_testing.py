@@ -180,15 +180,34 @@ def test_a_held_stream_is_read_as_far_as_the_client_sends(server: FakeServer, cl
     assert len(taken) == 40
 
 
-@pytest.mark.parametrize(("ordered", "ids"), [(False, [2, 1, 0, 3, 4]), (True, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("order", "ids"),
+    [
+        (pb.DELIVERY_ORDER_AS_COMPLETED, ["2", "1", "0", "3", "4"]),
+        (pb.DELIVERY_ORDER_AS_REQUESTED, ["0", "1", "2", "3", "4"]),
+    ],
+)
 def test_a_test_can_have_items_answered_out_of_order(
-    server: FakeServer, client: Client, ordered: bool, ids: list[int]
+    server: FakeServer, order: pb.DeliveryOrder, ids: list[str]
 ) -> None:
-    """Clients must match answers by id; a stream that wants its own order keeps it."""
+    """Clients must match answers by id; a stream that asks for its own order keeps it."""
+    server.reverse_answers(3)
+    requests = [pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=order))]
+    requests += [
+        pb.StreamInferRequest(correlation_id=str(number), embed_text=pb.EmbedTextRequest(texts=["a"]))
+        for number in range(5)
+    ]
+
+    with grpc.insecure_channel(server.target) as channel:
+        answers = list(AlignServiceStub(channel).StreamInfer(iter(requests)))
+
+    assert [answer.correlation_id for answer in answers] == ids
+
+
+def test_clients_match_answers_by_id(server: FakeServer, client: Client) -> None:
+    """Each item gets its own embedding, whatever the order of the answers."""
     server.reverse_answers(3)
 
-    results = list(client.stream([TextItem(str(n), id=n) for n in range(5)], ordered=ordered))
-
-    assert [result.id for result in results] == ids
-    for result in results:
-        assert np.array_equal(result.embedding, server.embedding_of(str(result.id)))
+    for result in client.stream([TextItem(str(number)) for number in range(5)]):
+        assert isinstance(result.item, TextItem)
+        assert np.array_equal(result.embedding, server.embedding_of(result.item.text))
