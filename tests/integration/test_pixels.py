@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
-from alignserve_server.api import PixelArray
+from alignserve_server.api import ImageInput, PixelArray
 
 from tests.integration.serving import PACKED, RunningServer, refused, running, until
 from tests.integration.test_unary import vector
@@ -27,7 +27,7 @@ async def test_files_and_pixels_mix_in_a_call(served: RunningServer) -> None:
 
     response = await served.stub.EmbedImage(request)
 
-    sent = [ARRAY, b"file", PixelArray(3, 2, ARRAY.data)]
+    sent: list[ImageInput] = [ARRAY, b"file", PixelArray(3, 2, ARRAY.data)]
     expected = [served.encoder.embedding_of(each) for each in sent]
     np.testing.assert_allclose(list(map(vector, response.embeddings)), expected, atol=1e-6)
 
