@@ -188,7 +188,7 @@ def test_a_held_stream_is_read_as_far_as_the_client_sends(server: FakeServer, cl
     ],
 )
 def test_a_test_can_have_items_answered_out_of_order(
-    server: FakeServer, order: pb.DeliveryOrder, ids: list[str]
+    server: FakeServer, order: pb.DeliveryOrder.ValueType, ids: list[str]
 ) -> None:
     """Clients must match answers by id; a stream that asks for its own order keeps it."""
     server.reverse_answers(3)
