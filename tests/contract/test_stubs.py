@@ -7,8 +7,10 @@ Java, Rust, Node.js, C++ and Ruby, in the clients.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import grpc_tools
@@ -35,6 +37,9 @@ EXPECTED = {
     "Python": ("python", "alignserve/v1/align_service_pb2_grpc.py"),
     "any, with buf": ("buf", "alignserve/v1/align_service_pb2.py"),
 }
+FETCHED = ("Go", "Java, Kotlin", "TypeScript")  # their plugins come from a registry, in tests of their own
+JAVA_PLUGIN = "io.grpc:protoc-gen-grpc-java:1.79.0:exe"
+MAVEN_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
 WELL_KNOWN = Path(grpc_tools.__file__).parent / "_proto"
 GO_PLUGINS = (
     "google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12",
@@ -98,7 +103,7 @@ def test_every_language_has_a_test() -> None:
     assert set(COMMANDS) == set(EXPECTED)
 
 
-@pytest.mark.parametrize("language", [each for each in EXPECTED if each not in ("Go", "TypeScript")])
+@pytest.mark.parametrize("language", [each for each in EXPECTED if each not in FETCHED])
 def test_the_command_of_a_language_generates_its_code(language: str, folder: Path, tools: Path) -> None:
     """The command works as it is written, with protos and plugins only."""
     needs(*(["protoc"] if "protoc" in COMMANDS[language].split() else []), EXPECTED[language][0])
@@ -121,6 +126,27 @@ def test_go_generates_into_a_module_of_its_own(folder: Path, tools: Path) -> Non
     written = sorted(str(path.relative_to(folder / "gen")) for path in (folder / "gen").rglob("*.go"))
     assert written == ["alignpb/align_service.pb.go", "alignpb/align_service_grpc.pb.go"]
     assert "package alignpb" in (folder / "gen/alignpb/align_service.pb.go").read_text()
+
+
+@pytest.mark.long
+def test_java_generates_with_the_plugin_of_maven(folder: Path, tools: Path) -> None:
+    """The plugin is an executable in Maven's repository, which Maven runs by itself in a project."""
+    needs("protoc", "mvn")
+    machine = {"x86_64": "x86_64", "aarch64": "aarch_64"}.get(platform.machine())
+    if sys.platform != "linux" or machine is None:
+        pytest.skip("this test knows only the plugins for Linux")
+    copied = shell(
+        f"mvn -q -B {MAVEN_COPY} -Dartifact={JAVA_PLUGIN}:linux-{machine} -DoutputDirectory={tools}",
+        folder,
+        seconds=600,
+    )
+    if copied.returncode:
+        pytest.skip(f"mvn failed: {copied.stdout[-200:]}")
+    (plugin,) = tools.glob("protoc-gen-grpc-java*")
+    plugin.chmod(0o755)
+    plugin.rename(tools / "protoc-gen-grpc-java")
+
+    check("Java, Kotlin", folder, tools)
 
 
 @pytest.mark.long
