@@ -28,7 +28,6 @@ from alignserve_server.kserve.stream import ModelInferStream
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.callers import current_call
 from alignserve_server.rpc.message_api import MessageApi
-from alignserve_server.rpc.response_room import ResponseRoom
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -134,7 +134,8 @@ class Settings(BaseModel):
         "127.0.0.1:9464", description="HTTP address for /metrics, /healthz and /readyz; none disables them"
     )
     open_inference: bool = Field(
-        True, description="serve the Open Inference Protocol (KServe v2), which tritonclient speaks, beside the API"
+        True,
+        description="serve the Open Inference Protocol (KServe v2), which tritonclient speaks, beside the API",
     )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
