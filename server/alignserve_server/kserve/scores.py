@@ -54,10 +54,8 @@ class ScoreTable:
 
     def outputs(self) -> Mapping[str, NDArray[Any] | list[list[bytes]]]:
         """Returns the outputs by name, in the order of the request."""
-        return {
-            name: self._classes[name] if name in self._classes else self._arrays[name]
-            for name in self._outputs
-        }
+        outputs = {**self._arrays, **self._classes}
+        return {name: outputs[name] for name in self._outputs}
 
 
 def classes_bytes(labels: Sequence[str], class_count: int) -> int:

@@ -74,7 +74,7 @@ class ModelInferStream(ItemStream[Any]):
 
 
 def _error(request: Any, error: ServingError) -> bytes:
-    """Returns the response to a request that failed. Clients see only the text, so the text has everything."""
+    """Returns the response to a request that failed. Its text has everything, as clients see only that."""
     response = ModelStreamInferResponse(
         error_message=to_text(with_request_id(error, request.id)),
         infer_response=ModelInferResponse(id=request.id),

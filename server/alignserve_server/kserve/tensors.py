@@ -25,7 +25,11 @@ _MAX_TYPED_PIXELS = 1 << 18
 
 RAW_ONLY = frozenset({"FP16"})  # `contents` has no field for it
 
-_NUMPY = {"FP32": np.dtype("<f4"), "FP16": np.dtype("<f2"), "INT32": np.dtype("<i4")}
+_NUMPY: dict[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "FP16": np.dtype("<f2"),
+    "INT32": np.dtype("<i4"),
+}
 _FIELDS = {"FP32": "fp32_contents", "INT32": "int_contents", "BYTES": "bytes_contents"}
 
 
@@ -121,9 +125,7 @@ class InputTensor:
 
     def _check_length(self, length: int, expected: int, unit: str) -> None:
         if length != expected:
-            raise self._error(
-                f"{length} {unit}, but shape {_shape(self.shape)} has {expected}; send as many as the shape has"
-            )
+            raise self._error(f"{length} {unit}, but shape {_shape(self.shape)} has {expected}; send as many")
 
     def _error(self, message: str) -> InvalidArgument:
         return InvalidArgument.at(self.name, message)

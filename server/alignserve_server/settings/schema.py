@@ -135,7 +135,7 @@ class Settings(BaseModel):
     )
     open_inference: bool = Field(
         True,
-        description="serve the Open Inference Protocol (KServe v2), which tritonclient speaks, beside the API",
+        description="serve the Open Inference Protocol (KServe v2), spoken by tritonclient, on the same port",
     )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
