@@ -57,7 +57,8 @@ _EMBEDDINGS = (
     Output("embedding", "FP32", (_ANY, _EMBEDDING)),
     Output("embedding_fp16", "FP16", (_ANY, _EMBEDDING), is_default=False),
 )
-_IMAGE, _TEXT, _LABELS = (Tensor(name, "BYTES", (_ANY,)) for name in ("image", "text", "labels"))
+# [N, 1] is the shape that Triton's clients give to a batch of single values. [N] is accepted as well.
+_IMAGE, _TEXT = Tensor("image", "BYTES", (_ANY, 1)), Tensor("text", "BYTES", (_ANY, 1))
 
 IMAGE = Model(
     "image",
@@ -75,7 +76,7 @@ TEXT = Model(
 )
 CLASSIFY = Model(
     "classify",
-    (_IMAGE, _LABELS),
+    (Tensor("image", "BYTES", (_ANY,)), Tensor("labels", "BYTES", (_ANY,))),
     (
         Output("scores", "FP32", (_ANY, _ANY), has_labels=True),
         Output("similarity", "FP32", (_ANY, _ANY), has_labels=True),

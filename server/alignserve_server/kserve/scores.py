@@ -54,7 +54,7 @@ class ScoreTable:
 
     def outputs(self) -> Mapping[str, NDArray[Any] | list[list[bytes]]]:
         """Returns the outputs by name, in the order of the request."""
-        outputs = {**self._arrays, **self._classes}
+        outputs: dict[str, NDArray[Any] | list[list[bytes]]] = {**self._arrays, **self._classes}
         return {name: outputs[name] for name in self._outputs}
 
 

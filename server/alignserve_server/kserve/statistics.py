@@ -72,7 +72,7 @@ class ModelCounts:
         self._durations["fail"].add(seconds)
 
     def as_fields(self) -> dict[str, Any]:
-        """Returns fields of `ModelStatistics`, which count items and runs without cache hits, like Triton's."""
+        """Returns fields of `ModelStatistics`. Cache hits count neither as items nor as runs."""
         return {
             "last_inference": self._last_ms,
             "inference_count": self._items,
