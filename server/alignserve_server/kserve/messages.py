@@ -21,17 +21,18 @@ for _file in FileDescriptorSet.FromString(resources.files(__package__).joinpath(
 SERVICE = POOL.FindServiceByName("inference.GRPCInferenceService")
 
 
-def _message(name: str) -> Any:
+def message(name: str) -> Any:
+    """Returns the class of a message of the protocol."""
     return GetMessageClass(POOL.FindMessageTypeByName(f"inference.{name}"))
 
 
-ServerLiveResponse = _message("ServerLiveResponse")
-ServerReadyResponse = _message("ServerReadyResponse")
-ServerMetadataResponse = _message("ServerMetadataResponse")
-ModelReadyResponse = _message("ModelReadyResponse")
-ModelMetadataResponse = _message("ModelMetadataResponse")
-ModelConfigResponse = _message("ModelConfigResponse")
-ModelStatisticsResponse = _message("ModelStatisticsResponse")
-ModelInferRequest = _message("ModelInferRequest")
-ModelInferResponse = _message("ModelInferResponse")
-ModelStreamInferResponse = _message("ModelStreamInferResponse")
+ServerLiveResponse = message("ServerLiveResponse")
+ServerReadyResponse = message("ServerReadyResponse")
+ServerMetadataResponse = message("ServerMetadataResponse")
+ModelReadyResponse = message("ModelReadyResponse")
+ModelMetadataResponse = message("ModelMetadataResponse")
+ModelConfigResponse = message("ModelConfigResponse")
+ModelStatisticsResponse = message("ModelStatisticsResponse")
+ModelInferRequest = message("ModelInferRequest")
+ModelInferResponse = message("ModelInferResponse")
+ModelStreamInferResponse = message("ModelStreamInferResponse")

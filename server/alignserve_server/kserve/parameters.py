@@ -32,9 +32,9 @@ class Parameters:
         """
         self._given = given
         self._path = path
-        for name in given:
+        for name in sorted(given):
             if name not in known:
-                raise InvalidArgument.at(path, _refusal(name, known))
+                raise _refusal(name, known, path)
 
     def text(self, name: str) -> str | None:
         """Returns a string; None if it is not given."""
@@ -91,9 +91,11 @@ class Parameters:
         return getattr(self._given[name], kind)
 
 
-def _refusal(name: str, known: Collection[str]) -> str:
+def _refusal(name: str, known: Collection[str], path: str) -> InvalidArgument:
     if name in _SEQUENCES:
-        return f"{name}: models have no sequences; each request is answered by itself"
+        return InvalidArgument.at(f"{path}.{name}", "models have no sequences; leave it out")
     if name.startswith(_SHARED_MEMORY):
-        return "shared memory is not supported; send and receive the tensors themselves"
-    return unknown("parameter", name, known)
+        return InvalidArgument.at(
+            path, "shared memory is not supported; send and receive the tensors themselves"
+        )
+    return InvalidArgument.at(path, unknown("parameter", name, known))
