@@ -202,7 +202,7 @@ async def test_statistics_include_streams(served: RunningServer) -> None:
 async def test_large_responses_wait_until_the_client_reads() -> None:
     """The memory of unread responses is bounded for streams of both services together."""
     encoder = FakeEncoder(embedding_dimension=512)
-    async with running(encoder, max_unread_response_bytes=1 << 20) as served:
+    async with running(encoder, max_response_bytes=1 << 19, max_unread_response_bytes=1 << 20) as served:
         requests = [texts(*(f"{number} {position}" for position in range(64))) for number in range(40)]
         stream = stream_of(served, iter(requests))
 
