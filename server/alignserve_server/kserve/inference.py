@@ -121,7 +121,7 @@ class Inference:
             raise InvalidArgument.at(
                 "text", f"{len(texts)} texts for {len(images)} images; send one text for each image"
             )
-        job.served.items = len(images)
+        job.served.items = len(images) + len(texts)
         result = await self._service.compare(
             images,
             texts,
@@ -171,7 +171,7 @@ class _Job:
         return not self.query.parameters.flag("skip_normalization")
 
     def bound(self, field: str, rows: int) -> ResponseBound:
-        """Returns the limit on a response of arrays with so many rows."""
+        """Returns the limit on a response of arrays with that many rows."""
         return ResponseBound(
             partial(_arrays_bytes, self.query, rows), partial(self.room.take_for_embeddings, field)
         )

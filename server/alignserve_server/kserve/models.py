@@ -16,7 +16,7 @@ VERSION = "1"
 _ANY = -1  # in a shape
 _EMBEDDING = 0  # in a shape, stands for the embedding dimension, which is known once the model is loaded
 
-# Of every model, beside its own.
+# Of every model, in addition to its own.
 REQUEST_PARAMETERS = frozenset({"priority", "timeout", "triton_enable_empty_final_response"})
 
 

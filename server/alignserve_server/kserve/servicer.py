@@ -1,4 +1,4 @@
-"""`inference.GRPCInferenceService` on grpc.aio, beside `alignserve.v1.AlignService`."""
+"""`inference.GRPCInferenceService` on grpc.aio, next to `alignserve.v1.AlignService`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What each model has served through this protocol since the start: requests, items and runs.
 
-A request is a call of ModelInfer or a message of a stream, an item one of its images, texts or pairs, and a
-run a batch on the device. Runs are shared: one counts for each model that had items in it.
+A request is a call of ModelInfer or a message of a stream, an item one of its images or texts (a pair is two),
+and a run a batch on the device. Runs are shared: one counts for each model that had items in it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ServedRequest:
     """A request that is being answered."""
 
     items: int = 0
-    timings: Timings | None = None  # set by the one who answers it
+    timings: Timings | None = None  # set once it is answered
     output_seconds: float = 0.0  # to build the response
 
 

@@ -160,7 +160,7 @@ def split_bytes(raw: bytes, count: int, name: str) -> list[bytes]:
     """Returns the elements of a raw BYTES tensor: each follows its length, 4 bytes, little-endian.
 
     Raises:
-        InvalidArgument: The bytes are not those of so many elements.
+        InvalidArgument: The bytes are not exactly those of `count` elements.
     """
     elements, position = [], 0
     for index in range(count):

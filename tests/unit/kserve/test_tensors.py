@@ -32,7 +32,7 @@ def test_raw_elements_survive(elements: list[bytes]) -> None:
 
 @given(st.binary(max_size=60), st.integers(0, 12))
 def test_raw_bytes_are_read_completely_or_refused(raw: bytes, count: int) -> None:
-    """Any bytes are either exactly so many elements, or refused."""
+    """Any bytes are either exactly that many elements, or refused."""
     try:
         elements = split_bytes(raw, count, "x")
     except InvalidArgument:
