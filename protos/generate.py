@@ -1,4 +1,4 @@
-"""Generates the Python stubs and the descriptors of the Open Inference Protocol, or checks the committed ones.
+"""Generates the Python stubs and the descriptors of the Open Inference Protocol, or checks them.
 
 python protos/generate.py            write client/python/alignserve/v1/ and kserve/open_inference.binpb
 python protos/generate.py --check    exit 1 if one differs

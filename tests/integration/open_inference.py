@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -36,7 +36,7 @@ def infer(channel: grpc.aio.Channel, request: Any, **options: Any) -> Any:
     return call_of(channel, "ModelInfer")(request, **options)
 
 
-def raw_request(model: str, inputs: dict[str, Sequence[bytes]], **fields: Any) -> Any:
+def raw_request(model: str, inputs: Mapping[str, Sequence[bytes]], **fields: Any) -> Any:
     """Builds a request whose inputs are raw BYTES, as tritonclient does."""
     return messages.ModelInferRequest(
         model_name=model,
@@ -46,7 +46,7 @@ def raw_request(model: str, inputs: dict[str, Sequence[bytes]], **fields: Any) -
     )
 
 
-def typed_request(model: str, inputs: dict[str, Sequence[bytes]], **fields: Any) -> Any:
+def typed_request(model: str, inputs: Mapping[str, Sequence[bytes]], **fields: Any) -> Any:
     """Builds a request whose inputs are typed BYTES, as curl-like clients do."""
     headers = [
         {**bytes_header(name, len(values)), "contents": {"bytes_contents": values}}

@@ -534,7 +534,7 @@ async def test_the_protocol_can_be_turned_off() -> None:
 
 async def test_methods_that_are_not_there_are_unimplemented(served: RunningServer) -> None:
     """Shared memory and the model repository are refused as unknown methods."""
-    call = served.channel.unary_unary(f"/{SERVICE}/SystemSharedMemoryStatus")
+    call: Any = served.channel.unary_unary(f"/{SERVICE}/SystemSharedMemoryStatus")
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(b"")

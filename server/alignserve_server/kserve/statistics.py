@@ -1,7 +1,7 @@
 """What each model has served through this protocol since the start: requests, items and runs.
 
-A request is a call of ModelInfer or a message of a stream, an item one of its images or texts (a pair is two),
-and a run a batch on the device. Runs are shared: one counts for each model that had items in it.
+A request is a call of ModelInfer or a message of a stream. An item is one of its images or texts, of which a
+pair is two. A run is a batch on the device; it counts for each model that had items in it.
 """
 
 from __future__ import annotations
