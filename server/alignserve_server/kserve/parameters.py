@@ -10,6 +10,7 @@ from alignserve_server.errors import InvalidArgument, TemplateInvalid
 from alignserve_server.kserve.problems import unknown
 
 _SEQUENCES = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+_MAX_JSON_CHARACTERS = 1 << 18  # parsed in a few milliseconds, whatever they are
 _SHARED_MEMORY = "shared_memory_"  # the beginning of `shared_memory_region` and others
 
 # Triton's clients count from 1, the most urgent; 0 is the default.
@@ -70,11 +71,15 @@ class Parameters:
         value = self.text(name)
         if value is None:
             return []
+        if len(value) > _MAX_JSON_CHARACTERS:
+            raise TemplateInvalid.at(
+                f"{self._path}.{name}", f"{len(value)} characters, limit {_MAX_JSON_CHARACTERS}; send fewer"
+            )
         try:
             texts = json.loads(value)
         except (ValueError, RecursionError):
             texts = None
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, list) or not all(map(_is_text, texts)):
             raise TemplateInvalid.at(
                 f"{self._path}.{name}", 'send a JSON array of strings, such as ["a photo of a {label}"]'
             )
@@ -89,6 +94,11 @@ class Parameters:
                 f"{self._path}.{name}", f"{kind} is not its type; send {expected} in {' or '.join(kinds)}"
             )
         return getattr(self._given[name], kind)
+
+
+def _is_text(value: object) -> bool:
+    """Returns whether a value of JSON is a string without lone surrogates, which have no UTF-8."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def _refusal(name: str, known: Collection[str], path: str) -> InvalidArgument:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from alignserve_server.api import Accounting, MethodMetrics, kinds_of_calls
-from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
+from alignserve_server.errors import KeyInvalid, ScopeMissing, error_kinds
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.methods import METHODS, Methods
 
 _CODES = {"OK", "CANCELLED", *(kind.code for kind in error_kinds())}
-_CODES_WITH_KEY = sorted(_CODES - {HealthServiceUnknown.code})
+_CODES_WITH_KEY = sorted(_CODES)
 _CODES_WITHOUT_KEY = sorted(_CODES - {KeyInvalid.code, ScopeMissing.code})
 
 _KINDS = {
