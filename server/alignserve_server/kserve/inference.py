@@ -102,7 +102,7 @@ class Inference:
         return dict.fromkeys(job.query.outputs, result.embeddings)
 
     async def _embed_texts(self, job: _Job) -> _Outputs:
-        texts = job.query.inputs["text"].texts(self._service.limits.max_client_batch_size)
+        texts = self._texts(job)
         job.served.items = len(texts)
         result = await self._service.embed_texts(
             texts,
@@ -116,7 +116,7 @@ class Inference:
 
     async def _compare(self, job: _Job) -> _Outputs:
         limit = self._service.limits.max_client_batch_size
-        images, texts = job.query.inputs["image"].images(limit), job.query.inputs["text"].texts(limit)
+        images, texts = job.query.inputs["image"].images(limit), self._texts(job)
         if len(images) != len(texts):
             raise InvalidArgument.at(
                 "text", f"{len(texts)} texts for {len(images)} images; send one text for each image"
@@ -137,7 +137,7 @@ class Inference:
     async def _classify(self, job: _Job) -> _Outputs:
         limits, parameters = self._service.limits, job.query.parameters
         images = job.query.inputs["image"].images(limits.max_client_batch_size)
-        labels = job.query.inputs["labels"].texts(limits.max_labels, LabelsInvalid)
+        labels = job.query.inputs["labels"].texts(limits.max_labels, limits.max_text_bytes, LabelsInvalid)
         job.served.items = len(images)
         top_k = parameters.count("top_k")
         table = ScoreTable(len(images), len(labels), top_k, job.query.outputs)
@@ -147,12 +147,16 @@ class Inference:
             job.call,
             table.add,
             bound=ResponseBound(
-                partial(_scores_bytes, job.query, len(images), labels, top_k),
+                partial(_scores_bytes, job.query, len(images), labels.elements, top_k),
                 job.room.take_for_classifications,
             ),
         )
         job.served.timings = result.timings
         return table.outputs()
+
+    def _texts(self, job: _Job) -> list[str]:
+        limits = self._service.limits
+        return list(job.query.inputs["text"].texts(limits.max_client_batch_size, limits.max_text_bytes))
 
 
 class _Job:
@@ -210,7 +214,7 @@ def _arrays_bytes(query: Query, rows: int, info: ModelInfo) -> int:
     return size
 
 
-def _scores_bytes(query: Query, rows: int, labels: Sequence[str], top_k: int, _: ModelInfo) -> int:
+def _scores_bytes(query: Query, rows: int, labels: Sequence[bytes], top_k: int, _: ModelInfo) -> int:
     """Returns the maximum size of the response of `classify`."""
     columns = min(top_k or len(labels), len(labels))
     size = _headers_bytes(query)

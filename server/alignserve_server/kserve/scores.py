@@ -58,9 +58,9 @@ class ScoreTable:
         return {name: outputs[name] for name in self._outputs}
 
 
-def classes_bytes(labels: Sequence[str], class_count: int) -> int:
+def classes_bytes(labels: Sequence[bytes], class_count: int) -> int:
     """Returns the maximum size of the classes of one image, without what encodes them."""
-    sizes = np.array([len(label.encode()) for label in labels], np.int64)
+    sizes = np.fromiter(map(len, labels), np.int64)
     if class_count < len(sizes):
         sizes = np.partition(sizes, -class_count)[-class_count:]
     return int(sizes.sum()) + len(sizes) * _LARGEST_NUMBERS

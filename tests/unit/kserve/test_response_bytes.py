@@ -67,7 +67,8 @@ def test_scores_and_classes_fit_their_bound(
 ) -> None:
     """With any number of labels, of which the best may be the longest."""
     query = query_of(CLASSIFY, request_id, is_raw, outputs)
-    longest_first = sorted(range(len(labels)), key=lambda index: -len(labels[index].encode()))
+    encoded = [label.encode() for label in labels]
+    longest_first = sorted(range(len(labels)), key=lambda index: -len(encoded[index]))
     scored = [ScoredLabel(index, 1.2345678e-38, -1.2345678e-38, -1.2345678e-38) for index in longest_first]
     table = ScoreTable(rows, len(labels), top_k, query.outputs)
     for _ in range(rows):
@@ -75,4 +76,4 @@ def test_scores_and_classes_fit_their_bound(
 
     response = _response(query, table.outputs())
 
-    assert response.ByteSize() <= _scores_bytes(query, rows, labels, top_k, FakeEncoder().info)
+    assert response.ByteSize() <= _scores_bytes(query, rows, encoded, top_k, FakeEncoder().info)

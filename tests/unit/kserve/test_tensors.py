@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alignserve_server.api import PixelArray
-from alignserve_server.errors import BatchTooLarge, InvalidArgument, LabelsInvalid
+from alignserve_server.errors import BatchTooLarge, InvalidArgument, LabelsInvalid, TextTooLong
 from alignserve_server.kserve.messages import ModelInferRequest, ModelInferResponse
 from alignserve_server.kserve.tensors import InputTensor, add_output, join_bytes, read_inputs, split_bytes
 from hypothesis import given
@@ -63,7 +63,7 @@ def test_no_header_makes_anything_but_a_refusal(
 ) -> None:
     """Shapes that overflow, are negative or do not fit, and wrong datatypes, are refused and cost nothing."""
     contents = {} if raw is not None else {"bytes_contents": elements, "uint_contents": numbers}
-    for read in (InputTensor.images, InputTensor.texts):
+    for read in (InputTensor.images, lambda given_tensor, limit: given_tensor.texts(limit, 9)):
         try:
             values = read(tensor(datatype, *shape, raw=raw, **contents), 64)
         except InvalidArgument:
@@ -77,7 +77,7 @@ def test_batches_have_one_dimension_or_a_second_of_one(shape: tuple[int, ...]) -
     given_typed = tensor("BYTES", *shape, bytes_contents=[b"a", b"b"])
     given_raw = tensor("BYTES", *shape, raw=join_bytes([b"a", b"b"]))
 
-    assert given_typed.texts(64) == given_raw.texts(64) == ["a", "b"]
+    assert list(given_typed.texts(64, 9)) == list(given_raw.texts(64, 9)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_batches_have_one_dimension_or_a_second_of_one(shape: tuple[int, ...]) -
         (tensor("UINT8", 1, 2**40, 2**40, 3, raw=bytes(12)), "12 bytes, but shape"),
         (tensor("UINT8", 1, 1, 1, 3, uint_contents=[1, 2, 256]), "above 255"),
         (tensor("UINT8", 1, 1, 1, 3, uint_contents=[1, 2]), "2 numbers, but shape [1, 1, 1, 3] has 3"),
-        (tensor("UINT8", 1, 1, 1, 3, uint_contents=[0] * ((1 << 18) + 1)), "use raw_input_contents"),
+        (tensor("UINT8", 1, 1, 1, 3, uint_contents=[0] * ((1 << 16) + 1)), "use raw_input_contents"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(given_tensor: InputTensor, complaint: str) -> None:
@@ -116,9 +116,9 @@ def test_the_number_of_elements_is_limited_before_they_are_read() -> None:
     promising = tensor("BYTES", 2**62, raw=b"")
 
     with pytest.raises(BatchTooLarge):
-        promising.texts(64)
+        promising.texts(64, 9)
     with pytest.raises(LabelsInvalid):
-        promising.texts(64, LabelsInvalid)
+        promising.texts(64, 9, LabelsInvalid)
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.data())
@@ -152,3 +152,14 @@ def test_raw_and_typed_outputs_have_the_same_numbers(rows: list[list[float]]) ->
     np.testing.assert_array_equal(
         np.array(typed.outputs[0].contents.fp32_contents, np.float32), values.ravel()
     )
+
+
+def test_texts_are_limited_and_decoded_when_they_are_read() -> None:
+    """The size is checked at once, and UTF-8 when it is needed, with the element's position."""
+    with pytest.raises(TextTooLong, match=r"x\[1\]: text has 3 bytes, limit 2"):
+        tensor("BYTES", 2, raw=join_bytes([b"ab", b"abc"])).texts(64, 2)
+    texts = tensor("BYTES", 2, raw=join_bytes([b"ab", b"\xff"])).texts(64, 2)
+
+    assert (len(texts), texts[0], list(texts[:1])) == (2, "ab", ["ab"])
+    with pytest.raises(InvalidArgument, match=r"x\[1\]: not UTF-8"):
+        list(texts)
