@@ -355,6 +355,19 @@ async def test_what_a_caller_sent_is_cut_before_it_is_repeated(served: RunningSe
         assert len(refusal.message) <= 512
 
 
+async def test_numbers_that_take_long_to_parse_are_refused_before(served: RunningServer) -> None:
+    """Typed pixels by the hundred thousand would block other callers."""
+    header = {"name": "image", "datatype": "UINT8", "shape": [1, 512, 512, 3]}
+    typed = {**header, "contents": {"uint_contents": bytes(512 * 512 * 3)}}
+
+    refusal = await refused(
+        infer(served.channel, messages.ModelInferRequest(model_name="image", inputs=[typed]))
+    )
+
+    assert refusal.reason == "BATCH_TOO_LARGE"
+    assert refusal.message.startswith("BATCH_TOO_LARGE: ")
+
+
 async def test_an_expired_timeout_ends_queued_work(served: RunningServer) -> None:
     """A request still in the queue at its `timeout`, in microseconds, is refused and never runs."""
     served.encoder.gate.clear()

@@ -66,7 +66,7 @@ def _has_more_fields(message: bytes, of: Descriptor | None, limit: int) -> bool:
                     return False
             else:
                 return False
-    return False
+    return count > limit  # the last field may have been one of many numbers
 
 
 def _number(message: bytes, position: int) -> tuple[int, int]:
