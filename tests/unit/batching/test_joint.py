@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def pairs(*inputs: tuple[ImageInput, str]) -> JointInputs:
     return JointInputs.of_pairs([image for image, _ in inputs], [text for _, text in inputs])
 
 
-async def fill_texts(engine: Engine, encoder: CountingDecoder) -> asyncio.Future[object]:
+async def fill_texts(engine: Engine, encoder: CountingDecoder) -> Awaitable[object]:
     """Fills the queue of texts while the device is busy."""
     encoder.hold()
     plug = asyncio.create_task(engine.embed_texts(["plug"], CALL))
