@@ -133,6 +133,10 @@ class Settings(BaseModel):
     metrics_listen: Address | None = Field(
         "127.0.0.1:9464", description="HTTP address for /metrics, /healthz and /readyz; none disables them"
     )
+    open_inference: bool = Field(
+        True,
+        description="serve the Open Inference Protocol (KServe v2), spoken by tritonclient, on the same port",
+    )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
     tls_certificate: SecretPath | None = Field(
