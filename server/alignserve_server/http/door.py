@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from alignserve_server.api import Accounting, Service
 from alignserve_server.errors import ShuttingDown
 from alignserve_server.http.app import build_app
 from alignserve_server.http.body import BodyReader
+from alignserve_server.http.connection import ConnectionLimits
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.exchange import Exchanges
 from alignserve_server.http.plain import PLAIN
@@ -25,13 +27,17 @@ class HttpOptions:
     Attributes:
         listen: HOST:PORT; port 0 picks a free one.
         is_shared: Whether other processes listen on it too, with SO_REUSEPORT.
-        request_timeout_seconds: Maximum time for a body to arrive.
+        request_timeout_seconds: Maximum time for the headers to arrive, and for the body.
+        idle_timeout_seconds: A client that neither sends nor reads for this long is disconnected.
+        max_connections: Maximum number of connections.
         max_uploads: Maximum number of large bodies that arrive at the same time.
     """
 
     listen: str
     is_shared: bool
     request_timeout_seconds: float
+    idle_timeout_seconds: float
+    max_connections: int
     max_uploads: int
 
 
@@ -48,16 +54,27 @@ class HttpDoor:
         )
         rooms = AnswerRooms(messages.rooms, limits.max_response_bytes)
         exchanges = Exchanges(accounting, self._reader, rooms)
-        self._port = HttpPort(build_app(_endpoints(service, messages), PLAIN, exchanges))
+        self._port = HttpPort(
+            build_app(_endpoints(service, messages), PLAIN, exchanges),
+            ConnectionLimits(
+                head_timeout_seconds=options.request_timeout_seconds,
+                idle_timeout_seconds=options.idle_timeout_seconds,
+                max_connections=options.max_connections,
+            ),
+        )
 
     @property
     def port(self) -> int:
         """The port that it listens on."""
         return self._port.port
 
-    async def start(self) -> None:
+    async def start(self, tls: ssl.SSLContext | None) -> None:
         """Opens the port. Raises `StartupError` if it is in use or the address is not one of this machine."""
-        await self._port.open(self._options.listen, is_shared=self._options.is_shared)
+        await self._port.open(self._options.listen, is_shared=self._options.is_shared, tls=tls)
+
+    def drain(self) -> None:
+        """From now on, every answer ends its connection."""
+        self._port.drain()
 
     def refuse_uploads(self) -> None:
         """Refuses calls whose body has not arrived."""

@@ -128,14 +128,15 @@ class Server:
         if self._settings.reflection:
             for service in add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE)):
                 expect_calls(self.metrics, service)
-        self.port = open_port(self._grpc, self._settings.listen, self._certificates())
+        certificates = self._certificates()
+        self.port = open_port(self._grpc, self._settings.listen, certificates)
         if self._settings.metrics_listen is not None:
             self._metrics_server = serve_metrics_page(
                 self._settings.metrics_listen, self.metrics.registry, lambda: self.state
             )
             self.metrics_port = self._metrics_server.server_port
         if self._http is not None:
-            await self._http.start()
+            await self._http.start(None if certificates is None else certificates.ssl_context())
             self.http_port = self._http.port
         await self._grpc.start()
         self._serving = asyncio.create_task(self._watch_grpc())
@@ -212,6 +213,8 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
         self._readiness.enter(State.DRAINING)
+        if self._http is not None:
+            self._http.drain()
         await asyncio.sleep(delay_seconds)
         self._refuse_calls()
 
@@ -266,6 +269,7 @@ class Server:
         self.interceptor.refuse_uploads()
         self.interceptor.close_watches()
         if self._http is not None:
+            self._http.drain()
             self._http.refuse_uploads()
 
     async def _finish_calls(self, grace_seconds: float) -> None:
@@ -381,6 +385,8 @@ def _http_door(
         listen=settings.http_listen,
         is_shared=settings.workers > 1,
         request_timeout_seconds=settings.request_timeout_seconds,
+        idle_timeout_seconds=settings.http_idle_timeout_seconds,
+        max_connections=settings.http_max_connections,
         max_uploads=settings.max_uploads,
     )
     return HttpDoor(service, messages, accounting, options)
