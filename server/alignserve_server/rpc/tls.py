@@ -102,10 +102,14 @@ class Certificates:
         def renew(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
             nonlocal used, context
             if (current := self._current()) is not used:
-                used, context = current, current.ssl_context()
+                used = current
+                try:
+                    context = current.ssl_context()
+                except ssl.SSLError as error:  # an exception would end the connection
+                    _log.error("certificate_reload_failed", reason=str(error))
             connection.context = context
 
-        listening.sni_callback = renew  # type: ignore[assignment]  # called even if the client names no server
+        listening.sni_callback = renew  # called even if the client names no server
         return listening
 
     def _current(self) -> _Loaded:

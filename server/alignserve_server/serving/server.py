@@ -104,9 +104,9 @@ class Server:
         self._observer = MetricsObserver(self.metrics, tracing)
         self.accounting = Accounting(self.metrics, access, tracing)
         self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings))
+        self._http = self._http_door()
         self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
         self._model: LoadedModel | None = None
-        self._http = _http_door(settings, self.service, self.messages, self.accounting)
         self._metrics_server: WSGIServer | None = None
         self._watching: asyncio.Task[None] | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -304,6 +304,24 @@ class Server:
         Connections(self.port).end()  # before gRPC cancels their remaining calls
         await self._grpc.stop(None)
 
+    def _http_door(self) -> HttpDoor | None:
+        """Returns the HTTP port, if there is to be one. Raises `ModuleNotFoundError` without its packages."""
+        settings = self._settings
+        if settings.http_listen is None:
+            return None
+        from alignserve_server.http.door import HttpDoor, HttpOptions
+
+        options = HttpOptions(
+            listen=settings.http_listen,
+            is_shared=settings.workers > 1,
+            request_timeout_seconds=settings.request_timeout_seconds,
+            idle_timeout_seconds=settings.http_idle_timeout_seconds,
+            max_connections=settings.http_max_connections,
+            max_uploads=settings.max_uploads,
+            max_request_fields=_max_request_fields(settings),
+        )
+        return HttpDoor(self.service, self.messages, self.accounting, self.interceptor.streams, options)
+
     def _certificates(self) -> Certificates | None:
         settings = self._settings
         if settings.tls_certificate is None or settings.tls_key is None:
@@ -371,25 +389,6 @@ def _freeze_heap() -> None:
     """Excludes loaded objects from garbage collection: scanning them stalls the event loop for tens of ms."""
     gc.collect()
     gc.freeze()
-
-
-def _http_door(
-    settings: Settings, service: Service, messages: MessageApi, accounting: Accounting
-) -> HttpDoor | None:
-    """Returns the HTTP port if it is configured. Raises `ModuleNotFoundError` if its packages are missing."""
-    if settings.http_listen is None:
-        return None
-    from alignserve_server.http.door import HttpDoor, HttpOptions
-
-    options = HttpOptions(
-        listen=settings.http_listen,
-        is_shared=settings.workers > 1,
-        request_timeout_seconds=settings.request_timeout_seconds,
-        idle_timeout_seconds=settings.http_idle_timeout_seconds,
-        max_connections=settings.http_max_connections,
-        max_uploads=settings.max_uploads,
-    )
-    return HttpDoor(service, messages, accounting, options)
 
 
 def _limits(settings: Settings) -> RequestLimits:
