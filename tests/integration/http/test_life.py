@@ -45,7 +45,7 @@ async def trusting(
     """Opens a client that trusts `root`, with a certificate and key of its own if given."""
     context = ssl.create_default_context(cadata=root.decode())
     if pair:
-        context.load_cert_chain(*pair)
+        context.load_cert_chain(*map(str, pair))
     base = f"https://{host}:{served.server.http_port}"
     async with httpx.AsyncClient(base_url=base, verify=context) as client:
         yield client
@@ -186,7 +186,6 @@ class TestDrain:
         async with serving() as (served, _), dialed(served) as wire:
             sock = wire.writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            wire.reader._limit = 1024
             wire.writer.write(f"{head}content-length: {len(request)}\r\n\r\n".encode() + request)
             await until(lambda: served.items("image")["ok"] == 60)
 
