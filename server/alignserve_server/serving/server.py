@@ -140,8 +140,9 @@ class Server:
             self.http_port = self._http.port
         await self._grpc.start()
         self._serving = asyncio.create_task(self._watch_grpc())
-        if not is_loopback(self._settings.listen) and not self._settings.is_protected:
-            _log.warning("listening_unprotected", listen=self._settings.listen, advice=_ADVICE)
+        for listen in filter(None, (self._settings.listen, self._settings.http_listen)):
+            if not is_loopback(listen) and not self._settings.is_protected:
+                _log.warning("listening_unprotected", listen=listen, advice=_ADVICE)
         self._announce(
             "listening",
             listen=self._settings.listen,
