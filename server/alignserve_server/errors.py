@@ -92,7 +92,7 @@ class InvalidArgument(ServingError):
 
 
 class ImageUnreadable(InvalidArgument):
-    """The image has an unsupported format, is corrupt, truncated or too narrow, or lacks pixels."""
+    """The image has an unsupported format, is corrupt or too narrow, or its data does not fit its size."""
 
     reason = "IMAGE_UNREADABLE"
 
@@ -216,6 +216,13 @@ class HealthServiceUnknown(ServingError):
 
     code = "NOT_FOUND"
     reason = "SERVICE_UNKNOWN"
+
+
+class ModelUnknown(ServingError):
+    """The server has no model of this name or version."""
+
+    code = "NOT_FOUND"
+    reason = "MODEL_UNKNOWN"
 
 
 class KeyMissing(ServingError):
