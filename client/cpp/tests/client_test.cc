@@ -1,4 +1,4 @@
-// The client against a fake server, which runs as a process: ALIGNSERVE_PYTHON has the package `alignserve`.
+// The client against a fake server, which runs as a process: FAKE_SERVER_PYTHON has the package `alignserve`.
 
 #include <cstdio>
 #include <cstdlib>
@@ -26,7 +26,7 @@ class FakeServer {
       dup2(to[0], 0);
       dup2(from[1], 1);
       for (const int file : {to[0], to[1], from[0], from[1]}) close(file);
-      const char* given = std::getenv("ALIGNSERVE_PYTHON");
+      const char* given = std::getenv("FAKE_SERVER_PYTHON");
       const char* python = given ? given : "python3";
       execlp(python, python, "-m", "alignserve.testing", nullptr);
       _exit(127);

@@ -3,9 +3,9 @@
 require "json"
 require "open3"
 
-# A fake server as a process, scripted over its standard input; ALIGNSERVE_PYTHON has the package `alignserve`.
+# A fake server as a process, scripted over its standard input; FAKE_SERVER_PYTHON has the package `alignserve`.
 class FakeServer
-  PYTHON = ENV.fetch("ALIGNSERVE_PYTHON", File.expand_path("../../../.venv/bin/python", __dir__))
+  PYTHON = ENV.fetch("FAKE_SERVER_PYTHON", File.expand_path("../../../.venv/bin/python", __dir__))
 
   attr_reader :target
 
