@@ -20,6 +20,8 @@ _API_METHODS = {
     "EmbedImage": MethodRules(scopes=frozenset({Scope.EMBED})),
     "EmbedText": MethodRules(scopes=frozenset({Scope.EMBED})),
     "Classify": MethodRules(scopes=frozenset({Scope.CLASSIFY})),
+    "Compare": MethodRules(scopes=frozenset({Scope.EMBED, Scope.CLASSIFY})),
+    "EmbedQuery": MethodRules(scopes=frozenset({Scope.EMBED})),
     # Either scope opens a stream; each item is checked for its own.
     "StreamInfer": MethodRules(scopes=frozenset({Scope.EMBED, Scope.CLASSIFY}), counts_items=True),
     "GetModelInfo": MethodRules(scopes=_ANY_SCOPE),

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry
@@ -45,6 +46,9 @@ from alignserve_server.serving.loaded_model import LoadedModel
 from alignserve_server.serving.loading import LoadEncoder, load_warm
 from alignserve_server.serving.signals import received_signals, signal_during
 from alignserve_server.settings import Settings, is_loopback
+
+if TYPE_CHECKING:  # its packages are an extra
+    from alignserve_server.http.door import HttpDoor
 
 _log = get_logger(__name__)
 
@@ -102,6 +106,7 @@ class Server:
         self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings))
         self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
         self._model: LoadedModel | None = None
+        self._http = _http_door(settings, self.service, self.messages, self.accounting)
         self._metrics_server: WSGIServer | None = None
         self._watching: asyncio.Task[None] | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -110,6 +115,7 @@ class Server:
         self._is_stopped = False
         self.port = 0
         self.metrics_port = 0
+        self.http_port = 0
 
     async def start(self) -> None:
         """Opens the ports. Until `load` is done, health is NOT_SERVING and calls get MODEL_LOADING.
@@ -128,12 +134,19 @@ class Server:
                 self._settings.metrics_listen, self.metrics.registry, lambda: self.state
             )
             self.metrics_port = self._metrics_server.server_port
+        if self._http is not None:
+            await self._http.start()
+            self.http_port = self._http.port
         await self._grpc.start()
         self._serving = asyncio.create_task(self._watch_grpc())
         if not is_loopback(self._settings.listen) and not self._settings.is_protected:
             _log.warning("listening_unprotected", listen=self._settings.listen, advice=_ADVICE)
         self._announce(
-            "listening", listen=self._settings.listen, port=self.port, metrics_port=self.metrics_port
+            "listening",
+            listen=self._settings.listen,
+            port=self.port,
+            metrics_port=self.metrics_port,
+            http_port=self.http_port,
         )
 
     async def load(self) -> None:
@@ -213,6 +226,8 @@ class Server:
         _log.info("stopping", grace_seconds=grace_seconds)
         self._refuse_calls()
         await self._finish_calls(grace_seconds)
+        if self._http is not None:
+            await self._http.close()
         await self._close_grpc()
         if self._model is not None:
             is_forced = self._cut_off.is_set() or self._unrecoverable.is_set()
@@ -250,6 +265,8 @@ class Server:
         self.messages.drain_streams()
         self.interceptor.refuse_uploads()
         self.interceptor.close_watches()
+        if self._http is not None:
+            self._http.refuse_uploads()
 
     async def _finish_calls(self, grace_seconds: float) -> None:
         """Waits until accepted calls have their responses and no more arrive, at most for the grace."""
@@ -350,6 +367,23 @@ def _freeze_heap() -> None:
     """Excludes loaded objects from garbage collection: scanning them stalls the event loop for tens of ms."""
     gc.collect()
     gc.freeze()
+
+
+def _http_door(
+    settings: Settings, service: Service, messages: MessageApi, accounting: Accounting
+) -> HttpDoor | None:
+    """Returns the HTTP port if it is configured. Raises `ModuleNotFoundError` if its packages are missing."""
+    if settings.http_listen is None:
+        return None
+    from alignserve_server.http.door import HttpDoor, HttpOptions
+
+    options = HttpOptions(
+        listen=settings.http_listen,
+        is_shared=settings.workers > 1,
+        request_timeout_seconds=settings.request_timeout_seconds,
+        max_uploads=settings.max_uploads,
+    )
+    return HttpDoor(service, messages, accounting, options)
 
 
 def _limits(settings: Settings) -> RequestLimits:

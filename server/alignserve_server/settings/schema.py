@@ -133,6 +133,9 @@ class Settings(BaseModel):
     metrics_listen: Address | None = Field(
         "127.0.0.1:9464", description="HTTP address for /metrics, /healthz and /readyz; none disables them"
     )
+    http_listen: Address | None = Field(
+        None, description="address for HTTP; needs the extra 'http'; default: none"
+    )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
     tls_certificate: SecretPath | None = Field(
