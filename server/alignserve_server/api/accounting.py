@@ -9,7 +9,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from contextlib import AbstractContextManager
 from itertools import product
 from types import TracebackType
@@ -219,6 +219,14 @@ class CallScope:
             trace=self.trace or NO_TRACE,
             paths=self._incoming.paths,
         )
+
+    def check_scopes(self, scopes: Set[Scope]) -> None:
+        """Checks a call whose scope is known only from its request; the key needs one of these.
+
+        Raises:
+            ScopeMissing: The key has none of them.
+        """
+        self._access.check_scopes(self.caller, scopes)
 
     async def admit_item(self, scope: Scope) -> None:
         """Returns once an item of this stream may be served.

@@ -9,11 +9,17 @@ from alignserve_server.api import Accounting, Service
 from alignserve_server.errors import ShuttingDown
 from alignserve_server.http.app import build_app
 from alignserve_server.http.body import BodyReader
+from alignserve_server.http.cohere import Cohere
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.exchange import Exchanges
+from alignserve_server.http.huggingface import HuggingFace
+from alignserve_server.http.openai import OpenAI
+from alignserve_server.http.openapi import OpenApi
 from alignserve_server.http.plain import PLAIN
 from alignserve_server.http.port import HttpPort
 from alignserve_server.http.rooms import AnswerRooms
+from alignserve_server.http.tei import TextEmbeddingsInference
+from alignserve_server.http.weaviate import Weaviate
 from alignserve_server.rpc.message_api import MessageApi
 from alignserve_server.rpc.shares import ConnectionShares
 
@@ -70,4 +76,13 @@ class HttpDoor:
 
 def _endpoints(service: Service, messages: MessageApi) -> Iterator[Endpoint]:
     """Yields the endpoints of all dialects."""
-    yield from ()
+    dialects = (
+        OpenAI(service),
+        Cohere(service),
+        TextEmbeddingsInference(service),
+        Weaviate(service),
+        HuggingFace(service),
+    )
+    for dialect in dialects:
+        yield from dialect.endpoints()
+    yield from OpenApi(service, dialects).endpoints()

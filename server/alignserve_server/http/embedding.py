@@ -36,13 +36,18 @@ class EmbeddedInputs:
     """The embeddings of a request's inputs, in order."""
 
     embeddings: NDArray[np.float32]  # (inputs, embedding_dimension)
-    token_counts: list[int]  # 0 for an image
+    token_counts: list[int]  # of the texts; 0 for an image
     model: ModelInfo
 
     @property
     def token_count(self) -> int:
         """The number of tokens in all texts."""
         return sum(self.token_counts)
+
+    @property
+    def text_count(self) -> int:
+        """The number of texts; the other inputs are images."""
+        return sum(count > 0 for count in self.token_counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,9 @@ async def embed_inputs(
             if not is_first:
                 await call.admit_item({Scope.EMBED})
             paths = _paths(path, part)
-            await _embed(service, part, replace(context, paths=paths, waits_for_room=not is_first), options, found)
+            await _embed(
+                service, part, replace(context, paths=paths, waits_for_room=not is_first), options, found
+            )
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignserve_server.api import ModelInfo
-from alignserve_server.errors import InvalidArgument, ModelNotFound
+from alignserve_server.errors import InvalidArgument, ModelUnknown
 from alignserve_server.http.json_fields import Fields, shown, wrong_type
 
 
@@ -11,12 +11,10 @@ def check_model(name: str | None, model: ModelInfo, path: str = "model") -> None
     """Checks that a request names the model being served: by its id, the id's last part, or not at all.
 
     Raises:
-        ModelNotFound: It names another one.
+        ModelUnknown: It names another one.
     """
     if name and name.casefold() not in (model.model_id.casefold(), model_name(model).casefold()):
-        raise ModelNotFound(
-            f"{path}: {shown(name)} is not served; send {shown(model.model_id)}, or no model"
-        )
+        raise ModelUnknown(f"{path}: {shown(name)} is not served; send {shown(model.model_id)}, or no model")
 
 
 def model_name(model: ModelInfo) -> str:

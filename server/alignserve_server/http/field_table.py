@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Schema = Mapping[str, Any]  # JSON Schema 2020-12
+from alignserve_server.http.schemas import JsonSchema
 
 Treatment = Literal["read", "ignored", "refused"]
 
@@ -18,17 +18,18 @@ class Field:
     name: str  # path from the request, such as parameters.top_k
     treatment: Treatment
     meaning: str  # what it does; of a refused field, which values are refused
-    schema: Schema  # of values that are not refused
-    example: Any  # that the dialect reads, ignores or refuses
+    schema: JsonSchema  # of the values that are not refused
+    example: Any  # that is read, ignored or refused
     is_required: bool = False
 
     @property
-    def optional_schema(self) -> Schema:
-        """The schema, with null for a field that may be absent."""
-        return self.schema if self.is_required else {"anyOf": [self.schema, {"type": "null"}]}
+    def full_schema(self) -> JsonSchema:
+        """The schema, which includes null for a field that may be absent."""
+        schema = self.schema if self.is_required else {"anyOf": [self.schema, {"type": "null"}]}
+        return {**schema, "description": self.meaning}
 
 
-def read(name: str, meaning: str, schema: Schema, example: Any, *, required: bool = False) -> Field:
+def read(name: str, meaning: str, schema: JsonSchema, example: Any, *, required: bool = False) -> Field:
     """Returns a field that has the meaning that its dialect gives it."""
     return Field(name, "read", meaning, schema, example, required)
 
@@ -38,24 +39,34 @@ def ignored(name: str, meaning: str, example: Any) -> Field:
     return Field(name, "ignored", meaning, {}, example)
 
 
-def refused(name: str, meaning: str, example: Any, schema: Schema | None = None) -> Field:
-    """Returns a field that is refused, unless it is absent, empty or fits the schema."""
+def refused(name: str, meaning: str, example: Any, schema: JsonSchema | None = None) -> Field:
+    """Returns a field of which only the values of a schema are accepted."""
     return Field(name, "refused", meaning, schema or {"type": "null"}, example)
 
 
-def request_schema(fields: Iterable[Field]) -> dict[str, Any]:
-    """Returns the schema of a request with these fields."""
-    root: dict[str, Any] = {"type": "object", "properties": {}}
+def request_schema(fields: Iterable[Field], one_of: Sequence[str] = ()) -> JsonSchema:
+    """Returns the schema of a request.
+
+    Args:
+        fields: Its fields.
+        one_of: Fields of which exactly one is given.
+    """
+    root: JsonSchema = {"type": "object", "properties": {}}
     for field in fields:
         *parents, name = field.name.split(".")
         at = root
         for parent in parents:
-            at = _object_in(at["properties"].setdefault(parent, {"anyOf": [{"type": "object", "properties": {}}, {"type": "null"}]}))
-        at["properties"][name] = {**field.optional_schema, "description": field.meaning}
+            at = at["properties"].setdefault(parent, {"type": "object", "properties": {}})
+            if field.is_required and parent not in root.setdefault("required", []):
+                root["required"].append(parent)
+        at["properties"][name] = field.full_schema
         if field.is_required:
             at.setdefault("required", []).append(name)
+    if one_of:
+        root["oneOf"] = [_only(name, one_of) for name in one_of]
     return root
 
 
-def _object_in(schema: dict[str, Any]) -> dict[str, Any]:
-    return schema["anyOf"][0] if "anyOf" in schema else schema
+def _only(name: str, alternatives: Sequence[str]) -> JsonSchema:
+    others = {other: {"type": "null"} for other in alternatives if other != name}
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}, **others}}

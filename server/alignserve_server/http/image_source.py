@@ -11,14 +11,14 @@ from alignserve_server.errors import ImageUnreadable, InvalidArgument
 from alignserve_server.http.json_fields import shown
 
 _SLICE_CHARACTERS = 1 << 18  # a multiple of 4; decoding one holds the GIL for about half a millisecond
-_MAX_HEAD_CHARACTERS = 1000
 
 _BLANKS = b" \t\r\n\f\v"
 _URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
-_HEAD = re.compile(r"\s*data:([^,]{0,%d})," % _MAX_HEAD_CHARACTERS, re.IGNORECASE)
+_HEAD = re.compile(r"\s*data:([^,]{0,1000}),", re.IGNORECASE)
 # A comma after `data:` is common in prose. These are the registered top-level types.
 _MEDIA_TYPE = re.compile(
-    r"(application|audio|example|font|haptics|image|message|model|multipart|text|video)/[^\s/;]+", re.IGNORECASE
+    r"(application|audio|example|font|haptics|image|message|model|multipart|text|video)/[^\s/;]+",
+    re.IGNORECASE,
 )
 _BASE64_MARKER = re.compile(r"; *base64 *$", re.IGNORECASE)
 _SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]{0,30}:", re.IGNORECASE)
@@ -46,7 +46,8 @@ def decode_image(source: str, path: str) -> bytes:
     scheme = _SCHEME.match(source)
     if scheme is not None and head is None:
         raise InvalidArgument.at(
-            path, f"{scheme[0].strip().lower()} URLs are not fetched; send the image's bytes in base64 or as a data URI"
+            path,
+            f"{scheme[0].strip().lower()} URLs are not fetched; send the image in base64 or as a data URI",
         )
     return _decode(source, path)
 

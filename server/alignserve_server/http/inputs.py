@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from alignserve_server.errors import InvalidArgument
-from alignserve_server.http.json_fields import Fields, as_object, as_text, entries_of, wrong_type
+from alignserve_server.errors import InvalidArgument, RequestEmpty
 from alignserve_server.http.image_source import is_data_uri
+from alignserve_server.http.json_fields import Fields, as_object, as_text, entries_of, wrong_type
 
 _COMPOSED = (
     "an image and a text have one embedding each; send them as two inputs, or add them up with "
@@ -39,9 +39,21 @@ def one_or_many(value: object, path: str) -> Iterator[tuple[str, object]]:
     return entries_of(value, path) if isinstance(value, list) else iter([(path, value)])
 
 
-def text_or_image(text: str, path: str) -> Input:
+def text_or_image(path: str, text: str) -> Input:
     """Returns what a string is: an image if it is a data URI, otherwise a text."""
     return ImageInput(path, text) if is_data_uri(text) else TextInput(path, text)
+
+
+def texts_of(fields: Fields, name: str = "inputs") -> list[Input]:
+    """Returns the inputs in a field that is a string or a list of strings; see `text_or_image`.
+
+    Raises:
+        InvalidArgument: They are missing, or something else.
+    """
+    path = fields.path_of(name)
+    if name not in fields:
+        raise RequestEmpty.at(path, "is missing; send a text or a list of texts")
+    return [text_or_image(at, as_text(value, at)) for at, value in one_or_many(fields.value(name), path)]
 
 
 def content_parts(content: object, path: str) -> list[Input]:
@@ -51,7 +63,7 @@ def content_parts(content: object, path: str) -> list[Input]:
         InvalidArgument: It has a part of an unknown type, or one without its value.
     """
     if isinstance(content, str):
-        return [text_or_image(content, path)]
+        return [text_or_image(path, content)]
     return [_part(as_object(value, at), at) for at, value in entries_of(content, path)]
 
 

@@ -42,7 +42,7 @@ def shown(text: str) -> str:
 
 
 class Fields:
-    """The fields of a JSON object. Methods raise `InvalidArgument`, which names the field, for other types."""
+    """The fields of a JSON object. For other types, methods raise `InvalidArgument` with the field's path."""
 
     def __init__(self, values: Mapping[str, object], path: str = "") -> None:
         """Wraps an object that is at `path` of its document; "" is the document itself."""
@@ -89,10 +89,12 @@ class Fields:
         if value is None:
             return default
         if value not in choices:
-            raise InvalidArgument.at(self.path_of(name), f"{shown(value)} is unknown; use {' or '.join(choices)}")
+            raise InvalidArgument.at(
+                self.path_of(name), f"{shown(value)} is unknown; use {' or '.join(choices)}"
+            )
         return value
 
-    def object(self, name: str) -> Fields:
+    def object_of(self, name: str) -> Fields:
         """Returns an object; one without fields if it is not given."""
         value = self._values.get(name)
         return Fields({} if value is None else as_object(value, self.path_of(name)), self.path_of(name))

@@ -1,25 +1,24 @@
 """OpenAI's embeddings and models, with the forms of images that other servers have added to it.
 
-Those are: data URIs among the inputs (NVIDIA NIM), `modality` (infinity), objects with `text` or `image` (Jina), and
-`messages` (vLLM).
+Those are: data URIs among the inputs (NVIDIA NIM), `modality` (infinity), objects with `text` or `image`
+(Jina), and `messages` (vLLM).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import orjson
-
 from alignserve_server.api import CallScope, MethodRules, ModelInfo, Scope, Service
-from alignserve_server.errors import InvalidArgument, ModelNotFound, RequestEmpty
+from alignserve_server.errors import InvalidArgument, ModelUnknown, RequestEmpty
+from alignserve_server.http import schemas
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
 from alignserve_server.http.embedding import MAX_INPUTS, EmbeddedInputs, EmbeddingOptions, embed_inputs
 from alignserve_server.http.embedding_fields import check_dimensions, check_model, truncates
 from alignserve_server.http.endpoint import Endpoint
-from alignserve_server.http.field_table import ignored, read, refused
+from alignserve_server.http.field_table import ignored, read, refused, request_schema
 from alignserve_server.http.inputs import (
     ImageInput,
     Input,
@@ -31,11 +30,11 @@ from alignserve_server.http.inputs import (
     text_or_image,
 )
 from alignserve_server.http.json_fields import Fields, as_object, fields_of, wrong_type
+from alignserve_server.http.openapi import Operation
 from alignserve_server.http.request import HttpRequest
 from alignserve_server.http.status import HttpError
 from alignserve_server.http.timeouts import TIMEOUT_MS
 from alignserve_server.http.vectors import BASE64, FLOATS, VectorFormat, json_list, json_object, json_value
-from alignserve_server.http import schemas
 
 FIELDS = (
     read(
@@ -45,13 +44,37 @@ FIELDS = (
         schemas.INPUTS,
         ["a cat", "a dog"],
     ),
-    read("messages", "instead of `input`: chat messages that together have one text or one image", schemas.MESSAGES,
-         [{"role": "user", "content": [{"type": "text", "text": "a cat"}]}]),
-    read("model", "the model's id, its last part, or nothing; another one is answered with 404", schemas.TEXT, ""),
-    read("encoding_format", "`float` (default), or `base64` of little-endian float32", schemas.enum("float", "base64"), "base64"),
+    read(
+        "messages",
+        "instead of `input`: chat messages that together have one text or one image",
+        schemas.MESSAGES,
+        [{"role": "user", "content": [{"type": "text", "text": "a cat"}]}],
+    ),
+    read(
+        "model",
+        "the model's id, its last part, or nothing; another one is answered with 404",
+        schemas.TEXT,
+        "",
+    ),
+    read(
+        "encoding_format",
+        "`float` (default), or `base64` of little-endian float32",
+        schemas.enum("float", "base64"),
+        "base64",
+    ),
     read("embedding_type", "the same, as Jina calls it", schemas.enum("float", "base64"), "base64"),
-    read("modality", "what strings in `input` are, data URIs or not: `text` or `image` (base64)", schemas.enum("text", "image"), "text"),
-    read("truncate", "`true` or `END` cuts texts that are too long; otherwise they are refused", schemas.TRUNCATE, "END"),
+    read(
+        "modality",
+        "what all strings in `input` are: `text`, or `image` (base64 or a data URI)",
+        schemas.enum("text", "image"),
+        "text",
+    ),
+    read(
+        "truncate",
+        "`true` or `END` cuts texts that are too long; otherwise they are refused",
+        schemas.TRUNCATE,
+        "END",
+    ),
     read("truncation", "the same, as Voyage calls it", schemas.FLAG, True),
     read("truncate_prompt_tokens", "-1 is the same, as vLLM calls it", {"const": -1}, -1),
     read("normalize", "`false` returns embeddings that are not scaled to length 1", schemas.FLAG, True),
@@ -63,7 +86,33 @@ FIELDS = (
     refused("output_dimension", "unless it is the model's", 3),
     refused("output_dtype", "unless it is `float`", "int8", {"const": "float"}),
     refused("late_chunking", "unless it is `false`", True, {"const": False}),
-)  # fmt: skip
+)
+
+_MODEL = schemas.record(
+    ("id", "object", "created", "owned_by"),
+    id=schemas.TEXT,
+    object={"const": "model"},
+    created=schemas.WHOLE_NUMBER,
+    owned_by=schemas.TEXT,
+)
+_EMBEDDING = schemas.record(
+    ("object", "index", "embedding"),
+    object={"const": "embedding"},
+    index=schemas.WHOLE_NUMBER,
+    embedding=schemas.one_of(schemas.VECTOR, schemas.TEXT),
+)
+_EMBEDDINGS = schemas.record(
+    ("object", "data", "model", "usage"),
+    object={"const": "list"},
+    data=schemas.list_of(_EMBEDDING),
+    model=schemas.TEXT,
+    usage=schemas.record(
+        ("prompt_tokens", "total_tokens"),
+        prompt_tokens=schemas.WHOLE_NUMBER,
+        total_tokens=schemas.WHOLE_NUMBER,
+    ),
+)
+_REQUEST = request_schema(FIELDS, one_of=("input", "messages"))
 
 _EMBED = MethodRules(scopes=frozenset({Scope.EMBED}))
 _MODELS = MethodRules(scopes=frozenset(Scope))
@@ -73,8 +122,13 @@ _TYPES = {
     403: "permission_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
-}  # fmt: skip
+}
 _FORMATS = {"float": FLOATS, "base64": BASE64}
+_STRINGS: dict[str, Callable[[str, str], Input]] = {
+    "": text_or_image,
+    "text": TextInput,
+    "image": ImageInput,
+}  # by modality; take path and string
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +146,27 @@ class OpenAI:
 
     name = "openai"
     prefixes = ("/v1/", "/embeddings")
+    operations = (
+        Operation("/v1/embeddings", "POST", "Embed texts and images", _EMBEDDINGS, _REQUEST),
+        Operation("/embeddings", "POST", "The same, without the version", _EMBEDDINGS, _REQUEST),
+        Operation(
+            "/v1/models",
+            "GET",
+            "List the model",
+            schemas.record(("object", "data"), object={"const": "list"}, data=schemas.list_of(_MODEL)),
+        ),
+        Operation("/v1/models/{model:path}", "GET", "Describe the model", _MODEL),
+    )
+    error_schema = schemas.record(
+        ("error",),
+        error=schemas.record(
+            ("message", "type", "param", "code"),
+            message=schemas.TEXT,
+            type=schemas.TEXT,
+            param=schemas.one_of(schemas.TEXT, {"type": "null"}),
+            code=schemas.TEXT,
+        ),
+    )
     timeout_header = TIMEOUT_MS
     paths = FIELD_PATHS
 
@@ -114,23 +189,30 @@ class OpenAI:
         """Returns an error as OpenAI's object."""
         kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
         param = error.violations[0].field if error.violations else None
-        if isinstance(error.error, ModelNotFound):
-            param = "model"
-        content = {"message": error.message, "type": kind, "param": param, "code": error.reason.lower()}
+        code = error.reason.lower()
+        if isinstance(error.error, ModelUnknown):
+            param, code = "model", "model_not_found"
+        content = {"message": error.message, "type": kind, "param": param, "code": code}
         return Answer.json({"error": content}, error.status)
 
     async def _embeddings(self, request: HttpRequest, call: CallScope) -> Answer:
         model = self._service.model_info().model
         wanted = read_embeddings(fields_of(request.json()), model)
         found = await embed_inputs(
-            self._service, wanted.inputs, wanted.path, call, wanted.options, request.room, wanted.format.row_bytes
+            self._service,
+            wanted.inputs,
+            wanted.path,
+            call,
+            wanted.options,
+            request.room,
+            wanted.format.row_bytes,
         )
         return await Answer.in_parts(write_embeddings(found, wanted.format))
 
-    async def _models(self, request: HttpRequest, call: CallScope) -> Answer:
+    async def _models(self, _: HttpRequest, __: CallScope) -> Answer:
         return Answer.json({"object": "list", "data": [self._described()]})
 
-    async def _model(self, request: HttpRequest, call: CallScope) -> Answer:
+    async def _model(self, request: HttpRequest, _: CallScope) -> Answer:
         check_model(request.path_parameters["model"], self._service.model_info().model)
         return Answer.json(self._described())
 
@@ -144,7 +226,7 @@ def read_embeddings(fields: Fields, model: ModelInfo) -> EmbeddingsRequest:
 
     Raises:
         InvalidArgument: A field is invalid or not supported.
-        ModelNotFound: It names another model.
+        ModelUnknown: It names another model.
     """
     check_model(fields.text("model"), model)
     check_dimensions(fields, "dimensions", model)
@@ -157,7 +239,8 @@ def read_embeddings(fields: Fields, model: ModelInfo) -> EmbeddingsRequest:
         [_message_input(fields)] if path == "messages" else _inputs(fields),
         path,
         EmbeddingOptions(
-            truncate=_truncates(fields), normalize=fields.flag("normalize", True) and fields.flag("normalized", True)
+            truncate=_truncates(fields),
+            normalize=fields.flag("normalize", True) and fields.flag("normalized", True),
         ),
         _FORMATS[fields.choice("encoding_format", tuple(_FORMATS), choice)],
     )
@@ -189,14 +272,14 @@ def _inputs(fields: Fields) -> list[Input]:
 
 def _input(value: object, path: str, modality: str) -> Input:
     if isinstance(value, str):
-        kinds = {"text": TextInput, "image": ImageInput}
-        return kinds[modality](path, value) if modality else text_or_image(value, path)
+        return _STRINGS[modality](path, value)
     if isinstance(value, dict):
         return item(value, path)
     if isinstance(value, list | int | float) and not isinstance(value, bool):
         raise InvalidArgument.at(
-            path, "is part of a token array, which only the model that it was made for can read; send strings (in "
-            "LangChain, set check_embedding_ctx_length=False)"
+            path,
+            "is part of a token array, which only the model that it was made for can read; send strings (in "
+            "LangChain, set check_embedding_ctx_length=False)",
         )
     raise wrong_type(path, "a string or an object", value)
 
@@ -219,5 +302,7 @@ def _message_parts(message: Fields) -> list[Input]:
 def _truncates(fields: Fields) -> bool:
     tokens = fields.integer("truncate_prompt_tokens")
     if tokens not in (None, -1):
-        raise InvalidArgument.at("truncate_prompt_tokens", f"{tokens} is not supported; send -1 for the model's limit")
+        raise InvalidArgument.at(
+            "truncate_prompt_tokens", f"{tokens} is not supported; send -1 for the model's limit"
+        )
     return tokens == -1 or truncates(fields, "truncate") or fields.flag("truncation")

@@ -14,9 +14,9 @@ def enum(*values: str) -> JsonSchema:
     return {"type": "string", "enum": list(values)}
 
 
-def list_of(items: JsonSchema, limit: int | None = MAX_INPUTS) -> JsonSchema:
-    """Returns the schema of a list that is not empty."""
-    return {"type": "array", "items": items, "minItems": 1, **({} if limit is None else {"maxItems": limit})}
+def list_of(items: JsonSchema, limit: int = MAX_INPUTS, minimum: int = 1) -> JsonSchema:
+    """Returns the schema of a list."""
+    return {"type": "array", "items": items, "minItems": minimum, "maxItems": limit}
 
 
 def one_of(*schemas: JsonSchema) -> JsonSchema:
@@ -47,3 +47,7 @@ INPUTS: JsonSchema = one_of(INPUT, list_of(INPUT))
 MESSAGES: JsonSchema = list_of(record(role=TEXT, content=CONTENT))
 TRUNCATE: JsonSchema = one_of(FLAG, enum("NONE", "END"))
 VECTOR: JsonSchema = {"type": "array", "items": NUMBER}
+TEXTS: JsonSchema = one_of(PROMPT, list_of(PROMPT))
+IMAGES: JsonSchema = one_of(IMAGE, list_of(IMAGE))
+LABELS: JsonSchema = one_of(list_of(PROMPT), {**PROMPT, "description": "labels separated by commas"})
+TEMPLATE: JsonSchema = {"type": "string", "pattern": r"^[^{}]*\{\}[^{}]*$"}

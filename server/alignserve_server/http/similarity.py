@@ -7,7 +7,7 @@ from alignserve_server.errors import RequestEmpty
 from alignserve_server.http import schemas
 from alignserve_server.http.embedding import EmbeddingOptions, embed_inputs
 from alignserve_server.http.field_table import read
-from alignserve_server.http.inputs import text_or_image
+from alignserve_server.http.inputs import text_or_image, texts_of
 from alignserve_server.http.json_fields import Fields, as_text
 from alignserve_server.rpc.response_room import ResponseRoom
 
@@ -42,8 +42,8 @@ async def similarities(
     for name in ("source_sentence", "sentences"):
         if name not in inputs:
             raise RequestEmpty.at(inputs.path_of(name), "is missing; send source_sentence and sentences")
-    source = text_or_image(as_text(inputs.value("source_sentence"), inputs.path_of("source_sentence")), inputs.path_of("source_sentence"))
-    others = [text_or_image(as_text(value, path), path) for path, value in inputs.entries("sentences")]
+    (source,) = texts_of(inputs, "source_sentence")
+    others = [text_or_image(path, as_text(value, path)) for path, value in inputs.entries("sentences")]
     if not others:
         raise RequestEmpty.at(inputs.path_of("sentences"), "is empty; send at least one text")
     found = await embed_inputs(
