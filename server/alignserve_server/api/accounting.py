@@ -228,13 +228,13 @@ class CallScope:
         """
         self._access.check_scopes(self.caller, scopes)
 
-    async def admit_item(self, scope: Scope) -> None:
-        """Returns once an item of this stream may be served.
+    async def admit_item(self, scopes: Set[Scope]) -> None:
+        """Returns once an item of this stream may be served, for which a key needs one of the scopes.
 
         Raises:
             ServingError: The key does not permit it, or is no longer valid.
         """
-        await self._access.admit_item(self.caller, scope)
+        await self._access.admit_item(self.caller, scopes)
 
     def _let_in(self) -> None:
         rules = self._method.rules

@@ -79,7 +79,10 @@ _RESPONSE = schemas.record(
     embeddings=schemas.record(
         float=schemas.list_of(schemas.VECTOR),
         base64=schemas.list_of(schemas.TEXT),
-        **dict.fromkeys(("int8", "uint8", "binary", "ubinary"), _INTEGERS),
+        int8=_INTEGERS,
+        uint8=_INTEGERS,
+        binary=_INTEGERS,
+        ubinary=_INTEGERS,
     ),
     texts=schemas.list_of(schemas.TEXT, minimum=0),
     meta={"type": "object"},

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.api import CallContext, CallScope, FieldPaths, ModelInfo, Scope, Service
+from alignserve_server.api import ImageInput as EncodedOrPixels
 from alignserve_server.errors import BatchTooLarge, RequestEmpty, ServingError
 from alignserve_server.http.image_source import decode_image
 from alignserve_server.http.inputs import ImageInput, Input, TextInput
@@ -152,14 +153,14 @@ async def _embed(
     found.embeddings[part.positions] = images.embeddings
 
 
-async def decode_images(images: Sequence[ImageInput]) -> list[bytes]:
+async def decode_images(images: Sequence[ImageInput]) -> list[EncodedOrPixels]:
     """Decodes base64, from a thread unless it is short.
 
     Raises:
         InvalidArgument: An image is not base64.
     """
 
-    def decode() -> list[bytes]:
+    def decode() -> list[EncodedOrPixels]:
         return [decode_image(image.source, image.path) for image in images]
 
     if sum(len(image.source) for image in images) <= _INLINE_CHARACTERS:

@@ -32,7 +32,7 @@ def check_dimensions(fields: Fields, name: str, model: ModelInfo) -> None:
     if wanted is not None and wanted != model.embedding_dimension:
         raise InvalidArgument.at(
             fields.path_of(name),
-            f"{wanted} dimensions; embeddings of this model have {model.embedding_dimension} and are not shortened",
+            f"{wanted} dimensions; the model has {model.embedding_dimension}, which cannot be changed",
         )
 
 

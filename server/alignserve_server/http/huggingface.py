@@ -84,7 +84,9 @@ _LABELS = schemas.list_of(
     )
 )
 _REQUESTS = schemas.one_of(
-    request_schema(EXTRACTION_FIELDS), request_schema(CLASSIFICATION_FIELDS), request_schema(SIMILARITY_FIELDS)
+    request_schema(EXTRACTION_FIELDS),
+    request_schema(CLASSIFICATION_FIELDS),
+    request_schema(SIMILARITY_FIELDS),
 )
 _RESPONSES = schemas.one_of(
     schemas.list_of(schemas.VECTOR), _LABELS, schemas.list_of(_LABELS), schemas.list_of(schemas.NUMBER)
@@ -111,9 +113,27 @@ class HuggingFace:
     operations = (
         Operation("/", "POST", "Run the task that the body is for", _RESPONSES, _REQUESTS),
         Operation("/models/{model:path}", "POST", "The same", _RESPONSES, _REQUESTS),
-        Operation("/pipeline/feature-extraction", "POST", "Embed texts and images", schemas.list_of(schemas.VECTOR), request_schema(EXTRACTION_FIELDS)),
-        Operation("/pipeline/zero-shot-image-classification", "POST", "Score images against labels", schemas.one_of(_LABELS, schemas.list_of(_LABELS)), request_schema(CLASSIFICATION_FIELDS)),
-        Operation("/pipeline/sentence-similarity", "POST", "Compare a text with others", schemas.list_of(schemas.NUMBER), request_schema(SIMILARITY_FIELDS)),
+        Operation(
+            "/pipeline/feature-extraction",
+            "POST",
+            "Embed texts and images",
+            schemas.list_of(schemas.VECTOR),
+            request_schema(EXTRACTION_FIELDS),
+        ),
+        Operation(
+            "/pipeline/zero-shot-image-classification",
+            "POST",
+            "Score images against labels",
+            schemas.one_of(_LABELS, schemas.list_of(_LABELS)),
+            request_schema(CLASSIFICATION_FIELDS),
+        ),
+        Operation(
+            "/pipeline/sentence-similarity",
+            "POST",
+            "Compare a text with others",
+            schemas.list_of(schemas.NUMBER),
+            request_schema(SIMILARITY_FIELDS),
+        ),
     )
     error_schema = schemas.record(
         ("error", "error_type"), error=schemas.TEXT, error_type=schemas.TEXT, estimated_time=schemas.NUMBER

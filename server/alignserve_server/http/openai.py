@@ -39,8 +39,8 @@ from alignserve_server.http.vectors import BASE64, FLOATS, VectorFormat, json_li
 FIELDS = (
     read(
         "input",
-        f"a text, or a list of 1 to {MAX_INPUTS} inputs. A data URI is an image. An object has one of `text`, "
-        "`image` (base64 or a data URI), `image_url` and `content`",
+        f"a text, or a list of 1 to {MAX_INPUTS} inputs. A data URI is an image. An object has `text`, "
+        "`image` (base64 or a data URI), `image_url` or `content`",
         schemas.INPUTS,
         ["a cat", "a dog"],
     ),

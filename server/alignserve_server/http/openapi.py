@@ -85,8 +85,7 @@ def document(dialects: Iterable[Described], version: str) -> dict[str, Any]:
         "info": {
             "title": "alignserve",
             "version": version,
-            "description": "Image and text embeddings and zero-shot classification with ALIGN, in the forms of "
-            "several APIs.",
+            "description": "Embeddings of images and texts, and zero-shot classification, in several APIs.",
         },
         "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
