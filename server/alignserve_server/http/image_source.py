@@ -21,7 +21,7 @@ _MEDIA_TYPE = re.compile(
     re.IGNORECASE,
 )
 _BASE64_MARKER = re.compile(r"; *base64 *$", re.IGNORECASE)
-_SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]{0,30}:", re.IGNORECASE)
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]{0,30}):/", re.IGNORECASE)
 
 
 def is_data_uri(text: str) -> bool:
@@ -43,11 +43,10 @@ def decode_image(source: str, path: str) -> bytes:
     if head is not None and _is_head(_without_breaks(head[1])):
         _check_head(_without_breaks(head[1]), path)
         return _decode(unquote(source[head.end() :]) if "%" in source else source[head.end() :], path)
-    scheme = _SCHEME.match(source)
-    if scheme is not None and head is None:
+    if scheme := _SCHEME.match(source):
         raise InvalidArgument.at(
             path,
-            f"{scheme[0].strip().lower()} URLs are not fetched; send the image in base64 or as a data URI",
+            f"{scheme[1].lower()} URLs are not fetched; send the image in base64 or as a data URI",
         )
     return _decode(source, path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from alignserve_server.api import CallScope, Service
 from alignserve_server.errors import RequestEmpty
 from alignserve_server.http import schemas
@@ -55,5 +57,6 @@ async def similarities(
         room,
         lambda _: _SIMILARITY_BYTES,
     )
-    cosines: list[float] = (found.embeddings[1:] @ found.embeddings[0]).tolist()
-    return cosines
+    cosines = found.embeddings[1:] @ found.embeddings[0]
+    within: list[float] = np.clip(cosines, -1.0, 1.0).tolist()  # rounding may exceed 1
+    return within
