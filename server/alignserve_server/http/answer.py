@@ -14,7 +14,7 @@ JSON = "application/json"
 
 _TURN_SECONDS = 0.002  # of writing, before others get the event loop
 
-Headers = tuple[tuple[str, str], ...]
+HeaderList = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class Answer:
     body: bytes = b""
     status: int = 200
     media_type: str | None = JSON
-    headers: Headers = ()
+    headers: HeaderList = ()
 
     @classmethod
-    def json(cls, value: Any, status: int = 200, headers: Headers = ()) -> Answer:
+    def json(cls, value: Any, status: int = 200, headers: HeaderList = ()) -> Answer:
         """Returns a small value as JSON. Use `in_parts` for thousands of numbers."""
         return cls(orjson.dumps(value), status, JSON, headers)
 

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from alignserve_server.http.endpoint import Dialect, Endpoint
+from alignserve_server.http.endpoint import Dialect, Endpoint, StreamEndpoint
 from alignserve_server.http.exchange import Exchanges, PathApp, UnknownPath
 
 
-def build_app(endpoints: Iterable[Endpoint], default: Dialect, exchanges: Exchanges) -> ASGIApp:
+def build_app(
+    endpoints: Iterable[Endpoint | StreamEndpoint], default: Dialect, exchanges: Exchanges
+) -> ASGIApp:
     """Returns the app.
 
     Several endpoints may have the same path: the HTTP method and the type of the body decide. If none fits,
@@ -22,7 +24,7 @@ def build_app(endpoints: Iterable[Endpoint], default: Dialect, exchanges: Exchan
         default: The dialect of paths that belong to no other.
         exchanges: Answers the requests.
     """
-    by_path: dict[str, list[Endpoint]] = {}
+    by_path: dict[str, list[Endpoint | StreamEndpoint]] = {}
     dialects: dict[str, Dialect] = {"": default}
     for endpoint in endpoints:
         by_path.setdefault(endpoint.path, []).append(endpoint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
@@ -18,6 +19,22 @@ from alignserve_server.rpc.shares import ConnectionShares, Share
 _UNSHARED_BYTES = 1 << 16  # a body up to this size is in the buffer of its connection in any case
 _UNPACK_BYTES = 1 << 18  # at a time: about a millisecond
 _GZIP = 31  # zlib's number for it
+
+
+class Body:
+    """A body, and the share of the memory that it takes."""
+
+    __slots__ = ("content", "share")
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.share: Share | None = None  # if it is large
+
+    def release(self) -> None:
+        """Drops the content: it has been parsed, or is not needed."""
+        self.content = b""
+        if self.share is not None:
+            self.share.give_back()
 
 
 class BodyReader:
@@ -36,8 +53,14 @@ class BodyReader:
         self._max_bytes = max_bytes
         self._reading: dict[Interruptible, None] = {}
 
-    async def read(self, headers: Headers, receive: Receive, caller: str) -> bytes:
+    async def read(self, headers: Headers, receive: Receive, caller: str, life: ExitStack) -> Body:
         """Returns the body of a request, unpacked.
+
+        Args:
+            headers: The headers of the request.
+            receive: The ASGI function that returns the next piece.
+            caller: Whose share a large body counts against, until it is released or `life` ends.
+            life: The life of the call.
 
         Raises:
             RequestTooLarge, MediaTypeUnsupported, RequestMalformed: It is not accepted.
@@ -48,46 +71,44 @@ class BodyReader:
         unpack = _unpacker(headers)
         self._check(int(headers.get("content-length", 0)))
         with Interruptible(self._reading, self._timeout_seconds):
-            return await self._unpacked(unpack, self._received(receive, caller))
+            body = Body()
+            life.callback(body.release)
+            await self._unpack_into(body, unpack, self._received(receive, caller, body))
+            return body
 
     def interrupt(self, error: Callable[[], ServingError]) -> None:
         """Ends the calls whose bodies are being read now with an error each."""
         for reading in list(self._reading):
             reading.interrupt(error())
 
-    async def _received(self, receive: Receive, caller: str) -> AsyncIterator[bytes]:
+    async def _received(self, receive: Receive, caller: str, body: Body) -> AsyncIterator[bytes]:
         """Yields the body as it arrives."""
-        share: Share | None = None
         size = 0
-        try:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Disconnected
-                size += len(message["body"])
-                self._check(size)
-                yield message["body"]
-                if not message["more_body"]:
-                    return
-                if share is None and size > _UNSHARED_BYTES:
-                    share = await self._uploads.wait(caller)
-        finally:
-            if share is not None:
-                share.give_back()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            size += len(message["body"])
+            self._check(size)
+            yield message["body"]
+            if not message["more_body"]:
+                return
+            if body.share is None and size > _UNSHARED_BYTES:
+                body.share = await self._uploads.wait(caller)
 
-    async def _unpacked(self, unpack: _Gunzip | None, pieces: AsyncIterator[bytes]) -> bytes:
-        body = bytearray()
+    async def _unpack_into(self, body: Body, unpack: _Gunzip | None, pieces: AsyncIterator[bytes]) -> None:
+        content = bytearray()
         async for piece in pieces:
             if unpack is None:
-                body += piece
+                content += piece
                 continue
             for unpacked in unpack.feed(piece):
-                body += unpacked
-                self._check(len(body))
+                content += unpacked
+                self._check(len(content))
                 await asyncio.sleep(0)  # unpacking megabytes takes long
         if unpack is not None and not unpack.is_complete:
             raise RequestMalformed("the body is not complete gzip data")
-        return bytes(body)
+        body.content = bytes(content)
 
     def _check(self, size: int) -> None:
         if size > self._max_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,17 +10,16 @@ from alignserve_server.api import Accounting, Service
 from alignserve_server.errors import ShuttingDown
 from alignserve_server.http.app import build_app
 from alignserve_server.http.body import BodyReader
-from alignserve_server.http.cohere import Cohere
-from alignserve_server.http.endpoint import Endpoint
-from alignserve_server.http.exchange import Exchanges
-from alignserve_server.http.huggingface import HuggingFace
-from alignserve_server.http.openai import OpenAI
-from alignserve_server.http.openapi import OpenApi
+from alignserve_server.http.connect import connect_endpoints
+from alignserve_server.http.connect_stream import StreamInfer
+from alignserve_server.http.connection import ConnectionLimits
+from alignserve_server.http.dialects import dialect_endpoints
+from alignserve_server.http.endpoint import Endpoint, StreamEndpoint
+from alignserve_server.http.exchange import ExchangeLimits, Exchanges
+from alignserve_server.http.grpc_web import grpc_web_endpoints
 from alignserve_server.http.plain import PLAIN
 from alignserve_server.http.port import HttpPort
 from alignserve_server.http.rooms import AnswerRooms
-from alignserve_server.http.tei import TextEmbeddingsInference
-from alignserve_server.http.weaviate import Weaviate
 from alignserve_server.rpc.message_api import MessageApi
 from alignserve_server.rpc.shares import ConnectionShares
 
@@ -31,39 +31,64 @@ class HttpOptions:
     Attributes:
         listen: HOST:PORT; port 0 picks a free one.
         is_shared: Whether other processes listen on it too, with SO_REUSEPORT.
-        request_timeout_seconds: Maximum time for a body to arrive.
+        request_timeout_seconds: Maximum time for the headers to arrive, and for the body.
+        idle_timeout_seconds: A client that neither sends nor reads for this long is disconnected.
+        max_connections: Maximum number of connections.
         max_uploads: Maximum number of large bodies that arrive at the same time.
+        max_request_fields: Maximum number of fields in a request that is not small.
     """
 
     listen: str
     is_shared: bool
     request_timeout_seconds: float
+    idle_timeout_seconds: float
+    max_connections: int
     max_uploads: int
+    max_request_fields: int
 
 
 class HttpDoor:
     """The HTTP port and everything behind it, down to the API."""
 
     def __init__(
-        self, service: Service, messages: MessageApi, accounting: Accounting, options: HttpOptions
+        self,
+        service: Service,
+        messages: MessageApi,
+        accounting: Accounting,
+        streams: ConnectionShares,
+        options: HttpOptions,
     ) -> None:
+        """Opens no port; `start` does. `streams` are the shares of open streams, of all ports."""
         limits = service.limits
         self._options = options
         self._reader = BodyReader(
             ConnectionShares(options.max_uploads), options.request_timeout_seconds, limits.max_request_bytes
         )
         rooms = AnswerRooms(messages.rooms, limits.max_response_bytes)
-        exchanges = Exchanges(accounting, self._reader, rooms)
-        self._port = HttpPort(build_app(_endpoints(service, messages), PLAIN, exchanges))
+        exchange_limits = ExchangeLimits(limits.max_request_bytes, options.idle_timeout_seconds)
+        exchanges = Exchanges(accounting, self._reader, rooms, streams, exchange_limits)
+        endpoints = _endpoints(service, messages, options)
+        self._port = HttpPort(
+            build_app(endpoints, PLAIN, exchanges),
+            ConnectionLimits(
+                head_timeout_seconds=options.request_timeout_seconds,
+                idle_timeout_seconds=options.idle_timeout_seconds,
+                max_connections=options.max_connections,
+            ),
+        )
 
     @property
     def port(self) -> int:
         """The port that it listens on."""
         return self._port.port
 
-    async def start(self) -> None:
+    async def start(self, tls: ssl.SSLContext | None) -> None:
         """Opens the port. Raises `StartupError` if it is in use or the address is not one of this machine."""
-        await self._port.open(self._options.listen, is_shared=self._options.is_shared)
+        await self._port.open(self._options.listen, is_shared=self._options.is_shared, tls=tls)
+
+    def drain(self) -> None:
+        """From now on, every answer ends its connection."""
+        self._port.drain()
 
     def refuse_uploads(self) -> None:
         """Refuses calls whose body has not arrived."""
@@ -74,15 +99,11 @@ class HttpDoor:
         await self._port.close()
 
 
-def _endpoints(service: Service, messages: MessageApi) -> Iterator[Endpoint]:
-    """Yields the endpoints of all dialects."""
-    dialects = (
-        OpenAI(service),
-        Cohere(service),
-        TextEmbeddingsInference(service),
-        Weaviate(service),
-        HuggingFace(service),
-    )
-    for dialect in dialects:
-        yield from dialect.endpoints()
-    yield from OpenApi(service, dialects).endpoints()
+def _endpoints(
+    service: Service, messages: MessageApi, options: HttpOptions
+) -> Iterator[Endpoint | StreamEndpoint]:
+    """Yields the endpoints of all dialects. Of those with the same path, the first one's is the default."""
+    yield from connect_endpoints(messages, options.max_request_fields)
+    yield StreamInfer(messages, options.max_request_fields, service.limits.max_response_bytes).endpoint()
+    yield from grpc_web_endpoints(messages, options.max_request_fields)
+    yield from dialect_endpoints(service)

@@ -10,6 +10,7 @@ from alignserve_server.api import CallScope, FieldPaths, MethodRules
 from alignserve_server.http.answer import JSON, Answer
 from alignserve_server.http.request import HttpRequest
 from alignserve_server.http.status import HttpError
+from alignserve_server.http.stream import HttpStream
 
 
 class Dialect(Protocol):
@@ -61,3 +62,23 @@ class Endpoint:
     rules: MethodRules
     answer: Callable[[HttpRequest, CallScope], Awaitable[Answer]]
     media_types: frozenset[str] = frozenset({JSON})
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEndpoint:
+    """One streaming method of a dialect, like `Endpoint`.
+
+    Attributes:
+        run: Answers an admitted stream until it ends; raises `ServingError`. The dialect's `error` is then
+            written after what was sent before.
+        end: What is written after the last answer of a stream that succeeded.
+    """
+
+    path: str
+    dialect: Dialect
+    name: str
+    rules: MethodRules
+    run: Callable[[HttpStream, CallScope], Awaitable[None]]
+    end: bytes
+    media_types: frozenset[str]
+    http_methods: tuple[str, ...] = ("POST",)

@@ -13,8 +13,9 @@ _MAX_ECHOED_CHARACTERS = 100
 class PathUnknown(ServingError):
     """Nothing is served at the path."""
 
-    code = "NOT_FOUND"
+    code = "UNIMPLEMENTED"  # as gRPC calls an unknown method
     reason = "PATH_UNKNOWN"
+    http_status: ClassVar[int] = 404
 
 
 class MethodNotAllowed(ServingError):
@@ -54,3 +55,17 @@ class DeadlineExceeded(ServingError):
 
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"
+
+
+class CompressionUnsupported(ServingError):
+    """A message is compressed in a way that the server does not read."""
+
+    code = "UNIMPLEMENTED"
+    reason = "COMPRESSION_UNSUPPORTED"
+
+
+class StreamUnsupported(ServingError):
+    """The protocol of the call cannot carry this stream."""
+
+    code = "UNIMPLEMENTED"
+    reason = "STREAM_UNSUPPORTED"

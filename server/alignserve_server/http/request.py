@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import Scope
 
 from alignserve_server.api import FieldPaths
+from alignserve_server.http.body import Body
 from alignserve_server.http.call import HttpCall
 from alignserve_server.http.strict_json import parse_json
 from alignserve_server.rpc.response_room import ResponseRoom
@@ -18,12 +19,12 @@ class HttpRequest:
     """A request: its body has been read, and its key, time and size have been checked."""
 
     def __init__(
-        self, scope: Scope, call: HttpCall, media_type: str, body: bytes, room: ResponseRoom, request_id: str
+        self, scope: Scope, call: HttpCall, media_type: str, body: Body, room: ResponseRoom, request_id: str
     ) -> None:
-        self.body = body
         self.media_type = media_type  # of the body, in lower case and without parameters
         self.room = room  # for the answer; given back once it is sent
         self.request_id = request_id
+        self._body = body
         self._call = call
         self._scope = scope
 
@@ -47,10 +48,21 @@ class HttpRequest:
         """Sets what errors call the fields of this request. Call it before `CallScope.context`."""
         self._call.paths = paths
 
+    @property
+    def body(self) -> bytes:
+        """The body, until `release_body`."""
+        return self._body.content
+
+    def release_body(self) -> None:
+        """Drops the body, once it has been parsed: another large one may arrive then."""
+        self._body.release()
+
     def json(self) -> Any:
-        """Returns the value of the body.
+        """Returns the value of the body, and releases the body.
 
         Raises:
             RequestMalformed, BatchTooLarge: It is not JSON, or more than any valid request has.
         """
-        return parse_json(self.body)
+        value = parse_json(self.body)
+        self.release_body()
+        return value

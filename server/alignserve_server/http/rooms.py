@@ -19,7 +19,7 @@ class AnswerRooms:
 
     def __init__(self, rooms: ResponseRooms, max_response_bytes: int) -> None:
         self._rooms = rooms
-        self._max_response_bytes = str(max_response_bytes)
+        self._max_response_bytes = max_response_bytes
 
     def of_call(self, headers: Headers, caller: str) -> ResponseRoom:
         """Returns the room for an answer.
@@ -29,16 +29,15 @@ class AnswerRooms:
         Raises:
             InvalidArgument: The call's header with a limit is not a number of bytes.
         """
-        return self._rooms.of_call(
-            _Transport(headers.get(MAX_RESPONSE_BYTES_KEY, self._max_response_bytes), caller)
-        )
+        return self._rooms.of_call(AnswerTransport(headers, caller, self._max_response_bytes))
 
 
-class _Transport:
-    """A `rpc.callers.Transport` that has only the limit and the name."""
+class AnswerTransport:
+    """A `rpc.callers.Transport` that has only the caller's limit and name."""
 
-    def __init__(self, max_response_bytes: str, caller: str) -> None:
-        self._metadata = ((MAX_RESPONSE_BYTES_KEY, max_response_bytes),)
+    def __init__(self, headers: Headers, caller: str, max_response_bytes: int) -> None:
+        limit = headers.get(MAX_RESPONSE_BYTES_KEY, str(max_response_bytes))
+        self._metadata = ((MAX_RESPONSE_BYTES_KEY, limit),)
         self._caller = caller
 
     def invocation_metadata(self) -> Iterable[tuple[str, str]]:

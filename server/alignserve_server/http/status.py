@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from alignserve_server.errors import FieldViolation, RequestTimeout, ServingError
-from alignserve_server.http.answer import Headers
+from alignserve_server.http.answer import HeaderList
 from alignserve_server.rpc.status import retry_delay_seconds, shown_message, shown_violations
 
 _STATUSES = {
@@ -32,6 +32,7 @@ class HttpError:
     message: str
     retry_delay_seconds: float | None  # None if a retry is useless, now and later
     request_id: str
+    media_type: str  # of the request's body, by which protocols that share a path are told apart
 
     @property
     def code(self) -> str:
@@ -49,7 +50,7 @@ class HttpError:
         return shown_violations(self.error)
 
     @property
-    def headers(self) -> Headers:
+    def headers(self) -> HeaderList:
         """The headers that tell clients whether and when to retry; other headers are added elsewhere."""
         is_final = not self.error.is_retryable or self.error.is_final_for_call
         headers = [("x-should-retry", "false" if is_final else "true")]
@@ -64,9 +65,11 @@ class HttpError:
         return tuple(headers)
 
 
-def http_error(error: ServingError, request_id: str) -> HttpError:
+def http_error(error: ServingError, request_id: str, media_type: str) -> HttpError:
     """Returns an error as HTTP sends it."""
-    return HttpError(error, status_of(error), shown_message(error), retry_delay_seconds(error), request_id)
+    return HttpError(
+        error, status_of(error), shown_message(error), retry_delay_seconds(error), request_id, media_type
+    )
 
 
 def status_of(error: ServingError) -> int:

@@ -104,9 +104,9 @@ class Server:
         self._observer = MetricsObserver(self.metrics, tracing)
         self.accounting = Accounting(self.metrics, access, tracing)
         self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings))
+        self._http = self._http_door()
         self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
         self._model: LoadedModel | None = None
-        self._http = _http_door(settings, self.service, self.messages, self.accounting)
         self._metrics_server: WSGIServer | None = None
         self._watching: asyncio.Task[None] | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -128,14 +128,15 @@ class Server:
         if self._settings.reflection:
             for service in add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE)):
                 expect_calls(self.metrics, service)
-        self.port = open_port(self._grpc, self._settings.listen, self._certificates())
+        certificates = self._certificates()
+        self.port = open_port(self._grpc, self._settings.listen, certificates)
         if self._settings.metrics_listen is not None:
             self._metrics_server = serve_metrics_page(
                 self._settings.metrics_listen, self.metrics.registry, lambda: self.state
             )
             self.metrics_port = self._metrics_server.server_port
         if self._http is not None:
-            await self._http.start()
+            await self._http.start(None if certificates is None else certificates.ssl_context())
             self.http_port = self._http.port
         await self._grpc.start()
         self._serving = asyncio.create_task(self._watch_grpc())
@@ -212,6 +213,8 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
         self._readiness.enter(State.DRAINING)
+        if self._http is not None:
+            self._http.drain()
         await asyncio.sleep(delay_seconds)
         self._refuse_calls()
 
@@ -266,6 +269,7 @@ class Server:
         self.interceptor.refuse_uploads()
         self.interceptor.close_watches()
         if self._http is not None:
+            self._http.drain()
             self._http.refuse_uploads()
 
     async def _finish_calls(self, grace_seconds: float) -> None:
@@ -299,6 +303,24 @@ class Server:
     async def _close_grpc(self) -> None:
         Connections(self.port).end()  # before gRPC cancels their remaining calls
         await self._grpc.stop(None)
+
+    def _http_door(self) -> HttpDoor | None:
+        """Returns the HTTP port, if there is to be one. Raises `ModuleNotFoundError` without its packages."""
+        settings = self._settings
+        if settings.http_listen is None:
+            return None
+        from alignserve_server.http.door import HttpDoor, HttpOptions
+
+        options = HttpOptions(
+            listen=settings.http_listen,
+            is_shared=settings.workers > 1,
+            request_timeout_seconds=settings.request_timeout_seconds,
+            idle_timeout_seconds=settings.http_idle_timeout_seconds,
+            max_connections=settings.http_max_connections,
+            max_uploads=settings.max_uploads,
+            max_request_fields=_max_request_fields(settings),
+        )
+        return HttpDoor(self.service, self.messages, self.accounting, self.interceptor.streams, options)
 
     def _certificates(self) -> Certificates | None:
         settings = self._settings
@@ -367,23 +389,6 @@ def _freeze_heap() -> None:
     """Excludes loaded objects from garbage collection: scanning them stalls the event loop for tens of ms."""
     gc.collect()
     gc.freeze()
-
-
-def _http_door(
-    settings: Settings, service: Service, messages: MessageApi, accounting: Accounting
-) -> HttpDoor | None:
-    """Returns the HTTP port if it is configured. Raises `ModuleNotFoundError` if its packages are missing."""
-    if settings.http_listen is None:
-        return None
-    from alignserve_server.http.door import HttpDoor, HttpOptions
-
-    options = HttpOptions(
-        listen=settings.http_listen,
-        is_shared=settings.workers > 1,
-        request_timeout_seconds=settings.request_timeout_seconds,
-        max_uploads=settings.max_uploads,
-    )
-    return HttpDoor(service, messages, accounting, options)
 
 
 def _limits(settings: Settings) -> RequestLimits:

@@ -314,6 +314,16 @@ class Settings(BaseModel):
         description="age at which a stream ends, once everything read from it is answered; 0 never does",
     )
 
+    http_idle_timeout_seconds: float = Field(
+        75.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="close an HTTP connection whose client neither sends nor reads for this long",
+    )
+    http_max_connections: Positive = Field(
+        1024, description="maximum number of HTTP connections; a new one replaces an idle one"
+    )
+
     request_timeout_seconds: float = Field(
         30.0, gt=0, description="time for the request of a unary call to arrive"
     )
