@@ -63,7 +63,7 @@ FIELDS = (
     read(
         "truncate",
         "`END` (default) cuts texts that are too long; `NONE` refuses them",
-        schemas.enum("END", "NONE"),
+        schemas.TRUNCATE,
         "END",
     ),
     ignored("input_type", "queries and documents are embedded in the same way", "search_query"),

@@ -8,6 +8,7 @@ from alignserve_server.api import Service
 from alignserve_server.http.cohere import Cohere
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.huggingface import HuggingFace
+from alignserve_server.http.message_schema import ConnectDescription
 from alignserve_server.http.openai import OpenAI
 from alignserve_server.http.openapi import OpenApi
 from alignserve_server.http.tei import TextEmbeddingsInference
@@ -25,4 +26,4 @@ def dialect_endpoints(service: Service) -> Iterator[Endpoint]:
     )
     for dialect in dialects:
         yield from dialect.endpoints()
-    yield from OpenApi(service, dialects).endpoints()
+    yield from OpenApi(service, (ConnectDescription(), *dialects)).endpoints()

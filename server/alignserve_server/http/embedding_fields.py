@@ -49,6 +49,6 @@ def truncates(fields: Fields, name: str, default: bool = False) -> bool:
         return value
     if not isinstance(value, str):
         raise wrong_type(fields.path_of(name), "a boolean, NONE or END", value)
-    if value.upper() not in ("NONE", "END"):
+    if value not in ("NONE", "END"):
         raise InvalidArgument.at(fields.path_of(name), f"{shown(value)} is not supported; send NONE or END")
-    return value.upper() == "END"
+    return value == "END"

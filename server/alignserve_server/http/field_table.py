@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alignserve_server.http.schemas import JsonSchema
+from alignserve_server.http.schemas import JsonSchema, only, record
 
 Treatment = Literal["read", "ignored", "refused"]
 
@@ -51,22 +51,27 @@ def request_schema(fields: Iterable[Field], one_of: Sequence[str] = ()) -> JsonS
         fields: Its fields.
         one_of: Fields of which exactly one is given.
     """
-    root: JsonSchema = {"type": "object", "properties": {}}
-    for field in fields:
-        *parents, name = field.name.split(".")
-        at = root
-        for parent in parents:
-            at = at["properties"].setdefault(parent, {"type": "object", "properties": {}})
-            if field.is_required and parent not in root.setdefault("required", []):
-                root["required"].append(parent)
-        at["properties"][name] = field.full_schema
-        if field.is_required:
-            at.setdefault("required", []).append(name)
+    schema, _ = _object_schema([(field.name.split("."), field) for field in fields])
     if one_of:
-        root["oneOf"] = [_only(name, one_of) for name in one_of]
-    return root
+        schema["oneOf"] = [only(name, one_of) for name in one_of]
+    return schema
 
 
-def _only(name: str, alternatives: Sequence[str]) -> JsonSchema:
-    others = {other: {"type": "null"} for other in alternatives if other != name}
-    return {"required": [name], "properties": {name: {"not": {"type": "null"}}, **others}}
+def _object_schema(fields: Iterable[tuple[Sequence[str], Field]]) -> tuple[JsonSchema, bool]:
+    """Returns the schema of an object, and whether it is required, from its fields and their paths in it."""
+    properties: dict[str, JsonSchema] = {}
+    required: list[str] = []
+    inner: dict[str, list[tuple[Sequence[str], Field]]] = {}
+    for (name, *rest), field in fields:
+        if rest:
+            inner.setdefault(name, []).append((rest, field))
+            continue
+        properties[name] = field.full_schema
+        if field.is_required:
+            required.append(name)
+    for name, below in inner.items():
+        schema, is_required = _object_schema(below)
+        properties[name] = schema if is_required else {"anyOf": [schema, {"type": "null"}]}
+        if is_required:
+            required.append(name)
+    return record(tuple(required), **properties), bool(required)

@@ -48,7 +48,7 @@ EXTRACTION_FIELDS = (
         "inputs", "a text, an image as a data URI, or a list of them", schemas.TEXTS, ["a cat"], required=True
     ),
     read("normalize", "`false` returns embeddings that are not scaled to length 1", schemas.FLAG, True),
-    read("truncate", "cuts texts that are too long; otherwise they are refused", schemas.TRUNCATE, True),
+    read("truncate", "`true` cuts texts that are too long, instead of refusing them", schemas.TRUNCATE, True),
     ignored("prompt_name", "ALIGN has no prompts", "query"),
     refused("truncation_direction", "unless it is `right`", "left", schemas.enum("right", "Right")),
     refused("dimensions", "unless it is the model's", 3),
@@ -76,7 +76,10 @@ CLASSIFICATION_FIELDS = (
     ),
     read("parameters.top_k", "the maximum number of labels to return", schemas.WHOLE_NUMBER, 1),
 )
-SIMILARITY_FIELDS = (*similarity.FIELDS, read("truncate", "cuts texts that are too long", schemas.FLAG, True))
+SIMILARITY_FIELDS = (
+    *similarity.FIELDS,
+    read("truncate", "cuts texts that are too long", schemas.TRUNCATE, True),
+)
 
 _LABELS = schemas.list_of(
     schemas.record(
@@ -224,7 +227,8 @@ def read_classification(fields: Fields) -> ClassificationRequest:
         raise RequestEmpty.at("inputs", "is missing; send an image in base64")
     value = fields.value("inputs")
     parameters = fields.object_of("parameters")
-    template = parameters.text("hypothesis_template") or _TEMPLATE
+    given = parameters.text("hypothesis_template")
+    template = _TEMPLATE if given is None else given
     if template.count("{}") != 1:
         raise TemplateInvalid.at(
             parameters.path_of("hypothesis_template"), "write {} exactly once, for the label"

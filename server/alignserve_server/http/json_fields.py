@@ -109,12 +109,12 @@ class Fields:
         return [as_text(value, path) for path, value in self.entries(name)]
 
     def refuse(self, name: str, why: str) -> None:
-        """Refuses the request if a field is given and not empty.
+        """Refuses the request if a field is given.
 
         Raises:
             InvalidArgument: It is.
         """
-        if self._values.get(name) not in (None, "", [], {}, False):
+        if name in self:
             raise InvalidArgument.at(self.path_of(name), why)
 
 

@@ -46,7 +46,7 @@ FIELDS = (
     ),
     read(
         "messages",
-        "instead of `input`: chat messages that together have one text or one image",
+        "instead of `input`: one chat message, whose content is one text or one image",
         schemas.MESSAGES,
         [{"role": "user", "content": [{"type": "text", "text": "a cat"}]}],
     ),
@@ -112,7 +112,28 @@ _EMBEDDINGS = schemas.record(
         total_tokens=schemas.WHOLE_NUMBER,
     ),
 )
-_REQUEST = request_schema(FIELDS, one_of=("input", "messages"))
+_REQUEST = {
+    **request_schema(FIELDS),
+    "oneOf": [
+        {
+            "required": ["input"],
+            "properties": {
+                "input": {"not": {"type": "null"}},
+                "messages": {"type": "null"},
+                "modality": {"not": {"const": "image"}},
+            },
+        },
+        {
+            "required": ["input", "modality"],
+            "properties": {
+                "input": schemas.IMAGE_INPUTS,
+                "messages": {"type": "null"},
+                "modality": {"const": "image"},
+            },
+        },
+        schemas.only("messages", ("input", "messages")),
+    ],
+}
 
 _EMBED = MethodRules(scopes=frozenset({Scope.EMBED}))
 _MODELS = MethodRules(scopes=frozenset(Scope))
@@ -232,15 +253,17 @@ def read_embeddings(fields: Fields, model: ModelInfo) -> EmbeddingsRequest:
     check_dimensions(fields, "dimensions", model)
     check_dimensions(fields, "output_dimension", model)
     fields.choice("output_dtype", ("float",), "float")
-    fields.refuse("late_chunking", "is not supported: each input has one embedding")
+    if fields.flag("late_chunking"):
+        fields.refuse("late_chunking", "is not supported: each input has one embedding")
     choice = fields.choice("embedding_type", tuple(_FORMATS), "float")
+    modality = fields.choice("modality", ("text", "image"), "")
     path = "messages" if "messages" in fields else "input"
     return EmbeddingsRequest(
-        [_message_input(fields)] if path == "messages" else _inputs(fields),
+        [_message_input(fields)] if path == "messages" else _inputs(fields, modality),
         path,
         EmbeddingOptions(
             truncate=_truncates(fields),
-            normalize=fields.flag("normalize", True) and fields.flag("normalized", True),
+            normalize=all([fields.flag("normalize", True), fields.flag("normalized", True)]),
         ),
         _FORMATS[fields.choice("encoding_format", tuple(_FORMATS), choice)],
     )
@@ -263,10 +286,9 @@ def write_embeddings(found: EmbeddedInputs, form: VectorFormat) -> Iterator[byte
     )
 
 
-def _inputs(fields: Fields) -> list[Input]:
+def _inputs(fields: Fields, modality: str) -> list[Input]:
     if "input" not in fields:
         raise RequestEmpty.at("input", "is missing; send a text, an image as a data URI, or a list of them")
-    modality = fields.choice("modality", ("text", "image"), "")
     return [_input(value, path, modality) for path, value in one_or_many(fields.value("input"), "input")]
 
 
@@ -287,16 +309,16 @@ def _input(value: object, path: str, modality: str) -> Input:
 def _message_input(fields: Fields) -> Input:
     if "input" in fields:
         raise InvalidArgument.at("input", "is given along with messages; send one of them")
-    parts = [
-        part
-        for path, message in fields.entries("messages")
-        for part in _message_parts(Fields(as_object(message, path), path))
-    ]
+    messages = [Fields(as_object(message, path), path) for path, message in fields.entries("messages")]
+    parts = [part for message in messages for part in _parts_of(message)]
     return only_part(parts, "messages")
 
 
-def _message_parts(message: Fields) -> list[Input]:
-    return content_parts(message.value("content"), message.path_of("content")) if "content" in message else []
+def _parts_of(message: Fields) -> list[Input]:
+    path = message.path_of("content")
+    if "content" not in message:
+        raise RequestEmpty.at(path, "is missing; send one text or one image")
+    return content_parts(message.value("content"), path) or [only_part([], path)]
 
 
 def _truncates(fields: Fields) -> bool:
@@ -305,4 +327,4 @@ def _truncates(fields: Fields) -> bool:
         raise InvalidArgument.at(
             "truncate_prompt_tokens", f"{tokens} is not supported; send -1 for the model's limit"
         )
-    return tokens == -1 or truncates(fields, "truncate") or fields.flag("truncation")
+    return any([tokens == -1, truncates(fields, "truncate"), fields.flag("truncation")])

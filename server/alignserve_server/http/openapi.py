@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from alignserve_server.api import CallScope, MethodRules, Service
@@ -30,6 +30,7 @@ class Operation:
         response: The schema of the answer; None if it has no body.
         request: The schema of the body; None if there is none.
         is_open: Whether it needs no key.
+        query: Required parameters behind the question mark, by name.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Operation:
     response: JsonSchema | None
     request: JsonSchema | None = None
     is_open: bool = False
+    query: Mapping[str, JsonSchema] = field(default_factory=dict)
 
 
 class Described(Protocol):
@@ -96,6 +98,10 @@ def _described(dialect: Described, operation: Operation) -> dict[str, Any]:
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name, _ in _PARAMETER.findall(operation.path)
+    ]
+    parameters += [
+        {"name": name, "in": "query", "required": True, "schema": schema}
+        for name, schema in operation.query.items()
     ]
     content = {} if operation.response is None else {"content": {JSON: {"schema": operation.response}}}
     status = "200" if operation.response is not None or operation.path == "/health" else "204"

@@ -7,9 +7,9 @@ import numpy as np
 from alignserve_server.api import CallScope, Service
 from alignserve_server.errors import RequestEmpty
 from alignserve_server.http import schemas
-from alignserve_server.http.embedding import EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding import MAX_INPUTS, EmbeddingOptions, embed_inputs
 from alignserve_server.http.field_table import read
-from alignserve_server.http.inputs import text_or_image, texts_of
+from alignserve_server.http.inputs import text_or_image
 from alignserve_server.http.json_fields import Fields, as_text
 from alignserve_server.rpc.response_room import ResponseRoom
 
@@ -26,7 +26,7 @@ FIELDS = (
     read(
         "inputs.sentences",
         "the others, texts or images",
-        schemas.list_of(schemas.PROMPT),
+        schemas.list_of(schemas.PROMPT, limit=MAX_INPUTS - 1),
         ["a dog"],
         required=True,
     ),
@@ -44,8 +44,10 @@ async def similarities(
     for name in ("source_sentence", "sentences"):
         if name not in inputs:
             raise RequestEmpty.at(inputs.path_of(name), "is missing; send source_sentence and sentences")
-    (source,) = texts_of(inputs, "source_sentence")
-    others = [text_or_image(path, as_text(value, path)) for path, value in inputs.entries("sentences")]
+    sources = [(inputs.path_of("source_sentence"), inputs.value("source_sentence"))]
+    source, *others = [
+        text_or_image(path, as_text(value, path)) for path, value in (*sources, *inputs.entries("sentences"))
+    ]
     if not others:
         raise RequestEmpty.at(inputs.path_of("sentences"), "is empty; send at least one text")
     found = await embed_inputs(

@@ -19,7 +19,7 @@ from alignserve_server.http.timeouts import TIMEOUT_MS
 from alignserve_server.http.vectors import FLOATS, json_list
 
 _OPTIONS = (
-    read("truncate", "`true` cuts texts that are too long; otherwise they are refused", schemas.FLAG, True),
+    read("truncate", "`true` cuts texts that are too long, instead of refusing them", schemas.TRUNCATE, True),
     refused("truncation_direction", "unless it is `right`", "left", schemas.enum("right", "Right")),
     ignored("prompt_name", "ALIGN has no prompts", "query"),
 )
@@ -37,7 +37,7 @@ EMBED_FIELDS = (
 )
 SIMILARITY_FIELDS = (
     *similarity.FIELDS,
-    read("parameters.truncate", "`true` cuts texts that are too long", schemas.FLAG, True),
+    read("parameters.truncate", "`true` cuts texts that are too long", schemas.TRUNCATE, True),
     refused(
         "parameters.truncation_direction", "unless it is `right`", "left", schemas.enum("right", "Right")
     ),

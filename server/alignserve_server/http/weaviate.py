@@ -6,7 +6,7 @@ from alignserve_server.api import CallScope, MethodRules, Scope, Service
 from alignserve_server.http import schemas
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
-from alignserve_server.http.embedding import EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding import MAX_INPUTS, EmbeddingOptions, embed_inputs
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.field_table import read, request_schema
 from alignserve_server.http.inputs import ImageInput, Input, TextInput
@@ -21,11 +21,18 @@ FIELDS = (
     read(
         "texts",
         "texts; those that are too long are cut, as Weaviate expects it",
-        schemas.list_of(schemas.PROMPT, minimum=0),
+        schemas.list_of(schemas.PROMPT, MAX_INPUTS - 1, minimum=0),
         ["a cat"],
     ),
-    read("images", "images in base64", schemas.list_of(schemas.IMAGE, minimum=0), ["aW1hZ2U="]),
+    read(
+        "images", "images in base64", schemas.list_of(schemas.IMAGE, MAX_INPUTS - 1, minimum=0), ["aW1hZ2U="]
+    ),
 )
+
+
+def _given(name: str) -> schemas.JsonSchema:
+    return {"required": [name], "properties": {name: {"type": "array", "minItems": 1}}}
+
 
 _VECTORS = schemas.list_of(schemas.VECTOR, minimum=0)
 
@@ -45,7 +52,7 @@ class Weaviate:
             "POST",
             "Embed texts and images",
             schemas.record(("textVectors", "imageVectors"), textVectors=_VECTORS, imageVectors=_VECTORS),
-            request_schema(FIELDS),
+            {**request_schema(FIELDS), "anyOf": [_given("texts"), _given("images")]},
         ),
         Operation("/meta", "GET", "Describe the model", schemas.record(("model",), model=schemas.TEXT)),
         Operation("/.well-known/ready", "GET", "Whether calls are served", None, is_open=True),

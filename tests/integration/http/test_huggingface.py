@@ -117,6 +117,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "parameters.candidate_labels[1]: label is blank",
     ),
     (
+        {"inputs": IMAGE, "parameters": {**LABELS, "hypothesis_template": ""}},
+        "TEMPLATE_INVALID",
+        "parameters.hypothesis_template: write {} exactly once",
+    ),
+    (
         {"inputs": IMAGE, "parameters": {**LABELS, "hypothesis_template": "a photo"}},
         "TEMPLATE_INVALID",
         "parameters.hypothesis_template: write {} exactly once",
@@ -127,6 +132,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "parameters.top_k: -1 is negative",
     ),
     ({"inputs": {"sentences": ["a"]}}, "REQUEST_EMPTY", "inputs.source_sentence: is missing"),
+    (
+        {"inputs": {"source_sentence": [], "sentences": ["a"]}},
+        "ARGUMENT_INVALID",
+        "inputs.source_sentence: is a list; send a string",
+    ),
     (
         {"inputs": {"source_sentence": "a", "sentences": []}},
         "REQUEST_EMPTY",

@@ -175,7 +175,9 @@ REFUSED: list[tuple[dict[str, Any], str | None, str, str]] = [
     ({"input": "a", "model": "text-embedding-3-small"}, "model", "model_not_found", "send 'fake'"),
     ({"input": "a", "messages": [{"content": "a"}]}, "input", "argument_invalid", "send one of them"),
     ({"messages": []}, "messages", "argument_invalid", "has no parts"),
-    ({"messages": [{"role": "user"}]}, "messages", "argument_invalid", "has no parts"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "request_empty", "is missing"),
+    ({"messages": [{"content": []}]}, "messages[0].content", "argument_invalid", "has no parts"),
+    ({"messages": [{"content": "a"}, {"content": "b"}]}, "messages", "argument_invalid", "EmbedQuery"),
     (
         _message({"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": IMAGE_URI}}),
         "messages",
