@@ -27,7 +27,7 @@ class ServerProcess:
     process: subprocess.Popen[str]
     port: int
     metrics_port: int
-    http_port: int  # 0 without --http-listen
+    http_port: int = 0  # without --http-listen
 
     @property
     def address(self) -> str:

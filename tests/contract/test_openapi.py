@@ -1,6 +1,6 @@
 """The OpenAPI document is valid, and true: schemathesis finds no request that it describes wrongly.
 
-schemathesis has an environment of its own, which the test makes with uv. `SCHEMATHESIS` names another program.
+schemathesis has an environment of its own, which the test makes with uv; `SCHEMATHESIS` names another one.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def schemathesis() -> str:
     python = str(ENVIRONMENT / "bin" / "python")
     requirements = str(FOLDER / "requirements.txt")
     commands = [
-        [BIN / "uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(ENVIRONMENT)],
-        [BIN / "uv", "pip", "install", "--quiet", "--python", python, "--requirement", requirements],
+        [str(BIN / "uv"), "venv", "--quiet", "--clear", "--python", sys.executable, str(ENVIRONMENT)],
+        [str(BIN / "uv"), "pip", "install", "--quiet", "--python", python, "--requirement", requirements],
     ]
     for command in [] if Path(program).exists() else commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
