@@ -19,6 +19,7 @@ from alignserve_server.http.exchange import ExchangeLimits, Exchanges
 from alignserve_server.http.grpc_web import grpc_web_endpoints
 from alignserve_server.http.plain import PLAIN
 from alignserve_server.http.port import HttpPort
+from alignserve_server.http.probes import probe_routes
 from alignserve_server.http.rooms import AnswerRooms
 from alignserve_server.rpc.message_api import MessageApi
 from alignserve_server.rpc.shares import ConnectionShares
@@ -34,7 +35,7 @@ class HttpOptions:
         request_timeout_seconds: Maximum time for the headers to arrive, and for the body.
         idle_timeout_seconds: A client that neither sends nor reads for this long is disconnected.
         max_connections: Maximum number of connections.
-        max_uploads: Maximum number of large bodies that arrive at the same time.
+        cors_origins: The origins whose pages may call; `*` for all.
         max_request_fields: Maximum number of fields in a request that is not small.
     """
 
@@ -43,7 +44,7 @@ class HttpOptions:
     request_timeout_seconds: float
     idle_timeout_seconds: float
     max_connections: int
-    max_uploads: int
+    cors_origins: tuple[str, ...]
     max_request_fields: int
 
 
@@ -55,21 +56,35 @@ class HttpDoor:
         service: Service,
         messages: MessageApi,
         accounting: Accounting,
+        uploads: ConnectionShares,
         streams: ConnectionShares,
         options: HttpOptions,
     ) -> None:
-        """Opens no port; `start` does. `streams` are the shares of open streams, of all ports."""
+        """Opens no port; `start` does.
+
+        Args:
+            service: The API.
+            messages: Answers messages.
+            accounting: Accounts for the calls.
+            uploads: Shares of the large bodies that arrive at the same time, on all ports.
+            streams: Shares of the open streams, on all ports.
+            options: The options.
+        """
         limits = service.limits
         self._options = options
-        self._reader = BodyReader(
-            ConnectionShares(options.max_uploads), options.request_timeout_seconds, limits.max_request_bytes
-        )
+        self._reader = BodyReader(uploads, options.request_timeout_seconds, limits.max_request_bytes)
         rooms = AnswerRooms(messages.rooms, limits.max_response_bytes)
         exchange_limits = ExchangeLimits(limits.max_request_bytes, options.idle_timeout_seconds)
         exchanges = Exchanges(accounting, self._reader, rooms, streams, exchange_limits)
         endpoints = _endpoints(service, messages, options)
         self._port = HttpPort(
-            build_app(endpoints, PLAIN, exchanges),
+            build_app(
+                endpoints,
+                PLAIN,
+                exchanges,
+                probe_routes(lambda: service.readiness.state.word),
+                options.cors_origins,
+            ),
             ConnectionLimits(
                 head_timeout_seconds=options.request_timeout_seconds,
                 idle_timeout_seconds=options.idle_timeout_seconds,

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from alignserve_server.api import Accounting, MethodMetrics
+from alignserve_server.api import Accounting, MethodMetrics, kinds_of_calls
 from alignserve_server.errors import ServingError, as_value
 from alignserve_server.host.waiting import first_of
 from alignserve_server.http.answer import JSON, Answer
@@ -36,7 +36,7 @@ from alignserve_server.http.rooms import AnswerRooms
 from alignserve_server.http.sending import send_answer
 from alignserve_server.http.status import http_error
 from alignserve_server.http.stream import HttpStream
-from alignserve_server.rpc.method_metrics import rpc_type
+from alignserve_server.rpc.method_metrics import codes_of, rpc_type
 from alignserve_server.rpc.shares import ConnectionShares, open_stream
 
 _REQUEST_ID = "x-request-id"
@@ -83,12 +83,14 @@ class Exchanges:
         self._limits = limits
 
     def metrics_of(self, endpoint: _Endpoint) -> MethodMetrics:
-        """Prepares the metrics of an endpoint."""
+        """Prepares the metrics of an endpoint, with their series."""
         kind = rpc_type(
             request_streaming=isinstance(endpoint, StreamEndpoint),
             response_streaming=isinstance(endpoint, StreamEndpoint),
         )
-        return self._accounting.method(kind, endpoint.dialect.name, endpoint.name, endpoint.rules)
+        rules, labels = endpoint.rules, (kind, endpoint.dialect.name, endpoint.name)
+        self._accounting.metrics.expect_rpcs(labels, codes_of(rules), kinds_of_calls(rules))
+        return self._accounting.method(*labels, rules)
 
     async def serve(
         self, endpoint: _Endpoint, method: MethodMetrics, scope: Scope, receive: Receive, send: Send
@@ -230,8 +232,13 @@ def request_id_of(headers: Headers) -> str:
 
 
 def media_type_of(headers: Headers) -> str:
-    """Returns the type of the body, in lower case and without parameters; JSON if there is none."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower() or JSON
+    """Returns the type of the body, in lower case and without parameters.
+
+    Without one it counts as JSON, as some clients send it, but not from a web page: a browser sends such a
+    request for any page, without asking the server first.
+    """
+    named = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return named or ("" if "origin" in headers else JSON)
 
 
 def _methods_of(endpoint: _Endpoint) -> list[str]:

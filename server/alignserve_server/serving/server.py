@@ -317,10 +317,11 @@ class Server:
             request_timeout_seconds=settings.request_timeout_seconds,
             idle_timeout_seconds=settings.http_idle_timeout_seconds,
             max_connections=settings.http_max_connections,
-            max_uploads=settings.max_uploads,
+            cors_origins=settings.cors_origins,
             max_request_fields=_max_request_fields(settings),
         )
-        return HttpDoor(self.service, self.messages, self.accounting, self.interceptor.streams, options)
+        shares = self.interceptor.uploads, self.interceptor.streams
+        return HttpDoor(self.service, self.messages, self.accounting, *shares, options)
 
     def _certificates(self) -> Certificates | None:
         settings = self._settings
