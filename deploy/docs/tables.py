@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from alignserve_server.errors import error_kinds
+from alignserve_server.http.dialects import FIELD_TABLES
 from alignserve_server.observability.events import EVENTS
 from alignserve_server.settings import GROUPS, Settings
 
@@ -119,6 +120,17 @@ def _errors(_: Sequence[str]) -> str:
     )
 
 
+def _fields(names: Sequence[str]) -> str:
+    return _table(
+        ("field", "treatment", "meaning"),
+        [
+            (f"`{field.name}`", field.treatment, field.meaning)
+            for name in names
+            for field in FIELD_TABLES[name]
+        ],
+    )
+
+
 def _first_sentence(kind: type) -> str:
     return " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
 
@@ -133,6 +145,7 @@ TABLES: dict[str, Callable[[Sequence[str]], str]] = {
     "metrics": _metrics,
     "events": _events,
     "errors": _errors,
+    "fields": _fields,
 }
 
 

@@ -1,4 +1,4 @@
-"""Images within JSON: base64, alone or in a data URI (RFC 2397). Images by URL are not fetched."""
+"""Images within JSON: base64, by itself or in a data URI (RFC 2397). Images by URL are not fetched."""
 
 from __future__ import annotations
 

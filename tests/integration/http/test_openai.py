@@ -258,7 +258,7 @@ async def test_megabytes_of_base64_are_decoded() -> None:
 
 
 async def test_a_client_that_leaves_cancels_its_parts() -> None:
-    """What waits in the queue is dropped, and the call counts as cancelled."""
+    """Parts that have not started never do, and the call counts as cancelled."""
     labels = {"grpc_type": "unary", "grpc_service": "openai", "grpc_method": "embeddings"}
     async with serving(max_client_batch_size=4) as (served, client):
         served.encoder.gate.clear()
