@@ -130,6 +130,8 @@ class Exchanges:
         life: ExitStack,
     ) -> Answer:
         with self._accounting.call(method, incoming) as call:
+            if call.trace is not None:
+                call.trace.identify(request_id)
             incoming.read_timeout()
             room = self._rooms.of_call(incoming.headers, call.caller_name)
             life.callback(room.give_back)
@@ -163,6 +165,8 @@ class Exchanges:
                 self._accounting.call(method, incoming) as call,
                 open_stream(self._streams, call.caller_name),
             ):
+                if call.trace is not None:
+                    call.trace.identify(request_id)
                 incoming.read_timeout()
                 await _until(endpoint.run(stream, call), _timeout(incoming, stream.take_in()))
         except ServingError as error:

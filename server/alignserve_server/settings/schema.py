@@ -155,6 +155,10 @@ class Settings(BaseModel):
         description="origins whose web pages may call, separated by commas, for example "
         "https://app.example; * for all",
     )
+    open_inference: bool = Field(
+        True,
+        description="serve the Open Inference Protocol (KServe v2), spoken by tritonclient, on the gRPC port",
+    )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
     tls_certificate: SecretPath | None = Field(
@@ -257,12 +261,16 @@ class Settings(BaseModel):
         256 << 20, description="maximum size of waiting items per modality, as received"
     )
 
-    max_client_batch_size: Positive = Field(64, description="maximum number of images or texts per request")
+    max_client_batch_size: Positive = Field(
+        64, description="maximum number of images, texts, pairs or query terms per request"
+    )
     max_labels: Positive = Field(1000, description="maximum number of labels per Classify request")
     max_prompt_templates: Positive = Field(
         100, description="maximum number of prompt templates per Classify request"
     )
-    max_image_bytes: Positive = Field(10 << 20, description="maximum size of an encoded image")
+    max_image_bytes: Positive = Field(
+        10 << 20, description="maximum size of an image file; not of raw pixels"
+    )
     max_image_pixels: Positive = Field(
         25_000_000, description="maximum size of a decoded image, width times height"
     )
@@ -438,10 +446,6 @@ class Settings(BaseModel):
     def _contradicting_ports(self) -> Iterator[str]:
         if self.http_cors_origins is not None and self.http_listen is None:
             yield "http_cors_origins needs http_listen"
-        named = [self.listen, *filter(None, (self.http_listen, self.metrics_listen))]
-        for address in sorted({each for each in named if named.count(each) > 1}):
-            if host_and_port(address)[1]:
-                yield f"two ports listen on {address}"
 
     def _contradicting_access(self) -> Iterator[str]:
         if (self.tls_certificate is None) != (self.tls_key is None):

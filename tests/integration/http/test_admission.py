@@ -148,7 +148,7 @@ async def test_a_deadline_ends_the_wait(headers: dict[str, str], kind: str, serv
 
 
 async def test_a_deadline_ends_the_wait_for_the_model() -> None:
-    """The caller learns in time that there will be no answer."""
+    """The caller learns in time that the answer will not come."""
     async with serving() as (served, client):
         served.encoder.gate.clear()
         answer = await embedded(client, "a", connect_timeout_ms="100")
@@ -166,7 +166,7 @@ async def test_a_deadline_ends_the_wait_for_a_body() -> None:
 
 
 async def test_a_client_that_leaves_leaves_the_queue() -> None:
-    """Its call is cancelled, which is no error in the log."""
+    """Its call is cancelled, and the log has no error."""
     with capture_logs() as lines:
         async with serving() as (served, _), busy(served):
             async with dialed(served) as wire:
@@ -307,10 +307,12 @@ async def test_a_call_is_traced() -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     with capture_logs() as lines:
         async with serving(access_log_sample_ratio=1.0) as (_, client):
-            await embedded(client, "a cat", traceparent=f"00-{trace_id}-00f067aa0ba902b7-01")
+            parent = f"00-{trace_id}-00f067aa0ba902b7-01"
+            answer = await embedded(client, "a cat", traceparent=parent)
 
     (line,) = [line for line in lines if line["event"] == "call"]
     assert (line["method"], line["code"], line["trace_id"]) == ("EmbedText", "OK", trace_id)
+    assert line["request_id"] == answer.headers["x-request-id"]
 
 
 async def test_a_large_answer_is_sent_whole() -> None:
