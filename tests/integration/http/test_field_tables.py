@@ -9,7 +9,7 @@ from alignserve_server.http.dialects import FIELD_TABLES
 from alignserve_server.http.field_table import Field
 
 from tests.integration.http.dialects import IMAGE
-from tests.integration.http.ports import serving
+from tests.integration.http.ports import Shared, in_module_loop
 
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "openai": ("/v1/embeddings", {"input": "a cat"}),
@@ -50,13 +50,16 @@ def _with(body: dict[str, Any], field: Field, value: Any) -> dict[str, Any]:
     return changed
 
 
+@in_module_loop
 @pytest.mark.parametrize(("path", "body", "field"), ROWS)
-async def test_each_field_is_treated_as_its_row_says(path: str, body: dict[str, Any], field: Field) -> None:
+async def test_each_field_is_treated_as_its_row_says(
+    shared: Shared, path: str, body: dict[str, Any], field: Field
+) -> None:
     """Ignored fields change nothing, refused ones are named, and null is the same as absent."""
-    async with serving() as (_, client):
-        plain = await client.post(path, json=body)
-        changed = await client.post(path, json=_with(body, field, field.example))
-        absent = await client.post(path, json=_with(body, field, None))
+    _, client = shared
+    plain = await client.post(path, json=body)
+    changed = await client.post(path, json=_with(body, field, field.example))
+    absent = await client.post(path, json=_with(body, field, None))
 
     assert plain.status_code == 200
     if field.treatment == "refused":
