@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from alignserve_server.errors import error_kinds
@@ -120,14 +121,10 @@ def _errors(_: Sequence[str]) -> str:
     )
 
 
-def _fields(names: Sequence[str]) -> str:
+def _fields(table: str, _: Sequence[str]) -> str:
     return _table(
         ("field", "treatment", "meaning"),
-        [
-            (f"`{field.name}`", field.treatment, field.meaning)
-            for name in names
-            for field in FIELD_TABLES[name]
-        ],
+        [(f"`{field.name}`", field.treatment, field.meaning) for field in FIELD_TABLES[table]],
     )
 
 
@@ -145,7 +142,7 @@ TABLES: dict[str, Callable[[Sequence[str]], str]] = {
     "metrics": _metrics,
     "events": _events,
     "errors": _errors,
-    "fields": _fields,
+    **{f"fields-{table}": partial(_fields, table) for table in FIELD_TABLES},
 }
 
 
