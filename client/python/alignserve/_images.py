@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol, TypeAlias, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve._png import encode_png, not_uint8
+from alignserve._png import check_pixels, encode_png, not_uint8
 
 # The Pillow modes that PNG supports. Others are converted to RGB, as the server would do.
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
@@ -102,6 +102,24 @@ def encoded_image(image: ImageInput) -> bytes:
     raise TypeError(
         f"{type(image).__name__} is not an image; give a path, a file's bytes, a Pillow image or uint8 pixels"
     )
+
+
+def rgb_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Returns pixels as (height, width, 3), as the server reads their PNG: gray thrice, and no alpha.
+
+    Args:
+        pixels: uint8, (height, width) or (height, width, channels) with 1, 3 or 4 channels.
+
+    Raises:
+        TypeError: The elements are not uint8.
+        ValueError: The shape is a different one, or a side is 0.
+    """
+    check_pixels(pixels)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    return pixels[:, :, :3]
 
 
 def _kept(image: ImageInput) -> ImageInput:
