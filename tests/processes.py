@@ -27,6 +27,7 @@ class ServerProcess:
     process: subprocess.Popen[str]
     port: int
     metrics_port: int
+    http_port: int | None = None  # with --http-listen
 
     @property
     def address(self) -> str:
@@ -36,15 +37,17 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    *flags: str, program: Sequence[str] = (str(BIN / "alignserve-server"),)
+    *flags: str,
+    program: Sequence[str] = (str(BIN / "alignserve-server"),),
+    listen: str = "127.0.0.1:0",
 ) -> Iterator[ServerProcess]:
-    """Runs alignserve-server with the flags on free ports, and yields it once it is ready.
+    """Runs alignserve-server with the flags, by default on free ports, and yields it once it is ready.
 
     `program` may be another program with the same flags and log events.
     """
     command = [
         *(*program, "--log-format", "json", "--drain-delay-seconds", "0"),
-        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *flags),
+        *("--listen", listen, "--metrics-listen", "127.0.0.1:0", *flags),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None
@@ -53,7 +56,9 @@ def server_process(
             _wait_for("ready", process.stderr)
             # The log must be drained: a full pipe blocks other programs, and the server at its exit.
             threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
-            yield ServerProcess(process, listening["port"], listening["metrics_port"])
+            yield ServerProcess(
+                process, listening["port"], listening["metrics_port"], listening.get("http_port")
+            )
         finally:
             process.terminate()
             process.wait(timeout=30)
