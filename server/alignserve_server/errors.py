@@ -6,7 +6,7 @@ documents the same codes and reasons, and a test compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -72,19 +72,27 @@ class InvalidArgument(ServingError):
 
     code = "INVALID_ARGUMENT"
     reason = "ARGUMENT_INVALID"
+    part = ""  # of the item at fault, as the end of a path, such as `.height`
 
     @classmethod
     def at(cls, field: str, message: str) -> InvalidArgument:
         """Returns the error as a violation of `field`."""
         return cls(f"{field}: {message}", violations=[FieldViolation(field, message, cls.reason)])
 
+    @classmethod
+    def in_part(cls, part: str, message: str) -> InvalidArgument:
+        """Returns the error, which has no path yet, as a violation of a part of the item."""
+        error = cls(message)
+        error.part = part
+        return error
+
     def under(self, field: str) -> InvalidArgument:
-        """Returns the same error, which has no path yet, as a violation of `field`."""
-        return type(self).at(field, self.message)
+        """Returns the same error, which has no path yet, as a violation of `field` or its part."""
+        return type(self).at(field + self.part, self.message)
 
 
 class ImageUnreadable(InvalidArgument):
-    """The image has an unsupported format, or is corrupt, truncated or too narrow to resize."""
+    """The image has an unsupported format, is corrupt, truncated or too narrow, or lacks pixels."""
 
     reason = "IMAGE_UNREADABLE"
 
@@ -125,8 +133,14 @@ class TemplateInvalid(InvalidArgument):
     reason = "TEMPLATE_INVALID"
 
 
+class QueryInvalid(InvalidArgument):
+    """A composed query has no terms, an empty term, an unusable weight, or terms that cancel out."""
+
+    reason = "QUERY_INVALID"
+
+
 class RequestEmpty(InvalidArgument):
-    """The request has no images or texts, or an image has no bytes."""
+    """The request has no images, texts, pairs or queries, or an image has no bytes."""
 
     reason = "REQUEST_EMPTY"
 
@@ -308,25 +322,33 @@ def as_value(error: _Raised) -> _Raised:
     return error
 
 
-def all_valid(answers: Sequence[_T | InvalidArgument], path: str) -> list[_T]:
+def all_valid(answers: Sequence[_T | InvalidArgument], path: Callable[[int], str]) -> list[_T]:
     """Returns the results if none is an error.
 
     Raises:
         InvalidArgument: Some are. The error has the type of the first one and a violation for each, whose
-            field is `path` with the position in place of `{}`.
+            field is the `path` of its position.
     """
     errors = [
-        answer.under(path.format(position))
+        answer.under(path(position))
         for position, answer in enumerate(answers)
         if isinstance(answer, InvalidArgument)
     ]
     if errors:
         answers = ()  # the traceback would keep the valid ones
-        raise _merge(errors)
+        raise merged(errors)
     return [answer for answer in answers if not isinstance(answer, InvalidArgument)]
 
 
-def _merge(errors: Sequence[InvalidArgument]) -> InvalidArgument:
+def check_none(errors: Iterable[InvalidArgument]) -> None:
+    """Raises the errors, if there are any, as one."""
+    found = list(errors)
+    if found:
+        raise merged(found)
+
+
+def merged(errors: Sequence[InvalidArgument]) -> InvalidArgument:
+    """Returns one error with the violations of all, of which there is at least one, and the first's type."""
     first = errors[0]
     violations = [violation for error in errors for violation in error.violations]
     message = first.message if len(errors) == 1 else f"{first.message} (and {len(errors) - 1} more)"

@@ -24,7 +24,7 @@ from alignserve_server.api import (
 from alignserve_server.errors import BatchTooLarge, InvalidArgument, ServingError
 from alignserve_server.host.waiting import first_of
 
-PATHS = FieldPaths(texts="input", text="input[{}]", priority="header priority")
+PATHS = FieldPaths(texts="input", text="input[{}]".format, priority="header priority")
 _MAX_RESPONSE_BYTES = 2000
 _STATUSES = {"OK": 200, "INVALID_ARGUMENT": 400, "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403,
              "RESOURCE_EXHAUSTED": 429, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504}  # fmt: skip

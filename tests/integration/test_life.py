@@ -18,7 +18,7 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.errors import StartupError
-from alignserve_server.model.encoder import PixelValues
+from alignserve_server.model.encoder import ImageInput, PixelValues
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings
@@ -121,10 +121,10 @@ class SlowDecoder(FakeEncoder):
         super().__init__()
         self.may_decode = threading.Event()
 
-    def preprocess_image(self, content: bytes) -> PixelValues:
-        if content == b"slow":
+    def preprocess_image(self, image: ImageInput) -> PixelValues:
+        if image == b"slow":
             self.may_decode.wait()
-        return super().preprocess_image(content)
+        return super().preprocess_image(image)
 
 
 async def test_health_is_not_serving_while_decoding_is_stuck() -> None:

@@ -15,7 +15,7 @@ from alignserve_server.errors import (
     all_valid,
 )
 
-PATH = "images[{}].content"
+PATH = "images[{}].content".format
 
 
 def test_an_error_has_everything_for_its_status() -> None:
@@ -78,7 +78,7 @@ def test_several_errors_have_the_type_of_the_first(
 ) -> None:
     """A call has only one reason; each violation keeps its own."""
     with pytest.raises(InvalidArgument) as raised:
-        all_valid(errors, "texts[{}]")
+        all_valid(errors, "texts[{}]".format)
 
     assert type(raised.value) is kind
     assert [violation.reason for violation in raised.value.violations] == [each.reason for each in errors]
@@ -89,7 +89,7 @@ def test_several_errors_are_all_reported() -> None:
     answers = ["fine", TextEmpty("blank"), "fine", TextTooLong("long"), TextEmpty("blank")]
 
     with pytest.raises(TextEmpty) as raised:
-        all_valid(answers, "texts[{}]")
+        all_valid(answers, "texts[{}]".format)
 
     assert raised.value.message == "texts[1]: blank (and 2 more)"
     assert raised.value.violations == (

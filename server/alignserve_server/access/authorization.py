@@ -115,8 +115,10 @@ class Access:
                 )
         return _Counted(caller.usage)
 
-    async def admit_item(self, caller: Caller, scope: Scope) -> None:
+    async def admit_item(self, caller: Caller, scopes: Set[Scope]) -> None:
         """Returns once an item of a stream may be served. The key may have changed since the stream started.
+
+        It needs one of the scopes.
 
         Raises:
             ServingError: The item is refused.
@@ -126,8 +128,8 @@ class Access:
         key = self._keys.renewed(caller.name, caller.key)
         if key is None:
             raise _key_invalid()
-        if scope not in key.scopes:
-            raise _scope_missing({scope})
+        if not scopes & key.scopes:
+            raise _scope_missing(scopes)
         delay = self._pay(key, caller.usage)
         try:
             if delay > 0:

@@ -15,22 +15,31 @@ from alignserve_server.api.accounting import (
 )
 from alignserve_server.api.limits import LabelQuery, RequestLimits
 from alignserve_server.api.method_rules import MethodRules
+from alignserve_server.api.quantization import pack_signs, quantize_int8
+from alignserve_server.api.queries import QueryTerm
 from alignserve_server.api.readiness import Readiness, State
-from alignserve_server.api.service import ResponseBound, Service, ServiceInfo
+from alignserve_server.api.service import Compared, QueryEmbeddings, ResponseBound, Service, ServiceInfo
 from alignserve_server.batching.call import CallContext, FieldPaths, Timings
-from alignserve_server.model.encoder import ModelInfo, TokenizedText
+from alignserve_server.model.encoder import ImageInput, ModelInfo, PixelArray, TokenizedText
+from alignserve_server.model.retrieval import Comparisons
 from alignserve_server.model.zero_shot import ScoredLabel
 
 __all__ = [
     "Accounting",
     "CallContext",
     "CallScope",
+    "Compared",
+    "Comparisons",
     "FieldPaths",
+    "ImageInput",
     "IncomingCall",
     "LabelQuery",
     "MethodMetrics",
     "MethodRules",
     "ModelInfo",
+    "PixelArray",
+    "QueryEmbeddings",
+    "QueryTerm",
     "Readiness",
     "RequestLimits",
     "ResponseBound",
@@ -44,4 +53,6 @@ __all__ = [
     "code_of_cancellation",
     "internal_error",
     "kinds_of_calls",
+    "pack_signs",
+    "quantize_int8",
 ]

@@ -9,7 +9,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from contextlib import AbstractContextManager
 from itertools import product
 from types import TracebackType
@@ -220,13 +220,13 @@ class CallScope:
             paths=self._incoming.paths,
         )
 
-    async def admit_item(self, scope: Scope) -> None:
-        """Returns once an item of this stream may be served.
+    async def admit_item(self, scopes: Set[Scope]) -> None:
+        """Returns once an item of this stream may be served, for which a key needs one of the scopes.
 
         Raises:
             ServingError: The key does not permit it, or is no longer valid.
         """
-        await self._access.admit_item(self.caller, scope)
+        await self._access.admit_item(self.caller, scopes)
 
     def _let_in(self) -> None:
         rules = self._method.rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alignserve_server.batching.call import FIELD_PATHS, FieldPaths
+from alignserve_server.batching.call import FIELD_PATHS, FieldPaths, ItemPath
 from alignserve_server.errors import (
     BatchTooLarge,
     InvalidArgument,
@@ -13,7 +13,9 @@ from alignserve_server.errors import (
     RequestEmpty,
     TemplateInvalid,
     TextTooLong,
+    check_none,
 )
+from alignserve_server.model.encoder import ImageInput
 from alignserve_server.model.zero_shot import PLACEHOLDER, LabelSet, is_template
 
 _SHORT_LABELS = 64
@@ -56,21 +58,27 @@ class LabelQuery:
         )
 
 
-def check_images(contents: Sequence[bytes], limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> None:
-    """Checks the number of encoded images in a request, and that none is empty.
+def check_images(
+    images: Sequence[ImageInput], limits: RequestLimits, paths: FieldPaths = FIELD_PATHS
+) -> None:
+    """Checks the number of images in a request, and that no encoded one is empty.
 
     Raises:
-        InvalidArgument: There are none or too many, or one has no bytes.
+        InvalidArgument: There are none or too many, or some have no bytes; names all of these.
     """
-    _check_count("images", len(contents), limits.max_client_batch_size, paths.images)
-    for position, content in enumerate(contents):
-        if not content:
-            raise RequestEmpty.at(paths.image.format(position), "no bytes; send an encoded image file")
+    _check_count("images", len(images), limits.max_client_batch_size, paths.images)
+    _check_not_empty(images, paths.image)
 
 
 def check_texts(texts: Sequence[str], limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> None:
     """Checks the number of texts in a request. Raises `InvalidArgument` if there are none or too many."""
     _check_count("texts", len(texts), limits.max_client_batch_size, paths.texts)
+
+
+def check_pairs(images: Sequence[ImageInput], limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> None:
+    """Checks the number of pairs in a request, and that no encoded image is empty. See `check_images`."""
+    _check_count("pairs", len(images), limits.max_client_batch_size, paths.pairs)
+    _check_not_empty(images, paths.pair_image)
 
 
 def checked_labels(query: LabelQuery, limits: RequestLimits, paths: FieldPaths = FIELD_PATHS) -> LabelSet:
@@ -90,7 +98,7 @@ def checked_labels(query: LabelQuery, limits: RequestLimits, paths: FieldPaths =
     longest_template = max(map(_filled_size, templates), default=0)
     for position, label in enumerate(labels):
         size, what = _utf8_size(label) + longest_template, "label in the longest template"
-        _check_prompt_bytes(paths.label.format(position), what, size, limits)
+        _check_prompt_bytes(paths.label(position), what, size, limits)
     return LabelSet.of(labels, templates)
 
 
@@ -100,8 +108,8 @@ def _labels(values: Sequence[str], limits: RequestLimits, paths: FieldPaths) -> 
     labels = []  # not list(values), which would hold the GIL while it decodes megabytes
     for position, label in enumerate(values):
         if not label or label.isspace():
-            raise LabelsInvalid.at(paths.label.format(position), "label is blank; omit it or give it a name")
-        _check_prompt_bytes(paths.label.format(position), "label", _utf8_size(label), limits)
+            raise LabelsInvalid.at(paths.label(position), "label is blank; omit it or give it a name")
+        _check_prompt_bytes(paths.label(position), "label", _utf8_size(label), limits)
         labels.append(label)
     return labels
 
@@ -113,7 +121,7 @@ def _prompt_templates(values: Sequence[str], limits: RequestLimits, paths: Field
             f"{len(values)} templates, limit {limits.max_prompt_templates}; send fewer",
         )
     for position, template in enumerate(values):
-        path = paths.prompt_template.format(position)
+        path = paths.prompt_template(position)
         if not is_template(template):
             raise TemplateInvalid.at(
                 path,
@@ -128,6 +136,14 @@ def _check_count(what: str, count: int, limit: int, path: str) -> None:
         raise RequestEmpty.at(path, f"no {what}; send from 1 to {limit}")
     if count > limit:
         raise BatchTooLarge.at(path, f"{count} {what}, limit {limit}; send fewer per request")
+
+
+def _check_not_empty(images: Sequence[ImageInput], path: ItemPath) -> None:
+    check_none(
+        RequestEmpty.at(path(position), "no bytes; send an encoded image file")
+        for position, image in enumerate(images)
+        if image == b""
+    )
 
 
 def _check_prompt_bytes(path: str, what: str, size: int, limits: RequestLimits) -> None:

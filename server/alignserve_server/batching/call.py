@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, TypeAlias
 
 from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
 
@@ -73,20 +73,41 @@ def _do_nothing() -> None:
     """Default for `on_admitted`."""
 
 
+ItemPath: TypeAlias = Callable[[int], str]  # from an item's position to its path
+TermPath: TypeAlias = Callable[[int, int], str]  # from the positions of a query and its term
+
+
 @dataclass(frozen=True, slots=True)
 class FieldPaths:
-    """What a door calls the parts of its requests, in errors; `{}` stands for a position."""
+    """What a door calls the parts of its requests, in errors."""
 
     images: str = "images"
-    image: str = "images[{}].content"
+    image: ItemPath = "images[{}].content".format
+    pixels: ItemPath = "images[{}].pixels".format
     texts: str = "texts"
-    text: str = "texts[{}]"
+    text: ItemPath = "texts[{}]".format
     labels: str = "labels"
-    label: str = "labels[{}]"
+    label: ItemPath = "labels[{}]".format
     prompt_templates: str = "prompt_templates"
-    prompt_template: str = "prompt_templates[{}]"
+    prompt_template: ItemPath = "prompt_templates[{}]".format
     top_k: str = "top_k"
+    pairs: str = "pairs"
+    pair_image: ItemPath = "pairs[{}].image.content".format
+    pair_pixels: ItemPath = "pairs[{}].image.pixels".format
+    pair_text: ItemPath = "pairs[{}].text".format
+    queries: str = "queries"
+    query: ItemPath = "queries[{}]".format
+    terms: ItemPath = "queries[{}].terms".format
+    term: TermPath = "queries[{}].terms[{}]".format
+    term_image: TermPath = "queries[{}].terms[{}].image.content".format
+    term_pixels: TermPath = "queries[{}].terms[{}].image.pixels".format
+    term_text: TermPath = "queries[{}].terms[{}].text".format
+    term_weight: TermPath = "queries[{}].terms[{}].weight".format
     priority: str = "priority"
+
+    def of_pairs(self) -> FieldPaths:
+        """Returns the paths for a call whose images and texts are pairs."""
+        return replace(self, image=self.pair_image, pixels=self.pair_pixels, text=self.pair_text)
 
 
 FIELD_PATHS = FieldPaths()  # of `alignserve.v1`
@@ -105,7 +126,7 @@ class CallContext:
 
     def for_item(self, on_admitted: Callable[[], None], trace: CallTrace) -> CallContext:
         """Returns the context of one item of this stream, which waits for room."""
-        return CallContext(self.deadline, True, on_admitted, self.flow, trace)
+        return CallContext(self.deadline, True, on_admitted, self.flow, trace, self.paths)
 
     def seconds_left(self) -> float | None:
         """Returns the time until the deadline."""
@@ -128,3 +149,14 @@ class Timings:
     compute_seconds: float
     batch_size: int
     cached_item_count: int
+
+    @classmethod
+    def of_both(cls, one: Timings, other: Timings) -> Timings:
+        """Returns the timings of a call whose images and texts were served concurrently."""
+        return cls(
+            max(one.preprocess_seconds, other.preprocess_seconds),
+            max(one.queue_seconds, other.queue_seconds),
+            max(one.compute_seconds, other.compute_seconds),
+            max(one.batch_size, other.batch_size),
+            one.cached_item_count + other.cached_item_count,
+        )

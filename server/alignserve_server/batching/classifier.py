@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from alignserve_server.batching.embedder import Embedder, ImageEmbeddings
 from alignserve_server.batching.fair_queue import FairPool
 from alignserve_server.batching.label_cache import LabelCache, LabelEmbeddings
 from alignserve_server.batching.observer import BatchObserver
-from alignserve_server.model.encoder import l2_normalize
+from alignserve_server.host.waiting import both
+from alignserve_server.model.encoder import ImageInput, image_bytes, l2_normalize
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel, score_images
 
 _INLINE_SCORES = 256  # images times labels: scoring these and building the answer takes about 0.5 ms
@@ -71,17 +71,17 @@ class Classifier:
 
     async def classify(
         self,
-        contents: list[bytes],
+        images: list[ImageInput],
         labels: LabelSet,
         top_k: int,
         call: CallContext,
         on_scored: Callable[[list[ScoredLabel]], object],
     ) -> Classified:
-        """Scores encoded images against labels; see `Engine.classify`."""
-        image_count = len(contents)
+        """Scores images against labels; see `Engine.classify`."""
+        image_count = len(images)
         with await self._admit_labels(labels, call):
-            images, label_embeddings, hits = await self._embed_both(contents, labels, call)
-            normalized = l2_normalize(images.embeddings)
+            embedded, label_embeddings, hits = await self._embed_both(images, labels, call)
+            normalized = l2_normalize(embedded.embeddings)
             temperature = self._backend.info.temperature
             scored = score_images(normalized, label_embeddings, temperature, top_k)
             if image_count * len(labels.labels) <= _INLINE_SCORES:
@@ -90,7 +90,7 @@ class Classifier:
             else:
                 for _ in range(image_count):
                     await self._aside.run(call.flow, [lambda: on_scored(next(scored))])
-        return Classified(hits, images.timings)
+        return Classified(hits, embedded.timings)
 
     async def _admit_labels(self, labels: LabelSet, call: CallContext) -> Reservation:
         """Admits the bytes of labels and templates, which a call holds until it ends."""
@@ -99,35 +99,34 @@ class Classifier:
         return self._label_bytes.reserve(1, labels.size_bytes, call.flow)
 
     async def _embed_both(
-        self, contents: list[bytes], labels: LabelSet, call: CallContext
+        self, images: list[ImageInput], labels: LabelSet, call: CallContext
     ) -> tuple[ImageEmbeddings, LabelEmbeddings, int]:
         """Embeds images and labels; also returns how many labels were in the cache."""
         cached = self._labels.cached(labels)
         if cached is not None:
-            return await self._embedder.embed_images(contents, call), cached, len(cached)
-        with await self._admit_without_labels(contents, call):
-            return await self._embed_side_by_side(contents, labels, call)
+            return await self._embedder.embed_images(images, call), cached, len(cached)
+        with await self._admit_without_labels(images, call):
+            return await self._embed_side_by_side(images, labels, call)
 
-    async def _admit_without_labels(self, contents: Sequence[bytes], call: CallContext) -> Reservation:
+    async def _admit_without_labels(self, images: Sequence[ImageInput], call: CallContext) -> Reservation:
         """Admits a call that waits for labels: bounds the number of such calls even if no image waits."""
-        items, size_bytes = len(contents), sum(map(len, contents))
+        items, size_bytes = len(images), sum(map(image_bytes, images))
         if call.waits_for_room:
             return await self._without_labels.wait(items, size_bytes, call.flow)
         await self._backend.check_not_crowded(call.flow)
         return self._without_labels.reserve(items, size_bytes, call.flow, call.seconds_left())
 
     async def _embed_side_by_side(
-        self, contents: list[bytes], labels: LabelSet, call: CallContext
+        self, images: list[ImageInput], labels: LabelSet, call: CallContext
     ) -> tuple[ImageEmbeddings, LabelEmbeddings, int]:
+        (label_embeddings, hits), embedded = await both(
+            self._embed_labels(labels, call), self._embedder.embed_images(images, call)
+        )
+        return embedded, label_embeddings, hits
+
+    async def _embed_labels(self, labels: LabelSet, call: CallContext) -> tuple[LabelEmbeddings, int]:
         start = time.monotonic()
-        labels_task = asyncio.ensure_future(self._labels.embed(labels, call.flow, call.paths.label))
-        labels_task.add_done_callback(lambda _: call.trace.note("labels", start, time.monotonic()))
-        images_task = asyncio.ensure_future(self._embedder.embed_images(contents, call))
         try:
-            images, (label_embeddings, hits) = await asyncio.gather(images_task, labels_task)
+            return await self._labels.embed(labels, call.flow, call.paths.label)
         finally:
-            images_task.cancel()  # if one task fails, the other leaves the queue
-            labels_task.cancel()
-            # A task's error has this frame in its traceback: keeping the task here would make a cycle.
-            del images_task, labels_task
-        return images, label_embeddings, hits
+            call.trace.note("labels", start, time.monotonic())

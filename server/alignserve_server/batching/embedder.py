@@ -9,20 +9,31 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.admission import is_served
 from alignserve_server.batching.backend import AdmissionRequest, InferenceBackend, PreparedItem
-from alignserve_server.batching.call import CallContext, Timings
+from alignserve_server.batching.call import CallContext, FieldPaths, ItemPath, Timings
 from alignserve_server.batching.fair_queue import Flow
 from alignserve_server.batching.observer import BatchObserver, ItemOutcome, ModalityObserver
 from alignserve_server.batching.preprocessor import DecodedImage, Preprocessor
 from alignserve_server.batching.queue import Embedded
-from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ServingError, all_valid, as_value
+from alignserve_server.batching.validation import ModalityValidation
+from alignserve_server.errors import (
+    ExpiredInQueue,
+    InferenceFailed,
+    InvalidArgument,
+    ServingError,
+    all_valid,
+    as_value,
+)
 from alignserve_server.modality import MODALITIES
-from alignserve_server.model.encoder import TokenizedText
+from alignserve_server.model.encoder import ImageInput, PixelArray, TokenizedText, image_bytes
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +65,38 @@ class Embedder:
         self._look_up_image = partial(backend.look_up, "image")
         self._reservations = count(1)
 
-    async def embed_images(self, contents: list[bytes], call: CallContext) -> ImageEmbeddings:
-        """Embeds encoded images; see `Engine.embed_images`."""
-        sizes = list(map(len, contents))
+    async def embed_images(
+        self, images: list[ImageInput], call: CallContext, validation: ModalityValidation | None = None
+    ) -> ImageEmbeddings:
+        """Embeds images; see `Engine.embed_images`. If the call also has texts, `validation` is joint."""
+        sizes = list(map(image_bytes, images))
+        path = _image_path(images, call.paths)
         with await self._admit("image", sizes, call) as items:
-            images = all_valid(
-                await self._preprocessor.decode(contents, call.flow, self._look_up_image), call.paths.image
-            )
+            answers = await self._preprocessor.decode(images, call.flow, self._look_up_image)
+            decoded = await _valid(answers, path, validation)
             items.note_preprocessed()
             missing = [
                 PreparedItem(image.pixels, size, image.key)
-                for image, size in zip(images, sizes, strict=True)
+                for image, size in zip(decoded, sizes, strict=True)
                 if image.pixels is not None
             ]
             embedded = await self._backend.embed(items.reservation, missing) if missing else ()
-        results = _with_cached(images, embedded)
+        results = _with_cached(decoded, embedded)
         return ImageEmbeddings(_stack(results), items.timings(results))
 
-    async def embed_texts(self, texts: Sequence[str], call: CallContext, *, truncate: bool) -> TextEmbeddings:
-        """Embeds texts; see `Engine.embed_texts`."""
+    async def embed_texts(
+        self,
+        texts: Sequence[str],
+        call: CallContext,
+        validation: ModalityValidation | None = None,
+        *,
+        truncate: bool,
+    ) -> TextEmbeddings:
+        """Embeds texts; see `Engine.embed_texts`. If the call also has images, `validation` is joint."""
         sizes = _utf8_sizes(texts)
         with await self._admit("text", sizes, call) as items:
             answers = await self._preprocessor.tokenize(texts, call.flow, truncate=truncate)
-            tokenized = all_valid(answers, call.paths.text)
+            tokenized = await _valid(answers, call.paths.text, validation)
             results = await self._embed_tokenized(items, tokenized, sizes)
         return TextEmbeddings(_stack(results), tokenized, items.timings(results))
 
@@ -204,6 +224,18 @@ def _outcome(error: BaseException | None, call: CallContext) -> ItemOutcome:
         # gRPC cancels the handler both when the caller cancels and when its deadline passes
         return "expired" if call.is_expired() else "cancelled"
     return "failed"
+
+
+async def _valid(
+    answers: Sequence[_T | InvalidArgument], path: ItemPath, validation: ModalityValidation | None
+) -> list[_T]:
+    return all_valid(answers, path) if validation is None else await validation.all_valid(answers, path)
+
+
+def _image_path(images: Sequence[ImageInput], paths: FieldPaths) -> ItemPath:
+    """Returns the path of each image, which depends on whether it is a file or pixels."""
+    of = [paths.pixels if isinstance(image, PixelArray) else paths.image for image in images]
+    return lambda position: of[position](position)
 
 
 def _with_cached(images: Sequence[DecodedImage], embedded: Sequence[Embedded]) -> Sequence[Embedded]:

@@ -13,9 +13,10 @@ from alignserve_server.batching.call import CallContext
 from alignserve_server.batching.classifier import Classified, Classifier
 from alignserve_server.batching.embedder import Embedder, ImageEmbeddings, TextEmbeddings
 from alignserve_server.batching.fair_queue import FairPool, Flow
+from alignserve_server.batching.joint import JointEmbeddings, JointInputs, embed_jointly
 from alignserve_server.batching.observer import BatchObserver
 from alignserve_server.batching.preprocessor import Preprocessor
-from alignserve_server.model.encoder import ModelInfo
+from alignserve_server.model.encoder import ImageInput, ModelInfo
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel
 
 _T = TypeVar("_T")
@@ -77,14 +78,16 @@ class Engine:
         (result,) = await self._aside.run(flow, [job])
         return result
 
-    def embed_images(self, contents: list[bytes], call: CallContext) -> Coroutine[Any, Any, ImageEmbeddings]:
-        """Embeds encoded images. Empties the list: each image is dropped once it is decoded.
+    def embed_images(
+        self, images: list[ImageInput], call: CallContext
+    ) -> Coroutine[Any, Any, ImageEmbeddings]:
+        """Embeds images. Empties the list: each image is dropped once it is decoded.
 
         Raises:
             InvalidArgument: Images cannot be read; names each by the call's paths.
             ServingError: The call was refused, expired or failed.
         """
-        return self._embedder.embed_images(contents, call)
+        return self._embedder.embed_images(images, call)
 
     def embed_texts(
         self, texts: Sequence[str], call: CallContext, *, truncate: bool = False
@@ -97,21 +100,35 @@ class Engine:
         """
         return self._embedder.embed_texts(texts, call, truncate=truncate)
 
+    def embed_jointly(
+        self, inputs: JointInputs, call: CallContext, *, truncate: bool = False
+    ) -> Coroutine[Any, Any, JointEmbeddings]:
+        """Embeds the images and texts of a call concurrently. If some cannot be embedded, the others leave.
+
+        Empties the list of images, as `embed_images` does. `call.paths` names images and texts by their
+        positions in the lists.
+
+        Raises:
+            InvalidArgument: Images or texts are invalid; names all of them, in the order of their places.
+            ServingError: The call was refused, expired or failed.
+        """
+        return embed_jointly(self._embedder, inputs, call, truncate=truncate)
+
     def classify(
         self,
-        contents: list[bytes],
+        images: list[ImageInput],
         labels: LabelSet,
         top_k: int,
         call: CallContext,
         on_scored: Callable[[list[ScoredLabel]], object],
     ) -> Coroutine[Any, Any, Classified]:
-        """Scores encoded images against labels. The caller must have checked labels and templates.
+        """Scores images against labels. The caller must have checked labels and templates.
 
-        Empties `contents`, as `embed_images` does. Calls `on_scored` once per image, in order, with the
+        Empties `images`, as `embed_images` does. Calls `on_scored` once per image, in order, with the
         image's labels, best first; on another thread if there are many.
 
         Raises:
             InvalidArgument: Images cannot be read, or labels are too long; names each.
             ServingError: The call was refused, expired or failed.
         """
-        return self._classifier.classify(contents, labels, top_k, call, on_scored)
+        return self._classifier.classify(images, labels, top_k, call, on_scored)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from alignserve_server.batching.call import FIELD_PATHS, ItemPath
 from alignserve_server.batching.observer import BatchObserver
 from alignserve_server.errors import InvalidArgument, ServingError, all_valid, as_value
 from alignserve_server.model.encoder import l2_normalize
@@ -138,7 +139,7 @@ class LabelCache:
         return np.stack([self._use(key) for key in labels.keys])
 
     async def embed(
-        self, labels: LabelSet, flow: Hashable = None, path: str = "labels[{}]"
+        self, labels: LabelSet, flow: Hashable = None, path: ItemPath = FIELD_PATHS.label
     ) -> tuple[LabelEmbeddings, int]:
         """Embeds labels, each as the average of its prompts, at the turns of a flow.
 

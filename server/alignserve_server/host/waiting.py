@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -29,3 +30,20 @@ async def first_of(work: Awaitable[object], event: Awaitable[_T]) -> _T | None:
         coming.cancel()
         # Their exceptions have this frame in the traceback; references to the tasks would form a cycle.
         del work, event, working, coming
+
+
+async def both(one: Awaitable[_S], other: Awaitable[_T]) -> tuple[_S, _T]:
+    """Waits until both are done, concurrently; if one fails, cancels the other.
+
+    Raises:
+        BaseException: Whatever the first to fail raised.
+    """
+    first, second = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    try:
+        results = await asyncio.gather(first, second)
+        return results[0], results[1]
+    finally:
+        first.cancel()
+        second.cancel()
+        # Their exceptions have this frame in the traceback; references to the tasks would form a cycle.
+        del one, other, first, second

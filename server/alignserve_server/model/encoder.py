@@ -9,11 +9,43 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from alignserve_server.errors import ImageUnreadable
+
 PixelValues: TypeAlias = NDArray[np.uint8]  # (height, width, 3), resized and cropped, not yet rescaled
 Embeddings: TypeAlias = NDArray[np.float32]  # (batch, embedding_dimension), not normalized
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
 _MIN_SQUARED_LENGTH = 1e-30  # below this, float32 loses digits of the squares
+
+
+@dataclass(frozen=True, slots=True)
+class PixelArray:
+    """A decoded image, as a caller sends it: 8 bits per channel, in sRGB."""
+
+    height: int
+    width: int
+    data: bytes  # red, green and blue of each pixel, row by row from the top left
+
+    def check_shape(self) -> None:
+        """Raises ImageUnreadable, with the part at fault, if the data does not have the given shape."""
+        for part, size in ((".height", self.height), (".width", self.width)):
+            if size < 1:
+                raise ImageUnreadable.in_part(part, f"image has no pixels: {self.width} x {self.height}")
+        size = 3 * self.height * self.width
+        if len(self.data) != size:
+            raise ImageUnreadable.in_part(
+                ".data",
+                f"{len(self.data)} bytes; {self.height} rows of {self.width} pixels have 3 bytes each, "
+                f"{size} in total",
+            )
+
+
+ImageInput: TypeAlias = bytes | PixelArray  # an encoded file, or its pixels
+
+
+def image_bytes(image: ImageInput) -> int:
+    """Returns the size of an image as the caller sent it."""
+    return len(image.data if isinstance(image, PixelArray) else image)
 
 
 class TokenizedText(NamedTuple):
@@ -84,8 +116,8 @@ class Encoder(Protocol):
         """Releases memory used only for loading and measuring; no batch may be running."""
         ...
 
-    def preprocess_image(self, content: bytes) -> PixelValues:
-        """Decodes, resizes and crops an encoded image.
+    def preprocess_image(self, image: ImageInput) -> PixelValues:
+        """Decodes an encoded image, then resizes and crops it.
 
         Raises:
             ImageUnreadable: The bytes are not an image of an accepted format, or the image is corrupt.

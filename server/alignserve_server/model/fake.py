@@ -18,8 +18,10 @@ import numpy as np
 from alignserve_server.errors import ImageUnreadable, TextEmpty, TextTooLong
 from alignserve_server.model.encoder import (
     Embeddings,
+    ImageInput,
     ModelInfo,
     OutOfDeviceMemory,
+    PixelArray,
     PixelValues,
     TokenizedText,
     l2_normalize,
@@ -43,8 +45,8 @@ class FakeBatch:
 class FakeEncoder:
     """Embeds by hashing: equal inputs have equal embeddings, others unrelated ones.
 
-    Any bytes are an image, except empty ones and those that start with `broken`. A text has a token per word,
-    and the word `[UNK]` is unknown.
+    Any bytes and pixels are an image, except empty ones and bytes that start with `broken`. A text has a
+    token per word, and the word `[UNK]` is unknown.
 
     Attributes:
         gate: Forwards wait until it is set; initially it is set.
@@ -101,11 +103,14 @@ class FakeEncoder:
     def release_memory(self) -> None:
         """Does nothing: hashing uses no memory."""
 
-    def preprocess_image(self, content: bytes) -> PixelValues:
+    def preprocess_image(self, image: ImageInput) -> PixelValues:
         """Returns (4, 4, 3) pixels derived from the bytes."""
-        if not content or content.startswith(b"broken"):
+        if isinstance(image, PixelArray):
+            image.check_shape()
+            image = b"%d x %d: %b" % (image.height, image.width, image.data)
+        if not image or image.startswith(b"broken"):
             raise ImageUnreadable("image is empty or broken")
-        digest = hashlib.blake2b(content, digest_size=_SIDE * _SIDE * 3).digest()
+        digest = hashlib.blake2b(image, digest_size=_SIDE * _SIDE * 3).digest()
         return np.frombuffer(digest, np.uint8).reshape(_SIDE, _SIDE, 3)
 
     def tokenize(self, text: str, *, truncate: bool) -> TokenizedText:
@@ -127,13 +132,13 @@ class FakeEncoder:
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
         return self._forward("text", [_text_key(text) for text in batch])
 
-    def key(self, payload: bytes | str) -> bytes:
+    def key(self, payload: ImageInput | str) -> bytes:
         """Returns the key of an input in `failing`, `not_finite` and `batches`."""
         if isinstance(payload, str):
             return _text_key(self.tokenize(payload, truncate=True))
         return self.preprocess_image(payload).tobytes()
 
-    def embedding_of(self, payload: bytes | str) -> Embeddings:
+    def embedding_of(self, payload: ImageInput | str) -> Embeddings:
         """Returns the expected embedding of an image or a text: (embedding_dimension,), length 1."""
         embeddings: Embeddings = self._embed([self.key(payload)])[0]
         return embeddings

@@ -11,18 +11,44 @@ import numpy as np
 from alignserve.v1 import align_service_pb2 as pb
 from numpy.typing import NDArray
 
-from alignserve_server.api import ScoredLabel, ServiceInfo, Timings, TokenizedText
+from alignserve_server.api import (
+    Comparisons,
+    ImageInput,
+    PixelArray,
+    QueryTerm,
+    ScoredLabel,
+    ServiceInfo,
+    Timings,
+    TokenizedText,
+    pack_signs,
+    quantize_int8,
+)
 from alignserve_server.errors import InvalidArgument
 
 
-def image_contents(images: Sequence[pb.Image]) -> list[bytes]:
-    """Returns the encoded images of a request. Call it only once: each access to the field copies it."""
-    return [image.content for image in images]
+def image_inputs(images: Iterable[pb.Image]) -> list[ImageInput]:
+    """Returns the images of a request. Call it only once: each access to their bytes copies them."""
+    return list(map(image_input, images))
+
+
+def image_input(image: pb.Image) -> ImageInput:
+    """Returns an image's file, which is empty if the image has no source, or its pixels."""
+    if image.WhichOneof("source") != "pixels":
+        return image.content
+    pixels = image.pixels
+    return PixelArray(pixels.height, pixels.width, pixels.data)
+
+
+def query_terms(queries: Iterable[pb.ComposedQuery]) -> list[list[QueryTerm]]:
+    """Returns the terms of each query."""
+    return [list(map(_query_term, query.terms)) for query in queries]
 
 
 def item_count(request: Any) -> int:
-    """Returns the number of images or texts in any request; labels do not count."""
-    return len(getattr(request, "images", ()) or getattr(request, "texts", ()))
+    """Returns the number of images, texts, pairs or terms in any request; labels do not count."""
+    if isinstance(request, pb.EmbedQueryRequest):
+        return sum([len(query.terms) for query in request.queries])
+    return max([len(getattr(request, field, ())) for field in ("images", "texts", "pairs")])
 
 
 def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.float32]], list[pb.Embedding]]:
@@ -36,7 +62,13 @@ def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.floa
         raise InvalidArgument.at(
             "embedding_options.format", f"format {options.format} is unknown; use one of EmbeddingFormat"
         )
-    return lambda embeddings: list(map(encode, embeddings))
+    return encode
+
+
+def comparisons(compared: Comparisons) -> list[pb.Comparison]:
+    """Returns the comparison of each pair."""
+    pairs = zip(compared.similarities.tolist(), compared.logits.tolist(), strict=True)
+    return [pb.Comparison(similarity=similarity, logit=logit) for similarity, logit in pairs]
 
 
 def tokenizations(tokenized: Iterable[TokenizedText]) -> list[pb.Tokenization]:
@@ -87,21 +119,46 @@ def model_info(info: ServiceInfo) -> pb.GetModelInfoResponse:
     )
 
 
-def _float_list(embedding: NDArray[np.float32]) -> pb.Embedding:
-    return pb.Embedding(values=embedding.tolist())  # tolist first: protobuf boxes each element of an array
+def _query_term(term: pb.QueryTerm) -> QueryTerm:
+    weight = term.weight if term.HasField("weight") else 1.0
+    match term.WhichOneof("input"):
+        case "image":
+            return QueryTerm(image_input(term.image), weight)
+        case "text":
+            return QueryTerm(term.text, weight)
+    return QueryTerm(None, weight)
 
 
-def _packed_float32(embedding: NDArray[np.float32]) -> pb.Embedding:
-    return pb.Embedding(packed_float32=embedding.astype("<f4", copy=False).tobytes())
+def _float_list(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
+    # tolist first: protobuf boxes each element of an array
+    return [pb.Embedding(values=values) for values in embeddings.tolist()]
 
 
-def _packed_float16(embedding: NDArray[np.float32]) -> pb.Embedding:
-    return pb.Embedding(packed_float16=embedding.astype("<f2").tobytes())
+def _packed_float32(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
+    return [pb.Embedding(packed_float32=row.tobytes()) for row in embeddings.astype("<f4", copy=False)]
 
 
-_ENCODERS: dict[int, Callable[[NDArray[np.float32]], pb.Embedding]] = {
+def _packed_float16(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
+    return [pb.Embedding(packed_float16=row.tobytes()) for row in embeddings.astype("<f2")]
+
+
+def _packed_int8(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
+    integers, scales = quantize_int8(embeddings)
+    return [
+        pb.Embedding(packed_int8=row.tobytes(), int8_scale=scale)
+        for row, scale in zip(integers, scales.tolist(), strict=True)
+    ]
+
+
+def _packed_binary(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
+    return [pb.Embedding(packed_binary=row.tobytes()) for row in pack_signs(embeddings)]
+
+
+_ENCODERS: dict[int, Callable[[NDArray[np.float32]], list[pb.Embedding]]] = {
     pb.EMBEDDING_FORMAT_UNSPECIFIED: _float_list,
     pb.EMBEDDING_FORMAT_FLOAT_LIST: _float_list,
     pb.EMBEDDING_FORMAT_PACKED_FLOAT32: _packed_float32,
     pb.EMBEDDING_FORMAT_PACKED_FLOAT16: _packed_float16,
+    pb.EMBEDDING_FORMAT_PACKED_INT8: _packed_int8,
+    pb.EMBEDDING_FORMAT_PACKED_BINARY: _packed_binary,
 }

@@ -12,14 +12,23 @@ from typing import Any
 from alignserve.v1 import align_service_pb2 as pb
 from google.protobuf.message import Message
 
-from alignserve_server.api import CallContext, CallScope, LabelQuery, ResponseBound, Scope, Service
+from alignserve_server.api import CallContext, CallScope, LabelQuery, ResponseBound, Service
 from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc import convert, response_size
 from alignserve_server.rpc.callers import Transport
+from alignserve_server.rpc.methods import API_METHODS
 from alignserve_server.rpc.response_room import ResponseRoom, ResponseRooms
 from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.streaming import InferStream
+
+_METHODS_OF_ITEMS = {  # by the field of `StreamInferRequest`, which `StreamInferResponse` has too
+    "embed_image": "EmbedImage",
+    "embed_text": "EmbedText",
+    "classify": "Classify",
+    "compare": "Compare",
+    "embed_query": "EmbedQuery",
+}
 
 _Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[Message]]  # from request to response
 
@@ -41,6 +50,8 @@ class MessageApi:
             "EmbedImage": self._embed_image,
             "EmbedText": self._embed_text,
             "Classify": self._classify,
+            "Compare": self._compare,
+            "EmbedQuery": self._embed_query,
         }
         self._service = service
         self._metrics = metrics
@@ -118,18 +129,18 @@ class MessageApi:
     ) -> pb.StreamInferResponse:
         self._service.check_model()
         kind = request.WhichOneof("request")
+        method = "StreamInfer" if kind is None else _METHODS_OF_ITEMS[kind]
         # The stream is not read while this waits.
-        await stream.admit_item(Scope.CLASSIFY if kind == "classify" else Scope.EMBED)
-        if kind == "embed_image":
-            embedded = await self._embed_image(request.embed_image, call, room)
-            return pb.StreamInferResponse(embed_image=embedded)
-        if kind == "embed_text":
-            return pb.StreamInferResponse(embed_text=await self._embed_text(request.embed_text, call, room))
+        await stream.admit_item(API_METHODS[method].scopes or frozenset())
+        if kind is None:
+            raise RequestEmpty.at("request", f"request is not set; set one of {', '.join(_METHODS_OF_ITEMS)}")
+        response = pb.StreamInferResponse()
         if kind == "classify":
-            response = pb.StreamInferResponse()
             await self._classify_into(response.classify, request.classify, call, room)
-            return response
-        raise RequestEmpty.at("request", "request is not set; set embed_image, embed_text or classify")
+        else:
+            answer = await self._unary[method](getattr(request, kind), call, room)
+            getattr(response, kind).CopyFrom(answer)
+        return response
 
     async def _embed_image(
         self, request: pb.EmbedImageRequest, call: CallContext, room: ResponseRoom
@@ -137,7 +148,7 @@ class MessageApi:
         start = time.perf_counter()
         encode = convert.embedding_encoder(request.embedding_options)
         result = await self._service.embed_images(
-            convert.image_contents(request.images),
+            convert.image_inputs(request.images),
             call,
             normalize=not request.embedding_options.skip_normalization,
             bound=ResponseBound(
@@ -188,7 +199,7 @@ class MessageApi:
         """Fills in a response, which may be part of another message: a large one takes long to copy."""
         start = time.perf_counter()
         found = await self._service.classify(
-            convert.image_contents(request.images),
+            convert.image_inputs(request.images),
             LabelQuery(request.labels, request.prompt_templates, request.top_k),
             call,
             partial(convert.add_classification_result, response),
@@ -199,3 +210,43 @@ class MessageApi:
         if request.include_stats:
             stats = convert.inference_stats(found.timings, start, found.cached_label_count)
             response.stats.CopyFrom(stats)
+
+    async def _compare(
+        self, request: pb.CompareRequest, call: CallContext, room: ResponseRoom
+    ) -> pb.CompareResponse:
+        start = time.perf_counter()
+        result = await self._service.compare(
+            convert.image_inputs(pair.image for pair in request.pairs),
+            [pair.text for pair in request.pairs],
+            call,
+            truncate=request.truncate,
+            bound=ResponseBound(
+                partial(response_size.compare_response_bytes, request),
+                partial(room.take_for_embeddings, "pairs"),
+            ),
+        )
+        return pb.CompareResponse(
+            comparisons=convert.comparisons(result.comparisons),
+            tokenizations=convert.tokenizations(result.texts),
+            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
+        )
+
+    async def _embed_query(
+        self, request: pb.EmbedQueryRequest, call: CallContext, room: ResponseRoom
+    ) -> pb.EmbedQueryResponse:
+        start = time.perf_counter()
+        encode = convert.embedding_encoder(request.embedding_options)
+        result = await self._service.embed_queries(
+            convert.query_terms(request.queries),
+            call,
+            truncate=request.truncate,
+            normalize=not request.embedding_options.skip_normalization,
+            bound=ResponseBound(
+                partial(response_size.embed_query_response_bytes, request),
+                partial(room.take_for_embeddings, "queries"),
+            ),
+        )
+        return pb.EmbedQueryResponse(
+            embeddings=encode(result.embeddings),
+            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
+        )

@@ -15,13 +15,16 @@ SERVICE, HEALTH_SERVICE = API.full_name, HEALTH.full_name
 _REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 _ANY_SCOPE = frozenset(Scope)
+_EMBED_OR_CLASSIFY = frozenset({Scope.EMBED, Scope.CLASSIFY})
 
-_API_METHODS = {
+API_METHODS = {
     "EmbedImage": MethodRules(scopes=frozenset({Scope.EMBED})),
     "EmbedText": MethodRules(scopes=frozenset({Scope.EMBED})),
     "Classify": MethodRules(scopes=frozenset({Scope.CLASSIFY})),
+    "Compare": MethodRules(scopes=_EMBED_OR_CLASSIFY),
+    "EmbedQuery": MethodRules(scopes=frozenset({Scope.EMBED})),
     # Either scope opens a stream; each item is checked for its own.
-    "StreamInfer": MethodRules(scopes=frozenset({Scope.EMBED, Scope.CLASSIFY}), counts_items=True),
+    "StreamInfer": MethodRules(scopes=_EMBED_OR_CLASSIFY, counts_items=True),
     "GetModelInfo": MethodRules(scopes=_ANY_SCOPE),
 }
 # Orchestrators and load balancers have no key, and their frequent checks would drown useful spans.
@@ -41,7 +44,7 @@ _REFLECTION_METHODS = {
 Methods = Mapping[str, Mapping[str, MethodRules]]  # by service and name
 
 METHODS: Methods = {
-    SERVICE: _API_METHODS,
+    SERVICE: API_METHODS,
     HEALTH_SERVICE: _HEALTH_METHODS,
     **dict.fromkeys(_REFLECTION_SERVICES, _REFLECTION_METHODS),
 }

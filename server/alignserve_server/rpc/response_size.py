@@ -22,6 +22,7 @@ _LARGEST_INT = 10  # bytes of the longest varint
 _DURATION = 2 * (_TAG + _LARGEST_INT)
 _STATS = 4 * (_TAG + 1 + _DURATION) + 3 * (_TAG + _LARGEST_INT)
 _SCORES = 3 * (_TAG + _FLOAT)  # score, similarity, logit
+_COMPARISON = 2 * (_TAG + _FLOAT)  # similarity, logit
 _VARINT_STEPS = (1 << 7, 1 << 14, 1 << 21, 1 << 28, 1 << 35)  # from each on, a varint has one more byte
 
 _Sizes = NDArray[np.int64]
@@ -35,10 +36,20 @@ def embed_image_response_bytes(request: pb.EmbedImageRequest, info: ModelInfo) -
 
 def embed_text_response_bytes(request: pb.EmbedTextRequest, info: ModelInfo) -> int:
     """Returns the maximum size of the serialized `EmbedTextResponse`."""
-    count = _TAG + _varint_bytes(info.max_text_tokens)
-    tokenization = _field_bytes(count + (_TAG + 1) + count)  # tokens, truncated, unknown tokens
-    embedding = _embedding_bytes(request.embedding_options, info)
-    return len(request.texts) * (embedding + tokenization) + _stats_bytes(request.include_stats)
+    text = _embedding_bytes(request.embedding_options, info) + _tokenization_bytes(info)
+    return len(request.texts) * text + _stats_bytes(request.include_stats)
+
+
+def compare_response_bytes(request: pb.CompareRequest, info: ModelInfo) -> int:
+    """Returns the maximum size of the serialized `CompareResponse`."""
+    pair = _field_bytes(_COMPARISON) + _tokenization_bytes(info)
+    return len(request.pairs) * pair + _stats_bytes(request.include_stats)
+
+
+def embed_query_response_bytes(request: pb.EmbedQueryRequest, info: ModelInfo) -> int:
+    """Returns the maximum size of the serialized `EmbedQueryResponse`."""
+    embeddings = len(request.queries) * _embedding_bytes(request.embedding_options, info)
+    return embeddings + _stats_bytes(request.include_stats)
 
 
 def classify_response_bytes(request: pb.ClassifyRequest) -> int:
@@ -62,8 +73,20 @@ def stream_response_bytes(correlation_id: str, response_bytes: int) -> int:
 
 
 def _embedding_bytes(options: pb.EmbeddingOptions, info: ModelInfo) -> int:
-    number = 2 if options.format == pb.EMBEDDING_FORMAT_PACKED_FLOAT16 else _FLOAT
-    return _field_bytes(_field_bytes(number * info.embedding_dimension))
+    dimension = info.embedding_dimension
+    match options.format:
+        case pb.EMBEDDING_FORMAT_PACKED_FLOAT16:
+            return _field_bytes(_field_bytes(2 * dimension))
+        case pb.EMBEDDING_FORMAT_PACKED_INT8:
+            return _field_bytes(_field_bytes(dimension) + _TAG + _FLOAT)  # elements, scale
+        case pb.EMBEDDING_FORMAT_PACKED_BINARY:
+            return _field_bytes(_field_bytes(-(-dimension // 8)))
+    return _field_bytes(_field_bytes(_FLOAT * dimension))
+
+
+def _tokenization_bytes(info: ModelInfo) -> int:
+    count = _TAG + _varint_bytes(info.max_text_tokens)
+    return _field_bytes(count + (_TAG + 1) + count)  # tokens, truncated, unknown tokens
 
 
 def _stats_bytes(include_stats: bool) -> int:

@@ -35,6 +35,14 @@ class AlignServicer(pb_grpc.AlignServiceServicer):
         response: pb.ClassifyResponse = await self._answer("Classify", request, context)
         return response
 
+    async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
+        response: pb.CompareResponse = await self._answer("Compare", request, context)
+        return response
+
+    async def EmbedQuery(self, request: pb.EmbedQueryRequest, context: Context) -> pb.EmbedQueryResponse:
+        response: pb.EmbedQueryResponse = await self._answer("EmbedQuery", request, context)
+        return response
+
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Context
     ) -> pb.GetModelInfoResponse:

@@ -32,7 +32,7 @@ class _Caller:
             pass
 
     async def send_item(self) -> None:
-        await self._access.admit_item(self._access.authorize(_SCOPES, self._credentials), Scope.EMBED)
+        await self._access.admit_item(self._access.authorize(_SCOPES, self._credentials), {Scope.EMBED})
 
     async def _sleep(self, seconds: float) -> None:
         self.waits.append(seconds)

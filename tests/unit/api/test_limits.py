@@ -34,13 +34,13 @@ LIMITS = RequestLimits(
 )
 PATHS = FieldPaths(
     images="images",
-    image="input[{}].image",
+    image="input[{}].image".format,
     texts="input",
-    text="input[{}]",
+    text="input[{}]".format,
     labels="candidate_labels",
-    label="candidate_labels[{}]",
+    label="candidate_labels[{}]".format,
     prompt_templates="hypothesis_templates",
-    prompt_template="hypothesis_templates[{}]",
+    prompt_template="hypothesis_templates[{}]".format,
     top_k="top",
 )
 

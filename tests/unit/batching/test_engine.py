@@ -18,7 +18,7 @@ from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ImageUnreadable, InvalidArgument, QueueFull, TextTooLong
-from alignserve_server.model.encoder import TokenizedText
+from alignserve_server.model.encoder import ImageInput, TokenizedText
 from alignserve_server.model.zero_shot import LabelSet, ScoredLabel
 from alignserve_server.observability.batch_observer import MetricsObserver
 
@@ -35,13 +35,13 @@ class SlowDecoder(WatchedEncoder):
     def __init__(self) -> None:
         super().__init__()
         self.decodes = threading.Semaphore(0)
-        self.decoding: asyncio.Queue[bytes] = asyncio.Queue()
+        self.decoding: asyncio.Queue[ImageInput] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
-    def preprocess_image(self, content: bytes):
-        self._loop.call_soon_threadsafe(self.decoding.put_nowait, bytes(content))
+    def preprocess_image(self, image: ImageInput):
+        self._loop.call_soon_threadsafe(self.decoding.put_nowait, image)
         assert self.decodes.acquire(timeout=30.0)
-        return super().preprocess_image(content)
+        return super().preprocess_image(image)
 
 
 class SlowTokenizer(WatchedEncoder):
@@ -317,7 +317,9 @@ async def test_errors_name_the_fields_of_the_door(engine, encoder):
     """Every field at fault has the name of the door, also the first one, in the message."""
     encoder.decodes.release(1000)
     long = "word " * 100
-    paths = FieldPaths(image="input[{}].image", text="input[{}]", label="candidate_labels[{}]")
+    paths = FieldPaths(
+        image="input[{}].image".format, text="input[{}]".format, label="candidate_labels[{}]".format
+    )
     call = CallContext(paths=paths)
 
     with pytest.raises(ImageUnreadable) as images:
@@ -433,8 +435,8 @@ def _classify_labels(
 
     async def classify() -> list[str]:
         found: list[ScoredLabel] = []
-        contents = [b"%d" % next(_numbers)]
-        await engine.classify(contents, LabelSet.of(labels, templates), 0, call, found.extend)
+        image = b"%d" % next(_numbers)
+        await engine.classify([image], LabelSet.of(labels, templates), 0, call, found.extend)
         return [labels[each.label_index] for each in found]
 
     return asyncio.create_task(classify())

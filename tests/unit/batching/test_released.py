@@ -24,7 +24,7 @@ from alignserve_server.batching.call import CallContext
 from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ImageUnreadable, InferenceFailed, ModelStalled, as_value
-from alignserve_server.model.encoder import PixelValues
+from alignserve_server.model.encoder import ImageInput, PixelValues
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.zero_shot import LabelSet
 from alignserve_server.observability.batch_observer import MetricsObserver
@@ -62,12 +62,12 @@ class Scratch:
 class Decoder(FakeEncoder):
     """A `FakeEncoder` that raises like decoders: from another error, with the image in its frame."""
 
-    def preprocess_image(self, content: bytes) -> PixelValues:
+    def preprocess_image(self, image: ImageInput) -> PixelValues:
         scratch = Scratch()
-        if content.startswith(b"bug"):
+        if isinstance(image, bytes) and image.startswith(b"bug"):
             raise ZeroDivisionError
         try:
-            return super().preprocess_image(content)
+            return super().preprocess_image(image)
         except ImageUnreadable as error:
             raise ImageUnreadable(f"{type(scratch).__name__} is broken") from error
 

@@ -39,7 +39,7 @@ def _detail(status: status_pb2.Status, kind: type[Message]) -> Any:
 
 def _bad_images(count: int, message: str) -> InvalidArgument:
     with pytest.raises(InvalidArgument) as raised:
-        all_valid([ImageUnreadable(message)] * count, "images[{}].content")
+        all_valid([ImageUnreadable(message)] * count, "images[{}].content".format)
     return raised.value
 
 

@@ -1,4 +1,4 @@
-"""Decodes untrusted bytes to RGB pixels, or raises an error that says what is wrong with them."""
+"""Turns untrusted files and pixels into RGB images, or raises an error that says what is wrong with them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, features
 from PIL.ImageFile import ImageFile
 
 from alignserve_server.errors import ImageTooLarge, ImageUnreadable
+from alignserve_server.model.encoder import PixelArray
 from alignserve_server.model.preprocessing import bmp_rle, heif
 from alignserve_server.model.preprocessing.image_files import (
     FURTHER_FORMATS,
@@ -25,6 +26,8 @@ __all__ = ["FURTHER_FORMATS", "IMAGE_FORMATS", "MAX_IMAGE_SIDE", "ImageDecoder",
 # The longer side of a thin picture costs memory too: resizing keeps a row of weights for each of its pixels.
 # 65,535 is the maximum of JPEG and GIF.
 MAX_IMAGE_SIDE = 65_535
+
+_PIXELS = "pixels"  # the format of a picture whose content is decoded already
 
 _UPRIGHT = {  # EXIF orientation to the operation that undoes it; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -97,6 +100,17 @@ class ImageDecoder:
             raise ImageTooLarge(f"image has {len(content)} bytes, limit {self.max_bytes}; send a smaller one")
         return read_picture(content, self.check_size, self._formats)
 
+    def picture_of(self, pixels: PixelArray) -> Picture:
+        """Returns the picture of decoded pixels. The limit on the bytes of files does not apply.
+
+        Raises:
+            ImageUnreadable: The data does not have the given shape.
+            ImageTooLarge: The image exceeds the limits on pixels or sides.
+        """
+        pixels.check_shape()
+        self.check_size(pixels.width, pixels.height)
+        return Picture(_PIXELS, pixels.width, pixels.height, pixels.data)
+
     def check_size(self, width: int, height: int, what: str = "image") -> None:
         """Raises ImageTooLarge or, if a side is empty, ImageUnreadable."""
         if min(width, height) < 1:
@@ -120,6 +134,8 @@ def draw(picture: Picture) -> Image.Image:
         ImageUnreadable: It is corrupt or incomplete, or needs more memory than available.
     """
     image = None
+    if picture.format == _PIXELS:
+        return _framed(picture)
     if picture.format == "HEIF":
         heif.register()
     if picture.format == "AVIF":
@@ -131,6 +147,12 @@ def draw(picture: Picture) -> Image.Image:
         image.close()
     # Raised outside the block: as a context, the other error's traceback would keep the picture in memory.
     raise ImageUnreadable("image is broken or incomplete; it does not decode")
+
+
+def _framed(picture: Picture) -> Image.Image:
+    with suppress(MemoryError):
+        return Image.frombytes("RGB", (picture.width, picture.height), picture.content)
+    raise ImageUnreadable("image needs more memory than available")
 
 
 @cache

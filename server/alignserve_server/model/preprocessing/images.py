@@ -1,4 +1,4 @@
-"""Converts encoded images to the same uint8 pixels as the checkpoint's own image processor.
+"""Converts images to the same uint8 pixels as the checkpoint's own image processor.
 
 The processor is transformers' EfficientNetImageProcessorPil (the variant without torchvision). Resizing and
 cropping here are bit-exact; rescaling and normalizing are one affine map per channel, which the device
@@ -18,7 +18,7 @@ from PIL import Image
 
 from alignserve_server.errors import ImageUnreadable
 from alignserve_server.model.checkpoint import CheckpointError, Json
-from alignserve_server.model.encoder import PixelValues
+from alignserve_server.model.encoder import ImageInput, PixelArray, PixelValues
 from alignserve_server.model.preprocessing.decode import ImageDecoder, draw
 from alignserve_server.model.preprocessing.image_files import Picture
 from alignserve_server.model.preprocessing.processes import PreprocessProcesses
@@ -99,22 +99,24 @@ class ImagePreprocessor:
             self.output_size,
         )
 
-    def __call__(self, content: bytes) -> PixelValues:
+    def __call__(self, image: ImageInput) -> PixelValues:
         """Returns (height, width, 3) pixels of `output_size`, contiguous.
 
         Raises:
             ImageUnreadable: As for `ImageDecoder.decode`, or resizing leaves no pixel of a narrow picture.
             ImageTooLarge: As for `ImageDecoder.decode`, or resizing would make the picture too large.
         """
-        picture = self.find(content)
+        picture = self.find(image)
         return self._processes(picture) if self._needs_process(picture) else self.preprocess(picture)
 
-    def find(self, content: bytes) -> Picture:
-        """Finds the picture in a file; raises like `ImageDecoder.read`."""
-        return self._decoder.read(content)
+    def find(self, image: ImageInput) -> Picture:
+        """Finds the picture in a file, or that of decoded pixels; raises like `ImageDecoder.read`."""
+        if isinstance(image, PixelArray):
+            return self._decoder.picture_of(image)
+        return self._decoder.read(image)
 
     def preprocess(self, picture: Picture) -> PixelValues:
-        """Preprocesses a picture that was found in a file, in this process."""
+        """Preprocesses a picture that `find` returned, in this process."""
         height, width = self._resized_size(picture)
         self._decoder.check_size(width, height, "resized image")  # it may be long and thin
         image = draw(picture)

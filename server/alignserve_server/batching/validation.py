@@ -1,0 +1,62 @@
+"""Validates the images and texts of one call together, so that one error names the invalid ones of both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeAlias, TypeVar
+
+from alignserve_server.batching.call import ItemPath
+from alignserve_server.errors import InvalidArgument, merged
+
+_T = TypeVar("_T")
+
+Place: TypeAlias = tuple[int, int]  # of an item in its request; errors are in the order of places
+
+
+class JointValidation:
+    """The validation of a call's images and texts."""
+
+    def __init__(self) -> None:
+        self._modalities_left = 2
+        self._errors: list[tuple[Place, InvalidArgument]] = []
+        self._is_complete = asyncio.get_running_loop().create_future()
+
+    def at(self, places: Sequence[Place]) -> ModalityValidation:
+        """Returns the part for the items of one modality, which are at the given places."""
+        return ModalityValidation(self, places)
+
+    async def _validate(self, errors: list[tuple[Place, InvalidArgument]]) -> None:
+        self._errors += errors
+        self._modalities_left -= 1
+        if not self._modalities_left:
+            self._is_complete.set_result(None)
+        if errors:
+            await self._is_complete
+            raise merged([error for _, error in sorted(self._errors, key=lambda placed: placed[0])])
+
+
+class ModalityValidation:
+    """The validation of a call's items of one modality."""
+
+    def __init__(self, joint: JointValidation, places: Sequence[Place]) -> None:
+        self._joint = joint
+        self._places = places
+
+    async def all_valid(self, answers: Sequence[_T | InvalidArgument], path: ItemPath) -> list[_T]:
+        """Returns the results if none is an error, without waiting for the other modality.
+
+        Raises:
+            InvalidArgument: Some are. It also names the invalid items of the other modality, once they are
+                known; see `errors.all_valid`.
+        """
+        errors = [
+            (place, answer.under(path(position)))
+            for position, (place, answer) in enumerate(zip(self._places, answers, strict=True))
+            if isinstance(answer, InvalidArgument)
+        ]
+        valid = [answer for answer in answers if not isinstance(answer, InvalidArgument)]
+        if errors:
+            answers, valid = (), []  # the traceback would keep them
+        await self._joint._validate(errors)
+        return valid
