@@ -3,7 +3,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVE := $(VENV)/.installed-server
 DEVELOP := $(VENV)/.installed
-IMAGE := $(VENV)/protos.binpb
 BASELINE := protos/baseline.binpb
 LOWEST := $(VENV)/lowest
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
@@ -75,10 +74,8 @@ lint: $(DEVELOP) ## Check style, wording, import direction, protos and generated
 	$(BIN)/python -m tests.contract.wording
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/buf format --diff --exit-code protos
-	@# buf would fetch google/rpc from its registry; protoc ships with it, so buf reads protoc's image.
-	$(BIN)/python protos/generate.py --image $(IMAGE)
-	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml
-	$(BIN)/buf breaking $(IMAGE) --against $(BASELINE) --config protos/buf.yaml
+	$(BIN)/buf lint protos
+	$(BIN)/buf breaking protos --against $(BASELINE)
 
 format: $(DEVELOP) ## Rewrite Python and protos in the project's format
 	$(BIN)/ruff check --fix .

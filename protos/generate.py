@@ -2,7 +2,7 @@
 
 python protos/generate.py            write client/python/alignserve/v1/
 python protos/generate.py --check    exit 1 if a stub differs
-python protos/generate.py --image F  write the descriptor set that buf lints and compares
+python protos/generate.py --image F  write a descriptor set of all files, with their comments
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import google.rpc
 import grpc_tools
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).parent
 STUBS = PROTOS.parent / "client" / "python" / "alignserve" / "v1"
 SOURCES = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("alignserve/**/*.proto"))
+# Details of errors, which no source imports: tools print them if the descriptor set has their types.
+ERROR_DETAILS = "google/rpc/error_details.proto"
 
 
 def main() -> int:
@@ -28,7 +29,8 @@ def main() -> int:
     parser.add_argument("--image", metavar="FILE", help="write a descriptor set instead of stubs")
     arguments = parser.parse_args()
     if arguments.image:
-        _run_protoc("--include_imports", "--include_source_info", f"--descriptor_set_out={arguments.image}")
+        options = ("--include_imports", "--include_source_info", f"--descriptor_set_out={arguments.image}")
+        _run_protoc(*options, ERROR_DETAILS)
         return 0
     if not arguments.check:
         _generate(STUBS.parent.parent)
@@ -50,10 +52,8 @@ def _generate(out: Path) -> None:
 
 
 def _run_protoc(*options: str) -> None:
-    # Two packages ship protos: grpcio-tools has google/protobuf, googleapis-common-protos has google/rpc.
-    well_known = Path(grpc_tools.__file__).parent / "_proto"
-    googleapis = Path(next(iter(google.rpc.__path__))).parent.parent
-    includes = [f"-I{PROTOS}", f"-I{well_known}", f"-I{googleapis}"]
+    well_known = Path(grpc_tools.__file__).parent / "_proto"  # google/protobuf, which comes with every protoc
+    includes = [f"-I{PROTOS}", f"-I{well_known}"]
     if protoc.main(["protoc", *includes, *options, *SOURCES]) != 0:
         raise SystemExit("protoc failed")
 

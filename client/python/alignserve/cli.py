@@ -15,7 +15,7 @@ from typing import IO, Any, TextIO
 import numpy as np
 
 from alignserve import _bench
-from alignserve._cli import arguments, output, render
+from alignserve._cli import arguments, output, protos, render
 from alignserve._cli.connection import connected
 from alignserve._cli.files import Found, image_files, is_image_file
 from alignserve._cli.inputs import STDIN, check_stdin, image_of, read_labels, read_lines
@@ -167,12 +167,22 @@ def run_stream(args: argparse.Namespace) -> int:
     return _write_lines(args, items, ordered=args.ordered, labels=labels, found=found)
 
 
+def run_protos(args: argparse.Namespace) -> int:
+    """Writes the protos or a descriptor set, for stubs in other languages."""
+    if args.out is None and args.descriptor_set is None:
+        raise _UsageError("protos needs --out DIR or --descriptor-set FILE")
+    for line in protos.write(args):
+        print(line)
+    return OK
+
+
 _COMMANDS = {
     "info": run_info,
     "health": run_health,
     "classify": run_classify,
     "embed": run_embed,
     "stream": run_stream,
+    "protos": run_protos,
     "bench": _bench.run,
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
+from alignserve._cli import protos
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._environment import default_target
 
@@ -20,6 +21,7 @@ examples:
   alignserve embed cat.jpg --npy vectors.npy
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl --resume
+  alignserve protos --out protos
   alignserve bench --concurrency 1,8,64
 
 exit codes:
@@ -63,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
     _add_embed(commands)
     _add_classify(commands)
     _add_stream(commands)
+    protos.add_arguments(
+        _add_command(
+            commands, "protos", "write the API's .proto files, for stubs in any language", connects=False
+        )
+    )
     _bench.add_arguments(_add_command(commands, "bench", "measure a server under load"))
     return top
 
@@ -253,12 +260,13 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+def _add_command(commands: Any, name: str, summary: str, *, connects: bool = True) -> argparse.ArgumentParser:
     # Any: argparse's type of `commands` is private.
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
     )
-    _add_connection(parser, again=True)
+    if connects:
+        _add_connection(parser, again=True)
     parser.set_defaults(usage_error=parser.error)
     return parser
 
