@@ -25,14 +25,13 @@ from tests.conformance.clients import Client, fill_client, find_clients
 from tests.conformance.columns import fill_column
 from tests.conformance.languages import ROOT, WORK, Language, find_languages
 from tests.conformance.matrix import Column
-from tests.conformance.running import PHOTOS
+from tests.conformance.inputs import GOLDEN, PHOTOS, variables_of
 from tests.conformance.servers import RealServer, ServerError, Servers
 
 # In continuous integration these must not be skipped.
 REQUIRED_LANGUAGES = ("python", "go", "java", "node", "rust", "cpp", "ruby")
 REQUIRED_CLIENTS = ("connect-web",)  # runs in Chromium
 
-_GOLDEN = FOLDER / "golden.json"
 _RESULTS = FOLDER / "RESULTS.md"
 _HIDDEN = "ALIGNSERVE_"  # variables of the user's that clients and servers would obey
 
@@ -105,13 +104,13 @@ def _filled(
     cases: Cases, arguments: argparse.Namespace, deadline: float
 ) -> tuple[list[Column], list[Column]]:
     """Returns the columns of languages and of unmodified clients."""
-    golden = json.loads(_GOLDEN.read_text("utf-8"))
+    golden = json.loads(GOLDEN.read_text("utf-8"))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conformance-")))
         certificates = make_certificates(folder)
         servers = Servers(cases.servers, folder, certificates)
         stack.callback(servers.stop)
-        variables = {name: str(getattr(certificates, name)) for name in certificates.__dataclass_fields__}
+        variables = variables_of(certificates)
         pool = stack.enter_context(ThreadPoolExecutor(arguments.jobs, "column"))
 
         def language_column(language: Language) -> Column:
@@ -163,7 +162,7 @@ def _client_variables(servers: Servers, certificates: Mapping[str, str]) -> dict
         "EMBED_KEY": protected.variables["key_embed"],
         "PHOTOS": str(PHOTOS),
         "PROTOS": str(ROOT / "protos"),
-        "GOLDEN": str(_GOLDEN),
+        "GOLDEN": str(GOLDEN),
     }
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**kept, **{f"{_HIDDEN}{name}": value for name, value in own.items()}}

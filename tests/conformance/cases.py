@@ -12,7 +12,9 @@ import yaml
 
 FOLDER = Path(__file__).parent
 CASES = FOLDER / "cases.yaml"
-ACTIONS = frozenset({"call", "begin", "progress", "end", "connect", "fake", "server", "relay"})
+ACTIONS = frozenset(
+    {"call", "begin", "progress", "end", "connect", "fake", "stream_items", "pause", "server", "relay"}
+)
 _CASE_KEYS = frozenset({"name", "title", "server", "connect", "relay", "steps", "seconds"})
 _STEP_KEYS = frozenset({"expect", "takes_at_least", "takes_at_most"})
 

@@ -105,15 +105,25 @@ def _is_number(value: Any) -> bool:
 
 
 def _golden(check: dict[str, Any], actual: Any, golden: Golden, path: str) -> Iterator[str]:
-    kind, _, name = check["$golden"].partition("/")
-    wanted = golden[kind][name]
-    tolerance = check.get("$tolerance", TOLERANCE)
-    if not isinstance(actual, list) or len(actual) != len(wanted) or not all(map(_is_number, actual)):
+    name, tolerance = check["$golden"], check.get("$tolerance", TOLERANCE)
+    wanted: Any = golden
+    for key in name.split("/"):
+        wanted = wanted[key]
+    if isinstance(wanted, float):
+        if not _is_equal(wanted, actual, tolerance):
+            yield f"{path} is {_short(actual)}, golden {name} is {wanted}, tolerance {tolerance:g}"
+    elif not _is_vector(wanted):
+        yield from _differences(wanted, actual, golden, path)
+    elif not _is_vector(actual) or len(actual) != len(wanted):
         yield f"{path} is {_short(actual)}, expected {len(wanted)} numbers"
-        return
-    worst = max(abs(one - other) for one, other in zip(wanted, actual, strict=True))
-    if not worst <= tolerance:  # NaN too
-        yield f"{path} differs from golden {check['$golden']} by {worst:.2g}, tolerance {tolerance:g}"
+    else:
+        worst = max(abs(one - other) for one, other in zip(wanted, actual, strict=True))
+        if not worst <= tolerance:  # NaN too
+            yield f"{path} differs from golden {name} by {worst:.2g}, tolerance {tolerance:g}"
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
 
 
 def _near(check: dict[str, Any], actual: Any, _: Golden, path: str) -> Iterator[str]:
@@ -175,7 +185,7 @@ def _ids(check: dict[str, Any], actual: Any, _: Golden, path: str) -> Iterator[s
 
 _Check = Callable[[dict[str, Any], Any, Golden, str], Iterator[str]]
 _CHECKS: dict[str, _Check] = {
-    "$golden": _golden,  # the vector of that name, within $tolerance
+    "$golden": _golden,  # the value at that path of golden.json, numbers within $tolerance
     "$near": _near,  # a number, within $tolerance
     "$length": _length,  # number of elements
     "$each": _each,  # every element of a list that has some

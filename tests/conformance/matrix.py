@@ -88,7 +88,10 @@ def failures(columns: Sequence[Column]) -> list[str]:
 
 
 def document(
-    languages: Sequence[Column], clients: Sequence[Column], titles: Mapping[str, str], facts: Mapping[str, str]
+    languages: Sequence[Column],
+    clients: Sequence[Column],
+    titles: Mapping[str, str],
+    facts: Mapping[str, str],
 ) -> str:
     """Returns the page with both matrices."""
     parts = ["# Results of the conformance tests", "Written by `make conformance`; do not edit."]

@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from tests.conformance.cases import Case, Step
@@ -15,9 +14,8 @@ from tests.conformance.expectations import Golden, differences, expanded
 from tests.conformance.relay import Relay
 from tests.conformance.servers import CaseServer
 
-ROOT = Path(__file__).parents[2]
-PHOTOS = ROOT / "tests/data/photos"
 _MAX_DIFFERENCES = 5  # that are shown
+_POLL_SECONDS = 0.05
 
 
 class CaseFailed(Exception):
@@ -37,7 +35,7 @@ def run_case(
     with ExitStack() as stack:
         relay = stack.enter_context(Relay(server.port)) if case.has_relay else None
         target = f"127.0.0.1:{relay.port if relay else server.port}"
-        known = {"root": str(ROOT), "photos": str(PHOTOS), "target": target, **variables, **server.variables}
+        known = {"target": target, **variables, **server.variables}
         run = _CaseRun(case, driver, server, relay, known, golden)
         run.connect(case.connect)
         for number, step in enumerate(case.steps, 1):
@@ -70,6 +68,8 @@ class _CaseRun:
             "end": self._end,
             "connect": self.connect,
             "fake": self._fake,
+            "stream_items": self._stream_items,
+            "pause": time.sleep,
             "server": self._restart,
             "relay": self._disturb,
         }
@@ -123,6 +123,14 @@ class _CaseRun:
         answer = self._server.call(name, arguments or {})
         return _summary(answer) if name == "received" else answer
 
+    def _stream_items(self, count: int) -> None:
+        """Waits until the fake server has received so many items of streams."""
+        deadline = time.monotonic() + self._case.seconds
+        while (items := self._fake({"received": None}).get("StreamInfer", {}).get("items", 0)) < count:
+            if time.monotonic() > deadline:
+                raise CaseFailed(f"{items} items of a stream arrived in time, expected {count}")
+            time.sleep(_POLL_SECONDS)
+
     def _restart(self, how: str) -> None:
         self._server.restart(kill=how == "kill")
 
@@ -134,13 +142,21 @@ class _CaseRun:
 
 
 def _summary(received: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the messages by method: how many, each one, and the shortest time between two."""
+    """Returns the messages by method: each one, how many, how many items, and the shortest time between two.
+
+    The first message of a stream can have options and no item.
+    """
     methods: dict[str, Any] = {}
     for method in {call["method"] for call in received}:
         calls = [call for call in received if call["method"] == method]
         times = [call["at_seconds"] for call in calls]
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        methods[method] = {"count": len(calls), "calls": calls, "min_gap_seconds": min(gaps, default=None)}
+        methods[method] = {
+            "calls": calls,
+            "count": len(calls),
+            "items": sum("correlation_id" in call["request"] for call in calls),
+            "min_gap_seconds": min(gaps, default=None),
+        }
     return methods
 
 

@@ -15,6 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+from alignserve_server.access.keys import Scope, changed_keys, new_key
+
 from tests.conformance.certificates import Certificates
 from tests.processes import ROOT, ServerProcess, server_process
 
@@ -190,14 +192,15 @@ class Servers:
         keys, more = self._keys(name, definition.get("keys", {}))
         return RealServer([*flags, *more], keys)
 
-    def _keys(self, name: str, wanted: Mapping[str, Sequence[str]]) -> tuple[dict[str, str], list[str]]:
+    def _keys(self, name: str, wanted: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
         """Creates API keys; returns them as variables `key_NAME`, and the server's flags."""
         if not wanted:
             return {}, []
         path = self._folder / f"{name}.json"
-        keys = {}
-        for key, flags in wanted.items():
-            command = [*_REAL, "keys", "--api-keys-file", str(path), "add", key, *map(str, flags)]
-            made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-            keys[f"key_{key}"] = made.stdout.strip()
-        return keys, ["--api-keys-file", str(path)]
+        variables = {}
+        with changed_keys(path) as keys:
+            for key, limits in wanted.items():
+                scopes = frozenset(Scope(scope) for scope in limits.get("scopes", ("embed", "classify")))
+                rate = limits.get("max_requests_per_second")
+                variables[f"key_{key}"], keys[key] = new_key(key, scopes, max_requests_per_second=rate)
+        return variables, ["--api-keys-file", str(path)]

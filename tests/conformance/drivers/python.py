@@ -104,7 +104,9 @@ class Driver:
     async def answer(self, request: Request) -> dict[str, Any]:
         """Returns the answer of a request, without its id."""
         try:
-            return await getattr(self, f"_{request['op']}")(request)
+            if (operation := getattr(self, f"_{request['op']}", None)) is None:
+                raise Unsupported(f"no {request['op']}")
+            return await operation(request)
         except Unsupported as error:
             return {"unsupported": str(error)}
         except AlignserveError as error:
@@ -231,14 +233,14 @@ def _method(client: AsyncClient | Client, name: str) -> Callable[..., Any]:
 
 
 def _channel_options(request: Request) -> Iterator[tuple[str, int]]:
-    names = {
-        "max_response_bytes": ("grpc.max_receive_message_length", 1),
-        "keepalive_seconds": ("grpc.keepalive_time_ms", 1000),
-        "keepalive_timeout_seconds": ("grpc.keepalive_timeout_ms", 1000),
-    }
-    for key, (option, factor) in names.items():
-        if (value := request.get(key)) is not None:
-            yield option, int(value * factor)
+    if (size := request.get("max_response_bytes")) is not None:
+        yield "grpc.max_receive_message_length", size
+    if (seconds := request.get("keepalive_seconds")) is not None:
+        yield "grpc.keepalive_time_ms", int(1000 * seconds)
+    if (seconds := request.get("keepalive_timeout_seconds")) is not None:
+        yield "grpc.keepalive_timeout_ms", int(1000 * seconds)
+        # gRPC pings for other reasons too, and no keepalive ping is sent while it waits for the answer: a minute.
+        yield "grpc.http2.ping_timeout_ms", int(1000 * seconds)
 
 
 def _image(given: Request) -> Any:
