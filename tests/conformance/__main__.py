@@ -23,9 +23,9 @@ from tests.conformance.cases import FOLDER, Case, Cases, read_cases
 from tests.conformance.certificates import make_certificates
 from tests.conformance.clients import Client, fill_client, find_clients
 from tests.conformance.columns import fill_column
+from tests.conformance.inputs import GOLDEN, PHOTOS, variables_of
 from tests.conformance.languages import ROOT, WORK, Language, find_languages
 from tests.conformance.matrix import Column
-from tests.conformance.inputs import GOLDEN, PHOTOS, variables_of
 from tests.conformance.servers import RealServer, ServerError, Servers
 
 # In continuous integration these must not be skipped.

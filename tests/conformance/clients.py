@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.conformance import builds
 from tests.conformance.languages import WORK
-from tests.conformance.matrix import Column, Outcome
+from tests.conformance.matrix import Column, Outcome, Verdict
 
 FOLDER = Path(__file__).parent / "unmodified"
 _UV = str(Path(sys.executable).parent / "uv")
@@ -183,7 +183,7 @@ def _note(line: str, column: Column) -> None:
         if "client" in message:
             column.name, column.versions = message["client"], message["versions"]
         else:
-            verdict = "passed" if message["ok"] is True else "failed"
+            verdict: Verdict = "passed" if message["ok"] is True else "failed"
             column.outcomes.append(Outcome(message["check"], verdict, str(message.get("detail", ""))))
     except (ValueError, TypeError, KeyError):
         raise ClientFailed(f"printed something else than its checks: {line[:300]}") from None

@@ -1,6 +1,6 @@
 """Writes `golden.json` by real calls, with plain stubs: `python -m tests.conformance.golden`.
 
-Run it when the embedded checkpoint changes. That the server's vectors are right is shown elsewhere, in `tests/model`.
+Run it when the embedded checkpoint changes. `tests/model` shows that the server's vectors are right.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _fake() -> dict[str, Any]:
     with FakeServer() as server:
         stub = _stub(server.target)
 
-        def embedded(text: str, form: pb.EmbeddingFormat) -> pb.Embedding:
+        def embedded(text: str, form: pb.EmbeddingFormat.ValueType) -> pb.Embedding:
             options = pb.EmbeddingOptions(format=form)
             return stub.EmbedText(pb.EmbedTextRequest(texts=[text], embedding_options=options)).embeddings[0]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Verdict = Literal["passed", "failed", "skipped"]
-MARKS: Mapping[Verdict, str] = {"passed": "✓", "failed": "✗", "skipped": "–"}
+MARKS: Mapping[Verdict, str] = {"passed": "✓", "failed": "✗", "skipped": "-"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Column:
 
 
 def case_table(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
-    """Returns case × language in Markdown."""
+    """Returns cases by language, in Markdown."""
     head = ["case", *(column.name for column in columns)]
     found = [{outcome.name: outcome.verdict for outcome in column.outcomes} for column in columns]
     rows = [
@@ -57,7 +57,7 @@ def case_table(columns: Sequence[Column], titles: Mapping[str, str]) -> str:
 
 
 def check_table(columns: Sequence[Column]) -> str:
-    """Returns client × check in Markdown: each client has checks of its own."""
+    """Returns the clients in Markdown, each with checks of its own."""
     rows = []
     for column in columns:
         if column.skipped:

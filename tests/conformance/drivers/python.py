@@ -239,7 +239,8 @@ def _channel_options(request: Request) -> Iterator[tuple[str, int]]:
         yield "grpc.keepalive_time_ms", int(1000 * seconds)
     if (seconds := request.get("keepalive_timeout_seconds")) is not None:
         yield "grpc.keepalive_timeout_ms", int(1000 * seconds)
-        # gRPC pings for other reasons too, and no keepalive ping is sent while it waits for the answer: a minute.
+        # gRPC also pings for other reasons. While it waits for that answer, by default for a minute, it sends
+        # no keepalive ping.
         yield "grpc.http2.ping_timeout_ms", int(1000 * seconds)
 
 
