@@ -26,7 +26,7 @@ from alignserve._environment import Pem, read_pem
 from alignserve._fake.script import ScriptedFailure
 from alignserve._fake.servicer import FakeServicer, health_handler
 from alignserve._fake.state import FakeState, ReceivedCall, pixels_key
-from alignserve._images import rgb_pixels
+from alignserve._pixels import rgb_pixels
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
