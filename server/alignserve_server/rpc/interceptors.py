@@ -15,21 +15,19 @@ from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import Descriptor
-from google.protobuf.message import DecodeError
 from grpc._cython.cygrpc import (  # not exported anywhere else
     ExecuteBatchError,
     _ServerStoppedError,
 )
 
 from alignserve_server.api import Accounting, MethodMetrics
-from alignserve_server.errors import BatchTooLarge, RequestMalformed, ServingError, ShuttingDown, as_value
+from alignserve_server.errors import ServingError, ShuttingDown, as_value
 from alignserve_server.host.waiting import first_of
 from alignserve_server.rpc.callers import GrpcCall, enter_call
 from alignserve_server.rpc.convert import item_count
-from alignserve_server.rpc.field_count import SMALL_BYTES, has_more_fields
 from alignserve_server.rpc.method_metrics import rpc_type
 from alignserve_server.rpc.methods import METHODS, Methods, rules_of, split_path
+from alignserve_server.rpc.request_parser import RequestParser
 from alignserve_server.rpc.request_reader import Messages, RequestReader, SmallRequestReader
 from alignserve_server.rpc.shares import ConnectionShares, open_stream
 from alignserve_server.rpc.status import to_grpc_status
@@ -135,10 +133,7 @@ class _MethodHandler:
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
         self._reads_stream: bool = handler.request_streaming
-        self._parse_message = handler.request_deserializer
-        message = getattr(self._parse_message, "__self__", None)
-        self._message: Descriptor | None = getattr(message, "DESCRIPTOR", None)
-        self._max_request_fields = max_request_fields
+        self._parser = RequestParser(handler.request_deserializer, method.path, max_request_fields)
         self._serialize_message = handler.response_serializer
         self._reader = reader
         self._accounting = accounting
@@ -209,19 +204,7 @@ class _MethodHandler:
         return self._parse(await self._reader.read(context))
 
     def _parse(self, message: bytes) -> Any:
-        limit = self._max_request_fields
-        if len(message) > SMALL_BYTES and has_more_fields(message, self._message, limit):
-            raise BatchTooLarge(
-                f"the request has more than {limit} images, texts, labels and other fields; send fewer per "
-                "request"
-            )
-        try:
-            return self._parse_message(message)
-        except (DecodeError, UnicodeDecodeError):
-            raise RequestMalformed(
-                f"the request is not a valid message of {self._method.path}; use stubs generated from its "
-                "proto"
-            ) from None
+        return self._parser.parse(message)
 
     async def _write_all(self, given: Any, context: Context) -> None:
         """Runs a streaming handler of either kind: one that yields, or one that writes."""

@@ -72,7 +72,7 @@ def open_port(server: grpc.aio.Server, listen: str, certificates: Certificates |
     try:
         if certificates is None:
             return server.add_insecure_port(listen)
-        return server.add_secure_port(listen, certificates.credentials)
+        return server.add_secure_port(listen, certificates.grpc_credentials())
     except RuntimeError as error:
         raise StartupError(
             f"cannot listen on {listen}: the port is in use or the address is not one of this machine; "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import grpc
 
 from alignserve_server.errors import RequestMalformed, RequestTimeout, ServingError
+from alignserve_server.rpc.interruptible import Interruptible
 from alignserve_server.rpc.shares import ConnectionShares
 
 _SETTLING_SECONDS = 0.01  # until gRPC cancels it here, a call that its client cancelled looks the same
@@ -29,7 +29,7 @@ class RequestReader:
     def __init__(self, uploads: ConnectionShares, timeout_seconds: float) -> None:
         self._uploads = uploads
         self._timeout_seconds = timeout_seconds
-        self._reading: dict[_Interruptible, None] = {}
+        self._reading: dict[Interruptible, None] = {}
 
     async def read(self, context: Context) -> bytes:
         """Returns the one message of a call.
@@ -39,7 +39,7 @@ class RequestReader:
             RequestTimeout: It has not arrived in time.
             ServingError: `interrupt` was called meanwhile.
         """
-        with _Interruptible(self._reading, self._timeout_seconds):
+        with Interruptible(self._reading, self._timeout_seconds):
             share = await self._uploads.wait(context.peer())
             try:
                 return await _only_message(context)
@@ -62,7 +62,7 @@ class SmallRequestReader:
     def __init__(self, max_uploads: int, timeout_seconds: float) -> None:
         self._max_uploads = max_uploads
         self._timeout_seconds = timeout_seconds
-        self._reading: dict[_Interruptible, None] = {}  # oldest first
+        self._reading: dict[Interruptible, None] = {}  # oldest first
         self._check: asyncio.TimerHandle | None = None
 
     async def read(self, context: Context) -> bytes:
@@ -73,7 +73,7 @@ class SmallRequestReader:
             RequestTimeout: It has not arrived in time, or too many others are waiting.
             ServingError: `interrupt` was called meanwhile.
         """
-        with _Interruptible(self._reading, self._timeout_seconds):
+        with Interruptible(self._reading, self._timeout_seconds):
             if len(self._reading) > self._max_uploads and self._check is None:
                 self._check = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._end_oldest)
             return await _only_message(context)
@@ -125,46 +125,3 @@ async def _only_message(context: Context) -> bytes:
         raise RequestMalformed("the call has more than one message; send exactly one")
     only: bytes = message
     return only
-
-
-class _Interruptible:
-    """A block that its timeout or a call of `interrupt` ends with an error."""
-
-    __slots__ = ("_all", "_error", "_task", "_timeout_seconds", "_timer", "begin_time")
-
-    def __init__(self, all_of_them: dict[_Interruptible, None], timeout_seconds: float) -> None:
-        self._all = all_of_them
-        self._timeout_seconds = timeout_seconds
-        self._error: ServingError | None = None
-
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        self.begin_time = loop.time()
-        self._timer = loop.call_later(self._timeout_seconds, self._time_out)
-        self._all[self] = None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        self._all.pop(self, None)
-        error, self._error = self._error, None
-        if error is not None and kind is asyncio.CancelledError:
-            if self._task is not None:
-                self._task.uncancel()  # otherwise later timeouts would take it for an outside cancellation
-            raise error from None
-
-    def interrupt(self, error: ServingError) -> None:
-        if self._error is None and self._task is not None:
-            self._error = error
-            self._all.pop(self, None)
-            self._task.cancel()
-
-    def _time_out(self) -> None:
-        self.interrupt(
-            RequestTimeout(
-                f"the request did not arrive within {self._timeout_seconds:g} s; send it faster, or send "
-                "fewer concurrently on one connection"
-            )
-        )

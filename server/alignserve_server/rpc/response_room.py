@@ -17,7 +17,7 @@ from alignserve_server.rpc.shares import ConnectionShares, Share
 class ResponseRoom:
     """Room for one response, within what its client accepts and what its connection has left."""
 
-    __slots__ = ("_connection", "_limit", "_share", "_unread", "_waits")
+    __slots__ = ("_connection", "_expansion", "_limit", "_share", "_unread", "_waits")
 
     def __init__(
         self, limit: ResponseLimit, unread: ConnectionShares, connection: str, *, waits: bool
@@ -25,8 +25,13 @@ class ResponseRoom:
         self._limit = limit
         self._unread = unread
         self._connection = connection
+        self._expansion = 1
         self._waits = waits  # until the client reads, as in a stream, instead of refusing
         self._share: Share | None = None
+
+    def expand(self, factor: int) -> None:
+        """Takes into account that the response will take `factor` times its size, for example as JSON."""
+        self._expansion = factor
 
     async def take_for_embeddings(self, field: str, response_bytes: int) -> None:
         """Takes room for a response of the given size; `field` contains the request's items.
@@ -58,6 +63,7 @@ class ResponseRoom:
             self._share.give_back()
 
     async def _take(self, size: int) -> None:
+        size *= self._expansion
         if self._waits:
             self._share = await self._unread.wait(self._connection, size)
             return

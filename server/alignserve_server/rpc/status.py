@@ -6,6 +6,7 @@ The error details follow https://google.aip.dev/193.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from alignserve_server.errors import DOMAIN, InvalidArgument, ServingError
+from alignserve_server.errors import DOMAIN, FieldViolation, InvalidArgument, ServingError
 
 # Common proxies drop trailers larger than 8 KiB, and clients do not accept more by default. These limits
 # keep the total below that, even with the details in base64 and the message percent-encoded.
@@ -32,12 +33,12 @@ def to_status_proto(error: ServingError) -> status_pb2.Status:
     ]
     if isinstance(error, InvalidArgument) and error.violations:
         details.append(_bad_request(error))
-    delay = _retry_delay_seconds(error)
+    delay = retry_delay_seconds(error)
     if delay is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(delay)))
     status = status_pb2.Status(
         code=_code(error).value[0],  # (number, text)
-        message=_cut(error.message, _MAX_MESSAGE_BYTES),
+        message=shown_message(error),
     )
     for detail in details:
         packed = any_pb2.Any()
@@ -58,6 +59,19 @@ def to_grpc_status(error: ServingError) -> Any:
         return status
     trailer = ("grpc-retry-pushback-ms", str(pushback))
     return status._replace(trailing_metadata=(*status.trailing_metadata, trailer))
+
+
+def shown_message(error: ServingError) -> str:
+    """Returns the message, cut to what fits into the metadata of an answer."""
+    return _cut(error.message, _MAX_MESSAGE_BYTES)
+
+
+def shown_violations(error: ServingError) -> list[FieldViolation]:
+    """Returns the invalid fields, as many and as much of each as fit into the metadata of an answer."""
+    return [
+        replace(violation, description=_cut(violation.description, _MAX_DESCRIPTION_BYTES))
+        for violation in error.violations[:_MAX_VIOLATIONS]
+    ]
 
 
 def _pushback_ms(error: ServingError, proto: status_pb2.Status) -> int | None:
@@ -85,11 +99,9 @@ def _bad_request(error: ServingError) -> error_details_pb2.BadRequest:
     return error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(
-                field=violation.field,
-                description=_cut(violation.description, _MAX_DESCRIPTION_BYTES),
-                reason=violation.reason,
+                field=violation.field, description=violation.description, reason=violation.reason
             )
-            for violation in error.violations[:_MAX_VIOLATIONS]
+            for violation in shown_violations(error)
         ]
     )
 
@@ -98,7 +110,8 @@ def _cut(text: str, max_bytes: int) -> str:
     return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
 
 
-def _retry_delay_seconds(error: ServingError) -> float | None:
+def retry_delay_seconds(error: ServingError) -> float | None:
+    """Returns the delay after which a call may be retried, spread at random; None if retries are useless."""
     if not error.is_retryable:
         return None
     delay = error.retry_delay_seconds if error.retry_delay_seconds is not None else 1.0

@@ -1,12 +1,18 @@
-"""TLS for the gRPC port, with certificates that are reloaded when they are renewed."""
+"""TLS for the ports, with certificates that are reloaded when they are renewed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO
 
 import grpc
 from cryptography import x509
@@ -38,7 +44,7 @@ class CertificateFiles:
 
 
 class Certificates:
-    """The credentials of a port. A renewed certificate is used for later connections.
+    """The credentials of the ports. A renewed certificate is used for later connections.
 
     The current files stay in use if the new ones are unusable, such as a certificate whose key has not been
     written yet, or if the new ones are expired or not yet valid while the current ones are valid.
@@ -61,6 +67,7 @@ class Certificates:
         self._publish_expiry = publish_expiry
         paths = [files.certificate, files.key, *([files.client_ca] if files.client_ca else [])]
         self._watched = WatchedFiles(paths)
+        self._renewing = threading.Lock()  # gRPC asks in a thread of its own
         try:
             self._in_use = _read(files, pipe_seconds=_PIPE_SECONDS)
         except (OSError, ValueError) as error:
@@ -68,27 +75,61 @@ class Certificates:
                 f"cannot use the files of --tls-certificate, --tls-key and --tls-client-ca: {error}"
             ) from error
         self._use(self._in_use)
-        self.credentials = grpc.dynamic_ssl_server_credentials(
-            self._in_use.configuration,
-            self._renewed,  # type: ignore[arg-type]  # None means no change, which the types omit
-            require_client_authentication=files.client_ca is not None,
+
+    def grpc_credentials(self) -> grpc.ServerCredentials:
+        """Returns credentials for a gRPC port, which are renewed by themselves."""
+        told = self._in_use
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            """Returns the configuration for the connection about to be accepted; None if unchanged."""
+            nonlocal told
+            if (current := self._current()) is told:
+                return None
+            told = current
+            return current.grpc_configuration()
+
+        return grpc.dynamic_ssl_server_credentials(
+            told.grpc_configuration(),
+            renewed,  # type: ignore[arg-type]  # None means no change, which the types omit
+            require_client_authentication=self._files.client_ca is not None,
         )
 
-    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the renewed credentials, for the connection about to be accepted; None if unchanged."""
-        if not self._watched.have_changed():
-            return None
+    def ssl_context(self) -> ssl.SSLContext:
+        """Returns a context for other ports. Each of its connections uses the certificate of that moment."""
+        used, context = self._in_use, self._in_use.ssl_context()
+        listening = context
+
+        def renew(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+            nonlocal used, context
+            if (current := self._current()) is not used:
+                used = current
+                try:
+                    context = current.ssl_context()
+                except ssl.SSLError as error:  # an exception would end the connection
+                    _log.error("certificate_reload_failed", reason=str(error))
+            connection.context = context
+
+        listening.sni_callback = renew  # called even if the client names no server
+        return listening
+
+    def _current(self) -> _Loaded:
+        """Returns the content of the files, after a look whether they have changed."""
+        with self._renewing:
+            if self._watched.have_changed():
+                self._renew()
+            return self._in_use
+
+    def _renew(self) -> None:
         try:
             renewed = self._better()
-        except Exception as error:  # noqa: BLE001 — gRPC would refuse the connection
+        except Exception as error:  # noqa: BLE001 — the connection would be refused
             self._watched.invalidate()
             _log.error("certificate_reload_failed", reason=str(error))
-            return None
+            return
         _log.info("certificate_reloaded", expires=renewed.expiry.isoformat())
         if renewed.expiry < self._in_use.expiry:
             _log.warning("certificate_expires_sooner", earlier_one=self._in_use.expiry.isoformat())
         self._use(renewed)
-        return renewed.configuration
 
     def _better(self) -> _Loaded:
         renewed, now = _read(self._files, pipe_seconds=0.0), datetime.now(UTC)
@@ -109,9 +150,30 @@ class Certificates:
 class _Loaded:
     """The content of matching files."""
 
-    configuration: grpc.ServerCertificateConfiguration
+    chain: bytes  # PEM, as are the others
+    key: bytes
+    roots: bytes | None
     certificate: x509.Certificate
     client_roots: Sequence[x509.Certificate]  # empty if clients need no certificate
+
+    def grpc_configuration(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(self.key, self.chain)], self.roots)
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Returns a context for HTTP/1.1.
+
+        Raises:
+            ssl.SSLError: OpenSSL refuses the certificate, for example because its key is too short.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        with _as_file(self.chain + b"\n" + self.key) as path:  # the module reads files only
+            context.load_cert_chain(path)
+        if self.roots is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(cadata=self.roots.decode("ascii", "replace"))
+        return context
 
     @property
     def expiry(self) -> datetime:
@@ -147,10 +209,27 @@ def _read(files: CertificateFiles, *, pipe_seconds: float) -> _Loaded:
     certificate, key = read(files.certificate), read(files.key)
     roots = read(files.client_ca) if files.client_ca else None
     return _Loaded(
-        grpc.ssl_server_certificate_configuration([(key, certificate)], roots),
+        certificate,
+        key,
+        roots,
         _checked_certificate(certificate, key),
         [] if roots is None else x509.load_pem_x509_certificates(roots),
     )
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """Yields the path of a file with the content: a secret, which must not reach a disk."""
+    with _memory_file() as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}" if file.name == file.fileno() else str(file.name)
+
+
+def _memory_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("certificate"), "wb")  # noqa: PTH123 — a descriptor
+    return NamedTemporaryFile()
 
 
 def _checked_certificate(certificate: bytes, key: bytes) -> x509.Certificate:

@@ -18,7 +18,13 @@ Serving: TypeAlias = Coroutine[Any, Any, int | None]
 
 _MULTIPROCESS_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
-_EXTRAS = {"torch": "torch", "transformers": "torch", "nncf": "int8", "opentelemetry": "otel"}
+_EXTRAS = {
+    "torch": "torch",
+    "transformers": "torch",
+    "nncf": "int8",
+    "opentelemetry": "otel",
+    **dict.fromkeys(("httptools", "orjson", "starlette", "uvicorn"), "http"),
+}
 
 
 def end_process(code: int) -> NoReturn:

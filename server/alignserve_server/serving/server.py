@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry
@@ -45,6 +46,9 @@ from alignserve_server.serving.loaded_model import LoadedModel
 from alignserve_server.serving.loading import LoadEncoder, load_warm
 from alignserve_server.serving.signals import received_signals, signal_during
 from alignserve_server.settings import Settings, is_loopback
+
+if TYPE_CHECKING:  # its packages are an extra
+    from alignserve_server.http.door import HttpDoor
 
 _log = get_logger(__name__)
 
@@ -100,6 +104,7 @@ class Server:
         self._observer = MetricsObserver(self.metrics, tracing)
         self.accounting = Accounting(self.metrics, access, tracing)
         self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings))
+        self._http = self._http_door()
         self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
         self._model: LoadedModel | None = None
         self._metrics_server: WSGIServer | None = None
@@ -110,6 +115,7 @@ class Server:
         self._is_stopped = False
         self.port = 0
         self.metrics_port = 0
+        self.http_port = 0
 
     async def start(self) -> None:
         """Opens the ports. Until `load` is done, health is NOT_SERVING and calls get MODEL_LOADING.
@@ -122,18 +128,26 @@ class Server:
         if self._settings.reflection:
             for service in add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE)):
                 expect_calls(self.metrics, service)
-        self.port = open_port(self._grpc, self._settings.listen, self._certificates())
+        certificates = self._certificates()
+        self.port = open_port(self._grpc, self._settings.listen, certificates)
         if self._settings.metrics_listen is not None:
             self._metrics_server = serve_metrics_page(
                 self._settings.metrics_listen, self.metrics.registry, lambda: self.state
             )
             self.metrics_port = self._metrics_server.server_port
+        if self._http is not None:
+            await self._http.start(None if certificates is None else certificates.ssl_context())
+            self.http_port = self._http.port
         await self._grpc.start()
         self._serving = asyncio.create_task(self._watch_grpc())
         if not is_loopback(self._settings.listen) and not self._settings.is_protected:
             _log.warning("listening_unprotected", listen=self._settings.listen, advice=_ADVICE)
         self._announce(
-            "listening", listen=self._settings.listen, port=self.port, metrics_port=self.metrics_port
+            "listening",
+            listen=self._settings.listen,
+            port=self.port,
+            metrics_port=self.metrics_port,
+            http_port=self.http_port,
         )
 
     async def load(self) -> None:
@@ -199,6 +213,8 @@ class Server:
         if self._watching is not None:
             self._watching.cancel()
         self._readiness.enter(State.DRAINING)
+        if self._http is not None:
+            self._http.drain()
         await asyncio.sleep(delay_seconds)
         self._refuse_calls()
 
@@ -213,6 +229,8 @@ class Server:
         _log.info("stopping", grace_seconds=grace_seconds)
         self._refuse_calls()
         await self._finish_calls(grace_seconds)
+        if self._http is not None:
+            await self._http.close()
         await self._close_grpc()
         if self._model is not None:
             is_forced = self._cut_off.is_set() or self._unrecoverable.is_set()
@@ -250,6 +268,9 @@ class Server:
         self.messages.drain_streams()
         self.interceptor.refuse_uploads()
         self.interceptor.close_watches()
+        if self._http is not None:
+            self._http.drain()
+            self._http.refuse_uploads()
 
     async def _finish_calls(self, grace_seconds: float) -> None:
         """Waits until accepted calls have their responses and no more arrive, at most for the grace."""
@@ -282,6 +303,24 @@ class Server:
     async def _close_grpc(self) -> None:
         Connections(self.port).end()  # before gRPC cancels their remaining calls
         await self._grpc.stop(None)
+
+    def _http_door(self) -> HttpDoor | None:
+        """Returns the HTTP port, if there is to be one. Raises `ModuleNotFoundError` without its packages."""
+        settings = self._settings
+        if settings.http_listen is None:
+            return None
+        from alignserve_server.http.door import HttpDoor, HttpOptions
+
+        options = HttpOptions(
+            listen=settings.http_listen,
+            is_shared=settings.workers > 1,
+            request_timeout_seconds=settings.request_timeout_seconds,
+            idle_timeout_seconds=settings.http_idle_timeout_seconds,
+            max_connections=settings.http_max_connections,
+            max_uploads=settings.max_uploads,
+            max_request_fields=_max_request_fields(settings),
+        )
+        return HttpDoor(self.service, self.messages, self.accounting, self.interceptor.streams, options)
 
     def _certificates(self) -> Certificates | None:
         settings = self._settings

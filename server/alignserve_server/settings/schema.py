@@ -133,6 +133,9 @@ class Settings(BaseModel):
     metrics_listen: Address | None = Field(
         "127.0.0.1:9464", description="HTTP address for /metrics, /healthz and /readyz; none disables them"
     )
+    http_listen: Address | None = Field(
+        None, description="address for HTTP; needs the extra 'http'; default: none"
+    )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
     tls_certificate: SecretPath | None = Field(
@@ -309,6 +312,16 @@ class Settings(BaseModel):
         240.0,
         ge=0,
         description="age at which a stream ends, once everything read from it is answered; 0 never does",
+    )
+
+    http_idle_timeout_seconds: float = Field(
+        75.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="close an HTTP connection whose client neither sends nor reads for this long",
+    )
+    http_max_connections: Positive = Field(
+        1024, description="maximum number of HTTP connections; a new one replaces an idle one"
     )
 
     request_timeout_seconds: float = Field(
