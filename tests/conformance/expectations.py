@@ -1,8 +1,8 @@
 """Compares an answer with what a case expects of it, and expands the shorthands of `cases.yaml`.
 
 The keys of an expected object must be there; others are ignored. Lists are compared element by element,
-fractions within a tolerance, all else exactly. An object whose first key starts with `$` is a check of its own;
-`_CHECKS` has them all.
+fractions within a tolerance, all else exactly. An object whose first key starts with `$` is a check of its
+own; `_CHECKS` has them all.
 """
 
 from __future__ import annotations

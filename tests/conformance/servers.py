@@ -1,7 +1,7 @@
 """The servers that cases talk to: the fake server and the real one, each a process.
 
-A column has its own servers, except those marked `shared`, which all columns use. They start when the first case
-needs them, and end with their column.
+A column has its own servers, except those marked `shared`, which all columns use. They start when the first
+case needs them, and end with their column.
 """
 
 from __future__ import annotations

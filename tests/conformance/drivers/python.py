@@ -18,7 +18,18 @@ import alignserve
 import google.protobuf
 import grpc
 import numpy as np
-from alignserve import AlignserveError, AsyncClient, ClassifyItem, Client, ImageItem, RetryPolicy, TextItem
+from alignserve import (
+    AlignserveError,
+    AsyncClient,
+    ClassifyItem,
+    Client,
+    CompareItem,
+    ImageItem,
+    QueryItem,
+    QueryTerm,
+    RetryPolicy,
+    TextItem,
+)
 
 # Any: requests and answers are JSON.
 Request = Mapping[str, Any]
@@ -157,14 +168,14 @@ class Driver:
 
     async def _embed_image(self, request: Request) -> dict[str, Any]:
         images = [_image(each) for each in request["images"]]
-        found = await self._called(request, "embed_image", images, **_embedding_options(request))
+        found = await self._called(request, "embed_image_detailed", images, **_embedding_options(request))
         return {"ok": {"embeddings": _vectors(found, request)}}
 
     async def _embed_text(self, request: Request) -> dict[str, Any]:
         options = {**_embedding_options(request), "truncate": bool(request.get("truncate"))}
         found = await self._called(request, "embed_text_detailed", request["texts"], **options)
         tokenizations = [asdict(each) for each in found.tokenizations]
-        return {"ok": {"embeddings": _vectors(found.embeddings, request), "tokenizations": tokenizations}}
+        return {"ok": {"embeddings": _vectors(found, request), "tokenizations": tokenizations}}
 
     async def _classify(self, request: Request) -> dict[str, Any]:
         images = [_image(each) for each in request["images"]]
@@ -177,6 +188,18 @@ class Driver:
         if not request.get("summary"):
             return {"ok": {"results": results}}
         return {"ok": {"results": [labels[:1] for labels in results], "counts": list(map(len, results))}}
+
+    async def _compare(self, request: Request) -> dict[str, Any]:
+        images = [_image(pair["image"]) for pair in request["pairs"]]
+        texts = [pair["text"] for pair in request["pairs"]]
+        found = await self._called(request, "compare", images, texts, truncate=bool(request.get("truncate")))
+        return {"ok": {"comparisons": [asdict(each) for each in found]}}
+
+    async def _embed_query(self, request: Request) -> dict[str, Any]:
+        queries = [[_term(term) for term in query["terms"]] for query in request["queries"]]
+        options = {**_embedding_options(request), "truncate": bool(request.get("truncate"))}
+        found = await self._called(request, "embed_query_detailed", queries, **options)
+        return {"ok": {"embeddings": _vectors(found, request)}}
 
     async def _model_info(self, request: Request) -> dict[str, Any]:
         return {"ok": asdict(await self._called(request, "model_info"))}
@@ -266,11 +289,27 @@ def _embedding_options(given: Request) -> dict[str, Any]:
 
 
 def _vectors(found: Any, request: Request) -> list[Any]:
-    return [_vector(each, request.get("format")) for each in found]
+    scales = found.int8_scales if found.int8_scales is not None else [None] * len(found.embeddings)
+    return [
+        _vector(vector, scale, request.get("format"))
+        for vector, scale in zip(found.embeddings, scales, strict=True)
+    ]
 
 
-def _vector(vector: Any, _: str | None) -> Any:
+def _vector(vector: Any, scale: float | None, form: str | None) -> Any:
+    if form == "int8":
+        assert scale is not None
+        return {"values": vector.tolist(), "scale": float(scale)}
+    if form == "binary":
+        return base64.b64encode(vector.tobytes()).decode()
     return vector.astype(np.float64).tolist()
+
+
+def _term(given: Request) -> QueryTerm:
+    weight = {"weight": given["weight"]} if given.get("weight") is not None else {}
+    if (text := given.get("text")) is not None:
+        return QueryTerm(text=text, **weight)
+    return QueryTerm(image=_image(given["image"]), **weight)
 
 
 def _item(given: Request) -> Any:
@@ -285,6 +324,10 @@ def _item(given: Request) -> Any:
         return ClassifyItem(
             _image(given["image"]), given["labels"], prompt_templates=templates, top_k=top_k, id=key
         )
+    if kind == "compare":
+        return CompareItem(_image(given["image"]), given["text"], id=key)
+    if kind == "query":
+        return QueryItem([_term(term) for term in given["terms"]], id=key, **_embedding_options(given))
     raise Unsupported(f"a stream has no items of kind {kind}")
 
 
@@ -294,7 +337,10 @@ def _result(result: Any, items: list[Request]) -> dict[str, Any]:
     item = next(each for each in items if each["id"] == result.id)
     if item["kind"] == "classify":
         return {"id": result.id, "classifications": [asdict(each) for each in result.classifications]}
-    return {"id": result.id, "embedding": _vector(result.embedding, item.get("format"))}
+    if item["kind"] == "compare":
+        return {"id": result.id, **asdict(result.comparison)}
+    vector = _vector(result.embedding, result.int8_scale, item.get("format"))
+    return {"id": result.id, "embedding": vector}
 
 
 def _error(error: AlignserveError) -> dict[str, Any]:
