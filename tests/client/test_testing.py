@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 
 import alignserve
@@ -159,3 +160,35 @@ def test_a_test_can_have_images_checked() -> None:
             client.embed_image(b"GIF89a")
 
     assert caught.value.reason == "IMAGE_UNREADABLE"
+
+
+def test_a_held_stream_is_read_as_far_as_the_client_sends(server: FakeServer, client: Client) -> None:
+    """A test can see how much a client keeps in flight."""
+    client.model_info()
+    server.hold()
+    results = client.stream([TextItem(str(number)) for number in range(40)], window=8, ordered=True)
+    taken: list[int] = []
+    reader = threading.Thread(target=lambda: taken.extend(1 for _ in results))
+    reader.start()
+
+    server.wait_for_received(1 + 1 + 8)  # the model's limits and the options come first
+    sent = sum(call.method == "StreamInfer" for call in server.received)
+    server.release()
+    reader.join()
+
+    assert sent == 1 + 8
+    assert len(taken) == 40
+
+
+@pytest.mark.parametrize(("ordered", "ids"), [(False, [2, 1, 0, 3, 4]), (True, [0, 1, 2, 3, 4])])
+def test_a_test_can_have_items_answered_out_of_order(
+    server: FakeServer, client: Client, ordered: bool, ids: list[int]
+) -> None:
+    """Clients must match answers by id; a stream that wants its own order keeps it."""
+    server.reverse_answers(3)
+
+    results = list(client.stream([TextItem(str(n), id=n) for n in range(5)], ordered=ordered))
+
+    assert [result.id for result in results] == ids
+    for result in results:
+        assert np.array_equal(result.embedding, server.embedding_of(str(result.id)))

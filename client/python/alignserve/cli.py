@@ -168,8 +168,9 @@ def run_compare(args: argparse.Namespace) -> int:
     if not pairs:
         raise _UsageError("compare needs IMAGE and --text, or --pairs-file")
     _check_resumes(args, [path for path, _ in pairs])
+    images = {path: image_of(path) for path in dict.fromkeys(path for path, _ in pairs)}
     items: list[Item] = [
-        CompareItem(image_of(path), text, truncate=args.truncate, id=str(path)) for path, text in pairs
+        CompareItem(images[path], text, truncate=args.truncate, id=str(path)) for path, text in pairs
     ]
     if args.output is not None:
         return _write_lines(args, items, ordered=True)
@@ -247,7 +248,7 @@ _COMMANDS = {
 def _check_resumes(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     if not args.resume:
         return
-    if args.output in (None, "-") or args.npy:
+    if args.output in (None, "-") or getattr(args, "npy", None):
         raise _UsageError("--resume continues a file; name it with --output")
     if getattr(args, "dtype", None) == "binary":
         raise _UsageError("--resume cannot compare binary embeddings with the server's; use another --dtype")

@@ -159,6 +159,7 @@ class FakeServer:
         self._state.vectors.clear()
         self._state.scores.clear()
         self._state.received.clear()
+        self.reverse_answers(0)
         self.set_ready(True)
         self.release()
 
@@ -240,12 +241,19 @@ class FakeServer:
         failure = ScriptedFailure(code, reason, "stream ended by the test", retry_delay_seconds)
         self._state.script.break_stream(after, failure)
 
+    def reverse_answers(self, count: int) -> None:
+        """Answers the next `count` items of a stream last first, once all have arrived.
+
+        A stream that asks for answers in the order of its requests gets them in that order.
+        """
+        self._state.reverse_count = count
+
     def set_ready(self, is_ready: bool) -> None:
         """Sets readiness; a server that is not ready refuses calls as if it were loading its model."""
         self._state.is_ready = is_ready
 
     def hold(self) -> None:
-        """Holds all answers back until `release`."""
+        """Holds all answers back until `release`. Streams are read meanwhile, up to their limit in flight."""
         self._state.gate.clear()
 
     def release(self) -> None:

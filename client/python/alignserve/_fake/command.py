@@ -31,7 +31,7 @@ alignserve.testing.FakeServer, and each line of output answers one:
   {"error": "LookupError: nonsense is unknown; ..."}
 
 Calls: fail_next, fail_input, delay_next, break_stream, set_embedding, set_scores, embedding_of, set_ready,
-hold, release, restart, reset, received and wait_for_received, with the arguments that
+hold, release, reverse_answers, restart, reset, received and wait_for_received, with the arguments that
 https://github.com/alignserve/alignserve/blob/main/client/README.md#testing-your-code describes. A code is the
 name of a gRPC status. A content is a text, or {"base64": ...} with the bytes of an image file.
 """

@@ -24,6 +24,7 @@ _METHODS = frozenset(
         "release",
         "reset",
         "restart",
+        "reverse_answers",
         "set_embedding",
         "set_ready",
         "set_scores",

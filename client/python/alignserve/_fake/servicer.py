@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -11,6 +11,7 @@ from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
 from alignserve._fake.answers import Answers
+from alignserve._fake.read_ahead import ReadAhead
 from alignserve._fake.script import Failed, ScriptedFailure, invalid
 from alignserve._fake.state import FakeState, ReceivedCall
 from alignserve._fake.status import abort, status_of
@@ -79,18 +80,38 @@ class FakeServicer(pb_grpc.AlignServiceServicer):
         self, requests: Iterator[pb.StreamInferRequest], context: Any
     ) -> Iterator[pb.StreamInferResponse]:
         end = self._state.script.next_break()
-        answered = 0
         if end is not None and end[0] == 0:
             raise Failed(end[1])
-        for request in requests:
-            self._record("StreamInfer", request, context)
-            if request.WhichOneof("request") is None:
-                continue  # the message carries only options
+        read = ReadAhead(self._recorded(requests, context), self._state.info.max_stream_in_flight)
+        context.add_callback(read.close)
+        for answered, request in enumerate(self._in_order(read), start=1):
             self._state.gate.wait()
             yield self._answer(request, _max_response_bytes(context))
-            answered += 1
             if end is not None and answered == end[0]:
                 raise Failed(end[1])
+
+    def _recorded(
+        self, requests: Iterator[pb.StreamInferRequest], context: Any
+    ) -> Iterator[pb.StreamInferRequest]:
+        for request in requests:
+            self._record("StreamInfer", request, context)
+            yield request
+
+    def _in_order(self, requests: Iterable[pb.StreamInferRequest]) -> Iterator[pb.StreamInferRequest]:
+        """Yields the items in the order of their answers, without messages that have only options."""
+        order = pb.DELIVERY_ORDER_UNSPECIFIED
+        reversed_items: list[pb.StreamInferRequest] = []
+        for request in requests:
+            order = request.stream_options.delivery_order or order
+            if request.WhichOneof("request") is None:
+                continue
+            count = self._state.reverse_count if order != pb.DELIVERY_ORDER_AS_REQUESTED else 0
+            reversed_items.insert(0, request)
+            if len(reversed_items) >= count:
+                self._state.reverse_count = 0
+                yield from reversed_items
+                reversed_items = []
+        yield from reversed_items
 
     def _answer(self, request: pb.StreamInferRequest, max_bytes: int) -> pb.StreamInferResponse:
         kind = request.WhichOneof("request")

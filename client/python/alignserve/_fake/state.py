@@ -45,6 +45,7 @@ class FakeState:
     gate: threading.Event = field(default_factory=threading.Event)  # set while answers may be sent
     stopped: threading.Event = field(default_factory=threading.Event)  # ends delays
     is_ready: bool = True
+    reverse_count: int = 0  # items of a stream that are answered last first
     api_keys: frozenset[str] = frozenset()  # if empty, calls need no key
     checks_images: bool = False
     vectors: dict[str | bytes, NDArray[np.float32]] = field(default_factory=dict)  # set by the test
