@@ -108,6 +108,7 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = self._is_in_body = False
         self._head_bytes = 0  # of the current request; in its body, those of chunks' sizes and trailers
         self._body_bytes = 0
+        self._bytes_left: int | None = None  # of the body of a request with an upgrade
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
@@ -140,14 +141,14 @@ class Connection(HttpToolsProtocol):
         if self._is_ending:
             return
         self._unset_keepalive_if_required()
+        if self._bytes_left is not None:
+            self._take_rest(data)
+            return
         was_in_head, was_in_body, body_bytes = self._is_in_head, self._is_in_body, self._body_bytes
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Java's client asks for h2c with each first request. It is answered; what follows is not HTTP/1.1
-            # any more to the parser.
-            if self.cycle is not None:
-                self.cycle.keep_alive = False
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
             if self._head_bytes > self._limits.max_head_bytes:
@@ -191,7 +192,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._is_in_body = False
-        super().on_message_complete()
+        if not self.parser.should_upgrade():  # then the parser stops before the body
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if not self._is_ending:
@@ -239,6 +241,29 @@ class Connection(HttpToolsProtocol):
             await app(scope, receive, send_closing)
 
         return closing
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Serves a request that asks for another protocol as if it did not, and ends the connection.
+
+        Java's client asks for h2c with its first request. The parser takes nothing after the headers.
+        """
+        sizes = [int(value) for name, value in self.headers if name == b"content-length"]
+        if any(name == b"transfer-encoding" for name, _ in self.headers):
+            self._refuse(400, "an upgrade with a body in chunks")
+            return
+        self.cycle.keep_alive = False
+        self._bytes_left = sum(sizes)  # one, or none
+        self._take_rest(rest)
+
+    def _take_rest(self, data: bytes) -> None:
+        """Takes bytes of a body that the parser does not read."""
+        assert self._bytes_left is not None  # noqa: S101 — set by the only caller before
+        data = data[: self._bytes_left]
+        if data:
+            self._bytes_left -= len(data)
+            self.on_body(data)
+        if not self._bytes_left and self.cycle.more_body:
+            super().on_message_complete()
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size

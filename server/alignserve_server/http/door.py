@@ -18,6 +18,7 @@ from alignserve_server.http.exchange import ExchangeLimits, Exchanges
 from alignserve_server.http.grpc_web import grpc_web_endpoints
 from alignserve_server.http.plain import PLAIN
 from alignserve_server.http.port import HttpPort
+from alignserve_server.http.probes import probe_routes
 from alignserve_server.http.rooms import AnswerRooms
 from alignserve_server.rpc.message_api import MessageApi
 from alignserve_server.rpc.shares import ConnectionShares
@@ -33,6 +34,7 @@ class HttpOptions:
         request_timeout_seconds: Maximum time for the headers to arrive, and for the body.
         idle_timeout_seconds: A client that neither sends nor reads for this long is disconnected.
         max_connections: Maximum number of connections.
+        cors_origins: The origins whose pages may call; `*` for all.
         max_uploads: Maximum number of large bodies that arrive at the same time.
         max_request_fields: Maximum number of fields in a request that is not small.
     """
@@ -42,6 +44,7 @@ class HttpOptions:
     request_timeout_seconds: float
     idle_timeout_seconds: float
     max_connections: int
+    cors_origins: tuple[str, ...]
     max_uploads: int
     max_request_fields: int
 
@@ -68,7 +71,13 @@ class HttpDoor:
         exchanges = Exchanges(accounting, self._reader, rooms, streams, exchange_limits)
         endpoints = _endpoints(service, messages, options)
         self._port = HttpPort(
-            build_app(endpoints, PLAIN, exchanges),
+            build_app(
+                endpoints,
+                PLAIN,
+                exchanges,
+                probe_routes(lambda: service.readiness.state.word),
+                options.cors_origins,
+            ),
             ConnectionLimits(
                 head_timeout_seconds=options.request_timeout_seconds,
                 idle_timeout_seconds=options.idle_timeout_seconds,

@@ -230,8 +230,13 @@ def request_id_of(headers: Headers) -> str:
 
 
 def media_type_of(headers: Headers) -> str:
-    """Returns the type of the body, in lower case and without parameters; JSON if there is none."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower() or JSON
+    """Returns the type of the body, in lower case and without parameters.
+
+    Without one it counts as JSON, as some clients send it, but not from a web page: a browser sends such a
+    request for any page, without asking the server first.
+    """
+    named = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return named or ("" if "origin" in headers else JSON)
 
 
 def _methods_of(endpoint: _Endpoint) -> list[str]:

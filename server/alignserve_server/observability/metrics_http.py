@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, TextIO, TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -20,6 +21,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from alignserve_server.errors import StartupError
 from alignserve_server.host.addresses import present_host
 from alignserve_server.observability.logs import get_logger
+from alignserve_server.observability.probes import Probe, probes
 from alignserve_server.settings import host_and_port
 
 _log = get_logger(__name__)
@@ -30,7 +32,6 @@ _IDLE_SECONDS = 10.0
 _MAX_CONNECTIONS = 32
 _RETRY_SECONDS = 0.1
 _POLL_SECONDS = 0.05  # each stop waits for socketserver's next check, which by default is every 0.5 s
-_OK = "200 OK"
 
 
 def serve_metrics_page(
@@ -83,18 +84,12 @@ def _bound(host: str, port: int, app: _App, idle_seconds: float) -> WSGIServer:
 
 def _pages(registry: CollectorRegistry, state: Callable[[], str]) -> _App:
     """Returns an app that serves each path's page."""
-
-    def ready() -> tuple[str, str]:
-        word = state()
-        return (_OK if word == "serving" else "503 Service Unavailable"), word
-
     pages = {
         "/metrics": make_wsgi_app(registry),
-        "/healthz": _text(lambda: (_OK, "ok")),
-        "/readyz": _text(ready),
+        **{path: _text(probe) for path, probe in probes(state).items()},
     }
-    missing = _text(lambda: ("404 Not Found", f"page not found; use one of {', '.join(pages)}"))
-    not_allowed = _text(lambda: ("405 Method Not Allowed", "use GET or HEAD"), ("Allow", "GET, HEAD"))
+    missing = _text(lambda: (HTTPStatus.NOT_FOUND, f"page not found; use one of {', '.join(pages)}"))
+    not_allowed = _text(lambda: (HTTPStatus.METHOD_NOT_ALLOWED, "use GET or HEAD"), ("Allow", "GET, HEAD"))
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
         page = pages.get(environ["PATH_INFO"], missing)
@@ -105,13 +100,13 @@ def _pages(registry: CollectorRegistry, state: Callable[[], str]) -> _App:
     return app
 
 
-def _text(answer: Callable[[], tuple[str, str]], *headers: tuple[str, str]) -> _App:
+def _text(answer: Probe, *headers: tuple[str, str]) -> _App:
     """Returns an app that responds with a status and a line of text."""
 
     def text_app(_: Any, start_response: Any) -> Iterable[bytes]:
         status, line = answer()
         content = ("Content-Type", "text/plain; charset=utf-8")
-        start_response(status, [content, ("Cache-Control", "no-store"), *headers])
+        start_response(f"{status.value} {status.phrase}", [content, ("Cache-Control", "no-store"), *headers])
         return [f"{line}\n".encode()]
 
     return text_app

@@ -317,6 +317,7 @@ class Server:
             request_timeout_seconds=settings.request_timeout_seconds,
             idle_timeout_seconds=settings.http_idle_timeout_seconds,
             max_connections=settings.http_max_connections,
+            cors_origins=settings.cors_origins,
             max_uploads=settings.max_uploads,
             max_request_fields=_max_request_fields(settings),
         )

@@ -93,6 +93,18 @@ def _check_image_formats(names: str) -> str:
     return names
 
 
+_ORIGIN = re.compile(r"https?://[^/\s,*?#]+")
+
+
+def _check_origins(origins: str) -> str:
+    for origin in filter(None, map(str.strip, origins.split(","))):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin!r} is not an origin; use * or, for example, https://app.example, without a path"
+            )
+    return origins
+
+
 def _check_device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", _check_text(device)):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
@@ -134,7 +146,14 @@ class Settings(BaseModel):
         "127.0.0.1:9464", description="HTTP address for /metrics, /healthz and /readyz; none disables them"
     )
     http_listen: Address | None = Field(
-        None, description="address for HTTP; needs the extra 'http'; default: none"
+        None,
+        description="address for Connect, gRPC-Web and JSON over HTTP/1.1; needs the extra 'http'; default: "
+        "none",
+    )
+    http_cors_origins: Annotated[str, AfterValidator(_check_origins)] | None = Field(
+        None,
+        description="origins whose web pages may call, separated by commas, for example "
+        "https://app.example; * for all",
     )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
@@ -364,6 +383,11 @@ class Settings(BaseModel):
         )
 
     @property
+    def cors_origins(self) -> tuple[str, ...]:
+        """The origins in `http_cors_origins`."""
+        return tuple(filter(None, map(str.strip, (self.http_cors_origins or "").split(","))))
+
+    @property
     def accepted_extra_formats(self) -> tuple[str, ...]:
         """The names in `extra_image_formats`, each once, in capitals."""
         names = [name.strip().lower() for name in (self.extra_image_formats or "").split(",")]
@@ -378,6 +402,7 @@ class Settings(BaseModel):
     def _contradictions(self) -> Iterator[str]:
         yield from self._contradicting_sizes()
         yield from self._contradicting_access()
+        yield from self._contradicting_ports()
         grace = self.max_connection_age_grace_seconds
         if self.max_connection_age_seconds and not 0 < self.max_stream_age_seconds < grace:
             yield (
@@ -409,6 +434,14 @@ class Settings(BaseModel):
                 f"max_response_bytes ({self.max_response_bytes}) is larger than max_unread_response_bytes "
                 f"({self.max_unread_response_bytes})"
             )
+
+    def _contradicting_ports(self) -> Iterator[str]:
+        if self.http_cors_origins is not None and self.http_listen is None:
+            yield "http_cors_origins needs http_listen"
+        named = [self.listen, *filter(None, (self.http_listen, self.metrics_listen))]
+        for address in sorted({each for each in named if named.count(each) > 1}):
+            if host_and_port(address)[1]:
+                yield f"two ports listen on {address}"
 
     def _contradicting_access(self) -> Iterator[str]:
         if (self.tls_certificate is None) != (self.tls_key is None):

@@ -14,7 +14,7 @@ from alignserve_server.settings import host_and_port
 
 
 @contextmanager
-def reserved_port(listen: str) -> Iterator[int]:
+def reserved_port(listen: str, flag: str = "--listen") -> Iterator[int]:
     """Holds HOST:PORT, at every address of the host, and yields the port; nothing is received there.
 
     Processes of the same user can listen there with SO_REUSEPORT. Without it, or to reserve the port too,
@@ -28,7 +28,7 @@ def reserved_port(listen: str) -> Iterator[int]:
             port = _hold_all(*host_and_port(listen), held)
         except OSError as error:
             raise StartupError(
-                f"cannot listen on {listen}: {error.strerror}; choose another address with --listen"
+                f"cannot listen on {listen}: {error.strerror}; choose another address with {flag}"
             ) from error
         yield port
 

@@ -80,10 +80,14 @@ async def supervise(settings: Settings) -> int:
         _log.warning("more_workers_than_cores", workers=settings.workers, cores=cpu_count())
     disable_created_metrics()  # type: ignore[no-untyped-call]  # as the workers do
     registry = CollectorRegistry()
-    with reserved_port(settings.listen) as port, ExitStack() as life:
+    with ExitStack() as life:
+        port = life.enter_context(reserved_port(settings.listen))
+        http_port = 0
+        if settings.http_listen is not None:
+            http_port = life.enter_context(reserved_port(settings.http_listen, "--http-listen"))
         supervisor = Supervisor(
             settings.workers,
-            _launcher(settings, port),
+            _launcher(settings, port, http_port),
             registry,
             stop_timeout_seconds=settings.drain_delay_seconds
             + settings.shutdown_grace_seconds
@@ -95,6 +99,7 @@ async def supervise(settings: Settings) -> int:
             "listen": settings.listen,
             "port": port,
             "metrics_port": life.enter_context(page),
+            "http_port": http_port,
         }
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, supervisor.stop, number)
@@ -355,10 +360,16 @@ class _WorkerProcess:
             self._process.send_signal(number)
 
 
-def _launcher(settings: Settings, port: int) -> Launch:
-    host, _, _ = settings.listen.rpartition(":")
-    metrics_listen = None if settings.metrics_listen is None else "127.0.0.1:0"
-    own = settings.model_copy(update={"listen": f"{host}:{port}", "metrics_listen": metrics_listen})
+def _launcher(settings: Settings, port: int, http_port: int) -> Launch:
+    own = settings.model_copy(
+        update={
+            "listen": _with_port(settings.listen, port),
+            "metrics_listen": None if settings.metrics_listen is None else "127.0.0.1:0",
+            "http_listen": None
+            if settings.http_listen is None
+            else _with_port(settings.http_listen, http_port),
+        }
+    )
 
     async def launch(worker: int, listens_first: bool) -> Process:
         stacks_descriptor = os.memfd_create("stacks")
@@ -386,6 +397,11 @@ def _launcher(settings: Settings, port: int) -> Launch:
         return _WorkerProcess(process, reader, writer, stacks_descriptor)
 
     return launch
+
+
+def _with_port(address: str, port: int) -> str:
+    host, _, _ = address.rpartition(":")
+    return f"{host}:{port}"
 
 
 def _code_of_failed_start(worker: int, code: int) -> int:
