@@ -75,7 +75,13 @@ def _connect_refusal() -> str:
 
 
 def _grpc_web_refusal() -> str:
-    return _refusal(_HTTP, {"texts": [" "]}, "--protocol", "grpcweb", "--schema", _PROTOS)
+    flags = ("--protocol", "grpcweb", "--schema", _PROTOS)
+    error = json.loads(_finished(_HTTP, "EmbedText", {"texts": [" "]}, *flags).stderr)
+    assert error["code"] == "invalid_argument", error
+    details = {each["type"]: base64.b64decode(each["value"] + "==") for each in error["details"]}
+    assert b"TEXT_EMPTY" in details["google.rpc.ErrorInfo"], details
+    assert b"texts[0]" in details["google.rpc.BadRequest"], details
+    return "invalid_argument, TEXT_EMPTY, texts[0]"
 
 
 def _connect_without_key() -> str:

@@ -75,9 +75,9 @@ def _streams() -> str:
         for number, text in enumerate(("a cat", " "))
     )
     output = _run(*_PLAIN, "-d", "@", _TARGET, f"{_SERVICE}/StreamInfer", given=items)
-    answers = {each["correlationId"]: each for each in _documents(output)}
+    answers = {each["correlation_id"]: each for each in _documents(output)}
     assert "TEXT_EMPTY" in json.dumps(answers["1"]), answers["1"]
-    return _agrees(answers["0"]["embedText"]["embeddings"][0]["values"], _GOLDEN["texts"]["a cat"])
+    return _agrees(answers["0"]["embed_text"]["embeddings"][0]["values"], _GOLDEN["texts"]["a cat"])
 
 
 def _uses_tls_and_key() -> str:
