@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.conformance import matrix
+from tests.conformance import builds, matrix
 from tests.conformance.cases import FOLDER, Case, Cases, read_cases
 from tests.conformance.certificates import make_certificates
 from tests.conformance.clients import Client, fill_client, find_clients
-from tests.conformance.columns import fill_column
+from tests.conformance.columns import build, fill_column
 from tests.conformance.inputs import GOLDEN, PHOTOS, variables_of
 from tests.conformance.languages import ROOT, WORK, Language, find_languages
 from tests.conformance.matrix import Column
@@ -47,6 +47,8 @@ def main() -> int:
         del os.environ[name]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers and drivers end too
     start = time.monotonic()
+    if arguments.build:
+        return _build(arguments.languages, start + 60 * arguments.minutes)
     columns, used = _filled(cases, arguments, start + 60 * arguments.minutes)
     _report(columns, used, arguments, time.monotonic() - start)
     return _exit_code(columns, used, arguments)
@@ -76,6 +78,7 @@ def _parse(cases: Cases, languages: Sequence[Language], clients: Sequence[Client
     option("--clients", type=known, metavar="NAME,…", help="unmodified clients (default: all; '' for none)")
     option("--cases", type=matched, default=list(cases.cases), metavar="GLOB,…", help="cases (default: all)")
     option("--list", action="store_true", help="show languages, clients and cases, and end")
+    option("--build", action="store_true", help="generate and build the code of the languages, and end")
     option("--jobs", type=int, default=4, metavar="N", help="columns at the same time (default: %(default)s)")
     option("--minutes", type=float, default=20.0, metavar="N", help="time limit (default: %(default)g)")
     option("--output", type=Path, default=WORK / "results", metavar="FOLDER", help="folder for results")
@@ -98,6 +101,21 @@ def _list(cases: Cases, languages: Sequence[Language], clients: Sequence[Client]
         ("cases", [f"{case.name}: {case.title}" for case in cases.cases]),
     ):
         print(f"{title}:", *names, sep="\n  ")
+
+
+def _build(languages: Sequence[Language], deadline: float) -> int:
+    """Generates the code that git has, and builds every client; returns the exit code."""
+    has_failed = False
+    for language in languages:
+        say = _saying(language.key)
+        try:
+            build(language, [*language.generate, *language.build], say, deadline)
+        except builds.Missing as reason:
+            say(f"skipped: {reason}")
+        except builds.BuildFailed as reason:
+            say(f"failed: {reason}")
+            has_failed = True
+    return 1 if has_failed else 0
 
 
 def _filled(
@@ -212,16 +230,16 @@ def _exit_code(columns: Sequence[Column], used: Sequence[Column], arguments: arg
     for column in everything:
         if column.skipped:
             print(f"SKIPPED {column.name}: {column.skipped}")
-    missing = []
+    absent: list[str] = []
     if os.environ.get("CI") == "true" and arguments.is_complete:
-        missing = _missing(columns, used)
-        for key in missing:
+        absent = missing(columns, used)
+        for key in absent:
             print(f"{key} must not be skipped with CI=true")
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    return 1 if counts["failed"] or missing else 0
+    return 1 if counts["failed"] or absent else 0
 
 
-def _missing(columns: Sequence[Column], used: Sequence[Column]) -> list[str]:
+def missing(columns: Sequence[Column], used: Sequence[Column]) -> list[str]:
     """Returns the columns that continuous integration requires and that are not there, or were skipped."""
     ran = {column.key for column in [*columns, *used] if not column.skipped}
     return [key for key in (*REQUIRED_LANGUAGES, *REQUIRED_CLIENTS) if key not in ran]

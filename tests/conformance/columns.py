@@ -10,7 +10,7 @@ from tests.conformance import builds
 from tests.conformance.cases import Case
 from tests.conformance.driver import Driver, DriverError
 from tests.conformance.expectations import Golden
-from tests.conformance.languages import Language
+from tests.conformance.languages import Command, Language
 from tests.conformance.matrix import Column, Outcome
 from tests.conformance.running import CaseFailed, run_case
 from tests.conformance.servers import ServerError, Servers
@@ -40,7 +40,7 @@ def fill_column(
     """
     column = Column(language.key, language.name)
     try:
-        _build(language, say, deadline)
+        build(language, language.build, say, deadline)
     except builds.Missing as missing:
         column.skipped = str(missing)
         say(f"skipped: {missing}")
@@ -64,17 +64,22 @@ def fill_column(
     return column
 
 
-def _build(language: Language, say: Say, deadline: float) -> None:
+def build(language: Language, commands: Sequence[Command], say: Say, deadline: float) -> None:
+    """Installs what a language needs, and runs commands of its manifest.
+
+    Raises:
+        Missing: This machine lacks a tool or a package.
+        BuildFailed: A command failed, or all took too long.
+    """
     builds.install(language.apt, say)
     builds.require(language.tools)
-    if not language.build:
+    if not commands:
         return
     say("builds")
     start = time.monotonic()
-    work = language.work
-    work.mkdir(parents=True, exist_ok=True)
+    language.work.mkdir(parents=True, exist_ok=True)
     seconds = min(language.build_seconds, deadline - start)
-    builds.build(language.build, language.folder, seconds, language.environment)
+    builds.build(commands, language.folder, seconds, language.environment)
     say(f"built in {time.monotonic() - start:.0f} s")
 
 

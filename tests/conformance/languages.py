@@ -11,7 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / ".conformance"  # build products and environments; git ignores it
 
-_KEYS = frozenset({"name", "tools", "apt", "build", "build_timeout_seconds", "run", "environment"})
+_KEYS = frozenset(
+    {"name", "tools", "apt", "generate", "build", "build_timeout_seconds", "run", "environment"}
+)
 
 Command = Sequence[str]
 
@@ -26,6 +28,7 @@ class Language:
         folder: Where `build` runs.
         work: Where build products go.
         run: Command of the driver.
+        generate: Commands that write generated code which git has.
         build: Commands that build it, in order.
         tools: Commands that must be on PATH.
         apt: Debian packages to install first.
@@ -38,6 +41,7 @@ class Language:
     folder: Path
     work: Path
     run: Command
+    generate: Sequence[Command] = ()
     build: Sequence[Command] = ()
     tools: Sequence[str] = ()
     apt: Sequence[str] = ()
@@ -75,13 +79,17 @@ def read_language(path: Path, key: str, folder: Path, work: Path) -> Language:
             text = text.replace(f"{{{name}}}", str(value))
         return text
 
+    def commands(key: str) -> list[Command]:
+        return [[filled(each) for each in command] for command in given.get(key, ())]
+
     return Language(
         key=key,
         name=given["name"],
         folder=folder,
         work=work,
         run=[filled(each) for each in given["run"]],
-        build=[[filled(each) for each in command] for command in given.get("build", ())],
+        generate=commands("generate"),
+        build=commands("build"),
         tools=given.get("tools", ()),
         apt=given.get("apt", ()),
         build_seconds=given.get("build_timeout_seconds", 600.0),

@@ -117,9 +117,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
 
 
 def _call(method: str, request: dict[str, Any], *flags: str, target: str) -> Any:
-    return json.loads(
-        _run(*flags, "-d", "@", target, f"{_SERVICE}/{method}", given=json.dumps(request))
-    )
+    return json.loads(_run(*flags, "-d", "@", target, f"{_SERVICE}/{method}", given=json.dumps(request)))
 
 
 def _run(*arguments: str, given: str = "") -> str:
