@@ -1,7 +1,7 @@
 """Installs and builds what a column needs: Debian packages, then the column's own commands.
 
-What is missing on this machine is `Missing`, and the column is skipped; what does not build is `BuildFailed`.
-Commands that fail because of the network are repeated.
+`Missing` tools and packages skip a column; `BuildFailed` fails it. Commands that fail because of the network are
+repeated.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
     """Installs Debian packages that are not installed yet.
 
     Raises:
-        Missing: This is not Debian, or not root, or a package cannot be had.
+        Missing: This is not Debian, or not root, or a package cannot be installed.
     """
     with _apt:
         absent = [package for package in packages if not _is_installed(package)]

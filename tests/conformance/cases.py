@@ -44,9 +44,9 @@ class Case:
 
     Attributes:
         name: Short and unique.
-        title: What is shown, in words.
+        title: The row's heading, a sentence.
         server: Name of the server, one of `Cases.servers`.
-        connect: Keys for the driver's `connect` beside `target`.
+        connect: Keys for the driver's `connect`, besides `target`.
         has_relay: Whether the driver connects through a relay that the case can cut.
         seconds: Time limit of each step.
         steps: What happens.

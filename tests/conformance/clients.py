@@ -93,7 +93,7 @@ def fill_client(client: Client, variables: Mapping[str, str], say: Say, deadline
 
     Args:
         client: What to run.
-        variables: The environment of the script, beside PATH and HOME.
+        variables: The environment of the script.
         say: Prints a line of progress.
         deadline: By `time.monotonic()`.
     """

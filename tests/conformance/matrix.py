@@ -1,4 +1,4 @@
-"""The matrix: what came of each case in each column, for people and for programs."""
+"""The matrix: the outcome of each case in each column, in Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARKS: Mapping[Verdict, str] = {"passed": "✓", "failed": "✗", "skipped": "-"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one case or check."""
+    """The verdict on one case or check, and why."""
 
     name: str
     verdict: Verdict

@@ -29,7 +29,7 @@ def main() -> None:
 def misbehave(fault: str, number: int) -> None:
     """Answers a request wrongly."""
     if fault in ("silent", "hangs"):
-        print("waits for ever", file=sys.stderr, flush=True)
+        print("waits forever", file=sys.stderr, flush=True)
         time.sleep(600)
     elif fault == "dies":
         print("out of luck", file=sys.stderr, flush=True)

@@ -124,7 +124,7 @@ class _CaseRun:
         return _summary(answer) if name == "received" else answer
 
     def _stream_items(self, count: int) -> None:
-        """Waits until the fake server has received so many items of streams."""
+        """Waits until the fake server has received `count` items of streams."""
         deadline = time.monotonic() + self._case.seconds
         while (items := self._fake({"received": None}).get("StreamInfer", {}).get("items", 0)) < count:
             if time.monotonic() > deadline:

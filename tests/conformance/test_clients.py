@@ -35,7 +35,7 @@ def _filled(folder: Path, script: str, seconds: float = 60.0) -> Column:
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Installing needs the network; what is installed is not what is tested."""
+    """Installing needs the network, and is not tested here."""
     monkeypatch.setattr("tests.conformance.clients._install", lambda *_: None)
 
 

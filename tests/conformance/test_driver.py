@@ -95,7 +95,7 @@ class TestColumn:
         assert [outcome.verdict for outcome in filled.outcomes] == ["failed", "failed"]
         assert all(detail in outcome.detail for outcome in filled.outcomes)
 
-    @pytest.mark.parametrize(("fault", "line"), [("hangs", "waits for ever"), ("dies", "out of luck")])
+    @pytest.mark.parametrize(("fault", "line"), [("hangs", "waits forever"), ("dies", "out of luck")])
     def test_the_end_of_standard_error_is_shown(self, column, fault: str, line: str) -> None:
         """It says why a driver hung or died."""
         filled = column(fault, [_case(seconds=2.0)])
