@@ -1,7 +1,7 @@
 """Installs and builds what a column needs: Debian packages, then the column's own commands.
 
-`Missing` tools and packages skip a column; `BuildFailed` fails it. Commands that fail because of the network are
-repeated.
+`Missing` tools and packages skip a column; `BuildFailed` fails it. Commands that fail because of the network
+run again.
 """
 
 from __future__ import annotations
