@@ -27,7 +27,7 @@ class ServerProcess:
     process: subprocess.Popen[str]
     port: int
     metrics_port: int
-    http_port: int | None = None  # with --http-listen
+    http_port: int = 0  # without --http-listen
 
     @property
     def address(self) -> str:
@@ -56,9 +56,7 @@ def server_process(
             _wait_for("ready", process.stderr)
             # The log must be drained: a full pipe blocks other programs, and the server at its exit.
             threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
-            yield ServerProcess(
-                process, listening["port"], listening["metrics_port"], listening.get("http_port")
-            )
+            yield ServerProcess(process, listening["port"], listening["metrics_port"], listening["http_port"])
         finally:
             process.terminate()
             process.wait(timeout=30)

@@ -100,7 +100,7 @@ class RealServer:
         self._stack = ExitStack()
         self._process: ServerProcess
         self.port = 0
-        self.http_port: int | None = None  # with --http-listen
+        self.http_port = 0  # without --http-listen
         self._start("127.0.0.1:0")
 
     def prepare(self) -> None:

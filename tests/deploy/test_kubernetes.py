@@ -114,17 +114,18 @@ def test_ports_agree(overlay: str) -> None:
     """Probes, service, network policy and pod monitor use the ports that the server listens on."""
     ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
     objects = rendered(overlay)
-    allowed = [rule["ports"][0]["port"] for rule in objects["NetworkPolicy"]["spec"]["ingress"]]
-    (service,) = objects["Service"]["spec"]["ports"]
+    allowed = [port["port"] for rule in objects["NetworkPolicy"]["spec"]["ingress"] for port in rule["ports"]]
+    offered = [(port["port"], port["targetPort"]) for port in objects["Service"]["spec"]["ports"]]
     served = settings(overlay)
+    http = {} if served.http_listen is None else {"http": host_and_port(served.http_listen)[1]}
     assert served.metrics_listen is not None
     grpc_port, metrics_port = (
         host_and_port(address)[1] for address in (served.listen, served.metrics_listen)
     )
 
-    assert ports == {"grpc": grpc_port, "metrics": metrics_port}
-    assert allowed == ["grpc", "metrics"]
-    assert (service["port"], service["targetPort"]) == (grpc_port, "grpc")
+    assert ports == {"grpc": grpc_port, "metrics": metrics_port, **http}
+    assert allowed == ["grpc", *http, "metrics"]
+    assert offered == [(grpc_port, "grpc"), *((port, name) for name, port in http.items())]
     for probe in _probes(overlay):
         if "grpc" in probe:
             assert probe["grpc"] == {"port": grpc_port, "service": HEALTH_SERVICE}

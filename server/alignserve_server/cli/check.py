@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from alignserve_server.access.keys import KeysError, read_keys
 from alignserve_server.cli.command import command_parser
+from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.observability.metrics_http import serve_metrics_page
 from alignserve_server.observability.span_export import SpanExport
@@ -84,6 +86,8 @@ def _attempts(settings: Settings) -> Iterator[tuple[str, _Try]]:
     yield "listen", _listen
     if settings.metrics_listen is not None:
         yield "metrics_listen", _listen_for_metrics
+    if settings.http_listen is not None:
+        yield "http_listen", _listen_for_http
     if settings.tls_certificate is not None and settings.tls_key is not None:
         yield "tls_certificate", _read_certificates
     if settings.api_keys_file is not None:
@@ -120,6 +124,15 @@ def _listen(settings: Settings, held: ExitStack) -> str:
             f"{settings.listen} is free, but other machines can reach it without TLS or authentication"
         )
     return f"{settings.listen} is free"
+
+
+def _listen_for_http(settings: Settings, held: ExitStack) -> str:
+    assert settings.http_listen is not None  # noqa: S101 — otherwise not tested
+    for package in ("httptools", "orjson", "starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise StartupError(f"{package} is missing; pip install 'alignserve[server,http]'")
+    held.enter_context(reserved_port(settings.http_listen, "--http-listen"))
+    return f"{settings.http_listen} is free"
 
 
 def _listen_for_metrics(settings: Settings, held: ExitStack) -> str:

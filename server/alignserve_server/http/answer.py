@@ -19,7 +19,7 @@ HeaderList = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent for a request. `Content-Length` and headers that every answer has are added later."""
+    """The response to a request. `Content-Length` and headers that every answer has are added later."""
 
     body: bytes = b""
     status: int = 200

@@ -23,7 +23,7 @@ FIELD_PATHS = FieldPaths(priority=f"header {PRIORITY_KEY}")
 
 
 class Disconnected(Exception):
-    """The client has gone; nobody reads the answer."""
+    """The client has gone, so there is no one to answer."""
 
 
 class HttpCall:

@@ -35,7 +35,7 @@ from alignserve_server.http.message_to_json import json_parts
 from alignserve_server.http.refusals import CompressionUnsupported, shortened
 from alignserve_server.http.request import HttpRequest
 from alignserve_server.http.status import HttpError
-from alignserve_server.http.strict_json import parse_json
+from alignserve_server.http.strict_json import MAX_VALUES, parse_json
 from alignserve_server.http.timeouts import CONNECT_TIMEOUT_MS
 from alignserve_server.rpc.convert import item_count
 from alignserve_server.rpc.message_api import MessageApi
@@ -47,7 +47,7 @@ PROTO = "application/proto"
 VERSION_HEADER = "connect-protocol-version"
 
 JSON_EXPANSION = 4  # a float has 4 bytes, and about 12 characters; a message and its JSON exist together
-_SMALL_BYTES = 1 << 16  # a message up to this size is filled in a millisecond or two
+_SMALL_BYTES = 1 << 14  # a message up to this size is filled in a millisecond or two
 _CODES = {"CANCELLED": "canceled"}  # the others have the same names, in lower case
 _POOL = descriptor_pool.Default()
 
@@ -149,14 +149,14 @@ def check_version(version: str | None) -> None:
         raise InvalidArgument(f"header {VERSION_HEADER}: {shortened(str(version))!r} is unknown; send 1")
 
 
-async def read_json_message(message: Message, data: bytes, max_values: int) -> Message:
+async def read_json_message(message: Message, data: bytes, max_fields: int) -> Message:
     """Fills an empty message from JSON. A large one is filled in a thread.
 
     Raises:
         RequestMalformed: It is not JSON, or not of this message.
         BatchTooLarge: It has more values than any valid request.
     """
-    value = parse_json(data, max_values)
+    value = parse_json(data, max(MAX_VALUES, 4 * max_fields))
     if len(data) <= _SMALL_BYTES:
         fill_message(message, value)
     else:

@@ -2,9 +2,9 @@
 
 uvicorn ends a connection only if it is idle after an answer. Here a client cannot hold one for longer than a
 time-out by sending nothing, by sending headers slowly, or by not reading. Nor can it send endless headers.
-What is left of a body that nobody reads is not taken for the next request: such an answer says
-`Connection: close`, and the rest is dropped for a while before the socket is closed, since closing a socket
-with unread bytes would destroy the answer on its way.
+An answer that is sent before the whole body has arrived says `Connection: close`, so that the rest is not
+taken for the next request. The rest is dropped for a while before the socket is closed, since closing a
+socket with unread bytes would destroy the answer on its way.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ class HttpOptions:
         idle_timeout_seconds: A client that neither sends nor reads for this long is disconnected.
         max_connections: Maximum number of connections.
         cors_origins: The origins whose pages may call; `*` for all.
-        max_uploads: Maximum number of large bodies that arrive at the same time.
         max_request_fields: Maximum number of fields in a request that is not small.
     """
 
@@ -45,7 +44,6 @@ class HttpOptions:
     idle_timeout_seconds: float
     max_connections: int
     cors_origins: tuple[str, ...]
-    max_uploads: int
     max_request_fields: int
 
 
@@ -57,15 +55,23 @@ class HttpDoor:
         service: Service,
         messages: MessageApi,
         accounting: Accounting,
+        uploads: ConnectionShares,
         streams: ConnectionShares,
         options: HttpOptions,
     ) -> None:
-        """Opens no port; `start` does. `streams` are the shares of open streams, of all ports."""
+        """Opens no port; `start` does.
+
+        Args:
+            service: The API.
+            messages: Answers messages.
+            accounting: Accounts for the calls.
+            uploads: Shares of the large bodies that arrive at the same time, on all ports.
+            streams: Shares of the open streams, on all ports.
+            options: The options.
+        """
         limits = service.limits
         self._options = options
-        self._reader = BodyReader(
-            ConnectionShares(options.max_uploads), options.request_timeout_seconds, limits.max_request_bytes
-        )
+        self._reader = BodyReader(uploads, options.request_timeout_seconds, limits.max_request_bytes)
         rooms = AnswerRooms(messages.rooms, limits.max_response_bytes)
         exchange_limits = ExchangeLimits(limits.max_request_bytes, options.idle_timeout_seconds)
         exchanges = Exchanges(accounting, self._reader, rooms, streams, exchange_limits)

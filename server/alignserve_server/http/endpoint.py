@@ -50,7 +50,7 @@ class Endpoint:
         http_methods: For example `("POST",)`; HEAD is answered wherever GET is.
         dialect: The dialect that it belongs to.
         name: The label `grpc_method` of its metrics.
-        rules: Scopes, and what is counted.
+        rules: Scopes and accounting.
         answer: Answers an admitted request; raises `ServingError`.
         media_types: The types of bodies that it takes; a request without a type counts as JSON.
     """
@@ -70,8 +70,8 @@ class StreamEndpoint:
 
     Attributes:
         run: Answers an admitted stream until it ends; raises `ServingError`. The dialect's `error` is then
-            written after what was sent before.
-        end: What is written after the last answer of a stream that succeeded.
+            written after the answers so far.
+        end: The bytes after the last answer of a stream that succeeded.
     """
 
     path: str

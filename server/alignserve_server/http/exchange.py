@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from alignserve_server.api import Accounting, MethodMetrics
+from alignserve_server.api import Accounting, MethodMetrics, kinds_of_calls
 from alignserve_server.errors import ServingError, as_value
 from alignserve_server.host.waiting import first_of
 from alignserve_server.http.answer import JSON, Answer
@@ -36,7 +36,7 @@ from alignserve_server.http.rooms import AnswerRooms
 from alignserve_server.http.sending import send_answer
 from alignserve_server.http.status import http_error
 from alignserve_server.http.stream import HttpStream
-from alignserve_server.rpc.method_metrics import rpc_type
+from alignserve_server.rpc.method_metrics import codes_of, rpc_type
 from alignserve_server.rpc.shares import ConnectionShares, open_stream
 
 _REQUEST_ID = "x-request-id"
@@ -83,12 +83,14 @@ class Exchanges:
         self._limits = limits
 
     def metrics_of(self, endpoint: _Endpoint) -> MethodMetrics:
-        """Prepares the metrics of an endpoint."""
+        """Prepares the metrics of an endpoint, with their series."""
         kind = rpc_type(
             request_streaming=isinstance(endpoint, StreamEndpoint),
             response_streaming=isinstance(endpoint, StreamEndpoint),
         )
-        return self._accounting.method(kind, endpoint.dialect.name, endpoint.name, endpoint.rules)
+        rules, labels = endpoint.rules, (kind, endpoint.dialect.name, endpoint.name)
+        self._accounting.metrics.expect_rpcs(labels, codes_of(rules), kinds_of_calls(rules))
+        return self._accounting.method(*labels, rules)
 
     async def serve(
         self, endpoint: _Endpoint, method: MethodMetrics, scope: Scope, receive: Receive, send: Send
@@ -128,6 +130,8 @@ class Exchanges:
         life: ExitStack,
     ) -> Answer:
         with self._accounting.call(method, incoming) as call:
+            if call.trace is not None:
+                call.trace.identify(request_id)
             incoming.read_timeout()
             room = self._rooms.of_call(incoming.headers, call.caller_name)
             life.callback(room.give_back)
@@ -161,6 +165,8 @@ class Exchanges:
                 self._accounting.call(method, incoming) as call,
                 open_stream(self._streams, call.caller_name),
             ):
+                if call.trace is not None:
+                    call.trace.identify(request_id)
                 incoming.read_timeout()
                 await _until(endpoint.run(stream, call), _timeout(incoming, stream.take_in()))
         except ServingError as error:

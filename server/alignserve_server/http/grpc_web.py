@@ -112,7 +112,7 @@ def grpc_web_endpoints(messages: MessageApi, max_fields: int) -> Iterator[Endpoi
 
 
 def grpc_web_error(error: HttpError) -> Answer:
-    """Returns an error as an answer that has nothing but trailers, which are among its headers."""
+    """Returns an error as an answer without a body, whose trailers are among its headers."""
     status = to_status_proto(error.error)
     headers = (
         ("grpc-status", str(grpc.StatusCode[error.code].value[0])),  # (number, text)

@@ -1,4 +1,4 @@
-"""Converts a `ServingError` to what HTTP says about it: a status, and headers that tell when to retry."""
+"""Converts a `ServingError` to a status of HTTP, and headers about retries."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class HttpError:
 
     @property
     def headers(self) -> HeaderList:
-        """The headers that tell clients whether and when to retry; other headers are added elsewhere."""
+        """The headers about retries and the like; those of every answer are added elsewhere."""
         is_final = not self.error.is_retryable or self.error.is_final_for_call
         headers = [("x-should-retry", "false" if is_final else "true")]
         if self.retry_delay_seconds is not None:

@@ -97,7 +97,7 @@ class HttpStream:
         """Ends the input with an error; what the client still sends stays unread."""
         self._input.put_nowait(error)
         await asyncio.get_running_loop().create_future()
-        raise AssertionError  # nobody ends the wait
+        raise AssertionError  # the wait never ends
 
     async def write(self, piece: bytes) -> None:
         """Sends a piece of the answer; returns when the next one can be sent."""

@@ -148,6 +148,7 @@ class CallTrace:
         "_epoch",
         "_items",
         "_logged_method",
+        "_request_id",
         "_reservations",
         "_span",
         "_start",
@@ -169,6 +170,7 @@ class CallTrace:
         self._epoch = time.time() - self._start
         self._steps: list[_Step] = []
         self._items = 0  # of a stream
+        self._request_id: str | None = None
 
     @property
     def exemplar(self) -> dict[str, str] | None:
@@ -207,6 +209,11 @@ class CallTrace:
                 "gen_ai.embeddings.dimension.count": dimension,
             }
         )
+
+    def identify(self, request_id: str) -> None:
+        """Adds the id that the caller also gets."""
+        self._request_id = request_id
+        self._span.set_attribute("alignserve.request_id", request_id)
 
     def count_input_tokens(self, tokens: int) -> None:
         """Adds the number of tokens in the call's texts, including cached ones."""
@@ -264,6 +271,8 @@ class CallTrace:
         fields: dict[str, Any] = {"seconds": round(end - self._start, 6)}  # Any: those of steps add up
         if reason is not None:
             fields["reason"] = reason
+        if self._request_id is not None:
+            fields["request_id"] = self._request_id
         if self._items:
             fields["items"] = self._items
         for step in self._steps:

@@ -57,9 +57,8 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
         self._max_request_fields = limits.max_request_fields
         self._closing = asyncio.Event()
         metrics = accounting.metrics
-        self._reader = RequestReader(
-            ConnectionShares(limits.max_uploads, metrics.uploads.labels().set), limits.request_timeout_seconds
-        )
+        self.uploads = ConnectionShares(limits.max_uploads, metrics.uploads.labels().set)
+        self._reader = RequestReader(self.uploads, limits.request_timeout_seconds)
         self._open_reader = SmallRequestReader(limits.max_health_uploads, limits.request_timeout_seconds)
         self.streams = ConnectionShares(limits.max_streams, metrics.streams.labels().set)
         self._open_streams = ConnectionShares(limits.max_watches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from alignserve_server.api import Accounting, MethodMetrics, kinds_of_calls
+from alignserve_server.api import Accounting, MethodMetrics, MethodRules, kinds_of_calls
 from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.methods import METHODS
@@ -40,10 +40,14 @@ def expect_calls(metrics: Metrics, service: ServiceDescriptor) -> None:
     """Creates the series of each method of a service, for each code that its calls can end with."""
     for method in service.methods:
         rules = METHODS[service.full_name][method.name]
-        codes = _CODES_WITHOUT_KEY if rules.scopes is None else _CODES_WITH_KEY
         metrics.expect_rpcs(
-            (_rpc_type_of(method), service.full_name, method.name), codes, kinds_of_calls(rules)
+            (_rpc_type_of(method), service.full_name, method.name), codes_of(rules), kinds_of_calls(rules)
         )
+
+
+def codes_of(rules: MethodRules) -> list[str]:
+    """Returns the codes that a method's calls can end with."""
+    return _CODES_WITHOUT_KEY if rules.scopes is None else _CODES_WITH_KEY
 
 
 def _rpc_type_of(method: MethodDescriptor) -> str:

@@ -62,7 +62,7 @@ def to_grpc_status(error: ServingError) -> Any:
 
 
 def shown_message(error: ServingError) -> str:
-    """Returns the message, cut to what fits into the metadata of an answer."""
+    """Returns the message, cut to a length that fits into the metadata of an answer."""
     return _cut(error.message, _MAX_MESSAGE_BYTES)
 
 

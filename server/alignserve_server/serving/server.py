@@ -140,8 +140,9 @@ class Server:
             self.http_port = self._http.port
         await self._grpc.start()
         self._serving = asyncio.create_task(self._watch_grpc())
-        if not is_loopback(self._settings.listen) and not self._settings.is_protected:
-            _log.warning("listening_unprotected", listen=self._settings.listen, advice=_ADVICE)
+        for listen in filter(None, (self._settings.listen, self._settings.http_listen)):
+            if not is_loopback(listen) and not self._settings.is_protected:
+                _log.warning("listening_unprotected", listen=listen, advice=_ADVICE)
         self._announce(
             "listening",
             listen=self._settings.listen,
@@ -318,10 +319,10 @@ class Server:
             idle_timeout_seconds=settings.http_idle_timeout_seconds,
             max_connections=settings.http_max_connections,
             cors_origins=settings.cors_origins,
-            max_uploads=settings.max_uploads,
             max_request_fields=_max_request_fields(settings),
         )
-        return HttpDoor(self.service, self.messages, self.accounting, self.interceptor.streams, options)
+        shares = self.interceptor.uploads, self.interceptor.streams
+        return HttpDoor(self.service, self.messages, self.accounting, *shares, options)
 
     def _certificates(self) -> Certificates | None:
         settings = self._settings

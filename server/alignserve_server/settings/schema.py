@@ -438,10 +438,6 @@ class Settings(BaseModel):
     def _contradicting_ports(self) -> Iterator[str]:
         if self.http_cors_origins is not None and self.http_listen is None:
             yield "http_cors_origins needs http_listen"
-        named = [self.listen, *filter(None, (self.http_listen, self.metrics_listen))]
-        for address in sorted({each for each in named if named.count(each) > 1}):
-            if host_and_port(address)[1]:
-                yield f"two ports listen on {address}"
 
     def _contradicting_access(self) -> Iterator[str]:
         if (self.tls_certificate is None) != (self.tls_key is None):

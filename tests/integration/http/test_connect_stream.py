@@ -126,7 +126,7 @@ async def test_what_is_malformed_ends_the_stream(
 
 
 async def test_a_stream_has_at_most_the_size_of_a_request() -> None:
-    """What was read before is answered."""
+    """More ends it with an error."""
     async with serving(max_request_bytes=4000, max_image_bytes=4000) as (_, client):
         answer = await client.post(PATH, content=item(1) + item(2, "a" * 4000), headers=JSON)
 

@@ -217,7 +217,7 @@ def connections_of(served: RunningServer) -> Connections:
 
 
 async def test_above_the_limit_a_connection_takes_the_place_of_an_idle_one() -> None:
-    """A crowd of silent connections keeps nobody out."""
+    """A crowd of silent connections does not keep others out."""
     async with (
         serving(http_max_connections=2) as (served, _),
         dialed(served) as first,
