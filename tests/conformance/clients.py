@@ -170,7 +170,8 @@ def _check(client: Client, column: Column, variables: Mapping[str, str], seconds
     except OSError as error:
         raise ClientFailed(f"cannot start: {error}") from error
     for line in output.splitlines():
-        _note(line, column)
+        if line.startswith("{"):  # some clients print advice of their own
+            _note(line, column)
     if not is_complete:
         raise ClientFailed(end + "".join(f"\n    {line}" for line in errors.strip().splitlines()[-_TAIL:]))
     if not column.outcomes:

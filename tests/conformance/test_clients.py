@@ -56,7 +56,7 @@ def test_checks_are_taken_as_printed(tmp_path: Path) -> None:
         (_HEAD, "printed no check"),
         (_HEAD + _PASS + "raise SystemExit(3)", "ended with 3"),
         (_HEAD + _PASS + "raise RuntimeError('no server')", "no server"),
-        (_HEAD + _PASS + "print('Hello, world')", "printed something else than its checks: Hello, world"),
+        (_HEAD + _PASS + "print('{Hello, world')", "printed something else than its checks: {Hello, world"),
         (_HEAD + 'print(json.dumps({"check": "embeds"}))', "printed something else"),
         (_HEAD + _PASS + "import time; time.sleep(600)", "took more than"),
     ],
@@ -68,6 +68,13 @@ def test_a_script_that_does_not_end_well_fails(tmp_path: Path, script: str, deta
     assert column.outcomes[-1].verdict == "failed"
     assert detail in column.outcomes[-1].detail
     assert [each.verdict for each in column.outcomes[:-1]] == ["passed"] * (len(column.outcomes) - 1)
+
+
+def test_what_a_client_prints_by_itself_is_ignored(tmp_path: Path) -> None:
+    """Some print advice to standard output."""
+    column = _filled(tmp_path, _HEAD + "print(); print('Get help at …')\n" + _PASS)
+
+    assert [each.verdict for each in column.outcomes] == ["passed"]
 
 
 def test_ok_must_be_true_itself(tmp_path: Path) -> None:
