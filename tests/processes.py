@@ -18,6 +18,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+SERVER = (str(BIN / "alignserve-server"),)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ServerProcess:
 @contextmanager
 def server_process(
     *flags: str,
-    program: Sequence[str] = (str(BIN / "alignserve-server"),),
+    program: Sequence[str] = SERVER,
     listen: str = "127.0.0.1:0",
 ) -> Iterator[ServerProcess]:
     """Runs alignserve-server with the flags, by default on free ports, and yields it once it is ready.
