@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import platform
@@ -33,6 +34,7 @@ REQUIRED_LANGUAGES = ("python", "go", "java", "node", "rust", "cpp", "ruby")
 REQUIRED_CLIENTS = ("connect-web",)  # runs in Chromium
 
 _RESULTS = FOLDER / "RESULTS.md"
+_LAST_RESORT_SECONDS = 180.0
 _HIDDEN = "ALIGNSERVE_"  # variables of the user's that clients and servers would obey
 
 
@@ -46,6 +48,8 @@ def main() -> int:
     for name in [name for name in os.environ if name.startswith(_HIDDEN)]:
         del os.environ[name]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers and drivers end too
+    # A last resort: columns end at the deadline by themselves, unless a server hangs.
+    faulthandler.dump_traceback_later(60 * arguments.minutes + _LAST_RESORT_SECONDS, exit=True)
     start = time.monotonic()
     if arguments.build:
         return _build(arguments.languages, start + 60 * arguments.minutes)
@@ -143,13 +147,17 @@ def _filled(
                 return _failed_client(client, error)
             return fill_client(client, given, _saying(client.key), deadline)
 
-        columns = [pool.submit(language_column, each) for each in arguments.languages]
-        used = [pool.submit(client_column, each) for each in arguments.clients]
-        return _results(columns), _results(used)
+        # The longest builds come first, so that no other column waits for them at the end.
+        slowest_first = sorted(
+            arguments.languages, key=lambda each: -each.build_seconds if each.build else 0.0
+        )
+        columns = {each.key: pool.submit(language_column, each) for each in slowest_first}
+        used = {each.key: pool.submit(client_column, each) for each in arguments.clients}
+        return _results(columns, arguments.languages), _results(used, arguments.clients)
 
 
-def _results(futures: Sequence[Future[Column]]) -> list[Column]:
-    return [future.result() for future in futures]
+def _results(futures: Mapping[str, Future[Column]], order: Sequence[Language | Client]) -> list[Column]:
+    return [futures[each.key].result() for each in order]
 
 
 @contextlib.contextmanager
