@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -19,11 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.conformance import builds, matrix
 from tests.conformance.cases import FOLDER, Case, Cases, read_cases
 from tests.conformance.certificates import make_certificates
 from tests.conformance.clients import Client, fill_client, find_clients
 from tests.conformance.columns import build, fill_column
+from tests.conformance.deadline import Deadline
 from tests.conformance.inputs import GOLDEN, PHOTOS, variables_of
 from tests.conformance.languages import ROOT, WORK, Language, find_languages
 from tests.conformance.matrix import Column
@@ -47,15 +49,24 @@ def main() -> int:
         return 0
     for name in [name for name in os.environ if name.startswith(_HIDDEN)]:
         del os.environ[name]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers and drivers end too
     # A last resort: columns end at the deadline by themselves, unless a server hangs.
     faulthandler.dump_traceback_later(60 * arguments.minutes + _LAST_RESORT_SECONDS, exit=True)
-    start = time.monotonic()
+    start, deadline = time.monotonic(), Deadline(60 * arguments.minutes)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _interrupt(deadline))
     if arguments.build:
-        return _build(arguments.languages, start + 60 * arguments.minutes)
-    columns, used = _filled(cases, arguments, start + 60 * arguments.minutes)
+        return _build(arguments.languages, deadline)
+    columns, used = _filled(cases, arguments, deadline)
     _report(columns, used, arguments, time.monotonic() - start)
     return _exit_code(columns, used, arguments)
+
+
+def _interrupt(deadline: Deadline) -> None:
+    """Ends the run: no case starts any more, and drivers, servers and builds are killed."""
+    deadline.expire()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _parse(cases: Cases, languages: Sequence[Language], clients: Sequence[Client]) -> argparse.Namespace:
@@ -107,7 +118,7 @@ def _list(cases: Cases, languages: Sequence[Language], clients: Sequence[Client]
         print(f"{title}:", *names, sep="\n  ")
 
 
-def _build(languages: Sequence[Language], deadline: float) -> int:
+def _build(languages: Sequence[Language], deadline: Deadline) -> int:
     """Generates the code that git has, and builds every client; returns the exit code."""
     has_failed = False
     for language in languages:
@@ -123,7 +134,7 @@ def _build(languages: Sequence[Language], deadline: float) -> int:
 
 
 def _filled(
-    cases: Cases, arguments: argparse.Namespace, deadline: float
+    cases: Cases, arguments: argparse.Namespace, deadline: Deadline
 ) -> tuple[list[Column], list[Column]]:
     """Returns the columns of languages and of unmodified clients."""
     golden = json.loads(GOLDEN.read_text("utf-8"))

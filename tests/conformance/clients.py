@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conformance import builds
+from tests.conformance.deadline import Deadline
 from tests.conformance.languages import WORK
 from tests.conformance.matrix import Column, Outcome, Verdict
 
@@ -88,22 +88,21 @@ def read_client(folder: Path, environment: Path) -> Client:
     )
 
 
-def fill_client(client: Client, variables: Mapping[str, str], say: Say, deadline: float) -> Column:
+def fill_client(client: Client, variables: Mapping[str, str], say: Say, deadline: Deadline) -> Column:
     """Installs a client and runs its script; whatever goes wrong is in the column.
 
     Args:
         client: What to run.
         variables: The environment of the script.
         say: Prints a line of progress.
-        deadline: By `time.monotonic()`.
+        deadline: When everything must have ended.
     """
     column = Column(client.key, client.name)
-    start = time.monotonic()
     try:
         builds.install(client.apt, say)
         builds.require(client.tools)
-        _install(client, min(_INSTALL_SECONDS, deadline - start), say)
-        _check(client, column, variables, min(client.seconds, deadline - time.monotonic()))
+        _install(client, deadline.remaining(_INSTALL_SECONDS), say)
+        _check(client, column, variables, deadline.remaining(client.seconds))
     except builds.Missing as missing:
         column.skipped = str(missing)
         column.outcomes = [Outcome("runs", "skipped", str(missing))]
@@ -159,7 +158,7 @@ def _check(client: Client, column: Column, variables: Mapping[str, str], seconds
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=max(0.0, seconds),
+            timeout=seconds,
             check=False,
         )
         output, errors, end = finished.stdout, finished.stderr, f"ended with {finished.returncode}"

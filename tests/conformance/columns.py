@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.conformance import builds
 from tests.conformance.cases import Case
+from tests.conformance.deadline import Deadline
 from tests.conformance.driver import Driver, DriverError
 from tests.conformance.expectations import Golden
 from tests.conformance.languages import Command, Language
@@ -25,7 +26,7 @@ def fill_column(
     variables: Mapping[str, Any],
     golden: Golden,
     say: Say,
-    deadline: float,
+    deadline: Deadline,
 ) -> Column:
     """Builds a driver and runs every case with it; whatever goes wrong is in the column.
 
@@ -36,7 +37,7 @@ def fill_column(
         variables: Values for `${name}` in cases.
         golden: Vectors to compare with.
         say: Prints a line of progress.
-        deadline: By `time.monotonic()`; cases that would start later have failed.
+        deadline: Cases that would start later have failed.
     """
     column = Column(language.key, language.name)
     try:
@@ -52,7 +53,7 @@ def fill_column(
         return column
     runs = _Runs(language, column, servers, variables, golden)
     for case in cases:
-        if time.monotonic() > deadline:
+        if deadline.is_over:
             outcome = Outcome(case.name, "failed", "the time for all cases is over")
         else:
             outcome = runs.outcome(case)
@@ -64,7 +65,7 @@ def fill_column(
     return column
 
 
-def build(language: Language, commands: Sequence[Command], say: Say, deadline: float) -> None:
+def build(language: Language, commands: Sequence[Command], say: Say, deadline: Deadline) -> None:
     """Installs what a language needs, and runs commands of its manifest.
 
     Raises:
@@ -78,7 +79,7 @@ def build(language: Language, commands: Sequence[Command], say: Say, deadline: f
     say("builds")
     start = time.monotonic()
     language.work.mkdir(parents=True, exist_ok=True)
-    seconds = min(language.build_seconds, deadline - start)
+    seconds = deadline.remaining(language.build_seconds)
     builds.build(commands, language.folder, seconds, language.environment)
     say(f"built in {time.monotonic() - start:.0f} s")
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,8 +63,11 @@ class FakeServer:
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"call": name, "arguments": arguments}) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps({"call": name, "arguments": arguments}) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise ServerError(f"the fake server has ended: {error}") from error
         answer = self._read()
         if "error" in answer:
             raise ServerError(f"fake server: {name}: {answer['error']}")
@@ -76,7 +79,8 @@ class FakeServer:
     def stop(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(OSError):  # it may have ended
+            self._process.stdin.close()
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.clients import Client, fill_client, read_client
+from tests.conformance.deadline import Deadline
 from tests.conformance.matrix import Column
 
 _HEAD = 'import json; print(json.dumps({"client": "A client", "versions": {"it": "1.0"}}), flush=True)\n'
@@ -30,7 +30,7 @@ def _filled(folder: Path, script: str, seconds: float = 60.0) -> Column:
         seconds=seconds,
     )
     client.environment.mkdir()
-    return fill_client(client, dict(os.environ), lambda _: None, time.monotonic() + 120)
+    return fill_client(client, dict(os.environ), lambda _: None, Deadline(120.0))
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_a_missing_tool_skips_the_client(tmp_path: Path) -> None:
     (tmp_path / "client.toml").write_text('tools = ["no-such-browser"]\n')
 
     client = read_client(tmp_path, tmp_path / "environment")
-    column = fill_client(client, {}, lambda _: None, time.monotonic() + 60)
+    column = fill_client(client, {}, lambda _: None, Deadline(60.0))
 
     assert "no-such-browser" in column.skipped
     assert [each.verdict for each in column.outcomes] == ["skipped"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tests.conformance import driver as driver_module
 from tests.conformance.cases import Case, Step
 from tests.conformance.certificates import make_certificates
 from tests.conformance.columns import fill_column
+from tests.conformance.deadline import Deadline
 from tests.conformance.driver import Driver, DriverError
 from tests.conformance.languages import Language
 from tests.conformance.matrix import Column
@@ -58,10 +58,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Servers:
 def column(servers: Servers, tmp_path: Path):
     """Runs cases with a driver that has a fault, and returns the column."""
 
-    def run(fault: str, cases: Sequence[Case], deadline: float | None = None) -> Column:
+    def run(fault: str, cases: Sequence[Case], seconds: float = 60.0) -> Column:
         language = Language("x", "X", tmp_path, tmp_path, [*_COMMAND, fault])
-        end = time.monotonic() + 60 if deadline is None else deadline
-        return fill_column(language, cases, servers, {}, {}, lambda _: None, end)
+        return fill_column(language, cases, servers, {}, {}, lambda _: None, Deadline(seconds))
 
     return run
 
@@ -122,7 +121,7 @@ class TestColumn:
         language = Language("x", "X", tmp_path, tmp_path, ["/does/not/exist"])
 
         filled = fill_column(
-            language, [_case("one"), _case("two")], servers, {}, {}, lambda _: None, time.monotonic() + 60
+            language, [_case("one"), _case("two")], servers, {}, {}, lambda _: None, Deadline(60.0)
         )
 
         assert [outcome.verdict for outcome in filled.outcomes] == ["failed", "failed"]
@@ -137,7 +136,7 @@ class TestColumn:
 
     def test_what_starts_after_the_time_is_over_fails(self, column) -> None:
         """It is not skipped: nothing is known of it."""
-        filled = column("none", [_case()], deadline=time.monotonic() - 1)
+        filled = column("none", [_case()], seconds=0.0)
 
         assert [outcome.verdict for outcome in filled.outcomes] == ["failed"]
 
@@ -145,7 +144,7 @@ class TestColumn:
         """A skipped case is never passed."""
         language = Language("x", "X", tmp_path, tmp_path, _COMMAND, tools=["no-such-compiler"])
 
-        filled = fill_column(language, [_case()], servers, {}, {}, lambda _: None, time.monotonic() + 60)
+        filled = fill_column(language, [_case()], servers, {}, {}, lambda _: None, Deadline(60.0))
 
         assert "no-such-compiler" in filled.skipped
         assert [outcome.verdict for outcome in filled.outcomes] == ["skipped"]
@@ -155,7 +154,7 @@ class TestColumn:
         build = [sys.executable, "-c", "import sys; print('undefined: frobnicate'); sys.exit(2)"]
         language = Language("x", "X", tmp_path, tmp_path / "work", _COMMAND, build=[build])
 
-        filled = fill_column(language, [_case()], servers, {}, {}, lambda _: None, time.monotonic() + 60)
+        filled = fill_column(language, [_case()], servers, {}, {}, lambda _: None, Deadline(60.0))
 
         assert [outcome.verdict for outcome in filled.outcomes] == ["failed"]
         assert "undefined: frobnicate" in filled.outcomes[0].detail
