@@ -70,6 +70,12 @@ class Align:
     async def Classify(self, request: pb.ClassifyRequest, grpc_context: RayServegRPCContext) -> Message:
         return await self._bridge.answer("Classify", request, grpc_context)
 
+    async def Compare(self, request: pb.CompareRequest, grpc_context: RayServegRPCContext) -> Message:
+        return await self._bridge.answer("Compare", request, grpc_context)
+
+    async def EmbedQuery(self, request: pb.EmbedQueryRequest, grpc_context: RayServegRPCContext) -> Message:
+        return await self._bridge.answer("EmbedQuery", request, grpc_context)
+
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, grpc_context: RayServegRPCContext
     ) -> Message:

@@ -92,7 +92,7 @@ class InvalidArgument(ServingError):
 
 
 class ImageUnreadable(InvalidArgument):
-    """The image has an unsupported format, is corrupt, truncated or too narrow, or lacks pixels."""
+    """The image has an unsupported format, is corrupt or too narrow, or its data does not fit its size."""
 
     reason = "IMAGE_UNREADABLE"
 

@@ -30,6 +30,8 @@ from tests.integration.serving import (
     text_request,
     until,
 )
+from tests.integration.test_compare import compare_request
+from tests.integration.test_composed_queries import query_request, text
 
 pytestmark = pytest.mark.contract
 
@@ -105,11 +107,15 @@ async def test_unary_answers_and_errors_are_complete() -> None:
     async with bridged() as served:
         embedded = await served.stub.EmbedText(text_request("a", "b"))
         classified = await served.stub.Classify(classify_request(b"image", "cat", "dog"))
+        compared = await served.stub.Compare(compare_request((b"image", "cat"), (b"image", "dog")))
+        query = await served.stub.EmbedQuery(query_request([text("cat"), text("dog", -1.0)]))
         info = await served.stub.GetModelInfo(pb.GetModelInfoRequest())
         error = await refused(served.stub.EmbedText(text_request("a", "")))
 
         assert len(embedded.embeddings) == 2
         assert len(classified.results[0].classifications) == 2
+        assert len(compared.comparisons) == 2
+        assert len(query.embeddings) == 1
         assert info.max_labels == served.server.server.service.limits.max_labels
         assert (error.reason, error.fields) == ("TEXT_EMPTY", ["texts[1]"])
         assert served.server.sample("alignserve_unread_response_bytes") == 0

@@ -31,6 +31,9 @@ def _framed(tag: int, message: bytes) -> bytes:
 TINY = {
     "images": ("EmbedImage", b"\x0a\0" * (_BYTES // 2)),
     "texts": ("EmbedText", b"\x0a\x01a" * (_BYTES // 3)),
+    "pairs": ("Compare", b"\x0a\0" * (_BYTES // 2)),
+    "queries": ("EmbedQuery", b"\x0a\0" * (_BYTES // 2)),
+    "terms": ("EmbedQuery", _framed(1, b"\x0a\0" * (_BYTES // 2 - 8))),
     "labels": ("Classify", b"\x12\x01a" * (_BYTES // 3)),
     "options": ("EmbedImage", b"\x12\0" * (_BYTES // 2)),
     "contents": ("EmbedImage", _framed(1, b"\x0a\0" * (_BYTES // 2 - 8))),

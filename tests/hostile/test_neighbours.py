@@ -215,10 +215,19 @@ def _many_prompts() -> pb.ClassifyRequest:
     )
 
 
+def _almost_equal_pixels() -> pb.CompareRequest:
+    """Builds a request of almost 16 MB, whose images differ only in the middle."""
+    half = bytes(288 * 144 * 3)
+    arrays = [half[:-1] + bytes([i]) + half for i in range(64)]
+    images = [pb.Image(pixels=pb.Pixels(height=288, width=288, data=array)) for array in arrays]
+    return pb.CompareRequest(pairs=[pb.ImageTextPair(image=image, text="a") for image in images])
+
+
 WORST = {
     "known labels": ("Classify", _known_labels),
     "long labels": ("Classify", _long_labels),
     "many prompts": ("Classify", _many_prompts),
+    "pixels": ("Compare", _almost_equal_pixels),
     "images as lists": ("EmbedImage", lambda: pb.EmbedImageRequest(images=_images(250_000))),
     "long texts": ("EmbedText", lambda: text_request(*["é " * 10_900] * 64, truncate=True)),
 }
@@ -247,7 +256,9 @@ def streamed(
     stub: pb_grpc.AlignServiceAsyncStub, method: str, request: Any
 ) -> Callable[[], Awaitable[object]]:
     """Returns a function that sends a request as the only item of a stream."""
-    field = {"Classify": "classify", "EmbedImage": "embed_image", "EmbedText": "embed_text"}[method]
+    field = {
+        "Classify": "classify", "Compare": "compare", "EmbedImage": "embed_image", "EmbedText": "embed_text",
+    }[method]  # fmt: skip
 
     async def send() -> None:
         item = pb.StreamInferRequest(correlation_id="a", **{field: request})

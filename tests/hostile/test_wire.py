@@ -35,6 +35,12 @@ _METHODS = {
     "EmbedText": (f"{_SERVICE}/EmbedText", "unary_unary", text_request("a")),
     "EmbedImage": (f"{_SERVICE}/EmbedImage", "unary_unary", image_request(GOOD_IMAGE)),
     "Classify": (f"{_SERVICE}/Classify", "unary_unary", pb.ClassifyRequest(labels=["a"])),
+    "Compare": (f"{_SERVICE}/Compare", "unary_unary", pb.CompareRequest(pairs=[pb.ImageTextPair(text="a")])),
+    "EmbedQuery": (
+        f"{_SERVICE}/EmbedQuery",
+        "unary_unary",
+        pb.EmbedQueryRequest(queries=[pb.ComposedQuery(terms=[pb.QueryTerm(text="a")])]),
+    ),
     "StreamInfer": (
         f"{_SERVICE}/StreamInfer",
         "stream_stream",

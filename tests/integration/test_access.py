@@ -104,6 +104,8 @@ class TestKeys:
             calls = [
                 served.stub.EmbedText(text_request("a"), metadata=metadata),
                 served.stub.Classify(classify_request(b"x", "a"), metadata=metadata),
+                served.stub.Compare(pb.CompareRequest(), metadata=metadata),
+                served.stub.EmbedQuery(pb.EmbedQueryRequest(), metadata=metadata),
                 served.stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=metadata),
                 malformed(b"\xff\xff\xff", metadata=metadata),
                 served.stub.StreamInfer(metadata=metadata).read(),
@@ -138,6 +140,33 @@ class TestKeys:
             assert (error.code, error.reason) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
             assert read_status(answers["0"].error)[2] == "SCOPE_MISSING"
             assert answers["1"].WhichOneof("result") == "embed_text"
+
+    @pytest.mark.parametrize(
+        ("scope", "may_embed"), [(Scope.EMBED, True), (Scope.CLASSIFY, False)], ids=["embed", "classify"]
+    )
+    async def test_either_scope_allows_compare_and_only_embed_allows_queries(
+        self, api_keys_file, scope, may_embed
+    ) -> None:
+        """Compare returns no embedding; EmbedQuery does. The same holds for stream items."""
+        metadata = bearer(add_key(api_keys_file, "search", scope))
+        compare = pb.CompareRequest(pairs=[pb.ImageTextPair(image=pb.Image(content=b"a"), text="a")])
+        query = pb.EmbedQueryRequest(queries=[pb.ComposedQuery(terms=[pb.QueryTerm(text="a")])])
+        async with running(api_keys_file=api_keys_file) as served:
+            await served.stub.Compare(compare, metadata=metadata)
+            embedding = served.stub.EmbedQuery(query, metadata=metadata)
+            reason = None if may_embed else (await refused(embedding)).reason
+            if may_embed:
+                await embedding
+            stream = served.stub.StreamInfer(metadata=metadata)
+            await stream.write(pb.StreamInferRequest(correlation_id="compare", compare=compare))
+            await stream.write(pb.StreamInferRequest(correlation_id="query", embed_query=query))
+            await stream.done_writing()
+            answers = {answer.correlation_id: answer async for answer in stream}
+
+        assert reason == (None if may_embed else "SCOPE_MISSING")
+        assert answers["compare"].WhichOneof("result") == "compare"
+        assert answers["query"].WhichOneof("result") == ("embed_query" if may_embed else "error")
+        assert may_embed or read_status(answers["query"].error)[2] == "SCOPE_MISSING"
 
     async def test_health_needs_no_key(self, api_keys_file) -> None:
         """Health checks work without a key, because probes have none."""

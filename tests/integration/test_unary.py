@@ -88,6 +88,11 @@ async def test_answers_follow_the_order_of_the_request(served: RunningServer) ->
         (pb.EMBEDDING_FORMAT_FLOAT_LIST, lambda e: np.asarray(e.values), 1e-6),
         (pb.EMBEDDING_FORMAT_PACKED_FLOAT32, lambda e: np.frombuffer(e.packed_float32, "<f4"), 1e-6),
         (pb.EMBEDDING_FORMAT_PACKED_FLOAT16, lambda e: np.frombuffer(e.packed_float16, "<f2"), 1e-3),
+        (
+            pb.EMBEDDING_FORMAT_PACKED_INT8,
+            lambda e: np.frombuffer(e.packed_int8, np.int8) * e.int8_scale,
+            0.51 / 127,
+        ),
     ],
 )
 async def test_each_format_carries_the_vector_in_its_own_field(
@@ -96,14 +101,24 @@ async def test_each_format_carries_the_vector_in_its_own_field(
     read: Callable[[pb.Embedding], np.ndarray],
     tolerance: float,
 ) -> None:
-    """Only the field that the format names is set."""
+    """Only the field that the format names is set; with int8, also the scale."""
     options = pb.EmbeddingOptions(format=embedding_format)
 
     response = await served.stub.EmbedText(pb.EmbedTextRequest(texts=["a"], embedding_options=options))
 
     embedding = response.embeddings[0]
     np.testing.assert_allclose(read(embedding), served.encoder.embedding_of("a"), atol=tolerance)
-    assert len(embedding.ListFields()) == 1
+    assert len(embedding.ListFields()) == (2 if embedding.int8_scale else 1)
+
+
+async def test_the_binary_format_carries_the_signs(served: RunningServer) -> None:
+    """A bit for each element, the first one highest."""
+    options = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_BINARY)
+
+    response = await served.stub.EmbedText(pb.EmbedTextRequest(texts=["a"], embedding_options=options))
+
+    signs = "".join("1" if element > 0 else "0" for element in served.encoder.embedding_of("a"))
+    assert response.embeddings[0] == pb.Embedding(packed_binary=bytes([int(signs, 2)]))
 
 
 async def test_a_long_text_is_refused_unless_truncation_is_allowed(served: RunningServer) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import grpc
 import numpy as np
 import pytest
 from alignserve import AsyncClient
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.serving.server import Server
 
 from tests.integration.serving import settings
@@ -20,16 +24,29 @@ TEXTS = ["cat", "a photo of a dog.", "Ünïcödé 猫 🚀 text", "the cat " * 1
 LABELS = ["cat", "dog", "coffee", "rocket", "the cat and a dog"]
 
 
-@pytest.fixture
-async def client(pair: Pair) -> AsyncIterator[AsyncClient]:
-    """A client of a server that serves the checkpoint."""
+@asynccontextmanager
+async def serving(pair: Pair) -> AsyncIterator[str]:
+    """Serves the checkpoint for the length of the block, at the address that it yields."""
     server = Server(settings(lanes=2), lambda _: pair.encoder)
     await server.start()
     await server.load()
-    async with AsyncClient(f"127.0.0.1:{server.port}") as connected:
-        yield connected
+    yield f"127.0.0.1:{server.port}"
     await server.drain(0.0)
     await server.stop(5.0)
+
+
+@asynccontextmanager
+async def stub_of(pair: Pair) -> AsyncIterator[pb_grpc.AlignServiceAsyncStub]:
+    """A stub of a server that serves the checkpoint."""
+    async with serving(pair) as target, grpc.aio.insecure_channel(target) as channel:
+        yield pb_grpc.AlignServiceStub(channel)
+
+
+@pytest.fixture
+async def client(pair: Pair) -> AsyncIterator[AsyncClient]:
+    """A client of a server that serves the checkpoint."""
+    async with serving(pair) as target, AsyncClient(target) as connected:
+        yield connected
 
 
 async def test_embed_image_equals_the_reference(client, pair, photos):
@@ -91,3 +108,68 @@ async def test_a_batch_of_strangers_changes_nothing(client, photos):
     together = await asyncio.gather(*map(embed, inputs))
 
     assert max(1 - float(a @ b) for a, b in zip(alone, together, strict=True)) <= 1e-5
+
+
+async def test_compare_equals_the_embeddings(pair, photos):
+    """A similarity is the product of what EmbedImage and EmbedText return, and the reference's cosine."""
+    images, texts = list(photos.values()), [f"a photo of a {label}" for label in LABELS[: len(photos)]]
+    pairs = [(image, text) for image in images for text in texts]
+    expected = pair.reference.forward(images, texts)
+    cosines = (expected.image_embeds @ expected.text_embeds.T).numpy().ravel()
+
+    async with stub_of(pair) as stub:
+        compared = await stub.Compare(
+            pb.CompareRequest(
+                pairs=[pb.ImageTextPair(image=pb.Image(content=image), text=text) for image, text in pairs]
+            )
+        )
+        embedded = await asyncio.gather(
+            stub.EmbedImage(pb.EmbedImageRequest(images=[pb.Image(content=image) for image in images])),
+            stub.EmbedText(pb.EmbedTextRequest(texts=texts)),
+        )
+
+    rows = [np.array([each.values for each in response.embeddings]) for response in embedded]
+    similarities = [each.similarity for each in compared.comparisons]
+    logits = [each.logit for each in compared.comparisons]
+    np.testing.assert_allclose(similarities, (rows[0] @ rows[1].T).ravel(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(similarities, cosines, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(logits, expected.logits_per_image.numpy().ravel(), rtol=1e-3, atol=1e-2)
+
+
+async def test_a_composed_query_equals_the_sum_of_the_references(pair, photos):
+    """An image plus a text, minus another."""
+    expected = pair.reference.forward([photos["cat"]], ["a rocket", "a dog"])
+    image, (plus, minus) = expected.image_embeds.numpy()[0], expected.text_embeds.numpy()
+    composed = image + plus - 0.5 * minus
+    terms = [
+        pb.QueryTerm(image=pb.Image(content=photos["cat"])),
+        pb.QueryTerm(text="a rocket"),
+        pb.QueryTerm(text="a dog", weight=-0.5),
+    ]
+
+    async with stub_of(pair) as stub:
+        response = await stub.EmbedQuery(pb.EmbedQueryRequest(queries=[pb.ComposedQuery(terms=terms)]))
+
+    np.testing.assert_allclose(
+        response.embeddings[0].values, composed / np.linalg.norm(composed), rtol=0, atol=TOLERANCE
+    )
+
+
+async def test_int8_embeddings_keep_their_direction(pair, photos):
+    """Their cosine with the exact embeddings is above what the proto states."""
+    images = [pb.Image(content=photo) for photo in photos.values()]
+
+    async with stub_of(pair) as stub:
+        responses = [
+            await stub.EmbedImage(
+                pb.EmbedImageRequest(images=images, embedding_options=pb.EmbeddingOptions(format=each))
+            )
+            for each in (pb.EMBEDDING_FORMAT_FLOAT_LIST, pb.EMBEDDING_FORMAT_PACKED_INT8)
+        ]
+
+    exact = np.array([each.values for each in responses[0].embeddings])
+    restored = [
+        np.frombuffer(each.packed_int8, np.int8) * each.int8_scale for each in responses[1].embeddings
+    ]
+    cosines = (exact * restored).sum(axis=1) / np.linalg.norm(restored, axis=1)
+    assert cosines.min() > 0.999

@@ -40,8 +40,8 @@ _PERSONALIZATION = b"alignserve-key"
 class Scope(StrEnum):
     """A permission that a key can have."""
 
-    EMBED = "embed"  # EmbedImage, EmbedText, and stream items of these kinds
-    CLASSIFY = "classify"  # Classify, and stream items of this kind
+    EMBED = "embed"  # EmbedImage, EmbedText, EmbedQuery, Compare, and stream items of these kinds
+    CLASSIFY = "classify"  # Classify, Compare, and stream items of these kinds
     ADMIN = "admin"  # only what every key may do: GetModelInfo and reflection
 
 

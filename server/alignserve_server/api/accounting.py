@@ -164,7 +164,7 @@ class CallScope:
     def __init__(
         self, method: MethodMetrics, incoming: IncomingCall, access: Access, tracing: Tracing
     ) -> None:
-        self.items = 0  # images or texts; set once the request is parsed
+        self.items = 0  # images, texts, pairs or queries; set once the request is parsed
         self.caller: Caller = ANONYMOUS
         self.trace: CallTrace | None = None  # if it is sampled
         self._method = method

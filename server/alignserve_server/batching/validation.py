@@ -31,7 +31,7 @@ class JointValidation:
         self._modalities_left -= 1
         if not self._modalities_left:
             self._is_complete.set_result(None)
-        if errors:
+        if self._errors:
             await self._is_complete
             raise merged([error for _, error in sorted(self._errors, key=lambda placed: placed[0])])
 
@@ -44,11 +44,11 @@ class ModalityValidation:
         self._places = places
 
     async def all_valid(self, answers: Sequence[_T | InvalidArgument], path: ItemPath) -> list[_T]:
-        """Returns the results if none is an error, without waiting for the other modality.
+        """Returns the results if no error is known, without waiting for the other modality.
 
         Raises:
-            InvalidArgument: Some are. It also names the invalid items of the other modality, once they are
-                known; see `errors.all_valid`.
+            InvalidArgument: There are errors; names the invalid items of both modalities, once both are
+                known. See `errors.all_valid`.
         """
         errors = [
             (place, answer.under(path(position)))

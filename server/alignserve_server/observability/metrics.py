@@ -262,7 +262,7 @@ class Metrics:
         Args:
             error: The error response.
             caller: The caller; None if the method is not part of the API.
-            items: Number of images and texts in the call or stream item, as far as it was read.
+            items: Number of images, texts, pairs or queries in the call or item, as far as it was read.
         """
         if error.is_refusal():
             self.rejected.labels(error.reason).inc()

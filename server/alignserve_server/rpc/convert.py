@@ -45,10 +45,8 @@ def query_terms(queries: Iterable[pb.ComposedQuery]) -> list[list[QueryTerm]]:
 
 
 def item_count(request: Any) -> int:
-    """Returns the number of images, texts, pairs or terms in any request; labels do not count."""
-    if isinstance(request, pb.EmbedQueryRequest):
-        return sum([len(query.terms) for query in request.queries])
-    return max([len(getattr(request, field, ())) for field in ("images", "texts", "pairs")])
+    """Returns the number of images, texts, pairs or queries in any request; labels and terms do not count."""
+    return max([len(getattr(request, field, ())) for field in ("images", "texts", "pairs", "queries")])
 
 
 def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.float32]], list[pb.Embedding]]:

@@ -257,12 +257,16 @@ class Settings(BaseModel):
         256 << 20, description="maximum size of waiting items per modality, as received"
     )
 
-    max_client_batch_size: Positive = Field(64, description="maximum number of images or texts per request")
+    max_client_batch_size: Positive = Field(
+        64, description="maximum number of images, texts, pairs or query terms per request"
+    )
     max_labels: Positive = Field(1000, description="maximum number of labels per Classify request")
     max_prompt_templates: Positive = Field(
         100, description="maximum number of prompt templates per Classify request"
     )
-    max_image_bytes: Positive = Field(10 << 20, description="maximum size of an encoded image")
+    max_image_bytes: Positive = Field(
+        10 << 20, description="maximum size of an image file; not of raw pixels"
+    )
     max_image_pixels: Positive = Field(
         25_000_000, description="maximum size of a decoded image, width times height"
     )

@@ -7,7 +7,7 @@ import gc
 import weakref
 
 import pytest
-from alignserve_server.host.waiting import first_of
+from alignserve_server.host.waiting import both, first_of
 
 
 async def _never() -> None:
@@ -61,14 +61,14 @@ async def test_exceptions_of_the_work_are_raised() -> None:
 
 async def test_a_cancelled_wait_cancels_both() -> None:
     """Neither continues without a waiter."""
-    both = [asyncio.ensure_future(_never()), asyncio.ensure_future(_never())]
-    waiting = asyncio.ensure_future(first_of(*both))
+    tasks = [asyncio.ensure_future(_never()), asyncio.ensure_future(_never())]
+    waiting = asyncio.ensure_future(first_of(*tasks))
     await asyncio.sleep(0)
 
     waiting.cancel()
 
-    await asyncio.wait({waiting, *both})
-    assert [each.cancelled() for each in both] == [True, True]
+    await asyncio.wait({waiting, *tasks})
+    assert [each.cancelled() for each in tasks] == [True, True]
 
 
 async def test_failed_work_is_freed_without_the_collector() -> None:
@@ -83,6 +83,41 @@ async def test_failed_work_is_freed_without_the_collector() -> None:
     try:
         with pytest.raises(_Failure):
             await first_of(fail(), _never())
+        await asyncio.sleep(0)
+        assert not tasks
+    finally:
+        gc.enable()
+
+
+async def test_both_results_are_returned_in_order() -> None:
+    """Whichever is done first."""
+    assert await both(asyncio.sleep(0.001, "one"), asyncio.sleep(0, "other")) == ("one", "other")
+
+
+@pytest.mark.parametrize("fails_first", [True, False])
+async def test_a_failure_of_one_cancels_the_other(fails_first: bool) -> None:
+    """Its exception is raised, and nothing continues."""
+    other = asyncio.ensure_future(_never())
+
+    with pytest.raises(_Failure):
+        await (both(_fail(), other) if fails_first else both(other, _fail()))
+
+    await asyncio.wait({other})
+    assert other.cancelled()
+
+
+async def test_a_failure_of_both_is_freed_without_the_collector() -> None:
+    """The frames in the tracebacks do not refer to the tasks."""
+    tasks: weakref.WeakSet[object] = weakref.WeakSet()
+
+    async def fail() -> None:
+        tasks.add(asyncio.current_task())
+        raise _Failure
+
+    gc.disable()
+    try:
+        with pytest.raises(_Failure):
+            await both(fail(), fail())
         await asyncio.sleep(0)
         assert not tasks
     finally:

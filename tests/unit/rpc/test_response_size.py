@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
+from alignserve_server.api import Comparisons
 from alignserve_server.model.encoder import TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.zero_shot import score_images
@@ -153,6 +154,36 @@ def test_no_embedding_of_texts_is_larger_than_its_bound(
         for texts in (longest, shortest)
     )
     assert most <= bound <= 1.3 * least
+
+
+@pytest.mark.parametrize("embedding_format", FORMATS)
+@pytest.mark.parametrize("terms", [1, 5])
+def test_no_embedding_of_queries_is_larger_than_its_bound(embedding_format: Any, terms: int) -> None:
+    """A query has one embedding, however many terms it has."""
+    options = pb.EmbeddingOptions(format=embedding_format)
+    query = pb.ComposedQuery(terms=[pb.QueryTerm(text="x")] * terms)
+    request = pb.EmbedQueryRequest(queries=[query] * 12, embedding_options=options, include_stats=True)
+    response = pb.EmbedQueryResponse(embeddings=embeddings(12, 640, options), stats=largest_stats())
+
+    bound = response_size.embed_query_response_bytes(request, replace(INFO, embedding_dimension=640))
+
+    assert bound == response.ByteSize()
+
+
+@pytest.mark.parametrize("include_stats", [False, True])
+@pytest.mark.parametrize("count", [1, 64])
+def test_no_comparison_is_larger_than_its_bound(count: int, include_stats: bool) -> None:
+    """Each text has the maximum length and is truncated; it holds for any similarity."""
+    request = pb.CompareRequest(pairs=[pb.ImageTextPair(text="x")] * count, include_stats=include_stats)
+    numbers = Comparisons(np.full(count, -1, np.float32), np.full(count, -20, np.float32))
+    longest = [TokenizedText((7,) * 64, truncated=True, unknown_token_count=62)] * count
+    response = pb.CompareResponse(
+        comparisons=convert.comparisons(numbers),
+        tokenizations=convert.tokenizations(longest),
+        stats=largest_stats() if include_stats else None,
+    )
+
+    assert response_size.compare_response_bytes(request, INFO) == response.ByteSize()
 
 
 @pytest.mark.parametrize("id_size", [1, 128])

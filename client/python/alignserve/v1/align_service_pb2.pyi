@@ -635,13 +635,13 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     max_text_tokens: builtins.int
     """Maximum length of a text, in tokens, including special tokens."""
     max_client_batch_size: builtins.int
-    """Maximum number of images or texts in one request."""
+    """Maximum number of images, texts, pairs or query terms in one request."""
     max_labels: builtins.int
     """Maximum number of labels in one request."""
     max_prompt_templates: builtins.int
     """Maximum number of prompt templates in one request."""
     max_image_bytes: builtins.int
-    """Maximum size of an encoded image, in bytes."""
+    """Maximum size of an image file, in bytes. Does not apply to `Image.pixels`."""
     max_image_pixels: builtins.int
     """Maximum size of a decoded image, in pixels (width times height)."""
     max_text_bytes: builtins.int
@@ -807,7 +807,8 @@ Global___Comparison: typing_extensions.TypeAlias = Comparison
 class ComposedQuery(google.protobuf.message.Message):
     """A query of several images and texts. Its embedding is the sum of its terms'
     embeddings, each normalized and multiplied by its weight. Like any other, it
-    is then normalized, unless the request has `skip_normalization`.
+    is then normalized, unless the request has `skip_normalization`. Terms that
+    cancel out fail with `INVALID_ARGUMENT`.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1036,8 +1037,8 @@ class InferenceStats(google.protobuf.message.Message):
     cached_label_count: builtins.int
     """For `Classify`, number of labels served from the cache."""
     cached_item_count: builtins.int
-    """Number of items served from the cache. If all were, `queue_duration`,
-    `compute_duration` and `batch_size` are 0.
+    """Number of images and texts served from the cache. If all were,
+    `queue_duration`, `compute_duration` and `batch_size` are 0.
     """
     @property
     def preprocess_duration(self) -> google.protobuf.duration_pb2.Duration:
