@@ -218,6 +218,13 @@ class HealthServiceUnknown(ServingError):
     reason = "SERVICE_UNKNOWN"
 
 
+class ModelUnknown(ServingError):
+    """The server has no model of this name or version."""
+
+    code = "NOT_FOUND"
+    reason = "MODEL_UNKNOWN"
+
+
 class KeyMissing(ServingError):
     """The server requires an API key and the call has none."""
 

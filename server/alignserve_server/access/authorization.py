@@ -115,6 +115,15 @@ class Access:
                 )
         return _Counted(caller.usage)
 
+    def check_scopes(self, caller: Caller, scopes: Set[Scope]) -> None:
+        """Does nothing if the caller's key has one of these scopes, or needs no key.
+
+        Raises:
+            ScopeMissing: It has none of them.
+        """
+        if caller.key is not None and not scopes & caller.key.scopes:
+            raise _scope_missing(scopes)
+
     async def admit_item(self, caller: Caller, scopes: Set[Scope]) -> None:
         """Returns once an item of a stream may be served. The key may have changed since the stream started.
 

@@ -220,6 +220,14 @@ class CallScope:
             paths=self._incoming.paths,
         )
 
+    def check_scopes(self, scopes: Set[Scope]) -> None:
+        """Checks a call whose scope is known only from its request; the key needs one of these.
+
+        Raises:
+            ScopeMissing: The key has none of them.
+        """
+        self._access.check_scopes(self.caller, scopes)
+
     async def admit_item(self, scopes: Set[Scope]) -> None:
         """Returns once an item of this stream may be served, for which a key needs one of the scopes.
 
