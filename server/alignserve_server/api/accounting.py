@@ -102,6 +102,7 @@ class Accounting:
         self.in_progress = CallsInProgress()
         self._access = access
         self._tracing = tracing
+        self._methods: dict[tuple[str, str, str], MethodMetrics] = {}
 
     def method(self, kind: str, service: str, name: str, rules: MethodRules) -> MethodMetrics:
         """Prepares the metrics of a method's calls.
@@ -112,7 +113,18 @@ class Accounting:
             name: The label `grpc_method`.
             rules: The method's row in its door's table.
         """
-        return MethodMetrics(self.metrics, (kind, service, name), rules)
+        labels = (kind, service, name)
+        self._methods[labels] = method = MethodMetrics(self.metrics, labels, rules)
+        return method
+
+    def durations(self) -> list[HistogramSeries]:
+        """Returns the durations of all unary calls of the API, by door and method; not those of probes."""
+        return [
+            series
+            for method in self._methods.values()
+            if method.rules.is_metered and not method.rules.counts_items
+            for series in method.seconds.values()
+        ]
 
     def call(self, method: MethodMetrics, incoming: IncomingCall) -> CallScope:
         """Admits a call for the duration of the block and accounts for it.

@@ -155,6 +155,9 @@ class Settings(BaseModel):
         description="origins whose web pages may call, separated by commas, for example "
         "https://app.example; * for all",
     )
+    http_page: bool = Field(
+        True, description="serve a page at / of the HTTP port, to try the API in a browser"
+    )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
     tls_certificate: SecretPath | None = Field(
