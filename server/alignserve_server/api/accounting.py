@@ -31,6 +31,8 @@ _log = get_logger(__name__)
 
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
+_ANY_SCOPE = frozenset(Scope)
+
 # A client starts its own timer before it sends the request, so its reset can arrive just before the deadline.
 _DEADLINE_TOLERANCE_SECONDS = 0.02
 
@@ -118,11 +120,14 @@ class Accounting:
         return method
 
     def durations(self) -> list[HistogramSeries]:
-        """Returns the durations of all unary calls of the API, by door and method; not those of probes."""
+        """Returns the durations of the unary calls that run the model, of every door.
+
+        Methods that any key permits do not run it: they describe the model or the server.
+        """
         return [
             series
             for method in self._methods.values()
-            if method.rules.is_metered and not method.rules.counts_items
+            if method.rules.scopes not in (None, _ANY_SCOPE) and not method.rules.counts_items
             for series in method.seconds.values()
         ]
 

@@ -26,6 +26,9 @@ const TITLES = {
   UNREACHABLE: "The server cannot be reached.",
 };
 
+// Where the server's own words are for programs.
+const MESSAGES = { KEY_MISSING: "Enter one under “API key”. The operator of the server can give you one." };
+
 let key = stored();
 
 /** Why a call failed: `reason` is for programs, `message` for people, `fields` are the invalid ones. */
@@ -51,8 +54,6 @@ export function useKey(value) {
     // Storage is blocked: the key lasts until the page is reloaded.
   }
 }
-
-export const hasKey = () => key !== "";
 
 /** Calls a unary method; returns its response, or throws a `CallError`. */
 export async function call(method, message, signal) {
@@ -90,7 +91,7 @@ async function refusal(response) {
   const details = (body.details ?? []).map((detail) => detail.debug ?? {});
   const reason = details.find((detail) => detail.reason)?.reason ?? body.code ?? `HTTP ${response.status}`;
   const fields = details.flatMap((detail) => detail.fieldViolations ?? []).map((violation) => violation.field);
-  return new CallError(reason, body.message ?? response.statusText, fields);
+  return new CallError(reason, MESSAGES[reason] ?? body.message ?? response.statusText, fields);
 }
 
 function stored() {

@@ -19,18 +19,19 @@ export function setUpClassify(modelInfo) {
       const taken = await fitted(file, await modelInfo());
       blob = taken.blob;
       byId("classify-note").textContent = taken.note;
-      show(blob, taken.name);
+      show(taken);
       await classify();
     } catch (error) {
       fail(error);
     }
   }
 
-  function show(shown, name) {
+  function show(taken) {
     URL.revokeObjectURL(picture.src);
-    picture.src = URL.createObjectURL(shown);
-    picture.alt = `The picture to classify: ${name}`;
-    picture.hidden = false;
+    picture.hidden = !taken.isVisible;
+    if (taken.isVisible) picture.src = URL.createObjectURL(taken.blob);
+    else picture.removeAttribute("src");
+    picture.alt = `The picture to classify: ${taken.name}`;
   }
 
   async function classify() {

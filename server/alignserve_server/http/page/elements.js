@@ -31,16 +31,16 @@ export function scoreBar(score) {
   return bar("score", fill);
 }
 
-/** A bar from -1 to 1 that starts in the middle. */
+/** A bar from -0.5 to 0.5 that starts in the middle: between a picture and a text, more is rare. */
 export function similarityBar(similarity) {
   const fill = element("span", { className: similarity < 0 ? "fill below" : "fill" });
-  const length = 50 * Math.min(1, Math.abs(similarity));
+  const length = Math.min(50, 100 * Math.abs(similarity));
   fill.style.inlineSize = `${length}%`;
   fill.style.insetInlineStart = `${similarity < 0 ? 50 - length : 50}%`;
   return bar("similarity", fill);
 }
 
-export const asScore = (score) => (score > 0 && score < 0.001 ? "< 0.1 %" : `${(100 * score).toFixed(1)} %`);
+export const asScore = (score) => (score > 0 && score < 0.001 ? "< 0.1\u00a0%" : `${(100 * score).toFixed(1)}\u00a0%`);
 
 export const asSimilarity = (similarity) => similarity.toFixed(3).replace("-", "\u2212");
 

@@ -85,7 +85,7 @@ function show(before, now) {
 
 const total = (byModality) => Object.values(byModality).reduce((sum, value) => sum + value, 0);
 
-const rounded = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
+const rounded = (value) => (value && value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
 /** Estimates a quantile from counts in buckets, as Prometheus does: evenly spread in its bucket. */
 function quantile(share, counts, bounds) {
@@ -101,5 +101,6 @@ function quantile(share, counts, bounds) {
 }
 
 function duration(seconds) {
-  return seconds < 1 ? `${(1000 * seconds).toPrecision(2).replace(/\.0$/, "")} ms` : `${seconds.toFixed(1)} s`;
+  if (seconds >= 1) return `${seconds.toFixed(1)} s`;
+  return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
 }

@@ -1,6 +1,6 @@
 // Joins the parts of the page.
 
-import { call, hasKey, useKey } from "./calls.js";
+import { call, useKey } from "./calls.js";
 import { setUpClassify } from "./classify.js";
 import { byId, showError } from "./elements.js";
 import { watchLive } from "./live.js";
@@ -51,18 +51,20 @@ document.addEventListener("paste", (event) => {
 for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 
 const pollNow = watchLive((state) => {
-  if (state === "serving" && (hasKey() || !info)) tryKey(false);
+  if (state === "serving") meetModel(false);
 });
 
-async function tryKey(isAsked) {
+/** Reads what the server serves, which shows whether it accepts the key. */
+async function meetModel(isNewKey) {
   const status = byId("key-status");
   info = null;
   try {
     await modelInfo();
     showError(byId("key-error"), null);
-    status.textContent = isAsked ? "The server accepts it." : "";
+    status.textContent = isNewKey ? "The server accepts it." : "";
   } catch (error) {
     status.textContent = "";
+    if (!isNewKey && !error.reason.startsWith("KEY_")) return; // the panels will tell
     byId("key-box").open = true;
     showError(byId("key-error"), error);
   }
@@ -72,7 +74,7 @@ byId("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   useKey(byId("key").value);
   byId("key").value = "";
-  await tryKey(true);
+  await meetModel(true);
   pollNow();
 });
 byId("forget-key").addEventListener("click", () => {

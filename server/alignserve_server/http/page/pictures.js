@@ -29,8 +29,9 @@ export function watchForPictures(zone, inputs, take) {
 }
 
 /**
- * Returns a picture as `{name, blob, note}`. It is the file as it is, or a smaller copy if it exceeds a limit of the
- * server or has a format that only the browser reads; then `note` says so.
+ * Returns a picture as `{name, blob, note, isVisible}`. It is the file as it is, or a smaller copy if it exceeds a
+ * limit of the server or has a format that only the browser reads; then `note` says so. Some are visible to the server
+ * only.
  */
 export async function fitted(file, info) {
   const limits = {
@@ -41,20 +42,21 @@ export async function fitted(file, info) {
   const isRead = file.type === "" || info.imageFormats.includes(formatOf(file.type));
   const bitmap = await decoded(file);
   if (!bitmap) {
-    if (isRead) return { name, blob: file, note: "" }; // the server may read more than this browser
+    if (file.size > limits.bytes) throw new CallError("IMAGE_TOO_LARGE", tooLarge(file, name, limits));
+    if (isRead) return { name, blob: file, note: "", isVisible: false };
     throw new CallError("IMAGE_UNREADABLE", `Neither this browser nor the server reads ${name} as a picture.`);
   }
   const { width, height } = bitmap;
   if (isRead && file.size <= limits.bytes && width * height <= limits.pixels) {
     bitmap.close();
-    return { name, blob: file, note: "" };
+    return { name, blob: file, note: "", isVisible: true };
   }
   const blob = await smaller(bitmap, file.type === "image/png", limits);
   const why = isRead
     ? `it has ${megabytes(file.size)} and ${width} × ${height} pixels; the server takes up to ` +
       `${megabytes(limits.bytes)} and ${limits.pixels / 1e6} megapixels`
     : `the server does not read ${file.type}`;
-  return { name, blob, note: `This browser sent a smaller copy of ${name}: ${why}.` };
+  return { name, blob, note: `This browser sent a smaller copy of ${name}: ${why}.`, isVisible: true };
 }
 
 /** Returns the bytes of a blob in base64. */
@@ -65,6 +67,10 @@ export function base64(blob) {
     reader.onerror = () => reject(new CallError("IMAGE_UNREADABLE", "The browser cannot read this file."));
     reader.readAsDataURL(blob);
   });
+}
+
+function tooLarge(file, name, limits) {
+  return `${name} has ${megabytes(file.size)}, the server takes up to ${megabytes(limits.bytes)}, and this browser cannot scale it down.`;
 }
 
 function formatOf(type) {

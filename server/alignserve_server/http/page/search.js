@@ -12,13 +12,14 @@ export function setUpSearch(modelInfo) {
   const status = byId("search-status");
   let pictures = []; // {name, url, embedding, error}
   let query = null; // {text, embedding}
+  let fingerprint = ""; // of the model that made the embeddings
 
   async function take(files) {
     showError(byId("search-error"), null);
     byId("search-note").textContent = "";
     let info;
     try {
-      info = await modelInfo();
+      info = await currentModel();
     } catch (error) {
       showError(byId("search-error"), error);
       return;
@@ -36,11 +37,29 @@ export function setUpSearch(modelInfo) {
     await Promise.all(Array.from({ length: CALLS_AT_ONCE }, work));
   }
 
+  /** Returns the response of GetModelInfo; drops embeddings of another model, which cannot be compared with its own. */
+  async function currentModel() {
+    const info = await modelInfo();
+    if (fingerprint && fingerprint !== info.fingerprint) {
+      query = null;
+      removeAll();
+      byId("search-note").textContent = "The server has another model now: add the pictures again.";
+    }
+    fingerprint = info.fingerprint;
+    return info;
+  }
+
+  function removeAll() {
+    for (const picture of pictures) URL.revokeObjectURL(picture.url);
+    pictures = [];
+    show();
+  }
+
   async function embed(picture, info) {
     try {
-      const { blob, note } = await fitted(picture.file, info);
+      const { blob, note, isVisible } = await fitted(picture.file, info);
       if (note) byId("search-note").textContent = note;
-      picture.url = URL.createObjectURL(blob);
+      if (isVisible) picture.url = URL.createObjectURL(blob);
       const request = { images: [{ content: await base64(blob) }], embeddingOptions: PACKED };
       picture.embedding = unpacked((await call("EmbedImage", request)).embeddings[0]);
     } catch (error) {
@@ -55,6 +74,7 @@ export function setUpSearch(modelInfo) {
     showError(byId("search-error"), null);
     status.textContent = "Searching …";
     try {
+      await currentModel();
       const response = await call("EmbedText", { texts: [text], embeddingOptions: PACKED });
       query = { text, embedding: unpacked(response.embeddings[0]) };
       show();
@@ -71,6 +91,7 @@ export function setUpSearch(modelInfo) {
     }
     const shown = query ? [...pictures].sort((a, b) => (b.similarity ?? -2) - (a.similarity ?? -2)) : pictures;
     byId("search-results").replaceChildren(...shown.map(entry));
+    byId("search-results").classList.toggle("ranked", query !== null);
     byId("search-clear").hidden = pictures.length === 0;
     status.textContent = summary(shown);
   }
@@ -90,9 +111,7 @@ export function setUpSearch(modelInfo) {
     search();
   });
   byId("search-clear").addEventListener("click", () => {
-    for (const picture of pictures) URL.revokeObjectURL(picture.url);
-    pictures = [];
-    show();
+    removeAll();
     byId("search-files").focus();
   });
   watchForPictures(byId("search-drop"), [byId("search-files"), byId("search-camera")], take);
