@@ -101,6 +101,6 @@ function quantile(share, counts, bounds) {
 }
 
 function duration(seconds) {
-  if (seconds >= 1) return `${seconds.toFixed(1)} s`;
-  return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
+  if (seconds >= 1) return `${seconds.toFixed(1)}\u00a0s`;
+  return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)}\u00a0ms`;
 }
