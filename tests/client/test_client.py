@@ -266,7 +266,7 @@ def test_an_image_that_fits_into_no_request_is_named(knows_limits: bool) -> None
         if knows_limits:
             client.model_info()
 
-        with pytest.raises(alignserve.InvalidArgumentError, match="pixels are sent as PNG") as caught:
+        with pytest.raises(alignserve.InvalidArgumentError, match="too large even as PNG") as caught:
             client.embed_image(pixels)
 
         assert caught.value.reason == "IMAGE_TOO_LARGE"

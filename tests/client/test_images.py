@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alignserve._images import as_list, encoded_image
+from alignserve._images import as_list, compressed, encoded_image, image_message, image_size
 from alignserve._png import encode_png
+from alignserve.v1 import align_service_pb2 as pb
 from PIL import ExifTags, Image, ImageOps
 
 GRADIENT = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3) * 7
@@ -165,3 +166,75 @@ def test_pixels_of_four_axes_are_several_images() -> None:
 
     assert (len(many), many_is_one) == (2, False)
     assert (len(one), one_is_one) == (1, True)
+
+
+def as_array(image: pb.Image) -> np.ndarray:
+    assert image.WhichOneof("source") == "pixels"
+    pixels = image.pixels
+    return np.frombuffer(pixels.data, np.uint8).reshape(pixels.height, pixels.width, 3)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        GRADIENT,
+        GRADIENT[:, :, 0],
+        GRADIENT[:, :, :1],
+        GRADIENT[::-1, ::2],
+        np.dstack([GRADIENT, GRADIENT[..., 0]]),
+    ],
+    ids=["rgb", "gray", "one channel", "not contiguous", "rgba"],
+)
+def test_arrays_travel_as_the_pixels_of_their_png(pixels: np.ndarray) -> None:
+    """The server gets what it would read from a PNG: RGB, with gray three times and without alpha."""
+    sent = as_array(image_message(pixels))
+
+    assert np.array_equal(sent, np.asarray(decoded(encode_png(pixels)).convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_pillow_images_travel_as_pixels(mode: str) -> None:
+    """Images in memory are not encoded."""
+    image = Image.fromarray(GRADIENT).convert(mode)
+
+    assert np.array_equal(as_array(image_message(image)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "I;16", "CMYK"])
+def test_modes_that_the_server_converts_travel_as_png(mode: str) -> None:
+    """Only the server knows how it reads palettes, 16 bits and the like."""
+    image = Image.new(mode, (3, 2))
+
+    assert image_message(image) == pb.Image(content=encoded_image(image))
+
+
+def test_a_turned_image_travels_as_png(photo: Path) -> None:
+    """Pixels have no EXIF, so an image with an orientation stays a file."""
+    image = decoded(turned(photo, "JPEG", 6))
+
+    assert image_message(image).WhichOneof("source") == "content"
+
+
+def test_files_are_never_decoded(photo: Path) -> None:
+    """A path, bytes or an open file is sent as it is."""
+    content = photo.read_bytes()
+
+    assert image_message(photo) == image_message(content) == pb.Image(content=content)
+
+
+def test_pixels_can_be_compressed_without_loss() -> None:
+    """PNG has the same pixels; a file stays as it is."""
+    pixels, file = image_message(GRADIENT), pb.Image(content=b"file")
+
+    smaller = compressed(pixels)
+
+    assert np.array_equal(np.asarray(decoded(smaller.content)), GRADIENT)
+    assert compressed(file) == file
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (300, 500, 3), (2000, 3000, 3)])
+def test_the_size_of_pixels_covers_their_message(shape: tuple[int, ...]) -> None:
+    """Requests are built by this size, so it is never too small."""
+    image = image_message(np.zeros(shape, np.uint8))
+
+    assert 0 <= image_size(image) - image.ByteSize() < 32

@@ -135,7 +135,7 @@ def test_images_are_read_only_when_their_request_is_wanted(defaults: CallDefault
     ("image", "advice"),
     [
         (bytes(2000), "send a smaller one"),
-        (np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8), "pixels are sent as PNG, so give"),
+        (np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8), "too large even as PNG, so give"),
     ],
     ids=["file", "pixels"],
 )

@@ -61,8 +61,8 @@ def fail_after_info(server: FakeServer, *failures: tuple[Any, ...], **details: A
     respond = server._state.script.next_failure
     asked = iter([None])
 
-    def next_failure() -> Any:
-        return next(asked, None) if server.received[-1].method == "GetModelInfo" else respond()
+    def next_failure(method: str) -> Any:
+        return next(asked, None) if method == "GetModelInfo" else respond(method)
 
     server._state.script.next_failure = next_failure  # type: ignore[method-assign]
     for failure in failures:

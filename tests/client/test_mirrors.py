@@ -32,12 +32,19 @@ MIRRORS: dict[Any, tuple[type[Any], dict[str, str]]] = {
             "total_duration": "total_seconds",
         },
     ),
+    pb.Comparison: (alignserve.Comparison, {}),
     pb.EmbedImageResponse: (alignserve.ImageEmbeddings, {}),
     pb.EmbedTextResponse: (alignserve.TextEmbeddings, {}),
     pb.ClassifyResponse: (alignserve.ImageClassifications, {"results": "classifications"}),
+    pb.CompareResponse: (alignserve.Comparisons, {}),
+    pb.EmbedQueryResponse: (alignserve.QueryEmbeddings, {}),
     pb.EmbedImageRequest: (alignserve.ImageItem, {"images": "image", "embedding_options": "normalize"}),
     pb.EmbedTextRequest: (alignserve.TextItem, {"texts": "text", "embedding_options": "normalize"}),
     pb.ClassifyRequest: (alignserve.ClassifyItem, {"images": "image"}),
+    pb.CompareRequest: (alignserve.CompareItem, {"pairs": "image"}),
+    pb.ImageTextPair: (alignserve.CompareItem, {}),
+    pb.EmbedQueryRequest: (alignserve.QueryItem, {"queries": "query", "embedding_options": "normalize"}),
+    pb.QueryTerm: (alignserve.QueryTerm, {}),
     pb.EmbeddingOptions: (alignserve.ImageItem, {"skip_normalization": "normalize", "format": "dtype"}),
     error_details_pb2.BadRequest.FieldViolation: (alignserve.FieldViolation, {}),
 }
@@ -47,6 +54,8 @@ ABSENT_FIELDS = {
     "EmbedImageRequest.include_stats": "always set in calls, and of no use in a stream",
     "EmbedTextRequest.include_stats": "likewise",
     "ClassifyRequest.include_stats": "likewise",
+    "CompareRequest.include_stats": "likewise",
+    "EmbedQueryRequest.include_stats": "likewise",
     "FieldViolation.localized_message": "the server writes English only",
 }
 
@@ -54,7 +63,9 @@ ABSENT_FIELDS = {
 ABSENT_MESSAGES = {
     "GetModelInfoRequest": "empty",
     "Image": "an image is what callers have: a path, bytes, pixels",
+    "Pixels": "a numpy array",
     "Embedding": "a numpy array",
+    "ComposedQuery": "a list of terms",
     "ClassificationResult": "a list of Classification",
     "StreamInferRequest": "an item, with an id that the client chooses",
     "StreamInferResponse": "a StreamResult, which has one value for all kinds",
@@ -104,6 +115,9 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     pb.Classification: lambda message: _responses.read_classifications(
         pb.ClassifyResponse(results=[pb.ClassificationResult(classifications=[message])])
     ).values[0][0],  # type: ignore[index]  # a list here
+    pb.Comparison: lambda message: next(
+        iter(_responses.read_comparisons(pb.CompareResponse(comparisons=[message])).values)
+    ),
     pb.Tokenization: lambda message: _responses.read_texts(
         pb.EmbedTextResponse(embeddings=[pb.Embedding(packed_float32=bytes(8))], tokenizations=[message])
     ).tokenizations[0],
@@ -148,6 +162,8 @@ ITEMS: dict[Any, Any] = {
     pb.EmbedImageRequest: alignserve.ImageItem(b"x", normalize=False, dtype="float16"),
     pb.EmbedTextRequest: alignserve.TextItem("x", truncate=True, normalize=False, dtype="float16"),
     pb.ClassifyRequest: alignserve.ClassifyItem(b"x", ["a"], ["{label}"], 1),
+    pb.CompareRequest: alignserve.CompareItem(b"x", "a", truncate=True),
+    pb.EmbedQueryRequest: alignserve.QueryItem(["a"], truncate=True, normalize=False, dtype="int8"),
 }
 
 

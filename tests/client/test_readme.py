@@ -34,7 +34,7 @@ TESTS = [example for example in EXAMPLES if "import pytest" in example]
 def test_programs_run(server: FakeServer, photo: Path, tmp_path: Path, example: str) -> None:
     """Each program runs in a folder with photos, against a running server."""
     (tmp_path / "photos").mkdir()
-    for copy in ("cat.jpg", "photos/cat.jpg"):
+    for copy in ("bag.jpg", "cat.jpg", "photos/cat.jpg"):
         shutil.copy(photo, tmp_path / copy)
     there = example.replace('"127.0.0.1:50051"', "TARGET").replace("Client()", "Client(TARGET)")
     program = f"TARGET = {server.target!r}\n{there}"
@@ -54,8 +54,9 @@ def test_programs_run(server: FakeServer, photo: Path, tmp_path: Path, example: 
 def test_commands_run(server: FakeServer, photo: Path, tmp_path: Path, line: str) -> None:
     """Each command runs in a folder with photos and queries; measurements are shortened."""
     (tmp_path / "photos").mkdir()
-    for copy in ("cat.jpg", "dog.jpg", "photos/cat.jpg"):
+    for copy in ("bag.jpg", "cat.jpg", "dog.jpg", "photos/cat.jpg"):
         shutil.copy(photo, tmp_path / copy)
+    (tmp_path / "captions.tsv").write_text("cat.jpg\ta cat\ndog.jpg\ta dog\n")
     (tmp_path / "queries.txt").write_text("a cat\na dog\n")
     shell = f'alignserve() {{ "{sys.executable}" -m alignserve.cli "$@"; }}\n{shortened(line)}'
 

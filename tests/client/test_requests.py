@@ -53,9 +53,9 @@ def test_an_input_that_cannot_be_sent_is_an_error_not_an_exception(item: Item, r
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        ("no item", TypeError, "str is not an item; stream ImageItem, TextItem or ClassifyItem"),
+        ("no item", TypeError, "str is not an item; stream ImageItem, TextItem, ClassifyItem"),
         (TextItem(5), TypeError, r"texts\[0\] is int; give str"),  # type: ignore[arg-type]
-        (TextItem("x", dtype="int8"), ValueError, "dtype 'int8' is unknown"),  # type: ignore[arg-type]
+        (TextItem("x", dtype="int4"), ValueError, "dtype 'int4' is unknown"),  # type: ignore[arg-type]
         (ClassifyItem(b"x", "cat"), TypeError, "labels is one string; put it into a list"),
         (ClassifyItem(b"x", ["cat", 1.5]), TypeError, r"labels\[1\] is float; give str"),  # type: ignore[list-item]
     ],

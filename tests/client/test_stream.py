@@ -225,7 +225,7 @@ def test_an_exception_of_the_callers_items_arrives_after_their_results(collect: 
 
 @pytest.mark.parametrize(
     ("item", "error"),
-    [("not an item", TypeError), (TextItem(5), TypeError), (TextItem("x", dtype="int8"), ValueError)],  # type: ignore[arg-type]
+    [("not an item", TypeError), (TextItem(5), TypeError), (TextItem("x", dtype="int4"), ValueError)],  # type: ignore[arg-type]
     ids=["no item", "no text", "no dtype"],
 )
 def test_a_mistake_of_the_caller_ends_the_stream(collect: Collect, item: Any, error: type[Exception]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 
 import alignserve
@@ -159,3 +160,54 @@ def test_a_test_can_have_images_checked() -> None:
             client.embed_image(b"GIF89a")
 
     assert caught.value.reason == "IMAGE_UNREADABLE"
+
+
+def test_a_held_stream_is_read_as_far_as_the_client_sends(server: FakeServer, client: Client) -> None:
+    """A test can see how much a client keeps in flight."""
+    client.model_info()
+    server.hold()
+    results = client.stream([TextItem(str(number)) for number in range(40)], window=8, ordered=True)
+    taken: list[int] = []
+    reader = threading.Thread(target=lambda: taken.extend(1 for _ in results))
+    reader.start()
+
+    server.wait_for_received(1 + 1 + 8)  # the model's limits and the options come first
+    sent = sum(call.method == "StreamInfer" for call in server.received)
+    server.release()
+    reader.join()
+
+    assert sent == 1 + 8
+    assert len(taken) == 40
+
+
+@pytest.mark.parametrize(
+    ("order", "ids"),
+    [
+        (pb.DELIVERY_ORDER_AS_COMPLETED, ["2", "1", "0", "3", "4"]),
+        (pb.DELIVERY_ORDER_AS_REQUESTED, ["0", "1", "2", "3", "4"]),
+    ],
+)
+def test_a_test_can_have_items_answered_out_of_order(
+    server: FakeServer, order: pb.DeliveryOrder.ValueType, ids: list[str]
+) -> None:
+    """Clients must match answers by id; a stream that asks for its own order keeps it."""
+    server.reverse_answers(3)
+    requests = [pb.StreamInferRequest(stream_options=pb.StreamOptions(delivery_order=order))]
+    requests += [
+        pb.StreamInferRequest(correlation_id=str(number), embed_text=pb.EmbedTextRequest(texts=["a"]))
+        for number in range(5)
+    ]
+
+    with grpc.insecure_channel(server.target) as channel:
+        answers = list(AlignServiceStub(channel).StreamInfer(iter(requests)))
+
+    assert [answer.correlation_id for answer in answers] == ids
+
+
+def test_clients_match_answers_by_id(server: FakeServer, client: Client) -> None:
+    """Each item gets its own embedding, whatever the order of the answers."""
+    server.reverse_answers(3)
+
+    for result in client.stream([TextItem(str(number)) for number in range(5)]):
+        assert isinstance(result.item, TextItem)
+        assert np.array_equal(result.embedding, server.embedding_of(result.item.text))

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import alignserve
 import pytest
-from alignserve import AsyncClient, Client, ImageInput
+from alignserve import (
+    AsyncClient,
+    ClassifyItem,
+    Client,
+    CompareItem,
+    ImageInput,
+    ImageItem,
+    QueryItem,
+    TextItem,
+)
 
 PROGRAM = """
 from __future__ import annotations
@@ -22,7 +31,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from alignserve import AlignserveError, AsyncClient, Classification, Client, ImageInput, ImageItem, Item
-from alignserve import StreamResult
+from alignserve import CompareItem, Comparison, Query, QueryItem, QueryTerm, StreamResult
 
 Photo = ImageInput | None
 
@@ -52,7 +61,18 @@ def blocking(client: Client, paths: list[Path]) -> StreamResult:
         [photo], ["cat"], on_error="return", on_progress=lambda done, total: print(done / total)
     )
     label: list[Classification] | AlignserveError = client.classify(photo, ["cat"], on_error="return")
+    pair: Comparison = client.compare(photo, "a cat")
+    pairs: list[Comparison] = client.compare(paths, ["a"] * len(paths))
+    either_pairs: list[Comparison | AlignserveError] = client.compare([photo], ["a"], on_error="return")
+    small: npt.NDArray[np.int8] = client.embed_text("a", dtype="int8")
+    query: npt.NDArray[np.float32] = client.embed_query([photo, ("red", 0.5), QueryTerm(text="blue")])
+    both = client.embed_query([[photo, "red"], [(Path("a.jpg"), -1)]])
+    found_queries: list[npt.NDArray[np.floating] | AlignserveError] = client.embed_query(
+        [[photo, "red"]], on_error="return"
+    )
+    client.embed_query_detailed([[photo, "red"], ["a", (photo, 2)]])
     items: list[Item] = [ImageItem(photo, id=vector.size + len(one) + len(many))]
+    items += [CompareItem(photo, "a"), QueryItem([photo, "a"], dtype="int8")]
     return next(client.stream(items))
 
 
@@ -91,7 +111,7 @@ def test_annotations_can_be_read_at_run_time(kind: type) -> None:
     assert all("return" in hint for hint in hints)
 
 
-@pytest.mark.parametrize("item", [alignserve.ImageItem, alignserve.TextItem, alignserve.ClassifyItem])
+@pytest.mark.parametrize("item", [ImageItem, TextItem, ClassifyItem, CompareItem, QueryItem])
 def test_fields_of_items_can_be_read_at_run_time(item: type) -> None:
     """Items are plain dataclasses with real types."""
     assert "id" in typing.get_type_hints(item)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alignserve.cli import main
 from alignserve_server.access.keys import Scope, changed_keys, new_key
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_health.v1 import health_pb2
 
-from tests.processes import BIN, ServerProcess, run, server_process
+from tests.processes import BIN, ROOT, ServerProcess, run, server_process
 
 pytestmark = pytest.mark.contract
 
@@ -64,6 +65,22 @@ def test_buf_curl_calls_the_api_with_a_key(server: ServerProcess, header: str, v
     answer = run(*curl, *reflect, "-d", REQUEST, f"http://{server.address}/{EMBED_TEXT}")
 
     assert json.loads(answer.stdout)["embeddings"], answer.stderr
+
+
+def test_grpcurl_prints_the_details_of_errors_with_the_descriptor_set(
+    server: ServerProcess, header: str, tmp_path: Path
+) -> None:
+    """With the set that `alignserve protos` writes, or the baseline, the reason is text instead of bytes."""
+    assert main(["protos", "--descriptor-set", str(tmp_path / "set.binpb")]) == 0
+
+    for protoset in (tmp_path / "set.binpb", ROOT / "protos/baseline.binpb"):
+        refused = run(
+            *(BIN / "grpcurl", "-plaintext", "-H", header, "-protoset", protoset),
+            *("-d", '{"texts": [" "]}', server.address, EMBED_TEXT),
+        )
+
+        assert '"reason":"TEXT_EMPTY"' in refused.stderr.replace(" ", "")
+        assert '"field":"texts[0]"' in refused.stderr.replace(" ", "")
 
 
 @pytest.mark.parametrize("name", ["grpc.reflection.v1", "grpc.reflection.v1alpha"])

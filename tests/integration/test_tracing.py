@@ -25,6 +25,7 @@ from structlog.testing import capture_logs
 
 from tests.collector import Collector, attributes, collecting
 from tests.contract.documents import read, rows
+from tests.integration.open_inference import call_of, infer, texts
 from tests.integration.serving import (
     RunningServer,
     classify_request,
@@ -155,6 +156,23 @@ async def test_each_item_of_a_stream_is_a_span(collector: Collector) -> None:
     assert codes == ["INVALID_ARGUMENT", "OK"]
     (queue,) = collector.named("queue")
     assert queue.parent_span_id in {item.span_id for item in items}
+
+
+async def test_the_open_inference_protocol_is_traced_alike(collector: Collector) -> None:
+    """A call has a span with the steps of its work, and a request of a stream is an item."""
+    async with running(tracing=True) as server:
+        await infer(server.channel, texts("one"), metadata=[SAMPLED])
+        stream = call_of(server.channel, "ModelStreamInfer")(iter([texts("two"), texts(" ")]))
+        assert len([response async for response in stream]) == 2
+
+    (call,) = collector.named("inference.GRPCInferenceService/ModelInfer")
+    assert call.trace_id.hex() == TRACE_ID
+    assert attributes(call)["rpc.status_code"] == "OK"
+    (stream_span,) = collector.named("inference.GRPCInferenceService/ModelStreamInfer")
+    items = collector.named("item")
+    assert {item.parent_span_id for item in items} == {stream_span.span_id}
+    assert sorted(str(attributes(item)["rpc.status_code"]) for item in items) == ["INVALID_ARGUMENT", "OK"]
+    assert {span.parent_span_id for span in collector.named("queue")} >= {call.span_id}
 
 
 async def test_labels_that_are_not_cached_are_their_own_step(collector: Collector) -> None:

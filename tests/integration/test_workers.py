@@ -18,6 +18,7 @@ import pytest
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.integration.open_inference import ask, infer, texts
 from tests.integration.serving import ServerProcess, connect, server_process, text_request, until
 
 Page = dict[tuple[str, str | None], float]
@@ -101,6 +102,17 @@ async def test_every_worker_serves_and_is_counted(workers: Workers) -> None:
     assert [page["grpc_server_handled_total", worker] for worker in "01"] == await workers.accepted()
     assert [page["alignserve_worker_up", worker] for worker in "01"] == [1, 1]
     assert [page["alignserve_model_info", worker] for worker in "01"] == [1, 1]
+
+
+async def test_workers_serve_the_open_inference_protocol(workers: Workers) -> None:
+    """Each answers its own connections, and counts its own requests."""
+    for worker in (0, 1):
+        async with await workers.connection_to(worker) as channel:
+            for _ in range(worker + 1):
+                await infer(channel, texts("a cat"))
+            statistics = await ask(channel, "ModelStatistics", name="text")
+
+        assert statistics.model_stats[0].inference_stats.success.count == worker + 1
 
 
 async def test_a_worker_that_is_killed_comes_back(workers: Workers) -> None:

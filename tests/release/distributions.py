@@ -33,6 +33,7 @@ class Distribution:
     licenses: tuple[str, ...]
     max_bytes: int  # of each file
     sdist_extras: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()  # files of the repository that the wheel has inside the package
 
     @property
     def stem(self) -> str:
@@ -53,13 +54,19 @@ class Distribution:
         return folder / f"{self.stem}.tar.gz"
 
 
+PROTOS = (
+    "protos/alignserve/v1/align_service.proto",
+    "protos/google/rpc/error_details.proto",
+    "protos/google/rpc/status.proto",
+)
 CLIENT = Distribution(
     "alignserve",
     ROOT,
     ROOT / "client/python/alignserve",
     licenses=("LICENSE",),
     max_bytes=1_000_000,
-    sdist_extras=("CHANGELOG.md", "protos/alignserve/v1/align_service.proto"),
+    sdist_extras=("CHANGELOG.md", *PROTOS),
+    moved=PROTOS,
 )
 SERVER = Distribution(
     "alignserve-server",
@@ -110,7 +117,8 @@ def _wheel_problems(distribution: Distribution, folder: Path) -> Iterator[str]:
     metadata = {
         f"{distribution.dist_info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
     }
-    yield from _differences(wheel.name, names, _package_files(distribution) | licenses | metadata)
+    moved = {f"{distribution.package.name}/{name}" for name in distribution.moved}
+    yield from _differences(wheel.name, names, _package_files(distribution) | moved | licenses | metadata)
     if names >= licenses | metadata:
         yield from _license_problems(distribution, wheel)
         yield from _metadata_problems(distribution, wheel)

@@ -10,13 +10,25 @@ from alignserve._call_defaults import CallOptions
 from alignserve._client import Client
 from alignserve._client_async import AsyncClient
 from alignserve._images import ImageInput
-from alignserve._items import ClassifyItem, ImageItem, Item, StreamResult, TextItem
+from alignserve._items import (
+    ClassifyItem,
+    CompareItem,
+    ImageItem,
+    Item,
+    QueryItem,
+    StreamResult,
+    TextItem,
+)
+from alignserve._queries import Query, QueryTerm
 from alignserve._results import (
     Classification,
+    Comparison,
+    Comparisons,
     ImageClassifications,
     ImageEmbeddings,
     InferenceStats,
     ModelInfo,
+    QueryEmbeddings,
     TextEmbeddings,
     Tokenization,
 )
@@ -44,6 +56,9 @@ __all__ = [
     "Classification",
     "ClassifyItem",
     "Client",
+    "CompareItem",
+    "Comparison",
+    "Comparisons",
     "DeadlineExceededError",
     "FieldViolation",
     "ImageClassifications",
@@ -56,6 +71,10 @@ __all__ = [
     "Item",
     "ModelInfo",
     "PermissionDeniedError",
+    "Query",
+    "QueryEmbeddings",
+    "QueryItem",
+    "QueryTerm",
     "ResourceExhaustedError",
     "RetryPolicy",
     "StreamResult",

@@ -30,13 +30,17 @@ from alignserve._items import Dtype, Item, StreamResult
 from alignserve._job import Job, OnError, OnProgress, Options
 from alignserve._job_sync import JobRun
 from alignserve._probe import Probe
+from alignserve._queries import Query, Term, as_queries
 from alignserve._requests import Limits
 from alignserve._results import (
     Classification,
+    Comparison,
+    Comparisons,
     EmbeddingArray,
     ImageClassifications,
     ImageEmbeddings,
     ModelInfo,
+    QueryEmbeddings,
     TextEmbeddings,
 )
 from alignserve._retry import RetryPolicy
@@ -212,7 +216,9 @@ class Client:
                 pixels of shape (height, width) or (height, width, channels) with 1, 3 or 4 channels; or a
                 list of these.
             normalize: Scale embeddings to length 1.
-            dtype: Data type of the embeddings; `float16` halves the bytes sent.
+            dtype: Data type of the embeddings. `float16` halves the bytes sent. `int8` quarters them; cosine
+                similarities of int8 need no scale (`ImageEmbeddings.int8_scales` has it). `binary` returns
+                signs, eight in each uint8, to be compared by Hamming distance.
             timeout_seconds: Deadline of each request, instead of the client's.
             total_timeout_seconds: Deadline of the whole call. By default a list may take as long as it makes
                 progress.
@@ -335,7 +341,7 @@ class Client:
             text: A text, or a list of texts. None may be blank.
             truncate: Truncate texts longer than `ModelInfo.max_text_tokens`, which otherwise fail.
             normalize: Scale embeddings to length 1.
-            dtype: Data type of the embeddings; `float16` halves the bytes sent.
+            dtype: Data type of the embeddings, as for `embed_image`.
             timeout_seconds: Deadline of each request, instead of the client's.
             total_timeout_seconds: Deadline of the whole call. By default a list may take as long as it makes
                 progress.
@@ -536,6 +542,287 @@ class Client:
         )
         return self._run(
             _split_requests.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k),
+            options,
+            self._transport_for(call),
+        )
+
+    # A path and a text as str are also iterables of str, as above.
+    @overload
+    def compare(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        text: str,
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Comparison: ...
+
+    @overload
+    def compare(
+        self,
+        image: Iterable[ImageInput],
+        text: Iterable[str],
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> list[Comparison]: ...
+
+    @overload
+    def compare(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        text: str,
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Comparison | AlignserveError: ...
+
+    @overload
+    def compare(
+        self,
+        image: Iterable[ImageInput],
+        text: Iterable[str],
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> list[Comparison | AlignserveError]: ...
+
+    def compare(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        text: str | Iterable[str],
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Comparison | list[Comparison] | AlignserveError | list[Comparison | AlignserveError]:
+        """Compares an image with a text, or each image of a list with the text at its place.
+
+        It computes the same as the two embeddings' dot product, and sends one number instead of both. To
+        compare an image with many texts, `classify` is cheaper: it sends the image once.
+
+        Args:
+            image: As for `embed_image`.
+            text: A text, or a list of as many texts as images. None may be blank.
+            truncate: Truncate texts longer than `ModelInfo.max_text_tokens`, which otherwise fail.
+            timeout_seconds: Deadline of each request, instead of the client's.
+            total_timeout_seconds: Deadline of the whole call. By default a list may take as long as it makes
+                progress.
+            on_error: `return` puts the error of each failed pair in its place instead of raising it.
+            on_progress: Called as `on_progress(done, total)` when pairs are done or have failed.
+
+        Returns:
+            A comparison, or a list of them. With `on_error="return"`, the list also contains errors.
+
+        Raises:
+            AlignserveError: The call failed; `completed` has the comparisons computed so far, by position.
+            ValueError: The lists have different lengths.
+        """
+        images, is_one = as_list(image)
+        found = self.compare_detailed(
+            images,
+            text,
+            truncate=truncate,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+            **call,
+        )
+        if on_error == "return":
+            results: list[Comparison | AlignserveError] = _responses.in_place(found.comparisons, found.errors)
+            return results[0] if is_one else results
+        return found.comparisons[0] if is_one else list(found.comparisons)
+
+    def compare_detailed(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        text: str | Iterable[str],
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Comparisons:
+        """Like `compare`, but also returns token counts, timings and errors."""
+        images, _ = as_list(image)
+        texts = [text] if isinstance(text, str) else list(text)
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
+        return self._run(
+            _split_requests.compare(images, texts, truncate=truncate), options, self._transport_for(call)
+        )
+
+    @overload
+    def embed_query(
+        self,
+        query: Query,
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray: ...
+
+    @overload
+    def embed_query(
+        self,
+        query: Iterable[Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray: ...
+
+    # Both a query and a list of queries are sequences; type checkers take the first signature that fits.
+    @overload
+    def embed_query(  # type: ignore[overload-overlap]
+        self,
+        query: Query,
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray | AlignserveError: ...
+
+    @overload
+    def embed_query(
+        self,
+        query: Iterable[Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> list[EmbeddingArray | AlignserveError]: ...
+
+    def embed_query(
+        self,
+        query: Query | Iterable[Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
+        """Embeds a composed query, such as an image plus a text minus another, or several queries.
+
+            client.embed_query([Path("bag.jpg"), ("red", 0.8), ("leather", -0.5)])
+
+        Its embedding is the weighted sum of its terms' embeddings, each of length 1. Search the embeddings of
+        images or texts with it.
+
+        Args:
+            query: A list of terms, or a list of such lists. A term is a text, an image as for `embed_image`
+                (but its path as `Path`, since a `str` is a text), a tuple of a text or image and its weight,
+                or a `QueryTerm`.
+            truncate: Truncate texts longer than `ModelInfo.max_text_tokens`, which otherwise fail.
+            normalize: Scale embeddings to length 1.
+            dtype: Data type of the embeddings, as for `embed_image`.
+            timeout_seconds: Deadline of each request, instead of the client's.
+            total_timeout_seconds: Deadline of the whole call. By default a list may take as long as it makes
+                progress.
+            on_error: `return` puts the error of each failed query in its place instead of raising it.
+            on_progress: Called as `on_progress(done, total)` when queries are done or have failed.
+
+        Returns:
+            (embedding_dimension,) for one query, (queries, embedding_dimension) for a list. With
+            `on_error="return"`, a list of vectors and errors.
+
+        Raises:
+            AlignserveError: The call failed, for example because the terms cancel out (`QUERY_INVALID`);
+                `completed` has the embeddings computed so far, by position.
+            TypeError: A term is of another type.
+        """
+        queries, is_one = as_queries(query)
+        found = self.embed_query_detailed(
+            queries,
+            truncate=truncate,
+            normalize=normalize,
+            dtype=dtype,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+            **call,
+        )
+        if on_error == "return":
+            results: list[EmbeddingArray | AlignserveError] = _responses.in_place(
+                found.embeddings, found.errors
+            )
+            return results[0] if is_one else results
+        return found.embeddings[0] if is_one else found.embeddings
+
+    def embed_query_detailed(
+        self,
+        query: Sequence[Term | Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> QueryEmbeddings:
+        """Like `embed_query`, but also returns timings and errors; one query gives one row."""
+        queries, _ = as_queries(query)
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
+        return self._run(
+            _split_requests.embed_query(queries, truncate=truncate, normalize=normalize, dtype=dtype),
             options,
             self._transport_for(call),
         )

@@ -31,13 +31,17 @@ from alignserve._items import Dtype, Item, StreamResult
 from alignserve._job import Job, OnError, OnProgress, Options
 from alignserve._job_async import AsyncJobRun
 from alignserve._probe import Probe
+from alignserve._queries import Query, Term, as_queries
 from alignserve._requests import Limits
 from alignserve._results import (
     Classification,
+    Comparison,
+    Comparisons,
     EmbeddingArray,
     ImageClassifications,
     ImageEmbeddings,
     ModelInfo,
+    QueryEmbeddings,
     TextEmbeddings,
 )
 from alignserve._retry import RetryPolicy
@@ -451,6 +455,238 @@ class AsyncClient:
         )
         return await self._run(
             _split_requests.classify(images, labels, prompt_templates=prompt_templates, top_k=top_k),
+            options,
+            self._transport_for(call),
+        )
+
+    # A path and a text as str are also iterables of str, as above.
+    @overload
+    async def compare(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        text: str,
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Comparison: ...
+
+    @overload
+    async def compare(
+        self,
+        image: Iterable[ImageInput],
+        text: Iterable[str],
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> list[Comparison]: ...
+
+    @overload
+    async def compare(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        text: str,
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Comparison | AlignserveError: ...
+
+    @overload
+    async def compare(
+        self,
+        image: Iterable[ImageInput],
+        text: Iterable[str],
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> list[Comparison | AlignserveError]: ...
+
+    async def compare(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        text: str | Iterable[str],
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Comparison | list[Comparison] | AlignserveError | list[Comparison | AlignserveError]:
+        """Compares an image with a text, or lists of both pair by pair; see `Client.compare`."""
+        images, is_one = as_list(image)
+        found = await self.compare_detailed(
+            images,
+            text,
+            truncate=truncate,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+            **call,
+        )
+        if on_error == "return":
+            results: list[Comparison | AlignserveError] = _responses.in_place(found.comparisons, found.errors)
+            return results[0] if is_one else results
+        return found.comparisons[0] if is_one else list(found.comparisons)
+
+    async def compare_detailed(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        text: str | Iterable[str],
+        *,
+        truncate: bool = False,
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Comparisons:
+        """Like `compare`, but also returns token counts, timings and errors."""
+        images, _ = as_list(image)
+        texts = [text] if isinstance(text, str) else list(text)
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
+        return await self._run(
+            _split_requests.compare(images, texts, truncate=truncate), options, self._transport_for(call)
+        )
+
+    @overload
+    async def embed_query(
+        self,
+        query: Query,
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray: ...
+
+    @overload
+    async def embed_query(
+        self,
+        query: Iterable[Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray: ...
+
+    # Both a query and a list of queries are sequences; type checkers take the first signature that fits.
+    @overload
+    async def embed_query(  # type: ignore[overload-overlap]
+        self,
+        query: Query,
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray | AlignserveError: ...
+
+    @overload
+    async def embed_query(
+        self,
+        query: Iterable[Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: Literal["return"],
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> list[EmbeddingArray | AlignserveError]: ...
+
+    async def embed_query(
+        self,
+        query: Query | Iterable[Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingArray | AlignserveError | list[EmbeddingArray | AlignserveError]:
+        """Embeds a composed query or several; see `Client.embed_query`."""
+        queries, is_one = as_queries(query)
+        found = await self.embed_query_detailed(
+            queries,
+            truncate=truncate,
+            normalize=normalize,
+            dtype=dtype,
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+            **call,
+        )
+        if on_error == "return":
+            results: list[EmbeddingArray | AlignserveError] = _responses.in_place(
+                found.embeddings, found.errors
+            )
+            return results[0] if is_one else results
+        return found.embeddings[0] if is_one else found.embeddings
+
+    async def embed_query_detailed(
+        self,
+        query: Sequence[Term | Query],
+        *,
+        truncate: bool = False,
+        normalize: bool = True,
+        dtype: Dtype = "float32",
+        timeout_seconds: float | None = None,
+        total_timeout_seconds: float | None = None,
+        on_error: OnError = "raise",
+        on_progress: OnProgress | None = None,
+        **call: Unpack[CallOptions],
+    ) -> QueryEmbeddings:
+        """Like `embed_query`, but also returns timings and errors; one query gives one row."""
+        queries, _ = as_queries(query)
+        options = Options(
+            timeout_seconds=timeout_seconds,
+            total_timeout_seconds=total_timeout_seconds,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
+        return await self._run(
+            _split_requests.embed_query(queries, truncate=truncate, normalize=normalize, dtype=dtype),
             options,
             self._transport_for(call),
         )

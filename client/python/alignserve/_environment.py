@@ -174,13 +174,20 @@ def _security(tls: Tls, variables: Mapping[str, str]) -> Security:
     return Security(credentials, has_client_certificate=certificate is not None)
 
 
-def _pem(name: str, pem: Pem | None) -> bytes | None:
-    """Returns the content of a PEM file; `name` is the variable's name, and its suffix the argument's."""
-    if pem is None:
-        return None
+def read_pem(what: str, pem: Pem) -> bytes:
+    """Returns the content of a PEM file, or the content that was given.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not PEM; `what` names it in the message.
+    """
     content = pem if isinstance(pem, bytes) else Path(pem).read_bytes()
     if b"-----BEGIN " not in content:
-        what = name.removeprefix("ALIGNSERVE_").lower()
         source = "its bytes" if isinstance(pem, bytes) else os.fspath(pem)
         raise ValueError(f"{what}: {source} is not PEM; PEM starts with -----BEGIN")
     return content
+
+
+def _pem(name: str, pem: Pem | None) -> bytes | None:
+    """Returns the content of a PEM file; `name` is the variable's name, and its suffix the argument's."""
+    return None if pem is None else read_pem(name.removeprefix("ALIGNSERVE_").lower(), pem)

@@ -1,4 +1,4 @@
-"""Turns the caller's images into the encoded files to send."""
+"""Turns the caller's images into what is sent: files, or pixels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import IO, Any, Protocol, TypeAlias, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from alignserve._pixels import as_png, pixels_message
 from alignserve._png import encode_png, not_uint8
+from alignserve.v1 import align_service_pb2 as pb
 
 # The Pillow modes that PNG supports. Others are converted to RGB, as the server would do.
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+_PIXEL_MODES = frozenset({"L", "RGB", "RGBA"})  # whose pixels the server would read from PNG as they are
 _MODES_WITHOUT_RANGE = {"F": "float32", "I": "int32"}
+_BYTES_AROUND_PIXELS = 32  # tags and lengths of the pixels' fields, rounded up
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -30,9 +34,14 @@ class PillowImage(Protocol):
     @property
     def format(self) -> str | None: ...
 
+    @property
+    def size(self) -> tuple[int, int]: ...
+
     def convert(self, mode: str, /) -> PillowImage: ...
 
     def getexif(self) -> Mapping[int, Any]: ...
+
+    def tobytes(self) -> bytes: ...
 
     def save(self, fp: IO[bytes], format: str, **params: Any) -> None: ...  # noqa: A002 — Pillow's name
 
@@ -64,15 +73,42 @@ def is_image(value: object) -> bool:
 
 
 def is_pixels(image: ImageInput) -> bool:
-    """Returns whether the image is encoded here as PNG, rather than sent as the file that it is."""
+    """Returns whether the image has pixels, rather than being a file that is sent as it is."""
     return isinstance(image, (np.ndarray, PillowImage))
 
 
 def as_list(images: ImageInput | Iterable[ImageInput]) -> tuple[list[ImageInput], bool]:
     """Returns the images as a list, and whether a list was given. Pixels with four axes are a list."""
     if is_image(images):
-        return [_kept(cast("ImageInput", images))], True
-    return [_kept(image) for image in cast("Iterable[ImageInput]", images)], False
+        return [kept(cast("ImageInput", images))], True
+    return [kept(image) for image in cast("Iterable[ImageInput]", images)], False
+
+
+def image_message(image: ImageInput) -> pb.Image:
+    """Returns the message for an image: the bytes of a file, or pixels; see `encoded_image`.
+
+    Pillow images with an EXIF orientation, and in modes that the server reads from PNG in its own way, become
+    PNG files.
+    """
+    if isinstance(image, np.ndarray):
+        return pb.Image(pixels=pixels_message(image))
+    if isinstance(image, PillowImage) and image.mode in _PIXEL_MODES and not _exif(image):
+        width, height = image.size
+        data = image.convert("RGB").tobytes()
+        return pb.Image(pixels=pb.Pixels(height=height, width=width, data=data))
+    return pb.Image(content=encoded_image(image))
+
+
+def image_size(image: pb.Image) -> int:
+    """Returns the bytes that an image needs in a message, without the image's own tag and length."""
+    if image.WhichOneof("source") == "pixels":
+        return len(image.pixels.data) + _BYTES_AROUND_PIXELS
+    return len(image.content)
+
+
+def compressed(image: pb.Image) -> pb.Image:
+    """Returns an image whose pixels became PNG, without loss; a file is returned as it is."""
+    return pb.Image(content=as_png(image.pixels)) if image.WhichOneof("source") == "pixels" else image
 
 
 def encoded_image(image: ImageInput) -> bytes:
@@ -104,8 +140,11 @@ def encoded_image(image: ImageInput) -> bytes:
     )
 
 
-def _kept(image: ImageInput) -> ImageInput:
-    # A file can be read only once, but its request may have to be built again.
+def kept(image: ImageInput) -> ImageInput:
+    """Returns the image in a form that can be read again; an open file is read now.
+
+    A request may have to be built again, but a file can be read only once.
+    """
     return _read(image) if isinstance(image, BinaryFile) else image
 
 

@@ -90,5 +90,5 @@ def _with_image_kind(result: StreamResult, request: pb.StreamInferRequest) -> St
     if result.error is None:
         return result
     kind = request.WhichOneof("request")
-    images = [] if kind in (None, "embed_text") else getattr(request, kind).images
-    return replace(result, error=with_kind(result.error, lambda _: images[0].content if images else None))
+    assert kind is not None  # noqa: S101 — every item has one
+    return replace(result, error=with_kind(result.error, getattr(request, kind)))

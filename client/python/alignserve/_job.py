@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import grpc
@@ -67,7 +67,8 @@ class Options:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     position: int
-    payload: Any  # bytes or str
+    payload: Any  # a text or a message
+    count: int  # of the request's items that it uses, such as the terms of a query
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,11 @@ class Batch:
     entries: Sequence[_Entry]
     limits: Limits
     round: int
+
+    @property
+    def count(self) -> int:
+        """Returns how many items it has for the server."""
+        return sum(entry.count for entry in self.entries)
 
     @property
     def positions(self) -> list[int]:
@@ -173,14 +179,15 @@ class Job:
         entries = self._take(room) if room else []
         if not entries:
             return None
-        self._window.send(len(entries))
         request = self._call.recipe.build([entry.payload for entry in entries])
-        return Batch(request, entries, self._limits, self._round)
+        batch = Batch(request, entries, self._limits, self._round)
+        self._window.send(batch.count)
+        return batch
 
     def answer(self, batch: Batch, response: Any) -> None:
         """Records the response to a request."""
-        self._window.end(len(batch.entries))
-        self._window.widen(len(batch.entries))
+        self._window.end(batch.count)
+        self._window.widen(batch.count)
         self._note_progress()
         self.outcome.enter(batch.positions, self._call.read(response))
 
@@ -197,17 +204,16 @@ class Job:
             self._note_progress()
         else:
             raise error
-        self._window.end(len(batch.entries))
+        self._window.end(batch.count)
 
     def for_caller(self, batch: Batch, error: AlignserveError) -> AlignserveError:
         """Returns the error with positions in the caller's list and the file types of unreadable images."""
-        contents = {f"images[{number}].content": entry.payload for number, entry in enumerate(batch.entries)}
-        return error_at_positions(with_kind(error, contents.get), batch.positions)
+        return error_at_positions(with_kind(error, batch.request), batch.positions)
 
     def resize(self, batch: Batch, limits: Limits) -> None:
         """Takes back a request that was built for limits that the server no longer has."""
         self._limit(limits)
-        self._window.end(len(batch.entries))
+        self._window.end(batch.count)
         self._give_back(batch.entries)
 
     def give_up(self, error: AlignserveError) -> None:
@@ -241,7 +247,7 @@ class Job:
         self._window.limit_requests_to(self._items_per_request(limits))
 
     def _items_per_request(self, limits: Limits) -> int:
-        return int(max(1, min(limits.max_items, self.outcome.count)))
+        return int(max(1, min(limits.max_items, self._call.count)))
 
     def _take(self, max_items: int) -> list[_Entry]:
         if self._returned:
@@ -254,7 +260,8 @@ class Job:
 
     def _read_ahead(self, max_items: int) -> None:
         size = sum(self._call.recipe.bytes_of(entry.payload) for entry in self._read)
-        while len(self._read) < max_items and size <= self._room_bytes:
+        count = sum(entry.count for entry in self._read)
+        while count < max_items and size <= self._room_bytes:
             numbered = next(self._unread, None)
             if numbered is None:
                 return
@@ -262,41 +269,48 @@ class Job:
             if entry is not None:
                 self._read.append(entry)
                 size += self._call.recipe.bytes_of(entry.payload)
+                count += entry.count
 
     def _readable(self, position: int, item: object) -> _Entry | None:
+        recipe = self._call.recipe
         if not self._options.returns_errors:
-            return _Entry(position, self._call.recipe.payload(item))
-        try:
-            return _Entry(position, readable_payload(self._call.recipe, item))
-        except InvalidArgumentError as error:
-            self.outcome.errors[position] = without_frames(error)
-            return None
+            payload = recipe.payload(item)
+        else:
+            try:
+                payload = readable_payload(recipe, item)
+            except InvalidArgumentError as error:
+                self.outcome.errors[position] = without_frames(error)
+                return None
+        return _Entry(position, payload, recipe.count(payload))
 
     def _fitting(self, entries: deque[_Entry], max_items: int) -> list[_Entry]:
         """Takes as many entries from the front as fit into one request; an entry that does not fit fails."""
         taken: list[_Entry] = []
-        size = 0
-        while entries and len(taken) < max_items:
-            size += self._call.recipe.bytes_of(entries[0].payload)
-            if taken and size > self._room_bytes:
+        size = count = 0
+        while entries:
+            entry = entries[0] if taken else self._fitted(entries[0])
+            if entry is None:
+                entries.popleft()
+                continue
+            size += self._call.recipe.bytes_of(entry.payload)
+            count += entry.count
+            if taken and (size > self._room_bytes or count > max_items):
                 break
-            entry = entries.popleft()
-            if taken or self._has_size_of_request(entry):
-                taken.append(entry)
-            else:
-                size = 0
+            entries.popleft()
+            taken.append(entry)
         return taken
 
-    def _has_size_of_request(self, entry: _Entry) -> bool:
+    def _fitted(self, entry: _Entry) -> _Entry | None:
+        """Returns an entry in the size of a request, or `None` if it does not fit into any."""
         try:
             item = self._call.items[entry.position]
-            self._call.recipe.check_size(item, entry.payload, entry.position, self._room_bytes)
+            payload = self._call.recipe.fitted(item, entry.payload, entry.position, self._room_bytes)
         except InvalidArgumentError as error:
             if not self._options.returns_errors:
                 raise
             self.outcome.errors[entry.position] = without_frames(error)
-            return False
-        return True
+            return None
+        return replace(entry, payload=payload)
 
     def _give_back(self, entries: Sequence[_Entry]) -> None:
         if entries:

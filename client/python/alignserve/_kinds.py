@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
+
+from google.protobuf.message import Message
 
 from alignserve.errors import AlignserveError, FieldViolation, InvalidArgumentError
 
 _UNREADABLE = "IMAGE_UNREADABLE"
 _HEAD_BYTES = 512
+_STEP = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 _CONVERT = "`magick IN OUT.jpg`, on a Mac `sips -s format jpeg IN --out OUT.jpg`"
 _BY_PILLOW = "or open it with Pillow and pass that image"
@@ -35,16 +39,13 @@ def kind_of(content: bytes) -> str | None:
     return next((kind.description for kind in _KINDS if kind.test(head)), None)
 
 
-def with_kind(error: AlignserveError, content_at: Callable[[str], bytes | None]) -> AlignserveError:
-    """Returns the error with the file type of each image that the server could not read.
-
-    Args:
-        error: Of a call or an item.
-        content_at: Returns the image that a violation's field names.
-    """
+def with_kind(error: AlignserveError, request: Message) -> AlignserveError:
+    """Returns the error of a request with the file type of each image that the server could not read."""
     if not isinstance(error, InvalidArgumentError):
         return error
-    violations = [_with_kind(violation, content_at(violation.field)) for violation in error.violations]
+    violations = [
+        _with_kind(violation, _content_at(request, violation.field)) for violation in error.violations
+    ]
     if violations == list(error.violations):
         return error
     first = violations[0]
@@ -63,6 +64,18 @@ def _with_kind(violation: FieldViolation, content: bytes | None) -> FieldViolati
         return violation
     refusal = violation.description.removesuffix(_OTHER)  # generic advice; `kind` has better
     return replace(violation, description=f"{refusal}; the file is {kind}")
+
+
+def _content_at(request: Message, path: str) -> bytes | None:
+    """Returns the file that a path such as `images[3].content` names, or `None` if there is none."""
+    value: Any = request  # Any: the path decides
+    try:
+        for name, position in _STEP.findall(path):
+            value = getattr(value, name)
+            value = value[int(position)] if position else value
+    except (AttributeError, IndexError, TypeError):
+        return None
+    return value if isinstance(value, bytes) else None
 
 
 def _is_of(error: AlignserveError, violation: FieldViolation) -> bool:

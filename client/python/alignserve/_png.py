@@ -26,7 +26,7 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
         TypeError: The elements are not uint8.
         ValueError: The shape is a different one, or a side is 0.
     """
-    _check(pixels)
+    check_pixels(pixels)
     height, width, channels = (*pixels.shape, 1)[:3]
     rows = pixels.reshape(height, -1)
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
@@ -49,7 +49,8 @@ def not_uint8(dtype: object) -> TypeError:
     return TypeError(f"pixels are {dtype}; convert them to uint8, from 0 to 255")
 
 
-def _check(pixels: NDArray[Any]) -> None:
+def check_pixels(pixels: NDArray[Any]) -> None:
+    """Raises what `encode_png` raises for an array that is not an image."""
     if pixels.dtype != np.uint8:
         raise not_uint8(pixels.dtype)
     is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in _COLOR_TYPES)

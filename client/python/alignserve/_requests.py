@@ -9,17 +9,20 @@ from typing import Any, Generic, TypeVar, cast
 
 import grpc
 
-from alignserve._images import ImageInput, encoded_image, is_pixels
-from alignserve._items import ClassifyItem, Dtype, ImageItem, Item, TextItem
+from alignserve._images import ImageInput, compressed, image_message, image_size, is_pixels
+from alignserve._items import ClassifyItem, CompareItem, Dtype, ImageItem, Item, QueryItem, TextItem
+from alignserve._queries import QueryTerm, as_terms
 from alignserve._results import ModelInfo
 from alignserve.errors import FieldViolation, InvalidArgumentError, without_frames
 from alignserve.v1 import align_service_pb2 as pb
 
-_Payload = TypeVar("_Payload", bytes, str)
+_Payload = TypeVar("_Payload")
 
 _FORMATS = {
     "float32": pb.EMBEDDING_FORMAT_PACKED_FLOAT32,
     "float16": pb.EMBEDDING_FORMAT_PACKED_FLOAT16,
+    "int8": pb.EMBEDDING_FORMAT_PACKED_INT8,
+    "binary": pb.EMBEDDING_FORMAT_PACKED_BINARY,
 }
 _BYTES_AROUND_ITEM = 16  # tags and lengths of an item, rounded up
 _BYTES_AROUND_STREAMED = 48  # correlation id, tags and lengths of a stream message, rounded up
@@ -43,17 +46,21 @@ class Recipe(Generic[_Payload]):
     """How items of one kind become requests.
 
     Attributes:
-        payload: Returns the part of an item that is sent: the bytes of an image file, or the text. Raises
-            the original exception if the item cannot be read.
+        payload: Returns the part of an item that is sent: a text or a message. Raises the original exception
+            if the item cannot be read.
         size: Returns the payload's size in a request, in bytes.
         build: Builds a request from payloads. Any: all kinds of request are handled alike.
         too_large: Builds the error of an item that is too large, given its position and the limit.
+        compress: Returns the payload in fewer bytes, if that is possible: pixels become PNG.
+        count: Returns how many of `ModelInfo.max_client_batch_size` the payload uses.
     """
 
     payload: Callable[[Any], _Payload]  # Any: whatever the caller passed
     size: Callable[[_Payload], int]
     build: Callable[[Sequence[_Payload]], Any]
     too_large: Callable[[Any, int, str], InvalidArgumentError]
+    compress: Callable[[_Payload], _Payload] = lambda payload: payload
+    count: Callable[[_Payload], int] = lambda _: 1
 
     def room(self, limits: Limits) -> float:
         """Returns how many bytes of items fit into one request, including their framing."""
@@ -64,23 +71,28 @@ class Recipe(Generic[_Payload]):
         """Returns the bytes that an item needs, including its framing."""
         return self.size(payload) + _BYTES_AROUND_ITEM
 
-    def check_size(self, item: object, payload: _Payload, position: int, room: float) -> None:
-        """Raises `InvalidArgumentError` for an item that is too large for any request."""
-        if (size := self.size(payload)) > room:
-            fact = f"has {size} bytes, but a request has room for {room:.0f}"
-            raise self.too_large(item, position, fact)
+    def fitted(self, item: object, payload: _Payload, position: int, room: float) -> _Payload:
+        """Returns the payload of a request's first item, compressed if it would not fit otherwise.
+
+        Raises:
+            InvalidArgumentError: It is too large for any request.
+        """
+        if self.size(payload) <= room:
+            return payload
+        smaller = self.compress(payload)
+        if (size := self.size(smaller)) <= room:
+            return smaller
+        raise self.too_large(item, position, f"has {size} bytes, but a request has room for {room:.0f}")
 
 
-def embed_image_recipe(*, normalize: bool, dtype: Dtype, include_stats: bool) -> Recipe[bytes]:
+def embed_image_recipe(*, normalize: bool, dtype: Dtype, include_stats: bool) -> Recipe[pb.Image]:
     """Returns the recipe for requests that embed images."""
     options = _embedding_options(normalize, dtype)
 
-    def build(contents: Sequence[bytes]) -> pb.EmbedImageRequest:
-        return pb.EmbedImageRequest(
-            images=_images(contents), embedding_options=options, include_stats=include_stats
-        )
+    def build(images: Sequence[pb.Image]) -> pb.EmbedImageRequest:
+        return pb.EmbedImageRequest(images=images, embedding_options=options, include_stats=include_stats)
 
-    return Recipe(encoded_image, len, build, _image_too_large)
+    return Recipe(image_message, image_size, build, _image_too_large, compressed)
 
 
 def embed_text_recipe(*, truncate: bool, normalize: bool, dtype: Dtype, include_stats: bool) -> Recipe[str]:
@@ -97,20 +109,64 @@ def embed_text_recipe(*, truncate: bool, normalize: bool, dtype: Dtype, include_
 
 def classify_recipe(
     *, labels: Sequence[str], prompt_templates: Sequence[str], top_k: int, include_stats: bool
-) -> Recipe[bytes]:
+) -> Recipe[pb.Image]:
     """Returns the recipe for requests that classify images."""
     labels, prompt_templates = strings(labels, "labels"), strings(prompt_templates, "prompt_templates")
 
-    def build(contents: Sequence[bytes]) -> pb.ClassifyRequest:
+    def build(images: Sequence[pb.Image]) -> pb.ClassifyRequest:
         return pb.ClassifyRequest(
-            images=_images(contents),
+            images=images,
             labels=labels,
             prompt_templates=prompt_templates,
             top_k=top_k,
             include_stats=include_stats,
         )
 
-    return Recipe(encoded_image, len, build, _image_too_large)
+    return Recipe(image_message, image_size, build, _image_too_large, compressed)
+
+
+def compare_recipe(*, truncate: bool, include_stats: bool) -> Recipe[pb.ImageTextPair]:
+    """Returns the recipe for requests that compare images with texts; an item is such a pair."""
+
+    def payload(pair: tuple[ImageInput, str]) -> pb.ImageTextPair:
+        image, text = pair
+        return pb.ImageTextPair(image=image_message(image), text=_sendable_text(text))
+
+    def size(pair: pb.ImageTextPair) -> int:
+        return image_size(pair.image) + _BYTES_AROUND_ITEM + _utf8_size(pair.text)
+
+    def build(pairs: Sequence[pb.ImageTextPair]) -> pb.CompareRequest:
+        return pb.CompareRequest(pairs=pairs, truncate=truncate, include_stats=include_stats)
+
+    def compress(pair: pb.ImageTextPair) -> pb.ImageTextPair:
+        return pb.ImageTextPair(image=compressed(pair.image), text=pair.text)
+
+    return Recipe(payload, size, build, _pair_too_large, compress)
+
+
+def embed_query_recipe(
+    *, truncate: bool, normalize: bool, dtype: Dtype, include_stats: bool
+) -> Recipe[pb.ComposedQuery]:
+    """Returns the recipe for requests that embed composed queries; an item is a list of terms."""
+    options = _embedding_options(normalize, dtype)
+
+    def payload(terms: Sequence[QueryTerm]) -> pb.ComposedQuery:
+        return pb.ComposedQuery(terms=map(_term_message, terms))
+
+    def size(query: pb.ComposedQuery) -> int:
+        return sum(
+            image_size(term.image) + _utf8_size(term.text) + 2 * _BYTES_AROUND_ITEM for term in query.terms
+        )
+
+    def build(queries: Sequence[pb.ComposedQuery]) -> pb.EmbedQueryRequest:
+        return pb.EmbedQueryRequest(
+            queries=queries, embedding_options=options, truncate=truncate, include_stats=include_stats
+        )
+
+    def count(query: pb.ComposedQuery) -> int:
+        return len(query.terms)
+
+    return Recipe(payload, size, build, _query_too_large, _compressed_query, count)
 
 
 def prepared(item: Item, max_bytes: int) -> pb.StreamInferRequest | InvalidArgumentError:
@@ -123,8 +179,8 @@ def prepared(item: Item, max_bytes: int) -> pb.StreamInferRequest | InvalidArgum
     field, value, recipe = _item_parts(item)
     try:
         payload = readable_payload(recipe, value)
-        recipe.check_size(value, payload, 0, recipe.room(Limits(1, max_bytes - _BYTES_AROUND_STREAMED)))
-        return pb.StreamInferRequest(**{field: recipe.build([payload])})
+        room = recipe.room(Limits(1, max_bytes - _BYTES_AROUND_STREAMED))
+        return pb.StreamInferRequest(**{field: recipe.build([recipe.fitted(value, payload, 0, room)])})
     except UnicodeEncodeError as error:  # of a label
         return _unreadable(error)
     except InvalidArgumentError as error:
@@ -147,7 +203,9 @@ def stream_options(*, ordered: bool) -> pb.StreamInferRequest:
 
 def reads_files(item: Item) -> bool:
     """Returns whether preparing the item takes too long for an event loop."""
-    return isinstance(item, (ImageItem, ClassifyItem)) and not isinstance(item.image, bytes)
+    if isinstance(item, (ImageItem, ClassifyItem, CompareItem)):
+        return not isinstance(item.image, bytes)
+    return isinstance(item, QueryItem)  # it may have images
 
 
 def strings(values: Sequence[str], name: str) -> list[str]:
@@ -184,7 +242,19 @@ def _item_parts(item: Item) -> tuple[str, object, Recipe[Any]]:
             include_stats=False,
         )
         return "classify", item.image, classified
-    raise TypeError(f"{type(item).__name__} is not an item; stream ImageItem, TextItem or ClassifyItem")
+    if isinstance(item, CompareItem):
+        strings([item.text], "texts")
+        pairs = compare_recipe(truncate=item.truncate, include_stats=False)
+        return "compare", (item.image, item.text), pairs
+    if isinstance(item, QueryItem):
+        queries = embed_query_recipe(
+            truncate=item.truncate, normalize=item.normalize, dtype=item.dtype, include_stats=False
+        )
+        return "embed_query", as_terms(item.query), queries
+    raise TypeError(
+        f"{type(item).__name__} is not an item; stream ImageItem, TextItem, ClassifyItem, CompareItem or "
+        "QueryItem"
+    )
 
 
 def _unreadable(error: Exception) -> InvalidArgumentError:
@@ -193,13 +263,39 @@ def _unreadable(error: Exception) -> InvalidArgumentError:
     )
 
 
+def _term_message(term: QueryTerm) -> pb.QueryTerm:
+    if term.text is not None:
+        return pb.QueryTerm(text=_sendable_text(term.text), weight=term.weight)
+    return pb.QueryTerm(image=image_message(cast("ImageInput", term.image)), weight=term.weight)
+
+
+def _compressed_query(query: pb.ComposedQuery) -> pb.ComposedQuery:
+    smaller = pb.ComposedQuery()
+    smaller.CopyFrom(query)
+    for term in smaller.terms:
+        if term.HasField("image"):
+            term.image.CopyFrom(compressed(term.image))
+    return smaller
+
+
 def _image_too_large(image: ImageInput, position: int, fact: str) -> InvalidArgumentError:
-    advice = (
-        "pixels are sent as PNG, so give the image file instead, or encode it as JPEG"
-        if is_pixels(image)
-        else "send a smaller one"
-    )
-    return _invalid("IMAGE_TOO_LARGE", f"images[{position}].content", f"image {fact}; {advice}")
+    path = f"images[{position}].content"
+    return _invalid("IMAGE_TOO_LARGE", path, f"image {fact}; {_advice_on_size(image)}")
+
+
+def _pair_too_large(pair: tuple[ImageInput, str], position: int, fact: str) -> InvalidArgumentError:
+    path = f"pairs[{position}].image.content"
+    return _invalid("IMAGE_TOO_LARGE", path, f"pair {fact}; {_advice_on_size(pair[0])}")
+
+
+def _query_too_large(_: Any, position: int, fact: str) -> InvalidArgumentError:
+    return _invalid("IMAGE_TOO_LARGE", f"queries[{position}]", f"query {fact}; send smaller images")
+
+
+def _advice_on_size(image: ImageInput) -> str:
+    if is_pixels(image):
+        return "its pixels are too large even as PNG, so give the image file instead, or encode it as JPEG"
+    return "send a smaller one"
 
 
 def _text_too_long(_: str, position: int, fact: str) -> InvalidArgumentError:
@@ -212,13 +308,9 @@ def _invalid(reason: str, path: str, message: str) -> InvalidArgumentError:
     return InvalidArgumentError(f"{path}: {message}", grpc.StatusCode.INVALID_ARGUMENT, reason, [violation])
 
 
-def _images(contents: Sequence[bytes]) -> list[pb.Image]:
-    return [pb.Image(content=content) for content in contents]
-
-
 def _embedding_options(normalize: bool, dtype: Dtype) -> pb.EmbeddingOptions:
     if dtype not in _FORMATS:
-        raise ValueError(f"dtype {dtype!r} is unknown; use float32 or float16")
+        raise ValueError(f"dtype {dtype!r} is unknown; use {', '.join(_FORMATS)}")
     return pb.EmbeddingOptions(skip_normalization=not normalize, format=_FORMATS[dtype])
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from alignserve._items import Dtype, Item, StreamResult, Value
 from alignserve._results import (
     Classification,
+    Comparison,
+    Comparisons,
     EmbeddingArray,
     ImageClassifications,
     ImageEmbeddings,
     InferenceStats,
     ModelInfo,
+    QueryEmbeddings,
     TextEmbeddings,
     Tokenization,
 )
@@ -24,6 +29,13 @@ from alignserve.errors import AlignserveError, InternalError, error_from_status
 from alignserve.v1 import align_service_pb2 as pb
 
 _UNKNOWN_RESULT = "the server sent an unknown kind of result; update alignserve"
+_PACKED = (
+    ("packed_float32", "<f4"),
+    ("packed_float16", "<f2"),
+    ("packed_int8", "i1"),
+    ("packed_binary", "u1"),
+)
+_ROW_TYPES = {"float32": "f4", "float16": "f2", "int8": "i1", "binary": "u1"}
 
 
 def model_info(response: pb.GetModelInfoResponse) -> ModelInfo:
@@ -58,14 +70,16 @@ class Answer:
     """One response, item by item.
 
     Attributes:
-        values: The embedding of each, (embedding_dimension,), or its classifications.
-        tokenizations: How each was tokenized, for texts.
+        values: The embedding of each, (embedding_dimension,), its classifications, or its comparison.
+        tokenizations: How each was tokenized, for texts and pairs.
         stats: Of the request, if the server sent them.
+        scales: Of each embedding, for int8.
     """
 
     values: Iterable[Value]
     tokenizations: Sequence[Tokenization]
     stats: InferenceStats | None
+    scales: Sequence[float] = ()
 
 
 @dataclass(slots=True)
@@ -76,6 +90,7 @@ class Outcome:
     values: dict[int, Value] = field(default_factory=dict)
     tokenizations: dict[int, Tokenization] = field(default_factory=dict)
     errors: dict[int, AlignserveError] = field(default_factory=dict)
+    scales: dict[int, float] = field(default_factory=dict)
     _stats: list[tuple[int, InferenceStats]] = field(default_factory=list)
 
     @property
@@ -100,6 +115,7 @@ class Outcome:
         self._check_width(values[0])
         self.values.update(zip(positions, values, strict=True))
         self.tokenizations.update(zip(positions, answer.tokenizations, strict=False))  # texts only
+        self.scales.update(zip(positions, answer.scales, strict=False))  # int8 only
         if answer.stats is not None:
             self._stats.append((positions[0], answer.stats))
 
@@ -120,13 +136,25 @@ class Outcome:
 
 def read_images(response: pb.EmbedImageResponse) -> Answer:
     """Splits a response into items."""
-    return Answer(embedding_rows(response.embeddings), (), _stats(response))
+    return Answer(embedding_rows(response.embeddings), (), _stats(response), _scales(response.embeddings))
 
 
 def read_texts(response: pb.EmbedTextResponse) -> Answer:
     """Splits a response into items."""
     tokenizations = [_tokenization(each) for each in response.tokenizations]
-    return Answer(embedding_rows(response.embeddings), tokenizations, _stats(response))
+    rows = embedding_rows(response.embeddings)
+    return Answer(rows, tokenizations, _stats(response), _scales(response.embeddings))
+
+
+def read_queries(response: pb.EmbedQueryResponse) -> Answer:
+    """Splits a response into items."""
+    return Answer(embedding_rows(response.embeddings), (), _stats(response), _scales(response.embeddings))
+
+
+def read_comparisons(response: pb.CompareResponse) -> Answer:
+    """Splits a response into items."""
+    tokenizations = [_tokenization(each) for each in response.tokenizations]
+    return Answer([_comparison(each) for each in response.comparisons], tokenizations, _stats(response))
 
 
 def read_classifications(response: pb.ClassifyResponse) -> Answer:
@@ -136,15 +164,29 @@ def read_classifications(response: pb.ClassifyResponse) -> Answer:
 
 def image_embeddings(outcome: Outcome, dimension: int, *, dtype: Dtype) -> ImageEmbeddings:
     """Builds the result of a call."""
-    return ImageEmbeddings(_rows(outcome, dimension, dtype), outcome.stats, outcome.errors)
+    rows = _rows(outcome, dimension, dtype)
+    return ImageEmbeddings(rows, outcome.stats, outcome.errors, _scale_column(outcome, dtype))
 
 
 def text_embeddings(outcome: Outcome, dimension: int, *, dtype: Dtype) -> TextEmbeddings:
     """Builds the result of a call."""
-    unread = _tokenization(pb.Tokenization())
-    tokenizations = tuple(outcome.tokenizations.get(each, unread) for each in range(outcome.count))
     rows = _rows(outcome, dimension, dtype)
-    return TextEmbeddings(rows, tokenizations, outcome.stats, outcome.errors)
+    scales = _scale_column(outcome, dtype)
+    return TextEmbeddings(rows, _tokenizations(outcome), outcome.stats, outcome.errors, scales)
+
+
+def query_embeddings(outcome: Outcome, dimension: int, *, dtype: Dtype) -> QueryEmbeddings:
+    """Builds the result of a call."""
+    rows = _rows(outcome, dimension, dtype)
+    return QueryEmbeddings(rows, outcome.stats, outcome.errors, _scale_column(outcome, dtype))
+
+
+def comparisons(outcome: Outcome, _: int) -> Comparisons:
+    """Builds the result of a call."""
+    failed = Comparison(math.nan, math.nan)
+    found = cast("Mapping[int, Comparison]", outcome.values)
+    ordered = tuple(found.get(position, failed) for position in range(outcome.count))
+    return Comparisons(ordered, _tokenizations(outcome), outcome.stats, outcome.errors)
 
 
 def image_classifications(outcome: Outcome, _: int) -> ImageClassifications:
@@ -158,6 +200,13 @@ def in_place(values: Iterable[Any], errors: Mapping[int, AlignserveError]) -> li
     return [errors.get(position, value) for position, value in enumerate(values)]
 
 
+def missing_rows(count: int, dimension: int, *, dtype: Dtype) -> EmbeddingArray:
+    """Returns rows for embeddings that failed: NaN, or 0 where the type has no NaN."""
+    row_type = np.dtype(_ROW_TYPES[dtype])
+    width = math.ceil(dimension / 8) if dtype == "binary" else dimension
+    return np.full((count, width), np.nan if row_type.kind == "f" else 0, row_type)
+
+
 def embedding_rows(embeddings: Sequence[pb.Embedding]) -> EmbeddingArray:
     """Returns packed embeddings, at least one and all of one format, as (embeddings, dimension).
 
@@ -166,10 +215,10 @@ def embedding_rows(embeddings: Sequence[pb.Embedding]) -> EmbeddingArray:
     """
     if not embeddings:
         raise _misfit("the server sent no embedding")
-    if embeddings[0].packed_float16:
-        packed, dtype = [embedding.packed_float16 for embedding in embeddings], "<f2"
-    else:
-        packed, dtype = [embedding.packed_float32 for embedding in embeddings], "<f4"
+    field_name, dtype = next(
+        (each for each in _PACKED if getattr(embeddings[0], each[0])), ("packed_float32", "<f4")
+    )
+    packed = [getattr(embedding, field_name) for embedding in embeddings]
     sizes = set(map(len, packed))
     if len(sizes) > 1 or min(sizes) == 0 or min(sizes) % np.dtype(dtype).itemsize:
         raise _misfit(f"the server sent embeddings of {', '.join(map(str, sorted(sizes)))} bytes")
@@ -187,17 +236,15 @@ def item_failure(response: pb.StreamInferResponse) -> AlignserveError | None:
 def item_result(item: Item, response: pb.StreamInferResponse) -> StreamResult:
     """Returns the result of a stream item."""
     kind = response.WhichOneof("result")
-    if kind == "embed_image":
-        return StreamResult(item, embedding_rows(response.embed_image.embeddings)[0])
-    if kind == "embed_text":
-        return StreamResult(
-            item,
-            embedding_rows(response.embed_text.embeddings)[0],
-            tokenization=_tokenization(response.embed_text.tokenizations[0]),
-        )
-    if kind == "classify":
-        return StreamResult(item, _classifications(response.classify.results[0]))
-    return StreamResult(item, error=item_failure(response) or AlignserveError(_UNKNOWN_RESULT))
+    if kind is None or kind not in _READERS:
+        return StreamResult(item, error=item_failure(response) or AlignserveError(_UNKNOWN_RESULT))
+    answer = _READERS[kind](getattr(response, kind))
+    return StreamResult(
+        item,
+        next(iter(answer.values)),
+        tokenization=next(iter(answer.tokenizations), None),
+        int8_scale=next(iter(answer.scales), None),
+    )
 
 
 def _misfit(message: str) -> InternalError:
@@ -217,21 +264,41 @@ def _classifications(result: pb.ClassificationResult) -> list[Classification]:
     ]
 
 
+def _comparison(comparison: pb.Comparison) -> Comparison:
+    return Comparison(comparison.similarity, comparison.logit)
+
+
 def _tokenization(tokenization: pb.Tokenization) -> Tokenization:
     return Tokenization(tokenization.token_count, tokenization.truncated, tokenization.unknown_token_count)
 
 
 def _rows(outcome: Outcome, dimension: int, dtype: Dtype) -> EmbeddingArray:
     found = cast("Mapping[int, EmbeddingArray]", outcome.values)
-    width = next(iter(found.values())).size if found else dimension
-    rows = np.full((outcome.count, width), np.nan, dtype)
+    if found:
+        dimension = next(iter(found.values())).size * (8 if dtype == "binary" else 1)
+    rows = missing_rows(outcome.count, dimension, dtype=dtype)
     for position, row in found.items():
         rows[position] = row
     return rows
 
 
+def _scales(embeddings: Sequence[pb.Embedding]) -> Sequence[float]:
+    return [each.int8_scale for each in embeddings] if embeddings[0].packed_int8 else ()
+
+
+def _scale_column(outcome: Outcome, dtype: Dtype) -> NDArray[np.float32] | None:
+    if dtype != "int8":
+        return None
+    return np.array([outcome.scales.get(each, 0.0) for each in range(outcome.count)], np.float32)
+
+
+def _tokenizations(outcome: Outcome) -> tuple[Tokenization, ...]:
+    unread = _tokenization(pb.Tokenization())
+    return tuple(outcome.tokenizations.get(each, unread) for each in range(outcome.count))
+
+
 def _stats(response: Any) -> InferenceStats | None:
-    # Any: the three responses share the field `stats`, but no type that declares it.
+    # Any: all responses share the field `stats`, but no type that declares it.
     if not response.HasField("stats"):
         return None
     stats = response.stats
@@ -244,3 +311,13 @@ def _stats(response: Any) -> InferenceStats | None:
         cached_label_count=stats.cached_label_count,
         cached_item_count=stats.cached_item_count,
     )
+
+
+# By field of a stream's response. Any: each reader takes the message of its field.
+_READERS: dict[str, Callable[[Any], Answer]] = {
+    "embed_image": read_images,
+    "embed_text": read_texts,
+    "classify": read_classifications,
+    "compare": read_comparisons,
+    "embed_query": read_queries,
+}

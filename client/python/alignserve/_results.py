@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alignserve.errors import AlignserveError
 
-EmbeddingArray: TypeAlias = NDArray[np.floating[Any]]  # float32 or float16, as asked for
+EmbeddingArray: TypeAlias = NDArray[Any]  # Any: float32, float16, int8 or uint8 (binary), as asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,19 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """How well a text matches an image.
+
+    Attributes:
+        similarity: Cosine similarity of image and text, from -1 to 1.
+        logit: `similarity` divided by the model's temperature.
+    """
+
+    similarity: float
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tokenization:
     """How a text was tokenized.
 
@@ -111,14 +124,18 @@ class ImageEmbeddings:
     """Embeddings of images, with stats and errors.
 
     Attributes:
-        embeddings: (images, embedding_dimension), in the order given. The row of an image that failed is NaN.
+        embeddings: (images, embedding_dimension), in the order given; (images, embedding_dimension / 8),
+            rounded up, for `binary`. The row of an image that failed is NaN, or 0 for `int8` and `binary`.
         stats: One per request; a long list is split into several.
         errors: Why images failed, by position; empty unless `on_error="return"`.
+        int8_scales: (images,), for `int8` only: a row times its scale restores the embedding. 0 for an image
+            that failed.
     """
 
     embeddings: EmbeddingArray
     stats: tuple[InferenceStats, ...]
     errors: Mapping[int, AlignserveError] = field(default_factory=dict)
+    int8_scales: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,13 +143,51 @@ class TextEmbeddings:
     """Embeddings of texts, with token counts, stats and errors.
 
     Attributes:
-        embeddings: (texts, embedding_dimension), in the order given. The row of a text that failed is NaN.
+        embeddings: (texts, embedding_dimension), in the order given; see `ImageEmbeddings` for texts that
+            failed and for `binary`.
         tokenizations: One per text; zero tokens for a text that failed.
         stats: One per request; a long list is split into several.
         errors: Why texts failed, by position; empty unless `on_error="return"`.
+        int8_scales: As for `ImageEmbeddings`.
     """
 
     embeddings: EmbeddingArray
+    tokenizations: tuple[Tokenization, ...]
+    stats: tuple[InferenceStats, ...]
+    errors: Mapping[int, AlignserveError] = field(default_factory=dict)
+    int8_scales: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryEmbeddings:
+    """Embeddings of composed queries, with stats and errors.
+
+    Attributes:
+        embeddings: (queries, embedding_dimension), in the order given; see `ImageEmbeddings` for queries that
+            failed.
+        stats: One per request; a long list is split into several.
+        errors: Why queries failed, by position; empty unless `on_error="return"`.
+        int8_scales: As for `ImageEmbeddings`.
+    """
+
+    embeddings: EmbeddingArray
+    stats: tuple[InferenceStats, ...]
+    errors: Mapping[int, AlignserveError] = field(default_factory=dict)
+    int8_scales: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """Comparisons of images with texts, with token counts, stats and errors.
+
+    Attributes:
+        comparisons: One per pair, in the order given; NaN for a pair that failed.
+        tokenizations: How the text of each pair was tokenized; zero tokens for a pair that failed.
+        stats: One per request; a long list is split into several.
+        errors: Why pairs failed, by position; empty unless `on_error="return"`.
+    """
+
+    comparisons: tuple[Comparison, ...]
     tokenizations: tuple[Tokenization, ...]
     stats: tuple[InferenceStats, ...]
     errors: Mapping[int, AlignserveError] = field(default_factory=dict)

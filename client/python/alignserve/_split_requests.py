@@ -10,9 +10,16 @@ from typing import Any, Generic, TypeVar
 from alignserve import _requests, _responses
 from alignserve._images import ImageInput
 from alignserve._items import Dtype
+from alignserve._queries import QueryTerm
 from alignserve._requests import Recipe, strings
 from alignserve._responses import Answer, Outcome
-from alignserve._results import ImageClassifications, ImageEmbeddings, TextEmbeddings
+from alignserve._results import (
+    Comparisons,
+    ImageClassifications,
+    ImageEmbeddings,
+    QueryEmbeddings,
+    TextEmbeddings,
+)
 from alignserve.errors import AlignserveError, ResourceExhaustedError
 
 _Result = TypeVar("_Result")
@@ -24,8 +31,8 @@ class SplitRequest(Generic[_Result]):
 
     Attributes:
         rpc: Name of the RPC.
-        items: The images or texts.
-        recipe: How they become requests. Any: bytes or str.
+        items: The images, texts, pairs or queries.
+        recipe: How they become requests. Any: texts or messages.
         read: Splits a response into items. Any: all kinds of response are handled alike.
         result: Builds the result, given the embedding dimension for missing rows.
         reads_files: Whether building a request takes too long for an event loop.
@@ -39,6 +46,12 @@ class SplitRequest(Generic[_Result]):
     result: Callable[[Outcome, int], _Result]
     reads_files: bool = False
     makes_rows: bool = True
+    terms: int = 0  # of all queries together, which the server counts as items
+
+    @property
+    def count(self) -> int:
+        """Returns how many items the server counts in all requests together."""
+        return self.terms or len(self.items)
 
 
 def embed_image(
@@ -70,6 +83,43 @@ def classify(
     )
     read, result = _responses.read_classifications, _responses.image_classifications
     return SplitRequest("Classify", images, recipe, read, result, _reads_files(images), makes_rows=False)
+
+
+def compare(
+    images: Sequence[ImageInput], texts: Sequence[str], *, truncate: bool
+) -> SplitRequest[Comparisons]:
+    """Returns the call that compares images with texts, pair by pair.
+
+    Raises:
+        ValueError: There are more of one than of the other.
+    """
+    texts = strings(texts, "texts")
+    if len(images) != len(texts):
+        raise ValueError(f"{len(images)} images and {len(texts)} texts; give a text for each image")
+    recipe = _requests.compare_recipe(truncate=truncate, include_stats=True)
+    pairs = list(zip(images, texts, strict=True))
+    read, result = _responses.read_comparisons, _responses.comparisons
+    return SplitRequest("Compare", pairs, recipe, read, result, _reads_files(images), makes_rows=False)
+
+
+def embed_query(
+    queries: Sequence[Sequence[QueryTerm]], *, truncate: bool, normalize: bool, dtype: Dtype
+) -> SplitRequest[QueryEmbeddings]:
+    """Returns the call that embeds composed queries."""
+    recipe = _requests.embed_query_recipe(
+        truncate=truncate, normalize=normalize, dtype=dtype, include_stats=True
+    )
+    result = functools.partial(_responses.query_embeddings, dtype=dtype)
+    images = [term.image for query in queries for term in query if term.image is not None]
+    return SplitRequest(
+        "EmbedQuery",
+        queries,
+        recipe,
+        _responses.read_queries,
+        result,
+        _reads_files(images),
+        terms=sum(map(len, queries)),
+    )
 
 
 def is_about_limits(error: AlignserveError) -> bool:

@@ -15,17 +15,28 @@ from typing import IO, Any, TextIO
 import numpy as np
 
 from alignserve import _bench
-from alignserve._cli import arguments, output, render
+from alignserve._cli import arguments, output, protos, render
 from alignserve._cli.connection import connected
 from alignserve._cli.files import Found, image_files, is_image_file
-from alignserve._cli.inputs import STDIN, check_stdin, image_of, read_labels, read_lines
+from alignserve._cli.inputs import STDIN, check_stdin, image_of, read_labels, read_lines, read_pairs
 from alignserve._cli.label_warnings import fits_badly, warn_of_labels, warn_of_winners
 from alignserve._cli.progress import Progress
 from alignserve._cli.resume import Earlier, line_key
+from alignserve._cli.terms import terms_of
 from alignserve._cli.unknown_words import warn_of_unknown_texts
 from alignserve._client import Client
-from alignserve._items import ClassifyItem, ImageItem, Item, StreamResult, TextItem
-from alignserve._results import Classification
+from alignserve._items import (
+    ClassifyItem,
+    CompareItem,
+    Dtype,
+    ImageItem,
+    Item,
+    QueryItem,
+    StreamResult,
+    TextItem,
+)
+from alignserve._responses import missing_rows
+from alignserve._results import Classification, Comparison
 from alignserve.errors import (
     AlignserveError,
     DeadlineExceededError,
@@ -130,8 +141,8 @@ def run_embed(args: argparse.Namespace) -> int:
     check_stdin(args, args.file)
     _check_resumes(args, args.file)
     texts = [*args.text, *(read_lines(args.texts_file) if args.texts_file else [])]
-    items: list[Item] = [ImageItem(image_of(path), id=str(path)) for path in args.file]
-    items += [TextItem(text, truncate=args.truncate, id=text) for text in texts]
+    items: list[Item] = [ImageItem(image_of(path), dtype=args.dtype, id=str(path)) for path in args.file]
+    items += [TextItem(text, truncate=args.truncate, dtype=args.dtype, id=text) for text in texts]
     if not items:
         raise _UsageError("embed needs a FILE, --text or --texts-file")
     if args.output is not None:
@@ -140,15 +151,60 @@ def run_embed(args: argparse.Namespace) -> int:
         info = client.model_info()
         results = list(_whole(client.stream(items, ordered=True), items))
         if npy:
-            _save(npy, results, info.embedding_dimension)
+            _save(npy, results, info.embedding_dimension, args.dtype)
         elif args.json:
             _print_json(
                 {"model": info.fingerprint, "embeddings": [_embed_line(result) for result in results]}
             )
         else:
-            _print_embeddings(results)
+            _print_embeddings(results, args.dtype)
     warn_of_unknown_texts(results, _complain)
     return _report_failures(results)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Prints or writes how well each text matches its image."""
+    pairs = read_pairs(args)
+    if not pairs:
+        raise _UsageError("compare needs IMAGE and --text, or --pairs-file")
+    _check_resumes(args, [path for path, _ in pairs])
+    images = {path: image_of(path) for path in dict.fromkeys(path for path, _ in pairs)}
+    items: list[Item] = [
+        CompareItem(images[path], text, truncate=args.truncate, id=str(path)) for path, text in pairs
+    ]
+    if args.output is not None:
+        return _write_lines(args, items, ordered=True)
+    with connected(args) as client:
+        results = list(_whole(client.stream(items, ordered=True), items))
+    if args.json:
+        _print_json({"comparisons": [_stream_line(result) for result in results]})
+    elif rows := [
+        (result.id, result.item.text, result.comparison)
+        for result in results
+        if isinstance(result.item, CompareItem) and result.error is None
+    ]:
+        print(render.comparison_table(rows))
+    warn_of_unknown_texts(results, _complain)
+    return _report_failures(results)
+
+
+def run_embed_query(args: argparse.Namespace) -> int:
+    """Prints or saves the embedding of a composed query."""
+    if not args.terms:
+        raise _UsageError("embed-query needs --image or --text")
+    check_stdin(args, [term.image for term in args.terms if term.image is not None])
+    item = QueryItem(terms_of(args.terms), truncate=args.truncate, dtype=args.dtype, id="query")
+    with output.open_bytes(args.npy) if args.npy else nullcontext() as npy, connected(args) as client:
+        info = client.model_info()
+        (result,) = client.stream([item])
+        vector = result.embedding
+        if npy:
+            _save(npy, [result], info.embedding_dimension, args.dtype)
+        elif args.json:
+            _print_json({"model": info.fingerprint, **_values(result, "values")})
+        else:
+            print(render.embedding_table([(result.id, "query", vector)]))
+    return OK
 
 
 def run_stream(args: argparse.Namespace) -> int:
@@ -167,12 +223,24 @@ def run_stream(args: argparse.Namespace) -> int:
     return _write_lines(args, items, ordered=args.ordered, labels=labels, found=found)
 
 
+def run_protos(args: argparse.Namespace) -> int:
+    """Writes the protos or a descriptor set, for stubs in other languages."""
+    if args.out is None and args.descriptor_set is None:
+        raise _UsageError("protos needs --out DIR or --descriptor-set FILE")
+    for line in protos.write(args):
+        print(line)
+    return OK
+
+
 _COMMANDS = {
     "info": run_info,
     "health": run_health,
     "classify": run_classify,
     "embed": run_embed,
+    "embed-query": run_embed_query,
+    "compare": run_compare,
     "stream": run_stream,
+    "protos": run_protos,
     "bench": _bench.run,
 }
 
@@ -180,8 +248,10 @@ _COMMANDS = {
 def _check_resumes(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     if not args.resume:
         return
-    if args.output in (None, "-") or args.npy:
+    if args.output in (None, "-") or getattr(args, "npy", None):
         raise _UsageError("--resume continues a file; name it with --output")
+    if getattr(args, "dtype", None) == "binary":
+        raise _UsageError("--resume cannot compare binary embeddings with the server's; use another --dtype")
     if STDIN in paths:
         raise _UsageError("--resume needs files, since standard input has no name")
 
@@ -189,7 +259,7 @@ def _check_resumes(args: argparse.Namespace, paths: Sequence[Path]) -> None:
 def _stream_item(file: Path, labels: Sequence[str], args: argparse.Namespace) -> Item:
     if labels:
         return ClassifyItem(image_of(file), labels, args.template, args.top_k, id=str(file))
-    return ImageItem(image_of(file), id=str(file))
+    return ImageItem(image_of(file), dtype=args.dtype, id=str(file))
 
 
 def _write_lines(
@@ -257,7 +327,7 @@ def _observed(results: Iterable[StreamResult], labels: Sequence[str]) -> Iterato
     unfitting: list[str] = []
     for result in results:
         yield result
-        if isinstance(result.item, TextItem):
+        if isinstance(result.item, (TextItem, CompareItem)):
             texts.append(StreamResult(result.item, tokenization=result.tokenization))
         elif labels and result.error is None and fits_badly(result.classifications):
             unfitting.append(str(result.id))
@@ -277,7 +347,7 @@ def _stream_to_npy(args: argparse.Namespace, found: Found) -> int:
         progress = Progress(len(items), sys.stderr)
         stream = client.stream(items, ordered=True, window=args.window)
         results = list(_counted(_whole(stream, items), progress))
-        _save(npy, results, info.embedding_dimension)
+        _save(npy, results, info.embedding_dimension, args.dtype)
         output.empty(names)
         names.writelines(f"{item.id}\n" for item in items)
     _report_failures(results)
@@ -318,6 +388,8 @@ def _interrupted(progress: Progress, output: str) -> str:
 
 def _line_of(item: Item) -> dict[str, Any]:
     """Returns the fields that identify an item in its line; images have no `kind`."""
+    if isinstance(item, CompareItem):
+        return {"input": item.id, "text": item.text}
     return {"input": item.id, "kind": "text"} if isinstance(item, TextItem) else {"input": item.id}
 
 
@@ -328,14 +400,21 @@ def _stream_line(result: StreamResult) -> dict[str, Any]:
     value = result.result()
     if isinstance(value, list):
         return {**line, "classifications": render.classification_data(value)}
-    return {**line, "embedding": render.vector_data(value)}
+    if isinstance(value, Comparison):
+        return {**line, **render.comparison_data(value)}
+    return {**line, **_values(result, "embedding")}
 
 
 def _embed_line(result: StreamResult) -> dict[str, Any]:
     line: dict[str, Any] = {"input": result.id, "kind": _kind(result)}
     if result.error is not None:
         return {**line, "error": render.error_data(result.error)}
-    return {**line, "values": render.vector_data(result.embedding)}
+    return {**line, **_values(result, "values")}
+
+
+def _values(result: StreamResult, name: str) -> dict[str, Any]:
+    scale = {} if result.int8_scale is None else {"int8_scale": result.int8_scale}
+    return {name: render.vector_data(result.embedding), **scale}
 
 
 def _print_classification(found: list[Classification], label_count: int, args: argparse.Namespace) -> int:
@@ -370,19 +449,19 @@ def _classify_line(name: str, result: list[Classification] | AlignserveError) ->
     return {"input": name, "classifications": render.classification_data(result)}
 
 
-def _print_embeddings(results: Sequence[StreamResult]) -> None:
+def _print_embeddings(results: Sequence[StreamResult], dtype: Dtype) -> None:
     rows = [(result.id, _kind(result), result.embedding) for result in results if result.error is None]
     if not rows:
         return
     print(render.embedding_table(rows))
     images = [(name, vector) for name, kind, vector in rows if kind == "image"]
     texts = [(name, vector) for name, kind, vector in rows if kind == "text"]
-    if images and texts:
+    if images and texts and dtype != "binary":
         print(f"\n{render.similarity_table(images, texts)}")
 
 
-def _save(file: IO[bytes], results: Sequence[StreamResult], dimension: int) -> None:
-    rows = np.full((len(results), dimension), np.nan, np.float32)  # a failed input keeps its row
+def _save(file: IO[bytes], results: Sequence[StreamResult], dimension: int, dtype: Dtype) -> None:
+    rows = missing_rows(len(results), dimension, dtype=dtype)  # a failed input keeps its row
     for row, result in zip(rows, results, strict=True):
         if result.error is None:
             row[:] = result.embedding

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_POSITION = re.compile(r"\b(images|texts)\[(\d+)\]")
+_POSITION = re.compile(r"\b(images|texts|pairs|queries)\[(\d+)\]")
 
 _Detail = TypeVar("_Detail", bound=Message)
 _Error = TypeVar("_Error", bound="AlignserveError")
@@ -67,8 +67,8 @@ class AlignserveError(Exception):
         violations: Fields at fault, for invalid arguments.
         retry_delay_seconds: How long to wait before a retry, or `None`.
         error_id: Identifies the error in the server's log. Empty if the server sent none.
-        completed: For a list that failed, the results computed so far, by position in the list: embeddings or
-            lists of classifications. Empty for every other call.
+        completed: For a list that failed, the results computed so far, by position in the list: embeddings,
+            lists of classifications or comparisons. Empty for every other call.
     """
 
     completed: Mapping[int, Any]  # Any: the call's result for one item
@@ -193,7 +193,7 @@ def error_at_positions(error: AlignserveError, positions: Sequence[int]) -> Alig
 
 
 def errors_of_items(error: AlignserveError) -> dict[int, AlignserveError]:
-    """Returns an error for each image or text that the error names, by its position."""
+    """Returns an error for each image, text, pair or query that the error names, by its position."""
     by_item: dict[int, list[FieldViolation]] = {}
     for violation in error.violations:
         if match := _POSITION.match(violation.field):

@@ -170,6 +170,7 @@ class CallScope:
         "_access",
         "_incoming",
         "_method",
+        "_named_priority",
         "_quota",
         "_start",
         "_tracing",
@@ -189,6 +190,7 @@ class CallScope:
         self._access = access
         self._tracing = tracing
         self._quota: AbstractContextManager[None] | None = None  # once it is let in
+        self._named_priority: str | None = None  # by the request itself
 
     def __enter__(self) -> CallScope:
         self._start = time.perf_counter()
@@ -221,12 +223,16 @@ class CallScope:
         name = self.caller.name
         return self._incoming.peer() if name is None else f"{KEY}{name}"
 
-    def context(self) -> CallContext:
+    def context(self, priority: str | None = None) -> CallContext:
         """Returns what batching needs to know about the call.
+
+        Args:
+            priority: The priority that the request itself names, which overrides the door's.
 
         Raises:
             InvalidArgument: The priority is unknown.
         """
+        self._named_priority = priority
         deadline, left = None, self._incoming.seconds_left()
         if left is not None and math.isfinite(left):
             deadline = asyncio.get_running_loop().time() + left
@@ -267,7 +273,7 @@ class CallScope:
         self._quota = quota
 
     def _priority(self) -> Priority:
-        named = self._incoming.priority()
+        named = self._named_priority or self._incoming.priority()
         if named is None:
             return Priority.INTERACTIVE
         if named not in _PRIORITIES:
@@ -279,6 +285,8 @@ class CallScope:
     def _seconds(self) -> HistogramSeries:
         rules = self._method.rules
         named = self._incoming.priority() if rules.is_metered else None
+        if not rules.counts_items:
+            named = self._named_priority or named
         priority = named if named in PRIORITIES else PRIORITIES[0]
         return self._method.seconds[priority, SIZES[rules.counts_items or self.items > 1]]
 

@@ -15,4 +15,5 @@ class MethodRules:
     is_metered: bool = True  # quotas apply, and refusals and priorities are counted by caller
     is_traced: bool = True  # calls can have spans and lines in the access log
     counts_items: bool = False  # a stream whose items count as requests, and wait for room in the queue
+    names_reason: bool = False  # in error messages, for protocols whose clients read nothing else
     ends_at_drain: bool = False  # a stream that clients keep open, so a stop ends it instead of waiting

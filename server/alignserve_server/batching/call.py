@@ -142,13 +142,14 @@ class CallContext:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a call's time went, the largest batch that served it, and the number of cache hits."""
+    """Where a call's time went, the batches that served it and the largest of them, and its cache hits."""
 
     preprocess_seconds: float
     queue_seconds: float
     compute_seconds: float
     batch_size: int
     cached_item_count: int
+    runs: frozenset[tuple[int, int]] = frozenset()  # the batches that served it; see `queue.Run`
 
     @classmethod
     def of_both(cls, one: Timings, other: Timings) -> Timings:
@@ -159,4 +160,5 @@ class Timings:
             max(one.compute_seconds, other.compute_seconds),
             max(one.batch_size, other.batch_size),
             one.cached_item_count + other.cached_item_count,
+            one.runs | other.runs,
         )

@@ -212,6 +212,7 @@ class _AdmittedItems:
             max([result.compute_seconds for result in results]),
             max([result.batch_size for result in results]),
             sum([result.is_cached for result in results]),
+            frozenset([result.run for result in results if result.run is not None]),
         )
 
 

@@ -62,6 +62,7 @@ class Lane:
             clock: Monotonic seconds.
         """
         self._number = number
+        self._runs = 0  # batches so far
         self._encode: dict[str, Callable[[Sequence[Any]], NDArray[np.float32]]] = {
             "image": encoder.encode_images,
             "text": encoder.encode_texts,
@@ -100,6 +101,7 @@ class Lane:
         batch = self._scheduler.take(self._number)
         if batch is None:
             return False
+        self._runs += 1
         self._listener.batch_taken(batch)
         outcomes = self._execute(batch, batch.entries)
         seconds = self._clock() - batch.start_time
@@ -129,8 +131,9 @@ class Lane:
             raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
         seconds = self._clock() - batch.start_time
         sound = has_direction(embeddings)
+        run = (self._number, self._runs)
         return [
-            Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries))
+            Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries), run)
             if is_sound
             else _inference_failed(
                 batch.modality, ValueError("the embedding is zero or has values that are not finite")

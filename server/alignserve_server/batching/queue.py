@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.fair_queue import ANONYMOUS, FairQueue, Flow, Priority
+
+Run: TypeAlias = tuple[int, int]  # the number of a lane, and of a batch on it
 
 
 class Embedded(NamedTuple):
@@ -20,6 +22,7 @@ class Embedded(NamedTuple):
     queue_seconds: float
     compute_seconds: float
     batch_size: int  # 0 if it was in the cache
+    run: Run | None = None  # that computed it; None if it was in the cache
 
     @classmethod
     def from_cache(cls, embedding: NDArray[np.float32]) -> Embedded:

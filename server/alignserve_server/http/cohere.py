@@ -57,7 +57,7 @@ FIELDS = (
     read(
         "embedding_types",
         "`float` (default), `int8`, `uint8`, `binary`, `ubinary`, `base64`; several return each",
-        schemas.list_of(schemas.enum("float", "int8", "uint8", "binary", "ubinary", "base64"), limit=6),
+        {"type": "array", "items": schemas.enum("float", "int8", "uint8", "binary", "ubinary", "base64")},
         ["float", "int8"],
     ),
     read(

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from alignserve_server.http.call import CERTIFICATE_NAME
 
 _MAX_PIPELINED = 16  # requests that wait for the answer to an earlier one; few clients send any
+_CONNECTION = "connection"  # in the state of an ASGI scope
 _LINGER_SECONDS = 2.0  # for the rest of a body, after an answer that ends the connection
 
 
@@ -121,7 +121,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         has_room = len(self._all) < self._limits.max_connections or self._all.make_room()
         super().connection_made(transport)
-        self.app_state = {CERTIFICATE_NAME: _common_name(transport)}
+        self.app_state = {CERTIFICATE_NAME: _common_name(transport), _CONNECTION: self}
         self._ending = _EndingTransport(self)
         self._wait_idle()
         if not has_room:
@@ -183,8 +183,11 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._check_head()
         self._is_in_head, self._is_in_body, self._head_bytes = False, True, 0
+        was_busy = self.is_busy
         super().on_headers_complete()
         self.cycle.transport = self._ending  # type: ignore[assignment]  # it has what a cycle uses
+        if not was_busy:  # otherwise the request waits for the answer to an earlier one
+            self._active = self.cycle
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -196,8 +199,11 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        if not self._is_ending:
-            super().on_response_complete()
+        if self._is_ending:
+            return
+        following = self.pipeline[-1][0] if self.pipeline else self._active
+        super().on_response_complete()
+        self._active = following
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -225,22 +231,16 @@ class Connection(HttpToolsProtocol):
         else:
             self._close()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._active = cycle
-        super()._start_asgi_task(cycle, self._closing_if_unread(cycle, app))  # type: ignore[arg-type]
+    def ends_after_answer(self) -> bool:
+        """Returns whether the answer that begins now ends the connection.
 
-    def _closing_if_unread(self, cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
-        """Returns the app; an answer to a request that has not arrived completely ends the connection."""
-
-        async def closing(scope: Scope, receive: Receive, send: Send) -> None:
-            async def send_closing(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    cycle.keep_alive = cycle.keep_alive and not cycle.more_body and not self._all.is_draining
-                await send(message)
-
-            await app(scope, receive, send_closing)
-
-        return closing
+        It does if it comes before all of its request, or while the server drains.
+        """
+        if self._active is None:
+            return False
+        if self._active.more_body or self._all.is_draining:
+            self._active.keep_alive = False
+        return not self._active.keep_alive
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Serves a request that asks for another protocol as if it did not, and ends the connection.
@@ -332,6 +332,22 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self._limits.idle_timeout_seconds, self.timeout_keep_alive_handler
         )
+
+
+def announcing_ends(app: ASGIApp) -> ASGIApp:
+    """Returns an app whose answers say so if they end their connection."""
+
+    async def announcing(scope: Scope, receive: Receive, send: Send) -> None:
+        connection: Connection = scope["state"][_CONNECTION]
+
+        async def send_announcing(message: Message) -> None:
+            if message["type"] == "http.response.start" and connection.ends_after_answer():
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await app(scope, receive, send_announcing)
+
+    return announcing
 
 
 class _EndingTransport:

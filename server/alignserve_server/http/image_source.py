@@ -1,14 +1,14 @@
-"""Images within JSON: base64, alone or in a data URI (RFC 2397). Images by URL are not fetched."""
+"""Images within JSON: base64, by itself or in a data URI (RFC 2397). Images by URL are not fetched."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote
 
 from alignserve_server.errors import ImageUnreadable, InvalidArgument
 from alignserve_server.http.base64_text import decode_base64
 from alignserve_server.http.json_fields import shown
 
+_ESCAPES = (("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "="), ("%3d", "="))
 _BLANKS = b" \t\r\n\f\v"
 _HEAD = re.compile(r"\s*data:([^,]{0,1000}),", re.IGNORECASE)
 # A comma after `data:` is common in prose. These are the registered top-level types.
@@ -38,7 +38,7 @@ def decode_image(source: str, path: str) -> bytes:
     head = _HEAD.match(source)
     if head is not None and _is_head(_without_breaks(head[1])):
         _check_head(_without_breaks(head[1]), path)
-        return _decode(unquote(source[head.end() :]) if "%" in source else source[head.end() :], path)
+        return _decode(_unescaped(source[head.end() :]), path)
     if scheme := _SCHEME.match(source):
         raise InvalidArgument.at(
             path,
@@ -64,6 +64,14 @@ def _decode(text: str, path: str) -> bytes:
         return decode_base64(text.encode("ascii").translate(None, _BLANKS).rstrip(b"="))
     except ValueError:
         raise ImageUnreadable.at(path, "the image is not valid base64") from None
+
+
+def _unescaped(data: str) -> str:
+    """Returns the data of a URI, in which characters of base64 may be percent-encoded."""
+    # urllib.parse.unquote takes seconds for megabytes of escapes.
+    for escape, character in _ESCAPES:
+        data = data.replace(escape, character)
+    return data
 
 
 def _without_breaks(head: str) -> str:

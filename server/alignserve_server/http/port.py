@@ -13,7 +13,7 @@ from uvicorn.config import Config
 
 from alignserve_server.errors import StartupError
 from alignserve_server.host.addresses import present_host
-from alignserve_server.http.connection import Connection, ConnectionLimits, Connections
+from alignserve_server.http.connection import Connection, ConnectionLimits, Connections, announcing_ends
 from alignserve_server.settings import host_and_port
 
 _BACKLOG = 2048
@@ -26,7 +26,7 @@ class HttpPort:
 
     def __init__(self, app: ASGIApp, limits: ConnectionLimits) -> None:
         self._config = Config(
-            app,
+            announcing_ends(app),
             http=Connection,
             ws="none",
             lifespan="off",

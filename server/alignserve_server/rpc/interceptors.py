@@ -172,7 +172,7 @@ class _MethodHandler:
                 call.items = item_count(request)
                 return self.serialize(await self._handler(request, context))
         except ServingError as error:
-            return to_grpc_status(as_value(error))
+            return self._status(error)
 
     async def _answer_in_stream(
         self, context: Context, open_streams: ConnectionShares, closing: asyncio.Event | None
@@ -187,8 +187,11 @@ class _MethodHandler:
                 writing = self._write_all(await self._request(context), context)
                 await (writing if closing is None else _until(closing, writing))
         except ServingError as error:
-            return to_grpc_status(as_value(error))
+            return self._status(error)
         return None
+
+    def _status(self, error: ServingError) -> Any:
+        return to_grpc_status(as_value(error), names_reason=self._method.rules.names_reason)
 
     def _track(self, context: Context) -> None:
         """Counts the call as in progress until gRPC has finished it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -13,11 +11,12 @@ from alignserve.v1 import align_service_pb2 as pb
 from google.protobuf.message import Message
 
 from alignserve_server.api import CallContext, CallScope, LabelQuery, ResponseBound, Service
-from alignserve_server.errors import RequestEmpty, ShuttingDown, StreamAged
+from alignserve_server.errors import RequestEmpty
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc import convert, response_size
 from alignserve_server.rpc.callers import Transport
 from alignserve_server.rpc.methods import API_METHODS
+from alignserve_server.rpc.open_streams import OpenStreams
 from alignserve_server.rpc.response_room import ResponseRoom, ResponseRooms
 from alignserve_server.rpc.shares import ConnectionShares
 from alignserve_server.rpc.streaming import InferStream
@@ -55,8 +54,7 @@ class MessageApi:
         }
         self._service = service
         self._metrics = metrics
-        self._max_stream_age_seconds = max_stream_age_seconds
-        self._streams: set[InferStream] = set()
+        self.streams = OpenStreams(max_stream_age_seconds)
 
     async def answer(
         self, method: str, request: Any, call: CallScope, make_room: Callable[[], ResponseRoom]
@@ -103,26 +101,11 @@ class MessageApi:
             self._metrics,
             max_in_flight=self._service.limits.max_stream_in_flight,
         )
-        self._streams.add(stream)
-        aging = self._end_at_age(stream)
-        try:
-            await stream.run(requests)
-        finally:
-            if aging is not None:
-                aging.cancel()
-            self._streams.discard(stream)
+        await self.streams.run(stream, requests)
 
     def drain_streams(self) -> None:
         """Ends every stream once it has answered the items that it has read."""
-        for stream in self._streams:
-            stream.drain(ShuttingDown)
-
-    def _end_at_age(self, stream: InferStream) -> asyncio.TimerHandle | None:
-        if self._max_stream_age_seconds is None:
-            return None
-        # Random, up to the limit: streams that started together should not all reconnect together.
-        age_seconds = self._max_stream_age_seconds * random.uniform(0.9, 1.0)  # noqa: S311 — not a secret
-        return asyncio.get_running_loop().call_later(age_seconds, stream.drain, StreamAged)
+        self.streams.drain()
 
     async def _infer(
         self, stream: CallScope, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom

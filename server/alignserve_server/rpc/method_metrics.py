@@ -5,12 +5,12 @@ from __future__ import annotations
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from alignserve_server.api import Accounting, MethodMetrics, MethodRules, kinds_of_calls
-from alignserve_server.errors import HealthServiceUnknown, KeyInvalid, ScopeMissing, error_kinds
+from alignserve_server.errors import KeyInvalid, ScopeMissing, error_kinds
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.rpc.methods import METHODS
+from alignserve_server.rpc.methods import METHODS, Methods
 
 _CODES = {"OK", "CANCELLED", *(kind.code for kind in error_kinds())}
-_CODES_WITH_KEY = sorted(_CODES - {HealthServiceUnknown.code})
+_CODES_WITH_KEY = sorted(_CODES)
 _CODES_WITHOUT_KEY = sorted(_CODES - {KeyInvalid.code, ScopeMissing.code})
 
 _KINDS = {
@@ -36,10 +36,10 @@ def methods_of(accounting: Accounting, service: ServiceDescriptor) -> dict[str, 
     }
 
 
-def expect_calls(metrics: Metrics, service: ServiceDescriptor) -> None:
+def expect_calls(metrics: Metrics, service: ServiceDescriptor, methods: Methods = METHODS) -> None:
     """Creates the series of each method of a service, for each code that its calls can end with."""
     for method in service.methods:
-        rules = METHODS[service.full_name][method.name]
+        rules = methods[service.full_name][method.name]
         metrics.expect_rpcs(
             (_rpc_type_of(method), service.full_name, method.name), codes_of(rules), kinds_of_calls(rules)
         )

@@ -22,12 +22,16 @@ from alignserve_server.errors import DOMAIN, FieldViolation, InvalidArgument, Se
 _MAX_VIOLATIONS = 16
 _MAX_DESCRIPTION_BYTES = 160
 _MAX_MESSAGE_BYTES = 512
+REQUEST_ID = "request_id"  # in ErrorInfo.metadata
 _MIN_PUSHBACK_MS = 1  # at 0, gRPC core (seen in 1.85) never retries, and the call hangs until its deadline
 _JITTER = 0.25  # spreads the retries of callers that were refused together
 
 
-def to_status_proto(error: ServingError) -> status_pb2.Status:
-    """Builds the status with ErrorInfo, and BadRequest or RetryInfo where they apply."""
+def to_status_proto(error: ServingError, *, names_reason: bool = False) -> status_pb2.Status:
+    """Builds the status with ErrorInfo, and BadRequest or RetryInfo where they apply.
+
+    With `names_reason`, the message is `to_text`.
+    """
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     ]
@@ -38,7 +42,7 @@ def to_status_proto(error: ServingError) -> status_pb2.Status:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(delay)))
     status = status_pb2.Status(
         code=_code(error).value[0],  # (number, text)
-        message=shown_message(error),
+        message=to_text(error) if names_reason else shown_message(error),
     )
     for detail in details:
         packed = any_pb2.Any()
@@ -47,12 +51,19 @@ def to_status_proto(error: ServingError) -> status_pb2.Status:
     return status
 
 
-def to_grpc_status(error: ServingError) -> Any:
+def to_text(error: ServingError) -> str:
+    """Returns the reason, the request's id if the error has it, and the message, in one line of text."""
+    request = error.metadata.get(REQUEST_ID)
+    where = "" if request is None else f" (request {request!r})"
+    return _cut(f"{error.reason}{where}: {error.message}", _MAX_MESSAGE_BYTES)
+
+
+def to_grpc_status(error: ServingError, *, names_reason: bool = False) -> Any:
     """Builds the same status as trailing metadata, to end a call with.
 
     The retries that are built into gRPC clients obey `grpc-retry-pushback-ms` (gRFC A6).
     """
-    proto = to_status_proto(error)
+    proto = to_status_proto(error, names_reason=names_reason)
     status = rpc_status.to_status(proto)  # a namedtuple of code, details, trailing_metadata; typed as Any
     pushback = _pushback_ms(error, proto)
     if pushback is None:

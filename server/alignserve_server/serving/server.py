@@ -24,6 +24,10 @@ from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.api.service import Service
 from alignserve_server.host.daemon_thread import in_daemon_thread
 from alignserve_server.host.waiting import first_of
+from alignserve_server.kserve.messages import POOL as OPEN_INFERENCE_POOL
+from alignserve_server.kserve.messages import SERVICE as OPEN_INFERENCE
+from alignserve_server.kserve.methods import METHODS as OPEN_INFERENCE_METHODS
+from alignserve_server.kserve.servicer import InferenceServicer, add_inference_to
 from alignserve_server.model.preprocessing.decode import IMAGE_FORMATS
 from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.logs import dropped_lines, get_logger
@@ -37,7 +41,7 @@ from alignserve_server.rpc.health import HealthServicer, add_health_to
 from alignserve_server.rpc.interceptors import ConnectionLimits, ServingInterceptor
 from alignserve_server.rpc.message_api import MessageApi
 from alignserve_server.rpc.method_metrics import expect_calls
-from alignserve_server.rpc.methods import API, HEALTH, HEALTH_SERVICE, SERVICE
+from alignserve_server.rpc.methods import API, HEALTH, HEALTH_SERVICE, METHODS, SERVICE
 from alignserve_server.rpc.port import PortOptions, open_port
 from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import add_api_to
@@ -88,6 +92,8 @@ class Server:
         self.metrics.state.set_function(lambda: state_series(self.state))
         for api_service in (API, HEALTH):
             expect_calls(self.metrics, api_service)
+        if settings.open_inference:
+            expect_calls(self.metrics, OPEN_INFERENCE, OPEN_INFERENCE_METHODS)
         self._version = version("alignserve-server")
         keys = settings.api_keys_file
         access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.set_keys))
@@ -103,7 +109,8 @@ class Server:
         tracing = Tracing(tracer, settings.access_log_sample_ratio)
         self._observer = MetricsObserver(self.metrics, tracing)
         self.accounting = Accounting(self.metrics, access, tracing)
-        self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings))
+        methods = {**METHODS, **OPEN_INFERENCE_METHODS} if settings.open_inference else METHODS
+        self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings), methods)
         self._http = self._http_door()
         self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
         self._model: LoadedModel | None = None
@@ -125,8 +132,14 @@ class Server:
         """
         add_api_to(self._grpc, self.messages)
         add_health_to(self._grpc, HealthServicer(self._readiness))
+        reflected, pools = [SERVICE, HEALTH_SERVICE], []
+        if self._settings.open_inference:
+            servicer = InferenceServicer(self.service, self.messages, self.metrics, self._version)
+            add_inference_to(self._grpc, servicer)
+            reflected.append(OPEN_INFERENCE.full_name)
+            pools.append(OPEN_INFERENCE_POOL)
         if self._settings.reflection:
-            for service in add_reflection_to(self._grpc, (SERVICE, HEALTH_SERVICE)):
+            for service in add_reflection_to(self._grpc, reflected, pools):
                 expect_calls(self.metrics, service)
         certificates = self._certificates()
         self.port = open_port(self._grpc, self._settings.listen, certificates)

@@ -158,6 +158,10 @@ class Settings(BaseModel):
     http_page: bool = Field(
         True, description="serve a page at / of the HTTP port, to try the API in a browser"
     )
+    open_inference: bool = Field(
+        True,
+        description="serve the Open Inference Protocol (KServe v2), spoken by tritonclient, on the gRPC port",
+    )
     reflection: bool = Field(True, description="serve gRPC reflection, which grpcurl and similar tools use")
 
     tls_certificate: SecretPath | None = Field(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.integration.http.dialects import IMAGE, IMAGE_URI
-from tests.integration.http.ports import serving
+from tests.integration.http.ports import Shared, in_module_loop, serving
 
 PICTURE = b"picture"
 
@@ -22,6 +22,7 @@ async def embed(client: Any, **body: Any) -> dict[str, Any]:
     return found
 
 
+@in_module_loop
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -41,10 +42,12 @@ async def embed(client: Any, **body: Any) -> dict[str, Any]:
     ],
     ids=lambda value: repr(value)[:60],
 )
-async def test_each_source_is_embedded(body: dict[str, Any], expected: list[str | bytes]) -> None:
+async def test_each_source_is_embedded(
+    shared: Shared, body: dict[str, Any], expected: list[str | bytes]
+) -> None:
     """Texts come back with the embeddings, as Cohere has it."""
-    async with serving() as (served, client):
-        answer = await embed(client, model="fake", input_type="search_query", **body)
+    served, client = shared
+    answer = await embed(client, model="fake", input_type="search_query", **body)
 
     vectors = [served.encoder.embedding_of(each) for each in expected]
     np.testing.assert_allclose(answer["embeddings"]["float"], vectors, atol=1e-6)
@@ -79,6 +82,7 @@ async def test_long_texts_are_cut_unless_told_otherwise() -> None:
     assert refused.json()["message"].startswith("texts[1]: ")
 
 
+@in_module_loop
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -100,10 +104,12 @@ async def test_long_texts_are_cut_unless_told_otherwise() -> None:
     ],
     ids=lambda value: repr(value)[:60],
 )
-async def test_refusals_name_the_field_of_the_caller(body: dict[str, Any], status: int, message: str) -> None:
+async def test_refusals_name_the_field_of_the_caller(
+    shared: Shared, body: dict[str, Any], status: int, message: str
+) -> None:
     """In the message; the client raises by status."""
-    async with serving() as (_, client):
-        answer = await client.post("/v2/embed", json=body)
+    _, client = shared
+    answer = await client.post("/v2/embed", json=body)
 
     assert answer.status_code == status
     assert answer.json()["message"].startswith(message)

@@ -1,47 +1,36 @@
-"""The tables of fields are true: what is read, ignored and refused."""
+"""The tables of fields are true: the server treats each field as its row says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from alignserve_server.http import cohere, huggingface, openai, tei, weaviate
+from alignserve_server.http.dialects import FIELD_TABLES
 from alignserve_server.http.field_table import Field
 
 from tests.integration.http.dialects import IMAGE
-from tests.integration.http.ports import serving
+from tests.integration.http.ports import Shared, in_module_loop
 
-TABLES: dict[str, tuple[str, Iterable[Field], dict[str, Any]]] = {
-    "openai": ("/v1/embeddings", openai.FIELDS, {"input": "a cat"}),
-    "cohere": ("/v2/embed", cohere.FIELDS, {"texts": ["a cat"]}),
-    "tei embed": ("/embed", tei.EMBED_FIELDS, {"inputs": "a cat"}),
-    "tei similarity": (
-        "/similarity",
-        tei.SIMILARITY_FIELDS,
-        {"inputs": {"source_sentence": "a cat", "sentences": ["a dog"]}},
-    ),
-    "weaviate": ("/vectorize", weaviate.FIELDS, {"texts": ["a cat"]}),
-    "extraction": (
-        "/pipeline/feature-extraction",
-        huggingface.EXTRACTION_FIELDS,
-        {"inputs": "a cat"},
-    ),
-    "classification": (
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "openai": ("/v1/embeddings", {"input": "a cat"}),
+    "cohere": ("/v2/embed", {"texts": ["a cat"]}),
+    "tei-embed": ("/embed", {"inputs": "a cat"}),
+    "tei-similarity": ("/similarity", {"inputs": {"source_sentence": "a cat", "sentences": ["a dog"]}}),
+    "weaviate": ("/vectorize", {"texts": ["a cat"]}),
+    "huggingface-extraction": ("/pipeline/feature-extraction", {"inputs": "a cat"}),
+    "huggingface-classification": (
         "/pipeline/zero-shot-image-classification",
-        huggingface.CLASSIFICATION_FIELDS,
         {"inputs": IMAGE, "parameters": {"candidate_labels": ["cat", "dog"]}},
     ),
-    "similarity": (
+    "huggingface-similarity": (
         "/pipeline/sentence-similarity",
-        huggingface.SIMILARITY_FIELDS,
         {"inputs": {"source_sentence": "a cat", "sentences": ["a dog"]}},
     ),
-}  # path, table and a body, by name
+}  # path and body, by table
 
 ROWS = [
-    pytest.param(path, field, body, id=f"{name}-{field.name}")
-    for name, (path, table, body) in TABLES.items()
+    pytest.param(*REQUESTS[name], field, id=f"{name}-{field.name}")
+    for name, table in FIELD_TABLES.items()
     for field in table
 ]
 ALTERNATIVES = {"messages": "input", "images": "texts", "inputs": "texts"}  # fields that replace another
@@ -51,7 +40,7 @@ def _with(body: dict[str, Any], field: Field, value: Any) -> dict[str, Any]:
     """Returns the body with a value in a field, in place of the field that it replaces."""
     *parents, name = field.name.split(".")
     changed: dict[str, Any] = {**body}
-    if ALTERNATIVES.get(field.name) in changed and "imageVectors" not in changed:
+    if ALTERNATIVES.get(field.name) in changed:
         del changed[ALTERNATIVES[field.name]]
     at = changed
     for parent in parents:
@@ -61,13 +50,16 @@ def _with(body: dict[str, Any], field: Field, value: Any) -> dict[str, Any]:
     return changed
 
 
-@pytest.mark.parametrize(("path", "field", "body"), ROWS)
-async def test_each_field_is_treated_as_its_row_says(path: str, field: Field, body: dict[str, Any]) -> None:
-    """What is ignored changes nothing, what is refused is named, and null is always as if absent."""
-    async with serving() as (_, client):
-        plain = await client.post(path, json=body)
-        changed = await client.post(path, json=_with(body, field, field.example))
-        absent = await client.post(path, json=_with(body, field, None))
+@in_module_loop
+@pytest.mark.parametrize(("path", "body", "field"), ROWS)
+async def test_each_field_is_treated_as_its_row_says(
+    shared: Shared, path: str, body: dict[str, Any], field: Field
+) -> None:
+    """Ignored fields change nothing, refused ones are named, and null is the same as absent."""
+    _, client = shared
+    plain = await client.post(path, json=body)
+    changed = await client.post(path, json=_with(body, field, field.example))
+    absent = await client.post(path, json=_with(body, field, None))
 
     assert plain.status_code == 200
     if field.treatment == "refused":

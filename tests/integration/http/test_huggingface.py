@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.integration.http.dialects import IMAGE, IMAGE_URI
-from tests.integration.http.ports import serving
+from tests.integration.http.ports import Shared, in_module_loop, serving
 from tests.integration.serving import classify_request
 
 PICTURE = b"picture"
@@ -21,19 +21,20 @@ async def infer(client: Any, body: dict[str, Any], path: str = "/") -> Any:
     return answer.json()
 
 
+@in_module_loop
 @pytest.mark.parametrize("path", ["/", "/models/fake", "/pipeline/zero-shot-image-classification"])
 @pytest.mark.parametrize("image", [IMAGE, IMAGE_URI, {"image": IMAGE}])
-async def test_an_image_is_scored_against_labels(path: str, image: Any) -> None:
+async def test_an_image_is_scored_against_labels(shared: Shared, path: str, image: Any) -> None:
     """Best label first, with the scores and similarities of Classify, in one list."""
     body = {
         "inputs": image,
         "parameters": {"candidate_labels": ["cat", "dog"], "hypothesis_template": "one {} here"},
     }
-    async with serving() as (served, client):
-        answer = await infer(client, body, path)
-        expected = await served.stub.Classify(
-            classify_request(PICTURE, "cat", "dog", prompt_templates=["one {label} here"])
-        )
+    served, client = shared
+    answer = await infer(client, body, path)
+    expected = await served.stub.Classify(
+        classify_request(PICTURE, "cat", "dog", prompt_templates=["one {label} here"])
+    )
 
     assert [each["label"] for each in answer] == [each.label for each in expected.results[0].classifications]
     for key in ("score", "similarity"):
@@ -66,26 +67,28 @@ async def test_several_images_have_a_list_each() -> None:
     assert one[0]["label"] in ("cat", "dog")
 
 
+@in_module_loop
 @pytest.mark.parametrize(
     "path", ["/", "/models/fake/pipeline/feature-extraction", "/pipeline/feature-extraction/fake"]
 )
-async def test_features_are_embeddings(path: str) -> None:
+async def test_features_are_embeddings(shared: Shared, path: str) -> None:
     """A list of them, also for one text."""
-    async with serving() as (served, client):
-        one = await infer(client, {"inputs": "a cat"}, path)
-        several = await infer(client, {"inputs": ["a cat", IMAGE_URI], "normalize": True}, path)
+    served, client = shared
+    one = await infer(client, {"inputs": "a cat"}, path)
+    several = await infer(client, {"inputs": ["a cat", IMAGE_URI], "normalize": True}, path)
 
     expected = [served.encoder.embedding_of("a cat"), served.encoder.embedding_of(PICTURE)]
     np.testing.assert_allclose(one, expected[:1], atol=1e-6)
     np.testing.assert_allclose(several, expected, atol=1e-6)
 
 
+@in_module_loop
 @pytest.mark.parametrize("path", ["/", "/similarity", "/models/fake/pipeline/sentence-similarity"])
-async def test_sentences_are_compared(path: str) -> None:
+async def test_sentences_are_compared(shared: Shared, path: str) -> None:
     """The cosine of each to the source; text-embeddings-inference has the same at a path of its own."""
     body = {"inputs": {"source_sentence": "a cat", "sentences": ["a dog", "a cat", IMAGE_URI]}}
-    async with serving() as (served, client):
-        found = await infer(client, body, path)
+    served, client = shared
+    found = await infer(client, body, path)
 
     inputs: list[str | bytes] = ["a cat", "a dog", "a cat", PICTURE]
     source, *others = [served.encoder.embedding_of(each) for each in inputs]
@@ -150,11 +153,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
+@in_module_loop
 @pytest.mark.parametrize(("body", "kind", "message"), REFUSED, ids=lambda value: repr(value)[:60])
-async def test_refusals_name_the_field_of_the_caller(body: dict[str, Any], kind: str, message: str) -> None:
+async def test_refusals_name_the_field_of_the_caller(
+    shared: Shared, body: dict[str, Any], kind: str, message: str
+) -> None:
     """In the text of the error, since the shape has no field for it."""
-    async with serving() as (_, client):
-        answer = await client.post("/", json=body)
+    _, client = shared
+    answer = await client.post("/", json=body)
 
     error = answer.json()
     assert (answer.status_code, error["error_type"]) == (400, kind)

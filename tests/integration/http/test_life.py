@@ -20,6 +20,7 @@ from alignserve_server.serving.server import Server
 
 from tests.integration.http.ports import dialed, serving
 from tests.integration.http.test_admission import HEAD, TEXTS, busy
+from tests.integration.http.test_wire import connections_of
 from tests.integration.serving import RunningServer, server_process, settings, until
 from tests.integration.test_access import Authority
 
@@ -166,9 +167,9 @@ class TestDrain:
     )
     async def test_idle_and_stalled_connections_do_not_hold_up_the_end(self, sent: bytes) -> None:
         """The grace is for accepted calls."""
-        async with serving(), serving(request_timeout_seconds=600) as (served, _), dialed(served) as wire:
+        async with serving(request_timeout_seconds=600) as (served, _), dialed(served) as wire:
             wire.writer.write(sent)
-            await asyncio.sleep(0.05)  # for the bytes to arrive; if they come later, the test shows less
+            await until(lambda: [c for c in connections_of(served) if not sent or c.cycle or c._is_in_head])
 
             async with asyncio.timeout(10):
                 await served.server.stop(60.0)

@@ -12,7 +12,7 @@ import pytest
 from alignserve_server.access.keys import Scope, changed_keys, new_key
 
 from tests.integration.http.dialects import IMAGE, IMAGE_URI
-from tests.integration.http.ports import serving
+from tests.integration.http.ports import Shared, in_module_loop, serving
 from tests.integration.serving import until
 
 PICTURE = b"picture"
@@ -51,11 +51,14 @@ FORMS: list[tuple[dict[str, Any], list[str | bytes]]] = [
 ]
 
 
+@in_module_loop
 @pytest.mark.parametrize(("body", "expected"), FORMS, ids=lambda value: repr(value)[:60])
-async def test_inputs_are_read_in_every_form(body: dict[str, Any], expected: list[str | bytes]) -> None:
+async def test_inputs_are_read_in_every_form(
+    shared: Shared, body: dict[str, Any], expected: list[str | bytes]
+) -> None:
     """Those of OpenAI, NVIDIA NIM, infinity, Jina and vLLM; the embeddings are those of gRPC."""
-    async with serving() as (served, client):
-        found = await embeddings(client, **body)
+    served, client = shared
+    found = await embeddings(client, **body)
 
     np.testing.assert_allclose(found, [served.encoder.embedding_of(each) for each in expected], atol=1e-6)
 
@@ -195,13 +198,14 @@ REFUSED: list[tuple[dict[str, Any], str | None, str, str]] = [
 ]  # fmt: skip
 
 
+@in_module_loop
 @pytest.mark.parametrize(("body", "param", "code", "message"), REFUSED, ids=lambda value: repr(value)[:60])
 async def test_refusals_name_the_field_of_the_caller(
-    body: dict[str, Any], param: str | None, code: str, message: str
+    shared: Shared, body: dict[str, Any], param: str | None, code: str, message: str
 ) -> None:
     """`param` is the field, `code` the reason, and the message says what to do."""
-    async with serving() as (_, client):
-        answer = await client.post("/v1/embeddings", json=body)
+    _, client = shared
+    answer = await client.post("/v1/embeddings", json=body)
 
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (
@@ -219,20 +223,22 @@ async def test_dimensions_of_the_model_are_accepted() -> None:
         assert len(await embeddings(client, input="a", dimensions=8, output_dimension=8.0)) == 1
 
 
+@in_module_loop
 @pytest.mark.parametrize(
     "option", [{"truncate": True}, {"truncate": "END"}, {"truncation": True}, {"truncate_prompt_tokens": -1}]
 )
-async def test_long_texts_are_cut_if_asked_for(option: dict[str, Any]) -> None:
+async def test_long_texts_are_cut_if_asked_for(shared: Shared, option: dict[str, Any]) -> None:
     """By the name of any of the servers whose clients use this endpoint."""
-    async with serving() as (_, client):
-        assert len(await embeddings(client, input="w " * 100, **option)) == 1
+    _, client = shared
+    assert len(await embeddings(client, input="w " * 100, **option)) == 1
 
 
+@in_module_loop
 @pytest.mark.parametrize("name", [None, "", "fake", "FAKE"])
-async def test_the_model_may_be_named(name: str | None) -> None:
+async def test_the_model_may_be_named(shared: Shared, name: str | None) -> None:
     """By its id in any case, or not at all."""
-    async with serving() as (_, client):
-        assert len(await embeddings(client, input="a", model=name)) == 1
+    _, client = shared
+    assert len(await embeddings(client, input="a", model=name)) == 1
 
 
 async def test_models_are_listed_and_described() -> None:
@@ -258,7 +264,7 @@ async def test_megabytes_of_base64_are_decoded() -> None:
 
 
 async def test_a_client_that_leaves_cancels_its_parts() -> None:
-    """What waits in the queue is dropped, and the call counts as cancelled."""
+    """Parts that have not started never do, and the call counts as cancelled."""
     labels = {"grpc_type": "unary", "grpc_service": "openai", "grpc_method": "embeddings"}
     async with serving(max_client_batch_size=4) as (served, client):
         served.encoder.gate.clear()

@@ -1,4 +1,4 @@
-"""Every refusal of every dialect has its dialect's shape, and says whether and when to retry."""
+"""Every refusal of every dialect has its dialect's shape, and tells clients to retry or not."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_anything_else_is_refused_at_its_field(source: str, kind: type, message:
     ],
 )
 def test_texts_that_begin_with_data_stay_texts(text: str, expected: bool) -> None:
-    """Only what has a media type or the base64 marker is a data URI."""
+    """A data URI has a media type or the base64 marker."""
     assert is_data_uri(text) is expected
 
 

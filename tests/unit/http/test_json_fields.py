@@ -42,7 +42,7 @@ READERS: list[tuple[Any, Callable[[Fields], Any], str, str]] = [
 def test_other_types_are_refused_by_path(
     value: Any, reader: Callable[[Fields], Any], field: str, message: str
 ) -> None:
-    """The error says what was sent and what is expected."""
+    """The error names the type that was sent and the one that is expected."""
     with pytest.raises(InvalidArgument) as caught:
         reader(Fields({"x": value}, "a"))
 

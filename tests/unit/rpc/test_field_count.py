@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
+from alignserve_server.kserve.messages import ModelInferRequest
 from alignserve_server.rpc.field_count import has_more_fields
 from google.protobuf.message import Message
 
@@ -48,3 +49,11 @@ def test_malformed_messages_are_left_to_the_parser(end: bytes) -> None:
     """Only the fields before the error count."""
     assert not has_more_fields(b"\x0a\x01a" * 3 + end, pb.EmbedTextRequest.DESCRIPTOR, 4)
     assert has_more_fields(b"\x0a\x01a" * 5 + end, pb.EmbedTextRequest.DESCRIPTOR, 4)
+
+
+def test_packed_numbers_count_by_their_bytes() -> None:
+    """Sixteen of them are as dear as a field; floats, which are copied as they are, do not count."""
+    tensor = {"shape": [1] * 10, "contents": {"fp32_contents": [1.0] * 160, "uint64_contents": [1] * 160}}
+    last = ModelInferRequest(inputs=[tensor])
+
+    assert count(last.SerializeToString(), last) == 1 + 1 + 1 + 1 + (1 + 160 // 16)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
+from alignserve._cli import protos
 from alignserve._cli.suggest import SuggestingParser
+from alignserve._cli.terms import add_terms
 from alignserve._environment import default_target
+from alignserve._items import Dtype
 
 _EPILOG = """\
 examples:
@@ -18,8 +21,11 @@ examples:
   alignserve classify cat.jpg --label cat dog --template 'a photo of a {label}'
   alignserve embed cat.jpg dog.jpg --text 'a cat' 'a dog'
   alignserve embed cat.jpg --npy vectors.npy
+  alignserve compare cat.jpg --text 'a cat'
+  alignserve embed-query --image bag.jpg --text red --weight 0.5 --json
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl --resume
+  alignserve protos --out protos
   alignserve bench --concurrency 1,8,64
 
 exit codes:
@@ -62,7 +68,14 @@ def parser() -> argparse.ArgumentParser:
     _add_health(commands)
     _add_embed(commands)
     _add_classify(commands)
+    _add_compare(commands)
+    _add_embed_query(commands)
     _add_stream(commands)
+    protos.add_arguments(
+        _add_command(
+            commands, "protos", "write the API's .proto files, for stubs in any language", connects=False
+        )
+    )
     _bench.add_arguments(_add_command(commands, "bench", "measure a server under load"))
     return top
 
@@ -175,7 +188,8 @@ def _add_embed(commands: Any) -> None:
     parser.add_argument(
         "--texts-file", metavar="FILE", help="texts, one per line, after those of --text; - for stdin"
     )
-    parser.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
+    _add_truncate(parser)
+    _add_dtype(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON")
     output.add_argument("--output", metavar="OUT", help="write JSON Lines, one line per input; - for stdout")
@@ -183,7 +197,8 @@ def _add_embed(commands: Any) -> None:
         "--npy",
         metavar="OUT",
         type=Path,
-        help="save (inputs, dimension) float32 in input order; the row of an input that failed is NaN",
+        help="save (inputs, dimension) in input order; the row of an input that failed is NaN, or 0 for int8 "
+        "and binary",
     )
     _add_resume(parser)
 
@@ -201,12 +216,61 @@ def _add_classify(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_compare(commands: Any) -> None:
+    parser = _add_command(commands, "compare", "compare images with texts, pair by pair")
+    parser.add_argument(
+        "image", metavar="IMAGE", nargs="*", type=Path, help="image file, or - for stdin; before --text"
+    )
+    parser.add_argument(
+        "--text",
+        metavar="TEXT",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="a text for each image; or one text for all images, or several for one image",
+    )
+    parser.add_argument(
+        "--pairs-file", metavar="FILE", help="pairs, one per line: image file, tab, text; - for stdin"
+    )
+    _add_truncate(parser)
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument("--output", metavar="OUT", help="write JSON Lines, one line per pair; - for stdout")
+    _add_resume(parser)
+
+
+def _add_embed_query(commands: Any) -> None:
+    parser = _add_command(
+        commands, "embed-query", "embed a query of several images and texts, such as a photo plus a word"
+    )
+    add_terms(parser)
+    _add_truncate(parser)
+    _add_dtype(parser)
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument("--npy", metavar="OUT", type=Path, help="save (1, dimension)")
+
+
+def _add_truncate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--truncate", action="store_true", help="truncate texts that are too long")
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(Dtype),
+        default="float32",
+        help="data type of embeddings; binary is the signs, eight in each number (default: float32)",
+    )
+
+
 def _add_stream(commands: Any) -> None:
     parser = _add_command(commands, "stream", "embed or classify folders of images")
     parser.add_argument(
         "path", metavar="PATH", nargs="*", type=Path, help="image file, folder of image files, or - for stdin"
     )
     _add_labels(parser)
+    _add_dtype(parser)
     parser.add_argument("--ordered", action="store_true", help="write results in the order of the files")
     parser.add_argument(
         "--window", metavar="N", type=_positive_int, default=32, help="images in flight (default: 32)"
@@ -222,7 +286,7 @@ def _add_stream(commands: Any) -> None:
         "--npy",
         metavar="OUT",
         type=Path,
-        help="save (images, dimension) float32 in file order, and the file names in OUT.txt",
+        help="save (images, dimension) in file order, and the file names in OUT.txt",
     )
     _add_resume(parser)
 
@@ -253,12 +317,13 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+def _add_command(commands: Any, name: str, summary: str, *, connects: bool = True) -> argparse.ArgumentParser:
     # Any: argparse's type of `commands` is private.
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
     )
-    _add_connection(parser, again=True)
+    if connects:
+        _add_connection(parser, again=True)
     parser.set_defaults(usage_error=parser.error)
     return parser
 

@@ -36,9 +36,28 @@ def read_labels(args: argparse.Namespace, paths: list[Path], *, needs: str) -> l
     return [*labels, *(read_lines(args.labels_file) if args.labels_file else [])]
 
 
+def read_pairs(args: argparse.Namespace) -> list[tuple[Path, str]]:
+    """Returns the images and texts that `compare` pairs.
+
+    Raises:
+        OSError: The file of pairs cannot be read.
+        ValueError: A line of it has no tab.
+    """
+    check_stdin(args, args.image)
+    pairs = [] if args.pairs_file is None else _pairs_of(args.pairs_file)
+    images, texts = args.image, args.text
+    if len(images) == 1:
+        images = images * len(texts)
+    if len(texts) == 1:
+        texts = texts * len(images)
+    if len(images) != len(texts):
+        args.usage_error(f"{len(images)} images and {len(texts)} texts; give a text for each image")
+    return [*zip(images, texts, strict=True), *pairs]
+
+
 def check_stdin(args: argparse.Namespace, paths: Sequence[Path]) -> None:
     """Exits if standard input is given more than once."""
-    files = [getattr(args, name, None) for name in ("labels_file", "texts_file")]
+    files = [getattr(args, name, None) for name in ("labels_file", "texts_file", "pairs_file")]
     if list(paths).count(STDIN) + files.count("-") > 1:
         args.usage_error("- is standard input, which can be read only once; give it once")
 
@@ -61,6 +80,16 @@ def read_lines(path: str) -> list[str]:
     """Returns the lines of a file, or of standard input for `-`, without blank ones."""
     with nullcontext(sys.stdin) if path == "-" else Path(path).open(encoding="utf-8") as file:
         return [line.strip() for line in file if line.strip()]
+
+
+def _pairs_of(path: str) -> list[tuple[Path, str]]:
+    pairs = []
+    for number, line in enumerate(read_lines(path), start=1):
+        image, tab, text = line.partition("\t")
+        if not tab or not text.strip():
+            raise ValueError(f"{path}: pair {number} has no tab and text; write image file, tab, text")
+        pairs.append((Path(image), text))
+    return pairs
 
 
 def _taken_from(group: list[str]) -> list[Path]:

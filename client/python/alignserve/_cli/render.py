@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignserve._results import Classification, EmbeddingArray, ModelInfo
+from alignserve._results import Classification, Comparison, EmbeddingArray, ModelInfo
 from alignserve.errors import AlignserveError
 
 _WIDEST = 60  # maximum length of an input's name in a table, in characters
@@ -49,13 +49,22 @@ def embedding_table(rows: Sequence[tuple[str, str, EmbeddingArray]]) -> str:
 def similarity_table(
     images: Sequence[tuple[str, EmbeddingArray]], texts: Sequence[tuple[str, EmbeddingArray]]
 ) -> str:
-    """Lays out the cosine similarity of each image and each text, all of length 1."""
+    """Lays out the cosine similarity of each image and each text."""
     rows = [
-        (_short(image), *(f"{float(image_vector @ text_vector):.4f}" for _, text_vector in texts))
+        (_short(image), *(f"{_cosine(image_vector, text_vector):.4f}" for _, text_vector in texts))
         for image, image_vector in images
     ]
     header = ("cosine similarity", *(_short(text) for text, _ in texts))
     return table(header, rows, right=range(1, len(header)))
+
+
+def comparison_table(rows: Sequence[tuple[str, str, Comparison]]) -> str:
+    """Lays out comparisons given as (image, text, comparison)."""
+    lines = [
+        (_short(image), _short(text), f"{one.similarity:.4f}", f"{one.logit:.2f}")
+        for image, text, one in rows
+    ]
+    return table(("image", "text", "similarity", "logit"), lines, right=(2, 3))
 
 
 def info_table(info: ModelInfo) -> str:
@@ -78,14 +87,27 @@ def classification_data(found: Sequence[Classification]) -> list[dict[str, Any]]
     ]
 
 
-def vector_data(vector: EmbeddingArray) -> list[float]:
+def comparison_data(comparison: Comparison) -> dict[str, float]:
+    """Returns a comparison as data for JSON."""
+    return {"similarity": _exact(comparison.similarity), "logit": _exact(comparison.logit)}
+
+
+def vector_data(vector: EmbeddingArray) -> list[float] | list[int]:
     """Returns a vector as data for JSON."""
-    return [_exact(value) for value in vector.tolist()]
+    if vector.dtype.kind == "f":
+        return [_exact(value) for value in vector.tolist()]
+    numbers: list[int] = vector.tolist()
+    return numbers
 
 
 def error_data(error: AlignserveError) -> dict[str, str]:
     """Returns an error as data for JSON."""
     return {"code": error.code.name, "reason": error.reason, "message": error.message}
+
+
+def _cosine(one: EmbeddingArray, other: EmbeddingArray) -> float:
+    exact, other_exact = one.astype(np.float64), other.astype(np.float64)  # int8 would overflow
+    return float(exact @ other_exact / (np.linalg.norm(exact) * np.linalg.norm(other_exact)))
 
 
 def _exact(value: float) -> float:

@@ -19,7 +19,8 @@ Line = dict[str, Any]  # Any: as JSON has it
 
 _MIN_COSINE = 0.999  # between two embeddings of the same input by the same model; batches differ by far less
 _MAX_SCORE_CHANGE = 0.02
-_VALUES = ("embedding", "classifications")
+_MAX_SIMILARITY_CHANGE = 0.002
+_VALUES = ("embedding", "classifications", "similarity")
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Earlier:
 
 def line_key(line: Line) -> str:
     """Returns the key of a line's input, with its kind: a text may look like a file name."""
-    return f"{line.get('kind', 'image')}:{line['input']}"
+    return f"{line.get('kind', 'image')}:{line['input']}\t{line.get('text', '')}"
 
 
 def _parsed(line: bytes, where: str) -> Line:
@@ -132,6 +133,8 @@ def _agree(old: Line, new: Line) -> bool:
         return bool(one @ other >= _MIN_COSINE * np.linalg.norm(one) * np.linalg.norm(other))
     if "classifications" in old and "classifications" in new:
         return _scores_agree(_scores(old), _scores(new))
+    if "similarity" in old and "similarity" in new:
+        return bool(abs(old["similarity"] - new["similarity"]) <= _MAX_SIMILARITY_CHANGE)
     return False
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from alignserve._items import StreamResult, TextItem
+from alignserve._items import CompareItem, StreamResult, TextItem
 from alignserve._results import Tokenization
 
 _MAX_WARNINGS = 5
 
 
 def warn_of_unknown_texts(results: Iterable[StreamResult], warn: Callable[[str], None]) -> None:
-    """Warns about each text with unknown tokens, once."""
+    """Warns about each text with unknown tokens, of an embedding or a comparison, once."""
     found = {
         result.item.text: result.tokenization
         for result in results
-        if isinstance(result.item, TextItem) and result.tokenization is not None
+        if isinstance(result.item, (TextItem, CompareItem)) and result.tokenization is not None
     }
     warn_of_unknown(found, "its embedding means little", warn)
 

@@ -1,0 +1,6 @@
+include(CMakeFindDependencyMacro)
+find_dependency(Protobuf)
+find_dependency(PkgConfig)
+find_dependency(Threads)
+pkg_check_modules(GRPC REQUIRED IMPORTED_TARGET grpc++)
+include("${CMAKE_CURRENT_LIST_DIR}/alignserveTargets.cmake")

@@ -1,0 +1,35 @@
+package com.alignserve;
+
+import java.time.Duration;
+
+/**
+ * Options for streams.
+ *
+ * @param window maximum number of items that have been read but whose results have not been taken;
+ *     bounds the memory of a stream
+ * @param inOrder whether results come in the order of the items; a slow item then delays those
+ *     behind it
+ * @param timeout deadline of the whole stream; {@code null} for none
+ */
+public record StreamOptions(int window, boolean inOrder, Duration timeout) {
+  /** A server reads 32 items of a stream ahead by default. */
+  public static final StreamOptions DEFAULT = new StreamOptions(32, false, null);
+
+  public StreamOptions {
+    if (window < 1) {
+      throw new IllegalArgumentException("window is " + window + ", and must be at least 1");
+    }
+  }
+
+  public StreamOptions withWindow(int window) {
+    return new StreamOptions(window, inOrder, timeout);
+  }
+
+  public StreamOptions withInOrder(boolean inOrder) {
+    return new StreamOptions(window, inOrder, timeout);
+  }
+
+  public StreamOptions withTimeout(Duration timeout) {
+    return new StreamOptions(window, inOrder, timeout);
+  }
+}

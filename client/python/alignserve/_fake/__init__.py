@@ -1,0 +1,1 @@
+"""The fake server behind `alignserve.testing`: real gRPC, scripted failures, no model."""
