@@ -191,7 +191,7 @@ class TestStats:
         assert set(figures["call_seconds"]) == {"bounds", "counts", "sum"}
 
     async def test_any_valid_key_will_do_and_pays_no_quota(self, keys: Path) -> None:
-        """A page polls, and calls beside that."""
+        """A page polls while its user calls."""
         key = add_key(keys, Scope.CLASSIFY, max_requests_per_second=0.01)
         async with serving(api_keys_file=keys) as (_, client):
             missing = await client.get("/stats.json")

@@ -46,6 +46,6 @@ export const asSimilarity = (similarity) => similarity.toFixed(3).replace("-", "
 
 function bar(kind, fill) {
   const made = element("span", { className: `bar ${kind}` }, fill);
-  made.setAttribute("aria-hidden", "true"); // the number beside it says the same
+  made.setAttribute("aria-hidden", "true"); // the number next to it says the same
   return made;
 }

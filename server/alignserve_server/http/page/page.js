@@ -47,7 +47,7 @@ document.addEventListener("paste", (event) => {
   event.preventDefault();
   takers[opened()](files);
 });
-// A picture dropped beside a zone would replace the page.
+// A picture dropped outside a zone would replace the page.
 for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 
 const pollNow = watchLive((state) => {

@@ -4,7 +4,7 @@ import { CallError } from "./calls.js";
 
 const LARGEST_SIDE = 2048; // of a picture that has to be scaled down; the model itself sees far fewer pixels
 const JPEG_QUALITY = 0.92;
-const ENVELOPE_BYTES = 1 << 16; // of a request, beside its picture
+const ENVELOPE_BYTES = 1 << 16; // of a request, in addition to its picture
 
 /** Passes pictures to `take` that are chosen with one of the inputs, or dropped on the zone. */
 export function watchForPictures(zone, inputs, take) {
@@ -108,7 +108,7 @@ function drawn(bitmap, width, height, type) {
   Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
   if (type === "image/jpeg") {
-    context.fillStyle = "#fff"; // JPEG has no transparency: without this it would be black
+    context.fillStyle = "#fff"; // JPEG has no transparency: it would be black instead
     context.fillRect(0, 0, width, height);
   }
   context.imageSmoothingQuality = "high";
