@@ -33,7 +33,7 @@ from tests.conformance.servers import RealServer, ServerError, Servers
 
 # In continuous integration these must not be skipped.
 REQUIRED_LANGUAGES = ("python", "go", "java", "node", "rust", "cpp", "ruby")
-REQUIRED_CLIENTS = ("connect-web",)  # runs in Chromium
+REQUIRED_CLIENTS = ("connect-web", "page")  # run in Chromium
 
 _RESULTS = FOLDER / "RESULTS.md"
 _LAST_RESORT_SECONDS = 180.0

@@ -31,6 +31,8 @@ _log = get_logger(__name__)
 
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
+_ANY_SCOPE = frozenset(Scope)
+
 # A client starts its own timer before it sends the request, so its reset can arrive just before the deadline.
 _DEADLINE_TOLERANCE_SECONDS = 0.02
 
@@ -102,6 +104,7 @@ class Accounting:
         self.in_progress = CallsInProgress()
         self._access = access
         self._tracing = tracing
+        self._methods: dict[tuple[str, str, str], MethodMetrics] = {}
 
     def method(self, kind: str, service: str, name: str, rules: MethodRules) -> MethodMetrics:
         """Prepares the metrics of a method's calls.
@@ -112,7 +115,21 @@ class Accounting:
             name: The label `grpc_method`.
             rules: The method's row in its door's table.
         """
-        return MethodMetrics(self.metrics, (kind, service, name), rules)
+        labels = (kind, service, name)
+        self._methods[labels] = method = MethodMetrics(self.metrics, labels, rules)
+        return method
+
+    def durations(self) -> list[HistogramSeries]:
+        """Returns the durations of the unary calls that run the model, of every door.
+
+        Methods that any key permits do not run it: they describe the model or the server.
+        """
+        return [
+            series
+            for method in self._methods.values()
+            if method.rules.scopes not in (None, _ANY_SCOPE) and not method.rules.counts_items
+            for series in method.seconds.values()
+        ]
 
     def call(self, method: MethodMetrics, incoming: IncomingCall) -> CallScope:
         """Admits a call for the duration of the block and accounts for it.

@@ -17,10 +17,12 @@ from alignserve_server.http.dialects import dialect_endpoints
 from alignserve_server.http.endpoint import Endpoint, StreamEndpoint
 from alignserve_server.http.exchange import ExchangeLimits, Exchanges
 from alignserve_server.http.grpc_web import grpc_web_endpoints
+from alignserve_server.http.page import page_endpoints
 from alignserve_server.http.plain import PLAIN
 from alignserve_server.http.port import HttpPort
 from alignserve_server.http.probes import probe_routes
 from alignserve_server.http.rooms import AnswerRooms
+from alignserve_server.http.stats import Stats
 from alignserve_server.rpc.message_api import MessageApi
 from alignserve_server.rpc.shares import ConnectionShares
 
@@ -37,6 +39,7 @@ class HttpOptions:
         max_connections: Maximum number of connections.
         cors_origins: The origins whose pages may call; `*` for all.
         max_request_fields: Maximum number of fields in a request that is not small.
+        has_page: Whether the page at `/` is served.
     """
 
     listen: str
@@ -46,6 +49,7 @@ class HttpOptions:
     max_connections: int
     cors_origins: tuple[str, ...]
     max_request_fields: int
+    has_page: bool
 
 
 class HttpDoor:
@@ -76,7 +80,9 @@ class HttpDoor:
         rooms = AnswerRooms(messages.rooms, limits.max_response_bytes)
         exchange_limits = ExchangeLimits(limits.max_request_bytes, options.idle_timeout_seconds)
         exchanges = Exchanges(accounting, self._reader, rooms, streams, exchange_limits)
-        endpoints = _endpoints(service, messages, options)
+        endpoints = list(_endpoints(service, messages, options))
+        if options.has_page:
+            endpoints += (*page_endpoints(), Stats(accounting, service).endpoint())
         self._port = HttpPort(
             build_app(
                 endpoints,

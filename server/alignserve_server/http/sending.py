@@ -9,11 +9,14 @@ from starlette.types import Send
 from alignserve_server.http.answer import Answer, HeaderList
 
 _PIECE_BYTES = 1 << 16
+_WITHOUT_LENGTH = {204, 304}  # in a 304 it would be the length of what the client has
 
 
 async def send_answer(send: Send, answer: Answer, request_id: str) -> None:
     """Sends an answer; returns once all but the last piece has been handed to the kernel."""
-    headers = (("content-length", str(len(answer.body))), *answer.headers)
+    headers = answer.headers
+    if answer.status not in _WITHOUT_LENGTH:
+        headers = (("content-length", str(len(answer.body))), *headers)
     if answer.media_type is not None:
         headers = (("content-type", answer.media_type), *headers)
     start = {"status": answer.status, "headers": encoded_headers(request_id, headers)}

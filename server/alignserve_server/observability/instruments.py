@@ -84,6 +84,10 @@ class HistogramSeries:
         if exemplar is not None:
             self._exemplars[bucket] = Exemplar(exemplar, value, time.time())
 
+    def totals(self) -> tuple[list[int], float]:
+        """Returns the number of values in each bucket, and the sum of all values."""
+        return list(self._counts), self._sum
+
     def read(self) -> tuple[list[Bucket], float]:
         """Returns the cumulative buckets, each with its upper bound and exemplar, and the sum."""
         buckets: list[Bucket] = []

@@ -35,7 +35,7 @@ SIZES = ("single", "batch")
 _MODALITY = {"modality": MODALITIES}
 _REASONS = sorted({kind.reason for kind in error_kinds() if kind.is_refusal()})
 
-_LATENCY_BUCKETS = (
+LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
 )
@@ -75,7 +75,7 @@ class Metrics:
         self.rpc_seconds = self._loop_histogram(
             "grpc_server_handling_seconds",
             "Time from an RPC's start to its end.",
-            _LATENCY_BUCKETS,
+            LATENCY_BUCKETS,
             [*RPC_LABELS, "priority", "size"],
         )
 
@@ -124,7 +124,7 @@ class Metrics:
         self.preprocess_seconds = self._loop_histogram(
             "alignserve_preprocess_seconds",
             "Time to decode or tokenize a call's items.",
-            _LATENCY_BUCKETS,
+            LATENCY_BUCKETS,
             modality,
         )
         self.tokens = self._loop_counter("alignserve_tokens", "Tokens of texts and label prompts.", {})
@@ -134,7 +134,7 @@ class Metrics:
             {},
         )
         self.queue_wait_seconds = self._loop_histogram(
-            "alignserve_queue_wait_seconds", "Time an entry waited for its batch.", _LATENCY_BUCKETS, modality
+            "alignserve_queue_wait_seconds", "Time an entry waited for its batch.", LATENCY_BUCKETS, modality
         )
         self.queue_entries = self._measured(
             "alignserve_queue_entries", "Entries waiting for a batch.", ["modality"]
@@ -157,7 +157,7 @@ class Metrics:
             ["modality"],
         )
         self.batch_compute_seconds = self._loop_histogram(
-            "alignserve_batch_compute_seconds", "Time a batch spent in the model.", _LATENCY_BUCKETS, modality
+            "alignserve_batch_compute_seconds", "Time a batch spent in the model.", LATENCY_BUCKETS, modality
         )
         self.batch_padding_ratio = prometheus_client.Histogram(
             "alignserve_batch_padding_ratio",

@@ -333,6 +333,7 @@ class Server:
             max_connections=settings.http_max_connections,
             cors_origins=settings.cors_origins,
             max_request_fields=_max_request_fields(settings),
+            has_page=settings.http_page,
         )
         shares = self.interceptor.uploads, self.interceptor.streams
         return HttpDoor(self.service, self.messages, self.accounting, *shares, options)

@@ -155,6 +155,9 @@ class Settings(BaseModel):
         description="origins whose web pages may call, separated by commas, for example "
         "https://app.example; * for all",
     )
+    http_page: bool = Field(
+        True, description="serve a page at / of the HTTP port, to try the API in a browser"
+    )
     open_inference: bool = Field(
         True,
         description="serve the Open Inference Protocol (KServe v2), spoken by tritonclient, on the gRPC port",

@@ -52,7 +52,7 @@ async def test_malformed_bodies_are_refused_once_and_for_all(dialect: KnownDiale
 @each_dialect
 async def test_what_http_refuses_has_the_shape_of_the_dialect(dialect: KnownDialect) -> None:
     """Path, method, type, encoding and size of a body."""
-    async with serving(max_request_bytes=1000, max_image_bytes=1000) as (_, client):
+    async with serving(max_request_bytes=1000, max_image_bytes=1000, http_page=False) as (_, client):
         body = json.dumps(dialect.body).encode()
         unknown = await client.post(dialect.unknown, content=body)
         method = await client.delete(dialect.path)
