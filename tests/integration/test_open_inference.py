@@ -235,6 +235,11 @@ REFUSALS: dict[str, tuple[Any, str, str]] = {
     ),
     "unknown input": (raw_request("text", {"texts": [b"a"]}), "ARGUMENT_INVALID", "did you mean 'text'"),
     "missing input": (raw_request("classify", {"image": [b"a"]}), "ARGUMENT_INVALID", "'labels' is missing"),
+    "dimensions": (
+        messages.ModelInferRequest(model_name="text", inputs=[bytes_header("text", *[1] * 5)]),
+        "ARGUMENT_INVALID",
+        "inputs[0].shape: 5 dimensions, limit 4",
+    ),
     "raw and typed": (
         messages.ModelInferRequest(
             model_name="text",
@@ -353,6 +358,15 @@ async def test_what_a_caller_sent_is_cut_before_it_is_repeated(served: RunningSe
 
         assert refusal.reason in ("ARGUMENT_INVALID", "MODEL_UNKNOWN")
         assert len(refusal.message) <= 512
+
+
+async def test_an_id_that_is_too_long_is_refused(served: RunningServer) -> None:
+    """Responses repeat it, and nobody waits for room for those that only say what went wrong."""
+    await infer(served.channel, texts("a", id="i" * 1024))
+
+    refusal = await refused(infer(served.channel, texts("a", id="i" * 1025)))
+
+    assert (refusal.reason, refusal.fields) == ("ARGUMENT_INVALID", ["id"])
 
 
 async def test_numbers_that_take_long_to_parse_are_refused_before(served: RunningServer) -> None:

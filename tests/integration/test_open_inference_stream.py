@@ -169,6 +169,32 @@ async def test_requests_of_a_stream_count_for_quotas_and_scopes(tmp_path: Path) 
     assert refusal.reason == "QUOTA_EXCEEDED"
 
 
+async def test_invalid_requests_of_a_stream_count_for_quotas(tmp_path: Path) -> None:
+    """As calls that are refused do: whoever sends them costs others time."""
+    path = tmp_path / "keys.json"
+    with changed_keys(path) as keys:
+        key, keys["slow"] = new_key("slow", frozenset({Scope.EMBED}), max_requests_per_second=0.1)
+    metadata = [("authorization", f"Bearer {key}")]
+    async with running(api_keys_file=path) as served:
+        stream = stream_of(served, iter([raw_request("nothing", {})]), metadata=metadata)
+        (unknown,) = [response async for response in stream]
+
+        refusal = await refused(infer(served.channel, texts("text"), metadata=metadata))
+
+    assert unknown.error_message.startswith("MODEL_UNKNOWN: ")
+    assert refusal.reason == "QUOTA_EXCEEDED"
+
+
+async def test_an_error_does_not_repeat_a_long_id(served: RunningServer) -> None:
+    """Errors that nobody reads would otherwise hold as much memory as their requests had."""
+    stream = stream_of(served, iter([texts("a", id="i" * 100_000)]))
+
+    (response,) = [response async for response in stream]
+
+    assert "id: 100000 characters, limit 1024" in response.error_message
+    assert response.infer_response.id == "i" * 1024
+
+
 async def test_timeout_and_priority_hold_for_each_request(served: RunningServer) -> None:
     """A request of a stream can be late without the others being late."""
     served.encoder.gate.clear()

@@ -9,7 +9,7 @@ from typing import Any
 from alignserve_server.errors import InvalidArgument
 from alignserve_server.kserve.models import REQUEST_PARAMETERS, Model, Output
 from alignserve_server.kserve.parameters import Parameters
-from alignserve_server.kserve.problems import shown, unknown
+from alignserve_server.kserve.problems import MAX_ID_CHARACTERS, shown, unknown
 from alignserve_server.kserve.tensors import RAW_ONLY, InputTensor, read_inputs
 
 
@@ -46,6 +46,10 @@ def read_query(model: Model, request: Any) -> Query:
     Raises:
         InvalidArgument: It does not fit the model.
     """
+    if len(request.id) > MAX_ID_CHARACTERS:
+        raise InvalidArgument.at(
+            "id", f"{len(request.id)} characters, limit {MAX_ID_CHARACTERS}; send a shorter one"
+        )
     parameters = Parameters(request.parameters, REQUEST_PARAMETERS | model.parameters)
     inputs = read_inputs(request)
     expected = [tensor.name for tensor in model.inputs]
