@@ -28,10 +28,10 @@ class JointValidation:
         return ModalityValidation(self, places)
 
     async def complete(self, embedding: Awaitable[_T]) -> _T:
-        """Awaits the embeddings of one modality, which release what they hold before this waits for the other.
+        """Awaits the embeddings of one modality; if they fail, waits until the other is checked as well.
 
-        A call that held room in one queue while it waits for room in the other could wait for a call that does
-        the opposite.
+        Only then: a call that held room in one queue while it waits for room in the other could wait for a
+        call that does the opposite.
 
         Raises:
             InvalidArgument: There are errors; names the invalid items of both modalities, in the order of
