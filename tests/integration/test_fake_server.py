@@ -68,6 +68,11 @@ CASES = {
     "no pixels": embed(pb.Image(pixels=pb.Pixels())),
     "empty before bad": embed(BAD, EMPTY, EMPTY),
     **{f"format {number}": embed(IMAGE, format=number) for number in (-1, *pb.EmbeddingFormat.values(), 99)},
+    **{
+        f"format {number}, sum of {weight}": weights(weight, format=number, skip_normalization=True)
+        for number in pb.EmbeddingFormat.values()
+        for weight in (1e10, 1e-10)
+    },
     "no pairs": compare(),
     "too many pairs": compare(*[(IMAGE, "a")] * 65),
     "nothing in a pair": pb.CompareRequest(pairs=[pb.ImageTextPair()]),
