@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,29 @@ async def test_images_are_files_or_pixels(served: RunningServer) -> None:
     np.testing.assert_allclose(output(file, "embedding"), expected(served, b"an image"), atol=1e-6)
     assert output(of_raw, "embedding").shape == (2, 8)
     np.testing.assert_array_equal(output(of_raw, "embedding"), output(of_typed, "embedding"))
+
+
+async def test_images_are_freed_once_they_are_decoded(served: RunningServer) -> None:
+    """A request that waits for the device has them in its message only."""
+    served.encoder.gate.clear()
+    first = asyncio.ensure_future(infer(served.channel, texts("first")))
+    await until(lambda: len(served.encoder.batches) == 1)
+    images = [bytes([number]) * (1 << 20) for number in range(4)]
+    request = raw_request("image", {"image": images}).SerializeToString()
+    send: Any = served.channel.unary_unary(f"/{messages.SERVICE.full_name}/ModelInfer")
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()  # without that of messages
+
+        call = asyncio.ensure_future(send(request))
+        await until(lambda: served.waiting("image") == 4)
+
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+        served.encoder.gate.set()
+    await asyncio.gather(first, call)
+    assert held < 1 << 20
 
 
 async def test_half_precision_is_an_output_of_its_own(served: RunningServer) -> None:

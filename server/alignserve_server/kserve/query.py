@@ -19,7 +19,7 @@ class Query:
 
     model: Model
     id: str
-    inputs: Mapping[str, InputTensor]  # all those of the model
+    inputs: dict[str, InputTensor]  # all those of the model, until they are read
     outputs: Mapping[str, int]  # names, and how many classes to return instead of the array; 0 for the array
     parameters: Parameters
     is_raw: bool  # whether the outputs are
