@@ -79,11 +79,14 @@ async def test_a_bug_is_reported_without_its_text(served: RunningServer) -> None
 async def test_the_last_response_is_marked_on_request(served: RunningServer) -> None:
     """`triton_enable_empty_final_response` marks each response as the final one of its request."""
     marked = texts("a", parameters=parameters(triton_enable_empty_final_response=True))
+    wrong = texts("c", parameters=parameters(triton_enable_empty_final_response="true"))
+    stream = stream_of(served, iter([marked, texts("b"), wrong]))
 
-    first, second = [response async for response in stream_of(served, iter([marked, texts("b")]))]
+    first, second, third = [response async for response in stream]
 
     assert first.infer_response.parameters["triton_final_response"].bool_param
     assert not second.infer_response.parameters
+    assert "string_param is not its type; send a boolean" in third.error_message
 
 
 async def test_a_stream_holds_a_window_of_requests() -> None:

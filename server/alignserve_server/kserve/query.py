@@ -39,6 +39,11 @@ class Query:
         """The time until the deadline, from now; None if there is none."""
         return self.parameters.seconds("timeout")
 
+    @property
+    def marks_final_response(self) -> bool:
+        """Whether the last response of a stream to it, which is the only one, is marked as such."""
+        return self.parameters.flag("triton_enable_empty_final_response")
+
 
 def read_query(model: Model, request: Any) -> Query:
     """Reads a `ModelInferRequest`.

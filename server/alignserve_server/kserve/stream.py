@@ -50,10 +50,11 @@ class ModelInferStream(ItemStream[Any]):
         *,
         is_first: bool,  # noqa: ARG002 — this protocol's streams have no options
     ) -> bytes:
-        items = 0
+        items, marks_final = 0, False
 
         async def admit(query: Query) -> CallContext:
-            nonlocal items
+            nonlocal items, marks_final
+            marks_final = query.marks_final_response
             items = query.item_count(self._service.limits.max_client_batch_size)
             call = self._call if query.priority is None else self._scope.context(query.priority)
             return call.for_item(on_admitted, trace)
@@ -69,7 +70,7 @@ class ModelInferStream(ItemStream[Any]):
             return _error(request, error)
         except Exception as error:  # noqa: BLE001 — one request's bug must not end the stream
             return _error(request, internal_error("ModelStreamInfer", error))
-        if request.parameters["triton_enable_empty_final_response"].bool_param:
+        if marks_final:
             response.parameters["triton_final_response"].bool_param = True
         return bytes(ModelStreamInferResponse(infer_response=response).SerializeToString())
 
