@@ -385,7 +385,7 @@ async def test_what_a_caller_sent_is_cut_before_it_is_repeated(served: RunningSe
 
 
 async def test_an_id_that_is_too_long_is_refused(served: RunningServer) -> None:
-    """Responses repeat it, and nobody waits for room for those that only say what went wrong."""
+    """Responses repeat it, and those that only say what went wrong take no room."""
     await infer(served.channel, texts("a", id="i" * 1024))
 
     refusal = await refused(infer(served.channel, texts("a", id="i" * 1025)))

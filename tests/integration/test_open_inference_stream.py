@@ -173,7 +173,7 @@ async def test_requests_of_a_stream_count_for_quotas_and_scopes(tmp_path: Path) 
 
 
 async def test_invalid_requests_of_a_stream_count_for_quotas(tmp_path: Path) -> None:
-    """As calls that are refused do: whoever sends them costs others time."""
+    """As refused calls do: they take the time of other callers."""
     path = tmp_path / "keys.json"
     with changed_keys(path) as keys:
         key, keys["slow"] = new_key("slow", frozenset({Scope.EMBED}), max_requests_per_second=0.1)
@@ -189,7 +189,7 @@ async def test_invalid_requests_of_a_stream_count_for_quotas(tmp_path: Path) -> 
 
 
 async def test_an_error_does_not_repeat_a_long_id(served: RunningServer) -> None:
-    """Errors that nobody reads would otherwise hold as much memory as their requests had."""
+    """Errors that a client does not read would otherwise hold as much memory as their requests had."""
     stream = stream_of(served, iter([texts("a", id="i" * 100_000)]))
 
     (response,) = [response async for response in stream]

@@ -17,7 +17,7 @@ _MAX_LENGTH = float(np.sqrt(np.finfo(np.float32).max))
 
 
 def check_queries(queries: Sequence[pb.ComposedQuery], limit: int) -> None:
-    """Refuses queries for what is wrong with them apart from images and texts."""
+    """Checks the number of queries and terms, and each weight, but not the images and texts."""
     if not queries:
         raise invalid("REQUEST_EMPTY", "queries", "0 queries; send at least 1")
     terms = sum(len(query.terms) for query in queries)
