@@ -43,6 +43,13 @@ def test_it_overwrites_only_if_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert mine.read_bytes() == (PROTOS / FILES[-1]).read_bytes()
 
 
+def test_a_folder_in_the_way_stops_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It does not speak of images, as the commands do that read them."""
+    assert main(["protos", "--descriptor-set", str(tmp_path)]) == 4
+
+    assert f"{tmp_path} is a folder; a file of that name is to be written" in capsys.readouterr().err
+
+
 def test_the_descriptor_set_is_complete(tmp_path: Path) -> None:
     """A tool that knows nothing else can load it, and reads the details of errors."""
     assert main(["protos", "--descriptor-set", str(tmp_path / "set.binpb")]) == 0

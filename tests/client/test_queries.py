@@ -88,6 +88,14 @@ def test_a_query_with_more_terms_than_a_request_is_refused(client: Client) -> No
     assert caught.value.reason == "BATCH_TOO_LARGE"
 
 
+def test_queries_without_terms_are_split_like_others(client: Client) -> None:
+    """Each is named; together they are not too many for a request."""
+    found = client.embed_query([[] for _ in range(10)], on_error="return")
+
+    errors = [error for error in found if isinstance(error, alignserve.InvalidArgumentError)]
+    assert [error.violations[0].field for error in errors] == [f"queries[{i}].terms" for i in range(10)]
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [

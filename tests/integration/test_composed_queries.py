@@ -145,6 +145,20 @@ async def test_a_weight_of_any_size_is_accepted(served: RunningServer) -> None:
     assert (huge.reason, huge.fields) == ("QUERY_INVALID", ["queries[0]"])
 
 
+@pytest.mark.parametrize("weight", [1e10, 1e-10])
+async def test_a_sum_that_float16_cannot_hold_is_refused(served: RunningServer, weight: float) -> None:
+    """It would be infinite or zero without a word; other formats hold it."""
+    options = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_FLOAT16, skip_normalization=True)
+    other = pb.EmbeddingOptions(format=pb.EMBEDDING_FORMAT_PACKED_INT8, skip_normalization=True)
+
+    error = await refused(
+        served.stub.EmbedQuery(query_request([text("a", weight)], embedding_options=options))
+    )
+    await served.stub.EmbedQuery(query_request([text("a", weight)], embedding_options=other))
+
+    assert (error.reason, error.fields) == ("ARGUMENT_INVALID", ["embedding_options.format"])
+
+
 async def test_items_of_a_stream_fail_by_themselves(served: RunningServer) -> None:
     """A stream carries queries like any other request."""
     requests = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,29 @@ async def test_images_are_files_or_pixels(served: RunningServer) -> None:
     np.testing.assert_array_equal(output(of_raw, "embedding"), output(of_typed, "embedding"))
 
 
+async def test_images_are_freed_once_they_are_decoded(served: RunningServer) -> None:
+    """A request that waits for the device has them in its message only."""
+    served.encoder.gate.clear()
+    first = asyncio.ensure_future(infer(served.channel, texts("first")))
+    await until(lambda: len(served.encoder.batches) == 1)
+    images = [bytes([number]) * (1 << 20) for number in range(4)]
+    request = raw_request("image", {"image": images}).SerializeToString()
+    send: Any = served.channel.unary_unary(f"/{messages.SERVICE.full_name}/ModelInfer")
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()  # without that of messages
+
+        call = asyncio.ensure_future(send(request))
+        await until(lambda: served.waiting("image") == 4)
+
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+        served.encoder.gate.set()
+    await asyncio.gather(first, call)
+    assert held < 1 << 20
+
+
 async def test_half_precision_is_an_output_of_its_own(served: RunningServer) -> None:
     """FP16 is returned if asked for by name, and always raw, since the protocol has no typed form of it."""
     request = typed_request("text", {"text": [b"a cat"]}, outputs=[{"name": "embedding_fp16"}])
@@ -235,6 +259,11 @@ REFUSALS: dict[str, tuple[Any, str, str]] = {
     ),
     "unknown input": (raw_request("text", {"texts": [b"a"]}), "ARGUMENT_INVALID", "did you mean 'text'"),
     "missing input": (raw_request("classify", {"image": [b"a"]}), "ARGUMENT_INVALID", "'labels' is missing"),
+    "dimensions": (
+        messages.ModelInferRequest(model_name="text", inputs=[bytes_header("text", *[1] * 5)]),
+        "ARGUMENT_INVALID",
+        "inputs[0].shape: 5 dimensions, limit 4",
+    ),
     "raw and typed": (
         messages.ModelInferRequest(
             model_name="text",
@@ -353,6 +382,15 @@ async def test_what_a_caller_sent_is_cut_before_it_is_repeated(served: RunningSe
 
         assert refusal.reason in ("ARGUMENT_INVALID", "MODEL_UNKNOWN")
         assert len(refusal.message) <= 512
+
+
+async def test_an_id_that_is_too_long_is_refused(served: RunningServer) -> None:
+    """Responses repeat it, and those that only say what went wrong take no room."""
+    await infer(served.channel, texts("a", id="i" * 1024))
+
+    refusal = await refused(infer(served.channel, texts("a", id="i" * 1025)))
+
+    assert (refusal.reason, refusal.fields) == ("ARGUMENT_INVALID", ["id"])
 
 
 async def test_numbers_that_take_long_to_parse_are_refused_before(served: RunningServer) -> None:

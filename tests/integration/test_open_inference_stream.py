@@ -79,11 +79,14 @@ async def test_a_bug_is_reported_without_its_text(served: RunningServer) -> None
 async def test_the_last_response_is_marked_on_request(served: RunningServer) -> None:
     """`triton_enable_empty_final_response` marks each response as the final one of its request."""
     marked = texts("a", parameters=parameters(triton_enable_empty_final_response=True))
+    wrong = texts("c", parameters=parameters(triton_enable_empty_final_response="true"))
+    stream = stream_of(served, iter([marked, texts("b"), wrong]))
 
-    first, second = [response async for response in stream_of(served, iter([marked, texts("b")]))]
+    first, second, third = [response async for response in stream]
 
     assert first.infer_response.parameters["triton_final_response"].bool_param
     assert not second.infer_response.parameters
+    assert "string_param is not its type; send a boolean" in third.error_message
 
 
 async def test_a_stream_holds_a_window_of_requests() -> None:
@@ -167,6 +170,32 @@ async def test_requests_of_a_stream_count_for_quotas_and_scopes(tmp_path: Path) 
     assert no.error_message.startswith("SCOPE_MISSING (request 'no'): ")
     assert yes.error_message == ""
     assert refusal.reason == "QUOTA_EXCEEDED"
+
+
+async def test_invalid_requests_of_a_stream_count_for_quotas(tmp_path: Path) -> None:
+    """As refused calls do: they take the time of other callers."""
+    path = tmp_path / "keys.json"
+    with changed_keys(path) as keys:
+        key, keys["slow"] = new_key("slow", frozenset({Scope.EMBED}), max_requests_per_second=0.1)
+    metadata = [("authorization", f"Bearer {key}")]
+    async with running(api_keys_file=path) as served:
+        stream = stream_of(served, iter([raw_request("nothing", {})]), metadata=metadata)
+        (unknown,) = [response async for response in stream]
+
+        refusal = await refused(infer(served.channel, texts("text"), metadata=metadata))
+
+    assert unknown.error_message.startswith("MODEL_UNKNOWN: ")
+    assert refusal.reason == "QUOTA_EXCEEDED"
+
+
+async def test_an_error_does_not_repeat_a_long_id(served: RunningServer) -> None:
+    """Errors that a client does not read would otherwise hold as much memory as their requests had."""
+    stream = stream_of(served, iter([texts("a", id="i" * 100_000)]))
+
+    (response,) = [response async for response in stream]
+
+    assert "id: 100000 characters, limit 1024" in response.error_message
+    assert response.infer_response.id == "i" * 1024
 
 
 async def test_timeout_and_priority_hold_for_each_request(served: RunningServer) -> None:

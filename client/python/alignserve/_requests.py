@@ -164,7 +164,7 @@ def embed_query_recipe(
         )
 
     def count(query: pb.ComposedQuery) -> int:
-        return len(query.terms)
+        return len(query.terms) or 1  # the number of queries has the same limit
 
     return Recipe(payload, size, build, _query_too_large, _compressed_query, count)
 

@@ -118,7 +118,7 @@ def embed_query(
         _responses.read_queries,
         result,
         _reads_files(images),
-        terms=sum(map(len, queries)),
+        terms=sum(len(query) or 1 for query in queries),
     )
 
 

@@ -25,17 +25,16 @@ def check_queries(queries: Sequence[Sequence[QueryTerm]], limits: RequestLimits,
     """Checks the number of queries and terms, and each weight.
 
     Raises:
-        InvalidArgument: There are no queries, or too many terms; or queries or terms are invalid, and the
-            error names all of them.
+        InvalidArgument: There are no queries, or too many queries or terms; or queries or terms are invalid,
+            and the error names all of them.
     """
     limit = limits.max_client_batch_size
     if not queries:
         raise RequestEmpty.at(paths.queries, f"no queries; send from 1 to {limit} terms in total")
-    terms = sum(map(len, queries))
-    if terms > limit:
-        raise BatchTooLarge.at(
-            paths.queries, f"{terms} terms in all queries, limit {limit}; send fewer per request"
-        )
+    # Queries without terms count as well: a small request can have thousands, with an error for each.
+    for count, what in ((sum(map(len, queries)), "terms in all queries"), (len(queries), "queries")):
+        if count > limit:
+            raise BatchTooLarge.at(paths.queries, f"{count} {what}, limit {limit}; send fewer per request")
     check_none(_errors(queries, paths))
 
 

@@ -73,7 +73,7 @@ class Embedder:
         path = _image_path(images, call.paths)
         with await self._admit("image", sizes, call) as items:
             answers = await self._preprocessor.decode(images, call.flow, self._look_up_image)
-            decoded = await _valid(answers, path, validation)
+            decoded = _valid(answers, path, validation)
             items.note_preprocessed()
             missing = [
                 PreparedItem(image.pixels, size, image.key)
@@ -96,7 +96,7 @@ class Embedder:
         sizes = _utf8_sizes(texts)
         with await self._admit("text", sizes, call) as items:
             answers = await self._preprocessor.tokenize(texts, call.flow, truncate=truncate)
-            tokenized = await _valid(answers, call.paths.text, validation)
+            tokenized = _valid(answers, call.paths.text, validation)
             results = await self._embed_tokenized(items, tokenized, sizes)
         return TextEmbeddings(_stack(results), tokenized, items.timings(results))
 
@@ -227,10 +227,10 @@ def _outcome(error: BaseException | None, call: CallContext) -> ItemOutcome:
     return "failed"
 
 
-async def _valid(
+def _valid(
     answers: Sequence[_T | InvalidArgument], path: ItemPath, validation: ModalityValidation | None
 ) -> list[_T]:
-    return all_valid(answers, path) if validation is None else await validation.all_valid(answers, path)
+    return all_valid(answers, path) if validation is None else validation.all_valid(answers, path)
 
 
 def _image_path(images: Sequence[ImageInput], paths: FieldPaths) -> ItemPath:

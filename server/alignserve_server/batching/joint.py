@@ -58,9 +58,10 @@ async def embed_jointly(
         return JointEmbeddings(texts.embeddings[:0], texts.embeddings, texts.texts, texts.timings)
     validation = JointValidation()
     call = replace(call, on_admitted=_at_second_call(call.on_admitted))
+    of_images, of_texts = validation.at(inputs.image_places), validation.at(inputs.text_places)
     images, texts = await both(
-        embedder.embed_images(inputs.images, call, validation.at(inputs.image_places)),
-        embedder.embed_texts(inputs.texts, call, validation.at(inputs.text_places), truncate=truncate),
+        validation.complete(embedder.embed_images(inputs.images, call, of_images)),
+        validation.complete(embedder.embed_texts(inputs.texts, call, of_texts, truncate=truncate)),
     )
     timings = Timings.of_both(images.timings, texts.timings)
     return JointEmbeddings(images.embeddings, texts.embeddings, texts.texts, timings)

@@ -26,7 +26,7 @@ from alignserve_server.kserve.models import CLASSIFY, COMPARE, IMAGE, TEXT, VERS
 from alignserve_server.kserve.query import Query, read_query
 from alignserve_server.kserve.scores import ScoreTable, classes_bytes
 from alignserve_server.kserve.statistics import ServedRequest, Statistics
-from alignserve_server.kserve.tensors import add_output
+from alignserve_server.kserve.tensors import InputTensor, add_output
 from alignserve_server.rpc.response_room import ResponseRoom
 
 PATHS = FieldPaths(
@@ -93,7 +93,7 @@ class Inference:
         return response
 
     async def _embed_images(self, job: _Job) -> _Outputs:
-        images = job.query.inputs["image"].images(self._service.limits.max_client_batch_size)
+        images = job.take("image").images(self._service.limits.max_client_batch_size)
         job.served.items = len(images)
         result = await self._service.embed_images(
             images, job.call, normalize=job.is_normalized, bound=job.bound("image", len(images))
@@ -116,7 +116,7 @@ class Inference:
 
     async def _compare(self, job: _Job) -> _Outputs:
         limit = self._service.limits.max_client_batch_size
-        images, texts = job.query.inputs["image"].images(limit), self._texts(job)
+        images, texts = job.take("image").images(limit), self._texts(job)
         if len(images) != len(texts):
             raise InvalidArgument.at(
                 "text", f"{len(texts)} texts for {len(images)} images; send one text for each image"
@@ -136,8 +136,8 @@ class Inference:
 
     async def _classify(self, job: _Job) -> _Outputs:
         limits, parameters = self._service.limits, job.query.parameters
-        images = job.query.inputs["image"].images(limits.max_client_batch_size)
-        labels = job.query.inputs["labels"].texts(limits.max_labels, limits.max_text_bytes, LabelsInvalid)
+        images = job.take("image").images(limits.max_client_batch_size)
+        labels = job.take("labels").texts(limits.max_labels, limits.max_text_bytes, LabelsInvalid)
         job.served.items = len(images)
         top_k = parameters.count("top_k")
         table = ScoreTable(len(images), len(labels), top_k, job.query.outputs)
@@ -156,7 +156,7 @@ class Inference:
 
     def _texts(self, job: _Job) -> list[str]:
         limits = self._service.limits
-        return list(job.query.inputs["text"].texts(limits.max_client_batch_size, limits.max_text_bytes))
+        return list(job.take("text").texts(limits.max_client_batch_size, limits.max_text_bytes))
 
 
 class _Job:
@@ -169,6 +169,10 @@ class _Job:
         self.call = call
         self.room = room
         self.served = served
+
+    def take(self, name: str) -> InputTensor:
+        """Returns an input, and forgets it: until the answer, its bytes would be in memory twice."""
+        return self.query.inputs.pop(name)
 
     @property
     def is_normalized(self) -> bool:

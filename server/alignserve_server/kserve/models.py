@@ -98,6 +98,11 @@ COMPARE = Model(
 MODELS = {model.name: model for model in (IMAGE, TEXT, CLASSIFY, COMPARE)}
 
 
+def scopes_of(name: str) -> frozenset[Scope]:
+    """Returns the scopes of a model, of which a key needs one; every scope if there is no such model."""
+    return MODELS[name].scopes if name in MODELS else frozenset(Scope)
+
+
 def find_model(name: str, version: str) -> Model:
     """Returns the model of a name and version, where no version stands for any.
 

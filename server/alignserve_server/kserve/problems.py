@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from alignserve_server.errors import ServingError
 from alignserve_server.rpc.status import REQUEST_ID
 
+MAX_ID_CHARACTERS = 1024  # responses repeat ids, and errors have no limit on their size otherwise
 _SHOWN_CHARACTERS = 64  # of what a caller sent: a status has to fit into the metadata that clients accept
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from alignserve_server.errors import InvalidArgument
 from alignserve_server.kserve.models import REQUEST_PARAMETERS, Model, Output
 from alignserve_server.kserve.parameters import Parameters
-from alignserve_server.kserve.problems import shown, unknown
+from alignserve_server.kserve.problems import MAX_ID_CHARACTERS, shown, unknown
 from alignserve_server.kserve.tensors import RAW_ONLY, InputTensor, read_inputs
 
 
@@ -19,7 +19,7 @@ class Query:
 
     model: Model
     id: str
-    inputs: Mapping[str, InputTensor]  # all those of the model
+    inputs: dict[str, InputTensor]  # all those of the model, until they are read
     outputs: Mapping[str, int]  # names, and how many classes to return instead of the array; 0 for the array
     parameters: Parameters
     is_raw: bool  # whether the outputs are
@@ -39,6 +39,11 @@ class Query:
         """The time until the deadline, from now; None if there is none."""
         return self.parameters.seconds("timeout")
 
+    @property
+    def marks_final_response(self) -> bool:
+        """Whether the last response of a stream to it, which is the only one, is marked as such."""
+        return self.parameters.flag("triton_enable_empty_final_response")
+
 
 def read_query(model: Model, request: Any) -> Query:
     """Reads a `ModelInferRequest`.
@@ -46,6 +51,10 @@ def read_query(model: Model, request: Any) -> Query:
     Raises:
         InvalidArgument: It does not fit the model.
     """
+    if len(request.id) > MAX_ID_CHARACTERS:
+        raise InvalidArgument.at(
+            "id", f"{len(request.id)} characters, limit {MAX_ID_CHARACTERS}; send a shorter one"
+        )
     parameters = Parameters(request.parameters, REQUEST_PARAMETERS | model.parameters)
     inputs = read_inputs(request)
     expected = [tensor.name for tensor in model.inputs]

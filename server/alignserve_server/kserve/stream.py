@@ -9,7 +9,8 @@ from alignserve_server.api import CallContext, CallScope, Service, internal_erro
 from alignserve_server.errors import ServingError
 from alignserve_server.kserve.inference import Inference
 from alignserve_server.kserve.messages import ModelInferResponse, ModelStreamInferResponse
-from alignserve_server.kserve.problems import with_request_id
+from alignserve_server.kserve.models import scopes_of
+from alignserve_server.kserve.problems import MAX_ID_CHARACTERS, with_request_id
 from alignserve_server.kserve.query import Query
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.item_stream import ItemStream
@@ -49,26 +50,27 @@ class ModelInferStream(ItemStream[Any]):
         *,
         is_first: bool,  # noqa: ARG002 — this protocol's streams have no options
     ) -> bytes:
-        items = 0
+        items, marks_final = 0, False
 
         async def admit(query: Query) -> CallContext:
-            nonlocal items
+            nonlocal items, marks_final
+            marks_final = query.marks_final_response
             items = query.item_count(self._service.limits.max_client_batch_size)
-            self._service.check_model()
-            # The stream is not read while this waits.
-            await self._scope.admit_item(query.model.scopes)
             call = self._call if query.priority is None else self._scope.context(query.priority)
             return call.for_item(on_admitted, trace)
 
         try:
             with self._call.trace.item() as trace:
+                self._service.check_model()
+                # The stream is not read while this waits. Requests that turn out to be invalid count as well.
+                await self._scope.admit_item(scopes_of(request.model_name))
                 response = await self._inference.infer(request, admit, room)
         except ServingError as error:
             self._metrics.count_refusal(error, self._call.flow.caller, items)
             return _error(request, error)
         except Exception as error:  # noqa: BLE001 — one request's bug must not end the stream
             return _error(request, internal_error("ModelStreamInfer", error))
-        if request.parameters["triton_enable_empty_final_response"].bool_param:
+        if marks_final:
             response.parameters["triton_final_response"].bool_param = True
         return bytes(ModelStreamInferResponse(infer_response=response).SerializeToString())
 
@@ -77,6 +79,6 @@ def _error(request: Any, error: ServingError) -> bytes:
     """Returns the response to a request that failed. Its text has everything, as clients see only that."""
     response = ModelStreamInferResponse(
         error_message=to_text(with_request_id(error, request.id)),
-        infer_response=ModelInferResponse(id=request.id),
+        infer_response=ModelInferResponse(id=request.id[:MAX_ID_CHARACTERS]),
     )
     return bytes(response.SerializeToString())

@@ -20,6 +20,7 @@ from alignserve_server.kserve.problems import shown
 
 _LENGTH_BYTES = 4  # before each element of a raw BYTES tensor
 _CHANNELS = 3
+_MAX_DIMENSIONS = 4  # of a batch of pixels
 # Typed numbers are read one by one, which takes 75 ns each and blocks the server.
 _MAX_TYPED_PIXELS = 1 << 16
 
@@ -176,7 +177,7 @@ def read_inputs(request: Any) -> dict[str, InputTensor]:
         inputs[given.name] = InputTensor(
             given.name,
             given.datatype,
-            _checked_shape(given),
+            _shape_of(given, f"inputs[{position}].shape"),
             raw[position] if raw else None,
             given.contents,
         )
@@ -256,9 +257,9 @@ def _check_raw(request: Any) -> None:
             )
 
 
-def _checked_shape(given: Any) -> tuple[int, ...]:
-    if len(given.shape) > 4:  # their product could take long to compute
-        raise InvalidArgument.at(shown(given.name), f"{len(given.shape)} dimensions, limit 4")
+def _shape_of(given: Any, path: str) -> tuple[int, ...]:
+    if len(given.shape) > _MAX_DIMENSIONS:  # errors repeat the shape
+        raise InvalidArgument.at(path, f"{len(given.shape)} dimensions, limit {_MAX_DIMENSIONS}")
     return tuple(given.shape)
 
 

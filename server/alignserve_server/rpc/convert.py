@@ -25,6 +25,8 @@ from alignserve_server.api import (
 )
 from alignserve_server.errors import InvalidArgument
 
+_FORMAT = "embedding_options.format"
+
 
 def image_inputs(images: Iterable[pb.Image]) -> list[ImageInput]:
     """Returns the images of a request. Call it only once: each access to their bytes copies them."""
@@ -52,14 +54,14 @@ def item_count(request: Any) -> int:
 def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.float32]], list[pb.Embedding]]:
     """Returns the function that turns embeddings, (items, embedding_dimension), into messages of the format.
 
+    That one raises `InvalidArgument` if the format cannot hold an embedding.
+
     Raises:
         InvalidArgument: The format is unknown to this server.
     """
     encode = _ENCODERS.get(options.format)
     if encode is None:
-        raise InvalidArgument.at(
-            "embedding_options.format", f"format {options.format} is unknown; use one of EmbeddingFormat"
-        )
+        raise InvalidArgument.at(_FORMAT, f"format {options.format} is unknown; use one of EmbeddingFormat")
     return encode
 
 
@@ -137,7 +139,14 @@ def _packed_float32(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
 
 
 def _packed_float16(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
-    return [pb.Embedding(packed_float16=row.tobytes()) for row in embeddings.astype("<f2")]
+    with np.errstate(over="ignore", under="ignore"):
+        halves = embeddings.astype("<f2")
+    if not (np.isfinite(halves).all() and halves.any(axis=1).all()):  # the sum of a query with such weights
+        raise InvalidArgument.at(
+            _FORMAT,
+            "an embedding is too large or too small for float16; send another format or other weights",
+        )
+    return [pb.Embedding(packed_float16=row.tobytes()) for row in halves]
 
 
 def _packed_int8(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:

@@ -33,6 +33,14 @@ def test_terms_of_all_queries_count_together() -> None:
     assert error.message == "queries: 4 terms in all queries, limit 3; send fewer per request"
 
 
+def test_queries_without_terms_are_limited_too() -> None:
+    """The error of each would otherwise take as long to build as the request is long."""
+    error = refusal_of([[]] * 4)
+
+    assert type(error) is BatchTooLarge
+    assert error.message == "queries: 4 queries, limit 3; send fewer per request"
+
+
 def test_there_is_at_least_one_query() -> None:
     """An empty request is refused like other empty ones."""
     assert type(refusal_of([])) is RequestEmpty

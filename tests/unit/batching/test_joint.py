@@ -149,6 +149,28 @@ async def test_an_invalid_text_waits_for_the_images_to_be_checked(engine, encode
     assert fields_of(refused.value) == ["pairs[0].text", "pairs[1].image.content"]
 
 
+async def test_invalid_images_hold_no_room_while_texts_wait_for_theirs(engine, encoder, metrics):
+    """Two calls that each held the room that the other waits for would wait forever."""
+    encoder.may_decode.clear()
+    item = replace(CALL, waits_for_room=True)
+    filling = await fill_texts(engine, encoder)
+    call = asyncio.create_task(
+        engine.embed_jointly(pairs(*[(b"broken %d" % i, "text") for i in range(8)]), item)
+    )
+    await settle()
+
+    encoder.may_decode.set()
+
+    while metrics.registry.get_sample_value("alignserve_items_in_flight", {"modality": "image"}):
+        await asyncio.sleep(0)
+    assert not call.done()
+    encoder.resume()
+    with pytest.raises(ImageUnreadable) as refused:
+        await call
+    assert len(fields_of(refused.value)) == 8
+    await filling
+
+
 async def test_texts_leave_the_queue_if_an_image_is_invalid(engine, encoder):
     """They were valid and queued by then."""
     encoder.hold()

@@ -34,14 +34,15 @@ def write(args: argparse.Namespace) -> list[str]:
     """Writes what the options ask for, and returns a line for each file.
 
     Raises:
-        FileExistsError: A file differs from what would be written; then none is written.
+        FileExistsError: A file differs from what would be written, or is a folder; then none is written.
         OSError: A file cannot be written.
     """
     files = dict(_files(args))
-    if not args.force:
-        for path, content in files.items():
-            if path.exists() and path.read_bytes() != content:
-                raise FileExistsError(f"{path} exists and differs; use --force to overwrite it")
+    for path, content in files.items():
+        if path.is_dir():
+            raise FileExistsError(f"{path} is a folder; a file of that name is to be written")
+        if not args.force and path.exists() and path.read_bytes() != content:
+            raise FileExistsError(f"{path} exists and differs; use --force to overwrite it")
     return [_written(path, content) for path, content in files.items()]
 
 

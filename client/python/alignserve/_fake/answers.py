@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve._fake.formats import check_format, encoded
-from alignserve._fake.script import Failed, ScriptedFailure, invalid
+from alignserve._fake.queries import check_queries, composed, is_empty, no_bytes, weight_of
+from alignserve._fake.script import Failed, ScriptedFailure, invalid, invalid_together
 from alignserve._fake.state import FakeState, image_key
 from alignserve._kinds import kind_of
 from alignserve.v1 import align_service_pb2 as pb
@@ -26,7 +27,6 @@ _MIN_SCORE = 1e-9  # for a label without a score
 _BEST_SIMILARITY = (
     0.3  # for an image whose scores the test has set; a trained model gives about this for a photo
 )
-_MIN_QUERY_LENGTH = 1e-6
 _SIGNATURES = {
     "BMP": b"BM",
     "GIF": b"GIF8",
@@ -81,6 +81,7 @@ class Answers:
     def compare(self, request: pb.CompareRequest) -> pb.CompareResponse:
         """Compares images with texts, pair by pair."""
         self._check_count("pairs", len(request.pairs))
+        _check_not_empty([pair.image for pair in request.pairs], "pairs[{}].image")
         checked = _of_each(request.pairs, lambda position, pair: self._pair(pair, position, request.truncate))
         comparisons = [self._comparison(key, text) for key, text, _ in checked]
         return pb.CompareResponse(
@@ -91,27 +92,29 @@ class Answers:
 
     def embed_query(self, request: pb.EmbedQueryRequest) -> pb.EmbedQueryResponse:
         """Embeds composed queries."""
-        if not request.queries:
-            raise invalid("REQUEST_EMPTY", "queries", "0 queries; send at least 1")
-        count = sum(len(query.terms) for query in request.queries)
-        limit = self._state.info.max_client_batch_size
-        if count > limit:
-            message = f"{count} terms in all queries; send from 1 to {limit}"
-            raise invalid("BATCH_TOO_LARGE", "queries", message)
+        check_queries(request.queries, self._state.info.max_client_batch_size)
         check_format(request.embedding_options)
-        sums = _of_each(
+        vectors = _of_each(
             request.queries,
-            lambda position, query: self._query(query, request.truncate, f"queries[{position}]"),
+            lambda position, query: self._terms(query, request.truncate, f"queries[{position}]"),
         )
-        if not request.embedding_options.skip_normalization:
-            sums = [np.asarray(vector / np.linalg.norm(vector), np.float32) for vector in sums]
+        normalize = not request.embedding_options.skip_normalization
+
+        def query_vector(position: int, query: pb.ComposedQuery) -> NDArray[np.float32]:
+            weights = list(map(weight_of, query.terms))
+            return composed(vectors[position], weights, f"queries[{position}]", normalize=normalize)
+
         return pb.EmbedQueryResponse(
-            embeddings=[encoded(vector, request.embedding_options) for vector in sums],
-            stats=_stats(count, request.include_stats),
+            embeddings=[
+                encoded(vector, request.embedding_options)
+                for vector in _of_each(request.queries, query_vector)
+            ],
+            stats=_stats(sum(map(len, vectors)), request.include_stats),
         )
 
     def _keys(self, images: Sequence[pb.Image]) -> list[bytes]:
         self._check_count("images", len(images))
+        _check_not_empty(images, "images[{}]")
         return _of_each(images, lambda position, image: self._image(image, f"images[{position}]"))
 
     def _image(self, image: pb.Image, path: str) -> bytes:
@@ -125,19 +128,19 @@ class Answers:
 
     def _check_pixels(self, pixels: pb.Pixels, path: str) -> None:
         height, width, size = pixels.height, pixels.width, len(pixels.data)
-        if height < 1 or width < 1:
-            raise invalid("IMAGE_UNREADABLE", path, f"image is {width}x{height} pixels; send at least 1x1")
+        for name, side in (("height", height), ("width", width)):
+            if side < 1:
+                message = f"image is {width}x{height} pixels; send at least 1x1"
+                raise invalid("IMAGE_UNREADABLE", f"{path}.{name}", message)
         if size != height * width * 3:
             message = f"{width}x{height} pixels need {height * width * 3} bytes, not {size}"
-            raise invalid("IMAGE_UNREADABLE", path, message)
+            raise invalid("IMAGE_UNREADABLE", f"{path}.data", message)
         limit = self._state.info.max_image_pixels
         if height * width > limit:
             message = f"image has {height * width} pixels, limit {limit}; send a smaller one"
             raise invalid("IMAGE_TOO_LARGE", path, message)
 
     def _check_file(self, content: bytes, path: str) -> None:
-        if not content:
-            raise invalid("REQUEST_EMPTY", path, "no bytes; send an encoded image file")
         size, limit = len(content), self._state.info.max_image_bytes
         if size > limit:
             message = f"image has {size} bytes, limit {limit}; send a smaller one"
@@ -199,33 +202,28 @@ class Answers:
     def _pair(
         self, pair: pb.ImageTextPair, position: int, truncate: bool
     ) -> tuple[bytes, str, pb.Tokenization]:
-        key = self._image(pair.image, f"pairs[{position}].image")
-        return key, pair.text, self._tokenization(pair.text, truncate, f"pairs[{position}].text")
+        path = f"pairs[{position}]"
+        checks: list[Callable[[], Any]] = [
+            lambda: self._image(pair.image, f"{path}.image"),
+            lambda: self._tokenization(pair.text, truncate, f"{path}.text"),
+        ]
+        key, tokenization = _of_each(checks, lambda _, check: check())
+        return key, pair.text, tokenization
 
     def _comparison(self, key: bytes, text: str) -> pb.Comparison:
         similarity = float(self._vector(key) @ self._vector(text))
         return pb.Comparison(similarity=similarity, logit=similarity / self._state.info.temperature)
 
-    def _query(self, query: pb.ComposedQuery, truncate: bool, path: str) -> NDArray[np.float32]:
-        if not query.terms:
-            raise invalid("QUERY_INVALID", f"{path}.terms", "no terms; send at least 1")
-        terms = _of_each(
+    def _terms(self, query: pb.ComposedQuery, truncate: bool, path: str) -> list[NDArray[np.float32]]:
+        return _of_each(
             query.terms, lambda position, term: self._term(term, truncate, f"{path}.terms[{position}]")
         )
-        total = np.sum(terms, axis=0)
-        if np.linalg.norm(total) < _MIN_QUERY_LENGTH:
-            raise invalid("QUERY_INVALID", path, "the terms cancel out; change their weights")
-        return np.asarray(total, np.float32)
 
     def _term(self, term: pb.QueryTerm, truncate: bool, path: str) -> NDArray[np.float32]:
-        weight = term.weight if term.HasField("weight") else 1.0
-        if weight == 0 or not np.isfinite(weight):
-            message = f"weight is {weight:g}; send a finite number other than 0"
-            raise invalid("QUERY_INVALID", f"{path}.weight", message)
         if term.WhichOneof("input") == "image":
-            return np.float32(weight) * self._vector(self._image(term.image, f"{path}.image"))
+            return self._vector(self._image(term.image, f"{path}.image"))
         self._tokenization(term.text, truncate, f"{path}.text")
-        return np.float32(weight) * self._vector(term.text)
+        return self._vector(term.text)
 
     def _embeddings(
         self, contents: Sequence[str | bytes], options: pb.EmbeddingOptions
@@ -282,8 +280,15 @@ def _of_each(items: Sequence[_Item], check: Callable[[int, _Item], _Checked]) ->
                 raise
             failures += [replace(failed.failure, others=()), *failed.failure.others]
     if failures:
-        raise Failed(replace(failures[0], others=tuple(failures[1:])))
+        raise invalid_together(failures)
     return checked
+
+
+def _check_not_empty(images: Sequence[pb.Image], path: str) -> None:
+    """Refuses empty images, before any other is looked at."""
+    places = [position for position, image in enumerate(images) if is_empty(image)]
+    if places:
+        raise invalid_together([no_bytes(path.format(position)).failure for position in places])
 
 
 def _is_image(content: bytes, formats: Sequence[str]) -> bool:

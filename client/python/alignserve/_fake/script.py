@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -59,6 +59,11 @@ class Failed(Exception):
 def invalid(reason: str, path: str, message: str) -> Failed:
     """Returns the refusal of an invalid field."""
     return Failed(ScriptedFailure(grpc.StatusCode.INVALID_ARGUMENT, reason, message).at(path))
+
+
+def invalid_together(failures: Sequence[ScriptedFailure]) -> Failed:
+    """Returns the refusal of several invalid fields, of which there is at least one."""
+    return Failed(replace(failures[0], others=tuple(failures[1:])))
 
 
 class Script:
