@@ -14,14 +14,14 @@ TORCH_INDEX ?=
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0
 # Targets that `make test-all` runs after `make test`.
-LONG_CHECKS := gpu-check
+LONG_CHECKS := gpu-check conformance
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 # If creating .venv fails, as on a Debian without python3-venv, the next run creates it again.
 .DELETE_ON_ERROR:
 .PHONY: help announced setup run check test test-all hostile lint format typecheck protos baseline docs bench soak
-.PHONY: gpu-check peers test-lowest dist clean
+.PHONY: clients conformance gpu-check peers test-lowest dist clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ test: RUNS = linters, types and every test except the long ones: five minutes
 test: announced lint typecheck ## Run everything that a change must pass: five minutes
 	$(PYTEST) -m "not long"
 
-test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: ten minutes
+test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: half an hour
 	@echo "This runs the long tests: six minutes."
 	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long --timeout 900
 
@@ -88,6 +88,9 @@ typecheck: $(DEVELOP) ## Check types
 protos: $(DEVELOP) ## Generate the Python stubs from the protos
 	$(BIN)/python protos/generate.py
 
+clients: $(DEVELOP) ## Generate and build the code of the client libraries whose compilers are installed
+	$(BIN)/python -m tests.conformance --build $(FLAGS)
+
 baseline: $(DEVELOP) ## At a release, record the API that later releases must not break
 	$(BIN)/python protos/generate.py --image $(BASELINE)
 
@@ -96,6 +99,9 @@ docs: $(DEVELOP) ## Build the documentation site into site/
 
 bench: $(DEVELOP) ## Measure latency and throughput on this machine, compared with the servers of `make peers`
 	$(BIN)/python -m tests.load $(FLAGS)
+
+conformance: $(DEVELOP) ## Run the same cases in every language, and published clients: up to twenty minutes
+	$(BIN)/python -m tests.conformance $(FLAGS)
 
 soak: $(DEVELOP) ## Load a server for ten minutes and look for leaks
 	$(BIN)/python -m tests.load.soak $(FLAGS)

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+SERVER = (str(BIN / "alignserve-server"),)
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,17 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    *flags: str, program: Sequence[str] = (str(BIN / "alignserve-server"),)
+    *flags: str,
+    program: Sequence[str] = SERVER,
+    listen: str = "127.0.0.1:0",
 ) -> Iterator[ServerProcess]:
-    """Runs alignserve-server with the flags on free ports, and yields it once it is ready.
+    """Runs alignserve-server with the flags, by default on free ports, and yields it once it is ready.
 
     `program` may be another program with the same flags and log events.
     """
     command = [
         *(*program, "--log-format", "json", "--drain-delay-seconds", "0"),
-        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *flags),
+        *("--listen", listen, "--metrics-listen", "127.0.0.1:0", *flags),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None

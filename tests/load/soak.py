@@ -25,7 +25,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from tests.load.inputs import PHOTOS, TEXTS
 from tests.load.report import number, table
-from tests.processes import ServerProcess, server_process
+from tests.processes import SERVER, ServerProcess, server_process
 
 RESULTS = Path(__file__).parent / "RESULTS-soak.md"
 
@@ -216,8 +216,8 @@ def soak(
         samples, _ = await asyncio.gather(_watch(server, load, minutes, stop, sample_seconds), load.run(stop))
         return samples, load.ends
 
-    program = {"program": (*_LEAKING, plant)} if plant else {}
-    with server_process(*flags, **program) as server:
+    program = (*_LEAKING, plant) if plant else SERVER
+    with server_process(*flags, program=program) as server:
         samples, ends = asyncio.run(run(server))
         left = _in_flight(server)
     return samples, ends, left

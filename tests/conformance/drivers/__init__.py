@@ -1,0 +1,1 @@
+"""Drivers that live here: those of the Python client."""
