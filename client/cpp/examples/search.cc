@@ -2,7 +2,7 @@
 //
 //   search localhost:50051 "a cat" photos/*.jpg
 //
-// ALIGNSERVE_CA names a PEM file and turns TLS on; ALIGNSERVE_API_KEY is sent if it is set.
+// ALIGNSERVE_ROOT_CERTIFICATES names a PEM file and turns TLS on; ALIGNSERVE_API_KEY is sent if it is set.
 
 #include <algorithm>
 #include <cstdio>
@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
   }
   alignserve::Options options;
   options.plaintext = true;
-  if (const char* ca = std::getenv("ALIGNSERVE_CA")) {
+  if (const char* ca = std::getenv("ALIGNSERVE_ROOT_CERTIFICATES")) {
     options.plaintext = false;
     options.tls.ca = ca;
   }

@@ -188,6 +188,13 @@ Deadline DeadlineAfter(std::optional<std::chrono::milliseconds> timeout) {
   return Clock::now() + std::min<std::chrono::milliseconds>(*timeout, std::chrono::hours(24 * 365));
 }
 
+// Files with keys end with a line break.
+std::string Stripped(const std::string& text) {
+  constexpr char kSpace[] = " \t\r\n";
+  const size_t start = text.find_first_not_of(kSpace);
+  return start == std::string::npos ? "" : text.substr(start, text.find_last_not_of(kSpace) - start + 1);
+}
+
 // gRPC ends the process if a caller's metadata is not legal.
 void CheckMetadata(const std::string& name, const std::string& value) {
   const auto is_in_name = [](char c) {
@@ -245,7 +252,7 @@ struct Client::Impl {
         stub(v1::AlignService::NewStub(channel)),
         health(grpc::health::v1::Health::NewStub(channel)) {
     options.metadata.emplace("alignserve-max-response-bytes", std::to_string(options.max_response_bytes));
-    if (!options.api_key.empty()) options.metadata.emplace("authorization", "Bearer " + options.api_key);
+    if (!options.api_key.empty()) options.metadata.emplace("authorization", "Bearer " + Stripped(options.api_key));
     if (!options.priority.empty()) options.metadata.emplace("alignserve-priority", options.priority);
     for (const auto& [name, value] : options.metadata) CheckMetadata(name, value);
   }

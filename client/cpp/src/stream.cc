@@ -1,9 +1,14 @@
 #include "stream.h"
 
 #include <cstdlib>
+#include <stdexcept>
 #include <utility>
 
 namespace alignserve {
+
+Outbox::Outbox(const std::function<std::optional<Item>()>& next, int window) : next_(next), window_(window) {
+  if (window < 1) throw std::invalid_argument("window is " + std::to_string(window) + ", and must be at least 1");
+}
 
 void Outbox::Feed() {
   std::exception_ptr failure;

@@ -19,7 +19,8 @@ namespace alignserve {
 // The items of a stream: those that wait to be sent, and those without an answer.
 class Outbox {
  public:
-  Outbox(const std::function<std::optional<Item>()>& next, int window) : next_(next), window_(window) {}
+  // Throws std::invalid_argument if the window is not positive.
+  Outbox(const std::function<std::optional<Item>()>& next, int window);
 
   // Takes items from `next` as the window allows, until there are no more or the stream is over.
   void Feed();

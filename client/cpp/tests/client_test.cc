@@ -182,9 +182,16 @@ TEST_F(ClientTest, AStreamThatWaitsForItemsCanBeCancelled) {
   EXPECT_THROW(client_.Stream(next, take, options), Error);
 }
 
-TEST(Client, AKeyWithALineBreakIsRefusedAndNotShown) {
+TEST_F(ClientTest, AWindowIsPositive) {
+  StreamOptions options;
+  options.window = 0;
+  EXPECT_THROW(client_.Stream([] { return std::nullopt; }, [](const Result&) { return true; }, options),
+               std::invalid_argument);
+}
+
+TEST(Client, AKeyWithALineBreakInsideIsRefusedAndNotShown) {
   Options options;
-  options.api_key = "as_secret\n";
+  options.api_key = "as_secret\nkey";
   try {
     Client("localhost:1", options);
     FAIL();

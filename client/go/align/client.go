@@ -83,9 +83,9 @@ func (c *Client) ModelInfo(ctx context.Context) (*alignpb.GetModelInfoResponse, 
 	return c.stub.GetModelInfo(ctx, &alignpb.GetModelInfoRequest{})
 }
 
-// Health reports whether the server is ready. It needs no API key. It returns an
+// IsReady reports whether the server is ready. It needs no API key. It returns an
 // error if the server does not answer.
-func (c *Client) Health(ctx context.Context) (bool, error) {
+func (c *Client) IsReady(ctx context.Context) (bool, error) {
 	answer, err := c.health.Check(ctx, &grpc_health_v1.HealthCheckRequest{
 		Service: alignpb.AlignService_ServiceDesc.ServiceName,
 	})

@@ -32,9 +32,9 @@ type streamOptions struct {
 // default. It bounds the memory of a stream.
 func Window(items int) StreamOption { return func(o *streamOptions) { o.window = max(items, 1) } }
 
-// InOrder yields results in the order of the items. A slow item then delays those
+// Ordered yields results in the order of the items. A slow item then delays those
 // behind it.
-func InOrder() StreamOption { return func(o *streamOptions) { o.isOrdered = true } }
+func Ordered() StreamOption { return func(o *streamOptions) { o.isOrdered = true } }
 
 // Stream runs any number of items over one stream, and yields each result when it
 // is ready. If an item fails, its result has Err. A non-nil second value is an

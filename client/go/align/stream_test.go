@@ -222,7 +222,7 @@ func TestTheWindowBoundsWhatIsRead(t *testing.T) {
 	}
 }
 
-func TestInOrderAsksTheServerForTheOrder(t *testing.T) {
+func TestOrderedAsksTheServerForTheOrder(t *testing.T) {
 	s := serve(t)
 	orders := make(chan alignpb.DeliveryOrder, 1)
 	s.onStream = func(_ int, stream serverStream) error {
@@ -231,7 +231,7 @@ func TestInOrderAsksTheServerForTheOrder(t *testing.T) {
 		return answerAll(stream)
 	}
 
-	found, err := drain(connect(t, s).Stream(t.Context(), texts(3), align.InOrder()))
+	found, err := drain(connect(t, s).Stream(t.Context(), texts(3), align.Ordered()))
 
 	if err != nil || len(found) != 3 || <-orders != alignpb.DeliveryOrder_DELIVERY_ORDER_AS_REQUESTED {
 		t.Errorf("got %v, %v", found, err)

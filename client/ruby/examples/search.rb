@@ -4,7 +4,7 @@
 #
 #   ruby -I lib examples/search.rb localhost:50051 "a cat" photos/*.jpg
 #
-# ALIGNSERVE_CA names a PEM file and turns TLS on; ALIGNSERVE_API_KEY is sent if it is set.
+# ALIGNSERVE_ROOT_CERTIFICATES names a PEM file and turns TLS on; ALIGNSERVE_API_KEY is sent if it is set.
 
 require "alignserve"
 require "pathname"
@@ -12,7 +12,7 @@ require "pathname"
 target, text, *paths = ARGV
 abort "usage: search.rb HOST:PORT TEXT IMAGE…" if paths.empty?
 
-security = ENV["ALIGNSERVE_CA"] ? { tls: { ca: ENV["ALIGNSERVE_CA"] } } : { plaintext: true }
+security = ENV["ALIGNSERVE_ROOT_CERTIFICATES"] ? { tls: { ca: ENV["ALIGNSERVE_ROOT_CERTIFICATES"] } } : { plaintext: true }
 client = Alignserve::Client.new(target, api_key: ENV.fetch("ALIGNSERVE_API_KEY", nil), **security)
 query = client.embed_text(text)
 

@@ -45,9 +45,10 @@ module Alignserve
     private
 
     def valid_key(key)
+      key = key.strip # files end with a line break
       return key if key.match?(/\A[!-~]+\z/)
 
-      raise ArgumentError, "the API key is empty, or has a character that no key has, such as a line break"
+      raise ArgumentError, "the API key is empty, or has characters that no key has"
     end
 
     def credentials(ca: nil, certificate: nil, key: nil)

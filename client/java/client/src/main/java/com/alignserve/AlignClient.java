@@ -193,7 +193,7 @@ public final class AlignClient implements AutoCloseable {
   /**
    * Returns whether the server is ready. It needs no API key. Throws if the server does not answer.
    */
-  public boolean health() {
+  public boolean isReady() {
     HealthCheckRequest request =
         HealthCheckRequest.newBuilder().setService(AlignServiceGrpc.SERVICE_NAME).build();
     return call(HealthGrpc.getCheckMethod(), request).getStatus() == ServingStatus.SERVING;
@@ -298,9 +298,9 @@ public final class AlignClient implements AutoCloseable {
       return this;
     }
 
-    /** Sends a key with every call. */
+    /** Sends a key with every call, without the space around it: files end with a line break. */
     public Builder apiKey(String key) {
-      return metadata("authorization", "Bearer " + key);
+      return metadata("authorization", "Bearer " + key.strip());
     }
 
     /**

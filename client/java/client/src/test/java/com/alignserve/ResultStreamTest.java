@@ -273,7 +273,7 @@ class ResultStreamTest {
               }
             };
 
-    assertEquals(upTo(3), numbers(texts(3), StreamOptions.DEFAULT.withInOrder(true)));
+    assertEquals(upTo(3), numbers(texts(3), StreamOptions.DEFAULT.withOrdered(true)));
     assertEquals(List.of(DeliveryOrder.DELIVERY_ORDER_AS_REQUESTED), List.copyOf(orders));
   }
 
