@@ -36,7 +36,7 @@ $(BIN)/python:
 
 $(SERVE): pyproject.toml server/pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the server for CPUs into $(VENV): 410 MB, half a minute ..."
-	@$(PIP) --quiet -e . -e ./server
+	@$(PIP) --quiet -e . -e './server[http]'
 	@touch $@
 
 $(DEVELOP): $(SERVE)

@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from alignserve_server.errors import error_kinds
+from alignserve_server.http.dialects import FIELD_TABLES
 from alignserve_server.observability.events import EVENTS
 from alignserve_server.settings import GROUPS, Settings
 
@@ -119,6 +121,13 @@ def _errors(_: Sequence[str]) -> str:
     )
 
 
+def _fields(table: str, _: Sequence[str]) -> str:
+    return _table(
+        ("field", "treatment", "meaning"),
+        [(f"`{field.name}`", field.treatment, field.meaning) for field in FIELD_TABLES[table]],
+    )
+
+
 def _first_sentence(kind: type) -> str:
     return " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
 
@@ -133,6 +142,7 @@ TABLES: dict[str, Callable[[Sequence[str]], str]] = {
     "metrics": _metrics,
     "events": _events,
     "errors": _errors,
+    **{f"fields-{table}": partial(_fields, table) for table in FIELD_TABLES},
 }
 
 

@@ -13,7 +13,8 @@ from tests.processes import BIN, ROOT, ServerProcess, run
 
 SHELL_EXAMPLES = [
     block
-    for block in code_blocks(read("README.md"), "sh")
+    for page in ("README.md", "protos/README.md")
+    for block in code_blocks(read(page), "sh")
     if re.search(r"^ *(grpcurl|alignserve) ", block, re.MULTILINE)
 ]
 PYTHON_EXAMPLES = code_blocks(read("README.md"), "python")
@@ -22,8 +23,8 @@ RPCS = [method.name for method in pb.DESCRIPTOR.services_by_name["AlignService"]
 
 @pytest.mark.contract
 @pytest.mark.parametrize("example", SHELL_EXAMPLES, ids=lambda example: example.split()[0])
-def test_shell_examples_of_the_readme_work(example: str, server: ServerProcess) -> None:
-    """Each command of README.md succeeds when it is pasted in the repository's root."""
+def test_shell_examples_work(example: str, server: ServerProcess) -> None:
+    """Each command of these pages succeeds when it is pasted in the repository's root."""
     command = f"export ALIGNSERVE_SERVER=localhost:50051\n{example}"
 
     result = run("bash", "-euo", "pipefail", "-c", _at(server, command))
@@ -35,7 +36,7 @@ def test_shell_examples_of_the_readme_work(example: str, server: ServerProcess) 
 @pytest.mark.contract
 @pytest.mark.parametrize("rpc", RPCS)
 def test_every_rpc_has_a_grpcurl_example(rpc: str) -> None:
-    """README.md shows how to call each RPC without stubs."""
+    """These pages show how to call each RPC without stubs."""
     assert any("grpcurl" in example and f"AlignService/{rpc}" in example for example in SHELL_EXAMPLES)
 
 

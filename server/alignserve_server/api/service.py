@@ -76,7 +76,7 @@ class Service:
         self.engine: Engine | None = None
         self.limits = limits
         self.readiness = readiness
-        self._server_version = server_version
+        self.server_version = server_version
 
     def check_ready(self) -> None:
         """Does nothing if a new call or stream can be served.
@@ -101,7 +101,7 @@ class Service:
             ModelLoading, ModelStalled, ShuttingDown: No model is being served.
         """
         self.check_ready()
-        return ServiceInfo(self._loaded_engine().info, self.limits, self._server_version)
+        return ServiceInfo(self._loaded_engine().info, self.limits, self.server_version)
 
     async def embed_images(
         self,

@@ -13,6 +13,7 @@ from alignserve_server.http.body import BodyReader
 from alignserve_server.http.connect import connect_endpoints
 from alignserve_server.http.connect_stream import StreamInfer
 from alignserve_server.http.connection import ConnectionLimits
+from alignserve_server.http.dialects import dialect_endpoints
 from alignserve_server.http.endpoint import Endpoint, StreamEndpoint
 from alignserve_server.http.exchange import ExchangeLimits, Exchanges
 from alignserve_server.http.grpc_web import grpc_web_endpoints
@@ -120,3 +121,4 @@ def _endpoints(
     yield from connect_endpoints(messages, options.max_request_fields)
     yield StreamInfer(messages, options.max_request_fields, service.limits.max_response_bytes).endpoint()
     yield from grpc_web_endpoints(messages, options.max_request_fields)
+    yield from dialect_endpoints(service)

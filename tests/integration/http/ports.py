@@ -15,6 +15,10 @@ from alignserve_server.http.endpoint import Endpoint
 
 from tests.integration.serving import RunningServer, running
 
+Shared = tuple[RunningServer, httpx.AsyncClient]  # the fixture `shared`
+
+in_module_loop = pytest.mark.asyncio(loop_scope="module")  # for tests that use it
+
 
 @asynccontextmanager
 async def serving(

@@ -31,7 +31,7 @@ def main() -> None:
     for name, check in _CHECKS.items():
         try:
             detail = check()
-        except Exception as error:  # noqa: BLE001 — one check must not hide the others
+        except Exception as error:
             _print({"check": name, "ok": False, "detail": f"{type(error).__name__}: {error}"})
         else:
             _print({"check": name, "ok": True, "detail": detail})
