@@ -9,7 +9,7 @@
 import { readFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
 
-import { Client, cosineSimilarity, type StreamItem } from "alignserve";
+import { AlignserveError, Client, cosineSimilarity, type StreamItem } from "alignserve";
 
 const [target = "127.0.0.1:50051", folder = "photos", text = "a cup of coffee", ...labels] = process.argv.slice(2);
 
@@ -18,6 +18,10 @@ const client = new Client(target, { apiKey, ...(ca ? { tls: { ca: await readFile
 try {
   await compareTwo();
   await searchAll();
+} catch (error) {
+  if (!(error instanceof AlignserveError)) throw error;
+  console.error(`${error.code} ${error.reason}: ${error.message}`); // printed whole, it shows gRPC's metadata as well
+  process.exitCode = 1;
 } finally {
   client.close();
 }
