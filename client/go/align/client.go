@@ -70,7 +70,10 @@ func New(target string, options ...Option) (*Client, error) {
 }
 
 // Close closes the connections and cancels open calls.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	c.config.close()
+	return c.conn.Close()
+}
 
 // Stub returns the generated client on the same connections, for everything that
 // the methods of Client leave out. Its unary calls have the same deadline,

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -49,10 +50,15 @@ type config struct {
 	maxResponseBytes int
 	metadata         metadata.MD
 	dial             []grpc.DialOption
+	closed           chan struct{}
+	close            func()
 }
 
 func newConfig() *config {
+	closed := make(chan struct{})
 	return &config{
+		closed:           closed,
+		close:            sync.OnceFunc(func() { close(closed) }),
 		timeout:          30 * time.Second,
 		keepaliveTime:    time.Minute,
 		keepaliveTimeout: 10 * time.Second,

@@ -129,14 +129,14 @@ func (s *stream) run(ctx context.Context) error {
 			attempt = 0
 		}
 		attempt++
-		if !s.opensAgain(failure, attempt) || !pause(ctx, delayAfter(failure, attempt)) {
+		if !s.opensAgain(failure, attempt) || !s.client.config.pause(ctx, delayAfter(failure, attempt)) {
 			return failure
 		}
 	}
 }
 
 func (s *stream) opensAgain(failure *Error, attempt int) bool {
-	if s.client.config.isWithoutRetries || attempt >= maxStreamAttempts {
+	if s.client.config.isWithoutRetries || s.client.config.isClosed() || attempt >= maxStreamAttempts {
 		return false
 	}
 	return failure.isBroken() || failure.isRefusal()

@@ -277,3 +277,20 @@ func TestTheEndOfTheContextEndsAStream(t *testing.T) {
 		t.Errorf("got %v over %d calls", last, s.streams)
 	}
 }
+
+func TestClosingTheClientEndsAStream(t *testing.T) {
+	client := connect(t, serve(t))
+	count := 0
+	var last error
+	for _, err := range client.Stream(t.Context(), texts(1<<20)) {
+		last = err
+		if count++; count == 3 {
+			if err := client.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if status.Code(last) != codes.Canceled {
+		t.Errorf("the stream ended with %v", last)
+	}
+}

@@ -208,8 +208,9 @@ public final class AlignClient implements AutoCloseable {
     return new ResultStream(this, items, options);
   }
 
-  boolean retries() {
-    return retries;
+  /** Whether a stream that breaks is opened again. */
+  boolean reopensStreams() {
+    return retries && !connection.isShutdown();
   }
 
   void startStream(

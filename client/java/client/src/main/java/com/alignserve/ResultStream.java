@@ -216,7 +216,7 @@ public final class ResultStream implements Iterable<Result>, AutoCloseable {
   private void pauseAfter(AlignException failure) throws InterruptedException {
     attempt = failure.reason().equals("STREAM_AGED") ? 1 : attempt + 1;
     boolean isTemporary = failure.isBroken() || failure.isRefusal();
-    if (!client.retries()
+    if (!client.reopensStreams()
         || !isTemporary
         || attempt >= Retries.MAX_STREAM_ATTEMPTS
         || isCallerGone()) {

@@ -358,6 +358,19 @@ class ResultStreamTest {
     assertEquals(List.of("1", "2"), ids);
   }
 
+  @Test
+  void closingTheClientEndsTheStream() throws IOException {
+    server.onStream = (number, responses) -> new Answering(responses);
+    AlignClient client = server.client().build();
+    try (ResultStream results = client.stream(texts(1 << 20))) {
+      results.iterator().next();
+      client.close();
+
+      assertThrows(AlignException.class, () -> results.forEach(result -> {}));
+    }
+    assertEquals(1, server.streams.get());
+  }
+
   /** Kotlin has no checked exceptions, so its sequences may throw any. */
   @Test
   void aCheckedExceptionOfTheItemsIsNoEndOfThem() throws IOException {
