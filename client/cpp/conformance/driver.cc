@@ -201,8 +201,11 @@ class Driver {
   json Connect(const json& request) {
     client_.reset();
     alignserve::Options options;
-    if (const json* ca = Find(request, "tls_ca")) {
-      options.tls = alignserve::Tls{*ca, Get<std::string>(request, "tls_certificate", ""), Get<std::string>(request, "tls_key", "")};
+    options.plaintext = !Find(request, "tls_ca");
+    for (const auto& [name, file] : {std::pair{"tls_ca", &options.tls.ca},
+                                     {"tls_certificate", &options.tls.certificate},
+                                     {"tls_key", &options.tls.key}}) {
+      *file = Get<std::string>(request, name, "");
     }
     options.api_key = Get<std::string>(request, "api_key", "");
     if (const json* seconds = Find(request, "timeout_seconds")) options.timeout = Seconds(*seconds);

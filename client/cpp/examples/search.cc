@@ -1,6 +1,8 @@
 // Finds the pictures that fit a text best, then says what each shows.
 //
 //   search localhost:50051 "a cat" photos/*.jpg
+//
+// ALIGNSERVE_ROOT_CERTIFICATES names a PEM file and turns TLS on; ALIGNSERVE_API_KEY is sent if it is set.
 
 #include <algorithm>
 #include <cstdio>
@@ -15,6 +17,11 @@ int main(int argc, char** argv) {
     return 2;
   }
   alignserve::Options options;
+  options.plaintext = true;
+  if (const char* ca = std::getenv("ALIGNSERVE_ROOT_CERTIFICATES")) {
+    options.plaintext = false;
+    options.tls.ca = ca;
+  }
   if (const char* key = std::getenv("ALIGNSERVE_API_KEY")) options.api_key = key;
   try {
     alignserve::Client client(argv[1], std::move(options));

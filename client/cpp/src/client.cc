@@ -1,8 +1,10 @@
 #include "alignserve/client.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
 #include <iterator>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 
@@ -29,13 +31,13 @@ std::string ReadFile(const std::string& path) {
   return content;
 }
 
-std::shared_ptr<grpc::ChannelCredentials> Credentials(const std::optional<Tls>& tls) {
-  if (!tls) return grpc::InsecureChannelCredentials();
-  grpc::SslCredentialsOptions options;
-  if (!tls->ca.empty()) options.pem_root_certs = ReadFile(tls->ca);
-  if (!tls->certificate.empty()) options.pem_cert_chain = ReadFile(tls->certificate);
-  if (!tls->key.empty()) options.pem_private_key = ReadFile(tls->key);
-  return grpc::SslCredentials(options);
+std::shared_ptr<grpc::ChannelCredentials> Credentials(const Options& options) {
+  if (options.plaintext) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions files;
+  if (!options.tls.ca.empty()) files.pem_root_certs = ReadFile(options.tls.ca);
+  if (!options.tls.certificate.empty()) files.pem_cert_chain = ReadFile(options.tls.certificate);
+  if (!options.tls.key.empty()) files.pem_private_key = ReadFile(options.tls.key);
+  return grpc::SslCredentials(files);
 }
 
 grpc::ChannelArguments Arguments(const Options& options) {
@@ -147,6 +149,13 @@ auto ToVector(const Repeated& messages) {
   return std::vector<typename Repeated::value_type>(messages.begin(), messages.end());
 }
 
+// Returns the only element of an answer to an item.
+template <typename Repeated>
+const auto& Only(const Repeated& elements) {
+  if (elements.size() != 1) throw Error(grpc::StatusCode::INTERNAL, "the server's answer to an item is incomplete");
+  return elements.Get(0);
+}
+
 Result ToResult(std::string id, const v1::StreamInferResponse& response) {
   Result result{std::move(id), {}, {}, {}, {}};
   switch (response.result_case()) {
@@ -154,19 +163,19 @@ Result ToResult(std::string id, const v1::StreamInferResponse& response) {
       result.error = Error::FromStatus(response.error());
       break;
     case v1::StreamInferResponse::kEmbedImage:
-      result.embedding = ReadEmbedding(response.embed_image().embeddings(0));
+      result.embedding = ReadEmbedding(Only(response.embed_image().embeddings()));
       break;
     case v1::StreamInferResponse::kEmbedText:
-      result.embedding = ReadEmbedding(response.embed_text().embeddings(0));
+      result.embedding = ReadEmbedding(Only(response.embed_text().embeddings()));
       break;
     case v1::StreamInferResponse::kEmbedQuery:
-      result.embedding = ReadEmbedding(response.embed_query().embeddings(0));
+      result.embedding = ReadEmbedding(Only(response.embed_query().embeddings()));
       break;
     case v1::StreamInferResponse::kClassify:
-      result.classifications = ToVector(response.classify().results(0).classifications());
+      result.classifications = ToVector(Only(response.classify().results()).classifications());
       break;
     case v1::StreamInferResponse::kCompare:
-      result.comparison = response.compare().comparisons(0);
+      result.comparison = Only(response.compare().comparisons());
       break;
     default:
       result.error = Error(grpc::StatusCode::UNKNOWN, "the server answered with a kind that this client does not know");
@@ -174,8 +183,31 @@ Result ToResult(std::string id, const v1::StreamInferResponse& response) {
   return result;
 }
 
-Clock::time_point Deadline(std::optional<std::chrono::milliseconds> timeout) {
-  return timeout && timeout->count() ? Clock::now() + *timeout : Clock::time_point::max();
+Deadline DeadlineAfter(std::optional<std::chrono::milliseconds> timeout) {
+  if (!timeout || timeout->count() == 0) return std::nullopt;
+  return Clock::now() + std::min<std::chrono::milliseconds>(*timeout, std::chrono::hours(24 * 365));
+}
+
+// Files with keys end with a line break.
+std::string Stripped(const std::string& text) {
+  constexpr char kSpace[] = " \t\r\n";
+  const size_t start = text.find_first_not_of(kSpace);
+  return start == std::string::npos ? "" : text.substr(start, text.find_last_not_of(kSpace) - start + 1);
+}
+
+// gRPC ends the process if a caller's metadata is not legal.
+void CheckMetadata(const std::string& name, const std::string& value) {
+  const auto is_in_name = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+  };
+  const auto is_in_value = [](char c) { return c >= ' ' && c <= '~'; };
+  if (name.empty() || !std::all_of(name.begin(), name.end(), is_in_name)) {
+    throw std::invalid_argument("'" + name + "' is no name of metadata: use a-z, 0-9, '-', '_' and '.'");
+  }
+  const bool is_binary = name.size() > 4 && name.compare(name.size() - 4, 4, "-bin") == 0;
+  if (!is_binary && !std::all_of(value.begin(), value.end(), is_in_value)) {
+    throw std::invalid_argument("the value of '" + name + "' is not printable ASCII");  // it may be a secret
+  }
 }
 
 }  // namespace
@@ -216,31 +248,33 @@ Item CompareItem(std::string id, const Image& image, const std::string& text, bo
 struct Client::Impl {
   Impl(const std::string& target, Options given)
       : options(std::move(given)),
-        channel(grpc::CreateCustomChannel(target, Credentials(options.tls), Arguments(options))),
+        channel(grpc::CreateCustomChannel(target, Credentials(options), Arguments(options))),
         stub(v1::AlignService::NewStub(channel)),
         health(grpc::health::v1::Health::NewStub(channel)) {
     options.metadata.emplace("alignserve-max-response-bytes", std::to_string(options.max_response_bytes));
-    if (!options.api_key.empty()) options.metadata.emplace("authorization", "Bearer " + options.api_key);
+    if (!options.api_key.empty()) options.metadata.emplace("authorization", "Bearer " + Stripped(options.api_key));
     if (!options.priority.empty()) options.metadata.emplace("alignserve-priority", options.priority);
+    for (const auto& [name, value] : options.metadata) CheckMetadata(name, value);
   }
 
-  void Prepare(grpc::ClientContext& context, Clock::time_point deadline) const {
+  void Prepare(grpc::ClientContext& context, Deadline deadline) const {
     for (const auto& [name, value] : options.metadata) context.AddMetadata(name, value);
-    if (deadline != Clock::time_point::max()) context.set_deadline(deadline);
+    if (deadline) context.set_deadline(*deadline);
   }
 
   // Calls a method of a stub, again if that may help.
   template <typename Stub, typename Request, typename Response>
   Response Call(Stub& called, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
                 const Request& request, const CallOptions& call) const {
-    const auto deadline = Deadline(call.timeout ? call.timeout : options.timeout);
-    Retry retry(options.retry, deadline, call.cancellation);
+    const Deadline deadline = DeadlineAfter(call.timeout ? call.timeout : options.timeout);
+    Retry retry(Retry::Kind::kCall, options.retry, deadline, call.cancellation);
     for (;;) {
       Response response;
       grpc::Status status;
       {
-        CancellableContext context(call.cancellation);
+        grpc::ClientContext context;
         Prepare(context, deadline);
+        const OnCancel on_cancel(call.cancellation, [&context] { context.TryCancel(); });
         status = (called.*method)(&context, request, &response);
       }
       if (status.ok()) return response;
@@ -306,69 +340,97 @@ bool Client::IsReady(const CallOptions& call) {
   return response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
 }
 
+namespace {
+
+// Joins a thread at the end of a scope, after telling it to end.
+class Joined {
+ public:
+  Joined(std::function<void()> run, std::function<void()> stop) : stop_(std::move(stop)), thread_(std::move(run)) {}
+  ~Joined() {
+    stop_();
+    thread_.join();
+  }
+  Joined(const Joined&) = delete;
+  Joined& operator=(const Joined&) = delete;
+
+ private:
+  const std::function<void()> stop_;
+  std::thread thread_;
+};
+
+void Send(grpc::ClientReaderWriter<v1::StreamInferRequest, v1::StreamInferResponse>& stream, Outbox& outbox,
+          int attempt, bool is_ordered) {
+  if (is_ordered) {
+    v1::StreamInferRequest first;
+    first.mutable_stream_options()->set_delivery_order(v1::DELIVERY_ORDER_AS_REQUESTED);
+    if (!stream.Write(first)) return;
+  }
+  while (const auto item = outbox.Next(attempt)) {
+    if (!stream.Write(item->request)) return;
+  }
+  stream.WritesDone();
+}
+
+}  // namespace
+
 void Client::Stream(const std::function<std::optional<Item>()>& next, const std::function<bool(Result)>& take,
                     const StreamOptions& options) {
-  const auto deadline = Deadline(options.timeout);
-  Retry retry(impl_->options.retry, deadline, nullptr);
+  const Deadline deadline = DeadlineAfter(options.timeout);
+  Retry retry(Retry::Kind::kStream, impl_->options.retry, deadline, options.cancellation);
   Outbox outbox(next, options.window);
-  std::thread feeder(&Outbox::Feed, &outbox);
 
-  // Runs an attempt; returns its status, or none if `take` has had enough.
-  const auto attempt = [&](int number) -> std::optional<grpc::Status> {
-    grpc::ClientContext context;
-    impl_->Prepare(context, deadline);
-    const auto stream = impl_->stub->StreamInfer(&context);
-    std::thread writer([&] {
-      if (options.ordered) {
-        v1::StreamInferRequest first;
-        first.mutable_stream_options()->set_delivery_order(v1::DELIVERY_ORDER_AS_REQUESTED);
-        if (!stream->Write(first)) return;
-      }
-      while (const auto* request = outbox.Next(number)) {
-        if (!stream->Write(*request)) return;
-      }
-      stream->WritesDone();
-    });
-    bool is_enough = false;
-    const auto end = [&] {
-      outbox.Reopen();  // ends the writer
-      writer.join();
-    };
-    try {
-      v1::StreamInferResponse response;
-      while (!is_enough && stream->Read(&response)) {
-        auto id = outbox.Answered(response.correlation_id());
-        if (!id) continue;
-        retry.Progressed();
-        is_enough = !take(ToResult(std::move(*id), response));
-      }
-    } catch (...) {
-      context.TryCancel();
-      end();
-      stream->Finish();
-      throw;
+  bool is_wanted = true;  // false once `take` has had enough
+
+  // Passes results on until the call ends. Returns the error of an item that no server can answer now.
+  const auto receive = [&](auto& stream) -> std::optional<Error> {
+    v1::StreamInferResponse response;
+    while (is_wanted && stream.Read(&response)) {
+      if (response.error().code() == grpc::StatusCode::UNAVAILABLE) return Error::FromStatus(response.error());
+      auto id = outbox.Answered(response.correlation_id());
+      if (!id) continue;
+      retry.Progressed();
+      is_wanted = take(ToResult(std::move(*id), response));
     }
-    if (is_enough) context.TryCancel();
-    end();
-    const grpc::Status status = stream->Finish();
-    if (is_enough) return std::nullopt;
-    return status;
+    return std::nullopt;
   };
 
-  std::exception_ptr failure;
-  try {
-    for (int number = 0;; ++number) {
-      const std::optional<grpc::Status> status = attempt(number);
-      if (!status || status->ok()) break;
-      retry.Wait(Error::FromStatus(*status));
-      if (options.on_reconnect) options.on_reconnect();
+  // Runs a call. Returns why it ended.
+  const auto attempt = [&](int number) {
+    grpc::ClientContext context;
+    impl_->Prepare(context, deadline);
+    const OnCancel on_cancel(options.cancellation, [&context] { context.TryCancel(); });
+    const auto stream = impl_->stub->StreamInfer(&context);
+    std::optional<Error> unavailable;
+    bool has_ended = false;  // otherwise it is left early, perhaps since `take` threw
+    {
+      const Joined writer([&] { Send(*stream, outbox, number, options.ordered); },
+                          [&] {
+                            if (!has_ended) context.TryCancel();
+                            outbox.EndAttempt();
+                          });
+      unavailable = receive(*stream);
+      has_ended = is_wanted && !unavailable;
     }
-  } catch (...) {
-    failure = std::current_exception();
+    const grpc::Status status = stream->Finish();
+    if (unavailable) return *unavailable;
+    if (status.ok()) return Error(grpc::StatusCode::UNAVAILABLE, "the server ended the stream early");
+    return Error::FromStatus(status);
+  };
+
+  {
+    const Joined feeder([&] { outbox.Feed(); }, [&] { outbox.Close(); });
+    const OnCancel on_cancel(options.cancellation, [&outbox] { outbox.Close(); });
+    for (int number = 0; outbox.WaitForItem(deadline); ++number) {
+      if (number > 0 && options.on_reconnect) options.on_reconnect();
+      const Error failure = attempt(number);
+      if (!is_wanted) return;
+      if (outbox.IsDone()) break;
+      retry.Wait(failure);
+    }
+    ThrowIfCancelled(options.cancellation);
+    if (!outbox.IsDone()) throw Error(grpc::StatusCode::DEADLINE_EXCEEDED, "the deadline of the stream has passed");
   }
-  const std::exception_ptr of_items = outbox.Close();
-  feeder.join();
-  if (failure || of_items) std::rethrow_exception(failure ? failure : of_items);
+  if (const auto failure = outbox.failure()) std::rethrow_exception(failure);
 }
 
 }  // namespace alignserve

@@ -2,6 +2,10 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <future>
+#include <stdexcept>
+#include <thread>
+
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -65,10 +69,16 @@ class FakeServer {
   std::string target_;
 };
 
+Options Plaintext() {
+  Options options;
+  options.plaintext = true;
+  return options;
+}
+
 class ClientTest : public testing::Test {
  protected:
   FakeServer server_;
-  Client client_{server_.target()};
+  Client client_{server_.target(), Plaintext()};
 };
 
 TEST_F(ClientTest, TheSameTextHasTheSameEmbedding) {
@@ -115,6 +125,79 @@ TEST_F(ClientTest, AStreamThatBreaksLosesNothing) {
       [&](const Result& result) { return answered.insert(result.id), true; }, options);
   EXPECT_EQ(answered, (std::multiset<std::string>{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}));
   EXPECT_EQ(reconnects, 1);
+}
+
+TEST_F(ClientTest, AnItemThatIsUnavailableIsSentAgain) {
+  server_.Call("fail_input", {{"content", "a cat"}, {"code", "UNAVAILABLE"}, {"reason", "MODEL_LOADING"}, {"times", 1}});
+  bool is_sent = false;
+  std::vector<Result> results;
+  client_.Stream(
+      [&]() -> std::optional<Item> {
+        if (is_sent) return std::nullopt;
+        is_sent = true;
+        return TextItem("cat", "a cat");
+      },
+      [&](Result result) { return results.push_back(std::move(result)), true; });
+  ASSERT_EQ(results.size(), 1u);
+  EXPECT_FALSE(results[0].error);
+}
+
+TEST_F(ClientTest, ACallThatWaitsForItsRepeatCanBeCancelled) {
+  server_.Call("fail_next", {{"code", "RESOURCE_EXHAUSTED"}, {"reason", "QUEUE_FULL"}, {"retry_delay_seconds", 3600}});
+  Cancellation cancellation;
+  CallOptions call;
+  call.cancellation = &cancellation;
+  call.timeout = std::chrono::milliseconds(0);
+  std::thread canceller([&] {
+    server_.Call("wait_for_received", {{"count", 1}});
+    cancellation.Cancel();
+  });
+  try {
+    client_.EmbedTexts({"a cat"}, {}, call);
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code, grpc::StatusCode::CANCELLED);
+  }
+  canceller.join();
+}
+
+TEST_F(ClientTest, AStreamThatWaitsForItemsCanBeCancelled) {
+  Cancellation cancellation;
+  StreamOptions options;
+  options.cancellation = &cancellation;
+  std::promise<void> is_cancelled;
+  bool is_first = true;
+  const auto next = [&]() -> std::optional<Item> {
+    if (!is_first) is_cancelled.get_future().wait();
+    is_first = false;
+    return TextItem("cat", "a cat");
+  };
+  const auto take = [&](const Result&) {
+    std::thread([&] {
+      cancellation.Cancel();
+      is_cancelled.set_value();
+    }).detach();
+    return true;
+  };
+  EXPECT_THROW(client_.Stream(next, take, options), Error);
+}
+
+TEST_F(ClientTest, AWindowIsPositive) {
+  StreamOptions options;
+  options.window = 0;
+  EXPECT_THROW(client_.Stream([] { return std::nullopt; }, [](const Result&) { return true; }, options),
+               std::invalid_argument);
+}
+
+TEST(Client, AKeyWithALineBreakInsideIsRefusedAndNotShown) {
+  Options options;
+  options.api_key = "as_secret\nkey";
+  try {
+    Client("localhost:1", options);
+    FAIL();
+  } catch (const std::invalid_argument& error) {
+    EXPECT_EQ(std::string(error.what()).find("as_secret"), std::string::npos);
+  }
 }
 
 TEST_F(ClientTest, AnEndlessStreamCanBeLeft) {

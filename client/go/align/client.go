@@ -70,7 +70,10 @@ func New(target string, options ...Option) (*Client, error) {
 }
 
 // Close closes the connections and cancels open calls.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	c.config.close()
+	return c.conn.Close()
+}
 
 // Stub returns the generated client on the same connections, for everything that
 // the methods of Client leave out. Its unary calls have the same deadline,
@@ -83,9 +86,9 @@ func (c *Client) ModelInfo(ctx context.Context) (*alignpb.GetModelInfoResponse, 
 	return c.stub.GetModelInfo(ctx, &alignpb.GetModelInfoRequest{})
 }
 
-// Health reports whether the server is ready. It needs no API key. It returns an
+// IsReady reports whether the server is ready. It needs no API key. It returns an
 // error if the server does not answer.
-func (c *Client) Health(ctx context.Context) (bool, error) {
+func (c *Client) IsReady(ctx context.Context) (bool, error) {
 	answer, err := c.health.Check(ctx, &grpc_health_v1.HealthCheckRequest{
 		Service: alignpb.AlignService_ServiceDesc.ServiceName,
 	})

@@ -216,7 +216,7 @@ func TestAnswersUpToTheLimitAreAccepted(t *testing.T) {
 }
 
 func TestHealthOfAServerThatCannotBeAskedIsAnError(t *testing.T) {
-	_, err := connect(t, serve(t)).Health(t.Context())
+	_, err := connect(t, serve(t)).IsReady(t.Context())
 
 	if asError(t, err).Code != codes.Unimplemented {
 		t.Errorf("got %v", err)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -48,10 +50,15 @@ type config struct {
 	maxResponseBytes int
 	metadata         metadata.MD
 	dial             []grpc.DialOption
+	closed           chan struct{}
+	close            func()
 }
 
 func newConfig() *config {
+	closed := make(chan struct{})
 	return &config{
+		closed:           closed,
+		close:            sync.OnceFunc(func() { close(closed) }),
 		timeout:          30 * time.Second,
 		keepaliveTime:    time.Minute,
 		keepaliveTimeout: 10 * time.Second,
@@ -76,8 +83,11 @@ func WithClientCertificate(certificatePath, keyPath string) Option {
 // WithTLS sets the TLS configuration; the other TLS options change a copy of it.
 func WithTLS(configuration *tls.Config) Option { return func(c *config) { c.tls = configuration } }
 
-// WithAPIKey sends a key with every call.
-func WithAPIKey(key string) Option { return WithMetadata("authorization", "Bearer "+key) }
+// WithAPIKey sends a key with every call, without the space around it: files end
+// with a line break.
+func WithAPIKey(key string) Option {
+	return WithMetadata("authorization", "Bearer "+strings.TrimSpace(key))
+}
 
 // WithTimeout sets the deadline of unary calls whose context has none, over all
 // attempts: 30 seconds by default, 0 for none. Streams use their context's only.
@@ -104,7 +114,7 @@ func WithKeepalive(interval, timeout time.Duration) Option {
 
 // WithHealthChecks watches the health of each server and sends calls only to those
 // that are ready. Use it for names with several addresses. If no server is ready,
-// calls and [Client.Health] fail with UNAVAILABLE without a reason.
+// calls and [Client.IsReady] fail with UNAVAILABLE without a reason.
 func WithHealthChecks() Option { return func(c *config) { c.hasHealthChecks = true } }
 
 // WithoutRetries turns retries off: a call fails after one attempt, and a stream

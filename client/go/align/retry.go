@@ -61,7 +61,7 @@ func (c *config) unary(
 			return nil
 		}
 		failure := errorOf(ctx, err)
-		if !c.retries(failure, attempt) || !pause(ctx, delayAfter(failure, attempt)) {
+		if !c.retries(failure, attempt) || !c.pause(ctx, delayAfter(failure, attempt)) {
 			return failure
 		}
 	}
@@ -70,7 +70,7 @@ func (c *config) unary(
 // retries reports whether a unary call is retried. After refusals by a full server
 // only the deadline limits the number of attempts.
 func (c *config) retries(failure *Error, attempt int) bool {
-	if c.isWithoutRetries {
+	if c.isWithoutRetries || c.isClosed() {
 		return false
 	}
 	return failure.isRefusal() || (failure.isForeignCancel() && attempt < maxAttempts)
@@ -86,8 +86,19 @@ func delayAfter(failure *Error, attempt int) time.Duration {
 	return delay + time.Duration(float64(delay)*jitter*rand.Float64())
 }
 
-// pause sleeps, or reports false: at once if the context would end first.
-func pause(ctx context.Context, delay time.Duration) bool {
+// isClosed reports whether [Client.Close] ended the call.
+func (c *config) isClosed() bool {
+	select {
+	case <-c.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// pause sleeps, or reports false: at once if the context would end first, and when
+// the client is closed.
+func (c *config) pause(ctx context.Context, delay time.Duration) bool {
 	if deadline, isSet := ctx.Deadline(); isSet && time.Until(deadline) <= delay {
 		return false
 	}
@@ -97,6 +108,8 @@ func pause(ctx context.Context, delay time.Duration) bool {
 	case <-timer.C:
 		return true
 	case <-ctx.Done():
+		return false
+	case <-c.closed:
 		return false
 	}
 }

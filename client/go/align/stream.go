@@ -32,9 +32,9 @@ type streamOptions struct {
 // default. It bounds the memory of a stream.
 func Window(items int) StreamOption { return func(o *streamOptions) { o.window = max(items, 1) } }
 
-// InOrder yields results in the order of the items. A slow item then delays those
+// Ordered yields results in the order of the items. A slow item then delays those
 // behind it.
-func InOrder() StreamOption { return func(o *streamOptions) { o.isOrdered = true } }
+func Ordered() StreamOption { return func(o *streamOptions) { o.isOrdered = true } }
 
 // Stream runs any number of items over one stream, and yields each result when it
 // is ready. If an item fails, its result has Err. A non-nil second value is an
@@ -129,14 +129,14 @@ func (s *stream) run(ctx context.Context) error {
 			attempt = 0
 		}
 		attempt++
-		if !s.opensAgain(failure, attempt) || !pause(ctx, delayAfter(failure, attempt)) {
+		if !s.opensAgain(failure, attempt) || !s.client.config.pause(ctx, delayAfter(failure, attempt)) {
 			return failure
 		}
 	}
 }
 
 func (s *stream) opensAgain(failure *Error, attempt int) bool {
-	if s.client.config.isWithoutRetries || attempt >= maxStreamAttempts {
+	if s.client.config.isWithoutRetries || s.client.config.isClosed() || attempt >= maxStreamAttempts {
 		return false
 	}
 	return failure.isBroken() || failure.isRefusal()

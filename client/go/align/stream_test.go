@@ -222,7 +222,7 @@ func TestTheWindowBoundsWhatIsRead(t *testing.T) {
 	}
 }
 
-func TestInOrderAsksTheServerForTheOrder(t *testing.T) {
+func TestOrderedAsksTheServerForTheOrder(t *testing.T) {
 	s := serve(t)
 	orders := make(chan alignpb.DeliveryOrder, 1)
 	s.onStream = func(_ int, stream serverStream) error {
@@ -231,7 +231,7 @@ func TestInOrderAsksTheServerForTheOrder(t *testing.T) {
 		return answerAll(stream)
 	}
 
-	found, err := drain(connect(t, s).Stream(t.Context(), texts(3), align.InOrder()))
+	found, err := drain(connect(t, s).Stream(t.Context(), texts(3), align.Ordered()))
 
 	if err != nil || len(found) != 3 || <-orders != alignpb.DeliveryOrder_DELIVERY_ORDER_AS_REQUESTED {
 		t.Errorf("got %v, %v", found, err)
@@ -275,5 +275,22 @@ func TestTheEndOfTheContextEndsAStream(t *testing.T) {
 
 	if !errors.Is(last, context.Canceled) || s.streams != 1 {
 		t.Errorf("got %v over %d calls", last, s.streams)
+	}
+}
+
+func TestClosingTheClientEndsAStream(t *testing.T) {
+	client := connect(t, serve(t))
+	count := 0
+	var last error
+	for _, err := range client.Stream(t.Context(), texts(1<<20)) {
+		last = err
+		if count++; count == 3 {
+			if err := client.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if status.Code(last) != codes.Canceled {
+		t.Errorf("the stream ended with %v", last)
 	}
 }

@@ -115,7 +115,7 @@ func listOf(list protoreflect.List) []any {
 }
 
 func health(ctx context.Context, client *align.Client, _ *request) (object, error) {
-	ready, err := client.Health(ctx)
+	ready, err := client.IsReady(ctx)
 	return object{"ready": ready}, err
 }
 

@@ -191,7 +191,7 @@ func (r *request) streamOptions() []align.StreamOption {
 		options = append(options, align.Window(r.Window))
 	}
 	if r.Ordered {
-		options = append(options, align.InOrder())
+		options = append(options, align.Ordered())
 	}
 	return options
 }

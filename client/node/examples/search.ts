@@ -2,19 +2,26 @@
  * Finds the pictures of a folder that fit a text, and names what they show.
  *
  *     npm run example -- 127.0.0.1:50051 photos "a cup of coffee" cat dog coffee
+ *
+ * ALIGNSERVE_ROOT_CERTIFICATES names a PEM file and turns TLS on; ALIGNSERVE_API_KEY is sent if it is set.
  */
 
 import { readFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
 
-import { Client, cosineSimilarity, type StreamItem } from "alignserve";
+import { AlignserveError, Client, cosineSimilarity, type StreamItem } from "alignserve";
 
 const [target = "127.0.0.1:50051", folder = "photos", text = "a cup of coffee", ...labels] = process.argv.slice(2);
 
-const client = new Client(target, { plaintext: true });
+const { ALIGNSERVE_API_KEY: apiKey, ALIGNSERVE_ROOT_CERTIFICATES: ca } = process.env;
+const client = new Client(target, { apiKey, ...(ca ? { tls: { ca: await readFile(ca) } } : { plaintext: true }) });
 try {
   await compareTwo();
   await searchAll();
+} catch (error) {
+  if (!(error instanceof AlignserveError)) throw error;
+  console.error(`${error.code} ${error.reason}: ${error.message}`); // printed whole, it shows gRPC's metadata as well
+  process.exitCode = 1;
 } finally {
   client.close();
 }

@@ -10,7 +10,7 @@ import {
   type MessageShape,
 } from "@bufbuild/protobuf";
 
-import { errorOf, finderIn, recoded, type AlignserveError } from "./errors.js";
+import { AlignserveError, errorOf, finderIn, recoded } from "./errors.js";
 import {
   AlignService,
   type StreamInferRequest,
@@ -56,6 +56,7 @@ const RETRY_BUFFER_BYTES = 20 << 20; // a request of the largest size; gRPC's de
 
 export class GrpcTransport implements Transport {
   readonly #client: grpc.Client;
+  #isClosed = false;
 
   constructor(target: string, options: ConnectionOptions, maxResponseBytes: number) {
     this.#client = new grpc.Client(target, credentialsOf(options), {
@@ -78,6 +79,7 @@ export class GrpcTransport implements Transport {
     request: MessageShape<I>,
     attempt: Attempt,
   ): Promise<MessageShape<O>> {
+    this.#checkOpen();
     const { signal } = attempt;
     return new Promise((resolve, reject) => {
       const call = this.#client.makeUnaryRequest(
@@ -100,6 +102,7 @@ export class GrpcTransport implements Transport {
   }
 
   openStream(attempt: Attempt): InferStream {
+    this.#checkOpen();
     const method = AlignService.method.streamInfer;
     const call = this.#client.makeBidiStreamRequest(
       pathOf(method),
@@ -125,7 +128,12 @@ export class GrpcTransport implements Transport {
   }
 
   close(): void {
+    this.#isClosed = true;
     this.#client.close();
+  }
+
+  #checkOpen(): void {
+    if (this.#isClosed) throw new AlignserveError("CANCELLED", "the client is closed");
   }
 }
 

@@ -36,6 +36,13 @@ afterEach(() => {
   server.stop();
 });
 
+test("a closed client cancels its calls", async () => {
+  const client = connect();
+  client.close();
+
+  assert.equal((await failure(client.embedTexts(["a cat"]))).code, "CANCELLED");
+});
+
 describe("requests", () => {
   test("the key, the priority and the size of answers are sent as metadata", async () => {
     const client = connect({

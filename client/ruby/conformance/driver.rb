@@ -55,13 +55,13 @@ class Driver
 
   def op_connect(request)
     @client&.close
-    tls = request["tls_ca"] && { ca: request["tls_ca"], certificate: request["tls_certificate"], key: request["tls_key"] }
+    tls = { ca: request["tls_ca"], certificate: request["tls_certificate"], key: request["tls_key"] }.compact
     options = {
       api_key: request["api_key"], timeout: request["timeout_seconds"], retries: request["retry"],
       max_response_bytes: request["max_response_bytes"], metadata: request["metadata"],
       keepalive: request["keepalive_seconds"], keepalive_timeout: request["keepalive_timeout_seconds"]
     }
-    @client = Client.new(request["target"], tls:, **options.compact)
+    @client = Client.new(request["target"], tls:, plaintext: tls.empty?, **options.compact)
     {}
   end
 

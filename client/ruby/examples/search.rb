@@ -3,6 +3,8 @@
 # Finds the pictures that fit a text best, then says what each shows.
 #
 #   ruby -I lib examples/search.rb localhost:50051 "a cat" photos/*.jpg
+#
+# ALIGNSERVE_ROOT_CERTIFICATES names a PEM file and turns TLS on; ALIGNSERVE_API_KEY is sent if it is set.
 
 require "alignserve"
 require "pathname"
@@ -10,7 +12,8 @@ require "pathname"
 target, text, *paths = ARGV
 abort "usage: search.rb HOST:PORT TEXT IMAGE…" if paths.empty?
 
-client = Alignserve::Client.new(target, api_key: ENV.fetch("ALIGNSERVE_API_KEY", nil))
+security = ENV["ALIGNSERVE_ROOT_CERTIFICATES"] ? { tls: { ca: ENV["ALIGNSERVE_ROOT_CERTIFICATES"] } } : { plaintext: true }
+client = Alignserve::Client.new(target, api_key: ENV.fetch("ALIGNSERVE_API_KEY", nil), **security)
 query = client.embed_text(text)
 
 # A stream: one unreadable picture fails alone, and any number of pictures fits.

@@ -22,7 +22,7 @@ require "alignserve/client"
 
 # Client of alignserve: image and text embeddings and zero-shot classification over gRPC.
 #
-#   client = Alignserve::Client.new("localhost:50051")
+#   client = Alignserve::Client.new("localhost:50051", plaintext: true)
 #   cat = client.embed_image(Pathname("cat.jpg"))
 #   client.classify([Pathname("cat.jpg")], %w[cat dog]).first.first.label
 module Alignserve

@@ -3,6 +3,8 @@
 //! ```sh
 //! cargo run --example search -- http://127.0.0.1:50051 photos "a cup of coffee" cat dog coffee
 //! ```
+//!
+//! `ALIGNSERVE_API_KEY` is sent if it is set, and `ALIGNSERVE_ROOT_CERTIFICATES` names the PEM file of a private authority.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -22,10 +24,21 @@ async fn main() -> anyhow::Result<()> {
         .unwrap_or_else(|| "a cup of coffee".to_owned());
     let labels: Vec<_> = arguments.collect();
 
-    let client = Client::new(address)?;
+    let client = connect(address)?;
     let pictures = pictures(&folder)?;
     compare_two(&client, &pictures, &text, labels).await?;
     search_all(&client, pictures, &text).await
+}
+
+fn connect(address: String) -> anyhow::Result<Client> {
+    let mut builder = Client::builder(address);
+    if let Ok(key) = env::var("ALIGNSERVE_API_KEY") {
+        builder = builder.api_key(&key);
+    }
+    if let Ok(path) = env::var("ALIGNSERVE_ROOT_CERTIFICATES") {
+        builder = builder.ca_certificate(std::fs::read(path)?);
+    }
+    Ok(builder.build()?)
 }
 
 /// Two pictures and a text in one space, and the labels of the pictures.

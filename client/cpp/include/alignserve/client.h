@@ -3,12 +3,12 @@
 #define ALIGNSERVE_CLIENT_H_
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <condition_variable>
 #include <optional>
 #include <set>
 #include <string>
@@ -16,15 +16,13 @@
 #include <variant>
 #include <vector>
 
-#include <grpcpp/client_context.h>
-
 #include "alignserve/embedding.h"
 #include "alignserve/error.h"
 #include "alignserve/v1/align_service.pb.h"
 
 namespace alignserve {
 
-// Files in PEM. Without `ca`, the system's authorities are trusted.
+// Names of PEM files. Without `ca`, the system's authorities are trusted.
 struct Tls {
   std::string ca;
   std::string certificate;  // of the client, for mutual TLS
@@ -32,35 +30,36 @@ struct Tls {
 };
 
 struct Options {
-  std::optional<Tls> tls;  // plaintext if not set: then the API key is sent in the clear as well
+  Tls tls;
+  bool plaintext = false;  // no TLS: keys and images can be read in transit
   std::string api_key;
-  std::chrono::milliseconds timeout = std::chrono::seconds(60);  // of a unary call, over all attempts; 0 for none
-  bool retry = true;  // repeat calls that were refused for now, or whose connection broke
+  std::chrono::milliseconds timeout = std::chrono::seconds(30);  // of a unary call, over all attempts; 0 for none
+  bool retry = true;                  // repeat calls that were refused for now, or whose connection broke
   int max_response_bytes = 16 << 20;  // the server is told
   std::string priority;               // "interactive" or "bulk"
-  std::multimap<std::string, std::string> metadata;
+  std::multimap<std::string, std::string> metadata;  // sent with every call
   std::chrono::milliseconds keepalive = std::chrono::seconds(60);
   std::chrono::milliseconds keepalive_timeout = std::chrono::seconds(10);
 };
 
-// Cancels the calls that it is passed to, from any thread.
+// Cancels the calls that it is passed to, from any thread. They throw an Error with the code CANCELLED.
 class Cancellation {
  public:
   void Cancel();
   bool is_cancelled() const;
 
  private:
+  friend class OnCancel;
   friend class Retry;
-  friend class CancellableContext;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool is_cancelled_ = false;
-  std::set<grpc::ClientContext*> contexts_;
+  std::set<const std::function<void()>*> actions_;
 };
 
 struct CallOptions {
-  std::optional<std::chrono::milliseconds> timeout;  // instead of the client's
+  std::optional<std::chrono::milliseconds> timeout;  // instead of the client's; 0 for none
   Cancellation* cancellation = nullptr;              // lives longer than the call
 };
 
@@ -129,12 +128,14 @@ struct StreamOptions {
   bool ordered = false;  // results in the order of the items
   std::optional<std::chrono::milliseconds> timeout;  // of the whole stream
   std::function<void()> on_reconnect;                // called whenever the stream is opened again
+  Cancellation* cancellation = nullptr;              // lives longer than the call
 };
 
 // A client of one target, for any number of threads. Calls throw Error.
 class Client {
  public:
-  // Does not connect before the first call. Throws std::system_error if a PEM file cannot be read.
+  // Connects on the first call. Throws std::system_error if a PEM file cannot be read, and std::invalid_argument if
+  // the key or other metadata has characters that cannot be sent.
   explicit Client(const std::string& target, Options options = {});
   ~Client();
   Client(const Client&) = delete;
@@ -161,7 +162,10 @@ class Client {
 
   // Sends items until `next` returns none, and passes each result to `take`, on the calling thread. `next` is called on
   // another thread, as the window allows, so items may be endless. When a server ends the stream, it is opened again and
-  // items without an answer are sent again. If `take` returns false the stream is cancelled.
+  // items without an answer are sent again; after ten attempts without an answer the last error is thrown. If `take`
+  // returns false the stream is cancelled. What `next` throws is thrown after the results of the items before.
+  //
+  // However the stream ends, Stream returns only after `next` has: do not let it block for longer than you can wait.
   void Stream(const std::function<std::optional<Item>()>& next, const std::function<bool(Result)>& take,
               const StreamOptions& options = {});
 

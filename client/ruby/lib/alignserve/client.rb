@@ -3,32 +3,45 @@
 module Alignserve
   # A client of one target, for any number of threads.
   #
-  # Every call takes `timeout:` in seconds, over all its attempts, and `cancellation:`. An image is a String with the bytes of
-  # a file, a Pathname, an IO or Pixels. Embeddings are Arrays of Floats unless `format:` says otherwise (see
+  # Every call takes `timeout:` in seconds, over all its attempts, and `cancellation:`, a Cancellation. An image is a String
+  # with the bytes of a file, a Pathname, an IO or Pixels. Embeddings are Arrays of Floats unless `format:` says otherwise (see
   # Embeddings::FORMATS). Calls raise Error.
   class Client
     SERVICE_NAME = "alignserve.v1.AlignService"
 
-    # Does not connect before the first call.
+    # Yields a client and closes it at the end of the block; returns the block's value. Takes what `new` takes.
+    def self.open(target, **options)
+      client = new(target, **options)
+      yield client
+    ensure
+      client&.close
+    end
+
+    # Connects on the first call.
     #
-    # tls:: nil for plaintext, true for the system's authorities, or `{ca:, certificate:, key:}` with PEM files.
+    # tls:: `{ca:, certificate:, key:}`, names of PEM files. Without `ca`, the system's authorities are trusted.
+    # plaintext:: true for no TLS: keys and images can be read in transit.
     # api_key:: sent with every call.
     # timeout:: seconds for a unary call, over all attempts; nil for none.
     # retries:: whether calls that the server refused for now, or whose connection broke, are repeated.
     # max_response_bytes:: the largest response that is accepted; the server is told.
     # priority:: `"interactive"` or `"bulk"`.
     # keepalive:: seconds between pings during a call.
-    def initialize(target, tls: nil, api_key: nil, timeout: 60, retries: true, priority: nil, metadata: {}, **options)
+    # keepalive_timeout:: seconds to wait for the answer to a ping.
+    # metadata:: sent with every call.
+    def initialize(target, timeout: 30, retries: true, priority: nil, metadata: {}, **options)
       metadata = metadata.merge("alignserve-priority" => priority) if priority
-      @connection = Connection.new(target, tls:, api_key:, metadata:, **options)
+      @connection = Connection.new(target, metadata:, **options)
       @timeout = timeout
       @retries = retries
+      @closing = Cancellation.new
       @channel = @connection.open
       @stub = @connection.stub(V1::AlignService::Stub, @channel)
     end
 
-    # Ends all calls. The client cannot be used again.
+    # Cancels all calls, which raise CancelledError, and so do later ones.
     def close
+      @closing.cancel
       @channel.close
     end
 
@@ -81,24 +94,28 @@ module Alignserve
     end
 
     # Yields a Result for each of the Items, or returns an Enumerator of them. Items are taken as the window allows, so
-    # they may be endless. When a server ends the stream, it is opened again, and items without an answer are sent again.
+    # they may be endless. When a server ends the stream, it is opened again, and items without an answer are sent again;
+    # after ten attempts without an answer the last error is raised. What the items raise is raised after the results of
+    # those before.
     #
     # window:: at most this many items are unanswered at any time.
     # ordered:: results in the order of the items; otherwise as they become ready.
     # timeout:: seconds for the whole stream.
     # on_reconnect:: called whenever the stream is opened again.
     #
-    # To cancel, leave the block by `break`.
-    def stream(items, window: 32, ordered: false, timeout: nil, on_reconnect: nil, &block)
-      return to_enum(:stream, items, window:, ordered:, timeout:, on_reconnect:) if block.nil?
+    # To cancel, leave the block by `break`, or use `cancellation:` from another thread.
+    def stream(items, window: 32, ordered: false, timeout: nil, on_reconnect: nil, cancellation: nil, &block)
+      return to_enum(:stream, items, window:, ordered:, timeout:, on_reconnect:, cancellation:) if block.nil?
 
       deadline = timeout && (Time.now + timeout)
-      attempts = 0
       open = lambda do |requests|
-        on_reconnect&.call if (attempts += 1) > 1
         @stub.stream_infer(requests, deadline:, metadata: @connection.metadata, return_op: true)
       end
-      Stream.new(items, window:, ordered:, retries: Retries.new(@retries, deadline), open:).each(&block)
+      cancellable(cancellation) do |scope|
+        retries = Retries.new(@retries, deadline, scope)
+        Stream.new(items, window:, ordered:, deadline:, cancellation: scope, retries:, on_reconnect:, open:).each(&block)
+      end
+      nil
     end
 
     # Leaves out the API key.
@@ -110,18 +127,25 @@ module Alignserve
 
     def call(method, request, timeout, cancellation, stub = @stub)
       deadline = timeout && (Time.now + timeout)
-      retries = Retries.new(@retries, deadline)
-      cancellation ||= Cancellation.new
-      begin
-        operation = stub.public_send(
-          method, request, deadline:, metadata: @connection.metadata, return_op: true
-        )
-        cancellation.during(operation) { operation.execute }
-      rescue GRPC::BadStatus => e
-        raise Statuses.cancelled if cancellation.cancelled?
+      cancellable(cancellation) do |scope|
+        retries = Retries.new(@retries, deadline, scope)
+        begin
+          scope.check
+          operation = stub.public_send(method, request, deadline:, metadata: @connection.metadata, return_op: true)
+          scope.during(operation) { operation.execute }
+        rescue GRPC::BadStatus => e
+          scope.check
+          retries.wait(Statuses.of_call(e))
+          retry
+        end
+      end
+    end
 
-        retries.wait(Statuses.of_call(e), cancellation)
-        retry
+    # Yields a Cancellation that `close` cancels, and the caller's Cancellation if there is one.
+    def cancellable(cancellation)
+      scope = Cancellation.new
+      @closing.during(scope) do
+        cancellation.nil? ? yield(scope) : cancellation.during(scope) { yield scope }
       end
     end
   end

@@ -5,22 +5,25 @@ require "json"
 module Alignserve
   # The options of a channel, and the metadata of every call.
   class Connection
-    MAX_MESSAGE_BYTES = 16 << 20
+    MAX_RESPONSE_BYTES = 16 << 20
+    RETRY_BUFFER_BYTES = 64 << 20
     SERVICE_CONFIG = {
       # Spreads calls over all servers that a name resolves to. The client repeats calls by itself, not by gRPC, which
       # reads neither RetryInfo nor who cancelled.
       "loadBalancingConfig" => [{ "round_robin" => {} }]
     }.freeze
-    private_constant :MAX_MESSAGE_BYTES, :SERVICE_CONFIG
+    private_constant :MAX_RESPONSE_BYTES, :RETRY_BUFFER_BYTES, :SERVICE_CONFIG
 
     attr_reader :target, :metadata
 
-    def initialize(target, tls: nil, api_key: nil, metadata: {}, max_response_bytes: MAX_MESSAGE_BYTES,
-                   keepalive: 60, keepalive_timeout: 10)
+    def initialize(target, tls: {}, plaintext: false, api_key: nil, metadata: {},
+                   max_response_bytes: MAX_RESPONSE_BYTES, keepalive: 60, keepalive_timeout: 10)
+      raise ArgumentError, "tls and plaintext exclude each other" if plaintext && !tls.empty?
+
       @target = target
-      @credentials = credentials(tls)
+      @credentials = plaintext ? :this_channel_is_insecure : credentials(**tls)
       @metadata = metadata.transform_keys(&:to_s).merge("alignserve-max-response-bytes" => max_response_bytes.to_s)
-      @metadata["authorization"] = "Bearer #{api_key}" if api_key
+      @metadata["authorization"] = "Bearer #{valid_key(api_key)}" if api_key
       @channel_options = channel_options(max_response_bytes, keepalive, keepalive_timeout)
     end
 
@@ -41,12 +44,15 @@ module Alignserve
 
     private
 
-    def credentials(tls)
-      return :this_channel_is_insecure unless tls
-      return GRPC::Core::ChannelCredentials.new if tls == true
+    def valid_key(key)
+      key = key.strip # files end with a line break
+      return key if key.match?(/\A[!-~]+\z/)
 
-      pem = %i[ca certificate key].map { |name| tls[name] && File.binread(tls[name]) }
-      root, certificate, key = pem
+      raise ArgumentError, "the API key is empty, or has characters that no key has"
+    end
+
+    def credentials(ca: nil, certificate: nil, key: nil)
+      root, certificate, key = [ca, certificate, key].map { |path| path && File.binread(path) }
       # gRPC takes the key before the certificate.
       certificate ? GRPC::Core::ChannelCredentials.new(root, key, certificate) : GRPC::Core::ChannelCredentials.new(root)
     end
@@ -57,7 +63,7 @@ module Alignserve
         "grpc.primary_user_agent" => "alignserve-ruby/#{VERSION}",
         "grpc.max_receive_message_length" => max_response_bytes,
         # gRPC repeats a call that the server never saw, while it still holds the request: 256 KiB by default.
-        "grpc.per_rpc_retry_buffer_size" => MAX_MESSAGE_BYTES,
+        "grpc.per_rpc_retry_buffer_size" => RETRY_BUFFER_BYTES,
         "grpc.keepalive_time_ms" => (keepalive * 1000).to_i,
         "grpc.keepalive_timeout_ms" => (keepalive_timeout * 1000).to_i,
         # Otherwise gRPC core stops after two pings while a long call is quiet.

@@ -75,9 +75,19 @@ module Alignserve
       build(status.code, status.message, status.details)
     end
 
-    # Returns the Error of a call that the caller has cancelled.
+    # Returns the Error of a call that this side has cancelled.
     def cancelled
-      CancelledError.new("the caller cancelled the call", code: "CANCELLED")
+      CancelledError.new("the call was cancelled, or its client was closed", code: "CANCELLED")
+    end
+
+    # Returns the Error of a stream that has no time left.
+    def deadline_exceeded
+      DeadlineExceededError.new("the deadline of the stream has passed", code: "DEADLINE_EXCEEDED")
+    end
+
+    # Returns the Error of a stream that a server ended before all items were answered.
+    def ended_early
+      UnavailableError.new("the server ended the stream early", code: "UNAVAILABLE")
     end
 
     def build(number, message, details)

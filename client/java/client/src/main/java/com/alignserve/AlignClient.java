@@ -193,7 +193,7 @@ public final class AlignClient implements AutoCloseable {
   /**
    * Returns whether the server is ready. It needs no API key. Throws if the server does not answer.
    */
-  public boolean health() {
+  public boolean isReady() {
     HealthCheckRequest request =
         HealthCheckRequest.newBuilder().setService(AlignServiceGrpc.SERVICE_NAME).build();
     return call(HealthGrpc.getCheckMethod(), request).getStatus() == ServingStatus.SERVING;
@@ -208,8 +208,9 @@ public final class AlignClient implements AutoCloseable {
     return new ResultStream(this, items, options);
   }
 
-  boolean retries() {
-    return retries;
+  /** Whether a stream that breaks is opened again. */
+  boolean reopensStreams() {
+    return retries && !connection.isShutdown();
   }
 
   void startStream(
@@ -298,9 +299,9 @@ public final class AlignClient implements AutoCloseable {
       return this;
     }
 
-    /** Sends a key with every call. */
+    /** Sends a key with every call, without the space around it: files end with a line break. */
     public Builder apiKey(String key) {
-      return metadata("authorization", "Bearer " + key);
+      return metadata("authorization", "Bearer " + key.strip());
     }
 
     /**

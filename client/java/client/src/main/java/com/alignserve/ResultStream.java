@@ -9,6 +9,7 @@ import io.grpc.Deadline;
 import io.grpc.Status;
 import io.grpc.stub.ClientCallStreamObserver;
 import io.grpc.stub.ClientResponseObserver;
+import java.lang.reflect.UndeclaredThrowableException;
 import java.util.ArrayDeque;
 import java.util.Iterator;
 import java.util.NoSuchElementException;
@@ -205,6 +206,9 @@ public final class ResultStream implements Iterable<Result>, AutoCloseable {
     if (sourceFailure instanceof Error error) {
       throw error;
     }
+    if (sourceFailure != null) { // checked, from Kotlin or another language without such exceptions
+      throw new UndeclaredThrowableException(sourceFailure);
+    }
     return null;
   }
 
@@ -212,7 +216,7 @@ public final class ResultStream implements Iterable<Result>, AutoCloseable {
   private void pauseAfter(AlignException failure) throws InterruptedException {
     attempt = failure.reason().equals("STREAM_AGED") ? 1 : attempt + 1;
     boolean isTemporary = failure.isBroken() || failure.isRefusal();
-    if (!client.retries()
+    if (!client.reopensStreams()
         || !isTemporary
         || attempt >= Retries.MAX_STREAM_ATTEMPTS
         || isCallerGone()) {
@@ -252,7 +256,7 @@ public final class ResultStream implements Iterable<Result>, AutoCloseable {
   private void open() {
     call = new Call();
     client.startStream(deadline, call);
-    if (options.inOrder()) {
+    if (options.ordered()) {
       call.send(ORDERED);
     }
     unanswered.forEach((number, item) -> call.send(item.message(number)));

@@ -7,11 +7,11 @@ import java.time.Duration;
  *
  * @param window maximum number of items that have been read but whose results have not been taken;
  *     bounds the memory of a stream
- * @param inOrder whether results come in the order of the items; a slow item then delays those
+ * @param ordered whether results come in the order of the items; a slow item then delays those
  *     behind it
  * @param timeout deadline of the whole stream; {@code null} for none
  */
-public record StreamOptions(int window, boolean inOrder, Duration timeout) {
+public record StreamOptions(int window, boolean ordered, Duration timeout) {
   /** A server reads 32 items of a stream ahead by default. */
   public static final StreamOptions DEFAULT = new StreamOptions(32, false, null);
 
@@ -22,14 +22,14 @@ public record StreamOptions(int window, boolean inOrder, Duration timeout) {
   }
 
   public StreamOptions withWindow(int window) {
-    return new StreamOptions(window, inOrder, timeout);
+    return new StreamOptions(window, ordered, timeout);
   }
 
-  public StreamOptions withInOrder(boolean inOrder) {
-    return new StreamOptions(window, inOrder, timeout);
+  public StreamOptions withOrdered(boolean ordered) {
+    return new StreamOptions(window, ordered, timeout);
   }
 
   public StreamOptions withTimeout(Duration timeout) {
-    return new StreamOptions(window, inOrder, timeout);
+    return new StreamOptions(window, ordered, timeout);
   }
 }

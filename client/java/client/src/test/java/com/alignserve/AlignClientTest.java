@@ -262,7 +262,7 @@ class AlignClientTest {
   @Test
   void healthOfAServerThatCannotBeAskedIsAnError() throws IOException {
     try (AlignClient client = server.client().build()) {
-      AlignException found = assertThrows(AlignException.class, client::health);
+      AlignException found = assertThrows(AlignException.class, client::isReady);
 
       assertEquals(Code.UNIMPLEMENTED, found.code());
     }

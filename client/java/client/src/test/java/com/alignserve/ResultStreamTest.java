@@ -16,6 +16,7 @@ import io.grpc.Status.Code;
 import io.grpc.StatusRuntimeException;
 import io.grpc.stub.StreamObserver;
 import java.io.IOException;
+import java.lang.reflect.UndeclaredThrowableException;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Iterator;
@@ -259,7 +260,7 @@ class ResultStreamTest {
   }
 
   @Test
-  void inOrderAsksTheServerForTheOrder() throws IOException {
+  void orderedAsksTheServerForTheOrder() throws IOException {
     BlockingQueue<DeliveryOrder> orders = new ArrayBlockingQueue<>(10);
     server.onStream =
         (number, responses) ->
@@ -273,7 +274,7 @@ class ResultStreamTest {
               }
             };
 
-    assertEquals(upTo(3), numbers(texts(3), StreamOptions.DEFAULT.withInOrder(true)));
+    assertEquals(upTo(3), numbers(texts(3), StreamOptions.DEFAULT.withOrdered(true)));
     assertEquals(List.of(DeliveryOrder.DELIVERY_ORDER_AS_REQUESTED), List.copyOf(orders));
   }
 
@@ -355,5 +356,37 @@ class ResultStreamTest {
     }
 
     assertEquals(List.of("1", "2"), ids);
+  }
+
+  @Test
+  void closingTheClientEndsTheStream() throws IOException {
+    server.onStream = (number, responses) -> new Answering(responses);
+    AlignClient client = server.client().build();
+    try (ResultStream results = client.stream(texts(1 << 20))) {
+      results.iterator().next();
+      client.close();
+
+      assertThrows(AlignException.class, () -> results.forEach(result -> {}));
+    }
+    assertEquals(1, server.streams.get());
+  }
+
+  /** Kotlin has no checked exceptions, so its sequences may throw any. */
+  @Test
+  void aCheckedExceptionOfTheItemsIsNoEndOfThem() throws IOException {
+    Iterable<Item> items =
+        () -> {
+          throw ResultStreamTest.<RuntimeException>unchecked(new IOException("unreadable"));
+        };
+
+    UndeclaredThrowableException thrown =
+        assertThrows(
+            UndeclaredThrowableException.class, () -> numbers(items, StreamOptions.DEFAULT));
+    assertEquals("unreadable", thrown.getCause().getMessage());
+  }
+
+  @SuppressWarnings("unchecked")
+  private static <T extends Throwable> T unchecked(Throwable thrown) throws T {
+    throw (T) thrown;
   }
 }

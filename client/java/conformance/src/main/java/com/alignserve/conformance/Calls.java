@@ -36,7 +36,7 @@ final class Calls {
                   .map(Answers::comparison)
                   .toList());
       case "model_info" -> fields(client.modelInfo());
-      case "health" -> Map.of("ready", client.health());
+      case "health" -> Map.of("ready", client.isReady());
       default -> throw new UnsupportedOperationException("no operation " + asked.op);
     };
   }

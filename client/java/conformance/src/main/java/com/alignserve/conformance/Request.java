@@ -200,7 +200,7 @@ final class Request extends Options {
   }
 
   StreamOptions streamOptions() {
-    StreamOptions options = StreamOptions.DEFAULT.withInOrder(ordered).withTimeout(timeout());
+    StreamOptions options = StreamOptions.DEFAULT.withOrdered(ordered).withTimeout(timeout());
     return window == 0 ? options : options.withWindow(window);
   }
 

@@ -22,7 +22,8 @@ public final class Similarity {
 
   /**
    * Arguments: SERVER IMAGE IMAGE TEXT [FILE...]. A server without {@code https://} is called
-   * without TLS.
+   * without TLS. ALIGNSERVE_API_KEY is sent if it is set, and ALIGNSERVE_ROOT_CERTIFICATES names
+   * the PEM file of a private authority.
    */
   public static void main(String[] arguments) throws IOException {
     if (arguments.length < 4) {
@@ -46,6 +47,10 @@ public final class Similarity {
     String key = System.getenv("ALIGNSERVE_API_KEY");
     if (key != null) {
       builder.apiKey(key);
+    }
+    String authority = System.getenv("ALIGNSERVE_ROOT_CERTIFICATES");
+    if (authority != null) {
+      builder.rootCertificates(Path.of(authority));
     }
     return builder.build();
   }
