@@ -44,20 +44,6 @@ def test_error_table_names_the_pushback(row: dict[str, str]) -> None:
     assert told == {None if match is None else match[0]}
 
 
-def test_short_error_table_is_a_part_of_the_full_one() -> None:
-    """README.md names only codes and reasons that protos/README.md explains."""
-    full = {(row["code"], row["reason"]) for row in ERROR_ROWS}
-
-    short = {
-        (row["code"], reason)
-        for row in rows(read("README.md"), "code", "reasons", "what to do")
-        for reason in re.findall(r"[A-Z_]{4,}", row["reasons"])
-    }
-
-    assert short
-    assert short <= full
-
-
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_generated_tables_are_up_to_date(page: Path) -> None:
     """A page's tables between markers equal what `python -m deploy.docs.tables` writes."""
