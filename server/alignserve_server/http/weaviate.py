@@ -31,7 +31,7 @@ FIELDS = (
 
 
 def _given(name: str) -> schemas.JsonSchema:
-    return {"required": [name], "properties": {name: {"type": "array", "minItems": 1}}}
+    return {"required": [name], "properties": {name: {"type": "array", "items": {}, "minItems": 1}}}
 
 
 _VECTORS = schemas.list_of(schemas.VECTOR, minimum=0)
