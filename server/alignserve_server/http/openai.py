@@ -15,15 +15,17 @@ from alignserve_server.errors import InvalidArgument, ModelUnknown, RequestEmpty
 from alignserve_server.http import schemas
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
-from alignserve_server.http.embedding import MAX_INPUTS, EmbeddedInputs, EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding import EmbeddedInputs, EmbeddingOptions, embed_inputs
 from alignserve_server.http.embedding_fields import check_dimensions, check_model, truncates
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.field_table import ignored, read, refused, request_schema
 from alignserve_server.http.inputs import (
+    MAX_INPUTS,
     ImageInput,
     Input,
     TextInput,
     content_parts,
+    input_entries,
     item,
     one_or_many,
     only_part,
@@ -311,7 +313,8 @@ def _input(value: object, path: str, modality: str) -> Input:
 def _message_input(fields: Fields) -> Input:
     if "input" in fields:
         raise InvalidArgument.at("input", "is given along with messages; send one of them")
-    messages = [Fields(as_object(message, path), path) for path, message in fields.entries("messages")]
+    listed = input_entries(fields.value("messages"), "messages")
+    messages = [Fields(as_object(message, path), path) for path, message in listed]
     parts = [part for message in messages for part in _parts_of(message)]
     return only_part(parts, "messages")
 

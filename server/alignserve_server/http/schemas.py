@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from alignserve_server.http.embedding import MAX_INPUTS
+from alignserve_server.http.inputs import MAX_INPUTS
 
 JsonSchema = dict[str, Any]
 

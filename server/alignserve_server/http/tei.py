@@ -6,11 +6,11 @@ from alignserve_server.api import CallScope, MethodRules, Scope, Service
 from alignserve_server.http import schemas, similarity
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
-from alignserve_server.http.embedding import MAX_INPUTS, EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding import EmbeddingOptions, embed_inputs
 from alignserve_server.http.embedding_fields import check_dimensions, model_name, truncates
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.field_table import ignored, read, refused, request_schema
-from alignserve_server.http.inputs import texts_of
+from alignserve_server.http.inputs import MAX_INPUTS, texts_of
 from alignserve_server.http.json_fields import Fields, fields_of
 from alignserve_server.http.openapi import Operation
 from alignserve_server.http.request import HttpRequest
