@@ -229,7 +229,7 @@ def task_of(fields: Fields) -> str:
 
 
 def read_options(fields: Fields, model: ModelInfo) -> EmbeddingOptions:
-    """Reads the options of a request for embeddings, beside its inputs and in `parameters`.
+    """Reads the options of a request for embeddings, next to its inputs and in `parameters`.
 
     Raises:
         InvalidArgument: One is invalid or not supported.

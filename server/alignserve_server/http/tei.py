@@ -134,7 +134,7 @@ class TextEmbeddingsInference:
         )
 
     async def _health(self, _: HttpRequest, __: CallScope) -> Answer:
-        self._service.check_ready()
+        self._service.readiness.check_wanted()
         return Answer(media_type=None)
 
 

@@ -106,7 +106,7 @@ class Weaviate:
         )
 
     async def _ready(self, _: HttpRequest, __: CallScope) -> Answer:
-        self._service.check_ready()
+        self._service.readiness.check_wanted()
         return Answer(status=204, media_type=None)
 
     async def _live(self, _: HttpRequest, __: CallScope) -> Answer:
