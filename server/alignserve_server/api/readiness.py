@@ -56,6 +56,16 @@ class Readiness:
         if self.state is State.STOPPING:
             raise ShuttingDown()
 
+    def check_wanted(self) -> None:
+        """Does nothing if callers should send new calls here. A draining server wants them to go elsewhere.
+
+        Raises:
+            ModelLoading, ModelStalled, ShuttingDown: They should not.
+        """
+        self.check()
+        if self.state is State.DRAINING:
+            raise ShuttingDown()
+
     def check_model(self) -> None:
         """Does nothing if accepted work can be served. A stopping server still serves it.
 

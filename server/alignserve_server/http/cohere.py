@@ -14,11 +14,11 @@ from alignserve_server.errors import InvalidArgument, RequestEmpty
 from alignserve_server.http import schemas
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
-from alignserve_server.http.embedding import MAX_INPUTS, EmbeddedInputs, EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding import EmbeddedInputs, EmbeddingOptions, embed_inputs
 from alignserve_server.http.embedding_fields import check_dimensions, check_model, truncates
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.field_table import ignored, read, refused, request_schema
-from alignserve_server.http.inputs import ImageInput, Input, TextInput, item
+from alignserve_server.http.inputs import MAX_INPUTS, ImageInput, Input, TextInput, input_entries, item
 from alignserve_server.http.json_fields import Fields, as_object, as_text, fields_of, shown
 from alignserve_server.http.openapi import Operation
 from alignserve_server.http.request import HttpRequest
@@ -69,7 +69,7 @@ FIELDS = (
     ignored("input_type", "queries and documents are embedded in the same way", "search_query"),
     ignored("priority", "see the header `alignserve-priority`", 3),
     refused("max_tokens", "always", 16),
-    refused("output_dimension", "unless it is the model's", 3),
+    refused("output_dimension", "unless it is the model's, or 0", 3),
 )
 
 _INTEGERS = schemas.list_of({"type": "array", "items": schemas.WHOLE_NUMBER})
@@ -167,7 +167,9 @@ def read_embed(fields: Fields, model: ModelInfo) -> EmbedRequest:
         )
     if not given:
         raise RequestEmpty.at("texts", f"is missing; send one of {', '.join(_SOURCES)}")
-    inputs = [_READERS[given[0]](value, path) for path, value in fields.entries(given[0])]
+    inputs = [
+        _READERS[given[0]](value, path) for path, value in input_entries(fields.value(given[0]), given[0])
+    ]
     options = EmbeddingOptions(truncate=truncates(fields, "truncate", default=True))
     return EmbedRequest(inputs, given[0], options, _types(fields))
 

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from alignserve_server.api import CallContext, CallScope, FieldPaths, ModelInfo, Scope, Service
 from alignserve_server.api import ImageInput as EncodedOrPixels
-from alignserve_server.errors import BatchTooLarge, RequestEmpty, ServingError
+from alignserve_server.errors import RequestEmpty, ServingError
 from alignserve_server.http.image_source import decode_image
-from alignserve_server.http.inputs import ImageInput, Input, TextInput
+from alignserve_server.http.inputs import MAX_INPUTS, ImageInput, Input, TextInput, check_count
 from alignserve_server.http.vectors import FLOATS
 from alignserve_server.rpc.response_room import ResponseRoom
-
-MAX_INPUTS = 2048  # of one request, as OpenAI has it
 
 _PARTS_AT_ONCE = 2  # one is prepared while the other is in the model
 _ROW_BYTES = 64  # of the answer around an embedding, at most
@@ -88,7 +86,9 @@ async def embed_inputs(
     """
     model = service.model_info().model
     call.items = len(inputs)
-    _check_count(len(inputs), path)
+    if not inputs:
+        raise RequestEmpty.at(path, f"no inputs; send from 1 to {MAX_INPUTS}")
+    check_count(len(inputs), path)
     await room.take_for_embeddings(path, len(inputs) * (row_bytes(model.embedding_dimension) + _ROW_BYTES))
     found = EmbeddedInputs(
         np.empty((len(inputs), model.embedding_dimension), np.float32), [0] * len(inputs), model
@@ -112,13 +112,6 @@ async def embed_inputs(
     except BaseExceptionGroup as errors:
         raise _first_of(errors) from None
     return found
-
-
-def _check_count(count: int, path: str) -> None:
-    if not count:
-        raise RequestEmpty.at(path, f"no inputs; send from 1 to {MAX_INPUTS}")
-    if count > MAX_INPUTS:
-        raise BatchTooLarge.at(path, f"{count} inputs, limit {MAX_INPUTS}; send fewer per request")
 
 
 def _parts(inputs: Sequence[Input], size: int) -> Iterator[_Part]:

@@ -23,13 +23,13 @@ def model_name(model: ModelInfo) -> str:
 
 
 def check_dimensions(fields: Fields, name: str, model: ModelInfo) -> None:
-    """Checks that the dimension that a request asks for is the model's.
+    """Checks that the dimension that a request asks for is the model's, or 0: infinity's client sends that.
 
     Raises:
         InvalidArgument: It is another one.
     """
     wanted = fields.integer(name)
-    if wanted is not None and wanted != model.embedding_dimension:
+    if wanted not in (None, 0, model.embedding_dimension):
         raise InvalidArgument.at(
             fields.path_of(name),
             f"{wanted} dimensions; the model has {model.embedding_dimension}, which cannot be changed",

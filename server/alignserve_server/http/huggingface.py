@@ -6,8 +6,9 @@ sentence a similarity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import orjson
 
@@ -16,6 +17,7 @@ from alignserve_server.api import (
     FieldPaths,
     LabelQuery,
     MethodRules,
+    ModelInfo,
     ResponseBound,
     Scope,
     ScoredLabel,
@@ -28,7 +30,7 @@ from alignserve_server.http.call import FIELD_PATHS
 from alignserve_server.http.embedding import EmbeddingOptions, decode_images, embed_inputs
 from alignserve_server.http.embedding_fields import check_dimensions, check_model, truncates
 from alignserve_server.http.endpoint import Endpoint
-from alignserve_server.http.field_table import ignored, read, refused, request_schema
+from alignserve_server.http.field_table import Field, ignored, read, refused, request_schema
 from alignserve_server.http.inputs import ImageInput, one_or_many, texts_of
 from alignserve_server.http.json_fields import Fields, as_text, fields_of, shown
 from alignserve_server.http.openapi import Operation
@@ -43,15 +45,30 @@ CLASSIFICATION = "zero-shot-image-classification"
 _TEMPLATE = "This is a photo of {}."  # as in the pipeline of transformers
 _SCORED_BYTES = 80  # of an answer, in addition to the label
 
+_OPTIONS = (
+    read("truncate", "`true` cuts texts that are too long, instead of refusing them", schemas.TRUNCATE, True),
+    ignored("prompt_name", "ALIGN has no prompts", "query"),
+    refused("truncation_direction", "unless it is `right`", "left", schemas.RIGHT),
+    refused("dimensions", "unless it is the model's, or 0", 3),
+    refused("encoding_format", "unless it is `float`", "base64", {"const": "float"}),
+)
+_EXTRACTION_OPTIONS = (
+    read("normalize", "`false` returns embeddings that are not scaled to length 1", schemas.FLAG, True),
+    *_OPTIONS,
+)
+
+
+def _also_in_parameters(options: Iterable[Field]) -> Iterator[Field]:
+    for option in options:
+        yield option
+        yield replace(option, name=f"parameters.{option.name}", meaning="the same")
+
+
 EXTRACTION_FIELDS = (
     read(
         "inputs", "a text, an image as a data URI, or a list of them", schemas.TEXTS, ["a cat"], required=True
     ),
-    read("normalize", "`false` returns embeddings that are not scaled to length 1", schemas.FLAG, True),
-    read("truncate", "`true` cuts texts that are too long, instead of refusing them", schemas.TRUNCATE, True),
-    ignored("prompt_name", "ALIGN has no prompts", "query"),
-    refused("truncation_direction", "unless it is `right`", "left", schemas.enum("right", "Right")),
-    refused("dimensions", "unless it is the model's", 3),
+    *_also_in_parameters(_EXTRACTION_OPTIONS),
 )
 CLASSIFICATION_FIELDS = (
     read(
@@ -78,7 +95,7 @@ CLASSIFICATION_FIELDS = (
 )
 SIMILARITY_FIELDS = (
     *similarity.FIELDS,
-    read("truncate", "cuts texts that are too long", schemas.TRUNCATE, True),
+    *_also_in_parameters(_OPTIONS),
 )
 
 _LABELS = schemas.list_of(
@@ -173,22 +190,15 @@ class HuggingFace:
 
     async def _extract(self, fields: Fields, request: HttpRequest, call: CallScope) -> Answer:
         call.check_scopes({Scope.EMBED})
-        check_dimensions(fields, "dimensions", self._service.model_info().model)
-        fields.choice("truncation_direction", ("right", "Right"), "right")
-        options = EmbeddingOptions(
-            truncate=truncates(fields, "truncate"), normalize=fields.flag("normalize", True)
-        )
+        options = read_options(fields, self._service.model_info().model)
         found = await embed_inputs(self._service, texts_of(fields), "inputs", call, options, request.room)
         return await Answer.in_parts(json_list(map(FLOATS.write, found.embeddings)))
 
     async def _compare(self, fields: Fields, request: HttpRequest, call: CallScope) -> Answer:
         call.check_scopes({Scope.EMBED})
+        options = read_options(fields, self._service.model_info().model)
         cosines = await similarity.similarities(
-            self._service,
-            fields.object_of("inputs"),
-            call,
-            request.room,
-            truncate=truncates(fields, "truncate"),
+            self._service, fields.object_of("inputs"), call, request.room, truncate=options.truncate
         )
         return Answer.json(cosines)
 
@@ -199,12 +209,13 @@ class HuggingFace:
         labels = wanted.query.labels
         size = len(wanted.images) * sum(2 * len(label.encode()) + _SCORED_BYTES for label in labels)
         answers: list[bytes] = []
+        paths = _classification_paths(wanted)
         await self._service.classify(
             await decode_images(wanted.images),
             wanted.query,
-            replace(call.context(), paths=_classification_paths(wanted)),
+            replace(call.context(), paths=paths),
             lambda names, scored: answers.append(_scored(names, scored)),
-            bound=ResponseBound(lambda _: size, request.room.take_for_classifications),
+            bound=ResponseBound(lambda _: size, partial(request.room.take_for_classifications, paths.labels)),
         )
         return await Answer.in_parts(json_list(answers) if wanted.is_list else answers)
 
@@ -215,6 +226,22 @@ def task_of(fields: Fields) -> str:
         return CLASSIFICATION
     inputs = fields.value("inputs")
     return SIMILARITY if isinstance(inputs, dict) else EXTRACTION
+
+
+def read_options(fields: Fields, model: ModelInfo) -> EmbeddingOptions:
+    """Reads the options of a request for embeddings, next to its inputs and in `parameters`.
+
+    Raises:
+        InvalidArgument: One is invalid or not supported.
+    """
+    places = (fields, fields.object_of("parameters"))
+    for place in places:
+        check_dimensions(place, "dimensions", model)
+        place.choice("truncation_direction", ("right", "Right"), "right")
+        place.choice("encoding_format", ("float",), "float")
+    truncate = [truncates(place, "truncate") for place in places]
+    normalize = [place.flag("normalize", True) for place in places]
+    return EmbeddingOptions(truncate=any(truncate), normalize=all(normalize))
 
 
 def read_classification(fields: Fields) -> ClassificationRequest:
@@ -252,7 +279,7 @@ def _image(value: object, path: str) -> ImageInput:
 def _labels(parameters: Fields) -> list[str]:
     labels = parameters.value("candidate_labels")
     if isinstance(labels, str):
-        return [label.strip() for label in labels.split(",")]
+        return [label.strip() for label in labels.split(",") if label.strip()]  # as the pipeline does
     return parameters.texts("candidate_labels")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from alignserve_server.errors import InvalidArgument, RequestEmpty
+from alignserve_server.errors import BatchTooLarge, InvalidArgument, RequestEmpty
 from alignserve_server.http.image_source import is_data_uri
 from alignserve_server.http.json_fields import Fields, as_object, as_text, entries_of, wrong_type
+
+MAX_INPUTS = 2048  # of one request, as OpenAI has it
 
 _COMPOSED = (
     "an image and a text have one embedding each; send them as two inputs, or add them up with "
@@ -36,7 +38,29 @@ Input = TextInput | ImageInput
 
 def one_or_many(value: object, path: str) -> Iterator[tuple[str, object]]:
     """Yields the path and value of each entry of a list, or of a single value that is not a list."""
-    return entries_of(value, path) if isinstance(value, list) else iter([(path, value)])
+    return input_entries(value, path) if isinstance(value, list) else iter([(path, value)])
+
+
+def input_entries(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yields the path and value of each entry of a value that must be a list of inputs.
+
+    Raises:
+        InvalidArgument: It is something else.
+        BatchTooLarge: It has more than `MAX_INPUTS` entries, which would take long to read.
+    """
+    if isinstance(value, list):
+        check_count(len(value), path)
+    return entries_of(value, path)
+
+
+def check_count(count: int, path: str) -> None:
+    """Checks that a request does not have too many inputs.
+
+    Raises:
+        BatchTooLarge: It has.
+    """
+    if count > MAX_INPUTS:
+        raise BatchTooLarge.at(path, f"{count} inputs, limit {MAX_INPUTS}; send fewer per request")
 
 
 def text_or_image(path: str, text: str) -> Input:
@@ -64,7 +88,7 @@ def content_parts(content: object, path: str) -> list[Input]:
     """
     if isinstance(content, str):
         return [text_or_image(path, content)]
-    return [_part(as_object(value, at), at) for at, value in entries_of(content, path)]
+    return [_part(as_object(value, at), at) for at, value in input_entries(content, path)]
 
 
 def only_part(parts: Sequence[Input], path: str) -> Input:

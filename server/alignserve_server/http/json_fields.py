@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from alignserve_server.errors import InvalidArgument, RequestMalformed
 
 _MAX_SHOWN_CHARACTERS = 60
+_MAX_INTEGER = (1 << 63) - 1  # larger numbers would fill a message with digits
 
 _KINDS: dict[type, str] = {
     str: "a string",
@@ -79,7 +80,9 @@ class Fields:
         value = self._values.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong_type(self.path_of(name), "a whole number", value)
+        if abs(value) > _MAX_INTEGER or value != int(value):
             raise wrong_type(self.path_of(name), "a whole number", value)
         return int(value)
 

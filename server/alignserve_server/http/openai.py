@@ -15,15 +15,17 @@ from alignserve_server.errors import InvalidArgument, ModelUnknown, RequestEmpty
 from alignserve_server.http import schemas
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
-from alignserve_server.http.embedding import MAX_INPUTS, EmbeddedInputs, EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding import EmbeddedInputs, EmbeddingOptions, embed_inputs
 from alignserve_server.http.embedding_fields import check_dimensions, check_model, truncates
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.field_table import ignored, read, refused, request_schema
 from alignserve_server.http.inputs import (
+    MAX_INPUTS,
     ImageInput,
     Input,
     TextInput,
     content_parts,
+    input_entries,
     item,
     one_or_many,
     only_part,
@@ -82,8 +84,8 @@ FIELDS = (
     ignored("user", "", "somebody"),
     ignored("input_type", "queries and documents are embedded in the same way", "query"),
     ignored("task", "the same", "retrieval.query"),
-    refused("dimensions", "unless it is the model's", 3),
-    refused("output_dimension", "unless it is the model's", 3),
+    refused("dimensions", "unless it is the model's, or 0", 3),
+    refused("output_dimension", "unless it is the model's, or 0", 3),
     refused("output_dtype", "unless it is `float`", "int8", {"const": "float"}),
     refused("late_chunking", "unless it is `false`", True, {"const": False}),
 )
@@ -95,6 +97,7 @@ _MODEL = schemas.record(
     created=schemas.WHOLE_NUMBER,
     owned_by=schemas.TEXT,
 )
+_LIST = schemas.record(("object", "data"), object={"const": "list"}, data=schemas.list_of(_MODEL))
 _EMBEDDING = schemas.record(
     ("object", "index", "embedding"),
     object={"const": "embedding"},
@@ -144,6 +147,7 @@ _TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+_NO_MODEL = "default/not-specified"  # as infinity's client sends it
 _FORMATS = {"float": FLOATS, "base64": BASE64}
 _STRINGS: dict[str, Callable[[str, str], Input]] = {
     "": text_or_image,
@@ -170,12 +174,8 @@ class OpenAI:
     operations = (
         Operation("/v1/embeddings", "POST", "Embed texts and images", _EMBEDDINGS, _REQUEST),
         Operation("/embeddings", "POST", "The same, without the version", _EMBEDDINGS, _REQUEST),
-        Operation(
-            "/v1/models",
-            "GET",
-            "List the model",
-            schemas.record(("object", "data"), object={"const": "list"}, data=schemas.list_of(_MODEL)),
-        ),
+        Operation("/v1/models", "GET", "List the model", _LIST),
+        Operation("/models", "GET", "The same, without the version", _LIST),
         Operation("/v1/models/{model:path}", "GET", "Describe the model", _MODEL),
     )
     error_schema = schemas.record(
@@ -202,7 +202,10 @@ class OpenAI:
                 Endpoint(path, ("POST",), self, "embeddings", _EMBED, self._embeddings)
                 for path in ("/v1/embeddings", "/embeddings")
             ),
-            Endpoint("/v1/models", ("GET",), self, "models", _MODELS, self._models),
+            *(
+                Endpoint(path, ("GET",), self, "models", _MODELS, self._models)
+                for path in ("/v1/models", "/models")
+            ),
             Endpoint("/v1/models/{model:path}", ("GET",), self, "model", _MODELS, self._model),
         ]
 
@@ -249,7 +252,8 @@ def read_embeddings(fields: Fields, model: ModelInfo) -> EmbeddingsRequest:
         InvalidArgument: A field is invalid or not supported.
         ModelUnknown: It names another model.
     """
-    check_model(fields.text("model"), model)
+    name = fields.text("model")
+    check_model(None if name == _NO_MODEL else name, model)
     check_dimensions(fields, "dimensions", model)
     check_dimensions(fields, "output_dimension", model)
     fields.choice("output_dtype", ("float",), "float")
@@ -309,7 +313,8 @@ def _input(value: object, path: str, modality: str) -> Input:
 def _message_input(fields: Fields) -> Input:
     if "input" in fields:
         raise InvalidArgument.at("input", "is given along with messages; send one of them")
-    messages = [Fields(as_object(message, path), path) for path, message in fields.entries("messages")]
+    listed = input_entries(fields.value("messages"), "messages")
+    messages = [Fields(as_object(message, path), path) for path, message in listed]
     parts = [part for message in messages for part in _parts_of(message)]
     return only_part(parts, "messages")
 

@@ -7,9 +7,9 @@ import numpy as np
 from alignserve_server.api import CallScope, Service
 from alignserve_server.errors import RequestEmpty
 from alignserve_server.http import schemas
-from alignserve_server.http.embedding import MAX_INPUTS, EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding import EmbeddingOptions, embed_inputs
 from alignserve_server.http.field_table import read
-from alignserve_server.http.inputs import text_or_image
+from alignserve_server.http.inputs import MAX_INPUTS, input_entries, text_or_image
 from alignserve_server.http.json_fields import Fields, as_text
 from alignserve_server.rpc.response_room import ResponseRoom
 
@@ -45,9 +45,8 @@ async def similarities(
         if name not in inputs:
             raise RequestEmpty.at(inputs.path_of(name), "is missing; send source_sentence and sentences")
     sources = [(inputs.path_of("source_sentence"), inputs.value("source_sentence"))]
-    source, *others = [
-        text_or_image(path, as_text(value, path)) for path, value in (*sources, *inputs.entries("sentences"))
-    ]
+    sentences = input_entries(inputs.value("sentences"), inputs.path_of("sentences"))
+    source, *others = [text_or_image(path, as_text(value, path)) for path, value in (*sources, *sentences)]
     if not others:
         raise RequestEmpty.at(inputs.path_of("sentences"), "is empty; send at least one text")
     found = await embed_inputs(

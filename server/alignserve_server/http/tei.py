@@ -6,11 +6,11 @@ from alignserve_server.api import CallScope, MethodRules, Scope, Service
 from alignserve_server.http import schemas, similarity
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
-from alignserve_server.http.embedding import MAX_INPUTS, EmbeddingOptions, embed_inputs
-from alignserve_server.http.embedding_fields import check_dimensions, truncates
+from alignserve_server.http.embedding import EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding_fields import check_dimensions, model_name, truncates
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.field_table import ignored, read, refused, request_schema
-from alignserve_server.http.inputs import texts_of
+from alignserve_server.http.inputs import MAX_INPUTS, texts_of
 from alignserve_server.http.json_fields import Fields, fields_of
 from alignserve_server.http.openapi import Operation
 from alignserve_server.http.request import HttpRequest
@@ -20,7 +20,7 @@ from alignserve_server.http.vectors import FLOATS, json_list
 
 _OPTIONS = (
     read("truncate", "`true` cuts texts that are too long, instead of refusing them", schemas.TRUNCATE, True),
-    refused("truncation_direction", "unless it is `right`", "left", schemas.enum("right", "Right")),
+    refused("truncation_direction", "unless it is `right`", "left", schemas.RIGHT),
     ignored("prompt_name", "ALIGN has no prompts", "query"),
 )
 EMBED_FIELDS = (
@@ -33,14 +33,12 @@ EMBED_FIELDS = (
     ),
     read("normalize", "`false` returns embeddings that are not scaled to length 1", schemas.FLAG, True),
     *_OPTIONS,
-    refused("dimensions", "unless it is the model's", 3),
+    refused("dimensions", "unless it is the model's, or 0", 3),
 )
 SIMILARITY_FIELDS = (
     *similarity.FIELDS,
     read("parameters.truncate", "`true` cuts texts that are too long", schemas.TRUNCATE, True),
-    refused(
-        "parameters.truncation_direction", "unless it is `right`", "left", schemas.enum("right", "Right")
-    ),
+    refused("parameters.truncation_direction", "unless it is `right`", "left", schemas.RIGHT),
     ignored("parameters.prompt_name", "ALIGN has no prompts", "query"),
 )
 
@@ -51,15 +49,9 @@ _EMBED = MethodRules(scopes=frozenset({Scope.EMBED}))
 _INFO = MethodRules(scopes=frozenset(Scope))
 _HEALTH = MethodRules(scopes=None, is_metered=False, is_traced=False)
 
-# By gRPC code; its names are those of text-embeddings-inference.
-_ERROR_TYPES = {
-    "INVALID_ARGUMENT": "Validation",
-    "RESOURCE_EXHAUSTED": "Overloaded",
-    "UNAVAILABLE": "Unhealthy",
-    "INTERNAL": "Backend",
-    "DEADLINE_EXCEEDED": "Overloaded",
-}
-_TOKENIZER_REASONS = ("TEXT_TOO_LONG", "TEXT_UNSUPPORTED")
+# The names are those of text-embeddings-inference. All other errors are "Validation".
+_TYPES_BY_REASON = {"REQUEST_EMPTY": "Empty", "TEXT_TOO_LONG": "Tokenizer", "TEXT_UNSUPPORTED": "Tokenizer"}
+_TYPES_BY_STATUS = {429: "Overloaded", 500: "Backend", 503: "Unhealthy", 504: "Overloaded"}
 
 
 class TextEmbeddingsInference:
@@ -95,9 +87,7 @@ class TextEmbeddingsInference:
 
     def error(self, error: HttpError) -> Answer:
         """Returns an error as text-embeddings-inference has it."""
-        kind = (
-            "Tokenizer" if error.reason in _TOKENIZER_REASONS else _ERROR_TYPES.get(error.code, "Validation")
-        )
+        kind = _TYPES_BY_REASON.get(error.reason) or _TYPES_BY_STATUS.get(error.status, "Validation")
         return Answer.json({"error": error.message, "error_type": kind, "reason": error.reason}, error.status)
 
     async def _embed(self, request: HttpRequest, call: CallScope) -> Answer:
@@ -122,21 +112,29 @@ class TextEmbeddingsInference:
 
     async def _info(self, _: HttpRequest, __: CallScope) -> Answer:
         info = self._service.model_info()
+        model, limits = info.model, info.limits
         return Answer.json(
             {
-                "model_id": info.model.model_id,
-                "model_sha": info.model.model_revision or None,
-                "model_dtype": info.model.dtype,
+                "model_id": model.model_id,
+                "model_sha": model.model_revision or None,
+                "model_dtype": model.dtype,
+                "served_model_name": model_name(model),
                 "model_type": {"embedding": {"pooling": "cls"}},
-                "max_input_length": info.model.max_text_tokens,
+                "max_concurrent_requests": limits.max_stream_in_flight,
+                "max_input_length": model.max_text_tokens,
+                "max_batch_tokens": limits.max_client_batch_size * model.max_text_tokens,
+                "max_batch_requests": None,
                 "max_client_batch_size": MAX_INPUTS,
                 "auto_truncate": False,
+                "tokenization_workers": 1,  # required by clients that are generated, which do not use it
                 "version": info.server_version,
+                "sha": None,
+                "docker_label": None,
             }
         )
 
     async def _health(self, _: HttpRequest, __: CallScope) -> Answer:
-        self._service.check_ready()
+        self._service.readiness.check_wanted()
         return Answer(media_type=None)
 
 

@@ -6,10 +6,10 @@ from alignserve_server.api import CallScope, MethodRules, Scope, Service
 from alignserve_server.http import schemas
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
-from alignserve_server.http.embedding import MAX_INPUTS, EmbeddingOptions, embed_inputs
+from alignserve_server.http.embedding import EmbeddingOptions, embed_inputs
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.field_table import read, request_schema
-from alignserve_server.http.inputs import ImageInput, Input, TextInput
+from alignserve_server.http.inputs import MAX_INPUTS, ImageInput, Input, TextInput, input_entries
 from alignserve_server.http.json_fields import Fields, as_text, fields_of
 from alignserve_server.http.openapi import Operation
 from alignserve_server.http.request import HttpRequest
@@ -31,7 +31,7 @@ FIELDS = (
 
 
 def _given(name: str) -> schemas.JsonSchema:
-    return {"required": [name], "properties": {name: {"type": "array", "minItems": 1}}}
+    return {"required": [name], "properties": {name: {"type": "array", "items": {}, "minItems": 1}}}
 
 
 _VECTORS = schemas.list_of(schemas.VECTOR, minimum=0)
@@ -81,7 +81,7 @@ class Weaviate:
     async def _vectorize(self, request: HttpRequest, call: CallScope) -> Answer:
         self._service.check_ready()
         fields = fields_of(request.json())
-        texts, images = _texts(fields), _images(fields)
+        texts, images = _inputs(fields, "texts", TextInput), _inputs(fields, "images", ImageInput)
         options = EmbeddingOptions(truncate=True)
         path = "texts" if texts or not images else "images"
         found = await embed_inputs(self._service, [*texts, *images], path, call, options, request.room)
@@ -106,16 +106,14 @@ class Weaviate:
         )
 
     async def _ready(self, _: HttpRequest, __: CallScope) -> Answer:
-        self._service.check_ready()
+        self._service.readiness.check_wanted()
         return Answer(status=204, media_type=None)
 
     async def _live(self, _: HttpRequest, __: CallScope) -> Answer:
         return Answer(status=204, media_type=None)
 
 
-def _texts(fields: Fields) -> list[Input]:
-    return [TextInput(path, as_text(value, path)) for path, value in fields.entries("texts")]
-
-
-def _images(fields: Fields) -> list[Input]:
-    return [ImageInput(path, as_text(value, path)) for path, value in fields.entries("images")]
+def _inputs(fields: Fields, name: str, kind: type[TextInput] | type[ImageInput]) -> list[Input]:
+    if name not in fields:
+        return []
+    return [kind(path, as_text(value, path)) for path, value in input_entries(fields.value(name), name)]

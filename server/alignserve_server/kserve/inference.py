@@ -148,7 +148,7 @@ class Inference:
             table.add,
             bound=ResponseBound(
                 partial(_scores_bytes, job.query, len(images), labels.elements, top_k),
-                job.room.take_for_classifications,
+                partial(job.room.take_for_classifications, job.call.paths.labels),
             ),
         )
         job.served.timings = result.timings

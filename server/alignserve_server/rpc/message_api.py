@@ -187,7 +187,8 @@ class MessageApi:
             call,
             partial(convert.add_classification_result, response),
             bound=ResponseBound(
-                lambda _: response_size.classify_response_bytes(request), room.take_for_classifications
+                lambda _: response_size.classify_response_bytes(request),
+                partial(room.take_for_classifications, call.paths.labels),
             ),
         )
         if request.include_stats:

@@ -38,15 +38,15 @@ class ResponseLimit:
             raise BatchTooLarge.at(field, self._complaint(size, f"send fewer {field} per request"))
         return size
 
-    def check_classifications(self, response_bytes: int) -> int:
+    def check_classifications(self, field: str, response_bytes: int) -> int:
         """Returns the size on the wire of a response, given its own size.
 
         Raises:
-            LabelsInvalid: It is too large.
+            LabelsInvalid: It is too large; `field` contains the labels.
         """
         size = self._size(response_bytes)
         if size > self.max_bytes:
-            raise LabelsInvalid.at("labels", self._complaint(size, "set top_k or send fewer images"))
+            raise LabelsInvalid.at(field, self._complaint(size, "set top_k or send fewer images"))
         return size
 
     def _size(self, response_bytes: int) -> int:

@@ -42,14 +42,14 @@ class ResponseRoom:
         """
         await self._take(self._limit.check_embeddings(field, response_bytes))
 
-    async def take_for_classifications(self, response_bytes: int) -> None:
-        """Takes room for a response of the given size.
+    async def take_for_classifications(self, field: str, response_bytes: int) -> None:
+        """Takes room for a response of the given size; `field` contains the request's labels.
 
         Raises:
             LabelsInvalid: The client does not accept a response of that size.
             ResponsesUnread: Unread responses fill the connection's share.
         """
-        await self._take(self._limit.check_classifications(response_bytes))
+        await self._take(self._limit.check_classifications(field, response_bytes))
 
     def __enter__(self) -> ResponseRoom:
         return self

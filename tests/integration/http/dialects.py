@@ -48,7 +48,7 @@ def _huggingface_message(error: Any) -> str:
 
 def _tei_message(error: Any) -> str:
     assert error.keys() == {"error", "error_type", "reason"}
-    assert error["error_type"] in {"Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer"}
+    assert error["error_type"] in {"Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty"}
     return str(error["error"])
 
 

@@ -57,8 +57,8 @@ async def test_the_template_is_that_of_the_pipeline_unless_given() -> None:
 
 
 async def test_several_images_have_a_list_each() -> None:
-    """Labels may be one string with commas; `top_k` shortens each list."""
-    body = {"inputs": [IMAGE, IMAGE_URI], "parameters": {"candidate_labels": "cat, dog", "top_k": 1}}
+    """Labels may be one string with commas, also behind the last one; `top_k` shortens each list."""
+    body = {"inputs": [IMAGE, IMAGE_URI], "parameters": {"candidate_labels": "cat, dog, ", "top_k": 1}}
     async with serving() as (_, client):
         one, other = await infer(client, body)
 
@@ -96,12 +96,43 @@ async def test_sentences_are_compared(shared: Shared, path: str) -> None:
     assert max(found) <= 1.0
 
 
+@in_module_loop
+@pytest.mark.parametrize("inputs", ["w " * 100, {"source_sentence": "a", "sentences": ["w " * 100]}])
+@pytest.mark.parametrize("options", [{"truncate": True}, {"parameters": {"truncate": True}}])
+async def test_options_are_read_in_parameters_too(
+    shared: Shared, inputs: Any, options: dict[str, Any]
+) -> None:
+    """Clients differ in where they send them."""
+    _, client = shared
+    assert len(await infer(client, {"inputs": inputs, **options})) == 1
+
+
+async def test_an_answer_larger_than_the_limit_names_the_labels() -> None:
+    """By the name that they have here."""
+    body = {"inputs": IMAGE, "parameters": {"candidate_labels": [f"label {i}" for i in range(50)]}}
+    async with serving(max_response_bytes=4000) as (_, client):
+        answer = await client.post("/", json=body)
+
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "LABELS_INVALID")
+    assert answer.json()["error"].startswith("parameters.candidate_labels: the response could have up to")
+
+
 LABELS = {"candidate_labels": ["cat", "dog"]}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({}, "REQUEST_EMPTY", "inputs: is missing"),
     ({"inputs": []}, "REQUEST_EMPTY", "inputs: no inputs"),
     ({"inputs": ["a", 1]}, "ARGUMENT_INVALID", "inputs[1]: is a number"),
     ({"inputs": "a", "truncation_direction": "left"}, "ARGUMENT_INVALID", "truncation_direction: 'left'"),
+    (
+        {"inputs": "a", "encoding_format": "base64"},
+        "ARGUMENT_INVALID",
+        "encoding_format: 'base64' is unknown",
+    ),
+    (
+        {"inputs": "a", "parameters": {"normalize": "no"}},
+        "ARGUMENT_INVALID",
+        "parameters.normalize: is a string",
+    ),
     ({"inputs": "w " * 100}, "TEXT_TOO_LONG", "inputs: text has"),
     ({"parameters": LABELS}, "REQUEST_EMPTY", "inputs: is missing"),
     ({"inputs": "not base64!", "parameters": LABELS}, "IMAGE_UNREADABLE", "inputs: the image is not"),

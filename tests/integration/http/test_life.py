@@ -150,10 +150,15 @@ class TestDrain:
             await asyncio.sleep(0)
 
             ready = await client.get("/readyz")
+            of_dialects = [
+                (await client.get(path)).status_code
+                for path in ("/health", "/.well-known/ready", "/.well-known/live")
+            ]
             answer = await client.post(TEXTS, json={"texts": ["a"]})
             draining.cancel()
 
         assert (ready.status_code, ready.text) == (503, "draining\n")
+        assert of_dialects == [503, 503, 204]
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
 
     @pytest.mark.parametrize(

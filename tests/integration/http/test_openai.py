@@ -223,6 +223,14 @@ async def test_dimensions_of_the_model_are_accepted() -> None:
         assert len(await embeddings(client, input="a", dimensions=8, output_dimension=8.0)) == 1
 
 
+async def test_the_defaults_of_infinity_are_not_given() -> None:
+    """Its client sends them with each request."""
+    async with serving() as (_, client):
+        found = await embeddings(client, input="a", dimensions=0, model="default/not-specified", user=None)
+
+    assert len(found) == 1
+
+
 @in_module_loop
 @pytest.mark.parametrize(
     "option", [{"truncate": True}, {"truncate": "END"}, {"truncation": True}, {"truncate_prompt_tokens": -1}]
@@ -247,8 +255,9 @@ async def test_models_are_listed_and_described() -> None:
         listed = (await client.get("/v1/models")).json()
         described = (await client.get("/v1/models/fake")).json()
         unknown = await client.get("/v1/models/text-embedding-3-small")
+        unversioned = (await client.get("/models")).json()
 
-    assert listed == {"object": "list", "data": [described]}
+    assert listed == unversioned == {"object": "list", "data": [described]}
     assert (described["id"], described["object"]) == ("fake", "model")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 

@@ -50,6 +50,16 @@ async def test_malformed_bodies_are_refused_once_and_for_all(dialect: KnownDiale
 
 
 @each_dialect
+async def test_lists_longer_than_any_request_are_not_read(dialect: KnownDialect) -> None:
+    """To find out what is wrong with their entries would take long."""
+    (field,) = dialect.body
+    async with serving() as (_, client):
+        answer = await client.post(dialect.path, json={field: [None] * 2049})
+
+    assert read_error(dialect, answer) == (400, "BATCH_TOO_LARGE")
+
+
+@each_dialect
 async def test_what_http_refuses_has_the_shape_of_the_dialect(dialect: KnownDialect) -> None:
     """Path, method, type, encoding and size of a body."""
     async with serving(max_request_bytes=1000, max_image_bytes=1000, http_page=False) as (_, client):

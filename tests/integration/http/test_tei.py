@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 
 from tests.integration.http.dialects import IMAGE_URI
 from tests.integration.http.ports import serving
+
+# In its OpenAPI document, from which clients are generated.
+REQUIRED_INFO = {
+    "model_id",
+    "served_model_name",
+    "model_dtype",
+    "model_type",
+    "max_concurrent_requests",
+    "max_input_length",
+    "max_batch_tokens",
+    "max_client_batch_size",
+    "auto_truncate",
+    "tokenization_workers",
+    "version",
+}
 
 
 async def test_texts_and_images_are_embedded() -> None:
@@ -30,11 +48,28 @@ async def test_long_texts_are_refused_unless_cut() -> None:
     assert len(cut.json()) == 2
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        ({"inputs": []}, 400, "Empty"),
+        ({"inputs": ["a"] * 2049}, 400, "Validation"),
+        ({"inputs": "a" * 20_000}, 413, "Validation"),
+    ],
+)
+async def test_errors_have_the_types_of_that_server(body: dict[str, Any], status: int, kind: str) -> None:
+    """Only what can be repeated is an overload."""
+    async with serving(max_request_bytes=16_384, max_image_bytes=8192) as (_, client):
+        answer = await client.post("/embed", json=body)
+
+    assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+
+
 async def test_info_and_health_tell_what_is_served() -> None:
     """Health has no body, and needs none."""
     async with serving() as (_, client):
         info = (await client.get("/info")).json()
         health = await client.get("/health")
 
+    assert info.keys() >= REQUIRED_INFO
     assert (info["model_id"], info["max_input_length"], info["max_client_batch_size"]) == ("fake", 64, 2048)
     assert (health.status_code, health.content) == (200, b"")

@@ -30,6 +30,8 @@ READERS: list[tuple[Any, Callable[[Fields], Any], str, str]] = [
     ("true", lambda fields: fields.flag("x"), "a.x", "is a string; send a boolean"),
     (True, lambda fields: fields.integer("x"), "a.x", "is a boolean; send a whole number"),
     (1.5, lambda fields: fields.integer("x"), "a.x", "is a number; send a whole number"),
+    (1e300, lambda fields: fields.integer("x"), "a.x", "is a number; send a whole number"),
+    (-(1 << 63) - 1, lambda fields: fields.integer("x"), "a.x", "is a number; send a whole number"),
     ("c", lambda fields: fields.choice("x", ("a", "b"), "a"), "a.x", "'c' is unknown; use a or b"),
     ([1], lambda fields: fields.object_of("x"), "a.x", "is a list; send an object"),
     ({}, lambda fields: fields.texts("x"), "a.x", "is an object; send a list"),

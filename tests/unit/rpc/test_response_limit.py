@@ -67,11 +67,11 @@ def test_an_invalid_number_of_bytes_is_refused(value: str) -> None:
 def test_a_response_may_be_as_large_as_the_limit() -> None:
     """One byte more is refused; the message has the size, the limit and what to do."""
     limit = ResponseLimit(1000, can_be_raised=True)
-    limit.check_classifications(1000)
+    limit.check_classifications("labels", 1000)
     limit.check_embeddings("texts", 1000)
 
     with pytest.raises(LabelsInvalid) as labels:
-        limit.check_classifications(1001)
+        limit.check_classifications("labels", 1001)
     with pytest.raises(BatchTooLarge) as texts:
         limit.check_embeddings("texts", 1001)
 
@@ -88,13 +88,13 @@ def test_a_response_may_be_as_large_as_the_limit() -> None:
 def test_metadata_is_not_suggested_if_it_would_not_help() -> None:
     """The server never sends more than its own limit."""
     with pytest.raises(LabelsInvalid, match=r"set top_k or send fewer images$"):
-        ResponseLimit(1000, can_be_raised=False).check_classifications(1001)
+        ResponseLimit(1000, can_be_raised=False).check_classifications("labels", 1001)
 
 
 def test_the_response_to_an_item_can_be_less_large_than_that_to_a_call() -> None:
     """Its wrapper counts: the id of 10 bytes, and two tags and lengths, one of which has two bytes."""
     item = ResponseLimit(1000, can_be_raised=False).for_item("i" * 10)
-    item.check_classifications(985)
+    item.check_classifications("labels", 985)
 
     with pytest.raises(LabelsInvalid, match="could have up to 1001 bytes"):
-        item.check_classifications(986)
+        item.check_classifications("labels", 986)
