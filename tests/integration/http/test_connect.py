@@ -68,7 +68,9 @@ async def test_a_message_in_a_query_may_be_any_bytes() -> None:
     request = pb.EmbedTextRequest(texts=["a" * 200]).SerializeToString()  # the length takes a byte of 0xc8
     async with serving() as (_, client):
         proto = await client.get(f"{SERVICE}/EmbedText?encoding=proto&message={quote(request)}")
-        json = await client.get(f"{SERVICE}/EmbedText?encoding=json&message=%7B%22texts%22%3A%5B%22%E4%22%5D%7D")
+        json = await client.get(
+            f"{SERVICE}/EmbedText?encoding=json&message=%7B%22texts%22%3A%5B%22%E4%22%5D%7D"
+        )
 
     assert (proto.status_code, json.status_code) == (200, 400)
 

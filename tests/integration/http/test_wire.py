@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any
 
 import pytest
@@ -244,3 +245,10 @@ async def test_above_the_limit_no_busy_connection_is_cut() -> None:
 
         async with dialed(served) as second:
             assert (await second.answer())[0] == 503
+
+
+async def test_connections_leave_half_of_the_open_files_to_others() -> None:
+    """The gRPC port and the metrics port need some, whatever the system allows."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving(http_max_connections=allowed) as (served, _):
+        assert connections_of(served).limits.max_connections == allowed // 2
