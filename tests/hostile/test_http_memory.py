@@ -58,7 +58,7 @@ _REQUESTS = {
         lambda: _request("EmbedText", "application/json", b" " * 12 * _MB, missing=12 * _MB),
         False,
     ),
-    "a body is no JSON": (lambda: _request("EmbedText", "application/json", b" " * 12 * _MB), False),
+    "a body is not JSON": (lambda: _request("EmbedText", "application/json", b" " * 12 * _MB), False),
     "a label is blank": (
         lambda: _request(
             "Classify",
@@ -67,7 +67,7 @@ _REQUESTS = {
         ),
         False,
     ),
-    "a message of a stream is no JSON": (
+    "a message of a stream is not JSON": (
         lambda: _request(
             "StreamInfer", "application/connect+json", struct.pack(">BI", 0, 12 * _MB) + b" " * 12 * _MB
         ),

@@ -43,7 +43,7 @@ _END = 0x02  # the flag of the last message
 class ConnectStream:
     """The dialect: an error is the last message of an answer whose status is 200.
 
-    A request that is no stream gets an error as other methods answer it.
+    A request of another type gets an error as other methods answer it.
     """
 
     name = "connect"

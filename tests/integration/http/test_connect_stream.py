@@ -154,7 +154,7 @@ async def test_a_client_that_leaves_leaves_the_queue() -> None:
     ("method", "kind", "status"),
     [("POST", "application/json", 415), ("POST", "", 415), ("GET", "", 405), ("HEAD", "", 405)],
 )
-async def test_a_request_that_is_no_stream_is_refused_by_its_status(
+async def test_a_request_of_another_type_is_refused_by_its_status(
     method: str, kind: str, status: int
 ) -> None:
     """Its client cannot read the messages of a stream."""
