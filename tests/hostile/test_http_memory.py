@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import struct
 import sys
@@ -46,6 +47,16 @@ def _image() -> str:
 _REQUESTS = {
     "a client leaves within a body": (
         lambda: _request("EmbedText", "application/json", b" " * 12 * _MB, missing=1),
+        True,
+    ),
+    "a client leaves within a packed body": (
+        lambda: _request(
+            "EmbedText",
+            "application/json",
+            gzip.compress(b" " * 12 * _MB),
+            missing=1,
+            **{"content-encoding": "gzip"},
+        ),
         True,
     ),
     "a client leaves within a message of a stream": (
@@ -94,7 +105,8 @@ async def _send(port: int, request: bytes, *, leaves: bool) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     if leaves:
-        await writer.drain()
+        writer.write_eof()
+        await reader.read()  # until the server has noticed
     else:
         status = int((await reader.readline()).split()[1])
         assert status in (200, 400, 413)

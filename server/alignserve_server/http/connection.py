@@ -135,6 +135,8 @@ class Connection(HttpToolsProtocol):
             self._active.disconnected = True  # uvicorn tells only the last one of several pipelined requests
             self._active.message_event.set()
         super().connection_lost(exc)
+        self._is_ending = True
+        self.cycle = self._active = None  # type: ignore[assignment]  # a cycle of references, with a body
 
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
