@@ -46,6 +46,11 @@ WORST: Mapping[str, tuple[str, dict[str, str], Callable[[], bytes]]] = {
         {"content-type": GRPC_WEB_TEXT},
         lambda: b64encode(b"\0" + (11_000_000).to_bytes(4, "big") + os.urandom(11_000_000)),
     ),
+    "base64 of one byte, a million times": (
+        _TEXTS,
+        {"content-type": GRPC_WEB_TEXT},
+        lambda: b"AA==" * (_SIZE // 4),
+    ),
     "gzip bomb": (
         _TEXTS,
         {"content-encoding": "gzip"},

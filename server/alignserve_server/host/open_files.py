@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from contextlib import suppress
 
 
@@ -14,3 +15,9 @@ def allow_open_files() -> None:
     _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # some systems refuse "unlimited"; then the limit stays
         resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
+
+
+def max_open_files() -> int:
+    """Returns the limit for this process."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit

@@ -17,7 +17,7 @@ from alignserve_server.rpc.interruptible import Interruptible
 from alignserve_server.rpc.shares import ConnectionShares, Share
 
 _UNSHARED_BYTES = 1 << 16  # a body up to this size is in the buffer of its connection in any case
-_UNPACK_BYTES = 1 << 18  # at a time: about a millisecond
+_UNPACK_BYTES = 1 << 16  # at a time
 _GZIP = 31  # zlib's number for it
 
 
@@ -71,9 +71,18 @@ class BodyReader:
         unpack = _unpacker(headers)
         self._check(int(headers.get("content-length", 0)))
         with Interruptible(self._reading, self._timeout_seconds):
-            body = Body()
+            body, content = Body(), bytearray()
             life.callback(body.release)
-            await self._unpack_into(body, unpack, self._received(receive, caller, body))
+            async for piece in self._received(receive):
+                for unpacked in (piece,) if unpack is None else unpack.feed(piece):
+                    self._check(len(content) + len(unpacked))
+                    if body.share is None and len(content) + len(unpacked) > _UNSHARED_BYTES:
+                        body.share = await self._uploads.wait(caller)
+                    content += unpacked
+                    await asyncio.sleep(0)  # unpacking megabytes takes long
+            if unpack is not None and not unpack.is_complete:
+                raise RequestMalformed("the body is not complete gzip data")
+            body.content = bytes(content)
             return body
 
     def interrupt(self, error: Callable[[], ServingError]) -> None:
@@ -81,34 +90,17 @@ class BodyReader:
         for reading in list(self._reading):
             reading.interrupt(error())
 
-    async def _received(self, receive: Receive, caller: str, body: Body) -> AsyncIterator[bytes]:
+    async def _received(self, receive: Receive) -> AsyncIterator[bytes]:
         """Yields the body as it arrives."""
-        size = 0
-        while True:
+        size, more = 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Disconnected
             size += len(message["body"])
             self._check(size)
             yield message["body"]
-            if not message["more_body"]:
-                return
-            if body.share is None and size > _UNSHARED_BYTES:
-                body.share = await self._uploads.wait(caller)
-
-    async def _unpack_into(self, body: Body, unpack: _Gunzip | None, pieces: AsyncIterator[bytes]) -> None:
-        content = bytearray()
-        async for piece in pieces:
-            if unpack is None:
-                content += piece
-                continue
-            for unpacked in unpack.feed(piece):
-                content += unpacked
-                self._check(len(content))
-                await asyncio.sleep(0)  # unpacking megabytes takes long
-        if unpack is not None and not unpack.is_complete:
-            raise RequestMalformed("the body is not complete gzip data")
-        body.content = bytes(content)
+            more = message["more_body"]
 
     def _check(self, size: int) -> None:
         if size > self._max_bytes:

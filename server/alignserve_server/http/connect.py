@@ -179,7 +179,7 @@ def _message_in(request: HttpRequest) -> tuple[str, bytes]:
         raise CompressionUnsupported("messages in a query must not be compressed")
     media_type = JSON if encoding == "json" else PROTO
     if query.get("base64") != "1":
-        return media_type, text.encode(errors="replace")
+        return media_type, text.encode("latin-1")
     try:
         return media_type, decode_base64(text.encode("ascii"))
     except ValueError:

@@ -17,7 +17,13 @@ from alignserve_server.api import CallScope
 from alignserve_server.errors import RequestMalformed
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
-from alignserve_server.http.connect import VERSION_HEADER, check_version, connect_error, read_json_message
+from alignserve_server.http.connect import (
+    CONNECT,
+    VERSION_HEADER,
+    check_version,
+    connect_error,
+    read_json_message,
+)
 from alignserve_server.http.endpoint import StreamEndpoint
 from alignserve_server.http.envelopes import Envelopes, enveloped
 from alignserve_server.http.message_to_json import json_parts
@@ -30,11 +36,15 @@ from alignserve_server.rpc.request_parser import RequestParser
 
 _METHOD = "StreamInfer"
 _JSON, _PROTO = "application/connect+json", "application/connect+proto"
+_MEDIA_TYPES = frozenset({_JSON, _PROTO})
 _END = 0x02  # the flag of the last message
 
 
 class ConnectStream:
-    """The dialect: an error is the last message of an answer whose status is 200."""
+    """The dialect: an error is the last message of an answer whose status is 200.
+
+    A request of another type gets an error as other methods answer it.
+    """
 
     name = "connect"
     prefixes: tuple[str, ...] = ()
@@ -42,6 +52,8 @@ class ConnectStream:
     paths = FIELD_PATHS
 
     def error(self, error: HttpError) -> Answer:
+        if error.media_type not in _MEDIA_TYPES:
+            return CONNECT.error(error)
         end = enveloped(orjson.dumps({"error": connect_error(error)}), _END)
         return Answer(end, 200, error.media_type)
 
@@ -92,7 +104,7 @@ class StreamInfer:
             METHODS[SERVICE][_METHOD],
             self._run,
             enveloped(b"{}", _END),
-            frozenset({_JSON, _PROTO}),
+            _MEDIA_TYPES,
         )
 
     async def _run(self, stream: HttpStream, call: CallScope) -> None:

@@ -108,7 +108,6 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = self._is_in_body = False
         self._head_bytes = 0  # of the current request; in its body, those of chunks' sizes and trailers
         self._body_bytes = 0
-        self._bytes_left: int | None = None  # of the body of a request with an upgrade
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
@@ -136,14 +135,13 @@ class Connection(HttpToolsProtocol):
             self._active.disconnected = True  # uvicorn tells only the last one of several pipelined requests
             self._active.message_event.set()
         super().connection_lost(exc)
+        self._is_ending = True
+        self.cycle = self._active = None  # type: ignore[assignment]  # a cycle of references, with a body
 
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
             return
         self._unset_keepalive_if_required()
-        if self._bytes_left is not None:
-            self._take_rest(data)
-            return
         was_in_head, was_in_body, body_bytes = self._is_in_head, self._is_in_body, self._body_bytes
         try:
             self.parser.feed_data(data)
@@ -182,6 +180,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._check_head()
+        if self.parser.should_upgrade():
+            return
         self._is_in_head, self._is_in_body, self._head_bytes = False, True, 0
         was_busy = self.is_busy
         super().on_headers_complete()
@@ -194,9 +194,10 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # the parser stops before the body
+            return
         self._is_in_body = False
-        if not self.parser.should_upgrade():  # then the parser stops before the body
-            super().on_message_complete()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if self._is_ending:
@@ -243,27 +244,18 @@ class Connection(HttpToolsProtocol):
         return not self._active.keep_alive
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Serves a request that asks for another protocol as if it did not, and ends the connection.
+        """Parses a request that asks for another protocol again, without the header that asks for it.
 
-        Java's client asks for h2c with its first request. The parser takes nothing after the headers.
+        Java's client asks for h2c with its first request. The parser takes nothing after such headers.
         """
-        sizes = [int(value) for name, value in self.headers if name == b"content-length"]
-        if any(name == b"transfer-encoding" for name, _ in self.headers):
-            self._refuse(400, "an upgrade with a body in chunks")
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":  # asks by its method
+            self._refuse(400, "invalid HTTP request")
             return
-        self.cycle.keep_alive = False
-        self._bytes_left = sum(sizes)  # one, or none
-        self._take_rest(rest)
-
-    def _take_rest(self, data: bytes) -> None:
-        """Takes bytes of a body that the parser does not read."""
-        assert self._bytes_left is not None  # noqa: S101 — set by the only caller before
-        data = data[: self._bytes_left]
-        if data:
-            self._bytes_left -= len(data)
-            self.on_body(data)
-        if not self._bytes_left and self.cycle.more_body:
-            super().on_message_complete()
+        lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(lines))
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(head + rest)
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -296,6 +288,8 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Refuses bytes that are not a request, and ends the connection."""
+        if self._is_ending:
+            return
         active = self._active if self.is_busy else None
         if active is not None and (active is not self.cycle or not active.more_body):
             active.keep_alive = False  # its request was complete: they came after it

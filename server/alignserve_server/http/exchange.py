@@ -253,11 +253,16 @@ def _methods_of(endpoint: _Endpoint) -> list[str]:
 async def _until(work: Awaitable[_T], interruption: Coroutine[Any, Any, Exception]) -> _T:
     """Returns the result of the work, or raises what interrupts it once the work has been cancelled."""
     working = asyncio.ensure_future(work)
-    error = await first_of(working, interruption)
-    if error is None:
-        return working.result()
-    await asyncio.wait([working])
-    raise error
+    error: Exception | None = None
+    try:
+        error = await first_of(working, interruption)
+        if error is None:
+            return working.result()
+        await asyncio.wait([working])
+        raise error
+    finally:
+        # The exception has this frame in its traceback; references to it would form a cycle.
+        del work, working, error
 
 
 async def _timeout(incoming: HttpCall, event: Awaitable[Exception] | None = None) -> Exception:

@@ -44,6 +44,7 @@ _MEDIA_TYPES = frozenset(
     f"{prefix}{suffix}" for prefix in (_PREFIX, _TEXT_PREFIX) for suffix in ("", "+proto")
 )
 _PADDED = re.compile(rb"[^=]+=*")
+_MAX_PADDING = 2048  # characters; a client pads each frame, or each piece that it sends
 _TRAILERS = 0x80
 _OK = enveloped(b"grpc-status: 0\r\n", _TRAILERS)
 
@@ -128,6 +129,8 @@ async def _refuse_stream(request: HttpRequest, call: CallScope) -> Answer:  # no
 
 def _binary(text: bytes) -> bytes:
     """Decodes base64 of which each part may have been padded."""
+    if text.count(b"=") > _MAX_PADDING:  # a million parts would take seconds
+        raise RequestMalformed("the body is padded too often; encode each message as a whole")
     try:
         return b"".join(decode_base64(part) for part in _PADDED.findall(text))
     except ValueError:

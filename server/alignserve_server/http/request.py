@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from alignserve_server.api import FieldPaths
@@ -34,9 +35,10 @@ class HttpRequest:
         return self._call.headers
 
     @property
-    def query(self) -> QueryParams:
-        """The parameters behind the question mark."""
-        return QueryParams(self._scope["query_string"])
+    def query(self) -> Mapping[str, str]:
+        """The parameters behind the question mark, with a character for each byte."""
+        text = self._scope["query_string"].decode("latin-1")
+        return dict(parse_qsl(text, keep_blank_values=True, encoding="latin-1"))
 
     @property
     def path_parameters(self) -> Mapping[str, str]:

@@ -172,6 +172,8 @@ class _Loaded:
             context.load_cert_chain(path)
         if self.roots is not None:
             context.verify_mode = ssl.CERT_REQUIRED
+            context.num_tickets = 0  # a resumed session shows no certificate to the current roots
+            context.options |= ssl.OP_NO_TICKET
             context.load_verify_locations(cadata=self.roots.decode("ascii", "replace"))
         return context
 

@@ -23,6 +23,7 @@ from alignserve_server.api.limits import RequestLimits
 from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.api.service import Service
 from alignserve_server.host.daemon_thread import in_daemon_thread
+from alignserve_server.host.open_files import max_open_files
 from alignserve_server.host.waiting import first_of
 from alignserve_server.kserve.messages import POOL as OPEN_INFERENCE_POOL
 from alignserve_server.kserve.messages import SERVICE as OPEN_INFERENCE
@@ -330,7 +331,7 @@ class Server:
             is_shared=settings.workers > 1,
             request_timeout_seconds=settings.request_timeout_seconds,
             idle_timeout_seconds=settings.http_idle_timeout_seconds,
-            max_connections=settings.http_max_connections,
+            max_connections=min(settings.http_max_connections, max_open_files() // 2),  # others need some
             cors_origins=settings.cors_origins,
             max_request_fields=_max_request_fields(settings),
             has_page=settings.http_page,

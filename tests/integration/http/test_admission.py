@@ -289,6 +289,19 @@ async def test_large_uploads_share_the_memory() -> None:
     assert [status for status, *_ in answers] == [200, 200]
 
 
+async def test_a_body_that_unpacks_to_megabytes_takes_a_share() -> None:
+    """Otherwise a crowd of small bodies would fill the memory."""
+    packed = gzip.compress(b" " * 1_000_000 + BODY)
+    head = f"{HEAD}content-encoding: gzip\r\ncontent-length: {len(packed)}\r\n\r\n".encode()
+    async with serving(max_uploads=2) as (served, _), dialed(served) as wire:
+        wire.writer.write(head + packed[:-1])
+        await until(lambda: served.sample("alignserve_uploads") == 1)
+
+        wire.writer.write(packed[-1:])
+        assert (await wire.answer())[0] == 200
+        assert served.sample("alignserve_uploads") == 0
+
+
 async def test_an_unexpected_error_reveals_only_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller gets an id that is also in the log."""
     with capture_logs() as lines:

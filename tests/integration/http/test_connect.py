@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -60,6 +61,18 @@ async def test_a_method_without_side_effects_can_be_called_by_get(base64: bool) 
         answer = await client.get(f"{SERVICE}/EmbedText", params=query)
 
     assert len(answer.json()["embeddings"]) == 1
+
+
+async def test_a_message_in_a_query_may_be_any_bytes() -> None:
+    """Bytes that are not UTF-8 are not replaced, which would change the message."""
+    request = pb.EmbedTextRequest(texts=["a" * 200]).SerializeToString()  # the length takes a byte of 0xc8
+    async with serving() as (_, client):
+        proto = await client.get(f"{SERVICE}/EmbedText?encoding=proto&message={quote(request)}")
+        json = await client.get(
+            f"{SERVICE}/EmbedText?encoding=json&message=%7B%22texts%22%3A%5B%22%E4%22%5D%7D"
+        )
+
+    assert (proto.status_code, json.status_code) == (200, 400)
 
 
 async def test_images_may_have_either_base64_alphabet() -> None:

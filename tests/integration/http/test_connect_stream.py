@@ -148,3 +148,19 @@ async def test_a_client_that_leaves_leaves_the_queue() -> None:
         labels = {"grpc_type": "bidi_stream", "grpc_service": "connect", "grpc_method": "StreamInfer"}
         await until(lambda: served.sample("grpc_server_handled_total", grpc_code="CANCELLED", **labels) == 1)
         assert served.waiting("text") == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "status"),
+    [("POST", "application/json", 415), ("POST", "", 415), ("GET", "", 405), ("HEAD", "", 405)],
+)
+async def test_a_request_of_another_type_is_refused_by_its_status(
+    method: str, kind: str, status: int
+) -> None:
+    """Its client cannot read the messages of a stream."""
+    headers = {"content-type": kind} if kind else {}
+    async with serving() as (_, client):
+        answer = await client.request(method, PATH, content=b"{}" * (method == "POST"), headers=headers)
+
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+    assert method == "HEAD" or "code" in answer.json()

@@ -116,6 +116,31 @@ class TestTls:
             for name in ("certificate:search", "certificate:labels"):
                 assert served.sample("alignserve_caller_items_total", caller=name, outcome="accepted") == 1
 
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    async def test_a_client_cannot_resume_a_session(
+        self, authority: Authority, version: ssl.TLSVersion
+    ) -> None:
+        """Its certificate would not be checked again, although its authority may have been replaced."""
+        certificate, key = authority.issue("server")
+        context = ssl.create_default_context(cadata=authority.root.decode())
+        context.minimum_version = context.maximum_version = version
+        context.load_cert_chain(*map(str, authority.issue("client")))
+
+        def is_resumed(
+            port: int, session: ssl.SSLSession | None
+        ) -> tuple[bool | None, ssl.SSLSession | None]:
+            plain = socket.create_connection(("127.0.0.1", port))
+            with context.wrap_socket(plain, server_hostname="localhost", session=session) as encrypted:
+                encrypted.sendall(b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n")
+                assert encrypted.recv(8) == b"HTTP/1.1"
+                return encrypted.session_reused, encrypted.session
+
+        roots = authority.write_root()
+        async with serving(tls_certificate=certificate, tls_key=key, tls_client_ca=roots) as (served, _):
+            _, session = await asyncio.to_thread(is_resumed, served.server.http_port, None)
+
+            assert (await asyncio.to_thread(is_resumed, served.server.http_port, session))[0] is False
+
 
 class TestDrain:
     """SIGTERM and after."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ def request(*headers: str, body: bytes = BODY, path: str = PATH) -> bytes:
 
 
 GOOD = request(f"content-length: {len(BODY)}")
+UPGRADE = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__")
 CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 
 
@@ -58,6 +60,8 @@ CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
         b"GET /readyz HTTP/1.1\r\nhost: a\r\nx: a\r\n b\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
         b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"CONNECT /readyz HTTP/1.1\r\nhost: a\r\n\r\n",
+        request("content-length: 19", "transfer-encoding: chunked", *UPGRADE, body=CHUNKED),
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
@@ -127,13 +131,15 @@ async def test_a_client_that_asks_first_need_not_send_a_body_that_is_refused() -
 
 
 async def test_an_upgrade_is_ignored() -> None:
-    """Java's client asks for h2c with its first request."""
-    upgrade = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__")
+    """Java's client asks for h2c with its first request; its bodies have either form."""
+    with_length = request(f"content-length: {len(BODY)}", *UPGRADE)
+    in_chunks = request("transfer-encoding: chunked", *UPGRADE, body=CHUNKED)
     async with serving() as (served, _), dialed(served) as wire:
-        wire.writer.write(request(f"content-length: {len(BODY)}", *upgrade))
-        status, headers, _ = await wire.answer()
+        wire.writer.write(with_length + in_chunks + with_length[:-5])
+        wire.writer.write(with_length[-5:] + request(*UPGRADE, body=b"", path="/nowhere") + GOOD)
+        answers = [await wire.answer() for _ in range(5)]
 
-        assert (status, headers["connection"]) == (200, "close")
+    assert [status for status, *_ in answers] == [200, 200, 200, 404, 200]
 
 
 async def _wait_forever(request: HttpRequest, call: CallScope) -> Answer:
@@ -239,3 +245,10 @@ async def test_above_the_limit_no_busy_connection_is_cut() -> None:
 
         async with dialed(served) as second:
             assert (await second.answer())[0] == 503
+
+
+async def test_connections_leave_half_of_the_open_files_to_others() -> None:
+    """The gRPC port and the metrics port need some, whatever the system allows."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving(http_max_connections=allowed) as (served, _):
+        assert connections_of(served).limits.max_connections == allowed // 2
