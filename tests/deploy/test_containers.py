@@ -134,6 +134,7 @@ def test_the_package_has_all_that_it_needs(packages: Path) -> None:
     assert {Path(name).name for name in names if "/licenses/" in name} >= {"LICENSE", "NOTICE"}
 
 
+@pytest.mark.long
 def test_the_image_serves(containers: Path, prepared: Path) -> None:
     """It works confined and offline; the health check reports it ready, and SIGTERM ends it."""
     image = Image("cpu")
@@ -152,6 +153,7 @@ def test_the_image_serves(containers: Path, prepared: Path) -> None:
     assert code == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_the_image_listens_on_ipv4_and_ipv6(containers: Path, host: str) -> None:
     """Calls and scrapes reach it over both, as single-stack and dual-stack clusters need."""

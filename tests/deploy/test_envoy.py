@@ -53,6 +53,7 @@ async def test_it_starts_with_a_socket_as_standard_output(tmp_path: Path) -> Non
             await process.wait()
 
 
+@pytest.mark.long
 async def test_a_rolling_restart_costs_no_call(tmp_path: Path) -> None:
     """While both replicas restart, no unary call fails without client retries, and a stream loses no item."""
     replicas = [Replica(), Replica()]
@@ -65,6 +66,7 @@ async def test_a_rolling_restart_costs_no_call(tmp_path: Path) -> None:
     assert load.streamed == load.sent > 0
 
 
+@pytest.mark.long
 async def test_killed_replicas_cost_no_call(tmp_path: Path) -> None:
     """After SIGKILL, Envoy retries the calls that fail on one replica on the other."""
     replicas = [Replica(), Replica()]
@@ -80,6 +82,7 @@ async def test_killed_replicas_cost_no_call(tmp_path: Path) -> None:
     assert repeated > 0
 
 
+@pytest.mark.long
 async def test_connection_ages_cost_no_call(tmp_path: Path) -> None:
     """Replicas constantly close old connections and streams, and no call or item is lost."""
     flags = ("--max-connection-age-seconds", "0.5", "--max-stream-age-seconds", "0.5")
@@ -92,6 +95,7 @@ async def test_connection_ages_cost_no_call(tmp_path: Path) -> None:
     assert load.streamed == load.sent > 0
 
 
+@pytest.mark.long
 async def test_large_calls_of_a_killed_replica_are_retried(tmp_path: Path) -> None:
     """Envoy still has a request of several MiB when the replica that processes it dies."""
     stuck = Replica(encoder="encode_images = lambda self, batch: get_stuck()")

@@ -400,6 +400,7 @@ def test_rules_become_objects_by_the_command_of_the_readme() -> None:
         _validate(found)
 
 
+@pytest.mark.long
 def test_a_pod_serves_its_probes(containers: Path) -> None:
     """With the manifest's variables and volumes it becomes ready for the kubelet, and SIGTERM ends it."""
     probe = container("cpu")["readinessProbe"]["grpc"]
@@ -427,6 +428,7 @@ def test_a_pod_serves_as_any_user(containers: Path) -> None:
     assert code == 0
 
 
+@pytest.mark.long
 def test_a_pod_with_tls_and_keys_serves_its_probes(containers: Path, tmp_path: Path) -> None:
     """The kubelet's health check needs no key; calls need one."""
     secrets = _secrets(tmp_path)

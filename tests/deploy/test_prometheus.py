@@ -48,6 +48,7 @@ def test_promtool_accepts_the_files(promtool: Path, command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.contract
 @pytest.mark.timeout(300)
 def test_every_alert_fires_when_it_should_and_only_then(promtool: Path) -> None:

@@ -33,6 +33,7 @@ _LONG = {name for name in SLOW if "25 million" in name} - {"WEBP, 25 million pix
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SIZES)
 async def test_a_claimed_size_is_checked_before_memory_is_allocated(live: LiveServer, name: str) -> None:
     """Whatever size a file claims, opening and refusing it takes little more memory than its own bytes."""

@@ -14,7 +14,7 @@ import pytest
 from tests.hostile.live import MemoryWatch
 from tests.processes import ServerProcess, server_process
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.hostile, pytest.mark.long]
 
 _MB = 1 << 20
 _COUNT = 60

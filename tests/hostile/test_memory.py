@@ -89,6 +89,7 @@ REFUSED = {
 _FIELDS = {"EmbedImage": "embed_image", "EmbedText": "embed_text", "Classify": "classify"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
 @pytest.mark.parametrize("name", REFUSED)
 async def test_refused_calls_leave_nothing_behind(live: LiveServer, name: str, by_stream: bool) -> None:

@@ -118,6 +118,7 @@ async def test_a_reader_that_resumes_learns_how_many_lines_it_missed() -> None:
     assert events[-1]["event"] == "stopped"
 
 
+@pytest.mark.long
 async def test_workers_with_an_unread_log_serve_and_stop() -> None:
     """They share the pipe with their supervisor; each counts its own lines."""
     with unread_server("--workers", "2", "--access-log-sample-ratio", "1") as server:

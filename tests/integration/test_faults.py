@@ -94,6 +94,7 @@ async def test_an_unrecoverable_server_exits_with_its_own_code(how: str) -> None
         assert code == EXIT_UNRECOVERABLE
 
 
+@pytest.mark.long
 async def test_decoding_that_never_returns_ends_the_process_too() -> None:
     """The process does not wait for the threads that it has abandoned."""
     flags = ("--decode-threads", "1", "--stall-exit-seconds", "0.5", *_QUICK)

@@ -102,7 +102,7 @@ async def test_a_stream_holds_a_window_of_requests() -> None:
                 yield texts(f"text {number}")
 
         stream = stream_of(served, requests())
-        await until(lambda: served.waiting("text") + len(served.encoder.batches) >= 4)
+        await until(lambda: served.items("text")["in_flight"] >= 4)
         in_flight = served.items("text")["in_flight"]
         served.encoder.gate.set()
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.processes import BIN, run
 
 
+@pytest.mark.long
 def test_what_is_measured_can_be_saved_and_used_again(tmp_path: Path) -> None:
     """The fake model's saved measurement gives the same plan as the measurement itself."""
     file = tmp_path / "curve.json"

@@ -187,6 +187,7 @@ async def impatient() -> AsyncIterator[Workers]:
         yield workers
 
 
+@pytest.mark.long
 async def test_a_worker_that_is_stopped_is_replaced(impatient: Workers) -> None:
     """Only SIGKILL ends it; it is logged and counted, and callers of the other worker notice nothing."""
     channel = await impatient.connection_to(1)
@@ -212,6 +213,7 @@ signal.signal(signal.SIGUSR1, get_stuck)
 """
 
 
+@pytest.mark.long
 async def test_a_worker_whose_event_loop_is_blocked_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_info_says_what_is_served(pair, runtime):
     assert pair.encoder.device_memory_bytes > 100_000
 
 
+@pytest.mark.long
 def test_loading_prints_nothing():
     """transformers' progress bars and notices stay out of the server's output."""
     program = (

@@ -82,6 +82,7 @@ def test_a_text_is_the_same_by_itself_and_in_a_mixed_batch(pair):
     assert (1 - (alone * together).sum(axis=1)).max() <= 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("runtime_name", "dtype"), [("torch", "bfloat16"), ("torch", "float16"), ("openvino", "bfloat16")]
 )

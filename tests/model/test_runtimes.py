@@ -209,6 +209,7 @@ def remove_files(folder: Path) -> None:
             path.unlink()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "damage",
     [
@@ -389,6 +390,7 @@ def without_nncf(monkeypatch):
     hide(monkeypatch, "nncf")
 
 
+@pytest.mark.long
 def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_dir):
     """The error has the conversion process's reason, and no draft remains."""
     folder = shutil.copytree(random_folder, tmp_path / "broken")
@@ -404,6 +406,7 @@ def test_a_conversion_that_fails_says_why(random_folder, tmp_path, cache_dir):
     assert list((tmp_path / "cache" / "openvino").iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_conversion_ends_with_the_server(tmp_path):
     """If the parent process ends, the conversion ends and its draft is removed."""
     program = "from alignserve_server.model.runtimes.openvino_conversion import main; main()"
