@@ -21,6 +21,7 @@ from tests.load import (
     cache,
     dtypes,
     fairness,
+    http_port,
     latency,
     neighbour,
     overhead,
@@ -47,6 +48,7 @@ _SECTIONS = {
     "overload": overload.run,
     "fairness": fairness.run,
     "watching": watching.run,
+    "http": http_port.run,
     "plan": plan_check.run,
 }
 _PACKAGES = ("torch", "transformers", "openvino", "grpcio", "pillow", "mosec", "litserve", "ray")
