@@ -60,7 +60,7 @@ def run(plan: Plan) -> Section:
     rows = [
         (
             name,
-            # The busy server's CPU time is not that of gRPC calls alone.
+            # The busy server's CPU time includes that of HTTP calls.
             "" if name == _BUSY else number(statistics.median(cost.cpu_us for cost in of)),
             "" if name == _BUSY else f"{shares[name]:.3f}",
             number(statistics.median(cost.per_second for cost in of)),

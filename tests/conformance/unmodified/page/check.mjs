@@ -171,7 +171,7 @@ await check("a refusal is shown with its reason and field", REFUSED, async (page
   return error.locator(".reason").innerText();
 });
 
-await check("a file that is no picture is refused in words", REFUSED, async (page) => {
+await check("a file that is not a picture is refused in words", REFUSED, async (page) => {
   const dataTransfer = await transfer(page, "notes.png", "image/png", btoa("no picture"));
   await page.dispatchEvent("#classify-drop", "drop", { dataTransfer });
   await page.getByText("The server cannot read this picture.").waitFor();
