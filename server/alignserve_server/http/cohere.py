@@ -69,7 +69,7 @@ FIELDS = (
     ignored("input_type", "queries and documents are embedded in the same way", "search_query"),
     ignored("priority", "see the header `alignserve-priority`", 3),
     refused("max_tokens", "always", 16),
-    refused("output_dimension", "unless it is the model's, or 0", 3),
+    refused("output_dimension", "unless it is the model's, or 0", 3, schemas.DIMENSIONS),
 )
 
 _INTEGERS = schemas.list_of({"type": "array", "items": schemas.WHOLE_NUMBER})

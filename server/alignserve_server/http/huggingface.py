@@ -49,7 +49,7 @@ _OPTIONS = (
     read("truncate", "`true` cuts texts that are too long, instead of refusing them", schemas.TRUNCATE, True),
     ignored("prompt_name", "ALIGN has no prompts", "query"),
     refused("truncation_direction", "unless it is `right`", "left", schemas.RIGHT),
-    refused("dimensions", "unless it is the model's, or 0", 3),
+    refused("dimensions", "unless it is the model's, or 0", 3, schemas.DIMENSIONS),
     refused("encoding_format", "unless it is `float`", "base64", {"const": "float"}),
 )
 _EXTRACTION_OPTIONS = (

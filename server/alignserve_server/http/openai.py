@@ -84,8 +84,8 @@ FIELDS = (
     ignored("user", "", "somebody"),
     ignored("input_type", "queries and documents are embedded in the same way", "query"),
     ignored("task", "the same", "retrieval.query"),
-    refused("dimensions", "unless it is the model's, or 0", 3),
-    refused("output_dimension", "unless it is the model's, or 0", 3),
+    refused("dimensions", "unless it is the model's, or 0", 3, schemas.DIMENSIONS),
+    refused("output_dimension", "unless it is the model's, or 0", 3, schemas.DIMENSIONS),
     refused("output_dtype", "unless it is `float`", "int8", {"const": "float"}),
     refused("late_chunking", "unless it is `false`", True, {"const": False}),
 )

@@ -59,6 +59,7 @@ CONTENT: JsonSchema = one_of(PROMPT, {**list_of(PART), "maxItems": 1})
 INPUT: JsonSchema = one_of(PROMPT, PART, record(("content",), content=CONTENT))
 INPUTS: JsonSchema = one_of(INPUT, list_of(INPUT))
 MESSAGES: JsonSchema = list_of(record(("content",), content=CONTENT), limit=1)
+DIMENSIONS: JsonSchema = {"type": "integer", "enum": [0]}  # the model's is accepted too
 RIGHT: JsonSchema = {"type": "string", "pattern": "^[Rr]ight$"}  # generators confuse such names in an enum
 TRUNCATE: JsonSchema = one_of(FLAG, enum("NONE", "END"))
 VECTOR: JsonSchema = {"type": "array", "items": NUMBER}

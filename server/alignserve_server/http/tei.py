@@ -33,7 +33,7 @@ EMBED_FIELDS = (
     ),
     read("normalize", "`false` returns embeddings that are not scaled to length 1", schemas.FLAG, True),
     *_OPTIONS,
-    refused("dimensions", "unless it is the model's, or 0", 3),
+    refused("dimensions", "unless it is the model's, or 0", 3, schemas.DIMENSIONS),
 )
 SIMILARITY_FIELDS = (
     *similarity.FIELDS,
