@@ -57,7 +57,9 @@ def server_process(
             _wait_for("ready", process.stderr)
             # The log must be drained: a full pipe blocks other programs, and the server at its exit.
             threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
-            yield ServerProcess(process, listening["port"], listening["metrics_port"], listening.get("http_port", 0))
+            yield ServerProcess(
+                process, listening["port"], listening["metrics_port"], listening.get("http_port", 0)
+            )
         finally:
             process.terminate()
             process.wait(timeout=30)
