@@ -76,9 +76,9 @@ def test_a_manifest_is_filled_in(tmp_path: Path) -> None:
     path = tmp_path / "driver.toml"
     path.write_text('name = "X"\nrun = ["{work}/driver", "{here}"]\nbuild = [["make", "-C", "{here}"]]\n')
 
-    language = read_language(path, "x", tmp_path / "client", tmp_path / "work")
+    language = read_language(path, "x", tmp_path / "client", tmp_path / "products")
 
-    assert language.run == [f"{tmp_path}/work/driver", f"{tmp_path}/client"]
+    assert language.run == [f"{tmp_path}/products/driver", f"{tmp_path}/client"]
     assert language.build == [["make", "-C", f"{tmp_path}/client"]]
 
 
