@@ -14,7 +14,7 @@ from alignserve_server.api.accounting import (
     kinds_of_calls,
 )
 from alignserve_server.api.limits import LabelQuery, RequestLimits
-from alignserve_server.api.method_rules import MethodRules
+from alignserve_server.api.method_rules import ANY_SCOPE, MethodRules
 from alignserve_server.api.quantization import pack_signs, quantize_int8
 from alignserve_server.api.queries import QueryTerm
 from alignserve_server.api.readiness import Readiness, State
@@ -25,6 +25,7 @@ from alignserve_server.model.retrieval import Comparisons
 from alignserve_server.model.zero_shot import ScoredLabel
 
 __all__ = [
+    "ANY_SCOPE",
     "Accounting",
     "CallContext",
     "CallScope",

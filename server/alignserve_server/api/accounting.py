@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from alignserve_server.access.authorization import ANONYMOUS, Access, Caller
 from alignserve_server.access.keys import Scope
-from alignserve_server.api.method_rules import MethodRules
+from alignserve_server.api.method_rules import ANY_SCOPE, MethodRules
 from alignserve_server.batching.call import NO_TRACE, CallContext, FieldPaths
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.errors import InternalError, InvalidArgument, ServingError
@@ -30,8 +30,6 @@ from alignserve_server.observability.tracing import CallTrace, Tracing
 _log = get_logger(__name__)
 
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
-
-_ANY_SCOPE = frozenset(Scope)
 
 # A client starts its own timer before it sends the request, so its reset can arrive just before the deadline.
 _DEADLINE_TOLERANCE_SECONDS = 0.02
@@ -127,7 +125,7 @@ class Accounting:
         return [
             series
             for method in self._methods.values()
-            if method.rules.scopes not in (None, _ANY_SCOPE) and not method.rules.counts_items
+            if method.rules.scopes not in (None, ANY_SCOPE) and not method.rules.counts_items
             for series in method.seconds.values()
         ]
 

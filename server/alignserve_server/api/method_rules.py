@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from alignserve_server.access.keys import Scope
 
+ANY_SCOPE = frozenset(Scope)  # of methods that describe the model or the server: every valid key permits them
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodRules:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from alignserve_server.api import CallScope, MethodRules, ModelInfo, Scope, Service
+from alignserve_server.api import ANY_SCOPE, CallScope, MethodRules, ModelInfo, Scope, Service
 from alignserve_server.errors import InvalidArgument, ModelUnknown, RequestEmpty
 from alignserve_server.http import schemas
 from alignserve_server.http.answer import Answer
@@ -139,7 +139,7 @@ _REQUEST = {
 }
 
 _EMBED = MethodRules(scopes=frozenset({Scope.EMBED}))
-_MODELS = MethodRules(scopes=frozenset(Scope))
+_MODELS = MethodRules(scopes=ANY_SCOPE)
 
 _TYPES = {
     401: "authentication_error",

@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import Any
 
-from alignserve_server.api import Accounting, CallScope, MethodRules, Scope, Service
+from alignserve_server.api import ANY_SCOPE, Accounting, CallScope, MethodRules, Service
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.endpoint import Endpoint
 from alignserve_server.http.plain import PLAIN
@@ -15,7 +15,7 @@ from alignserve_server.modality import MODALITIES
 from alignserve_server.observability.metrics import LATENCY_BUCKETS
 
 # A page that polls uses up no quota, and its calls would drown useful spans.
-_RULES = MethodRules(scopes=frozenset(Scope), is_metered=False, is_traced=False)
+_RULES = MethodRules(scopes=ANY_SCOPE, is_metered=False, is_traced=False)
 
 
 class Stats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignserve_server.api import CallScope, MethodRules, Scope, Service
+from alignserve_server.api import ANY_SCOPE, CallScope, MethodRules, Scope, Service
 from alignserve_server.http import schemas, similarity
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
@@ -46,7 +46,7 @@ _VECTORS = schemas.list_of(schemas.VECTOR)
 _COSINES = schemas.list_of(schemas.NUMBER)
 
 _EMBED = MethodRules(scopes=frozenset({Scope.EMBED}))
-_INFO = MethodRules(scopes=frozenset(Scope))
+_INFO = MethodRules(scopes=ANY_SCOPE)
 _HEALTH = MethodRules(scopes=None, is_metered=False, is_traced=False)
 
 # The names are those of text-embeddings-inference. All other errors are "Validation".

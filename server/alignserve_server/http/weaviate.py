@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignserve_server.api import CallScope, MethodRules, Scope, Service
+from alignserve_server.api import ANY_SCOPE, CallScope, MethodRules, Scope, Service
 from alignserve_server.http import schemas
 from alignserve_server.http.answer import Answer
 from alignserve_server.http.call import FIELD_PATHS
@@ -37,7 +37,7 @@ def _given(name: str) -> schemas.JsonSchema:
 _VECTORS = schemas.list_of(schemas.VECTOR, minimum=0)
 
 _EMBED = MethodRules(scopes=frozenset({Scope.EMBED}))
-_META = MethodRules(scopes=frozenset(Scope))
+_META = MethodRules(scopes=ANY_SCOPE)
 _PROBE = MethodRules(scopes=None, is_metered=False, is_traced=False)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from alignserve_server.api import MethodRules, Scope
+from alignserve_server.api import ANY_SCOPE, MethodRules, Scope
 from alignserve_server.kserve.messages import SERVICE
 from alignserve_server.rpc.methods import Methods
 
-_ANY_SCOPE = frozenset(Scope)
 _OF_MODELS = frozenset({Scope.EMBED, Scope.CLASSIFY})
 
 # Orchestrators have no key, and their frequent checks would drown useful spans; see `rpc.methods`.
 _PROBE = MethodRules(scopes=None, is_metered=False, is_traced=False, names_reason=True)
 # Without quotas: clients read these along with the call that they are about to make.
-_DESCRIPTION = MethodRules(scopes=_ANY_SCOPE, is_metered=False, is_traced=False, names_reason=True)
+_DESCRIPTION = MethodRules(scopes=ANY_SCOPE, is_metered=False, is_traced=False, names_reason=True)
 
 METHODS: Methods = {
     SERVICE.full_name: {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alignserve_server.api import ModelInfo, Scope
+from alignserve_server.api import ANY_SCOPE, ModelInfo, Scope
 from alignserve_server.errors import ModelUnknown
 from alignserve_server.kserve.problems import shown, unknown
 
@@ -100,7 +100,7 @@ MODELS = {model.name: model for model in (IMAGE, TEXT, CLASSIFY, COMPARE)}
 
 def scopes_of(name: str) -> frozenset[Scope]:
     """Returns the scopes of a model, of which a key needs one; every scope if there is no such model."""
-    return MODELS[name].scopes if name in MODELS else frozenset(Scope)
+    return MODELS[name].scopes if name in MODELS else ANY_SCOPE
 
 
 def find_model(name: str, version: str) -> Model:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from alignserve.v1 import align_service_pb2 as pb
 from grpc_health.v1 import health_pb2
 
-from alignserve_server.api import MethodRules, Scope
+from alignserve_server.api import ANY_SCOPE, MethodRules, Scope
 
 API = pb.DESCRIPTOR.services_by_name["AlignService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 SERVICE, HEALTH_SERVICE = API.full_name, HEALTH.full_name
 _REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
-_ANY_SCOPE = frozenset(Scope)
 _EMBED_OR_CLASSIFY = frozenset({Scope.EMBED, Scope.CLASSIFY})
 
 API_METHODS = {
@@ -25,7 +24,7 @@ API_METHODS = {
     "EmbedQuery": MethodRules(scopes=frozenset({Scope.EMBED})),
     # Either scope opens a stream; each item is checked for its own.
     "StreamInfer": MethodRules(scopes=_EMBED_OR_CLASSIFY, counts_items=True),
-    "GetModelInfo": MethodRules(scopes=_ANY_SCOPE),
+    "GetModelInfo": MethodRules(scopes=ANY_SCOPE),
 }
 # Orchestrators and load balancers have no key, and their frequent checks would drown useful spans.
 _HEALTH_METHODS = {
@@ -37,7 +36,7 @@ _HEALTH_METHODS = {
 # the quota.
 _REFLECTION_METHODS = {
     "ServerReflectionInfo": MethodRules(
-        scopes=_ANY_SCOPE, is_metered=False, is_traced=False, ends_at_drain=True
+        scopes=ANY_SCOPE, is_metered=False, is_traced=False, ends_at_drain=True
     ),
 }
 
