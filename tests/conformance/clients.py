@@ -153,7 +153,7 @@ def _check(client: Client, column: Column, variables: Mapping[str, str], seconds
         finished = subprocess.run(
             client.run,
             cwd=folder,
-            env=dict(variables),
+            env={**variables, "PYTHONPATH": str(client.folder.parent)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

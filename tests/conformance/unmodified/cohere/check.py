@@ -4,33 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import cohere
-
-GOLDEN = json.loads(Path(os.environ["ALIGNSERVE_GOLDEN"]).read_text())
-PHOTO = (Path(os.environ["ALIGNSERVE_PHOTOS"]) / "cat.jpg").read_bytes()
-HTTP = os.environ["ALIGNSERVE_HTTP"]
-
-
-def check(name: str, run: Callable[[], str]) -> None:
-    try:
-        outcome = {"ok": True, "detail": run()}
-    except Exception as error:
-        outcome = {"ok": False, "detail": f"{type(error).__name__}: {error}"[:300]}
-    print(json.dumps({"check": name, **outcome}), flush=True)
-
-
-def compared(found: list[list[float]], expected: list[list[float]]) -> str:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert len(one) == len(other)
-        assert all(abs(a - b) <= 1e-4 for a, b in zip(one, other, strict=True)), "other numbers"
-    return f"{len(found)} of {len(found[0])} numbers, as expected"
-
+from reporting import GOLDEN, HTTP, PHOTO, check, compared
 
 client = cohere.ClientV2(api_key="unused", base_url=HTTP)
 

@@ -3,32 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 from langchain_openai import OpenAIEmbeddings
-
-GOLDEN = json.loads(Path(os.environ["ALIGNSERVE_GOLDEN"]).read_text())
-HTTP = os.environ["ALIGNSERVE_HTTP"]
-
-
-def check(name: str, run: Callable[[], str]) -> None:
-    try:
-        outcome = {"ok": True, "detail": run()}
-    except Exception as error:
-        outcome = {"ok": False, "detail": f"{type(error).__name__}: {error}"[:300]}
-    print(json.dumps({"check": name, **outcome}), flush=True)
-
-
-def compared(found: list[list[float]], expected: list[list[float]]) -> str:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert len(one) == len(other)
-        assert all(abs(a - b) <= 1e-4 for a, b in zip(one, other, strict=True)), "other numbers"
-    return f"{len(found)} of {len(found[0])} numbers, as expected"
-
+from reporting import GOLDEN, HTTP, check, compared
 
 # Otherwise LangChain sends tokens of OpenAI's vocabulary, which it downloads first.
 embeddings = OpenAIEmbeddings(

@@ -7,27 +7,17 @@ import json
 import os
 import platform
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import openai
+from reporting import GOLDEN, HTTP, check
 
-GOLDEN = json.loads(Path(os.environ["ALIGNSERVE_GOLDEN"]).read_text())
 PHOTO = Path(os.environ["ALIGNSERVE_PHOTOS"]) / "cat.jpg"
 URI = "data:image/jpeg;base64," + base64.b64encode(PHOTO.read_bytes()).decode()
-HTTP = os.environ["ALIGNSERVE_HTTP"]
 
 client = openai.OpenAI(base_url=f"{HTTP}/v1", api_key="unused")
 MODEL = client.models.list().data[0].id
-
-
-def check(name: str, run: Callable[[], str]) -> None:
-    try:
-        outcome = {"ok": True, "detail": run()}
-    except Exception as error:
-        outcome = {"ok": False, "detail": f"{type(error).__name__}: {error}"[:300]}
-    print(json.dumps({"check": name, **outcome}), flush=True)
 
 
 def compared(found: list[list[float]], expected: list[list[float]]) -> str:
