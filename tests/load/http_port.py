@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 import statistics
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import count
 
 import httpx
-import psutil
-from alignserve._bench.load import ClosedLoop
-from alignserve._bench.runner import RunLength
 
-from tests.load.inputs import grpc_calls
-from tests.load.measuring import Plan, grpc_round, in_turn, progress
-from tests.load.report import Bar, Section, number, ratio, table
+from tests.load.measuring import Plan, TextCost, cpu_ratio, in_turn, progress, text_cost
+from tests.load.report import Bar, Section, number, table
 from tests.processes import ServerProcess, server_process
 
 _CALLERS = 64
@@ -30,16 +25,6 @@ _NOTE = f"""\
 {_HTTP_CALLERS} callers post {_INPUTS} texts a call to `/v1/embeddings` and read floats. They use the same two
 cores and the same queue, so the gRPC rate falls; the latency shows how long an event loop that writes JSON
 keeps others waiting."""
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """The cost in one round."""
-
-    cpu_us: float  # per gRPC call
-    per_second: float
-    p50_ms: float
-    p99_ms: float
 
 
 def run(plan: Plan) -> Section:
@@ -55,7 +40,7 @@ def run(plan: Plan) -> Section:
             name: lambda name=name, of=server: _cost(name, of, plan) for name, server in servers.items()
         }
         costs = in_turn(measures, plan.rounds)
-    shares = {name: _share(costs[_WITHOUT], of) for name, of in costs.items()}
+    shares = {name: cpu_ratio(costs[_WITHOUT], of) for name, of in costs.items()}
     head = ("server", "CPU µs per gRPC call", "without ÷ this", "gRPC calls/s", "p50 ms", "p99 ms")
     rows = [
         (
@@ -63,9 +48,9 @@ def run(plan: Plan) -> Section:
             # The busy server's CPU time includes that of HTTP calls.
             "" if name == _BUSY else number(statistics.median(cost.cpu_us for cost in of)),
             "" if name == _BUSY else f"{shares[name]:.3f}",
-            number(statistics.median(cost.per_second for cost in of)),
-            number(statistics.median(cost.p50_ms for cost in of)),
-            number(statistics.median(cost.p99_ms for cost in of)),
+            number(statistics.median(cost.measured.items_per_second for cost in of)),
+            number(statistics.median(1e3 * cost.measured.latency.percentile(50) for cost in of)),
+            number(statistics.median(1e3 * cost.measured.latency.percentile(99) for cost in of)),
         )
         for name, of in costs.items()
     ]
@@ -73,21 +58,9 @@ def run(plan: Plan) -> Section:
     return Section("HTTP port", [_NOTE, table(head, rows)], [bar])
 
 
-def _share(without: Sequence[_Cost], with_port: Sequence[_Cost]) -> float:
-    """Returns the median of the ratios within a round, whose two costs were measured in succession."""
-    return statistics.median(ratio(a.cpu_us, b.cpu_us) for a, b in zip(without, with_port, strict=True))
-
-
-def _cost(name: str, server: ServerProcess, plan: Plan) -> _Cost:
+def _cost(name: str, server: ServerProcess, plan: Plan) -> TextCost:
     with _busy(server.http_port) if name == _BUSY else ExitStack():
-        process = psutil.Process(server.process.pid)
-        before = process.cpu_times()
-        run_length = RunLength(plan.seconds, warmup_seconds=0.0)  # so that every call is counted
-        measured = grpc_round(server.address, grpc_calls("text"), ClosedLoop(_CALLERS), run_length)
-        after = process.cpu_times()
-    seconds = after.user + after.system - before.user - before.system
-    p50, p99 = (1000 * measured.latency.percentile(percent) for percent in (50, 99))
-    return _Cost(1e6 * seconds / max(1, measured.requests), measured.items_per_second, p50, p99)
+        return text_cost(server, _CALLERS, plan.seconds)
 
 
 @contextmanager

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-from alignserve._bench.load import Load
+from alignserve._bench.load import ClosedLoop, Load
 from alignserve._bench.recorder import Measurement
 from alignserve._bench.runner import RunLength, drive, measure
 from alignserve._bench.workload import UnaryRequest
 
 from tests.load.http_route import HttpRoute
-from tests.load.report import number
+from tests.load.inputs import grpc_calls
+from tests.load.report import number, ratio
+from tests.processes import ServerProcess
 
 _Name = TypeVar("_Name", bound=Hashable)
 _T = TypeVar("_T")
@@ -105,6 +107,30 @@ def grpc_round(
     return _LOOP.run_until_complete(
         measure(address, calls, load, run_length, connections=connections, streams=streams)
     )
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """What text calls cost a server in one round."""
+
+    cpu_us: float  # of the server's process, per call
+    measured: Measurement
+
+
+def text_cost(server: ServerProcess, callers: int, seconds: float) -> TextCost:
+    """Measures a server once, with texts, and the CPU time that it takes for them."""
+    process = psutil.Process(server.process.pid)
+    before = process.cpu_times()
+    run_length = RunLength(seconds, warmup_seconds=0.0)  # so that every call is counted
+    measured = grpc_round(server.address, grpc_calls("text"), ClosedLoop(callers), run_length)
+    after = process.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    return TextCost(1e6 * used / max(1, measured.requests), measured)
+
+
+def cpu_ratio(without: Sequence[TextCost], with_it: Sequence[TextCost]) -> float:
+    """Returns the median of the ratios within a round, whose two costs were measured in succession."""
+    return statistics.median(ratio(a.cpu_us, b.cpu_us) for a, b in zip(without, with_it, strict=True))
 
 
 def http_round(port: int, calls: Iterator[UnaryRequest], load: Load, run_length: RunLength) -> Measurement:

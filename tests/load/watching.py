@@ -7,19 +7,14 @@ import statistics
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest import mock
 
-import psutil
-from alignserve._bench.load import ClosedLoop
-from alignserve._bench.runner import RunLength
-
 from tests.collector import Collector, collecting
-from tests.load.inputs import grpc_calls
-from tests.load.measuring import Plan, grpc_round, in_turn, progress
-from tests.load.report import Bar, Section, number, ratio, table
+from tests.load.measuring import Plan, cpu_ratio, in_turn, progress, text_cost
+from tests.load.report import Bar, Section, number, table
 from tests.processes import ServerProcess, server_process
 
 _CALLERS = 64
@@ -32,14 +27,6 @@ _NOTE = f"""\
 call, and calls per second. The first server is patched to count nothing; the others count as usual and are
 scraped every {_SCRAPE_SECONDS:.0f} s. Spans go to a collector that uses the same two cores, so for tracing
 only the CPU time is meaningful."""
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """The cost in one round."""
-
-    cpu_us: float  # per call
-    per_second: float
 
 
 @dataclass(frozen=True)
@@ -68,27 +55,23 @@ def run(plan: Plan) -> Section:
         for name, way in _WAYS.items():
             servers[name] = until_done.enter_context(_watched(way, collector))
         progress(", ".join(servers))
-        measures = {name: lambda of=server: _cost(of, plan) for name, server in servers.items()}
+        measures = {
+            name: lambda of=server: text_cost(of, _CALLERS, plan.seconds) for name, server in servers.items()
+        }
         costs = in_turn(measures, plan.rounds)
-    shares = {name: _share(costs[_NOTHING], of) for name, of in costs.items()}
+    shares = {name: cpu_ratio(costs[_NOTHING], of) for name, of in costs.items()}
     head = ("observed by", "CPU µs per call", "nothing ÷ this", "calls/s")
     rows = [
         (
             name,
             number(statistics.median(cost.cpu_us for cost in of)),
             f"{shares[name]:.3f}",
-            number(statistics.median(cost.per_second for cost in of)),
+            number(statistics.median(cost.measured.items_per_second for cost in of)),
         )
         for name, of in costs.items()
     ]
     bar = Bar("CPU time per call without metrics ÷ with", shares[_METRICS], 0.98)
     return Section("Observability", [_NOTE, table(head, rows)], [bar])
-
-
-def _share(unwatched: Sequence[_Cost], watched: Sequence[_Cost]) -> float:
-    """Returns the median of the ratios within a round, whose two costs were measured in succession."""
-    pairs = zip(unwatched, watched, strict=True)
-    return statistics.median(ratio(without.cpu_us, with_.cpu_us) for without, with_ in pairs)
 
 
 @contextmanager
@@ -116,13 +99,3 @@ def _scrape(port: int, done: threading.Event) -> None:
     while not done.wait(_SCRAPE_SECONDS):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30.0) as page:
             page.read()
-
-
-def _cost(server: ServerProcess, plan: Plan) -> _Cost:
-    process = psutil.Process(server.process.pid)
-    before = process.cpu_times()
-    run_length = RunLength(plan.seconds, warmup_seconds=0.0)  # so that every call is counted
-    measured = grpc_round(server.address, grpc_calls("text"), ClosedLoop(_CALLERS), run_length)
-    after = process.cpu_times()
-    seconds = after.user + after.system - before.user - before.system
-    return _Cost(1e6 * seconds / max(1, measured.requests), measured.items_per_second)
