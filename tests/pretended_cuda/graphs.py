@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tests.pretended_cuda.device import Device, Stream
 
 
+_READS = {"_local_scalar_dense", "equal", "is_nonzero", "item", "nonzero"}  # the host needs their results
+
+
 class SharedPoolError(AssertionError):
     """Graphs that share memory are replayed on two streams, so they could run at the same time."""
 
@@ -48,7 +51,7 @@ class Issued(TorchDispatchMode):
     ) -> Any:
         options = kwargs or {}
         stream = self._device.current_stream
-        if func.overloadpacket.__name__ == "_local_scalar_dense":
+        if func.overloadpacket.__name__ in _READS:
             _finish(stream)
             return func(*args, **options)
         changed = _changed_arguments(func, args, options)
@@ -154,7 +157,9 @@ def _is_allocation(func: Any) -> bool:
 
 def _are_views(outputs: list[torch.Tensor], given: Any) -> bool:
     """Returns whether results share the memory of arguments; some operators return a view or a copy."""
-    storages = {one.untyped_storage().data_ptr() for one in tree_leaves(given) if isinstance(one, torch.Tensor)}
+    storages = {
+        one.untyped_storage().data_ptr() for one in tree_leaves(given) if isinstance(one, torch.Tensor)
+    }
     return any(output.untyped_storage().data_ptr() in storages for output in outputs)
 
 
