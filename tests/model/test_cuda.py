@@ -23,7 +23,7 @@ from alignserve_server.model.encoder import (
     CaptureFailed,
     DeviceLost,
     OutOfDeviceMemory,
-    TokenizedText,
+    TokenIds,
     l2_normalize,
 )
 from alignserve_server.model.runtimes import network, torch_cpu, torch_cuda
@@ -107,8 +107,8 @@ def runtime_of(encoder: AlignEncoder) -> CudaRuntime:
     return cast("CudaRuntime", encoder._runtime)
 
 
-def tokens_of(encoder: AlignEncoder, texts: Sequence[str] = TEXTS) -> list[TokenizedText]:
-    return [encoder.tokenize(text, truncate=True) for text in texts]
+def tokens_of(encoder: AlignEncoder, texts: Sequence[str] = TEXTS) -> list[TokenIds]:
+    return [encoder.tokenize(text, truncate=True).token_ids for text in texts]
 
 
 def embed(encoder: AlignEncoder, inputs: Sequence[Any]) -> np.ndarray:

@@ -68,7 +68,7 @@ class Issued(TorchDispatchMode):
             self._device.submit(stream, [operation])
         else:
             stream.capturing.record(operation)
-        if not changed:
+        if not changed or not func._schema.returns:
             return made
         return changed[0] if len(changed) == 1 else tuple(changed)
 

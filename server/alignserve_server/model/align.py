@@ -17,7 +17,7 @@ from alignserve_server.model.encoder import (
     Embeddings,
     ModelInfo,
     PixelValues,
-    TokenizedText,
+    TokenIds,
 )
 from alignserve_server.model.preparation import check_installed
 from alignserve_server.model.prepared import PreparedCheckpoint
@@ -173,9 +173,9 @@ class AlignEncoder:
         """Embeds images of one size. Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors."""
         return self._runtime.embed_pixels(batch)
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
         """Embeds texts, padded to the longest. Raises as `encode_images` does."""
-        return self._runtime.embed_tokens(*padded([text.input_ids for text in batch]))
+        return self._runtime.embed_tokens(*padded(batch))
 
 
 def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
