@@ -70,9 +70,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("cuda") / "tiny")
 
 
-def onto_cuda(folder: Path, **options: Any) -> AlignEncoder:
+def onto_cuda(folder: Path, max_batch_size: int = MAX_BATCH_SIZE, **options: Any) -> AlignEncoder:
     """Loads a checkpoint onto the GPU, by default in float32."""
-    options = {"dtype": "float32", "max_batch_size": MAX_BATCH_SIZE, **options}
+    options = {
+        "dtype": "float32",
+        "max_image_batch_size": max_batch_size,
+        "max_text_batch_size": max_batch_size,
+        **options,
+    }
     return load_align(resolve_checkpoint(str(folder)), LoadOptions(device="cuda", runtime="torch", **options))
 
 

@@ -57,7 +57,9 @@ class LoadOptions:
             eight times finer than bfloat16. int8 requires OpenVINO and is used only if it is requested.
         lanes: Batches that run concurrently; None leaves it to the runtime.
         threads_per_lane: CPU threads per running batch; None leaves it to the runtime.
-        max_batch_size: Batches up to this size are prepared for on a GPU; larger ones run, but slower.
+        max_image_batch_size: Batches of up to this many images are prepared for on a GPU; larger ones run,
+            but slower.
+        max_text_batch_size: The same for texts.
         cuda_graphs: Whether batches on a GPU are prepared for.
         min_cosine_similarity: Minimum cosine similarity to transformers' AlignModel in float32.
         cache_dir: For converted models; None is `default_cache_dir`.
@@ -73,7 +75,8 @@ class LoadOptions:
     dtype: DtypeName | Auto = "auto"
     lanes: int | None = None
     threads_per_lane: int | None = None
-    max_batch_size: int = 32
+    max_image_batch_size: int = 32
+    max_text_batch_size: int = 32
     cuda_graphs: bool = True
     min_cosine_similarity: float = 0.999
     cache_dir: Path | None = None
@@ -270,7 +273,8 @@ def _loadable(
             precise,
             options.lanes,
             options.threads_per_lane,
-            options.max_batch_size,
+            options.max_image_batch_size,
+            options.max_text_batch_size,
             cuda_graphs=options.cuda_graphs,
         )
         try:
