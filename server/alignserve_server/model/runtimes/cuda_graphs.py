@@ -26,6 +26,7 @@ class ComputeStream:
         self.stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]  # in torch
         self.turn = threading.Lock()
         self._pool = torch.cuda.graph_pool_handle()
+        self._has_graphs = False
 
     def captured(self, forward: Forward) -> Forward:
         """Captures a forward as a CUDA graph; returns its replay, which overwrites its output each time.
@@ -35,11 +36,12 @@ class ComputeStream:
             RuntimeError: Whatever the forward raises, such as for memory; another capture may succeed.
         """
         graph = torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream())  # it may still write what the forward reads
         with torch.cuda.stream(self.stream):
             forward()  # libraries create their handles and choose algorithms, which no capture may contain
             self.stream.synchronize()
             torch.cuda.empty_cache()  # the graphs' pool cannot use what the warm-up has left
-            output = _recorded(graph, self._pool, forward)
+            output = self._recorded(graph, forward)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -47,18 +49,20 @@ class ComputeStream:
 
         return replay
 
-
-def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], forward: Forward) -> torch.Tensor:
-    """Runs a forward into a graph and returns its output."""
-    graph.capture_begin(pool=pool)
-    try:
-        output = forward()
-    except BaseException as error:
+    def _recorded(self, graph: torch.cuda.CUDAGraph, forward: Forward) -> torch.Tensor:
+        """Runs a forward into a graph and returns its output."""
+        graph.capture_begin(pool=self._pool)
         try:
-            with device_errors():
-                graph.capture_end()
-        except RuntimeError as lasting:
-            raise CaptureFailed(f"{error}; then {lasting}") from error
-        raise
-    graph.capture_end()
-    return output
+            output = forward()
+        except BaseException as error:
+            if not self._has_graphs:  # torch refuses a pool that only a failed capture has used
+                self._pool = torch.cuda.graph_pool_handle()
+            try:
+                with device_errors():
+                    graph.capture_end()
+            except RuntimeError as lasting:
+                raise CaptureFailed(f"{error}; then {lasting}") from error
+            raise
+        graph.capture_end()
+        self._has_graphs = True
+        return output
