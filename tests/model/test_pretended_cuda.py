@@ -51,7 +51,7 @@ def test_operators_run_when_the_host_waits(cuda):
 
 
 def test_only_the_stream_that_is_waited_for_runs(cuda):
-    """Work of another stream, for which nobody waits, comes too late."""
+    """Work of another stream, for which no code waits, comes too late."""
     copies, compute, source, target = cuda.Stream(), cuda.Stream(), torch.ones(1), torch.zeros(1)
     with cuda.stream(copies):
         target.copy_(source)
@@ -78,7 +78,7 @@ def test_a_stream_waits_for_another(cuda):
 
 
 def test_pinned_memory_is_read_late(cuda):
-    """Whoever overwrites it before the copy has happened loses the first numbers."""
+    """Code that overwrites it before the copy has happened loses the first numbers."""
     stream, pinned, target = cuda.Stream(), torch.ones(1), torch.zeros(1)
     with cuda.stream(stream):
         target.copy_(pinned, non_blocking=True)

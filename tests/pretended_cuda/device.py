@@ -32,7 +32,7 @@ class Fault:
 
     Attributes:
         step: Where: in an operator outside of a capture, in one inside (once a capture), and so on.
-        error: What is raised.
+        error: The exception to raise.
         after: How many such steps succeed before.
         times: How many such steps fail; None for all that follow.
         is_sticky: Whether every later step of any kind fails in the same way.

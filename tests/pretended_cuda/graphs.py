@@ -185,6 +185,6 @@ def _changed_arguments(func: Any, args: tuple[Any, ...], options: dict[str, Any]
 
 
 def _remove_values(tensor: torch.Tensor) -> None:
-    """Replaces numbers by NaN: whoever reads them too early gets no result."""
+    """Replaces numbers by NaN, so that code that reads them too early fails."""
     if tensor.is_floating_point():
         tensor.fill_(torch.nan)
