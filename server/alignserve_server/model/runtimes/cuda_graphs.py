@@ -35,13 +35,27 @@ class ComputeStream:
             CaptureFailed: The capture could not be ended, so this process cannot use the device any more.
             RuntimeError: Whatever the forward raises, such as for memory; another capture may succeed.
         """
+        try:
+            replay = self._captured(forward, self._pool)
+        except RuntimeError:
+            if not self._has_graphs:  # torch refuses a pool that only a failed capture has used
+                self._pool = torch.cuda.graph_pool_handle()
+            raise
+        self._has_graphs = True
+        return replay
+
+    def tried(self, forward: Forward) -> Forward:
+        """Captures a forward whose graph is not kept, in memory of its own. Raises as `captured` does."""
+        return self._captured(forward, torch.cuda.graph_pool_handle())
+
+    def _captured(self, forward: Forward, pool: tuple[int, int]) -> Forward:
         graph = torch.cuda.CUDAGraph()
         self.stream.wait_stream(torch.cuda.current_stream())  # it may still write what the forward reads
         with torch.cuda.stream(self.stream):
             forward()  # libraries create their handles and choose algorithms, which no capture may contain
             self.stream.synchronize()
             torch.cuda.empty_cache()  # the graphs' pool cannot use what the warm-up has left
-            output = self._recorded(graph, forward)
+            output = _recorded(graph, pool, forward)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -49,20 +63,18 @@ class ComputeStream:
 
         return replay
 
-    def _recorded(self, graph: torch.cuda.CUDAGraph, forward: Forward) -> torch.Tensor:
-        """Runs a forward into a graph and returns its output."""
-        graph.capture_begin(pool=self._pool)
+
+def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], forward: Forward) -> torch.Tensor:
+    """Runs a forward into a graph and returns its output."""
+    graph.capture_begin(pool=pool)
+    try:
+        output = forward()
+    except BaseException as error:
         try:
-            output = forward()
-        except BaseException as error:
-            if not self._has_graphs:  # torch refuses a pool that only a failed capture has used
-                self._pool = torch.cuda.graph_pool_handle()
-            try:
-                with device_errors():
-                    graph.capture_end()
-            except RuntimeError as lasting:
-                raise CaptureFailed(f"{error}; then {lasting}") from error
-            raise
-        graph.capture_end()
-        self._has_graphs = True
-        return output
+            with device_errors():
+                graph.capture_end()
+        except RuntimeError as lasting:
+            raise CaptureFailed(f"{error}; then {lasting}") from error
+        raise
+    graph.capture_end()
+    return output
