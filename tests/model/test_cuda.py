@@ -253,9 +253,9 @@ def test_missing_synchronization_is_detected(encoder, pixels, monkeypatch, owner
 def test_device_time_excludes_waiting_for_another_lane(encoder, pixels):
     """A batch is charged its own forward, whether it runs by itself or behind another lane's."""
 
-    def seconds() -> float | None:
+    def seconds() -> float:
         encoder.encode_images(pixels[:3])
-        return encoder.device_seconds()
+        return encoder.device_seconds() or 0.0
 
     alone = seconds()
     with ThreadPoolExecutor(2) as lanes:
@@ -397,10 +397,10 @@ def test_a_data_type_whose_every_forward_is_wrong_is_replaced(folder, device, mo
     """The next configuration loads after the first has been freed: weights, graphs and lanes."""
     towers: list[weakref.ref[Towers]] = []
     alive: list[int] = []
-    made, load = torch_cuda.Towers, network.load_network
+    load = network.load_network
 
     def make(*given: Any) -> Towers:
-        one = made(*given)
+        one = Towers(*given)
         towers.append(weakref.ref(one))
         if len(towers) == 1:
             one.text.projection.weighted.weight.neg_()

@@ -326,7 +326,7 @@ def test_the_probe_comes_out_as_in_transformers(proof):
     """The probe is embedded completely, whatever the limits for callers."""
     _, reference, *_ = proof
 
-    cosine = proved_cosine(*proof, least=0.999)
+    cosine = proved_cosine(*proof, 0.999)
 
     assert cosine > 1 - 1e-5
     assert {"[CLS]", "[MASK]"} <= set(" ".join(reference.input_ids).split())

@@ -249,7 +249,7 @@ class Event:
         """Returns milliseconds. Raises RuntimeError if one of the events has not happened or has no time."""
         if not (self._has_timing and end._has_timing):
             raise ValueError("both events must be created with argument 'enable_timing=True'")
-        first, last = self.marker and self.marker.time, end.marker and end.marker.time
+        first, last = (event.marker.time if event.marker else None for event in (self, end))
         if first is None or last is None:
             raise RuntimeError("CUDA error: device not ready")
         return 1e3 * (last - first)

@@ -62,7 +62,7 @@ class Issued(TorchDispatchMode):
         for output in outputs:
             _remove_values(output)
         # Aliases: a module replaces the data of its parameters when it is moved.
-        operation = Operation(func, *tree_map(_alias, (args, options)), outputs)
+        operation = Operation(func, tree_map(_alias, args), tree_map(_alias, options), outputs)
         if stream.capturing is None:
             self._device.meet("operation")
             self._device.submit(stream, [operation])

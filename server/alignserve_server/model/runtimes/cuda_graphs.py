@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ class ComputeStream:
         """Captures a forward whose graph is not kept, in memory of its own. Raises as `captured` does."""
         return self._captured(forward, torch.cuda.graph_pool_handle())
 
-    def _captured(self, forward: Forward, pool: tuple[int, int]) -> Forward:
+    def _captured(self, forward: Forward, pool: Any) -> Forward:
         graph = torch.cuda.CUDAGraph()
         self.stream.wait_stream(torch.cuda.current_stream())  # it may still write what the forward reads
         with torch.cuda.stream(self.stream):
@@ -64,8 +65,8 @@ class ComputeStream:
         return replay
 
 
-def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], forward: Forward) -> torch.Tensor:
-    """Runs a forward into a graph and returns its output."""
+def _recorded(graph: torch.cuda.CUDAGraph, pool: Any, forward: Forward) -> torch.Tensor:
+    """Runs a forward into a graph and returns its output. Torch has no public type for pools."""
     graph.capture_begin(pool=pool)
     try:
         output = forward()
