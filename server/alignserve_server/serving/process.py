@@ -13,8 +13,7 @@ from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
 from alignserve_server.host.interrupts import restored_handlers
-
-EXIT_UNRECOVERABLE = 3  # only a new process can serve
+from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 
 Serving: TypeAlias = Coroutine[Any, Any, int | None]
 
