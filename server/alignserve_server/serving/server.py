@@ -47,9 +47,9 @@ from alignserve_server.rpc.port import PortOptions, open_port
 from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import add_api_to
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
+from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.serving.loaded_model import LoadedModel
 from alignserve_server.serving.loading import LoadEncoder, load_warm
-from alignserve_server.serving.process import EXIT_UNRECOVERABLE
 from alignserve_server.serving.signals import received_signals, signal_during
 from alignserve_server.settings import Settings, is_loopback
 
