@@ -105,7 +105,19 @@ class Scheduler:
     entry that several flows want is in the line of each and runs at the first turn that reaches it.
     """
 
-    def __init__(self, policies: Mapping[str, BatchPolicy], max_queue_delay_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        policies: Mapping[str, BatchPolicy],
+        max_queue_delay_seconds: float = 0.0,
+        lanes_per_modality: int | None = None,
+    ) -> None:
+        """Starts empty.
+
+        Args:
+            policies: By modality.
+            max_queue_delay_seconds: How long a free lane waits for more entries.
+            lanes_per_modality: See `Encoder`.
+        """
         self._batching = {modality: _Batching(policy) for modality, policy in policies.items()}
         self._queues = {modality: EntryQueue() for modality in policies}
         self._class_queues = {
@@ -114,6 +126,9 @@ class Scheduler:
             for priority in Priority
         }
         self._max_queue_delay = max_queue_delay_seconds
+        self._lanes_per_modality = math.inf if lanes_per_modality is None else lanes_per_modality
+        self._running = dict.fromkeys(policies, 0)  # batches, by modality
+        self.is_holding_back = False  # whether the queue whose turn it is has all its lanes already
         self._virtual_time = 0.0  # time used by the latest batch's class queue before that batch
 
     def waiting(self, modality: str) -> int:
@@ -170,9 +185,15 @@ class Scheduler:
             for each in self._class_queues.values()
             if each.queue and (is_draining or self._due_time(each) <= now)
         ]
+        self.is_holding_back = False
         if not due:
             return None
         class_queue = min(due, key=lambda each: each.used_seconds)
+        if self._running[class_queue.modality] >= self._lanes_per_modality:
+            # The other modality would get more than its share, and another lane would only wait.
+            self.is_holding_back = True
+            return None
+        self._running[class_queue.modality] += 1
         batching = self._batching[class_queue.modality]
         share = math.ceil(len(class_queue.queue) / max(1, idle_lanes))
         entries = collect(class_queue.queue, min(batching.next_size(share), share), batching.policy.overhead)
@@ -183,7 +204,12 @@ class Scheduler:
         return Batch(class_queue.modality, class_queue.priority, entries, now, estimate)
 
     def next_due_time(self) -> float | None:
-        """Returns when an entry held back by `max_queue_delay_seconds` will be due, or None if none waits."""
+        """Returns when an entry held back by `max_queue_delay_seconds` will be due.
+
+        None if no entry waits, or a batch has to end first.
+        """
+        if self.is_holding_back:
+            return None
         times = [self._due_time(each) for each in self._class_queues.values() if each.queue]
         return min(times, default=None)
 
@@ -192,6 +218,7 @@ class Scheduler:
 
         If lanes take turns on the device, this excludes waiting for the other lanes' batches.
         """
+        self._running[batch.modality] -= 1
         self._class_queues[batch.modality, batch.priority].charge(device_seconds - batch.estimated_seconds)
         return self._batching[batch.modality].learn_from(batch, device_seconds)
 

@@ -105,6 +105,8 @@ class SharedScheduler:
         with self._changed:
             has_grown = self._scheduler.finish(batch, device_seconds)
             del self._running[lane]
+            if self._scheduler.is_holding_back:
+                self._changed.notify()  # the next batch may be another lane's
         return self._scheduler.max_batch_size(batch.modality) if has_grown else None
 
     def shrink(self, modality: str, failed_size: int) -> int:

@@ -11,7 +11,14 @@ import PIL
 from alignserve_server.errors import InvalidArgument, TextEmpty, TextUnsupported
 from alignserve_server.model import probe
 from alignserve_server.model.checkpoint import CheckpointError
-from alignserve_server.model.encoder import DeviceLost, Embeddings, PixelValues
+from alignserve_server.model.encoder import (
+    TOKEN_BYTES,
+    DeviceLost,
+    Embeddings,
+    PixelValues,
+    TokenIds,
+    token_ids,
+)
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
