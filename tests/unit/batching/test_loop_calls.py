@@ -12,7 +12,8 @@ from tests.unit.fakes import settle
 
 async def test_calls_run_on_the_loop_in_order() -> None:
     """Those of a thread arrive as it made them."""
-    calls, arrived = LoopCalls(asyncio.get_running_loop()), []
+    arrived: list[int] = []
+    calls = LoopCalls(asyncio.get_running_loop())
 
     await asyncio.to_thread(lambda: [calls.add(arrived.append, number) for number in range(100)])
     await settle()
@@ -42,7 +43,9 @@ async def test_the_loop_wakes_up_once_for_calls_that_come_while_it_is_busy(monke
 
 async def test_a_call_that_fails_does_not_lose_the_next_ones() -> None:
     """Its error goes to the loop's exception handler."""
-    loop, errors, arrived = asyncio.get_running_loop(), [], []
+    errors: list[type[Exception]] = []
+    arrived: list[int] = []
+    loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: errors.append(type(context["exception"])))
     calls = LoopCalls(loop)
 
