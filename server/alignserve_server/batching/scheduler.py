@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignserve_server.batching.collect import collect
@@ -147,9 +147,9 @@ class Scheduler:
         """Adds an entry to the line of its flow."""
         self.extend(modality, [entry])
 
-    def extend(self, modality: str, entries: Collection[Entry]) -> None:
+    def extend(self, modality: str, entries: Sequence[Entry]) -> None:
         """Adds entries of one flow, at least one, to its line."""
-        self._level(modality, next(iter(entries)).flow.priority)
+        self._level(modality, entries[0].flow.priority)
         self._queues[modality].extend(entries)
 
     def join(self, modality: str, entry: Entry, flow: Flow) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from alignserve_server.batching.fair_queue import Flow
 from alignserve_server.batching.queue import Entry
@@ -45,7 +45,7 @@ class SharedScheduler:
             started = [batch.start_time for batch in self._running.values()]
         return self._clock() - min(started) if started else 0.0
 
-    def extend(self, modality: str, entries: Collection[Entry]) -> None:
+    def extend(self, modality: str, entries: Sequence[Entry]) -> None:
         """Adds entries of one flow, at least one; call `wake_lanes` afterwards."""
         with self._changed:
             self._scheduler.extend(modality, entries)

@@ -199,6 +199,7 @@ def has_direction(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
     It does not if a number is not finite, if all are zero, or if the squares overflow or underflow.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        squared_lengths = np.add.reduce(embeddings * embeddings, axis=-1)
+        # One call: each gives up the GIL, and a lane gets it back only when the event loop has nothing to do.
+        squared_lengths = np.einsum("...i,...i->...", embeddings, embeddings)
     sound: NDArray[np.bool_] = (squared_lengths > _MIN_SQUARED_LENGTH) & np.isfinite(squared_lengths)
     return sound
