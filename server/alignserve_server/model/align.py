@@ -163,6 +163,7 @@ class AlignEncoder:
         self.gpu_uuid = runtime.gpu_uuid
         self.enter_lane = runtime.enter_lane
         self.release_memory = runtime.release_memory
+        self.device_seconds = runtime.device_seconds
         self._runtime = runtime
 
     @property
@@ -171,7 +172,7 @@ class AlignEncoder:
         return self._runtime.memory_bytes
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
-        """Embeds images of one size. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds images of one size. Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors."""
         try:
             pixels = np.stack(batch) if len(batch) > 1 else batch[0][None]
         except MemoryError as error:
@@ -179,7 +180,7 @@ class AlignEncoder:
         return self._runtime.embed_pixels(pixels)
 
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
-        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds texts, padded to the longest. Raises as `encode_images` does."""
         return self._runtime.embed_tokens(*padded([text.input_ids for text in batch]))
 
 

@@ -135,16 +135,28 @@ class Encoder(Protocol):
         ...
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
-        """Embeds images of one size. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds images of one size. Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors."""
         ...
 
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
-        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds texts, padded to the longest. Raises as `encode_images` does."""
+        ...
+
+    def device_seconds(self) -> float | None:
+        """Returns the device time of the calling lane's latest `encode_*` call, if that call succeeded.
+
+        It excludes copies and waiting for the other lane's batch. None if the duration of the call is the
+        device's time, as on a CPU.
+        """
         ...
 
 
 class OutOfDeviceMemory(Exception):
     """The batch did not fit the device; a smaller one may."""
+
+
+class DeviceLost(Exception):
+    """The device fails every further call of this process, on any lane; only a new process can use it."""
 
 
 def l2_normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:

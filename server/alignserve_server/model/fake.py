@@ -132,6 +132,10 @@ class FakeEncoder:
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
         return self._forward("text", [_text_key(text) for text in batch])
 
+    def device_seconds(self) -> float | None:
+        """Returns None: a call's duration is its device time."""
+        return None
+
     def key(self, payload: ImageInput | str) -> bytes:
         """Returns the key of an input in `failing`, `not_finite` and `batches`."""
         if isinstance(payload, str):

@@ -103,6 +103,10 @@ class OpenVinoRuntime:
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
         return self._infer("text", [input_ids, attention_mask])
 
+    def device_seconds(self) -> float | None:
+        """Returns None: a call's duration is the CPU's time."""
+        return None
+
     def _infer(self, model: str, inputs: list[NDArray[Any]]) -> Embeddings:
         if not hasattr(self._requests, model):
             self.enter_lane()

@@ -45,11 +45,18 @@ class Runtime(Protocol):
         ...
 
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Embeds (batch, height, width, 3) pixels. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds (batch, height, width, 3) pixels.
+
+        Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors.
+        """
         ...
 
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
-        """Embeds (batch, length) tokens. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds (batch, length) tokens. Raises as `embed_pixels` does."""
+        ...
+
+    def device_seconds(self) -> float | None:
+        """Returns the device time of the calling thread's latest call; see `Encoder.device_seconds`."""
         ...
 
 

@@ -15,9 +15,9 @@ from alignserve_server.model.encoder import Embeddings
 from alignserve_server.model.reference import make_reference
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes import onednn
+from alignserve_server.model.runtimes.device_errors import device_errors
 from alignserve_server.model.runtimes.memory import trim_heap
 from alignserve_server.model.runtimes.network import Network
-from alignserve_server.model.runtimes.out_of_memory import memory_errors
 from alignserve_server.model.runtimes.runtime import (
     ExecutionConfig,
     LoadedRuntime,
@@ -101,14 +101,18 @@ class CpuRuntime:
 
     @torch.inference_mode()
     def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        with memory_errors():
+        with device_errors():
             return self._towers.embed_pixels(torch.from_numpy(pixels)).numpy()
 
     @torch.inference_mode()
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
-        with memory_errors():
+        with device_errors():
             ids, mask = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
             return self._towers.embed_tokens(ids, mask).numpy()
+
+    def device_seconds(self) -> float | None:
+        """Returns None: a call's duration is the CPU's time."""
+        return None
 
 
 def _keep_freed_memory() -> None:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from alignserve_server.model.encoder import Embeddings
+from alignserve_server.model.runtimes.device_errors import device_errors
 from alignserve_server.model.runtimes.network import Network
-from alignserve_server.model.runtimes.out_of_memory import memory_errors
 from alignserve_server.model.runtimes.runtime import ExecutionConfig, Rescaling, RuntimeName, TokenArray
 from alignserve_server.model.runtimes.static_forwards import Forward, MaxShapes, StaticForwards
 from alignserve_server.model.runtimes.towers import Towers
@@ -80,6 +80,10 @@ class CudaRuntime:
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
         return self._embed([input_ids, attention_mask], self._graphs.embed_tokens, self._towers.embed_tokens)
 
+    def device_seconds(self) -> float | None:
+        """Returns the GPU's time for the calling thread's latest batch."""
+        return None
+
     @torch.inference_mode()
     def _embed(
         self,
@@ -91,7 +95,7 @@ class CudaRuntime:
             self.enter_lane()
         # blocking: a waiting thread gives up its core
         done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # in torch
-        with memory_errors():
+        with device_errors():
             with torch.cuda.stream(self._lane.copies):
                 # pinned, since only then does a copy overlap with kernels
                 inputs = [
