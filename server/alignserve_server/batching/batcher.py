@@ -22,10 +22,13 @@ from alignserve_server.batching.observer import BatchObserver, SplitReason
 from alignserve_server.batching.queue import NO_SLOT, Embedded, Entry, Slot, Waiter
 from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.batching.shared_scheduler import SharedScheduler
-from alignserve_server.errors import ExpiredInQueue, ServingError, ShuttingDown
+from alignserve_server.errors import ExpiredInQueue, ModelStalled, ServingError, ShuttingDown
 from alignserve_server.modality import MODALITIES
-from alignserve_server.model.encoder import Encoder
+from alignserve_server.model.encoder import DeviceLost, Encoder
 from alignserve_server.observability.batch_report import BatchReport
+from alignserve_server.observability.logs import get_logger
+
+_log = get_logger(__name__)
 
 
 class Item(NamedTuple):
@@ -69,10 +72,13 @@ class Batcher:
         self._clock = clock
         self._entries: dict[tuple[str, bytes], Entry] = {}  # by content, from submission to result
         self._is_waking = False
+        self.device_lost = asyncio.Event()  # set once no batch can run anymore
         self.failed_batches = 0  # consecutive batches in which no entry succeeded
-        listener = _OnLoop(self._on_loop, self._release_slots, self._deliver, on_widened, observer)
+        listener = _OnLoop(
+            self._on_loop, self._release_slots, self._deliver, self.lose_device, on_widened, observer
+        )
         self._lanes = [Lane(number, encoder, self._scheduler, listener, clock) for number in range(lanes)]
-        self._make_visible()
+        self._make_visible(lanes if encoder.has_parallel_lanes else 1)
 
     @property
     def has_dead_lane(self) -> bool:
@@ -112,7 +118,10 @@ class Batcher:
 
         Raises:
             ShuttingDown: The lanes are stopping and would never run the items.
+            ModelStalled: The device is lost.
         """
+        if self.device_lost.is_set():
+            raise _device_lost()
         if self._scheduler.is_stopping:
             raise ShuttingDown()
         waiting = [self._join(modality, item, flow, reservation) for item in items]
@@ -137,6 +146,13 @@ class Batcher:
             for waiter in entry.waiters:
                 if not waiter.future.done():
                     waiter.future.set_exception(error())
+
+    def lose_device(self, error: DeviceLost) -> None:
+        """Fails all entries and refuses more: only a new process can use the device. Logs the first error."""
+        if not self.device_lost.is_set():
+            self.device_lost.set()
+            _log.error("device_lost", reason=str(error).partition("\n")[0])
+            self.give_up(_device_lost)
 
     def _join(self, modality: str, item: Item, flow: Flow, reservation: int) -> tuple[Entry, Waiter]:
         """Adds an item to the entry with its content, or queues a new entry."""
@@ -220,7 +236,9 @@ class Batcher:
             for waiter in entry.waiters:
                 waiter.slot.release()
 
-    def _deliver(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
+    def _deliver(
+        self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float, device_seconds: float
+    ) -> None:
         for entry, outcome in zip(batch.entries, outcomes, strict=True):
             self._forget(batch.modality, entry)
             for waiter in entry.waiters:
@@ -232,10 +250,10 @@ class Batcher:
                     waiter.future.set_result(outcome)
         has_succeeded = any(isinstance(outcome, Embedded) for outcome in outcomes)
         self.failed_batches = 0 if has_succeeded else self.failed_batches + 1
-        self._observer.batch_ended(_report(batch, seconds, has_succeeded=has_succeeded))
+        self._observer.batch_ended(_report(batch, seconds, device_seconds, has_succeeded=has_succeeded))
 
-    def _make_visible(self) -> None:
-        self._observer.has_lanes(len(self._lanes))
+    def _make_visible(self, concurrent_batches: int) -> None:
+        self._observer.has_lanes(concurrent_batches)
         for modality, observer in self._observers.items():
             observer.watch_queue(
                 partial(self._scheduler.waiting, modality), partial(self._scheduler.waiting_bytes, modality)
@@ -248,7 +266,8 @@ class _OnLoop:
 
     run: Callable[..., None]  # runs a callback with its arguments on the event loop
     release_slots: Callable[[Batch], None]
-    deliver: Callable[[Batch, list[Embedded | ServingError], float], None]
+    deliver: Callable[[Batch, list[Embedded | ServingError], float, float], None]
+    lose_device: Callable[[DeviceLost], None]
     on_widened: Callable[[str, int], object]
     observer: BatchObserver
 
@@ -258,14 +277,23 @@ class _OnLoop:
     def batch_split(self, reason: SplitReason) -> None:
         self.observer.batch_split(reason)
 
-    def batch_ended(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
-        self.run(self.deliver, batch, outcomes, seconds)
+    def batch_ended(
+        self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float, device_seconds: float
+    ) -> None:
+        self.run(self.deliver, batch, outcomes, seconds, device_seconds)
+
+    def device_lost(self, error: DeviceLost) -> None:
+        self.run(self.lose_device, error)
 
     def widened(self, modality: str, size: int) -> None:
         self.run(self.on_widened, modality, size)
 
 
-def _report(batch: Batch, seconds: float, *, has_succeeded: bool) -> BatchReport:
+def _device_lost() -> ModelStalled:
+    return ModelStalled("the device has failed; retry on another server", retry_delay_seconds=1.0)
+
+
+def _report(batch: Batch, seconds: float, device_seconds: float, *, has_succeeded: bool) -> BatchReport:
     entries = batch.entries
     waiting_since = {
         waiter.reservation: entry.enqueue_time
@@ -277,6 +305,7 @@ def _report(batch: Batch, seconds: float, *, has_succeeded: bool) -> BatchReport
         batch.modality,
         batch.start_time,
         seconds,
+        device_seconds,
         [batch.start_time - entry.enqueue_time for entry in entries],
         padding_ratio(entries) if batch.modality == "text" else None,
         has_succeeded,

@@ -72,7 +72,7 @@ class _Batching:
         return self.max_batch_size if is_lowered else self.widening.next_size(waiting)
 
     def learn_from(self, batch: Batch, seconds: float) -> bool:
-        """Records how long a batch took; returns whether larger batches have proved faster.
+        """Records the device time of a batch; returns whether larger batches have proved faster.
 
         Raises a lowered limit again after enough full batches.
         """
@@ -183,10 +183,13 @@ class Scheduler:
         times = [self._due_time(each) for each in self._class_queues.values() if each.queue]
         return min(times, default=None)
 
-    def finish(self, batch: Batch, seconds: float) -> bool:
-        """Charges the device time that a batch actually took; returns whether `max_batch_size` has grown."""
-        self._class_queues[batch.modality, batch.priority].charge(seconds - batch.estimated_seconds)
-        return self._batching[batch.modality].learn_from(batch, seconds)
+    def finish(self, batch: Batch, device_seconds: float) -> bool:
+        """Charges the device time that a batch actually took; returns whether `max_batch_size` has grown.
+
+        If lanes take turns on the device, this excludes waiting for the other lanes' batches.
+        """
+        self._class_queues[batch.modality, batch.priority].charge(device_seconds - batch.estimated_seconds)
+        return self._batching[batch.modality].learn_from(batch, device_seconds)
 
     def shrink(self, modality: str, failed_size: int) -> int:
         """Lowers the batch limit to half of `failed_size`, which ran out of memory; returns the limit.

@@ -98,10 +98,10 @@ class SharedScheduler:
                 due_time = self._scheduler.next_due_time()
                 self._changed.wait(None if due_time is None else max(0.0, due_time - now))
 
-    def finish(self, lane: int, batch: Batch, seconds: float) -> int | None:
+    def finish(self, lane: int, batch: Batch, device_seconds: float) -> int | None:
         """Charges a batch that a lane has run; returns the new `max_batch_size` if it has grown."""
         with self._changed:
-            has_grown = self._scheduler.finish(batch, seconds)
+            has_grown = self._scheduler.finish(batch, device_seconds)
             del self._running[lane]
         return self._scheduler.max_batch_size(batch.modality) if has_grown else None
 
