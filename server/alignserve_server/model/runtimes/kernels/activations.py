@@ -1,14 +1,16 @@
 """The activations that Triton's kernels can apply."""
 
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
+# Triton has no types, and its compiler types the arguments of kernels.
+
 from __future__ import annotations
 
-import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import nn
 from transformers.activations import GELUActivation
 
-from alignserve_server.model.runtimes.kernels.candidate import Unavailable
+from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 
 NONE = 0
 _CODES = {nn.SiLU: 1, nn.Sigmoid: 2, nn.ReLU: 3, nn.ReLU6: 4, GELUActivation: 5}
@@ -24,7 +26,7 @@ def activation_code(activation: nn.Module | None) -> int:
         raise Unavailable(f"the activation {type(activation).__name__} is not supported") from None
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def activated(value, activation: tl.constexpr):
     """Applies an activation to float32 values."""
     if activation == 1:
@@ -38,4 +40,3 @@ def activated(value, activation: tl.constexpr):
     elif activation == 5:
         value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
     return value
-

@@ -4,13 +4,16 @@ A pointwise convolution scales its input by the gate, and adds its bias and the 
 up its output for squeeze and excitation on the way; the stem starts from bytes. Conventions as in `passes`.
 """
 
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
+# Triton has no types, and its compiler types the arguments of kernels.
+
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 from alignserve_server.model.runtimes.kernels.activations import activated
 from alignserve_server.model.runtimes.kernels.operators import Shape, check_layout, define
@@ -20,7 +23,7 @@ _LARGEST, _SMALLEST = 128, 32  # sides of a tile of a matrix product
 _DEPTHWISE_ELEMENTS, _DEPTHWISE_TILES = 1024, 4
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def _pointwise(
     hidden,
     weight,
@@ -69,7 +72,7 @@ def _pointwise(
     tl.store(output + at, total.to(output.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def _depthwise(
     hidden,
     weight,
@@ -118,7 +121,7 @@ def _depthwise(
     tl.store(sums + (image * chunks + chunk) * channels + column, total, mask=is_channel)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def _stem(
     pixels,
     scale,
@@ -165,7 +168,7 @@ def _stem(
     tl.store(output + at, value, mask=is_pixel[:, None] & is_channel[None, :])
 
 
-def _pointwise_like(hidden: torch.Tensor, weight: torch.Tensor, *arguments: object) -> torch.Tensor:
+def _pointwise_like(hidden: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
     return _empty(hidden.shape[0], len(weight), hidden.shape[2], hidden.shape[3], like=hidden)
 
 
@@ -207,17 +210,11 @@ def _run_pointwise(
 
 
 def _depthwise_like(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    side: int,
-    stride: int,
-    padding: list[int],
-    activation: int,
+    hidden: torch.Tensor, side: int, stride: int, padding: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch_size, channels, height, width = hidden.shape
     output = _empty(batch_size, channels, *_out_shape(height, width, side, stride, padding), like=hidden)
-    rows, _ = _depthwise_tile(channels)
+    rows = _depthwise_tile(channels)[0]
     chunks = -(-output.shape[2] * output.shape[3] // (rows * _DEPTHWISE_TILES))
     return output, hidden.new_empty(batch_size, chunks, channels, dtype=torch.float32)
 
@@ -232,7 +229,7 @@ def _run_depthwise(
     activation: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     check_layout(hidden)
-    output, sums = _depthwise_like(hidden, weight, bias, side, stride, padding, activation)
+    output, sums = _depthwise_like(hidden, side, stride, padding)
     batch_size, channels, height, width = hidden.shape
     rows, columns = _depthwise_tile(channels)
     chunks = sums.shape[1]
@@ -261,15 +258,7 @@ def _run_depthwise(
 
 
 def _stem_like(
-    pixels: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    side: int,
-    stride: int,
-    padding: list[int],
-    activation: int,
+    pixels: torch.Tensor, bias: torch.Tensor, side: int, stride: int, padding: list[int]
 ) -> torch.Tensor:
     batch_size, height, width, _ = pixels.shape
     return _empty(batch_size, len(bias), *_out_shape(height, width, side, stride, padding), like=bias)
@@ -286,7 +275,7 @@ def _run_stem(
     padding: list[int],
     activation: int,
 ) -> torch.Tensor:
-    output = _stem_like(pixels, scale, offset, weight, bias, side, stride, padding, activation)
+    output = _stem_like(pixels, bias, side, stride, padding)
     batch_size, height, width, _ = pixels.shape
     out_pixels, channels = output.shape[2] * output.shape[3], len(bias)
     rows, columns = _depthwise_tile(channels)
@@ -351,17 +340,19 @@ pointwise: Any = define(
     _run_pointwise,
     _pointwise_like,
 )
-# By a (side * side, channels) weight, with padding (left, right, top, bottom); also returns the partial sums.
+# By a (side * side, channels) weight, with padding (left, right, top, bottom); also returns partial sums.
 depthwise: Any = define(
     "depthwise(Tensor hidden, Tensor weight, Tensor bias, int side, int stride, int[] padding, int activation)"
     " -> (Tensor, Tensor)",
     _run_depthwise,
-    _depthwise_like,
+    lambda hidden, _weight, _bias, side, stride, padding, _: _depthwise_like(hidden, side, stride, padding),
 )
 # From (batch, height, width, 3) bytes, rescaled, by a (side * side * 3, channels) weight.
 stem: Any = define(
     "stem(Tensor pixels, Tensor scale, Tensor offset, Tensor weight, Tensor bias, int side, int stride,"
     " int[] padding, int activation) -> Tensor",
     _run_stem,
-    _stem_like,
+    lambda pixels, _scale, _offset, _weight, bias, side, stride, padding, _: _stem_like(
+        pixels, bias, side, stride, padding
+    ),
 )

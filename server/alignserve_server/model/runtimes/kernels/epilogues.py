@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch.nn import functional
 
@@ -25,7 +27,7 @@ class EpilogueForward:
         tower = towers.image
         self._towers = towers
         self._stem = convolution_of(tower.stem, tower.padding)
-        self._blocks = [_Block(block) for block in tower.blocks]
+        self._blocks = [_Block(cast("Block", block)) for block in tower.blocks]
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embeds (batch, height, width, 3) pixels."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from alignserve_server.model.runtimes.kernels import convolutions
@@ -19,7 +21,7 @@ class FusedForward:
         self._towers = towers
         self._stem = convolution_of(tower.stem, tower.padding)
         self._taps = self._stem.taps()
-        self._blocks = [_Block(block) for block in tower.blocks]
+        self._blocks = [_Block(cast("Block", block)) for block in tower.blocks]
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embeds (batch, height, width, 3) pixels."""
@@ -53,9 +55,7 @@ class _Block:
         shortcut = hidden if self._has_shortcut else None
         expand, depthwise, project = self._expand, self._depthwise, self._project
         if expand is not None:
-            hidden = convolutions.pointwise(
-                hidden, expand.matrix, expand.bias, None, None, expand.activation
-            )
+            hidden = convolutions.pointwise(hidden, expand.matrix, expand.bias, None, None, expand.activation)
         hidden, sums = convolutions.depthwise(
             hidden,
             self._taps,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alignserve_server.model.runtimes.kernels.activations import activation_code
-from alignserve_server.model.runtimes.kernels.candidate import Unavailable
+from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 from alignserve_server.model.runtimes.towers import Step
 
 Padding: TypeAlias = tuple[int, int, int, int]  # left, right, top, bottom
@@ -80,7 +80,9 @@ def convolution_of(step: Step, before: nn.Module | None = None) -> Convolution:
         Unavailable: The kernels do not support it.
     """
     weighted: Any = step.weighted
-    is_square = weighted.kernel_size[0] == weighted.kernel_size[1] and weighted.stride[0] == weighted.stride[1]
+    is_square = (
+        weighted.kernel_size[0] == weighted.kernel_size[1] and weighted.stride[0] == weighted.stride[1]
+    )
     if not is_square or weighted.dilation != (1, 1) or weighted.bias is None:
         raise Unavailable(f"the convolution {weighted} is not supported")
     side = weighted.kernel_size[0]

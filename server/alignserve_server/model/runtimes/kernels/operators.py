@@ -9,7 +9,7 @@ import torch
 
 Shape: TypeAlias = tuple[int, int]
 
-_library = torch.library.Library("alignserve", "FRAGMENT")
+_library: Any = torch.library.Library("alignserve", "FRAGMENT")  # type: ignore[no-untyped-call]  # in torch
 
 
 def define(schema: str, run: Callable[..., Any], shape_of: Callable[..., Any]) -> Any:
@@ -29,7 +29,7 @@ def define(schema: str, run: Callable[..., Any], shape_of: Callable[..., Any]) -
 
 
 def check_layout(*maps: torch.Tensor | None) -> None:
-    """Raises RuntimeError for a map that is not in channels-last memory: a kernel would read others wrongly."""
+    """Raises RuntimeError for a map that is not channels-last, which a kernel would read wrongly."""
     for hidden in maps:
         if hidden is not None and not hidden.is_contiguous(memory_format=torch.channels_last):
             raise RuntimeError(f"{tuple(hidden.shape)} with strides {hidden.stride()} is not channels-last")

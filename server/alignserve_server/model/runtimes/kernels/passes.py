@@ -5,13 +5,16 @@ the whole map. Maps are (batch, channels, height, width) in channels-last memory
 arithmetic is in float32. The operators are torch's, so that a capture, a compiler or a trace sees them.
 """
 
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
+# Triton has no types, and its compiler types the arguments of kernels.
+
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 from alignserve_server.model.runtimes.kernels.activations import activated
 from alignserve_server.model.runtimes.kernels.operators import Shape, check_layout, define
@@ -22,7 +25,7 @@ _UNITS, _UNIT_COLUMNS, _CHUNKS = 8, 128, 32
 _GATE_ROWS, _GATE_COLUMNS = 64, 32
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def _finish(
     hidden,
     output,
@@ -73,7 +76,7 @@ def _finish(
     tl.store(output + at, value.to(output.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def _partial_sums(
     hidden,
     bias,
@@ -102,7 +105,7 @@ def _partial_sums(
     tl.store(sums + (image * chunks + chunk) * channels + column, total, mask=is_channel)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def _squeeze(
     sums,
     weight,
@@ -138,7 +141,7 @@ def _squeeze(
     tl.store(output + image * units + unit, activated(total, activation), mask=is_unit)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+@triton.jit
 def _excite(
     squeezed,
     weight,
@@ -219,14 +222,7 @@ def _run_finish(
     _launch_finish(hidden, hidden, None, bias, gate, shortcut, activation, 0, 0)
 
 
-def _padded_like(
-    hidden: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor,
-    activation: int,
-    padding: list[int],
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _empty_padded(hidden: torch.Tensor, padding: list[int], dtype: torch.dtype) -> torch.Tensor:
     left, right, top, bottom = padding
     batch_size, channels, height, width = hidden.shape
     shape = batch_size, channels, height + top + bottom, width + left + right
@@ -241,21 +237,21 @@ def _run_finish_padded(
     padding: list[int],
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    output = _padded_like(hidden, scale, bias, activation, padding, dtype)
+    output = _empty_padded(hidden, padding, dtype)
     _launch_finish(hidden, output, scale, bias, None, None, activation, padding[2], padding[0])
     return output
 
 
-def _sums_like(hidden: torch.Tensor, bias: torch.Tensor, activation: int) -> torch.Tensor:
+def _sums_like(hidden: torch.Tensor, *_: object) -> torch.Tensor:
     batch_size, channels, height, width = hidden.shape
-    rows, _ = _tile(channels)
+    rows = _tile(channels)[0]
     chunks = -(-height * width // (rows * _CHUNK_TILES))
     return hidden.new_empty(batch_size, chunks, channels, dtype=torch.float32)
 
 
 def _run_partial_sums(hidden: torch.Tensor, bias: torch.Tensor, activation: int) -> torch.Tensor:
     check_layout(hidden)
-    sums = _sums_like(hidden, bias, activation)
+    sums = _sums_like(hidden)
     batch_size, channels, height, width = hidden.shape
     rows, columns = _tile(channels)
     chunks = sums.shape[1]
@@ -265,16 +261,14 @@ def _run_partial_sums(hidden: torch.Tensor, bias: torch.Tensor, activation: int)
     return sums
 
 
-def _squeezed_like(
-    sums: torch.Tensor, pixels: int, weight: torch.Tensor, bias: torch.Tensor, activation: int
-) -> torch.Tensor:
+def _squeezed_like(sums: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return sums.new_empty(len(sums), len(weight))
 
 
 def _run_squeeze(
     sums: torch.Tensor, pixels: int, weight: torch.Tensor, bias: torch.Tensor, activation: int
 ) -> torch.Tensor:
-    output = _squeezed_like(sums, pixels, weight, bias, activation)
+    output = _squeezed_like(sums, weight)
     batch_size, chunks, channels = sums.shape
     units = len(weight)
     _squeeze[(batch_size, triton.cdiv(units, _UNITS))](
@@ -294,16 +288,14 @@ def _run_squeeze(
     return output
 
 
-def _gate_like(
-    squeezed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: int
-) -> torch.Tensor:
+def _gate_like(squeezed: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
     return squeezed.new_empty(len(squeezed), len(weight))
 
 
 def _run_excite(
     squeezed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: int
 ) -> torch.Tensor:
-    gate = _gate_like(squeezed, weight, bias, activation)
+    gate = _gate_like(squeezed, weight)
     channels = len(weight)
     _excite[(len(squeezed), triton.cdiv(channels, _GATE_ROWS))](
         squeezed, weight, bias, gate, channels, squeezed.shape[1], activation, _GATE_ROWS, _GATE_COLUMNS
@@ -321,15 +313,15 @@ def _tile(channels: int) -> Shape:
 finish: Any = define(
     "finish(Tensor(a!) hidden, Tensor bias, Tensor? gate, Tensor? shortcut, int activation) -> ()",
     _run_finish,
-    lambda *arguments: None,
+    lambda *_: None,
 )
 # Also multiplies by a scale per channel first, and writes the result into a new map, padded with zeros
 # (left, right, top, bottom), of another data type if need be.
 finish_padded: Any = define(
-    "finish_padded(Tensor hidden, Tensor? scale, Tensor bias, int activation, int[] padding, ScalarType dtype)"
-    " -> Tensor",
+    "finish_padded(Tensor hidden, Tensor? scale, Tensor bias, int activation, int[] padding,"
+    " ScalarType dtype) -> Tensor",
     _run_finish_padded,
-    _padded_like,
+    lambda hidden, _scale, _bias, _activation, padding, dtype: _empty_padded(hidden, padding, dtype),
 )
 # Sums over the pixels of what `finish` would return, as (batch, chunks, channels): add up the chunks.
 partial_sums: Any = define(
@@ -339,7 +331,7 @@ partial_sums: Any = define(
 squeeze: Any = define(
     "squeeze(Tensor sums, int pixels, Tensor weight, Tensor bias, int activation) -> Tensor",
     _run_squeeze,
-    _squeezed_like,
+    lambda sums, _pixels, weight, *_: _squeezed_like(sums, weight),
 )
 # From (batch, units) to the (batch, channels) gate, by a (channels, units) weight.
 excite: Any = define(
