@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import numpy as np
-
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.encoder import (
     Embeddings,
     ModelInfo,
-    OutOfDeviceMemory,
     PixelValues,
     TokenizedText,
 )
@@ -28,16 +25,16 @@ from alignserve_server.model.preprocessing.decode import IMAGE_FORMATS, ImageDec
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
-from alignserve_server.model.proof import embed_probe
+from alignserve_server.model.proof import proved_cosine
 from alignserve_server.model.runtimes.calibration import CalibrationImages
 from alignserve_server.model.runtimes.runtime import (
     DtypeName,
     ExecutionConfig,
+    KernelsSetting,
     LoadedRuntime,
     Rescaling,
     Runtime,
     RuntimeName,
-    lowest_cosine,
     padded,
 )
 from alignserve_server.observability.logs import get_logger
@@ -63,8 +60,9 @@ class LoadOptions:
         threads_per_lane: CPU threads per running batch; None leaves it to the runtime.
         max_batch_size: Batches up to this size are prepared for on a GPU; larger ones run, but slower.
         cuda_graphs: Whether batches on a GPU are prepared for.
+        cuda_kernels: Of the image tower on a GPU; `auto` is the fastest that needs no minutes to compile.
         min_cosine_similarity: Minimum cosine similarity to transformers' AlignModel in float32.
-        cache_dir: For converted models; None is `default_cache_dir`.
+        cache_dir: For converted models and compiled kernels; None is `default_cache_dir`.
         calibration_dir: Images that resemble those of callers; required for int8.
         max_image_bytes: Maximum size of an encoded image.
         max_image_pixels: Maximum size of a decoded image, width times height.
@@ -79,6 +77,7 @@ class LoadOptions:
     threads_per_lane: int | None = None
     max_batch_size: int = 32
     cuda_graphs: bool = True
+    cuda_kernels: KernelsSetting = "auto"
     min_cosine_similarity: float = 0.999
     cache_dir: Path | None = None
     calibration_dir: Path | None = None
@@ -114,7 +113,7 @@ def load_align(
     images = ImagePreprocessor(checkpoint.image_processor, decoder)
     for loaded in _loadable(checkpoint, options, images):
         texts = TextTokenizer.of(loaded.reference, max_bytes=options.max_text_bytes)
-        cosine = _proved_cosine(checkpoint, loaded, texts)
+        cosine = _proved_cosine(checkpoint, loaded, texts, options.min_cosine_similarity)
         if cosine >= options.min_cosine_similarity:
             break
         _log.warning(
@@ -124,6 +123,7 @@ def load_align(
             min_cosine_similarity=cosine,
             limit=options.min_cosine_similarity,
         )
+        loaded.runtime.close()  # the next one needs its memory
     else:
         raise CheckpointError(
             f"no runtime reaches a cosine similarity of {options.min_cosine_similarity} to transformers' "
@@ -157,6 +157,7 @@ class AlignEncoder:
         self.info = info
         self.lanes = runtime.lanes
         self.has_parallel_lanes = runtime.has_parallel_lanes
+        self.lanes_per_modality = runtime.lanes_per_modality
         self.is_measurable = True
         self.preprocess_image = images
         self.tokenize = texts
@@ -173,11 +174,7 @@ class AlignEncoder:
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
         """Embeds images of one size. Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors."""
-        try:
-            pixels = np.stack(batch) if len(batch) > 1 else batch[0][None]
-        except MemoryError as error:
-            raise OutOfDeviceMemory(str(error)) from error
-        return self._runtime.embed_pixels(pixels)
+        return self._runtime.embed_pixels(batch)
 
     def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
         """Embeds texts, padded to the longest. Raises as `encode_images` does."""
@@ -278,6 +275,8 @@ def _loadable(
             options.threads_per_lane,
             options.max_batch_size,
             cuda_graphs=options.cuda_graphs,
+            cuda_kernels=options.cuda_kernels,
+            cache_dir=options.cache_dir or default_cache_dir(),
         )
         try:
             loaded = _load(name, checkpoint, execution, images, options.cache_dir, calibration)
@@ -314,15 +313,14 @@ def _load(
 
 
 def _proved_cosine(
-    checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, texts: TextTokenizer
+    checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, texts: TextTokenizer, least: float
 ) -> float:
-    """Returns the lowest cosine with the reference. Raises CheckpointError if tokens or pixels differ."""
+    """Returns the lowest cosine with the reference; see `proof.proved_cosine`."""
     # With limits for the probe's own images, independent of those for callers.
     images = ImagePreprocessor(
         checkpoint.image_processor, ImageDecoder(max_bytes=10 << 20, max_pixels=25_000_000)
     )
-    embeddings = embed_probe(loaded.runtime, loaded.reference, images, texts)
-    return lowest_cosine(embeddings, loaded.reference.embeddings)
+    return proved_cosine(loaded.runtime, loaded.reference, images, texts, least)
 
 
 def _found(cosine: float) -> str:

@@ -94,6 +94,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def lanes_per_modality(self) -> int | None:
+        """Most lanes that should run batches of one modality at once; None for all of them."""
+        ...
+
+    @property
     def is_measurable(self) -> bool:
         """Whether measured forward times determine the best batch size."""
         ...
@@ -153,6 +158,13 @@ class Encoder(Protocol):
 
 class OutOfDeviceMemory(Exception):
     """The batch did not fit the device; a smaller one may."""
+
+
+class CaptureFailed(Exception):
+    """CUDA graphs cannot be captured, for another reason than memory.
+
+    The attempt may leave the device unusable for this process: load in a new one, without CUDA graphs.
+    """
 
 
 class DeviceLost(Exception):

@@ -80,6 +80,7 @@ class FakeEncoder:
         )
         self.lanes = 1
         self.has_parallel_lanes = True
+        self.lanes_per_modality: int | None = None
         self.is_measurable = False
         self.gpu_uuid: str | None = None
         self.gate = threading.Event()

@@ -27,6 +27,9 @@ EVENTS: Mapping[str, str] = {
     "texts with these tokens are refused.",
     "cuda_graph_too_large": "The CUDA graph for batches of `batch_size` does not fit into memory.",
     "cuda_graphs_disabled": "No CUDA graph could be captured; all batches run without one.",
+    "cuda_kernels_chosen": "`kernels` embed images; the others that were measured have lower "
+    "`images_per_second`.",
+    "cuda_kernels_unusable": "Kernels cannot run here, or compute something else, for the given reasons.",
     "batch_sizes_not_saved": "Tuned batch sizes cannot be written to `file`; the next start measures again.",
     # Requests
     "call": "A sampled call has ended; see the access log.",

@@ -57,6 +57,7 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
                 threads_per_lane=settings.threads_per_lane,
                 max_batch_size=max(batch_limits(settings).values()),
                 cuda_graphs=settings.cuda_graphs,
+                cuda_kernels=settings.cuda_kernels,
                 min_cosine_similarity=settings.min_cosine_similarity,
                 cache_dir=settings.cache_dir,
                 calibration_dir=settings.calibration_dir,
