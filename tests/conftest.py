@@ -7,8 +7,10 @@ Profiles of hypothesis: `short` for `make test` and `long` for `make test-all` t
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,10 @@ from hypothesis import HealthCheck, settings
 # A shell ignores SIGINT for what it runs in the background, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Without a GPU, Triton's kernels run in its interpreter. It reads this when their modules are imported.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _SLOW = [HealthCheck.too_slow]  # a step waits for threads, so its time says nothing about the strategies
 

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 if TYPE_CHECKING:
     from tests.pretended_cuda.device import Device, Stream
 
+_READS = ("_local_scalar_dense", "item")  # of a value by the host; the second in inference mode
+
 
 class SharedPoolError(AssertionError):
     """Graphs that share memory are replayed on two streams, so they could run at the same time."""
@@ -48,7 +50,7 @@ class Issued(TorchDispatchMode):
     ) -> Any:
         options = kwargs or {}
         stream = self._device.current_stream
-        if func.overloadpacket.__name__ == "_local_scalar_dense":
+        if func.overloadpacket.__name__ in _READS:
             _finish(stream)
             return func(*args, **options)
         changed = _changed_arguments(func, args, options)
@@ -65,7 +67,7 @@ class Issued(TorchDispatchMode):
             self._device.submit(stream, [operation])
         else:
             stream.capturing.record(operation)
-        if not changed:
+        if not changed or not func._schema.returns:
             return made
         return changed[0] if len(changed) == 1 else tuple(changed)
 

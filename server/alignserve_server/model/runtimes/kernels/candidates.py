@@ -7,10 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 from alignserve_server.model.runtimes.runtime import KernelsName
 from alignserve_server.model.runtimes.towers import ImageForward, Towers
+
+Makers: TypeAlias = Mapping[KernelsName, Callable[[Towers], ImageForward]]
 
 
 def keep_compiled(cache_dir: Path | None) -> None:
@@ -50,7 +53,7 @@ def _check_triton() -> None:
         raise Unavailable("a C compiler is missing; install gcc")
 
 
-MAKERS: Mapping[KernelsName, Callable[[Towers], ImageForward]] = {
+MAKERS: Makers = {
     "epilogues": _epilogues,
     "fused": _fused,
     "compiled": _compiled,

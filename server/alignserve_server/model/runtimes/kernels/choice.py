@@ -13,6 +13,7 @@ import torch
 from alignserve_server.model.encoder import DeviceLost
 from alignserve_server.model.runtimes.device_errors import device_errors
 from alignserve_server.model.runtimes.kernels import candidates
+from alignserve_server.model.runtimes.kernels.candidates import Makers
 from alignserve_server.model.runtimes.kernels.trials import Trials
 from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 from alignserve_server.model.runtimes.runtime import KernelsName, KernelsSetting
@@ -67,7 +68,9 @@ def sample_pixels(batch_size: int, image_size: tuple[int, int], device: torch.de
 
 
 @torch.inference_mode()
-def choose_kernels(towers: Towers, setting: KernelsSetting, bench: Bench) -> KernelsName:
+def choose_kernels(
+    towers: Towers, setting: KernelsSetting, bench: Bench, makers: Makers = candidates.MAKERS
+) -> KernelsName:
     """Chooses kernels, has the towers use them, and returns their name.
 
     `auto` is the fastest of those that compile in seconds. Others are used if they compute the same, and
@@ -79,7 +82,7 @@ def choose_kernels(towers: Towers, setting: KernelsSetting, bench: Bench) -> Ker
     if setting == "plain":
         return setting
     plain = _Usable(towers.embed_pixels_plainly, 0.0)
-    tried, unusable = _try_all(towers, setting, bench)
+    tried, unusable = _try_all(towers, setting, bench, makers)
     if unusable:
         _log.warning("cuda_kernels_unusable", **unusable)
     if setting == "auto" and tried:
@@ -93,7 +96,7 @@ def choose_kernels(towers: Towers, setting: KernelsSetting, bench: Bench) -> Ker
 
 
 def _try_all(
-    towers: Towers, setting: KernelsSetting, bench: Bench
+    towers: Towers, setting: KernelsSetting, bench: Bench, makers: Makers
 ) -> tuple[dict[KernelsName, _Usable], dict[str, str]]:
     """Tries the candidates; returns the usable ones, and why others are not."""
     candidates.keep_compiled(bench.cache_dir)
@@ -103,8 +106,8 @@ def _try_all(
     unusable: dict[str, str] = {}
     for name in candidates.AUTOMATIC if setting == "auto" else (setting,):
         try:
-            with device_errors(), trials.trying(name):
-                usable[name] = _tried(candidates.MAKERS[name](towers), expected, bench)
+            with trials.trying(name), device_errors():
+                usable[name] = _tried(makers[name](towers), expected, bench)
         except DeviceLost:
             raise
         except Exception as error:  # noqa: BLE001 — compilers and drivers raise anything

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from alignserve_server.model.runtimes.towers import Towers
@@ -10,7 +13,7 @@ from alignserve_server.model.runtimes.towers import Towers
 class CompiledForward:
     """Compiles twice, whatever the number of batch sizes: for one image, and for any larger batch."""
 
-    def __init__(self, towers: Towers, backend: str = "inductor") -> None:
+    def __init__(self, towers: Towers, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compiles nothing yet: the first batches do."""
         self._run = torch.compile(towers.embed_pixels_plainly, dynamic=False, fullgraph=True, backend=backend)
 
