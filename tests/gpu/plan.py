@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 CHECKPOINT = "checkpoint"
-_NO_CUDNN_ATTENTION = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ STEPS = (
     Step("plain", 20, 35, after=CHECKPOINT),
     Step("decode", 10, 15, after=CHECKPOINT),
     Step("attention", 15, 30),
-    Step("startup without cuDNN attention", 30, 60, after=CHECKPOINT, variables=_NO_CUDNN_ATTENTION),
+    Step("startup", 30, 60, after=CHECKPOINT),
     Step("variants", 25, 60, after=CHECKPOINT),
     Step("compiled", 60, 170, after=CHECKPOINT),
 )

@@ -116,6 +116,11 @@ class Device:
         stream: Stream = getattr(self._current, "stream", self.default_stream)
         return stream
 
+    def reset(self) -> None:
+        """Replaces the device: nothing fails any more."""
+        self.faults.clear()
+        self.capture_limit_bytes, self.is_broken, self._sticky = None, False, None
+
     def meet(self, step: Step) -> None:
         """Raises the error of a fault at this step, if there is one."""
         with self.lock:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _READS = ("_local_scalar_dense", "item")  # of a value by the host; the second in inference mode
 
 
+_READS = {"_local_scalar_dense", "equal", "is_nonzero", "item", "nonzero"}  # the host needs their results
+
+
 class SharedPoolError(AssertionError):
     """Graphs that share memory are replayed on two streams, so they could run at the same time."""
 
@@ -156,7 +159,9 @@ def _is_allocation(func: Any) -> bool:
 
 def _are_views(outputs: list[torch.Tensor], given: Any) -> bool:
     """Returns whether results share the memory of arguments; some operators return a view or a copy."""
-    storages = {one.untyped_storage().data_ptr() for one in tree_leaves(given) if isinstance(one, torch.Tensor)}
+    storages = {
+        one.untyped_storage().data_ptr() for one in tree_leaves(given) if isinstance(one, torch.Tensor)
+    }
     return any(output.untyped_storage().data_ptr() in storages for output in outputs)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.observer import SplitReason
-from alignserve_server.batching.queue import Embedded, Entry
+from alignserve_server.batching.queue import Entry
+from alignserve_server.batching.request import Run
 from alignserve_server.batching.scheduler import Batch
 from alignserve_server.batching.shared_scheduler import SharedScheduler
 from alignserve_server.errors import InferenceFailed, ServingError
@@ -19,6 +20,21 @@ from alignserve_server.model.encoder import DeviceLost, Encoder, OutOfDeviceMemo
 from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What the model made of the entries of a batch."""
+
+    embeddings: NDArray[np.float32]  # (entries, embedding_dimension); the rows of failed entries are void
+    errors: dict[int, ServingError]  # by row
+
+    def followed_by(self, other: Outcome) -> Outcome:
+        """Returns the outcome of these entries and then others of the same batch."""
+        rows = len(self.embeddings)
+        return Outcome(
+            np.concatenate([self.embeddings, other.embeddings]),
+            self.errors | {rows + row: error for row, error in other.errors.items()},
+        )
 
 
 class LaneListener(Protocol):
@@ -33,16 +49,16 @@ class LaneListener(Protocol):
         ...
 
     def batch_ended(
-        self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float, device_seconds: float
+        self, batch: Batch, outcome: Outcome, run: Run, seconds: float, device_seconds: float
     ) -> None:
-        """A batch has run; each of its entries has an outcome.
+        """A batch has run; each of its entries has an embedding or an error.
 
         It took `seconds` in the lane, and `device_seconds` of these on the device.
         """
         ...
 
     def device_lost(self, error: DeviceLost) -> None:
-        """The device has failed for good, and the lane has ended. Its batch has no outcomes."""
+        """The device has failed for good, and the lane has ended. Its batch has no outcome."""
         ...
 
     def widened(self, modality: str, size: int) -> None:
@@ -77,6 +93,7 @@ class Lane:
             "image": encoder.encode_images,
             "text": encoder.encode_texts,
         }
+        self._dimension = encoder.info.embedding_dimension
         self._enter_lane = encoder.enter_lane
         self._measured_seconds = encoder.device_seconds
         self._scheduler = scheduler
@@ -117,45 +134,42 @@ class Lane:
         self._runs += 1
         self._device_seconds = 0.0
         self._listener.batch_taken(batch)
-        outcomes = self._execute(batch, batch.entries)
+        outcome = self._execute(batch, batch.entries)
         seconds = self._clock() - batch.start_time
         wider = self._scheduler.finish(self._number, batch, self._device_seconds)
-        self._listener.batch_ended(batch, outcomes, seconds, self._device_seconds)
+        run = self._number, self._runs
+        self._listener.batch_ended(batch, outcome, run, seconds, self._device_seconds)
         if wider is not None:
             self._listener.widened(batch.modality, wider)
         return True
 
-    def _execute(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
+    def _execute(self, batch: Batch, entries: list[Entry]) -> Outcome:
         """Runs entries of a batch; if that fails, runs each half, so that a bad entry fails by itself."""
         try:
-            return self._forward(batch, entries)
+            return self._forward(batch.modality, entries)
         except DeviceLost:
             raise  # smaller batches and other lanes would fail as well
         except Exception as error:  # noqa: BLE001 — a lane survives any error from the runtime
             reason = self._handle_failure(error, batch.modality, len(entries))
             if len(entries) == 1:
-                return [_inference_failed(batch.modality, error)]
+                embeddings = np.zeros((1, self._dimension), np.float32)
+                return Outcome(embeddings, {0: _inference_failed(batch.modality, error)})
         # Not inside `except`: the error's traceback keeps the memory of the failed forward, which the halves
         # need.
         self._listener.batch_split(reason)
         middle = len(entries) // 2
-        return self._execute(batch, entries[:middle]) + self._execute(batch, entries[middle:])
+        return self._execute(batch, entries[:middle]).followed_by(self._execute(batch, entries[middle:]))
 
-    def _forward(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
-        embeddings = self._embed(batch.modality, [entry.payload for entry in entries])
+    def _forward(self, modality: str, entries: list[Entry]) -> Outcome:
+        embeddings = self._embed(modality, [entry.payload for entry in entries])
         if len(embeddings) != len(entries):
             raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
-        seconds = self._clock() - batch.start_time
         sound = has_direction(embeddings)
-        run = (self._number, self._runs)
-        return [
-            Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries), run)
-            if is_sound
-            else _inference_failed(
-                batch.modality, ValueError("the embedding is zero or has values that are not finite")
-            )
-            for entry, embedding, is_sound in zip(entries, embeddings, sound, strict=True)
-        ]
+        if sound.all():
+            return Outcome(embeddings, {})
+        what = "the embedding is zero or has values that are not finite"
+        unsound = np.flatnonzero(~sound).tolist()
+        return Outcome(embeddings, {row: _inference_failed(modality, ValueError(what)) for row in unsound})
 
     def _embed(self, modality: str, payloads: list[Any]) -> NDArray[np.float32]:
         """Runs the model and counts its device time, or the duration of the call if it fails."""

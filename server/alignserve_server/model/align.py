@@ -17,7 +17,7 @@ from alignserve_server.model.encoder import (
     Embeddings,
     ModelInfo,
     PixelValues,
-    TokenizedText,
+    TokenIds,
 )
 from alignserve_server.model.preparation import check_installed
 from alignserve_server.model.prepared import PreparedCheckpoint
@@ -58,7 +58,9 @@ class LoadOptions:
             eight times finer than bfloat16. int8 requires OpenVINO and is used only if it is requested.
         lanes: Batches that run concurrently; None leaves it to the runtime.
         threads_per_lane: CPU threads per running batch; None leaves it to the runtime.
-        max_batch_size: Batches up to this size are prepared for on a GPU; larger ones run, but slower.
+        max_image_batch_size: Batches of up to this many images are prepared for on a GPU; larger ones run,
+            but slower.
+        max_text_batch_size: The same for texts.
         cuda_graphs: Whether batches on a GPU are prepared for.
         cuda_kernels: Of the image tower on a GPU; `auto` is the fastest that needs no minutes to compile.
         min_cosine_similarity: Minimum cosine similarity to transformers' AlignModel in float32.
@@ -75,7 +77,8 @@ class LoadOptions:
     dtype: DtypeName | Auto = "auto"
     lanes: int | None = None
     threads_per_lane: int | None = None
-    max_batch_size: int = 32
+    max_image_batch_size: int = 32
+    max_text_batch_size: int = 32
     cuda_graphs: bool = True
     cuda_kernels: KernelsSetting = "auto"
     min_cosine_similarity: float = 0.999
@@ -176,9 +179,9 @@ class AlignEncoder:
         """Embeds images of one size. Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors."""
         return self._runtime.embed_pixels(batch)
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
         """Embeds texts, padded to the longest. Raises as `encode_images` does."""
-        return self._runtime.embed_tokens(*padded([text.input_ids for text in batch]))
+        return self._runtime.embed_tokens(*padded(batch))
 
 
 def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
@@ -273,7 +276,8 @@ def _loadable(
             precise,
             options.lanes,
             options.threads_per_lane,
-            options.max_batch_size,
+            options.max_image_batch_size,
+            options.max_text_batch_size,
             cuda_graphs=options.cuda_graphs,
             cuda_kernels=options.cuda_kernels,
             cache_dir=options.cache_dir or default_cache_dir(),

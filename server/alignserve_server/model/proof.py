@@ -11,7 +11,14 @@ import PIL
 from alignserve_server.errors import InvalidArgument, TextEmpty, TextUnsupported
 from alignserve_server.model import probe
 from alignserve_server.model.checkpoint import CheckpointError
-from alignserve_server.model.encoder import DeviceLost, Embeddings, PixelValues
+from alignserve_server.model.encoder import (
+    TOKEN_BYTES,
+    DeviceLost,
+    Embeddings,
+    PixelValues,
+    TokenIds,
+    token_ids,
+)
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
@@ -28,7 +35,7 @@ class _Probe(NamedTuple):
     """The probe's inputs, and the reference's embeddings of them."""
 
     pixels: list[PixelValues]
-    tokens: list[tuple[int, ...]]
+    tokens: list[TokenIds]
     image_embeddings: Embeddings
     text_embeddings: Embeddings
 
@@ -77,7 +84,7 @@ def _probe_of(reference: Reference, images: ImagePreprocessor, texts: TextTokeni
     count = len(probe.EMBEDDED_IMAGES)
     return _Probe(
         [pixels[name] for name in probe.EMBEDDED_IMAGES],
-        [input_ids[text] for text in reference.embedded_texts],
+        [token_ids(input_ids[text]) for text in reference.embedded_texts],
         reference.embeddings[:count],
         reference.embeddings[count:],
     )
@@ -106,7 +113,7 @@ def _shape_cosine(runtime: Runtime, shape: PreparedShape, probed: _Probe) -> flo
         return lowest_cosine(
             runtime.embed_pixels([probed.pixels[row] for row in rows]), probed.image_embeddings[rows]
         )
-    fitting = [row for row, tokens in enumerate(probed.tokens) if len(tokens) <= shape.tokens]
+    fitting = [row for row, tokens in enumerate(probed.tokens) if len(tokens) <= shape.tokens * TOKEN_BYTES]
     if not fitting:
         return math.nan
     rows = np.resize(fitting, shape.batch_size)

@@ -22,7 +22,7 @@ from alignserve_server.batching.batch_size import doubling
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.modality import MODALITIES
-from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, TokenizedText
+from alignserve_server.model.encoder import TOKEN_BYTES, Encoder, OutOfDeviceMemory, TokenIds, token_ids
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.planning.curve import Curve
 from alignserve_server.serving.loading import batch_limits
@@ -57,9 +57,9 @@ async def measure(
     """
     photo = _photo(*image_size)
     lanes = settings.lanes or encoder.lanes
-    limits = batch_limits(settings)
+    limits = batch_limits(settings, encoder.info.device)
     pixels = encoder.preprocess_image(photo)
-    plain = encoder.tokenize(_TEXT, truncate=True)
+    plain = encoder.tokenize(_TEXT, truncate=True).token_ids
 
     def serve_others() -> None:
         encoder.preprocess_image(photo)
@@ -77,7 +77,7 @@ async def measure(
         images = busy_lanes.by_size(lambda size: encoder.encode_images([pixels] * size), limits["image"])
         texts = {}
         for text in _texts(encoder):
-            length = len(text.input_ids)
+            length = len(text) // TOKEN_BYTES
             progress(f"measuring text forwards with {length} tokens")
             texts[length] = busy_lanes.by_size(partial(_encode_texts, encoder, text), limits["text"])
     progress("measuring the overhead of calls")
@@ -103,6 +103,7 @@ class _Lanes:
 
     def __init__(self, encoder: Encoder, lanes: int, between: Callable[[], None]) -> None:
         self._lanes = lanes
+        self._device_seconds = encoder.device_seconds
         self._between = between
         self._threads = ThreadPoolExecutor(lanes, "lane", encoder.enter_lane)
         self._together = threading.Barrier(lanes)
@@ -114,11 +115,11 @@ class _Lanes:
         self._threads.shutdown()
 
     def by_size(self, run: Callable[[int], object], limit: int) -> dict[int, float]:
-        """Returns the seconds of batches of 1, 2, 4 …, up to the limit or until they take too long."""
+        """Returns the device's seconds for batches of 1, 2, 4 …, up to the limit or until they take long."""
         seconds: dict[int, float] = {}
         for size in doubling(limit):
             try:
-                seconds[size] = self.seconds(partial(run, size))
+                seconds[size] = self.seconds(partial(run, size), on_device=True)
             except OutOfDeviceMemory:
                 if not seconds:
                     raise
@@ -127,8 +128,8 @@ class _Lanes:
                 break
         return seconds
 
-    def seconds(self, run: Callable[[], object]) -> float:
-        """Returns the median time of a run in seconds."""
+    def seconds(self, run: Callable[[], object], *, on_device: bool = False) -> float:
+        """Returns the median time of a run in seconds, without copies if it is the device's that counts."""
 
         def on_lane() -> float:
             self._together.wait()
@@ -138,7 +139,8 @@ class _Lanes:
                 self._between()
                 begin = time.perf_counter()
                 run()
-                seconds.append(time.perf_counter() - begin)
+                measured = self._device_seconds() if on_device else None
+                seconds.append(time.perf_counter() - begin if measured is None else measured)
             return statistics.median(seconds)
 
         self._on_all(run)  # warm-up
@@ -158,14 +160,14 @@ class _Lanes:
         return [job.result() for job in [self._threads.submit(run) for _ in range(self._lanes)]]
 
 
-def _texts(encoder: Encoder) -> Iterator[TokenizedText]:
+def _texts(encoder: Encoder) -> Iterator[TokenIds]:
     """Yields texts of several lengths, up to the maximum."""
     longest = encoder.tokenize("cat " * encoder.info.max_text_tokens, truncate=True).input_ids
     for length in sorted({min(length, len(longest)) for length in _LENGTHS}):
-        yield TokenizedText(longest[:length])
+        yield token_ids(longest[:length])
 
 
-def _encode_texts(encoder: Encoder, text: TokenizedText, size: int) -> None:
+def _encode_texts(encoder: Encoder, text: TokenIds, size: int) -> None:
     encoder.encode_texts([text] * size)
 
 

@@ -1,6 +1,7 @@
 """A worker process, which the supervisor starts as `python -m alignserve_server.workers.worker`.
 
-Standard input is a socket to the supervisor. The worker reads one line of JSON, the launch spec, and writes
+Standard input is a socket to the supervisor. The worker reads one line of JSON, the launch spec, unless it is
+started anew with the spec as its argument, and writes
 lines of JSON: events of the server, and heartbeats of the event loop, which show that it does not hang. When
 the supervisor ends, for whatever reason, the worker drains and exits.
 """
@@ -22,7 +23,13 @@ from typing import Any, NoReturn, TextIO
 
 from alignserve_server.host.cores import pin_to_share
 from alignserve_server.host.standard_error import keep_standard_error_from_blocking
-from alignserve_server.serving.process import Serving, end_process, exit_code, ignore_inherited_metrics
+from alignserve_server.serving.process import (
+    Serving,
+    end_process,
+    exit_code,
+    ignore_inherited_metrics,
+    replace_process,
+)
 
 
 def main() -> NoReturn:
@@ -30,12 +37,23 @@ def main() -> NoReturn:
     ignore_inherited_metrics()
     supervisor = _take_standard_input()
     lines = supervisor.makefile("r")
-    spec = json.loads(lines.readline() or sys.exit(1))
+    line = sys.argv[1] if len(sys.argv) > 1 else lines.readline()
+    spec = json.loads(line or sys.exit(1))
     faulthandler.register(signal.SIGQUIT, file=spec["stacks_descriptor"])
     # Before importing anything that counts the cores or starts threads.
     pin_to_share(spec["worker"], spec["settings"]["workers"])
     threading.Thread(target=_drain_at_end, args=(lines,), daemon=True).start()
-    end_process(exit_code(lambda: _serving(spec, Reports(supervisor))))
+    code = exit_code(
+        lambda: _serving(spec, Reports(supervisor)), lambda: _start_without_cuda_graphs(spec, supervisor)
+    )
+    end_process(code)
+
+
+def _start_without_cuda_graphs(spec: Mapping[str, Any], supervisor: socket.socket) -> NoReturn:
+    """Replaces this process; to the supervisor it stays the same one."""
+    os.dup2(supervisor.fileno(), 0)
+    spec = {**spec, "settings": {**spec["settings"], "cuda_graphs": False}}
+    replace_process(["-m", "alignserve_server.workers.worker", json.dumps(spec)])
 
 
 def _take_standard_input() -> socket.socket:

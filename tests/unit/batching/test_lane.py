@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from alignserve_server.batching.batcher import Batcher, Item
+from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ModelStalled
 from alignserve_server.model.encoder import DeviceLost, Embeddings
@@ -16,7 +16,7 @@ from alignserve_server.observability.metrics import Metrics
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from tests.unit.fakes import FakeClock, WatchedEncoder
+from tests.unit.fakes import FakeClock, WatchedEncoder, submit
 
 _FAULT = "CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA` ..."
 
@@ -77,13 +77,13 @@ async def batcher(
     assert await batcher.stop(30.0)
 
 
-def _items(gpu: Gpu, count: int) -> list[Item]:
-    return [Item(gpu.preprocess_image(b"%d" % number), 1, 1) for number in range(count)]
+def _images(call: int) -> list[bytes]:
+    return [b"%d of call %d" % (number, call) for number in range(32)]
 
 
 async def test_metrics_count_the_time_of_the_device(batcher, gpu, metrics: Metrics) -> None:
     """A caller sees how long its batch took; the metrics, how long the device was busy."""
-    [result] = await asyncio.gather(*batcher.submit("image", _items(gpu, 1)))
+    result = await submit(batcher, gpu, b"a")
 
     value = metrics.registry.get_sample_value
     assert result.compute_seconds == 5.0
@@ -94,10 +94,9 @@ async def test_metrics_count_the_time_of_the_device(batcher, gpu, metrics: Metri
 
 async def test_a_failed_forward_costs_its_duration(batcher, gpu, metrics: Metrics) -> None:
     """Its device time is unknown. Here it is 5 s, and each of the two halves takes 2 s."""
-    items = _items(gpu, 2)
     gpu.max_batch_size = 1
 
-    await asyncio.gather(*batcher.submit("image", items))
+    await submit(batcher, gpu, b"a", b"b")
 
     assert metrics.registry.get_sample_value("alignserve_device_busy_seconds_total") == 5.0 + 2.0 + 2.0
 
@@ -105,15 +104,15 @@ async def test_a_failed_forward_costs_its_duration(batcher, gpu, metrics: Metric
 async def test_a_lost_device_is_not_tried_again(batcher, gpu, logs) -> None:
     """Running and waiting callers get an error to retry on, without halved batches; one line is logged."""
     gpu.hold()
-    running = []
-    for _ in range(2):
-        running += batcher.submit("image", _items(gpu, 32))
-        await gpu.begun()
-    waiting = batcher.submit("image", _items(gpu, 32))
+    calls = []
+    for number in range(3):
+        calls.append(submit(batcher, gpu, *_images(number)))
+        if number < 2:
+            await gpu.begun()
     gpu.is_lost = True
 
     gpu.resume()
-    outcomes = await asyncio.gather(*running, *waiting, return_exceptions=True)
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
     await batcher.stop(30.0)
 
     assert {type(outcome) for outcome in outcomes} == {ModelStalled}
@@ -128,4 +127,4 @@ async def test_nothing_is_queued_for_a_lost_device(batcher, gpu) -> None:
     batcher.lose_device(DeviceLost(_FAULT))
 
     with pytest.raises(ModelStalled):
-        batcher.submit("image", _items(gpu, 1))
+        await submit(batcher, gpu, b"a")

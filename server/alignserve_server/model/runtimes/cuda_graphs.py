@@ -7,6 +7,7 @@ import threading
 import torch
 
 from alignserve_server.model.encoder import CaptureFailed
+from alignserve_server.model.runtimes.device_errors import device_errors
 from alignserve_server.model.runtimes.static_forwards import Forward
 
 
@@ -54,7 +55,8 @@ def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], forward: Forwa
         output = forward()
     except BaseException as error:
         try:
-            graph.capture_end()
+            with device_errors():
+                graph.capture_end()
         except RuntimeError as lasting:
             raise CaptureFailed(f"{error}; then {lasting}") from error
         raise
