@@ -149,7 +149,7 @@ def test_plain_tries_nothing(towers):
 
 
 def test_kernels_that_lose_the_device_are_not_tried_again(towers, tmp_path):
-    """The process must end, and its successor starts without them instead of failing for ever."""
+    """The process must end, and its successor starts without them instead of failing forever."""
     lost = Candidate(0.1, failing(RuntimeError("CUDA error: an illegal memory access was encountered")))
     with pytest.raises(DeviceLost):
         choose(towers, "auto", tmp_path, epilogues=Candidate(1.0), fused=lost)

@@ -61,10 +61,10 @@ class _Usable:
 def sample_pixels(batch_size: int, image_size: tuple[int, int], device: torch.device) -> torch.Tensor:
     """Returns noise, the same in every process, with more contrast from image to image."""
     noise = torch.randint(
-        0, 256, (batch_size, *image_size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.int32
-    )
-    contrast = torch.arange(1, batch_size + 1, dtype=torch.int32).view(-1, 1, 1, 1)
-    return (noise * contrast // batch_size).to(torch.uint8).to(device)
+        0, 256, (*image_size, 3), dtype=torch.int32, generator=torch.Generator().manual_seed(0)
+    ).to(device)
+    contrast = torch.arange(1, batch_size + 1, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
+    return (noise * contrast // batch_size).to(torch.uint8)
 
 
 @torch.inference_mode()

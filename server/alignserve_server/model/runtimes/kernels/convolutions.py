@@ -340,10 +340,10 @@ pointwise: Any = define(
     _run_pointwise,
     _pointwise_like,
 )
-# By a (side * side, channels) weight, with padding (left, right, top, bottom); also returns partial sums.
+# By a (side * side, channels) weight, with padding (left, right, top, bottom). Also returns partial sums.
 depthwise: Any = define(
-    "depthwise(Tensor hidden, Tensor weight, Tensor bias, int side, int stride, int[] padding, int activation)"
-    " -> (Tensor, Tensor)",
+    "depthwise(Tensor hidden, Tensor weight, Tensor bias, int side, int stride, int[] padding,"
+    " int activation) -> (Tensor, Tensor)",
     _run_depthwise,
     lambda hidden, _weight, _bias, side, stride, padding, _: _depthwise_like(hidden, side, stride, padding),
 )

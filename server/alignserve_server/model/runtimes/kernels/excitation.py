@@ -17,7 +17,7 @@ class Excitation:
         self._squeeze, self._excite = pointwise_of(block.squeeze), pointwise_of(block.excite)
 
     def __call__(self, sums: torch.Tensor, pixels: int) -> torch.Tensor:
-        """Returns a (batch, channels) gate from the partial sums of a map with so many pixels."""
+        """Returns a (batch, channels) gate from the partial sums of a map, and its number of pixels."""
         squeeze, excite = self._squeeze, self._excite
         squeezed = passes.squeeze(sums, pixels, squeeze.matrix, squeeze.bias, squeeze.activation)
         gate: torch.Tensor = passes.excite(squeezed, excite.matrix, excite.bias, excite.activation)

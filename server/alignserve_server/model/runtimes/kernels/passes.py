@@ -327,7 +327,7 @@ finish_padded: Any = define(
 partial_sums: Any = define(
     "partial_sums(Tensor hidden, Tensor bias, int activation) -> Tensor", _run_partial_sums, _sums_like
 )
-# From the partial sums of so many pixels to (batch, units), by a (units, channels) weight.
+# From the partial sums of a map with that many pixels to (batch, units), by a (units, channels) weight.
 squeeze: Any = define(
     "squeeze(Tensor sums, int pixels, Tensor weight, Tensor bias, int activation) -> Tensor",
     _run_squeeze,

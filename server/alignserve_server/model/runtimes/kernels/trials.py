@@ -1,7 +1,7 @@
 """Remembers kernels whose trial has ended the process, so that the next start does not try them again.
 
-A kernel that a driver or a GPU cannot bear may lose the device or crash the process, and a supervisor would
-start it again for ever. A trial leaves a file while it lasts; a file whose process is gone tells of a crash.
+A kernel that fails on some GPU or driver may lose the device or crash the process, and a supervisor would
+restart it forever. A trial keeps a file while it lasts, so a file without its process means a crash.
 """
 
 from __future__ import annotations
