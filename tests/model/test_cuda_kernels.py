@@ -45,17 +45,6 @@ def _inference():
         yield
 
 
-@pytest.fixture
-def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few programs, since the interpreter needs milliseconds for each, whatever its size."""
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(passes, "_ELEMENTS", 1 << 14)
-        monkeypatch.setattr(passes, "_CHUNK_TILES", 1)
-        monkeypatch.setattr(convolutions, "_DEPTHWISE_ELEMENTS", 1 << 14)
-        monkeypatch.setattr(convolutions, "_DEPTHWISE_TILES", 1)
-        monkeypatch.setattr(convolutions, "_PROGRAMS", 1)
-
-
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Returns the same numbers for the same shape; a map is channels-last."""
     numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)

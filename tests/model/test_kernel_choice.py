@@ -18,6 +18,7 @@ from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes.kernels import candidates
 from alignserve_server.model.runtimes.kernels.choice import Bench, choose_kernels, sample_pixels
 from alignserve_server.model.runtimes.kernels.compiled import CompiledForward
+from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 from alignserve_server.model.runtimes.runtime import Rescaling
 from alignserve_server.model.runtimes.towers import ImageForward, Towers
 from structlog.testing import capture_logs
@@ -78,13 +79,14 @@ def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def choose(
-    towers: Towers, setting: Any, cache_dir: Path | None = None, **makers: Candidate
+    towers: Towers, setting: Any, cache_dir: Path | None = None, **tried: Candidate
 ) -> tuple[str, list[Any]]:
     """Returns the choice and the events that it logs."""
     pixels = sample_pixels(2, (40, 40), torch.device("cpu"))
     bench = Bench(torch.float32, pixels, seconds_of, cache_dir)
+    makers: Any = {name: candidate.made for name, candidate in tried.items()}
     with capture_logs() as events:
-        chosen = choose_kernels(towers, setting, bench, {name: one.made for name, one in makers.items()})
+        chosen = choose_kernels(towers, setting, bench, makers)
     return chosen, events
 
 
@@ -95,7 +97,7 @@ def test_auto_takes_the_fastest(towers, epilogues, fused, expected):
     """Torch's own kernels are measured too, and the log has all rates."""
     made = {"epilogues": Candidate(epilogues), "fused": Candidate(fused)}
 
-    chosen, events = choose(towers, "auto", **made)
+    chosen, events = choose(towers, "auto", None, **made)
 
     assert chosen == expected
     assert [event["event"] for event in events] == ["cuda_kernels_chosen"]
@@ -143,11 +145,6 @@ def test_chosen_kernels_are_used_even_if_they_are_slower(towers):
     assert choose(towers, "fused", fused=Candidate(100.0))[0] == "fused"
 
 
-def test_plain_tries_nothing(towers):
-    """No kernel of ours runs then."""
-    assert choose(towers, "plain", fused=Candidate(0.1, failing(AssertionError()))) == ("plain", [])
-
-
 def test_kernels_that_lose_the_device_are_not_tried_again(towers, tmp_path):
     """The process must end, and its successor starts without them instead of failing forever."""
     lost = Candidate(0.1, failing(RuntimeError("CUDA error: an illegal memory access was encountered")))
@@ -185,7 +182,7 @@ def test_without_triton_the_reason_says_so(towers, name, monkeypatch):
     """torch for CPUs, and for other systems than Linux, comes without."""
     monkeypatch.setitem(sys.modules, "triton", None)
 
-    with pytest.raises(candidates.Unavailable, match="triton"):
+    with pytest.raises(Unavailable, match="triton"):
         candidates.MAKERS[name](towers)
 
 
@@ -194,7 +191,7 @@ def test_without_a_compiler_the_reason_says_so(towers, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
-    with pytest.raises(candidates.Unavailable, match="install gcc"):
+    with pytest.raises(Unavailable, match="install gcc"):
         candidates.MAKERS["fused"](towers)
 
 

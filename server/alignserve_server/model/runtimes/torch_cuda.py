@@ -143,7 +143,9 @@ class CudaRuntime:
         return self._current_lane().device_seconds
 
     def _chosen_kernels(self, execution: ExecutionConfig, image_size: tuple[int, int]) -> KernelsName:
-        pixels = sample_pixels(execution.max_batch_size, image_size, self._device)
+        if execution.cuda_kernels == "plain":
+            return "plain"
+        pixels = sample_pixels(execution.max_image_batch_size, image_size, self._device)
         bench = Bench(self._towers.dtype, pixels, self._seconds_of, execution.cache_dir)
         return choose_kernels(self._towers, execution.cuda_kernels, bench)
 

@@ -79,8 +79,6 @@ def choose_kernels(
     Raises:
         DeviceLost: A candidate has made the device unusable. `auto` leaves it out at the next start.
     """
-    if setting == "plain":
-        return setting
     plain = _Usable(towers.embed_pixels_plainly, 0.0)
     tried, unusable = _try_all(towers, setting, bench, makers)
     if unusable:
