@@ -23,7 +23,7 @@ POWERS_OF_TWO = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What was served.
+    """The rate of a simulation.
 
     Attributes:
         images_per_second: Of all callers.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 CHECKPOINT = "checkpoint"
 
@@ -18,7 +18,6 @@ class Step:
         most_seconds: The step is ended after this time.
         after: A background step that must have succeeded.
         is_background: Whether other steps run at the same time.
-        variables: Additional environment variables.
     """
 
     name: str
@@ -26,7 +25,6 @@ class Step:
     most_seconds: float
     after: str | None = None
     is_background: bool = False
-    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 STEPS = (

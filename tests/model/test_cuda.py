@@ -211,7 +211,7 @@ def test_lanes_do_not_mix_their_batches(encoder, pixels):
 
 
 def test_cudnns_attention_is_off(encoder):
-    """It would plan every shape of texts anew, for up to half a second each."""
+    """It would plan every new shape of texts, for up to half a second each."""
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.mem_efficient_sdp_enabled()
 
@@ -267,7 +267,7 @@ def test_missing_synchronization_is_detected(encoder, pixels, monkeypatch, owner
 
 @simulated
 def test_device_time_excludes_waiting_for_another_lane(encoder, pixels):
-    """A batch is charged its own forward, whether it runs alone or behind another lane's."""
+    """A batch is charged its own forward, whether it runs by itself or behind another lane's."""
 
     def seconds() -> float | None:
         encoder.encode_images(pixels[:3])

@@ -51,7 +51,7 @@ def test_operators_run_when_the_host_waits(cuda):
 
 
 def test_only_the_stream_that_is_waited_for_runs(cuda):
-    """Work of another stream, for which nobody waits, comes too late."""
+    """Work of another stream, for which no code waits, comes too late."""
     copies, compute, source, target = cuda.Stream(), cuda.Stream(), torch.ones(1), torch.zeros(1)
     with cuda.stream(copies):
         target.copy_(source)
@@ -78,7 +78,7 @@ def test_a_stream_waits_for_another(cuda):
 
 
 def test_pinned_memory_is_read_late(cuda):
-    """Whoever overwrites it before the copy has happened loses the first numbers."""
+    """Code that overwrites it before the copy has happened loses the first numbers."""
     stream, pinned, target = cuda.Stream(), torch.ones(1), torch.zeros(1)
     with cuda.stream(stream):
         target.copy_(pinned, non_blocking=True)
@@ -168,19 +168,37 @@ def test_a_stream_without_graphs_is_shared(cuda):
 
 
 def test_graphs_of_one_pool_must_not_run_on_two_streams(cuda):
-    """They share memory, and could run at the same time."""
-    pool, graphs = cuda.graph_pool_handle(), []
+    """They share memory, and could run at the same time, unless the host has waited for the first."""
+    pool, graphs, first = cuda.graph_pool_handle(), [], cuda.Stream()
     for _ in range(2):
         with cuda.stream(cuda.Stream()):
             graph = cuda.CUDAGraph()
             graph.capture_begin(pool=pool)
             graph.capture_end()
             graphs.append(graph)
-    with cuda.stream(cuda.Stream()):
+    with cuda.stream(first):
         graphs[0].replay()
 
-    with cuda.stream(cuda.Stream()), pytest.raises(SharedPoolError):
+    with cuda.stream(cuda.Stream()):
+        with pytest.raises(SharedPoolError):
+            graphs[1].replay()
+        first.synchronize()
         graphs[1].replay()
+
+
+def test_a_pool_that_only_failed_captures_have_used_is_refused(device, cuda):
+    """As torch does, by an assertion."""
+    device.faults.append(Fault("capture", ERROR))
+    pool = cuda.graph_pool_handle()
+    with cuda.stream(cuda.Stream()):
+        graph = cuda.CUDAGraph()
+        graph.capture_begin(pool=pool)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            torch.ones(1) + 1
+        graph.capture_end()
+
+        with pytest.raises(RuntimeError, match="INTERNAL ASSERT"):
+            cuda.CUDAGraph().capture_begin(pool=pool)
 
 
 def test_events_have_the_time_of_their_stream(cuda):

@@ -4,6 +4,7 @@ Operators on a stream run late: when the host synchronizes, and then only those 
 streams requires. So code that reads before it has synchronized, omits a wait, or overwrites pinned memory
 too early gets wrong numbers here, every time. A capture records operators and a replay runs them again on the
 same memory. Events have times on a simulated clock, and memory, captures and the device fail on request.
+Outside of a stream's context, and on the default stream, operators run at once.
 
 Not simulated: the rounding of GPU kernels, cuBLAS and cuDNN, the reuse of freed memory, and what CUDA refuses
 to capture, except reads of values.
@@ -17,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from alignserve_server.model.runtimes import cuda_graphs, cuda_lane, torch_cpu, torch_cuda
+from alignserve_server.model.runtimes import cuda_devices, cuda_graphs, cuda_lane, torch_cuda
 
 from tests.pretended_cuda.device import Device, Event, Fault, SharedStreamError, Stream
 from tests.pretended_cuda.graphs import Graph, SharedPoolError
@@ -43,7 +44,7 @@ def pretended_cuda() -> Iterator[Device]:
     with ExitStack() as stack:
         for module in _MODULES:
             stack.enter_context(patch.object(module, "torch", _Torch(device)))
-        stack.enter_context(patch.object(torch_cpu, "cuda_device", lambda index: f"cuda:{index or 0}"))
+        stack.enter_context(patch.object(cuda_devices, "cuda_device", lambda index, **_: f"cuda:{index}"))
         yield device
 
 

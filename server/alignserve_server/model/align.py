@@ -44,6 +44,7 @@ _log = get_logger(__name__)
 Auto: TypeAlias = Literal["auto"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(?::(\d+))?")
+_GPU_ADVICE = "with --device cuda the start fails instead; with --device cpu there is no warning"
 _GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # device files of NVIDIA's and AMD's drivers, and of WSL
 
 
@@ -184,11 +185,18 @@ class AlignEncoder:
         return self._runtime.embed_tokens(*padded(batch))
 
 
-def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
+def resolved_device(device: str, runtime: RuntimeName | Auto = "auto", *, is_tried: bool = True) -> str:
     """Resolves `auto`, `cpu`, `cuda` or `cuda:N` to `cpu` or `cuda:N`.
 
+    If `auto` becomes `cpu` although there is a GPU, a warning says why.
+
+    Args:
+        device: The name to resolve.
+        runtime: The runtime that will use it.
+        is_tried: Whether `auto` may use the first GPU to find out whether it is free; see `cuda_device`.
+
     Raises:
-        ValueError: The device does not exist, or the runtime does not support it.
+        ValueError: The device does not exist or cannot be used, or the runtime does not support it.
     """
     match = _DEVICE.fullmatch(device)
     if match is None:
@@ -197,7 +205,7 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
         raise ValueError(f"openvino runs on a CPU, not on {device}; use --runtime torch")
     if device == "cpu" or runtime == "openvino":
         return "cpu"
-    if device == "auto" and not any(any(Path("/dev").glob(name)) for name in _GPU_FILES):
+    if device == "auto" and not _has_gpu_file():
         return "cpu"  # known without torch, which takes seconds to import
     if device == "auto" and importlib.util.find_spec("torch") is None:
         _log.warning(
@@ -205,11 +213,19 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
         )
         return "cpu"
     check_installed(["torch"], extra="torch", why=f"for --device {device}")
-    from alignserve_server.model.runtimes.torch_cpu import cuda_device
+    from alignserve_server.model.runtimes.cuda_devices import cuda_device
 
-    if device == "auto":
-        return cuda_device(None) or "cpu"
-    return cuda_device(int(match[1] or 0)) or "cpu"
+    if device != "auto":
+        return cuda_device(int(match[1] or 0))
+    try:
+        return cuda_device(0, is_tried=is_tried)
+    except ValueError as error:
+        _log.warning("gpu_unused", reason=str(error), advice=_GPU_ADVICE)
+        return "cpu"
+
+
+def _has_gpu_file() -> bool:
+    return any(any(Path("/dev").glob(name)) for name in _GPU_FILES)
 
 
 def _choices(

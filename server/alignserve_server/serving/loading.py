@@ -266,7 +266,8 @@ def _device(settings: Settings, worker: int) -> str:
     """Returns the device of a worker. Raises StartupError if there are fewer GPUs than workers."""
     from alignserve_server.model.align import resolved_device
 
-    device = resolved_device(settings.device, settings.runtime)
+    # With several workers each would keep some memory of the first GPU.
+    device = resolved_device(settings.device, settings.runtime, is_tried=settings.workers == 1)
     if settings.workers == 1 or device == "cpu" or settings.device == device:
         return device
     try:

@@ -17,7 +17,7 @@ from alignserve_server.settings import Settings
 def _gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose number of GPUs is the test's parameter, and where loading returns the device."""
 
-    def resolved(device: str, runtime: str) -> str:
+    def resolved(device: str, runtime: str, *, is_tried: bool = True) -> str:
         if device == "cpu" or (device == "auto" and not request.param):
             return "cpu"
         number = int(device.removeprefix("cuda:")) if ":" in device else 0

@@ -19,7 +19,7 @@ from alignserve_server.model.runtimes.runtime import Rescaling
 
 ImageForward: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (batch, height, width, 3) pixels
 
-_MASK_ALIGNMENT = 8  # elements; efficient attention on a GPU loads so many at once
+_MASK_ALIGNMENT = 8  # elements that efficient attention on a GPU loads at once
 
 
 class Step(nn.Module):
