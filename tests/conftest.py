@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,10 @@ os.environ.setdefault("ALIGNSERVE_DEVICE", "cpu")
 # A shell ignores SIGINT for what it runs in the background, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Without a GPU, Triton's kernels run in its interpreter. It reads this when their modules are imported.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _SLOW = [HealthCheck.too_slow]  # a step waits for threads, so its time says nothing about the strategies
 

@@ -24,7 +24,11 @@ from tests.gpu.results import Results, read_tables
 from tests.gpu.runner import Outcome, Runner
 
 _RESULTS, _LOG, _SUMMARY = "results.jsonl", "log.txt", "summary.md"
-_PRETENDED_VARIABLES = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # runs Triton kernels in Python
+_PRETENDED_VARIABLES = {
+    "TRITON_INTERPRET": "1",  # runs Triton kernels in Python
+    "ALIGNSERVE_CUDA_KERNELS": "plain",  # in servers, since that takes minutes
+    "OMP_NUM_THREADS": "1",
+}
 _PATIENCE = 5.0  # factor for time limits: nothing is measured, and a CPU may have other work
 _NO_GPU = """\
 ************************************************************************

@@ -189,3 +189,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may change."""
     return shutil.copytree(tiny_folder, tmp_path / "copy")
+
+
+@pytest.fixture
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's kernels run in few programs: the interpreter takes milliseconds for one of any size."""
+    pytest.importorskip("triton", reason="needs triton, which comes with torch for CUDA on Linux")
+    from alignserve_server.model.runtimes.kernels import convolutions, passes
+
+    if not torch.cuda.is_available():
+        for module, name, size in (
+            (passes, "_ELEMENTS", 1 << 14),
+            (passes, "_CHUNK_TILES", 1),
+            (convolutions, "_DEPTHWISE_ELEMENTS", 1 << 14),
+            (convolutions, "_DEPTHWISE_TILES", 1),
+            (convolutions, "_PROGRAMS", 1),
+        ):
+            monkeypatch.setattr(module, name, size)

@@ -76,6 +76,7 @@ def onto_cuda(folder: Path, max_batch_size: int = MAX_BATCH_SIZE, **options: Any
         "dtype": "float32",
         "max_image_batch_size": max_batch_size,
         "max_text_batch_size": max_batch_size,
+        "cuda_kernels": "plain",
         **options,
     }
     return load_align(resolve_checkpoint(str(folder)), LoadOptions(device="cuda", runtime="torch", **options))
@@ -130,6 +131,21 @@ def failing(device: Device, *faults: Fault) -> Device:
 
 
 # Numbers
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kernels", ["epilogues", "fused", "auto"])
+@pytest.mark.usefixtures("large_tiles")
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # as in test_cuda_kernels
+def test_faster_kernels_give_the_same_embeddings(cuda, folder, encoder, kernels):
+    """They are captured in the graphs like torch's, and the fewest operators are the fastest."""
+    pixels = [encoder.preprocess_image(content) for content in list(probe.images().values())[:2]]
+
+    faster = onto_cuda(folder, max_batch_size=2, cuda_kernels=kernels)
+
+    if not HAS_GPU or kernels != "auto":
+        assert runtime_of(faster).kernels == ("fused" if kernels == "auto" else kernels)
+    np.testing.assert_allclose(embed(faster, pixels), embed(encoder, pixels), rtol=0, atol=BOUNDS["float32"])
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])

@@ -30,6 +30,7 @@ from alignserve_server.model.runtimes.calibration import CalibrationImages
 from alignserve_server.model.runtimes.runtime import (
     DtypeName,
     ExecutionConfig,
+    KernelsSetting,
     LoadedRuntime,
     Rescaling,
     Runtime,
@@ -62,8 +63,9 @@ class LoadOptions:
             but slower.
         max_text_batch_size: The same for texts.
         cuda_graphs: Whether batches on a GPU are prepared for.
+        cuda_kernels: Of the image tower on a GPU; `auto` is the fastest that needs no minutes to compile.
         min_cosine_similarity: Minimum cosine similarity to transformers' AlignModel in float32.
-        cache_dir: For converted models; None is `default_cache_dir`.
+        cache_dir: For converted models and compiled kernels; None is `default_cache_dir`.
         calibration_dir: Images that resemble those of callers; required for int8.
         max_image_bytes: Maximum size of an encoded image.
         max_image_pixels: Maximum size of a decoded image, width times height.
@@ -79,6 +81,7 @@ class LoadOptions:
     max_image_batch_size: int = 32
     max_text_batch_size: int = 32
     cuda_graphs: bool = True
+    cuda_kernels: KernelsSetting = "auto"
     min_cosine_similarity: float = 0.999
     cache_dir: Path | None = None
     calibration_dir: Path | None = None
@@ -292,6 +295,8 @@ def _loadable(
             options.max_image_batch_size,
             options.max_text_batch_size,
             cuda_graphs=options.cuda_graphs,
+            cuda_kernels=options.cuda_kernels,
+            cache_dir=options.cache_dir or default_cache_dir(),
         )
         try:
             loaded = _load(name, checkpoint, execution, images, options.cache_dir, calibration)

@@ -30,6 +30,10 @@ EVENTS: Mapping[str, str] = {
     "without them.",
     "cuda_graphs_inexact": "Embeddings of some CUDA graphs are too far from the reference; these `batches` "
     "run in other graphs or without one.",
+    "cuda_kernels_chosen": "`kernels` embed images; the others that were measured have lower "
+    "`images_per_second`.",
+    "cuda_kernels_unusable": "Some kernels for images cannot run here or are not exact enough; each has its "
+    "reason.",
     "batch_sizes_not_saved": "Tuned batch sizes cannot be written to `file`; the next start measures again.",
     # Requests
     "call": "A sampled call has ended; see the access log.",

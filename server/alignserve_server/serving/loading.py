@@ -67,6 +67,7 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
                 max_image_batch_size=limits["image"],
                 max_text_batch_size=limits["text"],
                 cuda_graphs=settings.cuda_graphs,
+                cuda_kernels=settings.cuda_kernels,
                 min_cosine_similarity=settings.min_cosine_similarity,
                 cache_dir=settings.cache_dir,
                 calibration_dir=settings.calibration_dir,

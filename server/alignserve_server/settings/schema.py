@@ -230,6 +230,11 @@ class Settings(BaseModel):
         True,
         description="on a GPU, capture CUDA graphs at startup and replay them: faster, but uses more memory",
     )
+    cuda_kernels: Literal["auto", "plain", "epilogues", "fused", "compiled"] = Field(
+        "auto",
+        description="on a GPU, kernels of the image model: torch's (plain), two sets in Triton (epilogues, "
+        "fused), or torch.compile's; auto measures all but the last at startup",
+    )
     decode_threads: Positive | None = Field(
         None, description="threads for decoding images; default: one per core"
     )
@@ -238,7 +243,7 @@ class Settings(BaseModel):
     )
     cache_dir: AnyPath | None = Field(
         None,
-        description="directory for converted models and measured batch sizes; default: "
+        description="directory for converted models, compiled kernels and measured batch sizes; default: "
         "$XDG_CACHE_HOME/alignserve",
     )
 

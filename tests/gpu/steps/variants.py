@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from alignserve_server.model.runtimes.kernels.candidates import MAKERS
+from alignserve_server.model.runtimes.runtime import KernelsName
 
 from tests.gpu.check import Check
-from tests.gpu.fused_steps import fuse
 from tests.gpu.gpu import Gpu, gpu_of
 from tests.gpu.results import Row
 from tests.gpu.towers import load_towers, random_pixels
@@ -24,7 +25,7 @@ class _Variant:
     dtype: torch.dtype = torch.float16
     layout: torch.memory_format = torch.channels_last
     batch: int = _BATCH
-    is_fused: bool = False  # runs a convolution's bias and activation as one kernel
+    kernels: KernelsName = "plain"
     is_benchmarked: bool = False  # cuDNN benchmarks its algorithms
 
     @property
@@ -34,22 +35,30 @@ class _Variant:
             "dtype": str(self.dtype).removeprefix("torch."),
             "layout": str(self.layout).removeprefix("torch."),
             "batch": self.batch,
-            "fused": self.is_fused,
+            "kernels": self.kernels,
             "cudnn.benchmark": self.is_benchmarked,
         }
 
 
 _VARIANTS = (
     _Variant(),
-    _Variant(is_fused=True),
+    _Variant(kernels="epilogues"),
+    _Variant(kernels="fused"),
     _Variant(is_benchmarked=True),
-    _Variant(is_fused=True, is_benchmarked=True),
+    _Variant(kernels="epilogues", is_benchmarked=True),
+    _Variant(kernels="fused", batch=1),
+    _Variant(batch=1),
     _Variant(is_benchmarked=True, batch=128),
     _Variant(layout=torch.contiguous_format),
     _Variant(dtype=torch.bfloat16),
     _Variant(dtype=torch.float32),
+    _Variant(kernels="fused", dtype=torch.float32),
 )
-_PRETENDED = (_Variant(batch=1), _Variant(batch=1, dtype=torch.bfloat16), _Variant(batch=1, is_fused=True))
+_PRETENDED = (
+    _Variant(batch=1),
+    _Variant(batch=1, dtype=torch.bfloat16),
+    _Variant(batch=1, kernels="epilogues"),
+)
 
 
 def run(check: Check) -> None:
@@ -68,8 +77,8 @@ def _measure(check: Check, gpu: Gpu, variant: _Variant) -> Row:
     towers = load_towers(check.checkpoint, gpu, variant.dtype, variant.layout)
     pixels = random_pixels(gpu, variant.batch)
     expected = towers.embed_pixels(pixels)
-    if variant.is_fused:
-        fuse(towers)
+    if variant.kernels != "plain":
+        towers.use_image_forward(MAKERS[variant.kernels](towers))
     with _benchmark(variant.is_benchmarked):
         cosine = torch.nn.functional.cosine_similarity(towers.embed_pixels(pixels), expected).min()
         ms = gpu.milliseconds(gpu.graphed(lambda: towers.embed_pixels(pixels)), repeats=7)

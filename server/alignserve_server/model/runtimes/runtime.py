@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -25,6 +26,8 @@ from alignserve_server.model.probe import Reference
 
 RuntimeName: TypeAlias = Literal["torch", "openvino"]
 DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
+KernelsName: TypeAlias = Literal["plain", "epilogues", "fused", "compiled"]  # of the image tower on a GPU
+KernelsSetting: TypeAlias = KernelsName | Literal["auto"]
 TokenArray: TypeAlias = NDArray[np.int64]
 
 
@@ -108,6 +111,8 @@ class ExecutionConfig:
     max_text_batch_size: int = 32
     max_text_tokens: int = 64
     cuda_graphs: bool = True
+    cuda_kernels: KernelsSetting = "auto"
+    cache_dir: Path | None = None  # for compiled kernels
 
 
 @dataclass(frozen=True, slots=True)

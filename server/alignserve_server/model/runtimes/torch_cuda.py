@@ -18,9 +18,11 @@ from alignserve_server.model.runtimes.cuda_graphs import ComputeStream
 from alignserve_server.model.runtimes.cuda_lane import CudaLane
 from alignserve_server.model.runtimes.device_errors import device_errors
 from alignserve_server.model.runtimes.device_time import DeviceTime
+from alignserve_server.model.runtimes.kernels.choice import Bench, choose_kernels, sample_pixels
 from alignserve_server.model.runtimes.network import Network
 from alignserve_server.model.runtimes.runtime import (
     ExecutionConfig,
+    KernelsName,
     PreparedShape,
     Rescaling,
     RuntimeName,
@@ -86,6 +88,7 @@ class CudaRuntime:
                 self._static_texts = StaticTexts(
                     self._towers.embed_tokens, texts, execution.max_text_tokens, self._device
                 )
+                self.kernels = self._chosen_kernels(execution, image_size)
             self._images.stream.synchronize()  # texts read the weights on another stream
             if self._has_graphs:
                 self._static_images.capture(self._images.captured)
@@ -138,6 +141,13 @@ class CudaRuntime:
     def device_seconds(self) -> float | None:
         """Returns the GPU's time for the calling thread's latest batch; see `DeviceTime`."""
         return self._current_lane().device_seconds
+
+    def _chosen_kernels(self, execution: ExecutionConfig, image_size: tuple[int, int]) -> KernelsName:
+        if execution.cuda_kernels == "plain":
+            return "plain"
+        pixels = sample_pixels(execution.max_image_batch_size, image_size, self._device)
+        bench = Bench(self._towers.dtype, pixels, self._seconds_of, execution.cache_dir)
+        return choose_kernels(self._towers, execution.cuda_kernels, bench)
 
     @torch.inference_mode()
     def _embed(

@@ -7,7 +7,8 @@ hidden state of [CLS], so the last layer computes nothing else.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 from alignserve_server.model.runtimes.network import Network, channels
 from alignserve_server.model.runtimes.runtime import Rescaling
+
+ImageForward: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (batch, height, width, 3) pixels
 
 _MASK_ALIGNMENT = 8  # elements that efficient attention on a GPU loads at once
 
@@ -44,15 +47,24 @@ class Towers(nn.Module):
         super().__init__()
         self.image = ImageTower(network.vision_model).to(device, dtype)
         self.text = TextTower(network.text_model, network.text_projection).to(device, dtype)
-        self._dtype = dtype
-        self._scale = channels(rescaling.scale).to(device)
-        self._offset = channels(rescaling.offset).to(device)
+        self.dtype = dtype
+        self.scale = channels(rescaling.scale).to(device)  # (1, 3, 1, 1)
+        self.offset = channels(rescaling.offset).to(device)
+        self._image_forward: ImageForward = self.embed_pixels_plainly
+
+    def use_image_forward(self, forward: ImageForward) -> None:
+        """Lets another forward, which computes the same, embed pixels."""
+        self._image_forward = forward
 
     def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embeds (batch, height, width, 3) pixels."""
+        return self._image_forward(pixels)
+
+    def embed_pixels_plainly(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embeds pixels with torch's own operators."""
         # Viewed as (batch, 3, height, width), this is channels-last without a copy.
-        pixel_values = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self._scale).add_(self._offset)
-        embeddings: torch.Tensor = self.image(pixel_values.to(self._dtype))
+        pixel_values = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale).add_(self.offset)
+        embeddings: torch.Tensor = self.image(pixel_values.to(self.dtype))
         return embeddings.to(torch.float32)
 
     def embed_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -74,11 +86,14 @@ class ImageTower(nn.Module):
         stem = vision.embeddings
         self.padding = stem.padding
         self.stem = Step(stem.convolution, stem.activation)
-        self.blocks = nn.Sequential(*(_Block(block) for block in vision.encoder.blocks))
+        self.blocks = nn.Sequential(*(Block(block) for block in vision.encoder.blocks))
         self.pooler = vision.pooler
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        hidden = self.blocks(self.stem(self.padding(pixel_values)))
+        return self.pooled(self.blocks(self.stem(self.padding(pixel_values))))
+
+    def pooled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns embeddings from the last block's map."""
         embeddings: torch.Tensor = self.pooler(hidden).flatten(1)
         return embeddings
 
@@ -124,7 +139,7 @@ class TextTower(nn.Module):
         return mask
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Expansion, depthwise convolution, squeeze and excitation, projection."""
 
     def __init__(self, block: Any) -> None:

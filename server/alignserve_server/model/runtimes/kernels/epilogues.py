@@ -1,0 +1,89 @@
+"""The image tower with cuDNN's convolutions, and one kernel after each for all that torch runs one by one."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch.nn import functional
+
+from alignserve_server.model.runtimes.kernels import passes
+from alignserve_server.model.runtimes.kernels.activations import NONE
+from alignserve_server.model.runtimes.kernels.excitation import Excitation
+from alignserve_server.model.runtimes.kernels.geometry import (
+    Convolution,
+    convolution_of,
+    depthwise_of,
+    pointwise_of,
+)
+from alignserve_server.model.runtimes.towers import Block, Step, Towers
+
+
+class EpilogueForward:
+    """Shares the towers' weights."""
+
+    def __init__(self, towers: Towers) -> None:
+        """Raises Unavailable if the kernels do not support the network."""
+        tower = towers.image
+        self._towers = towers
+        self._stem = convolution_of(tower.stem, tower.padding)
+        self._blocks = [_Block(cast("Block", block)) for block in tower.blocks]
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embeds (batch, height, width, 3) pixels."""
+        towers, stem = self._towers, self._stem
+        images = pixels.permute(0, 3, 1, 2)
+        rescaled = passes.finish_padded(
+            images, towers.scale, towers.offset, NONE, stem.added_padding, towers.dtype
+        )
+        hidden = _convolved(rescaled, stem)
+        passes.finish(hidden, stem.bias, None, None, stem.activation)
+        for block in self._blocks:
+            hidden = block(hidden)
+        return towers.image.pooled(hidden).to(torch.float32)
+
+
+class _Block:
+    def __init__(self, block: Block) -> None:
+        self._expand = pointwise_of(block.expand) if isinstance(block.expand, Step) else None
+        self._depthwise = depthwise_of(block.depthwise, block.padding)
+        self._excitation = Excitation(block)
+        self._project = pointwise_of(block.project)
+        self._has_shortcut = block.has_shortcut
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        shortcut = hidden if self._has_shortcut else None
+        depthwise, project = self._depthwise, self._project
+        hidden = _convolved(self._expanded(hidden), depthwise)
+        # Read twice, written once: the activation is cheaper to repeat than to store.
+        sums = passes.partial_sums(hidden, depthwise.bias, depthwise.activation)
+        gate = self._excitation(sums, hidden.shape[2] * hidden.shape[3])
+        passes.finish(hidden, depthwise.bias, gate, None, depthwise.activation)
+        hidden = _convolved(hidden, project)
+        passes.finish(hidden, project.bias, None, shortcut, project.activation)
+        return hidden
+
+    def _expanded(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the depthwise convolution's input, padded."""
+        expand, padding = self._expand, self._depthwise.added_padding
+        if expand is None:
+            return functional.pad(hidden, padding) if any(padding) else hidden
+        hidden = _convolved(hidden, expand)
+        if any(padding):
+            padded: torch.Tensor = passes.finish_padded(
+                hidden, None, expand.bias, expand.activation, padding, hidden.dtype
+            )
+            return padded
+        passes.finish(hidden, expand.bias, None, None, expand.activation)
+        return hidden
+
+
+def _convolved(hidden: torch.Tensor, convolution: Convolution) -> torch.Tensor:
+    """Convolves without the bias, into a new map that may be changed."""
+    return functional.conv2d(
+        hidden,
+        convolution.weight,
+        stride=convolution.stride,
+        padding=convolution.own_padding,
+        groups=convolution.groups,
+    )

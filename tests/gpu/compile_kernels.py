@@ -1,0 +1,77 @@
+"""`python -m tests.gpu.compile_kernels`: compiles the server's Triton kernels for GPUs that need not be here.
+
+Prints the shared memory that each needs. It must not run where TRITON_INTERPRET is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import triton  # type: ignore[import-untyped]
+from alignserve_server.model.runtimes.kernels import convolutions, passes
+from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
+from triton.compiler import ASTSource  # type: ignore[import-untyped]
+
+_CAPABILITIES = (80, 90)  # A100, H100
+_DTYPES = ("fp16", "bf16", "fp32")
+_FLOATS = {"sums", "squeezed", "gate", "scale", "offset"}  # float32, whatever the network's data type is
+_MAPS = {"hidden", "output", "weight", "bias", "shortcut"}
+_SILU, _SIGMOID = 1, 2
+
+
+def _variants() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yields kernels, and the arguments that are compiled into them."""
+    tile = {"rows": 32, "columns": 64}
+    finish = {"activation": _SILU, "has_scale": False, "has_gate": False, "has_shortcut": False, **tile}
+    yield passes._finish, {**finish, "is_padded": False}
+    yield passes._finish, {**finish, "is_padded": False, "has_gate": True}
+    yield passes._finish, {**finish, "is_padded": True, "has_scale": True}
+    yield passes._finish, {**finish, "is_padded": False, "has_shortcut": True}
+    yield passes._partial_sums, {"activation": _SILU, "tiles": 16, **tile}
+    yield passes._squeeze, {"activation": _SILU, "rows": 8, "columns": 128, "chunk_rows": 32}
+    yield passes._excite, {"activation": _SIGMOID, "rows": 64, "columns": 32}
+    geometry = {"activation": _SILU, "rows": 16, "columns": 64, "stride": 2}
+    yield convolutions._depthwise, {**geometry, "side": 5, "tiles": 4}
+    yield convolutions._stem, {**geometry, "side": 3}
+    for side in (32, 128):
+        for is_projection in (False, True):
+            yield (
+                convolutions._pointwise,
+                {
+                    "activation": 0 if is_projection else _SILU,
+                    "has_gate": is_projection,
+                    "has_shortcut": is_projection,
+                    "rows": side,
+                    "columns": side,
+                    "depth": 32,
+                    "is_interpreted": False,
+                },
+            )
+
+
+def _compiled(kernel: Any, constants: dict[str, Any], dtype: str, capability: int) -> Any:
+    names = [parameter.name for parameter in kernel.params]
+    types = {name: _type(kernel, name, dtype) for name in names}
+    source = ASTSource(
+        fn=kernel,
+        signature={name: "constexpr" if name in constants else types[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+
+
+def _type(kernel: Any, name: str, dtype: str) -> str:
+    if kernel is convolutions._stem and name == "pixels":
+        return "*u8"
+    if name in _FLOATS or (kernel is passes._squeeze and name == "output"):
+        return "*fp32"
+    return f"*{dtype}" if name in _MAPS else "i32"
+
+
+if __name__ == "__main__":
+    for kernel, constants in _variants():
+        for capability in _CAPABILITIES:
+            for dtype in _DTYPES:
+                shared = _compiled(kernel, constants, dtype, capability).metadata.shared
+                print(kernel.__name__, f"sm_{capability}", dtype, shared)

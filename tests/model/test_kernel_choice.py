@@ -1,0 +1,213 @@
+"""The kernels of the image tower are chosen by their time, their numbers, and whether they run at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from alignserve_server.model.encoder import DeviceLost
+from alignserve_server.model.runtimes import network as networks
+from alignserve_server.model.runtimes.kernels import candidates
+from alignserve_server.model.runtimes.kernels.choice import Bench, choose_kernels, sample_pixels
+from alignserve_server.model.runtimes.kernels.compiled import CompiledForward
+from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
+from alignserve_server.model.runtimes.runtime import Rescaling
+from alignserve_server.model.runtimes.towers import ImageForward, Towers
+from structlog.testing import capture_logs
+
+from tests.model.tiny import tiny_model
+
+pytestmark = pytest.mark.model
+
+PLAIN_SECONDS = 2.0
+
+
+class Candidate:
+    """Computes what torch's kernels do, in a given time, unless it is told otherwise."""
+
+    def __init__(self, seconds: float, forward: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        self.seconds = seconds
+        self._forward = forward
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self._forward is not None
+        return self._forward(pixels)
+
+    def made(self, towers: Towers) -> ImageForward:
+        self._forward = self._forward or towers.embed_pixels_plainly
+        return self
+
+
+def seconds_of(forward: Any) -> float:
+    """Returns the time that a candidate claims."""
+    return forward.func.seconds if isinstance(forward.func, Candidate) else PLAIN_SECONDS
+
+
+def failing(error: Exception) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    return forward
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    """A network of three blocks."""
+    return networks.optimized(tiny_model())
+
+
+@pytest.fixture
+def towers(network: Any) -> Towers:
+    """Its towers, with torch's kernels."""
+    rescaling = Rescaling(np.full(3, 1 / 127.5, np.float32), np.full(3, -1, np.float32))
+    return Towers(network, rescaling, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice sets them for the process."""
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "kept")
+
+
+def choose(
+    towers: Towers, setting: Any, cache_dir: Path | None = None, **tried: Candidate
+) -> tuple[str, list[Any]]:
+    """Returns the choice and the events that it logs."""
+    pixels = sample_pixels(2, (40, 40), torch.device("cpu"))
+    bench = Bench(torch.float32, pixels, seconds_of, cache_dir)
+    makers: Any = {name: candidate.made for name, candidate in tried.items()}
+    with capture_logs() as events:
+        chosen = choose_kernels(towers, setting, bench, makers)
+    return chosen, events
+
+
+@pytest.mark.parametrize(
+    ("epilogues", "fused", "expected"), [(1.0, 1.5, "epilogues"), (1.5, 1.0, "fused"), (3.0, 2.5, "plain")]
+)
+def test_auto_takes_the_fastest(towers, epilogues, fused, expected):
+    """Torch's own kernels are measured too, and the log has all rates."""
+    made = {"epilogues": Candidate(epilogues), "fused": Candidate(fused)}
+
+    chosen, events = choose(towers, "auto", None, **made)
+
+    assert chosen == expected
+    assert [event["event"] for event in events] == ["cuda_kernels_chosen"]
+    assert events[0]["images_per_second"] == {
+        "plain": round(2 / PLAIN_SECONDS),
+        "epilogues": round(2 / epilogues),
+        "fused": round(2 / fused),
+    }
+    assert towers._image_forward == made.get(expected, towers.embed_pixels_plainly)
+
+
+def test_other_numbers_are_refused(towers):
+    """However fast the kernels are."""
+    wrong = Candidate(0.1, lambda pixels: torch.randn(len(pixels), 24))
+
+    chosen, events = choose(towers, "auto", epilogues=wrong, fused=Candidate(1.0))
+
+    assert chosen == "fused"
+    assert "cosine similarity" in events[0]["epilogues"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_not_finite_are_refused(towers, value):
+    """A comparison with them is never true."""
+    broken = Candidate(0.1, lambda pixels: torch.full((len(pixels), 24), value))
+
+    assert choose(towers, "fused", fused=broken)[0] == "plain"
+
+
+@pytest.mark.parametrize("setting", ["auto", "fused"])
+def test_kernels_that_fail_are_replaced_by_torchs(towers, setting):
+    """Whatever a compiler raises: the server starts, and one line has the reasons."""
+    broken = Candidate(0.1, failing(subprocess.CalledProcessError(1, "gcc")))
+
+    chosen, events = choose(towers, setting, epilogues=broken, fused=broken)
+
+    assert chosen == "plain"
+    assert [event["event"] for event in events] == ["cuda_kernels_unusable", "cuda_kernels_chosen"]
+    assert "gcc" in events[0]["fused"]
+    assert towers._image_forward == towers.embed_pixels_plainly
+
+
+def test_chosen_kernels_are_used_even_if_they_are_slower(towers):
+    """A setting other than `auto` compares no times."""
+    assert choose(towers, "fused", fused=Candidate(100.0))[0] == "fused"
+
+
+def test_kernels_that_lose_the_device_are_not_tried_again(towers, tmp_path):
+    """The process must end, and its successor starts without them instead of failing forever."""
+    lost = Candidate(0.1, failing(RuntimeError("CUDA error: an illegal memory access was encountered")))
+    with pytest.raises(DeviceLost):
+        choose(towers, "auto", tmp_path, epilogues=Candidate(1.0), fused=lost)
+
+    chosen, events = choose(towers, "auto", tmp_path, epilogues=Candidate(1.0), fused=Candidate(0.1))
+
+    assert chosen == "epilogues"
+    (marker,) = (tmp_path / "kernels").iterdir()
+    assert str(marker) in events[0]["fused"]
+
+
+def test_a_trial_that_another_process_runs_is_not_a_failure(towers, tmp_path):
+    """Workers that start together share the directory."""
+    with pytest.raises(DeviceLost):
+        choose(towers, "auto", tmp_path, epilogues=Candidate(1, failing(DeviceLost())), fused=Candidate(1))
+    (marker,) = (tmp_path / "kernels").iterdir()
+    marker.write_text(str(os.getppid()))
+
+    assert choose(towers, "auto", tmp_path, epilogues=Candidate(0.1), fused=Candidate(1.0))[0] == "epilogues"
+    assert not marker.exists()
+
+
+def test_a_directory_that_is_not_writable_changes_nothing(towers, tmp_path):
+    """Then no trial is remembered."""
+    file = tmp_path / "file"
+    file.write_text("")
+
+    assert choose(towers, "auto", file, epilogues=Candidate(0.1), fused=Candidate(1.0))[0] == "epilogues"
+
+
+@pytest.mark.parametrize("name", ["epilogues", "fused", "compiled"])
+def test_without_triton_the_reason_says_so(towers, name, monkeypatch):
+    """torch for CPUs, and for other systems than Linux, comes without."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+
+    with pytest.raises(Unavailable, match="triton"):
+        candidates.MAKERS[name](towers)
+
+
+def test_without_a_compiler_the_reason_says_so(towers, monkeypatch):
+    """Triton would raise it only at the first launch."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+    with pytest.raises(Unavailable, match="install gcc"):
+        candidates.MAKERS["fused"](towers)
+
+
+@pytest.mark.long
+def test_two_compilations_serve_every_batch_size(towers):
+    """One for a single image, one for all larger batches; both compute the same as torch's kernels."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    forward = CompiledForward(towers, backend=backend)
+    with torch.inference_mode():
+        for size in (3, 1, 2, 5):
+            pixels = sample_pixels(size, (40, 40), torch.device("cpu"))
+            torch.testing.assert_close(forward(pixels), towers.embed_pixels_plainly(pixels))
+
+    assert len(graphs) == 2
