@@ -33,7 +33,8 @@ def cuda_device(index: int, *, is_tried: bool = False) -> str:
         if is_tried:
             torch.empty(1, device=f"cuda:{index}")  # fails if another process has it exclusively
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{_first_sentences(error)}{_hint()}") from error
+        reason = f"{_first_sentences(error)}{_hint()}"
+        raise ValueError(f"device cuda:{index} does not exist or cannot be used: {reason}") from error
     return f"cuda:{index}"
 
 

@@ -74,9 +74,9 @@ def test_auto_warns_of_a_gpu_that_it_cannot_use(
         device = resolved_device("auto")
 
     assert device == "cpu"
-    assert [(line["event"], line["log_level"], line["reason"]) for line in lines] == [
-        ("gpu_unused", "warning", reason)
-    ]
+    (line,) = lines
+    assert (line["event"], line["log_level"]) == ("gpu_unused", "warning")
+    assert line["reason"].endswith(reason)
 
 
 def test_hidden_gpus_are_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
