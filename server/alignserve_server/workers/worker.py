@@ -18,11 +18,15 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from alignserve_server.host.cores import pin_to_share
 from alignserve_server.host.standard_error import keep_standard_error_from_blocking
 from alignserve_server.serving.process import Serving, end_process, exit_code, ignore_inherited_metrics
+from alignserve_server.workers.roster import Role
+
+if TYPE_CHECKING:
+    from alignserve_server.settings import Settings
 
 
 def main() -> NoReturn:
@@ -32,8 +36,10 @@ def main() -> NoReturn:
     lines = supervisor.makefile("r")
     spec = json.loads(lines.readline() or sys.exit(1))
     faulthandler.register(signal.SIGQUIT, file=spec["stacks_descriptor"])
-    # Before importing anything that counts the cores or starts threads.
-    pin_to_share(spec["worker"], spec["settings"]["workers"])
+    # Before importing anything that counts the cores or starts threads. The processes of a group share cores:
+    # what decoding leaves is for the lanes. Each front counts only its part, so that decode threads add up.
+    parts = spec["settings"]["front_processes"] if spec["role"] == Role.FRONT.value else 1
+    pin_to_share(spec["group"], spec["settings"]["workers"], parts=parts)
     threading.Thread(target=_drain_at_end, args=(lines,), daemon=True).start()
     end_process(exit_code(lambda: _serving(spec, Reports(supervisor))))
 
@@ -102,16 +108,47 @@ async def _beating(serving: Serving, reports: Reports, seconds: float) -> int | 
 
 def _serving(spec: Mapping[str, Any], reports: Reports) -> Serving:
     from alignserve_server.observability.logs import configure_logs
-    from alignserve_server.serving.loading import load_encoder
-    from alignserve_server.serving.server import serve
     from alignserve_server.settings import Settings
 
     settings = Settings(**spec["settings"])
     configure_logs(settings.log_level, settings.log_format, spec["worker"])
     keep_standard_error_from_blocking()
-    load = partial(load_encoder, worker=spec["worker"])
-    serving = serve(settings, load, reports.announce, reports.tell_state, listens_first=spec["listens_first"])
+    serving = _SERVING[Role(spec["role"])](spec, settings, reports)
     return _beating(serving, reports, spec["beat_seconds"])
+
+
+# Each imports only what its process needs.
+
+
+def _whole(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
+    from alignserve_server.serving.loading import load_encoder
+    from alignserve_server.serving.server import serve
+
+    load = partial(load_encoder, worker=spec["group"])
+    return serve(settings, load, reports.announce, reports.tell_state, listens_first=spec["listens_first"])
+
+
+def _device(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
+    from alignserve_server.serving.device_process import serve_device
+    from alignserve_server.serving.loading import load_encoder
+
+    load = partial(load_encoder, worker=spec["group"])
+    return serve_device(settings, load, spec["socket"], reports.announce, reports.tell_state)
+
+
+def _front(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
+    from alignserve_server.serving.front_server import serve_front
+
+    return serve_front(
+        settings,
+        spec["socket"],
+        reports.announce,
+        reports.tell_state,
+        listens_first=spec["listens_first"],
+    )
+
+
+_SERVING = {Role.WHOLE: _whole, Role.DEVICE: _device, Role.FRONT: _front}
 
 
 if __name__ == "__main__":

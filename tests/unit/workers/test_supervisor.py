@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from alignserve_server.errors import StartupError
 from alignserve_server.observability.metrics import STATES
+from alignserve_server.workers.roster import Member, roster
 from alignserve_server.workers.supervisor import Supervisor, restart_delay
 from prometheus_client import CollectorRegistry
 
@@ -30,10 +31,10 @@ async def until(condition: Callable[[], bool]) -> None:
 class FakeProcess:
     """A process controlled by the test; by default a signal ends it with 0."""
 
-    def __init__(self, worker: int, listens_first: bool) -> None:
+    def __init__(self, worker: int | str, listens_first: bool) -> None:
         self.worker = worker
         self.listens_first = listens_first
-        self.pid = 1000 + worker
+        self.pid = 1000 + hash(worker) % 1000
         self.signals: list[int] = []
         self.heeds = {TERM, INT, KILL}
         self.beating: asyncio.Task[None] | None = None
@@ -90,14 +91,19 @@ class FakeProcess:
 
 
 class Workplace:
-    """Two supervised workers, and the processes launched for them, in order."""
+    """Supervised processes, by default two workers, and what was launched for them, in order."""
 
-    def __init__(self, stop_timeout_seconds: float = 60.0, silence_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        stop_timeout_seconds: float = 60.0,
+        silence_seconds: float = 0.0,
+        members: list[Member] | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         self.deaths: list[int] = []
         self.launched: asyncio.Queue[FakeProcess] = asyncio.Queue()
         self.supervisor = Supervisor(
-            2,
+            members or roster(2, 0),
             self._launch,
             self.registry,
             stop_timeout_seconds=stop_timeout_seconds,
@@ -131,8 +137,8 @@ class Workplace:
     def restarts(self, worker: int) -> float | None:
         return self.registry.get_sample_value("alignserve_worker_restarts_total", {"worker": str(worker)})
 
-    async def _launch(self, worker: int, listens_first: bool) -> FakeProcess:
-        process = FakeProcess(worker, listens_first)
+    async def _launch(self, member: Member, listens_first: bool) -> FakeProcess:
+        process = FakeProcess(member.name, listens_first)
         self.launched.put_nowait(process)
         return process
 
