@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from alignserve_server.batching.backend import PreparedItems
 from alignserve_server.batching.fair_queue import Flow
 from alignserve_server.batching.local_backend import LocalBackend
-from alignserve_server.batching.queue import Embedded
+from alignserve_server.batching.request import Embedded
 from alignserve_server.errors import ServingError
 from alignserve_server.fronts import memory, messages
 from alignserve_server.fronts.wire import Wire

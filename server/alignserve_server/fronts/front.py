@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.backend import AdmissionRequest, PreparedItems
 from alignserve_server.batching.fair_queue import Flow
-from alignserve_server.batching.queue import Embedded
+from alignserve_server.batching.request import Embedded
 from alignserve_server.errors import ModelLoading, ServingError
 from alignserve_server.fronts import messages
 from alignserve_server.fronts.front_memory import FrontMemory, Lease

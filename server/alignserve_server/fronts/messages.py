@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.backend import AdmissionRequest
 from alignserve_server.batching.fair_queue import Flow, Priority
-from alignserve_server.batching.queue import Run
+from alignserve_server.batching.request import Run
 from alignserve_server.errors import FieldViolation, ServingError, error_kinds
 from alignserve_server.model.encoder import ModelInfo
 from alignserve_server.observability.batch_report import BatchReport

@@ -15,7 +15,7 @@ from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.backend import AdmissionRequest, PreparedItems
 from alignserve_server.batching.fair_queue import ANONYMOUS
 from alignserve_server.batching.local_backend import CacheBytes
-from alignserve_server.batching.queue import Embedded
+from alignserve_server.batching.request import Embedded
 from alignserve_server.errors import BatchTooLarge, ExpiredInQueue, InferenceFailed
 from alignserve_server.fronts import messages
 from alignserve_server.fronts.device import DeviceServer
