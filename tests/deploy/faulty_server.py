@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from alignserve_server.model.encoder import Embeddings, TokenizedText
+from alignserve_server.model.encoder import Embeddings, TokenIds
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.observability.logs import configure_logs
 from alignserve_server.serving.server import serve
@@ -38,13 +38,13 @@ class FaultyEncoder(FakeEncoder):
         }
         self._whiles[self._ids(HANG)] = _FOR_GOOD_SECONDS
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
         for text in batch:
-            time.sleep(self._whiles.get(tuple(text.input_ids), 0))
+            time.sleep(self._whiles.get(text, 0))
         return super().encode_texts(batch)
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenize(text, truncate=False).input_ids)
+    def _ids(self, text: str) -> TokenIds:
+        return self.tokenize(text, truncate=False).token_ids
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import torch
 from alignserve_server.model import probe
-from alignserve_server.model.encoder import Embeddings, TokenizedText
+from alignserve_server.model.encoder import Embeddings, TokenIds, token_ids
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes.network import Network
 from alignserve_server.model.runtimes.runtime import lowest_cosine, padded
@@ -56,11 +56,11 @@ def check_texts(check: Check, loaded: Loaded, network: Network) -> None:
     worst: dict[int, float] = {}
     for length in sorted({graph.shape[1] for graph in loaded.texts}):
         lengths = (length, max(1, length // 2), 1, length - 1)
-        texts = [tuple(rng.integers(_FIRST_WORD, vocabulary, count).tolist()) for count in lengths]
+        texts = [token_ids(rng.integers(_FIRST_WORD, vocabulary, count).tolist()) for count in lengths]
         expected = _expected_texts(network, texts)
         for size in loaded.batch_sizes:
             which = [i % len(texts) for i in range(size)]
-            actual = loaded.encoder.encode_texts([TokenizedText(texts[i]) for i in which])
+            actual = loaded.encoder.encode_texts([texts[i] for i in which])
             worst[length] = min(worst.get(length, 1.0), lowest_cosine(actual, expected[which]))
     rows: list[Row] = [{"tokens": length, "cosine": f"{cosine:.6f}"} for length, cosine in worst.items()]
     check.results.proved("Exactness of texts: lowest cosine of all batch sizes", *rows)
@@ -77,6 +77,6 @@ def _expected_images(loaded: Loaded, network: Network, pixels: NDArray[np.uint8]
 
 
 @torch.inference_mode()
-def _expected_texts(network: Network, texts: list[tuple[int, ...]]) -> Embeddings:
+def _expected_texts(network: Network, texts: list[TokenIds]) -> Embeddings:
     input_ids, attention_mask = map(torch.from_numpy, padded(texts))
     return cast("Embeddings", networks.embed_tokens(network, input_ids, attention_mask).numpy())

@@ -66,7 +66,7 @@ def measure(check: Check, loaded: Loaded) -> None:
 def _jobs(loaded: Loaded) -> list[Callable[[], Embeddings]]:
     encoder, contents = loaded.encoder, probe.images()
     pixels = [encoder.preprocess_image(contents[name]) for name in probe.EMBEDDED_IMAGES]
-    tokens = [encoder.tokenize(text, truncate=True) for text in probe.EMBEDDED_TEXTS]
+    tokens = [encoder.tokenize(text, truncate=True).token_ids for text in probe.EMBEDDED_TEXTS]
 
     def images(count: int) -> Callable[[], Embeddings]:
         return lambda: encoder.encode_images(pixels[:count])

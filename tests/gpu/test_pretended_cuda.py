@@ -76,7 +76,7 @@ def test_a_batch_equals_single_images(encoder: AlignEncoder, inputs: list[np.nda
 
 def test_a_batch_equals_single_texts(encoder: AlignEncoder) -> None:
     """This holds for texts of one token up to the limit, padded to their bucket."""
-    texts = [encoder.tokenize(text, truncate=True) for text in probe.EMBEDDED_TEXTS]
+    texts = [encoder.tokenize(text, truncate=True).token_ids for text in probe.EMBEDDED_TEXTS]
     alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
 
     together = encoder.encode_texts(texts)

@@ -16,7 +16,7 @@ from tests.integration.serving import server_process
 # One-word texts are answered and longer ones never are, so the kill interrupts a known set of calls.
 _STUCK_AT_TWO_WORDS = (
     "def encode_texts(self, batch): "
-    "return get_stuck() if any(len(text.input_ids) > 3 for text in batch) else super().encode_texts(batch)"
+    "return get_stuck() if any(len(text) > 3 * 4 for text in batch) else super().encode_texts(batch)"
 )
 _FLAGS = ("--lanes", "1")
 _TEXTS = [f"answered{i}" for i in range(20)] + [f"interrupted {i}" for i in range(20)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from alignserve_server.model.encoder import Embeddings, TokenizedText
+from alignserve_server.model.encoder import Embeddings, TokenIds
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.serving.loading import batch_limits, batch_sizes
 
@@ -23,7 +23,7 @@ class MeasurableEncoder(FakeEncoder):
         self.is_measurable = True
         self.text_sizes: set[int] = set()
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
         self.text_sizes.add(len(batch))
         return super().encode_texts(batch)
 

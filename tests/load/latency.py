@@ -74,7 +74,7 @@ def _pairs(encoder: Encoder, client: Client) -> list[_Pair]:
         return encoder.encode_images([encoder.preprocess_image(content)])
 
     def embed_text(text: str) -> Embeddings:
-        return encoder.encode_texts([encoder.tokenize(text, truncate=True)])
+        return encoder.encode_texts([encoder.tokenize(text, truncate=True).token_ids])
 
     labels = l2_normalize(np.concatenate([embed_text(label) for label in _LABELS]))
 

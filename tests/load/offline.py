@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from alignserve_server.host.cores import cpu_count
-from alignserve_server.model.encoder import Encoder, TokenizedText
+from alignserve_server.model.encoder import Encoder, TokenIds
 from alignserve_server.serving.loading import load_encoder
 from alignserve_server.settings import load_settings
 
@@ -92,7 +92,7 @@ def _items(encoder: Encoder, modality: str) -> Iterator[Any]:
     return _tokenized(encoder)
 
 
-def _tokenized(encoder: Encoder) -> Iterator[TokenizedText]:
-    texts = (encoder.tokenize(body.decode(), truncate=True) for body in bodies("text"))
+def _tokenized(encoder: Encoder) -> Iterator[TokenIds]:
+    texts = (encoder.tokenize(body.decode(), truncate=True).token_ids for body in bodies("text"))
     while True:
-        yield from sorted(itertools.islice(texts, _TEXTS_AT_ONCE), key=lambda text: len(text.input_ids))
+        yield from sorted(itertools.islice(texts, _TEXTS_AT_ONCE), key=len)

@@ -84,7 +84,7 @@ def _times(contender: _Contender, checkpoint: str, seconds: float) -> str:
     encoder = load_align(
         resolve_checkpoint(checkpoint), LoadOptions(runtime="torch", threads_per_lane=contender.threads)
     )
-    image, text = encoder.preprocess_image(PHOTOS[0]), encoder.tokenize(TEXT, truncate=True)
+    image, text = encoder.preprocess_image(PHOTOS[0]), encoder.tokenize(TEXT, truncate=True).token_ids
 
     def measure() -> str:
         encoder.enter_lane()

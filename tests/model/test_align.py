@@ -73,7 +73,7 @@ def test_a_checkpoint_without_the_text_pooler_is_complete(folder):
 
     encoder = load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))
 
-    assert np.isfinite(encoder.encode_texts([encoder.tokenize("cat", truncate=False)])).all()
+    assert np.isfinite(encoder.encode_texts([encoder.tokenize("cat", truncate=False).token_ids])).all()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_lanes_run_at_once(mini, photos):
     """Concurrent forwards on two lanes give the same results as on one."""
     encoder = mini.encoder
     images = [encoder.preprocess_image(photo) for photo in photos.values()]
-    texts = [encoder.tokenize(text, truncate=False) for text in ("a cat", "a photo of a dog", "rocket")]
+    texts = [encoder.tokenize(text, truncate=False).token_ids for text in ("a cat", "a photo of a dog", "rocket")]
     expected = encoder.encode_images(images), encoder.encode_texts(texts)
 
     with ThreadPoolExecutor(2, initializer=encoder.enter_lane) as lanes:

@@ -216,7 +216,7 @@ def load(folder: Path, **options: Any):
 def embed(encoder) -> np.ndarray:
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (40, 40, 3), np.uint8) for _ in range(3)]
-    texts = [encoder.tokenize(text, truncate=False) for text in ("cat", "a dog of the cat!")]
+    texts = [encoder.tokenize(text, truncate=False).token_ids for text in ("cat", "a dog of the cat!")]
     return l2_normalize(np.concatenate([encoder.encode_images(pixels), encoder.encode_texts(texts)]))
 
 
@@ -290,7 +290,7 @@ def test_weights_saved_in_half_precision_are_read_exactly(folder, dtype):
     text = encoder.tokenize("a dog", truncate=False)
     expected = model.get_text_features(torch.tensor([text.input_ids])).pooler_output.numpy()
 
-    actual = encoder.encode_texts([text])
+    actual = encoder.encode_texts([text.token_ids])
 
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 

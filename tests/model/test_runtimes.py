@@ -127,7 +127,7 @@ def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
 def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_dir):
     """The second start uses the cached conversion, and gives the same vectors."""
     first = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache_dir))
-    expected = first.encode_texts([first.tokenize("a cat", truncate=False)])[0, :4].tolist()
+    expected = first.encode_texts([first.tokenize("a cat", truncate=False).token_ids])[0, :4].tolist()
     program = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -136,7 +136,7 @@ def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_dir):
         "folder, cache = sys.argv[1:]\n"
         "options = LoadOptions(runtime='openvino', cache_dir=Path(cache))\n"
         "encoder = load_align(resolve_checkpoint(folder), options)\n"
-        "print(encoder.encode_texts([encoder.tokenize('a cat', truncate=False)])[0, :4].tolist())\n"
+        "print(encoder.encode_texts([encoder.tokenize('a cat', truncate=False).token_ids])[0, :4].tolist())\n"
         "print({'torch', 'transformers'} & set(sys.modules))\n"
         "print([name for name, module in sys.modules.items() if 'telemetry' in name and module])"
     )
@@ -174,7 +174,7 @@ def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_dir)
     after = load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="openvino", cache_dir=cache_dir))
 
     def text(encoder):
-        return encoder.encode_texts([encoder.tokenize("cat", truncate=False)])
+        return encoder.encode_texts([encoder.tokenize("cat", truncate=False).token_ids])
 
     np.testing.assert_allclose(text(after) - text(before), 1.0, atol=1e-3)
     assert before.info.fingerprint != after.info.fingerprint
@@ -251,7 +251,7 @@ def test_a_damaged_conversion_on_a_full_or_read_only_disk_is_made_elsewhere(
 
     encoder = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache))
 
-    assert encoder.encode_texts([encoder.tokenize("cat", truncate=False)]).any()
+    assert encoder.encode_texts([encoder.tokenize("cat", truncate=False).token_ids]).any()
     assert "cache_not_writable" in [event["event"] for event in events]
     assert list(temporary.iterdir()) == []
 
@@ -297,7 +297,7 @@ def test_weights_are_not_held_twice(converted, unprepared, tmp_path):
     """Releasing memory drops the mapped weights file without changing vectors."""
     folder = shutil.copytree(converted, tmp_path / "cache")  # not mapped by another encoder
     encoder = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=folder))
-    text = encoder.tokenize("a cat", truncate=False)
+    text = encoder.tokenize("a cat", truncate=False).token_ids
     before = encoder.encode_texts([text]).copy()
     resident_before = _resident_bytes(folder)
 
@@ -344,7 +344,7 @@ def _load_int8(checkpoint, cache_dir, min_cosine_similarity=0.0):
 def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
     """Embeddings in int8 deviate by only a few degrees, and have another fingerprint."""
     images = [int8.preprocess_image(content) for content in photos.values()]
-    texts = [int8.tokenize("a photo of a cat", truncate=False)]
+    texts = [int8.tokenize("a photo of a cat", truncate=False).token_ids]
 
     image_cosine = lowest_cosine(int8.encode_images(images), mini.encoder.encode_images(images))
     text_cosine = lowest_cosine(int8.encode_texts(texts), mini.encoder.encode_texts(texts))

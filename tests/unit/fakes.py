@@ -18,7 +18,7 @@ from alignserve_server.batching.local_backend import CacheBytes, LocalBackend
 from alignserve_server.batching.observer import BatchObserver
 from alignserve_server.batching.preprocessor import Preprocessor
 from alignserve_server.batching.queue import Entry
-from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
+from alignserve_server.model.encoder import Embeddings, PixelValues, TokenIds, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 
 _TIMEOUT_SECONDS = 30.0  # reached only by a failing test
@@ -74,7 +74,7 @@ class WatchedEncoder(FakeEncoder):
         self._begun.release()
         return super().encode_images(batch)
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
         self._begun.release()
         return super().encode_texts(batch)
 

@@ -76,16 +76,6 @@ class _CallerClass(_Usage):
             del self.by_flow[flow]
 
 
-@dataclass(eq=False, slots=True)
-class _Waiter:
-    """A call waiting for room."""
-
-    flow: Flow
-    items: int
-    size_bytes: int
-    turn: asyncio.Future[Reservation]
-
-
 class AdmissionController:
     """Grants room to items of one kind. Use only on the event loop's thread."""
 
@@ -114,7 +104,7 @@ class AdmissionController:
         self._total = _Usage()
         self._unary = _CallerClass()
         self._streams = _CallerClass()
-        self._waiting: FairQueue[_Waiter] = FairQueue()
+        self._waiting: FairQueue[Reservation] = FairQueue()
 
     def reserve(
         self, items: int, size_bytes: int, flow: Flow = ANONYMOUS, seconds_left: float | None = None
@@ -129,22 +119,30 @@ class AdmissionController:
             raise self._full()
         if seconds_left is not None:
             self._check_in_time(flow, items, seconds_left)
-        return Reservation(self, self._unary, flow, items, size_bytes)
+        reservation = Reservation(self, self._unary, flow, items, size_bytes)
+        reservation._enter()
+        return reservation
+
+    def ask(self, items: int, size_bytes: int, flow: Flow = ANONYMOUS) -> Reservation:
+        """Takes room if there is enough; if not, the reservation waits for its `turn`. Callers take turns."""
+        reservation = Reservation(self, self._streams, flow, items, size_bytes)
+        if not self._waiting and self._fits(self._streams, items, size_bytes):
+            reservation._enter()
+        else:
+            reservation.turn = asyncio.get_running_loop().create_future()
+            self._waiting.push(flow, reservation)
+        return reservation
 
     async def wait(self, items: int, size_bytes: int, flow: Flow = ANONYMOUS) -> Reservation:
-        """Waits until there is enough room, then takes it. Waiting callers take turns."""
-        if not self._waiting and self._fits(self._streams, items, size_bytes):
-            return Reservation(self, self._streams, flow, items, size_bytes)
-        waiter = _Waiter(flow, items, size_bytes, asyncio.get_running_loop().create_future())
-        self._waiting.push(flow, waiter)
-        try:
-            return await waiter.turn
-        except asyncio.CancelledError:
-            if not waiter.turn.cancelled():
-                waiter.turn.result().close()  # granted while being cancelled: give it back
-            elif self._waiting.discard(waiter):
-                self._wake()  # a smaller call behind it may fit
-            raise
+        """Waits until there is enough room, then takes it; see `ask`."""
+        reservation = self.ask(items, size_bytes, flow)
+        if reservation.turn is not None:
+            try:
+                await reservation.turn
+            except asyncio.CancelledError:
+                reservation.close(served=False)
+                raise
+        return reservation
 
     def check_not_crowded(self, flow: Flow = ANONYMOUS) -> None:
         """Returns if `wait` would soon grant the flow room for an item.
@@ -169,22 +167,24 @@ class AdmissionController:
         self._on_change(flow.caller, -items)
         self._wake()
 
+    def _stop_waiting(self, reservation: Reservation) -> None:
+        if self._waiting.discard(reservation):
+            self._wake()  # a smaller call behind it may fit
+
     def _learn_service(self, seconds: float) -> None:
         self._service_seconds += _SMOOTHING * (seconds - self._service_seconds)
 
     def _wake(self) -> None:
         """Admits waiting calls in turn while there is room."""
         while self._waiting:
-            waiter = next(iter(self._waiting))
-            if waiter.turn.cancelled():
-                self._waiting.discard(waiter)
+            reservation = next(iter(self._waiting))
+            if reservation.is_given_up:
+                self._waiting.discard(reservation)
                 continue
-            if not self._fits(self._streams, waiter.items, waiter.size_bytes):
+            if not self._fits(self._streams, reservation.items_left, reservation.bytes_left):
                 return
-            self._waiting.take([waiter])
-            waiter.turn.set_result(
-                Reservation(self, self._streams, waiter.flow, waiter.items, waiter.size_bytes)
-            )
+            self._waiting.take([reservation])
+            reservation._enter()
 
     def _fits(self, own: _Usage, items: int, size_bytes: int) -> bool:
         total, limits = self._total, self._limits
@@ -254,18 +254,34 @@ class AdmissionController:
 class Reservation:
     """The room that a call's items take up. As a context manager, frees it when the call ends."""
 
-    __slots__ = ("_bytes_left", "_controller", "_flow", "_items_left", "_owner", "_released_at")
+    __slots__ = (
+        "_controller",
+        "_flow",
+        "_has_room",
+        "_owner",
+        "_released_at",
+        "bytes_left",
+        "items_left",
+        "turn",
+    )
 
     def __init__(
         self, controller: AdmissionController, owner: _CallerClass, flow: Flow, items: int, size_bytes: int
     ) -> None:
+        """Has no room yet."""
         self._controller = controller
         self._owner = owner
         self._flow = flow
-        self._items_left = items
-        self._bytes_left = size_bytes
+        self._has_room = False
         self._released_at: float | None = None  # monotonic seconds, when a lane took the latest item
-        controller._enter(owner, flow, items, size_bytes)
+        self.items_left = items
+        self.bytes_left = size_bytes
+        self.turn: asyncio.Future[None] | None = None  # done once it has room, if it had to wait
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the caller that waits has been cancelled; its task is about to close this."""
+        return self.turn is not None and self.turn.cancelled()
 
     def __enter__(self) -> Reservation:
         return self
@@ -275,42 +291,31 @@ class Reservation:
     ) -> None:
         self.close(served=is_served(error))
 
-    def slot(self, size_bytes: int) -> ReservedSlot:
-        """Returns the room of one item, which can be released on its own."""
-        return ReservedSlot(self, size_bytes)
+    def release(self, items: int, size_bytes: int) -> None:
+        """Frees the room of items that a lane has taken; no effect if the call has ended."""
+        if self.items_left:
+            self.items_left -= items
+            self.bytes_left -= size_bytes
+            self._released_at = self._controller._clock()
+            self._controller._leave(self._owner, self._flow, items, size_bytes, served=True)
 
     def close(self, *, served: bool = True) -> None:
-        """Frees the room that no slot has freed: the call has ended, with or without an answer."""
-        items, size_bytes = self._items_left, self._bytes_left
-        self._items_left = self._bytes_left = 0
-        if items:
+        """Frees the room that is left, or stops waiting: the call has ended, with or without an answer."""
+        items, size_bytes = self.items_left, self.bytes_left
+        self.items_left = self.bytes_left = 0
+        if not self._has_room:
+            self._controller._stop_waiting(self)
+        elif items:
             self._controller._leave(self._owner, self._flow, items, size_bytes, served=served)
         elif served and self._released_at is not None:
             self._controller._learn_service(self._controller._clock() - self._released_at)
             self._released_at = None
 
-    def _release(self, size_bytes: int) -> None:
-        if self._items_left:
-            self._items_left -= 1
-            self._bytes_left -= size_bytes
-            self._released_at = self._controller._clock()
-            self._controller._leave(self._owner, self._flow, 1, size_bytes, served=True)
-
-
-class ReservedSlot:
-    """The room of one item."""
-
-    __slots__ = ("_reservation", "_size_bytes")
-
-    def __init__(self, reservation: Reservation, size_bytes: int) -> None:
-        self._reservation: Reservation | None = reservation
-        self._size_bytes = size_bytes
-
-    def release(self) -> None:
-        """Frees the room when a lane takes the item; no effect if it is already free."""
-        if self._reservation is not None:
-            self._reservation._release(self._size_bytes)
-            self._reservation = None
+    def _enter(self) -> None:
+        self._has_room = True
+        self._controller._enter(self._owner, self._flow, self.items_left, self.bytes_left)
+        if self.turn is not None:
+            self.turn.set_result(None)
 
 
 def is_served(error: BaseException | None) -> bool:

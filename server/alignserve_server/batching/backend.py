@@ -15,16 +15,14 @@ processes of a machine share.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.fair_queue import Flow
-from alignserve_server.batching.queue import Embedded
-from alignserve_server.model.encoder import ModelInfo, PixelValues
-
-TokenIds: TypeAlias = tuple[int, ...]
+from alignserve_server.batching.request import Embedded
+from alignserve_server.model.encoder import ModelInfo, PixelValues, TokenIds
 
 
 class AdmissionRequest(NamedTuple):
@@ -39,12 +37,17 @@ class AdmissionRequest(NamedTuple):
     is_sampled: bool = False  # whether its batches are reported
 
 
-class PreparedItem(NamedTuple):
-    """One input as the model takes it."""
+class PreparedItems(NamedTuple):
+    """A call's inputs of one modality, as the model takes them, in columns of equal length."""
 
-    payload: PixelValues | TokenIds
-    size_bytes: int  # as the caller sent it
-    image_key: bytes | None = None  # identifies an image's content; a text is identified by its tokens
+    payloads: Sequence[PixelValues] | Sequence[TokenIds]
+    sizes: Sequence[int]  # bytes, as the caller sent them
+    keys: Sequence[bytes]  # identify the contents; the keys of texts are their tokens
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[TokenIds], sizes: Sequence[int]) -> PreparedItems:
+        """Returns texts, whose tokens are their keys."""
+        return cls(texts, sizes, texts)
 
 
 class InferenceBackend(Protocol):
@@ -71,8 +74,8 @@ class InferenceBackend(Protocol):
         """
         ...
 
-    async def embed(self, reservation: int, items: Sequence[PreparedItem]) -> Sequence[Embedded]:
-        """Embeds items of a reservation; serves texts from the cache where possible.
+    async def embed(self, reservation: int, items: PreparedItems) -> Embedded:
+        """Embeds the items of a reservation and ends it; serves texts from the cache where possible.
 
         If cancelled, removes items that still wait from the queue.
 
@@ -84,7 +87,10 @@ class InferenceBackend(Protocol):
         ...
 
     def release(self, reservation: int, *, is_served: bool = True) -> None:
-        """Frees what is left of a reservation; no effect if there is none. Does not block."""
+        """Frees what is left of a reservation, and withdraws its items; no effect if it has ended.
+
+        Does not block.
+        """
         ...
 
     async def check_not_crowded(self, flow: Flow) -> None:

@@ -1,25 +1,31 @@
-"""Batches entries: callers get futures, lanes run the waiting entries.
+"""Batches requests: callers get an answer per request, lanes run the waiting entries.
 
 The event loop's thread adds entries and each lane's thread takes batches, so a lane that becomes free starts
 the next batch without waiting for the loop. A batch is formed only at that moment: until then it can still
 grow, and entries can still be withdrawn. Its entries are already decoded and tokenized. The remaining work,
 stacking them, takes at most a fortieth of a forward on the CPU.
+
+What is done for each item is the smaller part of the work: a request has one answer, one deadline and one
+room, and the scheduler's lock, the lanes and the event loop are bothered once for all of its items.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from alignserve_server.batching.collect import padding_ratio
+from alignserve_server.batching.deadlines import Deadlines
 from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
-from alignserve_server.batching.lane import Lane
+from alignserve_server.batching.lane import Lane, Outcome
+from alignserve_server.batching.loop_calls import LoopCalls
 from alignserve_server.batching.observer import BatchObserver, SplitReason
-from alignserve_server.batching.queue import NO_SLOT, Embedded, Entry, Slot, Waiter
+from alignserve_server.batching.queue import Entry
+from alignserve_server.batching.request import NO_ROOM, Answer, BatchResult, Request, Room, Run
 from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.batching.shared_scheduler import SharedScheduler
 from alignserve_server.errors import ExpiredInQueue, ServingError, ShuttingDown
@@ -28,14 +34,13 @@ from alignserve_server.model.encoder import Encoder
 from alignserve_server.observability.batch_report import BatchReport
 
 
-class Item(NamedTuple):
-    """One prepared input, as `Batcher.submit` takes it."""
+class Items(NamedTuple):
+    """The prepared inputs of a request, at least one, in columns of equal length."""
 
-    payload: Any
-    length: int
-    size_bytes: int
-    key: bytes = b""  # identifies the content: items of one modality and key share an entry; empty if unknown
-    slot: Slot = NO_SLOT  # released when a lane takes the item's entry
+    payloads: Sequence[Any]  # as the encoder takes them
+    lengths: Sequence[int]  # numbers of tokens of texts; 1 for images
+    sizes: Sequence[int]  # bytes, as the caller sent them
+    keys: Sequence[bytes]  # identify the contents: equal items share an entry; empty if unknown
 
 
 class Batcher:
@@ -67,10 +72,12 @@ class Batcher:
         self._observer = observer
         self._observers = {modality: observer.of(modality) for modality in MODALITIES}
         self._clock = clock
-        self._entries: dict[tuple[str, bytes], Entry] = {}  # by content, from submission to result
+        # By modality and content, from submission to result.
+        self._entries: dict[str, dict[bytes, Entry]] = {modality: {} for modality in MODALITIES}
+        self._requests: dict[Request, Sequence[Entry]] = {}  # until they are done, and their items' entries
         self._is_waking = False
         self.failed_batches = 0  # consecutive batches in which no entry succeeded
-        listener = _OnLoop(self._on_loop, self._release_slots, self._deliver, on_widened, observer)
+        listener = _OnLoop(self._on_loop, self._release_room, self._deliver, on_widened, observer)
         self._lanes = [Lane(number, encoder, self._scheduler, listener, clock) for number in range(lanes)]
         self._make_visible()
 
@@ -82,6 +89,8 @@ class Batcher:
     def start(self) -> None:
         """Starts the lanes. Call this on the event loop that will submit items."""
         self._loop = asyncio.get_running_loop()
+        self._calls = LoopCalls(self._loop)
+        self._deadlines = Deadlines(self._loop, self._expire)
         for lane in self._lanes:
             lane.start()
 
@@ -96,72 +105,102 @@ class Batcher:
     def submit(
         self,
         modality: str,
-        items: Sequence[Item],
+        items: Items,
+        on_done: Callable[[Answer], object],
+        *,
         deadline: float | None = None,
         flow: Flow = ANONYMOUS,
+        room: Room = NO_ROOM,
         reservation: int = 0,
-    ) -> list[asyncio.Future[Embedded]]:
-        """Queues items for the caller and priority that `flow` names; returns one future for each item.
+    ) -> Request:
+        """Queues items for the caller and priority that `flow` names, and calls back with their answer.
 
         An item equal to one that still has no result shares its entry and its result. The entry is in the
-        line of each flow that wants it and runs when the first of them has its turn. Cancelling a future
-        removes its item from the entry. The entry leaves a flow's line with the flow's last item, and the
-        queue with the last item of all flows. A future fails with `ExpiredInQueue` if `deadline` (in the
-        loop's time) passes while its entry still waits, and with `InferenceFailed` if the model fails on it.
-        Batches are reported under `reservation`, unless that is 0.
+        line of each flow that wants it and runs when the first of them has its turn. It leaves a flow's line
+        with the flow's last item, and the queue with the last item of all flows.
 
-        Raises:
-            ShuttingDown: The lanes are stopping and would never run the items.
+        The answer is an error as soon as one of the items has one, and the others leave the queue:
+        `ExpiredInQueue` if `deadline` (in the loop's time) passes while an item waits, `InferenceFailed` if
+        the model fails on one, and, before this returns, `ShuttingDown` if the lanes would never run them.
+
+        Args:
+            modality: Of the items.
+            items: Prepared inputs.
+            on_done: Called once on the loop's thread, unless `withdraw` comes before.
+            deadline: Until which items may wait, in the event loop's time.
+            flow: Whose turns the items take.
+            room: Where the items have room until a lane takes them.
+            reservation: Under which batches are reported; 0 for none.
         """
+        request = Request(
+            modality,
+            items.sizes,
+            flow,
+            on_done,
+            enqueue_time=self._clock(),
+            deadline=deadline,
+            room=room,
+            reservation=reservation,
+        )
         if self._scheduler.is_stopping:
-            raise ShuttingDown()
-        waiting = [self._join(modality, item, flow, reservation) for item in items]
-        self._settle_together(modality, waiting, deadline)
-        return [waiter.future for _, waiter in waiting]
+            self._answer(request, ShuttingDown())
+        else:
+            self._requests[request] = self._enter(request, items)
+            self._deadlines.add(request)
+        return request
+
+    def withdraw(self, request: Request) -> None:
+        """Removes the items of a request that still wait. Its answer never comes, unless it already has."""
+        if not request.is_done:
+            self._leave(request)
+            self._close(request)
 
     def longest_running_seconds(self) -> float:
         """Returns how long the oldest running batch has been in the model; 0 if none is running."""
         return self._scheduler.longest_running_seconds()
 
     def give_up(self, error: Callable[[], ServingError]) -> None:
-        """Fails all waiting and running entries, each with its own error; the lanes keep running.
+        """Fails all waiting and running requests, each with its own error; the lanes keep running.
 
         If a running batch ends after all, its results are dropped because no caller waits for them.
         """
         waiting, entries = self._scheduler.drop()
         for modality, dropped in waiting.items():
-            for entry in dropped:
-                self._forget(modality, entry)
+            self._forget(modality, dropped)
             entries.extend(dropped)
         for entry in entries:
-            for waiter in entry.waiters:
-                if not waiter.future.done():
-                    waiter.future.set_exception(error())
+            for request, _ in entry.places():
+                self._answer(request, error())
 
-    def _join(self, modality: str, item: Item, flow: Flow, reservation: int) -> tuple[Entry, Waiter]:
-        """Adds an item to the entry with its content, or queues a new entry."""
-        waiter = Waiter(self._loop.create_future(), item.slot, flow, reservation)
-        entry = self._entries.get((modality, item.key)) if item.key else None
-        if entry is None:
-            entry = self._push(modality, item, flow)
-            entry.waiters.append(waiter)
-            return entry, waiter
-        self._observers[modality].coalesced()
-        if entry.is_taken:
-            waiter.slot.release()
-        elif not entry.is_wanted_by(flow):
-            self._scheduler.join(modality, entry, flow)
+    def _enter(self, request: Request, items: Items) -> list[Entry]:
+        """Queues an entry for each item, or shares that with its content; returns them in order."""
+        known = self._entries[request.modality]
+        flow, now = request.flow, request.enqueue_time
+        entries: list[Entry] = []
+        new: list[Entry] = []
+        for position, (payload, length, size_bytes, key) in enumerate(zip(*items, strict=True)):
+            entry = known.get(key)
+            if entry is None:
+                entry = Entry(payload, length, size_bytes, now, flow, key, request, position)
+                if key:
+                    known[key] = entry
+                new.append(entry)
+            else:
+                self._share(entry, request, position)
+            entries.append(entry)
+        if new:
+            self._scheduler.extend(request.modality, new)
             self._wake_soon()
-        entry.waiters.append(waiter)
-        return entry, waiter
+        return entries
 
-    def _push(self, modality: str, item: Item, flow: Flow) -> Entry:
-        entry = Entry(item.payload, item.length, item.size_bytes, self._clock(), flow, item.key)
-        if item.key:
-            self._entries[modality, item.key] = entry
-        self._scheduler.push(modality, entry)
-        self._wake_soon()
-        return entry
+    def _share(self, entry: Entry, request: Request, position: int) -> None:
+        self._observers[request.modality].coalesced()
+        if entry.is_taken:
+            request.room.release(1, request.sizes[position])
+        elif not entry.is_wanted_by(request.flow):
+            self._scheduler.join(request.modality, entry, request.flow)
+            self._wake_soon()
+        entry.share(request, position)
 
     def _wake_soon(self) -> None:
         if not self._is_waking:
@@ -173,66 +212,77 @@ class Batcher:
         self._is_waking = False
         self._scheduler.wake_lanes()
 
-    def _settle_together(
-        self, modality: str, waiting: list[tuple[Entry, Waiter]], deadline: float | None
-    ) -> None:
-        """Expires the futures of a call at its deadline, and withdraws the items of cancelled ones."""
-        timer = None if deadline is None else self._loop.call_at(deadline, self._expire, modality, waiting)
-        remaining = len(waiting)
+    def _expire(self, request: Request) -> None:
+        """Ends a request whose deadline has passed, unless lanes have all of its items."""
+        if self._leave(request):
+            waited = self._clock() - request.enqueue_time
+            message = f"the deadline passed after {waited:.3f} s in the queue; allow more time"
+            self._answer(request, ExpiredInQueue(message))
 
-        def settled(entry: Entry, waiter: Waiter, future: asyncio.Future[Embedded]) -> None:
-            nonlocal remaining
-            remaining -= 1
-            if remaining == 0 and timer is not None:
-                timer.cancel()  # it would keep the entries alive until the deadline
-            if future.cancelled():
-                self._withdraw(modality, entry, waiter)
+    def _leave(self, request: Request) -> bool:
+        """Removes a request's items from the entries that no lane has; returns whether there were any."""
+        left = self._scheduler.withdraw(request, self._requests[request])
+        self._forget(request.modality, [entry for entry in left if entry.request is None])
+        return bool(left)
 
-        for entry, waiter in waiting:
-            waiter.future.add_done_callback(partial(settled, entry, waiter))
+    def _forget(self, modality: str, entries: Iterable[Entry]) -> None:
+        known = self._entries[modality]
+        for entry in entries:
+            if entry.key:
+                del known[entry.key]
 
-    def _expire(self, modality: str, waiting: list[tuple[Entry, Waiter]]) -> None:
-        for entry, waiter in waiting:
-            if not waiter.future.done() and self._withdraw(modality, entry, waiter):
-                waited = self._clock() - entry.enqueue_time
-                waiter.future.set_exception(
-                    ExpiredInQueue(f"the deadline passed after {waited:.3f} s in the queue; allow more time")
-                )
+    def _close(self, request: Request) -> Callable[[Answer], object] | None:
+        self._requests.pop(request, None)
+        self._deadlines.discard(request)
+        return request.close()
 
-    def _withdraw(self, modality: str, entry: Entry, waiter: Waiter) -> bool:
-        """Removes an item from its entry unless a lane has the entry; returns whether it did."""
-        has_left = self._scheduler.withdraw(modality, entry, waiter)
-        if has_left and not entry.waiters:
-            self._forget(modality, entry)
-        return has_left
-
-    def _forget(self, modality: str, entry: Entry) -> None:
-        if entry.key:
-            del self._entries[modality, entry.key]
+    def _answer(self, request: Request, answer: Answer) -> None:
+        """Gives a request its answer, unless it is done."""
+        on_done = self._close(request)
+        if on_done is not None:
+            try:
+                on_done(answer)
+            except Exception as error:  # noqa: BLE001 — the others of the batch get their answers
+                message = "cannot take the answer of a request"
+                self._loop.call_exception_handler({"message": message, "exception": error})
 
     def _on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
-        if not self._loop.is_closed():  # a batch outlives the loop if `stop` timed out
-            self._loop.call_soon_threadsafe(callback, *arguments)
+        self._calls.add(callback, *arguments)
 
-    def _release_slots(self, batch: Batch) -> None:
+    def _release_room(self, batch: Batch) -> None:
+        """Frees the room of the items of a batch that a lane has taken."""
+        freed: dict[Request, list[int]] = {}  # the size of each item
         for entry in batch.entries:
             entry.is_taken = True
-            for waiter in entry.waiters:
-                waiter.slot.release()
+            if entry.request is not None:
+                freed.setdefault(entry.request, []).append(entry.size_bytes)
+            for request, position in entry.others or ():
+                freed.setdefault(request, []).append(request.sizes[position])
+        for request, sizes in freed.items():
+            request.room.release(len(sizes), sum(sizes))
 
-    def _deliver(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
-        for entry, outcome in zip(batch.entries, outcomes, strict=True):
-            self._forget(batch.modality, entry)
-            for waiter in entry.waiters:
-                if waiter.future.done():  # the caller cancelled while the batch ran
-                    continue
-                if isinstance(outcome, ServingError):
-                    waiter.future.set_exception(outcome.again())
-                else:
-                    waiter.future.set_result(outcome)
-        has_succeeded = any(isinstance(outcome, Embedded) for outcome in outcomes)
+    def _deliver(self, batch: Batch, outcome: Outcome, run: Run, seconds: float) -> None:
+        """Hands the outcome of a batch to its requests, once it is counted."""
+        self._forget(batch.modality, batch.entries)
+        parts = _parts(batch.entries)
+        result = BatchResult(outcome.embeddings, batch.start_time, seconds, run)
+        has_succeeded = len(outcome.errors) < len(batch.entries)
         self.failed_batches = 0 if has_succeeded else self.failed_batches + 1
-        self._observer.batch_ended(_report(batch, seconds, has_succeeded=has_succeeded))
+        try:
+            self._observer.batch_ended(_report(batch, parts, seconds, has_succeeded=has_succeeded))
+        finally:
+            for row, error in outcome.errors.items():
+                for request, _ in batch.entries[row].places():
+                    self._fail(request, error)
+            for request, (positions, rows) in parts.items():
+                answer = None if request.is_done else request.take(positions, result, rows)
+                if answer is not None:
+                    self._answer(request, answer)
+
+    def _fail(self, request: Request, error: ServingError) -> None:
+        if not request.is_done:
+            self._leave(request)
+            self._answer(request, error.again())
 
     def _make_visible(self) -> None:
         self._observer.has_lanes(len(self._lanes))
@@ -247,37 +297,56 @@ class _OnLoop:
     """Forwards the lanes' notifications to the event loop; see `LaneListener`."""
 
     run: Callable[..., None]  # runs a callback with its arguments on the event loop
-    release_slots: Callable[[Batch], None]
-    deliver: Callable[[Batch, list[Embedded | ServingError], float], None]
+    release_room: Callable[[Batch], None]
+    deliver: Callable[[Batch, Outcome, Run, float], None]
     on_widened: Callable[[str, int], object]
     observer: BatchObserver
 
     def batch_taken(self, batch: Batch) -> None:
-        self.run(self.release_slots, batch)
+        self.run(self.release_room, batch)
 
     def batch_split(self, reason: SplitReason) -> None:
         self.observer.batch_split(reason)
 
-    def batch_ended(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
-        self.run(self.deliver, batch, outcomes, seconds)
+    def batch_ended(self, batch: Batch, outcome: Outcome, run: Run, seconds: float) -> None:
+        self.run(self.deliver, batch, outcome, run, seconds)
 
     def widened(self, modality: str, size: int) -> None:
         self.run(self.on_widened, modality, size)
 
 
-def _report(batch: Batch, seconds: float, *, has_succeeded: bool) -> BatchReport:
-    entries = batch.entries
+_Parts: TypeAlias = dict[Request, tuple[list[int], list[int]]]  # positions in a request, and rows of a batch
+
+
+def _parts(entries: Sequence[Entry]) -> _Parts:
+    """Returns which items of which requests the rows of a batch are for."""
+    parts: _Parts = {}
+    for row, entry in enumerate(entries):
+        request = entry.request
+        if request is None:  # all of its callers have left
+            continue
+        part = parts.get(request)
+        if part is None:
+            part = parts[request] = ([], [])
+        part[0].append(entry.position)
+        part[1].append(row)
+        for other, position in entry.others or ():
+            positions, rows = parts.setdefault(other, ([], []))
+            positions.append(position)
+            rows.append(row)
+    return parts
+
+
+def _report(batch: Batch, requests: Iterable[Request], seconds: float, *, has_succeeded: bool) -> BatchReport:
+    entries, start = batch.entries, batch.start_time
     waiting_since = {
-        waiter.reservation: entry.enqueue_time
-        for entry in reversed(entries)  # reversed, so that the earliest entry of a call counts
-        for waiter in entry.waiters
-        if waiter.reservation
+        request.reservation: min(request.enqueue_time, start) for request in requests if request.reservation
     }
     return BatchReport(
         batch.modality,
-        batch.start_time,
+        start,
         seconds,
-        [batch.start_time - entry.enqueue_time for entry in entries],
+        [start - entry.enqueue_time for entry in entries],
         padding_ratio(entries) if batch.modality == "text" else None,
         has_succeeded,
         waiting_since,
@@ -286,4 +355,4 @@ def _report(batch: Batch, seconds: float, *, has_succeeded: bool) -> BatchReport
 
 
 def _first_sampled(entry: Entry) -> int:
-    return next((waiter.reservation for waiter in entry.waiters if waiter.reservation), 0)
+    return next((request.reservation for request, _ in entry.places() if request.reservation), 0)

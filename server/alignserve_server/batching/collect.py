@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from math import inf
+from operator import attrgetter
 
 from alignserve_server.batching.queue import Entry
 
@@ -25,38 +27,31 @@ def collect(waiting: Iterable[Entry], limit: int, overhead: int = 0) -> list[Ent
     Returns:
         At most `limit` entries, including the first; empty only if nothing waits.
     """
-    window = list(islice(waiting, _WINDOW * limit))
-    if not window:
-        return []
+    turns = iter(waiting)
+    window = list(islice(turns, limit))
+    if len({entry.length for entry in window}) <= 1:
+        return window
     first = window[0]
-    window.sort(key=lambda entry: entry.length)  # stable: equal lengths stay in order
+    window += islice(turns, (_WINDOW - 1) * limit)
+    window.sort(key=attrgetter("length"))  # stable: equal lengths stay in order
+    lengths = [entry.length for entry in window]
     low = high = window.index(first)
     while high - low + 1 < limit:
         shorter, longer = low - 1, high + 1
-        padding_below = _padding_of_shorter(window, shorter, high)
-        padding_above = _padding_of_longer(window, longer, low, high)
-        if min(padding_below, padding_above) > overhead:
-            break
+        padding_below = lengths[high] - lengths[shorter] if low else inf
+        padding_above = (lengths[longer] - lengths[high]) * (longer - low) if longer < len(lengths) else inf
         if padding_above <= padding_below:
+            if padding_above > overhead:
+                break
             high = longer
         else:
+            if padding_below > overhead:
+                break
             low = shorter
     return window[low : high + 1]
 
 
-def _padding_of_shorter(window: list[Entry], shorter: int, high: int) -> float:
-    if shorter < 0:
-        return float("inf")
-    return window[high].length - window[shorter].length
-
-
-def _padding_of_longer(window: list[Entry], longer: int, low: int, high: int) -> float:
-    if longer >= len(window):
-        return float("inf")
-    return (window[longer].length - window[high].length) * (high - low + 1)
-
-
 def padding_ratio(batch: list[Entry]) -> float:
     """Returns the share of a batch that is padding, in [0, 1)."""
-    longest = max(entry.length for entry in batch)
-    return 1.0 - sum(entry.length for entry in batch) / (longest * len(batch))
+    lengths = [entry.length for entry in batch]
+    return 1.0 - sum(lengths) / (max(lengths) * len(lengths))

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.admission import is_served
-from alignserve_server.batching.backend import AdmissionRequest, InferenceBackend, PreparedItem
+from alignserve_server.batching.backend import AdmissionRequest, InferenceBackend, PreparedItems
 from alignserve_server.batching.call import CallContext, FieldPaths, ItemPath, Timings
 from alignserve_server.batching.fair_queue import Flow
 from alignserve_server.batching.observer import BatchObserver, ItemOutcome, ModalityObserver
 from alignserve_server.batching.preprocessor import DecodedImage, Preprocessor
-from alignserve_server.batching.queue import Embedded
+from alignserve_server.batching.request import Embedded
 from alignserve_server.batching.validation import ModalityValidation
 from alignserve_server.errors import (
     ExpiredInQueue,
@@ -75,14 +75,10 @@ class Embedder:
             answers = await self._preprocessor.decode(images, call.flow, self._look_up_image)
             decoded = _valid(answers, path, validation)
             items.note_preprocessed()
-            missing = [
-                PreparedItem(image.pixels, size, image.key)
-                for image, size in zip(decoded, sizes, strict=True)
-                if image.pixels is not None
-            ]
-            embedded = await self._backend.embed(items.reservation, missing) if missing else ()
-        results = _with_cached(decoded, embedded)
-        return ImageEmbeddings(_stack(results), items.timings(results))
+            missing = _missing(decoded, sizes)
+            embedded = await self._backend.embed(items.reservation, missing) if missing.keys else None
+        embedded = _with_cached(decoded, embedded)
+        return ImageEmbeddings(embedded.embeddings, items.timings(embedded))
 
     async def embed_texts(
         self,
@@ -97,8 +93,8 @@ class Embedder:
         with await self._admit("text", sizes, call) as items:
             answers = await self._preprocessor.tokenize(texts, call.flow, truncate=truncate)
             tokenized = _valid(answers, call.paths.text, validation)
-            results = await self._embed_tokenized(items, tokenized, sizes)
-        return TextEmbeddings(_stack(results), tokenized, items.timings(results))
+            embedded = await self._embed_tokenized(items, tokenized, sizes)
+        return TextEmbeddings(embedded.embeddings, tokenized, items.timings(embedded))
 
     async def embed_prompts(
         self, prompts: Sequence[str], flow: Flow
@@ -119,7 +115,7 @@ class Embedder:
         texts, sizes = [text for text, _ in sized], [size for _, size in sized]
         try:
             with await self._admit("text", sizes, CallContext(waits_for_room=True, flow=flow)) as items:
-                return [result.embedding for result in await self._embed_tokenized(items, texts, sizes)]
+                return list((await self._embed_tokenized(items, texts, sizes)).embeddings)
         except InferenceFailed as error:
             if len(sized) == 1:
                 return [as_value(error)]
@@ -128,9 +124,9 @@ class Embedder:
 
     def _embed_tokenized(
         self, items: _AdmittedItems, texts: Sequence[TokenizedText], sizes: Sequence[int]
-    ) -> Awaitable[Sequence[Embedded]]:
+    ) -> Coroutine[Any, Any, Embedded]:
         items.note_preprocessed()
-        prepared = [PreparedItem(text.input_ids, size) for text, size in zip(texts, sizes, strict=True)]
+        prepared = PreparedItems.of_texts([text.token_ids for text in texts], sizes)
         return self._backend.embed(items.reservation, prepared)
 
     async def _admit(self, modality: str, sizes: Sequence[int], call: CallContext) -> _AdmittedItems:
@@ -204,15 +200,15 @@ class _AdmittedItems:
             trace.note("admission", self._arrival_time, self._admission_time, **about)
             trace.note("preprocess", self._admission_time, now, **about)
 
-    def timings(self, results: Sequence[Embedded]) -> Timings:
-        """Returns the timings up to the results."""
+    def timings(self, embedded: Embedded) -> Timings:
+        """Returns the timings up to the embeddings."""
         return Timings(
             self._preprocess_seconds,
-            max([result.queue_seconds for result in results]),
-            max([result.compute_seconds for result in results]),
-            max([result.batch_size for result in results]),
-            sum([result.is_cached for result in results]),
-            frozenset([result.run for result in results if result.run is not None]),
+            embedded.queue_seconds,
+            embedded.compute_seconds,
+            embedded.batch_size,
+            embedded.cached_items,
+            embedded.runs,
         )
 
 
@@ -239,21 +235,27 @@ def _image_path(images: Sequence[ImageInput], paths: FieldPaths) -> ItemPath:
     return lambda position: of[position](position)
 
 
-def _with_cached(images: Sequence[DecodedImage], embedded: Sequence[Embedded]) -> Sequence[Embedded]:
-    """Merges fresh results with cached embeddings, in the order of the images."""
-    if len(embedded) == len(images):
-        return embedded
-    fresh = iter(embedded)
-    return [
-        next(fresh) if image.embedding is None else Embedded.from_cache(image.embedding) for image in images
+def _missing(images: Sequence[DecodedImage], sizes: Sequence[int]) -> PreparedItems:
+    """Returns the images that were not in the cache."""
+    missing = [
+        (image.pixels, size, image.key)
+        for image, size in zip(images, sizes, strict=True)
+        if image.pixels is not None
     ]
+    return PreparedItems(*map(list, zip(*missing, strict=True))) if missing else PreparedItems([], [], [])
+
+
+def _with_cached(images: Sequence[DecodedImage], embedded: Embedded | None) -> Embedded:
+    """Merges what was embedded with what was in the cache, in the order of the images."""
+    cached = [image.embedding for image in images if image.embedding is not None]
+    if embedded is None:
+        return Embedded(np.stack(cached), 0.0, 0.0, 0, len(cached), frozenset())
+    if not cached:
+        return embedded
+    fresh = iter(embedded.embeddings)
+    merged = [next(fresh) if image.embedding is None else image.embedding for image in images]
+    return embedded._replace(embeddings=np.stack(merged), cached_items=len(cached))
 
 
 def _utf8_sizes(texts: Sequence[str]) -> list[int]:
     return [len(text) if text.isascii() else len(text.encode()) for text in texts]
-
-
-def _stack(results: Sequence[Embedded]) -> NDArray[np.float32]:
-    if len(results) == 1:  # np.stack takes longer than all other work on a single embedding
-        return results[0].embedding[np.newaxis]
-    return np.stack([result.embedding for result in results])

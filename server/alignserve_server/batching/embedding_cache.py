@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,60 +15,52 @@ _OVERHEAD_BYTES = 300  # for the objects around a key and its embedding
 
 
 class EmbeddingCache:
-    """A least-recently-used cache of embeddings, bounded in bytes. Thread-safe."""
+    """A least-recently-used cache of embeddings, bounded in bytes. Thread-safe.
+
+    Embeddings are kept as bytes: arrays would take longer to make, and rows would keep whole batches.
+    """
 
     def __init__(self, max_bytes: int, observer: ModalityObserver) -> None:
         """Starts empty; if `max_bytes` is 0, stays empty and counts nothing."""
         self._max_bytes = max_bytes
         self._observer = observer
-        self._embeddings: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._embeddings: OrderedDict[bytes, bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
         observer.watch_cache(lambda: len(self._embeddings), lambda: self._bytes)
 
     def get(self, key: bytes) -> NDArray[np.float32] | None:
-        """Returns the embedding, (embedding_dimension,), not normalized, or None. Do not modify it."""
-        if not self._max_bytes:
-            return None
-        with self._lock:
-            embedding = self._embeddings.get(key)
-            if embedding is None:
-                self._observer.cache_looked_up(0, 1)
-            else:
-                self._embeddings.move_to_end(key)
-                self._observer.cache_looked_up(1, 0)
-        return embedding
+        """Returns the embedding, (embedding_dimension,), not normalized and read-only, or None."""
+        (embedding,) = self.get_all([key])
+        return None if embedding is None else np.frombuffer(embedding, np.float32)
 
-    def get_all(self, keys: Sequence[bytes]) -> list[NDArray[np.float32] | None]:
-        """Returns for each key what `get` does."""
+    def get_all(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Returns for each key the bytes of its embedding, native float32, or None."""
         if not self._max_bytes:
             return [None] * len(keys)
         with self._lock:
             found = list(map(self._embeddings.get, keys))
-            hits = [key for key, embedding in zip(keys, found, strict=True) if embedding is not None]
-            for key in hits:
-                self._embeddings.move_to_end(key)
-            self._observer.cache_looked_up(len(hits), len(keys) - len(hits))
+            misses = found.count(None)
+            if misses < len(keys):
+                for key, embedding in zip(keys, found, strict=True):
+                    if embedding is not None:
+                        self._embeddings.move_to_end(key)
+            self._observer.cache_looked_up(len(keys) - misses, misses)
         return found
 
-    def put(self, key: bytes, embedding: NDArray[np.float32]) -> None:
-        """Stores an embedding unless it is already cached or larger than the whole cache."""
-        self.put_all(((key, embedding),))
-
-    def put_all(self, embeddings: Iterable[tuple[bytes, NDArray[np.float32]]]) -> None:
-        """Stores embeddings by their keys, as `put` does."""
+    def put_all(self, keys: Sequence[bytes], embeddings: NDArray[np.float32]) -> None:
+        """Stores embeddings, (keys, embedding_dimension), unless they are already there or do not fit."""
         if not self._max_bytes:
             return
+        values = embeddings.tobytes()
+        size = len(values) // len(keys)
         with self._lock:
-            for key, embedding in embeddings:
-                size = _size(key, embedding)
-                if key in self._embeddings or size > self._max_bytes:
+            for position, key in enumerate(keys):
+                entry_size = len(key) + size + _OVERHEAD_BYTES
+                if key in self._embeddings or entry_size > self._max_bytes:
                     continue
-                self._embeddings[key] = embedding.copy()  # a row would keep its whole batch in memory
-                self._bytes += size
+                self._embeddings[key] = values[position * size : (position + 1) * size]
+                self._bytes += entry_size
                 while self._bytes > self._max_bytes:
-                    self._bytes -= _size(*self._embeddings.popitem(last=False))
-
-
-def _size(key: bytes, embedding: NDArray[np.float32]) -> int:
-    return len(key) + embedding.nbytes + _OVERHEAD_BYTES
+                    oldest, value = self._embeddings.popitem(last=False)
+                    self._bytes -= len(oldest) + len(value) + _OVERHEAD_BYTES

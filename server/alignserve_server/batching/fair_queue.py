@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 _T = TypeVar("_T")
 
@@ -45,6 +45,9 @@ class _Line(Generic[_T]):
     items: dict[_T, None] = field(default_factory=dict)
 
 
+_Lines: TypeAlias = tuple[_Line[_T], ...]  # one object for all items that were added together
+
+
 class FairQueue(Generic[_T]):
     """Items of several flows, in the order in which they should be served.
 
@@ -60,7 +63,7 @@ class FairQueue(Generic[_T]):
 
     def __init__(self) -> None:
         self._lines: dict[Flow, _Line[_T]] = {}
-        self._lines_of: dict[_T, list[_Line[_T]]] = {}
+        self._lines_of: dict[_T, _Lines[_T]] = {}
         self._now = 0.0  # virtual time: the tag of the latest item that was served
         self._purge_at = 64  # number of lines; twice those that the last purge kept, at least 64
 
@@ -88,23 +91,30 @@ class FairQueue(Generic[_T]):
 
         Other flows may already have it: they then share the item.
         """
-        line = self._lines.get(flow)
-        if line is None:
-            self._purge()
-            line = self._lines[flow] = _Line(1 / flow.priority.value)
-        if not line.items:
-            line.tag = max(line.tag, self._now + line.pace - 1.0)
+        line = self._line(flow)
         line.items[item] = None
-        self._lines_of.setdefault(item, []).append(line)
+        self._lines_of[item] = (*self._lines_of.get(item, ()), line)
+
+    def extend(self, flow: Flow, items: Collection[_T]) -> None:
+        """Adds items that no flow has, in order, to the end of a flow."""
+        line = self._line(flow)
+        line.items.update(dict.fromkeys(items))
+        self._lines_of.update(dict.fromkeys(items, (line,)))
 
     def leave(self, flow: Flow, item: _T) -> None:
         """Removes an item from the line of a flow; the item is gone once no flow wants it."""
         line = self._lines[flow]
         del line.items[item]
-        self._lines_of[item].remove(line)
-        if not self._lines_of[item]:
+        others = tuple(other for other in self._lines_of[item] if other is not line)
+        if others:
+            self._lines_of[item] = others
+        else:
             del self._lines_of[item]
             self._reset_if_empty()
+
+    def isdisjoint(self, items: Iterable[_T]) -> bool:
+        """Returns whether none of the items is present."""
+        return not self._lines_of or self._lines_of.keys().isdisjoint(items)
 
     def discard(self, item: _T) -> bool:
         """Removes an item unserved; returns whether it was present."""
@@ -118,11 +128,16 @@ class FairQueue(Generic[_T]):
         """Removes items, all of which must be present, as served."""
         shared = {item for item in items if len(self._lines_of[item]) > 1}
         payers = self._payers(shared) if shared else {}
+        now = self._now
         for item in items:
-            payer = payers.get(item) or self._lines_of[item][0]
-            self._remove(item)
-            self._now = max(self._now, payer.tag)
+            lines = self._lines_of.pop(item)
+            payer = payers.get(item) or lines[0]
+            for line in lines:
+                del line.items[item]
+            if payer.tag > now:
+                now = payer.tag
             payer.tag += payer.pace
+        self._now = now
         self._reset_if_empty()
 
     def pop(self) -> _T:
@@ -143,8 +158,10 @@ class FairQueue(Generic[_T]):
         served: set[_T] = set()  # shared items, which another line could reach again
         while heads:
             tag, number, line, items = heads[0]
-            item = next((item for item in items if item not in served), None)
-            if item is None:
+            for item in items:
+                if item not in served:
+                    break
+            else:
                 heapq.heappop(heads)
                 continue
             if len(self._lines_of[item]) > 1:
@@ -161,6 +178,16 @@ class FairQueue(Generic[_T]):
                 if len(payers) == len(shared):
                     break
         return payers
+
+    def _line(self, flow: Flow) -> _Line[_T]:
+        """Returns a flow's line, ready for a new item."""
+        line = self._lines.get(flow)
+        if line is None:
+            self._purge()
+            line = self._lines[flow] = _Line(1 / flow.priority.value)
+        if not line.items:
+            line.tag = max(line.tag, self._now + line.pace - 1.0)
+        return line
 
     def _remove(self, item: _T) -> None:
         for line in self._lines_of.pop(item):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.batching.observer import SplitReason
-from alignserve_server.batching.queue import Embedded, Entry
+from alignserve_server.batching.queue import Entry
+from alignserve_server.batching.request import Run
 from alignserve_server.batching.scheduler import Batch
 from alignserve_server.batching.shared_scheduler import SharedScheduler
 from alignserve_server.errors import InferenceFailed, ServingError
@@ -19,6 +20,21 @@ from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, has_dire
 from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What the model made of the entries of a batch."""
+
+    embeddings: NDArray[np.float32]  # (entries, embedding_dimension); the rows of failed entries are void
+    errors: dict[int, ServingError]  # by row
+
+    def followed_by(self, other: Outcome) -> Outcome:
+        """Returns the outcome of these entries and then others of the same batch."""
+        rows = len(self.embeddings)
+        return Outcome(
+            np.concatenate([self.embeddings, other.embeddings]),
+            self.errors | {rows + row: error for row, error in other.errors.items()},
+        )
 
 
 class LaneListener(Protocol):
@@ -32,8 +48,8 @@ class LaneListener(Protocol):
         """Entries have failed together and will run again in halves."""
         ...
 
-    def batch_ended(self, batch: Batch, outcomes: list[Embedded | ServingError], seconds: float) -> None:
-        """A batch has run; each of its entries has an outcome."""
+    def batch_ended(self, batch: Batch, outcome: Outcome, run: Run, seconds: float) -> None:
+        """A batch has run; each of its entries has an embedding or an error."""
         ...
 
     def widened(self, modality: str, size: int) -> None:
@@ -67,6 +83,7 @@ class Lane:
             "image": encoder.encode_images,
             "text": encoder.encode_texts,
         }
+        self._dimension = encoder.info.embedding_dimension
         self._enter_lane = encoder.enter_lane
         self._scheduler = scheduler
         self._listener = listener
@@ -103,43 +120,39 @@ class Lane:
             return False
         self._runs += 1
         self._listener.batch_taken(batch)
-        outcomes = self._execute(batch, batch.entries)
+        outcome = self._execute(batch, batch.entries)
         seconds = self._clock() - batch.start_time
         wider = self._scheduler.finish(self._number, batch, seconds)
-        self._listener.batch_ended(batch, outcomes, seconds)
+        self._listener.batch_ended(batch, outcome, (self._number, self._runs), seconds)
         if wider is not None:
             self._listener.widened(batch.modality, wider)
         return True
 
-    def _execute(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
+    def _execute(self, batch: Batch, entries: list[Entry]) -> Outcome:
         """Runs entries of a batch; if that fails, runs each half, so that a bad entry fails by itself."""
         try:
-            return self._forward(batch, entries)
+            return self._forward(batch.modality, entries)
         except Exception as error:  # noqa: BLE001 — a lane survives any error from the runtime
             reason = self._handle_failure(error, batch.modality, len(entries))
             if len(entries) == 1:
-                return [_inference_failed(batch.modality, error)]
+                embeddings = np.zeros((1, self._dimension), np.float32)
+                return Outcome(embeddings, {0: _inference_failed(batch.modality, error)})
         # Not inside `except`: the error's traceback keeps the memory of the failed forward, which the halves
         # need.
         self._listener.batch_split(reason)
         middle = len(entries) // 2
-        return self._execute(batch, entries[:middle]) + self._execute(batch, entries[middle:])
+        return self._execute(batch, entries[:middle]).followed_by(self._execute(batch, entries[middle:]))
 
-    def _forward(self, batch: Batch, entries: list[Entry]) -> list[Embedded | ServingError]:
-        embeddings = self._encode[batch.modality]([entry.payload for entry in entries])
+    def _forward(self, modality: str, entries: list[Entry]) -> Outcome:
+        embeddings = self._encode[modality]([entry.payload for entry in entries])
         if len(embeddings) != len(entries):
             raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
-        seconds = self._clock() - batch.start_time
         sound = has_direction(embeddings)
-        run = (self._number, self._runs)
-        return [
-            Embedded(embedding, batch.start_time - entry.enqueue_time, seconds, len(batch.entries), run)
-            if is_sound
-            else _inference_failed(
-                batch.modality, ValueError("the embedding is zero or has values that are not finite")
-            )
-            for entry, embedding, is_sound in zip(entries, embeddings, sound, strict=True)
-        ]
+        if sound.all():
+            return Outcome(embeddings, {})
+        what = "the embedding is zero or has values that are not finite"
+        unsound = np.flatnonzero(~sound).tolist()
+        return Outcome(embeddings, {row: _inference_failed(modality, ValueError(what)) for row in unsound})
 
     def _handle_failure(self, error: Exception, modality: str, batch_size: int) -> SplitReason:
         """Lowers the batch limit if memory ran out; returns the reason for the metrics."""

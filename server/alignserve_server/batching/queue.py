@@ -2,82 +2,95 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from alignserve_server.batching.fair_queue import ANONYMOUS, FairQueue, Flow, Priority
-
-Run: TypeAlias = tuple[int, int]  # the number of a lane, and of a batch on it
-
-
-class Embedded(NamedTuple):
-    """One entry's result and how it was computed."""
-
-    embedding: NDArray[np.float32]  # (embedding_dimension,), not normalized
-    queue_seconds: float
-    compute_seconds: float
-    batch_size: int  # 0 if it was in the cache
-    run: Run | None = None  # that computed it; None if it was in the cache
-
-    @classmethod
-    def from_cache(cls, embedding: NDArray[np.float32]) -> Embedded:
-        """Builds the result of an entry whose embedding was in the cache."""
-        return cls(embedding, 0.0, 0.0, 0)
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the embedding was in the cache."""
-        return self.batch_size == 0
+from alignserve_server.batching.request import Request
 
 
-class Slot(Protocol):
-    """The room that one item takes up until a lane takes it."""
-
-    def release(self) -> None:
-        """Frees the room; no effect if it is already free. Called on the event loop's thread."""
-        ...
-
-
-class _NoSlot:
-    """The slot of an item that takes up no room."""
-
-    def release(self) -> None: ...
-
-
-NO_SLOT: Final[Slot] = _NoSlot()
-
-
-@dataclass(eq=False, slots=True)
-class Waiter:
-    """One item of a call that waits for an entry's result."""
-
-    future: asyncio.Future[Embedded]
-    slot: Slot  # released when a lane takes the entry
-    flow: Flow  # the flow whose turn it waits for
-    reservation: int = 0  # named in batch reports; 0 if the call is not sampled
-
-
-@dataclass(eq=False, slots=True)
 class Entry:
-    """One input that waits for a batch on behalf of all items with the same content."""
+    """One input that waits for a batch on behalf of all items with the same content.
 
-    payload: Any  # as the encoder takes it; opaque to the queue
-    length: int  # number of tokens of a text; 1 for an image
-    size_bytes: int  # as the first caller sent it
-    enqueue_time: float  # monotonic seconds
-    flow: Flow = ANONYMOUS  # of the first caller
-    key: bytes = b""  # identifies the content; empty if the entry cannot be shared
-    is_taken: bool = False  # whether the event loop knows that a lane has the entry
-    waiters: list[Waiter] = field(default_factory=list, repr=False)
+    Most entries have a single item, so the first one is kept apart from the others.
+    """
+
+    __slots__ = (
+        "enqueue_time",
+        "flow",
+        "is_taken",
+        "key",
+        "length",
+        "others",
+        "payload",
+        "position",
+        "request",
+        "size_bytes",
+    )
+
+    def __init__(
+        self,
+        payload: Any,
+        length: int,
+        size_bytes: int,
+        enqueue_time: float,
+        flow: Flow = ANONYMOUS,
+        key: bytes = b"",
+        request: Request | None = None,
+        position: int = 0,
+    ) -> None:
+        """Starts with one item, that at a position of a request.
+
+        Args:
+            payload: As the encoder takes it; opaque to the queue.
+            length: Number of tokens of a text; 1 for an image.
+            size_bytes: As the first caller sent it.
+            enqueue_time: Monotonic seconds.
+            flow: Of the first caller.
+            key: Identifies the content; empty if the entry cannot be shared.
+            request: Whose item it is.
+            position: Of the item in its request.
+        """
+        self.payload = payload
+        self.length = length
+        self.size_bytes = size_bytes
+        self.enqueue_time = enqueue_time
+        self.flow = flow
+        self.key = key
+        self.request = request
+        self.position = position
+        self.others: list[tuple[Request, int]] | None = None  # requests and positions of further equal items
+        self.is_taken = False  # whether the event loop knows that a lane has the entry
+
+    def places(self) -> Iterator[tuple[Request, int]]:
+        """Yields the items that wait for the result, each as its request and its position there."""
+        if self.request is not None:
+            yield self.request, self.position
+        if self.others is not None:
+            yield from self.others
 
     def is_wanted_by(self, flow: Flow) -> bool:
         """Returns whether an item of the flow waits for the result."""
-        return any(waiter.flow == flow for waiter in self.waiters)
+        return any(request.flow == flow for request, _ in self.places())
+
+    def share(self, request: Request, position: int) -> None:
+        """Adds an equal item."""
+        if self.others is None:
+            self.others = []
+        self.others.append((request, position))
+
+    def leave(self, request: Request) -> bool:
+        """Removes the items of a request; returns whether there were any."""
+        places = list(self.places())
+        kept = [place for place in places if place[0] is not request]
+        if len(kept) == len(places):
+            return False
+        if kept:
+            (self.request, self.position), *others = kept
+            self.others = others or None
+        else:
+            self.request = self.others = None
+        return True
 
 
 class EntryQueue:
@@ -104,9 +117,14 @@ class EntryQueue:
 
     def push(self, entry: Entry) -> None:
         """Adds an entry to the line of its flow."""
-        self._entries[entry] = None
-        self.size_bytes += entry.size_bytes
-        self.join(entry, entry.flow)
+        self.extend([entry])
+
+    def extend(self, entries: Collection[Entry]) -> None:
+        """Adds entries of one flow, at least one, to its line."""
+        flow = next(iter(entries)).flow
+        self._entries.update(dict.fromkeys(entries))
+        self.size_bytes += sum([entry.size_bytes for entry in entries])
+        self._lines[flow.priority].extend(flow, entries)
 
     def join(self, entry: Entry, flow: Flow) -> None:
         """Adds a waiting entry to the line of another flow that wants it."""
@@ -116,7 +134,7 @@ class EntryQueue:
         """Removes a waiting entry from the line of a flow that no longer wants it."""
         self._lines[flow.priority].leave(flow, entry)
         if not any(entry in line for line in self._lines.values()):
-            self._forget(entry)
+            self._forget([entry])
 
     def discard(self, entry: Entry) -> bool:
         """Removes the entry if it still waits; returns whether it did."""
@@ -124,18 +142,18 @@ class EntryQueue:
             return False
         for line in self._lines.values():
             line.discard(entry)
-        self._forget(entry)
+        self._forget([entry])
         return True
 
     def take(self, priority: Priority, entries: Collection[Entry]) -> None:
         """Removes entries of a priority to run them, and charges the flows whose turns serve them."""
-        self._lines[priority].take(entries)
-        for line in self._lines.values():
-            if line:
+        for other, line in self._lines.items():
+            if other is priority:
+                line.take(entries)
+            elif not line.isdisjoint(entries):
                 for entry in entries:
                     line.discard(entry)
-        for entry in entries:
-            self._forget(entry)
+        self._forget(entries)
 
     def drop(self) -> list[Entry]:
         """Removes all entries and returns them in order of arrival."""
@@ -144,6 +162,7 @@ class EntryQueue:
             self.discard(entry)
         return dropped
 
-    def _forget(self, entry: Entry) -> None:
-        del self._entries[entry]
-        self.size_bytes -= entry.size_bytes
+    def _forget(self, entries: Collection[Entry]) -> None:
+        for entry in entries:
+            del self._entries[entry]
+        self.size_bytes -= sum([entry.size_bytes for entry in entries])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from alignserve_server.batching.collect import collect
@@ -130,8 +130,12 @@ class Scheduler:
 
     def push(self, modality: str, entry: Entry) -> None:
         """Adds an entry to the line of its flow."""
-        self._level(modality, entry.flow.priority)
-        self._queues[modality].push(entry)
+        self.extend(modality, [entry])
+
+    def extend(self, modality: str, entries: Collection[Entry]) -> None:
+        """Adds entries of one flow, at least one, to its line."""
+        self._level(modality, next(iter(entries)).flow.priority)
+        self._queues[modality].extend(entries)
 
     def join(self, modality: str, entry: Entry, flow: Flow) -> bool:
         """Adds an entry to the line of another flow; returns False if it is already in a batch."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 from alignserve_server.batching.fair_queue import Flow
-from alignserve_server.batching.queue import Entry, Waiter
+from alignserve_server.batching.queue import Entry
+from alignserve_server.batching.request import Request
 from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.modality import MODALITIES
 
@@ -44,25 +45,26 @@ class SharedScheduler:
             started = [batch.start_time for batch in self._running.values()]
         return self._clock() - min(started) if started else 0.0
 
-    def push(self, modality: str, entry: Entry) -> None:
-        """Adds an entry; call `wake_lanes` afterwards."""
+    def extend(self, modality: str, entries: Collection[Entry]) -> None:
+        """Adds entries of one flow, at least one; call `wake_lanes` afterwards."""
         with self._changed:
-            self._scheduler.push(modality, entry)
+            self._scheduler.extend(modality, entries)
 
     def join(self, modality: str, entry: Entry, flow: Flow) -> None:
         """Adds a waiting entry to the line of another flow; call `wake_lanes` afterwards."""
         with self._changed:
             self._scheduler.join(modality, entry, flow)
 
-    def withdraw(self, modality: str, entry: Entry, waiter: Waiter) -> bool:
-        """Removes an item from its entry unless a lane has the entry; returns whether it did."""
+    def withdraw(self, request: Request, entries: Iterable[Entry]) -> list[Entry]:
+        """Removes a request's items from those of its entries that no lane has, and returns these entries."""
+        modality, flow = request.modality, request.flow
         with self._changed:
-            if not self._scheduler.is_waiting(modality, entry):
-                return False
-            entry.waiters.remove(waiter)
-            if not entry.is_wanted_by(waiter.flow):
-                self._scheduler.leave(modality, entry, waiter.flow)
-        return True
+            waiting = [entry for entry in entries if self._scheduler.is_waiting(modality, entry)]
+            left = [entry for entry in waiting if entry.leave(request)]
+            for entry in left:
+                if not entry.is_wanted_by(flow):
+                    self._scheduler.leave(modality, entry, flow)
+        return left
 
     def drop(self) -> tuple[dict[str, list[Entry]], list[Entry]]:
         """Removes all waiting entries; returns them by modality, along with the running entries."""

@@ -20,7 +20,7 @@ from alignserve_server.model.encoder import (
     ModelInfo,
     OutOfDeviceMemory,
     PixelValues,
-    TokenizedText,
+    TokenIds,
 )
 from alignserve_server.model.input_spec import InputLimits, InputSpec
 from alignserve_server.model.preparation import check_installed
@@ -170,9 +170,9 @@ class AlignEncoder:
             raise OutOfDeviceMemory(str(error)) from error
         return self._runtime.embed_pixels(pixels)
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
         """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or the runtime's own errors."""
-        return self._runtime.embed_tokens(*padded([text.input_ids for text in batch]))
+        return self._runtime.embed_tokens(*padded(batch))
 
 
 def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:

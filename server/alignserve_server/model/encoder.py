@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from alignserve_server.errors import ImageUnreadable
 
 PixelValues: TypeAlias = NDArray[np.uint8]  # (height, width, 3), resized and cropped, not yet rescaled
+TokenIds: TypeAlias = bytes  # of a text, special tokens included: native int32, `TOKEN_BYTES` each
 Embeddings: TypeAlias = NDArray[np.float32]  # (batch, embedding_dimension), not normalized
+
+TOKEN_BYTES = 4
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
 _MIN_SQUARED_LENGTH = 1e-30  # below this, float32 loses digits of the squares
@@ -48,12 +52,22 @@ def image_bytes(image: ImageInput) -> int:
     return len(image.data if isinstance(image, PixelArray) else image)
 
 
+def token_ids(ids: Iterable[int]) -> TokenIds:
+    """Returns the ids of a text's tokens as an `Encoder` takes them."""
+    return array("i", ids).tobytes()
+
+
 class TokenizedText(NamedTuple):
     """A text as the model reads it."""
 
     input_ids: tuple[int, ...]  # with special tokens, without padding
     truncated: bool = False
     unknown_token_count: int = 0  # how many of them replace words and characters missing from the vocabulary
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """The tokens as an `Encoder` takes them."""
+        return token_ids(self.input_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +156,7 @@ class Encoder(Protocol):
         """Embeds images of one size. Raises `OutOfDeviceMemory` or the runtime's own errors."""
         ...
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
         """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or the runtime's own errors."""
         ...
 

@@ -23,6 +23,7 @@ from alignserve_server.model.encoder import (
     OutOfDeviceMemory,
     PixelArray,
     PixelValues,
+    TokenIds,
     TokenizedText,
     l2_normalize,
 )
@@ -30,7 +31,7 @@ from alignserve_server.model.encoder import (
 _SIDE = 4  # of an image, in pixels; its 48 bytes are one digest
 _MAX_TEXT_TOKENS = 64
 _START, _END = 1, 2  # special tokens
-_FIRST_WORD = 3
+_FIRST_WORD, _WORDS = 3, 2**31 - 3
 _UNKNOWN_WORD = b"[UNK]"
 
 
@@ -125,7 +126,7 @@ class FakeEncoder:
             raise TextEmpty("text is empty or blank")
         if len(words) > room and not truncate:
             raise TextTooLong(f"text has {len(words) + 2} tokens, limit {_MAX_TEXT_TOKENS}")
-        ids = (_START, *[_FIRST_WORD + zlib.crc32(word) for word in words[:room]], _END)
+        ids = (_START, *[_FIRST_WORD + zlib.crc32(word) % _WORDS for word in words[:room]], _END)
         return TokenizedText(
             ids, truncated=len(words) > room, unknown_token_count=words[:room].count(_UNKNOWN_WORD)
         )
@@ -133,13 +134,13 @@ class FakeEncoder:
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
         return self._forward("image", [pixels.tobytes() for pixels in batch])
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
-        return self._forward("text", [_text_key(text) for text in batch])
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
+        return self._forward("text", batch)
 
     def key(self, payload: ImageInput | str) -> bytes:
         """Returns the key of an input in `failing`, `not_finite` and `batches`."""
         if isinstance(payload, str):
-            return _text_key(self.tokenize(payload, truncate=True))
+            return self.tokenize(payload, truncate=True).token_ids
         return self.preprocess_image(payload).tobytes()
 
     def embedding_of(self, payload: ImageInput | str) -> Embeddings:
@@ -147,7 +148,7 @@ class FakeEncoder:
         embeddings: Embeddings = self._embed([self.key(payload)])[0]
         return embeddings
 
-    def _forward(self, modality: str, keys: list[bytes]) -> Embeddings:
+    def _forward(self, modality: str, keys: Sequence[bytes]) -> Embeddings:
         if self._is_recording:
             self.batches.append(FakeBatch(modality, tuple(keys)))
         self.gate.wait()
@@ -169,7 +170,3 @@ class FakeEncoder:
         size = 4 * self.info.embedding_dimension
         raw = b"".join([hashlib.shake_256(key).digest(size) for key in keys])
         return l2_normalize(np.frombuffer(raw, np.int32).reshape(len(keys), -1).astype(np.float32))
-
-
-def _text_key(text: TokenizedText) -> bytes:
-    return np.asarray(text.input_ids, np.int64).tobytes()

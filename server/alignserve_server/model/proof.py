@@ -8,7 +8,7 @@ import PIL
 from alignserve_server.errors import InvalidArgument, TextEmpty, TextUnsupported
 from alignserve_server.model import probe
 from alignserve_server.model.checkpoint import CheckpointError
-from alignserve_server.model.encoder import Embeddings, PixelValues
+from alignserve_server.model.encoder import Embeddings, PixelValues, token_ids
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
@@ -32,7 +32,7 @@ def embed_probe(
         name: _checked_pixels(name, expected, reference, images)
         for name, expected in zip(reference.images, reference.pixel_values, strict=True)
     }
-    tokens = padded([input_ids[text] for text in reference.embedded_texts])
+    tokens = padded([token_ids(input_ids[text]) for text in reference.embedded_texts])
     try:
         image_rows = [runtime.embed_pixels(pixels[name][None]) for name in probe.EMBEDDED_IMAGES]
         embeddings = np.concatenate([*image_rows, runtime.embed_tokens(*tokens)])

@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 
 from alignserve_server.model import probe
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
-from alignserve_server.model.encoder import Embeddings, has_direction
+from alignserve_server.model.encoder import Embeddings, has_direction, token_ids
 from alignserve_server.model.preprocessing.texts import max_text_tokens
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes import network as networks
@@ -171,7 +171,7 @@ def _embeddings(network: Network, pixel_values: NDArray[np.float32], texts: list
         raise CheckpointError(
             "the tokenizer belongs to another model: the word embeddings have no tokens of the probe's texts"
         )
-    input_ids, attention_mask = map(torch.from_numpy, padded(texts))
+    input_ids, attention_mask = map(torch.from_numpy, padded(list(map(token_ids, texts))))
     pixels = torch.from_numpy(pixel_values[: len(probe.EMBEDDED_IMAGES)])
     try:
         with _one_thread():

@@ -22,7 +22,7 @@ from alignserve_server.batching.batch_size import doubling
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.modality import MODALITIES
-from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, TokenizedText
+from alignserve_server.model.encoder import TOKEN_BYTES, Encoder, OutOfDeviceMemory, TokenIds, token_ids
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.planning.curve import Curve
 from alignserve_server.serving.loading import batch_limits
@@ -59,7 +59,7 @@ async def measure(
     lanes = settings.lanes or encoder.lanes
     limits = batch_limits(settings)
     pixels = encoder.preprocess_image(photo)
-    plain = encoder.tokenize(_TEXT, truncate=True)
+    plain = encoder.tokenize(_TEXT, truncate=True).token_ids
 
     def serve_others() -> None:
         encoder.preprocess_image(photo)
@@ -77,7 +77,7 @@ async def measure(
         images = busy_lanes.by_size(lambda size: encoder.encode_images([pixels] * size), limits["image"])
         texts = {}
         for text in _texts(encoder):
-            length = len(text.input_ids)
+            length = len(text) // TOKEN_BYTES
             progress(f"measuring text forwards with {length} tokens")
             texts[length] = busy_lanes.by_size(partial(_encode_texts, encoder, text), limits["text"])
     progress("measuring the overhead of calls")
@@ -158,14 +158,14 @@ class _Lanes:
         return [job.result() for job in [self._threads.submit(run) for _ in range(self._lanes)]]
 
 
-def _texts(encoder: Encoder) -> Iterator[TokenizedText]:
+def _texts(encoder: Encoder) -> Iterator[TokenIds]:
     """Yields texts of several lengths, up to the maximum."""
     longest = encoder.tokenize("cat " * encoder.info.max_text_tokens, truncate=True).input_ids
     for length in sorted({min(length, len(longest)) for length in _LENGTHS}):
-        yield TokenizedText(longest[:length])
+        yield token_ids(longest[:length])
 
 
-def _encode_texts(encoder: Encoder, text: TokenizedText, size: int) -> None:
+def _encode_texts(encoder: Encoder, text: TokenIds, size: int) -> None:
     encoder.encode_texts([text] * size)
 
 

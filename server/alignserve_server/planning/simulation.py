@@ -235,7 +235,7 @@ class _Simulation:
                 return
             self._idle_lanes -= 1
             for entry in batch.entries:
-                entry.payload.reservation.slot(1).release()
+                entry.payload.reservation.release(1, 1)
             longest = max(entry.length for entry in batch.entries)
             seconds = self._curve.forward_seconds(batch.modality, len(batch.entries), longest)
             self._device.submit(seconds, partial(self._finish, batch))

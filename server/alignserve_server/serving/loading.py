@@ -15,7 +15,7 @@ from alignserve_server.batching.scheduler import BatchPolicy
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.checkpoint import Checkpoint
-from alignserve_server.model.encoder import Encoder, PixelValues, TokenizedText
+from alignserve_server.model.encoder import Encoder, PixelValues, TokenIds
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.prepared import resolve
 from alignserve_server.serving.reading import input_limits
@@ -218,11 +218,12 @@ def _tuned_sizes(settings: Settings, encoder: Encoder, server_version: str) -> T
     return TunedSizes(folder, encoder.info.fingerprint, facts)
 
 
-def _plain_inputs(encoder: Encoder) -> tuple[PixelValues, TokenizedText]:
+def _plain_inputs(encoder: Encoder) -> tuple[PixelValues, TokenIds]:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "gray").save(buffer, "PNG")
     pixels = encoder.preprocess_image(buffer.getvalue())
-    return pixels, encoder.tokenize("a photo of a cat on a sofa in a room with a window", truncate=True)
+    text = encoder.tokenize("a photo of a cat on a sofa in a room with a window", truncate=True)
+    return pixels, text.token_ids
 
 
 def _device(settings: Settings, worker: int) -> str:

@@ -28,7 +28,7 @@ from alignserve_server.errors import (
     ServingError,
 )
 from alignserve_server.modality import MODALITIES
-from alignserve_server.model.encoder import Embeddings, PixelValues, TokenizedText
+from alignserve_server.model.encoder import Embeddings, PixelValues, TokenIds
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.metrics import Metrics
@@ -117,8 +117,8 @@ class SteppedEncoder(FakeEncoder):
         self._wait([pixels.tobytes() for pixels in batch])
         return super().encode_images(batch)
 
-    def encode_texts(self, batch: Sequence[TokenizedText]) -> Embeddings:
-        self._wait([np.asarray(text.input_ids, np.int64).tobytes() for text in batch])
+    def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
+        self._wait(list(batch))
         return super().encode_texts(batch)
 
     def _wait(self, keys: list[bytes]) -> None:

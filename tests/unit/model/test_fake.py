@@ -31,7 +31,7 @@ def test_embeddings_equal_embedding_of():
     fake = FakeEncoder(embedding_dimension=5)
 
     images = encode_images(fake, b"a", b"b")
-    texts = fake.encode_texts([fake.tokenize("a cat", truncate=False)])
+    texts = fake.encode_texts([fake.tokenize("a cat", truncate=False).token_ids])
 
     np.testing.assert_array_equal(images, [fake.embedding_of(b"a"), fake.embedding_of(b"b")])
     np.testing.assert_array_equal(texts, [fake.embedding_of("a cat")])

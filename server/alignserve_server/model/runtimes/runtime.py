@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.model.encoder import Embeddings, l2_normalize
+from alignserve_server.model.encoder import TOKEN_BYTES, Embeddings, TokenIds, l2_normalize
 from alignserve_server.model.probe import Reference
 
 RuntimeName: TypeAlias = Literal["torch", "openvino"]
@@ -88,13 +88,11 @@ def lowest_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
     return float((l2_normalize(embeddings) * l2_normalize(reference)).sum(axis=1).min())
 
 
-def padded(texts: Sequence[Sequence[int]]) -> tuple[TokenArray, TokenArray]:
+def padded(texts: Sequence[TokenIds]) -> tuple[TokenArray, TokenArray]:
     """Returns input_ids and attention_mask, (texts, length of the longest)."""
-    shape = len(texts), max(map(len, texts))
+    lengths = np.array([len(text) for text in texts]) // TOKEN_BYTES
+    is_token = np.arange(lengths.max()) < lengths[:, np.newaxis]
     # Attention masks padding, so any token will do; every model has token 0.
-    input_ids = np.zeros(shape, np.int64)
-    attention_mask = np.zeros(shape, np.int64)
-    for row, text in enumerate(texts):
-        input_ids[row, : len(text)] = text
-        attention_mask[row, : len(text)] = 1
-    return input_ids, attention_mask
+    input_ids = np.zeros(is_token.shape, np.int64)
+    input_ids[is_token] = np.frombuffer(b"".join(texts), np.int32)
+    return input_ids, is_token.astype(np.int64)
