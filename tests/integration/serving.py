@@ -1,4 +1,7 @@
-"""A real server on port 0 in the test's event loop, with a fake encoder, and a channel to it."""
+"""A real server on port 0 in the test's event loop, with a fake encoder, and a channel to it.
+
+It has one of two shapes: its own model, or a device that it reaches over the transport of front processes.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import asyncio
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,9 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.serving.server import Server
+from alignserve_server.serving.device_process import Device
+from alignserve_server.serving.front_server import FrontServer
+from alignserve_server.serving.server import CallServer, Server
 from alignserve_server.settings import Settings
 from google.rpc import error_details_pb2, status_pb2
 
@@ -28,18 +34,24 @@ async def until(condition: Callable[[], object | Awaitable[object]]) -> None:
         await asyncio.sleep(0.002)
 
 
+WHOLE, FRONTS = "whole", "fronts"
+shape = WHOLE  # of the servers that `running` starts; see the fixture `shape`
+
+
 @dataclass
 class RunningServer:
     """A server that is ready, with its encoder and a client."""
 
-    server: Server
+    server: CallServer
     encoder: FakeEncoder
     channel: grpc.aio.Channel
     stub: pb_grpc.AlignServiceAsyncStub
+    device: Device | None = None  # if the model is not the server's own
 
     def sample(self, name: str, **labels: str) -> float:
         """Returns one value of /metrics; 0 if it is not there yet."""
-        return self.server.metrics.registry.get_sample_value(name, labels) or 0.0
+        parts = [self.server.metrics] if self.device is None else [self.server.metrics, self.device.metrics]
+        return next(filter(None, (part.registry.get_sample_value(name, labels) for part in parts)), 0.0)
 
     def items(self, modality: str) -> dict[str, float]:
         """Returns a modality's item counts: accepted, in_flight, and each outcome."""
@@ -71,17 +83,50 @@ def settings(**overrides: Any) -> Settings:
 async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> AsyncIterator[RunningServer]:
     """Runs a server for the length of the block."""
     encoder = encoder or FakeEncoder()
-    server = Server(settings(**overrides), lambda _: encoder)
-    await server.start()
-    await server.load()
-    encoder.batches.clear()  # those of the warm-up
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+    async with AsyncExitStack() as life:
+        device, server = None, Server(settings(**overrides), lambda _: encoder)
+        if shape == FRONTS:
+            device, path = await life.enter_async_context(running_device(encoder, **overrides))
+            server = front(encoder, path, **overrides)
+        await server.start()
+        await server.load()
+        encoder.batches.clear()  # those of the warm-up
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            try:
+                yield RunningServer(server, encoder, channel, pb_grpc.AlignServiceStub(channel), device)
+            finally:
+                encoder.gate.set()
+                await server.drain(0.0)
+                await server.stop(5.0)
+
+
+def front(encoder: FakeEncoder, path: str, **overrides: Any) -> FrontServer:
+    """Returns a front that prepares inputs as the encoder does, for the device at a path."""
+    return FrontServer(settings(**overrides), path, load_reader=lambda *_: encoder)
+
+
+@asynccontextmanager
+async def running_device(encoder: FakeEncoder, **overrides: Any) -> AsyncIterator[tuple[Device, str]]:
+    """Runs a device for the length of the block; also yields the path of its socket."""
+    is_ready = asyncio.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/device"
+
+        def announce(event: str, **_: object) -> None:
+            if event == "ready":
+                is_ready.set()
+
+        device = Device(settings(**overrides), lambda _: encoder, path, announce, lambda _: None)
+        serving = asyncio.ensure_future(device.run())
+        await asyncio.wait(
+            [serving, asyncio.ensure_future(is_ready.wait())], return_when=asyncio.FIRST_COMPLETED
+        )
         try:
-            yield RunningServer(server, encoder, channel, pb_grpc.AlignServiceStub(channel))
+            yield device, path
         finally:
-            encoder.gate.set()
-            await server.drain(0.0)
-            await server.stop(5.0)
+            serving.cancel()
+            await asyncio.wait([serving])
+            await device.stop(5.0)
 
 
 _SERVER_WITH_ENCODER = """

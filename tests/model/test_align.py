@@ -136,7 +136,9 @@ def test_lanes_run_at_once(mini, photos):
     """Concurrent forwards on two lanes give the same results as on one."""
     encoder = mini.encoder
     images = [encoder.preprocess_image(photo) for photo in photos.values()]
-    texts = [encoder.tokenize(text, truncate=False).token_ids for text in ("a cat", "a photo of a dog", "rocket")]
+    texts = [
+        encoder.tokenize(text, truncate=False).token_ids for text in ("a cat", "a photo of a dog", "rocket")
+    ]
     expected = encoder.encode_images(images), encoder.encode_texts(texts)
 
     with ThreadPoolExecutor(2, initializer=encoder.enter_lane) as lanes:

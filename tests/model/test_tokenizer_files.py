@@ -136,7 +136,10 @@ def assert_equal_to_transformers(encoder: AlignEncoder, folder: Path) -> None:
 
     assert [list(text.input_ids) for text in texts] == expected
     np.testing.assert_allclose(
-        l2_normalize(encoder.encode_texts([text.token_ids for text in texts])), l2_normalize(np.stack(embeds)), rtol=0, atol=1e-5
+        l2_normalize(encoder.encode_texts([text.token_ids for text in texts])),
+        l2_normalize(np.stack(embeds)),
+        rtol=0,
+        atol=1e-5,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 from alignserve_server.model.checkpoint_files import Json
 from alignserve_server.model.encoder import ImageInput, PixelValues, TokenizedText
@@ -12,6 +13,8 @@ from alignserve_server.model.preprocessing.decode import IMAGE_FORMATS, ImageDec
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
+
+NewPixels: TypeAlias = Callable[[tuple[int, ...]], PixelValues]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,10 @@ class InputSpec:
 class SpecReader:
     """Prepares inputs as an `Encoder` of the same checkpoint does; safe to call from several threads."""
 
-    def __init__(self, spec: InputSpec, limits: InputLimits) -> None:
+    def __init__(self, spec: InputSpec, limits: InputLimits, new_pixels: NewPixels) -> None:
+        """Prepares nothing yet; `new_pixels` returns the uninitialized array of a shape for an image."""
         self._images = limits.image_preprocessor(spec.image_processor)
+        self._images.new_pixels = new_pixels
         self._texts = TextTokenizer.of(spec, max_bytes=limits.max_text_bytes)
 
     def preprocess_image(self, image: ImageInput) -> PixelValues:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.batching.backend import AdmissionRequest, PreparedItem
+from alignserve_server.batching.backend import AdmissionRequest, PreparedItems
 from alignserve_server.batching.fair_queue import Flow
-from alignserve_server.batching.queue import Embedded
-from alignserve_server.errors import ModelLoading
-from alignserve_server.fronts.front import FrontBackend
-from alignserve_server.model.encoder import ModelInfo
+from alignserve_server.batching.request import Embedded
+from alignserve_server.fronts.front import DeviceGone, FrontBackend
+from alignserve_server.model.encoder import ModelInfo, PixelValues
 from alignserve_server.observability.batch_report import BatchReport
 from alignserve_server.observability.logs import get_logger
 
@@ -24,7 +23,7 @@ _RETRY_SECONDS = 0.05  # while the device process starts, which takes seconds
 
 
 class DeviceLink:
-    """An `InferenceBackend`. While no device process is connected, calls fail with MODEL_LOADING."""
+    """An `InferenceBackend`. While no device process is connected, calls fail with `DeviceGone`."""
 
     def __init__(
         self,
@@ -45,7 +44,7 @@ class DeviceLink:
         self.state = "loading"  # of the device process
         self._connection: FrontBackend | None = None
         self._first: FrontBackend  # its model is the one that this process serves
-        self._admitted_by: dict[int, FrontBackend] = {}  # by reservation
+        self._admitted_by: dict[int, FrontBackend] = {}  # by reservation that has not been embedded
 
     async def connect(self) -> bytes:
         """Waits until a device process is ready; returns its greeting."""
@@ -79,7 +78,7 @@ class DeviceLink:
         return self._first.info
 
     async def admit(self, reservation: int, request: AdmissionRequest) -> None:
-        """Takes room; see `InferenceBackend`. Raises `ModelLoading` too."""
+        """Takes room; see `InferenceBackend`. Raises `DeviceGone` too."""
         connection = self._connected()
         await connection.admit(reservation, request)
         self._admitted_by[reservation] = connection
@@ -89,9 +88,9 @@ class DeviceLink:
         connection = self._connection
         return None if connection is None else connection.look_up(modality, key)
 
-    async def embed(self, reservation: int, items: Sequence[PreparedItem]) -> Sequence[Embedded]:
-        """Embeds items; see `InferenceBackend`. Raises `ModelLoading` too."""
-        return await self._admitted_by[reservation].embed(reservation, items)
+    async def embed(self, reservation: int, items: PreparedItems) -> Embedded:
+        """Embeds items; see `InferenceBackend`. Raises `DeviceGone` too."""
+        return await self._admitted_by.pop(reservation).embed(reservation, items)
 
     def release(self, reservation: int, *, is_served: bool = True) -> None:
         """Frees what is left of a reservation; see `InferenceBackend`."""
@@ -100,12 +99,17 @@ class DeviceLink:
             connection.release(reservation, is_served=is_served)
 
     async def check_not_crowded(self, flow: Flow) -> None:
-        """Returns if texts would soon get room; see `InferenceBackend`. Raises `ModelLoading` too."""
+        """Returns if texts would soon get room; see `InferenceBackend`. Raises `DeviceGone` too."""
         await self._connected().check_not_crowded(flow)
+
+    def new_pixels(self, shape: tuple[int, ...]) -> PixelValues:
+        """Returns an uninitialized array for an image, shared with the device if possible. Thread-safe."""
+        connection = self._connection
+        return np.empty(shape, np.uint8) if connection is None else connection.new_pixels(shape)
 
     def _connected(self) -> FrontBackend:
         if self._connection is None:
-            raise ModelLoading("the model is loading; retry after the delay", retry_delay_seconds=1.0)
+            raise DeviceGone()
         return self._connection
 
     async def _next_connection(self) -> FrontBackend:

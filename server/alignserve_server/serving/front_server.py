@@ -14,7 +14,7 @@ from alignserve_server.observability.metrics import Part
 from alignserve_server.serving.device_link import DeviceLink
 from alignserve_server.serving.loaded_model import InputSide, watchdog_of
 from alignserve_server.serving.process import Announce, TellState
-from alignserve_server.serving.reading import load_reader
+from alignserve_server.serving.reading import LoadReader, load_reader
 from alignserve_server.serving.server import CallServer, run_server
 from alignserve_server.serving.watchdog import Watchdog
 from alignserve_server.settings import Settings
@@ -64,15 +64,18 @@ class FrontServer(CallServer):
         device_path: str,
         announce: Announce | None = None,
         tell_state: TellState = lambda _: None,
+        load_reader: LoadReader = load_reader,
     ) -> None:
         """Opens no port yet; `device_path` is the device process's socket."""
         super().__init__(settings, announce, tell_state)
+        self._load_reader = load_reader
         self._link = DeviceLink(device_path, self._tracing.note_batch, self._follow_device)
 
     async def _open_model(self) -> _RemoteModel:
         """Waits for the device process, and learns from it how inputs are prepared."""
         greeting = await self._link.connect()
-        reader = await in_daemon_thread(partial(load_reader, self._settings, greeting))
+        load = partial(self._load_reader, self._settings, greeting, self._link.new_pixels)
+        reader = await in_daemon_thread(load)
         inputs = InputSide.start(self._settings, reader, self._link, self._observer)
         watchdog = watchdog_of(self._settings, [inputs.watched()], self._readiness, self.metrics)
         return _RemoteModel(self._link, inputs, watchdog)
