@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -26,6 +27,7 @@ from alignserve_server.serving.front_server import FrontServer
 from alignserve_server.serving.server import CallServer, Server
 from alignserve_server.settings import Settings
 from google.rpc import error_details_pb2, status_pb2
+from prometheus_client.parser import text_string_to_metric_families
 
 
 async def until(condition: Callable[[], object | Awaitable[object]]) -> None:
@@ -106,11 +108,13 @@ def front(encoder: FakeEncoder, path: str, **overrides: Any) -> FrontServer:
 
 
 @asynccontextmanager
-async def running_device(encoder: FakeEncoder, **overrides: Any) -> AsyncIterator[tuple[Device, str]]:
-    """Runs a device for the length of the block; also yields the path of its socket."""
+async def running_device(
+    encoder: FakeEncoder, path: str | None = None, **overrides: Any
+) -> AsyncIterator[tuple[Device, str]]:
+    """Runs a device for the length of the block; also yields the path of its socket, by default a new one."""
     is_ready = asyncio.Event()
     with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/device"
+        path = path or f"{folder}/device"
 
         def announce(event: str, **_: object) -> None:
             if event == "ready":
@@ -203,6 +207,24 @@ async def server_process(
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+Page = dict[tuple[str, str | None], float]
+
+
+async def metrics_page(port: int) -> Page:
+    """Returns /metrics of a server with several processes, summed by name and worker."""
+
+    def read() -> str:
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+            return response.read().decode()
+
+    page: Page = {}
+    for family in text_string_to_metric_families(await asyncio.to_thread(read)):
+        for sample in family.samples:
+            key = sample.name, sample.labels.get("worker")
+            page[key] = page.get(key, 0.0) + sample.value
+    return page
 
 
 def connect(port: int) -> grpc.aio.Channel:

@@ -77,6 +77,7 @@ class Device:
         self._metrics_server: WSGIServer | None = None
         self._model: RunningModel | None = None
         self._fronts: DeviceServer | None = None
+        self._is_stopped = False
 
     async def run(self) -> None:
         """Loads the model and serves fronts; returns when only another process can.
@@ -109,7 +110,13 @@ class Device:
                 await asyncio.wait_for(self._fronts.fronts_gone(), patience)
 
     async def stop(self, timeout_seconds: float) -> None:
-        """Disconnects fronts and stops the lanes, waiting at most the timeout for running batches."""
+        """Disconnects fronts and stops the lanes, waiting at most the timeout for running batches.
+
+        Has no effect if it is stopped already.
+        """
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         self._readiness.enter(State.STOPPING)
         _log.info("stopping")
         if self._fronts is not None:
