@@ -162,13 +162,18 @@ class ServerProcess:
 
     async def event(self, name: str) -> dict[str, Any]:
         """Reads the log up to an event and returns it."""
+        return (await self.events(name))[-1]
+
+    async def events(self, last: str) -> list[dict[str, Any]]:
+        """Reads the log up to an event and returns all events that it read."""
         assert self.process.stderr is not None
+        events: list[dict[str, Any]] = []
         while line := await self.process.stderr.readline():
-            event: dict[str, Any] = json.loads(line)
-            self.port = event.get("port", self.port)
-            if event["event"] == name:
-                return event
-        raise AssertionError(f"the server ended before {name!r}")
+            events.append(json.loads(line))
+            self.port = events[-1].get("port", self.port)
+            if events[-1]["event"] == last:
+                return events
+        raise AssertionError(f"the server ended before {last!r}")
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and returns the exit code."""

@@ -103,6 +103,7 @@ class Device:
 
     async def drain(self) -> None:
         """Waits until the fronts have left, which they do when their calls are answered."""
+        _log.info("draining")
         self._readiness.enter(State.DRAINING)
         patience = self._settings.drain_delay_seconds + self._settings.shutdown_grace_seconds + _LATE_SECONDS
         if self._fronts is not None:
