@@ -70,7 +70,9 @@ async def test_messages_of_one_iteration_leave_together(sockets: tuple[socket.so
     here.wire.close()
 
 
-async def test_a_message_larger_than_all_buffers_arrives(sockets: tuple[socket.socket, socket.socket]) -> None:
+async def test_a_message_larger_than_all_buffers_arrives(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
     """Those behind it follow in order, and the wire still works afterwards."""
     here, there = map(End, sockets)
     large = bytes(range(256)) * 20_000
