@@ -48,7 +48,9 @@ def encoder(load) -> AlignEncoder:
 
 def embed(encoder: AlignEncoder, inputs: list) -> np.ndarray:
     if isinstance(inputs[0], str):
-        return l2_normalize(encoder.encode_texts([encoder.tokenize(text, truncate=True).token_ids for text in inputs]))
+        return l2_normalize(
+            encoder.encode_texts([encoder.tokenize(text, truncate=True).token_ids for text in inputs])
+        )
     return l2_normalize(encoder.encode_images([encoder.preprocess_image(content) for content in inputs]))
 
 

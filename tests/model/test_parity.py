@@ -26,7 +26,9 @@ def embed_images(encoder, contents):
 
 
 def embed_texts(encoder, texts):
-    return l2_normalize(encoder.encode_texts([encoder.tokenize(text, truncate=True).token_ids for text in texts]))
+    return l2_normalize(
+        encoder.encode_texts([encoder.tokenize(text, truncate=True).token_ids for text in texts])
+    )
 
 
 def test_image_embeddings_equal_the_reference(pair, photos):

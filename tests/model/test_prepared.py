@@ -63,7 +63,9 @@ def run_without_torch(program: str, *arguments: object) -> subprocess.CompletedP
 def embed(encoder) -> np.ndarray:
     """Returns embeddings of the photos and some texts, not normalized."""
     images = [encoder.preprocess_image(path.read_bytes()) for path in sorted(PHOTOS.glob("*.jpg"))]
-    texts = [encoder.tokenize(text, truncate=True).token_ids for text in ("a cat", "a photo of the dogs", "rocket")]
+    texts = [
+        encoder.tokenize(text, truncate=True).token_ids for text in ("a cat", "a photo of the dogs", "rocket")
+    ]
     return np.concatenate([encoder.encode_images(images), encoder.encode_texts(texts)])
 
 

@@ -49,6 +49,7 @@ from alignserve_server.rpc.servicer import add_api_to
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.serving.loaded_model import LoadedModel
 from alignserve_server.serving.loading import LoadEncoder, load_warm
+from alignserve_server.serving.process import EXIT_UNRECOVERABLE
 from alignserve_server.serving.signals import received_signals, signal_during
 from alignserve_server.settings import Settings, is_loopback
 
@@ -56,8 +57,6 @@ if TYPE_CHECKING:  # its packages are an extra
     from alignserve_server.http.door import HttpDoor
 
 _log = get_logger(__name__)
-
-EXIT_UNRECOVERABLE = 3
 
 Announce = Callable[..., object]  # takes an event and its fields, as the log does
 TellState = Callable[[str], object]  # takes one of `metrics.STATES`

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.preprocess_pool import PreprocessPool
+from alignserve_server.host.waiting import first_of
+from alignserve_server.model.encoder import DeviceLost
 from alignserve_server.observability.logs import get_logger
 from alignserve_server.observability.metrics import Metrics
 
@@ -74,11 +76,14 @@ class Watchdog:
         self._stalled_since = math.inf
 
     async def run(self) -> None:
-        """Watches; returns when a stall is unrecoverable and the process must be restarted."""
+        """Watches; returns when a stall is unrecoverable, or the device is lost: a new process is needed."""
         interval_seconds = self._policy.interval_seconds
         while not self._is_unrecoverable():
             before = self._clock()
-            await asyncio.sleep(interval_seconds)
+            await first_of(asyncio.sleep(interval_seconds), self._batcher.device_lost.wait())
+            if self._batcher.device_lost.is_set():
+                self._readiness.enter(State.STALLED)
+                return
             self._metrics.event_loop_lag.set(max(0.0, self._clock() - before - interval_seconds))
             self._metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             stall = await self._stall()
@@ -134,4 +139,6 @@ class Watchdog:
         error, self._probing = self._probing.exception(), None
         if error is None:
             self._batcher.failed_batches = 0
+        elif isinstance(error, DeviceLost):
+            self._batcher.lose_device(error)
         return error is None
