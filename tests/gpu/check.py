@@ -37,11 +37,11 @@ class Check:
         """The folder of the checkpoint, which the first step writes."""
         return self.work / ("tiny" if self.is_pretended else "align-base")
 
-    def cuda(self) -> AbstractContextManager[None]:
+    def cuda(self) -> AbstractContextManager[object]:
         """Returns the context in which `device="cuda"` works."""
         if not self.is_pretended:
             return nullcontext()
-        from tests.gpu.pretended_cuda import pretended_cuda  # imports torch, which few steps need
+        from tests.pretended_cuda import pretended_cuda  # imports torch, which few steps need
 
         return pretended_cuda()
 

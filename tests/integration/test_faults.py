@@ -20,6 +20,10 @@ from tests.integration.serving import (
     until,
 )
 
+_LOST_DEVICE = """
+    def encode_texts(self, batch):
+        from alignserve_server.model.encoder import DeviceLost
+        raise DeviceLost("CUDA error: misaligned address")"""
 _QUICK = ("--stall-timeout-seconds", "0.2", "--log-level", "info")
 
 
@@ -119,6 +123,38 @@ async def test_a_permanently_failed_device_ends_the_process() -> None:
             reasons = {(await refused(stub.EmbedText(text_request(f"t {i}")))).reason for i in range(8)}
 
         assert reasons == {"INFERENCE_FAILED"}
+        assert await process.wait() == EXIT_UNRECOVERABLE
+
+
+@pytest.mark.parametrize("warms_up", [False, True], ids=["while serving", "while loading"])
+async def test_a_lost_device_ends_the_process_at_once(warms_up: bool) -> None:
+    """A CUDA fault lasts as long as its process, so nothing is gained by waiting for a stall's limits."""
+    async with server_process(encoder=_LOST_DEVICE, warms_up=warms_up) as process:
+        if not warms_up:
+            await process.event("ready")
+            async with connect(process.port) as channel:
+                stub = pb_grpc.AlignServiceStub(channel)
+                error = await refused(stub.EmbedText(text_request("a")))
+            assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")
+        lost = await process.event("device_lost")
+
+        assert lost["reason"] == "CUDA error: misaligned address"
+        assert await process.wait() == EXIT_UNRECOVERABLE
+
+
+async def test_a_probe_that_finds_the_device_lost_ends_the_process() -> None:
+    """Errors that may be the inputs' fault are probed; the probe shows that they are not."""
+    broken = f"""
+    def encode_texts(self, batch): raise RuntimeError
+    {_LOST_DEVICE.replace("texts", "images")}"""
+    async with server_process(*_QUICK, encoder=broken, warms_up=False) as process:
+        await process.event("ready")
+        async with connect(process.port) as channel:
+            stub = pb_grpc.AlignServiceStub(channel)
+            for number in range(8):
+                await refused(stub.EmbedText(text_request(f"t {number}")))
+
+        assert await process.event("device_lost")
         assert await process.wait() == EXIT_UNRECOVERABLE
 
 

@@ -139,7 +139,7 @@ def _ask(process: Any) -> tuple[float, int]:
 
 
 async def _device(path: str, profiled: str) -> None:
-    device, batcher = new_device(
+    device, _ = new_device(
         InstantEncoder(),
         limits=QueueLimits(1024, 256 << 20),
         cache_bytes=CacheBytes(0, 64 << 20),
@@ -147,7 +147,7 @@ async def _device(path: str, profiled: str) -> None:
     )
     await device.start(path)
     print("ready", flush=True)
-    profile = cProfile.Profile()
+    profile = cProfile.Profile(time.process_time)
     if int(profiled):
         profile.enable()
     await _report(lambda: 0)

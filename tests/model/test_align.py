@@ -16,7 +16,6 @@ import torch
 from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
 from alignserve_server.model.encoder import OutOfDeviceMemory
-from alignserve_server.model.runtimes.out_of_memory import memory_errors
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.model
@@ -190,21 +189,3 @@ def test_too_large_a_batch_is_out_of_memory(mini):
         mini.encoder.encode_images(batch)
 
     assert np.isfinite(mini.encoder.encode_images([pixels])).all()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("CUDA error: out of memory"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."
-        ),
-        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
-    ],
-    ids=["cuda", "pinned", "linux", "windows"],
-)
-def test_every_way_to_run_out_of_memory_is_one_error(error):
-    """torch's various errors become the one that the scheduler handles."""
-    with pytest.raises(OutOfDeviceMemory), memory_errors():
-        raise error

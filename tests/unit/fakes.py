@@ -7,18 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import numpy as np
 from alignserve_server.batching.admission import QueueLimits
-from alignserve_server.batching.batcher import Batcher
+from alignserve_server.batching.batcher import Batcher, Items
 from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
 from alignserve_server.batching.local_backend import CacheBytes, LocalBackend
 from alignserve_server.batching.observer import BatchObserver
 from alignserve_server.batching.preprocessor import Preprocessor
 from alignserve_server.batching.queue import Entry
-from alignserve_server.model.encoder import Embeddings, PixelValues, TokenIds, TokenizedText
+from alignserve_server.batching.request import Answer, Embedded
+from alignserve_server.model.encoder import TOKEN_BYTES, Embeddings, PixelValues, TokenIds, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 
 _TIMEOUT_SECONDS = 30.0  # reached only by a failing test
@@ -84,6 +86,43 @@ def entry(
 ) -> Entry:
     """Builds an entry that no caller waits for."""
     return Entry(name, length, size_bytes, enqueue_time, flow)
+
+
+def submit(
+    batcher: Batcher, encoder: FakeEncoder, *contents: bytes | str, **options: Any
+) -> asyncio.Future[Embedded]:
+    """Submits images (bytes) or texts as one request; cancelling the future of its answer withdraws it."""
+    answer: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
+    is_text = isinstance(contents[0], str)
+    payloads = [_payload(encoder, content) for content in contents]
+    keys = [content.encode() if isinstance(content, str) else content for content in contents]
+    lengths = [len(payload) // TOKEN_BYTES if is_text else 1 for payload in payloads]
+    items = Items(payloads, lengths, [len(content) for content in contents], keys)
+    request = batcher.submit("text" if is_text else "image", items, partial(_set, answer), **options)
+    answer.add_done_callback(lambda _: batcher.withdraw(request))
+    return answer
+
+
+def submit_each(
+    batcher: Batcher, encoder: FakeEncoder, *contents: bytes | str, **options: Any
+) -> list[asyncio.Future[Embedded]]:
+    """Submits each item as a request of its own."""
+    return [submit(batcher, encoder, content, **options) for content in contents]
+
+
+def _payload(encoder: FakeEncoder, content: bytes | str) -> Any:  # Any: pixels or token ids
+    if isinstance(content, bytes):
+        return encoder.preprocess_image(content)
+    return encoder.tokenize(content, truncate=False).token_ids
+
+
+def _set(future: asyncio.Future[Embedded], answer: Answer) -> None:
+    if future.cancelled():
+        return
+    if isinstance(answer, Embedded):
+        future.set_result(answer)
+    else:
+        future.set_exception(answer)
 
 
 def names(entries: Sequence[Entry]) -> list[Any]:

@@ -50,9 +50,8 @@ class _Usage:
     items: int = 0
     size_bytes: int = 0
 
-    def add(self, items: int, size_bytes: int) -> None:
-        self.items += items
-        self.size_bytes += size_bytes
+
+_NO_USAGE = _Usage()
 
 
 @dataclass(slots=True)
@@ -62,16 +61,23 @@ class _CallerClass(_Usage):
     by_flow: dict[Flow, _Usage] = field(default_factory=dict)
 
     def of(self, flow: Flow) -> _Usage:
-        return self.by_flow.get(flow) or _Usage()
+        return self.by_flow.get(flow, _NO_USAGE)
 
     def enter(self, flow: Flow, items: int, size_bytes: int) -> None:
-        self.add(items, size_bytes)
-        self.by_flow.setdefault(flow, _Usage()).add(items, size_bytes)
+        self.items += items
+        self.size_bytes += size_bytes
+        usage = self.by_flow.get(flow)
+        if usage is None:
+            usage = self.by_flow[flow] = _Usage()
+        usage.items += items
+        usage.size_bytes += size_bytes
 
     def leave(self, flow: Flow, items: int, size_bytes: int) -> None:
-        self.add(-items, -size_bytes)
+        self.items -= items
+        self.size_bytes -= size_bytes
         usage = self.by_flow[flow]
-        usage.add(-items, -size_bytes)
+        usage.items -= items
+        usage.size_bytes -= size_bytes
         if usage.items == usage.size_bytes == 0:
             del self.by_flow[flow]
 
@@ -155,17 +161,20 @@ class AdmissionController:
             raise self._full()
 
     def _enter(self, owner: _CallerClass, flow: Flow, items: int, size_bytes: int) -> None:
-        self._total.add(items, size_bytes)
+        self._total.items += items
+        self._total.size_bytes += size_bytes
         owner.enter(flow, items, size_bytes)
         self._drain_rate.enter(items)
         self._on_change(flow.caller, items)
 
     def _leave(self, owner: _CallerClass, flow: Flow, items: int, size_bytes: int, *, served: bool) -> None:
-        self._total.add(-items, -size_bytes)
+        self._total.items -= items
+        self._total.size_bytes -= size_bytes
         owner.leave(flow, items, size_bytes)
         self._drain_rate.leave(items, served=served)
         self._on_change(flow.caller, -items)
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def _stop_waiting(self, reservation: Reservation) -> None:
         if self._waiting.discard(reservation):

@@ -28,10 +28,13 @@ from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.request import NO_ROOM, Answer, BatchResult, Request, Room, Run
 from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.batching.shared_scheduler import SharedScheduler
-from alignserve_server.errors import ExpiredInQueue, ServingError, ShuttingDown
+from alignserve_server.errors import ExpiredInQueue, ModelStalled, ServingError, ShuttingDown
 from alignserve_server.modality import MODALITIES
-from alignserve_server.model.encoder import Encoder
+from alignserve_server.model.encoder import DeviceLost, Encoder
 from alignserve_server.observability.batch_report import BatchReport
+from alignserve_server.observability.logs import get_logger
+
+_log = get_logger(__name__)
 
 
 class Items(NamedTuple):
@@ -76,10 +79,13 @@ class Batcher:
         self._entries: dict[str, dict[bytes, Entry]] = {modality: {} for modality in MODALITIES}
         self._requests: dict[Request, Sequence[Entry]] = {}  # until they are done, and their items' entries
         self._is_waking = False
+        self.device_lost = asyncio.Event()  # set once no batch can run anymore
         self.failed_batches = 0  # consecutive batches in which no entry succeeded
-        listener = _OnLoop(self._on_loop, self._release_room, self._deliver, on_widened, observer)
+        listener = _OnLoop(
+            self._on_loop, self._release_room, self._deliver, self.lose_device, on_widened, observer
+        )
         self._lanes = [Lane(number, encoder, self._scheduler, listener, clock) for number in range(lanes)]
-        self._make_visible()
+        self._make_visible(lanes if encoder.has_parallel_lanes else 1)
 
     @property
     def has_dead_lane(self) -> bool:
@@ -121,7 +127,8 @@ class Batcher:
 
         The answer is an error as soon as one of the items has one, and the others leave the queue:
         `ExpiredInQueue` if `deadline` (in the loop's time) passes while an item waits, `InferenceFailed` if
-        the model fails on one, and, before this returns, `ShuttingDown` if the lanes would never run them.
+        the model fails on one, and, before this returns, `ShuttingDown` or `ModelStalled` if no lane would
+        ever run them.
 
         Args:
             modality: Of the items.
@@ -142,7 +149,9 @@ class Batcher:
             room=room,
             reservation=reservation,
         )
-        if self._scheduler.is_stopping:
+        if self.device_lost.is_set():
+            self._answer(request, _device_lost())
+        elif self._scheduler.is_stopping:
             self._answer(request, ShuttingDown())
         else:
             self._requests[request] = self._enter(request, items)
@@ -171,6 +180,13 @@ class Batcher:
         for entry in entries:
             for request, _ in entry.places():
                 self._answer(request, error())
+
+    def lose_device(self, error: DeviceLost) -> None:
+        """Fails all entries and refuses more: only a new process can use the device. Logs the first error."""
+        if not self.device_lost.is_set():
+            self.device_lost.set()
+            _log.error("device_lost", reason=str(error).partition("\n")[0])
+            self.give_up(_device_lost)
 
     def _enter(self, request: Request, items: Items) -> list[Entry]:
         """Queues an entry for each item, or shares that with its content; returns them in order."""
@@ -261,7 +277,9 @@ class Batcher:
         for request, sizes in freed.items():
             request.room.release(len(sizes), sum(sizes))
 
-    def _deliver(self, batch: Batch, outcome: Outcome, run: Run, seconds: float) -> None:
+    def _deliver(
+        self, batch: Batch, outcome: Outcome, run: Run, seconds: float, device_seconds: float
+    ) -> None:
         """Hands the outcome of a batch to its requests, once it is counted."""
         self._forget(batch.modality, batch.entries)
         parts = _parts(batch.entries)
@@ -269,7 +287,8 @@ class Batcher:
         has_succeeded = len(outcome.errors) < len(batch.entries)
         self.failed_batches = 0 if has_succeeded else self.failed_batches + 1
         try:
-            self._observer.batch_ended(_report(batch, parts, seconds, has_succeeded=has_succeeded))
+            report = _report(batch, parts, seconds, device_seconds, has_succeeded=has_succeeded)
+            self._observer.batch_ended(report)
         finally:
             for row, error in outcome.errors.items():
                 for request, _ in batch.entries[row].places():
@@ -284,8 +303,8 @@ class Batcher:
             self._leave(request)
             self._answer(request, error.again())
 
-    def _make_visible(self) -> None:
-        self._observer.has_lanes(len(self._lanes))
+    def _make_visible(self, concurrent_batches: int) -> None:
+        self._observer.has_lanes(concurrent_batches)
         for modality, observer in self._observers.items():
             observer.watch_queue(
                 partial(self._scheduler.waiting, modality), partial(self._scheduler.waiting_bytes, modality)
@@ -298,7 +317,8 @@ class _OnLoop:
 
     run: Callable[..., None]  # runs a callback with its arguments on the event loop
     release_room: Callable[[Batch], None]
-    deliver: Callable[[Batch, Outcome, Run, float], None]
+    deliver: Callable[[Batch, Outcome, Run, float, float], None]
+    lose_device: Callable[[DeviceLost], None]
     on_widened: Callable[[str, int], object]
     observer: BatchObserver
 
@@ -308,8 +328,13 @@ class _OnLoop:
     def batch_split(self, reason: SplitReason) -> None:
         self.observer.batch_split(reason)
 
-    def batch_ended(self, batch: Batch, outcome: Outcome, run: Run, seconds: float) -> None:
-        self.run(self.deliver, batch, outcome, run, seconds)
+    def batch_ended(
+        self, batch: Batch, outcome: Outcome, run: Run, seconds: float, device_seconds: float
+    ) -> None:
+        self.run(self.deliver, batch, outcome, run, seconds, device_seconds)
+
+    def device_lost(self, error: DeviceLost) -> None:
+        self.run(self.lose_device, error)
 
     def widened(self, modality: str, size: int) -> None:
         self.run(self.on_widened, modality, size)
@@ -337,7 +362,13 @@ def _parts(entries: Sequence[Entry]) -> _Parts:
     return parts
 
 
-def _report(batch: Batch, requests: Iterable[Request], seconds: float, *, has_succeeded: bool) -> BatchReport:
+def _device_lost() -> ModelStalled:
+    return ModelStalled("the device has failed; retry on another server", retry_delay_seconds=1.0)
+
+
+def _report(
+    batch: Batch, requests: Iterable[Request], seconds: float, device_seconds: float, *, has_succeeded: bool
+) -> BatchReport:
     entries, start = batch.entries, batch.start_time
     waiting_since = {
         request.reservation: min(request.enqueue_time, start) for request in requests if request.reservation
@@ -346,6 +377,7 @@ def _report(batch: Batch, requests: Iterable[Request], seconds: float, *, has_su
         batch.modality,
         start,
         seconds,
+        device_seconds,
         [start - entry.enqueue_time for entry in entries],
         padding_ratio(entries) if batch.modality == "text" else None,
         has_succeeded,

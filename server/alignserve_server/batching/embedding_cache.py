@@ -55,12 +55,12 @@ class EmbeddingCache:
         values = embeddings.tobytes()
         size = len(values) // len(keys)
         with self._lock:
-            for position, key in enumerate(keys):
+            cached = self._embeddings
+            for start, key in zip(range(0, len(values), size), keys, strict=True):
                 entry_size = len(key) + size + _OVERHEAD_BYTES
-                if key in self._embeddings or entry_size > self._max_bytes:
-                    continue
-                self._embeddings[key] = values[position * size : (position + 1) * size]
-                self._bytes += entry_size
-                while self._bytes > self._max_bytes:
-                    oldest, value = self._embeddings.popitem(last=False)
-                    self._bytes -= len(oldest) + len(value) + _OVERHEAD_BYTES
+                if key not in cached and entry_size <= self._max_bytes:
+                    cached[key] = values[start : start + size]
+                    self._bytes += entry_size
+            while self._bytes > self._max_bytes:
+                oldest, value = cached.popitem(last=False)
+                self._bytes -= len(oldest) + len(value) + _OVERHEAD_BYTES

@@ -16,7 +16,7 @@ from alignserve_server.batching.request import Run
 from alignserve_server.batching.scheduler import Batch
 from alignserve_server.batching.shared_scheduler import SharedScheduler
 from alignserve_server.errors import InferenceFailed, ServingError
-from alignserve_server.model.encoder import Encoder, OutOfDeviceMemory, has_direction
+from alignserve_server.model.encoder import DeviceLost, Encoder, OutOfDeviceMemory, has_direction
 from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
@@ -48,8 +48,17 @@ class LaneListener(Protocol):
         """Entries have failed together and will run again in halves."""
         ...
 
-    def batch_ended(self, batch: Batch, outcome: Outcome, run: Run, seconds: float) -> None:
-        """A batch has run; each of its entries has an embedding or an error."""
+    def batch_ended(
+        self, batch: Batch, outcome: Outcome, run: Run, seconds: float, device_seconds: float
+    ) -> None:
+        """A batch has run; each of its entries has an embedding or an error.
+
+        It took `seconds` in the lane, and `device_seconds` of these on the device.
+        """
+        ...
+
+    def device_lost(self, error: DeviceLost) -> None:
+        """The device has failed for good, and the lane has ended. Its batch has no outcome."""
         ...
 
     def widened(self, modality: str, size: int) -> None:
@@ -79,12 +88,14 @@ class Lane:
         """
         self._number = number
         self._runs = 0  # batches so far
+        self._device_seconds = 0.0  # of the running batch
         self._encode: dict[str, Callable[[Sequence[Any]], NDArray[np.float32]]] = {
             "image": encoder.encode_images,
             "text": encoder.encode_texts,
         }
         self._dimension = encoder.info.embedding_dimension
         self._enter_lane = encoder.enter_lane
+        self._measured_seconds = encoder.device_seconds
         self._scheduler = scheduler
         self._listener = listener
         self._clock = clock
@@ -109,6 +120,8 @@ class Lane:
             self._enter_lane()
             while self._run_next():
                 pass
+        except DeviceLost as error:
+            self._listener.device_lost(error)
         except BaseException as error:  # noqa: BLE001 — if a lane died unnoticed, its callers would wait
             _log.error("lane_died", lane=self._number, exc_info=error)
             self.is_dead = True
@@ -119,11 +132,13 @@ class Lane:
         if batch is None:
             return False
         self._runs += 1
+        self._device_seconds = 0.0
         self._listener.batch_taken(batch)
         outcome = self._execute(batch, batch.entries)
         seconds = self._clock() - batch.start_time
-        wider = self._scheduler.finish(self._number, batch, seconds)
-        self._listener.batch_ended(batch, outcome, (self._number, self._runs), seconds)
+        wider = self._scheduler.finish(self._number, batch, self._device_seconds)
+        run = self._number, self._runs
+        self._listener.batch_ended(batch, outcome, run, seconds, self._device_seconds)
         if wider is not None:
             self._listener.widened(batch.modality, wider)
         return True
@@ -132,6 +147,8 @@ class Lane:
         """Runs entries of a batch; if that fails, runs each half, so that a bad entry fails by itself."""
         try:
             return self._forward(batch.modality, entries)
+        except DeviceLost:
+            raise  # smaller batches and other lanes would fail as well
         except Exception as error:  # noqa: BLE001 — a lane survives any error from the runtime
             reason = self._handle_failure(error, batch.modality, len(entries))
             if len(entries) == 1:
@@ -144,7 +161,7 @@ class Lane:
         return self._execute(batch, entries[:middle]).followed_by(self._execute(batch, entries[middle:]))
 
     def _forward(self, modality: str, entries: list[Entry]) -> Outcome:
-        embeddings = self._encode[modality]([entry.payload for entry in entries])
+        embeddings = self._embed(modality, [entry.payload for entry in entries])
         if len(embeddings) != len(entries):
             raise RuntimeError(f"the encoder returned {len(embeddings)} rows for {len(entries)} entries")
         sound = has_direction(embeddings)
@@ -153,6 +170,16 @@ class Lane:
         what = "the embedding is zero or has values that are not finite"
         unsound = np.flatnonzero(~sound).tolist()
         return Outcome(embeddings, {row: _inference_failed(modality, ValueError(what)) for row in unsound})
+
+    def _embed(self, modality: str, payloads: list[Any]) -> NDArray[np.float32]:
+        """Runs the model and counts its device time, or the duration of the call if it fails."""
+        start, measured = self._clock(), None
+        try:
+            embeddings = self._encode[modality](payloads)
+            measured = self._measured_seconds()
+        finally:
+            self._device_seconds += self._clock() - start if measured is None else measured
+        return embeddings
 
     def _handle_failure(self, error: Exception, modality: str, batch_size: int) -> SplitReason:
         """Lowers the batch limit if memory ran out; returns the reason for the metrics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from alignserve_server.batching.fair_queue import ANONYMOUS, FairQueue, Flow, Priority
@@ -119,9 +119,9 @@ class EntryQueue:
         """Adds an entry to the line of its flow."""
         self.extend([entry])
 
-    def extend(self, entries: Collection[Entry]) -> None:
+    def extend(self, entries: Sequence[Entry]) -> None:
         """Adds entries of one flow, at least one, to its line."""
-        flow = next(iter(entries)).flow
+        flow = entries[0].flow
         self._entries.update(dict.fromkeys(entries))
         self.size_bytes += sum([entry.size_bytes for entry in entries])
         self._lines[flow.priority].extend(flow, entries)

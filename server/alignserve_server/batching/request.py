@@ -57,7 +57,7 @@ NO_ROOM: Final[Room] = _NoRoom()
 class Request:
     """The items of one call and modality, from submission to their common answer.
 
-    Only for the event loop's thread. Once it `is_done` it holds no embeddings: running entries may outlive it.
+    Only for the event loop's thread. Once done it holds no embeddings, since running entries may outlive it.
     """
 
     __slots__ = (

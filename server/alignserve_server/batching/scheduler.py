@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignserve_server.batching.collect import collect
@@ -72,7 +72,7 @@ class _Batching:
         return self.max_batch_size if is_lowered else self.widening.next_size(waiting)
 
     def learn_from(self, batch: Batch, seconds: float) -> bool:
-        """Records how long a batch took; returns whether larger batches have proved faster.
+        """Records the device time of a batch; returns whether larger batches have proved faster.
 
         Raises a lowered limit again after enough full batches.
         """
@@ -105,7 +105,19 @@ class Scheduler:
     entry that several flows want is in the line of each and runs at the first turn that reaches it.
     """
 
-    def __init__(self, policies: Mapping[str, BatchPolicy], max_queue_delay_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        policies: Mapping[str, BatchPolicy],
+        max_queue_delay_seconds: float = 0.0,
+        lanes_per_modality: int | None = None,
+    ) -> None:
+        """Starts empty.
+
+        Args:
+            policies: By modality.
+            max_queue_delay_seconds: How long a free lane waits for more entries.
+            lanes_per_modality: See `Encoder`.
+        """
         self._batching = {modality: _Batching(policy) for modality, policy in policies.items()}
         self._queues = {modality: EntryQueue() for modality in policies}
         self._class_queues = {
@@ -114,6 +126,9 @@ class Scheduler:
             for priority in Priority
         }
         self._max_queue_delay = max_queue_delay_seconds
+        self._lanes_per_modality = math.inf if lanes_per_modality is None else lanes_per_modality
+        self._running = dict.fromkeys(policies, 0)  # batches, by modality
+        self.is_holding_back = False  # whether the queue whose turn it is has all its lanes already
         self._virtual_time = 0.0  # time used by the latest batch's class queue before that batch
 
     def waiting(self, modality: str) -> int:
@@ -132,9 +147,9 @@ class Scheduler:
         """Adds an entry to the line of its flow."""
         self.extend(modality, [entry])
 
-    def extend(self, modality: str, entries: Collection[Entry]) -> None:
+    def extend(self, modality: str, entries: Sequence[Entry]) -> None:
         """Adds entries of one flow, at least one, to its line."""
-        self._level(modality, next(iter(entries)).flow.priority)
+        self._level(modality, entries[0].flow.priority)
         self._queues[modality].extend(entries)
 
     def join(self, modality: str, entry: Entry, flow: Flow) -> bool:
@@ -170,9 +185,15 @@ class Scheduler:
             for each in self._class_queues.values()
             if each.queue and (is_draining or self._due_time(each) <= now)
         ]
+        self.is_holding_back = False
         if not due:
             return None
         class_queue = min(due, key=lambda each: each.used_seconds)
+        if self._running[class_queue.modality] >= self._lanes_per_modality:
+            # The other modality would get more than its share, and another lane would only wait.
+            self.is_holding_back = True
+            return None
+        self._running[class_queue.modality] += 1
         batching = self._batching[class_queue.modality]
         share = math.ceil(len(class_queue.queue) / max(1, idle_lanes))
         entries = collect(class_queue.queue, min(batching.next_size(share), share), batching.policy.overhead)
@@ -183,14 +204,23 @@ class Scheduler:
         return Batch(class_queue.modality, class_queue.priority, entries, now, estimate)
 
     def next_due_time(self) -> float | None:
-        """Returns when an entry held back by `max_queue_delay_seconds` will be due, or None if none waits."""
+        """Returns when an entry held back by `max_queue_delay_seconds` will be due.
+
+        None if no entry waits, or a batch has to end first.
+        """
+        if self.is_holding_back:
+            return None
         times = [self._due_time(each) for each in self._class_queues.values() if each.queue]
         return min(times, default=None)
 
-    def finish(self, batch: Batch, seconds: float) -> bool:
-        """Charges the device time that a batch actually took; returns whether `max_batch_size` has grown."""
-        self._class_queues[batch.modality, batch.priority].charge(seconds - batch.estimated_seconds)
-        return self._batching[batch.modality].learn_from(batch, seconds)
+    def finish(self, batch: Batch, device_seconds: float) -> bool:
+        """Charges the device time that a batch actually took; returns whether `max_batch_size` has grown.
+
+        If lanes take turns on the device, this excludes waiting for the other lanes' batches.
+        """
+        self._running[batch.modality] -= 1
+        self._class_queues[batch.modality, batch.priority].charge(device_seconds - batch.estimated_seconds)
+        return self._batching[batch.modality].learn_from(batch, device_seconds)
 
     def shrink(self, modality: str, failed_size: int) -> int:
         """Lowers the batch limit to half of `failed_size`, which ran out of memory; returns the limit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from alignserve_server.batching.fair_queue import Flow
 from alignserve_server.batching.queue import Entry
@@ -45,7 +45,7 @@ class SharedScheduler:
             started = [batch.start_time for batch in self._running.values()]
         return self._clock() - min(started) if started else 0.0
 
-    def extend(self, modality: str, entries: Collection[Entry]) -> None:
+    def extend(self, modality: str, entries: Sequence[Entry]) -> None:
         """Adds entries of one flow, at least one; call `wake_lanes` afterwards."""
         with self._changed:
             self._scheduler.extend(modality, entries)
@@ -100,11 +100,13 @@ class SharedScheduler:
                 due_time = self._scheduler.next_due_time()
                 self._changed.wait(None if due_time is None else max(0.0, due_time - now))
 
-    def finish(self, lane: int, batch: Batch, seconds: float) -> int | None:
+    def finish(self, lane: int, batch: Batch, device_seconds: float) -> int | None:
         """Charges a batch that a lane has run; returns the new `max_batch_size` if it has grown."""
         with self._changed:
-            has_grown = self._scheduler.finish(batch, seconds)
+            has_grown = self._scheduler.finish(batch, device_seconds)
             del self._running[lane]
+            if self._scheduler.is_holding_back:
+                self._changed.notify()  # the next batch may be another lane's
         return self._scheduler.max_batch_size(batch.modality) if has_grown else None
 
     def shrink(self, modality: str, failed_size: int) -> int:

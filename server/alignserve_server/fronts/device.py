@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import stat
 import weakref
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.batching.backend import PreparedItems
+from alignserve_server.batching.backend import AdmissionRequest, PreparedItems
 from alignserve_server.batching.fair_queue import Flow
 from alignserve_server.batching.local_backend import LocalBackend
 from alignserve_server.batching.request import Embedded
@@ -71,10 +72,11 @@ class DeviceServer:
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def stop(self) -> None:
-        """Closes all connections and removes the socket."""
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
-        self._path.unlink(missing_ok=True)
+        """Closes all connections and removes the socket; no effect if that is done."""
+        if self._listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
         for front in list(self._fronts.values()):
             front.close()
 
@@ -108,14 +110,17 @@ class DeviceServer:
     def _greet(self, connected: socket.socket) -> None:
         """Reads what a front sends first, and its memory."""
         asyncio.get_running_loop().remove_reader(connected)
+        descriptors: list[int] = []
         try:
             data, descriptors, _, _ = socket.recv_fds(connected, messages.HELLO_BYTES, 1)
-            (descriptor,) = descriptors
-            shared = memory.attach(descriptor, messages.decode_hello(data))
+            shared = memory.attach(*descriptors, messages.decode_hello(data))
         except Exception as error:  # noqa: BLE001 — whatever a malformed message provokes
             _log.error("front_refused", reason=f"{type(error).__name__}: {error}")
             connected.close()
             return
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         number = next(self._numbers)
         front = _Front(self._backend, number, connected, shared, partial(self._forget, number))
         self._fronts[number] = front
@@ -132,8 +137,7 @@ class DeviceServer:
 class _Request(NamedTuple):
     """A request that is being embedded."""
 
-    places: Sequence[int]  # for its rows
-    rows_per_place: int
+    rows: Sequence[NDArray[np.float32]]  # where its embeddings go, in parts
     pixels: Sequence[weakref.ref[NDArray[np.uint8]]]  # of images, in the places
 
 
@@ -154,7 +158,7 @@ class _Front:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._dimension = backend.info.embedding_dimension
-        self._reserved: dict[int, str] = {}  # modality by the front's reservation
+        self._reserved: dict[int, AdmissionRequest] = {}  # by the front's reservation
         self._requests: dict[int, _Request] = {}  # by reservation
         self._checks: set[asyncio.Task[None]] = set()
         self._handlers: dict[int, Callable[[memoryview], None]] = {
@@ -173,6 +177,7 @@ class _Front:
         self._leave()
 
     def _leave(self) -> None:
+        self._handlers.clear()  # which have this object: a cycle
         self._requests.clear()
         for reservation in self._reserved:
             self._backend.release(self._prefix | reservation, is_served=False)
@@ -193,7 +198,7 @@ class _Front:
         except ServingError as error:
             self.wire.send(messages.encode_error(messages.REFUSED, reservation, error))
             return
-        self._reserved[reservation] = request.modality
+        self._reserved[reservation] = request
         if turn is None:
             self.wire.send(messages.encode_number(messages.ADMITTED, reservation))
         else:
@@ -211,21 +216,28 @@ class _Front:
             part_tokens, part_sizes = memory.read_texts(self._memory, place, min(per_place, items - at))
             tokens += part_tokens
             sizes += part_sizes
-        request = _Request(places, per_place, ())
+        request = _Request(self._rows(places, per_place, items), ())
         self._submit("text", reservation, PreparedItems.of_texts(tokens, sizes), request)
 
     def _embed_images(self, body: memoryview) -> None:
         images = messages.decode_images(body)
         shape = images.height, images.width, 3
         pixels = [memory.pixels_at(self._memory, place, shape) for place in images.places]
-        request = _Request(images.answer_places, images.rows_per_place, list(map(weakref.ref, pixels)))
+        rows = self._rows(images.answer_places, images.rows_per_place, len(pixels))
+        request = _Request(rows, list(map(weakref.ref, pixels)))
         self._submit("image", images.reservation, PreparedItems(pixels, images.sizes, images.keys), request)
 
+    def _rows(self, places: Sequence[int], per_place: int, count: int) -> list[NDArray[np.float32]]:
+        """Returns the room for that many embeddings in places."""
+        return [
+            memory.rows_at(self._memory, place, min(per_place, count - at), self._dimension)
+            for at, place in zip(range(0, count, per_place), places, strict=True)
+        ]
+
     def _submit(self, modality: str, reservation: int, items: PreparedItems, request: _Request) -> None:
-        if self._reserved.get(reservation) != modality or reservation in self._requests:
-            raise ValueError(f"no {modality} items are admitted under {reservation}")
-        if len(request.places) * request.rows_per_place < len(items.payloads):
-            raise ValueError(f"no room for the answer to {reservation}")
+        admitted, number = self._reserved[reservation], len(items.payloads)
+        if admitted.modality != modality or admitted.items < number or reservation in self._requests:
+            raise ValueError(f"{number} {modality} items were not admitted under {reservation}")
         self._requests[reservation] = request
         self._backend.submit(self._prefix | reservation, items, partial(self._answer, reservation))
 
@@ -236,10 +248,10 @@ class _Front:
             self.wire.send(messages.encode_error(messages.FAILED, reservation, outcome))
             self._when_unread(reservation, request)
             return
-        embeddings, per_place = outcome.embeddings, request.rows_per_place
-        for at, place in zip(range(0, len(embeddings), per_place), request.places, strict=False):
-            part = embeddings[at : at + per_place]
-            memory.rows_at(self._memory, place, len(part), self._dimension)[:] = part
+        at = 0
+        for rows in request.rows:
+            rows[:] = outcome.embeddings[at : at + len(rows)]
+            at += len(rows)
         answer = messages.Answer(reservation, *outcome[1:])
         self.wire.send(messages.encode_answer(answer))
 

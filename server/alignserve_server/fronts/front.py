@@ -185,6 +185,7 @@ class FrontBackend:
             await answer
         finally:
             self._checks.pop(number, None)
+            del answer  # as above
 
     def new_pixels(self, shape: tuple[int, ...]) -> PixelValues:
         """Returns an uninitialized array for an image, in shared memory if there is room. Thread-safe."""
@@ -200,6 +201,7 @@ class FrontBackend:
             return await answer
         finally:
             self._pending.pop(reservation, None)
+            del answer  # its error has this frame in the traceback: a cycle
 
     def _ask(self, modality: str, key: bytes, found: SimpleQueue[_Found]) -> None:
         if not self._wire.is_open:
@@ -222,8 +224,8 @@ class FrontBackend:
             _fail(answer, DeviceGone())
         for found in self._look_ups.values():
             found.put(None)
-        for held in (self._admitted, self._leases, self._look_ups):
-            held.clear()
+        for held in (self._admitted, self._leases, self._look_ups, self._handlers):
+            held.clear()  # the handlers have this object: a cycle
 
     def _handle(self, kind: int, body: memoryview) -> None:
         self._handlers[kind](body)

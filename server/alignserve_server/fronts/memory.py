@@ -40,20 +40,17 @@ def create(size: int) -> tuple[int, mmap.mmap]:
 
 
 def attach(descriptor: int, size: int) -> mmap.mmap:
-    """Maps memory that a front has created. Closes the descriptor.
+    """Maps memory that a front has created.
 
     Raises:
         ValueError: It has another size or could shrink, after which reading it would end this process.
         OSError: It is not such memory.
     """
-    try:
-        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-            raise ValueError("the memory of a front is not sealed")
-        if os.fstat(descriptor).st_size != size:
-            raise ValueError(f"the memory of a front does not have {size} bytes")
-        return mmap.mmap(descriptor, size)
-    finally:
-        os.close(descriptor)
+    if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        raise ValueError("the memory of a front is not sealed")
+    if os.fstat(descriptor).st_size != size:
+        raise ValueError(f"the memory of a front does not have {size} bytes")
+    return mmap.mmap(descriptor, size)
 
 
 def whole_pages(size: int) -> int:

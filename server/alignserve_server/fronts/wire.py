@@ -74,11 +74,13 @@ class Wire:
             self._loop.remove_writer(self._socket)
             self._socket.close()
             self._unsent.clear()
+            self._on_message = self._on_end = _ignore  # their objects have this one: a cycle
 
     def _end(self) -> None:
         if self.is_open:
+            on_end = self._on_end
             self._close()
-            self._on_end()
+            on_end()
 
     def _flush(self) -> None:
         if not self.is_open:
@@ -151,3 +153,7 @@ class Wire:
         elif rest and start:
             self._buffer[:rest] = self._buffer[start : self._filled]
         self._filled = rest
+
+
+def _ignore(*_: object) -> None:
+    """Takes the place of what is never called again."""

@@ -11,14 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import numpy as np
-
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.encoder import (
     Embeddings,
     ModelInfo,
-    OutOfDeviceMemory,
     PixelValues,
     TokenIds,
 )
@@ -28,7 +25,7 @@ from alignserve_server.model.prepared import PreparedCheckpoint
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
-from alignserve_server.model.proof import embed_probe
+from alignserve_server.model.proof import proved_cosine
 from alignserve_server.model.runtimes.calibration import CalibrationImages
 from alignserve_server.model.runtimes.runtime import (
     DtypeName,
@@ -37,7 +34,6 @@ from alignserve_server.model.runtimes.runtime import (
     Rescaling,
     Runtime,
     RuntimeName,
-    lowest_cosine,
     padded,
 )
 from alignserve_server.observability.logs import get_logger
@@ -103,7 +99,7 @@ def load_align(
     images = options.inputs.image_preprocessor(checkpoint.image_processor)
     for loaded in _loadable(checkpoint, options, images):
         texts = TextTokenizer.of(loaded.reference, max_bytes=options.inputs.max_text_bytes)
-        cosine = _proved_cosine(checkpoint, loaded, texts)
+        cosine = _proved_cosine(checkpoint, loaded, texts, options.min_cosine_similarity)
         if cosine >= options.min_cosine_similarity:
             break
         _log.warning(
@@ -113,6 +109,7 @@ def load_align(
             min_cosine_similarity=cosine,
             limit=options.min_cosine_similarity,
         )
+        loaded.runtime.close()  # the next one needs its memory
     else:
         raise CheckpointError(
             f"no runtime reaches a cosine similarity of {options.min_cosine_similarity} to transformers' "
@@ -149,12 +146,14 @@ class AlignEncoder:
         self.input_spec = spec.to_bytes
         self.lanes = runtime.lanes
         self.has_parallel_lanes = runtime.has_parallel_lanes
+        self.lanes_per_modality = runtime.lanes_per_modality
         self.is_measurable = True
         self.preprocess_image = images
         self.tokenize = texts
         self.gpu_uuid = runtime.gpu_uuid
         self.enter_lane = runtime.enter_lane
         self.release_memory = runtime.release_memory
+        self.device_seconds = runtime.device_seconds
         self._runtime = runtime
 
     @property
@@ -163,15 +162,11 @@ class AlignEncoder:
         return self._runtime.memory_bytes
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
-        """Embeds images of one size. Raises `OutOfDeviceMemory` or the runtime's own errors."""
-        try:
-            pixels = np.stack(batch) if len(batch) > 1 else batch[0][None]
-        except MemoryError as error:
-            raise OutOfDeviceMemory(str(error)) from error
-        return self._runtime.embed_pixels(pixels)
+        """Embeds images of one size. Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors."""
+        return self._runtime.embed_pixels(batch)
 
     def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
-        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds texts, padded to the longest. Raises as `encode_images` does."""
         return self._runtime.embed_tokens(*padded(batch))
 
 
@@ -305,13 +300,12 @@ def _load(
 
 
 def _proved_cosine(
-    checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, texts: TextTokenizer
+    checkpoint: Checkpoint | PreparedCheckpoint, loaded: LoadedRuntime, texts: TextTokenizer, least: float
 ) -> float:
-    """Returns the lowest cosine with the reference. Raises CheckpointError if tokens or pixels differ."""
+    """Returns the lowest cosine with the reference; see `proof.proved_cosine`."""
     # With limits for the probe's own images, independent of those for callers.
     images = InputLimits().image_preprocessor(checkpoint.image_processor)
-    embeddings = embed_probe(loaded.runtime, loaded.reference, images, texts)
-    return lowest_cosine(embeddings, loaded.reference.embeddings)
+    return proved_cosine(loaded.runtime, loaded.reference, images, texts, least)
 
 
 def _found(cosine: float) -> str:

@@ -108,6 +108,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def lanes_per_modality(self) -> int | None:
+        """Most lanes that should run batches of one modality at once; None for all of them."""
+        ...
+
+    @property
     def is_measurable(self) -> bool:
         """Whether measured forward times determine the best batch size."""
         ...
@@ -153,16 +158,35 @@ class Encoder(Protocol):
         ...
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
-        """Embeds images of one size. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds images of one size. Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors."""
         ...
 
     def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
-        """Embeds texts, padded to the longest. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds texts, padded to the longest. Raises as `encode_images` does."""
+        ...
+
+    def device_seconds(self) -> float | None:
+        """Returns the device time of the calling lane's latest `encode_*` call, if that call succeeded.
+
+        It excludes copies and waiting for the other lane's batch. None if the duration of the call is the
+        device's time, as on a CPU.
+        """
         ...
 
 
 class OutOfDeviceMemory(Exception):
     """The batch did not fit the device; a smaller one may."""
+
+
+class CaptureFailed(Exception):
+    """CUDA graphs cannot be captured, for another reason than memory.
+
+    The attempt may leave the device unusable for this process: load in a new one, without CUDA graphs.
+    """
+
+
+class DeviceLost(Exception):
+    """The device fails every further call of this process, on any lane; only a new process can use it."""
 
 
 def l2_normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -179,6 +203,7 @@ def has_direction(embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
     It does not if a number is not finite, if all are zero, or if the squares overflow or underflow.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        squared_lengths = np.add.reduce(embeddings * embeddings, axis=-1)
+        # One call: each gives up the GIL, and a lane gets it back only when the event loop has nothing to do.
+        squared_lengths = np.einsum("...i,...i->...", embeddings, embeddings)
     sound: NDArray[np.bool_] = (squared_lengths > _MIN_SQUARED_LENGTH) & np.isfinite(squared_lengths)
     return sound

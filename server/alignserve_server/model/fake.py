@@ -81,6 +81,7 @@ class FakeEncoder:
         )
         self.lanes = 1
         self.has_parallel_lanes = True
+        self.lanes_per_modality: int | None = None
         self.is_measurable = False
         self.gpu_uuid: str | None = None
         self.gate = threading.Event()
@@ -136,6 +137,10 @@ class FakeEncoder:
 
     def encode_texts(self, batch: Sequence[TokenIds]) -> Embeddings:
         return self._forward("text", batch)
+
+    def device_seconds(self) -> float | None:
+        """Returns None: a call's duration is its device time."""
+        return None
 
     def key(self, payload: ImageInput | str) -> bytes:
         """Returns the key of an input in `failing`, `not_finite` and `batches`."""

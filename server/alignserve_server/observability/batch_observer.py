@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from itertools import repeat
 
 from alignserve_server.modality import MODALITIES
 from alignserve_server.observability.batch_report import BatchReport
@@ -55,7 +55,7 @@ class MetricsObserver:
         self._modalities[report.modality].batch_ended(report, self._tracing)
         if report.padding_ratio is not None:
             self._metrics.batch_padding_ratio.observe(report.padding_ratio)
-        self._busy_seconds.inc(report.seconds)
+        self._busy_seconds.inc(report.device_seconds)
         if report.has_succeeded:
             self._metrics.last_forward_timestamp.set(time.time())
 
@@ -112,7 +112,10 @@ class _ModalityObserver:
 
     def batch_ended(self, report: BatchReport, tracing: Tracing) -> None:
         self._batch_size.observe(report.size)
-        self._batch_compute_seconds.observe(report.seconds, tracing.note_batch(report))
-        exemplars = map(tracing.exemplar, report.sampled) if report.sampled else repeat(None)
-        for seconds, exemplar in zip(report.queue_seconds, exemplars, strict=False):
-            self._queue_wait_seconds.observe(seconds, exemplar)
+        self._batch_compute_seconds.observe(report.device_seconds, tracing.note_batch(report))
+        if report.sampled:
+            for seconds, reservation in zip(report.queue_seconds, report.sampled, strict=True):
+                self._queue_wait_seconds.observe(seconds, tracing.exemplar(reservation))
+        else:
+            for seconds, entries in Counter(report.queue_seconds).items():  # those of a call are equal
+                self._queue_wait_seconds.observe(seconds, times=entries)

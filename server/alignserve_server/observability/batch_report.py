@@ -11,7 +11,8 @@ class BatchReport(NamedTuple):
 
     modality: str
     start_time: float  # when it left the queue
-    seconds: float  # spent in the model
+    seconds: float  # spent in a lane: in the model, and waiting while other lanes use the device
+    device_seconds: float  # of these, those of the device
     queue_seconds: Sequence[float]  # per entry
     padding_ratio: float | None  # share of a text batch's tokens that are padding
     has_succeeded: bool  # for at least one entry
@@ -25,5 +26,5 @@ class BatchReport(NamedTuple):
 
     @property
     def end_time(self) -> float:
-        """When the model had finished."""
+        """When the lane had finished."""
         return self.start_time + self.seconds

@@ -39,6 +39,8 @@ EVENTS: Mapping[str, str] = {
     "`device` after `failed_batches`.",
     "recovered": "A stall has ended.",
     "unrecoverable_stall": "The stall lasted too long, or a lane died; the process exits with code 3.",
+    "device_lost": "The device fails every call, for a `reason` such as a CUDA fault; the process exits with "
+    "code 3.",
     "lane_died": "A bug ended a lane's thread. Health stays NOT_SERVING until the process is restarted.",
     "watchdog_died": "A bug ended the watchdog; the process exits with code 3.",
     "grpc_died": "The gRPC server ended on its own; the process exits with code 3.",

@@ -76,11 +76,11 @@ class HistogramSeries:
         self._exemplars: list[Exemplar | None] = [None] * len(self._counts)  # the latest one in each bucket
         self._sum = 0.0
 
-    def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
+    def observe(self, value: float, exemplar: dict[str, str] | None = None, times: int = 1) -> None:
         """Counts a value, with an exemplar that links to its trace."""
         bucket = bisect_left(self._bounds, value)  # a value equal to a bound is in the bucket below it
-        self._counts[bucket] += 1
-        self._sum += value
+        self._counts[bucket] += times
+        self._sum += value * times
         if exemplar is not None:
             self._exemplars[bucket] = Exemplar(exemplar, value, time.time())
 

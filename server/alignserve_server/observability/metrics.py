@@ -184,7 +184,7 @@ class Metrics:
             ["modality"],
         )
         self.batch_compute_seconds = self._loop_histogram(
-            "alignserve_batch_compute_seconds", "Time a batch spent in the model.", LATENCY_BUCKETS, modality
+            "alignserve_batch_compute_seconds", "Device time of a batch.", LATENCY_BUCKETS, modality
         )
         self.batch_padding_ratio = prometheus_client.Histogram(
             "alignserve_batch_padding_ratio",
@@ -200,7 +200,7 @@ class Metrics:
         )
         # Created with the lanes: earlier zeros would count as idle time in a rate.
         self.device_busy_seconds = self._loop_counter(
-            "alignserve_device_busy_seconds", "Time spent in the model, summed over all lanes.", []
+            "alignserve_device_busy_seconds", "Time that the device spent on batches.", []
         )
         self.lanes = self._measured("alignserve_lanes", "Batches that the device can run concurrently.")
         self.device_memory_bytes = self._measured(

@@ -49,7 +49,7 @@ class Outcome:
 
     latencies: NDArray[np.float64]  # (answered calls,), seconds
     refused: int
-    device_busy: float  # share of the lanes' time, from 0 to 1
+    device_busy: float  # share of the time of the batches that it can run at once, from 0 to 1
     cores_busy: float  # share of the cores' time
     mean_batch: Mapping[str, float]  # by modality, of those that occurred
     seconds: float  # until the last answer
@@ -156,8 +156,9 @@ class _Simulation:
         self._cores = cores = _Cores(curve.cores)
         self._event_loop = _Workers(cores, 1)
         self._decoders = _Workers(cores, replica.decode_threads)
-        at_once = curve.lanes if curve.has_parallel_lanes else 1
-        self._device = _Workers(cores, at_once, curve.forward_cores)
+        self._concurrent_batches = curve.lanes if curve.has_parallel_lanes else 1
+        self._device = _Workers(cores, self._concurrent_batches, curve.forward_cores)
+        self._last_end = 0.0  # of a batch
         self._idle_lanes = curve.lanes
         self._scheduler = Scheduler(replica.policies, replica.max_queue_delay_seconds)
         # Bytes are not simulated: an item has 1 byte, and the limit is that of items.
@@ -182,7 +183,7 @@ class _Simulation:
         return Outcome(
             np.array(self._latencies),
             self._refused,
-            self._busy_seconds / (seconds * self._curve.lanes),
+            self._busy_seconds / (seconds * self._concurrent_batches),
             self._cores.used_seconds / (seconds * self._curve.cores),
             {name: float(np.mean(sizes)) for name, sizes in self._batch_sizes.items() if sizes},
             seconds,
@@ -241,7 +242,11 @@ class _Simulation:
             self._device.submit(seconds, partial(self._finish, batch))
 
     def _finish(self, batch: Batch) -> None:
-        seconds = self._cores.now - batch.start_time
+        start = batch.start_time
+        if not self._curve.has_parallel_lanes:
+            start = max(start, self._last_end)  # until then the device ran another lane's batch
+        self._last_end = self._cores.now
+        seconds = self._cores.now - start
         self._scheduler.finish(batch, seconds)
         self._busy_seconds += seconds
         self._batch_sizes[batch.modality].append(len(batch.entries))

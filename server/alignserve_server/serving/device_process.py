@@ -33,6 +33,7 @@ from alignserve_server.serving.process import (
 )
 from alignserve_server.serving.running_model import RunningModel
 from alignserve_server.serving.signals import received_signals, signal_during
+from alignserve_server.serving.watched import Watched
 from alignserve_server.settings import Settings
 
 _log = get_logger(__name__)
@@ -99,7 +100,11 @@ class Device:
         self._readiness.enter(State.READY)
         await self._fronts.start(self._path)
         self._announce("ready", **model.facts(), load_seconds=round(time.perf_counter() - start, 3))
-        await watchdog_of(self._settings, [model.watched()], self._readiness, self.metrics).run()
+        watched: list[Watched] = [model.watched()]
+        watchdog = watchdog_of(
+            self._settings, watched, self._readiness, self.metrics, model.batcher.device_lost
+        )
+        await watchdog.run()
 
     async def drain(self) -> None:
         """Waits until the fronts have left, which they do when their calls are answered."""

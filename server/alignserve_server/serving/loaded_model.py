@@ -5,6 +5,7 @@ The model itself runs in the same process (`LoadedModel`) or in a device process
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from alignserve_server.api.readiness import Readiness
@@ -78,7 +79,8 @@ class LoadedModel:
         running = RunningModel.start(settings, encoder, batch_sizes, metrics, observer)
         inputs = InputSide.start(settings, encoder, running.backend, observer)
         watched: list[Watched] = [running.watched(), inputs.watched()]
-        return cls(running, inputs, watchdog_of(settings, watched, readiness, metrics))
+        watchdog = watchdog_of(settings, watched, readiness, metrics, running.batcher.device_lost)
+        return cls(running, inputs, watchdog)
 
     @property
     def engine(self) -> Engine:
@@ -100,8 +102,12 @@ class LoadedModel:
 
 
 def watchdog_of(
-    settings: Settings, watched: list[Watched], readiness: Readiness, metrics: Metrics
+    settings: Settings,
+    watched: list[Watched],
+    readiness: Readiness,
+    metrics: Metrics,
+    lost: asyncio.Event | None = None,
 ) -> Watchdog:
-    """Returns a watchdog with the policy that is set."""
+    """Returns a watchdog with the policy that is set, for work that may be `lost`."""
     policy = StallPolicy(settings.stall_timeout_seconds, settings.stall_exit_seconds)
-    return Watchdog(readiness, watched, metrics, policy)
+    return Watchdog(readiness, watched, metrics, policy, lost)

@@ -64,12 +64,16 @@ def exit_code(serving: Callable[[], Serving]) -> int:
     """Runs the server until it ends; returns the exit code. Logs why if it cannot start."""
     from alignserve_server.errors import StartupError
     from alignserve_server.model.checkpoint import CheckpointError
+    from alignserve_server.model.encoder import DeviceLost
     from alignserve_server.observability.logs import get_logger
 
     try:
         return _run(serving()) or 0
     except (StartupError, CheckpointError) as error:
         get_logger(__name__).error("startup_failed", reason=str(error))
+    except DeviceLost as error:
+        get_logger(__name__).error("device_lost", reason=str(error).partition("\n")[0])
+        return EXIT_UNRECOVERABLE
     except ModuleNotFoundError as error:
         return missing_package(error)
     except Exception as error:  # noqa: BLE001 — whatever a runtime raises while loading, in the format of the log

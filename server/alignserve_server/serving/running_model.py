@@ -47,7 +47,7 @@ class RunningModel:
             metrics.max_batch_size.labels(modality).set(size)
         batcher = Batcher(
             encoder,
-            Scheduler(batch_sizes.policies(), settings.max_queue_delay_seconds),
+            Scheduler(batch_sizes.policies(), settings.max_queue_delay_seconds, encoder.lanes_per_modality),
             observer,
             lanes=lanes,
             on_widened=partial(_note_widened, batch_sizes, metrics),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alignserve_server.api.readiness import Readiness, State
+from alignserve_server.host.waiting import first_of
 from alignserve_server.observability.logs import get_logger
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.serving.watched import Stall, Watched
@@ -46,6 +47,7 @@ class Watchdog:
         watched: Sequence[Watched],
         metrics: Metrics,
         policy: StallPolicy,
+        lost: asyncio.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Does not start checking; `run` does.
@@ -55,21 +57,26 @@ class Watchdog:
             watched: The work.
             metrics: Gets the event loop lag.
             policy: Limits.
+            lost: Set once only another process can make progress.
             clock: Monotonic seconds.
         """
         self._readiness = readiness
         self._watched = watched
         self._metrics = metrics
         self._policy = policy
+        self._lost = lost or asyncio.Event()
         self._clock = clock
         self._stalled_since = math.inf
 
     async def run(self) -> None:
-        """Watches; returns when a stall is unrecoverable and the process must be restarted."""
+        """Watches; returns when a stall is unrecoverable, or the device is lost: a new process is needed."""
         interval_seconds = self._policy.interval_seconds
         while not self._is_unrecoverable():
             before = self._clock()
-            await asyncio.sleep(interval_seconds)
+            await first_of(asyncio.sleep(interval_seconds), self._lost.wait())
+            if self._lost.is_set():
+                self._readiness.enter(State.STALLED)
+                return
             self._metrics.event_loop_lag.set(max(0.0, self._clock() - before - interval_seconds))
             self._metrics.event_loop_tasks.set(len(asyncio.all_tasks()))
             stall = await self._stall()

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 from alignserve_server.api.readiness import model_stalled
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.preprocess_pool import PreprocessPool
+from alignserve_server.model.encoder import DeviceLost
 
 Stall: TypeAlias = dict[str, object]  # what makes no progress, as fields of a log event
 
@@ -87,6 +88,8 @@ class WatchedLanes:
         error, self._probing = self._probing.exception(), None
         if error is None:
             self._batcher.failed_batches = 0
+        elif isinstance(error, DeviceLost):
+            self._batcher.lose_device(error)
         return error is None
 
 

@@ -28,6 +28,7 @@ from alignserve_server.host.waiting import first_of
 from alignserve_server.observability.logs import dropped_lines, get_logger
 from alignserve_server.observability.metrics import log_lines_dropped
 from alignserve_server.observability.metrics_http import serve_metrics_page
+from alignserve_server.serving.process import EXIT_UNRECOVERABLE
 from alignserve_server.settings import Settings
 from alignserve_server.workers.merged_metrics import WorkerPages
 from alignserve_server.workers.reserved_port import reserved_port
@@ -204,6 +205,8 @@ class Supervisor:
     async def run(self) -> int:
         """Starts the first group, then the others, and restarts processes that die after they were ready.
 
+        One that loses its device is restarted even if it was not ready yet.
+
         Returns:
             0 after a clean stop, otherwise 1 or the exit code of a worker that could not start.
 
@@ -246,7 +249,7 @@ class Supervisor:
             code, ready_seconds = await self._follow(worker, process)
             if self._stopping.is_set():
                 return 0 if code in (0, -signal.SIGTERM) else 1  # SIGTERM before it could handle it
-            if not worker.has_been_ready.is_set():
+            if not worker.has_been_ready.is_set() and code != EXIT_UNRECOVERABLE:
                 return _code_of_failed_start(worker.name, code)
             deaths = 1 if ready_seconds > _STABLE_SECONDS else deaths + 1
             delay = self._restart_delay(deaths)

@@ -56,7 +56,7 @@ _PRETENDED_LOADS = (_Load("image", 2, 4), _Load("text", 1, 2, items=2), _Load("c
 
 def run(check: Check) -> None:
     """Starts a server, loads it in several ways, and stops it."""
-    module = "tests.gpu.pretended_server" if check.is_pretended else "alignserve_server"
+    module = "tests.pretended_cuda.server" if check.is_pretended else "alignserve_server"
     flags = ["--checkpoint", str(check.checkpoint), "--device", "cuda"]
     flags += check.sized([], ["--max-batch-size", "2"])
     begin = time.perf_counter()

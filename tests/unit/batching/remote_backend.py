@@ -10,17 +10,17 @@ import asyncio
 import itertools
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 from alignserve_server.batching.admission import QueueLimits
-from alignserve_server.batching.backend import AdmissionRequest, PreparedItem
+from alignserve_server.batching.backend import AdmissionRequest, PreparedItems
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.batching.local_backend import CacheBytes, LocalBackend
-from alignserve_server.batching.queue import Embedded
+from alignserve_server.batching.request import Embedded
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ServingError
 from alignserve_server.model.encoder import ModelInfo
@@ -58,7 +58,7 @@ def _check_plain(value: object) -> None:
         value = [*value.keys(), *value.values()]
     elif isinstance(value, ModelInfo):
         value = [getattr(value, name) for name in value.__slots__]
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list, frozenset)):
         for part in value:
             _check_plain(part)
     elif not isinstance(value, _PLAIN):
@@ -107,8 +107,8 @@ class RemoteBackend:
         ).result()
         return answer
 
-    async def embed(self, reservation: int, items: Sequence[PreparedItem]) -> Sequence[Embedded]:
-        embedded: Sequence[Embedded] = await self.ask("embed", reservation, items)
+    async def embed(self, reservation: int, items: PreparedItems) -> Embedded:
+        embedded: Embedded = await self.ask("embed", reservation, items)
         return embedded
 
     def release(self, reservation: int, *, is_served: bool = True) -> None:

@@ -147,7 +147,7 @@ def test_an_item_taken_by_a_lane_frees_its_room(controller: AdmissionController)
     """Each item frees its own bytes while its call continues."""
     reservation = controller.reserve(OPEN_ITEMS, OPEN_BYTES)
 
-    reservation.slot(50).release()
+    reservation.release(1, 50)
 
     assert not _fits(controller, 2, 50)
     assert not _fits(controller, 1, 51)
@@ -157,7 +157,7 @@ def test_an_item_taken_by_a_lane_frees_its_room(controller: AdmissionController)
 def test_a_call_that_ends_frees_its_remaining_room(controller: AdmissionController) -> None:
     """Room that an item has freed is not freed again."""
     with controller.reserve(OPEN_ITEMS, OPEN_BYTES) as reservation:
-        reservation.slot(100).release()
+        reservation.release(1, 100)
 
     assert _fits(controller, 1, OPEN_BYTES)
     assert _fits(controller, OPEN_ITEMS - 1)
@@ -172,7 +172,7 @@ def test_an_item_taken_after_its_call_ended_frees_no_room(
     first.close()
     controller.reserve(OPEN_ITEMS, OPEN_BYTES)
 
-    first.slot(100).release()
+    first.release(1, 100)
 
     assert not _fits(controller, 1, 100)
 
@@ -191,7 +191,7 @@ def test_a_refusal_has_a_retry_delay(controller: AdmissionController, clock: Fak
     waiting = []
     for reservation in reservations:
         clock.advance(0.5)
-        reservation.slot(0).release()
+        reservation.release(1, 0)
         waiting.append(controller.reserve(1, 0))
 
     with pytest.raises(QueueFull) as refused:
@@ -248,7 +248,7 @@ async def test_room_is_granted_in_order_of_waiting(controller: AdmissionControll
     tasks = [await _wait(controller, items) for items in (1, 2, 4, 1)]
 
     for _ in range(3):
-        reservation.slot(0).release()
+        reservation.release(1, 0)
     await settle()
 
     assert [task.done() for task in tasks] == [True, True, False, False]
@@ -353,7 +353,7 @@ class TestFairShares:
         await settle()
 
         for _ in range(2):
-            reservation.slot(0).release()
+            reservation.release(1, 0)
         await settle()
 
         assert small.done()
@@ -382,7 +382,7 @@ class TestDeadlines:
         for _ in range(500):
             reservation = controller.reserve(1, 1)
             clock.advance(0.01)
-            reservation.slot(1).release()
+            reservation.release(1, 1)
             reservation.close()
         return controller
 
@@ -399,7 +399,7 @@ class TestDeadlines:
         """The estimate includes the measured time from a turn to the answer."""
         reservations = [busy.reserve(1, 1) for _ in range(50)]
         for reservation in reservations:
-            reservation.slot(1).release()
+            reservation.release(1, 1)
         clock.advance(0.5)
         for reservation in reservations:
             reservation.close()

@@ -7,13 +7,12 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from alignserve_server.batching.batcher import Batcher, Item
-from alignserve_server.batching.queue import Embedded
+from alignserve_server.batching.batcher import Batcher
+from alignserve_server.batching.request import Embedded
 from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.errors import ExpiredInQueue, InferenceFailed, ModelStalled, ShuttingDown
 from alignserve_server.model.encoder import OutOfDeviceMemory
@@ -22,7 +21,7 @@ from alignserve_server.observability.metrics import Metrics
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from tests.unit.fakes import FakeClock, WatchedEncoder, settle
+from tests.unit.fakes import FakeClock, WatchedEncoder, settle, submit, submit_each
 
 _TIMEOUT_SECONDS = 30.0  # reached only by a failing test
 _HOUR_SECONDS = 3600.0
@@ -72,15 +71,6 @@ async def batcher(run: Run) -> AsyncIterator[Batcher]:
         yield batcher
 
 
-def _images(encoder: WatchedEncoder, *contents: bytes) -> list[Item]:
-    return [Item(encoder.preprocess_image(content), 1, len(content)) for content in contents]
-
-
-def _texts(encoder: WatchedEncoder, *texts: str) -> list[Item]:
-    tokenized = [encoder.tokenize(text, truncate=False) for text in texts]
-    return [Item(text, len(text.input_ids), 1) for text in tokenized]
-
-
 def _keys(encoder: WatchedEncoder, *contents: bytes) -> list[bytes]:
     return [encoder.key(content) for content in contents]
 
@@ -88,7 +78,7 @@ def _keys(encoder: WatchedEncoder, *contents: bytes) -> list[bytes]:
 async def _occupy(batcher: Batcher, encoder: WatchedEncoder) -> asyncio.Future[Embedded]:
     """Keeps a lane busy with one image until `encoder.resume`."""
     encoder.hold()
-    (future,) = batcher.submit("image", _images(encoder, b"first"))
+    future = submit(batcher, encoder, b"first")
     await encoder.begun()
     return future
 
@@ -107,41 +97,52 @@ async def _outcomes(futures: Sequence[asyncio.Future[Embedded]]) -> list[str]:
 async def test_every_image_gets_its_own_embedding(batcher, encoder):
     """Several callers share a batch, and each gets its own results."""
     first = await _occupy(batcher, encoder)
-    one = batcher.submit("image", _images(encoder, b"a", b"b"))
-    other = batcher.submit("image", _images(encoder, b"c"))
+    one = submit(batcher, encoder, b"a", b"b")
+    other = submit(batcher, encoder, b"c")
 
     encoder.resume()
-    results = await asyncio.gather(first, *one, *other)
+    results = await asyncio.gather(first, one, other)
 
     assert encoder.batch_sizes == [1, 3]
-    for content, result in zip((b"first", b"a", b"b", b"c"), results, strict=True):
-        np.testing.assert_array_equal(result.embedding, encoder.embedding_of(content))
+    embeddings = np.concatenate([result.embeddings for result in results])
+    expected = [encoder.embedding_of(content) for content in (b"first", b"a", b"b", b"c")]
+    np.testing.assert_array_equal(embeddings, expected)
 
 
 async def test_texts_grouped_by_length_come_back_in_order(batcher, encoder):
     """Results keep the order of the call, whatever the order of the batch."""
     texts = ["five words are in this", "one", "three words here"]
 
-    results = await asyncio.gather(*batcher.submit("text", _texts(encoder, *texts)))
+    result = await submit(batcher, encoder, *texts)
 
     assert encoder.seen == [encoder.key(text) for text in sorted(texts, key=len)]
-    for text, result in zip(texts, results, strict=True):
-        np.testing.assert_array_equal(result.embedding, encoder.embedding_of(text))
+    np.testing.assert_array_equal(result.embeddings, [encoder.embedding_of(text) for text in texts])
+
+
+async def test_a_request_of_several_batches_gets_its_results_in_order(run, encoder):
+    """Batches fill the answer, whatever items of the request each of them has."""
+    texts = [f"{'more ' * (number % 3)}word {number}" for number in range(10)]
+
+    async with run(max_batch_size=2) as batcher:
+        result = await submit(batcher, encoder, *texts)
+
+    assert encoder.batch_sizes == [2] * 5
+    np.testing.assert_array_equal(result.embeddings, [encoder.embedding_of(text) for text in texts])
+    assert len(result.runs) == 5
 
 
 async def test_a_result_has_its_timings(batcher, encoder, clock):
     """A result has the time in the queue, the time in the model and the batch size."""
     first = await _occupy(batcher, encoder)
     clock.advance(2.0)
-    later = batcher.submit("image", _images(encoder, b"a", b"b"))
+    later = submit(batcher, encoder, b"a", b"b")
     clock.advance(3.0)
 
     encoder.resume()
-    results = [await first, *await asyncio.gather(*later)]
+    results = await asyncio.gather(first, later)
 
     assert [(each.queue_seconds, each.compute_seconds, each.batch_size) for each in results] == [
         (0.0, 5.0, 1),
-        (3.0, 0.0, 2),
         (3.0, 0.0, 2),
     ]
 
@@ -168,7 +169,7 @@ async def test_a_poisonous_entry_fails_by_itself(batcher, encoder, kind, content
     images = [content.encode() for content in contents]
     getattr(encoder, kind).update(encoder.key(image) for image in images if image.isupper())
 
-    outcomes = await _outcomes(batcher.submit("image", _images(encoder, *images)))
+    outcomes = await _outcomes(submit_each(batcher, encoder, *images))
 
     assert encoder.batch_sizes[0] == len(images)
     assert outcomes == ["InferenceFailed" if image.isupper() else "ok" for image in images]
@@ -179,7 +180,7 @@ async def test_a_failure_has_the_id_of_its_log_line(batcher, encoder, logs):
     encoder.failing.update(_keys(encoder, b"a"))
 
     with pytest.raises(InferenceFailed) as failed:
-        await batcher.submit("image", _images(encoder, b"a"))[0]
+        await submit(batcher, encoder, b"a")
 
     (line,) = logs
     assert line["error_id"] == failed.value.metadata["error_id"]
@@ -191,11 +192,11 @@ async def test_a_failure_has_the_id_of_its_log_line(batcher, encoder, logs):
 async def test_out_of_memory_halves_the_largest_batch(run, encoder, metrics):
     """All entries get their results, and the next batch stays below the size that failed."""
     encoder.max_batch_size = 2
-    items = _images(encoder, *(str(number).encode() for number in range(8)))
+    images = [str(number).encode() for number in range(8)]
 
     async with run(max_batch_size=8) as batcher:
-        outcomes = await _outcomes(batcher.submit("image", items))
-        await asyncio.gather(*batcher.submit("image", items[:4]))
+        outcomes = await _outcomes(submit_each(batcher, encoder, *images))
+        await submit(batcher, encoder, *images[:4])
 
     assert outcomes == ["ok"] * 8
     assert encoder.batch_sizes == [8, 4, 2, 2, 4, 2, 2, 2, 2]
@@ -208,9 +209,8 @@ async def test_a_vector_without_a_direction_is_a_failure(batcher, encoder, monke
     """It cannot be normalized and would be served as zeros; the other entries of its batch succeed."""
     rows = np.array([[1.0] * 8, [value] * 8], np.float32)
     monkeypatch.setattr(encoder, "_forward", lambda _, batch: rows[: len(batch)])
-    images = _images(encoder, b"a", b"b")
 
-    outcomes = await _outcomes(batcher.submit("image", images))
+    outcomes = await _outcomes(submit_each(batcher, encoder, b"a", b"b"))
 
     assert outcomes == ["ok", "InferenceFailed"]
 
@@ -230,9 +230,8 @@ async def test_a_failed_forward_frees_its_memory_before_its_halves_run(batcher, 
         return np.ones((len(batch), 8), np.float32)
 
     monkeypatch.setattr(encoder, "_forward", lambda _, batch: forward(batch))
-    images = _images(encoder, b"a", b"b", b"c", b"d")
 
-    outcomes = await _outcomes(batcher.submit("image", images))
+    outcomes = await _outcomes(submit_each(batcher, encoder, b"a", b"b", b"c", b"d"))
 
     assert outcomes == ["ok"] * 4
     assert alive_before == [0] * 7
@@ -245,27 +244,26 @@ class _Activations:
 async def test_an_entry_that_does_not_fit_by_itself_fails(batcher, encoder):
     """The lane keeps running later entries that fit."""
     encoder.max_batch_size = 0
-    outcomes = await _outcomes(batcher.submit("image", _images(encoder, b"a", b"b")))
+    outcomes = await _outcomes(submit_each(batcher, encoder, b"a", b"b"))
 
     encoder.max_batch_size = None
-    later = await _outcomes(batcher.submit("image", _images(encoder, b"c")))
+    later = await _outcomes(submit_each(batcher, encoder, b"c"))
 
     assert (outcomes, later) == (["InferenceFailed"] * 2, ["ok"])
 
 
-class BrokenSlot:
-    """A slot whose release raises an error."""
+class BrokenRoom:
+    """Room that cannot be released."""
 
-    def release(self) -> None:
+    def release(self, _items: int, _size_bytes: int) -> None:
         raise KeyError
 
 
-async def test_a_slot_that_raises_does_not_stop_the_lane(batcher, encoder):
+async def test_room_that_raises_does_not_stop_the_lane(batcher, encoder):
     """The error goes to the loop's exception handler, and callers get their results."""
     errors = _collect_loop_errors()
-    images = [image._replace(slot=BrokenSlot()) for image in _images(encoder, b"a")]
 
-    outcomes = [await _outcomes(batcher.submit("image", images)) for _ in range(2)]
+    outcomes = [await _outcomes([submit(batcher, encoder, b"a", room=BrokenRoom())]) for _ in range(2)]
 
     assert outcomes == [["ok"], ["ok"]]
     assert errors == [KeyError, KeyError]
@@ -276,7 +274,7 @@ async def test_an_observer_that_raises_does_not_stop_the_lane(batcher, encoder, 
     errors = _collect_loop_errors()
     monkeypatch.setattr(observer.of("image"), "_batch_size", None)
 
-    outcomes = [await _outcomes(batcher.submit("image", _images(encoder, b"a"))) for _ in range(2)]
+    outcomes = [await _outcomes([submit(batcher, encoder, b"a")]) for _ in range(2)]
 
     assert outcomes == [["ok"], ["ok"]]
     assert errors == [AttributeError, AttributeError]
@@ -292,7 +290,7 @@ def _collect_loop_errors() -> list[type[Exception]]:
 async def test_a_cancelled_entry_never_reaches_the_device(batcher, encoder, metrics):
     """It leaves the queue at once, and so do its bytes."""
     first = await _occupy(batcher, encoder)
-    gone, stays = batcher.submit("image", _images(encoder, b"gone", b"stays"))
+    gone, stays = submit_each(batcher, encoder, b"gone", b"stays")
 
     gone.cancel()
     await settle()
@@ -306,7 +304,7 @@ async def test_a_cancelled_entry_never_reaches_the_device(batcher, encoder, metr
 async def test_cancelling_does_not_disturb_a_running_batch(batcher, encoder):
     """The batch runs to its end, and its other entries get their results."""
     encoder.hold()
-    gone, stays = batcher.submit("image", _images(encoder, b"gone", b"stays"))
+    gone, stays = submit_each(batcher, encoder, b"gone", b"stays")
     await encoder.begun()
 
     gone.cancel()
@@ -319,7 +317,7 @@ async def test_an_entry_expires_while_the_lane_is_busy(batcher, encoder, clock, 
     """It is answered at its deadline, not after the running batch, and never runs."""
     first = await _occupy(batcher, encoder)
     deadline = asyncio.get_running_loop().time()
-    late = batcher.submit("image", _images(encoder, b"a", b"b"), deadline)
+    late = submit_each(batcher, encoder, b"a", b"b", deadline=deadline)
     clock.advance(2.0)
 
     outcomes = await _outcomes(late)
@@ -339,7 +337,7 @@ async def test_an_entry_on_the_device_does_not_expire(run, encoder, monkeypatch)
     encoder.hold()
 
     async with run(max_batch_size=1) as batcher:
-        futures = batcher.submit("image", _images(encoder, b"runs", b"waits"), deadline)
+        futures = submit_each(batcher, encoder, b"runs", b"waits", deadline=deadline)
         await encoder.begun()
         monkeypatch.setattr(loop, "time", lambda: real_time() + _HOUR_SECONDS)
         with pytest.raises(ExpiredInQueue):
@@ -350,28 +348,24 @@ async def test_an_entry_on_the_device_does_not_expire(run, encoder, monkeypatch)
     assert outcomes == ["ok", "ExpiredInQueue"]
 
 
-async def test_slots_are_released_on_the_event_loop_when_a_lane_takes_their_items(batcher, encoder):
-    """Each item frees its room, on the loop's thread, before its result arrives."""
-    released: list[tuple[bytes, threading.Thread]] = []
+async def test_room_is_freed_on_the_event_loop_when_a_lane_takes_items(run, encoder):
+    """Each batch frees the room of its items, on the loop's thread, before their results arrive."""
+    freed: list[tuple[int, int, threading.Thread]] = []
 
-    @dataclass(frozen=True)
-    class Slot:
-        content: bytes
+    class Room:
+        def release(self, items: int, size_bytes: int) -> None:
+            freed.append((items, size_bytes, threading.current_thread()))
 
-        def release(self) -> None:
-            released.append((self.content, threading.current_thread()))
+    async with run(max_batch_size=2) as batcher:
+        first = await _occupy(batcher, encoder)
+        later = submit(batcher, encoder, b"12", b"345", b"6", room=Room())
+        await settle()
+        freed_before = list(freed)
+        encoder.resume()
+        await asyncio.gather(first, later)
 
-    first = await _occupy(batcher, encoder)
-    images = [_images(encoder, content)[0]._replace(slot=Slot(content)) for content in (b"12", b"345")]
-    later = batcher.submit("image", images)
-    await settle()
-    released_before = list(released)
-
-    encoder.resume()
-    await asyncio.gather(first, *later)
-
-    assert released_before == []
-    assert released == [(b"12", threading.current_thread()), (b"345", threading.current_thread())]
+    assert freed_before == []
+    assert freed == [(2, 5, threading.current_thread()), (1, 1, threading.current_thread())]
 
 
 async def test_each_lane_runs_its_own_batch(run, encoder):
@@ -379,11 +373,11 @@ async def test_each_lane_runs_its_own_batch(run, encoder):
     encoder.hold()
 
     async with run(max_batch_size=1, lanes=2) as batcher:
-        futures = batcher.submit("image", _images(encoder, b"a", b"b"))
+        answer = submit(batcher, encoder, b"a", b"b")
         await encoder.begun()
         await encoder.begun()
         encoder.resume()
-        await asyncio.gather(*futures)
+        await answer
 
     assert encoder.batch_sizes == [1, 1]
 
@@ -396,8 +390,7 @@ async def test_idle_lanes_share_entries_if_that_saves_time(run, encoder, has_par
     async with run(lanes=2) as batcher:
         while batcher._scheduler.idle_lanes < 2:
             await asyncio.sleep(0)
-        futures = batcher.submit("image", _images(encoder, b"a", b"b"))
-        await asyncio.gather(*futures)
+        await submit(batcher, encoder, b"a", b"b")
 
     assert encoder.batch_sizes == batch_sizes
 
@@ -405,10 +398,9 @@ async def test_idle_lanes_share_entries_if_that_saves_time(run, encoder, has_par
 async def test_a_lane_that_waits_for_more_wakes_when_its_batch_is_full(run, encoder):
     """A queue delay holds back only a batch that is not full."""
     async with run(max_batch_size=2, max_queue_delay_seconds=_HOUR_SECONDS) as batcher:
-        futures = batcher.submit("image", _images(encoder, b"a"))
+        first = submit(batcher, encoder, b"a")
         await settle()
-        futures += batcher.submit("image", _images(encoder, b"b"))
-        await asyncio.gather(*futures)
+        await asyncio.gather(first, submit(batcher, encoder, b"b"))
 
     assert encoder.batch_sizes == [2]
 
@@ -416,7 +408,7 @@ async def test_a_lane_that_waits_for_more_wakes_when_its_batch_is_full(run, enco
 async def test_the_queue_is_observable(batcher, encoder, clock, metrics):
     """The metrics show entries and bytes; the batcher reports the age of the running batch."""
     await _occupy(batcher, encoder)
-    batcher.submit("image", _images(encoder, b"12", b"345"))
+    submit(batcher, encoder, b"12", b"345")
 
     clock.advance(7.0)
 
@@ -429,7 +421,7 @@ async def test_stop_runs_waiting_entries(run, encoder, lanes):
     """Every accepted entry gets its result before the lanes end."""
     async with run(max_batch_size=1, lanes=lanes) as batcher:
         first = await _occupy(batcher, encoder)
-        waiting = batcher.submit("image", _images(encoder, b"a", b"b", b"c"))
+        waiting = submit_each(batcher, encoder, b"a", b"b", b"c")
         stopping = asyncio.create_task(batcher.stop(_TIMEOUT_SECONDS))
         await settle()
         encoder.resume()
@@ -441,11 +433,11 @@ async def test_stop_runs_waiting_entries(run, encoder, lanes):
 async def test_stop_does_not_wait_for_a_fuller_batch(run, encoder):
     """Entries held back by a queue delay run at once."""
     async with run(max_queue_delay_seconds=_HOUR_SECONDS) as batcher:
-        futures = batcher.submit("image", _images(encoder, b"a"))
+        answer = submit(batcher, encoder, b"a")
         await settle()
 
         assert await batcher.stop(_TIMEOUT_SECONDS)
-        assert await _outcomes(futures) == ["ok"]
+        assert await _outcomes([answer]) == ["ok"]
 
 
 async def test_stop_returns_whether_a_lane_is_still_busy(batcher, encoder):
@@ -459,10 +451,10 @@ async def test_an_encoder_that_loses_a_row_fails_the_batch_but_not_the_lane(batc
     """A wrong number of rows fails the batch: all callers get an answer, and the lane keeps running."""
     whole = encoder._forward
     monkeypatch.setattr(encoder, "_forward", lambda *batch: whole(*batch)[1:])
-    lost = await _outcomes(batcher.submit("image", _images(encoder, b"a", b"b")))
+    lost = await _outcomes(submit_each(batcher, encoder, b"a", b"b"))
 
     monkeypatch.setattr(encoder, "_forward", whole)
-    found = await _outcomes(batcher.submit("image", _images(encoder, b"c")))
+    found = await _outcomes(submit_each(batcher, encoder, b"c"))
 
     assert (lost, found) == (["InferenceFailed", "InferenceFailed"], ["ok"])
 
@@ -491,20 +483,20 @@ async def test_nothing_is_queued_once_the_lanes_stop(encoder, observer):
     await batcher.stop(_TIMEOUT_SECONDS)
 
     with pytest.raises(ShuttingDown):
-        batcher.submit("image", _images(encoder, b"late"))
+        await submit(batcher, encoder, b"late")
 
 
 async def test_giving_up_answers_all_calls_and_keeps_the_lanes_running(batcher, encoder):
     """Running and waiting items fail at once; late results are dropped, and new items run."""
     encoder.hold()
-    running = batcher.submit("image", _images(encoder, b"a"))
+    running = submit_each(batcher, encoder, b"a")
     await encoder.begun()
-    waiting = batcher.submit("image", _images(encoder, b"b", b"c"))
+    waiting = submit_each(batcher, encoder, b"b", b"c")
 
     batcher.give_up(lambda: ModelStalled("stuck"))
     outcomes = await asyncio.gather(*running, *waiting, return_exceptions=True)
     encoder.resume()
-    (after,) = batcher.submit("image", _images(encoder, b"b"))
+    after = submit(batcher, encoder, b"b")
 
     assert [type(outcome) for outcome in outcomes] == [ModelStalled] * 3
     assert isinstance(await after, Embedded)

@@ -24,8 +24,12 @@ def _embedding(value: float) -> np.ndarray:
 def _filled(counted: ModalityObserver, max_entries: int, keys: bytes) -> EmbeddingCache:
     cache = EmbeddingCache(max_entries * ENTRY_BYTES, counted)
     for key in keys:
-        cache.put(bytes([key]), _embedding(key))
+        _put(cache, key)
     return cache
+
+
+def _put(cache: EmbeddingCache, key: int) -> None:
+    cache.put_all([bytes([key])], _embedding(key)[np.newaxis])
 
 
 def _kept(cache: EmbeddingCache, keys: bytes) -> bytes:
@@ -47,7 +51,7 @@ def test_the_least_recently_used_goes_first(counted):
     cache = _filled(counted, 2, b"ab")
 
     cache.get(b"a")
-    cache.put(b"c", _embedding(0.0))
+    _put(cache, ord("c"))
 
     assert _kept(cache, b"abc") == b"ac"
 
@@ -57,11 +61,10 @@ def test_a_row_does_not_keep_its_batch_in_memory(counted):
     cache = EmbeddingCache(1 << 20, counted)
     batch = np.ones((64, DIMENSION), np.float32)
 
-    cache.put(b"a", batch[3])
+    cache.put_all([b"a"], batch[3:4])
 
-    found = cache.get(b"a")
-    assert found is not None
-    assert found.base is None
+    (found,) = cache.get_all([b"a"])
+    assert found == batch[3].tobytes()
 
 
 @pytest.mark.parametrize("max_bytes", [0, ENTRY_BYTES - 1])
@@ -69,7 +72,7 @@ def test_an_embedding_larger_than_the_cache_is_not_kept(counted, max_bytes):
     """The cache does not exceed its bound, even for a single embedding."""
     cache = EmbeddingCache(max_bytes, counted)
 
-    cache.put(b"a", _embedding(1.0))
+    _put(cache, ord("a"))
 
     assert cache.get(b"a") is None
 

@@ -280,7 +280,7 @@ class Batching(RuleBasedStateMachine):
                 for flow, line in queue.of(priority)._lines.items():
                     for entry in line.items:
                         in_line[entry].add(flow)
-            assert in_line == {entry: {w.flow for w in entry.waiters} for entry in queue._entries}
+            assert in_line == {entry: {r.flow for r, _ in entry.places()} for entry in queue._entries}
 
     @invariant()
     def answers_are_right(self) -> None:

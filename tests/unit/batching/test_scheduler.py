@@ -47,6 +47,55 @@ def _seconds_by_modality(
     return used
 
 
+class TestLanesPerModality:
+    """A modality may have fewer lanes than there are."""
+
+    def _scheduler(self) -> Scheduler:
+        policies = {"image": BatchPolicy(4), "text": BatchPolicy(4)}
+        return Scheduler(policies, lanes_per_modality=2)
+
+    def test_a_third_lane_is_left_to_the_other_modality(self) -> None:
+        """Images have two lanes. A text that arrives then runs at once, on the third."""
+        scheduler = self._scheduler()
+        _push(scheduler, "image", 16)
+        scheduler.finish(_next(scheduler), 1.0)
+        _next(scheduler), _next(scheduler)
+
+        third = scheduler.next_batch(0.0)
+        _push(scheduler, "text", 1)
+        fourth = _next(scheduler)
+
+        assert third is None
+        assert fourth.modality == "text"
+
+    def test_a_lane_waits_for_a_batch_to_end(self) -> None:
+        """No time makes the next batch due, but the end of one of the same modality does."""
+        scheduler = self._scheduler()
+        _push(scheduler, "image", 12)
+        first, _ = _next(scheduler), _next(scheduler)
+
+        held_back = scheduler.next_batch(0.0)
+        due_time = scheduler.next_due_time()
+        scheduler.finish(first, 1.0)
+        third = _next(scheduler)
+
+        assert held_back is None
+        assert due_time is None
+        assert third.modality == "image"
+
+    def test_the_other_modality_does_not_take_more_than_its_turns(self) -> None:
+        """If images have used less time, a free lane waits for their turn rather than running a text."""
+        scheduler = self._scheduler()
+        _push(scheduler, "text", 4)
+        scheduler.finish(_next(scheduler), 9.0)
+        _push(scheduler, "image", 16)
+        _push(scheduler, "text", 4)
+        scheduler.finish(_next(scheduler), 0.1)
+        _next(scheduler), _next(scheduler)
+
+        assert scheduler.next_batch(0.0) is None
+
+
 class TestTaking:
     """How many entries a batch takes, and when."""
 

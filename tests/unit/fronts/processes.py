@@ -35,6 +35,7 @@ from tests.unit.fakes import WatchedEncoder
 
 MAX_ITEMS, OPEN_ITEMS = 8, 6  # in total, and the most that either unary calls or streams may fill
 LIMITS = QueueLimits(MAX_ITEMS, 8000)
+_CACHE_BYTES = CacheBytes(image=100_000, text=100_000)
 GREETING = b"for each front"
 
 
@@ -55,7 +56,7 @@ def new_device(
     encoder: FakeEncoder,
     *,
     limits: QueueLimits = LIMITS,
-    cache_bytes: CacheBytes = CacheBytes(100_000, 100_000),
+    cache_bytes: CacheBytes = _CACHE_BYTES,
     max_batch_size: int = 8,
 ) -> tuple[DeviceServer, Batcher]:
     """Returns a device that serves an encoder once it is started, and its batcher."""

@@ -282,7 +282,7 @@ async def test_all_calls_fail_when_the_device_is_killed(tmp_path, observer: Metr
             await engine.embed_texts(["later"], CALL)
         assert refused.value.is_retryable
         assert await asyncio.to_thread(backend.look_up, "image", b"key") is None
-        with pytest.raises(OSError, match="refused|No such file"):
+        with pytest.raises(OSError, match="refused"):
             await FrontBackend.connect(device.path, lambda _: None, lambda _: None)
         engine.close()
         await backend.close()

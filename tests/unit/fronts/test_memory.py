@@ -48,7 +48,7 @@ def resident_bytes(size: int) -> int:
 
 def test_memory_is_seen_at_both_ends() -> None:
     descriptor, ours = create(2 * _PAGE)
-    theirs = attach(os.dup(descriptor), 2 * _PAGE)
+    theirs = attach(descriptor, 2 * _PAGE)
     os.close(descriptor)
 
     ours[5:8] = b"abc"
@@ -66,14 +66,13 @@ def test_memory_is_seen_at_both_ends() -> None:
     ids=["other size", "may shrink", "no memory"],
 )
 def test_memory_that_could_end_the_reader_is_refused(make: Callable[[], int], message: str) -> None:
-    """Reading beyond the end of memory that has shrunk would end the process. The descriptor is closed."""
+    """Reading beyond the end of memory that has shrunk would end the process."""
     descriptor = make()
 
     with pytest.raises((ValueError, OSError), match=message):
         attach(descriptor, _PAGE)
 
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(descriptor)
+    os.close(descriptor)
 
 
 def test_a_place_is_taken_by_one(shared: mmap.mmap) -> None:

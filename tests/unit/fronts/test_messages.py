@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -184,10 +185,8 @@ def test_small_messages_arrive_as_sent(number: int, flow: Flow, is_served: bool)
 @given(st.sampled_from(_DECODERS), st.binary(max_size=100))
 def test_any_bytes_are_decoded_or_refused(decode: Callable[[memoryview], Any], data: bytes) -> None:
     """Nothing else is raised, and no memory is allocated for items that are not there."""
-    try:
+    with suppress(*_MALFORMED):
         decode(memoryview(data))
-    except _MALFORMED:
-        pass
 
 
 @given(_REQUESTS, st.data())

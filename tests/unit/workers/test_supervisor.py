@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from alignserve_server.errors import StartupError
 from alignserve_server.observability.metrics import STATES
+from alignserve_server.serving.process import EXIT_UNRECOVERABLE
 from alignserve_server.workers.roster import Member, roster
 from alignserve_server.workers.supervisor import Supervisor, restart_delay
 from prometheus_client import CollectorRegistry
@@ -213,10 +214,22 @@ async def test_a_worker_that_cannot_start_ends_the_server_with_its_code(workplac
     first.become_ready()
     second = await workplace.launched.get()
 
-    second.end(3)
+    second.end(2)
 
-    assert await workplace.running == 3
+    assert await workplace.running == 2
     assert first.signals == [TERM]
+
+
+async def test_a_worker_that_loses_its_device_while_it_loads_is_restarted(workplace: Workplace) -> None:
+    """The others keep serving, and a new process may be able to use the device."""
+    first = await workplace.launched.get()
+    first.become_ready()
+    second = await workplace.launched.get()
+
+    second.end(EXIT_UNRECOVERABLE)
+
+    assert (await workplace.launched.get()).worker == 1
+    assert first.signals == []
 
 
 async def test_a_worker_that_is_killed_while_it_loads_ends_the_server(workplace: Workplace) -> None:

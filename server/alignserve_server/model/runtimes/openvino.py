@@ -6,15 +6,15 @@ It loads prepared checkpoints, and does not need torch.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.checkpoint_files import CheckpointError
-from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory
+from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory, PixelValues
 from alignserve_server.model.prepared import IMAGE, TEXT, PreparedCheckpoint
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes.memory import drop_file_pages, trim_heap
@@ -23,8 +23,10 @@ from alignserve_server.model.runtimes.runtime import (
     DtypeName,
     ExecutionConfig,
     LoadedRuntime,
+    PreparedShape,
     RuntimeName,
     TokenArray,
+    stacked,
 )
 
 _PRECISIONS: dict[DtypeName, str] = {
@@ -64,6 +66,8 @@ class OpenVinoRuntime:
     name: RuntimeName = "openvino"
     device = "cpu"
     has_parallel_lanes = True
+    lanes_per_modality: int | None = None
+    prepared_shapes: Sequence[PreparedShape] = ()
     gpu_uuid: str | None = None
 
     def __init__(self, core: Any, folder: Path, execution: ExecutionConfig) -> None:
@@ -97,11 +101,22 @@ class OpenVinoRuntime:
         drop_file_pages(self._folder)
         trim_heap()
 
-    def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        return self._infer("image", [pixels])
+    def drop(self, shape: PreparedShape) -> None:
+        """Has nothing to drop."""
+
+    def close(self) -> None:
+        """Frees the compiled models."""
+        del self._image, self._text, self._requests
+
+    def embed_pixels(self, batch: Sequence[PixelValues]) -> Embeddings:
+        return self._infer("image", [stacked(batch)])
 
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
         return self._infer("text", [input_ids, attention_mask])
+
+    def device_seconds(self) -> float | None:
+        """Returns None: a call's duration is the CPU's time."""
+        return None
 
     def _infer(self, model: str, inputs: list[NDArray[Any]]) -> Embeddings:
         if not hasattr(self._requests, model):

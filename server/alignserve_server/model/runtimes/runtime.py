@@ -8,17 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.model.encoder import TOKEN_BYTES, Embeddings, TokenIds, l2_normalize
+from alignserve_server.model.encoder import (
+    TOKEN_BYTES,
+    Embeddings,
+    OutOfDeviceMemory,
+    PixelValues,
+    TokenIds,
+    l2_normalize,
+)
 from alignserve_server.model.probe import Reference
 
 RuntimeName: TypeAlias = Literal["torch", "openvino"]
 DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int8"]
 TokenArray: TypeAlias = NDArray[np.int64]
+
+
+class PreparedShape(NamedTuple):
+    """The shape of batches for which a runtime has prepared a forward of its own."""
+
+    batch_size: int
+    tokens: int | None = None  # length of the texts; None for images
 
 
 class Runtime(Protocol):
@@ -29,11 +43,25 @@ class Runtime(Protocol):
     device: str
     lanes: int  # number of concurrent batches
     has_parallel_lanes: bool  # false if lanes take turns on one device, and overlap only the work around it
+    lanes_per_modality: int | None  # most lanes that should run one modality at once; None for all
     gpu_uuid: str | None  # UUID of the NVIDIA GPU; None on a CPU
 
     @property
     def memory_bytes(self) -> int:
         """Memory that the networks use on the device."""
+        ...
+
+    @property
+    def prepared_shapes(self) -> Sequence[PreparedShape]:
+        """The shapes that have forwards of their own, each to be verified; none on a CPU."""
+        ...
+
+    def drop(self, shape: PreparedShape) -> None:
+        """Removes the forward of a prepared shape, whose batches then run in a larger one, or without."""
+        ...
+
+    def close(self) -> None:
+        """Frees the networks and everything made from them; no call may be running or follow."""
         ...
 
     def enter_lane(self) -> None:
@@ -44,12 +72,19 @@ class Runtime(Protocol):
         """Releases memory used only for loading and measuring; no call may be running."""
         ...
 
-    def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        """Embeds (batch, height, width, 3) pixels. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+    def embed_pixels(self, batch: Sequence[PixelValues]) -> Embeddings:
+        """Embeds images of one size.
+
+        Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors.
+        """
         ...
 
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
-        """Embeds (batch, length) tokens. Raises `OutOfDeviceMemory` or the runtime's own errors."""
+        """Embeds (batch, length) tokens. Raises as `embed_pixels` does."""
+        ...
+
+    def device_seconds(self) -> float | None:
+        """Returns the device time of the calling thread's latest call; see `Encoder.device_seconds`."""
         ...
 
 
@@ -86,6 +121,14 @@ class LoadedRuntime:
 def lowest_cosine(embeddings: Embeddings, reference: Embeddings) -> float:
     """Returns the lowest cosine similarity of any row to its counterpart; NaN if a number is not finite."""
     return float((l2_normalize(embeddings) * l2_normalize(reference)).sum(axis=1).min())
+
+
+def stacked(batch: Sequence[PixelValues]) -> NDArray[np.uint8]:
+    """Returns images as (batch, height, width, 3), one image without a copy. Raises OutOfDeviceMemory."""
+    try:
+        return np.stack(batch) if len(batch) > 1 else batch[0][None]
+    except MemoryError as error:
+        raise OutOfDeviceMemory(str(error)) from error
 
 
 def padded(texts: Sequence[TokenIds]) -> tuple[TokenArray, TokenArray]:

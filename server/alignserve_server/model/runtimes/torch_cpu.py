@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.checkpoint import Checkpoint
-from alignserve_server.model.encoder import Embeddings
+from alignserve_server.model.encoder import Embeddings, PixelValues
 from alignserve_server.model.reference import make_reference
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes import onednn
+from alignserve_server.model.runtimes.device_errors import device_errors
 from alignserve_server.model.runtimes.memory import trim_heap
 from alignserve_server.model.runtimes.network import Network
-from alignserve_server.model.runtimes.out_of_memory import memory_errors
 from alignserve_server.model.runtimes.runtime import (
     ExecutionConfig,
     LoadedRuntime,
+    PreparedShape,
     Rescaling,
     Runtime,
     RuntimeName,
     TokenArray,
+    stacked,
 )
 from alignserve_server.model.runtimes.torch_cuda import CudaRuntime
 from alignserve_server.model.runtimes.towers import Towers
@@ -59,7 +60,9 @@ def load(checkpoint: Checkpoint, execution: ExecutionConfig, rescaling: Rescalin
     if execution.device == "cpu":
         runtime = CpuRuntime(network, execution, rescaling)
     else:
-        runtime = CudaRuntime(network, execution, rescaling, reference.image_size)
+        runtime = CudaRuntime(network, execution, rescaling, reference)
+        del network  # its weights are on the GPU
+        trim_heap()
     return LoadedRuntime(runtime, reference, checkpoint.fingerprint(runtime="torch", dtype=execution.dtype))
 
 
@@ -69,6 +72,8 @@ class CpuRuntime:
     name: RuntimeName = "torch"
     device = "cpu"
     has_parallel_lanes = True
+    lanes_per_modality: int | None = None
+    prepared_shapes: Sequence[PreparedShape] = ()
     gpu_uuid: str | None = None
 
     def __init__(self, network: Network, execution: ExecutionConfig, rescaling: Rescaling) -> None:
@@ -99,16 +104,28 @@ class CpuRuntime:
         """Releases the memory that the largest measured batch has left."""
         trim_heap()
 
+    def drop(self, shape: PreparedShape) -> None:
+        """Has nothing to drop."""
+
+    def close(self) -> None:
+        """Frees the towers."""
+        del self._towers
+        trim_heap()
+
     @torch.inference_mode()
-    def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        with memory_errors():
-            return self._towers.embed_pixels(torch.from_numpy(pixels)).numpy()
+    def embed_pixels(self, batch: Sequence[PixelValues]) -> Embeddings:
+        with device_errors():
+            return self._towers.embed_pixels(torch.from_numpy(stacked(batch))).numpy()
 
     @torch.inference_mode()
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
-        with memory_errors():
+        with device_errors():
             ids, mask = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
             return self._towers.embed_tokens(ids, mask).numpy()
+
+    def device_seconds(self) -> float | None:
+        """Returns None: a call's duration is the CPU's time."""
+        return None
 
 
 def _keep_freed_memory() -> None:

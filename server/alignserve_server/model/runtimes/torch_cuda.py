@@ -2,58 +2,92 @@
 
 from __future__ import annotations
 
+import gc
+import statistics
 import threading
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignserve_server.model.encoder import Embeddings
+from alignserve_server.model.encoder import Embeddings, PixelValues
+from alignserve_server.model.probe import Reference
+from alignserve_server.model.runtimes.cuda_graphs import ComputeStream
+from alignserve_server.model.runtimes.cuda_lane import CudaLane
+from alignserve_server.model.runtimes.device_errors import device_errors
+from alignserve_server.model.runtimes.device_time import DeviceTime
 from alignserve_server.model.runtimes.network import Network
-from alignserve_server.model.runtimes.out_of_memory import memory_errors
-from alignserve_server.model.runtimes.runtime import ExecutionConfig, Rescaling, RuntimeName, TokenArray
-from alignserve_server.model.runtimes.static_forwards import Forward, MaxShapes, StaticForwards
+from alignserve_server.model.runtimes.runtime import (
+    ExecutionConfig,
+    PreparedShape,
+    Rescaling,
+    RuntimeName,
+    TokenArray,
+)
+from alignserve_server.model.runtimes.static_forwards import Forward, StaticImages, StaticTexts
 from alignserve_server.model.runtimes.towers import Towers
-from alignserve_server.observability.logs import get_logger
 
-_log = get_logger(__name__)
-
-_LANES = 2  # while one computes, the other copies
-_WARMUP_FORWARDS = 3  # before a capture: libraries create their handles and choose algorithms
+# Of one modality, one lane copies while the other computes; the third runs the other modality meanwhile.
+_LANES, _LANES_PER_MODALITY = 3, 2
+_HIGH_PRIORITY = -1
+_IMAGES, _TEXTS = "images", "texts"
+_TIMED_RUNS = 5  # of a forward whose time is compared with another's
+_TOKEN_BYTES = 2 * 8  # an id and its place in the mask, of int64
 
 
 class CudaRuntime:
     """Implements `Runtime` with torch on a GPU.
 
-    Each lane copies its batch on its own stream; the forwards of all lanes run in order on one stream. So one
-    batch is copied while another computes, and the GPU starts the next forward without waiting for Python.
+    Each lane copies its batch on its own stream. The forwards of images run in order on one stream, and those
+    of texts on another, which goes first: a text takes a tenth of an image's time, and does not wait for
+    images that run already. So one batch is copied while another computes, and the GPU starts the next
+    forward without waiting for Python.
     """
 
     name: RuntimeName = "torch"
     has_parallel_lanes = False
+    lanes_per_modality: int | None = _LANES_PER_MODALITY
 
     def __init__(
-        self, network: Network, execution: ExecutionConfig, rescaling: Rescaling, image_size: tuple[int, int]
+        self, network: Network, execution: ExecutionConfig, rescaling: Rescaling, reference: Reference
     ) -> None:
-        """Takes ownership of a float32 network, and captures its forwards for images of (height, width)."""
-        # By default cuDNN rounds float32 convolutions to TF32, with a 10-bit mantissa.
-        torch.backends.cudnn.allow_tf32 = False
+        """Takes ownership of a float32 network, and captures its forwards for the reference's inputs.
+
+        Raises:
+            CaptureFailed: Its forwards cannot be captured.
+            OutOfDeviceMemory: The weights do not fit.
+            DeviceLost: The device failed.
+        """
+        _choose_kernels()
         self.dtype, self.device = execution.dtype, execution.device
         self.lanes = execution.lanes or _LANES
-        self._device = torch.device(self.device)
+        self._device: Final = torch.device(self.device)
         self.gpu_uuid: str | None = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
-        self._compute = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # in torch
-        self._turn = threading.Lock()  # on the compute stream, from a batch's input to its output
+        self._images = ComputeStream(self._device)
+        self._texts = ComputeStream(self._device, priority=_HIGH_PRIORITY)
+        self._time = DeviceTime([_IMAGES, _TEXTS])
         self._lane = threading.local()
-        max_shapes = MaxShapes(execution.max_batch_size, image_size, execution.max_text_tokens)
-        with torch.inference_mode(), torch.cuda.stream(self._compute):
-            self._towers = Towers(network, rescaling, self._device, getattr(torch, self.dtype))
-            self._graphs = StaticForwards(self._towers, max_shapes, self._device)
-            if execution.cuda_graphs:
-                self._graphs.capture(partial(self._captured, torch.cuda.graph_pool_handle()))
+        self._has_graphs = execution.cuda_graphs
+        batch_size, image_size = execution.max_batch_size, reference.image_size
+        self._input_bytes = batch_size * max(
+            3 * image_size[0] * image_size[1], execution.max_text_tokens * _TOKEN_BYTES
+        )
+        self._output_bytes = batch_size * reference.embedding_dimension * np.dtype(np.float32).itemsize
+        with device_errors(), torch.inference_mode():
+            with torch.cuda.stream(self._images.stream):
+                self._towers = Towers(network, rescaling, self._device, getattr(torch, self.dtype))
+                self._static_images = StaticImages(
+                    self._towers.embed_pixels, batch_size, image_size, self._device
+                )
+                self._static_texts = StaticTexts(
+                    self._towers.embed_tokens, batch_size, execution.max_text_tokens, self._device
+                )
+            self._images.stream.synchronize()  # texts read the weights on another stream
+            if self._has_graphs:
+                self._static_images.capture(self._images.captured)
+                self._static_texts.capture(self._texts.captured)
 
     @property
     def memory_bytes(self) -> int:
@@ -61,69 +95,98 @@ class CudaRuntime:
         return torch.cuda.memory_reserved(self._device)
 
     @property
-    def graph_batch_sizes(self) -> list[int]:
-        """Batch sizes that have CUDA graphs."""
-        return self._graphs.batch_sizes
+    def prepared_shapes(self) -> Sequence[PreparedShape]:
+        """The shapes that have CUDA graphs."""
+        return [*self._static_images.shapes, *self._static_texts.shapes]
+
+    def drop(self, shape: PreparedShape) -> None:
+        """Removes the graph of a shape."""
+        (self._static_images if shape.tokens is None else self._static_texts).drop(shape)
 
     def enter_lane(self) -> None:
         """Creates the calling thread's stream for copies."""
         torch.cuda.set_device(self._device)
-        self._lane.copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # in torch
+        self._lane.state = CudaLane(self._device, self._input_bytes, self._output_bytes)
 
     def release_memory(self) -> None:
         """Releases the memory that loading and the largest measured batch have left."""
+        self._lane = threading.local()  # with the loading thread's memory
         torch.cuda.empty_cache()
 
-    def embed_pixels(self, pixels: NDArray[np.uint8]) -> Embeddings:
-        return self._embed([pixels], self._graphs.embed_pixels, self._towers.embed_pixels)
+    def close(self) -> None:
+        """Frees weights, graphs and caches."""
+        del self._static_images, self._static_texts, self._towers, self._lane
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def embed_pixels(self, batch: Sequence[PixelValues]) -> Embeddings:
+        def embed(pixels: torch.Tensor) -> torch.Tensor:
+            embeddings = self._static_images(pixels)
+            return self._towers.embed_pixels(pixels) if embeddings is None else embeddings
+
+        return self._embed(_IMAGES, self._images, batch, embed)
 
     def embed_tokens(self, input_ids: TokenArray, attention_mask: TokenArray) -> Embeddings:
-        return self._embed([input_ids, attention_mask], self._graphs.embed_tokens, self._towers.embed_tokens)
+        def embed(tokens: torch.Tensor) -> torch.Tensor:
+            embeddings = self._static_texts(*tokens)
+            return self._towers.embed_tokens(*tokens) if embeddings is None else embeddings
+
+        return self._embed(_TEXTS, self._texts, [input_ids, attention_mask], embed)
+
+    def device_seconds(self) -> float | None:
+        """Returns the GPU's time for the calling thread's latest batch; see `DeviceTime`."""
+        return self._current_lane().device_seconds
 
     @torch.inference_mode()
     def _embed(
         self,
-        arrays: list[NDArray[Any]],
-        replayed: Callable[..., torch.Tensor | None],
-        eager: Callable[..., torch.Tensor],
+        modality: str,
+        compute: ComputeStream,
+        rows: Sequence[NDArray[Any]],
+        embed: Callable[[torch.Tensor], torch.Tensor],
     ) -> Embeddings:
-        if not hasattr(self._lane, "copies"):
-            self.enter_lane()
+        lane = self._current_lane()
+        lane.device_seconds = None
+        begun: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # in torch
         # blocking: a waiting thread gives up its core
-        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # in torch
-        with memory_errors():
-            with torch.cuda.stream(self._lane.copies):
-                # pinned, since only then does a copy overlap with kernels
-                inputs = [
-                    torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
-                    for array in arrays
-                ]
-            with self._turn, torch.cuda.stream(self._compute):
-                self._compute.wait_stream(self._lane.copies)
-                embeddings = replayed(*inputs)
-                if embeddings is None:
-                    embeddings = eager(*inputs)
-                output = torch.empty(embeddings.shape, dtype=embeddings.dtype, pin_memory=True)
-                output.copy_(embeddings, non_blocking=True)
-                done.record(self._compute)
-            # Keeps the inputs alive until here: their memory must not be reused while they are read.
+        done: Any = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        with device_errors(), lane.settled_before_reuse(compute.stream):
+            inputs = lane.send(rows)
+            with compute.turn, torch.cuda.stream(compute.stream):
+                compute.stream.wait_stream(lane.copies)
+                begun.record(compute.stream)
+                output = lane.receive(embed(inputs))
+                done.record(compute.stream)
             done.synchronize()
-            on_cpu: Embeddings = output.numpy().copy()  # callers must not keep pinned memory
+            lane.device_seconds = self._time.charge(modality, begun, done)
+            on_cpu: Embeddings = output.numpy().copy()  # the lane's next batch overwrites it
             return on_cpu
 
-    def _captured(self, pool: Any, forward: Forward) -> Forward:
-        """Captures a forward as a CUDA graph; returns its replay.
+    def _current_lane(self) -> CudaLane:
+        if not hasattr(self._lane, "state"):
+            self.enter_lane()
+        lane: CudaLane = self._lane.state
+        return lane
 
-        Graphs share a memory pool: they run one at a time, and each keeps its own output.
-        """
-        for _ in range(_WARMUP_FORWARDS):
-            forward()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=self._compute):
-            output = forward()
+    def _seconds_of(self, forward: Forward) -> float:
+        """Returns the median time of a forward of images as it would be served; its graph is not kept."""
+        replay = ComputeStream(self._device).captured(forward) if self._has_graphs else forward
+        times: list[float] = []
+        with torch.cuda.stream(self._images.stream):
+            for _ in range(_TIMED_RUNS):
+                begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                begun.record()
+                replay()
+                done.record()
+                done.synchronize()
+                times.append(begun.elapsed_time(done) / 1e3)
+        return statistics.median(times)
 
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return output
 
-        return replay
+def _choose_kernels() -> None:
+    """Sets what torch keeps for the whole process."""
+    # By default cuDNN rounds float32 convolutions to TF32, with a 10-bit mantissa.
+    torch.backends.cudnn.allow_tf32 = False
+    # torch prefers cuDNN's attention on Hopper, which plans every new shape for 0.3 to 0.5 s. Without it, it
+    # uses efficient attention, which takes a broadcast mask, and where that does not fit, matrix products.
+    torch.backends.cuda.enable_cudnn_sdp(False)

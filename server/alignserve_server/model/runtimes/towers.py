@@ -6,6 +6,7 @@ hidden state of [CLS], so the last layer computes nothing else.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from alignserve_server.model.runtimes.network import Network, channels
 from alignserve_server.model.runtimes.runtime import Rescaling
+
+_MASK_ALIGNMENT = 8  # elements; efficient attention on a GPU loads so many at once
 
 
 class Step(nn.Module):
@@ -84,6 +87,7 @@ class TextTower(nn.Module):
     """From (batch, length) tokens and their mask to embeddings, not normalized."""
 
     positions: torch.Tensor
+    penalties: torch.Tensor
 
     @torch.no_grad()
     def __init__(self, text: Any, projection: nn.Linear) -> None:
@@ -93,18 +97,31 @@ class TextTower(nn.Module):
         # Every token has type 0.
         positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
         self.register_buffer("positions", positions)
+        # Added to attention's scores: -inf for padding (0 in a mask), nothing for tokens (1).
+        self.register_buffer("penalties", torch.tensor([-math.inf, 0.0]), persistent=False)
         self.norm = embeddings.LayerNorm
         self.layers = nn.ModuleList(_Layer(layer) for layer in text.encoder.layer)
         self.projection = Step(projection)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.norm(self.words(input_ids) + self.positions[: input_ids.shape[1]])
-        mask = attention_mask.bool()[:, None, None, :]
+        mask = self._additive(attention_mask)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, mask)
         hidden = self.layers[-1](hidden, mask, rows=1)
         embeddings: torch.Tensor = self.projection(hidden[:, 0])
         return embeddings
+
+    def _additive(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Returns the mask as (batch, 1, 1, length) numbers that all layers add to their scores.
+
+        Attention would convert a boolean mask in every layer, and pad one whose rows are not aligned.
+        """
+        length = attention_mask.shape[1]
+        mask = self.penalties[attention_mask][:, None, None, :]
+        if length % _MASK_ALIGNMENT:
+            mask = functional.pad(mask, (0, -length % _MASK_ALIGNMENT))[..., :length]
+        return mask
 
 
 class _Block(nn.Module):

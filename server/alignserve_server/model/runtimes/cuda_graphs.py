@@ -1,0 +1,62 @@
+"""A CUDA stream on which forwards run one after the other, and whose graphs share memory."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from alignserve_server.model.encoder import CaptureFailed
+from alignserve_server.model.runtimes.static_forwards import Forward
+
+
+class ComputeStream:
+    """Runs the forwards of one modality in order.
+
+    Its graphs share one memory pool, so they must not run at the same time; graphs of another stream may.
+
+    Attributes:
+        stream: Where forwards run, and where graphs are captured: kernels get its priority.
+        turn: Held from a batch's input to its output, because graphs have fixed memory.
+    """
+
+    def __init__(self, device: torch.device, *, priority: int = 0) -> None:
+        """Creates the stream; a lower priority number runs first."""
+        self.stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]  # in torch
+        self.turn = threading.Lock()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def captured(self, forward: Forward) -> Forward:
+        """Captures a forward as a CUDA graph; returns its replay, which overwrites its output each time.
+
+        Raises:
+            CaptureFailed: The capture could not be ended, so this process cannot use the device any more.
+            RuntimeError: Whatever the forward raises, such as for memory; another capture may succeed.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
+            forward()  # libraries create their handles and choose algorithms, which no capture may contain
+            self.stream.synchronize()
+            torch.cuda.empty_cache()  # the graphs' pool cannot use what the warm-up has left
+            output = _recorded(graph, self._pool, forward)
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], forward: Forward) -> torch.Tensor:
+    """Runs a forward into a graph and returns its output."""
+    graph.capture_begin(pool=pool)
+    try:
+        output = forward()
+    except BaseException as error:
+        try:
+            graph.capture_end()
+        except RuntimeError as lasting:
+            raise CaptureFailed(f"{error}; then {lasting}") from error
+        raise
+    graph.capture_end()
+    return output

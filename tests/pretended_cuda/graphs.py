@@ -1,0 +1,177 @@
+"""Operators that are issued to a stream of the simulated device, or recorded into a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from tests.pretended_cuda.device import Device, Stream
+
+
+class SharedPoolError(AssertionError):
+    """Graphs that share memory are replayed on two streams, so they could run at the same time."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operator to run, and the tensors that it must fill."""
+
+    function: Any  # an OpOverload, which torch does not type
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    outputs: Sequence[torch.Tensor]  # none for an operator that changes its arguments
+
+    def run(self) -> None:
+        """Runs the operator on the memory of its arguments, as it is now."""
+        made = tree_leaves(self.function(*self.arguments, **self.options))
+        if self.outputs:
+            made = [leaf for leaf in made if isinstance(leaf, torch.Tensor)]
+            for output, again in zip(self.outputs, made, strict=True):
+                output.copy_(again)
+
+
+class Issued(TorchDispatchMode):
+    """Sends the operators of a thread to its current stream, or into the graph that captures there."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        stream = self._device.current_stream
+        if func.overloadpacket.__name__ == "_local_scalar_dense":
+            _finish(stream)
+            return func(*args, **options)
+        changed = _changed_arguments(func, args, options)
+        made = None if changed else _made(func, args, options)
+        outputs = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        if not changed and (_is_allocation(func) or _are_views(outputs, (args, options))):
+            return made
+        self._device.meet("operation" if stream.capturing is None else "capture")
+        for output in outputs:
+            _remove_values(output)
+        # Aliases: a module replaces the data of its parameters when it is moved.
+        operation = Operation(func, *tree_map(_alias, (args, options)), outputs)
+        if stream.capturing is None:
+            self._device.submit(stream, [operation])
+        else:
+            stream.capturing.record(operation)
+        if not changed:
+            return made
+        return changed[0] if len(changed) == 1 else tuple(changed)
+
+
+class Graph:
+    """The operators of a capture, in order."""
+
+    def __init__(self, device: Device) -> None:
+        self.operations: list[Operation] = []
+        self._device = device
+        self._pool: object = None
+        self._bytes = 0
+        self._is_valid = True
+
+    def capture_begin(self, pool: object = None) -> None:
+        """Records what follows on the current stream. Raises RuntimeError, after a capture that broke."""
+        stream = self._device.current_stream
+        if stream is self._device.default_stream:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
+        if self._device.is_broken:
+            raise RuntimeError("the allocator is still capturing")
+        self._pool, stream.capturing, stream.has_graphs = pool, self, True
+
+    def capture_end(self) -> None:
+        """Ends the recording. Raises RuntimeError if something that is not permitted was captured."""
+        self._device.current_stream.capturing = None
+        try:
+            self._device.meet("capture_end")
+        except RuntimeError:
+            self._device.is_broken = True
+            raise
+        if not self._is_valid:
+            self._device.is_broken = True
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def record(self, operation: Operation) -> None:
+        """Adds an operator. Raises the device's error if the graph becomes too large."""
+        self.operations.append(operation)
+        self._bytes += sum(output.nbytes for output in operation.outputs)
+        limit = self._device.capture_limit_bytes
+        if limit is not None and self._bytes > limit:
+            raise self._device.lack()
+
+    def invalidate(self) -> None:
+        """Makes the capture fail when it ends."""
+        self._is_valid = False
+
+    def replay(self) -> None:
+        """Issues the operators again, on the same memory. Raises SharedPoolError and SharedStreamError."""
+        stream = self._device.current_stream
+        self._device.meet("replay")
+        with stream.held():
+            if self._device.pool_streams.setdefault(self._pool, stream) is not stream:
+                raise SharedPoolError("graphs of one memory pool are replayed on two streams")
+            self._device.submit(stream, self.operations)
+
+
+def _finish(stream: Stream) -> None:
+    """Waits for a stream, of which the host reads a value."""
+    if stream.capturing is not None:
+        stream.capturing.invalidate()
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+    stream.synchronize()
+
+
+def _made(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Runs an operator for the shapes of its results, or for a view; the values come later."""
+    if any(one.alias_info is not None for one in func._schema.returns):
+        return func(*args, **options)
+    # Its integers may be indexes that are not there yet.
+    return func(*tree_map(_zeros, args), **tree_map(_zeros, options))
+
+
+def _alias(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _zeros(leaf: Any) -> Any:
+    is_integer = isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.int32, torch.int64)
+    return torch.zeros_like(leaf) if is_integer else leaf
+
+
+def _is_allocation(func: Any) -> bool:
+    return "empty" in func.overloadpacket.__name__
+
+
+def _are_views(outputs: list[torch.Tensor], given: Any) -> bool:
+    """Returns whether results share the memory of arguments; some operators return a view or a copy."""
+    storages = {
+        one.untyped_storage().data_ptr() for one in tree_leaves(given) if isinstance(one, torch.Tensor)
+    }
+    return any(output.untyped_storage().data_ptr() in storages for output in outputs)
+
+
+def _changed_arguments(func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
+    """Returns the arguments that an operator writes to."""
+    given = {parameter.name: value for parameter, value in zip(func._schema.arguments, args, strict=False)}
+    given.update(options)
+    return [
+        given[parameter.name]
+        for parameter in func._schema.arguments
+        if parameter.alias_info is not None and parameter.alias_info.is_write and parameter.name in given
+    ]
+
+
+def _remove_values(tensor: torch.Tensor) -> None:
+    """Replaces numbers by NaN: whoever reads them too early gets no result."""
+    if tensor.is_floating_point():
+        tensor.fill_(torch.nan)
