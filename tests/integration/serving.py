@@ -86,7 +86,8 @@ async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> Async
     """Runs a server for the length of the block."""
     encoder = encoder or FakeEncoder()
     async with AsyncExitStack() as life:
-        device, server = None, Server(settings(**overrides), lambda _: encoder)
+        device: Device | None = None
+        server: CallServer = Server(settings(**overrides), lambda _: encoder)
         if shape == FRONTS:
             device, path = await life.enter_async_context(running_device(encoder, **overrides))
             server = front(encoder, path, **overrides)

@@ -126,6 +126,24 @@ async def test_a_permanently_failed_device_ends_the_process() -> None:
         assert await process.wait() == EXIT_UNRECOVERABLE
 
 
+async def test_a_server_that_cannot_capture_graphs_starts_again_without_them() -> None:
+    """The failed capture may have left the device unusable for the process, so a new one takes over."""
+    encoder = """
+    def encode_texts(self, batch):
+        from alignserve_server.model.encoder import CaptureFailed
+        if "--no-cuda-graphs" not in sys.argv:
+            raise CaptureFailed("operation not permitted when stream is capturing")
+        return super().encode_texts(batch)"""
+    async with server_process(encoder=encoder) as process:
+        disabled = await process.event("cuda_graphs_disabled")
+        await process.event("ready")
+
+        assert disabled["reason"] == "operation not permitted when stream is capturing"
+        async with connect(process.port) as channel:
+            await pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a"))
+        assert await process.stop() == 0
+
+
 @pytest.mark.parametrize("warms_up", [False, True], ids=["while serving", "while loading"])
 async def test_a_lost_device_ends_the_process_at_once(warms_up: bool) -> None:
     """A CUDA fault lasts as long as its process, so nothing is gained by waiting for a stall's limits."""

@@ -26,7 +26,10 @@ EVENTS: Mapping[str, str] = {
     "tokens_without_embedding": "The tokenizer has `count` tokens more than the model's `vocabulary_rows`; "
     "texts with these tokens are refused.",
     "cuda_graph_too_large": "The CUDA graph for batches of `batch_size` does not fit into memory.",
-    "cuda_graphs_disabled": "No CUDA graph could be captured; all batches run without one.",
+    "cuda_graphs_disabled": "CUDA graphs cannot be captured, for a `reason`; the process starts again "
+    "without them.",
+    "cuda_graphs_inexact": "Embeddings of some CUDA graphs are too far from the reference; these `batches` "
+    "run in other graphs or without one.",
     "batch_sizes_not_saved": "Tuned batch sizes cannot be written to `file`; the next start measures again.",
     # Requests
     "call": "A sampled call has ended; see the access log.",

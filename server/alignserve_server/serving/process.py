@@ -60,17 +60,36 @@ def ignore_inherited_metrics() -> None:
         os.environ.pop(name, None)
 
 
-def exit_code(serving: Callable[[], Serving]) -> int:
-    """Runs the server until it ends; returns the exit code. Logs why if it cannot start."""
+def start_without_cuda_graphs() -> NoReturn:
+    """Replaces this process by one with the same command and `--no-cuda-graphs`. The process id stays."""
+    replace_process([*sys.orig_argv[1:], "--no-cuda-graphs"])
+
+
+def replace_process(arguments: list[str]) -> NoReturn:
+    """Replaces this process by a Python process with other arguments, after flushing the log."""
+    logging.shutdown()
+    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 — our own command
+
+
+def exit_code(
+    serving: Callable[[], Serving], start_anew: Callable[[], NoReturn] = start_without_cuda_graphs
+) -> int:
+    """Runs the server until it ends; returns the exit code. Logs why if it cannot start.
+
+    If CUDA graphs cannot be captured, calls `start_anew`, since this process can no longer use the device.
+    """
     from alignserve_server.errors import StartupError
     from alignserve_server.model.checkpoint import CheckpointError
-    from alignserve_server.model.encoder import DeviceLost
+    from alignserve_server.model.encoder import CaptureFailed, DeviceLost
     from alignserve_server.observability.logs import get_logger
 
     try:
         return _run(serving()) or 0
     except (StartupError, CheckpointError) as error:
         get_logger(__name__).error("startup_failed", reason=str(error))
+    except CaptureFailed as error:
+        get_logger(__name__).warning("cuda_graphs_disabled", reason=str(error))
+        start_anew()
     except DeviceLost as error:
         get_logger(__name__).error("device_lost", reason=str(error).partition("\n")[0])
         return EXIT_UNRECOVERABLE

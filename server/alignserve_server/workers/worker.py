@@ -1,6 +1,7 @@
 """A worker process, which the supervisor starts as `python -m alignserve_server.workers.worker`.
 
-Standard input is a socket to the supervisor. The worker reads one line of JSON, the launch spec, and writes
+Standard input is a socket to the supervisor. The worker reads one line of JSON, the launch spec, unless it is
+started anew with the spec as its argument, and writes
 lines of JSON: events of the server, and heartbeats of the event loop, which show that it does not hang. When
 the supervisor ends, for whatever reason, the worker drains and exits.
 """
@@ -22,7 +23,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from alignserve_server.host.cores import pin_to_share
 from alignserve_server.host.standard_error import keep_standard_error_from_blocking
-from alignserve_server.serving.process import Serving, end_process, exit_code, ignore_inherited_metrics
+from alignserve_server.serving.process import (
+    Serving,
+    end_process,
+    exit_code,
+    ignore_inherited_metrics,
+    replace_process,
+)
 from alignserve_server.workers.roster import Role
 
 if TYPE_CHECKING:
@@ -34,14 +41,33 @@ def main() -> NoReturn:
     ignore_inherited_metrics()
     supervisor = _take_standard_input()
     lines = supervisor.makefile("r")
-    spec = json.loads(lines.readline() or sys.exit(1))
+    is_replacement = len(sys.argv) > 1  # of a process with the same cores
+    spec = json.loads((sys.argv[1] if is_replacement else lines.readline()) or sys.exit(1))
     faulthandler.register(signal.SIGQUIT, file=spec["stacks_descriptor"])
-    # Before importing anything that counts the cores or starts threads. The processes of a group share cores:
-    # what decoding leaves is for the lanes. Each front counts only its part, so that decode threads add up.
+    if not is_replacement:
+        _pin(spec)
+    threading.Thread(target=_drain_at_end, args=(lines,), daemon=True).start()
+    code = exit_code(
+        lambda: _serving(spec, Reports(supervisor)), lambda: _start_without_cuda_graphs(spec, supervisor)
+    )
+    end_process(code)
+
+
+def _pin(spec: Mapping[str, Any]) -> None:
+    """Gives this process its cores, before anything is imported that counts them or starts threads.
+
+    The processes of a group have the same cores: what decoding leaves is for the lanes. Each front counts only
+    its part of them, so that their decode threads add up to the number of cores.
+    """
     parts = spec["settings"]["front_processes"] if spec["role"] == Role.FRONT.value else 1
     pin_to_share(spec["group"], spec["settings"]["workers"], parts=parts)
-    threading.Thread(target=_drain_at_end, args=(lines,), daemon=True).start()
-    end_process(exit_code(lambda: _serving(spec, Reports(supervisor))))
+
+
+def _start_without_cuda_graphs(spec: Mapping[str, Any], supervisor: socket.socket) -> NoReturn:
+    """Replaces this process; to the supervisor it stays the same one."""
+    os.dup2(supervisor.fileno(), 0)
+    spec = {**spec, "settings": {**spec["settings"], "cuda_graphs": False}}
+    replace_process(["-m", "alignserve_server.workers.worker", json.dumps(spec)])
 
 
 def _take_standard_input() -> socket.socket:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
+from alignserve_server.settings import Settings
 from alignserve_server.workers.worker import Reports
 
 
@@ -52,3 +56,45 @@ def test_reports_to_a_dead_supervisor_do_not_fail(ends: tuple[socket.socket, soc
 
     reports.announce("ready")
     reports.beat()
+
+
+_WORKER_THAT_CANNOT_CAPTURE = """
+from alignserve_server.model.encoder import CaptureFailed
+from alignserve_server.serving import loading
+from alignserve_server.workers.worker import main
+
+def load_encoder(settings, worker):
+    raise CaptureFailed("operation not permitted when stream is capturing")
+
+loading.load_encoder = load_encoder
+main()
+"""
+
+
+def test_a_worker_that_cannot_capture_graphs_starts_again_without_them(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    """It stays the same process, with the same connection to its supervisor."""
+    worker, supervisor = ends
+    stacks = os.memfd_create("stacks")
+    settings = Settings(checkpoint="fake", listen="127.0.0.1:0", metrics_listen=None)
+    spec = {
+        "worker": 0,
+        "listens_first": False,
+        "settings": settings.model_dump(mode="json"),
+        "beat_seconds": 0,
+        "stacks_descriptor": stacks,
+    }
+    supervisor.sendall(f"{json.dumps(spec)}\n".encode())
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WORKER_THAT_CANNOT_CAPTURE], stdin=worker.fileno(), pass_fds=[stacks]
+    )
+    with process, supervisor.makefile() as lines:
+        worker.close()
+        ready = next(event for event in map(json.loads, lines) if event["event"] == "ready")
+        process.terminate()
+
+    assert ready["runtime"] == "fake"
+    assert process.returncode == 0
+    os.close(stacks)
