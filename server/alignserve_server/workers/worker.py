@@ -56,8 +56,8 @@ def main() -> NoReturn:
 def _pin(spec: Mapping[str, Any]) -> None:
     """Gives this process its cores, before anything is imported that counts them or starts threads.
 
-    The processes of a group have the same cores: what decoding leaves is for the lanes. Each front counts only
-    its part of them, so that their decode threads add up to the number of cores.
+    The processes of a group have the same cores: what decoding leaves is for the lanes. Each front counts
+    only its part of them, so that their decode threads add up to the number of cores.
     """
     parts = spec["settings"]["front_processes"] if spec["role"] == Role.FRONT.value else 1
     pin_to_share(spec["group"], spec["settings"]["workers"], parts=parts)
