@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from alignserve_server.access.usage import Usages
 from alignserve_server.api.readiness import State
 from alignserve_server.batching.engine import Engine
 from alignserve_server.host.daemon_thread import in_daemon_thread
@@ -64,10 +65,21 @@ class FrontServer(CallServer):
         device_path: str,
         announce: Announce | None = None,
         tell_state: TellState = lambda _: None,
+        *,
+        usages: Usages | None = None,
         load_reader: LoadReader = load_reader,
     ) -> None:
-        """Opens no port yet; `device_path` is the device process's socket."""
-        super().__init__(settings, announce, tell_state)
+        """Opens no port yet.
+
+        Args:
+            settings: The server's settings.
+            device_path: The device process's socket.
+            announce: Takes the events `listening` and `ready`; the default logs them.
+            tell_state: Takes the state whenever it changes.
+            usages: What each key has used of its quotas, if that is shared with other fronts.
+            load_reader: Returns what prepares inputs.
+        """
+        super().__init__(settings, announce, tell_state, usages)
         self._load_reader = load_reader
         self._link = DeviceLink(device_path, self._tracing.note_batch, self._follow_device)
 
@@ -97,8 +109,9 @@ async def serve_front(
     announce: Announce | None = None,
     tell_state: TellState = lambda _: None,
     *,
+    usages: Usages | None = None,
     listens_first: bool = True,
 ) -> int:
-    """Takes calls for the device process with this socket; see `run_server`."""
-    server = FrontServer(settings, device_path, announce, tell_state)
+    """Takes calls for the device process with this socket; see `FrontServer` and `run_server`."""
+    server = FrontServer(settings, device_path, announce, tell_state, usages=usages)
     return await run_server(server, settings, listens_first=listens_first)

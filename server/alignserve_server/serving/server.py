@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing
+from alignserve_server.access.usage import Usages
 from alignserve_server.api.accounting import Accounting
 from alignserve_server.api.limits import RequestLimits
 from alignserve_server.api.readiness import Readiness, State, model_stalled
@@ -107,6 +108,7 @@ class CallServer(ABC):
         settings: Settings,
         announce: Announce | None = None,
         tell_state: TellState = lambda _: None,
+        usages: Usages | None = None,
     ) -> None:
         self._settings = settings
         self._announce = announce or _log.info
@@ -120,7 +122,8 @@ class CallServer(ABC):
             expect_calls(self.metrics, OPEN_INFERENCE, OPEN_INFERENCE_METHODS)
         self._version = version("alignserve-server")
         keys = settings.api_keys_file
-        access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.set_keys))
+        ring = None if keys is None else KeyRing(keys, self.metrics.callers.set_keys)
+        access = Access(ring, usages=usages)
         self.service = Service(self._readiness, _limits(settings), self._version)
         self.messages = MessageApi(
             self.service,

@@ -21,6 +21,7 @@ class Member:
     name: int | str  # in logs and metrics
     role: Role
     group: int  # the number of the worker that it is, or is a part of
+    front: int = 0  # the number of a front among all of the server
 
     @property
     def takes_calls(self) -> bool:
@@ -37,5 +38,9 @@ def roster(workers: int, front_processes: int) -> list[Member]:
 
 def _group(workers: int, front_processes: int, group: int) -> list[Member]:
     prefix = f"{group}-" if workers > 1 else ""
-    fronts = [Member(f"{prefix}front-{number}", Role.FRONT, group) for number in range(front_processes)]
+    first = group * front_processes
+    fronts = [
+        Member(f"{prefix}front-{number}", Role.FRONT, group, first + number)
+        for number in range(front_processes)
+    ]
     return [Member(f"{prefix}device", Role.DEVICE, group), *fronts]

@@ -89,10 +89,10 @@ async def supervise(settings: Settings) -> int:
         http_port = 0
         if settings.http_listen is not None:
             http_port = life.enter_context(reserved_port(settings.http_listen, "--http-listen"))
-        sockets = life.enter_context(_sockets_folder()) if settings.front_processes else Path()
+        shared = life.enter_context(_shared_folder()) if settings.front_processes else Path()
         supervisor = Supervisor(
             roster(settings.workers, settings.front_processes),
-            _launcher(settings, port, http_port, sockets),
+            _launcher(settings, port, http_port, shared),
             registry,
             stop_timeout_seconds=settings.drain_delay_seconds
             + settings.shutdown_grace_seconds
@@ -385,8 +385,8 @@ class _WorkerProcess:
 
 
 @contextmanager
-def _sockets_folder() -> Iterator[Path]:
-    """Yields a new folder for the sockets of device processes, which only this user can enter.
+def _shared_folder() -> Iterator[Path]:
+    """Yields a new folder for what the processes share by path, which only this user can enter.
 
     Raises:
         StartupError: No folder can be made, or its name is too long for a socket.
@@ -394,14 +394,16 @@ def _sockets_folder() -> Iterator[Path]:
     try:
         made = tempfile.TemporaryDirectory(prefix="alignserve-", ignore_cleanup_errors=True)
     except OSError as error:
-        raise StartupError(f"front processes need a folder for sockets: {error}; set TMPDIR") from error
+        raise StartupError(
+            f"front processes need a folder for what they share: {error}; set TMPDIR"
+        ) from error
     with made as folder:
         if len(folder) > _MAX_FOLDER_NAME:
             raise StartupError(f"{folder} is too long a name for a folder of sockets; set TMPDIR")
         yield Path(folder)
 
 
-def _launcher(settings: Settings, port: int, http_port: int, sockets: Path) -> Launch:
+def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> Launch:
     own = settings.model_copy(
         update={
             "listen": _with_port(settings.listen, port),
@@ -418,7 +420,12 @@ def _launcher(settings: Settings, port: int, http_port: int, sockets: Path) -> L
             "worker": member.name,
             "role": member.role.value,
             "group": member.group,
-            "socket": str(sockets / f"{member.group}"),
+            "socket": str(shared / f"device-{member.group}"),
+            "usages": {
+                "path": str(shared / "usages"),
+                "process": member.front,
+                "processes": settings.workers * settings.front_processes,
+            },
             "listens_first": listens_first,
             "settings": own.model_dump(mode="json"),
             "beat_seconds": own.worker_timeout_seconds / _CHECKS / 2,

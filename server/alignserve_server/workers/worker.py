@@ -19,6 +19,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from alignserve_server.host.cores import pin_to_share
@@ -163,6 +164,7 @@ def _device(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Se
 
 
 def _front(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
+    from alignserve_server.access.shared_usage import SharedUsages
     from alignserve_server.serving.front_server import serve_front
 
     return serve_front(
@@ -170,6 +172,7 @@ def _front(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Ser
         spec["socket"],
         reports.announce,
         reports.tell_state,
+        usages=SharedUsages(**{**spec["usages"], "path": Path(spec["usages"]["path"])}),
         listens_first=spec["listens_first"],
     )
 
