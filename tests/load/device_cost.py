@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from array import array
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,8 @@ from alignserve_server.batching.admission import QueueLimits
 from alignserve_server.batching.backend import AdmissionRequest, InferenceBackend, PreparedItems
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.batching.local_backend import CacheBytes
+from alignserve_server.batching.request import Embedded
+from alignserve_server.fronts.device import DeviceServer
 from alignserve_server.fronts.front import FrontBackend
 from alignserve_server.model.fake import FakeEncoder
 
@@ -52,6 +55,31 @@ class InstantEncoder(FakeEncoder):
         return self._answers[: len(batch)].copy()
 
     encode_texts = encode_images
+
+
+class NoBatching:
+    """A backend that answers at once, so that what is left is the transport."""
+
+    def __init__(self) -> None:
+        self.info = InstantEncoder().info
+        self._answer = Embedded(
+            np.ones((_BATCH, _DIMENSION), np.float32), 0.0, 0.0, 1, 0, frozenset({(0, 1)})
+        )
+
+    def has_cache(self, modality: str) -> bool:
+        """Has none."""
+        return False
+
+    def request_room(self, reservation: int, request: AdmissionRequest) -> None:
+        """Has room for everything."""
+
+    def submit(self, reservation: int, items: PreparedItems, on_done: Callable[[Embedded], object]) -> None:
+        """Answers with the same vector for each item."""
+        embeddings = self._answer.embeddings[: len(items.sizes)]
+        on_done(self._answer._replace(embeddings=embeddings))
+
+    def release(self, reservation: int, *, is_served: bool = True) -> None:
+        """Has nothing to free."""
 
 
 class Load(NamedTuple):
@@ -83,20 +111,24 @@ def main() -> None:
     costs: dict[Load, list[tuple[float, ...]]] = {load: [] for load in loads}
     for _ in range(given.turns):
         for load in loads:
-            costs[load].append(_measure(load, given.seconds))
+            (transport, _), whole = (
+                _measure(load, given.seconds, device) for device in ("transport", "whole")
+            )
+            costs[load].append((*whole, transport))
     rows = [(*load, *(round(float(each), 1) for each in np.median(costs[load], axis=0))) for load in loads]
-    print(table(["modality", "items", "in flight", "fronts", "device µs", "front µs", "items/s"], rows))
+    heads = ["modality", "items", "in flight", "fronts", "device µs", "front µs", "device's transport µs"]
+    print(table(heads, rows))
     if given.profile:
         for load in (loads[0], loads[3], loads[5]):
             print(f"\n{load}", flush=True)
-            _measure(load, given.seconds, profiled=True)
+            _measure(load, given.seconds, "profiled")
 
 
-def _measure(load: Load, seconds: float, *, profiled: bool = False) -> tuple[float, ...]:
-    """Returns the CPU microseconds of an item in the device and in its front, and the items a second."""
+def _measure(load: Load, seconds: float, kind: str) -> tuple[float, float]:
+    """Returns the CPU microseconds of an item in the device and in its front."""
     with ExitStack() as started, tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "socket")
-        device = started.enter_context(_process("device", path, str(int(profiled))))
+        device = started.enter_context(_process("device", path, kind))
         in_flight = str(max(1, load.in_flight // load.fronts))
         fronts = [
             started.enter_context(
@@ -105,17 +137,16 @@ def _measure(load: Load, seconds: float, *, profiled: bool = False) -> tuple[flo
             for number in range(load.fronts)
         ]
         time.sleep(0.5)  # caches fill, places are written once
-        begin, before = time.monotonic(), [_ask(each) for each in (device, *fronts)]
+        before = [_ask(each) for each in (device, *fronts)]
         time.sleep(seconds)
-        end, after = time.monotonic(), [_ask(each) for each in (device, *fronts)]
+        after = [_ask(each) for each in (device, *fronts)]
         (device_seconds, *front_seconds), (_, *items) = zip(
             *((new[0] - old[0], new[1] - old[1]) for old, new in zip(before, after, strict=True)), strict=True
         )
-        if profiled:
+        if kind == "profiled":
             device.stdin.close()
             print(device.stdout.read())
-        total = sum(items)
-        return device_seconds / total * 1e6, sum(front_seconds) / total * 1e6, total / (end - begin)
+        return device_seconds / sum(items) * 1e6, sum(front_seconds) / sum(items) * 1e6
 
 
 def _process(*role: str) -> Any:
@@ -138,21 +169,20 @@ def _ask(process: Any) -> tuple[float, int]:
     return seconds, items
 
 
-async def _device(path: str, profiled: str) -> None:
-    device, _ = new_device(
-        InstantEncoder(),
-        limits=QueueLimits(1024, 256 << 20),
-        cache_bytes=CacheBytes(0, 64 << 20),
-        max_batch_size=_BATCH,
-    )
+async def _device(path: str, kind: str) -> None:
+    if kind == "transport":
+        device = DeviceServer(NoBatching())  # type: ignore[arg-type]  # the part that is used
+    else:
+        limits, caches = QueueLimits(1024, 256 << 20), CacheBytes(0, 64 << 20)
+        device, _ = new_device(InstantEncoder(), limits=limits, cache_bytes=caches, max_batch_size=_BATCH)
     await device.start(path)
     print("ready", flush=True)
     profile = cProfile.Profile(time.process_time)
-    if int(profiled):
+    if kind == "profiled":
         profile.enable()
     await _report(lambda: 0)
-    profile.disable()
-    if int(profiled):
+    if kind == "profiled":
+        profile.disable()
         pstats.Stats(profile).sort_stats("tottime").print_stats(30)
         sys.stdout.flush()
     os._exit(0)
@@ -175,10 +205,8 @@ async def _front(path: str, modality: str, items: str, in_flight: str, name: str
             backend.release(reservation)
             done += number
 
-    calls = [asyncio.create_task(call()) for _ in range(int(in_flight))]
     print("ready", flush=True)
-    await _report(lambda: done)
-    del calls
+    await asyncio.gather(_report(lambda: done), *(call() for _ in range(int(in_flight))))
 
 
 def _inputs(backend: InferenceBackend, modality: str, number: int, name: int, numbers: Any) -> PreparedItems:

@@ -26,6 +26,7 @@ from alignserve_server.batching.request import Embedded
 from alignserve_server.errors import ServingError
 from alignserve_server.fronts import memory, messages
 from alignserve_server.fronts.wire import Wire
+from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import TokenIds
 from alignserve_server.observability.batch_report import BatchReport
 from alignserve_server.observability.logs import get_logger
@@ -43,7 +44,8 @@ class DeviceServer:
     def __init__(self, backend: LocalBackend, greeting: bytes = b"") -> None:
         """Starts without fronts; `greeting` is passed to each front with the model's description."""
         self._backend = backend
-        self._welcome = messages.encode_welcome(backend.info, greeting)
+        cached = frozenset(filter(backend.has_cache, MODALITIES))
+        self._welcome = messages.encode_welcome(messages.Welcome(backend.info, cached, greeting))
         self._state = "serving"
         self._numbers = count(1)
         self._fronts: dict[int, _Front] = {}
