@@ -160,6 +160,7 @@ class _Front:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._dimension = backend.info.embedding_dimension
+        self._max_text_bytes = memory.max_text_bytes(backend.info)
         self._reserved: dict[int, AdmissionRequest] = {}  # by the front's reservation
         self._requests: dict[int, _Request] = {}  # by reservation
         self._checks: set[asyncio.Task[None]] = set()
@@ -215,7 +216,9 @@ class _Front:
         tokens: list[TokenIds] = []
         sizes: list[int] = []
         for at, place in zip(range(0, items, per_place), places, strict=True):
-            part_tokens, part_sizes = memory.read_texts(self._memory, place, min(per_place, items - at))
+            part_tokens, part_sizes = memory.read_texts(
+                self._memory, place, min(per_place, items - at), self._max_text_bytes
+            )
             tokens += part_tokens
             sizes += part_sizes
         request = _Request(self._rows(places, per_place, items), ())
