@@ -1,201 +1,213 @@
-"""CPU time of the device process and of its fronts, for each item: `python -m tests.load.device_cost`.
+"""CPU time of an item in the process that has the model: `python -m tests.load.device_cost [--profile ROW]`.
 
-The model answers at once, so what is left is the transport and batching: admission with deadlines and fair
-shares, queues, single-flight, the cache, metrics. No input comes twice. Each front is one caller with a
-number of requests in flight; it makes up pixels and tokens, so its figures leave out decoding, tokenizing and
-gRPC. With `--profile` the device's time is also shown by function, which makes it slower.
+It counts what lies between the prepared inputs of a call, token ids or pixels, and their embeddings: with
+admission, deadlines, turns, the sharing of equal inputs, caches and metrics, but without decoding, gRPC and
+the model, whose stand-in answers at once. Medians over all turns, in microseconds of the process's CPU time
+per item. A row with several requests in flight starts the next one when one is answered.
 """
 
 import argparse
 import asyncio
 import cProfile
-import json
-import os
+import gc
 import pstats
-import subprocess
-import sys
-import tempfile
+import resource
 import time
-from array import array
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import median
 
 import numpy as np
 import uvloop
 from alignserve_server.batching.admission import QueueLimits
-from alignserve_server.batching.backend import AdmissionRequest, InferenceBackend, PreparedItems
+from alignserve_server.batching.backend import AdmissionRequest, PreparedItems
+from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.fair_queue import Flow, Priority
-from alignserve_server.batching.local_backend import CacheBytes
-from alignserve_server.fronts.front import FrontBackend
+from alignserve_server.batching.local_backend import CacheBytes, LocalBackend
+from alignserve_server.batching.request import Answer, Embedded
+from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
+from alignserve_server.model.encoder import Embeddings, token_ids
 from alignserve_server.model.fake import FakeEncoder
+from alignserve_server.observability.batch_observer import MetricsObserver
+from alignserve_server.observability.metrics import Metrics
+from alignserve_server.observability.tracing import Tracing
+from prometheus_client import CollectorRegistry
 
 from tests.load.report import table
-from tests.processes import ROOT
-from tests.unit.fronts.processes import new_device
 
 _DIMENSION = 640
-_SHAPE = (289, 289, 3)
-_TOKENS = 16
-_BATCH = 64
+_MAX_BATCH_SIZE = 64
+_SECONDS_TO_DEADLINE = 10.0
+_CACHE_BYTES = 1 << 23  # full after a few turns, as in a server that has run for a while
+_PIXELS = np.zeros((289, 289, 3), np.uint8)
+_IMAGE_BYTES, _TEXT_BYTES = 40_000, 30
+_FLOWS = [Flow(f"key:{number}", Priority.INTERACTIVE) for number in range(4)]
+_numbers = count(1)
 
 
 class InstantEncoder(FakeEncoder):
-    """Embeds everything as the same vector."""
+    """Returns the same embeddings for any inputs, at once."""
 
     def __init__(self) -> None:
         super().__init__(_DIMENSION, is_recording=False)
-        self._answers = np.ones((4096, _DIMENSION), np.float32)
+        self._embeddings = np.ones((_MAX_BATCH_SIZE, _DIMENSION), np.float32)
+        self.batches_run = 0
 
-    def encode_images(self, batch: Any) -> Any:
-        return self._answers[: len(batch)].copy()
+    def encode_images(self, batch: Sequence[object]) -> Embeddings:
+        self.batches_run += 1
+        return self._embeddings[: len(batch)]
 
     encode_texts = encode_images
 
 
-class Load(NamedTuple):
-    """What the fronts send."""
+@dataclass(frozen=True)
+class Row:
+    """Requests of one kind, of which some are in flight at a time."""
 
     modality: str
-    items: int  # of a request
-    in_flight: int  # requests of all fronts together
-    fronts: int
+    items: int  # of each request
+    in_flight: int
+    total: int  # items of a turn
+
+    def requests(self) -> list[PreparedItems]:
+        """Returns the requests of a turn; no input occurs twice."""
+        make = _texts if self.modality == "text" else _images
+        return [make(self.items) for _ in range(self.total // self.items)]
+
+
+_ROWS = {
+    "64 texts": Row("text", 64, 1, 6400),
+    "8 times 64 texts": Row("text", 64, 8, 12800),
+    "8 texts": Row("text", 8, 1, 1600),
+    "64 times 1 text": Row("text", 1, 64, 3200),
+    "1 text": Row("text", 1, 1, 300),
+    "64 images": Row("image", 64, 1, 6400),
+    "16 images": Row("image", 16, 1, 1600),
+    "64 times 1 image": Row("image", 1, 64, 3200),
+    "1 image": Row("image", 1, 1, 300),
+}
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the table, or the profile of a row."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fronts", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each row and turn")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="also by function, for requests of 64")
-    parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--profile", choices=_ROWS, help="print the event loop's functions by their own time")
     given = parser.parse_args()
-    if given.role:
-        uvloop.run({"device": _device, "front": _front}[given.role[0]](*given.role[1:]))
-        return
-    loads = [
-        Load(modality, items, in_flight, given.fronts)
-        for modality in ("text", "image")
-        for items, in_flight in ((64, 2), (64, 8), (8, 8), (1, 64), (1, 4))
+    uvloop.run(_profile(_ROWS[given.profile]) if given.profile else _measure(given.turns))
+
+
+class Device:
+    """A backend on one lane, and callers that keep requests in flight."""
+
+    def __init__(self) -> None:
+        self.encoder = InstantEncoder()
+        observer = MetricsObserver(Metrics(CollectorRegistry()), Tracing(None, 0.0))
+        policies = {"image": BatchPolicy(_MAX_BATCH_SIZE), "text": BatchPolicy(_MAX_BATCH_SIZE, overhead=16)}
+        self.batcher = Batcher(self.encoder, Scheduler(policies), observer, lanes=1)
+        self.batcher.start()
+        self._backend = LocalBackend(
+            self.encoder.info,
+            self.batcher,
+            observer,
+            QueueLimits(4096, 1 << 30),
+            CacheBytes(_CACHE_BYTES, _CACHE_BYTES),
+        )
+        self._loop = asyncio.get_running_loop()
+
+    async def serve(self, row: Row, requests: list[PreparedItems]) -> None:
+        """Serves requests, as many at a time as the row has in flight."""
+        waiting, end = iter(requests), self._loop.create_future()
+        for _ in range(row.in_flight):
+            self._start(row, waiting, end)
+        await end
+
+    def _start(self, row: Row, waiting: Iterator[PreparedItems], end: asyncio.Future[None]) -> None:
+        items = next(waiting, None)
+        if items is None:
+            return
+        reservation = next(_numbers)
+        request = AdmissionRequest(
+            row.modality,
+            len(items.sizes),
+            sum(items.sizes),
+            _FLOWS[reservation % len(_FLOWS)],
+            self._loop.time() + _SECONDS_TO_DEADLINE,
+        )
+        self._backend.request_room(reservation, request)
+        is_last = waiting.__length_hint__() == 0  # type: ignore[attr-defined]  # lists' iterators have it
+        self._backend.submit(reservation, items, partial(self._go_on, row, waiting, end, is_last))
+
+    def _go_on(
+        self,
+        row: Row,
+        waiting: Iterator[PreparedItems],
+        end: asyncio.Future[None],
+        is_last: bool,
+        answer: Answer,
+    ) -> None:
+        if not isinstance(answer, Embedded):
+            end.set_exception(answer)
+        elif is_last and not end.done():
+            end.set_result(None)
+        else:
+            self._loop.call_soon(self._start, row, waiting, end)
+
+
+async def _measure(turns: int) -> None:
+    device = Device()
+    costs: dict[str, list[float]] = {name: [] for name in _ROWS}
+    counts: dict[str, tuple[float, float]] = {}
+    for turn in range(turns + 1):
+        for name, row in _ROWS.items():
+            requests = row.requests()
+            gc.collect()
+            batches, switches, start = device.encoder.batches_run, _switches(), time.process_time()
+            await device.serve(row, requests)
+            seconds = time.process_time() - start
+            if turn:  # the first one is the warm-up
+                costs[name].append(seconds / row.total * 1e6)
+            batches, switches = device.encoder.batches_run - batches, _switches() - switches
+            counts[name] = row.total / batches, switches / batches
+    await device.batcher.stop(10.0)
+    rows = [
+        (name, round(median(costs[name]), 1), round(counts[name][0], 1), round(counts[name][1], 1))
+        for name in _ROWS
     ]
-    costs: dict[Load, list[tuple[float, ...]]] = {load: [] for load in loads}
-    for _ in range(given.turns):
-        for load in loads:
-            costs[load].append(_measure(load, given.seconds))
-    rows = [(*load, *(round(float(each), 1) for each in np.median(costs[load], axis=0))) for load in loads]
-    print(table(["modality", "items", "in flight", "fronts", "device µs", "front µs", "items/s"], rows))
-    if given.profile:
-        for load in (loads[0], loads[3], loads[5]):
-            print(f"\n{load}", flush=True)
-            _measure(load, given.seconds, profiled=True)
+    print(table(["in flight", "CPU µs an item", "items a batch", "context switches a batch"], rows))
 
 
-def _measure(load: Load, seconds: float, *, profiled: bool = False) -> tuple[float, ...]:
-    """Returns the CPU microseconds of an item in the device and in its front, and the items a second."""
-    with ExitStack() as started, tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "socket")
-        device = started.enter_context(_process("device", path, str(int(profiled))))
-        in_flight = str(max(1, load.in_flight // load.fronts))
-        fronts = [
-            started.enter_context(
-                _process("front", path, load.modality, str(load.items), in_flight, str(number))
-            )
-            for number in range(load.fronts)
-        ]
-        time.sleep(0.5)  # caches fill, places are written once
-        begin, before = time.monotonic(), [_ask(each) for each in (device, *fronts)]
-        time.sleep(seconds)
-        end, after = time.monotonic(), [_ask(each) for each in (device, *fronts)]
-        (device_seconds, *front_seconds), (_, *items) = zip(
-            *((new[0] - old[0], new[1] - old[1]) for old, new in zip(before, after, strict=True)), strict=True
-        )
-        if profiled:
-            device.stdin.close()
-            print(device.stdout.read())
-        total = sum(items)
-        return device_seconds / total * 1e6, sum(front_seconds) / total * 1e6, total / (end - begin)
+async def _profile(row: Row) -> None:
+    device = Device()
+    await device.serve(row, row.requests())
+    turns = [row.requests() for _ in range(10)]
+    profile = cProfile.Profile(time.thread_time)
+    for requests in turns:
+        with profile:
+            await device.serve(row, requests)
+    await device.batcher.stop(10.0)
+    pstats.Stats(profile).sort_stats("tottime").print_stats(30)
 
 
-def _process(*role: str) -> Any:
-    command = [sys.executable, "-m", "tests.load.device_cost", "--role", *role]
-    process: Any = _Killed(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
+def _switches() -> int:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_nvcsw + usage.ru_nivcsw
 
 
-class _Killed(subprocess.Popen):
-    def __exit__(self, *error: Any) -> None:
-        self.kill()
-        super().__exit__(*error)
+def _texts(number: int) -> PreparedItems:
+    """Returns texts of 6 to 18 tokens."""
+    texts = []
+    for _ in range(number):
+        content = next(_numbers)
+        texts.append(token_ids([101, content, *[7] * (3 + content % 13), 102]))
+    return PreparedItems.of_texts(texts, [_TEXT_BYTES] * number)
 
 
-def _ask(process: Any) -> tuple[float, int]:
-    """Returns the CPU seconds of a process, and how many items it has had an answer for."""
-    print(file=process.stdin, flush=True)
-    seconds, items = json.loads(process.stdout.readline())
-    return seconds, items
-
-
-async def _device(path: str, profiled: str) -> None:
-    device, _ = new_device(
-        InstantEncoder(),
-        limits=QueueLimits(1024, 256 << 20),
-        cache_bytes=CacheBytes(0, 64 << 20),
-        max_batch_size=_BATCH,
-    )
-    await device.start(path)
-    print("ready", flush=True)
-    profile = cProfile.Profile(time.process_time)
-    if int(profiled):
-        profile.enable()
-    await _report(lambda: 0)
-    profile.disable()
-    if int(profiled):
-        pstats.Stats(profile).sort_stats("tottime").print_stats(30)
-        sys.stdout.flush()
-    os._exit(0)
-
-
-async def _front(path: str, modality: str, items: str, in_flight: str, name: str) -> None:
-    backend = await FrontBackend.connect(path, lambda _: None, lambda _: None)
-    flow = Flow(f"front {name}", Priority.INTERACTIVE)
-    reservations, answered = count(1), count()
-    done = 0
-
-    async def call() -> None:
-        nonlocal done
-        while True:
-            reservation = next(reservations)
-            deadline = time.monotonic() + 10.0
-            number = int(items)
-            await backend.admit(reservation, AdmissionRequest(modality, number, 64 * number, flow, deadline))
-            await backend.embed(reservation, _inputs(backend, modality, number, int(name), answered))
-            backend.release(reservation)
-            done += number
-
-    calls = [asyncio.create_task(call()) for _ in range(int(in_flight))]
-    print("ready", flush=True)
-    await _report(lambda: done)
-    del calls
-
-
-def _inputs(backend: InferenceBackend, modality: str, number: int, name: int, numbers: Any) -> PreparedItems:
-    sizes = [64] * number
-    if modality == "text":
-        rest = array("i", range(_TOKENS - 2)).tobytes()
-        return PreparedItems.of_texts(
-            [array("i", (name, next(numbers))).tobytes() + rest for _ in range(number)], sizes
-        )
-    assert isinstance(backend, FrontBackend)
-    pixels = [backend.new_pixels(_SHAPE) for _ in range(number)]
-    return PreparedItems(pixels, sizes, [b"%8d%8d" % (name, next(numbers)) for _ in range(number)])
-
-
-async def _report(done: Any) -> None:
-    while await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps([time.process_time(), done()]), flush=True)
+def _images(number: int) -> PreparedItems:
+    keys = [next(_numbers).to_bytes(16, "little") for _ in range(number)]
+    return PreparedItems([_PIXELS] * number, [_IMAGE_BYTES] * number, keys)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class AdmissionController:
             QueueFull: There is not enough room, or the flow already has its share.
             WouldMissDeadline: There is room, but the answer would come too late.
         """
-        if not self._fits(self._unary, items, size_bytes) or not self._is_fair(flow, items, size_bytes):
+        if not self._has_share(flow, items, size_bytes):
             raise self._full()
         if seconds_left is not None:
             self._check_in_time(flow, items, seconds_left)
@@ -196,20 +196,23 @@ class AdmissionController:
             reservation._enter()
 
     def _fits(self, own: _Usage, items: int, size_bytes: int) -> bool:
-        total, limits = self._total, self._limits
-        if total.items == 0:
+        if self._total.items == 0:
             return True  # a request within its own limits can always run by itself
-        return items <= _free(limits.max_items, total.items, own.items) and size_bytes <= _free(
-            limits.max_bytes, total.size_bytes, own.size_bytes
-        )
+        return items <= self._free_items(own) and size_bytes <= self._free_bytes(own)
 
-    def _is_fair(self, flow: Flow, items: int, size_bytes: int) -> bool:
-        own, held = self._unary, self._unary.of(flow)
+    def _has_share(self, flow: Flow, items: int, size_bytes: int) -> bool:
+        """Returns whether a flow of unary calls may take that much more."""
+        if self._total.items == 0:
+            return True
+        free_items, free_bytes = self._free_items(self._unary), self._free_bytes(self._unary)
+        if items > free_items or size_bytes > free_bytes:
+            return False
+        held = self._unary.of(flow)
         if held.items == 0:
             return True  # a flow that holds nothing is owed a turn
         return (
-            held.items + items <= _FLOW_SHARE * self._free_items(own)
-            and held.size_bytes + size_bytes <= _FLOW_SHARE * self._free_bytes(own)
+            held.items + items <= _FLOW_SHARE * free_items
+            and held.size_bytes + size_bytes <= _FLOW_SHARE * free_bytes
         )  # fmt: skip
 
     def _free_items(self, own: _Usage) -> float:

@@ -270,10 +270,13 @@ class Batcher:
         freed: dict[Request, list[int]] = {}  # the size of each item
         for entry in batch.entries:
             entry.is_taken = True
-            if entry.request is not None:
-                freed.setdefault(entry.request, []).append(entry.size_bytes)
-            for request, position in entry.others or ():
-                freed.setdefault(request, []).append(request.sizes[position])
+            request = entry.request
+            if request in freed:
+                freed[request].append(entry.size_bytes)
+            elif request is not None:  # or else all of its callers have left
+                freed[request] = [entry.size_bytes]
+            for other, position in entry.others or ():
+                freed.setdefault(other, []).append(other.sizes[position])
         for request, sizes in freed.items():
             request.room.release(len(sizes), sum(sizes))
 
@@ -348,13 +351,12 @@ def _parts(entries: Sequence[Entry]) -> _Parts:
     parts: _Parts = {}
     for row, entry in enumerate(entries):
         request = entry.request
-        if request is None:  # all of its callers have left
-            continue
-        part = parts.get(request)
-        if part is None:
-            part = parts[request] = ([], [])
-        part[0].append(entry.position)
-        part[1].append(row)
+        if request in parts:
+            positions, rows = parts[request]
+            positions.append(entry.position)
+            rows.append(row)
+        elif request is not None:  # or else all of its callers have left
+            parts[request] = [entry.position], [row]
         for other, position in entry.others or ():
             positions, rows = parts.setdefault(other, ([], []))
             positions.append(position)

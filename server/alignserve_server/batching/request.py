@@ -61,13 +61,10 @@ class Request:
     """
 
     __slots__ = (
-        "_batch_size",
-        "_compute_seconds",
         "_embeddings",
+        "_figures",
         "_missing",
         "_on_done",
-        "_queue_seconds",
-        "_runs",
         "deadline",
         "enqueue_time",
         "flow",
@@ -111,9 +108,7 @@ class Request:
         self._on_done: Callable[[Answer], object] | None = on_done
         self._missing = len(sizes)
         self._embeddings: NDArray[np.float32] | None = None  # (items, embedding_dimension), filled by batches
-        self._queue_seconds = self._compute_seconds = 0.0
-        self._batch_size = 0
-        self._runs: list[Run] = []
+        self._figures: list[tuple[float, float, int, Run]] = []  # of each batch but the only one
 
     @property
     def is_done(self) -> bool:
@@ -122,25 +117,21 @@ class Request:
 
     def take(self, positions: list[int], batch: BatchResult, rows: list[int]) -> Embedded | None:
         """Takes rows of a batch for the items at these positions; returns the answer once it is complete."""
-        waited = batch.start_time - self.enqueue_time  # below 0 if it joined a running entry
-        self._queue_seconds = max(self._queue_seconds, waited)
-        self._compute_seconds = max(self._compute_seconds, batch.seconds)
-        self._batch_size = max(self._batch_size, len(batch.embeddings))
-        self._runs.append(batch.run)
-        self._missing -= len(positions)
+        waited = max(0.0, batch.start_time - self.enqueue_time)  # it may have joined a running entry
+        size = len(batch.embeddings)
         if len(positions) == len(self.sizes):
             embeddings = _in_order(positions, batch.embeddings, rows)
-        else:
-            embeddings = self._filled(positions, batch.embeddings, rows)
+            return Embedded(embeddings, waited, batch.seconds, size, 0, frozenset((batch.run,)))
+        if self._embeddings is None:
+            self._embeddings = np.empty((len(self.sizes), batch.embeddings.shape[1]), np.float32)
+        self._embeddings[positions] = batch.embeddings[rows]
+        self._figures.append((waited, batch.seconds, size, batch.run))
+        self._missing -= len(positions)
         if self._missing:
             return None
+        queue_seconds, compute_seconds, sizes, runs = zip(*self._figures, strict=True)
         return Embedded(
-            embeddings,
-            self._queue_seconds,
-            self._compute_seconds,
-            self._batch_size,
-            0,
-            frozenset(self._runs),
+            self._embeddings, max(queue_seconds), max(compute_seconds), max(sizes), 0, frozenset(runs)
         )
 
     def close(self) -> Callable[[Answer], object] | None:
@@ -148,15 +139,6 @@ class Request:
         on_done, self._on_done = self._on_done, None
         self._embeddings = None
         return on_done
-
-    def _filled(
-        self, positions: list[int], embeddings: NDArray[np.float32], rows: list[int]
-    ) -> NDArray[np.float32]:
-        """Returns the embeddings of all items, of which some are still missing or come from these rows."""
-        if self._embeddings is None:
-            self._embeddings = np.empty((len(self.sizes), embeddings.shape[1]), np.float32)
-        self._embeddings[positions] = embeddings[rows]
-        return self._embeddings
 
 
 def _in_order(positions: list[int], embeddings: NDArray[np.float32], rows: list[int]) -> NDArray[np.float32]:

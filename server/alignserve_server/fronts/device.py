@@ -26,6 +26,7 @@ from alignserve_server.batching.request import Embedded
 from alignserve_server.errors import ServingError
 from alignserve_server.fronts import memory, messages
 from alignserve_server.fronts.wire import Wire
+from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import TokenIds
 from alignserve_server.observability.batch_report import BatchReport
 from alignserve_server.observability.logs import get_logger
@@ -43,7 +44,8 @@ class DeviceServer:
     def __init__(self, backend: LocalBackend, greeting: bytes = b"") -> None:
         """Starts without fronts; `greeting` is passed to each front with the model's description."""
         self._backend = backend
-        self._welcome = messages.encode_welcome(backend.info, greeting)
+        cached = frozenset(filter(backend.has_cache, MODALITIES))
+        self._welcome = messages.encode_welcome(messages.Welcome(backend.info, cached, greeting))
         self._state = "serving"
         self._numbers = count(1)
         self._fronts: dict[int, _Front] = {}
@@ -158,6 +160,7 @@ class _Front:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._dimension = backend.info.embedding_dimension
+        self._max_text_bytes = memory.max_text_bytes(backend.info)
         self._reserved: dict[int, AdmissionRequest] = {}  # by the front's reservation
         self._requests: dict[int, _Request] = {}  # by reservation
         self._checks: set[asyncio.Task[None]] = set()
@@ -213,7 +216,9 @@ class _Front:
         tokens: list[TokenIds] = []
         sizes: list[int] = []
         for at, place in zip(range(0, items, per_place), places, strict=True):
-            part_tokens, part_sizes = memory.read_texts(self._memory, place, min(per_place, items - at))
+            part_tokens, part_sizes = memory.read_texts(
+                self._memory, place, min(per_place, items - at), self._max_text_bytes
+            )
             tokens += part_tokens
             sizes += part_sizes
         request = _Request(self._rows(places, per_place, items), ())

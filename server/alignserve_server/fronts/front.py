@@ -51,6 +51,7 @@ class FrontBackend:
 
     info: ModelInfo
     greeting: bytes
+    _cached: frozenset[str]  # the modalities that the device caches
     _memory: FrontMemory
 
     def __init__(
@@ -145,6 +146,8 @@ class FrontBackend:
 
     def look_up(self, modality: str, key: bytes) -> NDArray[np.float32] | None:
         """Returns an embedding in the device's cache; see `InferenceBackend`."""
+        if modality not in self._cached:
+            return None
         found: SimpleQueue[_Found] = SimpleQueue()
         try:
             self._loop.call_soon_threadsafe(self._ask, modality, key, found)
@@ -231,7 +234,7 @@ class FrontBackend:
         self._handlers[kind](body)
 
     def _welcome(self, body: memoryview) -> None:
-        self.info, self.greeting = messages.decode_welcome(body)
+        self.info, self._cached, self.greeting = messages.decode_welcome(body)
         self._memory = FrontMemory(self._unused_memory, self.info)
         if not self._welcomed.done():
             self._welcomed.set_result(None)

@@ -18,9 +18,18 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.backend import PreparedItems
 from alignserve_server.errors import BatchTooLarge, ServingError
-from alignserve_server.fronts.memory import FairPlaces, Places, pixels_at, rows_at, whole_pages, write_texts
+from alignserve_server.fronts.memory import (
+    TEXT_HEAD_BYTES,
+    FairPlaces,
+    Places,
+    max_text_bytes,
+    pixels_at,
+    rows_at,
+    whole_pages,
+    write_texts,
+)
 from alignserve_server.fronts.messages import Images, Texts
-from alignserve_server.model.encoder import TOKEN_BYTES, ModelInfo, PixelValues
+from alignserve_server.model.encoder import ModelInfo, PixelValues
 
 _TEXT_PLACE_BYTES = 256 << 10
 _TEXT_SHARE, _DECODING_SHARE = 1 / 8, 5 / 8  # of the memory; the rest is for copies of images
@@ -53,9 +62,9 @@ class FrontMemory:
         self._memory = memory
         self._dimension = info.embedding_dimension
         self._row_bytes = 4 * self._dimension
-        self._text_bytes = max(self._row_bytes, TOKEN_BYTES * (info.max_text_tokens + 2))  # with both sizes
-        place_bytes = whole_pages(max(_TEXT_PLACE_BYTES, self._text_bytes))
-        self._texts_per_place = place_bytes // self._text_bytes
+        text_bytes = max(self._row_bytes, max_text_bytes(info) + TEXT_HEAD_BYTES)
+        place_bytes = whole_pages(max(_TEXT_PLACE_BYTES, text_bytes))
+        self._texts_per_place = place_bytes // text_bytes
         self._texts_end = whole_pages(int(len(memory) * _TEXT_SHARE))
         self._texts = FairPlaces(Places(memory, 0, self._texts_end, place_bytes))
         self._images: _ImagePlaces | None = None

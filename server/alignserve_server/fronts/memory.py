@@ -20,10 +20,11 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve_server.model.encoder import TokenIds
+from alignserve_server.model.encoder import TOKEN_BYTES, ModelInfo, TokenIds
 
 _PAGE_BYTES = mmap.PAGESIZE
 _KEPT_BYTES = 64 << 20  # of free places of one size that keep their pages
+TEXT_HEAD_BYTES = 8  # of each text in a place: two numbers of four bytes
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -179,13 +180,24 @@ def write_texts(memory: mmap.mmap, place: int, texts: Sequence[TokenIds], sizes:
     memory[place : place + len(data)] = data
 
 
-def read_texts(memory: mmap.mmap, place: int, count: int) -> tuple[list[TokenIds], list[int]]:
-    """Returns copies of the texts in a place, and their sizes. Raises ValueError if they are not whole."""
-    head = array("I", memory[place : place + 8 * count])
+def read_texts(memory: mmap.mmap, place: int, count: int, max_bytes: int) -> tuple[list[TokenIds], list[int]]:
+    """Returns copies of the texts in a place, at least one, and their sizes.
+
+    Raises:
+        ValueError: They are not whole, or the tokens of one take more than `max_bytes`.
+    """
+    start = place + TEXT_HEAD_BYTES * count
+    head = array("I", memory[place:start]).tolist()
     lengths, sizes = head[:count], head[count:]
-    start = place + 8 * count
-    tokens = memory[start : start + sum(lengths)]
-    ends = list(accumulate(lengths))
-    if len(head) != 2 * count or len(tokens) != ends[-1]:
+    if len(head) != 2 * count or max(lengths) > max_bytes:
         raise ValueError(f"no {count} texts in the memory at {place}")
-    return [tokens[end - length : end] for end, length in zip(ends, lengths, strict=True)], sizes.tolist()
+    if count == 1:
+        return [memory[start : start + lengths[0]]], sizes
+    ends = list(accumulate(lengths))
+    tokens = memory[start : start + ends[-1]]
+    return [tokens[end - length : end] for end, length in zip(ends, lengths, strict=True)], sizes
+
+
+def max_text_bytes(info: ModelInfo) -> int:
+    """Returns the most that the tokens of a text take."""
+    return TOKEN_BYTES * info.max_text_tokens

@@ -66,6 +66,14 @@ _KINDS = {kind.__name__: kind for kind in error_kinds()}
 read_header = _HEADER.unpack_from  # (bytes of the body, kind)
 
 
+class Welcome(NamedTuple):
+    """What the device says first."""
+
+    info: ModelInfo
+    cached: frozenset[str]  # the modalities that have an embedding cache
+    greeting: bytes
+
+
 class Texts(NamedTuple):
     """Texts to embed. Their tokens are in places of shared memory; the rows come back in the same places."""
 
@@ -118,14 +126,15 @@ def decode_hello(data: bytes) -> int:
     return int(memory_bytes)
 
 
-def encode_welcome(info: ModelInfo, greeting: bytes) -> bytes:
-    about = json.dumps(asdict(info)).encode()
-    return message(WELCOME, len(about).to_bytes(4, "little"), about, greeting)
+def encode_welcome(welcome: Welcome) -> bytes:
+    about = json.dumps([asdict(welcome.info), sorted(welcome.cached)]).encode()
+    return message(WELCOME, len(about).to_bytes(4, "little"), about, welcome.greeting)
 
 
-def decode_welcome(body: memoryview) -> tuple[ModelInfo, bytes]:
-    size = int.from_bytes(body[:4], "little")
-    return ModelInfo(**json.loads(bytes(body[4 : 4 + size]))), bytes(body[4 + size :])
+def decode_welcome(body: memoryview) -> Welcome:
+    end = 4 + int.from_bytes(body[:4], "little")
+    info, cached = json.loads(bytes(body[4:end]))
+    return Welcome(ModelInfo(**info), frozenset(cached), bytes(body[end:]))
 
 
 def encode_admit(reservation: int, request: AdmissionRequest) -> bytes:

@@ -48,7 +48,8 @@ class Wire:
         self._filled = 0  # bytes of the buffer that are read but not yet passed on
         self._unsent: list[bytes] = []
         self._remainder = memoryview(b"")  # of what the socket did not take at once
-        self._is_flushing = False  # whether `_flush` is scheduled or waits for the socket
+        self._is_flushing = False  # whether `_flush` will be called
+        self._is_blocked = False  # whether it will be called when the socket takes more
         self.is_open = True
         self._loop.add_reader(connected, self._read)
 
@@ -83,30 +84,36 @@ class Wire:
             on_end()
 
     def _flush(self) -> None:
+        """Sends what the socket takes at once, and the rest when it takes more."""
         if not self.is_open:
             return
-        data = self._remainder or memoryview(b"".join(self._unsent))
         if not self._remainder:
+            self._remainder = memoryview(b"".join(self._unsent))
             self._unsent.clear()
         try:
-            sent = self._socket.send(data)
+            sent = self._socket.send(self._remainder)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
             self._end()
             return
-        if sent == len(data) and not self._unsent:
-            if self._remainder:
-                self._remainder = memoryview(b"")
-                self._loop.remove_writer(self._socket)
+        self._remainder = self._remainder[sent:]
+        if self._remainder or self._unsent:
+            self._flush_later()
+        else:
             self._is_flushing = False
-            return
-        self._remainder = data[sent:]
-        if len(self._remainder) + sum(map(len, self._unsent)) > _MAX_UNSENT_BYTES:
-            _log.error("peer_does_not_read", unsent_bytes=len(self._remainder))
+            if self._is_blocked:
+                self._is_blocked = False
+                self._loop.remove_writer(self._socket)
+
+    def _flush_later(self) -> None:
+        unsent_bytes = len(self._remainder) + sum(map(len, self._unsent))
+        if unsent_bytes > _MAX_UNSENT_BYTES:
+            _log.error("peer_does_not_read", unsent_bytes=unsent_bytes)
             self._end()
-            return
-        self._loop.add_writer(self._socket, self._flush)
+        elif not self._is_blocked:
+            self._is_blocked = True
+            self._loop.add_writer(self._socket, self._flush)
 
     def _read(self) -> None:
         try:

@@ -419,3 +419,36 @@ class TestFairPool:
                     await pool.run(_flow("a"), [partial(divmod, 1, 0)])
 
             assert await pool.run(_flow("b"), [partial(str, 1)]) == ["1"]
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_items_added_together_are_served_as_if_added_one_by_one(priority: Priority) -> None:
+    """In order, at the turns of their flow, beside another that has items already."""
+    together, alone = FairQueue[str](), FairQueue[str]()
+    flow, other = Flow("a", priority), Flow("b", Priority.INTERACTIVE)
+    for queue in (together, alone):
+        for item in ("b1", "b2", "b3"):
+            queue.push(other, item)
+        queue.pop()
+
+    together.extend(flow, ["a1", "a2", "a3"])
+    for item in ("a1", "a2", "a3"):
+        alone.push(flow, item)
+
+    assert not together.isdisjoint(["x", "a3"])
+    assert [together.pop() for _ in range(5)] == [alone.pop() for _ in range(5)]
+    assert together.isdisjoint(["x", "a3"])
+
+
+def test_an_item_of_several_can_be_shared_and_leave() -> None:
+    """Items that were added together are independent of each other."""
+    queue = FairQueue[str]()
+    one, other = Flow("a", Priority.INTERACTIVE), Flow("b", Priority.INTERACTIVE)
+    queue.extend(one, ["first", "second"])
+
+    queue.push(other, "second")
+    queue.leave(one, "first")
+    queue.leave(one, "second")
+
+    assert list(queue) == ["second"]
+    assert queue.isdisjoint(["first"])

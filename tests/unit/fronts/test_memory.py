@@ -172,7 +172,7 @@ def test_texts_are_read_as_written(shared: mmap.mmap) -> None:
 
     write_texts(shared, _PAGE, texts, sizes)
 
-    assert read_texts(shared, _PAGE, 3) == (texts, sizes)
+    assert read_texts(shared, _PAGE, 3, 8) == (texts, sizes)
 
 
 @pytest.mark.parametrize("place", [8 * _PAGE - 16, 8 * _PAGE, 2**40])
@@ -180,7 +180,15 @@ def test_texts_beyond_the_end_are_refused(shared: mmap.mmap, place: int) -> None
     shared[8 * _PAGE - 16 :] = b"\xff" * 16
 
     with pytest.raises(ValueError, match="no 2 texts"):
-        read_texts(shared, place, 2)
+        read_texts(shared, place, 2, 1 << 32)
+
+
+def test_texts_of_impossible_length_are_refused(shared: mmap.mmap) -> None:
+    """To copy them would take more memory than there may be."""
+    shared[:16] = b"\xff" * 16
+
+    with pytest.raises(ValueError, match="no 2 texts"):
+        read_texts(shared, 0, 2, 256)
 
 
 @pytest.mark.parametrize("place", [8 * _PAGE - 47, 2**62, 2**64 - 1])

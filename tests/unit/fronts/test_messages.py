@@ -151,9 +151,9 @@ def test_a_report_arrives_with_the_reservations_of_the_front() -> None:
 def test_the_welcome_describes_the_model() -> None:
     info = ModelInfo("align", "main", "f00", "torch", "float16", "cuda", 640, 0.1, 64, 0.9999)
 
-    found = messages.decode_welcome(body(messages.encode_welcome(info, b"\0greeting"), messages.WELCOME))
+    welcome = messages.Welcome(info, frozenset({"text"}), b"\0greeting")
 
-    assert found == (info, b"\0greeting")
+    assert messages.decode_welcome(body(messages.encode_welcome(welcome), messages.WELCOME)) == welcome
 
 
 @pytest.mark.parametrize("row", [np.arange(3, dtype=np.float32), None], ids=["found", "missing"])

@@ -85,6 +85,7 @@ async def test_a_message_larger_than_all_buffers_arrives(
 
     assert await there.receive(3) == [(1, large), (2, b"next"), (4, large)]
     assert await here.receive(1) == [(3, b"back")]
+    assert not asyncio.get_running_loop().remove_writer(sockets[0])  # it would be called all the time
     here.wire.close()
     there.wire.close()
 
