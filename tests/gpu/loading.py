@@ -116,7 +116,12 @@ def load(check: Check, gpu: Gpu, *, max_batch_size: int) -> Loaded:
         stack.enter_context(patch.object(StaticForwards, "capture", watched))
         events = stack.enter_context(capture_logs())
         checkpoint = resolve_checkpoint(str(check.checkpoint))
-        options = LoadOptions(device="cuda", runtime="torch", max_batch_size=max_batch_size)
+        options = LoadOptions(
+            device="cuda",
+            runtime="torch",
+            max_image_batch_size=max_batch_size,
+            max_text_batch_size=max_batch_size,
+        )
         encoder = _timed(gpu, seconds, "load_align", load_align, checkpoint, options)
     return Loaded(encoder, graphs, seconds, events)
 

@@ -7,12 +7,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from alignserve_server.model.encoder import Embeddings, TokenIds
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.serving.loading import batch_limits, batch_sizes
 
-from tests.integration.serving import running, settings, text_request, until
+from tests.integration.serving import running, text_request, until
 
 
 class MeasurableEncoder(FakeEncoder):
@@ -103,28 +101,3 @@ async def test_serving_corrects_a_size_that_was_measured_too_small(tmp_path: Pat
 
     assert cap in (4, 8)
     assert cap in encoder.text_sizes
-
-
-@pytest.mark.parametrize(
-    ("given", "sizes"),
-    [
-        ({}, {"image": 2, "text": 16}),
-        ({"max_batch_size": 8}, {"image": 2, "text": 8}),
-        ({"max_text_batch_size": 64}, {"image": 2, "text": 64}),
-        ({"max_image_batch_size": 7}, {"image": 7, "text": 16}),
-    ],
-    ids=str,
-)
-def test_known_sizes_are_not_measured(given: dict[str, int], sizes: dict[str, int]) -> None:
-    """Sizes from settings override saved ones, and only missing sizes are measured."""
-    known = {"image": 2}
-    now = 0.0
-
-    def run(size: int) -> None:
-        nonlocal now
-        now += max(0.001, 0.001 * size / 16)
-
-    chosen = batch_sizes(settings(**given), lambda _: pytest.fail("measured"), run, lambda: now, known)
-
-    assert chosen == sizes
-    assert batch_limits(settings(**given))["text"] >= sizes["text"]

@@ -34,7 +34,12 @@ def load(mini: Pair) -> Callable[..., AlignEncoder]:
     """Loads the embedded checkpoint onto the GPU."""
 
     def load_onto_gpu(**options: Any) -> AlignEncoder:
-        options = {"dtype": "float32", "max_batch_size": MAX_BATCH_SIZE, **options}
+        options = {
+            "dtype": "float32",
+            "max_image_batch_size": MAX_BATCH_SIZE,
+            "max_text_batch_size": MAX_BATCH_SIZE,
+            **options,
+        }
         return load_align(mini.checkpoint, LoadOptions(device="cuda", runtime="torch", **options))
 
     return load_onto_gpu

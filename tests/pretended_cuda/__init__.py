@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from alignserve_server.model.runtimes import cuda_graphs, cuda_lane, torch_cpu, torch_cuda
+from alignserve_server.model.runtimes import cuda_devices, cuda_graphs, cuda_lane, torch_cuda
 
 from tests.pretended_cuda.device import Device, Event, Fault, SharedStreamError, Stream
 from tests.pretended_cuda.graphs import Graph, SharedPoolError
@@ -43,7 +43,7 @@ def pretended_cuda() -> Iterator[Device]:
     with ExitStack() as stack:
         for module in _MODULES:
             stack.enter_context(patch.object(module, "torch", _Torch(device)))
-        stack.enter_context(patch.object(torch_cpu, "cuda_device", lambda index: f"cuda:{index or 0}"))
+        stack.enter_context(patch.object(cuda_devices, "cuda_device", lambda index, **_: f"cuda:{index}"))
         yield device
 
 

@@ -1,10 +1,11 @@
-"""Measures the best batch size, which depends on model, runtime and machine."""
+"""Measures the best batch size and the fixed cost of a batch, which depends on model, runtime and machine."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 from alignserve_server.model.encoder import OutOfDeviceMemory
 
@@ -15,17 +16,26 @@ _BUDGET_SECONDS = 2.0  # once spent, no further round starts after the first thr
 _GIVE_UP_FACTOR = 8  # stop three doublings past the best size: larger ones cost time and memory to try
 
 
-def best_batch_size(
-    run: Callable[[int], object], limit: int, clock: Callable[[], float] = time.perf_counter
-) -> int:
-    """Returns the smallest batch with nearly the best throughput.
+class BestBatch(NamedTuple):
+    """The smallest batch with nearly the best throughput."""
+
+    size: int
+    overhead: float  # fixed cost of a batch, in entries that cost as much; at most `size`
+
+
+Run: TypeAlias = Callable[[int], float | None]  # runs a batch of a size; see `best_batch`
+
+
+def best_batch(run: Run, limit: int, clock: Callable[[], float] = time.perf_counter) -> BestBatch:
+    """Measures batches and returns the best one.
 
     Sizes double from 1 up to `limit`, until three in a row bring no gain, one does not fit the device, or the
     next is expected to take over half a second. Sizes are measured in turn, so that a burst of other work on
     the machine affects all of them alike.
 
     Args:
-        run: Runs a batch of a given size. Called once to warm up each size, then several times.
+        run: Runs a batch of a given size, once to warm up each size, then several times. Returns how long it
+            took, or None if the clock shows that.
         limit: Maximum size.
         clock: Wall-clock seconds, or CPU seconds if the model runs only on the CPU.
 
@@ -44,7 +54,7 @@ def best_batch_size(
             break
         if trials.has_no_gain(size) and trials.repeat().has_no_gain(size):
             break
-    return trials.repeat().best_size()
+    return trials.repeat().best()
 
 
 def doubling(limit: int) -> Iterator[int]:
@@ -59,7 +69,7 @@ def doubling(limit: int) -> Iterator[int]:
 class _Trials:
     """The fastest run of each size so far."""
 
-    def __init__(self, run: Callable[[int], object], clock: Callable[[], float]) -> None:
+    def __init__(self, run: Run, clock: Callable[[], float]) -> None:
         self._run = run
         self._clock = clock
         self._begin = clock()
@@ -90,6 +100,15 @@ class _Trials:
         """Returns whether the last three doublings up to a size brought no gain."""
         return size >= _GIVE_UP_FACTOR * self.best_size()
 
+    def best(self) -> BestBatch:
+        """Returns the best batch. Its overhead is that of a straight line through it and a single entry."""
+        size = self.best_size()
+        if size == 1:
+            return BestBatch(1, 0.0)
+        single = self._seconds[1]
+        per_entry = max(1e-12, (self._seconds[size] - single) / (size - 1))
+        return BestBatch(size, min(float(size), max(0.0, single / per_entry - 1.0)))
+
     def best_size(self) -> int:
         """Returns the smallest size with nearly the best throughput."""
         rates = {size: size / max(seconds, 1e-9) for size, seconds in self._seconds.items()}
@@ -101,5 +120,6 @@ class _Trials:
 
     def _time(self, size: int) -> None:
         start = self._clock()
-        self._run(size)
-        self._seconds[size] = min(self._seconds[size], self._clock() - start)
+        measured = self._run(size)
+        seconds = self._clock() - start if measured is None else measured
+        self._seconds[size] = min(self._seconds[size], seconds)

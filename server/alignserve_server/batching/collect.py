@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import islice
 from math import inf
@@ -16,7 +17,9 @@ def collect(waiting: Iterable[Entry], limit: int, overhead: int = 0) -> list[Ent
     """Selects the first entry and the entries close to it in length that are worth adding.
 
     A batch is padded to its longest entry. So an entry is added only if the padding that it causes, in itself
-    or in the entries already selected, is at most `overhead`: beyond that, a separate batch is cheaper.
+    or in the entries already selected, is at most `overhead`: beyond that, a separate batch is cheaper. For
+    the same reason the shorter or the longer part of the selection is left for a batch of its own if together
+    they cause more padding than `overhead`.
     Entries of equal length, such as images, keep the order of their turns.
 
     Args:
@@ -48,7 +51,29 @@ def collect(waiting: Iterable[Entry], limit: int, overhead: int = 0) -> list[Ent
             if padding_below > overhead:
                 break
             low = shorter
-    return window[low : high + 1]
+    return _without_costly_part(window[low : high + 1], first.length, overhead)
+
+
+def _without_costly_part(batch: list[Entry], first_length: int, overhead: int) -> list[Entry]:
+    """Removes what is cheaper in a batch of its own, until nothing is; keeps entries of the first's length.
+
+    The entries are sorted by length.
+    """
+    while True:
+        longest, saved, split = batch[-1].length, overhead, 0
+        end = bisect_right(batch, batch[0].length, key=_length)
+        while end < len(batch):
+            saving = end * (longest - batch[end - 1].length)  # if the first `end` run separately
+            if saving > saved:
+                saved, split = saving, end
+            end = bisect_right(batch, batch[end].length, lo=end, key=_length)
+        if not split:
+            return batch
+        batch = batch[split:] if batch[split].length <= first_length else batch[:split]
+
+
+def _length(entry: Entry) -> int:
+    return entry.length
 
 
 def padding_ratio(batch: list[Entry]) -> float:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from alignserve_server.planning.curve import Curve
 from alignserve_server.planning.measure import measure
 from alignserve_server.planning.search import Traffic, expected, highest_rate, on_idle, sustains
 from alignserve_server.planning.simulation import Outcome, Replica
-from alignserve_server.serving.loading import batch_policies, batch_sizes, load_encoder
+from alignserve_server.serving.loading import load_encoder, measured_sizes
 from alignserve_server.settings import Settings
 
 _EXAMPLES = """\
@@ -204,19 +205,20 @@ def _replica(curve: Curve, settings: Settings) -> Replica:
     """Configures a replica as a server configures itself, including batch sizes chosen by measuring."""
     clock = 0.0
 
-    def run(modality: str, size: int, length: int) -> None:
+    def run(modality: str, size: int, *, length: int) -> None:
         nonlocal clock
         clock += curve.forward_seconds(modality, size, length)
 
-    sizes = batch_sizes(
+    sizes = measured_sizes(
         settings,
-        lambda size: run("image", size, 1),
-        lambda size: run("text", size, _PLAIN_TEXT_TOKENS),
+        "cpu" if curve.has_parallel_lanes else "cuda",
+        {"image": partial(run, "image", length=1), "text": partial(run, "text", length=_PLAIN_TEXT_TOKENS)},
+        _PLAIN_TEXT_TOKENS,
         lambda: clock,
     )
     return Replica(
         curve,
-        batch_policies(sizes),
+        sizes.policies(),
         settings.decode_threads or curve.cores,
         settings.max_queue_size,
         settings.max_queue_delay_seconds,

@@ -43,6 +43,7 @@ _log = get_logger(__name__)
 Auto: TypeAlias = Literal["auto"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(?::(\d+))?")
+_GPU_ADVICE = "with --device cuda the start fails instead; with --device cpu there is no warning"
 _GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # device files of NVIDIA's and AMD's drivers, and of WSL
 
 
@@ -57,7 +58,9 @@ class LoadOptions:
             eight times finer than bfloat16. int8 requires OpenVINO and is used only if it is requested.
         lanes: Batches that run concurrently; None leaves it to the runtime.
         threads_per_lane: CPU threads per running batch; None leaves it to the runtime.
-        max_batch_size: Batches up to this size are prepared for on a GPU; larger ones run, but slower.
+        max_image_batch_size: Batches of up to this many images are prepared for on a GPU; larger ones run,
+            but slower.
+        max_text_batch_size: The same for texts.
         cuda_graphs: Whether batches on a GPU are prepared for.
         min_cosine_similarity: Minimum cosine similarity to transformers' AlignModel in float32.
         cache_dir: For converted models; None is `default_cache_dir`.
@@ -70,7 +73,8 @@ class LoadOptions:
     dtype: DtypeName | Auto = "auto"
     lanes: int | None = None
     threads_per_lane: int | None = None
-    max_batch_size: int = 32
+    max_image_batch_size: int = 32
+    max_text_batch_size: int = 32
     cuda_graphs: bool = True
     min_cosine_similarity: float = 0.999
     cache_dir: Path | None = None
@@ -170,11 +174,18 @@ class AlignEncoder:
         return self._runtime.embed_tokens(*padded(batch))
 
 
-def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
+def resolved_device(device: str, runtime: RuntimeName | Auto = "auto", *, is_tried: bool = True) -> str:
     """Resolves `auto`, `cpu`, `cuda` or `cuda:N` to `cpu` or `cuda:N`.
 
+    If `auto` becomes `cpu` although there is a GPU, a warning says why.
+
+    Args:
+        device: The name to resolve.
+        runtime: The runtime that will use it.
+        is_tried: Whether `auto` may use the first GPU to find out whether it is free; see `cuda_device`.
+
     Raises:
-        ValueError: The device does not exist, or the runtime does not support it.
+        ValueError: The device does not exist or cannot be used, or the runtime does not support it.
     """
     match = _DEVICE.fullmatch(device)
     if match is None:
@@ -183,7 +194,7 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
         raise ValueError(f"openvino runs on a CPU, not on {device}; use --runtime torch")
     if device == "cpu" or runtime == "openvino":
         return "cpu"
-    if device == "auto" and not any(any(Path("/dev").glob(name)) for name in _GPU_FILES):
+    if device == "auto" and not _has_gpu_file():
         return "cpu"  # known without torch, which takes seconds to import
     if device == "auto" and importlib.util.find_spec("torch") is None:
         _log.warning(
@@ -191,11 +202,19 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto") -> str:
         )
         return "cpu"
     check_installed(["torch"], extra="torch", why=f"for --device {device}")
-    from alignserve_server.model.runtimes.torch_cpu import cuda_device
+    from alignserve_server.model.runtimes.cuda_devices import cuda_device
 
-    if device == "auto":
-        return cuda_device(None) or "cpu"
-    return cuda_device(int(match[1] or 0)) or "cpu"
+    if device != "auto":
+        return cuda_device(int(match[1] or 0))
+    try:
+        return cuda_device(0, is_tried=is_tried)
+    except ValueError as error:
+        _log.warning("gpu_unused", reason=str(error), advice=_GPU_ADVICE)
+        return "cpu"
+
+
+def _has_gpu_file() -> bool:
+    return any(any(Path("/dev").glob(name)) for name in _GPU_FILES)
 
 
 def _choices(
@@ -262,7 +281,8 @@ def _loadable(
             precise,
             options.lanes,
             options.threads_per_lane,
-            options.max_batch_size,
+            options.max_image_batch_size,
+            options.max_text_batch_size,
             cuda_graphs=options.cuda_graphs,
         )
         try:

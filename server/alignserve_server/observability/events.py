@@ -15,7 +15,7 @@ EVENTS: Mapping[str, str] = {
     "ready": "The model is loaded and has run; with several processes, each of them is ready.",
     "startup_failed": "`reason` says why and what to do. An unexpected error also has a traceback.",
     "unknown_variable": "A variable `ALIGNSERVE_…` is not a setting; `reason` suggests the nearest one.",
-    "gpu_unused": "The server runs on the CPU of a machine with a GPU, because torch is missing.",
+    "gpu_unused": "The server runs on the CPU of a machine with a GPU; `reason` says why.",
     "gpu_metrics_unavailable": "NVIDIA's management library is missing, so there are no GPU metrics.",
     "converting": "OpenVINO converts the checkpoint, once.",
     "conversion_damaged": "A cached conversion is damaged and is made again; `reason` names the files.",

@@ -7,6 +7,7 @@ holds and how busy its lanes are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pynvml
 
@@ -25,12 +26,13 @@ def watch_gpu(uuid: str, metrics: Metrics) -> None:
     series.
 
     Args:
-        uuid: NVIDIA's id of the GPU, for example `GPU-5c2ea1a0-…`.
+        uuid: The id of the GPU in CUDA, for example `GPU-5c2ea1a0-…`. If it is a MIG instance, its id in
+            NVIDIA's library, and in the metrics, is `MIG-5c2ea1a0-…`.
         metrics: Where to add it.
     """
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        uuid, handle = _found(uuid)
     except pynvml.NVMLError as error:
         _log.warning("gpu_metrics_unavailable", gpu=uuid, reason=str(error))
         return
@@ -45,6 +47,15 @@ def watch_gpu(uuid: str, metrics: Metrics) -> None:
         except pynvml.NVMLError:
             continue
         gauge.labels(uuid).set_function(_or_none(read))
+
+
+def _found(uuid: str) -> tuple[str, Any]:  # Any: a handle of the library
+    """Returns the library's id and handle of a GPU or a MIG instance. Raises NVMLError."""
+    try:
+        return uuid, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except pynvml.NVMLError_NotFound:
+        uuid = f"MIG-{uuid.removeprefix('GPU-')}"
+        return uuid, pynvml.nvmlDeviceGetHandleByUUID(uuid)
 
 
 def _or_none(read: Callable[[], float]) -> Callable[[], float | None]:

@@ -57,7 +57,7 @@ async def measure(
     """
     photo = _photo(*image_size)
     lanes = settings.lanes or encoder.lanes
-    limits = batch_limits(settings)
+    limits = batch_limits(settings, encoder.info.device)
     pixels = encoder.preprocess_image(photo)
     plain = encoder.tokenize(_TEXT, truncate=True).token_ids
 
@@ -103,6 +103,7 @@ class _Lanes:
 
     def __init__(self, encoder: Encoder, lanes: int, between: Callable[[], None]) -> None:
         self._lanes = lanes
+        self._device_seconds = encoder.device_seconds
         self._between = between
         self._threads = ThreadPoolExecutor(lanes, "lane", encoder.enter_lane)
         self._together = threading.Barrier(lanes)
@@ -114,11 +115,11 @@ class _Lanes:
         self._threads.shutdown()
 
     def by_size(self, run: Callable[[int], object], limit: int) -> dict[int, float]:
-        """Returns the seconds of batches of 1, 2, 4 …, up to the limit or until they take too long."""
+        """Returns the device's seconds for batches of 1, 2, 4 …, up to the limit or until they take long."""
         seconds: dict[int, float] = {}
         for size in doubling(limit):
             try:
-                seconds[size] = self.seconds(partial(run, size))
+                seconds[size] = self.seconds(partial(run, size), on_device=True)
             except OutOfDeviceMemory:
                 if not seconds:
                     raise
@@ -127,8 +128,8 @@ class _Lanes:
                 break
         return seconds
 
-    def seconds(self, run: Callable[[], object]) -> float:
-        """Returns the median time of a run in seconds."""
+    def seconds(self, run: Callable[[], object], *, on_device: bool = False) -> float:
+        """Returns the median time of a run in seconds, without copies if it is the device's that counts."""
 
         def on_lane() -> float:
             self._together.wait()
@@ -138,7 +139,8 @@ class _Lanes:
                 self._between()
                 begin = time.perf_counter()
                 run()
-                seconds.append(time.perf_counter() - begin)
+                measured = self._device_seconds() if on_device else None
+                seconds.append(time.perf_counter() - begin if measured is None else measured)
             return statistics.median(seconds)
 
         self._on_all(run)  # warm-up

@@ -6,16 +6,15 @@ import io
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 from PIL import Image
 
-from alignserve_server.batching.batch_size import best_batch_size
+from alignserve_server.batching.batch_size import Run, best_batch
 from alignserve_server.batching.scheduler import BatchPolicy
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.checkpoint import Checkpoint
-from alignserve_server.model.encoder import Encoder, PixelValues, TokenIds
+from alignserve_server.model.encoder import TOKEN_BYTES, Encoder, PixelValues, TokenIds
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.prepared import resolve
 from alignserve_server.serving.reading import input_limits
@@ -24,13 +23,21 @@ from alignserve_server.settings import Settings
 
 LoadEncoder = Callable[[Settings], Encoder]
 
-_TEXT_BATCH_OVERHEAD_TOKENS = 16  # the fixed cost of a text forward, in tokens that cost as much
+# Up to which batch sizes are measured, by modality. A GPU computes a batch in a tenth of the time, and leaves
+# most of its cores idle with a few dozen texts.
+_LIMITS_ON_A_CPU = {"image": 32, "text": 32}
+_LIMITS_ON_A_GPU = {"image": 64, "text": 256}
+
+# The fixed cost of a text forward, in tokens that cost as much, where it is not measured.
+_OVERHEAD_ON_A_CPU, _OVERHEAD_ON_A_GPU = 16, 1024
+# With less, texts would be grouped by equal length, and most batches would be almost empty.
+_MIN_OVERHEAD, _MAX_OVERHEAD = 8, 1 << 20
 
 
 def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
     """Loads the model that the settings name; `fake` has no weights and is for tests of the server.
 
-    With several workers, each uses a GPU of its own.
+    With several workers, each uses a GPU of its own, unless `device` names one for all.
 
     Raises:
         CheckpointError: It is missing, incomplete or not an ALIGN checkpoint.
@@ -46,7 +53,9 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
     checkpoint = resolve(settings.checkpoint, settings.revision)
     try:
         # A prepared checkpoint always runs on the CPU, even if there are other devices.
-        device = _device(settings, worker) if isinstance(checkpoint, Checkpoint) else settings.device
+        is_prepared = not isinstance(checkpoint, Checkpoint)
+        device = settings.device if is_prepared else _device(settings, worker)
+        limits = batch_limits(settings, "cpu" if is_prepared else device)
         return load_align(
             checkpoint,
             LoadOptions(
@@ -55,7 +64,8 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
                 dtype=settings.dtype,
                 lanes=settings.lanes,
                 threads_per_lane=settings.threads_per_lane,
-                max_batch_size=max(batch_limits(settings).values()),
+                max_image_batch_size=limits["image"],
+                max_text_batch_size=limits["text"],
                 cuda_graphs=settings.cuda_graphs,
                 min_cosine_similarity=settings.min_cosine_similarity,
                 cache_dir=settings.cache_dir,
@@ -72,12 +82,18 @@ class BatchSizes:
 
     Attributes:
         limits: The sizes up to which measured sizes may grow while serving, by modality.
+        text_overhead: Fixed cost of a batch of texts, in tokens that cost as much.
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], limits: Mapping[str, int], file: TunedSizes | None = None
+        self,
+        sizes: Mapping[str, int],
+        limits: Mapping[str, int],
+        text_overhead: int,
+        file: TunedSizes | None = None,
     ) -> None:
         self.limits = dict(limits)
+        self.text_overhead = text_overhead
         self._sizes = dict(sizes)
         self._file = file
 
@@ -91,17 +107,22 @@ class BatchSizes:
     def keep(self) -> None:
         """Saves the measured sizes; sizes from settings are not saved."""
         if self._file is not None:
-            self._file.write({name: self._sizes[name] for name in self.limits})
+            sizes = {name: self._sizes[name] for name in self.limits}
+            self._file.write(sizes, {"text": self.text_overhead} if "text" in self.limits else {})
 
     def widen(self, modality: str, size: int) -> None:
         """Takes a larger size that has proved faster while serving. Does not wait for the file."""
         self._sizes[modality] = size
-        kept = BatchSizes(self._sizes, self.limits, self._file)  # a copy: others may follow
+        # a copy: others may follow
+        kept = BatchSizes(self._sizes, self.limits, self.text_overhead, self._file)
         threading.Thread(target=kept.keep, daemon=True).start()
 
     def policies(self) -> dict[str, BatchPolicy]:
         """Returns how each modality is batched."""
-        return batch_policies(self._sizes, self.limits)
+        return {
+            "image": BatchPolicy(self._sizes["image"], limit=self.limits.get("image", 0)),
+            "text": BatchPolicy(self._sizes["text"], self.text_overhead, self.limits.get("text", 0)),
+        }
 
 
 def load_warm(settings: Settings, load: LoadEncoder, server_version: str) -> tuple[Encoder, BatchSizes]:
@@ -130,73 +151,84 @@ def run_once(encoder: Encoder) -> None:
     encoder.encode_texts([text])
 
 
-def batch_limits(settings: Settings) -> dict[str, int]:
-    """Returns the maximum batch size of each modality, as set."""
+def batch_limits(settings: Settings, device: str) -> dict[str, int]:
+    """Returns the maximum batch size of each modality, as set, or that of the device."""
+    default = _LIMITS_ON_A_CPU if device == "cpu" else _LIMITS_ON_A_GPU
     return {
-        "image": settings.max_image_batch_size or settings.max_batch_size,
-        "text": settings.max_text_batch_size or settings.max_batch_size,
+        "image": settings.max_image_batch_size or settings.max_batch_size or default["image"],
+        "text": settings.max_text_batch_size or settings.max_batch_size or default["text"],
     }
 
 
-def tuned_limits(settings: Settings) -> dict[str, int]:
+def tuned_limits(settings: Settings, device: str) -> dict[str, int]:
     """Returns the maximum batch size of each modality whose size is measured at startup."""
     pins = {"image": settings.max_image_batch_size, "text": settings.max_text_batch_size}
-    return {name: settings.max_batch_size for name, pin in pins.items() if pin is None}
+    return {name: limit for name, limit in batch_limits(settings, device).items() if pins[name] is None}
 
 
-def batch_sizes(
+def measured_sizes(
     settings: Settings,
-    run_images: Callable[[int], object],
-    run_texts: Callable[[int], object],
+    device: str,
+    runs: Mapping[str, Run],
+    text_tokens: int,
     clock: Callable[[], float] = time.perf_counter,
-    known: Mapping[str, int] = MappingProxyType({}),
-) -> dict[str, int]:
+    file: TunedSizes | None = None,
+) -> BatchSizes:
     """Returns the maximum batch size of each modality: as set, or smaller if that is as fast.
 
     Args:
         settings: Define which sizes are used as given.
-        run_images: Runs a batch of images of a size.
-        run_texts: Runs a batch of texts of a size.
+        device: On which the model runs.
+        runs: Run a batch of a size, by modality; see `best_batch`.
+        text_tokens: Length of the texts that are run.
         clock: Seconds.
-        known: Sizes that were measured before.
+        file: Has sizes that were measured before; what it lacks is measured.
     """
-    runs = {"image": run_images, "text": run_texts}
+    limits = tuned_limits(settings, device)
+    known = {} if file is None else file.read(limits)
+    overheads = {} if file is None else file.read_overheads({"text": _MAX_OVERHEAD})
+    if "text" in known and not overheads:
+        del known["text"]
     measured = {
-        modality: known.get(modality) or best_batch_size(runs[modality], limit, clock)
-        for modality, limit in tuned_limits(settings).items()
+        modality: best_batch(runs[modality], limit, clock)
+        for modality, limit in limits.items()
+        if modality not in known
     }
-    return {**batch_limits(settings), **measured}
-
-
-def batch_policies(
-    sizes: Mapping[str, int], limits: Mapping[str, int] = MappingProxyType({})
-) -> dict[str, BatchPolicy]:
-    """Returns how each modality is batched; batches may grow from `sizes` to `limits` while serving."""
-    return {
-        "image": BatchPolicy(sizes["image"], limit=limits.get("image", 0)),
-        "text": BatchPolicy(sizes["text"], _TEXT_BATCH_OVERHEAD_TOKENS, limits.get("text", 0)),
-    }
+    text_overhead = overheads.get("text", _OVERHEAD_ON_A_CPU if device == "cpu" else _OVERHEAD_ON_A_GPU)
+    if "text" in measured:
+        text_overhead = max(_MIN_OVERHEAD, round(measured["text"].overhead * text_tokens))
+    sizes = {**known, **{modality: best.size for modality, best in measured.items()}}
+    result = BatchSizes({**batch_limits(settings, device), **sizes}, limits, text_overhead, file)
+    if measured:
+        result.keep()
+    return result
 
 
 def _batch_sizes(settings: Settings, encoder: Encoder, server_version: str) -> BatchSizes:
-    limits = tuned_limits(settings)
+    device = encoder.info.device
+    limits = tuned_limits(settings, device)
     if not encoder.is_measurable or not limits:
-        return BatchSizes(batch_limits(settings), limits)
-    file = _tuned_sizes(settings, encoder, server_version)
-    known = file.read(limits)
+        overhead = _OVERHEAD_ON_A_CPU if device == "cpu" else _OVERHEAD_ON_A_GPU
+        return BatchSizes(batch_limits(settings, device), limits, overhead)
     pixels, text = _plain_inputs(encoder)
-    sizes = batch_sizes(
+
+    def run_images(size: int) -> float | None:
+        encoder.encode_images([pixels] * size)
+        return encoder.device_seconds()
+
+    def run_texts(size: int) -> float | None:
+        encoder.encode_texts([text] * size)
+        return encoder.device_seconds()
+
+    return measured_sizes(
         settings,
-        lambda size: encoder.encode_images([pixels] * size),
-        lambda size: encoder.encode_texts([text] * size),
+        device,
+        {"image": run_images, "text": run_texts},
+        len(text) // TOKEN_BYTES,
         # On a CPU, time in which other processes ran does not count.
-        time.process_time if encoder.info.device == "cpu" else time.perf_counter,
-        known,
+        time.process_time if device == "cpu" else time.perf_counter,
+        _tuned_sizes(settings, encoder, server_version),
     )
-    result = BatchSizes(sizes, limits, file)
-    if known.keys() != limits.keys():
-        result.keep()
-    return result
 
 
 def _tuned_sizes(settings: Settings, encoder: Encoder, server_version: str) -> TunedSizes:
@@ -227,14 +259,18 @@ def _plain_inputs(encoder: Encoder) -> tuple[PixelValues, TokenIds]:
 
 
 def _device(settings: Settings, worker: int) -> str:
+    """Returns the device of a worker. Raises StartupError if there are fewer GPUs than workers."""
     from alignserve_server.model.align import resolved_device
 
-    if settings.workers == 1 or resolved_device(settings.device, settings.runtime) == "cpu":
-        return settings.device
+    # With several workers each would keep some memory of the first GPU.
+    device = resolved_device(settings.device, settings.runtime, is_tried=settings.workers == 1)
+    if settings.workers == 1 or device == "cpu" or settings.device == device:
+        return device
     try:
         resolved_device(f"cuda:{settings.workers - 1}", settings.runtime)
     except ValueError as error:
         raise StartupError(
-            f"{settings.workers} workers need a GPU each, but {error}; lower --workers or use --device cpu"
+            f"{settings.workers} workers need a GPU each, but {error}; lower --workers, use --device cpu, or "
+            f"let them share one with --device {device}"
         ) from error
     return f"cuda:{worker}"

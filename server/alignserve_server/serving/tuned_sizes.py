@@ -1,6 +1,6 @@
-"""Keeps measured batch sizes in a file of the cache directory, for the next start.
+"""Keeps what is measured about batches in a file of the cache directory, for the next start.
 
-A size is valid for one model on one kind of machine. These facts determine the name of the file, and are
+It is valid for one model on one kind of machine. These facts determine the name of the file, and are
 compared with its content. A file that is unreadable or does not match is ignored.
 """
 
@@ -13,6 +13,7 @@ import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from alignserve_server.host.watched_files import read_whole
 from alignserve_server.observability.logs import get_logger
@@ -25,7 +26,7 @@ Facts = Mapping[str, "str | int | None"]
 
 
 class TunedSizes:
-    """The batch sizes of one model on one kind of machine."""
+    """What was measured about the batches of one model on one kind of machine."""
 
     def __init__(self, folder: Path, fingerprint: str, facts: Facts) -> None:
         """Does not read the file yet.
@@ -41,20 +42,28 @@ class TunedSizes:
 
     def read(self, limits: Mapping[str, int]) -> dict[str, int]:
         """Returns the saved sizes of the modalities in `limits`, except those above the limit."""
+        return self._read("max_batch_size", limits)
+
+    def read_overheads(self, limits: Mapping[str, int]) -> dict[str, int]:
+        """Returns the saved fixed costs of batches, in the same way."""
+        return self._read("overhead", limits)
+
+    def _read(self, name: str, limits: Mapping[str, int]) -> dict[str, int]:
         try:
             kept = json.loads(read_whole(self._path, pipe_seconds=0.0))
-            sizes = kept["max_batch_size"] if kept["facts"] == self._facts else {}
+            numbers = kept[name] if kept["facts"] == self._facts else {}
             return {
-                modality: size
+                modality: number
                 for modality, limit in limits.items()
-                if type(size := sizes.get(modality)) is int and 1 <= size <= limit
+                if type(number := numbers.get(modality)) is int and 1 <= number <= limit
             }
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return {}
 
-    def write(self, sizes: Mapping[str, int]) -> None:
-        """Saves sizes atomically; logs a warning if that fails."""
-        content = json.dumps({"facts": self._facts, "max_batch_size": dict(sizes)}, indent=2)
+    def write(self, sizes: Mapping[str, int], overheads: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Saves sizes and fixed costs atomically; logs a warning if that fails."""
+        kept = {"facts": self._facts, "max_batch_size": dict(sizes), "overhead": dict(overheads)}
+        content = json.dumps(kept, indent=2)
         draft = self._path.with_suffix(f".{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -206,7 +206,9 @@ class Settings(BaseModel):
         None, description="branch, tag or commit of the checkpoint on the Hugging Face Hub"
     )
     device: Annotated[str, AfterValidator(_check_device)] = Field(
-        "auto", description="device for the model: auto, cpu, cuda or cuda:N"
+        "auto",
+        description="device for the model: auto, cpu, cuda or cuda:N; with workers, cuda gives each its own "
+        "GPU, and cuda:N shares one",
     )
     runtime: Literal["auto", "torch", "openvino"] = Field(
         "auto",
@@ -246,10 +248,10 @@ class Settings(BaseModel):
         "$XDG_CACHE_HOME/alignserve",
     )
 
-    max_batch_size: Positive = Field(
-        32,
+    max_batch_size: Positive | None = Field(
+        None,
         description="maximum batch size; lowered at startup if larger batches do not raise throughput, and "
-        "raised again if they do while serving",
+        "raised again if they do while serving; default: 32 on a CPU, 64 images and 256 texts on a GPU",
     )
     max_image_batch_size: Positive | None = Field(
         None, description="maximum image batch size, used as given; default: max_batch_size, tuned at startup"
@@ -438,11 +440,6 @@ class Settings(BaseModel):
             yield (
                 f"worker_timeout_seconds ({self.worker_timeout_seconds}) is less than 1, so workers that "
                 "are only busy would be killed; use 1 or more, or 0 to kill none"
-            )
-        if self.workers > 1 and self.device.startswith("cuda:"):
-            yield (
-                f"device {self.device} cannot be shared by {self.workers} workers; use cuda, which "
-                "gives each its own GPU"
             )
         if self.front_processes and sys.platform != "linux":
             yield f"front_processes ({self.front_processes}) needs Linux; use 0, or workers"

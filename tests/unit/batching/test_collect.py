@@ -65,6 +65,27 @@ def test_a_shorter_neighbour_is_charged_only_for_its_own_padding() -> None:
     assert names(batch) == ["2", "0", "1"]
 
 
+def test_many_shorter_entries_run_in_a_batch_of_their_own() -> None:
+    """Each of them may be padded by 58, but padding all thirty costs more than a batch."""
+    batch = collect(_entries(64, *[6] * 30, 64), limit=64, overhead=1285)
+
+    assert names(batch) == ["0", "31"]
+
+
+def test_a_few_shorter_entries_are_padded() -> None:
+    """A batch of their own costs more."""
+    batch = collect(_entries(64, *[6] * 20), limit=64, overhead=1285)
+
+    assert len(batch) == 21
+
+
+def test_longer_entries_wait_if_the_first_is_among_the_shorter_ones() -> None:
+    """The part with the oldest entry runs first, at its own length."""
+    batch = collect(_entries(*[6] * 30, *[40] * 2, *[64] * 40), limit=128, overhead=1285)
+
+    assert {entry.length for entry in batch} <= {6, 40}
+
+
 def test_without_overhead_only_equal_lengths_share_a_batch() -> None:
     """If a batch has no fixed cost, no padding is worth it."""
     batch = collect(_entries(5, 6, 5, 4), limit=4)

@@ -82,7 +82,6 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         (["--max-batch-size=many"], "--max-batch-size many: must be a whole number"),
         (["--log-level", "loud"], "--log-level loud: must be 'debug', 'info'"),
         (["--listen", "nowhere"], "--listen nowhere: 'nowhere' is not HOST:PORT"),
-        (["--workers", "2", "--device", "cuda:1"], "device cuda:1 cannot be shared by 2 workers"),
         (["--max-client-batch-size", "2000"], "max_client_batch_size (2000) is larger than max_queue_size"),
     ],
 )

@@ -18,11 +18,12 @@ class Library:
     """The three functions that are called for a GPU."""
 
     def __init__(self) -> None:
+        self.uuid = UUID
         self.has_utilization = True
         self.is_lost = False
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        if uuid != UUID:
+        if uuid != self.uuid:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return "handle"
 
@@ -80,6 +81,15 @@ def test_values_that_the_gpu_does_not_report_have_no_series(library: Library, me
     watch_gpu(UUID, metrics)
 
     assert set(shown(metrics)) == {"memory_used_bytes", "memory_bytes"}
+
+
+def test_a_mig_instance_is_found_by_its_own_id(library: Library, metrics: Metrics) -> None:
+    """CUDA has the same id for it, but without saying that it is an instance."""
+    library.uuid = UUID.replace("GPU", "MIG")
+
+    watch_gpu(UUID, metrics)
+
+    assert metrics.registry.get_sample_value("alignserve_gpu_memory_bytes", {"gpu": library.uuid}) == 80 * GIB
 
 
 def test_a_lost_gpu_does_not_break_the_metrics_page(library: Library, metrics: Metrics) -> None:

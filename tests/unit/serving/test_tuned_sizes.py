@@ -21,6 +21,13 @@ def test_saved_sizes_can_be_read(tmp_path: Path) -> None:
     assert TunedSizes(tmp_path / "new" / "tuning", "a model", FACTS).read(LIMITS) == {"image": 2, "text": 8}
 
 
+def test_saved_overheads_can_be_read(tmp_path: Path) -> None:
+    """The fixed cost of a batch is measured together with the sizes."""
+    TunedSizes(tmp_path, "a model", FACTS).write({"text": 8}, {"text": 1300})
+
+    assert TunedSizes(tmp_path, "a model", FACTS).read_overheads({"text": 5000}) == {"text": 1300}
+
+
 @pytest.mark.parametrize(
     ("fingerprint", "facts"),
     [("another model", FACTS), ("a model", {**FACTS, "cores": 4}), ("a model", {"cores": 2})],

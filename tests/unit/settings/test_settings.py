@@ -65,7 +65,7 @@ def test_defaults_serve() -> None:
 @pytest.mark.parametrize(
     ("flag", "environment", "in_file", "expected"),
     [
-        (None, None, None, 32),
+        (None, None, None, None),
         (None, None, 3, 3),
         (None, "2", None, 2),
         (None, "2", 3, 2),
@@ -80,7 +80,7 @@ def test_flags_override_the_environment_the_file_and_defaults(
     flag: int | None,
     environment: str | None,
     in_file: int | None,
-    expected: int,
+    expected: int | None,
 ) -> None:
     """Of the places where a setting is given, the one closest to the command counts."""
     flags: dict[str, object] = {} if flag is None else {"max_batch_size": flag}

@@ -104,7 +104,8 @@ class ExecutionConfig:
     dtype: DtypeName
     lanes: int | None = None  # None lets the runtime decide
     threads_per_lane: int | None = None
-    max_batch_size: int = 32
+    max_image_batch_size: int = 32
+    max_text_batch_size: int = 32
     max_text_tokens: int = 64
     cuda_graphs: bool = True
 

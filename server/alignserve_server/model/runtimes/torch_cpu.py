@@ -33,19 +33,6 @@ from alignserve_server.model.runtimes.towers import Towers
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
-def cuda_device(index: int | None) -> str | None:
-    """Returns the device name of a GPU, by default of the first one, or None if there is no GPU.
-
-    Raises:
-        ValueError: There is no GPU with that index.
-    """
-    if index is None and not torch.cuda.is_available():
-        return None
-    if (index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device cuda:{index} does not exist; torch sees {torch.cuda.device_count()} GPUs")
-    return f"cuda:{index or 0}"
-
-
 def load(checkpoint: Checkpoint, execution: ExecutionConfig, rescaling: Rescaling) -> LoadedRuntime:
     """Loads a checkpoint onto a device.
 

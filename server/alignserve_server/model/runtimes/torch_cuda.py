@@ -70,19 +70,21 @@ class CudaRuntime:
         self._time = DeviceTime([_IMAGES, _TEXTS])
         self._lane = threading.local()
         self._has_graphs = execution.cuda_graphs
-        batch_size, image_size = execution.max_batch_size, reference.image_size
-        self._input_bytes = batch_size * max(
-            3 * image_size[0] * image_size[1], execution.max_text_tokens * _TOKEN_BYTES
+        images, texts = execution.max_image_batch_size, execution.max_text_batch_size
+        image_size = reference.image_size
+        self._input_bytes = max(
+            images * 3 * image_size[0] * image_size[1], texts * execution.max_text_tokens * _TOKEN_BYTES
         )
-        self._output_bytes = batch_size * reference.embedding_dimension * np.dtype(np.float32).itemsize
+        row_bytes = reference.embedding_dimension * np.dtype(np.float32).itemsize
+        self._output_bytes = max(images, texts) * row_bytes
         with device_errors(), torch.inference_mode():
             with torch.cuda.stream(self._images.stream):
                 self._towers = Towers(network, rescaling, self._device, getattr(torch, self.dtype))
                 self._static_images = StaticImages(
-                    self._towers.embed_pixels, batch_size, image_size, self._device
+                    self._towers.embed_pixels, images, image_size, self._device
                 )
                 self._static_texts = StaticTexts(
-                    self._towers.embed_tokens, batch_size, execution.max_text_tokens, self._device
+                    self._towers.embed_tokens, texts, execution.max_text_tokens, self._device
                 )
             self._images.stream.synchronize()  # texts read the weights on another stream
             if self._has_graphs:
