@@ -9,14 +9,14 @@ from itertools import count
 
 from alignserve_server.batching.request import Request
 
-_FEW = 64  # deadlines of ended requests that are always kept
+_FEW = 64  # numbers of ended requests that may always remain
 
 
 class Deadlines:
     """Calls back for each request whose deadline passes. Use only on the event loop's thread.
 
-    A timer per request would cost more than everything else that is done once per request. Most end long
-    before their deadline: what is kept of these until then is two numbers, and only for as many as wait.
+    A timer for each request would cost more than the rest of its bookkeeping. Most requests end long before
+    their deadline; of these, only a number remains until there are more of them than waiting requests.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_expired: Callable[[Request], object]) -> None:
@@ -24,8 +24,8 @@ class Deadlines:
         self._loop = loop
         self._on_expired = on_expired
         self._numbers = count()
-        self._waiting: dict[int, Request] = {}
-        self._number_of: dict[Request, int] = {}
+        self._numbers_of: dict[Request, int] = {}
+        self._waiting: dict[int, Request] = {}  # by number
         self._heap: list[tuple[float, int]] = []  # deadlines and numbers, also of requests that have ended
         self._timer: asyncio.TimerHandle | None = None
         self._timer_time = 0.0
@@ -36,14 +36,14 @@ class Deadlines:
             return
         number = next(self._numbers)
         self._waiting[number] = request
-        self._number_of[request] = number
+        self._numbers_of[request] = number
         heapq.heappush(self._heap, (request.deadline, number))
         if self._timer is None or request.deadline < self._timer_time:
             self._set_timer()
 
     def discard(self, request: Request) -> None:
         """Forgets a request that has ended; no effect if it is not watched."""
-        number = self._number_of.pop(request, None)
+        number = self._numbers_of.pop(request, None)
         if number is None:
             return
         del self._waiting[number]
@@ -64,7 +64,7 @@ class Deadlines:
         while self._heap and (self._heap[0][0] <= now or self._heap[0][1] not in self._waiting):
             request = self._waiting.pop(heapq.heappop(self._heap)[1], None)
             if request is not None:
-                del self._number_of[request]
+                del self._numbers_of[request]
                 self._on_expired(request)
         if self._heap and self._timer is None:
             self._set_timer()

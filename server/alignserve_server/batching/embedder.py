@@ -246,7 +246,7 @@ def _missing(images: Sequence[DecodedImage], sizes: Sequence[int]) -> PreparedIt
 
 
 def _with_cached(images: Sequence[DecodedImage], embedded: Embedded | None) -> Embedded:
-    """Merges what was embedded with what was in the cache, in the order of the images."""
+    """Merges new embeddings with those from the cache, in the order of the images."""
     cached = [image.embedding for image in images if image.embedding is not None]
     if embedded is None:
         return Embedded(np.stack(cached), 0.0, 0.0, 0, len(cached), frozenset())

@@ -19,7 +19,7 @@ class LoopCalls:
     def add(self, callback: Callable[..., object], *arguments: object) -> None:
         """Calls back soon, unless the loop is closed: a batch outlives it if `Batcher.stop` timed out."""
         self._calls.append((callback, arguments))
-        if not self._will_run:  # at worst, two threads both find it so and the loop runs once in vain
+        if not self._will_run:  # if two threads find it so at once, the loop runs once more than it must
             self._will_run = True
             self._schedule()
 

@@ -122,5 +122,5 @@ def test_little_is_kept_of_requests_that_have_ended(loop, deadlines):
         deadlines.discard(request)
 
     assert not deadlines._waiting
-    assert not deadlines._number_of
+    assert not deadlines._numbers_of
     assert len(deadlines._heap) < 200

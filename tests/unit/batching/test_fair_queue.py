@@ -423,7 +423,7 @@ class TestFairPool:
 
 @pytest.mark.parametrize("priority", Priority)
 def test_items_added_together_are_served_as_if_added_one_by_one(priority: Priority) -> None:
-    """In order, at the turns of their flow, beside another that has items already."""
+    """In order, at the turns of their flow, next to another that has items already."""
     together, alone = FairQueue[str](), FairQueue[str]()
     flow, other = Flow("a", priority), Flow("b", Priority.INTERACTIVE)
     for queue in (together, alone):

@@ -134,7 +134,7 @@ async def test_a_released_request_leaves_the_queue_and_gets_no_answer(backend, e
 
 
 async def test_a_request_released_while_it_runs_gets_no_answer(backend, encoder):
-    """The batch runs to its end for nobody."""
+    """The batch still runs to its end."""
     plug = await _occupy(backend, encoder)
 
     backend.release(plug.reservation, is_served=False)
@@ -156,7 +156,7 @@ async def test_an_answered_request_has_ended_its_reservation(backend, encoder):
 
 
 async def test_a_failed_item_answers_its_request_at_once(backend, encoder, monkeypatch):
-    """Its items that still wait leave the queue; a request beside it gets its embeddings."""
+    """Its items that still wait leave the queue; another request of the batch gets its embeddings."""
     encode = encoder.encode_texts
 
     def encode_and_hold(batch):
@@ -170,18 +170,18 @@ async def test_a_failed_item_answers_its_request_at_once(backend, encoder, monke
     plug = await _occupy(backend, encoder)
     monkeypatch.setitem(backend._batcher._lanes[0]._encode, "text", encode_and_hold)
     encoder.failing = {encoder.key("is poison")}
-    beside = Asked(backend, encoder, "is beside")
+    neighbour = Asked(backend, encoder, "is neighbour")
     failing = Asked(backend, encoder, *(f"is {name}" for name in [*range(6), "poison", *range(6, 20)]))
 
     with capture_logs():
         encoder.resume()
         answer = await failing.answer()
         encoder.resume()
-        await asyncio.gather(plug.answer(), beside.answer())
+        await asyncio.gather(plug.answer(), neighbour.answer())
         await Asked(backend, encoder, "last").answer()
 
     assert isinstance(answer, InferenceFailed)
-    assert isinstance(beside.answers[0], Embedded)
+    assert isinstance(neighbour.answers[0], Embedded)
     assert encoder.key("is 19") not in encoder.seen
     assert len(failing.answers) == 1
 
@@ -206,11 +206,11 @@ async def test_a_callback_that_raises_does_not_keep_the_batch_from_others(backen
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     plug = await _occupy(backend, encoder)
-    broken, beside = Asked(backend, encoder, "a"), Asked(backend, encoder, "b")
+    broken, neighbour = Asked(backend, encoder, "a"), Asked(backend, encoder, "b")
     del broken.answered  # its callback needs it
 
     encoder.resume()
-    await asyncio.gather(plug.answer(), beside.answer())
+    await asyncio.gather(plug.answer(), neighbour.answer())
 
     assert [type(error) for error in errors] == [AttributeError]
 
