@@ -13,9 +13,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
+from alignserve_server.host.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.host.interrupts import restored_handlers
 
-EXIT_UNRECOVERABLE = 3  # only a new process can serve
 RESTART_ADVICE = "exiting with code 3; the orchestrator should restart the process"
 LANES_STOP_SECONDS = 5.0
 FORCED_LANES_STOP_SECONDS = 0.25

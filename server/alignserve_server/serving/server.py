@@ -25,6 +25,7 @@ from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.api.service import Service
 from alignserve_server.batching.engine import Engine
 from alignserve_server.host.daemon_thread import in_daemon_thread
+from alignserve_server.host.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.host.open_files import max_open_files
 from alignserve_server.host.waiting import first_of
 from alignserve_server.kserve.messages import POOL as OPEN_INFERENCE_POOL
@@ -52,7 +53,6 @@ from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.serving.loaded_model import LoadedModel
 from alignserve_server.serving.loading import LoadEncoder, load_warm
 from alignserve_server.serving.process import (
-    EXIT_UNRECOVERABLE,
     FORCED_LANES_STOP_SECONDS,
     LANES_STOP_SECONDS,
     RESTART_ADVICE,
