@@ -21,6 +21,7 @@ import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.access.usage import Usages
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.serving.device_process import Device
 from alignserve_server.serving.front_server import FrontServer
@@ -103,9 +104,9 @@ async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> Async
                 await server.stop(5.0)
 
 
-def front(encoder: FakeEncoder, path: str, **overrides: Any) -> FrontServer:
+def front(encoder: FakeEncoder, path: str, usages: Usages | None = None, **overrides: Any) -> FrontServer:
     """Returns a front that prepares inputs as the encoder does, for the device at a path."""
-    return FrontServer(settings(**overrides), path, load_reader=lambda *_: encoder)
+    return FrontServer(settings(**overrides), path, usages=usages, load_reader=lambda *_: encoder)
 
 
 @asynccontextmanager

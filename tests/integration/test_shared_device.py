@@ -15,6 +15,7 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.access.keys import Scope, changed_keys, new_key
+from alignserve_server.access.shared_usage import SharedUsages
 from alignserve_server.model.fake import FakeBatch, FakeEncoder
 from alignserve_server.serving.device_process import Device
 from alignserve_server.serving.front_server import FrontServer
@@ -76,9 +77,11 @@ class Pair:
 
 
 @asynccontextmanager
-async def ready_front(encoder: FakeEncoder, path: str, **overrides: Any) -> AsyncIterator[Front]:
+async def ready_front(
+    encoder: FakeEncoder, path: str, usages: SharedUsages | None = None, **overrides: Any
+) -> AsyncIterator[Front]:
     """Runs a front in this process for the length of the block."""
-    server = front(encoder, path, **overrides)
+    server = front(encoder, path, usages, **overrides)
     await server.start()
     await server.load()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -193,6 +196,35 @@ async def test_turns_are_those_of_all_fronts(tmp_path: Path) -> None:
 
         assert pair.encoder.key("single") in pair.encoder.batches[0].keys + pair.encoder.batches[1].keys
         assert shown == [32, 1]
+
+
+async def test_quotas_are_those_of_all_fronts(tmp_path: Path) -> None:
+    """A call in progress at one front counts at the other."""
+    path = tmp_path / "keys.json"
+    with changed_keys(path) as file:
+        secret, file["one"] = new_key("one", frozenset({Scope.EMBED}), max_concurrent_requests=1)
+    call = {"metadata": [("authorization", f"Bearer {secret}")]}
+    encoder = FakeEncoder()
+    async with AsyncExitStack() as life:
+        _, device = await life.enter_async_context(running_device(encoder))
+        one, other = [
+            await life.enter_async_context(
+                ready_front(encoder, device, SharedUsages(tmp_path / "usages", number, 2), api_keys_file=path)
+            )
+            for number in range(2)
+        ]
+        encoder.gate.clear()
+        encoder.batches.clear()
+        running = one.embed("running", **call)
+        await until(lambda: encoder.batches)
+
+        error = await refused(other.embed("too many", **call))
+        encoder.gate.set()
+        await running
+        answer = await other.embed("the next", **call)
+
+    assert error.reason == "QUOTA_EXCEEDED"
+    assert len(answer.embeddings) == 1
 
 
 async def test_a_front_that_leaves_frees_its_room(pair: Pair) -> None:

@@ -72,7 +72,7 @@ EVENTS: Mapping[str, str] = {
     "device_connected": "A front has reached the next process that runs the model, and serves again.",
     "model_changed": "The process that runs the model restarted with another one; this front restarts too.",
     "front_refused": "The device process cannot serve a front, for a `reason`.",
-    "connection_malformed": "A front or the device process sent what is no message; they are disconnected.",
+    "connection_malformed": "A front or the device process sent an invalid message; they are disconnected.",
     "peer_does_not_read": "A front or the device process no longer reads; they are disconnected.",
     "more_workers_than_cores": "`workers` share fewer `cores` and slow each other down.",
     # Logs and metrics
