@@ -1,8 +1,8 @@
 """A worker process, which the supervisor starts as `python -m alignserve_server.workers.worker`.
 
-Standard input is a socket to the supervisor. The worker reads one line of JSON, the launch spec, unless the spec
-is its argument, and writes lines of JSON: events of the server, and heartbeats of the event loop, which show
-that it does not hang. When the supervisor ends, for whatever reason, the worker drains and exits.
+Standard input is a socket to the supervisor. The worker reads one line of JSON, the launch spec, unless the
+spec is its argument, and writes lines of JSON: events of the server, and heartbeats of the event loop, which
+show that it does not hang. When the supervisor ends, for whatever reason, the worker drains and exits.
 """
 
 from __future__ import annotations
