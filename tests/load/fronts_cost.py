@@ -101,7 +101,8 @@ def main() -> None:
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.role:
-        uvloop.run({"device": _device, "front": _front}[given.role[0]](*given.role[1:]))
+        run: Any = {"device": _device, "front": _front}[given.role[0]]
+        uvloop.run(run(*given.role[1:]))
         return
     loads = [
         Load(modality, items, in_flight, given.fronts)

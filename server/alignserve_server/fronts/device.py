@@ -33,7 +33,7 @@ from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
 
-_NUMBER_BITS = 32  # of a reservation: the front's own number; the higher bits name the front
+_NUMBER_BITS = 48  # of a reservation: the number that the front chose; the higher bits name the front
 _NUMBER_MASK = (1 << _NUMBER_BITS) - 1
 _BACKLOG = 128
 
@@ -115,14 +115,15 @@ class DeviceServer:
         descriptors: list[int] = []
         try:
             data, descriptors, _, _ = socket.recv_fds(connected, messages.HELLO_BYTES, 1)
-            shared = memory.attach(*descriptors, messages.decode_hello(data))
+            (descriptor,) = descriptors
+            shared = memory.attach(descriptor, messages.decode_hello(data))
         except Exception as error:  # noqa: BLE001 — whatever a malformed message provokes
             _log.error("front_refused", reason=f"{type(error).__name__}: {error}")
             connected.close()
             return
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            for each in descriptors:
+                os.close(each)
         number = next(self._numbers)
         front = _Front(self._backend, number, connected, shared, partial(self._forget, number))
         self._fronts[number] = front

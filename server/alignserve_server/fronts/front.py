@@ -248,12 +248,13 @@ class FrontBackend:
         _fail(self._pending.get(reservation), error)
 
     def _answer(self, body: memoryview) -> None:
-        reservation, *figures = messages.decode_answer(body)
+        reservation, queue_seconds, compute_seconds, batch_size, cached, runs = messages.decode_answer(body)
         self._admitted.pop(reservation, None)
         lease = self._leases.pop(reservation)
         answer = self._pending.get(reservation)
         if answer is not None and not answer.done():
-            answer.set_result(Embedded(self._memory.read_answer(lease), *figures))
+            embeddings = self._memory.read_answer(lease)
+            answer.set_result(Embedded(embeddings, queue_seconds, compute_seconds, batch_size, cached, runs))
         self._memory.give_back(lease)
 
     def _fail(self, body: memoryview) -> None:

@@ -29,7 +29,7 @@ from alignserve_server.fronts.memory import (
     write_texts,
 )
 from alignserve_server.fronts.messages import Images, Texts
-from alignserve_server.model.encoder import ModelInfo, PixelValues
+from alignserve_server.model.encoder import ModelInfo, PixelValues, TokenIds
 
 _TEXT_PLACE_BYTES = 256 << 10
 _TEXT_SHARE, _DECODING_SHARE = 1 / 8, 5 / 8  # of the memory; the rest is for copies of images
@@ -103,7 +103,8 @@ class FrontMemory:
 
     async def place_texts(self, reservation: int, items: PreparedItems) -> tuple[Texts, Lease]:
         """Puts texts into places, for which it may have to wait."""
-        payloads, sizes, _ = items
+        payloads: Sequence[TokenIds] = items.payloads  # type: ignore[assignment]  # of one modality
+        sizes = items.sizes
         number, per_place = len(payloads), self._texts_per_place
         count = -(-number // per_place)
         places = self._texts.take_now(count) or await self._texts.take(count)
@@ -117,7 +118,8 @@ class FrontMemory:
 
     async def place_images(self, reservation: int, items: PreparedItems) -> tuple[Images, Lease]:
         """Puts images into places, unless they were decoded there."""
-        payloads, sizes, keys = items
+        payloads: Sequence[PixelValues] = items.payloads  # type: ignore[assignment]  # of one modality
+        sizes, keys = items.sizes, items.keys
         height, width, _ = payloads[0].shape
         images = self._image_places(payloads[0].shape)
         self.check_fits("image", len(payloads))

@@ -191,10 +191,10 @@ def read_texts(memory: mmap.mmap, place: int, count: int, max_bytes: int) -> tup
     lengths, sizes = head[:count], head[count:]
     if len(head) != 2 * count or max(lengths) > max_bytes:
         raise ValueError(f"no {count} texts in the memory at {place}")
-    if count == 1:
-        return [memory[start : start + lengths[0]]], sizes
     ends = list(accumulate(lengths))
     tokens = memory[start : start + ends[-1]]
+    if len(tokens) < ends[-1]:
+        raise ValueError(f"no {count} texts in the memory at {place}")
     return [tokens[end - length : end] for end, length in zip(ends, lengths, strict=True)], sizes
 
 

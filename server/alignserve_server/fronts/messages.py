@@ -12,7 +12,7 @@ import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -270,7 +270,8 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_answer(body: memoryview) -> Answer:
     numbers = body[_ANSWER.size :].cast("Q").tolist()
     runs = frozenset(zip(numbers[::2], numbers[1::2], strict=True))
-    return Answer(*_ANSWER.unpack_from(body), runs)
+    reservation, queue_seconds, compute_seconds, batch_size, cached_items = _ANSWER.unpack_from(body)
+    return Answer(reservation, queue_seconds, compute_seconds, batch_size, cached_items, runs)
 
 
 def encode_error(kind: int, number: int, error: ServingError) -> bytes:
@@ -291,14 +292,17 @@ def decode_error(body: memoryview) -> tuple[int, ServingError]:
 
 def encode_report(report: BatchReport, waiting_since: Mapping[int, float]) -> bytes:
     """Encodes a report for the front that made the reservations in `waiting_since`."""
-    plain: list[Any] = [*report._replace(waiting_since={}, sampled=()), list(waiting_since.items())]
-    plain[3] = _plain(report.queue_seconds)
+    plain = report._asdict() | {
+        "queue_seconds": list(map(float, report.queue_seconds)),
+        "waiting_since": list(waiting_since.items()),
+        "sampled": (),
+    }
     return message(REPORT, json.dumps(plain).encode())
 
 
 def decode_report(body: memoryview) -> BatchReport:
-    *plain, waiting_since = json.loads(bytes(body))
-    return BatchReport(*plain)._replace(waiting_since=dict(waiting_since), sampled=())
+    plain = json.loads(bytes(body))
+    return BatchReport(**plain | {"waiting_since": dict(plain["waiting_since"]), "sampled": ()})
 
 
 def encode_state(state: str) -> bytes:
@@ -311,7 +315,3 @@ def decode_state(body: memoryview) -> str:
 
 def _flow(flags: int, caller: memoryview) -> Flow:
     return Flow(bytes(caller).decode(), Priority.BULK if flags & _FLOW_BULK else Priority.INTERACTIVE)
-
-
-def _plain(numbers: Sequence[float]) -> list[float]:
-    return [float(number) for number in numbers]

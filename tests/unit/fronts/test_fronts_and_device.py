@@ -7,7 +7,7 @@ import gc
 import os
 import socket
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -37,7 +37,7 @@ _SHAPE = (4, 4, 3)
 class LateEncoder(WatchedEncoder):
     """Reads images only after the gate, so that it sees if they change while a batch runs."""
 
-    def encode_images(self, batch: list[PixelValues]) -> Embeddings:
+    def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
         self._begun.release()
         self.gate.wait()
         return self._forward("image", [pixels.tobytes() for pixels in batch])
@@ -382,8 +382,8 @@ async def test_a_device_keeps_a_file_that_is_no_socket(fronts: Fronts, tmp_path:
     assert _mode(str(tmp_path / "file"))
 
 
-def _reservation(number: int, **changes: object) -> bytes:
-    request = AdmissionRequest("text", 2, 2, ANONYMOUS, waits_for_room=True)._replace(**changes)
+def _reservation(number: int, modality: str = "text") -> bytes:
+    request = AdmissionRequest(modality, 2, 2, ANONYMOUS, waits_for_room=True)
     return messages.encode_admit(number, request)
 
 
@@ -403,7 +403,7 @@ def _images(number: int, places: list[int], answer_places: list[int], side: int 
         [messages.message(77, b"unknown")],
         [messages.message(messages.ADMIT, b"short")],
         [_reservation(1), _reservation(1)],
-        [_reservation(2**32)],
+        [_reservation(2**48)],
         [_texts(5, 0)],
         [_reservation(1), _texts(1, 10 * _MEMORY_BYTES)],
         [_reservation(1), _texts(1, 2**63)],

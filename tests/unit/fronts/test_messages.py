@@ -70,7 +70,7 @@ def test_texts_arrive_as_sent(texts: messages.Texts) -> None:
 )
 def test_images_arrive_as_sent(each: list[tuple[int, int, bytes]], answer_places: list[int]) -> None:
     """All keys have the same length, which may be none."""
-    places, sizes, keys = ([one[column] for one in each] for column in range(3))
+    places, sizes, keys = [one[0] for one in each], [one[1] for one in each], [one[2] for one in each]
     images = messages.Images(7, 289, 300, places, sizes, keys, 102, answer_places)
 
     assert messages.decode_images(body(messages.encode_images(images), messages.IMAGES)) == images
@@ -140,7 +140,7 @@ def test_an_error_without_delay_arrives_without() -> None:
 
 def test_a_report_arrives_with_the_reservations_of_the_front() -> None:
     report = BatchReport(
-        "text", 12.5, 0.25, [0.125, 0.5], 0.75, True, {(3 << 32) + 1: 12.0}, [(3 << 32) + 1, 0]
+        "text", 12.5, 0.25, 0.125, [0.125, 0.5], 0.75, True, {(3 << 32) + 1: 12.0}, [(3 << 32) + 1, 0]
     )
 
     found = messages.decode_report(body(messages.encode_report(report, {1: 12.0}), messages.REPORT))
@@ -161,7 +161,7 @@ def test_a_cached_embedding_arrives_as_stored(row: np.ndarray | None) -> None:
     number, found = messages.decode_found(body(messages.encode_found(9, row), messages.FOUND))
 
     assert number == 9
-    assert found is row is None or np.array_equal(found, row)
+    np.testing.assert_equal(found, row)
 
 
 @given(_LARGE, st.sampled_from(["image", "text"]), st.binary(max_size=300))

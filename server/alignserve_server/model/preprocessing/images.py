@@ -95,7 +95,7 @@ class ImagePreprocessor:
                 f"{CONFIGURATION} is invalid: {type(error).__name__}: {error}; save it again with "
                 "AlignProcessor.save_pretrained"
             ) from error
-        self.new_pixels: Callable[[tuple[int, ...]], PixelValues] = partial(np.empty, dtype=np.uint8)
+        self.new_pixels: Callable[[tuple[int, ...]], PixelValues] = _new_pixels
         self._processes = PreprocessProcesses(
             {"config": given, "max_bytes": decoder.max_bytes, "max_pixels": decoder.max_pixels},
             self.output_size,
@@ -155,6 +155,10 @@ class ImagePreprocessor:
         except MemoryError:
             image.close()
         raise ImageUnreadable("image needs more memory than available")
+
+
+def _new_pixels(shape: tuple[int, ...]) -> PixelValues:
+    return np.empty(shape, np.uint8)
 
 
 def center_crop(pixels: PixelValues, size: tuple[int, int]) -> PixelValues:
