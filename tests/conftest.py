@@ -7,6 +7,7 @@ Profiles of hypothesis: `short` for `make test` and `long` for `make test-all` t
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+
+# Servers that tests start run on the CPU, also on a machine with a GPU; tests of a GPU name it.
+os.environ.setdefault("ALIGNSERVE_DEVICE", "cpu")
 
 # A shell ignores SIGINT for what it runs in the background, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

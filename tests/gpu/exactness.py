@@ -58,7 +58,7 @@ def check_texts(check: Check, loaded: Loaded, network: Network) -> None:
         lengths = (length, max(1, length // 2), 1, length - 1)
         texts = [token_ids(rng.integers(_FIRST_WORD, vocabulary, count).tolist()) for count in lengths]
         expected = _expected_texts(network, texts)
-        for size in loaded.batch_sizes:
+        for size in (graph.shape[0] for graph in loaded.texts if graph.shape[1] == length):
             which = [i % len(texts) for i in range(size)]
             actual = loaded.encoder.encode_texts([texts[i] for i in which])
             worst[length] = min(worst.get(length, 1.0), lowest_cosine(actual, expected[which]))

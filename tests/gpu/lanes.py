@@ -1,4 +1,4 @@
-"""Checks that two concurrent lanes never mix their batches, and measures their joint throughput."""
+"""Checks that concurrent lanes never mix their batches, and measures their throughput and device time."""
 
 from __future__ import annotations
 
@@ -13,36 +13,48 @@ from numpy.typing import NDArray
 
 from tests.gpu.check import Check, CheckFailed
 from tests.gpu.loading import Loaded
+from tests.gpu.rates import measured_sizes
 from tests.gpu.results import Row
 
-_LANES = 2
+_LANES = 2  # of one modality
 _TOLERANCE = 1e-3  # relative to the largest element: other batch sizes round differently
 
 
 def check_answers(check: Check, loaded: Loaded) -> None:
-    """Runs batches with known answers on both lanes, in random order, for some seconds.
+    """Runs batches of both modalities with known answers on all lanes, in random order, for some seconds.
+
+    The device time of all batches must be at most the time that has passed, since overlaps count once.
 
     Raises:
-        CheckFailed: A lane got vectors of another batch.
+        CheckFailed: A lane got vectors of another batch, or the device time is too long.
     """
     jobs = _jobs(loaded)
     expected = [job() for job in jobs]
-    counts, wrong = [0] * _LANES, [0] * _LANES
+    lanes = loaded.encoder.lanes
+    counts, wrong, device_seconds = [0] * lanes, [0] * lanes, [0.0] * lanes
 
     def embed(lane: int, rng: np.random.Generator) -> None:
         which = int(rng.integers(len(jobs)))
         wrong[lane] += not _is_close(jobs[which](), expected[which])
+        device_seconds[lane] += loaded.encoder.device_seconds() or 0.0
         counts[lane] += 1
 
-    _run_lanes(loaded, embed, check.sized(4.0, 0.3))
-    check.results.proved("Two lanes with known answers", {"batches": sum(counts), "wrong": sum(wrong)})
+    begin = time.perf_counter()
+    _run_lanes(loaded, embed, check.sized(4.0, 0.3), lanes)
+    busy = sum(device_seconds) / (time.perf_counter() - begin)
+    check.results.proved(
+        "Lanes with known answers", {"lanes": lanes, "batches": sum(counts), "wrong": sum(wrong)}
+    )
+    check.results.measured("Device time of all lanes", {"device seconds per second": busy})
     if sum(wrong) or not all(counts):
         raise CheckFailed(f"{sum(wrong)} of {sum(counts)} batches were wrong")
+    if busy > 1.01:
+        raise CheckFailed(f"the batches are charged {busy:.2f} s of device time per second")
 
 
 def measure(check: Check, loaded: Loaded) -> None:
-    """Measures both lanes from host to host, and the cores that they use."""
-    sizes = [size for size in loaded.batch_sizes if size >= check.sized(8, 1)]
+    """Measures two lanes of images from host to host, and the cores that they use."""
+    sizes = [size for size in measured_sizes(loaded.batch_sizes) if size >= check.sized(8, 1)]
     seconds = check.sized(1.5, 0.1)
     rows: list[Row] = []
     for size in sizes:
@@ -77,7 +89,9 @@ def _jobs(loaded: Loaded) -> list[Callable[[], Embeddings]]:
     return [images(1), images(2), images(3), texts(0), texts(1), texts(2)]
 
 
-def _run_lanes(loaded: Loaded, work: Callable[[int, np.random.Generator], None], seconds: float) -> None:
+def _run_lanes(
+    loaded: Loaded, work: Callable[[int, np.random.Generator], None], seconds: float, lanes: int = _LANES
+) -> None:
     errors: list[Exception] = []
     end = time.perf_counter() + seconds
 
@@ -91,7 +105,7 @@ def _run_lanes(loaded: Loaded, work: Callable[[int, np.random.Generator], None],
             errors.append(error)
 
     threads: Sequence[threading.Thread] = [
-        threading.Thread(target=lane, args=(number,)) for number in range(_LANES)
+        threading.Thread(target=lane, args=(number,)) for number in range(lanes)
     ]
     for thread in threads:
         thread.start()

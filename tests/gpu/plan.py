@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 CHECKPOINT = "checkpoint"
-_NO_CUDNN_ATTENTION = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,6 @@ class Step:
         most_seconds: The step is ended after this time.
         after: A background step that must have succeeded.
         is_background: Whether other steps run at the same time.
-        variables: Additional environment variables.
     """
 
     name: str
@@ -27,7 +25,6 @@ class Step:
     most_seconds: float
     after: str | None = None
     is_background: bool = False
-    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 STEPS = (
@@ -40,7 +37,7 @@ STEPS = (
     Step("plain", 20, 35, after=CHECKPOINT),
     Step("decode", 10, 15, after=CHECKPOINT),
     Step("attention", 15, 30),
-    Step("startup without cuDNN attention", 30, 60, after=CHECKPOINT, variables=_NO_CUDNN_ATTENTION),
+    Step("startup", 30, 60, after=CHECKPOINT),
     Step("variants", 25, 60, after=CHECKPOINT),
     Step("compiled", 60, 170, after=CHECKPOINT),
 )

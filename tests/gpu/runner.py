@@ -41,7 +41,7 @@ class Runner:
         command: Returns the command line of a step.
         log: Receives the output of all steps.
         limit_seconds: The total limit of all steps.
-        environment: For every step; a step's own variables are added.
+        environment: Of every step.
     """
 
     command: Command
@@ -89,7 +89,7 @@ class Runner:
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            env={**self.environment, **step.variables},
+            env=self.environment,
             start_new_session=True,  # a process group, to be ended as a whole
         )
 

@@ -153,12 +153,3 @@ def test_a_step_that_needs_a_failed_one_is_not_run(check: Check, program: str, r
 
     assert outcomes["reads"] == Outcome("reads", "not run", reason=reason)
     assert outcomes["other"].verdict == "passed"
-
-
-def test_a_step_has_its_own_variables(check: Check) -> None:
-    """They are added to the environment of all steps."""
-    reads = "import os; raise SystemExit(os.environ['ONLY_HERE'] != '1' or 'PATH' not in os.environ)"
-
-    outcomes = check({"reads": reads}, replace(_step("reads"), variables={"ONLY_HERE": "1"}))
-
-    assert _verdicts(outcomes) == {"reads": "passed"}

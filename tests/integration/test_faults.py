@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from alignserve_server.host.exit_codes import EXIT_UNRECOVERABLE
+from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 
 from tests.integration.serving import (
     connect,

@@ -82,7 +82,8 @@ def _times_with(neighbours: int, number: int, checkpoint: str, seconds: float) -
 
 def _times(contender: _Contender, checkpoint: str, seconds: float) -> str:
     encoder = load_align(
-        resolve_checkpoint(checkpoint), LoadOptions(runtime="torch", threads_per_lane=contender.threads)
+        resolve_checkpoint(checkpoint),
+        LoadOptions(device="cpu", runtime="torch", threads_per_lane=contender.threads),
     )
     image, text = encoder.preprocess_image(PHOTOS[0]), encoder.tokenize(TEXT, truncate=True).token_ids
 

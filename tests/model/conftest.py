@@ -160,7 +160,7 @@ def pair(
     cache_dir: Path,
 ) -> Pair:
     checkpoint = resolve_checkpoint("mini" if request.param == "mini" else str(random_folder))
-    encoder = load_align(checkpoint, LoadOptions(runtime=runtime, cache_dir=cache_dir))
+    encoder = load_align(checkpoint, LoadOptions(device="cpu", runtime=runtime, cache_dir=cache_dir))
     return Pair(checkpoint, encoder, Reference.load(checkpoint.folder))
 
 
@@ -168,7 +168,9 @@ def pair(
 def mini() -> Pair:
     checkpoint = resolve_checkpoint()
     return Pair(
-        checkpoint, load_align(checkpoint, LoadOptions(runtime="torch")), Reference.load(checkpoint.folder)
+        checkpoint,
+        load_align(checkpoint, LoadOptions(device="cpu", runtime="torch")),
+        Reference.load(checkpoint.folder),
     )
 
 

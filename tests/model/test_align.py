@@ -56,7 +56,7 @@ def test_loading_prints_nothing():
     program = (
         "from alignserve_server.model.align import LoadOptions, load_align\n"
         "from alignserve_server.model.checkpoint import resolve_checkpoint\n"
-        "load_align(resolve_checkpoint(), LoadOptions(runtime='torch'))"
+        "load_align(resolve_checkpoint(), LoadOptions(device='cpu', runtime='torch'))"
     )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -70,7 +70,7 @@ def test_a_checkpoint_without_the_text_pooler_is_complete(folder):
         folder, lambda weights: [weights.pop(name) for name in list(weights) if "text_model.pooler" in name]
     )
 
-    encoder = load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))
+    encoder = load_align(resolve_checkpoint(str(folder)), LoadOptions(device="cpu", runtime="torch"))
 
     assert np.isfinite(encoder.encode_texts([encoder.tokenize("cat", truncate=False).token_ids])).all()
 
@@ -83,7 +83,7 @@ def test_a_missing_weight_is_an_error(folder, name):
     change_weights(folder, lambda weights: weights.pop(name))
 
     with pytest.raises(CheckpointError, match=f"lacks 1 weights, such as {name}"):
-        load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))
+        load_align(resolve_checkpoint(str(folder)), LoadOptions(device="cpu", runtime="torch"))
 
 
 def test_a_weight_of_another_shape_is_an_error(folder):
@@ -91,7 +91,7 @@ def test_a_weight_of_another_shape_is_an_error(folder):
     change_config(folder, projection_dim=64)
 
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))
+        load_align(resolve_checkpoint(str(folder)), LoadOptions(device="cpu", runtime="torch"))
 
 
 def test_modalities_of_different_dimensions_are_an_error(folder):
@@ -108,15 +108,15 @@ def test_modalities_of_different_dimensions_are_an_error(folder):
     )
 
     with pytest.raises(CheckpointError, match="images have 80 dimensions, but texts 64"):
-        load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))
+        load_align(resolve_checkpoint(str(folder)), LoadOptions(device="cpu", runtime="torch"))
 
 
 def test_a_checkpoint_with_only_vocab_txt_tokenizes_alike(random_folder, folder):
     """An old checkpoint, which has no tokenizer.json, gives the same tokens."""
-    whole = load_align(resolve_checkpoint(str(random_folder)), LoadOptions(runtime="torch"))
+    whole = load_align(resolve_checkpoint(str(random_folder)), LoadOptions(device="cpu", runtime="torch"))
     (folder / "tokenizer.json").unlink()
 
-    encoder = load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))
+    encoder = load_align(resolve_checkpoint(str(folder)), LoadOptions(device="cpu", runtime="torch"))
 
     text = "A photo of the rockets, " * 20
     assert encoder.tokenize(text, truncate=True) == whole.tokenize(text, truncate=True)
@@ -155,7 +155,9 @@ def test_lanes_run_at_once(mini, photos):
 @pytest.mark.parametrize(("threads_per_lane", "expected"), [(None, 1), (3, 3)])
 def test_a_lane_has_one_thread_or_as_many_as_it_is_told(mini, threads_per_lane, expected):
     """Lanes share the cores instead of each taking them all."""
-    encoder = load_align(mini.checkpoint, LoadOptions(runtime="torch", threads_per_lane=threads_per_lane))
+    encoder = load_align(
+        mini.checkpoint, LoadOptions(device="cpu", runtime="torch", threads_per_lane=threads_per_lane)
+    )
 
     with ThreadPoolExecutor(1, initializer=encoder.enter_lane) as lane:
         threads = lane.submit(torch.get_num_threads).result()

@@ -20,4 +20,4 @@ def test_a_tokenizer_that_fails_on_a_text_is_named(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
     with pytest.raises(CheckpointError, match="tokenizer"):
-        load_align(resolve_checkpoint(str(folder)), LoadOptions(runtime="torch"))
+        load_align(resolve_checkpoint(str(folder)), LoadOptions(device="cpu", runtime="torch"))

@@ -104,7 +104,13 @@ def _reduced(checkpoint, runtime_name, dtype, cache_dir):
     try:
         return load_align(
             checkpoint,
-            LoadOptions(runtime=runtime_name, dtype=dtype, min_cosine_similarity=0.99, cache_dir=cache_dir),
+            LoadOptions(
+                device="cpu",
+                runtime=runtime_name,
+                dtype=dtype,
+                min_cosine_similarity=0.99,
+                cache_dir=cache_dir,
+            ),
         )
     except ValueError as error:  # a CPU without the instructions, or no openvino
         pytest.skip(str(error))

@@ -83,13 +83,14 @@ def test_openvino_that_is_not_installed_says_so(mini, monkeypatch):
 def test_contradictory_choices_are_an_error(mini, options, message):
     """Contradictory choices fail at startup, with what to do."""
     with pytest.raises(ValueError, match=message):
-        load_align(mini.checkpoint, LoadOptions(**options))
+        load_align(mini.checkpoint, LoadOptions(**{"device": "cpu", **options}))
 
 
 def test_a_data_type_that_is_not_exact_enough_is_replaced(mini, cache_dir, events):
     """bfloat16 misses a strict limit, so float32 is served, and the log says so."""
     encoder = load_align(
-        mini.checkpoint, LoadOptions(runtime="torch", dtype="bfloat16", min_cosine_similarity=0.99999)
+        mini.checkpoint,
+        LoadOptions(device="cpu", runtime="torch", dtype="bfloat16", min_cosine_similarity=0.99999),
     )
 
     (event,) = [event for event in events if event["event"] == "cosine_similarity_too_low"]
@@ -106,7 +107,7 @@ def test_a_runtime_that_is_not_exact_is_replaced_by_torch(mini, cache_dir, monke
         openvino_runtime.OpenVinoRuntime, "embed_pixels", lambda self, pixels: -wrong(self, pixels)
     )
 
-    encoder = load_align(mini.checkpoint, LoadOptions(cache_dir=cache_dir))
+    encoder = load_align(mini.checkpoint, LoadOptions(device="cpu", cache_dir=cache_dir))
 
     assert [event["event"] for event in events].count("cosine_similarity_too_low") == 1
     assert encoder.info.runtime == "torch"
@@ -121,7 +122,7 @@ def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
     with pytest.raises(
         CheckpointError, match="returned numbers that are not finite; lower --min-cosine-similarity"
     ):
-        load_align(mini.checkpoint, LoadOptions(runtime="torch"))
+        load_align(mini.checkpoint, LoadOptions(device="cpu", runtime="torch"))
 
 
 def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_dir):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes import onednn
 from alignserve_server.model.runtimes.runtime import Rescaling
-from alignserve_server.model.runtimes.towers import Step, Towers
+from alignserve_server.model.runtimes.towers import Step, TextTower, Towers
 from torch import nn
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.model
 
@@ -104,3 +106,38 @@ def test_a_fused_step_computes_the_same(weighted, inputs, activation):
 def test_onednn_is_used_only_for_supported_types(dtype, is_known):
     """float16 on a CPU uses torch's own operators."""
     assert onednn.is_available(dtype) == (is_known and torch.backends.mkldnn.is_available())
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operators that run, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("length", "pads"), [(12, 1), (8, 0)])
+def test_the_mask_is_made_once_for_all_layers(towers, length, pads):
+    """No layer converts it: it has numbers already, aligned as attention on a GPU loads them."""
+    with torch.inference_mode(False), torch.no_grad(), Counted() as counted:  # as separate operators
+        towers.embed_tokens(INPUT_IDS[:, :length].clone(), ATTENTION_MASK[:, :length].clone())
+
+    assert counted.names["index"] == 1
+    assert counted.names["constant_pad_nd"] == pads
+    assert not {"logical_not", "masked_fill", "where", "zeros_like", "full_like"} & counted.names.keys()
+
+
+@pytest.mark.parametrize("length", range(1, 13))
+def test_an_additive_mask_gives_the_same_bits(towers, length, monkeypatch):
+    """On a CPU, embeddings of texts of any length are those that a boolean mask gives."""
+    ids, mask = INPUT_IDS[:, :length], ATTENTION_MASK[:, :length]
+    actual = towers.embed_tokens(ids, mask)
+    monkeypatch.setattr(TextTower, "_additive", lambda tower, given: given.bool()[:, None, None, :])
+
+    expected = towers.embed_tokens(ids, mask)
+
+    assert torch.equal(actual, expected)

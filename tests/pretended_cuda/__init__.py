@@ -4,6 +4,7 @@ Operators on a stream run late: when the host synchronizes, and then only those 
 streams requires. So code that reads before it has synchronized, omits a wait, or overwrites pinned memory
 too early gets wrong numbers here, every time. A capture records operators and a replay runs them again on the
 same memory. Events have times on a simulated clock, and memory, captures and the device fail on request.
+Outside of a stream's context, and on the default stream, operators run at once.
 
 Not simulated: the rounding of GPU kernels, cuBLAS and cuDNN, the reuse of freed memory, and what CUDA refuses
 to capture, except reads of values.

@@ -32,7 +32,7 @@ class Fault:
 
     Attributes:
         step: Where: in an operator outside of a capture, in one inside (once a capture), and so on.
-        error: What is raised.
+        error: The exception to raise.
         after: How many such steps succeed before.
         times: How many such steps fail; None for all that follow.
         is_sticky: Whether every later step of any kind fails in the same way.
@@ -90,6 +90,7 @@ class Device:
         self.lack: Callable[[], Exception] = lambda: torch.OutOfMemoryError("CUDA out of memory.")
         self.is_broken = False
         self.pool_streams: dict[object, Stream] = {}  # where the graphs of a pool are replayed
+        self.pool_graphs: dict[object, int] = {}  # how many a pool has; none if all captures failed
         self.lock = threading.RLock()
         self._sticky: Exception | None = None
         self._time = 0.0  # of the host
@@ -116,6 +117,11 @@ class Device:
         stream: Stream = getattr(self._current, "stream", self.default_stream)
         return stream
 
+    def reset(self) -> None:
+        """Replaces the device: nothing fails any more."""
+        self.faults.clear()
+        self.capture_limit_bytes, self.is_broken, self._sticky = None, False, None
+
     def meet(self, step: Step) -> None:
         """Raises the error of a fault at this step, if there is one."""
         with self.lock:
@@ -127,9 +133,11 @@ class Device:
                     raise fault.error
 
     def submit(self, stream: Stream, operations: list[graphs.Operation]) -> None:
-        """Adds operators to the end of a stream."""
+        """Adds operators to the end of a stream; the default stream runs them at once."""
         with self.lock:
             stream.work.append(_Work(self._time, operations))
+        if stream is self.default_stream:
+            self.reach(self.mark(stream))
 
     def mark(self, stream: Stream) -> _Marker:
         """Adds a marker to the end of a stream."""

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from tests.pretended_cuda.device import Device, Stream
 
 
+_READS = {"_local_scalar_dense", "equal", "is_nonzero", "item", "nonzero"}  # the host needs their results
+
+
 class SharedPoolError(AssertionError):
-    """Graphs that share memory are replayed on two streams, so they could run at the same time."""
+    """Graphs that share memory are replayed on two streams that have not been waited for."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Issued(TorchDispatchMode):
     ) -> Any:
         options = kwargs or {}
         stream = self._device.current_stream
-        if func.overloadpacket.__name__ == "_local_scalar_dense":
+        if func.overloadpacket.__name__ in _READS:
             _finish(stream)
             return func(*args, **options)
         changed = _changed_arguments(func, args, options)
@@ -56,16 +59,16 @@ class Issued(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
         if not changed and (_is_allocation(func) or _are_views(outputs, (args, options))):
             return made
-        self._device.meet("operation" if stream.capturing is None else "capture")
         for output in outputs:
             _remove_values(output)
         # Aliases: a module replaces the data of its parameters when it is moved.
         operation = Operation(func, *tree_map(_alias, (args, options)), outputs)
         if stream.capturing is None:
+            self._device.meet("operation")
             self._device.submit(stream, [operation])
         else:
             stream.capturing.record(operation)
-        if not changed:
+        if not changed or not func._schema.returns:
             return made
         return changed[0] if len(changed) == 1 else tuple(changed)
 
@@ -78,7 +81,7 @@ class Graph:
         self._device = device
         self._pool: object = None
         self._bytes = 0
-        self._is_valid = True
+        self._is_complete = self._is_valid = True
 
     def capture_begin(self, pool: object = None) -> None:
         """Records what follows on the current stream. Raises RuntimeError, after a capture that broke."""
@@ -87,7 +90,10 @@ class Graph:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
         if self._device.is_broken:
             raise RuntimeError("the allocator is still capturing")
-        self._pool, stream.capturing, stream.has_graphs = pool, self, True
+        if self._device.pool_graphs.get(pool) == 0:
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+        self._pool = object() if pool is None else pool  # else its own
+        stream.capturing, stream.has_graphs = self, True
 
     def capture_end(self) -> None:
         """Ends the recording. Raises RuntimeError if something that is not permitted was captured."""
@@ -100,14 +106,19 @@ class Graph:
         if not self._is_valid:
             self._device.is_broken = True
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        graphs = self._device.pool_graphs
+        graphs[self._pool] = graphs.get(self._pool, 0) + self._is_complete
 
     def record(self, operation: Operation) -> None:
-        """Adds an operator. Raises the device's error if the graph becomes too large."""
+        """Adds an operator. Raises the device's error if it is due, or the graph becomes too large."""
+        self._is_complete = False
+        self._device.meet("capture")
         self.operations.append(operation)
         self._bytes += sum(output.nbytes for output in operation.outputs)
         limit = self._device.capture_limit_bytes
         if limit is not None and self._bytes > limit:
             raise self._device.lack()
+        self._is_complete = True
 
     def invalidate(self) -> None:
         """Makes the capture fail when it ends."""
@@ -118,8 +129,10 @@ class Graph:
         stream = self._device.current_stream
         self._device.meet("replay")
         with stream.held():
-            if self._device.pool_streams.setdefault(self._pool, stream) is not stream:
-                raise SharedPoolError("graphs of one memory pool are replayed on two streams")
+            before = self._device.pool_streams.get(self._pool, stream)
+            if before is not stream and before.work:
+                raise SharedPoolError("graphs of one memory pool are replayed on two streams at once")
+            self._device.pool_streams[self._pool] = stream
             self._device.submit(stream, self.operations)
 
 
@@ -172,6 +185,6 @@ def _changed_arguments(func: Any, args: tuple[Any, ...], options: dict[str, Any]
 
 
 def _remove_values(tensor: torch.Tensor) -> None:
-    """Replaces numbers by NaN: whoever reads them too early gets no result."""
+    """Replaces numbers by NaN, so that code that reads them too early fails."""
     if tensor.is_floating_point():
         tensor.fill_(torch.nan)

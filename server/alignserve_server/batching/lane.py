@@ -58,7 +58,7 @@ class LaneListener(Protocol):
         ...
 
     def device_lost(self, error: DeviceLost) -> None:
-        """The device has failed for good, and the lane has ended. Its batch has no outcome."""
+        """The device has failed permanently, and the lane has ended. Its batch has no outcome."""
         ...
 
     def widened(self, modality: str, size: int) -> None:

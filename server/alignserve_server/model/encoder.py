@@ -109,7 +109,7 @@ class Encoder(Protocol):
 
     @property
     def lanes_per_modality(self) -> int | None:
-        """Most lanes that should run batches of one modality at once; None for all of them."""
+        """Maximum number of lanes that run batches of one modality at once; None for all of them."""
         ...
 
     @property

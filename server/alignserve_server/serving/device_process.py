@@ -14,13 +14,13 @@ from prometheus_client import CollectorRegistry
 from alignserve_server.api.readiness import Readiness, State
 from alignserve_server.fronts.device import DeviceServer
 from alignserve_server.host.daemon_thread import in_daemon_thread
-from alignserve_server.host.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.batch_report import BatchReport
 from alignserve_server.observability.logs import dropped_lines, get_logger
 from alignserve_server.observability.metrics import Metrics, Part
 from alignserve_server.observability.metrics_http import serve_metrics_page
 from alignserve_server.observability.tracing import Tracing
+from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.serving.loaded_model import watchdog_of
 from alignserve_server.serving.loading import LoadEncoder, load_warm
 from alignserve_server.serving.process import (

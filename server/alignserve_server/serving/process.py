@@ -13,8 +13,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, NoReturn, TypeAlias
 
-from alignserve_server.host.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.host.interrupts import restored_handlers
+from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 
 RESTART_ADVICE = "exiting with code 3; the orchestrator should restart the process"
 LANES_STOP_SECONDS = 5.0
@@ -72,11 +72,11 @@ def replace_process(arguments: list[str]) -> NoReturn:
 
 
 def exit_code(
-    serving: Callable[[], Serving], start_anew: Callable[[], NoReturn] = start_without_cuda_graphs
+    serving: Callable[[], Serving], start_again: Callable[[], NoReturn] = start_without_cuda_graphs
 ) -> int:
     """Runs the server until it ends; returns the exit code. Logs why if it cannot start.
 
-    If CUDA graphs cannot be captured, calls `start_anew`, since this process can no longer use the device.
+    If CUDA graphs cannot be captured, calls `start_again`, since this process can no longer use the device.
     """
     from alignserve_server.errors import StartupError
     from alignserve_server.model.checkpoint import CheckpointError
@@ -89,7 +89,7 @@ def exit_code(
         get_logger(__name__).error("startup_failed", reason=str(error))
     except CaptureFailed as error:
         get_logger(__name__).warning("cuda_graphs_disabled", reason=str(error))
-        start_anew()
+        start_again()
     except DeviceLost as error:
         get_logger(__name__).error("device_lost", reason=str(error).partition("\n")[0])
         return EXIT_UNRECOVERABLE

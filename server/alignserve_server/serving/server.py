@@ -25,7 +25,6 @@ from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.api.service import Service
 from alignserve_server.batching.engine import Engine
 from alignserve_server.host.daemon_thread import in_daemon_thread
-from alignserve_server.host.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.host.open_files import max_open_files
 from alignserve_server.host.waiting import first_of
 from alignserve_server.kserve.messages import POOL as OPEN_INFERENCE_POOL
@@ -50,6 +49,7 @@ from alignserve_server.rpc.port import PortOptions, open_port
 from alignserve_server.rpc.reflection import add_reflection_to
 from alignserve_server.rpc.servicer import add_api_to
 from alignserve_server.rpc.tls import CertificateFiles, Certificates
+from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.serving.loaded_model import LoadedModel
 from alignserve_server.serving.loading import LoadEncoder, load_warm
 from alignserve_server.serving.process import (

@@ -1,6 +1,6 @@
-"""Keeps what is measured about batches in a file of the cache directory, for the next start.
+"""Keeps measured batch sizes and fixed costs in a file of the cache directory, for the next start.
 
-It is valid for one model on one kind of machine. These facts determine the name of the file, and are
+They are valid for one model on one kind of machine. These facts determine the name of the file, and are
 compared with its content. A file that is unreadable or does not match is ignored.
 """
 
@@ -26,7 +26,7 @@ Facts = Mapping[str, "str | int | None"]
 
 
 class TunedSizes:
-    """What was measured about the batches of one model on one kind of machine."""
+    """The measured batch sizes and fixed costs of one model on one kind of machine."""
 
     def __init__(self, folder: Path, fingerprint: str, facts: Facts) -> None:
         """Does not read the file yet.

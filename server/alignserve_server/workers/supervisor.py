@@ -24,11 +24,11 @@ from prometheus_client import CollectorRegistry, Counter, disable_created_metric
 
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
-from alignserve_server.host.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.host.waiting import first_of
 from alignserve_server.observability.logs import dropped_lines, get_logger
 from alignserve_server.observability.metrics import log_lines_dropped
 from alignserve_server.observability.metrics_http import serve_metrics_page
+from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.settings import Settings
 from alignserve_server.workers.merged_metrics import WorkerPages
 from alignserve_server.workers.reserved_port import reserved_port

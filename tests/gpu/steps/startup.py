@@ -1,4 +1,4 @@
-"""Startup at the default batch size, with the changes in the step's environment."""
+"""Startup at the default batch size."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from alignserve_server.errors import StartupError
-from alignserve_server.host.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.observability.metrics import STATES
+from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.workers.roster import Member, roster
 from alignserve_server.workers.supervisor import Supervisor, restart_delay
 from prometheus_client import CollectorRegistry

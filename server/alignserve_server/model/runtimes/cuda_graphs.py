@@ -7,6 +7,7 @@ import threading
 import torch
 
 from alignserve_server.model.encoder import CaptureFailed
+from alignserve_server.model.runtimes.device_errors import device_errors
 from alignserve_server.model.runtimes.static_forwards import Forward
 
 
@@ -25,6 +26,7 @@ class ComputeStream:
         self.stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]  # in torch
         self.turn = threading.Lock()
         self._pool = torch.cuda.graph_pool_handle()
+        self._has_graphs = False
 
     def captured(self, forward: Forward) -> Forward:
         """Captures a forward as a CUDA graph; returns its replay, which overwrites its output each time.
@@ -33,12 +35,27 @@ class ComputeStream:
             CaptureFailed: The capture could not be ended, so this process cannot use the device any more.
             RuntimeError: Whatever the forward raises, such as for memory; another capture may succeed.
         """
+        try:
+            replay = self._captured(forward, self._pool)
+        except RuntimeError:
+            if not self._has_graphs:  # torch refuses a pool that only a failed capture has used
+                self._pool = torch.cuda.graph_pool_handle()
+            raise
+        self._has_graphs = True
+        return replay
+
+    def tried(self, forward: Forward) -> Forward:
+        """Captures a forward whose graph is not kept, in memory of its own. Raises as `captured` does."""
+        return self._captured(forward, torch.cuda.graph_pool_handle())
+
+    def _captured(self, forward: Forward, pool: tuple[int, int]) -> Forward:
         graph = torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream())  # it may still write what the forward reads
         with torch.cuda.stream(self.stream):
             forward()  # libraries create their handles and choose algorithms, which no capture may contain
             self.stream.synchronize()
             torch.cuda.empty_cache()  # the graphs' pool cannot use what the warm-up has left
-            output = _recorded(graph, self._pool, forward)
+            output = _recorded(graph, pool, forward)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -54,7 +71,8 @@ def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], forward: Forwa
         output = forward()
     except BaseException as error:
         try:
-            graph.capture_end()
+            with device_errors():
+                graph.capture_end()
         except RuntimeError as lasting:
             raise CaptureFailed(f"{error}; then {lasting}") from error
         raise

@@ -43,7 +43,7 @@ class Runtime(Protocol):
     device: str
     lanes: int  # number of concurrent batches
     has_parallel_lanes: bool  # false if lanes take turns on one device, and overlap only the work around it
-    lanes_per_modality: int | None  # most lanes that should run one modality at once; None for all
+    lanes_per_modality: int | None  # maximum for one modality at once; None for all
     gpu_uuid: str | None  # UUID of the NVIDIA GPU; None on a CPU
 
     @property

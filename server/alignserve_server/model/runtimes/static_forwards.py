@@ -182,9 +182,8 @@ def _captured(capture: Capture, forward: Forward, shape: PreparedShape) -> Forwa
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Runs it once, and then not during the captures, in which freeing a CUDA object may not be permitted."""
+    """Captures may not free CUDA objects that are in reference cycles, such as those of an earlier model."""
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -172,7 +172,7 @@ class CudaRuntime:
 
     def _seconds_of(self, forward: Forward) -> float:
         """Returns the median time of a forward of images as it would be served; its graph is not kept."""
-        replay = ComputeStream(self._device).captured(forward) if self._has_graphs else forward
+        replay = self._images.tried(forward) if self._has_graphs else forward
         times: list[float] = []
         with torch.cuda.stream(self._images.stream):
             for _ in range(_TIMED_RUNS):

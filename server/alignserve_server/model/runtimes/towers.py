@@ -16,7 +16,7 @@ from torch.nn import functional
 from alignserve_server.model.runtimes.network import Network, channels
 from alignserve_server.model.runtimes.runtime import Rescaling
 
-_MASK_ALIGNMENT = 8  # elements; efficient attention on a GPU loads so many at once
+_MASK_ALIGNMENT = 8  # elements that efficient attention on a GPU loads at once
 
 
 class Step(nn.Module):

@@ -89,7 +89,7 @@ def test_hidden_gpus_are_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_gpu_that_does_not_exist_is_refused() -> None:
-    """The message says how many there are."""
+    """The message has the number of those that do."""
     with pytest.raises(ValueError, match=r"device cuda:1 does not exist; torch sees 1 GPUs"):
         resolved_device("cuda:1")
 

@@ -1,4 +1,4 @@
-"""Exit codes with a meaning of their own."""
+"""Exit codes that an orchestrator, or the supervisor of workers, reacts to."""
 
 from __future__ import annotations
 
