@@ -92,7 +92,7 @@ class FakeProcess:
 
 
 class Workplace:
-    """Supervised processes, by default two workers, and what was launched for them, in order."""
+    """Supervised processes, by default two workers, and all that were launched, in order."""
 
     def __init__(
         self,
