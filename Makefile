@@ -14,14 +14,14 @@ TORCH_INDEX ?=
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0
 # Targets that `make test-all` runs after `make test`.
-LONG_CHECKS := gpu-check conformance
+LONG_CHECKS := gpu-check conformance test-fronts
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
 # If creating .venv fails, as on a Debian without python3-venv, the next run creates it again.
 .DELETE_ON_ERROR:
 .PHONY: help announced setup run check test test-all hostile lint format typecheck protos baseline docs bench soak
-.PHONY: clients conformance gpu-check peers test-lowest dist clean
+.PHONY: test-fronts clients conformance gpu-check peers test-lowest dist clean
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,12 @@ test: announced lint typecheck ## Run everything that a change must pass: five m
 test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: half an hour
 	@echo "This runs the long tests: six minutes."
 	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long --timeout 900
+
+# Tests of processes have their own.
+test-fronts: $(DEVELOP) ## Run the integration tests with the model in a device process: five minutes
+	$(PYTEST) --shape fronts -m "not long and not whole" tests/integration \
+	  --ignore tests/integration/test_front_processes.py --ignore tests/integration/test_shared_device.py \
+	  --ignore tests/integration/test_workers.py --ignore tests/integration/test_plan.py
 
 announced: $(DEVELOP)
 	@echo "This runs $(RUNS)."

@@ -56,6 +56,11 @@ _WHOLE_FOLDERS = ("tests/contract/", "tests/deploy/", "tests/hostile/")
 _LONGEST_FIRST = ("tests/hostile/", "tests/deploy/", "tests/model/", "tests/integration/", "tests/contract/")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the shape of the servers of tests/integration: their own model, or a device behind fronts."""
+    parser.addoption("--shape", choices=("whole", "fronts"), default="whole")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Gives each worker whole files, and whole folders where their tests share fixtures."""

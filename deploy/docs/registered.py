@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import prometheus_client
 from alignserve_server.observability.metrics import Metrics
+from alignserve_server.workers.roster import Member, roster
 from alignserve_server.workers.supervisor import Process, Supervisor
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
@@ -33,13 +34,13 @@ def metrics() -> dict[str, Metric]:
     """Returns the metrics of a server and then those of its supervisor, by name."""
     server, supervisor = CollectorRegistry(), CollectorRegistry()
     Metrics(server)
-    Supervisor(1, _launch, supervisor, stop_timeout_seconds=0)  # launches nothing before it runs
+    Supervisor(roster(1, 0), _launch, supervisor, stop_timeout_seconds=0)  # launches nothing before it runs
     found = dict(_registered(server))
     found.update((name, metric) for name, metric in _registered(supervisor) if name not in found)
     return found
 
 
-async def _launch(number: int, is_first: bool) -> Process:
+async def _launch(member: Member, is_first: bool) -> Process:
     raise NotImplementedError
 
 

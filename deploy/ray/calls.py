@@ -17,7 +17,7 @@ from alignserve_server.rpc.method_metrics import methods_of
 from alignserve_server.rpc.methods import API, HEALTH
 from alignserve_server.rpc.shares import open_stream
 from alignserve_server.rpc.status import to_grpc_status
-from alignserve_server.serving.server import Server
+from alignserve_server.serving.server import CallServer
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from ray.exceptions import TaskCancelledError
@@ -44,7 +44,7 @@ class RayBridge:
     Its status is in the context; Ray Serve loses the details if a call ends with an exception.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: CallServer) -> None:
         self._accounting, self._messages = server.accounting, server.messages
         self._streams = server.interceptor.streams
         self._health = HealthServicer(server.service.readiness)

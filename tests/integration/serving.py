@@ -1,4 +1,7 @@
-"""A real server on port 0 in the test's event loop, with a fake encoder, and a channel to it."""
+"""A real server on port 0 in the test's event loop, with a fake encoder, and a channel to it.
+
+It has one of two shapes: its own model, or a device that it reaches over the transport of front processes.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,26 @@ import asyncio
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.access.usage import Usages
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.serving.server import Server
+from alignserve_server.serving.device_process import Device
+from alignserve_server.serving.front_server import FrontServer
+from alignserve_server.serving.server import CallServer, Server
 from alignserve_server.settings import Settings
 from google.rpc import error_details_pb2, status_pb2
+from prometheus_client.parser import text_string_to_metric_families
 
 
 async def until(condition: Callable[[], object | Awaitable[object]]) -> None:
@@ -28,18 +37,24 @@ async def until(condition: Callable[[], object | Awaitable[object]]) -> None:
         await asyncio.sleep(0.002)
 
 
+WHOLE, FRONTS = "whole", "fronts"
+shape = WHOLE  # of the servers that `running` starts; see the fixture `shape`
+
+
 @dataclass
 class RunningServer:
     """A server that is ready, with its encoder and a client."""
 
-    server: Server
+    server: CallServer
     encoder: FakeEncoder
     channel: grpc.aio.Channel
     stub: pb_grpc.AlignServiceAsyncStub
+    device: Device | None = None  # if the model is not the server's own
 
     def sample(self, name: str, **labels: str) -> float:
         """Returns one value of /metrics; 0 if it is not there yet."""
-        return self.server.metrics.registry.get_sample_value(name, labels) or 0.0
+        parts = [self.server.metrics] if self.device is None else [self.server.metrics, self.device.metrics]
+        return next(filter(None, (part.registry.get_sample_value(name, labels) for part in parts)), 0.0)
 
     def items(self, modality: str) -> dict[str, float]:
         """Returns a modality's item counts: accepted, in_flight, and each outcome."""
@@ -71,17 +86,53 @@ def settings(**overrides: Any) -> Settings:
 async def running(encoder: FakeEncoder | None = None, **overrides: Any) -> AsyncIterator[RunningServer]:
     """Runs a server for the length of the block."""
     encoder = encoder or FakeEncoder()
-    server = Server(settings(**overrides), lambda _: encoder)
-    await server.start()
-    await server.load()
-    encoder.batches.clear()  # those of the warm-up
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+    async with AsyncExitStack() as life:
+        device: Device | None = None
+        server: CallServer = Server(settings(**overrides), lambda _: encoder)
+        if shape == FRONTS:
+            device, path = await life.enter_async_context(running_device(encoder, **overrides))
+            server = front(encoder, path, **overrides)
+        await server.start()
+        await server.load()
+        encoder.batches.clear()  # those of the warm-up
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            try:
+                yield RunningServer(server, encoder, channel, pb_grpc.AlignServiceStub(channel), device)
+            finally:
+                encoder.gate.set()
+                await server.drain(0.0)
+                await server.stop(5.0)
+
+
+def front(encoder: FakeEncoder, path: str, usages: Usages | None = None, **overrides: Any) -> FrontServer:
+    """Returns a front that prepares inputs as the encoder does, for the device at a path."""
+    return FrontServer(settings(**overrides), path, usages=usages, load_reader=lambda *_: encoder)
+
+
+@asynccontextmanager
+async def running_device(
+    encoder: FakeEncoder, path: str | None = None, **overrides: Any
+) -> AsyncIterator[tuple[Device, str]]:
+    """Runs a device for the length of the block; also yields the path of its socket, by default a new one."""
+    is_ready = asyncio.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        path = path or f"{folder}/device"
+
+        def announce(event: str, **_: object) -> None:
+            if event == "ready":
+                is_ready.set()
+
+        device = Device(settings(**overrides), lambda _: encoder, path, announce, lambda _: None)
+        serving = asyncio.ensure_future(device.run())
+        await asyncio.wait(
+            [serving, asyncio.ensure_future(is_ready.wait())], return_when=asyncio.FIRST_COMPLETED
+        )
         try:
-            yield RunningServer(server, encoder, channel, pb_grpc.AlignServiceStub(channel))
+            yield device, path
         finally:
-            encoder.gate.set()
-            await server.drain(0.0)
-            await server.stop(5.0)
+            serving.cancel()
+            await asyncio.wait([serving])
+            await device.stop(5.0)
 
 
 _SERVER_WITH_ENCODER = """
@@ -113,13 +164,18 @@ class ServerProcess:
 
     async def event(self, name: str) -> dict[str, Any]:
         """Reads the log up to an event and returns it."""
+        return (await self.events(name))[-1]
+
+    async def events(self, last: str) -> list[dict[str, Any]]:
+        """Reads the log up to an event and returns all events that it read."""
         assert self.process.stderr is not None
+        events: list[dict[str, Any]] = []
         while line := await self.process.stderr.readline():
-            event: dict[str, Any] = json.loads(line)
-            self.port = event.get("port", self.port)
-            if event["event"] == name:
-                return event
-        raise AssertionError(f"the server ended before {name!r}")
+            events.append(json.loads(line))
+            self.port = events[-1].get("port", self.port)
+            if events[-1]["event"] == last:
+                return events
+        raise AssertionError(f"the server ended before {last!r}")
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and returns the exit code."""
@@ -158,6 +214,24 @@ async def server_process(
         if process.returncode is None:
             process.kill()
         await process.communicate()
+
+
+Page = dict[tuple[str, str | None], float]
+
+
+async def metrics_page(port: int) -> Page:
+    """Returns /metrics of a server with several processes, summed by name and worker."""
+
+    def read() -> str:
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+            return response.read().decode()
+
+    page: Page = {}
+    for family in text_string_to_metric_families(await asyncio.to_thread(read)):
+        for sample in family.samples:
+            key = sample.name, sample.labels.get("worker")
+            page[key] = page.get(key, 0.0) + sample.value
+    return page
 
 
 def connect(port: int) -> grpc.aio.Channel:

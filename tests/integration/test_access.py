@@ -350,6 +350,7 @@ async def _outcome(call) -> None:
         await call
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("looks_always")
 async def test_a_flooding_caller_can_be_identified(api_keys_file) -> None:
     """Metrics show each key's accepted, refused and waiting items; a revoked key is no longer shown."""
@@ -415,6 +416,7 @@ async def test_items_of_streams_are_counted_by_caller(api_keys_file) -> None:
         assert counts == {"accepted": 2, "rejected": 2}
 
 
+@pytest.mark.shapes
 async def test_keys_on_one_host_share_the_server_fairly(api_keys_file) -> None:
     """Two keys on one host are two callers: a flood with one does not delay the other."""
     flood, small = add_key(api_keys_file, "flood"), add_key(api_keys_file, "small")

@@ -162,6 +162,7 @@ async def test_a_model_failure_of_one_side_fails_the_call_and_spares_neighbours(
     await until(lambda: served.items("image")["in_flight"] == served.items("text")["in_flight"] == 0)
 
 
+@pytest.mark.shapes
 async def test_a_cancelled_call_frees_its_places_in_both_queues(served: RunningServer) -> None:
     """Its neighbours succeed, and its items never run."""
     served.encoder.gate.clear()

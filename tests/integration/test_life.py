@@ -86,6 +86,7 @@ async def test_calls_get_model_loading_until_the_model_is_warm() -> None:
     await server.stop(0.0)
 
 
+@pytest.mark.shapes
 async def test_health_is_not_serving_while_the_model_is_stalled() -> None:
     """Readiness follows progress: it notices a batch that hangs, and the end of the hang."""
     async with running(**WATCHFUL) as served:
@@ -176,6 +177,7 @@ async def test_health_is_not_serving_while_every_forward_fails() -> None:
         assert seen == [SERVING, NOT_SERVING, SERVING]
 
 
+@pytest.mark.shapes
 async def test_failing_inputs_on_a_working_device_are_not_a_stall() -> None:
     """However many of them one caller sends, the model works for all others."""
     async with running(stall_timeout_seconds=1.0) as served:
@@ -235,6 +237,7 @@ async def test_a_taken_port_is_a_clear_error() -> None:
         await second.stop(0.0)
 
 
+@pytest.mark.shapes
 async def test_a_draining_server_answers_what_it_accepted() -> None:
     """After the drain every started call has been answered OK, and the item counts agree."""
     encoder = FakeEncoder(seconds_per_batch=0.002)
@@ -287,6 +290,7 @@ async def test_a_draining_server_answers_what_streams_have_sent_and_ends_them() 
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
+@pytest.mark.shapes
 async def test_streams_under_load_end_without_a_failed_item(served: RunningServer) -> None:
     """Once calls are refused, streams stop reading; items already read are answered, not refused."""
     failed: list[str] = []
@@ -318,11 +322,14 @@ async def test_streams_under_load_end_without_a_failed_item(served: RunningServe
     assert failed == []
 
 
-@pytest.fixture(params=["1", "2"], ids=["alone", "workers"])
+@pytest.fixture(
+    params=["--workers=1", "--workers=2", "--front-processes=2"], ids=["alone", "workers", "fronts"]
+)
 async def process(request: pytest.FixtureRequest) -> AsyncIterator[ServerProcess]:
-    """A ready server with the fake encoder: one process, or two workers."""
-    async with server_process("--drain-delay-seconds", "0.3", "--workers", request.param) as server:
-        await server.event("ready")
+    """A ready server with the fake encoder: one process, two workers, or a device process and two fronts."""
+    async with server_process("--drain-delay-seconds", "0.3", request.param) as server:
+        events = await server.events("ready")
+        server.port = next(event["port"] for event in events if event["event"] == "listening")
         yield server
 
 
@@ -418,13 +425,13 @@ async def test_a_second_signal_ends_the_grace_period() -> None:
             assert code == 0
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_bad_checkpoint_ends_the_process_with_a_reason(workers: str) -> None:
+@pytest.mark.parametrize("flag", ["--workers=1", "--workers=2", "--front-processes=1"])
+async def test_a_bad_checkpoint_ends_the_process_with_a_reason(flag: str) -> None:
     """A server that cannot load its model exits with 1, says why in one line, and prints no traceback."""
     command = Path(sys.executable).parent / "alignserve-server"
     process = await asyncio.create_subprocess_exec(
         str(command),
-        *("--checkpoint", "/nowhere/at/all", "--workers", workers),
+        *("--checkpoint", "/nowhere/at/all", flag),
         *("--listen", "127.0.0.1:0", "--metrics-listen", "none"),
         stderr=asyncio.subprocess.PIPE,
     )
@@ -460,6 +467,7 @@ async def test_a_server_that_loads_first_is_ready_as_soon_as_it_listens() -> Non
     await server.stop(0.0)
 
 
+@pytest.mark.whole
 async def test_the_metrics_page_is_served_over_http(served: RunningServer) -> None:
     """Prometheus can scrape the server."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.server.metrics_port)

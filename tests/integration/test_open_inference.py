@@ -406,6 +406,7 @@ async def test_numbers_that_take_long_to_parse_are_refused_before(served: Runnin
     assert refusal.message.startswith("BATCH_TOO_LARGE: ")
 
 
+@pytest.mark.shapes
 async def test_an_expired_timeout_ends_queued_work(served: RunningServer) -> None:
     """A request still in the queue at its `timeout`, in microseconds, is refused and never runs."""
     served.encoder.gate.clear()
@@ -421,6 +422,7 @@ async def test_an_expired_timeout_ends_queued_work(served: RunningServer) -> Non
     assert served.encoder.key("late") not in {key for batch in served.encoder.batches for key in batch.keys}
 
 
+@pytest.mark.shapes
 async def test_a_caller_that_leaves_cancels_its_queued_work(served: RunningServer) -> None:
     """A cancelled request is taken out of the queue."""
     served.encoder.gate.clear()
@@ -462,6 +464,7 @@ async def test_responses_have_the_limits_of_the_api(served: RunningServer) -> No
     assert served.items("text")["accepted"] == 0
 
 
+@pytest.mark.shapes
 async def test_statistics_count_requests_items_and_runs_apart(served: RunningServer) -> None:
     """They agree with each other, and with the metrics that Prometheus reads."""
     served.encoder.gate.clear()

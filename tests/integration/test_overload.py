@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import grpc
+import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from tests.integration.serving import classify_request, image_request, refused, running, text_request, until
 
 
+@pytest.mark.shapes
 async def test_a_full_queue_refuses_unary_calls_with_a_retry_delay() -> None:
     """RESOURCE_EXHAUSTED says when to retry, for people and for programs."""
     async with running(max_queue_size=4, max_client_batch_size=4) as served:
@@ -52,6 +54,7 @@ async def test_a_queue_is_also_bounded_by_bytes() -> None:
         assert error.reason == "QUEUE_FULL"
 
 
+@pytest.mark.shapes
 async def test_a_stream_waits_for_room_and_leaves_some_to_unary_calls() -> None:
     """A bulk stream is paused, not refused, and cannot starve others by filling the queue."""
     async with running(max_queue_size=8, max_client_batch_size=2) as served:
@@ -151,6 +154,7 @@ async def test_two_modalities_share_one_device() -> None:
         assert position <= 2
 
 
+@pytest.mark.shapes
 async def test_a_call_that_would_miss_its_deadline_is_refused_at_once() -> None:
     """The caller still has time to react; the item takes no place, and callers with more time are served."""
     async with running(max_batch_size=1) as served:
@@ -173,6 +177,7 @@ async def test_a_call_that_would_miss_its_deadline_is_refused_at_once() -> None:
         assert served.items("text")["accepted"] == 71
 
 
+@pytest.mark.shapes
 async def test_interactive_calls_overtake_a_bulk_stream() -> None:
     """A call waits for the running batch, but not for the bulk items ahead of it."""
     async with running(max_batch_size=2) as served:

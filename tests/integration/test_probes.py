@@ -16,7 +16,7 @@ from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.access.keys import changed_keys
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.observability.metrics import STATES
-from alignserve_server.serving.server import Server
+from alignserve_server.serving.server import CallServer, Server
 from prometheus_client import Metric
 
 from tests.integration.serving import (
@@ -74,12 +74,12 @@ async def loading_server(**overrides) -> AsyncIterator[tuple[Server, FakeEncoder
         await server.stop(1.0)
 
 
-def counted(server: Server) -> list[Metric]:
+def counted(server: CallServer) -> list[Metric]:
     """Returns the metric families that only grow."""
     return [family for family in server.metrics.registry.collect() if family.type in ("counter", "histogram")]
 
 
-def series(server: Server) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+def series(server: CallServer) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
     """Returns the names and labels of the series that only grow."""
     return {
         (sample.name, tuple(sorted(sample.labels.items())))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from alignserve_server.access.keys import Scope, changed_keys, new_key
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.serving.server import Server
+from alignserve_server.serving.server import CallServer, Server
 from structlog.testing import capture_logs
 
 from tests.integration import http_door
@@ -49,7 +49,7 @@ class Door:
 
 
 @asynccontextmanager
-async def door_of(server: Server) -> AsyncIterator[Door]:
+async def door_of(server: CallServer) -> AsyncIterator[Door]:
     """Opens the door next to the server's own."""
     listening = await asyncio.start_server(HttpDoor(server.service, server.accounting).serve, "127.0.0.1", 0)
     async with listening:

@@ -60,6 +60,7 @@ async def infer(
     return [response async for response in served.stub.StreamInfer(send())]
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("count", [1_000, pytest.param(5_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("is_ordered", [False, True])
 async def test_items_are_answered_once_each(served: RunningServer, is_ordered: bool, count: int) -> None:
@@ -141,6 +142,7 @@ async def test_a_client_that_stops_reading_pauses_the_server() -> None:
         assert len(responses) == total
 
 
+@pytest.mark.shapes
 async def test_at_most_a_window_of_items_is_in_flight(served: RunningServer) -> None:
     """A stream cannot take more of the server than `max_stream_in_flight` items."""
     served.encoder.gate.clear()

@@ -71,6 +71,7 @@ async def holding(server: RunningServer) -> AsyncIterator[None]:
     await first
 
 
+@pytest.mark.shapes
 async def test_the_steps_of_a_call_are_spans_in_its_callers_trace(collector: Collector) -> None:
     """The steps follow each other within the call's span, with attributes."""
     async with running(tracing=True) as server:
@@ -92,6 +93,7 @@ async def test_the_steps_of_a_call_are_spans_in_its_callers_trace(collector: Col
 STEPS = ("admission", "preprocess", "queue", "compute", "respond")
 
 
+@pytest.mark.shapes
 async def test_a_batch_is_linked_with_each_of_its_calls(collector: Collector) -> None:
     """Each call has a link to the batch, and the batch has one to each call."""
     async with running(tracing=True) as server, holding(server):
@@ -317,6 +319,7 @@ async def test_tracing_without_its_extra_prevents_startup(monkeypatch: pytest.Mo
         Server(settings(tracing=True), lambda _: pytest.fail("not loaded"))
 
 
+@pytest.mark.shapes
 async def test_a_call_is_one_line_with_its_timings(lines: list[Any]) -> None:
     """The line has the same steps as the spans, and the caller's trace id, even without spans."""
     async with running(access_log_sample_ratio=1.0) as server:
@@ -373,6 +376,7 @@ async def test_sampling_of_the_log_keeps_whole_traces(lines: list[Any]) -> None:
     assert len(logged) == 2 * len(set(logged)) == 2 * 31
 
 
+@pytest.mark.whole
 async def test_exemplars_lead_from_histograms_to_traces(collector: Collector) -> None:
     """They are in the OpenMetrics format, which Prometheus requests."""
     async with running(tracing=True) as server:

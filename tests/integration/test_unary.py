@@ -28,6 +28,7 @@ def vector(embedding: pb.Embedding) -> np.ndarray:
     return np.frombuffer(embedding.packed_float32, "<f4")
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
 async def test_inputs_of_64_callers_are_paired_with_their_results(count: int) -> None:
     """64 callers send different inputs; each gets its own embedding, and they share batches."""
@@ -56,6 +57,7 @@ async def test_inputs_of_64_callers_are_paired_with_their_results(count: int) ->
             assert served.sample("alignserve_batch_size_sum", modality=modality) / batches > 2.0
 
 
+@pytest.mark.shapes
 async def test_entries_that_arrive_while_the_device_works_share_the_next_batch(served: RunningServer) -> None:
     """All entries that wait when the device becomes free run together."""
     served.encoder.gate.clear()
@@ -146,6 +148,7 @@ async def test_unknown_tokens_are_counted_for_the_caller_and_the_operator(served
     assert served.sample("alignserve_unknown_tokens_total") == 1 + 62 + 1
 
 
+@pytest.mark.shapes
 async def test_every_bad_image_of_a_call_is_named_and_none_reaches_the_device(served: RunningServer) -> None:
     """A unary call is atomic: one bad image fails all, and the error names each."""
     error = await refused(served.stub.EmbedImage(image_request(b"fine", b"broken", b"fine too", b"broken 2")))
@@ -203,6 +206,7 @@ async def test_a_request_over_a_limit_is_refused_with_the_field_at_fault(
     assert served.items("image")["in_flight"] == served.items("text")["in_flight"] == 0
 
 
+@pytest.mark.shapes
 async def test_classify_scores_all_images_against_all_labels(served: RunningServer) -> None:
     """Scores are the softmax of cosine over temperature; `top_k` only shortens the list."""
     labels = ["cat", "dog", "cat", "rocket"]
@@ -264,6 +268,7 @@ async def test_a_repeated_text_is_not_computed_again(served: RunningServer) -> N
     assert served.sample("alignserve_embedding_cache_hits_total", modality="text") == 1
 
 
+@pytest.mark.shapes
 async def test_images_are_cached_only_if_the_operator_says_so() -> None:
     """A cached image is neither decoded nor computed again."""
     for cache_bytes, batches in ((0, 2), (1 << 20, 1)):
@@ -292,6 +297,7 @@ async def test_model_info_lists_enabled_formats() -> None:
     assert list(info.image_formats) == ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"]
 
 
+@pytest.mark.shapes
 async def test_a_poisonous_entry_fails_by_itself() -> None:
     """An input that makes the model fail or answer NaN does not affect its neighbours."""
     encoder = FakeEncoder()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import time
@@ -11,17 +10,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import grpc
 import pytest
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.open_inference import ask, infer, texts
-from tests.integration.serving import ServerProcess, connect, server_process, text_request, until
-
-Page = dict[tuple[str, str | None], float]
+from tests.integration.serving import (
+    Page,
+    ServerProcess,
+    connect,
+    metrics_page,
+    server_process,
+    text_request,
+    until,
+)
 
 
 @dataclass
@@ -34,17 +37,7 @@ class Workers:
 
     async def page(self) -> Page:
         """Returns /metrics, summed by name and worker."""
-
-        def read() -> str:
-            with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as response:
-                return response.read().decode()
-
-        page: Page = {}
-        for family in text_string_to_metric_families(await asyncio.to_thread(read)):
-            for sample in family.samples:
-                key = sample.name, sample.labels.get("worker")
-                page[key] = page.get(key, 0.0) + sample.value
-        return page
+        return await metrics_page(self.metrics_port)
 
     async def accepted(self) -> list[float]:
         """Returns the items that each worker has accepted; 0 for one that is down."""

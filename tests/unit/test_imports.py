@@ -1,4 +1,4 @@
-"""Only the modules that run the model import torch."""
+"""Processes import only what they need."""
 
 from __future__ import annotations
 
@@ -27,3 +27,19 @@ def test_imports_no_torch(module):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == ""
+
+
+RUNTIMES = {"torch", "transformers", "openvino"}
+DOORS = {"grpc", "starlette", "uvicorn", "alignserve"}
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"), [("serving.front_server", RUNTIMES), ("serving.device_process", RUNTIMES | DOORS)]
+)
+def test_a_process_of_a_part_imports_nothing_of_the_other(module, unwanted):
+    """A front has no runtime, and the device process, until it loads a model, neither gRPC nor a runtime."""
+    program = f"import sys, alignserve_server.{module}; print(*sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert unwanted.isdisjoint(done.stdout.split())

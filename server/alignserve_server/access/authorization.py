@@ -10,18 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from alignserve_server.access.keys import Key, KeyRing, Scope
+from alignserve_server.access.usage import OwnUsage, Usage, Usages
 from alignserve_server.errors import KeyInvalid, KeyMissing, QuotaExceeded, ScopeMissing, ServingError
 
 _SCHEME = "bearer"
 _BURST_SECONDS = 1.0  # of its rate, which a key can use in one burst
-
-
-@dataclass(slots=True)
-class _Usage:
-    """How much of its quotas a key has used."""
-
-    calls: int = 0  # in progress
-    used_until: float = -1e9  # monotonic seconds at which its rate has paid for all requests so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +24,7 @@ class Caller:
     name: str | None = None  # of the key, if it is valid
     key: Key | None = None
     refusal: ServingError | None = None  # set if this call is not permitted
-    usage: _Usage = field(default_factory=_Usage)
+    usage: Usage = field(default_factory=OwnUsage)
 
     def check(self) -> None:
         """Raises the refusal, if there is one."""
@@ -45,18 +38,17 @@ _UNCOUNTED = nullcontext()
 
 
 class _Counted:
-    """One of the calls that a key has under way, for a block."""
+    """A call in progress that is counted; ends with a block."""
 
     __slots__ = ("_usage",)
 
-    def __init__(self, usage: _Usage) -> None:
+    def __init__(self, usage: Usage) -> None:
         self._usage = usage
 
-    def __enter__(self) -> None:
-        self._usage.calls += 1
+    def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None:
-        self._usage.calls -= 1
+        self._usage.end()
 
 
 class Access:
@@ -67,11 +59,13 @@ class Access:
         keys: KeyRing | None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        usages: Usages | None = None,
     ) -> None:
+        """Counts in this process, unless `usages` are shared with others."""
         self._keys = keys
         self._clock = clock
         self._sleep = sleep
-        self._usage: defaultdict[str, _Usage] = defaultdict(_Usage)
+        self._usages: Usages = defaultdict(OwnUsage) if usages is None else usages
 
     def authorize(self, scopes: Set[Scope] | None, credentials: Iterable[str]) -> Caller:
         """Identifies the caller and checks its key. The result has a `refusal` if the call is not permitted.
@@ -90,7 +84,7 @@ class Access:
             return Caller(refusal=_key_invalid())
         name, known = found
         refusal = None if scopes & known.scopes else _scope_missing(scopes)
-        return Caller(name, known, refusal, self._usage[name])
+        return Caller(name, known, refusal, self._usages[name])
 
     def call(self, caller: Caller, *, counts_items: bool) -> AbstractContextManager[None]:
         """Admits a call for the duration of the block, if it is permitted and within its quotas.
@@ -103,11 +97,12 @@ class Access:
         caller.check()
         if caller.key is None:
             return _UNCOUNTED
-        self._check_concurrency(caller.key, caller.usage)
+        _begin(caller.key, caller.usage)
         if not counts_items:
             delay = self._pay(caller.key, caller.usage)
             if delay > 0:
-                caller.usage.used_until -= _cost(caller.key)
+                caller.usage.end()
+                caller.usage.refund(_cost(caller.key))
                 raise QuotaExceeded(
                     f"more than {caller.key.max_requests_per_second:g} requests per second; "
                     "retry after the given delay",
@@ -144,18 +139,10 @@ class Access:
             if delay > 0:
                 await self._sleep(delay)
         except asyncio.CancelledError:  # otherwise callers that give up and retry would wait longer each time
-            caller.usage.used_until -= _cost(key)
+            caller.usage.refund(_cost(key))
             raise
 
-    def _check_concurrency(self, key: Key, usage: _Usage) -> None:
-        if key.max_concurrent_requests is not None and usage.calls >= key.max_concurrent_requests:
-            raise QuotaExceeded(
-                f"{usage.calls} calls are in progress, limit {key.max_concurrent_requests}; "
-                "retry when one has ended",
-                retry_delay_seconds=0.1,
-            )
-
-    def _pay(self, key: Key, usage: _Usage) -> float:
+    def _pay(self, key: Key, usage: Usage) -> float:
         """Charges a request to the quota; returns the seconds until it may run, or 0.
 
         Requests are spaced evenly, except for a burst of one second's worth. This is a token bucket, written
@@ -164,8 +151,16 @@ class Access:
         if key.max_requests_per_second is None:
             return 0.0
         now, cost = self._clock(), _cost(key)
-        usage.used_until = max(usage.used_until, now) + cost
-        return max(0.0, usage.used_until - now - max(_BURST_SECONDS, cost))
+        return max(0.0, usage.pay(now, cost) - now - max(_BURST_SECONDS, cost))
+
+
+def _begin(key: Key, usage: Usage) -> None:
+    if not usage.begin(key.max_concurrent_requests):
+        limit = key.max_concurrent_requests
+        raise QuotaExceeded(
+            f"{limit} calls are in progress, limit {limit}; retry when one has ended",
+            retry_delay_seconds=0.1,
+        )
 
 
 def _cost(key: Key) -> float:

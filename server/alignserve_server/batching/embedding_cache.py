@@ -29,6 +29,11 @@ class EmbeddingCache:
         self._lock = threading.Lock()
         observer.watch_cache(lambda: len(self._embeddings), lambda: self._bytes)
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether anything can be in it."""
+        return bool(self._max_bytes)
+
     def get(self, key: bytes) -> NDArray[np.float32] | None:
         """Returns the embedding, (embedding_dimension,), not normalized and read-only, or None."""
         (embedding,) = self.get_all([key])

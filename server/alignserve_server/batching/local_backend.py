@@ -100,6 +100,10 @@ class LocalBackend:
         self._admitted[reservation] = _Admitted(request, room)
         return room.turn
 
+    def has_cache(self, modality: str) -> bool:
+        """Returns whether `look_up` can find anything."""
+        return self._caches[modality].is_enabled
+
     def look_up(self, modality: str, key: bytes) -> NDArray[np.float32] | None:
         """Returns a cached embedding. Thread-safe."""
         return self._caches[modality].get(key)

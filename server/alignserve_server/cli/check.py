@@ -167,7 +167,8 @@ def _read_keys(settings: Settings, _held: ExitStack) -> str:
 
 
 def _count_workers(settings: Settings, _held: ExitStack) -> str:
-    text = f"{settings.workers} on {cpu_count()} cores"
+    fronts = f" with {settings.front_processes} front processes" if settings.front_processes else ""
+    text = f"{settings.workers}{fronts} on {cpu_count()} cores"
     if settings.workers > cpu_count():
         raise CheckWarning(f"{text}: workers would share cores; lower workers")
     return text

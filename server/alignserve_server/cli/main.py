@@ -39,6 +39,7 @@ examples:
   alignserve-server --checkpoint kakaobrain/align-base     from the Hugging Face Hub
   alignserve-server --checkpoint /models/align --listen 0.0.0.0:50051
   alignserve-server --checkpoint /models/align --workers 4
+  alignserve-server --checkpoint /models/align --front-processes 4
   ALIGNSERVE_MAX_BATCH_SIZE=64 alignserve-server --config server.toml
 
 Each setting can be a flag (--max-batch-size 64), an environment variable (ALIGNSERVE_MAX_BATCH_SIZE=64) or a
@@ -257,7 +258,7 @@ def _unknown_variables(reading: Reading) -> list[str]:
 def _serving(settings: Settings) -> Serving:
     keep_standard_error_from_blocking()
     allow_open_files()  # workers inherit it
-    if settings.workers > 1:
+    if settings.shares_ports:
         from alignserve_server.workers.supervisor import supervise  # imports neither gRPC nor a runtime
 
         return supervise(settings)

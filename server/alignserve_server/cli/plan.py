@@ -120,6 +120,10 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
             "the resources of one worker (taskset, --lanes), and count each worker as a replica",
             2,
         )
+    if settings.front_processes:
+        return _fail(
+            f"front_processes is {settings.front_processes}, but a plan is for one process; omit it", 2
+        )
     if arguments.save and not _is_folder(arguments.save.parent):
         return _fail(f"--save {arguments.save}: no such directory: {arguments.save.parent}", 2)
     note = None

@@ -22,13 +22,14 @@ def cpu_count(root: Path = Path("/")) -> int:
     return min(_limits(root))
 
 
-def pin_to_share(worker: int, workers: int) -> None:
+def pin_to_share(worker: int, workers: int, *, parts: int = 1) -> None:
     """Pins this process to its share of the cores, and lowers `cpu_count` accordingly.
 
+    If several processes have the same share, `cpu_count` is this one's part of it, but any core may be used.
     Existing threads are not pinned, so call it before importing a library that starts threads.
     """
     # A container's quota limits the number of cores, not which, so only the number can be divided.
-    os.environ[_COUNT] = str(math.ceil(cpu_count() / workers))
+    os.environ[_COUNT] = str(math.ceil(cpu_count() / (workers * parts)))
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0), key=_topology_key)
         os.sched_setaffinity(0, share(cores, worker, workers))

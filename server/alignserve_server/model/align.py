@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -19,9 +19,9 @@ from alignserve_server.model.encoder import (
     PixelValues,
     TokenIds,
 )
+from alignserve_server.model.input_spec import InputLimits, InputSpec
 from alignserve_server.model.preparation import check_installed
 from alignserve_server.model.prepared import PreparedCheckpoint
-from alignserve_server.model.preprocessing.decode import IMAGE_FORMATS, ImageDecoder
 from alignserve_server.model.preprocessing.images import ImagePreprocessor
 from alignserve_server.model.preprocessing.texts import TextTokenizer
 from alignserve_server.model.probe import Reference
@@ -67,10 +67,7 @@ class LoadOptions:
         min_cosine_similarity: Minimum cosine similarity to transformers' AlignModel in float32.
         cache_dir: For converted models and compiled kernels; None is `default_cache_dir`.
         calibration_dir: Images that resemble those of callers; required for int8.
-        max_image_bytes: Maximum size of an encoded image.
-        max_image_pixels: Maximum size of a decoded image, width times height.
-        max_text_bytes: Maximum size of a text in UTF-8.
-        image_formats: As `accepted_formats` returns them.
+        inputs: Limits on the inputs of callers.
     """
 
     runtime: RuntimeName | Auto = "auto"
@@ -85,10 +82,7 @@ class LoadOptions:
     min_cosine_similarity: float = 0.999
     cache_dir: Path | None = None
     calibration_dir: Path | None = None
-    max_image_bytes: int = 10 << 20
-    max_image_pixels: int = 25_000_000
-    max_text_bytes: int = 32 << 10
-    image_formats: Sequence[str] = IMAGE_FORMATS
+    inputs: InputLimits = field(default_factory=InputLimits)
 
 
 def load_align(
@@ -109,14 +103,9 @@ def load_align(
         ValueError: The device does not exist, the runtime does not support the device or data type, or a
             requirement of int8 is missing.
     """
-    decoder = ImageDecoder(
-        max_bytes=options.max_image_bytes,
-        max_pixels=options.max_image_pixels,
-        formats=options.image_formats,
-    )
-    images = ImagePreprocessor(checkpoint.image_processor, decoder)
+    images = options.inputs.image_preprocessor(checkpoint.image_processor)
     for loaded in _loadable(checkpoint, options, images):
-        texts = TextTokenizer.of(loaded.reference, max_bytes=options.max_text_bytes)
+        texts = TextTokenizer.of(loaded.reference, max_bytes=options.inputs.max_text_bytes)
         cosine = _proved_cosine(checkpoint, loaded, texts, options.min_cosine_similarity)
         if cosine >= options.min_cosine_similarity:
             break
@@ -134,7 +123,8 @@ def load_align(
             f"AlignModel; the last one {_found(cosine)}; lower --min-cosine-similarity to accept that"
         )
     _warn_of_unembedded(loaded.reference)
-    return AlignEncoder(images, texts, loaded.runtime, _info(checkpoint, loaded, cosine))
+    spec = InputSpec.of(checkpoint.image_processor, loaded.reference)
+    return AlignEncoder(images, texts, spec, loaded.runtime, _info(checkpoint, loaded, cosine))
 
 
 def default_cache_dir() -> Path:
@@ -155,10 +145,12 @@ class AlignEncoder:
         self,
         images: ImagePreprocessor,
         texts: TextTokenizer,
+        spec: InputSpec,
         runtime: Runtime,
         info: ModelInfo,
     ) -> None:
         self.info = info
+        self.input_spec = spec.to_bytes
         self.lanes = runtime.lanes
         self.has_parallel_lanes = runtime.has_parallel_lanes
         self.lanes_per_modality = runtime.lanes_per_modality
@@ -337,9 +329,7 @@ def _proved_cosine(
 ) -> float:
     """Returns the lowest cosine with the reference; see `proof.proved_cosine`."""
     # With limits for the probe's own images, independent of those for callers.
-    images = ImagePreprocessor(
-        checkpoint.image_processor, ImageDecoder(max_bytes=10 << 20, max_pixels=25_000_000)
-    )
+    images = InputLimits().image_preprocessor(checkpoint.image_processor)
     return proved_cosine(loaded.runtime, loaded.reference, images, texts, least)
 
 

@@ -127,6 +127,10 @@ class Encoder(Protocol):
         """UUID of the NVIDIA GPU that it runs on; None on a CPU."""
         ...
 
+    def input_spec(self) -> bytes:
+        """Returns what a process without the model needs to prepare inputs as this encoder does."""
+        ...
+
     def enter_lane(self) -> None:
         """Prepares the calling thread, once, for its `encode_*` calls."""
         ...

@@ -99,6 +99,10 @@ class FakeEncoder:
     def device_memory_bytes(self) -> int:
         return 0
 
+    def input_spec(self) -> bytes:
+        """Returns nothing: any `FakeEncoder` prepares inputs as this one does."""
+        return b""
+
     def enter_lane(self) -> None:
         """Does nothing: hashing has no threads."""
 

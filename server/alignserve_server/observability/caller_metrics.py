@@ -23,16 +23,26 @@ _MAX_NAME_CHARACTERS = 100
 class CallerMetrics:
     """Counts items by caller. Only for the event loop's thread, except for reading the waiting items."""
 
-    def __init__(self, items: Counter, waiting: Computed, *, max_names: int = _MAX_NAMES) -> None:
+    def __init__(
+        self,
+        items: Counter,
+        waiting: Computed,
+        *,
+        max_names: int = _MAX_NAMES,
+        counts_calls: bool = True,
+    ) -> None:
         """Starts with the series of anonymous callers.
 
         Args:
             items: Counts items by name and outcome.
             waiting: Shows waiting items by name.
             max_names: Maximum number of keys with series of their own; the same for certificates.
+            counts_calls: Whether items are counted here, so that callers are known before they wait. If not,
+                other processes have checked who calls, and a caller's name is part of what it waits as.
         """
         self._items = items
         self._max_names = max_names
+        self._counts_calls = counts_calls
         self._key_names: dict[str, str] = {}  # by caller
         self._certificate_names: dict[str, str] = {}
         self._waiting: dict[str, int] = {}  # by caller, without those that have none
@@ -65,9 +75,19 @@ class CallerMetrics:
         """Counts items that start to wait, or, if below 0, that no longer do."""
         waiting = self._waiting.get(caller, 0) + items
         if waiting:
+            if not (self._counts_calls or caller in self._waiting):
+                self._learn(caller)
             self._waiting[caller] = waiting
         else:
             self._waiting.pop(caller, None)
+
+    def _learn(self, caller: str) -> None:
+        """Gives a caller with a key or certificate its name."""
+        if caller.startswith(KEY) and caller not in self._key_names:
+            key = caller.removeprefix(KEY)
+            self._key_names[caller] = _name_of_key(key) if len(self._key_names) < self._max_names else OTHER
+        elif caller.startswith(CERTIFICATE):
+            self._name(caller)
 
     def _begin(self, name: str) -> None:
         for outcome in CALLER_OUTCOMES:

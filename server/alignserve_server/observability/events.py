@@ -12,7 +12,7 @@ EVENTS: Mapping[str, str] = {
     # Start
     "listening": "The ports are open: `port` and `metrics_port`.",
     "listening_unprotected": "Other machines can reach the server without TLS or without authentication.",
-    "ready": "The model is loaded and has run; with `workers`, in every worker.",
+    "ready": "The model is loaded and has run; with several processes, each of them is ready.",
     "startup_failed": "`reason` says why and what to do. An unexpected error also has a traceback.",
     "unknown_variable": "A variable `ALIGNSERVE_…` is not a setting; `reason` suggests the nearest one.",
     "gpu_unused": "The server runs on the CPU of a machine with a GPU; `reason` says why.",
@@ -66,12 +66,18 @@ EVENTS: Mapping[str, str] = {
     "api_keys_reload_failed": "The keys file cannot be read, for a `reason`; the current keys stay in use.",
     "no_api_keys": "The keys file is empty, so every call is refused.",
     # Workers
-    "worker_ready": "A worker, with its `pid`, is ready.",
+    "worker_ready": "A worker, device process or front, with its `pid`, is ready.",
     "worker_died": "A worker ended with `exit_code` (negative: the signal that killed it) and restarts after "
     "`restart_seconds`.",
     "worker_hung": "A worker was silent for `silent_seconds` and is killed; `stacks` shows its threads, if "
     "it could still report them.",
     "worker_killed": "A worker did not stop in time and was killed.",
+    "device_disconnected": "The process that runs the model has ended; this front waits for the next one.",
+    "device_connected": "A front has reached the next process that runs the model, and serves again.",
+    "model_changed": "The process that runs the model restarted with another one; this front restarts too.",
+    "front_refused": "The device process cannot serve a front, for a `reason`.",
+    "connection_malformed": "A front or the device process sent an invalid message; they are disconnected.",
+    "peer_does_not_read": "A front or the device process no longer reads; they are disconnected.",
     "more_workers_than_cores": "`workers` share fewer `cores` and slow each other down.",
     # Logs and metrics
     "log_lines_dropped": "`count` lines are missing here because the log was not read in time.",

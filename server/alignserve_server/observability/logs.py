@@ -14,7 +14,7 @@ from alignserve_server.observability.log_writer import LogWriter, writing_to
 
 
 def configure_logs(
-    level: str, log_format: Literal["auto", "json", "console"], worker: int | None = None
+    level: str, log_format: Literal["auto", "json", "console"], worker: int | str | None = None
 ) -> None:
     """Logs the events of the server and of its libraries in one format.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 import prometheus_client
 from prometheus_client import (
@@ -43,22 +44,47 @@ _BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _RATIO_BUCKETS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
 
 
-class Metrics:
-    """The server's metrics, registered in the given registry."""
+class Part(Enum):
+    """What a process does for calls, and so which metrics it has."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    WHOLE = "whole"  # everything
+    FRONT = "front"  # takes calls and prepares their inputs
+    DEVICE = "device"  # batches inputs and runs the model
+
+
+class Metrics:
+    """The server's metrics, registered in the given registry; others than the part's are not exported."""
+
+    def __init__(self, registry: CollectorRegistry, part: Part = Part.WHOLE) -> None:
         self.registry = registry
+        unexported = CollectorRegistry()
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, never used
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self.state = server_state(registry)
+        self._registry = registry  # of the metrics that are being defined
+        self._define_process()
+        self._registry = unexported if part is Part.DEVICE else registry
+        self.state = server_state(self._registry)
         self._define_rpcs()
         self._define_items()
-        self._define_batches()
         self._define_label_cache()
+        self._registry = unexported if part is Part.FRONT else registry
+        self._define_queue()
+        self._define_batches()
         self._define_embedding_cache()
-        self.log_lines_dropped = log_lines_dropped(registry)
+        self.callers = CallerMetrics(
+            self.caller_items, self.caller_waiting_items, counts_calls=part is not Part.DEVICE
+        )
+
+    def _define_process(self) -> None:
+        self.log_lines_dropped = log_lines_dropped(self._registry)
+        self.event_loop_lag = self._measured(
+            "alignserve_event_loop_lag_seconds", "Event loop lag at the last check."
+        )
+        self.event_loop_tasks = self._measured(
+            "alignserve_event_loop_tasks", "Tasks of the event loop at the last check."
+        )
 
     def _define_rpcs(self) -> None:
         # The usual names and labels of gRPC servers, so that existing dashboards work. `expect_rpcs` creates
@@ -114,13 +140,6 @@ class Metrics:
             "Images and texts by caller: admitted, or rejected with their call. Unreadable ones are both.",
             ["caller", "outcome"],
         )
-        self.caller_waiting_items = Computed(
-            "alignserve_caller_waiting_items",
-            "Images and texts waiting for a batch, by caller.",
-            ["caller"],
-            self.registry,
-        )
-        self.callers = CallerMetrics(self.caller_items, self.caller_waiting_items)
         self.preprocess_seconds = self._loop_histogram(
             "alignserve_preprocess_seconds",
             "Time to decode or tokenize a call's items.",
@@ -133,8 +152,16 @@ class Metrics:
             "Tokens for words outside the model's vocabulary.",
             {},
         )
+
+    def _define_queue(self) -> None:
+        self.caller_waiting_items = Computed(
+            "alignserve_caller_waiting_items",
+            "Images and texts waiting for a batch, by caller.",
+            ["caller"],
+            self._registry,
+        )
         self.queue_wait_seconds = self._loop_histogram(
-            "alignserve_queue_wait_seconds", "Time an entry waited for its batch.", LATENCY_BUCKETS, modality
+            "alignserve_queue_wait_seconds", "Time an entry waited for its batch.", LATENCY_BUCKETS, _MODALITY
         )
         self.queue_entries = self._measured(
             "alignserve_queue_entries", "Entries waiting for a batch.", ["modality"]
@@ -163,7 +190,7 @@ class Metrics:
             "alignserve_batch_padding_ratio",
             "Share of a text batch's tokens that are padding.",
             buckets=_RATIO_BUCKETS,
-            registry=self.registry,
+            registry=self._registry,
         )
         self.batch_splits = self._counter(
             "alignserve_batch_splits",
@@ -174,12 +201,6 @@ class Metrics:
         # Created with the lanes: earlier zeros would count as idle time in a rate.
         self.device_busy_seconds = self._loop_counter(
             "alignserve_device_busy_seconds", "Time that the device spent on batches.", []
-        )
-        self.event_loop_lag = self._measured(
-            "alignserve_event_loop_lag_seconds", "Event loop lag at the last check."
-        )
-        self.event_loop_tasks = self._measured(
-            "alignserve_event_loop_tasks", "Tasks of the event loop at the last check."
         )
         self.lanes = self._measured("alignserve_lanes", "Batches that the device can run concurrently.")
         self.device_memory_bytes = self._measured(
@@ -276,22 +297,22 @@ class Metrics:
         self, name: str, text: str, label: str | None = None, values: Sequence[str] = ()
     ) -> prometheus_client.Counter:
         labels = () if label is None else (label,)
-        counter = prometheus_client.Counter(name, text, labels, registry=self.registry)
+        counter = prometheus_client.Counter(name, text, labels, registry=self._registry)
         for value in values:
             counter.labels(value)
         return counter
 
     def _measured(self, name: str, text: str, labels: Sequence[str] = ()) -> Measured:
-        return Measured(name, text, labels, self.registry)
+        return Measured(name, text, labels, self._registry)
 
     def _loop_counter(self, name: str, text: str, labels: Labels) -> Counter:
-        return Counter(name, text, labels, self.registry)
+        return Counter(name, text, labels, self._registry)
 
     def _loop_gauge(self, name: str, text: str, labels: Labels) -> Gauge:
-        return Gauge(name, text, labels, self.registry)
+        return Gauge(name, text, labels, self._registry)
 
     def _loop_histogram(self, name: str, text: str, bounds: tuple[float, ...], labels: Labels) -> Histogram:
-        return Histogram(name, text, labels, self.registry, bounds)
+        return Histogram(name, text, labels, self._registry, bounds)
 
 
 def server_state(registry: CollectorRegistry) -> Computed:

@@ -17,7 +17,7 @@ from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.encoder import TOKEN_BYTES, Encoder, PixelValues, TokenIds
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.prepared import resolve
-from alignserve_server.model.preprocessing.decode import accepted_formats
+from alignserve_server.serving.reading import input_limits
 from alignserve_server.serving.tuned_sizes import TunedSizes, cpu_model
 from alignserve_server.settings import Settings
 
@@ -71,10 +71,7 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
                 min_cosine_similarity=settings.min_cosine_similarity,
                 cache_dir=settings.cache_dir,
                 calibration_dir=settings.calibration_dir,
-                max_image_bytes=settings.max_image_bytes,
-                max_image_pixels=settings.max_image_pixels,
-                max_text_bytes=settings.max_text_bytes,
-                image_formats=accepted_formats(settings.accepted_extra_formats),
+                inputs=input_limits(settings),
             ),
         )
     except ValueError as error:

@@ -5,6 +5,7 @@ Imports nothing heavy, so that a missing package is reported by name.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -15,7 +16,13 @@ from typing import Any, NoReturn, TypeAlias
 from alignserve_server.host.interrupts import restored_handlers
 from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 
+RESTART_ADVICE = "exiting with code 3; the orchestrator should restart the process"
+LANES_STOP_SECONDS = 5.0
+FORCED_LANES_STOP_SECONDS = 0.25
+
 Serving: TypeAlias = Coroutine[Any, Any, int | None]
+Announce: TypeAlias = Callable[..., object]  # takes an event and its fields, as the log does
+TellState: TypeAlias = Callable[[str], object]  # takes one of `metrics.STATES`
 
 _MULTIPROCESS_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
@@ -35,6 +42,12 @@ def end_process(code: int) -> NoReturn:
         sys.stdout.flush()
     # Python's normal exit waits for threads that nothing can interrupt, such as one that decodes.
     os._exit(code)
+
+
+def freeze_heap() -> None:
+    """Excludes loaded objects from garbage collection: scanning them stalls the event loop for tens of ms."""
+    gc.collect()
+    gc.freeze()
 
 
 def ignore_inherited_metrics() -> None:

@@ -1,27 +1,29 @@
-"""One server process: start → load → serve → drain → stop. Wires everything, once."""
+"""A process that takes calls: start → load → serve → drain → stop. Wires everything, once."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry
 
 from alignserve_server.access.authorization import Access
 from alignserve_server.access.keys import KeyRing
+from alignserve_server.access.usage import Usages
 from alignserve_server.api.accounting import Accounting
 from alignserve_server.api.limits import RequestLimits
 from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.api.service import Service
+from alignserve_server.batching.engine import Engine
 from alignserve_server.host.daemon_thread import in_daemon_thread
 from alignserve_server.host.open_files import max_open_files
 from alignserve_server.host.waiting import first_of
@@ -32,7 +34,7 @@ from alignserve_server.kserve.servicer import InferenceServicer, add_inference_t
 from alignserve_server.model.preprocessing.decode import IMAGE_FORMATS
 from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.logs import dropped_lines, get_logger
-from alignserve_server.observability.metrics import Metrics, state_series
+from alignserve_server.observability.metrics import Metrics, Part, state_series
 from alignserve_server.observability.metrics_http import serve_metrics_page
 from alignserve_server.observability.span_export import SpanExport
 from alignserve_server.observability.tracing import Tracing
@@ -50,6 +52,14 @@ from alignserve_server.rpc.tls import CertificateFiles, Certificates
 from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.serving.loaded_model import LoadedModel
 from alignserve_server.serving.loading import LoadEncoder, load_warm
+from alignserve_server.serving.process import (
+    FORCED_LANES_STOP_SECONDS,
+    LANES_STOP_SECONDS,
+    RESTART_ADVICE,
+    Announce,
+    TellState,
+    freeze_heap,
+)
 from alignserve_server.serving.signals import received_signals, signal_during
 from alignserve_server.settings import Settings, is_loopback
 
@@ -58,36 +68,52 @@ if TYPE_CHECKING:  # its packages are an extra
 
 _log = get_logger(__name__)
 
-Announce = Callable[..., object]  # takes an event and its fields, as the log does
-TellState = Callable[[str], object]  # takes one of `metrics.STATES`
-
-_LANES_STOP_SECONDS = 5.0
 _FLUSH_SECONDS = 1.0
-_FORCED_LANES_STOP_SECONDS = 0.25
 _QUIET_ROUNDS, _ROUND_SECONDS = 2, 0.01  # without a call, before connections are closed
 _MAX_ROUNDS = 30  # after the last accepted call; in rounds, since they take longer on a busy machine
-_RESTART_ADVICE = "exiting with code 3; the orchestrator should restart the process"
 _ADVICE = (
     "any client that reaches this port can call, and traffic is not encrypted; use --tls-certificate with "
     "--tls-key, and --api-keys-file or --tls-client-ca, or restrict the port to a trusted network"
 )
 
 
-class Server:
-    """A server in this process, on the running event loop."""
+class ServedModel(Protocol):
+    """What a server serves. The model may run in another process."""
+
+    @property
+    def engine(self) -> Engine:
+        """Embeds and classifies for all callers."""
+        ...
+
+    def facts(self) -> Mapping[str, object]:
+        """Returns the fields of the event `ready`."""
+        ...
+
+    async def watch(self) -> None:
+        """Watches whether it makes progress; returns when only another process can."""
+        ...
+
+    async def stop(self, timeout_seconds: float) -> None:
+        """Stops everything, waiting at most the timeout for running batches."""
+        ...
+
+
+class CallServer(ABC):
+    """Serves calls in this process, on the running event loop, with the model that a subclass opens."""
+
+    part: Part
 
     def __init__(
         self,
         settings: Settings,
-        load_encoder: LoadEncoder,
         announce: Announce | None = None,
         tell_state: TellState = lambda _: None,
+        usages: Usages | None = None,
     ) -> None:
         self._settings = settings
-        self._load_encoder = load_encoder
         self._announce = announce or _log.info
         self._readiness = Readiness(tell_state)
-        self.metrics = Metrics(CollectorRegistry())
+        self.metrics = Metrics(CollectorRegistry(), self.part)
         self.metrics.log_lines_dropped.set_function(dropped_lines)
         self.metrics.state.set_function(lambda: state_series(self.state))
         for api_service in (API, HEALTH):
@@ -96,7 +122,8 @@ class Server:
             expect_calls(self.metrics, OPEN_INFERENCE, OPEN_INFERENCE_METHODS)
         self._version = version("alignserve-server")
         keys = settings.api_keys_file
-        access = Access(None if keys is None else KeyRing(keys, self.metrics.callers.set_keys))
+        ring = None if keys is None else KeyRing(keys, self.metrics.callers.set_keys)
+        access = Access(ring, usages=usages)
         self.service = Service(self._readiness, _limits(settings), self._version)
         self.messages = MessageApi(
             self.service,
@@ -106,14 +133,14 @@ class Server:
         )
         self._spans = SpanExport(self._version) if settings.tracing else None
         tracer = None if self._spans is None else self._spans.tracer
-        tracing = Tracing(tracer, settings.access_log_sample_ratio)
-        self._observer = MetricsObserver(self.metrics, tracing)
-        self.accounting = Accounting(self.metrics, access, tracing)
+        self._tracing = Tracing(tracer, settings.access_log_sample_ratio)
+        self._observer = MetricsObserver(self.metrics, self._tracing)
+        self.accounting = Accounting(self.metrics, access, self._tracing)
         methods = {**METHODS, **OPEN_INFERENCE_METHODS} if settings.open_inference else METHODS
         self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings), methods)
         self._http = self._http_door()
         self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
-        self._model: LoadedModel | None = None
+        self._model: ServedModel | None = None
         self._metrics_server: WSGIServer | None = None
         self._watching: asyncio.Task[None] | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -165,37 +192,23 @@ class Server:
         )
 
     async def load(self) -> None:
-        """Loads the model, runs it once per modality and reports ready.
+        """Opens the model and reports ready.
 
         Raises:
-            Exception: Whatever loading raises; the server stays NOT_SERVING.
+            Exception: Whatever opening it raises; the server stays NOT_SERVING.
         """
         start = time.perf_counter()
-        load_model = partial(load_warm, self._settings, self._load_encoder, self._version)
-        encoder, batch_sizes = await in_daemon_thread(load_model)
-        model = LoadedModel.start(
-            self._settings, encoder, batch_sizes, self._readiness, self.metrics, self._observer
-        )
-        self._model = model
+        self._model = model = await self._open_model()
         self.service.engine = model.engine
-        model.publish(self.metrics, self._version)
-        _freeze_heap()
+        freeze_heap()
         self._readiness.enter(State.READY)
-        self._watching = asyncio.create_task(model.watchdog.run())
+        self._watching = asyncio.create_task(model.watch())
         self._watching.add_done_callback(self._note_end_of_watch)
-        info = encoder.info
-        self._announce(
-            "ready",
-            model_id=info.model_id,
-            fingerprint=info.fingerprint,
-            runtime=info.runtime,
-            dtype=info.dtype,
-            device=info.device,
-            min_cosine_similarity=round(info.min_cosine_similarity, 6),
-            lanes=model.lanes,
-            max_batch_size=batch_sizes.as_dict(),
-            load_seconds=round(time.perf_counter() - start, 3),
-        )
+        self._announce("ready", **model.facts(), load_seconds=round(time.perf_counter() - start, 3))
+
+    @abstractmethod
+    async def _open_model(self) -> ServedModel:
+        """Returns a model that accepts work immediately. Raises whatever prevents that."""
 
     @property
     def state(self) -> str:
@@ -248,7 +261,7 @@ class Server:
         await self._close_grpc()
         if self._model is not None:
             is_forced = self._cut_off.is_set() or self._unrecoverable.is_set()
-            await self._model.stop(_FORCED_LANES_STOP_SECONDS if is_forced else _LANES_STOP_SECONDS)
+            await self._model.stop(FORCED_LANES_STOP_SECONDS if is_forced else LANES_STOP_SECONDS)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
             self._metrics_server.server_close()
@@ -327,7 +340,7 @@ class Server:
 
         options = HttpOptions(
             listen=settings.http_listen,
-            is_shared=settings.workers > 1,
+            is_shared=settings.shares_ports,
             request_timeout_seconds=settings.request_timeout_seconds,
             idle_timeout_seconds=settings.http_idle_timeout_seconds,
             max_connections=min(settings.http_max_connections, max_open_files() // 2),  # others need some
@@ -346,6 +359,32 @@ class Server:
         return Certificates(files, self.metrics.certificate_expiry.labels("server").set)
 
 
+class Server(CallServer):
+    """A server with its model in this process."""
+
+    part = Part.WHOLE
+
+    def __init__(
+        self,
+        settings: Settings,
+        load_encoder: LoadEncoder,
+        announce: Announce | None = None,
+        tell_state: TellState = lambda _: None,
+    ) -> None:
+        super().__init__(settings, announce, tell_state)
+        self._load_encoder = load_encoder
+
+    async def _open_model(self) -> LoadedModel:
+        """Loads the model and runs it once per modality."""
+        load_model = partial(load_warm, self._settings, self._load_encoder, self._version)
+        encoder, batch_sizes = await in_daemon_thread(load_model)
+        model = LoadedModel.start(
+            self._settings, encoder, batch_sizes, self._readiness, self.metrics, self._observer
+        )
+        model.running.publish(self.metrics, self._version)
+        return model
+
+
 async def serve(
     settings: Settings,
     load_encoder: LoadEncoder,
@@ -354,15 +393,27 @@ async def serve(
     *,
     listens_first: bool = True,
 ) -> int:
-    """Serves until SIGTERM or SIGINT, then drains and stops. A second signal cuts the stop short.
-
-    An unrecoverable device ends it too.
+    """Serves with the model in this process; see `run_server`.
 
     Args:
         settings: The server's settings.
         load_encoder: Loads the model.
         announce: Takes the events `listening` and `ready`; the default logs them.
         tell_state: Takes the state whenever it changes.
+        listens_first: See `run_server`.
+    """
+    server = Server(settings, load_encoder, announce, tell_state)
+    return await run_server(server, settings, listens_first=listens_first)
+
+
+async def run_server(server: CallServer, settings: Settings, *, listens_first: bool) -> int:
+    """Serves until SIGTERM or SIGINT, then drains and stops. A second signal cuts the stop short.
+
+    An unrecoverable device ends it too.
+
+    Args:
+        server: A server that is not started.
+        settings: The server's settings.
         listens_first: Whether the ports open before the model is loaded, so that probes get a response, or
             afterwards, so that other processes on the same port serve in the meantime.
 
@@ -373,7 +424,6 @@ async def serve(
         StartupError: A port cannot be opened.
         Exception: Whatever loading the model raises.
     """
-    server = Server(settings, load_encoder, announce, tell_state)
     with received_signals() as signals:
         grace = 0.0
         try:
@@ -384,8 +434,8 @@ async def serve(
                 await server.start()
             received = received or await signal_during(server.wait_until_unrecoverable(), signals)
             if received is None:
-                _log.error("unrecoverable_stall", advice=_RESTART_ADVICE)
-                grace = min(settings.shutdown_grace_seconds, _LANES_STOP_SECONDS)
+                _log.error("unrecoverable_stall", advice=RESTART_ADVICE)
+                grace = min(settings.shutdown_grace_seconds, LANES_STOP_SECONDS)
                 return EXIT_UNRECOVERABLE
             # SIGINT comes from a person at a terminal, and a server that was never ready is not in any
             # balancer's list: no balancer has to notice, so there is nothing to wait for.
@@ -399,12 +449,6 @@ async def serve(
             if await signal_during(asyncio.shield(stopping), signals) is not None:
                 server.cut_off()
             await stopping
-
-
-def _freeze_heap() -> None:
-    """Excludes loaded objects from garbage collection: scanning them stalls the event loop for tens of ms."""
-    gc.collect()
-    gc.freeze()
 
 
 def _limits(settings: Settings) -> RequestLimits:
@@ -432,7 +476,7 @@ def _max_request_fields(settings: Settings) -> int:
 
 def _port_options(settings: Settings) -> PortOptions:
     return PortOptions(
-        is_shared=settings.workers > 1,
+        is_shared=settings.shares_ports,
         max_request_bytes=settings.max_request_bytes,
         max_queue_size=settings.max_queue_size,
         keepalive_time_seconds=settings.keepalive_time_seconds,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -183,6 +184,11 @@ class Settings(BaseModel):
 
     workers: Positive = Field(
         1, description="number of server processes that share the port, each with its own model"
+    )
+    front_processes: NotNegative = Field(
+        0,
+        description="number of processes that take calls and prepare inputs for the process that runs the "
+        "model, in each worker; 0: the process with the model takes the calls itself",
     )
     worker_timeout_seconds: float = Field(
         20.0,
@@ -394,6 +400,11 @@ class Settings(BaseModel):
     )
 
     @property
+    def shares_ports(self) -> bool:
+        """Whether several processes listen on the same ports."""
+        return self.workers > 1 or self.front_processes > 0
+
+    @property
     def is_protected(self) -> bool:
         """Whether traffic is encrypted and callers must authenticate."""
         return self.tls_certificate is not None and (
@@ -421,17 +432,22 @@ class Settings(BaseModel):
         yield from self._contradicting_sizes()
         yield from self._contradicting_access()
         yield from self._contradicting_ports()
+        yield from self._contradicting_processes()
         grace = self.max_connection_age_grace_seconds
         if self.max_connection_age_seconds and not 0 < self.max_stream_age_seconds < grace:
             yield (
                 f"max_stream_age_seconds ({self.max_stream_age_seconds}) is not between 0 and "
                 f"max_connection_age_grace_seconds ({grace}), so connections would cut off streams"
             )
+
+    def _contradicting_processes(self) -> Iterator[str]:
         if 0 < self.worker_timeout_seconds < 1:
             yield (
                 f"worker_timeout_seconds ({self.worker_timeout_seconds}) is less than 1, so workers that "
                 "are only busy would be killed; use 1 or more, or 0 to kill none"
             )
+        if self.front_processes and sys.platform != "linux":
+            yield f"front_processes ({self.front_processes}) needs Linux; use 0, or workers"
 
     def _contradicting_sizes(self) -> Iterator[str]:
         if self.max_client_batch_size > self.max_queue_size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from http.client import HTTPConnection, HTTPException
 from typing import TypeAlias
@@ -26,7 +26,7 @@ class WorkerPages(Collector):
 
     def __init__(
         self,
-        workers: int,
+        workers: Sequence[str],
         ports: Callable[[], PagePorts],
         states: Callable[[], States],
         supervisor: CollectorRegistry,
@@ -36,9 +36,10 @@ class WorkerPages(Collector):
         """Does not collect yet.
 
         Args:
-            workers: Number of workers, ready or not.
+            workers: Their names, ready or not.
             ports: Returns the ports of their metrics.
-            states: Returns their states; workers that are not ready have no metrics of their own.
+            states: Returns the states of those that take calls; those that are not ready have no metrics of
+                their own.
             supervisor: Metrics of this process that workers have too, exported with `worker="supervisor"`.
             timeout_seconds: A worker that has not answered by then is not up.
         """
@@ -48,7 +49,7 @@ class WorkerPages(Collector):
         self._supervisor = supervisor
         self._timeout_seconds = timeout_seconds
         self._pool = ThreadPoolExecutor(
-            2 * workers, "pages"
+            2 * len(workers), "pages"
         )  # a worker that hangs does not delay another scrape
 
     def collect(self) -> Iterator[Metric]:
@@ -58,7 +59,7 @@ class WorkerPages(Collector):
             "1 if the worker is ready and its metrics were collected.",
             labels=["worker"],
         )
-        for worker in map(str, range(self._workers)):
+        for worker in self._workers:
             up.add_metric([worker], worker in pages)
         yield up
         missing = {worker: _page_of(state) for worker, state in self._states().items() if worker not in pages}

@@ -1,5 +1,6 @@
 """Runs several server processes behind one address: starts, replaces and stops them.
 
+Workers have a model each. A group of a device process, which runs the model, and its fronts is a worker too.
 Imports neither gRPC nor a runtime, so that it stays small and their bugs cannot crash it.
 """
 
@@ -12,9 +13,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
@@ -29,6 +32,7 @@ from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
 from alignserve_server.settings import Settings
 from alignserve_server.workers.merged_metrics import WorkerPages
 from alignserve_server.workers.reserved_port import reserved_port
+from alignserve_server.workers.roster import Member, Role, roster
 
 _log = get_logger(__name__)
 
@@ -39,6 +43,7 @@ _CHECKS = 10  # per timeout of a silent worker
 _LOADING_SECONDS = 600.0  # imports and compiling the model may block the event loop
 _STACKS_SECONDS = 1.0  # for the dump of the threads' stacks, whose end cannot be detected
 _STACKS_BYTES = 32 << 10
+_MAX_FOLDER_NAME = 90  # a socket's path has at most 107 bytes
 
 
 class Process(Protocol):
@@ -63,13 +68,11 @@ class Process(Protocol):
         ...
 
 
-Launch: TypeAlias = Callable[
-    [int, bool], Awaitable[Process]
-]  # takes the worker's number, and whether it listens first
+Launch: TypeAlias = Callable[[Member, bool], Awaitable[Process]]  # takes also whether it listens first
 
 
 async def supervise(settings: Settings) -> int:
-    """Serves with several workers until SIGTERM or SIGINT, which it passes on to them.
+    """Serves with several processes until SIGTERM or SIGINT, which it passes on to them.
 
     Returns:
         The exit code: 0 after a clean stop, otherwise 1 or that of a worker that could not start.
@@ -86,9 +89,10 @@ async def supervise(settings: Settings) -> int:
         http_port = 0
         if settings.http_listen is not None:
             http_port = life.enter_context(reserved_port(settings.http_listen, "--http-listen"))
+        shared = life.enter_context(_shared_folder()) if settings.front_processes else Path()
         supervisor = Supervisor(
-            settings.workers,
-            _launcher(settings, port, http_port),
+            roster(settings.workers, settings.front_processes),
+            _launcher(settings, port, http_port, shared),
             registry,
             stop_timeout_seconds=settings.drain_delay_seconds
             + settings.shutdown_grace_seconds
@@ -113,10 +117,11 @@ def restart_delay(deaths: int) -> float:
 
 
 class Worker:
-    """A worker: its process, and after a restart the next one."""
+    """A member of the roster: its process, and after a restart the next one."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.name = member.name
         self.process: Process | None = None
         self.is_ready = False
         self.state = "loading"  # as last reported by its process
@@ -141,7 +146,7 @@ class Supervisor:
 
     def __init__(
         self,
-        workers: int,
+        members: Sequence[Member],
         launch: Launch,
         registry: CollectorRegistry,
         *,
@@ -152,14 +157,14 @@ class Supervisor:
         """Does not start any process; `run` does.
 
         Args:
-            workers: Number of workers.
+            members: The processes, in the order of their start.
             launch: Starts a process.
             registry: Takes the metrics of the workers, and those about them.
             stop_timeout_seconds: A worker that takes longer to stop is killed.
             silence_seconds: A worker that is silent for longer is killed and replaced; 0 never does.
             restart_delay: See the function `restart_delay`.
         """
-        self.workers = [Worker(number) for number in range(workers)]
+        self.workers = [Worker(member) for member in members]
         self._launch = launch
         self.addresses: Mapping[str, object] = {}  # logged when the first worker listens
         self._stop_timeout_seconds = stop_timeout_seconds
@@ -168,6 +173,7 @@ class Supervisor:
             max(_CHECKS, round(_LOADING_SECONDS / self._check_seconds)) if silence_seconds else 0
         )
         self._restart_delay = restart_delay
+        self._has_listened = False
         self._stopping = asyncio.Event()
         self._restarts = Counter(
             "alignserve_worker_restarts",
@@ -182,11 +188,13 @@ class Supervisor:
             registry=registry,
         )
         for worker in self.workers:
-            self._restarts.labels(worker.number)
-            self._hangs.labels(worker.number)
+            self._restarts.labels(worker.name)
+            self._hangs.labels(worker.name)
         own = CollectorRegistry()
         log_lines_dropped(own).set_function(dropped_lines)
-        registry.register(WorkerPages(workers, self._metrics_ports, self._states, own))
+        registry.register(
+            WorkerPages([str(worker.name) for worker in self.workers], self._metrics_ports, self._states, own)
+        )
 
     @property
     def state(self) -> str:
@@ -195,7 +203,7 @@ class Supervisor:
         return next(state for state in ("serving", "stalled", "draining", "loading") if state in states)
 
     async def run(self) -> int:
-        """Starts the first worker, then the others, and restarts those that die after they were ready.
+        """Starts the first group, then the others, and restarts processes that die after they were ready.
 
         One that loses its device is restarted even if it was not ready yet.
 
@@ -214,7 +222,7 @@ class Supervisor:
         announcing.cancel()
         _, late = await asyncio.wait(keeping, timeout=self._stop_timeout_seconds)
         for task in late:
-            _log.error("worker_killed", worker=keeping[task].number)
+            _log.error("worker_killed", worker=keeping[task].name)
             keeping[task].kill()
         return max(await asyncio.gather(*keeping))
 
@@ -227,27 +235,28 @@ class Supervisor:
     async def _keep(self, worker: Worker) -> int:
         """Runs the worker's processes one after the other; returns the exit code of the last one."""
         first = self.workers[0]
-        # The first worker may convert the checkpoint, and the others use the result.
-        if worker is not first and await self._stops_before(first.has_been_ready.wait()):
+        is_in_first_group = worker.member.group == first.member.group
+        # The first model may have to be converted, and the others use the result.
+        if not is_in_first_group and await self._stops_before(first.has_been_ready.wait()):
             return 0
         deaths = 0
         while True:
-            # So that probes get an answer while it loads; later, other workers accept new connections.
-            listens_first = worker is first and not first.has_been_ready.is_set()
-            process = await self._launch(worker.number, listens_first)
+            # So that probes get an answer while it loads; later, others accept new connections.
+            listens_first = is_in_first_group and not first.has_been_ready.is_set()
+            process = await self._launch(worker.member, listens_first)
             if self._stopping.is_set():  # while it was launched
                 process.send_signal(signal.SIGTERM)
             code, ready_seconds = await self._follow(worker, process)
             if self._stopping.is_set():
                 return 0 if code in (0, -signal.SIGTERM) else 1  # SIGTERM before it could handle it
             if not worker.has_been_ready.is_set() and code != EXIT_UNRECOVERABLE:
-                return _code_of_failed_start(worker.number, code)
+                return _code_of_failed_start(worker.name, code)
             deaths = 1 if ready_seconds > _STABLE_SECONDS else deaths + 1
             delay = self._restart_delay(deaths)
-            _log.error("worker_died", worker=worker.number, exit_code=code, restart_seconds=delay)
+            _log.error("worker_died", worker=worker.name, exit_code=code, restart_seconds=delay)
             if await self._stops_before(asyncio.sleep(delay)):
                 return 0
-            self._restarts.labels(worker.number).inc()
+            self._restarts.labels(worker.name).inc()
 
     async def _follow(self, worker: Worker, process: Process) -> tuple[int, float]:
         """Handles the events of a process until it ends; returns its exit code and how long it was ready."""
@@ -262,16 +271,22 @@ class Supervisor:
                 worker.state = event["state"]
                 continue
             told[name] = event
-            if told.keys() == {"listening"}:  # before it is ready, which only the first worker does
-                _log.info("listening", **self.addresses)
+            if told.keys() == {"listening"}:  # before it is ready, which only the first group does
+                self._note_listening(worker)
             elif told.keys() == {"listening", "ready"}:
                 worker.metrics_port = told["listening"]["metrics_port"]
                 worker.is_ready, ready_at = True, time.monotonic()
                 worker.has_been_ready.set()
-                _log.info("worker_ready", worker=worker.number, pid=process.pid, **told["ready"])
+                _log.info("worker_ready", worker=worker.name, pid=process.pid, **told["ready"])
         watching.cancel()
         worker.is_ready, worker.state = False, "loading"
         return await process.wait(), time.monotonic() - ready_at
+
+    def _note_listening(self, worker: Worker) -> None:
+        """Logs the addresses when the first of the processes that take calls listens."""
+        if worker.member.takes_calls and not self._has_listened:
+            self._has_listened = True
+            _log.info("listening", **self.addresses)
 
     async def _watch(self, worker: Worker, process: Process) -> None:
         """Kills a process that is silent for too long; stopping has its own timeout.
@@ -295,19 +310,21 @@ class Supervisor:
             return False
         _log.error(
             "worker_hung",
-            worker=worker.number,
+            worker=worker.name,
             pid=process.pid,
             silent_seconds=round(silent_seconds, 1),
             stacks=stacks,
         )
-        self._hangs.labels(worker.number).inc()
+        self._hangs.labels(worker.name).inc()
         process.send_signal(signal.SIGKILL)
         return True
 
     async def _announce_ready(self) -> None:
         for worker in self.workers:
             await worker.has_been_ready.wait()
-        _log.info("ready", workers=len(self.workers))
+        groups = {worker.member.group for worker in self.workers}
+        fronts = sum(worker.member.role is Role.FRONT for worker in self.workers)
+        _log.info("ready", workers=len(groups), **({"fronts": fronts} if fronts else {}))
 
     async def _stops_before(self, moment: Awaitable[object]) -> bool:
         """Waits for `moment` or for `stop`; returns whether `stop` was called."""
@@ -315,12 +332,16 @@ class Supervisor:
         return self._stopping.is_set()
 
     def _states(self) -> dict[str, str]:
-        """Returns the states of all workers. One that is not ready is loading, unless all are stopping."""
+        """Returns the states of those that take calls. One that is not ready is loading, unless all stop."""
         unready = "draining" if self._stopping.is_set() else "loading"
-        return {str(worker.number): worker.state if worker.is_ready else unready for worker in self.workers}
+        return {
+            str(worker.name): worker.state if worker.is_ready else unready
+            for worker in self.workers
+            if worker.member.takes_calls
+        }
 
     def _metrics_ports(self) -> dict[str, int]:
-        return {str(worker.number): worker.metrics_port for worker in self.workers if worker.is_ready}
+        return {str(worker.name): worker.metrics_port for worker in self.workers if worker.is_ready}
 
 
 class _WorkerProcess:
@@ -363,7 +384,26 @@ class _WorkerProcess:
             self._process.send_signal(number)
 
 
-def _launcher(settings: Settings, port: int, http_port: int) -> Launch:
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    """Yields a new folder for what the processes share by path, which only this user can enter.
+
+    Raises:
+        StartupError: No folder can be made, or its name is too long for a socket.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="alignserve-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StartupError(
+            f"front processes need a folder for what they share: {error}; set TMPDIR"
+        ) from error
+    with made as folder:
+        if len(folder) > _MAX_FOLDER_NAME:
+            raise StartupError(f"{folder} is too long a name for a folder of sockets; set TMPDIR")
+        yield Path(folder)
+
+
+def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> Launch:
     own = settings.model_copy(
         update={
             "listen": _with_port(settings.listen, port),
@@ -374,10 +414,18 @@ def _launcher(settings: Settings, port: int, http_port: int) -> Launch:
         }
     )
 
-    async def launch(worker: int, listens_first: bool) -> Process:
+    async def launch(member: Member, listens_first: bool) -> Process:
         stacks_descriptor = os.memfd_create("stacks")
         spec = {
-            "worker": worker,
+            "worker": member.name,
+            "role": member.role.value,
+            "group": member.group,
+            "socket": str(shared / f"device-{member.group}"),
+            "usages": {
+                "path": str(shared / "usages"),
+                "process": member.front,
+                "processes": settings.workers * settings.front_processes,
+            },
             "listens_first": listens_first,
             "settings": own.model_dump(mode="json"),
             "beat_seconds": own.worker_timeout_seconds / _CHECKS / 2,
@@ -407,7 +455,7 @@ def _with_port(address: str, port: int) -> str:
     return f"{host}:{port}"
 
 
-def _code_of_failed_start(worker: int, code: int) -> int:
+def _code_of_failed_start(worker: int | str, code: int) -> int:
     if code > 0:  # logged by the worker
         return code
     raise StartupError(f"worker {worker} ended with code {code} before it was ready")

@@ -1,9 +1,8 @@
 """A worker process, which the supervisor starts as `python -m alignserve_server.workers.worker`.
 
-Standard input is a socket to the supervisor. The worker reads one line of JSON, the launch spec, unless it
-runs again with the spec as its argument, and writes
-lines of JSON: events of the server, and heartbeats of the event loop, which show that it does not hang. When
-the supervisor ends, for whatever reason, the worker drains and exits.
+Standard input is a socket to the supervisor. The worker reads one line of JSON, the launch spec, unless the
+spec is its argument, and writes lines of JSON: events of the server, and heartbeats of the event loop, which
+show that it does not hang. When the supervisor ends, for whatever reason, the worker drains and exits.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from alignserve_server.host.cores import pin_to_share
 from alignserve_server.host.standard_error import keep_standard_error_from_blocking
@@ -30,6 +30,10 @@ from alignserve_server.serving.process import (
     ignore_inherited_metrics,
     replace_process,
 )
+from alignserve_server.workers.roster import Role
+
+if TYPE_CHECKING:
+    from alignserve_server.settings import Settings
 
 
 def main() -> NoReturn:
@@ -37,16 +41,26 @@ def main() -> NoReturn:
     ignore_inherited_metrics()
     supervisor = _take_standard_input()
     lines = supervisor.makefile("r")
-    line = sys.argv[1] if len(sys.argv) > 1 else lines.readline()
-    spec = json.loads(line or sys.exit(1))
+    is_replacement = len(sys.argv) > 1  # of a process with the same cores
+    spec = json.loads((sys.argv[1] if is_replacement else lines.readline()) or sys.exit(1))
     faulthandler.register(signal.SIGQUIT, file=spec["stacks_descriptor"])
-    # Before importing anything that counts the cores or starts threads.
-    pin_to_share(spec["worker"], spec["settings"]["workers"])
+    if not is_replacement:
+        _pin(spec)
     threading.Thread(target=_drain_at_end, args=(lines,), daemon=True).start()
     code = exit_code(
         lambda: _serving(spec, Reports(supervisor)), lambda: _start_without_cuda_graphs(spec, supervisor)
     )
     end_process(code)
+
+
+def _pin(spec: Mapping[str, Any]) -> None:
+    """Gives this process its cores, before anything is imported that counts them or starts threads.
+
+    The processes of a group have the same cores: what decoding leaves is for the lanes. Each front counts
+    only its part of them, so that their decode threads add up to the number of cores.
+    """
+    parts = spec["settings"]["front_processes"] if spec["role"] == Role.FRONT.value else 1
+    pin_to_share(spec["group"], spec["settings"]["workers"], parts=parts)
 
 
 def _start_without_cuda_graphs(spec: Mapping[str, Any], supervisor: socket.socket) -> NoReturn:
@@ -120,16 +134,49 @@ async def _beating(serving: Serving, reports: Reports, seconds: float) -> int | 
 
 def _serving(spec: Mapping[str, Any], reports: Reports) -> Serving:
     from alignserve_server.observability.logs import configure_logs
-    from alignserve_server.serving.loading import load_encoder
-    from alignserve_server.serving.server import serve
     from alignserve_server.settings import Settings
 
     settings = Settings(**spec["settings"])
     configure_logs(settings.log_level, settings.log_format, spec["worker"])
     keep_standard_error_from_blocking()
-    load = partial(load_encoder, worker=spec["worker"])
-    serving = serve(settings, load, reports.announce, reports.tell_state, listens_first=spec["listens_first"])
+    serving = _SERVING[Role(spec["role"])](spec, settings, reports)
     return _beating(serving, reports, spec["beat_seconds"])
+
+
+# Each imports only what its process needs.
+
+
+def _whole(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
+    from alignserve_server.serving.loading import load_encoder
+    from alignserve_server.serving.server import serve
+
+    load = partial(load_encoder, worker=spec["group"])
+    return serve(settings, load, reports.announce, reports.tell_state, listens_first=spec["listens_first"])
+
+
+def _device(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
+    from alignserve_server.serving.device_process import serve_device
+    from alignserve_server.serving.loading import load_encoder
+
+    load = partial(load_encoder, worker=spec["group"])
+    return serve_device(settings, load, spec["socket"], reports.announce, reports.tell_state)
+
+
+def _front(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
+    from alignserve_server.access.shared_usage import SharedUsages
+    from alignserve_server.serving.front_server import serve_front
+
+    return serve_front(
+        settings,
+        spec["socket"],
+        reports.announce,
+        reports.tell_state,
+        usages=SharedUsages(**{**spec["usages"], "path": Path(spec["usages"]["path"])}),
+        listens_first=spec["listens_first"],
+    )
+
+
+_SERVING = {Role.WHOLE: _whole, Role.DEVICE: _device, Role.FRONT: _front}
 
 
 if __name__ == "__main__":

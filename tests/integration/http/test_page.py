@@ -155,6 +155,7 @@ class TestFiles:
 class TestStats:
     """`/stats.json`."""
 
+    @pytest.mark.whole
     async def test_figures_are_totals_that_callers_subtract(self) -> None:
         """Calls that do not run the model are not counted."""
         async with serving() as (_, client):

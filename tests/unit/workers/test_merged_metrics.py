@@ -44,7 +44,7 @@ def registry_of(ports: dict[str, int]) -> CollectorRegistry:
     supervisor = CollectorRegistry()
     log_lines_dropped(supervisor).set_function(lambda: 7.0)
     states = {"0": "loading", "1": "serving"}
-    registry.register(WorkerPages(2, lambda: ports, lambda: states, supervisor, timeout_seconds=0.2))
+    registry.register(WorkerPages(["0", "1"], lambda: ports, lambda: states, supervisor, timeout_seconds=0.2))
     return registry
 
 

@@ -12,6 +12,7 @@ import pytest
 from alignserve_server.errors import StartupError
 from alignserve_server.observability.metrics import STATES
 from alignserve_server.serving.exit_codes import EXIT_UNRECOVERABLE
+from alignserve_server.workers.roster import Member, roster
 from alignserve_server.workers.supervisor import Supervisor, restart_delay
 from prometheus_client import CollectorRegistry
 
@@ -31,10 +32,10 @@ async def until(condition: Callable[[], bool]) -> None:
 class FakeProcess:
     """A process controlled by the test; by default a signal ends it with 0."""
 
-    def __init__(self, worker: int, listens_first: bool) -> None:
+    def __init__(self, worker: int | str, listens_first: bool) -> None:
         self.worker = worker
         self.listens_first = listens_first
-        self.pid = 1000 + worker
+        self.pid = 1000 + hash(worker) % 1000
         self.signals: list[int] = []
         self.heeds = {TERM, INT, KILL}
         self.beating: asyncio.Task[None] | None = None
@@ -91,14 +92,19 @@ class FakeProcess:
 
 
 class Workplace:
-    """Two supervised workers, and the processes launched for them, in order."""
+    """Supervised processes, by default two workers, and all that were launched, in order."""
 
-    def __init__(self, stop_timeout_seconds: float = 60.0, silence_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        stop_timeout_seconds: float = 60.0,
+        silence_seconds: float = 0.0,
+        members: list[Member] | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         self.deaths: list[int] = []
         self.launched: asyncio.Queue[FakeProcess] = asyncio.Queue()
         self.supervisor = Supervisor(
-            2,
+            members or roster(2, 0),
             self._launch,
             self.registry,
             stop_timeout_seconds=stop_timeout_seconds,
@@ -132,8 +138,8 @@ class Workplace:
     def restarts(self, worker: int) -> float | None:
         return self.registry.get_sample_value("alignserve_worker_restarts_total", {"worker": str(worker)})
 
-    async def _launch(self, worker: int, listens_first: bool) -> FakeProcess:
-        process = FakeProcess(worker, listens_first)
+    async def _launch(self, member: Member, listens_first: bool) -> FakeProcess:
+        process = FakeProcess(member.name, listens_first)
         self.launched.put_nowait(process)
         return process
 
@@ -406,3 +412,65 @@ async def test_a_restarted_worker_is_ready_when_it_reports_it() -> None:
     await until(lambda: workplace.states() == ["serving", "serving"])
     workplace.supervisor.stop(TERM)
     await workplace.running
+
+
+@pytest.fixture
+async def groups() -> AsyncIterator[Workplace]:
+    """Two workers that consist of a device process and a front each."""
+    workplace = Workplace(members=roster(2, 1))
+    yield workplace
+    workplace.supervisor.stop(TERM)
+    await asyncio.gather(workplace.running, return_exceptions=True)
+
+
+async def test_fronts_of_the_first_device_listen_while_it_loads(groups: Workplace) -> None:
+    """Those of other devices listen once they can serve; other devices load after the first."""
+    device, front = [await groups.launched.get() for _ in range(2)]
+    alone = groups.launched.empty()
+    device.become_ready()
+    others = [await groups.launched.get() for _ in range(2)]
+
+    assert alone
+    assert (device.worker, front.worker) == ("0-device", "0-front-0")
+    assert front.listens_first
+    assert [(each.worker, each.listens_first) for each in others] == [
+        ("1-device", False),
+        ("1-front-0", False),
+    ]
+
+
+async def test_a_device_process_is_restarted_alone(groups: Workplace) -> None:
+    """Its front reaches the next one by itself. A restarted front listens when it can serve."""
+    processes = [await groups.launched.get() for _ in range(2)]
+    for process in processes:
+        process.become_ready()
+    processes += [await groups.launched.get() for _ in range(2)]
+    await groups.supervisor.workers[1].has_been_ready.wait()
+
+    processes[0].end(-KILL)
+    device = await groups.launched.get()
+    processes[1].end(-KILL)
+    front = await groups.launched.get()
+
+    assert (device.worker, front.worker, front.listens_first) == ("0-device", "0-front-0", False)
+    assert processes[2].signals == processes[3].signals == []
+
+
+async def test_the_state_is_that_of_fronts(groups: Workplace) -> None:
+    """A device process takes no calls, so its state is not that of the server."""
+    device, front = [await groups.launched.get() for _ in range(2)]
+    device.become_ready()
+    await until(groups.supervisor.workers[0].has_been_ready.is_set)
+    before = groups.supervisor.state
+    front.become_ready()
+    await until(groups.supervisor.workers[1].has_been_ready.is_set)
+
+    assert (before, groups.supervisor.state) == ("loading", "serving")
+
+
+def test_names_say_which_worker_a_process_belongs_to() -> None:
+    """One worker needs no number; without fronts the number is the name."""
+    assert [member.name for member in roster(2, 0)] == [0, 1]
+    assert [member.name for member in roster(1, 2)] == ["device", "front-0", "front-1"]
+    assert [member.name for member in roster(2, 1)] == ["0-device", "0-front-0", "1-device", "1-front-0"]
+    assert [member.front for member in roster(2, 2) if member.takes_calls] == [0, 1, 2, 3]

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from alignserve_server.settings import Settings
+from alignserve_server.workers.roster import Role
 from alignserve_server.workers.worker import Reports
 
 
@@ -71,8 +73,9 @@ main()
 """
 
 
+@pytest.mark.parametrize("role", [Role.WHOLE, Role.DEVICE])
 def test_a_worker_that_cannot_capture_graphs_starts_again_without_them(
-    ends: tuple[socket.socket, socket.socket],
+    ends: tuple[socket.socket, socket.socket], role: Role, tmp_path: Path
 ) -> None:
     """It stays the same process, with the same connection to its supervisor."""
     worker, supervisor = ends
@@ -80,6 +83,9 @@ def test_a_worker_that_cannot_capture_graphs_starts_again_without_them(
     settings = Settings(checkpoint="fake", listen="127.0.0.1:0", metrics_listen=None)
     spec = {
         "worker": 0,
+        "role": role.value,
+        "group": 0,
+        "socket": str(tmp_path / "device"),
         "listens_first": False,
         "settings": settings.model_dump(mode="json"),
         "beat_seconds": 0,

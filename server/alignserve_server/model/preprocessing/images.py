@@ -66,6 +66,7 @@ class ImagePreprocessor:
         output_size: (height, width) of every result.
         scale: (3,), float32; see `offset`.
         offset: (3,), float32; `pixels * scale + offset` is the model's input.
+        new_pixels: Returns the uninitialized array of the given shape that a result is written to.
     """
 
     def __init__(self, config: Json, decoder: ImageDecoder) -> None:
@@ -94,6 +95,7 @@ class ImagePreprocessor:
                 f"{CONFIGURATION} is invalid: {type(error).__name__}: {error}; save it again with "
                 "AlignProcessor.save_pretrained"
             ) from error
+        self.new_pixels: Callable[[tuple[int, ...]], PixelValues] = _new_pixels
         self._processes = PreprocessProcesses(
             {"config": given, "max_bytes": decoder.max_bytes, "max_pixels": decoder.max_pixels},
             self.output_size,
@@ -107,7 +109,9 @@ class ImagePreprocessor:
             ImageTooLarge: As for `ImageDecoder.decode`, or resizing would make the picture too large.
         """
         picture = self.find(image)
-        return self._processes(picture) if self._needs_process(picture) else self.preprocess(picture)
+        if self._needs_process(picture):
+            return self._copied(self._processes(picture))
+        return self.preprocess(picture)
 
     def find(self, image: ImageInput) -> Picture:
         """Finds the picture in a file, or that of decoded pixels; raises like `ImageDecoder.read`."""
@@ -124,11 +128,16 @@ class ImagePreprocessor:
             image = self._resized(image, (width, height))
         pixels = np.asarray(image)
         # Always a copy: the image's memory is read-only, and torch warns about read-only arrays.
-        return np.array(pixels if self._crop is None else center_crop(pixels, self._crop), order="C")
+        return self._copied(pixels if self._crop is None else center_crop(pixels, self._crop))
 
     def peak_pixels(self, picture: Picture) -> int:
         """Returns the number of pixels of a picture before or after resizing, whichever is larger."""
         return max(picture.pixels, math.prod(self._resized_size(picture)))
+
+    def _copied(self, pixels: PixelValues) -> PixelValues:
+        copy = self.new_pixels(pixels.shape)
+        copy[:] = pixels
+        return copy
 
     def _needs_process(self, picture: Picture) -> bool:
         if picture.needs_process:
@@ -146,6 +155,10 @@ class ImagePreprocessor:
         except MemoryError:
             image.close()
         raise ImageUnreadable("image needs more memory than available")
+
+
+def _new_pixels(shape: tuple[int, ...]) -> PixelValues:
+    return np.empty(shape, np.uint8)
 
 
 def center_crop(pixels: PixelValues, size: tuple[int, int]) -> PixelValues:

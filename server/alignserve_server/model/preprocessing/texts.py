@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+from typing import Protocol
 
 from tokenizers import Encoding, Tokenizer
 
 from alignserve_server.errors import TextEmpty, TextTooLong, TextUnsupported
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.encoder import TokenizedText
-from alignserve_server.model.probe import Reference
 
 _PROCESSOR_MAX_TOKENS = 64  # max_length of transformers' AlignProcessor
 _DEFAULT_POSITIONS = 512  # default of transformers' AlignTextConfig
@@ -38,6 +38,25 @@ def max_text_tokens(checkpoint: Checkpoint) -> int:
     return int(
         min(_PROCESSOR_MAX_TOKENS, *(math.inf if limit is None else limit for limit in limits.values()))
     )
+
+
+class TokenizerSpec(Protocol):
+    """The fields of `model.probe.Reference` that define a tokenizer."""
+
+    @property
+    def tokenizer(self) -> str: ...
+
+    @property
+    def splits_special_tokens(self) -> bool: ...
+
+    @property
+    def truncation_side(self) -> str: ...
+
+    @property
+    def max_text_tokens(self) -> int: ...
+
+    @property
+    def vocabulary_rows(self) -> int: ...
 
 
 class TextTokenizer:
@@ -68,16 +87,16 @@ class TextTokenizer:
         self._unknown_id = _unknown_id(self._truncating)
 
     @classmethod
-    def of(cls, reference: Reference, *, max_bytes: int) -> TextTokenizer:
+    def of(cls, spec: TokenizerSpec, *, max_bytes: int) -> TextTokenizer:
         """Creates the tokenizer that transformers uses."""
-        tokenizer = Tokenizer.from_str(reference.tokenizer)
-        tokenizer.encode_special_tokens = reference.splits_special_tokens
+        tokenizer = Tokenizer.from_str(spec.tokenizer)
+        tokenizer.encode_special_tokens = spec.splits_special_tokens
         return cls(
             tokenizer,
-            max_tokens=reference.max_text_tokens,
+            max_tokens=spec.max_text_tokens,
             max_bytes=max_bytes,
-            truncation_side=reference.truncation_side,
-            vocabulary_rows=reference.vocabulary_rows,
+            truncation_side=spec.truncation_side,
+            vocabulary_rows=spec.vocabulary_rows,
         )
 
     def __call__(self, text: str, *, truncate: bool) -> TokenizedText:

@@ -46,6 +46,18 @@ def test_the_affine_map_of_align_base_is_one_to_minus_one():
     assert values.tolist() == [pytest.approx([-1] * 3), pytest.approx([1] * 3)]
 
 
+@pytest.mark.parametrize("crop", [{}, CROP], ids=["resized", "cropped"])
+def test_the_result_is_written_to_the_array_given_for_it(crop):
+    """It may be in memory shared with another process."""
+    preprocess = ImagePreprocessor({"size": {"height": 4, "width": 16}, **crop}, DECODER)
+    expected = preprocess(png(20, 10))
+    given = np.full(expected.shape, 99, np.uint8)
+    preprocess.new_pixels = {expected.shape: given}.__getitem__
+
+    assert preprocess(png(20, 10)) is given
+    np.testing.assert_array_equal(given, expected)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -52,6 +52,16 @@ def children() -> Callable[[], list[psutil.Process]]:
     return lambda: [each for each in running() if each not in others]
 
 
+def test_the_result_of_a_process_is_written_to_the_array_given_for_it(preprocess: ImagePreprocessor) -> None:
+    large = encoded("JPEG", LARGE)
+    expected = preprocess(large)
+    given = np.full(expected.shape, 99, np.uint8)
+    preprocess.new_pixels = {expected.shape: given}.__getitem__
+
+    assert preprocess(large) is given
+    np.testing.assert_array_equal(given, expected)
+
+
 def turned(size: tuple[int, int]) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
