@@ -3,7 +3,7 @@
 bfloat16 has 8 significant bits. Rounding every number to it costs the embedded checkpoint's images up to 7
 degrees, nearly all of it in three places:
 
-- Weights of depthwise convolutions. A kernel has only a few, whose errors add up over a smooth picture, because
+- Weights of depthwise convolutions. A kernel has only a few, whose errors add up over a smooth picture, since
   every pixel repeats them. `balanced` rounds them so that the errors of a kernel cancel.
 - Biases, since a channel's error is the same at every pixel. The runtimes add them in float32 where they can.
 - The stem and the first blocks, whose errors all later blocks see. They stay in float32.
@@ -24,8 +24,8 @@ _STEP = np.uint32(0x10000)  # one step of bfloat16, in the bits of a float32
 def balanced(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rounds to bfloat16 so that the sum of each row hardly changes.
 
-    Each weight is rounded to the nearest number; then those whose rounding was the closest call are rounded the
-    other way, while that brings the sum of the row closer to its value before.
+    Each weight is rounded to the nearest number; then those whose rounding was the closest call are rounded
+    the other way, while that brings the sum of the row closer to its value before.
 
     Args:
         kernels: (channels, weights), finite.

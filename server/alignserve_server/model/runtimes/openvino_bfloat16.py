@@ -28,7 +28,8 @@ def read_image_network(core: Any, path: Path) -> Any:
         RuntimeError: OpenVINO cannot read it.
         ElementTree.ParseError: It is not XML.
     """
-    weights = ov.Tensor(np.memmap(path.with_suffix(".bin"), np.uint8, mode="r"))  # a copy, which the network owns
+    # A copy, which the network owns.
+    weights = ov.Tensor(np.memmap(path.with_suffix(".bin"), np.uint8, mode="r"))
     network = core.read_model(_with_float32_layers(path), weights)
     for operation in network.get_ordered_ops():
         is_convolution = operation.get_type_name() in _CONVOLUTIONS
@@ -76,8 +77,8 @@ def _balance(convolution: Any) -> None:
 def _detach_bias(convolution: Any) -> None:
     """Makes OpenVINO add a convolution's bias in float32.
 
-    It rounds a bias that is added to the convolution's own result, but not what is added to a later step's. The
-    step between them here changes nothing and costs no time, since all three become one kernel.
+    It rounds a bias that is added to the convolution's own result, but not what is added to a later step's.
+    The step between them here changes nothing and costs no time, since all three become one kernel.
     """
     (consumer, *others) = convolution.output(0).get_target_inputs()
     if not others and consumer.get_node().get_type_name() == "Add":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from alignserve_server.model.runtimes.towers import Towers
 def round_towers(towers: Towers) -> None:
     """Rounds towers from float32, in place, except for the first part of the image tower."""
     towers.text.to(torch.bfloat16)
-    blocks = list(towers.image.blocks)
+    blocks: list[Any] = list(towers.image.blocks)
     first, others = blocks[: bfloat16.FLOAT32_BLOCKS], blocks[bfloat16.FLOAT32_BLOCKS :]
     for block in others:
         weight = block.depthwise.weighted.weight
