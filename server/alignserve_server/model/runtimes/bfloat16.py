@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FLOAT32_BLOCKS = 2  # blocks at the start that stay in float32, beside the stem
+FLOAT32_BLOCKS = 2  # the stem and this many first blocks stay in float32
 
 _STEP = np.uint32(0x10000)  # one step of bfloat16, in the bits of a float32
 
