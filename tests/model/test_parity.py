@@ -84,6 +84,24 @@ def test_a_text_is_the_same_by_itself_and_in_a_mixed_batch(pair):
     assert (1 - (alone * together).sum(axis=1)).max() <= 1e-5
 
 
+def test_bfloat16_passes_the_default_limit(mini, photos, cache_dir):
+    """On OpenVINO it is served without a lower limit, with a cosine of at least 0.9995 to float32."""
+    try:
+        encoder = load_align(
+            mini.checkpoint, LoadOptions(runtime="openvino", dtype="bfloat16", cache_dir=cache_dir)
+        )
+    except ValueError as error:  # a CPU without the instructions, or no openvino
+        pytest.skip(str(error))
+
+    images = embed_images(encoder, photos.values()) * embed_images(mini.encoder, photos.values())
+    texts = embed_texts(encoder, TEXTS) * embed_texts(mini.encoder, TEXTS)
+
+    assert encoder.info.dtype == "bfloat16"
+    assert encoder.info.min_cosine_similarity >= 0.9995
+    assert images.sum(axis=1).min() >= 0.9995
+    assert texts.sum(axis=1).min() >= 0.9995
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("runtime_name", "dtype"), [("torch", "bfloat16"), ("torch", "float16"), ("openvino", "bfloat16")]

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import ParseError
 
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory, Pixel
 from alignserve_server.model.prepared import IMAGE, TEXT, PreparedCheckpoint
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes.memory import drop_file_pages, trim_heap
+from alignserve_server.model.runtimes.openvino_bfloat16 import read_image_network
 from alignserve_server.model.runtimes.openvino_quiet import ov
 from alignserve_server.model.runtimes.runtime import (
     DtypeName,
@@ -53,7 +55,7 @@ def load(prepared: PreparedCheckpoint, execution: ExecutionConfig) -> LoadedRunt
         _check_network(prepared.folder / name)
     try:
         runtime = OpenVinoRuntime(core, prepared.folder, execution)
-    except RuntimeError as error:
+    except (RuntimeError, ParseError) as error:
         raise CheckpointError(
             f"OpenVINO cannot load the networks in {prepared.folder}: {' '.join(str(error).split())[:300]}"
         ) from error
@@ -76,7 +78,8 @@ class OpenVinoRuntime:
         self.dtype = execution.dtype
         self.lanes = execution.lanes or max(1, cpu_count() // _CORES_PER_LANE)
         threads_per_lane = execution.threads_per_lane or max(1, cpu_count() // self.lanes)
-        image, text = core.read_model(folder / IMAGE), core.read_model(folder / TEXT)
+        read_image = read_image_network if self.dtype == "bfloat16" else ov.Core.read_model
+        image, text = read_image(core, folder / IMAGE), core.read_model(folder / TEXT)
         self.memory_bytes = _constant_bytes(image) + _constant_bytes(text)
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self.dtype],

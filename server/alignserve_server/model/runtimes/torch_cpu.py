@@ -27,6 +27,7 @@ from alignserve_server.model.runtimes.runtime import (
     TokenArray,
     stacked,
 )
+from alignserve_server.model.runtimes.torch_bfloat16 import round_towers
 from alignserve_server.model.runtimes.torch_cuda import CudaRuntime
 from alignserve_server.model.runtimes.towers import Towers
 
@@ -71,7 +72,12 @@ class CpuRuntime:
         self._threads_per_lane = execution.threads_per_lane or 1
         self.lanes = execution.lanes or max(1, cpu_count() // self._threads_per_lane)
         dtype: torch.dtype = getattr(torch, self.dtype)
-        self._towers = Towers(network, rescaling, torch.device("cpu"), dtype)
+        is_bfloat16 = dtype is torch.bfloat16
+        self._towers = Towers(
+            network, rescaling, torch.device("cpu"), torch.float32 if is_bfloat16 else dtype
+        )
+        if is_bfloat16:
+            round_towers(self._towers)
         if onednn.is_available(dtype):
             onednn.fuse(self._towers)
         for parameter in self._towers.parameters():
