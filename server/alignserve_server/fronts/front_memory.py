@@ -1,8 +1,8 @@
 """What a front puts into shared memory: decoded images, token ids, and the room for their embeddings.
 
 Images are decoded straight into places while there are some. The others are copied, when they are to be
-embedded, into places kept for copies, for which requests wait in order. Embeddings replace the inputs that they
-were computed from.
+embedded, into places kept for copies, for which requests wait in order. Embeddings replace the inputs that
+they were computed from.
 """
 
 from __future__ import annotations
