@@ -207,7 +207,12 @@ async def _front(path: str, modality: str, items: str, in_flight: str, name: str
             done += number
 
     print("ready", flush=True)
-    await asyncio.gather(_report(lambda: done), *(call() for _ in range(int(in_flight))))
+    calls = asyncio.gather(*(call() for _ in range(int(in_flight))))
+    report = asyncio.create_task(_report(lambda: done))
+    await asyncio.wait([calls, report], return_when=asyncio.FIRST_COMPLETED)
+    if calls.done():
+        await calls  # raises its error
+    os._exit(0)
 
 
 def _inputs(backend: InferenceBackend, modality: str, number: int, name: int, numbers: Any) -> PreparedItems:
@@ -223,6 +228,7 @@ def _inputs(backend: InferenceBackend, modality: str, number: int, name: int, nu
 
 
 async def _report(done: Any) -> None:
+    """Prints the CPU seconds of this process and the number of items for each line of standard input."""
     while await asyncio.to_thread(sys.stdin.readline):
         print(json.dumps([time.process_time(), done()]), flush=True)
 

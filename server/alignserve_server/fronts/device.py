@@ -145,7 +145,7 @@ class _Request(NamedTuple):
 
 
 class _Front:
-    """A connected front, what it has reserved and what is being embedded for it."""
+    """A connected front, its reservations and its requests."""
 
     def __init__(
         self,

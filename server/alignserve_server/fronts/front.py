@@ -105,7 +105,7 @@ class FrontBackend:
             memory_bytes: Size of the memory shared with the device. Pages that were never written are free.
 
         Raises:
-            OSError: Nobody listens there, or the device refuses the connection.
+            OSError: No device listens there, or the device refuses the connection.
         """
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

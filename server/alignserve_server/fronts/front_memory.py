@@ -1,8 +1,8 @@
 """What a front puts into shared memory: decoded images, token ids, and the room for their embeddings.
 
-Images are decoded straight into places while there are some. What does not lie in shared memory when it is to
-be embedded is copied into places kept for that, for which requests wait in order. An embedding replaces the
-input that it was computed from.
+Images are decoded straight into places while there are some. The others are copied, when they are to be
+embedded, into places kept for copies, for which requests wait in order. Embeddings replace the inputs that
+they were computed from.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class FrontMemory:
         return pixels
 
     def check_fits(self, modality: str, items: int) -> None:
-        """Raises BatchTooLarge if there are not so many places in total."""
+        """Raises BatchTooLarge if there are fewer places in total."""
         if modality == "text":
             limit = self._texts.count * self._texts_per_place
         elif self._images is not None:

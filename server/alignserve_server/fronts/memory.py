@@ -110,7 +110,7 @@ class FairPlaces:
         return None if self._waiting else self._take(count)
 
     async def take(self, count: int) -> list[int]:
-        """Waits for that many places, of which there must be so many in total."""
+        """Waits for that many places, which must not be more than there are in total."""
         places = self.take_now(count)
         if places is not None:
             return places

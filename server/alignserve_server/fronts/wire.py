@@ -1,10 +1,11 @@
-"""A stream socket that carries messages in both directions, with one system call for all that are at hand.
+"""A stream socket that carries messages in both directions, with few system calls.
 
-A message is its length, one byte that names its kind, and its body. What is sent within one iteration of the
-event loop leaves together, and what has arrived together is read together: under load a wake-up serves many
-messages. A ring in shared memory with an eventfd needs as many system calls, and in Python more CPU time for
-each message: 1.0 µs instead of 0.6 µs with 64 in flight, but 8 µs instead of 10 µs with a single one. The
-socket also reports the end of the other process, and holds back a sender.
+A message is its length, one byte that names its kind, and its body. All messages of one iteration of the
+event loop are sent together, and all that have arrived are read together: under load a wake-up serves many.
+
+A ring in shared memory with an eventfd needs as many system calls, and in Python more CPU time for each
+message: 1.0 µs instead of 0.6 µs with 64 in flight, but 8 µs instead of 10 µs with a single one. The socket
+also reports the end of the other process, and holds back a sender.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Wire:
         self._buffer = bytearray(_READ_BYTES)
         self._filled = 0  # bytes of the buffer that are read but not yet passed on
         self._unsent: list[bytes] = []
-        self._remainder = memoryview(b"")  # of what the socket did not take at once
+        self._remainder = memoryview(b"")  # of messages that the socket did not take at once
         self._is_flushing = False  # whether `_flush` will be called
         self._is_blocked = False  # whether it will be called when the socket takes more
         self.is_open = True
@@ -165,4 +166,4 @@ class Wire:
 
 
 def _ignore(*_: object) -> None:
-    """Takes the place of what is never called again."""
+    """Replaces a callback that will not be called again."""

@@ -109,7 +109,7 @@ def test_pages_of_many_free_places_return_to_the_system() -> None:
 
 
 async def test_requests_wait_in_order(shared: mmap.mmap) -> None:
-    """A small request does not overtake a large one, which would otherwise wait for ever."""
+    """A small request does not overtake a large one, which would otherwise wait indefinitely."""
     places = fair(shared, 4)
     held = await places.take(3)
     large = asyncio.create_task(places.take(4))

@@ -18,7 +18,7 @@ from tests.unit.fakes import settle
 
 
 class End:
-    """A wire, and what has arrived on it."""
+    """A wire, and the messages that have arrived on it."""
 
     def __init__(self, connected: socket.socket) -> None:
         self.arrived: list[tuple[int, bytes]] = []
