@@ -87,10 +87,10 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:  # not cached: clients choose the names of unknown methods
                 return handler
-            self._wrapped[method] = self._wrap(method, handler)
+            self._wrapped[method] = self.wrap(method, handler)
         return self._wrapped[method]
 
-    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Returns a handler that reads the request itself, so that nothing of a refused call is read.
 
         The handler returns bytes: otherwise the message too would stay in memory until the client reads.

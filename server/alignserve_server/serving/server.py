@@ -113,7 +113,7 @@ class Server:
         methods = {**METHODS, **OPEN_INFERENCE_METHODS} if settings.open_inference else METHODS
         self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings), methods)
         self._http = self._http_door()
-        self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
+        self._grpc = aio_server(self.interceptor, _port_options(settings).channel_options())
         self._model: LoadedModel | None = None
         self._metrics_server: WSGIServer | None = None
         self._watching: asyncio.Task[None] | None = None
