@@ -62,10 +62,10 @@ _ROWS = {
 }
 
 _NOTE = f"""\
-CPU time of the server's process per item, in microseconds: an echo server on bare grpc.aio, and alignserve with
-`--checkpoint fake`. They take turns of some hundred calls, and the clients' process does not count, so the figures
-hold on a busy machine too. Connections and streams are opened beforehand. Bounds: {_MAX_RATIO} times the echo with
-64 callers, and {_MAX_GROWTH} times that cost with the most callers and connections."""
+CPU time of the server's process per item, in microseconds: an echo server on bare grpc.aio, and alignserve
+with `--checkpoint fake`. They take turns of some hundred calls, and the clients' process does not count, so the
+figures hold on a busy machine too. Connections and streams are opened beforehand. Bounds: {_MAX_RATIO} times
+the echo with 64 callers, and {_MAX_GROWTH} times that cost with the most callers and connections."""
 
 
 @dataclass(frozen=True)
