@@ -50,7 +50,8 @@ def item_count(request: Any) -> int:
 @lru_cache(maxsize=64)  # the requests of all methods
 def _field_of_items(kind: Any) -> str | None:
     # not by asking each message: for a field that it does not have, that takes microseconds
-    return next((name for name in _ITEMS if name in kind.DESCRIPTOR.fields_by_name), None)
+    fields = kind.DESCRIPTOR.fields_by_name if hasattr(kind, "DESCRIPTOR") else ()
+    return next((name for name in _ITEMS if name in fields), None)
 
 
 def comparisons(compared: Comparisons) -> list[pb.Comparison]:

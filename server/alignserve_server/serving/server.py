@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from alignserve_server.api.limits import RequestLimits
 from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.api.service import Service
 from alignserve_server.host.daemon_thread import in_daemon_thread
+from alignserve_server.host.garbage import settle_garbage_collector
 from alignserve_server.host.open_files import max_open_files
 from alignserve_server.host.waiting import first_of
 from alignserve_server.kserve.messages import POOL as OPEN_INFERENCE_POOL
@@ -180,7 +180,7 @@ class Server:
         self._model = model
         self.service.engine = model.engine
         model.publish(self.metrics, self._version)
-        _freeze_heap()
+        settle_garbage_collector()
         self._readiness.enter(State.READY)
         self._watching = asyncio.create_task(model.watchdog.run())
         self._watching.add_done_callback(self._note_end_of_watch)
@@ -400,12 +400,6 @@ async def serve(
             if await signal_during(asyncio.shield(stopping), signals) is not None:
                 server.cut_off()
             await stopping
-
-
-def _freeze_heap() -> None:
-    """Excludes loaded objects from garbage collection: scanning them stalls the event loop for tens of ms."""
-    gc.collect()
-    gc.freeze()
 
 
 def _limits(settings: Settings) -> RequestLimits:
