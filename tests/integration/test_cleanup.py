@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import grpc
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
+from grpc._cython import cygrpc
 
 from tests.integration.serving import (
     RunningServer,
@@ -21,6 +24,7 @@ from tests.integration.serving import (
 
 _MAX_QUEUE_SIZE = 64
 _DEADLINE_SECONDS = 0.1  # of the calls that must expire
+_CALLS = 20  # of which any that stay would be seen
 _GAUGES = ("alignserve_items_in_flight", "alignserve_queue_entries", "alignserve_queue_bytes")
 
 Start = Callable[[RunningServer, float | None], Awaitable[object]]
@@ -124,3 +128,41 @@ def _timeout(end: str) -> float | None:
 async def _quietly(call: Awaitable[object]) -> None:
     with suppress(grpc.aio.AioRpcError):
         await call
+
+
+def _calls_in_memory() -> int:
+    return sum(isinstance(each, cygrpc.RPCState) for each in gc.get_objects())
+
+
+async def _refused(served: RunningServer, timeout: float | None) -> object:
+    return await served.stub.EmbedText(text_request(""), timeout=timeout)
+
+
+async def _malformed(served: RunningServer, timeout: float | None) -> object:
+    embed: Any = served.channel.unary_unary("/alignserve.v1.AlignService/EmbedText")
+    return await embed(b"\xff", timeout=timeout)
+
+
+async def _cancelled(served: RunningServer, timeout: float | None) -> object:
+    call = served.stub.EmbedText(text_request("a"), timeout=timeout)
+    await asyncio.sleep(0)
+    call.cancel()
+    return await call
+
+
+@pytest.mark.parametrize("start", [_texts, _images, _classify, _refused, _malformed, _cancelled])
+async def test_a_unary_call_needs_no_garbage_collector(start: Start) -> None:
+    """Nothing of it is in a reference cycle, however it ends."""
+    async with running() as served:
+        served.encoder.failing.add(served.encoder.key("poison"))
+
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(_CALLS):
+                with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+                    await start(served, None)
+            await until(lambda: _rpcs_in_flight(served) == 0)
+            await until(lambda: _calls_in_memory() < _CALLS / 2)  # gRPC may keep the latest one
+        finally:
+            gc.enable()

@@ -4,9 +4,9 @@ From about 1.82 on, grpc.aio decodes the method name in the loop that accepts ca
 ends that loop, and with it the server: a single packet from anyone is enough. Only the names of unregistered
 methods are decoded. Here every method is registered, and all other calls are refused without decoding.
 
-For each call, that loop also waits anew for the next call of every method, and asks the interceptors for the
-handler. Here each method has a task that accepts its calls for good and knows their handler, so a server with
-many methods spends a quarter less time outside its handlers.
+For each call, that loop also waits anew for the next call of every method, asks the interceptors for the
+handler, and starts two tasks. Here each method has a task that accepts its calls for good and knows their
+handler, and a unary call has one task. With an unexpected version of gRPC, its own loop is used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ from grpc._cython import cygrpc  # a C extension, which grpc.aio wraps
 from alignserve_server.errors import as_value
 from alignserve_server.rpc.interceptors import ServingInterceptor
 
+_PARAMETERS = {  # of gRPC's functions that are used to start calls
+    "_finish_handler_with_unary_response": 6,
+    "_handle_cancellation_from_core": 3,
+    "_handle_exceptions": 4,
+    "_handle_stream_stream_rpc": 3,
+    "_schedule_rpc_coro": 4,
+}
 _REGISTERS_METHODS = hasattr(cygrpc.AioServer, "_request_registered_call")
 
 
@@ -47,10 +54,11 @@ class _Server(cygrpc.AioServer):  # type: ignore[misc]  # has no types
         while True:
             self._run(_refuse(await super()._request_call()))
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 class _AcceptingServer(_Server):
@@ -67,47 +75,69 @@ class _AcceptingServer(_Server):
 
     async def _request_registered_call(self, method: bytes) -> NoReturn:
         """Starts every call of a method before it reaches the accept loop."""
-        path = method.decode()
-        start = _starter(self._interceptor.wrap(path, self._handlers[path]), path)
+        start = self._starter(method.decode())
         request_call = super()._request_registered_call
         while True:
-            self._run(start(await request_call(method)))
+            start(await request_call(method))
+
+    def _starter(self, path: str) -> Callable[[Any], object]:
+        """Returns the function that starts an accepted call of a method."""
+        handler, loop = self._interceptor.wrap(path, self._handlers[path]), asyncio.get_running_loop()
+
+        def refuse(call: Any) -> None:
+            self._run(_refuse(call))
+
+        def start_stream(call: Any) -> None:
+            serving = cygrpc._handle_stream_stream_rpc(handler, call, loop)
+            self._run(cygrpc._schedule_rpc_coro(serving, call, loop, path))
+
+        def start_unary(call: Any) -> None:
+            context = _Context(call, None, None, loop)
+            serving = cygrpc._finish_handler_with_unary_response(
+                call, handler.stream_unary, None, context, None, loop
+            )
+            task = self._run(cygrpc._handle_exceptions(call, serving, loop, path))
+            task.add_done_callback(context.end)
+            _run_without_task(cygrpc._handle_cancellation_from_core(task, call, loop))
+
+        if handler is None:
+            return refuse
+        return start_stream if handler.response_streaming else start_unary
+
+
+class _Context(cygrpc._ServicerContext):  # type: ignore[misc]  # has no types
+    """The context of a unary call.
+
+    gRPC's own keeps the callbacks, which refer to it, in the state of the call: a reference cycle in each call.
+    """
+
+    def __init__(self, *_: object) -> None:  # gRPC's takes the arguments when it is made
+        self._callbacks: list[Callable[[Any], object]] = []
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        self._callbacks.append(callback)
+
+    def end(self, _: object) -> None:
+        """Runs the callbacks; called when the call's task has ended."""
+        while self._callbacks:
+            self._callbacks.pop(0)(self)
+
+
+def _run_without_task(waiting: Coroutine[Any, Any, None], _: object = None) -> None:
+    """Runs a coroutine of gRPC that waits for one of its events, which needs no task."""
+    try:
+        event: asyncio.Future[None] = waiting.send(None)
+    except StopIteration:
+        return
+    event.add_done_callback(partial(_run_without_task, waiting))
 
 
 def _can_start_calls() -> bool:
     """Returns whether gRPC's functions that start a call are the expected ones."""
-    try:
-        counts = [
-            getattr(cygrpc, name).__code__.co_argcount
-            for name in (
-                "_schedule_rpc_coro",
-                "_finish_handler_with_unary_response",
-                "_handle_stream_stream_rpc",
-            )
-        ]
-    except AttributeError:
-        return False
-    return counts == [4, 6, 3]
-
-
-def _starter(handler: Any, path: str) -> Callable[[Any], Coroutine[Any, Any, None]]:
-    """Returns the function that serves an accepted call until it has ended."""
-    if handler is None:
-        return _refuse
-    loop = asyncio.get_running_loop()
-
-    def start(call: Any) -> Coroutine[Any, Any, None]:
-        if handler.response_streaming:
-            serving = cygrpc._handle_stream_stream_rpc(handler, call, loop)
-        else:
-            context = cygrpc._ServicerContext(call, None, None, loop)
-            serving = cygrpc._finish_handler_with_unary_response(
-                call, handler.stream_unary, None, context, None, loop
-            )
-        scheduled: Coroutine[Any, Any, None] = cygrpc._schedule_rpc_coro(serving, call, loop, path)
-        return scheduled
-
-    return start
+    return all(
+        hasattr(cygrpc, name) and getattr(cygrpc, name).__code__.co_argcount == parameters
+        for name, parameters in _PARAMETERS.items()
+    )
 
 
 async def _refuse(call: Any) -> None:

@@ -143,8 +143,10 @@ class _MethodHandler:
         answer = await self._answer(context)
         if isinstance(answer, bytes):
             return answer
-        # gRPC keeps the exception that this raises, and its frames. This frame does not refer to the request.
-        await context.abort_with_status(answer)
+        # The call keeps the exception that this raises, and its frames, so this frame must not refer to it.
+        aborting = context.abort_with_status(answer)
+        del context
+        await aborting
         raise AssertionError  # abort raises
 
     async def answer_in_stream(
