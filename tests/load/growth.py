@@ -62,10 +62,11 @@ _ROWS = {
 }
 
 _NOTE = f"""\
-CPU time of the server's process per item, in microseconds: an echo server on bare grpc.aio, and alignserve
-with `--checkpoint fake`. They take turns of some hundred calls, and the clients' process does not count, so the
-figures hold on a busy machine too. Connections and streams are opened beforehand. Bounds: {_MAX_RATIO} times
-the echo with 64 callers, and {_MAX_GROWTH} times that cost with the most callers and connections."""
+CPU time of the server's process per item, in microseconds: an echo server on bare grpc.aio, and
+alignserve with `--checkpoint fake`. They take turns of some hundred calls, and the clients' process does
+not count, so the figures hold on a busy machine too. Connections and streams are opened beforehand.
+Bounds: {_MAX_RATIO} times the echo with 64 callers, and {_MAX_GROWTH} times that cost with the most
+callers and connections."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def run(plan: Plan) -> Section:
 
 
 def main() -> None:
-    """Prints the table, with the server of another checkout beside this one's."""
+    """Prints the table, compared with the server of another checkout."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, help="another checkout to compare with")
     parser.add_argument("--rows", default=";".join(_ROWS), help="names of rows, separated by ;")

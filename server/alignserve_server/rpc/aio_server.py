@@ -4,8 +4,8 @@ From about 1.82 on, grpc.aio decodes the method name in the loop that accepts ca
 ends that loop, and with it the server: a single packet from anyone is enough. Only the names of unregistered
 methods are decoded. Here every method is registered, and all other calls are refused without decoding.
 
-For each call, that loop also waits anew for the next call of every method, asks the interceptors for the
-handler, and starts two tasks. Here each method has a task that accepts its calls for good and knows their
+For each call, that loop also starts to wait for the next call of every method, asks the interceptors for the
+handler, and starts two tasks. Here each method has a task that accepts all of its calls and knows their
 handler, and a unary call has one task. With an unexpected version of gRPC, its own loop is used.
 """
 
@@ -108,7 +108,7 @@ class _AcceptingServer(_Server):
 class _Context(cygrpc._ServicerContext):  # type: ignore[misc]  # has no types
     """The context of a unary call.
 
-    gRPC's own keeps the callbacks, which refer to it, in the state of the call: a reference cycle in each call.
+    gRPC's own keeps the callbacks, which refer to it, in the call's state: a reference cycle in each call.
     """
 
     def __init__(self, *_: object) -> None:  # gRPC's takes the arguments when it is made
