@@ -82,7 +82,8 @@ class _AcceptingServer(_Server):
 
     def _starter(self, path: str) -> Callable[[Any], object]:
         """Returns the function that starts an accepted call of a method."""
-        handler, loop = self._interceptor.wrap(path, self._handlers[path]), asyncio.get_running_loop()
+        handler: Any = self._interceptor.wrap(path, self._handlers[path])
+        loop = asyncio.get_running_loop()
 
         def refuse(call: Any) -> None:
             self._run(_refuse(call))

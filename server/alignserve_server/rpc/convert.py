@@ -43,7 +43,8 @@ def query_terms(queries: Iterable[pb.ComposedQuery]) -> list[list[QueryTerm]]:
 
 def item_count(request: Any) -> int:
     """Returns the number of images, texts, pairs or queries in any request; labels and terms do not count."""
-    field = _field_of_items(type(request))
+    kind: Any = type(request)
+    field = _field_of_items(kind)
     return 0 if field is None else len(getattr(request, field))
 
 
