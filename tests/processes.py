@@ -21,6 +21,16 @@ BIN = Path(sys.executable).parent
 SERVER = (str(BIN / "alignserve-server"),)
 
 
+def python_of(checkout: Path) -> tuple[str, ...]:
+    """Returns the command that runs Python with the packages of a checkout."""
+    return ("env", f"PYTHONPATH={checkout}/server:{checkout}/client/python", sys.executable)
+
+
+def server_of(checkout: Path) -> tuple[str, ...]:
+    """Returns the program `alignserve-server` of a checkout."""
+    return (*python_of(checkout), "-c", "from alignserve_server.cli.main import main; main()")
+
+
 @dataclass(frozen=True)
 class ServerProcess:
     """A server process and its addresses."""

@@ -20,10 +20,13 @@ from alignserve_server.rpc.status import to_grpc_status
 from alignserve_server.serving.server import CallServer
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from ray.exceptions import TaskCancelledError
 from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 
 from deploy.ray.proxy import SECONDS_LEFT_KEY
+
+_RESPONSES = {method.name: GetMessageClass(method.output_type) for method in API.methods}
 
 
 class RayCall(GrpcCall):
@@ -58,9 +61,11 @@ class RayBridge:
                 if method == "Check":
                     health: Message = await self._health.Check(request, context)
                     return health
-                return await self._messages.answer(
+                serialized = await self._messages.answer(
                     method, request, call, lambda: rooms.enter_context(self._messages.rooms.of_call(context))
                 )
+                response: Message = _RESPONSES[method].FromString(serialized)
+                return response
         except ServingError as error:
             return _failed(context, error)
 

@@ -338,7 +338,7 @@ class TestQuotas:
             served.encoder.gate.set()
             await asyncio.gather(asyncio.ensure_future(_outcome(running_call)))
             stream.cancel()
-            await until(lambda: served.items("text")["in_flight"] == 0)
+            await until(lambda: served.sample("alignserve_streams") == 0)
             calls = [served.stub.EmbedText(text_request(f"d {i}"), metadata=bearer(key)) for i in range(2)]
             await asyncio.gather(*calls)
 

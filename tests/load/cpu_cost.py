@@ -10,8 +10,6 @@ import argparse
 import asyncio
 import json
 import subprocess
-import sys
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
@@ -25,8 +23,9 @@ from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from tests.load.engine_cost import CALLS, LABELS, Costs, Rows, at_once, measured, new_image, new_texts
+from tests.load.measuring import cpu_seconds
 from tests.load.report import table
-from tests.processes import ROOT, server_process
+from tests.processes import ROOT, python_of, server_of, server_process
 
 
 def main() -> None:
@@ -54,12 +53,8 @@ async def _take_turns(folders: list[Path], turns: int, costs: dict[str, dict[Pat
                         costs[row][folder].append(cost)
 
 
-def _python(folder: Path) -> tuple[str, ...]:
-    return ("env", f"PYTHONPATH={folder}/server:{folder}/client/python", sys.executable)
-
-
 def _engine(folder: Path, started: ExitStack) -> Callable[[], Awaitable[Costs]]:
-    command = (*_python(folder), "-m", "tests.load.engine_cost")
+    command = (*python_of(folder), "-m", "tests.load.engine_cost")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process: Any = started.enter_context(subprocess.Popen(command, cwd=ROOT, **pipes))  # type: ignore[call-overload]
 
@@ -72,9 +67,9 @@ def _engine(folder: Path, started: ExitStack) -> Callable[[], Awaitable[Costs]]:
 
 
 def _server(folder: Path, started: ExitStack) -> Callable[[], Awaitable[Costs]]:
-    program = (*_python(folder), "-c", "from alignserve_server.cli.main import main; main()")
-    server = started.enter_context(server_process("--checkpoint", "fake", "--lanes", "1", program=program))
-    clock = ~server.process.pid << 3 | 2  # the process's, as clock_getcpuclockid(3) makes it
+    server = started.enter_context(
+        server_process("--checkpoint", "fake", "--lanes", "1", program=server_of(folder))
+    )
     stub = pb_grpc.AlignServiceStub(grpc.aio.insecure_channel(server.address))
     images = lambda: [pb.Image(content=new_image())]  # noqa: E731
     unary: dict[str, Callable[[], Awaitable[object]]] = {
@@ -85,7 +80,7 @@ def _server(folder: Path, started: ExitStack) -> Callable[[], Awaitable[Costs]]:
     }
     rows: Rows = {f"server: {name}": (partial(at_once, rpc, 8), 8) for name, rpc in unary.items()}
     rows["server: item of StreamInfer"] = (partial(_stream, stub), CALLS)
-    return partial(measured, rows, partial(time.clock_gettime, clock))
+    return partial(measured, rows, partial(cpu_seconds, server.process.pid))
 
 
 async def _stream(stub: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from tests.processes import ServerProcess
 _Name = TypeVar("_Name", bound=Hashable)
 _T = TypeVar("_T")
 
-_LOOP = asyncio.new_event_loop()  # shared, since grpc.aio stays on the first loop that uses it
+LOOP = asyncio.new_event_loop()  # shared, since grpc.aio stays on the first loop that uses it
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def grpc_round(
 ) -> Measurement:
     """Measures a gRPC server once."""
     connections = 1 if load.in_flight_limit == 1 else 4
-    return _LOOP.run_until_complete(
+    return LOOP.run_until_complete(
         measure(address, calls, load, run_length, connections=connections, streams=streams)
     )
 
@@ -133,6 +134,11 @@ def cpu_ratio(without: Sequence[TextCost], with_it: Sequence[TextCost]) -> float
     return statistics.median(ratio(a.cpu_us, b.cpu_us) for a, b in zip(without, with_it, strict=True))
 
 
+def cpu_seconds(pid: int) -> float:
+    """Returns the CPU time of a process so far, of all its threads."""
+    return time.clock_gettime(~pid << 3 | 2)  # its clock, as clock_getcpuclockid(3) makes it
+
+
 def http_round(port: int, calls: Iterator[UnaryRequest], load: Load, run_length: RunLength) -> Measurement:
     """Measures an HTTP server once."""
 
@@ -143,7 +149,7 @@ def http_round(port: int, calls: Iterator[UnaryRequest], load: Load, run_length:
         finally:
             await route.close()
 
-    return _LOOP.run_until_complete(once())
+    return LOOP.run_until_complete(once())
 
 
 def progress(text: str) -> None:

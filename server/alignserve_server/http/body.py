@@ -13,7 +13,7 @@ from starlette.types import Receive
 from alignserve_server.errors import RequestMalformed, ServingError
 from alignserve_server.http.call import Disconnected
 from alignserve_server.http.refusals import MediaTypeUnsupported, RequestTooLarge, shortened
-from alignserve_server.rpc.interruptible import Interruptible
+from alignserve_server.rpc.interruptible import InterruptibleBlocks
 from alignserve_server.rpc.shares import ConnectionShares, Share
 
 _UNSHARED_BYTES = 1 << 16  # a body up to this size is in the buffer of its connection in any case
@@ -49,9 +49,8 @@ class BodyReader:
             max_bytes: Maximum size of a body, as received and unpacked.
         """
         self._uploads = uploads
-        self._timeout_seconds = timeout_seconds
         self._max_bytes = max_bytes
-        self._reading: dict[Interruptible, None] = {}
+        self._reading = InterruptibleBlocks(timeout_seconds)
 
     async def read(self, headers: Headers, receive: Receive, caller: str, life: ExitStack) -> Body:
         """Returns the body of a request, unpacked.
@@ -70,7 +69,7 @@ class BodyReader:
         """
         unpack = _unpacker(headers)
         self._check(int(headers.get("content-length", 0)))
-        with Interruptible(self._reading, self._timeout_seconds):
+        with self._reading.block():
             body, content = Body(), bytearray()
             life.callback(body.release)
             async for piece in self._received(receive):
@@ -87,8 +86,7 @@ class BodyReader:
 
     def interrupt(self, error: Callable[[], ServingError]) -> None:
         """Ends the calls whose bodies are being read now with an error each."""
-        for reading in list(self._reading):
-            reading.interrupt(error())
+        self._reading.interrupt(error)
 
     async def _received(self, receive: Receive) -> AsyncIterator[bytes]:
         """Yields the body as it arrives."""

@@ -76,6 +76,7 @@ class ConnectMethod:
         """Takes the method's description in the proto, and what answers its messages."""
         self._name: str = method.name
         self._request = GetMessageClass(method.input_type)
+        self._response = GetMessageClass(method.output_type)
         self._messages = messages
         self._parser = RequestParser(self._request.FromString, f"/{SERVICE}/{method.name}", max_fields)
         self._max_fields = max_fields
@@ -114,8 +115,8 @@ class ConnectMethod:
             request.room.expand(JSON_EXPANSION)
         response = await self._messages.answer(self._name, message, call, lambda: request.room)
         if media_type == PROTO:
-            return Answer(response.SerializeToString(), media_type=PROTO)
-        return await Answer.in_parts(json_parts(response))
+            return Answer(response, media_type=PROTO)
+        return await Answer.in_parts(json_parts(self._response.FromString(response)))
 
 
 def connect_endpoints(messages: MessageApi, max_fields: int) -> Iterator[Endpoint]:

@@ -88,7 +88,7 @@ class GrpcWebMethod:
         request.release_body()
         call.items = item_count(message)
         response = await self._messages.answer(self._name, message, call, lambda: request.room)
-        content = enveloped(response.SerializeToString()) + _OK
+        content = enveloped(response) + _OK
         return Answer(b64encode(content) if is_text else content, media_type=request.media_type)
 
 

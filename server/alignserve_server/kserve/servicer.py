@@ -26,7 +26,7 @@ from alignserve_server.kserve.query import Query
 from alignserve_server.kserve.statistics import Statistics
 from alignserve_server.kserve.stream import ModelInferStream
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.rpc.callers import current_call
+from alignserve_server.rpc.callers import current_call, current_transport
 from alignserve_server.rpc.message_api import MessageApi
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -79,7 +79,7 @@ class InferenceServicer:
         return ModelStatisticsResponse(model_stats=self._statistics.of(names))
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:
-        room = self._messages.rooms.of_call(context)
+        room = self._messages.rooms.of_call(current_transport())
         context.add_done_callback(lambda _: room.give_back())  # type: ignore[arg-type]  # as gRPC calls it
         try:
             return await self._inference.infer(request, self._admit, room)
@@ -92,7 +92,7 @@ class InferenceServicer:
             self._inference,
             self._service,
             context.write,
-            self._messages.rooms.of_items(context),
+            self._messages.rooms.of_items(current_transport()),
             current_call(),
             self._metrics,
         )

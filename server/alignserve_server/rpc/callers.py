@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -14,18 +15,6 @@ PRIORITY_KEY = "alignserve-priority"
 _CREDENTIAL_KEY = "authorization"
 
 Metadata = Iterable[tuple[str, Any]]
-
-_current: ContextVar[CallScope] = ContextVar("call")
-
-
-def current_call() -> CallScope:
-    """Returns the call that this task serves."""
-    return _current.get()
-
-
-def enter_call(call: CallScope) -> None:
-    """Sets the call that this task serves."""
-    _current.set(call)
 
 
 class Transport(Protocol):
@@ -38,6 +27,48 @@ class Transport(Protocol):
     def auth_context(self) -> Mapping[str, Iterable[bytes]]: ...
 
 
+class KnownTransport:
+    """A transport that is asked only once: gRPC makes new strings each time."""
+
+    __slots__ = ("_metadata", "_peer", "_transport")
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._metadata: Metadata | None = None
+        self._peer: str | None = None
+
+    def invocation_metadata(self) -> Metadata:
+        if self._metadata is None:
+            self._metadata = tuple(self._transport.invocation_metadata() or ())
+        return self._metadata
+
+    def peer(self) -> str:
+        if self._peer is None:
+            self._peer = self._transport.peer()
+        return self._peer
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return self._transport.auth_context()
+
+
+_current: ContextVar[tuple[CallScope, Transport]] = ContextVar("call")
+
+
+def current_call() -> CallScope:
+    """Returns the call that this task serves."""
+    return _current.get()[0]
+
+
+def current_transport() -> Transport:
+    """Returns the connection and metadata of the call that this task serves."""
+    return _current.get()[1]
+
+
+def enter_call(call: CallScope, transport: Transport) -> None:
+    """Sets the call that this task serves."""
+    _current.set((call, transport))
+
+
 class GrpcCall:
     """An `api.IncomingCall` without a deadline, for which all errors are unexpected."""
 
@@ -45,12 +76,9 @@ class GrpcCall:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._metadata: Metadata | None = None
 
     def metadata(self) -> Metadata:
-        if self._metadata is None:
-            self._metadata = tuple(self._transport.invocation_metadata() or ())
-        return self._metadata
+        return self._transport.invocation_metadata() or ()
 
     def credentials(self) -> Iterable[str]:
         return (value for key, value in self.metadata() if key == _CREDENTIAL_KEY and isinstance(value, str))
@@ -68,12 +96,18 @@ class GrpcCall:
         """
         for certified in self._transport.auth_context().get("x509_common_name", ()):
             return f"{CERTIFICATE}{certified.decode(errors='replace')}"
-        peer = unquote(self._transport.peer())  # for example ipv4:127.0.0.1:41234, ipv6:[::1]:41234 or unix:
-        host, separator, port = peer.rpartition(":")
-        return host if separator and port.isdecimal() else peer
+        return _host(self._transport.peer())
 
     def seconds_left(self) -> float | None:
         return None
 
     def code_of(self, error: BaseException) -> str | None:  # noqa: ARG002 — for subclasses
         return None
+
+
+@lru_cache(maxsize=1024)
+def _host(peer: str) -> str:
+    """Returns the host of a peer, for example ipv4:127.0.0.1:41234, ipv6:%5B::1%5D:41234 or unix:."""
+    peer = unquote(peer)
+    host, separator, port = peer.rpartition(":")
+    return host if separator and port.isdecimal() else peer

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from alignserve.v1 import align_service_pb2 as pb
-from numpy.typing import NDArray
 
 from alignserve_server.api import (
     Comparisons,
@@ -19,13 +18,9 @@ from alignserve_server.api import (
     ScoredLabel,
     ServiceInfo,
     Timings,
-    TokenizedText,
-    pack_signs,
-    quantize_int8,
 )
-from alignserve_server.errors import InvalidArgument
 
-_FORMAT = "embedding_options.format"
+_ITEMS = ("images", "texts", "pairs", "queries")  # the fields with items; a request has one of them
 
 
 def image_inputs(images: Iterable[pb.Image]) -> list[ImageInput]:
@@ -48,39 +43,22 @@ def query_terms(queries: Iterable[pb.ComposedQuery]) -> list[list[QueryTerm]]:
 
 def item_count(request: Any) -> int:
     """Returns the number of images, texts, pairs or queries in any request; labels and terms do not count."""
-    return max([len(getattr(request, field, ())) for field in ("images", "texts", "pairs", "queries")])
+    kind: Any = type(request)
+    field = _field_of_items(kind)
+    return 0 if field is None else len(getattr(request, field))
 
 
-def embedding_encoder(options: pb.EmbeddingOptions) -> Callable[[NDArray[np.float32]], list[pb.Embedding]]:
-    """Returns the function that turns embeddings, (items, embedding_dimension), into messages of the format.
-
-    That one raises `InvalidArgument` if the format cannot hold an embedding.
-
-    Raises:
-        InvalidArgument: The format is unknown to this server.
-    """
-    encode = _ENCODERS.get(options.format)
-    if encode is None:
-        raise InvalidArgument.at(_FORMAT, f"format {options.format} is unknown; use one of EmbeddingFormat")
-    return encode
+@lru_cache(maxsize=64)  # the requests of all methods
+def _field_of_items(kind: Any) -> str | None:
+    # not by asking each message: for a field that it does not have, that takes microseconds
+    fields = kind.DESCRIPTOR.fields_by_name if hasattr(kind, "DESCRIPTOR") else ()
+    return next((name for name in _ITEMS if name in fields), None)
 
 
 def comparisons(compared: Comparisons) -> list[pb.Comparison]:
     """Returns the comparison of each pair."""
     pairs = zip(compared.similarities.tolist(), compared.logits.tolist(), strict=True)
     return [pb.Comparison(similarity=similarity, logit=logit) for similarity, logit in pairs]
-
-
-def tokenizations(tokenized: Iterable[TokenizedText]) -> list[pb.Tokenization]:
-    """Returns how texts were tokenized."""
-    return [
-        pb.Tokenization(
-            token_count=len(text.input_ids),
-            truncated=text.truncated,
-            unknown_token_count=text.unknown_token_count,
-        )
-        for text in tokenized
-    ]
 
 
 def add_classification_result(
@@ -127,45 +105,3 @@ def _query_term(term: pb.QueryTerm) -> QueryTerm:
         case "text":
             return QueryTerm(term.text, weight)
     return QueryTerm(None, weight)
-
-
-def _float_list(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
-    # tolist first: protobuf boxes each element of an array
-    return [pb.Embedding(values=values) for values in embeddings.tolist()]
-
-
-def _packed_float32(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
-    return [pb.Embedding(packed_float32=row.tobytes()) for row in embeddings.astype("<f4", copy=False)]
-
-
-def _packed_float16(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
-    with np.errstate(over="ignore", under="ignore"):
-        halves = embeddings.astype("<f2")
-    if not (np.isfinite(halves).all() and halves.any(axis=1).all()):  # the sum of a query with such weights
-        raise InvalidArgument.at(
-            _FORMAT,
-            "an embedding is too large or too small for float16; send another format or other weights",
-        )
-    return [pb.Embedding(packed_float16=row.tobytes()) for row in halves]
-
-
-def _packed_int8(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
-    integers, scales = quantize_int8(embeddings)
-    return [
-        pb.Embedding(packed_int8=row.tobytes(), int8_scale=scale)
-        for row, scale in zip(integers, scales.tolist(), strict=True)
-    ]
-
-
-def _packed_binary(embeddings: NDArray[np.float32]) -> list[pb.Embedding]:
-    return [pb.Embedding(packed_binary=row.tobytes()) for row in pack_signs(embeddings)]
-
-
-_ENCODERS: dict[int, Callable[[NDArray[np.float32]], list[pb.Embedding]]] = {
-    pb.EMBEDDING_FORMAT_UNSPECIFIED: _float_list,
-    pb.EMBEDDING_FORMAT_FLOAT_LIST: _float_list,
-    pb.EMBEDDING_FORMAT_PACKED_FLOAT32: _packed_float32,
-    pb.EMBEDDING_FORMAT_PACKED_FLOAT16: _packed_float16,
-    pb.EMBEDDING_FORMAT_PACKED_INT8: _packed_int8,
-    pb.EMBEDDING_FORMAT_PACKED_BINARY: _packed_binary,
-}

@@ -23,7 +23,7 @@ from grpc._cython.cygrpc import (  # not exported anywhere else
 from alignserve_server.api import Accounting, MethodMetrics
 from alignserve_server.errors import ServingError, ShuttingDown, as_value
 from alignserve_server.host.waiting import first_of
-from alignserve_server.rpc.callers import GrpcCall, enter_call
+from alignserve_server.rpc.callers import GrpcCall, KnownTransport, enter_call
 from alignserve_server.rpc.convert import item_count
 from alignserve_server.rpc.method_metrics import rpc_type
 from alignserve_server.rpc.methods import METHODS, Methods, rules_of, split_path
@@ -87,10 +87,10 @@ class ServingInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:  # not cached: clients choose the names of unknown methods
                 return handler
-            self._wrapped[method] = self._wrap(method, handler)
+            self._wrapped[method] = self.wrap(method, handler)
         return self._wrapped[method]
 
-    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Returns a handler that reads the request itself, so that nothing of a refused call is read.
 
         The handler returns bytes: otherwise the message too would stay in memory until the client reads.
@@ -143,8 +143,10 @@ class _MethodHandler:
         answer = await self._answer(context)
         if isinstance(answer, bytes):
             return answer
-        # gRPC keeps the exception that this raises, and its frames. This frame does not refer to the request.
-        await context.abort_with_status(answer)
+        # The call keeps the exception that this raises, and its frames, so this frame must not refer to it.
+        aborting = context.abort_with_status(answer)
+        del context
+        await aborting
         raise AssertionError  # abort raises
 
     async def answer_in_stream(
@@ -166,9 +168,10 @@ class _MethodHandler:
     async def _answer(self, context: Context) -> Any:
         """Returns the response as bytes, or the status if the call fails."""
         try:
-            with self._accounting.call(self._method, _AioCall(context)) as call:
-                enter_call(call)
-                request = await self._request(context)
+            transport = KnownTransport(context)
+            with self._accounting.call(self._method, _AioCall(context, transport)) as call:
+                enter_call(call, transport)
+                request = await self._request(context, transport)
                 call.items = item_count(request)
                 return self.serialize(await self._handler(request, context))
         except ServingError as error:
@@ -179,12 +182,13 @@ class _MethodHandler:
     ) -> Any:
         """Writes the responses; returns the status if the stream fails, or None."""
         try:
+            transport = KnownTransport(context)
             with (
-                self._accounting.call(self._method, _AioCall(context)) as call,
-                open_stream(open_streams, context.peer()),
+                self._accounting.call(self._method, _AioCall(context, transport)) as call,
+                open_stream(open_streams, transport.peer()),
             ):
-                enter_call(call)
-                writing = self._write_all(await self._request(context), context)
+                enter_call(call, transport)
+                writing = self._write_all(await self._request(context, transport), context)
                 await (writing if closing is None else _until(closing, writing))
         except ServingError as error:
             return self._status(error)
@@ -199,11 +203,11 @@ class _MethodHandler:
         in_progress.begin()
         context.add_done_callback(lambda _: in_progress.end())  # type: ignore[arg-type]  # as gRPC calls it
 
-    async def _request(self, context: Context) -> Any:
+    async def _request(self, context: Context, transport: KnownTransport) -> Any:
         """Returns the handler's argument: the request, or an iterator over the requests of a stream."""
         if self._reads_stream:
             return Messages(context, self._parse)
-        return self._parse(await self._reader.read(context))
+        return self._parse(await self._reader.read(context, transport.peer()))
 
     def _parse(self, message: bytes) -> Any:
         return self._parser.parse(message)
@@ -226,8 +230,8 @@ async def _until(closing: asyncio.Event, writing: Awaitable[None]) -> None:
 class _AioCall(GrpcCall):
     """A call served by grpc.aio."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
+    def __init__(self, context: Context, transport: KnownTransport) -> None:
+        super().__init__(transport)
         self._context = context
 
     def seconds_left(self) -> float | None:

@@ -10,10 +10,10 @@ from typing import Any
 from alignserve.v1 import align_service_pb2 as pb
 from google.protobuf.message import Message
 
-from alignserve_server.api import CallContext, CallScope, LabelQuery, ResponseBound, Service
+from alignserve_server.api import CallContext, CallScope, LabelQuery, ResponseBound, Service, Timings
 from alignserve_server.errors import RequestEmpty
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.rpc import convert, response_size
+from alignserve_server.rpc import convert, response_bytes, response_size
 from alignserve_server.rpc.callers import Transport
 from alignserve_server.rpc.methods import API_METHODS
 from alignserve_server.rpc.open_streams import OpenStreams
@@ -29,7 +29,11 @@ _METHODS_OF_ITEMS = {  # by the field of `StreamInferRequest`, which `StreamInfe
     "embed_query": "EmbedQuery",
 }
 
-_Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[Message]]  # from request to response
+_FIELDS_OF_ANSWERS = {
+    kind: pb.StreamInferResponse.DESCRIPTOR.fields_by_name[kind].number for kind in _METHODS_OF_ITEMS
+}
+
+_Unary = Callable[[Any, CallContext, ResponseRoom], Awaitable[bytes]]  # from request to serialized response
 
 
 class MessageApi:
@@ -58,8 +62,8 @@ class MessageApi:
 
     async def answer(
         self, method: str, request: Any, call: CallScope, make_room: Callable[[], ResponseRoom]
-    ) -> Message:
-        """Answers a unary call.
+    ) -> bytes:
+        """Returns the serialized response to a unary call.
 
         Args:
             method: The method's name in the proto.
@@ -71,7 +75,7 @@ class MessageApi:
             ServingError: The call was refused, expired or failed.
         """
         if method == "GetModelInfo":
-            return convert.model_info(self._service.model_info())
+            return _serialized(convert.model_info(self._service.model_info()))
         return await self._unary[method](request, call.context(), make_room())
 
     async def stream(
@@ -109,7 +113,7 @@ class MessageApi:
 
     async def _infer(
         self, stream: CallScope, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
-    ) -> pb.StreamInferResponse:
+    ) -> bytes:
         self._service.check_model()
         kind = request.WhichOneof("request")
         method = "StreamInfer" if kind is None else _METHODS_OF_ITEMS[kind]
@@ -117,19 +121,14 @@ class MessageApi:
         await stream.admit_item(API_METHODS[method].scopes or frozenset())
         if kind is None:
             raise RequestEmpty.at("request", f"request is not set; set one of {', '.join(_METHODS_OF_ITEMS)}")
-        response = pb.StreamInferResponse()
-        if kind == "classify":
-            await self._classify_into(response.classify, request.classify, call, room)
-        else:
-            answer = await self._unary[method](getattr(request, kind), call, room)
-            getattr(response, kind).CopyFrom(answer)
-        return response
+        answer = await self._unary[method](getattr(request, kind), call, room)
+        return response_bytes.field(_FIELDS_OF_ANSWERS[kind], answer)
 
     async def _embed_image(
         self, request: pb.EmbedImageRequest, call: CallContext, room: ResponseRoom
-    ) -> pb.EmbedImageResponse:
+    ) -> bytes:
         start = time.perf_counter()
-        encode = convert.embedding_encoder(request.embedding_options)
+        encode = response_bytes.embedding_encoder(request.embedding_options)
         result = await self._service.embed_images(
             convert.image_inputs(request.images),
             call,
@@ -139,16 +138,11 @@ class MessageApi:
                 partial(room.take_for_embeddings, "images"),
             ),
         )
-        return pb.EmbedImageResponse(
-            embeddings=encode(result.embeddings),
-            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
-        )
+        return encode(result.embeddings) + _stats(pb.EmbedImageResponse, request, result.timings, start)
 
-    async def _embed_text(
-        self, request: pb.EmbedTextRequest, call: CallContext, room: ResponseRoom
-    ) -> pb.EmbedTextResponse:
+    async def _embed_text(self, request: pb.EmbedTextRequest, call: CallContext, room: ResponseRoom) -> bytes:
         start = time.perf_counter()
-        encode = convert.embedding_encoder(request.embedding_options)
+        encode = response_bytes.embedding_encoder(request.embedding_options)
         result = await self._service.embed_texts(
             list(request.texts),
             call,
@@ -159,28 +153,17 @@ class MessageApi:
                 partial(room.take_for_embeddings, "texts"),
             ),
         )
-        return pb.EmbedTextResponse(
-            embeddings=encode(result.embeddings),
-            tokenizations=convert.tokenizations(result.texts),
-            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
+        return b"".join(
+            (
+                encode(result.embeddings),
+                response_bytes.tokenizations(result.texts),
+                _stats(pb.EmbedTextResponse, request, result.timings, start),
+            )
         )
 
-    async def _classify(
-        self, request: pb.ClassifyRequest, call: CallContext, room: ResponseRoom
-    ) -> pb.ClassifyResponse:
-        response = pb.ClassifyResponse()
-        await self._classify_into(response, request, call, room)
-        return response
-
-    async def _classify_into(
-        self,
-        response: pb.ClassifyResponse,
-        request: pb.ClassifyRequest,
-        call: CallContext,
-        room: ResponseRoom,
-    ) -> None:
-        """Fills in a response, which may be part of another message: a large one takes long to copy."""
+    async def _classify(self, request: pb.ClassifyRequest, call: CallContext, room: ResponseRoom) -> bytes:
         start = time.perf_counter()
+        response = pb.ClassifyResponse()
         found = await self._service.classify(
             convert.image_inputs(request.images),
             LabelQuery(request.labels, request.prompt_templates, request.top_k),
@@ -194,10 +177,9 @@ class MessageApi:
         if request.include_stats:
             stats = convert.inference_stats(found.timings, start, found.cached_label_count)
             response.stats.CopyFrom(stats)
+        return _serialized(response)
 
-    async def _compare(
-        self, request: pb.CompareRequest, call: CallContext, room: ResponseRoom
-    ) -> pb.CompareResponse:
+    async def _compare(self, request: pb.CompareRequest, call: CallContext, room: ResponseRoom) -> bytes:
         start = time.perf_counter()
         result = await self._service.compare(
             convert.image_inputs(pair.image for pair in request.pairs),
@@ -209,17 +191,19 @@ class MessageApi:
                 partial(room.take_for_embeddings, "pairs"),
             ),
         )
-        return pb.CompareResponse(
-            comparisons=convert.comparisons(result.comparisons),
-            tokenizations=convert.tokenizations(result.texts),
-            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
+        return b"".join(
+            (
+                _serialized(pb.CompareResponse(comparisons=convert.comparisons(result.comparisons))),
+                response_bytes.tokenizations(result.texts),
+                _stats(pb.CompareResponse, request, result.timings, start),
+            )
         )
 
     async def _embed_query(
         self, request: pb.EmbedQueryRequest, call: CallContext, room: ResponseRoom
-    ) -> pb.EmbedQueryResponse:
+    ) -> bytes:
         start = time.perf_counter()
-        encode = convert.embedding_encoder(request.embedding_options)
+        encode = response_bytes.embedding_encoder(request.embedding_options)
         result = await self._service.embed_queries(
             convert.query_terms(request.queries),
             call,
@@ -230,7 +214,17 @@ class MessageApi:
                 partial(room.take_for_embeddings, "queries"),
             ),
         )
-        return pb.EmbedQueryResponse(
-            embeddings=encode(result.embeddings),
-            stats=convert.inference_stats(result.timings, start) if request.include_stats else None,
-        )
+        return encode(result.embeddings) + _stats(pb.EmbedQueryResponse, request, result.timings, start)
+
+
+def _serialized(message: Message) -> bytes:
+    serialized: bytes = message.SerializeToString()
+    return serialized
+
+
+def _stats(response: Any, request: Any, timings: Timings, start: float) -> bytes:
+    """Returns the field `stats` of a kind of response, if the request asks for it."""
+    if not request.include_stats:
+        return b""
+    stats = convert.inference_stats(timings, start)
+    return response_bytes.field(response.STATS_FIELD_NUMBER, stats.SerializeToString())

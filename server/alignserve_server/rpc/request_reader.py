@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from alignserve_server.errors import RequestMalformed, RequestTimeout, ServingError
-from alignserve_server.rpc.interruptible import Interruptible
+from alignserve_server.rpc.interruptible import InterruptibleBlocks
 from alignserve_server.rpc.shares import ConnectionShares
 
 _SETTLING_SECONDS = 0.01  # until gRPC cancels it here, a call that its client cancelled looks the same
@@ -28,10 +28,9 @@ class RequestReader:
 
     def __init__(self, uploads: ConnectionShares, timeout_seconds: float) -> None:
         self._uploads = uploads
-        self._timeout_seconds = timeout_seconds
-        self._reading: dict[Interruptible, None] = {}
+        self._reading = InterruptibleBlocks(timeout_seconds)
 
-    async def read(self, context: Context) -> bytes:
+    async def read(self, context: Context, connection: str) -> bytes:
         """Returns the one message of a call.
 
         Raises:
@@ -39,8 +38,8 @@ class RequestReader:
             RequestTimeout: It has not arrived in time.
             ServingError: `interrupt` was called meanwhile.
         """
-        with Interruptible(self._reading, self._timeout_seconds):
-            share = await self._uploads.wait(context.peer())
+        with self._reading.block():
+            share = self._uploads.take_in_turn(connection) or await self._uploads.wait(connection)
             try:
                 return await _only_message(context)
             finally:
@@ -48,8 +47,7 @@ class RequestReader:
 
     def interrupt(self, error: Callable[[], ServingError]) -> None:
         """Ends the calls that are being read now with an error each."""
-        for reading in list(self._reading):
-            reading.interrupt(error())
+        self._reading.interrupt(error)
 
 
 class SmallRequestReader:
@@ -61,11 +59,10 @@ class SmallRequestReader:
 
     def __init__(self, max_uploads: int, timeout_seconds: float) -> None:
         self._max_uploads = max_uploads
-        self._timeout_seconds = timeout_seconds
-        self._reading: dict[Interruptible, None] = {}  # oldest first
+        self._reading = InterruptibleBlocks(timeout_seconds)
         self._check: asyncio.TimerHandle | None = None
 
-    async def read(self, context: Context) -> bytes:
+    async def read(self, context: Context, _connection: str) -> bytes:
         """Returns the one message of a call.
 
         Raises:
@@ -73,21 +70,20 @@ class SmallRequestReader:
             RequestTimeout: It has not arrived in time, or too many others are waiting.
             ServingError: `interrupt` was called meanwhile.
         """
-        with Interruptible(self._reading, self._timeout_seconds):
+        with self._reading.block():
             if len(self._reading) > self._max_uploads and self._check is None:
                 self._check = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._end_oldest)
             return await _only_message(context)
 
     def interrupt(self, error: Callable[[], ServingError]) -> None:
         """Ends the calls that are being read now with an error each."""
-        for reading in list(self._reading):
-            reading.interrupt(error())
+        self._reading.interrupt(error)
 
     def _end_oldest(self) -> None:
         """Ends calls above the limit, but none that has just begun: its request may have arrived, unread."""
         loop = asyncio.get_running_loop()
         latest_begin = loop.time() - _GRACE_SECONDS
-        for reading in list(self._reading)[: max(0, len(self._reading) - self._max_uploads)]:
+        for reading in self._reading.oldest(len(self._reading) - self._max_uploads):
             if reading.begin_time <= latest_begin:
                 reading.interrupt(
                     RequestTimeout(

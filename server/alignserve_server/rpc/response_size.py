@@ -10,6 +10,8 @@ thousand.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from alignserve.v1 import align_service_pb2 as pb
 from numpy.typing import NDArray
@@ -30,25 +32,28 @@ _Sizes = NDArray[np.int64]
 
 def embed_image_response_bytes(request: pb.EmbedImageRequest, info: ModelInfo) -> int:
     """Returns the maximum size of the serialized `EmbedImageResponse`."""
-    embeddings = len(request.images) * _embedding_bytes(request.embedding_options, info)
+    embedding = _embedding_bytes(request.embedding_options.format, info.embedding_dimension)
+    embeddings = len(request.images) * embedding
     return embeddings + _stats_bytes(request.include_stats)
 
 
 def embed_text_response_bytes(request: pb.EmbedTextRequest, info: ModelInfo) -> int:
     """Returns the maximum size of the serialized `EmbedTextResponse`."""
-    text = _embedding_bytes(request.embedding_options, info) + _tokenization_bytes(info)
+    embedding = _embedding_bytes(request.embedding_options.format, info.embedding_dimension)
+    text = embedding + _tokenization_bytes(info.max_text_tokens)
     return len(request.texts) * text + _stats_bytes(request.include_stats)
 
 
 def compare_response_bytes(request: pb.CompareRequest, info: ModelInfo) -> int:
     """Returns the maximum size of the serialized `CompareResponse`."""
-    pair = _field_bytes(_COMPARISON) + _tokenization_bytes(info)
+    pair = _field_bytes(_COMPARISON) + _tokenization_bytes(info.max_text_tokens)
     return len(request.pairs) * pair + _stats_bytes(request.include_stats)
 
 
 def embed_query_response_bytes(request: pb.EmbedQueryRequest, info: ModelInfo) -> int:
     """Returns the maximum size of the serialized `EmbedQueryResponse`."""
-    embeddings = len(request.queries) * _embedding_bytes(request.embedding_options, info)
+    embedding = _embedding_bytes(request.embedding_options.format, info.embedding_dimension)
+    embeddings = len(request.queries) * embedding
     return embeddings + _stats_bytes(request.include_stats)
 
 
@@ -72,9 +77,9 @@ def stream_response_bytes(correlation_id: str, response_bytes: int) -> int:
     return _field_bytes(len(correlation_id.encode())) + _field_bytes(response_bytes)
 
 
-def _embedding_bytes(options: pb.EmbeddingOptions, info: ModelInfo) -> int:
-    dimension = info.embedding_dimension
-    match options.format:
+@lru_cache(maxsize=64)
+def _embedding_bytes(format_: int, dimension: int) -> int:
+    match format_:
         case pb.EMBEDDING_FORMAT_PACKED_FLOAT16:
             return _field_bytes(_field_bytes(2 * dimension))
         case pb.EMBEDDING_FORMAT_PACKED_INT8:
@@ -84,8 +89,9 @@ def _embedding_bytes(options: pb.EmbeddingOptions, info: ModelInfo) -> int:
     return _field_bytes(_field_bytes(_FLOAT * dimension))
 
 
-def _tokenization_bytes(info: ModelInfo) -> int:
-    count = _TAG + _varint_bytes(info.max_text_tokens)
+@lru_cache(maxsize=1)
+def _tokenization_bytes(max_text_tokens: int) -> int:
+    count = _TAG + _varint_bytes(max_text_tokens)
     return _field_bytes(count + (_TAG + 1) + count)  # tokens, truncated, unknown tokens
 
 

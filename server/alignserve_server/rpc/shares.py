@@ -8,7 +8,6 @@ not a caller: a caller may have many connections, and a proxy's connection carri
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ class ConnectionShares:
         self.limit = limit
         self._publish = publish
         self._total = 0
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self._waiting: dict[str, dict[_Waiter, None]] = {}  # by connection; both in the order of service
 
     @property
@@ -45,20 +44,25 @@ class ConnectionShares:
 
     def held_by(self, connection: str) -> int:
         """Returns the amount that a connection holds."""
-        return self._held[connection]
+        return self._held.get(connection, 0)
 
     def fits(self, connection: str, amount: int = 1) -> bool:
         """Returns whether `take` would succeed now."""
-        return self._total == 0 or self._held[connection] + amount <= self.limit - self._total
+        return self._total == 0 or self._held.get(connection, 0) + amount <= self.limit - self._total
 
     def take(self, connection: str, amount: int = 1) -> Share | None:
         """Takes an amount for a connection; returns None if it does not fit."""
         return Share(self, connection, amount) if self.fits(connection, amount) else None
 
+    def take_in_turn(self, connection: str, amount: int = 1) -> Share | None:
+        """Takes an amount if `wait` would not have to wait; otherwise returns None."""
+        return None if connection in self._waiting else self.take(connection, amount)
+
     async def wait(self, connection: str, amount: int = 1) -> Share:
         """Takes an amount as soon as it fits. Waiters of the same connection are served in order."""
-        if connection not in self._waiting and self.fits(connection, amount):
-            return Share(self, connection, amount)
+        share = self.take_in_turn(connection, amount)
+        if share is not None:
+            return share
         waiter = _Waiter(amount, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(connection, {})[waiter] = None
         try:
@@ -73,7 +77,7 @@ class ConnectionShares:
 
     def _enter(self, connection: str, amount: int) -> None:
         self._total += amount
-        self._held[connection] += amount
+        self._held[connection] = self._held.get(connection, 0) + amount
         self._publish(self._total)
 
     def _leave(self, connection: str, amount: int) -> None:
@@ -82,7 +86,8 @@ class ConnectionShares:
         if not self._held[connection]:
             del self._held[connection]
         self._publish(self._total)
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def _wake(self) -> None:
         is_served = True

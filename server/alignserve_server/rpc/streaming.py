@@ -11,13 +11,16 @@ from alignserve_server.errors import CorrelationIdInvalid, InvalidArgument, Serv
 from alignserve_server.observability.metrics import Metrics
 from alignserve_server.rpc.convert import item_count
 from alignserve_server.rpc.item_stream import ItemStream
+from alignserve_server.rpc.response_bytes import field
 from alignserve_server.rpc.response_room import ResponseRoom
 from alignserve_server.rpc.status import to_status_proto
 
-Infer = Callable[[pb.StreamInferRequest, CallContext, ResponseRoom], Awaitable[pb.StreamInferResponse]]
+# Returns the serialized response, without the correlation id.
+Infer = Callable[[pb.StreamInferRequest, CallContext, ResponseRoom], Awaitable[bytes]]
 
 _MAX_CORRELATION_ID_BYTES = 128
 _MAX_ECHOED_CHARACTERS = 1024  # of an id that is too long; a client might not accept megabytes in return
+_ID = pb.StreamInferResponse.CORRELATION_ID_FIELD_NUMBER
 _ORDERS = (
     pb.DELIVERY_ORDER_UNSPECIFIED,
     pb.DELIVERY_ORDER_AS_COMPLETED,
@@ -81,14 +84,13 @@ class InferStream(ItemStream[pb.StreamInferRequest]):
             kind = request.WhichOneof("request")
             items = 0 if kind is None else item_count(getattr(request, kind))
             self._metrics.count_refusal(error, self._call.flow.caller, items)
-            response = pb.StreamInferResponse(error=to_status_proto(error))
+            response = _failed(error)
         except Exception as error:  # noqa: BLE001 — one item's bug must not end the stream
-            response = pb.StreamInferResponse(error=to_status_proto(internal_error("StreamInfer", error)))
+            response = _failed(internal_error("StreamInfer", error))
         finally:
             if is_ours:
                 self._ids_in_flight.discard(correlation_id)
-        response.correlation_id = correlation_id[:_MAX_ECHOED_CHARACTERS]
-        return response.SerializeToString()
+        return field(_ID, correlation_id[:_MAX_ECHOED_CHARACTERS].encode()) + response
 
     def _check_id(self, correlation_id: str) -> None:
         size = len(correlation_id.encode())
@@ -100,3 +102,8 @@ class InferStream(ItemStream[pb.StreamInferRequest]):
             raise CorrelationIdInvalid.at(
                 "correlation_id", f"{correlation_id!r} is already in flight on this stream; use unique ids"
             )
+
+
+def _failed(error: ServingError) -> bytes:
+    serialized: bytes = pb.StreamInferResponse(error=to_status_proto(error)).SerializeToString()
+    return serialized

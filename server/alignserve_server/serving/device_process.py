@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from alignserve_server.api.readiness import Readiness, State
 from alignserve_server.fronts.device import DeviceServer
 from alignserve_server.host.daemon_thread import in_daemon_thread
+from alignserve_server.host.garbage import settle_garbage_collector
 from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.batch_report import BatchReport
 from alignserve_server.observability.logs import dropped_lines, get_logger
@@ -29,7 +30,6 @@ from alignserve_server.serving.process import (
     RESTART_ADVICE,
     Announce,
     TellState,
-    freeze_heap,
 )
 from alignserve_server.serving.running_model import RunningModel
 from alignserve_server.serving.signals import received_signals, signal_during
@@ -96,7 +96,7 @@ class Device:
         )
         model.publish(self.metrics, server_version)
         self._observer.fronts = self._fronts = DeviceServer(model.backend, encoder.input_spec())
-        freeze_heap()
+        settle_garbage_collector()
         self._readiness.enter(State.READY)
         await self._fronts.start(self._path)
         self._announce("ready", **model.facts(), load_seconds=round(time.perf_counter() - start, 3))

@@ -5,7 +5,6 @@ Imports nothing heavy, so that a missing package is reported by name.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -42,12 +41,6 @@ def end_process(code: int) -> NoReturn:
         sys.stdout.flush()
     # Python's normal exit waits for threads that nothing can interrupt, such as one that decodes.
     os._exit(code)
-
-
-def freeze_heap() -> None:
-    """Excludes loaded objects from garbage collection: scanning them stalls the event loop for tens of ms."""
-    gc.collect()
-    gc.freeze()
 
 
 def ignore_inherited_metrics() -> None:

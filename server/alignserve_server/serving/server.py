@@ -25,6 +25,7 @@ from alignserve_server.api.readiness import Readiness, State, model_stalled
 from alignserve_server.api.service import Service
 from alignserve_server.batching.engine import Engine
 from alignserve_server.host.daemon_thread import in_daemon_thread
+from alignserve_server.host.garbage import settle_garbage_collector
 from alignserve_server.host.open_files import max_open_files
 from alignserve_server.host.waiting import first_of
 from alignserve_server.kserve.messages import POOL as OPEN_INFERENCE_POOL
@@ -58,7 +59,6 @@ from alignserve_server.serving.process import (
     RESTART_ADVICE,
     Announce,
     TellState,
-    freeze_heap,
 )
 from alignserve_server.serving.signals import received_signals, signal_during
 from alignserve_server.settings import Settings, is_loopback
@@ -139,7 +139,7 @@ class CallServer(ABC):
         methods = {**METHODS, **OPEN_INFERENCE_METHODS} if settings.open_inference else METHODS
         self.interceptor = ServingInterceptor(self.accounting, _connection_limits(settings), methods)
         self._http = self._http_door()
-        self._grpc = aio_server([self.interceptor], _port_options(settings).channel_options())
+        self._grpc = aio_server(self.interceptor, _port_options(settings).channel_options())
         self._model: ServedModel | None = None
         self._metrics_server: WSGIServer | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -200,7 +200,7 @@ class CallServer(ABC):
         start = time.perf_counter()
         self._model = model = await self._open_model()
         self.service.engine = model.engine
-        freeze_heap()
+        settle_garbage_collector()
         self._readiness.enter(State.READY)
         self._watching = asyncio.create_task(model.watch())
         self._watching.add_done_callback(self._note_end_of_watch)

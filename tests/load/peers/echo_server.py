@@ -13,6 +13,13 @@ import grpc
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.server.max_pending_requests", 100_000),  # otherwise it drops calls of two thousand callers
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+]
+
 
 class EchoServicer(pb_grpc.AlignServiceServicer):
     """Parses each request and returns one embedding per item."""
@@ -44,9 +51,7 @@ class EchoServicer(pb_grpc.AlignServiceServicer):
 
 async def main(dimension: str, port: str) -> None:
     """Serves until it is killed."""
-    server = grpc.aio.server(
-        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
-    )
+    server = grpc.aio.server(options=_OPTIONS)
     servicer = EchoServicer(int(dimension))  # type: ignore[abstract]  # other methods are UNIMPLEMENTED
     pb_grpc.add_AlignServiceServicer_to_server(servicer, server)
     server.add_insecure_port(f"127.0.0.1:{port}")

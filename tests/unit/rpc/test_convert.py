@@ -12,22 +12,9 @@ from alignserve_server.api import (
     QueryTerm,
     RequestLimits,
     ServiceInfo,
-    TokenizedText,
 )
 from alignserve_server.rpc import convert
 from google.protobuf.message import Message
-
-
-def test_unknown_tokens_are_counted_per_text() -> None:
-    """Each text's tokenization contains its own count."""
-    texts = [TokenizedText((2, 1, 1, 3), unknown_token_count=2), TokenizedText((2, 9, 3), truncated=True)]
-
-    told = convert.tokenizations(texts)
-
-    assert [(one.token_count, one.truncated, one.unknown_token_count) for one in told] == [
-        (4, False, 2),
-        (3, True, 0),
-    ]
 
 
 def test_each_field_of_the_model_info_has_a_value_of_the_same_name() -> None:

@@ -13,7 +13,7 @@ from alignserve_server.api import Comparisons
 from alignserve_server.model.encoder import TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.model.zero_shot import score_images
-from alignserve_server.rpc import convert, response_size
+from alignserve_server.rpc import convert, response_bytes, response_size
 from google.protobuf.duration_pb2 import Duration
 
 INFO = FakeEncoder().info
@@ -51,7 +51,12 @@ def classified(request: pb.ClassifyRequest, rng: random.Random) -> pb.ClassifyRe
 
 
 def embeddings(count: int, dimension: int, options: pb.EmbeddingOptions) -> list[pb.Embedding]:
-    return convert.embedding_encoder(options)(np.ones((count, dimension), np.float32))
+    written = response_bytes.embedding_encoder(options)(np.ones((count, dimension), np.float32))
+    return list(pb.EmbedImageResponse.FromString(written).embeddings)
+
+
+def tokenizations(texts: list[TokenizedText]) -> list[pb.Tokenization]:
+    return list(pb.EmbedTextResponse.FromString(response_bytes.tokenizations(texts)).tokenizations)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -149,7 +154,7 @@ def test_no_embedding_of_texts_is_larger_than_its_bound(
 
     most, least = (
         pb.EmbedTextResponse(
-            embeddings=of_texts, tokenizations=convert.tokenizations(texts), stats=largest_stats()
+            embeddings=of_texts, tokenizations=tokenizations(texts), stats=largest_stats()
         ).ByteSize()
         for texts in (longest, shortest)
     )
@@ -179,7 +184,7 @@ def test_no_comparison_is_larger_than_its_bound(count: int, include_stats: bool)
     longest = [TokenizedText((7,) * 64, truncated=True, unknown_token_count=62)] * count
     response = pb.CompareResponse(
         comparisons=convert.comparisons(numbers),
-        tokenizations=convert.tokenizations(longest),
+        tokenizations=tokenizations(longest),
         stats=largest_stats() if include_stats else None,
     )
 

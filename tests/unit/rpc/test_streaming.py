@@ -35,9 +35,7 @@ class Service:
         self.held: weakref.WeakSet[Held] = weakref.WeakSet()
         self.is_admitting = True
 
-    async def infer(
-        self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
-    ) -> pb.StreamInferResponse:
+    async def infer(self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom) -> bytes:
         held = Held()
         self.held.add(held)
         self.calls.append(call)
@@ -46,7 +44,7 @@ class Service:
         if self.is_admitting:
             self.admit(-1)
         await answer
-        return pb.StreamInferResponse(correlation_id=request.correlation_id)
+        return b""
 
     def admit(self, position: int) -> None:
         on_admitted = self.calls[position].on_admitted
@@ -231,9 +229,7 @@ async def test_a_stream_that_has_read_everything_ends_without_an_error(stream, s
 class ServiceWithRoom(Service):
     """Takes room for each response."""
 
-    async def infer(
-        self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom
-    ) -> pb.StreamInferResponse:
+    async def infer(self, request: pb.StreamInferRequest, call: CallContext, room: ResponseRoom) -> bytes:
         await room.take_for_embeddings("texts", 1000)
         return await super().infer(request, call, room)
 

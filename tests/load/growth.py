@@ -1,0 +1,187 @@
+"""Measures how the server's own CPU time per item grows with callers, connections, streams and request sizes.
+
+python -m tests.load.growth [--before FOLDER] [--rows NAME;…] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from alignserve import Client
+from alignserve._bench.load import ClosedLoop
+from alignserve._bench.recorder import Measurement
+from alignserve._bench.routes import Route, opened_routes
+from alignserve._bench.runner import RunLength, drive
+
+from tests.load.contenders import python_server
+from tests.load.inputs import grpc_calls
+from tests.load.measuring import LOOP, Plan, cpu_seconds, progress
+from tests.load.report import Bar, Section, number, ratio, table
+from tests.processes import ROOT, free_port, server_of, server_process
+
+_DIMENSION = 640  # of the echo server's embeddings
+_TIMEOUT_SECONDS = 120.0
+_FLAGS = ("--checkpoint", "fake", "--max-queue-size", "8192")  # room for the most callers at once
+_MAX_RATIO, _MAX_GROWTH = 1.7, 1.1
+_ECHO, _OURS = "echo", "alignserve"
+
+_Costs: TypeAlias = dict[str, float]  # by server
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The calls of one row."""
+
+    requests: int  # in a turn
+    callers: int
+    modality: str = "text"
+    items: int = 1  # in a request
+    connections: int = 1
+    streams: int = 0
+
+
+_REFERENCE, _MOST_CALLERS, _MOST_CONNECTIONS = "64 callers", "2,048 callers", "512 callers, 512 connections"
+_ROWS = {
+    "1 caller": _Calls(400, 1),
+    _REFERENCE: _Calls(1600, 64),
+    "512 callers": _Calls(2048, 512),
+    _MOST_CALLERS: _Calls(4096, 2048),
+    _MOST_CONNECTIONS: _Calls(2048, 512, connections=512),
+    "4 streams, 64 in flight": _Calls(1600, 64, streams=4),
+    "4 streams, 1,024 in flight": _Calls(4096, 1024, streams=4),
+    "64 callers, 8 texts a request": _Calls(800, 64, items=8),
+    "64 callers, 64 texts a request": _Calls(192, 64, items=64),
+    "64 callers, images": _Calls(400, 64, "image"),
+    "4 streams, images": _Calls(400, 64, "image", streams=4),
+}
+
+_NOTE = f"""\
+CPU time of the server's process per item, in microseconds: an echo server on bare grpc.aio, and
+alignserve with `--checkpoint fake`. They take turns of some hundred calls, and the clients' process does
+not count, so the figures hold on a busy machine too. Connections and streams are opened beforehand.
+Bounds: {_MAX_RATIO} times the echo with 64 callers, and {_MAX_GROWTH} times that cost with the most
+callers and connections."""
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A running server."""
+
+    address: str
+    pid: int
+
+
+def run(plan: Plan) -> Section:
+    """Measures both servers."""
+    with _echo() as echo, _ours(ROOT) as ours:
+        costs = _costs({_ECHO: echo, _OURS: ours}, list(_ROWS), 3 * plan.rounds)
+    reference = costs[_REFERENCE][_OURS]
+    growth = {name: ratio(costs[name][_OURS], reference) for name in (_MOST_CALLERS, _MOST_CONNECTIONS)}
+    return Section(
+        "Growth of the server's cost",
+        [_NOTE, _table(costs)],
+        [
+            Bar(f"CPU µs ÷ echo, {_REFERENCE}", ratio(reference, costs[_REFERENCE][_ECHO]), _MAX_RATIO, True),
+            *(Bar(f"CPU µs, {name} ÷ {_REFERENCE}", of, _MAX_GROWTH, True) for name, of in growth.items()),
+        ],
+    )
+
+
+def main() -> None:
+    """Prints the table, compared with the server of another checkout."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, help="another checkout to compare with")
+    parser.add_argument("--rows", default=";".join(_ROWS), help="names of rows, separated by ;")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each server in each row")
+    given = parser.parse_args()
+    with ExitStack() as until_done:
+        servers = {_ECHO: until_done.enter_context(_echo())}
+        if given.before is not None:
+            servers["before"] = until_done.enter_context(_ours(given.before.resolve()))
+        servers[_OURS] = until_done.enter_context(_ours(ROOT))
+        print(_table(_costs(servers, given.rows.split(";"), given.rounds)))
+
+
+@contextmanager
+def _echo() -> Iterator[_Server]:
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with (
+        python_server("echo_server", str(_DIMENSION), str(port)) as process,
+        Client(address, wait_for_ready=True) as client,
+    ):
+        client.embed_text("ready?")
+        yield _Server(address, process.pid)
+
+
+@contextmanager
+def _ours(folder: Path) -> Iterator[_Server]:
+    with server_process(*_FLAGS, program=server_of(folder)) as server:
+        yield _Server(server.address, server.process.pid)
+
+
+def _costs(servers: Mapping[str, _Server], rows: Sequence[str], turns: int) -> dict[str, _Costs]:
+    return {name: LOOP.run_until_complete(_cost(name, servers, turns)) for name in rows}
+
+
+async def _cost(name: str, servers: Mapping[str, _Server], turns: int) -> _Costs:
+    """Returns the CPU microseconds of an item on each server: medians of the turns after the first."""
+    progress(name)
+    calls = _ROWS[name]
+    async with AsyncExitStack() as until_done:
+        routes = {
+            server: await until_done.enter_async_context(_opened(of.address, calls))
+            for server, of in servers.items()
+        }
+        costs: dict[str, list[float]] = {server: [] for server in servers}
+        for turn in range(turns + 1):
+            for server, of in servers.items():
+                start = cpu_seconds(of.pid)
+                measured = await _turn(routes[server], calls)
+                if measured.failed:
+                    raise SystemExit(f"{server}, {name}: {measured.failures}")
+                if turn:
+                    costs[server].append((cpu_seconds(of.pid) - start) / (calls.requests * calls.items) * 1e6)
+    return {server: statistics.median(of) for server, of in costs.items()}
+
+
+def _opened(address: str, calls: _Calls) -> AbstractAsyncContextManager[list[Route]]:
+    return opened_routes(
+        address,
+        connections=calls.connections,
+        streams=calls.streams,
+        timeout_seconds=_TIMEOUT_SECONDS,
+        credentials=None,
+        metadata=(),
+    )
+
+
+async def _turn(routes: Sequence[Route], calls: _Calls) -> Measurement:
+    length = RunLength(_TIMEOUT_SECONDS, max_requests=calls.requests, timeout_seconds=_TIMEOUT_SECONDS)
+    return await drive(routes, grpc_calls(calls.modality, calls.items), ClosedLoop(calls.callers), length)
+
+
+def _table(costs: Mapping[str, _Costs]) -> str:
+    servers = list(next(iter(costs.values())))
+    head = ("calls", *servers, *(f"{server} ÷ {_ECHO}" for server in servers[1:]))
+    return table(
+        head,
+        [
+            (
+                name,
+                *map(number, of.values()),
+                *(f"{ratio(of[server], of[_ECHO]):.2f}" for server in servers[1:]),
+            )
+            for name, of in costs.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
