@@ -207,8 +207,8 @@ async def _front(path: str, modality: str, items: str, in_flight: str, name: str
             done += number
 
     print("ready", flush=True)
-    calls = asyncio.gather(*(call() for _ in range(int(in_flight))))
-    report = asyncio.create_task(_report(lambda: done))
+    calls: asyncio.Future[Any] = asyncio.gather(*(call() for _ in range(int(in_flight))))
+    report: asyncio.Future[Any] = asyncio.ensure_future(_report(lambda: done))
     await asyncio.wait([calls, report], return_when=asyncio.FIRST_COMPLETED)
     if calls.done():
         await calls  # raises its error
