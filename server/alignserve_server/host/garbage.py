@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 
-# A search starts when there are this many objects more than after the previous one. Python's own 700 are those
-# of ten calls in flight: sixty-four callers caused 55 searches per thousand calls. What gRPC leaves of a call in
-# reference cycles, about 20 small objects, holds neither its request nor its response.
+# A search starts when there are this many objects more than after the previous one. Python's own 700 are
+# those of ten calls in flight: sixty-four callers caused 55 searches per thousand calls. What gRPC leaves of
+# a call in reference cycles, about 20 small objects, holds neither its request nor its response.
 _YOUNG_OBJECTS = 10_000
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from openvino import opset1
 
 from alignserve_server.model.runtimes import bfloat16
 from alignserve_server.model.runtimes.openvino_quiet import ov
@@ -71,7 +70,7 @@ def _balance(convolution: Any) -> None:
         return
     kernels = source.data.reshape(len(source.data), -1).astype(np.float32)
     rounded = bfloat16.balanced(kernels).reshape(tuple(weights.get_shape()))
-    weights.replace_source_output(opset1.constant(rounded).output(0))
+    weights.replace_source_output(ov.opset1.constant(rounded).output(0))
 
 
 def _detach_bias(convolution: Any) -> None:
@@ -82,5 +81,5 @@ def _detach_bias(convolution: Any) -> None:
     """
     (consumer, *others) = convolution.output(0).get_target_inputs()
     if not others and consumer.get_node().get_type_name() == "Add":
-        unchanged = opset1.clamp(convolution.output(0), -_UNBOUNDED, _UNBOUNDED)
+        unchanged = ov.opset1.clamp(convolution.output(0), -_UNBOUNDED, _UNBOUNDED)
         consumer.replace_source_output(unchanged.output(0))
