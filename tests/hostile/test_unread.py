@@ -214,6 +214,7 @@ def _threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))  # noqa: PTH208
 
 
+@pytest.mark.long
 async def test_a_suspended_supervisor_delays_no_worker() -> None:
     """Their reports are not read, but the workers keep serving."""
     with unread_server("--workers", "2", "--worker-timeout-seconds", "1") as server:

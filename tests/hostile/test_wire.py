@@ -171,6 +171,7 @@ async def test_a_pixel_bomb_is_refused_without_allocation(live: LiveServer, file
     assert memory.growth < 8 << 20
 
 
+@pytest.mark.long
 async def test_bombs_within_the_limits_are_bounded_by_the_decoding_threads(live: LiveServer) -> None:
     """However many arrive at once, each a few kilobytes that decode to 75 million."""
     bomb = image_request(_encoded("PNG", side=5000))

@@ -175,6 +175,7 @@ async def _all_counted(running: Processes, calls: int) -> bool:
     return sum(await running.counts("grpc_server_handled_total")) == calls
 
 
+@pytest.mark.long
 async def test_everything_ends_when_the_supervisor_is_killed(running: Processes) -> None:
     """The fronts drain, and then the device stops."""
     running.server.process.kill()
@@ -184,6 +185,7 @@ async def test_everything_ends_when_the_supervisor_is_killed(running: Processes)
     await running.server.wait()  # until the log ends, which every process holds open
 
 
+@pytest.mark.long
 async def test_a_device_that_ends_by_itself_is_replaced_alone(running: Processes) -> None:
     """The fronts stay connected, and it waits for them until a second signal comes."""
     os.kill(running.pids["device"], signal.SIGTERM)

@@ -52,8 +52,12 @@ def _in_thread(work: Callable[[str], Results]) -> Callable[[str], Awaitable[Resu
 
 @pytest.mark.parametrize(
     "work",
-    [_in_thread(_streamed), _streamed_async, _in_thread(_embedded), _embedded_async],
-    ids=["stream", "stream_async", "unary", "unary_async"],
+    [
+        pytest.param(_in_thread(_streamed), id="stream", marks=pytest.mark.long),
+        pytest.param(_streamed_async, id="stream_async"),
+        pytest.param(_in_thread(_embedded), id="unary"),
+        pytest.param(_embedded_async, id="unary_async", marks=pytest.mark.long),
+    ],
 )
 async def test_a_server_killed_at_work_costs_no_answer(work: Callable[[str], Awaitable[Results]]) -> None:
     """The next server on the port answers the rest; nothing is lost, repeated or mixed up."""

@@ -323,7 +323,11 @@ async def test_streams_under_load_end_without_a_failed_item(served: RunningServe
 
 
 @pytest.fixture(
-    params=["--workers=1", "--workers=2", "--front-processes=2"], ids=["alone", "workers", "fronts"]
+    params=[
+        pytest.param("--workers=1", id="alone"),
+        pytest.param("--workers=2", id="workers", marks=pytest.mark.long),
+        pytest.param("--front-processes=2", id="fronts"),
+    ]
 )
 async def process(request: pytest.FixtureRequest) -> AsyncIterator[ServerProcess]:
     """A ready server with the fake encoder: one process, two workers, or a device process and two fronts."""

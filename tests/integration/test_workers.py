@@ -97,6 +97,7 @@ async def test_every_worker_serves_and_is_counted(workers: Workers) -> None:
     assert [page["alignserve_model_info", worker] for worker in "01"] == [1, 1]
 
 
+@pytest.mark.long
 async def test_workers_serve_the_open_inference_protocol(workers: Workers) -> None:
     """Each answers its own connections, and counts its own requests."""
     for worker in (0, 1):
@@ -222,6 +223,7 @@ async def test_a_worker_whose_event_loop_is_blocked_is_replaced(
     assert outcome.page["alignserve_worker_hangs_total", "0"] == 1
 
 
+@pytest.mark.long
 async def test_a_supervisor_that_was_suspended_replaces_no_worker(impatient: Workers) -> None:
     """It is stopped for longer than a worker may be silent; the workers serve throughout."""
     os.kill(impatient.server.process.pid, signal.SIGSTOP)
@@ -253,7 +255,9 @@ async def test_a_signal_from_the_terminal_reaches_workers_once(workers: Workers)
     assert groups == set(workers.pids)
 
 
-@pytest.mark.parametrize(("first", "second"), [("2", "2"), ("2", "1"), ("1", "2")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("2", "2"), pytest.param("2", "1", marks=pytest.mark.long), ("1", "2")]
+)
 async def test_a_taken_port_is_refused(first: str, second: str) -> None:
     """Neither kind of server silently shares a port with another."""
     async with server_process("--workers", first) as holder:
