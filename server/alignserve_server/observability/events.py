@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 EVENTS: Mapping[str, str] = {
     # Start
-    "listening": "The ports are open: `port` and `metrics_port`.",
+    "listening": "The ports are open: `port`, `metrics_port` and `http_port`, 0 if there is none.",
     "listening_unprotected": "Other machines can reach the server without TLS or without authentication.",
     "ready": "The model is loaded and has run; with several processes, each of them is ready.",
     "startup_failed": "`reason` says why and what to do. An unexpected error also has a traceback.",
@@ -42,10 +42,11 @@ EVENTS: Mapping[str, str] = {
     "out_of_device_memory": "A batch did not fit into device memory; `new_limit` is the new maximum size.",
     "max_batch_size_raised": "Larger batches proved faster while serving, so the maximum size was raised.",
     # Stalls
-    "stalled": "`what` is stuck: `batch` or `preprocess` for `running_seconds` (null if a lane died), or "
-    "`device` after `failed_batches`.",
+    "stalled": "`what` makes no progress: `batch` or `preprocess` for `running_seconds`, `device` after "
+    "`failed_batches`, or a `lane` that has died.",
     "recovered": "A stall has ended.",
-    "unrecoverable_stall": "The stall lasted too long, or a lane died; the process exits with code 3.",
+    "unrecoverable_stall": "Only a new process can serve, because a stall lasted too long, a lane died, the device "
+    "was lost or a front's model has changed; the process exits with code 3.",
     "device_lost": "The device fails every call, for a `reason` such as a CUDA fault; the process exits with "
     "code 3.",
     "lane_died": "A bug ended a lane's thread. Health stays NOT_SERVING until the process is restarted.",
