@@ -25,7 +25,8 @@ EVENTS: Mapping[str, str] = {
     "runtime_unavailable": "The runtime cannot run the checkpoint, so torch is used.",
     "tokens_without_embedding": "The tokenizer has `count` tokens more than the model's `vocabulary_rows`; "
     "texts with these tokens are refused.",
-    "cuda_graph_too_large": "The CUDA graph for batches of `batch_size` does not fit into memory.",
+    "cuda_graph_too_large": "The CUDA graph for batches of `batch_size`, of texts with up to `tokens`, does "
+    "not fit into memory.",
     "cuda_graphs_disabled": "CUDA graphs cannot be captured, for a `reason`; the process starts again "
     "without them.",
     "cuda_graphs_inexact": "Embeddings of some CUDA graphs are too far from the reference; these `batches` "
@@ -45,8 +46,8 @@ EVENTS: Mapping[str, str] = {
     "stalled": "`what` makes no progress: `batch` or `preprocess` for `running_seconds`, `device` after "
     "`failed_batches`, or a `lane` that has died.",
     "recovered": "A stall has ended.",
-    "unrecoverable_stall": "Only a new process can serve, because a stall lasted too long, a lane died, the device "
-    "was lost or a front's model has changed; the process exits with code 3.",
+    "unrecoverable_stall": "A stall lasted too long, a lane died, the device was lost or a front's model "
+    "has changed; the process exits with code 3.",
     "device_lost": "The device fails every call, for a `reason` such as a CUDA fault; the process exits with "
     "code 3.",
     "lane_died": "A bug ended a lane's thread. Health stays NOT_SERVING until the process is restarted.",
