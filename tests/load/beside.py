@@ -14,10 +14,9 @@ from tests.load.measuring import Memory, Plan, Rates, in_turn, progress
 from tests.load.report import Bar, Section, number, ratio, table
 
 _NOTE = """\
-Calls of one item; medians. alignserve runs with its defaults, then in bfloat16 if the processor supports it
-(`--dtype bfloat16 --min-cosine-similarity 0.9`), then on torch in float32 like the others, which use plain
-transformers. Texts have 3 to 46 words. Memory is that of all processes after all loads; shared pages count
-once."""
+Calls of one item; medians. alignserve runs with its defaults, then in bfloat16 if the processor supports it,
+then on torch in float32 like the others, which use plain transformers. Texts have 3 to 46 words. Memory is
+that of all processes after all loads; shared pages count once."""
 
 
 @dataclass(frozen=True)

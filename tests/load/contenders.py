@@ -29,7 +29,7 @@ from tests.load.measuring import grpc_round, http_round
 from tests.processes import ROOT, free_port, server_process
 
 ALIGNSERVE, ALIGNSERVE_TORCH, PLAIN, MOSEC = "alignserve", "alignserve, torch", "plain grpc.aio", "mosec"
-BFLOAT16 = ("--dtype", "bfloat16", "--min-cosine-similarity", "0.9")
+BFLOAT16 = ("--dtype", "bfloat16")
 
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 10.0

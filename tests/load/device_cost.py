@@ -1,9 +1,11 @@
-"""CPU time of an item in the process that has the model: `python -m tests.load.device_cost [--profile ROW]`.
+"""CPU time of an item around the model: `python -m tests.load.device_cost [--profile ROW]`.
 
 It counts what lies between the prepared inputs of a call, token ids or pixels, and their embeddings: with
 admission, deadlines, turns, the sharing of equal inputs, caches and metrics, but without decoding, gRPC and
-the model, whose stand-in answers at once. Medians over all turns, in microseconds of the process's CPU time
-per item. A row with several requests in flight starts the next one when one is answered.
+the model, which is a fake that answers at once. `fronts_cost` adds the transport between processes.
+
+Medians over all turns, in microseconds of the process's CPU time per item. A row with several requests in
+flight starts the next one when one is answered.
 """
 
 import argparse
@@ -37,8 +39,8 @@ from prometheus_client import CollectorRegistry
 
 from tests.load.report import table
 
-_DIMENSION = 640
-_MAX_BATCH_SIZE = 64
+DIMENSION = 640
+MAX_BATCH_SIZE = 64
 _SECONDS_TO_DEADLINE = 10.0
 _CACHE_BYTES = 1 << 23  # full after a few turns, as in a server that has run for a while
 _PIXELS = np.zeros((289, 289, 3), np.uint8)
@@ -51,8 +53,8 @@ class InstantEncoder(FakeEncoder):
     """Returns the same embeddings for any inputs, at once."""
 
     def __init__(self) -> None:
-        super().__init__(_DIMENSION, is_recording=False)
-        self._embeddings = np.ones((_MAX_BATCH_SIZE, _DIMENSION), np.float32)
+        super().__init__(DIMENSION, is_recording=False)
+        self._embeddings = np.ones((MAX_BATCH_SIZE, DIMENSION), np.float32)
         self.batches_run = 0
 
     def encode_images(self, batch: Sequence[object]) -> Embeddings:
@@ -105,7 +107,7 @@ class Device:
     def __init__(self) -> None:
         self.encoder = InstantEncoder()
         observer = MetricsObserver(Metrics(CollectorRegistry()), Tracing(None, 0.0))
-        policies = {"image": BatchPolicy(_MAX_BATCH_SIZE), "text": BatchPolicy(_MAX_BATCH_SIZE, overhead=16)}
+        policies = {"image": BatchPolicy(MAX_BATCH_SIZE), "text": BatchPolicy(MAX_BATCH_SIZE, overhead=16)}
         self.batcher = Batcher(self.encoder, Scheduler(policies), observer, lanes=1)
         self.batcher.start()
         self._backend = LocalBackend(

@@ -1,9 +1,9 @@
 """CPU time of the device process and of its fronts, for each item: `python -m tests.load.fronts_cost`.
 
-The model answers at once, so what is left is the transport and batching: admission with deadlines and fair
-shares, queues, single-flight, the cache, metrics. No input comes twice. Each front is one caller with a
-number of requests in flight; it makes up pixels and tokens, so its figures leave out decoding, tokenizing and
-gRPC. With `--profile` the device's time is also shown by function, which makes it slower.
+It counts what `device_cost` counts, and the transport between the processes. No input comes twice. Each
+front is one caller with a number of requests in flight; it makes up pixels and tokens, so its figures leave
+out decoding, tokenizing and gRPC. With `--profile` the device's time is also shown by function, which makes
+it slower.
 """
 
 import argparse
@@ -32,29 +32,14 @@ from alignserve_server.batching.local_backend import CacheBytes
 from alignserve_server.batching.request import Embedded
 from alignserve_server.fronts.device import DeviceServer
 from alignserve_server.fronts.front import FrontBackend
-from alignserve_server.model.fake import FakeEncoder
 
+from tests.load.device_cost import DIMENSION, MAX_BATCH_SIZE, InstantEncoder
 from tests.load.report import table
 from tests.processes import ROOT
 from tests.unit.fronts.processes import new_device
 
-_DIMENSION = 640
 _SHAPE = (289, 289, 3)
 _TOKENS = 16
-_BATCH = 64
-
-
-class InstantEncoder(FakeEncoder):
-    """Embeds everything as the same vector."""
-
-    def __init__(self) -> None:
-        super().__init__(_DIMENSION, is_recording=False)
-        self._answers = np.ones((4096, _DIMENSION), np.float32)
-
-    def encode_images(self, batch: Any) -> Any:
-        return self._answers[: len(batch)].copy()
-
-    encode_texts = encode_images
 
 
 class NoBatching:
@@ -63,7 +48,7 @@ class NoBatching:
     def __init__(self) -> None:
         self.info = InstantEncoder().info
         self._answer = Embedded(
-            np.ones((_BATCH, _DIMENSION), np.float32), 0.0, 0.0, 1, 0, frozenset({(0, 1)})
+            np.ones((MAX_BATCH_SIZE, DIMENSION), np.float32), 0.0, 0.0, 1, 0, frozenset({(0, 1)})
         )
 
     def has_cache(self, modality: str) -> bool:
@@ -175,7 +160,9 @@ async def _device(path: str, kind: str) -> None:
         device = DeviceServer(NoBatching())  # type: ignore[arg-type]  # the part that is used
     else:
         limits, caches = QueueLimits(1024, 256 << 20), CacheBytes(0, 64 << 20)
-        device, _ = new_device(InstantEncoder(), limits=limits, cache_bytes=caches, max_batch_size=_BATCH)
+        device, _ = new_device(
+            InstantEncoder(), limits=limits, cache_bytes=caches, max_batch_size=MAX_BATCH_SIZE
+        )
     await device.start(path)
     print("ready", flush=True)
     profile = cProfile.Profile(time.process_time)

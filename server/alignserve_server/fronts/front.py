@@ -188,7 +188,7 @@ class FrontBackend:
             await answer
         finally:
             self._checks.pop(number, None)
-            del answer  # as above
+            del answer  # as in `_answer_to`
 
     def new_pixels(self, shape: tuple[int, ...]) -> PixelValues:
         """Returns an uninitialized array for an image, in shared memory if there is room. Thread-safe."""

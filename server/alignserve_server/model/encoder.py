@@ -168,7 +168,7 @@ class Encoder(Protocol):
     def device_seconds(self) -> float | None:
         """Returns the device time of the calling lane's latest `encode_*` call, if that call succeeded.
 
-        It excludes copies and waiting for the other lane's batch. None if the duration of the call is the
+        It excludes copies and waiting for the batches of other lanes. None if the duration of the call is the
         device's time, as on a CPU.
         """
         ...

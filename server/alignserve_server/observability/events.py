@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 EVENTS: Mapping[str, str] = {
     # Start
-    "listening": "The ports are open: `port` and `metrics_port`.",
+    "listening": "The ports are open: `port`, `metrics_port` and `http_port`, 0 if there is none.",
     "listening_unprotected": "Other machines can reach the server without TLS or without authentication.",
     "ready": "The model is loaded and has run; with several processes, each of them is ready.",
     "startup_failed": "`reason` says why and what to do. An unexpected error also has a traceback.",
@@ -25,7 +25,8 @@ EVENTS: Mapping[str, str] = {
     "runtime_unavailable": "The runtime cannot run the checkpoint, so torch is used.",
     "tokens_without_embedding": "The tokenizer has `count` tokens more than the model's `vocabulary_rows`; "
     "texts with these tokens are refused.",
-    "cuda_graph_too_large": "The CUDA graph for batches of `batch_size` does not fit into memory.",
+    "cuda_graph_too_large": "The CUDA graph for batches of `batch_size`, of texts with up to `tokens`, does "
+    "not fit into memory.",
     "cuda_graphs_disabled": "CUDA graphs cannot be captured, for a `reason`; the process starts again "
     "without them.",
     "cuda_graphs_inexact": "Embeddings of some CUDA graphs are too far from the reference; these `batches` "
@@ -42,10 +43,11 @@ EVENTS: Mapping[str, str] = {
     "out_of_device_memory": "A batch did not fit into device memory; `new_limit` is the new maximum size.",
     "max_batch_size_raised": "Larger batches proved faster while serving, so the maximum size was raised.",
     # Stalls
-    "stalled": "`what` is stuck: `batch` or `preprocess` for `running_seconds` (null if a lane died), or "
-    "`device` after `failed_batches`.",
+    "stalled": "`what` makes no progress: `batch` or `preprocess` for `running_seconds`, `device` after "
+    "`failed_batches`, or a `lane` that has died.",
     "recovered": "A stall has ended.",
-    "unrecoverable_stall": "The stall lasted too long, or a lane died; the process exits with code 3.",
+    "unrecoverable_stall": "A stall lasted too long, a lane died, the device was lost or a front's model "
+    "has changed; the process exits with code 3.",
     "device_lost": "The device fails every call, for a `reason` such as a CUDA fault; the process exits with "
     "code 3.",
     "lane_died": "A bug ended a lane's thread. Health stays NOT_SERVING until the process is restarted.",

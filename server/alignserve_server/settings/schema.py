@@ -226,7 +226,7 @@ class Settings(BaseModel):
     )
     lanes: Positive | None = Field(
         None,
-        description="number of batches that run concurrently; default: chosen for runtime and machine, 2 "
+        description="number of batches that run concurrently; default: chosen for runtime and machine, 3 "
         "on a GPU",
     )
     threads_per_lane: Positive | None = Field(
