@@ -17,7 +17,9 @@ _CAPABILITIES = (80, 90)  # A100, H100
 _DTYPES = ("fp16", "bf16", "fp32")
 _FLOATS = {"sums", "squeezed", "gate", "scale", "offset"}  # float32, whatever the network's data type is
 _MAPS = {"hidden", "output", "weight", "bias", "shortcut"}
+_ALIGNED = {"channels", "out_channels", "units"}  # multiples of 16 in most layers
 _SILU, _SIGMOID = 1, 2
+_LARGEST, _WARPS = 128, 8  # of a matrix product's tile, and the warps of a program with the largest one
 
 
 def _variants() -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -34,7 +36,7 @@ def _variants() -> Iterator[tuple[Any, dict[str, Any]]]:
     geometry = {"activation": _SILU, "rows": 16, "columns": 64, "stride": 2}
     yield convolutions._depthwise, {**geometry, "side": 5, "tiles": 4}
     yield convolutions._stem, {**geometry, "side": 3}
-    for side in (32, 128):
+    for side in (32, _LARGEST):
         for is_projection in (False, True):
             yield (
                 convolutions._pointwise,
@@ -44,21 +46,29 @@ def _variants() -> Iterator[tuple[Any, dict[str, Any]]]:
                     "has_shortcut": is_projection,
                     "rows": side,
                     "columns": side,
-                    "depth": 32,
+                    "depth": 64,
                     "is_interpreted": False,
                 },
             )
 
 
 def _compiled(kernel: Any, constants: dict[str, Any], dtype: str, capability: int) -> Any:
+    constants = constants | ({"depth": 32} if dtype == "fp32" and "depth" in constants else {})
     names = [parameter.name for parameter in kernel.params]
     types = {name: _type(kernel, name, dtype) for name in names}
     source = ASTSource(
         fn=kernel,
         signature={name: "constexpr" if name in constants else types[name] for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
+        # As at a launch with aligned tensors: without it, loads are not pipelined through shared memory.
+        attrs={
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(names)
+            if name in _ALIGNED or types[name].startswith("*")
+        },
     )
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    warps = _WARPS if constants["rows"] == constants["columns"] == _LARGEST else 4
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
 def _type(kernel: Any, name: str, dtype: str) -> str:

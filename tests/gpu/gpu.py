@@ -56,6 +56,7 @@ class Gpu:
         """Captures a run as a CUDA graph; returns its replay."""
         stream = torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())  # it may still write what the run reads
         with torch.cuda.stream(stream):
             for _ in range(_WARMUP_RUNS):
                 run()

@@ -50,6 +50,7 @@ def environment(work: Path, site: Path | None) -> dict[str, str]:
         **_OFFLINE,
         "PYTHONPATH": path.rstrip(os.pathsep),
         "XDG_CACHE_HOME": str(work / "cache"),
+        "TRITON_CACHE_DIR": str(work / "cache" / "triton"),  # of all steps: they compile the same kernels
     }
 
 

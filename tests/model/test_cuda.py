@@ -28,7 +28,7 @@ from alignserve_server.model.encoder import (
 )
 from alignserve_server.model.runtimes import network, torch_cpu, torch_cuda
 from alignserve_server.model.runtimes.cuda_graphs import ComputeStream
-from alignserve_server.model.runtimes.runtime import PreparedShape
+from alignserve_server.model.runtimes.runtime import KernelsSetting, PreparedShape
 from alignserve_server.model.runtimes.static_forwards import Forward
 from alignserve_server.model.runtimes.torch_cuda import CudaRuntime
 from alignserve_server.model.runtimes.towers import Towers
@@ -148,12 +148,26 @@ def test_faster_kernels_give_the_same_embeddings(cuda, folder, encoder, kernels)
     np.testing.assert_allclose(embed(faster, pixels), embed(encoder, pixels), rtol=0, atol=BOUNDS["float32"])
 
 
-@pytest.mark.parametrize("cuda_graphs", [True, False])
-@pytest.mark.parametrize("dtype", list(BOUNDS))
-def test_embeddings_equal_the_reference(cuda, folder, dtype, cuda_graphs):
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> Any:
+    """The reference's outputs for the first two images of the probe, and for the texts."""
+    return Reference.load(folder).forward(list(probe.images().values())[:2], TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cuda_graphs"),
+    [
+        ("float32", True),
+        ("float16", True),
+        ("bfloat16", True),
+        ("float32", False),
+        pytest.param("float16", False, marks=pytest.mark.long),
+        pytest.param("bfloat16", False, marks=pytest.mark.long),
+    ],
+)
+def test_embeddings_equal_the_reference(cuda, folder, expected, dtype, cuda_graphs):
     """Vectors are within the bound of each data type, with and without graphs."""
     contents = list(probe.images().values())[:2]
-    expected = Reference.load(folder).forward(contents, TEXTS)
 
     encoder = onto_cuda(
         folder, dtype=dtype, cuda_graphs=cuda_graphs, max_batch_size=2, min_cosine_similarity=0.99
@@ -322,6 +336,34 @@ def test_a_capture_that_fails_otherwise_asks_for_a_new_process(folder, device, s
 
 
 @simulated
+def test_whatever_a_capture_raises_asks_for_a_new_process(folder, device):
+    """Triton's errors, such as that of a kernel that needs too much shared memory, are not RuntimeErrors."""
+    failing(device, Fault("capture", Exception("out of resource: shared memory"), after=1))
+
+    with pytest.raises(CaptureFailed, match="out of resource"):
+        onto_cuda(folder, max_batch_size=2)
+
+
+@simulated
+def test_other_threads_may_use_the_device_during_a_capture(encoder, device, pixels):
+    """Such as those of another model in the same process."""
+    stream, source = ComputeStream(torch.device("cpu")), torch.ones(2)
+
+    with ThreadPoolExecutor(1) as other, torch.inference_mode():
+
+        def forward() -> torch.Tensor:
+            other.submit(encoder.encode_images, pixels[:1]).result()
+            return source + 1
+
+        replay = stream.captured(forward)
+        with device.cuda.stream(stream.stream):
+            output = replay()
+            stream.stream.synchronize()
+
+    assert output.tolist() == [2, 2]
+
+
+@simulated
 def test_memory_that_lacks_while_a_capture_breaks_asks_for_a_new_process(folder, device):
     """If the capture cannot even be ended, no smaller one can begin."""
     broken = RuntimeError("CUDA error: operation failed due to a previous error during capture")
@@ -461,7 +503,11 @@ class TestOnAGpu:
     def test_the_embedded_checkpoint_equals_the_reference(self, mini: Pair, photos, dtype):
         """Vectors of real weights are within the bound of each data type."""
         expected = mini.reference.forward(list(photos.values()), TEXTS)
-        options = LoadOptions(device="cuda", runtime="torch", dtype=dtype, min_cosine_similarity=0.99)
+        # faster kernels take seconds to compile, in each data type
+        kernels: KernelsSetting = "auto" if dtype == "float16" else "plain"
+        options = LoadOptions(
+            device="cuda", runtime="torch", dtype=dtype, cuda_kernels=kernels, min_cosine_similarity=0.99
+        )
 
         encoder = load_align(mini.checkpoint, options)
 

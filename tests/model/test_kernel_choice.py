@@ -169,6 +169,17 @@ def test_a_trial_that_another_process_runs_is_not_a_failure(towers, tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(("deaths", "expected"), [(1, "epilogues"), (2, "fused")])
+def test_kernels_are_given_up_after_two_deaths(towers, tmp_path, deaths, expected):
+    """A process that ends during a trial may have been stopped by its orchestrator."""
+    with pytest.raises(DeviceLost):
+        choose(towers, "auto", tmp_path, epilogues=Candidate(1, failing(DeviceLost())), fused=Candidate(1))
+    (marker,) = (tmp_path / "kernels").iterdir()
+    marker.write_text(f"{os.getpid()}\n" * deaths)  # of an earlier process in another container
+
+    assert choose(towers, "auto", tmp_path, epilogues=Candidate(0.1), fused=Candidate(1.0))[0] == expected
+
+
 def test_a_directory_that_is_not_writable_changes_nothing(towers, tmp_path):
     """Then no trial is remembered."""
     file = tmp_path / "file"

@@ -21,6 +21,9 @@ _MEMORY_BYTES = 1 << 40  # reported; more than any weights
 
 Step = Literal["allocate", "pin", "operation", "capture", "capture_end", "replay", "synchronize"]
 
+# What spoils a capture of another thread, unless that was begun with the mode `thread_local`.
+_UNSAFE_IN_CAPTURES = {"allocate", "pin", "synchronize"}
+
 
 class SharedStreamError(AssertionError):
     """Two threads use a stream with graphs at the same time."""
@@ -91,6 +94,7 @@ class Device:
         self.is_broken = False
         self.pool_streams: dict[object, Stream] = {}  # where the graphs of a pool are replayed
         self.pool_graphs: dict[object, int] = {}  # how many a pool has; none if all captures failed
+        self.global_capture: tuple[graphs.Graph, int] | None = None  # that any thread can spoil, and its own
         self.lock = threading.RLock()
         self._sticky: Exception | None = None
         self._time = 0.0  # of the host
@@ -125,6 +129,10 @@ class Device:
     def meet(self, step: Step) -> None:
         """Raises the error of a fault at this step, if there is one."""
         with self.lock:
+            if self.global_capture is not None and step in _UNSAFE_IN_CAPTURES:
+                graph, thread = self.global_capture
+                if thread != threading.get_ident():
+                    graph.invalidate()
             if self._sticky is not None:
                 raise self._sticky
             for fault in self.faults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ class Graph:
         self._bytes = 0
         self._is_complete = self._is_valid = True
 
-    def capture_begin(self, pool: object = None) -> None:
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
         """Records what follows on the current stream. Raises RuntimeError, after a capture that broke."""
         stream = self._device.current_stream
         if stream is self._device.default_stream:
@@ -94,10 +95,12 @@ class Graph:
             raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
         self._pool = object() if pool is None else pool  # else its own
         stream.capturing, stream.has_graphs = self, True
+        if capture_error_mode == "global":
+            self._device.global_capture = self, threading.get_ident()
 
     def capture_end(self) -> None:
         """Ends the recording. Raises RuntimeError if something that is not permitted was captured."""
-        self._device.current_stream.capturing = None
+        self._device.current_stream.capturing = self._device.global_capture = None
         try:
             self._device.meet("capture_end")
         except RuntimeError:

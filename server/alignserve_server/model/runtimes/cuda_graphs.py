@@ -34,11 +34,11 @@ class ComputeStream:
 
         Raises:
             CaptureFailed: The capture could not be ended, so this process cannot use the device any more.
-            RuntimeError: Whatever the forward raises, such as for memory; another capture may succeed.
+            Exception: Whatever the forward raises, such as for memory; another capture may succeed.
         """
         try:
             replay = self._captured(forward, self._pool)
-        except RuntimeError:
+        except Exception:
             if not self._has_graphs:  # torch refuses a pool that only a failed capture has used
                 self._pool = torch.cuda.graph_pool_handle()
             raise
@@ -67,7 +67,7 @@ class ComputeStream:
 
 def _recorded(graph: torch.cuda.CUDAGraph, pool: Any, forward: Forward) -> torch.Tensor:
     """Runs a forward into a graph and returns its output. Torch has no public type for pools."""
-    graph.capture_begin(pool=pool)
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may use the device
     try:
         output = forward()
     except BaseException as error:

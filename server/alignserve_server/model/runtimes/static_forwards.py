@@ -176,7 +176,7 @@ def _captured(capture: Capture, forward: Forward, shape: PreparedShape) -> Forwa
         return None
     except (CaptureFailed, DeviceLost):
         raise
-    except RuntimeError as error:
+    except Exception as error:  # Triton's errors are of its own types
         raise CaptureFailed(f"a CUDA graph for a batch of {shape.batch_size} failed: {error}") from error
 
 

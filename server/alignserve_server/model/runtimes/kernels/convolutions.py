@@ -23,7 +23,7 @@ _LARGEST, _SMALLEST = 128, 32  # sides of a tile of a matrix product
 _DEPTHWISE_ELEMENTS, _DEPTHWISE_TILES = 1024, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def _pointwise(
     hidden,
     weight,
@@ -72,7 +72,7 @@ def _pointwise(
     tl.store(output + at, total.to(output.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "out_pixels", "out_width", "chunks", "top", "left"])
 def _depthwise(
     hidden,
     weight,
@@ -121,7 +121,7 @@ def _depthwise(
     tl.store(sums + (image * chunks + chunk) * channels + column, total, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "out_pixels", "out_width", "top", "left"])
 def _stem(
     pixels,
     scale,

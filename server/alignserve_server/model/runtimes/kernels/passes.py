@@ -3,6 +3,8 @@
 torch runs a convolution's bias, its activation and the shortcut as one kernel each, and each reads and writes
 the whole map. Maps are (batch, channels, height, width) in channels-last memory, of any floating-point type;
 arithmetic is in float32. The operators are torch's, so that a capture, a compiler or a trace sees them.
+
+Sizes that need no alignment are not specialized: Triton would compile a kernel again for each multiple of 16.
 """
 
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
@@ -25,7 +27,7 @@ _UNITS, _UNIT_COLUMNS, _CHUNKS = 8, 128, 32
 _GATE_ROWS, _GATE_COLUMNS = 64, 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "height", "width", "padded_width", "top", "left"])
 def _finish(
     hidden,
     output,
@@ -76,7 +78,7 @@ def _finish(
     tl.store(output + at, value.to(output.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "chunks"])
 def _partial_sums(
     hidden,
     bias,
@@ -105,7 +107,7 @@ def _partial_sums(
     tl.store(sums + (image * chunks + chunk) * channels + column, total, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "chunks"])
 def _squeeze(
     sums,
     weight,

@@ -1,7 +1,8 @@
 """Remembers kernels whose trial has ended the process, so that the next start does not try them again.
 
 A kernel that fails on some GPU or driver may lose the device or crash the process, and a supervisor would
-restart it forever. A trial keeps a file while it lasts, so a file without its process means a crash.
+restart it forever. A trial keeps a file while it lasts, so a file without its process means a crash, or that
+the process was stopped: the second time, the kernel is given up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import torch
 from alignserve_server.model.encoder import DeviceLost
 from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 
+_MOST_DEATHS = 1  # of processes that may have been stopped
+_LOST = "lost"  # in a file: a trial has lost the device
+
 
 class Trials:
     """Trials on one kind of device, with one version of the software."""
@@ -31,19 +35,22 @@ class Trials:
 
     @contextmanager
     def trying(self, name: str) -> Iterator[None]:
-        """Marks a trial while the body runs. Raises Unavailable if an earlier one ended its process."""
+        """Marks a trial while the body runs. Raises Unavailable if earlier ones ended their processes."""
         if self._folder is None:
             yield
             return
         file = self._folder / f"{name}-{self._digest}.trying"
-        if _is_of_a_dead_process(file):
-            raise Unavailable(f"an earlier process died while it tried them; to try again, delete {file}")
+        if _has_failed(file):
+            raise Unavailable(f"earlier processes died while they tried them; to try again, delete {file}")
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(str(os.getpid()))
+            with file.open("a") as tried:
+                print(os.getpid(), file=tried)
         try:
             yield
         except DeviceLost:  # the process will end: keep the file
+            with suppress(OSError):
+                file.write_text(_LOST)
             raise
         except BaseException:
             _remove(file)
@@ -51,11 +58,18 @@ class Trials:
         _remove(file)
 
 
-def _is_of_a_dead_process(file: Path) -> bool:
+def _has_failed(file: Path) -> bool:
     try:
-        pid = int(file.read_text())
+        lines = file.read_text().split()
     except (OSError, ValueError):
         return False
+    return _LOST in lines or sum(map(_is_dead, lines)) > _MOST_DEATHS
+
+
+def _is_dead(line: str) -> bool:
+    if not line.isdecimal():
+        return False
+    pid = int(line)
     if pid == os.getpid():  # the same number in a new container
         return True
     try:
