@@ -26,7 +26,7 @@ _TEXT = framed(text_request("a").SerializeToString())
 
 @pytest.fixture(params=["tasks", "gRPC's loop"])
 def accepting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who accepts the calls."""
+    """What accepts calls: our tasks, or the loop of gRPC."""
     if request.param != "tasks":
         monkeypatch.setattr(aio_server, "_can_start_calls", lambda: False)
     return str(request.param)
