@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import pytest
@@ -196,6 +197,28 @@ async def test_a_device_that_ends_by_itself_is_replaced_alone(running: Processes
 
     assert (died["worker"], died["exit_code"]) == ("device", 0)
     assert await running.counts("alignserve_worker_restarts_total") == [1, 0, 0]
+
+
+def _shared_folder(parent: Path) -> Path:
+    (folder,) = parent.glob("alignserve-*")
+    return folder
+
+
+@pytest.mark.long
+async def test_processes_restart_after_their_folder_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cleaners of temporary files do that to a server that has run for weeks."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    async with processes() as running:
+        rmtree(_shared_folder(tmp_path))
+
+        os.kill(running.pids["device"], signal.SIGKILL)
+        running.pids["device"] = await _until_ready(running, "device")
+        os.kill(running.pids["front-0"], signal.SIGKILL)
+        await _until_ready(running, "front-0")
+
+        assert _shared_folder(tmp_path).stat().st_mode & 0o777 == 0o700
 
 
 async def _hang_and_replace(name: str, counts: Callable[[str], list[float]]) -> None:

@@ -41,7 +41,8 @@ class SharedUsages:
         size = _KEYS * self._place_bytes
         with self._locked():
             if os.fstat(self._descriptor).st_size != size:
-                os.ftruncate(self._descriptor, size)
+                # With its blocks: if there were none, writing to the map would end the process.
+                os.posix_fallocate(self._descriptor, 0, size)
             self._memory = mmap.mmap(self._descriptor, size)
             for place in range(0, size, self._place_bytes):
                 _CALLS.pack_into(self._memory, place + self._own_column, 0)

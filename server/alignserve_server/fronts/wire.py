@@ -67,6 +67,7 @@ class Wire:
     def close(self) -> None:
         """Sends what the socket takes at once of the messages that are left, and closes it."""
         if self.is_open:
+            self._on_end = _ignore  # sending may find that the other end is gone
             if self._is_flushing:
                 self._flush()
             self._close()

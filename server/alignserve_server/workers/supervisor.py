@@ -403,6 +403,19 @@ def _shared_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def _make_again(folder: Path) -> None:
+    """Makes a shared folder again if a cleaner of temporary files has deleted it.
+
+    Raises:
+        StartupError: Another user has made it in the meantime.
+    """
+    with suppress(OSError):  # it exists, or the process that needs it says what is wrong
+        folder.mkdir(0o700)
+    with suppress(FileNotFoundError):
+        if folder.lstat().st_uid != os.geteuid():
+            raise StartupError(f"{folder} belongs to another user; set TMPDIR")
+
+
 def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> Launch:
     own = settings.model_copy(
         update={
@@ -415,6 +428,8 @@ def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> La
     )
 
     async def launch(member: Member, listens_first: bool) -> Process:
+        if settings.front_processes:
+            _make_again(shared)
         stacks_descriptor = os.memfd_create("stacks")
         spec = {
             "worker": member.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,18 @@ def test_keys_do_not_share(path: Path) -> None:
 
     for number in range(100):
         assert usages[f"key-{number}"].begin(1)
+
+
+def test_a_full_disk_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a signal, which ends a process that writes to a map for which the disk has no room."""
+
+    def no_room(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", no_room)
+
+    with pytest.raises(OSError, match="No space left"):
+        SharedUsages(path, 0, 2)
 
 
 def test_a_key_beyond_the_last_place_is_counted_by_each_process(path: Path) -> None:

@@ -59,6 +59,20 @@ async def test_messages_arrive_in_order(sockets: tuple[socket.socket, socket.soc
     assert not there.wire.is_open
 
 
+async def test_closing_is_no_end_even_if_the_other_end_is_gone(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    """The owner that closes a wire frees what it holds itself, and must not do so twice."""
+    here = End(sockets[0])
+    sockets[1].close()
+
+    here.wire.send(message(1, b"too late"))
+    here.wire.close()
+
+    assert not here.wire.is_open
+    assert not here.ended.is_set()
+
+
 async def test_messages_of_one_iteration_leave_together(sockets: tuple[socket.socket, socket.socket]) -> None:
     here = End(sockets[0])
 
