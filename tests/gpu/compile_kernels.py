@@ -1,10 +1,12 @@
-"""`python -m tests.gpu.compile_kernels`: compiles the server's Triton kernels for GPUs that need not be here.
+"""Compiles the server's Triton kernels for GPUs that need not be here, and prints the shared memory of each.
 
-Prints the shared memory that each needs. It must not run where TRITON_INTERPRET is set.
+`python -m tests.gpu.compile_kernels` takes minutes; data types as arguments, such as `fp16`, limit it to
+those. It must not run where TRITON_INTERPRET is set.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,6 +84,6 @@ def _type(kernel: Any, name: str, dtype: str) -> str:
 if __name__ == "__main__":
     for kernel, constants in _variants():
         for capability in _CAPABILITIES:
-            for dtype in _DTYPES:
+            for dtype in sys.argv[1:] or _DTYPES:
                 shared = _compiled(kernel, constants, dtype, capability).metadata.shared
                 print(kernel.__name__, f"sm_{capability}", dtype, shared)

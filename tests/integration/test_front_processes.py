@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -205,20 +206,24 @@ def _shared_folder(parent: Path) -> Path:
 
 
 @pytest.mark.long
-async def test_processes_restart_after_their_folder_was_deleted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_processes_restart_after_their_folder_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cleaners of temporary files do that to a server that has run for weeks."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with TemporaryDirectory() as name:  # pytest's own are too long for a socket
+        folder = Path(name)
+        monkeypatch.setenv("TMPDIR", name)
+        await _delete_and_restart(folder)
+
+
+async def _delete_and_restart(folder: Path) -> None:
     async with processes() as running:
-        rmtree(_shared_folder(tmp_path))
+        rmtree(_shared_folder(folder))
 
         os.kill(running.pids["device"], signal.SIGKILL)
         running.pids["device"] = await _until_ready(running, "device")
         os.kill(running.pids["front-0"], signal.SIGKILL)
         await _until_ready(running, "front-0")
 
-        assert _shared_folder(tmp_path).stat().st_mode & 0o777 == 0o700
+        assert _shared_folder(folder).stat().st_mode & 0o777 == 0o700
 
 
 async def _hang_and_replace(name: str, counts: Callable[[str], list[float]]) -> None:
