@@ -62,7 +62,7 @@ class CudaRuntime:
             OutOfDeviceMemory: The weights do not fit.
             DeviceLost: The device failed.
         """
-        _choose_kernels()
+        _set_torch_flags()
         self.dtype, self.device = execution.dtype, execution.device
         self.lanes = execution.lanes or _LANES
         self._device: Final = torch.device(self.device)
@@ -195,7 +195,7 @@ class CudaRuntime:
         return statistics.median(times)
 
 
-def _choose_kernels() -> None:
+def _set_torch_flags() -> None:
     """Sets what torch keeps for the whole process."""
     # By default cuDNN rounds float32 convolutions to TF32, with a 10-bit mantissa.
     torch.backends.cudnn.allow_tf32 = False

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch.nn import functional
 
 from alignserve_server.model.runtimes.kernels import passes
 from alignserve_server.model.runtimes.kernels.activations import NONE
-from alignserve_server.model.runtimes.kernels.excitation import Excitation
-from alignserve_server.model.runtimes.kernels.geometry import (
-    Convolution,
-    convolution_of,
-    depthwise_of,
-    pointwise_of,
-)
-from alignserve_server.model.runtimes.towers import Block, Step, Towers
+from alignserve_server.model.runtimes.kernels.geometry import Convolution
+from alignserve_server.model.runtimes.kernels.image_forward import BlockForward, ImageForward
+from alignserve_server.model.runtimes.towers import Towers
 
 
-class EpilogueForward:
+class EpilogueForward(ImageForward):
     """Shares the towers' weights."""
 
     def __init__(self, towers: Towers) -> None:
         """Raises Unavailable if the kernels do not support the network."""
-        tower = towers.image
-        self._towers = towers
-        self._stem = convolution_of(tower.stem, tower.padding)
-        self._blocks = [_Block(cast("Block", block)) for block in tower.blocks]
+        super().__init__(towers, _Block)
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embeds (batch, height, width, 3) pixels."""
+    def _stem_output(self, pixels: torch.Tensor) -> torch.Tensor:
         towers, stem = self._towers, self._stem
         images = pixels.permute(0, 3, 1, 2)
         rescaled = passes.finish_padded(
@@ -38,19 +27,10 @@ class EpilogueForward:
         )
         hidden = _convolved(rescaled, stem)
         passes.finish(hidden, stem.bias, None, None, stem.activation)
-        for block in self._blocks:
-            hidden = block(hidden)
-        return towers.image.pooled(hidden).to(torch.float32)
+        return hidden
 
 
-class _Block:
-    def __init__(self, block: Block) -> None:
-        self._expand = pointwise_of(block.expand) if isinstance(block.expand, Step) else None
-        self._depthwise = depthwise_of(block.depthwise, block.padding)
-        self._excitation = Excitation(block)
-        self._project = pointwise_of(block.project)
-        self._has_shortcut = block.has_shortcut
-
+class _Block(BlockForward):
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         shortcut = hidden if self._has_shortcut else None
         depthwise, project = self._depthwise, self._project

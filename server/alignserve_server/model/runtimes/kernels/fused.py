@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 
 from alignserve_server.model.runtimes.kernels import convolutions
-from alignserve_server.model.runtimes.kernels.excitation import Excitation
-from alignserve_server.model.runtimes.kernels.geometry import convolution_of, depthwise_of, pointwise_of
-from alignserve_server.model.runtimes.towers import Block, Step, Towers
+from alignserve_server.model.runtimes.kernels.image_forward import BlockForward, ImageForward
+from alignserve_server.model.runtimes.towers import Block, Towers
 
 
-class FusedForward:
+class FusedForward(ImageForward):
     """Shares the towers' weights, except for the small ones of the stem and the depthwise convolutions."""
 
     def __init__(self, towers: Towers) -> None:
         """Raises Unavailable if the kernels do not support the network."""
-        tower = towers.image
-        self._towers = towers
-        self._stem = convolution_of(tower.stem, tower.padding)
+        super().__init__(towers, _Block)
         self._taps = self._stem.taps()
-        self._blocks = [_Block(cast("Block", block)) for block in tower.blocks]
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embeds (batch, height, width, 3) pixels."""
+    def _stem_output(self, pixels: torch.Tensor) -> torch.Tensor:
         towers, stem = self._towers, self._stem
-        hidden = convolutions.stem(
+        hidden: torch.Tensor = convolutions.stem(
             pixels,
             towers.scale,
             towers.offset,
@@ -37,19 +30,13 @@ class FusedForward:
             stem.padding,
             stem.activation,
         )
-        for block in self._blocks:
-            hidden = block(hidden)
-        return towers.image.pooled(hidden).to(torch.float32)
+        return hidden
 
 
-class _Block:
+class _Block(BlockForward):
     def __init__(self, block: Block) -> None:
-        self._expand = pointwise_of(block.expand) if isinstance(block.expand, Step) else None
-        self._depthwise = depthwise_of(block.depthwise, block.padding)
+        super().__init__(block)
         self._taps = self._depthwise.taps()
-        self._excitation = Excitation(block)
-        self._project = pointwise_of(block.project)
-        self._has_shortcut = block.has_shortcut
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         shortcut = hidden if self._has_shortcut else None
