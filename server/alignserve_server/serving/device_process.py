@@ -41,7 +41,7 @@ _log = get_logger(__name__)
 _LATE_SECONDS = 5.0  # after drain and grace, by which every front has left
 
 
-class _ReportingObserver(MetricsObserver):
+class ReportingObserver(MetricsObserver):
     """Counts batches, and reports them to the fronts whose sampled calls were in them."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -74,7 +74,7 @@ class Device:
         self._readiness = Readiness(self._publish)
         self.metrics = Metrics(CollectorRegistry(), Part.DEVICE)
         self.metrics.log_lines_dropped.set_function(dropped_lines)
-        self._observer = _ReportingObserver(self.metrics)
+        self._observer = ReportingObserver(self.metrics)
         self._metrics_server: WSGIServer | None = None
         self._model: RunningModel | None = None
         self._fronts: DeviceServer | None = None

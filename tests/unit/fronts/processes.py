@@ -24,10 +24,8 @@ from alignserve_server.batching.scheduler import BatchPolicy, Scheduler
 from alignserve_server.fronts.device import DeviceServer
 from alignserve_server.fronts.front import FrontBackend
 from alignserve_server.model.fake import FakeEncoder
-from alignserve_server.observability.batch_observer import MetricsObserver
-from alignserve_server.observability.batch_report import BatchReport
 from alignserve_server.observability.metrics import Metrics
-from alignserve_server.observability.tracing import Tracing
+from alignserve_server.serving.device_process import ReportingObserver
 from prometheus_client import CollectorRegistry
 
 from tests.processes import ROOT
@@ -39,19 +37,6 @@ _CACHE_BYTES = CacheBytes(image=100_000, text=100_000)
 GREETING = b"for each front"
 
 
-class ReportingObserver(MetricsObserver):
-    """Counts batches and passes them to a device's fronts."""
-
-    device: DeviceServer
-
-    def __init__(self) -> None:
-        super().__init__(Metrics(CollectorRegistry()), Tracing(None, 0.0))
-
-    def batch_ended(self, report: BatchReport) -> None:
-        super().batch_ended(report)
-        self.device.report(report)
-
-
 def new_device(
     encoder: FakeEncoder,
     *,
@@ -60,13 +45,13 @@ def new_device(
     max_batch_size: int = 8,
 ) -> tuple[DeviceServer, Batcher]:
     """Returns a device that serves an encoder once it is started, and its batcher."""
-    observer = ReportingObserver()
+    observer = ReportingObserver(Metrics(CollectorRegistry()))
     policies = {modality: BatchPolicy(max_batch_size) for modality in ("image", "text")}
     batcher = Batcher(encoder, Scheduler(policies), observer, lanes=1)
     batcher.start()
     backend = LocalBackend(encoder.info, batcher, observer, limits, cache_bytes)
-    observer.device = DeviceServer(backend, GREETING)
-    return observer.device, batcher
+    observer.fronts = device = DeviceServer(backend, GREETING)
+    return device, batcher
 
 
 class DeviceProcess:
