@@ -56,12 +56,12 @@ test: RUNS = linters, types and every test except the long ones: five minutes
 test: announced lint typecheck ## Run everything that a change must pass: five minutes
 	$(PYTEST) -m "not long"
 
-test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: forty minutes
+test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: half an hour
 	@echo "This runs the long tests: six minutes."
 	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long --timeout 900
 
 # Files about several processes start them in either case, so they are left out.
-test-fronts: $(DEVELOP) ## Run the integration tests with the model in a device process: five minutes
+test-fronts: $(DEVELOP) ## Run the integration tests with the model in a device process: two minutes
 	$(PYTEST) --shape fronts -m "not long and not whole" tests/integration \
 	  --ignore tests/integration/test_front_processes.py --ignore tests/integration/test_shared_device.py \
 	  --ignore tests/integration/test_workers.py --ignore tests/integration/test_plan.py
