@@ -142,7 +142,8 @@ from alignserve_server.serving import loading
 from alignserve_server.model.fake import FakeEncoder
 
 def get_stuck():
-    print('{{"event": "stuck"}}', file=sys.stderr, flush=True)
+    sys.stderr.write('{{"event": "stuck"}}\\n')  # one write, for other threads log too
+    sys.stderr.flush()
     threading.Event().wait()
 
 class Encoder(FakeEncoder):
