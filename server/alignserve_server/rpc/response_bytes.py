@@ -71,8 +71,10 @@ def _rows(number: int, rows: NDArray[np.generic], tails: NDArray[np.uint8] | Non
     contents = np.ascontiguousarray(rows).view(np.uint8)
     parts = [contents] if tails is None else [contents, tails]
     inner = _header(number, contents.shape[1])
-    header = _header(_EMBEDDINGS, len(inner) + sum(part.shape[1] for part in parts)) + inner
-    written = np.empty((len(rows), len(header) + sum(part.shape[1] for part in parts)), np.uint8)
+    header = _header(_EMBEDDINGS, len(inner) + sum([part.shape[1] for part in parts])) + inner
+    if len(rows) == 1:
+        return b"".join([header, *map(np.ndarray.tobytes, parts)])  # a fifth of the time
+    written = np.empty((len(rows), len(header) + sum([part.shape[1] for part in parts])), np.uint8)
     written[:, : len(header)] = np.frombuffer(header, np.uint8)
     position = len(header)
     for part in parts:
