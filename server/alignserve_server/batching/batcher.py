@@ -98,6 +98,11 @@ class Batcher:
         """Whether the thread of a lane has ended because of an error."""
         return any(lane.is_dead for lane in self._lanes)
 
+    @property
+    def idle_lanes(self) -> int:
+        """The number of lanes that wait for entries."""
+        return self._scheduler.idle_lanes
+
     def start(self) -> None:
         """Starts the lanes. Call this on the event loop that will submit items."""
         self._loop = asyncio.get_running_loop()
@@ -235,7 +240,7 @@ class Batcher:
         self._iterations += 1
         self._quiet_iterations += 1
         is_quiet = self._quiet_iterations >= _QUIET_ITERATIONS or self._iterations >= _MAX_ITERATIONS
-        if is_quiet or not self._scheduler.idle_lanes:  # a lane that becomes idle looks for entries first
+        if is_quiet or not self.idle_lanes:  # a lane that becomes idle looks for entries first
             self._is_waking = False
             self._scheduler.wake_lanes()
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -107,6 +108,36 @@ async def test_every_image_gets_its_own_embedding(batcher, encoder):
     embeddings = np.concatenate([result.embeddings for result in results])
     expected = [encoder.embedding_of(content) for content in (b"first", b"a", b"b", b"c")]
     np.testing.assert_array_equal(embeddings, expected)
+
+
+async def test_a_burst_that_arrives_bit_by_bit_shares_a_batch(batcher, encoder):
+    """An idle lane is woken once no more requests come, not by the first of them."""
+    while not batcher.idle_lanes:
+        await asyncio.sleep(0)
+    burst = []
+    for number in range(5):
+        burst += submit_each(batcher, encoder, b"%d" % number)
+        for _ in range(2):  # the second one brings no request
+            await asyncio.sleep(0)
+            time.sleep(0.005)  # noqa: ASYNC251 — gives way to a lane, if one is awake
+
+    await asyncio.gather(*burst)
+
+    assert encoder.batch_sizes == [5]
+
+
+async def test_requests_that_keep_coming_do_not_keep_a_lane_idle(batcher, encoder):
+    """A lane is woken after some iterations of the loop, even if each of them brings a request."""
+    submitted = []
+    encoder.hold()
+    beginning = asyncio.create_task(encoder.begun())
+
+    while not beginning.done():
+        submitted += submit_each(batcher, encoder, b"%d" % len(submitted))
+        await asyncio.sleep(0)
+
+    encoder.resume()
+    assert await _outcomes(submitted) == ["ok"] * len(submitted)
 
 
 async def test_texts_grouped_by_length_come_back_in_order(batcher, encoder):
