@@ -36,11 +36,12 @@ from alignserve_server.observability.logs import get_logger
 
 _log = get_logger(__name__)
 
-# gRPC hands over the calls of a burst one by one, about one in two iterations of the event loop. A lane woken by
-# the first would compete with the loop for the interpreter and run it by itself. So idle lanes are woken only
-# after some iterations without a new request, which take 0.01 ms each if nothing else happens.
+# gRPC hands over the calls of a burst one by one, about one in two iterations of the event loop. A lane woken
+# by the first would compete with the loop for the interpreter and run it by itself. So idle lanes are woken
+# only after some iterations without a new request, which take 0.01 ms each if nothing else happens.
 _QUIET_ITERATIONS = 6
 _MAX_ITERATIONS = 32  # if requests keep coming
+
 
 class Items(NamedTuple):
     """The prepared inputs of a request, at least one, in columns of equal length."""
@@ -84,7 +85,8 @@ class Batcher:
         self._entries: dict[str, dict[bytes, Entry]] = {modality: {} for modality in MODALITIES}
         self._requests: dict[Request, Sequence[Entry]] = {}  # until they are done, and their items' entries
         self._is_waking = False
-        self._iterations = self._quiet_iterations = 0  # since lanes should wake up, and since the last request
+        self._iterations = 0  # of the event loop, since entries wait for idle lanes
+        self._quiet_iterations = 0  # since the last request
         self.device_lost = asyncio.Event()  # set once no batch can run anymore
         self.failed_batches = 0  # consecutive batches in which no entry succeeded
         listener = _OnLoop(
