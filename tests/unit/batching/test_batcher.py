@@ -128,7 +128,7 @@ async def test_a_burst_that_arrives_bit_by_bit_shares_a_batch(batcher, encoder):
 
 async def test_requests_that_keep_coming_do_not_keep_a_lane_idle(batcher, encoder):
     """A lane is woken after some iterations of the loop, even if each of them brings a request."""
-    submitted = []
+    submitted: list[asyncio.Future[Embedded]] = []
     encoder.hold()
     beginning = asyncio.create_task(encoder.begun())
 
