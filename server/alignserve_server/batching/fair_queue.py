@@ -256,6 +256,8 @@ class FairPool:
             for job in jobs:
                 await self._semaphore.acquire(flow)
                 futures.append(self._start(job))
+            if len(futures) == 1:
+                return [await futures[0]]  # the usual case; `gather` would cost more
             return list(await asyncio.gather(*futures))
         finally:
             # A future's error has this frame in its traceback: keeping the futures would make a cycle.
