@@ -243,6 +243,18 @@ def test_texts_do_not_wait_for_images(encoder):
 
 
 @simulated
+def test_every_thread_chooses_its_gpu_first(folder, device, pixels):
+    """One that has not, such as one that loads onto the second GPU, takes memory of the first as well."""
+    device.strangers.clear()
+
+    with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(1) as lane:
+        encoder = loader.submit(onto_cuda, folder, max_batch_size=1).result()
+        lane.submit(encoder.encode_images, pixels[:1]).result()
+
+    assert device.strangers == set()
+
+
+@simulated
 def test_a_lane_reuses_its_memory(encoder, device, pixels):
     """After the first batch, no batch pins or allocates anything, whatever its size."""
     encoder.encode_images(pixels[:1])
@@ -448,6 +460,16 @@ def test_graphs_that_are_wrong_are_dropped(folder, device, pixels, spoil):
     assert encoder.info.min_cosine_similarity > 0.999
     expected = np.concatenate([encoder.encode_images([one]) for one in pixels[:2]])
     np.testing.assert_allclose(encoder.encode_images(pixels[:2]), expected, rtol=1e-4, atol=1e-4)
+
+
+@simulated
+def test_graphs_outlive_the_workspaces_of_their_stream(encoder, device):
+    """Torch frees them with the first graph that is destroyed, or with the thread that captured it."""
+    expected = embed(encoder, TEXTS)
+
+    device.clear_workspaces()
+
+    np.testing.assert_array_equal(embed(encoder, TEXTS), expected)
 
 
 @simulated
