@@ -457,6 +457,8 @@ def test_graphs_that_are_wrong_are_dropped(folder, device, pixels, spoil):
     (event,) = events
     assert (event["event"], event["batches"]) == ("cuda_graphs_inexact", ["2", "1 x 32"])
     assert not {PreparedShape(2), PreparedShape(1, 32)} & set(runtime_of(encoder).prepared_shapes)
+    assert encoder.gpu is not None
+    assert (encoder.gpu.kernels, encoder.gpu.graphs["image"]) == ("plain", 2)
     assert encoder.info.min_cosine_similarity > 0.999
     expected = np.concatenate([encoder.encode_images([one]) for one in pixels[:2]])
     np.testing.assert_allclose(encoder.encode_images(pixels[:2]), expected, rtol=1e-4, atol=1e-4)
@@ -546,10 +548,10 @@ class TestOnAGpu:
         """The GPU's UUID is known to NVML, and the model's memory is within the GPU's."""
         metrics = Metrics(CollectorRegistry())
 
-        watch_gpu(encoder.gpu_uuid, metrics)
+        watch_gpu(encoder.gpu.uuid, metrics)
 
         used = metrics.registry.get_sample_value(
-            "alignserve_gpu_memory_used_bytes", {"gpu": encoder.gpu_uuid}
+            "alignserve_gpu_memory_used_bytes", {"gpu": encoder.gpu.uuid}
         )
         assert used >= encoder.device_memory_bytes
 

@@ -103,7 +103,7 @@ def test_auto_takes_the_fastest(towers, epilogues, fused, expected):
     """Torch's own kernels are measured too, and the log has all rates."""
     made = {"epilogues": Candidate(epilogues), "fused": Candidate(fused)}
 
-    chosen, events = choose(towers, "auto", None, **made)
+    chosen, events = choose(towers, "auto", epilogues=made["epilogues"], fused=made["fused"])
 
     assert chosen == expected
     assert [event["event"] for event in events] == ["cuda_kernels_chosen"]

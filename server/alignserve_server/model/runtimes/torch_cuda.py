@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignserve_server.model.encoder import Embeddings, PixelValues
+from alignserve_server.model.encoder import Embeddings, GpuUse, PixelValues
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes.cuda_graphs import ComputeStream
 from alignserve_server.model.runtimes.cuda_lane import CudaLane
@@ -72,7 +72,7 @@ class CudaRuntime:
         self.lanes = execution.lanes or _LANES
         self._device: Final = torch.device(self.device)
         torch.cuda.set_device(self._device)  # else captures would also take memory of the first GPU
-        self.gpu_uuid: str | None = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
+        self._uuid = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
         self._images = ComputeStream(self._device)
         self._texts = ComputeStream(self._device, priority=_HIGH_PRIORITY)
         self._time = DeviceTime([_IMAGES, _TEXTS])
@@ -99,6 +99,12 @@ class CudaRuntime:
             if self._has_graphs:
                 self._static_images.capture(self._images.captured)
                 self._static_texts.capture(self._texts.captured)
+
+    @property
+    def gpu(self) -> GpuUse | None:
+        """The GPU, the kernels of images, and the graphs that have been captured and not dropped."""
+        graphs = {"image": len(self._static_images.shapes), "text": len(self._static_texts.shapes)}
+        return GpuUse(self._uuid, self.kernels, graphs)
 
     @property
     def memory_bytes(self) -> int:
