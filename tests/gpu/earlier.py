@@ -1,4 +1,4 @@
-"""The rates of the graphs alone, which an earlier step has measured."""
+"""The rates of the graphs, without a server, which an earlier step has measured."""
 
 from __future__ import annotations
 

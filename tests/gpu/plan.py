@@ -32,7 +32,7 @@ STEPS = (
     Step("ceilings", 20, 40),
     Step("model", 60, 150, after=CHECKPOINT),
     Step("serve", 60, 110, after=CHECKPOINT),
-    Step("fronts", 40, 75, after=CHECKPOINT),
+    Step("fronts", 40, 90, after=CHECKPOINT),
     Step("plain", 20, 35, after=CHECKPOINT),
     Step("profile", 20, 35, after=CHECKPOINT),
     Step("tests", 40, 130),

@@ -158,7 +158,7 @@ def _counters(server: ServerProcess) -> dict[str, float]:
 
 
 def _graph_rate(check: Check, load: Load) -> float:
-    """Returns the highest rate of the graphs alone, for texts with those of the load's length."""
+    """Returns the highest rate of a graph without a server, for texts of one of the load's length."""
     if load.work == "text":
         return best_rate(check, TEXTS, TEXT_RATE, tokens=_TEXT_TOKENS)
     return best_rate(check, IMAGES, IMAGE_RATE)
