@@ -58,7 +58,7 @@ class Bench:
 @dataclass(frozen=True, slots=True)
 class _Usable:
     forward: ImageForward
-    seconds: float
+    seconds: float | None  # None if it has no rival
 
 
 def sample_pixels(batch_size: int, image_size: tuple[int, int], device: torch.device) -> torch.Tensor:
@@ -97,7 +97,9 @@ def choose_kernels(
         "cuda_kernels_chosen",
         kernels=chosen,
         images_per_second={
-            name: round(len(bench.typical) / usable.seconds) for name, usable in choice.usable.items()
+            name: round(len(bench.typical) / usable.seconds)
+            for name, usable in choice.usable.items()
+            if usable.seconds is not None
         },
         seconds=round(time.monotonic() - begun, 1),
     )
@@ -133,7 +135,7 @@ class _Choice:
         self._trials = Trials(bench.cache_dir if setting == "auto" else None, bench.pixels.device)
 
     def try_all(self, makers: Makers) -> None:
-        """Tries one image and the largest batch, whose kernels differ most, and measures a typical one."""
+        """Tries one image and the largest batch, whose kernels differ most; `auto` measures a typical one."""
         for name in candidates.AUTOMATIC if self._setting == "auto" else (self._setting,):
             self._try(name, partial(self._first_trial, name, makers))
         if self._setting == "auto" and self.usable:
@@ -141,11 +143,13 @@ class _Choice:
 
     def fastest(self) -> KernelsName:
         """Has the towers use the fastest that are right for every batch size, and returns their name."""
-        for name in sorted(self.usable, key=lambda name: self.usable[name].seconds):
+        tried = 1, len(self._bench.pixels)
+        others = [size for size in self._bench.batch_sizes if size not in tried]
+        for name in sorted(self.usable, key=lambda name: self.usable[name].seconds or 0.0):
             if name == "plain":
                 break
             forward = self.usable[name].forward
-            if self._try(name, partial(self._check, forward, self._bench.batch_sizes)):
+            if self._try(name, partial(self._check, forward, others)):
                 self._towers.use_image_forward(forward)
                 return name
         return "plain"
@@ -180,4 +184,6 @@ class _Choice:
                 )
 
     def _measured(self, forward: ImageForward) -> _Usable:
+        if self._setting != "auto":
+            return _Usable(forward, None)
         return _Usable(forward, self._bench.seconds_of(partial(forward, self._bench.typical)))
