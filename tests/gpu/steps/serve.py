@@ -23,6 +23,7 @@ from tests.gpu.results import Row
 from tests.gpu.steps.decode import PHOTOS
 from tests.processes import ServerProcess, server_process
 
+_EXPLAINING = ("ready", "worker_ready", "cuda_kernels_chosen")  # events of the start
 _TEXT_TOKENS = 16  # of the graphs that hold short unique texts
 _BUSY = "alignserve_device_busy_seconds_total"
 _BATCHED, _BATCHES = "alignserve_batch_size_sum", "alignserve_batch_size_count"
@@ -99,7 +100,7 @@ def _noted(log: Path) -> list[Row]:
             for key, value in line.items()
         }
         for line in lines
-        if line.get("level") == "warning" or line.get("event") in ("ready", "cuda_kernels_chosen")
+        if line.get("level") == "warning" or line.get("event") in _EXPLAINING
     ]
 
 
