@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -51,10 +51,11 @@ def server_process(
     *flags: str,
     program: Sequence[str] = SERVER,
     listen: str = "127.0.0.1:0",
+    log: Path | None = None,
 ) -> Iterator[ServerProcess]:
     """Runs alignserve-server with the flags, by default on free ports, and yields it once it is ready.
 
-    `program` may be another program with the same flags and log events.
+    `program` may be another program with the same flags and log events; `log` keeps the server's log.
     """
     command = [
         *(*program, "--log-format", "json", "--drain-delay-seconds", "0"),
@@ -63,10 +64,11 @@ def server_process(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None
         try:
-            listening = _wait_for("listening", process.stderr)
-            _wait_for("ready", process.stderr)
+            lines = _kept(process.stderr, log)
+            listening = _wait_for("listening", lines)
+            _wait_for("ready", lines)
             # The log must be drained: a full pipe blocks other programs, and the server at its exit.
-            threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
+            threading.Thread(target=deque, args=(lines, 0), daemon=True).start()
             yield ServerProcess(
                 process, listening["port"], listening["metrics_port"], listening.get("http_port", 0)
             )
@@ -125,7 +127,16 @@ def run(*command: str | Path, cwd: Path = ROOT, path: Path = BIN) -> subprocess.
     )
 
 
-def _wait_for(event: str, log: IO[str]) -> dict[str, Any]:
+def _kept(lines: IO[str], log: Path | None) -> Iterator[str]:
+    """Yields lines once they are in the file, if there is one."""
+    with log.open("w", encoding="utf-8", buffering=1) if log else nullcontext() as file:
+        for line in lines:
+            if file:
+                file.write(line)
+            yield line
+
+
+def _wait_for(event: str, log: Iterator[str]) -> dict[str, Any]:
     seen = []
     for line in log:
         seen.append(line)

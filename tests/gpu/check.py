@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,24 @@ class Check:
         from tests.pretended_cuda import pretended_cuda  # imports torch, which few steps need
 
         return pretended_cuda()
+
+    def run_all(self, *parts: Callable[[], None]) -> None:
+        """Runs all parts of a step, whatever the others raise, and records the faults of each at once.
+
+        Raises:
+            CheckFailed: Parts have failed.
+        """
+        faults: list[str] = []
+        for part in parts:
+            try:
+                part()
+            except Exception as error:  # noqa: BLE001 — of libraries and drivers; the next part may run
+                if not isinstance(error, CheckFailed):
+                    traceback.print_exc()
+                faults.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                self.results.proved("Faults", {"fault": faults[-1]})
+        if faults:
+            raise CheckFailed("; ".join(faults))
 
     def sized(self, full: _T, small: _T) -> _T:
         """Returns `full` on a GPU and `small` without one."""

@@ -15,7 +15,7 @@ from alignserve_server.model.runtimes.kernels import convolutions, passes
 from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
 from triton.compiler import ASTSource  # type: ignore[import-untyped]
 
-_CAPABILITIES = (80, 90)  # A100, H100
+_CAPABILITIES = (80, 89, 90, 120)  # A100, L4, H100, RTX PRO 6000
 _DTYPES = ("fp16", "bf16", "fp32")
 _FLOATS = {"sums", "squeezed", "gate", "scale", "offset"}  # float32, whatever the network's data type is
 _MAPS = {"hidden", "output", "weight", "bias", "shortcut"}

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from tests.gpu.check import Check, CheckFailed
 from tests.gpu.loading import Loaded
 from tests.gpu.rates import measured_sizes
-from tests.gpu.results import Row
 
 _LANES = 2  # of one modality
 _TOLERANCE = 1e-3  # relative to the largest element: other batch sizes round differently
@@ -56,7 +55,6 @@ def measure(check: Check, loaded: Loaded) -> None:
     """Measures two lanes of images from host to host, and the cores that they use."""
     sizes = [size for size in measured_sizes(loaded.batch_sizes) if size >= check.sized(8, 1)]
     seconds = check.sized(1.5, 0.1)
-    rows: list[Row] = []
     for size in sizes:
         batch, counts = [_noise(loaded)] * size, [0] * _LANES
 
@@ -69,10 +67,10 @@ def measure(check: Check, loaded: Loaded) -> None:
         begin, cpu = time.perf_counter(), time.process_time()
         _run_lanes(loaded, embed, seconds)
         took = time.perf_counter() - begin
-        rows.append(
-            {"batch": size, "images/s": sum(counts) / took, "cores": (time.process_time() - cpu) / took}
+        check.results.measured(
+            "Two lanes, host to host",
+            {"batch": size, "images/s": sum(counts) / took, "cores": (time.process_time() - cpu) / took},
         )
-    check.results.measured("Two lanes, host to host", *rows)
 
 
 def _jobs(loaded: Loaded) -> list[Callable[[], Embeddings]]:

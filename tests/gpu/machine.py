@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,18 +58,25 @@ def environment(work: Path, site: Path | None) -> dict[str, str]:
 def install(wheels: Path, site: Path) -> None:
     """Installs a folder of wheels into `site`, with metadata that makes the source tree appear installed.
 
-    Raises:
-        RuntimeError: The installation fails.
+    A wheel that does not fit, such as that of another version of Python, is left out with a message: the
+    machine may have the package, and most steps need few of them.
     """
     shutil.rmtree(site, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    command += ["--no-cache-dir", "--disable-pip-version-check", "--target", str(site)]
-    command += sorted(map(str, wheels.glob("*.whl")))
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise RuntimeError(f"cannot install the wheels in {wheels}: {answer.stderr[-2000:]}")
+    found = sorted(wheels.glob("*.whl"))
+    if _installed(found, site):
+        for wheel in found:
+            if message := _installed([wheel], site):
+                print(f"cannot install {wheel.name}: {message[-500:]}", flush=True)
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     for name in DISTRIBUTIONS:  # the server only reads its version from them
         metadata = site / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
-        metadata.parent.mkdir()
+        metadata.parent.mkdir(parents=True)
         metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", "utf-8")
+
+
+def _installed(wheels: Sequence[Path], site: Path) -> str:
+    """Installs wheels into `site`; returns why that failed, or an empty string."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--target", str(site)]
+    answer = subprocess.run([*command, *map(str, wheels)], capture_output=True, text=True, check=False)
+    return answer.stderr if answer.returncode else ""

@@ -137,8 +137,11 @@ def failing(device: Device, *faults: Fault) -> Device:
 @pytest.mark.parametrize("kernels", ["epilogues", "fused", "auto"])
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # as in test_cuda_kernels
-def test_faster_kernels_give_the_same_embeddings(cuda, folder, encoder, kernels):
+def test_faster_kernels_give_the_same_embeddings(cuda, folder, encoder, kernels, monkeypatch):
     """They are captured in the graphs like torch's, and the fewest operators are the fastest."""
+    if not HAS_GPU:  # a simulated clock is exact, and the interpreter takes seconds for a forward
+        monkeypatch.setattr(torch_cuda, "_WARMUP_RUNS", 0)
+        monkeypatch.setattr(torch_cuda, "_TIMED_RUNS", 1)
     pixels = [encoder.preprocess_image(content) for content in list(probe.images().values())[:2]]
 
     faster = onto_cuda(folder, max_batch_size=2, cuda_kernels=kernels)
@@ -240,6 +243,18 @@ def test_texts_do_not_wait_for_images(encoder):
 
     assert np.isfinite(vectors).all()
     assert runtime_of(encoder)._texts.stream.priority < runtime_of(encoder)._images.stream.priority
+
+
+@simulated
+def test_every_thread_chooses_its_gpu_first(folder, device, pixels):
+    """One that has not, such as one that loads onto the second GPU, takes memory of the first as well."""
+    device.strangers.clear()
+
+    with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(1) as lane:
+        encoder = loader.submit(onto_cuda, folder, max_batch_size=1).result()
+        lane.submit(encoder.encode_images, pixels[:1]).result()
+
+    assert device.strangers == set()
 
 
 @simulated
@@ -445,9 +460,21 @@ def test_graphs_that_are_wrong_are_dropped(folder, device, pixels, spoil):
     (event,) = events
     assert (event["event"], event["batches"]) == ("cuda_graphs_inexact", ["2", "1 x 32"])
     assert not {PreparedShape(2), PreparedShape(1, 32)} & set(runtime_of(encoder).prepared_shapes)
+    assert encoder.gpu is not None
+    assert (encoder.gpu.kernels, encoder.gpu.graphs["image"]) == ("plain", 2)
     assert encoder.info.min_cosine_similarity > 0.999
     expected = np.concatenate([encoder.encode_images([one]) for one in pixels[:2]])
     np.testing.assert_allclose(encoder.encode_images(pixels[:2]), expected, rtol=1e-4, atol=1e-4)
+
+
+@simulated
+def test_graphs_outlive_the_workspaces_of_their_stream(encoder, device):
+    """Torch frees them with the first graph that is destroyed, or with the thread that captured it."""
+    expected = embed(encoder, TEXTS)
+
+    device.clear_workspaces()
+
+    np.testing.assert_array_equal(embed(encoder, TEXTS), expected)
 
 
 @simulated
@@ -524,10 +551,10 @@ class TestOnAGpu:
         """The GPU's UUID is known to NVML, and the model's memory is within the GPU's."""
         metrics = Metrics(CollectorRegistry())
 
-        watch_gpu(encoder.gpu_uuid, metrics)
+        watch_gpu(encoder.gpu.uuid, metrics)
 
         used = metrics.registry.get_sample_value(
-            "alignserve_gpu_memory_used_bytes", {"gpu": encoder.gpu_uuid}
+            "alignserve_gpu_memory_used_bytes", {"gpu": encoder.gpu.uuid}
         )
         assert used >= encoder.device_memory_bytes
 

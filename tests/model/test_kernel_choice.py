@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from alignserve_server.model.encoder import DeviceLost
+from alignserve_server.model.encoder import CaptureFailed, DeviceLost
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes.kernels import candidates
 from alignserve_server.model.runtimes.kernels.choice import Bench, choose_kernels, sample_pixels
@@ -51,6 +52,11 @@ def seconds_of(forward: Any) -> float:
     return forward.func.seconds if isinstance(forward.func, Candidate) else PLAIN_SECONDS
 
 
+def wrong_for(size: int, forward: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Returns a forward that computes something else for one batch size."""
+    return lambda pixels: torch.randn(size, 24) if len(pixels) == size else forward(pixels)
+
+
 def failing(error: Exception) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         raise error
@@ -79,11 +85,11 @@ def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def choose(
-    towers: Towers, setting: Any, cache_dir: Path | None = None, **tried: Candidate
+    towers: Towers, setting: Any, cache_dir: Path | None = None, batch_size: int = 2, **tried: Candidate
 ) -> tuple[str, list[Any]]:
     """Returns the choice and the events that it logs."""
-    pixels = sample_pixels(2, (40, 40), torch.device("cpu"))
-    bench = Bench(torch.float32, pixels, seconds_of, cache_dir)
+    pixels = sample_pixels(batch_size, (40, 40), torch.device("cpu"))
+    bench = Bench(torch.float32, pixels, range(1, batch_size + 1), seconds_of, cache_dir)
     makers: Any = {name: candidate.made for name, candidate in tried.items()}
     with capture_logs() as events:
         chosen = choose_kernels(towers, setting, bench, makers)
@@ -97,10 +103,11 @@ def test_auto_takes_the_fastest(towers, epilogues, fused, expected):
     """Torch's own kernels are measured too, and the log has all rates."""
     made = {"epilogues": Candidate(epilogues), "fused": Candidate(fused)}
 
-    chosen, events = choose(towers, "auto", None, **made)
+    chosen, events = choose(towers, "auto", epilogues=made["epilogues"], fused=made["fused"])
 
     assert chosen == expected
     assert [event["event"] for event in events] == ["cuda_kernels_chosen"]
+    assert events[0]["seconds"] >= 0
     assert events[0]["images_per_second"] == {
         "plain": round(2 / PLAIN_SECONDS),
         "epilogues": round(2 / epilogues),
@@ -117,6 +124,34 @@ def test_other_numbers_are_refused(towers):
 
     assert chosen == "fused"
     assert "cosine similarity" in events[0]["epilogues"]
+
+
+def test_kernels_that_are_wrong_for_one_batch_size_are_refused(towers):
+    """Sizes have kernels of their own; the next fastest are used."""
+    wrong = Candidate(0.1, wrong_for(2, towers.embed_pixels_plainly))
+
+    chosen, events = choose(towers, "auto", batch_size=3, epilogues=Candidate(1.0), fused=wrong)
+
+    assert chosen == "epilogues"
+    assert "with 2 images" in events[0]["fused"]
+    assert towers._image_forward != wrong
+
+
+def test_batches_that_do_not_fit_are_not_compared(towers, monkeypatch):
+    """A maximum that is too large for the GPU costs its graph, not the start."""
+    plainly = towers.embed_pixels_plainly
+
+    def lacking(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plainly(pixels)
+
+    monkeypatch.setattr(towers, "embed_pixels_plainly", lacking)
+
+    chosen, events = choose(towers, "auto", batch_size=8, epilogues=Candidate(1.0), fused=Candidate(1.5))
+
+    assert chosen == "epilogues"
+    assert [event["event"] for event in events] == ["cuda_kernels_chosen"]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -141,14 +176,24 @@ def test_kernels_that_fail_are_replaced_by_torchs(towers, setting):
 
 
 def test_chosen_kernels_are_used_even_if_they_are_slower(towers):
-    """A setting other than `auto` compares no times."""
-    assert choose(towers, "fused", fused=Candidate(100.0))[0] == "fused"
+    """A setting other than `auto` measures no times."""
+    chosen, (event,) = choose(towers, "fused", fused=Candidate(100.0))
+
+    assert (chosen, event["images_per_second"]) == ("fused", {})
 
 
-def test_kernels_that_lose_the_device_are_not_tried_again(towers, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceLost),
+        (CaptureFailed("the capture could not be ended"), CaptureFailed),
+    ],
+    ids=["device", "captures"],
+)
+def test_kernels_that_ruin_the_process_are_not_tried_again(towers, tmp_path, error, raised):
     """The process must end, and its successor starts without them instead of failing forever."""
-    lost = Candidate(0.1, failing(RuntimeError("CUDA error: an illegal memory access was encountered")))
-    with pytest.raises(DeviceLost):
+    lost = Candidate(0.1, failing(error))
+    with pytest.raises(raised):
         choose(towers, "auto", tmp_path, epilogues=Candidate(1.0), fused=lost)
 
     chosen, events = choose(towers, "auto", tmp_path, epilogues=Candidate(1.0), fused=Candidate(0.1))
@@ -204,6 +249,41 @@ def test_without_a_compiler_the_reason_says_so(towers, monkeypatch):
 
     with pytest.raises(Unavailable, match="install gcc"):
         candidates.MAKERS["fused"](towers)
+
+
+def test_an_older_gpu_keeps_torchs_kernels(monkeypatch):
+    """Triton would compile for minutes and might fail."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+
+    with pytest.raises(Unavailable, match=r"capability 8\.0 or later; this one has 7\.5"):
+        candidates._check_capability(torch.device("cuda:0"))
+
+
+def test_compiled_kernels_are_kept_in_the_cache_directory(tmp_path, monkeypatch):
+    """The next start does not compile them again."""
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name)
+
+    candidates.keep_compiled(tmp_path / "cache")
+
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "cache" / "triton")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "inductor")
+
+
+def test_without_a_writable_cache_kernels_compile_elsewhere(tmp_path, monkeypatch):
+    """As in a read-only container: Triton cannot run without a directory to write to."""
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    file = tmp_path / "file"
+    file.write_text("")
+
+    with capture_logs() as events:
+        candidates.keep_compiled(file)
+
+    assert [event["event"] for event in events] == ["cache_not_writable"]
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent.parent == tmp_path
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent.is_dir()
 
 
 @pytest.mark.long

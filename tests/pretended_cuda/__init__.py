@@ -4,7 +4,8 @@ Operators on a stream run late: when the host synchronizes, and then only those 
 streams requires. So code that reads before it has synchronized, omits a wait, or overwrites pinned memory
 too early gets wrong numbers here, every time. A capture records operators and a replay runs them again on the
 same memory. Events have times on a simulated clock, and memory, captures and the device fail on request.
-Outside of a stream's context, and on the default stream, operators run at once.
+Outside of a stream's context, and on the default stream, operators run at once. Matrix products use
+workspaces, which torch may free before the graphs that use them.
 
 Not simulated: the rounding of GPU kernels, cuBLAS and cuDNN, the reuse of freed memory, and what CUDA refuses
 to capture, except reads of values.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,12 +23,13 @@ import torch
 from alignserve_server.model.runtimes import cuda_devices, cuda_graphs, cuda_lane, torch_cuda
 
 from tests.pretended_cuda.device import Device, Event, Fault, SharedStreamError, Stream
-from tests.pretended_cuda.graphs import Graph, SharedPoolError
+from tests.pretended_cuda.graphs import FreedWorkspaceError, Graph, SharedPoolError
 
 __all__ = [
     "Device",
     "Event",
     "Fault",
+    "FreedWorkspaceError",
     "Graph",
     "SharedPoolError",
     "SharedStreamError",
@@ -54,6 +57,7 @@ class _Torch:
     def __init__(self, device: Device) -> None:
         self._device = device
         self.cuda = device.cuda
+        self._C = SimpleNamespace(_cuda_clearCublasWorkspaces=device.clear_workspaces)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

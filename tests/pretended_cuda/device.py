@@ -85,6 +85,9 @@ class Device:
         capture_limit_bytes: What the tensors of one capture may take; None for any amount.
         lack: Makes the error of a capture that takes more.
         is_broken: Whether a failed capture has left the allocator in the state of a capture.
+        workspaces: What cuBLAS uses on each stream, until torch frees it.
+        strangers: Threads that have used a stream without `set_device`: on a machine with several GPUs they
+            take memory of the first.
     """
 
     def __init__(self) -> None:
@@ -96,6 +99,8 @@ class Device:
         self.pool_graphs: dict[object, int] = {}  # how many a pool has; none if all captures failed
         self.global_capture: tuple[graphs.Graph, int] | None = None  # that any thread can spoil, and its own
         self.lock = threading.RLock()
+        self.workspaces: dict[Stream, object] = {}
+        self.strangers: set[int] = set()
         self._sticky: Exception | None = None
         self._time = 0.0  # of the host
         self._pools = 0
@@ -110,7 +115,7 @@ class Device:
             get_device_properties=lambda device: SimpleNamespace(uuid=GPU_UUID),
             graph_pool_handle=self._new_pool,
             memory_reserved=lambda device: _MEMORY_BYTES,
-            set_device=lambda device: None,
+            set_device=self._chosen,
             stream=self._entered,
             synchronize=lambda device=None: None,
         )
@@ -181,6 +186,13 @@ class Device:
         if work.passes is not None:
             work.passes.time = stream.time
 
+    def clear_workspaces(self) -> None:
+        """Frees the workspaces of all streams; those of a pool stay valid for its graphs."""
+        self.workspaces.clear()
+
+    def _chosen(self, device: torch.device) -> None:
+        self._current.is_chosen = True
+
     def _new_pool(self) -> tuple[int, int]:
         self._pools += 1
         return (0, self._pools)
@@ -189,6 +201,8 @@ class Device:
     def _entered(self, stream: Stream) -> Iterator[None]:
         """Makes the stream the calling thread's; operators go there. Raises SharedStreamError."""
         outer = self.current_stream
+        if not hasattr(self._current, "is_chosen"):
+            self.strangers.add(threading.get_ident())
         with stream.held():
             self._current.stream = stream
             try:

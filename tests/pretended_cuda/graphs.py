@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from tests.pretended_cuda.device import Device, Stream
 
 
+_MATRIX_PRODUCTS = {"addmm", "baddbmm", "bmm", "linear", "matmul", "mm"}  # of cuBLAS
 _READS = {"_local_scalar_dense", "equal", "is_nonzero", "item", "nonzero"}  # the host needs their results
 
 
 class SharedPoolError(AssertionError):
     """Graphs that share memory are replayed on two streams that have not been waited for."""
+
+
+class FreedWorkspaceError(AssertionError):
+    """A graph's matrix product writes to a workspace that torch has freed."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Issued(TorchDispatchMode):
             _remove_values(output)
         # Aliases: a module replaces the data of its parameters when it is moved.
         operation = Operation(func, tree_map(_alias, args), tree_map(_alias, options), outputs)
+        if func.overloadpacket.__name__ in _MATRIX_PRODUCTS:
+            self._use_workspace(stream)
         if stream.capturing is None:
             self._device.meet("operation")
             self._device.submit(stream, [operation])
@@ -73,6 +80,13 @@ class Issued(TorchDispatchMode):
             return made
         return changed[0] if len(changed) == 1 else tuple(changed)
 
+    def _use_workspace(self, stream: Stream) -> None:
+        """Uses the stream's workspace, or a new one, which in a capture is a part of the graphs' pool."""
+        is_new = stream not in self._device.workspaces
+        workspace = self._device.workspaces.setdefault(stream, object())
+        if stream.capturing is not None:
+            (stream.capturing.own if is_new else stream.capturing.borrow)(workspace)
+
 
 class Graph:
     """The operators of a capture, in order."""
@@ -81,6 +95,9 @@ class Graph:
         self.operations: list[Operation] = []
         self._device = device
         self._pool: object = None
+        self._stream: Stream | None = None  # of a capture that has ended
+        self._own: object = None  # workspace
+        self._borrowed: list[object] = []  # workspaces
         self._bytes = 0
         self._is_complete = self._is_valid = True
 
@@ -100,7 +117,8 @@ class Graph:
 
     def capture_end(self) -> None:
         """Ends the recording. Raises RuntimeError if something that is not permitted was captured."""
-        self._device.current_stream.capturing = self._device.global_capture = None
+        stream = self._device.current_stream
+        stream.capturing = self._device.global_capture = None
         try:
             self._device.meet("capture_end")
         except RuntimeError:
@@ -109,6 +127,7 @@ class Graph:
         if not self._is_valid:
             self._device.is_broken = True
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        self._stream = stream
         graphs = self._device.pool_graphs
         graphs[self._pool] = graphs.get(self._pool, 0) + self._is_complete
 
@@ -123,6 +142,20 @@ class Graph:
             raise self._device.lack()
         self._is_complete = True
 
+    def borrow(self, workspace: object) -> None:
+        """Notes a workspace that existed before the capture; one of its own lasts with the pool."""
+        if workspace is not self._own:
+            self._borrowed.append(workspace)
+
+    def own(self, workspace: object) -> None:
+        """Notes the workspace that was made in the capture."""
+        self._own = workspace
+
+    def __del__(self) -> None:
+        """Frees the workspace of the stream, as torch does, although other graphs may use it."""
+        if self._stream is not None:
+            self._device.workspaces.pop(self._stream, None)
+
     def invalidate(self) -> None:
         """Makes the capture fail when it ends."""
         self._is_valid = False
@@ -131,6 +164,8 @@ class Graph:
         """Issues the operators again, on the same memory. Raises SharedPoolError and SharedStreamError."""
         stream = self._device.current_stream
         self._device.meet("replay")
+        if not all(one in self._device.workspaces.values() for one in self._borrowed):
+            raise FreedWorkspaceError("a graph uses a workspace that was freed")
         with stream.held():
             before = self._device.pool_streams.get(self._pool, stream)
             if before is not stream and before.work:

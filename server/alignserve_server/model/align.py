@@ -15,6 +15,7 @@ from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.encoder import (
     Embeddings,
+    GpuUse,
     ModelInfo,
     PixelValues,
     TokenIds,
@@ -157,7 +158,6 @@ class AlignEncoder:
         self.is_measurable = True
         self.preprocess_image = images
         self.tokenize = texts
-        self.gpu_uuid = runtime.gpu_uuid
         self.enter_lane = runtime.enter_lane
         self.release_memory = runtime.release_memory
         self.device_seconds = runtime.device_seconds
@@ -167,6 +167,11 @@ class AlignEncoder:
     def device_memory_bytes(self) -> int:
         """Memory that the networks hold on the device."""
         return self._runtime.memory_bytes
+
+    @property
+    def gpu(self) -> GpuUse | None:
+        """How the runtime uses a GPU; None on a CPU."""
+        return self._runtime.gpu
 
     def encode_images(self, batch: Sequence[PixelValues]) -> Embeddings:
         """Embeds images of one size. Raises `OutOfDeviceMemory`, `DeviceLost` or the runtime's own errors."""
@@ -185,7 +190,7 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto", *, is_tri
     Args:
         device: The name to resolve.
         runtime: The runtime that will use it.
-        is_tried: Whether `auto` may use the first GPU to find out whether it is free; see `cuda_device`.
+        is_tried: Whether the GPU may be used to find out whether it works; see `cuda_device`.
 
     Raises:
         ValueError: The device does not exist or cannot be used, or the runtime does not support it.
@@ -208,7 +213,7 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto", *, is_tri
     from alignserve_server.model.runtimes.cuda_devices import cuda_device
 
     if device != "auto":
-        return cuda_device(int(match[1] or 0))
+        return cuda_device(int(match[1] or 0), is_tried=is_tried)
     try:
         return cuda_device(0, is_tried=is_tried)
     except ValueError as error:

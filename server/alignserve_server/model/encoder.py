@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -86,6 +86,20 @@ class ModelInfo:
     min_cosine_similarity: float  # to AlignModel in float32, on the inputs compared at startup
 
 
+class GpuUse(NamedTuple):
+    """How a model uses its GPU.
+
+    Attributes:
+        uuid: As CUDA names the GPU, such as `GPU-5c2ea1a0-…`.
+        kernels: Of the image tower; see `--cuda-kernels`.
+        graphs: The number of CUDA graphs by modality, 0 without them.
+    """
+
+    uuid: str
+    kernels: str
+    graphs: Mapping[str, int]
+
+
 class Encoder(Protocol):
     """A loaded ALIGN model with its preprocessing.
 
@@ -123,8 +137,8 @@ class Encoder(Protocol):
         ...
 
     @property
-    def gpu_uuid(self) -> str | None:
-        """UUID of the NVIDIA GPU that it runs on; None on a CPU."""
+    def gpu(self) -> GpuUse | None:
+        """How it uses an NVIDIA GPU, once it is loaded; None on a CPU."""
         ...
 
     def input_spec(self) -> bytes:

@@ -18,6 +18,7 @@ import numpy as np
 from alignserve_server.errors import ImageUnreadable, TextEmpty, TextTooLong
 from alignserve_server.model.encoder import (
     Embeddings,
+    GpuUse,
     ImageInput,
     ModelInfo,
     OutOfDeviceMemory,
@@ -83,7 +84,7 @@ class FakeEncoder:
         self.has_parallel_lanes = True
         self.lanes_per_modality: int | None = None
         self.is_measurable = False
-        self.gpu_uuid: str | None = None
+        self.gpu: GpuUse | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.max_batch_size: int | None = None

@@ -19,7 +19,8 @@ EVENTS: Mapping[str, str] = {
     "gpu_metrics_unavailable": "NVIDIA's management library is missing, so there are no GPU metrics.",
     "converting": "OpenVINO converts the checkpoint, once.",
     "conversion_damaged": "A cached conversion is damaged and is made again; `reason` names the files.",
-    "cache_not_writable": "The cache directory is not writable, so each start converts the checkpoint again.",
+    "cache_not_writable": "The cache directory is not writable, so each start converts the checkpoint, or "
+    "compiles kernels, again.",
     "cosine_similarity_too_low": "Embeddings are too far from the reference; "
     "a more precise configuration is used.",
     "runtime_unavailable": "The runtime cannot run the checkpoint, so torch is used.",
@@ -32,7 +33,7 @@ EVENTS: Mapping[str, str] = {
     "cuda_graphs_inexact": "Embeddings of some CUDA graphs are too far from the reference; these `batches` "
     "run in other graphs or without one.",
     "cuda_kernels_chosen": "`kernels` embed images; the others that were measured have lower "
-    "`images_per_second`.",
+    "`images_per_second`, or are unusable. Choosing took `seconds`.",
     "cuda_kernels_unusable": "Some kernels for images cannot run here or are not exact enough; each has its "
     "reason.",
     "batch_sizes_not_saved": "Tuned batch sizes cannot be written to `file`; the next start measures again.",

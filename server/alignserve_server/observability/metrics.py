@@ -215,6 +215,14 @@ class Metrics:
             "alignserve_gpu_memory_used_bytes", "Used memory of the GPU, all processes.", ["gpu"]
         )
         self.gpu_memory_bytes = self._measured("alignserve_gpu_memory_bytes", "Memory of the GPU.", ["gpu"])
+        self.gpu_info = self._measured(
+            "alignserve_gpu_info",
+            "Always 1; labels name the GPU and the kernels that embed images.",
+            ["gpu", "kernels"],
+        )
+        self.cuda_graphs = self._measured(
+            "alignserve_cuda_graphs", "CUDA graphs, by modality; 0 without them.", ["modality"]
+        )
         self.last_forward_timestamp = self._measured(
             "alignserve_last_forward_timestamp_seconds", "Unix time of the last successful batch."
         )

@@ -235,11 +235,14 @@ def _batch_sizes(settings: Settings, encoder: Encoder, server_version: str) -> B
 def _tuned_sizes(settings: Settings, encoder: Encoder, server_version: str) -> TunedSizes:
     from alignserve_server.model.align import default_cache_dir  # so that the fake starts without it
 
+    gpu = encoder.gpu
     facts: dict[str, str | int | None] = {
         "server": server_version,
         "processor": cpu_model(),
         "cores": cpu_count(),
-        "gpu": encoder.gpu_uuid,
+        "gpu": gpu and gpu.uuid,
+        "kernels": gpu and gpu.kernels,
+        "graphs": gpu and bool(sum(gpu.graphs.values())),
         "runtime": encoder.info.runtime,
         "dtype": encoder.info.dtype,
         "device": encoder.info.device,
@@ -268,7 +271,7 @@ def _device(settings: Settings, worker: int) -> str:
     if settings.workers == 1 or device == "cpu" or settings.device == device:
         return device
     try:
-        resolved_device(f"cuda:{settings.workers - 1}", settings.runtime)
+        resolved_device(f"cuda:{settings.workers - 1}", settings.runtime, is_tried=False)
     except ValueError as error:
         raise StartupError(
             f"{settings.workers} workers need a GPU each, but {error}; lower --workers, use --device cpu, or "

@@ -69,12 +69,16 @@ class RunningModel:
         ).set(1)
         metrics.model_min_cosine.set(info.min_cosine_similarity)
         metrics.device_memory_bytes.set_function(lambda: self.encoder.device_memory_bytes)
-        if self.encoder.gpu_uuid is not None:
-            watch_gpu(self.encoder.gpu_uuid, metrics)
+        if (gpu := self.encoder.gpu) is not None:
+            watch_gpu(gpu.uuid, metrics)
+            metrics.gpu_info.labels(gpu.uuid, gpu.kernels).set(1)
+            for modality, count in gpu.graphs.items():
+                metrics.cuda_graphs.labels(modality).set(count)
 
     def facts(self) -> dict[str, object]:
         """Returns the fields of the event `ready`."""
-        info = self.encoder.info
+        info, gpu = self.encoder.info, self.encoder.gpu
+        on_gpu = {} if gpu is None else {"cuda_kernels": gpu.kernels, "cuda_graphs": dict(gpu.graphs)}
         return {
             "model_id": info.model_id,
             "fingerprint": info.fingerprint,
@@ -84,6 +88,7 @@ class RunningModel:
             "min_cosine_similarity": round(info.min_cosine_similarity, 6),
             "lanes": self.lanes,
             "max_batch_size": self.batch_sizes.as_dict(),
+            **on_gpu,
         }
 
     async def stop(self, timeout_seconds: float) -> None:

@@ -27,12 +27,9 @@ _HEADS, _WIDTH = 12, 64  # align-base's
 def run(check: Check) -> None:
     """Measures each backend, or records why it does not run."""
     gpu = gpu_of(check.is_pretended)
-    rows = [
-        _row(gpu, name, shape)
-        for name in check.sized(tuple(_BACKENDS), ("default", "math"))
-        for shape in check.sized(_SHAPES, _SHAPES[:1])
-    ]
-    check.results.measured("Attention with a padding mask", *rows)
+    for name in check.sized(tuple(_BACKENDS), ("default", "math")):
+        for shape in check.sized(_SHAPES, _SHAPES[:1]):
+            check.results.measured("Attention with a padding mask", _row(gpu, name, shape))
 
 
 @torch.inference_mode()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import platform
+import shutil
+import sysconfig
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,18 +25,31 @@ def run(check: Check) -> None:
     if not check.is_pretended and not torch.cuda.is_available():
         raise CheckFailed(f"torch {torch.__version__} sees no GPU")
     gpu = gpu_of(check.is_pretended)
-    row = {**_arithmetic(check, gpu), **_transfers(check, gpu)}
-    check.results.measured(TITLE, row)
+    check.run_all(
+        lambda: check.results.measured(TITLE, _arithmetic(check, gpu)),
+        lambda: check.results.measured(TITLE, _transfers(check, gpu)),
+    )
 
 
 def _software() -> Row:
-    packages = ("transformers", "grpcio", "numpy", "pillow")
+    packages = ("triton", "transformers", "grpcio", "numpy", "pillow")
+    headers = Path(sysconfig.get_config_h_filename()).with_name("Python.h")
     return {
+        "Python": platform.python_version(),
         "torch": torch.__version__,
         "CUDA": torch.version.cuda,
         "cuDNN": torch.backends.cudnn.version(),
-        **{package: version(package) for package in packages},
+        **{package: _version(package) for package in packages},
+        "C compiler": shutil.which("gcc") or shutil.which("clang") or "none",
+        "Python.h": headers.exists(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _arithmetic(check: Check, gpu: Gpu) -> dict[str, float]:

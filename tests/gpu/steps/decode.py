@@ -14,7 +14,6 @@ from alignserve_server.model.preprocessing.images import ImagePreprocessor
 
 from tests.gpu.check import Check
 from tests.gpu.machine import ROOT
-from tests.gpu.results import Row
 
 PHOTOS = ROOT / "tests" / "data" / "photos"
 
@@ -25,11 +24,9 @@ def run(check: Check) -> None:
     preprocess = _preprocessor(check.checkpoint)
     cores = len(os.sched_getaffinity(0))
     seconds = check.sized(2.0, 0.1)
-    rows: list[Row] = [
-        {"threads": threads, "photos/s": _rate(preprocess, photos, threads, seconds)}
-        for threads in sorted({1, cores // 2 or 1, cores})
-    ]
-    check.results.measured("Decoding", *rows)
+    for threads in sorted({1, cores // 2 or 1, cores}):
+        rate = _rate(preprocess, photos, threads, seconds)
+        check.results.measured("Decoding", {"threads": threads, "photos/s": rate})
 
 
 def _preprocessor(folder: Path) -> ImagePreprocessor:

@@ -22,8 +22,10 @@ def run(check: Check) -> None:
     load: Any = AlignModel.from_pretrained
     model = load(check.checkpoint, dtype=torch.float16).to(gpu.device).eval()
     with torch.inference_mode():
-        check.results.measured("transformers in float16: images", *_images(check, gpu, model))
-        check.results.measured("transformers in float16: texts", *_texts(check, gpu, model))
+        for row in _images(check, gpu, model):
+            check.results.measured("transformers in float16: images", row)
+        for row in _texts(check, gpu, model):
+            check.results.measured("transformers in float16: texts", row)
 
 
 def _images(check: Check, gpu: Gpu, model: Any) -> Iterator[Row]:

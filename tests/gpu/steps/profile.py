@@ -31,13 +31,13 @@ def run(check: Check) -> None:
         for size in check.sized((32, 1), (1,))
     }
     forwards[f"texts x {len(ids)} x {_TOKENS}"] = partial(towers.embed_tokens, ids, torch.ones_like(ids))
-    lines: list[str] = []
     for name, forward in forwards.items():
         kernels, operators = _profiled(gpu, forward)
-        lines += [f"== {name}: kernels", *_lines(kernels[:_SHOWN_KERNELS])]
+        lines = [f"== {name}: kernels", *_lines(kernels[:_SHOWN_KERNELS])]
         lines += [f"== {name}: operators", *_lines(operators[:_SHOWN_OPERATORS])]
+        with (check.output / _FILE).open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
         check.results.measured(f"Kernels: {name}", *_rows(kernels))
-    (check.output / _FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _profiled(gpu: Gpu, forward: Callable[[], Any]) -> tuple[list[Any], list[Any]]:

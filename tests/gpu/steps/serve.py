@@ -8,24 +8,29 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
-from alignserve import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gpu.check import Check, CheckFailed
+from tests.gpu.earlier import IMAGE_RATE, IMAGES, TEXT_RATE, TEXTS, best_rate
 from tests.gpu.results import Row
 from tests.gpu.steps.decode import PHOTOS
 from tests.processes import ServerProcess, server_process
 
+_EXPLAINING = ("ready", "worker_ready", "cuda_kernels_chosen")  # events of the start
+_TEXT_TOKENS = 16  # of the graphs that hold short unique texts
 _BUSY = "alignserve_device_busy_seconds_total"
 _BATCHED, _BATCHES = "alignserve_batch_size_sum", "alignserve_batch_size_count"
 
 
 @dataclass(frozen=True)
-class _Load:
+class Load:
     """Callers that keep one request each in flight.
 
     Attributes:
@@ -42,60 +47,84 @@ class _Load:
 
 
 _LOADS = (
-    _Load("image", 1, 1),
-    _Load("text", 1, 1),
-    _Load("image", 4, 64),
-    _Load("image", 4, 128),
-    _Load("image", 4, 16, items=16),
-    _Load("text", 4, 128),
-    _Load("text", 4, 32, items=32),
-    _Load("classify", 4, 64),
+    Load("image", 1, 1),
+    Load("text", 1, 1),
+    Load("image", 4, 64),
+    Load("image", 4, 128),
+    Load("image", 4, 16, items=16),
+    Load("text", 4, 128),
+    Load("text", 4, 32, items=64),
+    Load("classify", 4, 64),
 )
-_PRETENDED_LOADS = (_Load("image", 2, 4), _Load("text", 1, 2, items=2), _Load("classify", 1, 1))
+_PRETENDED_LOADS = (Load("image", 2, 4), Load("text", 1, 2, items=2), Load("classify", 1, 1))
 
 
 def run(check: Check) -> None:
     """Starts a server, loads it in several ways, and stops it."""
+    run_with(check, check.sized(_LOADS, _PRETENDED_LOADS), "--device", "cuda")
+
+
+def run_with(check: Check, loads: Sequence[Load], *more_flags: str) -> None:
+    """Does so with more flags of the server.
+
+    Raises:
+        CheckFailed: Calls have failed, or the server has ended.
+    """
     module = "tests.pretended_cuda.server" if check.is_pretended else "alignserve_server"
-    flags = ["--checkpoint", str(check.checkpoint), "--device", "cuda"]
+    flags = ["--checkpoint", str(check.checkpoint), *more_flags]
     flags += check.sized([], ["--max-batch-size", "2"])
+    log = check.output / f"{check.results.step}.log"
     begin = time.perf_counter()
-    with server_process(*flags, program=(sys.executable, "-m", module)) as server:
+    with server_process(*flags, program=(sys.executable, "-m", module), log=log) as server:
         check.results.measured("Server: startup", {"seconds": time.perf_counter() - begin})
-        check.results.proved("Server", _served(server))
-        rows = [_measure(check, server, load) for load in check.sized(_LOADS, _PRETENDED_LOADS)]
-    check.results.measured("Server under load", *rows)
-    code = server.process.returncode
-    if code or any(row["failed"] for row in rows):
-        raise CheckFailed(f"calls failed, or the server ended with {code}")
+        for line in _noted(log):
+            check.results.measured(f"Server: {line['event']}", line)
+        check.run_all(*(partial(_check_load, check, server, load) for load in loads))
+    if server.process.returncode:
+        raise CheckFailed(f"the server ended with {server.process.returncode}")
 
 
-def _served(server: ServerProcess) -> Row:
-    with Client(server.address) as client:
-        info = client.model_info()
-    return {"runtime": info.runtime, "dtype": info.dtype, "device": info.device}
+def _check_load(check: Check, server: ServerProcess, load: Load) -> None:
+    row = _measure(check, server, load)
+    check.results.measured("Server under load", row)
+    if row["failed"]:
+        raise CheckFailed(f"{row['failed']} calls failed: {load}")
 
 
-def _measure(check: Check, server: ServerProcess, load: _Load) -> Row:
-    process = psutil.Process(server.process.pid)
-    before, cpu, begin = _counters(server), _cpu_seconds(process), time.perf_counter()
+def _noted(log: Path) -> list[Row]:
+    """Returns the events of the start that explain the figures."""
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines() if line.startswith("{")]
+    return [
+        {
+            key: value if isinstance(value, str | int | float) else json.dumps(value)
+            for key, value in line.items()
+        }
+        for line in lines
+        if line.get("level") == "warning" or line.get("event") in _EXPLAINING
+    ]
+
+
+def _measure(check: Check, server: ServerProcess, load: Load) -> Row:
+    before, cpu, begin = _counters(server), _cpu_seconds(server), time.perf_counter()
     rounds = _generate(check, server, load)
     took, after = time.perf_counter() - begin, _counters(server)
+    rate = sum(float(one["items_per_second"]) for one in rounds)
     gained = {name: after[name] - before.get(name, 0.0) for name in after}
     return {
         "callers": load.callers,
         "request": f"{load.work} x {load.items}",
-        "items/s": sum(float(one["items_per_second"]) for one in rounds),
+        "items/s": rate,
+        "of the graphs' rate": rate / _graph_rate(check, load),
         "p50 ms": statistics.median(float(one["latency_ms"]["p50"]) for one in rounds),
         "p99 ms": max(float(one["latency_ms"]["p99"]) for one in rounds),
         "failed": sum(int(one["failed"]) for one in rounds),
         "entries per batch": gained[_BATCHED] / max(1.0, gained[_BATCHES]),
         "GPU busy": gained[_BUSY] / took,
-        "server's cores": (_cpu_seconds(process) - cpu) / took,
+        "server's cores": (_cpu_seconds(server) - cpu) / took,
     }
 
 
-def _generate(check: Check, server: ServerProcess, load: _Load) -> list[dict[str, Any]]:
+def _generate(check: Check, server: ServerProcess, load: Load) -> list[dict[str, Any]]:
     """Runs the load generators to their end; returns the measurement of each."""
     callers = load.callers // load.generators
     command = [
@@ -108,6 +137,7 @@ def _generate(check: Check, server: ServerProcess, load: _Load) -> list[dict[str
         "--unique",
         "--json",
     ]
+    command += ["--text-tokens", "short"] if load.work == "text" else []
     command += ["--work", load.work, "--images", str(PHOTOS), "--items-per-request", str(load.items)]
     command += ["--concurrency", str(callers), "--connections", str(min(4, callers))]
     command += ["--duration-seconds", check.sized("4", "0.3"), "--warmup-seconds", check.sized("1.5", "0.1")]
@@ -128,6 +158,15 @@ def _counters(server: ServerProcess) -> dict[str, float]:
     return totals
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def _graph_rate(check: Check, load: Load) -> float:
+    """Returns the highest rate of a graph without a server, for texts of one of the load's length."""
+    if load.work == "text":
+        return best_rate(check, TEXTS, TEXT_RATE, tokens=_TEXT_TOKENS)
+    return best_rate(check, IMAGES, IMAGE_RATE)
+
+
+def _cpu_seconds(server: ServerProcess) -> float:
+    """Returns the CPU time of the server with all its processes."""
+    process = psutil.Process(server.process.pid)
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return sum(one.user + one.system for one in times)

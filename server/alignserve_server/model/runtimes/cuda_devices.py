@@ -18,8 +18,8 @@ def cuda_device(index: int, *, is_tried: bool = False) -> str:
 
     Args:
         index: Of the GPUs that are visible to this process.
-        is_tried: Whether to use it, which shows that it is free but takes some of its memory until the
-            process ends.
+        is_tried: Whether to use it, which shows that it is free and that torch has kernels for it, but takes
+            some of its memory until the process ends.
 
     Raises:
         ValueError: The GPU does not exist, or this process cannot use it; the message says why.
@@ -31,7 +31,8 @@ def cuda_device(index: int, *, is_tried: bool = False) -> str:
         if index >= count:
             raise ValueError(f"device cuda:{index} does not exist; torch sees {count} GPUs")
         if is_tried:
-            torch.empty(1, device=f"cuda:{index}")  # fails if another process has it exclusively
+            torch.ones(1, device=f"cuda:{index}").sum()  # runs kernels
+            torch.cuda.synchronize(index)
     except (RuntimeError, AssertionError) as error:
         reason = f"{_first_sentences(error)}{_hint()}"
         raise ValueError(f"device cuda:{index} does not exist or cannot be used: {reason}") from error

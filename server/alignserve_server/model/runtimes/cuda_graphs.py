@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,8 +58,9 @@ class ComputeStream:
         with torch.cuda.stream(self.stream):
             forward()  # libraries create their handles and choose algorithms, which no capture may contain
             self.stream.synchronize()
-            torch.cuda.empty_cache()  # the graphs' pool cannot use what the warm-up has left
-            output = _recorded(graph, pool, forward)
+            with _own_workspaces(), _without_garbage_collection():
+                torch.cuda.empty_cache()  # the graphs' pool cannot use what the warm-up has left
+                output = _recorded(graph, pool, forward)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -79,3 +83,29 @@ def _recorded(graph: torch.cuda.CUDAGraph, pool: Any, forward: Forward) -> torch
         raise
     graph.capture_end()
     return output
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Lets cuBLAS take the workspaces of a capture from the graphs' pool, which lives as long as they do.
+
+    Otherwise a graph uses those that torch keeps for its stream. Torch frees them with the first graph of the
+    stream that is destroyed (pytorch/pytorch#193402), and some versions with the thread that captured it.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Captures may not free CUDA objects that are in reference cycles, such as those of an earlier model."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

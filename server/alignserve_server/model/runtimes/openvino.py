@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.checkpoint_files import CheckpointError
-from alignserve_server.model.encoder import Embeddings, OutOfDeviceMemory, PixelValues
+from alignserve_server.model.encoder import Embeddings, GpuUse, OutOfDeviceMemory, PixelValues
 from alignserve_server.model.prepared import IMAGE, TEXT, PreparedCheckpoint
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes.memory import drop_file_pages, trim_heap
@@ -70,7 +70,7 @@ class OpenVinoRuntime:
     has_parallel_lanes = True
     lanes_per_modality: int | None = None
     prepared_shapes: Sequence[PreparedShape] = ()
-    gpu_uuid: str | None = None
+    gpu: GpuUse | None = None
 
     def __init__(self, core: Any, folder: Path, execution: ExecutionConfig) -> None:
         """Compiles the two models of a conversion. OpenVINO's classes have no type annotations."""

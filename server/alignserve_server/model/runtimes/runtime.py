@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from alignserve_server.model.encoder import (
     TOKEN_BYTES,
     Embeddings,
+    GpuUse,
     OutOfDeviceMemory,
     PixelValues,
     TokenIds,
@@ -47,7 +48,11 @@ class Runtime(Protocol):
     lanes: int  # number of concurrent batches
     has_parallel_lanes: bool  # false if lanes take turns on one device, and overlap only the work around it
     lanes_per_modality: int | None  # maximum for one modality at once; None for all
-    gpu_uuid: str | None  # UUID of the NVIDIA GPU; None on a CPU
+
+    @property
+    def gpu(self) -> GpuUse | None:
+        """How the runtime uses its GPU; None on a CPU."""
+        ...
 
     @property
     def memory_bytes(self) -> int:

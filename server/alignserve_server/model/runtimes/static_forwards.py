@@ -6,10 +6,8 @@ decides how a forward is captured, so this module does not need a GPU.
 
 from __future__ import annotations
 
-import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
@@ -80,11 +78,10 @@ class StaticForwards(ABC):
             DeviceLost: The device failed.
         """
         captured = {}
-        with _without_garbage_collection():
-            for shape in reversed(self._wanted):  # largest first: smaller ones reuse its memory
-                forward = _captured(capture, partial(self._embed, *self._inputs(shape)), shape)
-                if forward is not None:
-                    captured[shape] = forward
+        for shape in reversed(self._wanted):  # largest first: smaller ones reuse its memory
+            forward = _captured(capture, partial(self._embed, *self._inputs(shape)), shape)
+            if forward is not None:
+                captured[shape] = forward
         self._forwards = dict(reversed(captured.items()))
 
     def drop(self, shape: PreparedShape) -> None:
@@ -178,18 +175,6 @@ def _captured(capture: Capture, forward: Forward, shape: PreparedShape) -> Forwa
         raise
     except Exception as error:  # Triton's errors are of its own types
         raise CaptureFailed(f"a CUDA graph for a batch of {shape.batch_size} failed: {error}") from error
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Captures may not free CUDA objects that are in reference cycles, such as those of an earlier model."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _cost(shape: PreparedShape) -> tuple[int, int]:

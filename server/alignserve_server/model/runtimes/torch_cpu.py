@@ -10,7 +10,7 @@ import torch
 
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.model.checkpoint import Checkpoint
-from alignserve_server.model.encoder import Embeddings, PixelValues
+from alignserve_server.model.encoder import Embeddings, GpuUse, PixelValues
 from alignserve_server.model.reference import make_reference
 from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes import onednn
@@ -62,7 +62,7 @@ class CpuRuntime:
     has_parallel_lanes = True
     lanes_per_modality: int | None = None
     prepared_shapes: Sequence[PreparedShape] = ()
-    gpu_uuid: str | None = None
+    gpu: GpuUse | None = None
 
     def __init__(self, network: Network, execution: ExecutionConfig, rescaling: Rescaling) -> None:
         """Takes ownership of a float32 network."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignserve_server.model.encoder import Embeddings, PixelValues
+from alignserve_server.model.encoder import Embeddings, GpuUse, PixelValues
 from alignserve_server.model.probe import Reference
 from alignserve_server.model.runtimes.cuda_graphs import ComputeStream
 from alignserve_server.model.runtimes.cuda_lane import CudaLane
@@ -28,14 +28,19 @@ from alignserve_server.model.runtimes.runtime import (
     RuntimeName,
     TokenArray,
 )
-from alignserve_server.model.runtimes.static_forwards import Forward, StaticImages, StaticTexts
+from alignserve_server.model.runtimes.static_forwards import (
+    Forward,
+    StaticImages,
+    StaticTexts,
+    image_batch_sizes,
+)
 from alignserve_server.model.runtimes.towers import Towers
 
 # Of one modality, one lane copies while the other computes; the third runs the other modality meanwhile.
 _LANES, _LANES_PER_MODALITY = 3, 2
 _HIGH_PRIORITY = -1
 _IMAGES, _TEXTS = "images", "texts"
-_TIMED_RUNS = 5  # of a forward whose time is compared with another's
+_WARMUP_RUNS, _TIMED_RUNS = 5, 11  # of a forward whose time is compared; an idle GPU lowers its clock
 _TOKEN_BYTES = 2 * 8  # an id and its place in the mask, of int64
 
 
@@ -66,7 +71,8 @@ class CudaRuntime:
         self.dtype, self.device = execution.dtype, execution.device
         self.lanes = execution.lanes or _LANES
         self._device: Final = torch.device(self.device)
-        self.gpu_uuid: str | None = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
+        torch.cuda.set_device(self._device)  # else captures would also take memory of the first GPU
+        self._uuid = f"GPU-{torch.cuda.get_device_properties(self._device).uuid}"
         self._images = ComputeStream(self._device)
         self._texts = ComputeStream(self._device, priority=_HIGH_PRIORITY)
         self._time = DeviceTime([_IMAGES, _TEXTS])
@@ -93,6 +99,12 @@ class CudaRuntime:
             if self._has_graphs:
                 self._static_images.capture(self._images.captured)
                 self._static_texts.capture(self._texts.captured)
+
+    @property
+    def gpu(self) -> GpuUse | None:
+        """The GPU, the kernels of images, and the graphs that have been captured and not dropped."""
+        graphs = {"image": len(self._static_images.shapes), "text": len(self._static_texts.shapes)}
+        return GpuUse(self._uuid, self.kernels, graphs)
 
     @property
     def memory_bytes(self) -> int:
@@ -145,8 +157,9 @@ class CudaRuntime:
     def _chosen_kernels(self, execution: ExecutionConfig, image_size: tuple[int, int]) -> KernelsName:
         if execution.cuda_kernels == "plain":
             return "plain"
-        pixels = sample_pixels(execution.max_image_batch_size, image_size, self._device)
-        bench = Bench(self._towers.dtype, pixels, self._seconds_of, execution.cache_dir)
+        limit = execution.max_image_batch_size
+        pixels, sizes = sample_pixels(limit, image_size, self._device), image_batch_sizes(limit)
+        bench = Bench(self._towers.dtype, pixels, sizes, self._seconds_of, execution.cache_dir)
         return choose_kernels(self._towers, execution.cuda_kernels, bench)
 
     @torch.inference_mode()
@@ -185,6 +198,8 @@ class CudaRuntime:
         replay = self._images.tried(forward) if self._has_graphs else forward
         times: list[float] = []
         with torch.cuda.stream(self._images.stream):
+            for _ in range(_WARMUP_RUNS):
+                replay()
             for _ in range(_TIMED_RUNS):
                 begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
                 begun.record()

@@ -28,7 +28,8 @@ def _a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.tensor([1.0]))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda index: None)
 
 
 def _fails(message: str) -> Callable[..., None]:
@@ -54,7 +55,14 @@ def test_a_gpu_that_works_is_used() -> None:
             "The NVIDIA driver on your system is too old (found version 12020)",
         ),
         ("torch.cuda.init", _fails("No CUDA GPUs are available"), "No CUDA GPUs are available"),
-        ("torch.empty", _fails(BUSY), "CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+        ("torch.ones", _fails(BUSY), "CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+        (
+            "torch.ones",
+            _fails(
+                "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors"
+            ),
+            "CUDA error: no kernel image is available for execution on the device",
+        ),
         (
             "torch.version.cuda",
             None,
@@ -62,7 +70,7 @@ def test_a_gpu_that_works_is_used() -> None:
         ),
         ("torch.__version__", "2.9.1+cu128", "torch 2.9.1+cu128 is too old for a GPU; install 2.10 or later"),
     ],
-    ids=["old driver", "not visible", "busy", "CPU build", "old torch"],
+    ids=["old driver", "not visible", "busy", "old GPU", "CPU build", "old torch"],
 )
 def test_auto_warns_of_a_gpu_that_it_cannot_use(
     monkeypatch: pytest.MonkeyPatch, broken: str, replacement: object, reason: str
@@ -96,6 +104,17 @@ def test_a_gpu_that_does_not_exist_is_refused() -> None:
 
 def test_several_workers_do_not_try_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would take some of its memory until it ends."""
-    monkeypatch.setattr(torch, "empty", _fails(BUSY))
+    monkeypatch.setattr(torch, "ones", _fails(BUSY))
 
     assert resolved_device("auto", is_tried=False) == "cuda:0"
+    assert resolved_device("cuda", is_tried=False) == "cuda:0"
+
+
+def test_a_busy_gpu_that_is_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, and before the checkpoint is loaded for seconds."""
+    monkeypatch.setattr(torch, "ones", _fails(BUSY))
+
+    with pytest.raises(
+        ValueError, match="device cuda:0 does not exist or cannot be used: CUDA error: CUDA-cap"
+    ):
+        resolved_device("cuda")

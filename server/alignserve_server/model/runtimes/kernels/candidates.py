@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile, mkdtemp
 from typing import TypeAlias
+
+import torch
 
 from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 from alignserve_server.model.runtimes.runtime import KernelsName
 from alignserve_server.model.runtimes.towers import ImageForward, Towers
+from alignserve_server.observability.logs import get_logger
 
 Makers: TypeAlias = Mapping[KernelsName, Callable[[Towers], ImageForward]]
 
+_log = get_logger(__name__)
+
+_CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+_MIN_CAPABILITY = (8, 0)  # Triton's: for older GPUs it compiles for minutes, if at all
+
 
 def keep_compiled(cache_dir: Path | None) -> None:
-    """Has Triton and Inductor keep what they compile in a directory, unless theirs is set already."""
-    if cache_dir is None:
+    """Has Triton and Inductor keep what they compile in a directory, unless theirs is set already.
+
+    If it is not writable, they use a temporary one until the process ends, as they need one to run at all.
+    """
+    if cache_dir is None or all(variable in os.environ for variable in _CACHES):
         return
-    for variable, name in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
+    try:
+        for name in _CACHES.values():
+            (cache_dir / name).mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=cache_dir / name):
+                pass
+    except OSError as error:
+        _log.warning("cache_not_writable", cache_dir=str(cache_dir), reason=str(error))
+        try:
+            cache_dir = Path(mkdtemp(prefix="alignserve-"))
+        except OSError:  # Triton will say so
+            return
+        atexit.register(shutil.rmtree, cache_dir, ignore_errors=True)
+    for variable, name in _CACHES.items():
         os.environ.setdefault(variable, str(cache_dir / name))
 
 
 def _epilogues(towers: Towers) -> ImageForward:
     _check_triton()
+    _check_capability(towers.scale.device)
     from alignserve_server.model.runtimes.kernels.epilogues import EpilogueForward
 
     return EpilogueForward(towers)
@@ -33,6 +59,7 @@ def _epilogues(towers: Towers) -> ImageForward:
 
 def _fused(towers: Towers) -> ImageForward:
     _check_triton()
+    _check_capability(towers.scale.device)
     from alignserve_server.model.runtimes.kernels.fused import FusedForward
 
     return FusedForward(towers)
@@ -51,6 +78,16 @@ def _check_triton() -> None:
         raise Unavailable("the package triton, a part of torch for CUDA on Linux, is not installed")
     if not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):
         raise Unavailable("a C compiler is missing; install gcc")
+
+
+def _check_capability(device: torch.device) -> None:
+    """Raises Unavailable if Triton does not support the GPU; on a CPU, its interpreter runs."""
+    if device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _MIN_CAPABILITY:
+        least, has = (".".join(map(str, one)) for one in (_MIN_CAPABILITY, capability))
+        raise Unavailable(f"they need a GPU of compute capability {least} or later; this one has {has}")
 
 
 MAKERS: Makers = {

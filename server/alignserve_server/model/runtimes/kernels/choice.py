@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
-from alignserve_server.model.encoder import DeviceLost
+from alignserve_server.model.encoder import CaptureFailed, DeviceLost, OutOfDeviceMemory
 from alignserve_server.model.runtimes.device_errors import device_errors
 from alignserve_server.model.runtimes.kernels import candidates
 from alignserve_server.model.runtimes.kernels.candidates import Makers
@@ -37,12 +38,14 @@ class Bench:
     Attributes:
         dtype: Of the towers.
         pixels: The largest batch, on the device, (batch, height, width, 3).
+        batch_sizes: Those that will be served the most, ascending.
         seconds_of: Measures the device time of a forward, as it will be served.
         cache_dir: For compiled kernels, and for the memory of failed trials. None: they have none.
     """
 
     dtype: torch.dtype
     pixels: torch.Tensor
+    batch_sizes: Sequence[int]
     seconds_of: Callable[[Forward], float]
     cache_dir: Path | None = None
 
@@ -55,7 +58,7 @@ class Bench:
 @dataclass(frozen=True, slots=True)
 class _Usable:
     forward: ImageForward
-    seconds: float
+    seconds: float | None  # None if it has no rival
 
 
 def sample_pixels(batch_size: int, image_size: tuple[int, int], device: torch.device) -> torch.Tensor:
@@ -63,8 +66,10 @@ def sample_pixels(batch_size: int, image_size: tuple[int, int], device: torch.de
     noise = torch.randint(
         0, 256, (*image_size, 3), dtype=torch.int32, generator=torch.Generator().manual_seed(0)
     ).to(device)
-    contrast = torch.arange(1, batch_size + 1, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
-    return (noise * contrast // batch_size).to(torch.uint8)
+    pixels = torch.empty(batch_size, *image_size, 3, dtype=torch.uint8, device=device)
+    for contrast, image in enumerate(pixels, 1):  # one by one: as int32 all would need four times the memory
+        image.copy_(noise * contrast // batch_size)
+    return pixels
 
 
 @torch.inference_mode()
@@ -77,48 +82,108 @@ def choose_kernels(
     otherwise torch's are.
 
     Raises:
-        DeviceLost: A candidate has made the device unusable. `auto` leaves it out at the next start.
+        CaptureFailed: A candidate has made captures impossible for this process.
+        DeviceLost: A candidate has made the device unusable. `auto` leaves it out at the next start, as it
+            does after a `CaptureFailed`.
     """
-    plain = _Usable(towers.embed_pixels_plainly, 0.0)
-    tried, unusable = _try_all(towers, setting, bench, makers)
-    if unusable:
-        _log.warning("cuda_kernels_unusable", **unusable)
-    if setting == "auto" and tried:
-        seconds = bench.seconds_of(partial(plain.forward, bench.typical))
-        tried = {"plain": _Usable(plain.forward, seconds), **tried}
-    chosen: KernelsName = min(tried, key=lambda name: tried[name].seconds, default="plain")
-    rates = {name: round(len(bench.typical) / usable.seconds) for name, usable in tried.items()}
-    _log.info("cuda_kernels_chosen", kernels=chosen, images_per_second=rates)
-    towers.use_image_forward(tried.get(chosen, plain).forward)
+    begun = time.monotonic()
+    bench, expected = _fitting(towers, bench)
+    choice = _Choice(towers, setting, bench, expected)
+    choice.try_all(makers)
+    chosen = choice.fastest()
+    if choice.unusable:
+        _log.warning("cuda_kernels_unusable", **choice.unusable)
+    _log.info(
+        "cuda_kernels_chosen",
+        kernels=chosen,
+        images_per_second={
+            name: round(len(bench.typical) / usable.seconds)
+            for name, usable in choice.usable.items()
+            if usable.seconds is not None
+        },
+        seconds=round(time.monotonic() - begun, 1),
+    )
     return chosen
 
 
-def _try_all(
-    towers: Towers, setting: KernelsSetting, bench: Bench, makers: Makers
-) -> tuple[dict[KernelsName, _Usable], dict[str, str]]:
-    """Tries the candidates; returns the usable ones, and why others are not."""
-    candidates.keep_compiled(bench.cache_dir)
-    trials = Trials(bench.cache_dir if setting == "auto" else None, bench.pixels.device)
-    expected = towers.embed_pixels_plainly(bench.pixels)
-    usable: dict[KernelsName, _Usable] = {}
-    unusable: dict[str, str] = {}
-    for name in candidates.AUTOMATIC if setting == "auto" else (setting,):
+def _fitting(towers: Towers, bench: Bench) -> tuple[Bench, torch.Tensor]:
+    """Returns the bench with batches that fit into memory, and what torch's kernels compute for the largest.
+
+    Raises:
+        OutOfDeviceMemory: Not even one image fits.
+    """
+    while True:
         try:
-            with trials.trying(name), device_errors():
-                usable[name] = _tried(makers[name](towers), expected, bench)
-        except DeviceLost:
+            with device_errors():
+                return bench, towers.embed_pixels_plainly(bench.pixels)
+        except OutOfDeviceMemory:
+            if len(bench.pixels) == 1:
+                raise
+        half = len(bench.pixels) // 2
+        sizes = [size for size in bench.batch_sizes if size <= half]
+        bench = replace(bench, pixels=bench.pixels[:half], batch_sizes=sizes)
+
+
+class _Choice:
+    """The candidates that can be used so far, and why others cannot."""
+
+    def __init__(self, towers: Towers, setting: KernelsSetting, bench: Bench, expected: torch.Tensor) -> None:
+        candidates.keep_compiled(bench.cache_dir)
+        self.usable: dict[KernelsName, _Usable] = {}
+        self.unusable: dict[str, str] = {}
+        self._towers, self._setting, self._bench, self._expected = towers, setting, bench, expected
+        self._trials = Trials(bench.cache_dir if setting == "auto" else None, bench.pixels.device)
+
+    def try_all(self, makers: Makers) -> None:
+        """Tries one image and the largest batch, whose kernels differ most; `auto` measures a typical one."""
+        for name in candidates.AUTOMATIC if self._setting == "auto" else (self._setting,):
+            self._try(name, partial(self._first_trial, name, makers))
+        if self._setting == "auto" and self.usable:
+            self.usable = {"plain": self._measured(self._towers.embed_pixels_plainly), **self.usable}
+
+    def fastest(self) -> KernelsName:
+        """Has the towers use the fastest that are right for every batch size, and returns their name."""
+        tried = 1, len(self._bench.pixels)
+        others = [size for size in self._bench.batch_sizes if size not in tried]
+        for name in sorted(self.usable, key=lambda name: self.usable[name].seconds or 0.0):
+            if name == "plain":
+                break
+            forward = self.usable[name].forward
+            if self._try(name, partial(self._check, forward, others)):
+                self._towers.use_image_forward(forward)
+                return name
+        return "plain"
+
+    def _try(self, name: KernelsName, trial: Callable[[], None]) -> bool:
+        """Returns whether a trial succeeds; if not, notes why."""
+        try:
+            with self._trials.trying(name), device_errors():
+                trial()
+        except (CaptureFailed, DeviceLost):
             raise
         except Exception as error:  # noqa: BLE001 — compilers and drivers raise anything
-            unusable[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return usable, unusable
+            self.unusable[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return False
+        return True
 
+    def _first_trial(self, name: KernelsName, makers: Makers) -> None:
+        forward = makers[name](self._towers)
+        self._check(forward, (1, len(self._bench.pixels)))
+        self.usable[name] = self._measured(forward)
 
-def _tried(forward: ImageForward, expected: torch.Tensor, bench: Bench) -> _Usable:
-    """Raises Unavailable if a forward computes something else, for one image or for the largest batch."""
-    limit = _MIN_COSINE_SIMILARITY[bench.dtype]
-    for size in (1, len(bench.pixels)):  # their kernels differ
-        cosines = torch.cosine_similarity(forward(bench.pixels[:size]), expected[:size])
-        lowest = float(cosines.min())
-        if not lowest >= limit:
-            raise Unavailable(f"a cosine similarity to torch's kernels is {lowest:.6f}, below {limit}")
-    return _Usable(forward, bench.seconds_of(partial(forward, bench.typical)))
+    def _check(self, forward: ImageForward, sizes: Sequence[int]) -> None:
+        """Raises Unavailable if a forward computes something else for one of the batch sizes."""
+        limit = _MIN_COSINE_SIMILARITY[self._bench.dtype]
+        for size in sizes:
+            cosines = torch.cosine_similarity(forward(self._bench.pixels[:size]), self._expected[:size])
+            lowest = float(cosines.min())
+            if not lowest >= limit:
+                raise Unavailable(
+                    f"with {size} images, a cosine similarity to torch's kernels is {lowest:.6f}, "
+                    f"below {limit}"
+                )
+
+    def _measured(self, forward: ImageForward) -> _Usable:
+        if self._setting != "auto":
+            return _Usable(forward, None)
+        return _Usable(forward, self._bench.seconds_of(partial(forward, self._bench.typical)))

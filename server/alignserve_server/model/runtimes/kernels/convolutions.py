@@ -17,6 +17,13 @@ import triton.language as tl
 
 from alignserve_server.model.runtimes.kernels.activations import activated
 from alignserve_server.model.runtimes.kernels.operators import Shape, check_layout, define
+from alignserve_server.model.runtimes.kernels.tiles import (
+    own_block,
+    own_channels,
+    per_channel,
+    places,
+    rows_of,
+)
 
 _PROGRAMS = 128  # about as many as a GPU has multiprocessors: fewer leave some idle
 _LARGEST, _SMALLEST = 128, 32  # sides of a tile of a matrix product
@@ -42,18 +49,15 @@ def _pointwise(
     depth: tl.constexpr,
     is_interpreted: tl.constexpr,
 ):
-    column_blocks = tl.cdiv(out_channels, columns)
-    row_blocks = tl.cdiv(pixels, rows)
-    block = tl.program_id(0) // column_blocks
-    image = (block // row_blocks).to(tl.int64)
-    column = tl.program_id(0) % column_blocks * columns + tl.arange(0, columns)
-    row = block % row_blocks * rows + tl.arange(0, rows)
-    is_pixel, is_channel = row < pixels, column < out_channels
+    image, block = own_block(tl.cdiv(pixels, rows), out_channels, columns)
+    column, is_channel = own_channels(out_channels, columns)
+    row = rows_of(block, rows)
+    is_pixel = row < pixels
     total = tl.zeros([rows, columns], tl.float32)
     for start in range(0, channels, depth):
         inner = start + tl.arange(0, depth)
         is_inner = inner < channels
-        at = (image * pixels + row)[:, None] * channels + inner[None, :]
+        at = places(image, pixels, row, channels, inner)
         values = tl.load(hidden + at, mask=is_pixel[:, None] & is_inner[None, :], other=0)
         if has_gate:
             gates = tl.load(gate + image * channels + inner, mask=is_inner, other=0)
@@ -63,9 +67,8 @@ def _pointwise(
         if is_interpreted:  # where tl.dot multiplies the bits of bfloat16 numbers
             values, weights = values.to(tl.float32), weights.to(tl.float32)
         total = tl.dot(values, weights, total, input_precision="ieee")
-    total += tl.load(bias + column, mask=is_channel, other=0).to(tl.float32)[None, :]
-    total = activated(total, activation)
-    at = (image * pixels + row)[:, None] * out_channels + column[None, :]
+    total = activated(total + per_channel(bias, column, is_channel), activation)
+    at = places(image, pixels, row, out_channels, column)
     inside = is_pixel[:, None] & is_channel[None, :]
     if has_shortcut:
         total += tl.load(shortcut + at, mask=inside, other=0).to(tl.float32)
@@ -94,15 +97,12 @@ def _depthwise(
     rows: tl.constexpr,
     columns: tl.constexpr,
 ):
-    column_blocks = tl.cdiv(channels, columns)
-    block = tl.program_id(0) // column_blocks
-    image, chunk = (block // chunks).to(tl.int64), block % chunks
-    column = tl.program_id(0) % column_blocks * columns + tl.arange(0, columns)
-    is_channel = column < channels
-    added = tl.load(bias + column, mask=is_channel, other=0).to(tl.float32)[None, :]
+    image, chunk = own_block(chunks, channels, columns)
+    column, is_channel = own_channels(channels, columns)
+    added = per_channel(bias, column, is_channel)
     total = tl.zeros([columns], tl.float32)
     for tile in range(tiles):
-        row = (chunk * tiles + tile) * rows + tl.arange(0, rows)
+        row = rows_of(chunk * tiles + tile, rows)
         inside = (row < out_pixels)[:, None] & is_channel[None, :]
         value = tl.zeros([rows, columns], tl.float32) + added
         for down in range(side):
@@ -110,12 +110,12 @@ def _depthwise(
             for right in range(side):
                 x = row % out_width * stride - left + right
                 is_map = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-                at = (image * height * width + y * width + x)[:, None] * channels + column[None, :]
+                at = places(image, height * width, y * width + x, channels, column)
                 pixel = tl.load(hidden + at, mask=inside & is_map[:, None], other=0).to(tl.float32)
-                tap = weight + (down * side + right) * channels + column
-                value += pixel * tl.load(tap, mask=is_channel, other=0).to(tl.float32)[None, :]
+                tap = weight + (down * side + right) * channels
+                value += pixel * per_channel(tap, column, is_channel)
         value = activated(value, activation)
-        at = (image * out_pixels + row)[:, None] * channels + column[None, :]
+        at = places(image, out_pixels, row, channels, column)
         tl.store(output + at, value.to(output.dtype.element_ty), mask=inside)
         total += tl.sum(tl.where(inside, value, 0.0), axis=0)
     tl.store(sums + (image * chunks + chunk) * channels + column, total, mask=is_channel)
@@ -142,15 +142,11 @@ def _stem(
     rows: tl.constexpr,
     columns: tl.constexpr,
 ):
-    column_blocks = tl.cdiv(channels, columns)
-    row_blocks = tl.cdiv(out_pixels, rows)
-    block = tl.program_id(0) // column_blocks
-    image = (block // row_blocks).to(tl.int64)
-    column = tl.program_id(0) % column_blocks * columns + tl.arange(0, columns)
-    row = block % row_blocks * rows + tl.arange(0, rows)
-    is_pixel, is_channel = row < out_pixels, column < channels
-    value = tl.zeros([rows, columns], tl.float32)
-    value += tl.load(bias + column, mask=is_channel, other=0).to(tl.float32)[None, :]
+    image, block = own_block(tl.cdiv(out_pixels, rows), channels, columns)
+    column, is_channel = own_channels(channels, columns)
+    row = rows_of(block, rows)
+    is_pixel = row < out_pixels
+    value = tl.zeros([rows, columns], tl.float32) + per_channel(bias, column, is_channel)
     for down in range(side):
         y = row // out_width * stride - top + down
         for right in range(side):
@@ -160,10 +156,9 @@ def _stem(
                 at = (image * height * width + y * width + x) * 3 + color
                 pixel = tl.load(pixels + at, mask=is_map, other=0).to(tl.float32)
                 pixel = tl.where(is_map, pixel * tl.load(scale + color) + tl.load(offset + color), 0.0)
-                tap = weight + ((down * side + right) * 3 + color) * channels + column
-                weights = tl.load(tap, mask=is_channel, other=0).to(tl.float32)
-                value += pixel[:, None] * weights[None, :]
-    at = (image * out_pixels + row)[:, None] * channels + column[None, :]
+                tap = weight + ((down * side + right) * 3 + color) * channels
+                value += pixel[:, None] * per_channel(tap, column, is_channel)
+    at = places(image, out_pixels, row, channels, column)
     value = activated(value, activation).to(output.dtype.element_ty)
     tl.store(output + at, value, mask=is_pixel[:, None] & is_channel[None, :])
 

@@ -20,6 +20,13 @@ import triton.language as tl
 
 from alignserve_server.model.runtimes.kernels.activations import activated
 from alignserve_server.model.runtimes.kernels.operators import Shape, check_layout, define
+from alignserve_server.model.runtimes.kernels.tiles import (
+    own_block,
+    own_channels,
+    per_channel,
+    places,
+    rows_of,
+)
 
 _ELEMENTS = 2048  # of a map, per program
 _CHUNK_TILES = 16  # that one program adds up
@@ -50,27 +57,22 @@ def _finish(
     rows: tl.constexpr,
     columns: tl.constexpr,
 ):
-    column_blocks = tl.cdiv(channels, columns)
-    row_blocks = tl.cdiv(pixels, rows)
-    block = tl.program_id(0) // column_blocks
-    image = block // row_blocks
-    column = tl.program_id(0) % column_blocks * columns + tl.arange(0, columns)
-    row = block % row_blocks * rows + tl.arange(0, rows)
-    is_channel = column < channels
+    image, block = own_block(tl.cdiv(pixels, rows), channels, columns)
+    column, is_channel = own_channels(channels, columns)
+    row = rows_of(block, rows)
     inside = (row < pixels)[:, None] & is_channel[None, :]
-    at = (image.to(tl.int64) * pixels + row)[:, None] * channels + column[None, :]
+    at = places(image, pixels, row, channels, column)
     source, is_filled = at, inside
     if is_padded:
         y, x = row // padded_width - top, row % padded_width - left
         is_filled = inside & ((y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None]
-        source = (image.to(tl.int64) * height * width + y * width + x)[:, None] * channels + column[None, :]
+        source = places(image, height * width, y * width + x, channels, column)
     value = tl.load(hidden + source, mask=is_filled, other=0).to(tl.float32)
     if has_scale:
-        value *= tl.load(scale + column, mask=is_channel, other=0).to(tl.float32)[None, :]
-    value += tl.load(bias + column, mask=is_channel, other=0).to(tl.float32)[None, :]
-    value = activated(value, activation)
+        value *= per_channel(scale, column, is_channel)
+    value = activated(value + per_channel(bias, column, is_channel), activation)
     if has_gate:
-        value *= tl.load(gate + image.to(tl.int64) * channels + column, mask=is_channel, other=0)[None, :]
+        value *= per_channel(gate + image * channels, column, is_channel)
     if has_shortcut:
         value += tl.load(shortcut + at, mask=inside, other=0).to(tl.float32)
     if is_padded:
@@ -91,17 +93,14 @@ def _partial_sums(
     rows: tl.constexpr,
     columns: tl.constexpr,
 ):
-    column_blocks = tl.cdiv(channels, columns)
-    block = tl.program_id(0) // column_blocks
-    image, chunk = (block // chunks).to(tl.int64), block % chunks
-    column = tl.program_id(0) % column_blocks * columns + tl.arange(0, columns)
-    is_channel = column < channels
-    added = tl.load(bias + column, mask=is_channel, other=0).to(tl.float32)[None, :]
+    image, chunk = own_block(chunks, channels, columns)
+    column, is_channel = own_channels(channels, columns)
+    added = per_channel(bias, column, is_channel)
     total = tl.zeros([columns], tl.float32)
     for tile in range(tiles):
-        row = (chunk * tiles + tile) * rows + tl.arange(0, rows)
+        row = rows_of(chunk * tiles + tile, rows)
         inside = (row < pixels)[:, None] & is_channel[None, :]
-        at = (image * pixels + row)[:, None] * channels + column[None, :]
+        at = places(image, pixels, row, channels, column)
         value = activated(tl.load(hidden + at, mask=inside, other=0).to(tl.float32) + added, activation)
         total += tl.sum(tl.where(inside, value, 0.0), axis=0)
     tl.store(sums + (image * chunks + chunk) * channels + column, total, mask=is_channel)

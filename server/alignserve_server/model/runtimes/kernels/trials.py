@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from alignserve_server.model.encoder import DeviceLost
+from alignserve_server.model.encoder import CaptureFailed, DeviceLost
 from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 
 _MOST_DEATHS = 1  # of processes that may have been stopped
-_LOST = "lost"  # in a file: a trial has lost the device
+_LOST = "lost"  # in a file: a trial has made the device unusable for its process
 
 
 class Trials:
@@ -48,7 +48,7 @@ class Trials:
                 print(os.getpid(), file=tried)
         try:
             yield
-        except DeviceLost:  # the process will end: keep the file
+        except (CaptureFailed, DeviceLost):  # the process will end: keep the file
             with suppress(OSError):
                 file.write_text(_LOST)
             raise
