@@ -52,6 +52,7 @@ settings.register_profile(
 )
 settings.load_profile("short")
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the shape of the servers of tests/integration: their own model, or a device behind fronts."""
     parser.addoption("--shape", choices=("whole", "fronts"), default="whole")

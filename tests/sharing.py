@@ -1,4 +1,4 @@
-"""How workers of pytest-xdist share the tests: by file, by folder, and with one worker for all that need torch."""
+"""How workers of pytest-xdist share the tests: by file or folder, and all that need torch go to one worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def choose_torch_worker(node: Any) -> None:
 
 
 def is_left_to_another(config: pytest.Config, path: str) -> bool:
-    """Returns whether another worker collects and runs what is at a path relative to the repository's root."""
+    """Returns whether another worker runs what is at a path, which is relative to the repository's root."""
     takes_torch: bool = getattr(config, "workerinput", {}).get(_TAKES_TORCH, True)
     return not takes_torch and f"{path}/".startswith(_WITH_TORCH)
 

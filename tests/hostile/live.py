@@ -30,8 +30,10 @@ MAX_DECODING_BYTES = DECODE_THREADS * 25_000_000 * (6 + 4 + 3) + (64 << 20)
 
 _AT_ONCE = 16  # concurrent calls
 _OUTCOMES = ("ok", "failed", "cancelled", "expired")
-_COUNTS = _ACCEPTED, _IN_FLIGHT, _ITEMS = (
-    *("alignserve_items_accepted_total", "alignserve_items_in_flight", "alignserve_items_total"),
+_ACCEPTED, _IN_FLIGHT, _ITEMS = _COUNTS = (
+    "alignserve_items_accepted_total",
+    "alignserve_items_in_flight",
+    "alignserve_items_total",
 )
 
 
@@ -92,8 +94,10 @@ class LiveServer:
 
     async def accounts(self) -> list[dict[str, float]]:
         """Returns the item counts of each modality once none is in flight: accepted, and by outcome."""
-        while any((values := await asyncio.to_thread(self._read_items))[_IN_FLIGHT, m, ""] for m in MODALITIES):
+        values = await asyncio.to_thread(self._read_items)
+        while any(values[_IN_FLIGHT, modality, ""] for modality in MODALITIES):
             await asyncio.sleep(0.002)
+            values = await asyncio.to_thread(self._read_items)
         return [
             {"accepted": values[_ACCEPTED, m, ""], **{o: values[_ITEMS, m, o] for o in _OUTCOMES}}
             for m in MODALITIES
@@ -120,11 +124,11 @@ class LiveServer:
         """Returns the item counts of /metrics by name, modality and outcome."""
         url = f"http://127.0.0.1:{self._metrics_port}/metrics"
         with urllib.request.urlopen(url) as page:
-            lines = (line for line in page.read().decode().splitlines(keepends=True) if line.startswith(_COUNTS))
-            families = list(text_string_to_metric_families("".join(lines)))
+            lines = page.read().decode().splitlines(keepends=True)
+        counts = "".join(line for line in lines if line.startswith(_COUNTS))
         return {
             (sample.name, sample.labels.get("modality", ""), sample.labels.get("outcome", "")): sample.value
-            for family in families
+            for family in text_string_to_metric_families(counts)
             for sample in family.samples
         }
 

@@ -172,6 +172,8 @@ class ServerProcess:
         assert self.process.stderr is not None
         events: list[dict[str, Any]] = []
         while line := await self.process.stderr.readline():
+            if not line.startswith(b"{"):  # libraries warn in plain text
+                continue
             events.append(json.loads(line))
             self.port = events[-1].get("port", self.port)
             if events[-1]["event"] == last:

@@ -55,14 +55,15 @@ class Reference:
 
     def forward(self, contents: Iterable[bytes], texts: Iterable[str]):
         """Returns AlignModel's output: normalized embeddings, and logits of each image against each text."""
-        return self._forward(tuple(contents), tuple(texts))
+        return _forward(self, tuple(contents), tuple(texts))
 
-    @cache
-    @torch.inference_mode()
-    def _forward(self, contents: tuple[bytes, ...], texts: tuple[str, ...]):
-        images = torch.from_numpy(np.stack([self.pixel_values(content) for content in contents]))
-        tokens = self.processor(text=list(texts), truncation=True, return_tensors="pt")
-        return self.model(pixel_values=images, **tokens)
+
+@cache
+@torch.inference_mode()
+def _forward(reference: Reference, contents: tuple[bytes, ...], texts: tuple[str, ...]):
+    images = torch.from_numpy(np.stack([reference.pixel_values(content) for content in contents]))
+    tokens = reference.processor(text=list(texts), truncation=True, return_tensors="pt")
+    return reference.model(pixel_values=images, **tokens)
 
 
 @dataclass(frozen=True)
