@@ -1,4 +1,4 @@
-"""How workers of pytest-xdist share the tests: by file or folder, and all that need torch go to one worker."""
+"""How workers of pytest-xdist share the tests: by file or folder, and one runs all that need torch."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ def turn(nodeid: str) -> int:
 
 class Scheduling(LoadScopeScheduling):
     """Gives each worker whole files, and whole folders where their tests share fixtures."""
+
+    assigned_work: dict[Any, dict[str, dict[str, bool]]]
+    registered_collections: dict[Any, list[str]]
 
     def schedule(self) -> None:
         """Also gives the worker that collected most, so everything, the first turn."""

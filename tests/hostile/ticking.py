@@ -54,8 +54,8 @@ class Page:
 async def tick(page: Page) -> None:
     """Records the event loop lag until the loop ends.
 
-    The machine may be busy with other work. So time that this thread spent waiting for a core is subtracted,
-    and a lag is at most the CPU time of the process meanwhile: another thread may hold the GIL without a core.
+    The machine may be busy with other work. So time that this thread spent waiting for a core is subtracted.
+    A lag is at most the process's CPU time meanwhile: another thread may hold the GIL without a core.
     """
     longest, watch = 0.0, 0
     while True:
