@@ -27,7 +27,7 @@ LABELS = ["cat", "dog", "coffee", "rocket", "the cat and a dog"]
 @asynccontextmanager
 async def serving(pair: Pair) -> AsyncIterator[str]:
     """Serves the checkpoint for the length of the block, at the address that it yields."""
-    server = Server(settings(lanes=2, max_batch_size=8), lambda _: pair.encoder)
+    server = Server(settings(lanes=2), lambda _: pair.encoder)
     await server.start()
     await server.load()
     yield f"127.0.0.1:{server.port}"
