@@ -12,10 +12,14 @@ TORCH_INDEX ?=
 # One worker more than cores, since tests also wait; at most four: each may load torch, and the tests' timeouts
 # assume few workers.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0
+# Workers load the plugins of all packages; cloudcoil's takes a second, and no test uses it.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0 -p no:cloudcoil
 # Targets that `make test-all` runs after `make test`.
 LONG_CHECKS := gpu-check conformance test-fronts
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+# Tests start hundreds of processes. Without bytecode, each would compile the sources for a third of a second.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 # If creating .venv fails, as on a Debian without python3-venv, the next run creates it again.

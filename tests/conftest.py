@@ -17,6 +17,8 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from tests.sharing import Scheduling, choose_torch_worker, is_left_to_another, turn
+
 # Servers that tests start run on the CPU, also on a machine with a GPU; tests of a GPU name it.
 os.environ.setdefault("ALIGNSERVE_DEVICE", "cpu")
 
@@ -50,11 +52,6 @@ settings.register_profile(
 )
 settings.load_profile("short")
 
-# Tests of these folders share a server, an installation or a download: one worker runs each folder.
-_WHOLE_FOLDERS = ("tests/contract/", "tests/deploy/", "tests/hostile/")
-# The longest tests come first, so that no worker is left with them at the end.
-_LONGEST_FIRST = ("tests/hostile/", "tests/deploy/", "tests/model/", "tests/integration/", "tests/contract/")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the shape of the servers of tests/integration: their own model, or a device behind fronts."""
@@ -63,26 +60,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each worker whole files, and whole folders where their tests share fixtures."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return next((each for each in _WHOLE_FOLDERS if nodeid.startswith(each)), nodeid.split("::")[0])
-
+    """Shares the tests as `tests.sharing` says."""
     config.option.loadscopereorder = False  # keeps the order of `pytest_collection_modifyitems`
-    return ByFile(config, log)
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Chooses the worker for the tests that need torch."""
+    choose_torch_worker(node)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Collects in a worker only what it may run."""
+    is_ignored = is_left_to_another(config, collection_path.relative_to(config.rootpath).as_posix())
+    return is_ignored or None  # None leaves it to other hooks
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sorts tests for workers of pytest-xdist."""
     if hasattr(config, "workerinput"):
-        items.sort(key=_turn)
-
-
-def _turn(item: pytest.Item) -> int:
-    folders = (number for number, each in enumerate(_LONGEST_FIRST) if item.nodeid.startswith(each))
-    return next(folders, len(_LONGEST_FIRST))
+        items.sort(key=lambda item: turn(item.nodeid))
 
 
 _QUIETED = ("httpx", "httpcore", "asyncio", "grpc")

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -75,6 +76,13 @@ def server_process(
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+@contextmanager
+def socket_folder() -> Iterator[Path]:
+    """Yields a new folder whose name leaves room for a socket's, however long TMPDIR is."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 _reserved: list[socket.socket] = []

@@ -73,7 +73,12 @@ def filled_in(expr: str, window: str = "10s") -> str:
 
 @contextmanager
 def loaded_servers(
-    folder: Path, place: Path, called: Mapping[str, Flags], idle: Mapping[str, Flags], wave_seconds: float
+    folder: Path,
+    place: Path,
+    called: Mapping[str, Flags],
+    idle: Mapping[str, Flags],
+    wave_seconds: float,
+    pause_seconds: float = 0.0,
 ) -> Iterator[Prometheus]:
     """Runs servers that a Prometheus scrapes, and sends calls to some, for the length of the block.
 
@@ -83,6 +88,7 @@ def loaded_servers(
         called: Flags of the servers that get calls, by name.
         idle: Flags of the servers that get none, by name.
         wave_seconds: How long all callers use one server before they move to the next.
+        pause_seconds: How long they wait in between.
     """
     with ExitStack() as life:
         servers = {
@@ -90,7 +96,7 @@ def loaded_servers(
         }
         targets = {name: server.metrics_port for name, server in servers.items()}
         prometheus = life.enter_context(running_prometheus(folder, named_targets(targets), place))
-        life.enter_context(_waves([servers[name].address for name in called], wave_seconds))
+        life.enter_context(_waves([servers[name].address for name in called], wave_seconds, pause_seconds))
         yield prometheus
 
 
@@ -105,7 +111,7 @@ def tls_flags(place: Path) -> Flags:
 
 
 @contextmanager
-def _waves(addresses: Sequence[str], wave_seconds: float) -> Iterator[None]:
+def _waves(addresses: Sequence[str], wave_seconds: float, pause_seconds: float) -> Iterator[None]:
     """Sends calls of all kinds to the servers in turn, from a thread."""
     is_over = threading.Event()
 
@@ -114,6 +120,7 @@ def _waves(addresses: Sequence[str], wave_seconds: float) -> Iterator[None]:
             ebb = asyncio.Event()
             asyncio.get_running_loop().call_later(wave_seconds, ebb.set)
             await Soak(address).run(ebb)
+            await asyncio.sleep(pause_seconds)
 
     thread = threading.Thread(target=asyncio.run, args=(send(),))
     thread.start()

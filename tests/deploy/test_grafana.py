@@ -44,7 +44,9 @@ def prometheus(prometheus_folder: Path, tmp_path_factory: pytest.TempPathFactory
     small = (*fake, "--max-queue-size", "4", "--max-client-batch-size", "4")
     called = {"align-0": small, "align-1": (*fake, "--workers", "2")}
     idle = {"align-2": (*fake, *tls_flags(place))}
-    with loaded_servers(prometheus_folder, place, called, idle, wave_seconds=2) as running:
+    with loaded_servers(
+        prometheus_folder, place, called, idle, wave_seconds=0.5, pause_seconds=1.5
+    ) as running:
         yield running
 
 
@@ -68,14 +70,17 @@ def test_starts_are_marked_and_servers_can_be_chosen(prometheus: Prometheus, nam
     menus = [choice["query"]["query"] for choice in DASHBOARDS[name]["templating"]["list"][1:]]
     chosen = [re.fullmatch(r"label_values\((.+), (\w+)\)", menu) for menu in menus]
 
-    found = {match[2]: _values(prometheus, match[1], match[2]) for match in chosen if match}
-
-    assert found == {
+    expected = {
         **{label: {value} for label, value in PLACE.items()},
         "job": {"alignserve"},
         "instance": {"align-0", "align-1", "align-2"},
     }
-    assert _values(prometheus, starts["target"]["expr"], "instance") == found["instance"]
+
+    def found() -> dict[str, set[str]]:
+        return {match[2]: _values(prometheus, match[1], match[2]) for match in chosen if match}
+
+    wait_until(lambda: found() == expected)  # a scrape may have taken too long
+    wait_until(lambda: _values(prometheus, starts["target"]["expr"], "instance") == expected["instance"])
     assert prometheus.query(filled_in(alerts["target"]["expr"])) is not None
 
 

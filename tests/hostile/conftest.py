@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from alignserve_server.modality import MODALITIES
 
 from tests.hostile.lag import TickingServer, ticking_server
 from tests.hostile.live import DECODE_THREADS, IMAGE_FORMATS, LiveServer
@@ -47,6 +46,5 @@ async def live(ticking: TickingServer) -> AsyncIterator[LiveServer]:
         live = LiveServer(ticking.server, channel)
         assert live.is_running
         assert await live.good_embedding() == before
-        for modality in MODALITIES:
-            account = await live.account(modality)
+        for account in await live.accounts():
             assert account.pop("accepted") == sum(account.values())

@@ -35,9 +35,8 @@ class TickingServer:
     async def lag(self) -> AsyncIterator[Lag]:
         """Measures the lag for the length of the block.
 
-        Time in which the loop's thread was ready but had no core is subtracted, so that a busy machine makes
-        little difference. The same correction is not possible for another thread that holds the GIL without
-        a core: see `least_lag`.
+        Time in which the loop's thread, or one that holds the GIL, had no core does not count, so that a busy
+        machine makes little difference.
         """
         lag = Lag()
         self.page.watch = watch = self.page.watch + 1

@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
+from alignserve_server.modality import MODALITIES
 from alignserve_server.model.preprocessing import heif
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.serving import image_request, read_status, refusal_of, until
+from tests.integration.serving import image_request, read_status, refusal_of
 from tests.processes import ROOT, ServerProcess
 
 PHOTOS = ROOT / "tests" / "data" / "photos"
@@ -29,6 +30,11 @@ MAX_DECODING_BYTES = DECODE_THREADS * 25_000_000 * (6 + 4 + 3) + (64 << 20)
 
 _AT_ONCE = 16  # concurrent calls
 _OUTCOMES = ("ok", "failed", "cancelled", "expired")
+_ACCEPTED, _IN_FLIGHT, _ITEMS = _COUNTS = (
+    "alignserve_items_accepted_total",
+    "alignserve_items_in_flight",
+    "alignserve_items_total",
+)
 
 
 @dataclass(frozen=True)
@@ -86,16 +92,16 @@ class LiveServer:
         response = await self.stub.EmbedImage(image_request(GOOD_IMAGE))
         return response.embeddings[0].packed_float32
 
-    async def account(self, modality: str) -> dict[str, float]:
-        """Returns a modality's item counts once none is in flight: accepted, and by outcome."""
-        await until(lambda: self._is_idle(modality))
-        values = await asyncio.to_thread(self._read_metrics)
-        accepted = values["alignserve_items_accepted_total", modality, ""]
-        outcomes = {o: values["alignserve_items_total", modality, o] for o in _OUTCOMES}
-        return {"accepted": accepted, **outcomes}
-
-    async def _is_idle(self, modality: str) -> bool:
-        return not (await asyncio.to_thread(self._read_metrics))["alignserve_items_in_flight", modality, ""]
+    async def accounts(self) -> list[dict[str, float]]:
+        """Returns the item counts of each modality once none is in flight: accepted, and by outcome."""
+        values = await asyncio.to_thread(self._read_items)
+        while any(values[_IN_FLIGHT, modality, ""] for modality in MODALITIES):
+            await asyncio.sleep(0.002)
+            values = await asyncio.to_thread(self._read_items)
+        return [
+            {"accepted": values[_ACCEPTED, m, ""], **{o: values[_ITEMS, m, o] for o in _OUTCOMES}}
+            for m in MODALITIES
+        ]
 
     def watch_memory(self) -> MemoryWatch:
         """Starts measuring the process's peak memory."""
@@ -114,14 +120,15 @@ class LiveServer:
             outcomes[int(response.correlation_id)] = _outcome_in(response)
         return [outcomes[number] for number in sorted(outcomes)]
 
-    def _read_metrics(self) -> dict[tuple[str, str, str], float]:
-        """Returns the values of /metrics by name, modality and outcome."""
+    def _read_items(self) -> dict[tuple[str, str, str], float]:
+        """Returns the item counts of /metrics by name, modality and outcome."""
         url = f"http://127.0.0.1:{self._metrics_port}/metrics"
         with urllib.request.urlopen(url) as page:
-            families = list(text_string_to_metric_families(page.read().decode()))
+            lines = page.read().decode().splitlines(keepends=True)
+        counts = "".join(line for line in lines if line.startswith(_COUNTS))
         return {
             (sample.name, sample.labels.get("modality", ""), sample.labels.get("outcome", "")): sample.value
-            for family in families
+            for family in text_string_to_metric_families(counts)
             for sample in family.samples
         }
 

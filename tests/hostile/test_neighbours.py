@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ _SLOW_MODEL = (
     sys.executable, "-c", "from tests.load.peers.sleeping_server import main; main(slower=5)"
 )  # fmt: skip
 _BATCH = 16
+_TRIES = 3
 _SOON_BATCHES = 8  # the running batch, the next one, the neighbour's, and the flood's in between
 _PATIENCE_SECONDS = 120.0  # only a failing test waits this long; the server would refuse a close deadline
 _LONG_SECONDS = 2.0
@@ -69,21 +71,39 @@ class Crowd:
         self._metrics_port = server.metrics_port
 
     async def batches_until(
-        self, modality: str, flood: Sequence[Awaitable[None]], neighbour: Awaitable[None]
-    ) -> int:
-        """Returns how many batches run until the neighbour has its answer, while the flood waits."""
+        self,
+        modality: str,
+        flood: Callable[[], Iterable[Awaitable[None]]],
+        neighbour: Callable[[], Awaitable[None]],
+    ) -> float:
+        """Returns how many batches run until the neighbour has its answer, while the flood waits.
+
+        The least of three tries, or the first that is soon: the model does not wait for a busy machine.
+        """
+        seen = []
+        for _ in range(_TRIES):
+            seen.append(await self._batches_until(modality, flood(), neighbour()))
+            if seen[-1] <= _SOON_BATCHES:
+                break
+        return min(seen)
+
+    async def _batches_until(
+        self, modality: str, flood: Iterable[Awaitable[None]], neighbour: Awaitable[None]
+    ) -> float:
+        """Tries once; infinity if a call of the flood ends first."""
         flooding = [asyncio.ensure_future(call) for call in flood]
         try:
             await until(lambda: self._is_flooded(modality))
             before = await self._sample("alignserve_batch_size_count", modality)
             await neighbour
             after = await self._sample("alignserve_batch_size_count", modality)
-            assert not any(call.done() for call in flooding[1:])
+            if any(call.done() for call in flooding[1:]):
+                return math.inf
         finally:
             for call in flooding:
                 call.cancel()
             await asyncio.wait(flooding)
-        return int(after - before)
+        return after - before
 
     async def _is_flooded(self, modality: str) -> bool:
         return await self._sample("alignserve_queue_entries", modality) >= 2 * _BATCH
@@ -126,9 +146,12 @@ async def crowd(slow_server: tuple[ServerProcess, dict[str, str]]) -> AsyncItera
 async def test_a_shared_label_does_not_wait_for_a_backlog_of_labels(crowd: Crowd) -> None:
     """The last of another's 1,000 labels with 40 templates is embedded at the neighbour's own turns."""
     labels = [f"label {i}" for i in range(_LABELS)]
-    neighbour = crowd.neighbour.classify(b"mine", labels[-1:], _TEMPLATES)
 
-    batches = await crowd.batches_until("text", [crowd.flood.classify(b"a", labels, _TEMPLATES)], neighbour)
+    batches = await crowd.batches_until(
+        "text",
+        lambda: [crowd.flood.classify(b"a", labels, _TEMPLATES)],
+        lambda: crowd.neighbour.classify(b"mine", labels[-1:], _TEMPLATES),
+    )
 
     assert batches <= _SOON_BATCHES
 
@@ -136,10 +159,12 @@ async def test_a_shared_label_does_not_wait_for_a_backlog_of_labels(crowd: Crowd
 async def test_a_label_that_a_backlog_has_started_does_not_wait_for_its_turns(crowd: Crowd) -> None:
     """The first label of several backlogs is embedded at the first turn of any caller that wants it."""
     sets = [[f"label {caller} {i}" for i in range(_LABELS)] for caller in range(8)]
-    floods = [crowd.flood.classify(b"%d" % i, labels, _TEMPLATES) for i, labels in enumerate(sets)]
-    neighbour = crowd.neighbour.classify(b"mine", sets[-1][:1], _TEMPLATES)
 
-    batches = await crowd.batches_until("text", floods, neighbour)
+    batches = await crowd.batches_until(
+        "text",
+        lambda: [crowd.flood.classify(b"%d" % i, labels, _TEMPLATES) for i, labels in enumerate(sets)],
+        lambda: crowd.neighbour.classify(b"mine", sets[-1][:1], _TEMPLATES),
+    )
 
     assert batches <= _SOON_BATCHES
 
@@ -147,9 +172,12 @@ async def test_a_label_that_a_backlog_has_started_does_not_wait_for_its_turns(cr
 async def test_a_shared_image_does_not_wait_for_a_backlog_of_images(crowd: Crowd) -> None:
     """An image equal to the last of another caller's 512 is embedded at the neighbour's first turn."""
     images = [b"image %d" % i for i in range(512)]
-    floods = [crowd.flood.embed_images(*images[i : i + 64]) for i in range(0, 512, 64)]
 
-    batches = await crowd.batches_until("image", floods, crowd.neighbour.embed_images(images[-1]))
+    batches = await crowd.batches_until(
+        "image",
+        lambda: [crowd.flood.embed_images(*images[i : i + 64]) for i in range(0, 512, 64)],
+        lambda: crowd.neighbour.embed_images(images[-1]),
+    )
 
     assert batches <= _SOON_BATCHES
 
@@ -157,9 +185,12 @@ async def test_a_shared_image_does_not_wait_for_a_backlog_of_images(crowd: Crowd
 async def test_a_shared_text_does_not_wait_for_a_backlog_of_texts(crowd: Crowd) -> None:
     """A text equal to the last of another caller's 512 is embedded at the neighbour's first turn."""
     texts = [f"text {i}" for i in range(512)]
-    floods = [crowd.flood.embed_texts(*texts[i : i + 64]) for i in range(0, 512, 64)]
 
-    batches = await crowd.batches_until("text", floods, crowd.neighbour.embed_texts(texts[-1]))
+    batches = await crowd.batches_until(
+        "text",
+        lambda: [crowd.flood.embed_texts(*texts[i : i + 64]) for i in range(0, 512, 64)],
+        lambda: crowd.neighbour.embed_texts(texts[-1]),
+    )
 
     assert batches <= _SOON_BATCHES
 

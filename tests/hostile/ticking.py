@@ -54,14 +54,15 @@ class Page:
 async def tick(page: Page) -> None:
     """Records the event loop lag until the loop ends.
 
-    Time spent waiting for a core is subtracted: the machine may be busy with other work.
+    The machine may be busy with other work. So time that this thread spent waiting for a core is subtracted.
+    A lag is at most the process's CPU time meanwhile: another thread may hold the GIL without a core.
     """
     longest, watch = 0.0, 0
     while True:
-        due, waited = time.monotonic() + _TICK_SECONDS, _seconds_without_core()
+        due, waited, busy = time.monotonic() + _TICK_SECONDS, _seconds_without_core(), time.process_time()
         await asyncio.sleep(_TICK_SECONDS)
         now = time.monotonic()
-        lag = now - due - (_seconds_without_core() - waited)
+        lag = min(now - due - (_seconds_without_core() - waited), time.process_time() - busy)
         if page.watch != watch:
             longest, watch = 0.0, page.watch
         else:

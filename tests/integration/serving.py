@@ -9,7 +9,6 @@ import asyncio
 import json
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ from alignserve_server.serving.server import CallServer, Server
 from alignserve_server.settings import Settings
 from google.rpc import error_details_pb2, status_pb2
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.processes import socket_folder
 
 
 async def until(condition: Callable[[], object | Awaitable[object]]) -> None:
@@ -115,7 +116,7 @@ async def running_device(
 ) -> AsyncIterator[tuple[Device, str]]:
     """Runs a device for the length of the block; also yields the path of its socket, by default a new one."""
     is_ready = asyncio.Event()
-    with tempfile.TemporaryDirectory() as folder:
+    with socket_folder() as folder:
         path = path or f"{folder}/device"
 
         def announce(event: str, **_: object) -> None:
@@ -172,6 +173,8 @@ class ServerProcess:
         assert self.process.stderr is not None
         events: list[dict[str, Any]] = []
         while line := await self.process.stderr.readline():
+            if not line.startswith(b"{"):  # libraries warn in plain text
+                continue
             events.append(json.loads(line))
             self.port = events[-1].get("port", self.port)
             if events[-1]["event"] == last:

@@ -17,7 +17,14 @@ import pytest
 from tests.processes import BIN, free_port, is_listening, server_process, wait_until
 
 SERVER = str(BIN / "alignserve-server")
-STREAMS = [closed for count in (1, 2, 3) for closed in itertools.combinations((0, 1, 2), count)]
+_LONG: dict[str, Any] = {"marks": pytest.mark.long}
+_SHORT = [((0,), "1"), ((2,), "1"), ((0, 1, 2), "1"), ((0, 1, 2), "2")]
+STREAMS = [
+    pytest.param(closed, workers, **({} if (closed, workers) in _SHORT else _LONG))
+    for workers in ("1", "2")
+    for count in (1, 2, 3)
+    for closed in itertools.combinations((0, 1, 2), count)
+]
 
 _CLOSING = """
 import os, sys
@@ -36,9 +43,7 @@ def _started(*command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
-@pytest.mark.parametrize(
-    ("closed", "workers"), [*((closed, "1") for closed in STREAMS), ((0,), "2"), ((0, 1, 2), "2")], ids=str
-)
+@pytest.mark.parametrize(("closed", "workers"), STREAMS, ids=str)
 def test_a_server_without_standard_streams_stops_cleanly(closed: Sequence[int], workers: str) -> None:
     """Daemons may be started this way; no file of the server gets the number of a standard stream."""
     port = free_port()
@@ -96,10 +101,18 @@ def test_a_signal_during_imports_ends_without_a_traceback(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [
+        ("1", signal.SIGTERM),
+        ("2", signal.SIGINT),
+        pytest.param("1", signal.SIGINT, **_LONG),
+        pytest.param("2", signal.SIGTERM, **_LONG),
+    ],
+    ids=str,
+)
 def test_a_signal_during_the_load_ends_without_a_traceback(
-    tmp_path: Path, number: signal.Signals, workers: str
+    tmp_path: Path, workers: str, number: signal.Signals
 ) -> None:
     """A slow load does not delay the exit, and the exit code is 0."""
     port = free_port()
@@ -120,7 +133,11 @@ def test_a_signal_during_the_load_ends_without_a_traceback(
 
 @pytest.mark.parametrize(
     ("name", "workers"),
-    [("PROMETHEUS_MULTIPROC_DIR", "1"), ("PROMETHEUS_MULTIPROC_DIR", "2"), ("prometheus_multiproc_dir", "1")],
+    [
+        pytest.param("PROMETHEUS_MULTIPROC_DIR", "1", **_LONG),
+        ("PROMETHEUS_MULTIPROC_DIR", "2"),
+        ("prometheus_multiproc_dir", "1"),
+    ],
 )
 def test_another_servers_metrics_folder_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, workers: str

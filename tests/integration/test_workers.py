@@ -78,7 +78,11 @@ async def two_workers(*flags: str) -> AsyncIterator[Workers]:
 
 
 async def test_every_worker_serves_and_is_counted(workers: Workers) -> None:
-    """Connections are spread over the workers, and the page's sum equals the items that callers sent."""
+    """Connections are spread over the workers, and the page's sum equals the items that callers sent.
+
+    Each worker has a process group of its own, so that Ctrl-C reaches only the supervisor.
+    """
+    assert {os.getpgid(pid) for pid in workers.pids} == set(workers.pids)
     calls = 0
 
     async def both_have_served() -> bool:
@@ -246,13 +250,6 @@ async def test_workers_drain_when_their_supervisor_is_killed(workers: Workers) -
     for _ in range(2):
         await workers.server.event("stopped")
     await workers.server.wait()  # until the log ends, which every process holds open
-
-
-async def test_a_signal_from_the_terminal_reaches_workers_once(workers: Workers) -> None:
-    """Workers are in their own process groups, so that Ctrl-C reaches only the supervisor."""
-    groups = {os.getpgid(pid) for pid in workers.pids}
-
-    assert groups == set(workers.pids)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -38,7 +40,9 @@ class Reference:
     processor: AlignProcessor
 
     @classmethod
+    @cache
     def load(cls, folder: Path) -> Reference:
+        """Loads a checkpoint that no test changes, once."""
         model = AlignModel.from_pretrained(folder, dtype=torch.float32).eval()
         return cls(model, AlignProcessor.from_pretrained(folder, backend="pil"))
 
@@ -49,12 +53,17 @@ class Reference:
     def input_ids(self, text: str) -> list[int]:
         return self.processor(text=text, truncation=True, padding=False)["input_ids"]
 
-    @torch.inference_mode()
-    def forward(self, contents: list[bytes], texts: list[str]):
+    def forward(self, contents: Iterable[bytes], texts: Iterable[str]):
         """Returns AlignModel's output: normalized embeddings, and logits of each image against each text."""
-        images = torch.from_numpy(np.stack([self.pixel_values(content) for content in contents]))
-        tokens = self.processor(text=texts, truncation=True, return_tensors="pt")
-        return self.model(pixel_values=images, **tokens)
+        return _forward(self, tuple(contents), tuple(texts))
+
+
+@cache
+@torch.inference_mode()
+def _forward(reference: Reference, contents: tuple[bytes, ...], texts: tuple[str, ...]):
+    images = torch.from_numpy(np.stack([reference.pixel_values(content) for content in contents]))
+    tokens = reference.processor(text=list(texts), truncation=True, return_tensors="pt")
+    return reference.model(pixel_values=images, **tokens)
 
 
 @dataclass(frozen=True)
@@ -144,6 +153,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session")
+def converted(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that contains one conversion, that of the random checkpoint."""
+    cache = tmp_path_factory.mktemp("converted")
+    load_align(resolve_checkpoint(str(random_folder)), LoadOptions(runtime="openvino", cache_dir=cache))
+    return cache
+
+
 @pytest.fixture(scope="session", params=["torch", "openvino"])
 def runtime(request: pytest.FixtureRequest) -> Literal["torch", "openvino"]:
     """Each runtime in turn."""
@@ -157,9 +174,10 @@ def pair(
     request: pytest.FixtureRequest,
     random_folder: Path,
     runtime: Literal["torch", "openvino"],
-    cache_dir: Path,
 ) -> Pair:
     checkpoint = resolve_checkpoint("mini" if request.param == "mini" else str(random_folder))
+    is_converted = (request.param, runtime) == ("random", "openvino")
+    cache_dir = request.getfixturevalue("converted" if is_converted else "cache_dir")
     encoder = load_align(checkpoint, LoadOptions(device="cpu", runtime=runtime, cache_dir=cache_dir))
     return Pair(checkpoint, encoder, Reference.load(checkpoint.folder))
 

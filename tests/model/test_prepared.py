@@ -69,9 +69,9 @@ def embed(encoder) -> np.ndarray:
     return np.concatenate([encoder.encode_images(images), encoder.encode_texts(texts)])
 
 
-def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, cache_dir):
+def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, converted):
     """Numbers and fingerprint equal those of the original, so that vectors of both are comparable."""
-    original = load_align(resolve(str(random_folder)), LoadOptions(runtime="openvino", cache_dir=cache_dir))
+    original = load_align(resolve(str(random_folder)), LoadOptions(runtime="openvino", cache_dir=converted))
 
     prepared = load_align(resolve(str(prepared_folder)))
 

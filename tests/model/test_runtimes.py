@@ -125,9 +125,9 @@ def test_when_nothing_is_exact_nothing_is_served(mini, monkeypatch):
         load_align(mini.checkpoint, LoadOptions(device="cpu", runtime="torch"))
 
 
-def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_dir):
+def test_a_converted_checkpoint_is_served_without_torch(unprepared, converted):
     """The second start uses the cached conversion, and gives the same vectors."""
-    first = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache_dir))
+    first = load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=converted))
     expected = first.encode_texts([first.tokenize("a cat", truncate=False).token_ids])[0, :4].tolist()
     program = (
         "import sys\n"
@@ -143,7 +143,7 @@ def test_a_converted_checkpoint_is_served_without_torch(unprepared, cache_dir):
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program, unprepared.folder, cache_dir],
+        [sys.executable, "-c", program, unprepared.folder, converted],
         capture_output=True,
         text=True,
         check=True,
@@ -179,14 +179,6 @@ def test_changed_weights_are_converted_again(random_folder, tmp_path, cache_dir)
 
     np.testing.assert_allclose(text(after) - text(before), 1.0, atol=1e-3)
     assert before.info.fingerprint != after.info.fingerprint
-
-
-@pytest.fixture(scope="module")
-def converted(unprepared, tmp_path_factory) -> Path:
-    """A cache that contains only one conversion."""
-    cache = tmp_path_factory.mktemp("converted")
-    load_align(unprepared, LoadOptions(runtime="openvino", cache_dir=cache))
-    return cache
 
 
 def test_a_conversion_leaves_nothing_but_itself(converted):

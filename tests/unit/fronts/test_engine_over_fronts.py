@@ -23,6 +23,7 @@ from alignserve_server.observability.batch_observer import MetricsObserver
 from alignserve_server.observability.tracing import CallTrace, Tracing
 from structlog.testing import capture_logs
 
+from tests.processes import socket_folder
 from tests.unit.fakes import settle
 from tests.unit.fronts.processes import (
     GREETING,
@@ -51,9 +52,9 @@ class SharingReader(FakeEncoder):
 
 
 @pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceProcess]:
+def device() -> Iterator[DeviceProcess]:
     """The process with the encoder, the queues and the caches."""
-    with device_process(str(tmp_path_factory.mktemp("device") / "socket")) as process:
+    with socket_folder() as folder, device_process(str(folder / "socket")) as process:
         yield process
 
 
