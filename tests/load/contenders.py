@@ -121,7 +121,7 @@ def python_server(
 
 
 @contextmanager
-def _program(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+def _program(*command: str, cwd: Path = ROOT) -> Iterator[subprocess.Popen[bytes]]:
     with (
         tempfile.TemporaryDirectory(prefix="peer-") as home,
         tempfile.TemporaryFile() as log,
@@ -129,7 +129,7 @@ def _program(*command: str) -> Iterator[subprocess.Popen[bytes]]:
             command,
             stdout=log,
             stderr=log,
-            cwd=ROOT,
+            cwd=cwd,
             start_new_session=True,
             env={**os.environ, **_PRIVATE, "HF_HOME": home, "BENTOML_HOME": home},
         ) as process,
@@ -182,28 +182,34 @@ def _peer(name: str, folder: str) -> Iterator[tuple[subprocess.Popen[bytes], int
 
 
 @contextmanager
-def _infinity(folder: str, *flags: str, modalities: Sequence[str] = MODALITIES) -> Iterator[Running]:
+def _infinity(
+    folder: str, *flags: str, modalities: Sequence[str] = MODALITIES, cwd: Path = ROOT
+) -> Iterator[Running]:
     port = free_port()
     command = (environments.program("infinity_emb", of="infinity"), "v2", "--model-id", folder)
     rest = ("--served-model-name", "align", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port))
-    with _program(*command, *rest, *flags) as process:
+    with _program(*command, *rest, *flags, cwd=cwd) as process:
         yield _http_running(process, port, dialects.OPENAI, modalities)
 
 
 @contextmanager
-def _infinity_onnx(folder: str) -> Iterator[Running]:
+def _infinity_onnx(checkpoint: str) -> Iterator[Running]:
     flags = ("--engine", "optimum", "--pooling-method", "cls")
-    with _text_tower(folder) as tower, _infinity(tower, *flags, modalities=["text"]) as server:
+    with (
+        _text_tower(checkpoint) as folder,
+        # it finds a local ONNX file only in the working folder
+        _infinity(".", *flags, modalities=["text"], cwd=Path(folder)) as server,
+    ):
         yield server
 
 
 @contextmanager
-def _tei(folder: str) -> Iterator[Running]:
+def _tei(checkpoint: str) -> Iterator[Running]:
     port = free_port()
     address = ("--hostname", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port()))
     with (
-        _text_tower(folder) as tower,
-        _program(_TEI, "--model-id", tower, "--pooling", "cls", *address) as process,
+        _text_tower(checkpoint) as folder,
+        _program(_TEI, "--model-id", folder, "--pooling", "cls", *address) as process,
     ):
         yield _http_running(process, port, dialects.OPENAI, ["text"])
 
@@ -229,7 +235,8 @@ def _grpc_running(
     def embed(modality: str, body: bytes) -> NDArray[np.float32]:
         call = dialect.request(modality, body)
         with grpc.insecure_channel(address) as channel:
-            return dialect.embedding(channel.unary_unary(call.method)(call.request))
+            method: Any = channel.unary_unary(call.method)  # Any: of bytes, for which the stubs have no type
+            return dialect.embedding(method(call.request))
 
     return Running(process, measure, embed)
 

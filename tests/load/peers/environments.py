@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import venv
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -27,6 +26,7 @@ _REQUIREMENTS = {
     "ray": "ray[serve]==2.60.0",
     "triton": "nvidia-pytriton==0.7.0",  # includes Triton's server
 }
+_EMBEDDED = {"triton"}  # its processes load libpython
 
 
 def program(name: str, of: str) -> str:
@@ -56,7 +56,8 @@ def install(name: str) -> None:
     folder = _FOLDER / name
     _failure(name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, symlinks=True)
+    python = _python_with_library() if name in _EMBEDDED else sys.executable
+    subprocess.run((python, "-m", "venv", "--without-pip", folder), check=True)
     Path(_site_packages(name), "shared.pth").write_text(sysconfig.get_path("purelib"))
     constraints = folder / "constraints.txt"
     constraints.write_text(f"torch=={version('torch')}")
@@ -80,6 +81,14 @@ def main(names: list[str]) -> None:
 
 def _failure(name: str) -> Path:
     return _FOLDER / f"{name}.failed"
+
+
+def _python_with_library() -> str:
+    """Returns a Python of this version with a shared library: this one, or else the system's."""
+    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        return sys.executable
+    name = "python{}.{}".format(*sys.version_info)
+    return shutil.which(name, path="/usr/bin:/usr/local/bin") or sys.executable
 
 
 def _site_packages(name: str) -> str:

@@ -27,20 +27,18 @@ class TextTower(torch.nn.Module):
 
 
 def main(checkpoint: str, folder: str) -> None:
-    """Writes the folder as sentence-transformers and optimum lay it out."""
+    """Writes configuration, tokenizer and `model.onnx`."""
     model: Any = AlignModel.from_pretrained(
         checkpoint, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     fields = {**model.config.text_config.to_dict(), "model_type": "bert", "architectures": ["BertModel"]}
     BertConfig.from_dict(fields).save_pretrained(folder)
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
-    onnx = Path(folder, "onnx")
-    onnx.mkdir()
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
     torch.onnx.export(
         TextTower(model),
         tuple(torch.ones(2, 8, dtype=torch.int64) for _ in inputs),
-        str(onnx / "model.onnx"),
+        str(Path(folder, "model.onnx")),
         input_names=inputs,
         output_names=["last_hidden_state"],
         dynamic_axes={

@@ -24,8 +24,8 @@ def main(folder: str, port: str) -> None:
         grpc_address="127.0.0.1", grpc_port=int(port), allow_http=False, allow_metrics=False
     )
     with (
-        tempfile.TemporaryDirectory(prefix="triton-") as workspace,
-        Triton(config=config, workspace=workspace) as triton,
+        tempfile.TemporaryDirectory(prefix="triton-") as temporary_folder,
+        Triton(config=config, workspace=f"{temporary_folder}/workspace") as triton,
     ):
         for modality, max_batch_size in MAX_BATCH_SIZES.items():
             batcher = DynamicBatcher(max_queue_delay_microseconds=round(1e6 * BATCH_WAIT_SECONDS))
