@@ -37,11 +37,11 @@ from tests.processes import ROOT, free_port, server_process
 ALIGNSERVE, ALIGNSERVE_TORCH, PLAIN, MOSEC = "alignserve", "alignserve, torch", "plain grpc.aio", "mosec"
 BFLOAT16 = ("--dtype", "bfloat16")
 
-_READY_SECONDS = 300.0
+_READY_SECONDS = 600.0
 _TRY_SECONDS = 10.0
 _STOP_SECONDS = 10.0
 _TEI = "text-embeddings-router"
-# Caches go to a temporary folder, nothing is downloaded, and nothing is reported to anybody.
+# Caches go to a temporary folder, nothing is downloaded and nothing is reported.
 _PRIVATE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "BENTOML_DO_NOT_TRACK": "True"}
 
 

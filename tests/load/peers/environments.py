@@ -52,7 +52,7 @@ def versions() -> list[str]:
 
 
 def install(name: str) -> None:
-    """Makes the environment of a server anew."""
+    """Makes the environment of a server, after removing an older one."""
     folder = _FOLDER / name
     _failure(name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +84,7 @@ def _failure(name: str) -> Path:
 
 
 def _python_with_library() -> str:
-    """Returns a Python of this version with a shared library: this one, or else the system's."""
+    """Returns a Python of this version with a shared library: this one or the system's."""
     if sysconfig.get_config_var("Py_ENABLE_SHARED"):
         return sys.executable
     name = "python{}.{}".format(*sys.version_info)
