@@ -119,8 +119,8 @@ soak: $(DEVELOP) ## Load a server for ten minutes and look for leaks
 gpu-check: $(DEVELOP) ## Check and measure on this machine's GPU; without one, test the check itself
 	$(BIN)/python -m tests.gpu run $(FLAGS)
 
-peers: $(DEVELOP) ## Install the other servers that `make bench` measures
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --group peers
+peers: $(DEVELOP) ## Install the other servers that `make bench` measures: 1.3 GB, minutes
+	$(BIN)/python -m tests.load.peers.environments $(NAMES)
 
 test-lowest: $(DEVELOP) ## Run unit, client and integration tests on the lowest supported versions
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)

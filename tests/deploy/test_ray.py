@@ -77,7 +77,7 @@ class Served:
 def ray_serve() -> Iterator[RayServe]:
     """Two replicas behind the proxy."""
     if find_spec("ray") is None:
-        pytest.skip("no ray; make peers")
+        pytest.skip("no ray; pip install --group ray")
     with running_ray_serve() as application:
         with Client(application.address) as client:
             client.wait_until_ready()

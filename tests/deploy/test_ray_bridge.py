@@ -40,7 +40,7 @@ pytestmark = pytest.mark.contract
 def ray() -> None:
     """Skips the tests without Ray Serve; imports it here because it uses deprecated parts of pydantic."""
     if find_spec("ray") is None:
-        pytest.skip("no ray; make peers")
+        pytest.skip("no ray; pip install --group ray")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import_module("ray.serve")

@@ -27,12 +27,14 @@ from tests.load import (
     neighbour,
     overhead,
     overload,
+    pairs,
     plan_check,
     resources,
     throughput,
     watching,
 )
 from tests.load.measuring import Plan
+from tests.load.peers import environments
 from tests.load.report import Section, summary
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -41,6 +43,7 @@ _SECTIONS = {
     "latency": latency.run,
     "throughput": throughput.run,
     "beside": beside.run,
+    "peers": pairs.run,
     "neighbour": neighbour.run,
     "resources": resources.run,
     "cache": cache.run,
@@ -122,7 +125,7 @@ def _software() -> str:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join([*found, *environments.versions()])
 
 
 def _processor() -> str:

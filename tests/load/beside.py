@@ -1,4 +1,4 @@
-"""Compares alignserve with servers that people write or install today, with the same checkpoint."""
+"""Compares alignserve with a plain server and mosec, with the same checkpoint, at several loads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from alignserve._bench.load import ClosedLoop
 
-from tests.load.contenders import ALIGNSERVE, ALIGNSERVE_TORCH, MOSEC, PLAIN, Contender, contenders
+from tests.load.contenders import ALIGNSERVE, ALIGNSERVE_TORCH, MOSEC, PLAIN, Contender, contenders, peers
 from tests.load.inputs import MODALITIES
 from tests.load.measuring import Memory, Plan, Rates, in_turn, progress
 from tests.load.report import Bar, Section, number, ratio, table
@@ -30,12 +30,12 @@ class _Standing:
 
 def run(plan: Plan) -> Section:
     """Measures all installed contenders, one after the other."""
-    everyone = contenders(plan.checkpoint)
-    standings = {each.name: _standing(each, plan) for each in everyone if each.is_installed}
+    mosec = [each for each in peers(plan.checkpoint) if each.name == MOSEC]
+    everyone = [*contenders(plan.checkpoint), *mosec]
+    standings = {each.name: _standing(each, plan) for each in everyone if each.absence is None}
     head = ("items", "server", "items/s at 64", "alignserve ÷ it", "p50 ms at 1", "p99 ms at 64", "memory MB")
     rows = [_row(modality, name, standings) for modality in MODALITIES for name in standings]
-    absent = ", ".join(each.name for each in everyone if not each.is_installed)
-    skipped = [f"Not installed, so not measured: {absent}; `make peers` installs them."] if absent else []
+    skipped = [f"Not measured: {each.name}, {each.absence}." for each in everyone if each.absence]
     paragraphs = [_NOTE, table(head, rows), *skipped]
     return Section(f"Compared with others: {plan.model}", paragraphs, _bars(standings))
 

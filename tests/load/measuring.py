@@ -139,6 +139,17 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)  # its clock, as clock_getcpuclockid(3) makes it
 
 
+def family_cpu_seconds(process: subprocess.Popen[Any]) -> float:
+    """Returns the CPU time so far of a process, its children, and those that have ended."""
+    parent = psutil.Process(process.pid)
+    seconds = 0.0
+    for member in [parent, *parent.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            times = member.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
+
+
 def http_round(port: int, calls: Iterator[UnaryRequest], load: Load, run_length: RunLength) -> Measurement:
     """Measures an HTTP server once."""
 
@@ -146,6 +157,19 @@ def http_round(port: int, calls: Iterator[UnaryRequest], load: Load, run_length:
         route = HttpRoute(port)
         try:
             return await drive([route], calls, load, run_length)
+        finally:
+            await route.close()
+
+    return LOOP.run_until_complete(once())
+
+
+def http_answer(port: int, call: UnaryRequest, timeout_seconds: float) -> bytes:
+    """Sends one request to an HTTP server and returns the body of its answer."""
+
+    async def once() -> bytes:
+        route = HttpRoute(port)
+        try:
+            return await route.post(call, timeout_seconds)
         finally:
             await route.close()
 

@@ -11,7 +11,16 @@ from alignserve._bench.load import ClosedLoop
 from alignserve._bench.recorder import Measurement
 from alignserve._bench.runner import RunLength
 
-from tests.load.contenders import ALIGNSERVE, ALIGNSERVE_TORCH, MOSEC, PLAIN, Contender, Running, contenders
+from tests.load.contenders import (
+    ALIGNSERVE,
+    ALIGNSERVE_TORCH,
+    MOSEC,
+    PLAIN,
+    Contender,
+    Running,
+    contenders,
+    peers,
+)
 from tests.load.inputs import MODALITIES
 from tests.load.measuring import Plan, Rates, progress
 from tests.load.report import Section, number, ratio, table
@@ -24,7 +33,8 @@ _NAMES = (ALIGNSERVE, ALIGNSERVE_TORCH, MOSEC, PLAIN)
 
 def run(plan: Plan) -> Section:
     """Measures each server with and without a neighbour, in turn."""
-    chosen = [each for each in contenders(plan.checkpoint) if each.name in _NAMES and each.is_installed]
+    everyone = [*contenders(plan.checkpoint), *peers(plan.checkpoint)]
+    chosen = [each for each in everyone if each.name in _NAMES and each.absence is None]
     rows = [row for contender in chosen for row in _rows(contender, plan)]
     head = (
         *("server", "items", "items/s at 64", "with neighbour", "ratio"),
