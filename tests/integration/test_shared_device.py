@@ -15,7 +15,7 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.access.keys import Scope, changed_keys, new_key
-from alignserve_server.access.shared_usage import SharedUsages
+from alignserve_server.access.shared_usage import SharedUsages, new_memory
 from alignserve_server.model.fake import FakeBatch, FakeEncoder
 from alignserve_server.serving.device_process import Device
 from alignserve_server.serving.front_server import FrontServer
@@ -199,12 +199,12 @@ async def test_quotas_are_those_of_all_fronts(tmp_path: Path) -> None:
     with changed_keys(path) as file:
         secret, file["one"] = new_key("one", frozenset({Scope.EMBED}), max_concurrent_requests=1)
     call = {"metadata": [("authorization", f"Bearer {secret}")]}
-    encoder = FakeEncoder()
+    encoder, usages = FakeEncoder(), new_memory(2)
     async with AsyncExitStack() as life:
         _, device = await life.enter_async_context(running_device(encoder))
         one, other = [
             await life.enter_async_context(
-                ready_front(encoder, device, SharedUsages(tmp_path / "usages", number, 2), api_keys_file=path)
+                ready_front(encoder, device, SharedUsages(usages, number, 2), api_keys_file=path)
             )
             for number in range(2)
         ]
