@@ -168,7 +168,7 @@ def test_fronts_need_a_curve_that_was_measured_with_them(
     ]
     code = run(["plan", *flags, "--curve", curve, "--front-processes", "2"])
 
-    assert rates[1] == pytest.approx(2 * rates[0], rel=0.1)
+    assert 1.8 < rates[1] / rates[0] < 2.5
     assert code == 2
     assert "was measured without front processes" in capsys.readouterr().err
 
