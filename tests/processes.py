@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,9 @@ class ServerProcess:
     port: int
     metrics_port: int
     http_port: int = 0  # without --http-listen
+    workers: Mapping[str, int] = field(
+        default_factory=dict
+    )  # process ids by name
 
     @property
     def address(self) -> str:
@@ -63,12 +66,16 @@ def server_process(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None
         try:
-            listening = _wait_for("listening", process.stderr)
-            _wait_for("ready", process.stderr)
+            started = _events_until("ready", process.stderr)
+            (listening,) = (event for event in started if event["event"] == "listening")
             # The log must be drained: a full pipe blocks other programs, and the server at its exit.
             threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
             yield ServerProcess(
-                process, listening["port"], listening["metrics_port"], listening.get("http_port", 0)
+                process,
+                listening["port"],
+                listening["metrics_port"],
+                listening.get("http_port", 0),
+                {event["worker"]: event["pid"] for event in started if event["event"] == "worker_ready"},
             )
         finally:
             process.terminate()
@@ -125,12 +132,13 @@ def run(*command: str | Path, cwd: Path = ROOT, path: Path = BIN) -> subprocess.
     )
 
 
-def _wait_for(event: str, log: IO[str]) -> dict[str, Any]:
-    seen = []
+def _events_until(last: str, log: IO[str]) -> list[dict[str, Any]]:
+    """Reads the log up to an event, and returns all events."""
+    seen, events = [], []
     for line in log:
         seen.append(line)
-        # Libraries warn in plain text.
-        record: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
-        if record.get("event") == event:
-            return record
-    raise AssertionError(f"the server ended before {event!r}:\n{''.join(seen)}")
+        if line.startswith("{"):  # libraries warn in plain text
+            events.append(json.loads(line))
+            if events[-1]["event"] == last:
+                return events
+    raise AssertionError(f"the server ended before {last!r}:\n{''.join(seen)}")

@@ -1,8 +1,9 @@
 """CPU time of an item in the whole server, and how it grows with callers, connections and request sizes.
 
-python -m tests.load.growth [--before FOLDER] [--rows NAME;…] [--rounds N]
+python -m tests.load.growth [--before FOLDER] [--fronts] [--rows NAME;…] [--rounds N]
 
-`engine_cost` leaves out gRPC, `device_cost` decoding too.
+With `--fronts`, a device process with one front takes turns too; each process has a column. `engine_cost`
+leaves out gRPC, `device_cost` decoding too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _FLAGS = ("--checkpoint", "fake", "--max-queue-size", "8192")  # room for the mo
 _MAX_RATIO, _MAX_GROWTH = 1.7, 1.1
 _ECHO, _OURS = "echo", "alignserve"
 
-_Costs: TypeAlias = dict[str, float]  # by server
+_Costs: TypeAlias = dict[str, float]  # by process
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,17 @@ class _Server:
     """A running server."""
 
     address: str
-    pid: int
+    processes: Mapping[str, int]  # ids of those that are measured, by name
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Returns the CPU time of each process so far."""
+        return {name: cpu_seconds(process) for name, process in self.processes.items()}
 
 
 def run(plan: Plan) -> Section:
     """Measures both servers."""
     with _echo() as echo, _ours(ROOT) as ours:
-        costs = _costs({_ECHO: echo, _OURS: ours}, list(_ROWS), 3 * plan.rounds)
+        costs = _costs([echo, ours], list(_ROWS), 3 * plan.rounds)
     reference = costs[_REFERENCE][_OURS]
     growth = {name: ratio(costs[name][_OURS], reference) for name in (_MOST_CALLERS, _MOST_CONNECTIONS)}
     return Section(
@@ -99,14 +104,17 @@ def main() -> None:
     """Prints the table, compared with the server of another checkout."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, help="another checkout to compare with")
+    parser.add_argument("--fronts", action="store_true", help="compare with front processes")
     parser.add_argument("--rows", default=";".join(_ROWS), help="names of rows, separated by ;")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each server in each row")
     given = parser.parse_args()
     with ExitStack() as until_done:
-        servers = {_ECHO: until_done.enter_context(_echo())}
+        servers = [until_done.enter_context(_echo())]
         if given.before is not None:
-            servers["before"] = until_done.enter_context(_ours(given.before.resolve()))
-        servers[_OURS] = until_done.enter_context(_ours(ROOT))
+            servers.append(until_done.enter_context(_ours(given.before.resolve(), "before")))
+        servers.append(until_done.enter_context(_ours(ROOT)))
+        if given.fronts:
+            servers.append(until_done.enter_context(_fronts()))
         print(_table(_costs(servers, given.rows.split(";"), given.rounds)))
 
 
@@ -119,38 +127,45 @@ def _echo() -> Iterator[_Server]:
         Client(address, wait_for_ready=True) as client,
     ):
         client.embed_text("ready?")
-        yield _Server(address, process.pid)
+        yield _Server(address, {_ECHO: process.pid})
 
 
 @contextmanager
-def _ours(folder: Path) -> Iterator[_Server]:
+def _ours(folder: Path, name: str = _OURS) -> Iterator[_Server]:
     with server_process(*_FLAGS, program=server_of(folder)) as server:
-        yield _Server(server.address, server.process.pid)
+        yield _Server(server.address, {name: server.process.pid})
 
 
-def _costs(servers: Mapping[str, _Server], rows: Sequence[str], turns: int) -> dict[str, _Costs]:
+@contextmanager
+def _fronts() -> Iterator[_Server]:
+    with server_process(*_FLAGS, "--front-processes", "1", program=server_of(ROOT)) as server:
+        yield _Server(
+            server.address, {"a front": server.workers["front-0"], "its device": server.workers["device"]}
+        )
+
+
+def _costs(servers: Sequence[_Server], rows: Sequence[str], turns: int) -> dict[str, _Costs]:
     return {name: LOOP.run_until_complete(_cost(name, servers, turns)) for name in rows}
 
 
-async def _cost(name: str, servers: Mapping[str, _Server], turns: int) -> _Costs:
-    """Returns the CPU microseconds of an item on each server: medians of the turns after the first."""
+async def _cost(name: str, servers: Sequence[_Server], turns: int) -> _Costs:
+    """Returns the CPU microseconds of an item in each process: medians of the turns after the first."""
     progress(name)
     calls = _ROWS[name]
     async with AsyncExitStack() as until_done:
-        routes = {
-            server: await until_done.enter_async_context(_opened(of.address, calls))
-            for server, of in servers.items()
-        }
-        costs: dict[str, list[float]] = {server: [] for server in servers}
+        routes = [await until_done.enter_async_context(_opened(server.address, calls)) for server in servers]
+        costs: dict[str, list[float]] = {process: [] for server in servers for process in server.processes}
         for turn in range(turns + 1):
-            for server, of in servers.items():
-                start = cpu_seconds(of.pid)
-                measured = await _turn(routes[server], calls)
+            for server, to_server in zip(servers, routes, strict=True):
+                start = server.cpu_seconds()
+                measured = await _turn(to_server, calls)
                 if measured.failed:
-                    raise SystemExit(f"{server}, {name}: {measured.failures}")
+                    raise SystemExit(f"{[*server.processes]}, {name}: {measured.failures}")
                 if turn:
-                    costs[server].append((cpu_seconds(of.pid) - start) / (calls.requests * calls.items) * 1e6)
-    return {server: statistics.median(of) for server, of in costs.items()}
+                    for process, seconds in server.cpu_seconds().items():
+                        used = seconds - start[process]
+                        costs[process].append(used / (calls.requests * calls.items) * 1e6)
+    return {process: statistics.median(of) for process, of in costs.items()}
 
 
 def _opened(address: str, calls: _Calls) -> AbstractAsyncContextManager[list[Route]]:
