@@ -32,7 +32,7 @@ _DIMENSION = 640  # of the echo server's embeddings
 _TIMEOUT_SECONDS = 120.0
 _FLAGS = ("--checkpoint", "fake", "--max-queue-size", "8192")  # room for the most callers at once
 _MAX_RATIO, _MAX_GROWTH = 1.7, 1.1
-_ECHO, _OURS = "echo", "alignserve"
+_ECHO, OURS, FRONT, DEVICE = "echo", "alignserve", "a front", "its device"
 
 _Costs: TypeAlias = dict[str, float]  # by process
 
@@ -73,7 +73,7 @@ callers and connections."""
 
 
 @dataclass(frozen=True)
-class _Server:
+class MeasuredServer:
     """A running server."""
 
     address: str
@@ -86,10 +86,10 @@ class _Server:
 
 def run(plan: Plan) -> Section:
     """Measures both servers."""
-    with _echo() as echo, _ours(ROOT) as ours:
-        costs = _costs([echo, ours], list(_ROWS), 3 * plan.rounds)
-    reference = costs[_REFERENCE][_OURS]
-    growth = {name: ratio(costs[name][_OURS], reference) for name in (_MOST_CALLERS, _MOST_CONNECTIONS)}
+    with _echo() as echo, ours(ROOT) as server:
+        costs = costs_of([echo, server], list(_ROWS), 3 * plan.rounds)
+    reference = costs[_REFERENCE][OURS]
+    growth = {name: ratio(costs[name][OURS], reference) for name in (_MOST_CALLERS, _MOST_CONNECTIONS)}
     return Section(
         "Growth of the server's cost",
         [_NOTE, _table(costs)],
@@ -111,15 +111,15 @@ def main() -> None:
     with ExitStack() as until_done:
         servers = [until_done.enter_context(_echo())]
         if given.before is not None:
-            servers.append(until_done.enter_context(_ours(given.before.resolve(), "before")))
-        servers.append(until_done.enter_context(_ours(ROOT)))
+            servers.append(until_done.enter_context(ours(given.before.resolve(), "before")))
+        servers.append(until_done.enter_context(ours(ROOT)))
         if given.fronts:
-            servers.append(until_done.enter_context(_fronts()))
-        print(_table(_costs(servers, given.rows.split(";"), given.rounds)))
+            servers.append(until_done.enter_context(with_front()))
+        print(_table(costs_of(servers, given.rows.split(";"), given.rounds)))
 
 
 @contextmanager
-def _echo() -> Iterator[_Server]:
+def _echo() -> Iterator[MeasuredServer]:
     port = free_port()
     address = f"127.0.0.1:{port}"
     with (
@@ -127,28 +127,31 @@ def _echo() -> Iterator[_Server]:
         Client(address, wait_for_ready=True) as client,
     ):
         client.embed_text("ready?")
-        yield _Server(address, {_ECHO: process.pid})
+        yield MeasuredServer(address, {_ECHO: process.pid})
 
 
 @contextmanager
-def _ours(folder: Path, name: str = _OURS) -> Iterator[_Server]:
+def ours(folder: Path, name: str = OURS) -> Iterator[MeasuredServer]:
+    """Runs the server of a checkout in one process."""
     with server_process(*_FLAGS, program=server_of(folder)) as server:
-        yield _Server(server.address, {name: server.process.pid})
+        yield MeasuredServer(server.address, {name: server.process.pid})
 
 
 @contextmanager
-def _fronts() -> Iterator[_Server]:
+def with_front() -> Iterator[MeasuredServer]:
+    """Runs a device process with one front."""
     with server_process(*_FLAGS, "--front-processes", "1", program=server_of(ROOT)) as server:
-        yield _Server(
-            server.address, {"a front": server.workers["front-0"], "its device": server.workers["device"]}
+        yield MeasuredServer(
+            server.address, {FRONT: server.workers["front-0"], DEVICE: server.workers["device"]}
         )
 
 
-def _costs(servers: Sequence[_Server], rows: Sequence[str], turns: int) -> dict[str, _Costs]:
+def costs_of(servers: Sequence[MeasuredServer], rows: Sequence[str], turns: int) -> dict[str, _Costs]:
+    """Returns the CPU microseconds of an item in each process, by row."""
     return {name: LOOP.run_until_complete(_cost(name, servers, turns)) for name in rows}
 
 
-async def _cost(name: str, servers: Sequence[_Server], turns: int) -> _Costs:
+async def _cost(name: str, servers: Sequence[MeasuredServer], turns: int) -> _Costs:
     """Returns the CPU microseconds of an item in each process: medians of the turns after the first."""
     progress(name)
     calls = _ROWS[name]
