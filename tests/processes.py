@@ -39,9 +39,7 @@ class ServerProcess:
     port: int
     metrics_port: int
     http_port: int = 0  # without --http-listen
-    workers: Mapping[str, int] = field(
-        default_factory=dict
-    )  # process ids by name
+    workers: Mapping[str, int] = field(default_factory=dict)  # process ids by name
 
     @property
     def address(self) -> str:
