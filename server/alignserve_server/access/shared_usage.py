@@ -31,15 +31,12 @@ class SharedUsages:
     """
 
     def __init__(self, descriptor: int, process: int, processes: int) -> None:
-        """Maps the memory that `new_memory` has made; drops the calls of this process's predecessor."""
+        """Maps the memory that `new_memory` has made."""
         self._columns = _columns(processes)
         self._own_column = self._columns[process]
         self._place_bytes = self._columns.stop
         self._descriptor = descriptor
-        size = _KEYS * self._place_bytes
-        self._memory = mmap.mmap(descriptor, size)
-        for place in range(0, size, self._place_bytes):
-            _CALLS.pack_into(self._memory, place + self._own_column, 0)
+        self._memory = mmap.mmap(descriptor, _KEYS * self._place_bytes)
         self._known: dict[str, Usage] = {}
 
     def __getitem__(self, name: str) -> Usage:
@@ -49,6 +46,11 @@ class SharedUsages:
             place = self._place(hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest())
             usage = self._known[name] = OwnUsage() if place is None else _SharedUsage(self, place)
         return usage
+
+    def drop_calls(self) -> None:
+        """Ends the calls of this process, which was killed while they were in progress."""
+        for place in range(0, len(self._memory), self._place_bytes):
+            _CALLS.pack_into(self._memory, place + self._own_column, 0)
 
     def _place(self, digest: bytes) -> int | None:
         """Returns where a key's place begins; takes a free one for a new key. None if there is none."""

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
 
-from alignserve_server.access.shared_usage import new_memory
+from alignserve_server.access.shared_usage import SharedUsages, new_memory
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.host.waiting import first_of
@@ -354,10 +354,12 @@ class _WorkerProcess:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         stacks_descriptor: int,
+        on_end: Callable[[], object],
     ) -> None:
         self.pid = process.pid
         self._process = process
         self._stacks_descriptor = stacks_descriptor
+        self._on_end = on_end
         self._reader = reader
         self._writer = writer
 
@@ -368,6 +370,7 @@ class _WorkerProcess:
 
     async def wait(self) -> int:
         code = await self._process.wait()
+        self._on_end()
         self._writer.close()
         os.close(self._stacks_descriptor)
         return code
@@ -406,7 +409,7 @@ def _shared_folder() -> Iterator[Path]:
 
 def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> Launch:
     processes = settings.workers * max(1, settings.front_processes)  # that take calls
-    usages = new_memory(processes)
+    memory = new_memory(processes)
     own = settings.model_copy(
         update={
             "listen": _with_port(settings.listen, port),
@@ -425,7 +428,7 @@ def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> La
             "group": member.group,
             "socket": str(shared / f"device-{member.group}"),
             "usages": {
-                "descriptor": usages,
+                "descriptor": memory,
                 "process": member.caller_number,
                 "processes": processes,
             },
@@ -444,11 +447,13 @@ def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> La
                     "PYTHONSAFEPATH": "1",
                 },  # or -m would import from the current directory first
                 start_new_session=True,  # Ctrl-C reaches only the supervisor, which passes it on
-                pass_fds=[stacks_descriptor, usages],
+                pass_fds=[stacks_descriptor, memory],
             )
         reader, writer = await asyncio.open_connection(sock=ours)
         writer.write(f"{json.dumps(spec)}\n".encode())
-        return _WorkerProcess(process, reader, writer, stacks_descriptor)
+        usages = SharedUsages(memory, member.caller_number, processes)
+        on_end = usages.drop_calls if member.takes_calls else lambda: None
+        return _WorkerProcess(process, reader, writer, stacks_descriptor, on_end)
 
     return launch
 

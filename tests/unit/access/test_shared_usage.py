@@ -79,17 +79,17 @@ def test_a_key_beyond_the_last_place_is_counted_by_each_process(memory: int) -> 
     assert kinds.count(OwnUsage) == 1
 
 
-def test_calls_of_a_process_that_was_killed_end_with_its_successor(memory: int, both: list[Usage]) -> None:
+def test_calls_of_a_process_that_was_killed_can_be_dropped(memory: int, both: list[Usage]) -> None:
     """The other process's calls stay, and so does what the rate has paid."""
     one, other = both
     one.begin(None)
     other.begin(None)
     one.pay(10.0, 1.0)
 
-    successor = SharedUsages(memory, 0, 2)["search"]
+    SharedUsages(memory, 0, 2).drop_calls()
 
-    assert not successor.begin(1)
-    assert successor.begin(2)
+    assert not other.begin(1)
+    assert other.begin(2)
     assert other.pay(10.0, 1.0) == 12.0
 
 
