@@ -45,6 +45,7 @@ class DeviceServer:
         cached = frozenset(filter(backend.has_cache, MODALITIES))
         self._welcome = messages.encode_welcome(messages.Welcome(backend.info, cached, greeting))
         self._state = "serving"
+        self._listener: Listener | None = None
         self._numbers = count(1)
         self._fronts: dict[int, _Front] = {}
         self._has_no_fronts = asyncio.Event()
@@ -56,7 +57,8 @@ class DeviceServer:
 
     async def stop(self) -> None:
         """Closes all connections and removes the socket; no effect if that is done."""
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         for front in list(self._fronts.values()):
             front.close()
 
