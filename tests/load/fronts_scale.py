@@ -2,8 +2,8 @@
 
 It measures the CPU time of a call in a front, in the device process and in a server of one process, and the
 time to decode a photo. The simulation of `alignserve-server plan` then runs them on more cores than this
-machine has. Both are measured with a model that takes no time, so the device process's event loop is the last
-limit. Calls of 64 texts are simulated as one call that costs as much.
+machine has: one for each front and one for the device process. The model takes no time, so the device
+process's event loop is the last limit. A call of 64 texts is simulated as one that costs as much.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tests.load.inputs import PHOTOS
 from tests.load.report import table
 from tests.processes import ROOT
 
-_FRONTS = (1, 2, 4, 8)
+_FRONTS = (1, 2, 4, 8, 16)
 _P99_SECONDS = 0.1
 _CALLS = 4000  # simulated at each rate
 _MODEL_SECONDS = 1e-7  # of a batch
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement")
     given = parser.parse_args()
     costs = _measured(given.rounds)
-    heads = ["items/s, simulated", "front µs", "device µs", "one process"]
+    heads = ["items/s, simulated", "front µs", "decoding µs", "device µs", "one process"]
     heads += [f"{fronts} front{'s' * (fronts > 1)}" for fronts in _FRONTS]
     rows = [list(_cells(*each)) for each in zip(_ROWS, costs, strict=True)]
     print(table([*heads, "device's limit"], rows))
@@ -102,7 +102,7 @@ def _decode_seconds() -> float:
 
 def _cells(row: Row, costs: Costs) -> Iterator[str]:
     yield row.name
-    for seconds in (costs.front, costs.device):
+    for seconds in (costs.front, costs.decode, costs.device):
         yield f"{seconds / row.items * 1e6:.0f}"
     for fronts in (0, *_FRONTS):
         yield f"{row.items * _rate(row, costs, fronts):,.0f}"

@@ -148,7 +148,7 @@ class _SharedUsage:
 
 
 def new_memory(processes: int) -> int:
-    """Makes the memory that so many processes share; returns its descriptor, which they inherit."""
+    """Makes the memory that a number of processes share; returns its descriptor, which they inherit."""
     descriptor = os.memfd_create("alignserve-usages")
     os.ftruncate(descriptor, _KEYS * _columns(processes).stop)
     return descriptor
