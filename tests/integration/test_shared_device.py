@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -260,6 +261,27 @@ async def test_a_front_outlives_its_device() -> None:
         assert {lost.reason, early.reason} == {"MODEL_LOADING"}
         assert lost.retry_delay_seconds
         assert len(answer.embeddings) == 1
+
+
+async def test_a_front_frees_the_memory_that_it_shared_with_a_device_that_has_ended() -> None:
+    """It makes new memory for each device; both ends are in this process."""
+    encoder = FakeEncoder()
+    async with running_device(encoder) as (device, path), ready_front(encoder, path) as one:
+        await one.embed("a text")
+        before = _mapped_memories()
+        await device.stop(0.0)
+        del device
+
+        async with running_device(encoder, path):
+            await until(lambda: one.server.state == "serving")
+            await one.embed("another text")
+
+            await until(lambda: _mapped_memories() <= before)
+
+
+def _mapped_memories() -> int:
+    gc.collect()
+    return Path("/proc/self/maps").read_text().count("memfd:alignserve-front")
 
 
 async def test_a_front_ends_if_the_next_device_has_another_model() -> None:
