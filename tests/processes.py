@@ -11,9 +11,9 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,6 +40,7 @@ class ServerProcess:
     port: int
     metrics_port: int
     http_port: int = 0  # without --http-listen
+    workers: Mapping[str, int] = field(default_factory=dict)  # process ids by name
 
     @property
     def address(self) -> str:
@@ -66,12 +67,16 @@ def server_process(
         assert process.stderr is not None
         try:
             lines = _kept(process.stderr, log)
-            listening = _wait_for("listening", lines)
-            _wait_for("ready", lines)
+            started = _events_until("ready", lines)
+            (listening,) = (event for event in started if event["event"] == "listening")
             # The log must be drained: a full pipe blocks other programs, and the server at its exit.
             threading.Thread(target=deque, args=(lines, 0), daemon=True).start()
             yield ServerProcess(
-                process, listening["port"], listening["metrics_port"], listening.get("http_port", 0)
+                process,
+                listening["port"],
+                listening["metrics_port"],
+                listening.get("http_port", 0),
+                {event["worker"]: event["pid"] for event in started if event["event"] == "worker_ready"},
             )
         finally:
             process.terminate()
@@ -144,12 +149,13 @@ def _kept(lines: IO[str], log: Path | None) -> Iterator[str]:
             yield line
 
 
-def _wait_for(event: str, log: Iterator[str]) -> dict[str, Any]:
-    seen = []
+def _events_until(last: str, log: Iterable[str]) -> list[dict[str, Any]]:
+    """Reads the log up to an event, and returns all events."""
+    seen, events = [], []
     for line in log:
         seen.append(line)
-        # Libraries warn in plain text.
-        record: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
-        if record.get("event") == event:
-            return record
-    raise AssertionError(f"the server ended before {event!r}:\n{''.join(seen)}")
+        if line.startswith("{"):  # libraries warn in plain text
+            events.append(json.loads(line))
+            if events[-1]["event"] == last:
+                return events
+    raise AssertionError(f"the server ended before {last!r}:\n{''.join(seen)}")

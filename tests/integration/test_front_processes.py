@@ -11,14 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
+from urllib.request import urlopen
 
+import grpc
 import numpy as np
 import pytest
 from alignserve import AsyncClient, RetryPolicy
+from alignserve.v1 import align_service_pb2 as pb
+from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.model.fake import FakeEncoder
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.integration.serving import Page, ServerProcess, connect, metrics_page, server_process, until
+from tests.integration.serving import (
+    Page,
+    ServerProcess,
+    connect,
+    metrics_page,
+    server_process,
+    text_request,
+    until,
+)
 
 NAMES = ("device", "front-0", "front-1")
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -152,6 +164,67 @@ async def test_a_front_that_is_killed_costs_no_answer(running: Processes) -> Non
     assert await running.counts("alignserve_queue_entries") == [0, 0, 0]
 
 
+@pytest.mark.long
+async def test_a_stream_outlives_the_device(running: Processes) -> None:
+    """Each item is answered once: with its embedding, or UNAVAILABLE while there is no device."""
+    sent: list[str] = []
+    answers: dict[str, list[pb.StreamInferResponse]] = {}
+    window, stopping = asyncio.Semaphore(32), asyncio.Event()
+
+    async def send() -> AsyncIterator[pb.StreamInferRequest]:
+        while not stopping.is_set():
+            await window.acquire()
+            text = f"text {len(sent)}"
+            sent.append(text)
+            yield pb.StreamInferRequest(correlation_id=text, embed_text=text_request(text))
+
+    async def receive(channel: grpc.aio.Channel) -> None:
+        async for answer in pb_grpc.AlignServiceStub(channel).StreamInfer(send()):
+            answers.setdefault(answer.correlation_id, []).append(answer)
+            window.release()
+
+    def embedded() -> int:
+        return sum(answer.HasField("embed_text") for (answer, *_) in answers.values())
+
+    async with connect(running.server.port) as channel:
+        receiving = asyncio.ensure_future(receive(channel))
+        await until(lambda: embedded() >= 200)
+        os.kill(running.pids["device"], signal.SIGKILL)
+        await _until_ready(running, "device")
+        goal = embedded() + 200
+        await until(lambda: embedded() >= goal)
+        stopping.set()
+        await receiving
+
+    assert sorted(answers) == sorted(sent)
+    assert {len(each) for each in answers.values()} == {1}
+    failed = {answer.error.code for (answer, *_) in answers.values() if answer.HasField("error")}
+    assert failed == {grpc.StatusCode.UNAVAILABLE.value[0]}
+    encoder = FakeEncoder(640, is_recording=False)
+    for text, (answer, *_) in answers.items():
+        if answer.HasField("embed_text"):
+            found = np.frombuffer(answer.embed_text.embeddings[0].packed_float32, "<f4")
+            np.testing.assert_allclose(found, encoder.embedding_of(text), atol=1e-6)
+
+
+@pytest.mark.long
+async def test_no_series_is_missing(running: Processes) -> None:
+    """All that one process shows is there, also after a front has restarted, and nothing twice."""
+    async with server_process("--drain-delay-seconds", "0") as whole:
+        (listening,) = [event for event in await whole.events("ready") if event["event"] == "listening"]
+        for port in (whole.port, running.server.port):
+            async with connect(port) as channel:
+                await pb_grpc.AlignServiceStub(channel).EmbedText(text_request("a text"))
+        os.kill(running.pids["front-0"], signal.SIGKILL)
+        await _until_ready(running, "front-0")
+
+        series_of_one = await _series(listening["metrics_port"])
+        series = await _series(running.metrics_port)
+
+    assert set(map(_of_one, series_of_one)) <= set(map(_of_one, series))
+    assert len(set(series)) == len(series)
+
+
 async def test_one_page_has_every_series_once(running: Processes) -> None:
     """Calls are counted by fronts, batches by the device, and the supervisor adds which processes are up."""
     load = Load(running.server.port)
@@ -171,6 +244,23 @@ async def test_one_page_has_every_series_once(running: Processes) -> None:
     assert of["process_resident_memory_bytes"] == everyone
     assert of["alignserve_log_lines_dropped_total"] == {*everyone, "supervisor"}
     assert page["alignserve_batch_size_sum", "device"] == len(load.answered)
+
+
+async def _series(port: int) -> list[str]:
+    """Returns the name and the labels of each series of /metrics."""
+
+    def read() -> str:
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+            return response.read().decode()
+
+    lines = (await asyncio.to_thread(read)).splitlines()
+    return [line.rpartition(" ")[0] for line in lines if line and line[0] != "#"]
+
+
+def _of_one(series: str) -> tuple[str, tuple[str, ...]]:
+    """Returns a series without the label `worker`."""
+    name, _, labels = series.rstrip("}").partition("{")
+    return name, tuple(sorted(label for label in labels.split(",") if label and "worker=" not in label))
 
 
 async def _all_counted(running: Processes, calls: int) -> bool:
@@ -206,24 +296,22 @@ def _shared_folder(parent: Path) -> Path:
 
 
 @pytest.mark.long
-async def test_processes_restart_after_their_folder_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cleaners of temporary files do that to a server that has run for weeks."""
+async def test_a_front_restarts_after_the_folder_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cleaners of temporary files do that to a server that has run for weeks; its device process stays."""
     with TemporaryDirectory() as name:  # pytest's own are too long for a socket
-        folder = Path(name)
         monkeypatch.setenv("TMPDIR", name)
-        await _delete_and_restart(folder)
+        await _delete_and_restart(Path(name))
 
 
-async def _delete_and_restart(folder: Path) -> None:
+async def _delete_and_restart(parent: Path) -> None:
     async with processes() as running:
-        rmtree(_shared_folder(folder))
+        rmtree(_shared_folder(parent))
 
-        os.kill(running.pids["device"], signal.SIGKILL)
-        running.pids["device"] = await _until_ready(running, "device")
-        os.kill(running.pids["front-0"], signal.SIGKILL)
-        await _until_ready(running, "front-0")
+        for name in ("front-0", "device"):
+            os.kill(running.pids[name], signal.SIGKILL)
+            await _until_ready(running, name)
 
-        assert _shared_folder(folder).stat().st_mode & 0o777 == 0o700
+        assert _shared_folder(parent).stat().st_mode & 0o777 == 0o700
 
 
 async def _hang_and_replace(name: str, counts: Callable[[str], list[float]]) -> None:

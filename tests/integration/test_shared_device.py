@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 from alignserve.v1 import align_service_pb2 as pb
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 from alignserve_server.access.keys import Scope, changed_keys, new_key
-from alignserve_server.access.shared_usage import SharedUsages
+from alignserve_server.access.shared_usage import SharedUsages, new_memory
 from alignserve_server.model.fake import FakeBatch, FakeEncoder
 from alignserve_server.serving.device_process import Device
 from alignserve_server.serving.front_server import FrontServer
@@ -199,12 +200,12 @@ async def test_quotas_are_those_of_all_fronts(tmp_path: Path) -> None:
     with changed_keys(path) as file:
         secret, file["one"] = new_key("one", frozenset({Scope.EMBED}), max_concurrent_requests=1)
     call = {"metadata": [("authorization", f"Bearer {secret}")]}
-    encoder = FakeEncoder()
+    encoder, usages = FakeEncoder(), new_memory(2)
     async with AsyncExitStack() as life:
         _, device = await life.enter_async_context(running_device(encoder))
         one, other = [
             await life.enter_async_context(
-                ready_front(encoder, device, SharedUsages(tmp_path / "usages", number, 2), api_keys_file=path)
+                ready_front(encoder, device, SharedUsages(usages, number, 2), api_keys_file=path)
             )
             for number in range(2)
         ]
@@ -260,6 +261,27 @@ async def test_a_front_outlives_its_device() -> None:
         assert {lost.reason, early.reason} == {"MODEL_LOADING"}
         assert lost.retry_delay_seconds
         assert len(answer.embeddings) == 1
+
+
+async def test_a_front_frees_the_memory_that_it_shared_with_a_device_that_has_ended() -> None:
+    """It makes new memory for each device; both ends are in this process."""
+    encoder = FakeEncoder()
+    async with running_device(encoder) as (device, path), ready_front(encoder, path) as one:
+        await one.embed("a text")
+        before = _mapped_memories()
+        await device.stop(0.0)
+        del device
+
+        async with running_device(encoder, path):
+            await until(lambda: one.server.state == "serving")
+            await one.embed("another text")
+
+            await until(lambda: _mapped_memories() <= before)
+
+
+def _mapped_memories() -> int:
+    gc.collect()
+    return Path("/proc/self/maps").read_text().count("memfd:alignserve-front")
 
 
 async def test_a_front_ends_if_the_next_device_has_another_model() -> None:

@@ -98,7 +98,7 @@ def main() -> None:
     for _ in range(given.turns):
         for load in loads:
             (transport, _), whole = (
-                _measure(load, given.seconds, device) for device in ("transport", "whole")
+                measure(load, given.seconds, device) for device in ("transport", "whole")
             )
             costs[load].append((*whole, transport))
     rows = [(*load, *(round(float(each), 1) for each in np.median(costs[load], axis=0))) for load in loads]
@@ -107,10 +107,10 @@ def main() -> None:
     if given.profile:
         for load in (loads[0], loads[3], loads[5]):
             print(f"\n{load}", flush=True)
-            _measure(load, given.seconds, "profiled")
+            measure(load, given.seconds, "profiled")
 
 
-def _measure(load: Load, seconds: float, kind: str) -> tuple[float, float]:
+def measure(load: Load, seconds: float, kind: str) -> tuple[float, float]:
     """Returns the CPU microseconds of an item in the device and in its front."""
     with ExitStack() as started, tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "socket")
@@ -186,7 +186,7 @@ async def _front(path: str, modality: str, items: str, in_flight: str, name: str
         nonlocal done
         while True:
             reservation = next(reservations)
-            deadline = time.monotonic() + 10.0
+            deadline = time.monotonic() + 600.0  # also on a machine that is late
             number = int(items)
             await backend.admit(reservation, AdmissionRequest(modality, number, 64 * number, flow, deadline))
             await backend.embed(reservation, _inputs(backend, modality, number, int(name), answered))

@@ -1,8 +1,9 @@
 """CPU time of an item in the whole server, and how it grows with callers, connections and request sizes.
 
-python -m tests.load.growth [--before FOLDER] [--rows NAME;…] [--rounds N]
+python -m tests.load.growth [--before FOLDER] [--fronts] [--rows NAME;…] [--rounds N]
 
-`engine_cost` leaves out gRPC, `device_cost` decoding too.
+With `--fronts`, a device process with one front takes turns too; each process has a column. `engine_cost`
+leaves out gRPC, `device_cost` decoding too.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _DIMENSION = 640  # of the echo server's embeddings
 _TIMEOUT_SECONDS = 120.0
 _FLAGS = ("--checkpoint", "fake", "--max-queue-size", "8192")  # room for the most callers at once
 _MAX_RATIO, _MAX_GROWTH = 1.7, 1.1
-_ECHO, _OURS = "echo", "alignserve"
+_ECHO, OURS, FRONT, DEVICE = "echo", "alignserve", "a front", "its device"
 
-_Costs: TypeAlias = dict[str, float]  # by server
+_Costs: TypeAlias = dict[str, float]  # by process
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,23 @@ callers and connections."""
 
 
 @dataclass(frozen=True)
-class _Server:
+class MeasuredServer:
     """A running server."""
 
     address: str
-    pid: int
+    processes: Mapping[str, int]  # ids of those that are measured, by name
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Returns the CPU time of each process so far."""
+        return {name: cpu_seconds(process) for name, process in self.processes.items()}
 
 
 def run(plan: Plan) -> Section:
     """Measures both servers."""
-    with _echo() as echo, _ours(ROOT) as ours:
-        costs = _costs({_ECHO: echo, _OURS: ours}, list(_ROWS), 3 * plan.rounds)
-    reference = costs[_REFERENCE][_OURS]
-    growth = {name: ratio(costs[name][_OURS], reference) for name in (_MOST_CALLERS, _MOST_CONNECTIONS)}
+    with _echo() as echo, ours(ROOT) as server:
+        costs = costs_of([echo, server], list(_ROWS), 3 * plan.rounds)
+    reference = costs[_REFERENCE][OURS]
+    growth = {name: ratio(costs[name][OURS], reference) for name in (_MOST_CALLERS, _MOST_CONNECTIONS)}
     return Section(
         "Growth of the server's cost",
         [_NOTE, _table(costs)],
@@ -99,19 +104,22 @@ def main() -> None:
     """Prints the table, compared with the server of another checkout."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, help="another checkout to compare with")
+    parser.add_argument("--fronts", action="store_true", help="compare with front processes")
     parser.add_argument("--rows", default=";".join(_ROWS), help="names of rows, separated by ;")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each server in each row")
     given = parser.parse_args()
     with ExitStack() as until_done:
-        servers = {_ECHO: until_done.enter_context(_echo())}
+        servers = [until_done.enter_context(_echo())]
         if given.before is not None:
-            servers["before"] = until_done.enter_context(_ours(given.before.resolve()))
-        servers[_OURS] = until_done.enter_context(_ours(ROOT))
-        print(_table(_costs(servers, given.rows.split(";"), given.rounds)))
+            servers.append(until_done.enter_context(ours(given.before.resolve(), "before")))
+        servers.append(until_done.enter_context(ours(ROOT)))
+        if given.fronts:
+            servers.append(until_done.enter_context(with_front()))
+        print(_table(costs_of(servers, given.rows.split(";"), given.rounds)))
 
 
 @contextmanager
-def _echo() -> Iterator[_Server]:
+def _echo() -> Iterator[MeasuredServer]:
     port = free_port()
     address = f"127.0.0.1:{port}"
     with (
@@ -119,38 +127,48 @@ def _echo() -> Iterator[_Server]:
         Client(address, wait_for_ready=True) as client,
     ):
         client.embed_text("ready?")
-        yield _Server(address, process.pid)
+        yield MeasuredServer(address, {_ECHO: process.pid})
 
 
 @contextmanager
-def _ours(folder: Path) -> Iterator[_Server]:
+def ours(folder: Path, name: str = OURS) -> Iterator[MeasuredServer]:
+    """Runs the server of a checkout in one process."""
     with server_process(*_FLAGS, program=server_of(folder)) as server:
-        yield _Server(server.address, server.process.pid)
+        yield MeasuredServer(server.address, {name: server.process.pid})
 
 
-def _costs(servers: Mapping[str, _Server], rows: Sequence[str], turns: int) -> dict[str, _Costs]:
+@contextmanager
+def with_front() -> Iterator[MeasuredServer]:
+    """Runs a device process with one front."""
+    with server_process(*_FLAGS, "--front-processes", "1", program=server_of(ROOT)) as server:
+        yield MeasuredServer(
+            server.address, {FRONT: server.workers["front-0"], DEVICE: server.workers["device"]}
+        )
+
+
+def costs_of(servers: Sequence[MeasuredServer], rows: Sequence[str], turns: int) -> dict[str, _Costs]:
+    """Returns the CPU microseconds of an item in each process, by row."""
     return {name: LOOP.run_until_complete(_cost(name, servers, turns)) for name in rows}
 
 
-async def _cost(name: str, servers: Mapping[str, _Server], turns: int) -> _Costs:
-    """Returns the CPU microseconds of an item on each server: medians of the turns after the first."""
+async def _cost(name: str, servers: Sequence[MeasuredServer], turns: int) -> _Costs:
+    """Returns the CPU microseconds of an item in each process: medians of the turns after the first."""
     progress(name)
     calls = _ROWS[name]
     async with AsyncExitStack() as until_done:
-        routes = {
-            server: await until_done.enter_async_context(_opened(of.address, calls))
-            for server, of in servers.items()
-        }
-        costs: dict[str, list[float]] = {server: [] for server in servers}
+        routes = [await until_done.enter_async_context(_opened(server.address, calls)) for server in servers]
+        costs: dict[str, list[float]] = {process: [] for server in servers for process in server.processes}
         for turn in range(turns + 1):
-            for server, of in servers.items():
-                start = cpu_seconds(of.pid)
-                measured = await _turn(routes[server], calls)
+            for server, to_server in zip(servers, routes, strict=True):
+                start = server.cpu_seconds()
+                measured = await _turn(to_server, calls)
                 if measured.failed:
-                    raise SystemExit(f"{server}, {name}: {measured.failures}")
+                    raise SystemExit(f"{[*server.processes]}, {name}: {measured.failures}")
                 if turn:
-                    costs[server].append((cpu_seconds(of.pid) - start) / (calls.requests * calls.items) * 1e6)
-    return {server: statistics.median(of) for server, of in costs.items()}
+                    for process, seconds in server.cpu_seconds().items():
+                        used = seconds - start[process]
+                        costs[process].append(used / (calls.requests * calls.items) * 1e6)
+    return {process: statistics.median(of) for process, of in costs.items()}
 
 
 def _opened(address: str, calls: _Calls) -> AbstractAsyncContextManager[list[Route]]:

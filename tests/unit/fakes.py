@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from alignserve_server.batching.admission import QueueLimits
-from alignserve_server.batching.batcher import Batcher, Items
+from alignserve_server.batching.backend import PreparedItems
+from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.engine import Engine
 from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
 from alignserve_server.batching.local_backend import CacheBytes, LocalBackend
@@ -20,7 +21,7 @@ from alignserve_server.batching.observer import BatchObserver
 from alignserve_server.batching.preprocessor import Preprocessor
 from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.request import Answer, Embedded
-from alignserve_server.model.encoder import TOKEN_BYTES, Embeddings, PixelValues, TokenIds, TokenizedText
+from alignserve_server.model.encoder import Embeddings, PixelValues, TokenIds, TokenizedText
 from alignserve_server.model.fake import FakeEncoder
 
 _TIMEOUT_SECONDS = 30.0  # reached only by a failing test
@@ -96,8 +97,7 @@ def submit(
     is_text = isinstance(contents[0], str)
     payloads = [_payload(encoder, content) for content in contents]
     keys = [content.encode() if isinstance(content, str) else content for content in contents]
-    lengths = [len(payload) // TOKEN_BYTES if is_text else 1 for payload in payloads]
-    items = Items(payloads, lengths, [len(content) for content in contents], keys)
+    items = PreparedItems(payloads, [len(content) for content in contents], keys)
     request = batcher.submit("text" if is_text else "image", items, partial(_set, answer), **options)
     answer.add_done_callback(lambda _: batcher.withdraw(request))
     return answer

@@ -7,8 +7,9 @@ import hashlib
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from alignserve_server.access.usage import LONG_AGO, OwnUsage, Usage
@@ -17,35 +18,25 @@ _KEYS = 2048  # with a place; later ones are counted in each process
 _DIGEST_BYTES = 16
 _TIME = struct.Struct("<d")
 _CALLS = struct.Struct("<i")
+_LOCK = struct.Struct("hhqqi")  # a `struct flock`: type, whence, start, length, process
+_RETRY_SECONDS = 0.0002
+_PATIENCE_SECONDS = 1.0  # with a holder that neither continues nor is stopped; it needs microseconds
 
 
 class SharedUsages:
-    """The usage of keys in several processes of this machine, in a file that they map.
+    """The usage of keys in several processes of this machine, in memory that they map.
 
     A place holds the digest of a key's name, the time until which its rate has paid, and the number of its
     calls in progress in each process, so that those of a process that was killed can be dropped.
     """
 
-    def __init__(self, path: Path, process: int, processes: int) -> None:
-        """Opens the file, which the first process makes; drops the calls of this process's predecessor.
-
-        Raises:
-            OSError: It cannot be opened.
-        """
-        self._columns = range(
-            _DIGEST_BYTES + _TIME.size, _DIGEST_BYTES + _TIME.size + processes * _CALLS.size, _CALLS.size
-        )
+    def __init__(self, descriptor: int, process: int, processes: int) -> None:
+        """Maps the memory that `new_memory` has made."""
+        self._columns = _columns(processes)
         self._own_column = self._columns[process]
         self._place_bytes = self._columns.stop
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        size = _KEYS * self._place_bytes
-        with self._locked():
-            if os.fstat(self._descriptor).st_size != size:
-                # With its blocks: if there were none, writing to the map would end the process.
-                os.posix_fallocate(self._descriptor, 0, size)
-            self._memory = mmap.mmap(self._descriptor, size)
-            for place in range(0, size, self._place_bytes):
-                _CALLS.pack_into(self._memory, place + self._own_column, 0)
+        self._descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, _KEYS * self._place_bytes)
         self._known: dict[str, Usage] = {}
 
     def __getitem__(self, name: str) -> Usage:
@@ -56,10 +47,15 @@ class SharedUsages:
             usage = self._known[name] = OwnUsage() if place is None else _SharedUsage(self, place)
         return usage
 
+    def drop_calls(self) -> None:
+        """Ends the calls of this process, which was killed while they were in progress."""
+        for place in range(0, len(self._memory), self._place_bytes):
+            _CALLS.pack_into(self._memory, place + self._own_column, 0)
+
     def _place(self, digest: bytes) -> int | None:
         """Returns where a key's place begins; takes a free one for a new key. None if there is none."""
         first = int.from_bytes(digest[:4], "little")
-        with self._locked():
+        with self._locked(0, 0):
             for number in range(_KEYS):
                 place = (first + number) % _KEYS * self._place_bytes
                 found = self._memory[place : place + _DIGEST_BYTES]
@@ -72,13 +68,35 @@ class SharedUsages:
         return None
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Excludes the other processes. The kernel ends the lock of one that is killed."""
-        fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+    def _locked(self, start: int, length: int) -> Iterator[None]:
+        """Excludes the other processes from some bytes, or from all with a length of 0.
+
+        The kernel ends the lock of a process that is killed. One that is stopped keeps it, and the others go
+        on without, since they must not stop too; what one of them charges may be lost then.
+        """
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        while not self._lock(start, length):
+            if self._is_holder_stopped(start, length) or time.monotonic() > give_up:
+                yield
+                return
+            time.sleep(_RETRY_SECONDS)
         try:
             yield
         finally:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, length, start)
+
+    def _lock(self, start: int, length: int) -> bool:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _is_holder_stopped(self, start: int, length: int) -> bool:
+        wanted = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        found = fcntl.fcntl(self._descriptor, fcntl.F_GETLK, wanted)
+        kind, _, _, _, holder = _LOCK.unpack(found)
+        return kind != fcntl.F_UNLCK and _is_stopped(holder)
 
     def _calls(self, place: int) -> int:
         return sum(_CALLS.unpack_from(self._memory, place + column)[0] for column in self._columns)
@@ -106,7 +124,7 @@ class _SharedUsage:
         if limit is None:
             self._usages._add_calls(self._place, 1)  # only this process writes this number
             return True
-        with self._usages._locked():
+        with self._locked():
             if self._usages._calls(self._place) >= limit:
                 return False
             self._usages._add_calls(self._place, 1)
@@ -116,11 +134,35 @@ class _SharedUsage:
         self._usages._add_calls(self._place, -1)
 
     def pay(self, now: float, cost: float) -> float:
-        with self._usages._locked():
+        with self._locked():
             until = max(self._usages._paid_until(self._place), now) + cost
             self._usages._set_paid_until(self._place, until)
             return until
 
     def refund(self, cost: float) -> None:
-        with self._usages._locked():
+        with self._locked():
             self._usages._set_paid_until(self._place, self._usages._paid_until(self._place) - cost)
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return self._usages._locked(self._place, 1)
+
+
+def new_memory(processes: int) -> int:
+    """Makes the memory that a number of processes share; returns its descriptor, which they inherit."""
+    descriptor = os.memfd_create("alignserve-usages")
+    os.ftruncate(descriptor, _KEYS * _columns(processes).stop)
+    return descriptor
+
+
+def _columns(processes: int) -> range:
+    """Returns where in a place the calls of each process are counted; the place ends with `stop`."""
+    first = _DIGEST_BYTES + _TIME.size
+    return range(first, first + processes * _CALLS.size, _CALLS.size)
+
+
+def _is_stopped(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:  # it has ended
+        return False
+    return status.rpartition(")")[2].split()[0] in "tT"

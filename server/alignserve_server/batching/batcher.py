@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
+from alignserve_server.batching.backend import PreparedItems
 from alignserve_server.batching.collect import padding_ratio
 from alignserve_server.batching.deadlines import Deadlines
 from alignserve_server.batching.fair_queue import ANONYMOUS, Flow
@@ -30,7 +31,7 @@ from alignserve_server.batching.scheduler import Batch, Scheduler
 from alignserve_server.batching.shared_scheduler import SharedScheduler
 from alignserve_server.errors import ExpiredInQueue, ModelStalled, ServingError, ShuttingDown
 from alignserve_server.modality import MODALITIES
-from alignserve_server.model.encoder import DeviceLost, Encoder
+from alignserve_server.model.encoder import TOKEN_BYTES, DeviceLost, Encoder
 from alignserve_server.observability.batch_report import BatchReport
 from alignserve_server.observability.logs import get_logger
 
@@ -41,15 +42,6 @@ _log = get_logger(__name__)
 # only after some iterations without a new request, which take 0.01 ms each if nothing else happens.
 _QUIET_ITERATIONS = 6
 _MAX_ITERATIONS = 32  # if requests keep coming
-
-
-class Items(NamedTuple):
-    """The prepared inputs of a request, at least one, in columns of equal length."""
-
-    payloads: Sequence[Any]  # as the encoder takes them
-    lengths: Sequence[int]  # numbers of tokens of texts; 1 for images
-    sizes: Sequence[int]  # bytes, as the caller sent them
-    keys: Sequence[bytes]  # identify the contents: equal items share an entry; empty if unknown
 
 
 class Batcher:
@@ -124,7 +116,7 @@ class Batcher:
     def submit(
         self,
         modality: str,
-        items: Items,
+        items: PreparedItems,
         on_done: Callable[[Answer], object],
         *,
         deadline: float | None = None,
@@ -145,7 +137,7 @@ class Batcher:
 
         Args:
             modality: Of the items.
-            items: Prepared inputs.
+            items: At least one. Equal ones, by their keys, share an entry; an empty key equals no other.
             on_done: Called once on the loop's thread, unless `withdraw` comes before.
             deadline: Until which items may wait, in the event loop's time.
             flow: Whose turns the items take.
@@ -201,13 +193,15 @@ class Batcher:
             _log.error("device_lost", reason=str(error).partition("\n")[0])
             self.give_up(_device_lost)
 
-    def _enter(self, request: Request, items: Items) -> list[Entry]:
+    def _enter(self, request: Request, items: PreparedItems) -> list[Entry]:
         """Queues an entry for each item, or shares that with its content; returns them in order."""
         known = self._entries[request.modality]
         flow, now = request.flow, request.enqueue_time
         entries: list[Entry] = []
         new: list[Entry] = []
-        for position, (payload, length, size_bytes, key) in enumerate(zip(*items, strict=True)):
+        lengths = _lengths(request.modality, items)
+        columns = zip(items.payloads, lengths, items.sizes, items.keys, strict=True)
+        for position, (payload, length, size_bytes, key) in enumerate(columns):
             entry = known.get(key)
             if entry is None:
                 entry = Entry(payload, length, size_bytes, now, flow, key, request, position)
@@ -361,6 +355,13 @@ class _OnLoop:
 
     def widened(self, modality: str, size: int) -> None:
         self.run(self.on_widened, modality, size)
+
+
+def _lengths(modality: str, items: PreparedItems) -> Sequence[int]:
+    """Returns the numbers of tokens of texts; 1 for images."""
+    if modality == "text":
+        return [len(token_ids) // TOKEN_BYTES for token_ids in items.payloads]
+    return [1] * len(items.payloads)
 
 
 _Parts: TypeAlias = dict[Request, tuple[list[int], list[int]]]  # positions in a request, and rows of a batch

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from alignserve_server.batching.admission import AdmissionController, QueueLimits, Reservation, is_served
 from alignserve_server.batching.backend import AdmissionRequest, PreparedItems
-from alignserve_server.batching.batcher import Batcher, Items
+from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.embedding_cache import EmbeddingCache
 from alignserve_server.batching.fair_queue import Flow
 from alignserve_server.batching.observer import BatchObserver
 from alignserve_server.batching.request import Answer, Embedded, Request
 from alignserve_server.errors import ServingError
 from alignserve_server.modality import MODALITIES
-from alignserve_server.model.encoder import TOKEN_BYTES, ModelInfo
+from alignserve_server.model.encoder import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +165,9 @@ class LocalBackend:
         on_embedded: Callable[[Answer], object],
     ) -> Request:
         call = admitted.call
-        lengths = (
-            [len(token_ids) // TOKEN_BYTES for token_ids in items.payloads]
-            if call.modality == "text"
-            else [1] * len(items.payloads)
-        )
         return self._batcher.submit(
             call.modality,
-            Items(items.payloads, lengths, items.sizes, items.keys),
+            items,
             on_embedded,
             deadline=call.deadline,
             flow=call.flow,

@@ -66,13 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         "--max-requests-per-second",
         metavar="N",
         type=float,
-        help="maximum calls and stream items per second and server process (default: no limit)",
+        help="maximum calls and stream items per second and server (default: no limit)",
     )
     add.add_argument(
         "--max-concurrent-requests",
         metavar="N",
         type=int,
-        help="maximum concurrent calls per server process; a stream is one call (default: no limit)",
+        help="maximum concurrent calls per server; a stream is one call (default: no limit)",
     )
     add.add_argument(
         "--expires",

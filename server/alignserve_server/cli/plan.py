@@ -116,13 +116,9 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
     """
     if settings.workers > 1:
         return _fail(
-            f"workers is {settings.workers}, but a plan is for one process; omit it, limit the process to "
+            f"workers is {settings.workers}, but a plan is for one worker; omit it, limit the process to "
             "the resources of one worker (taskset, --lanes), and count each worker as a replica",
             2,
-        )
-    if settings.front_processes:
-        return _fail(
-            f"front_processes is {settings.front_processes}, but a plan is for one process; omit it", 2
         )
     if arguments.save and not _is_folder(arguments.save.parent):
         return _fail(f"--save {arguments.save}: no such directory: {arguments.save.parent}", 2)
@@ -132,6 +128,12 @@ async def plan(arguments: argparse.Namespace, settings: Settings) -> int:
             curve = _CURVES.validate_json(arguments.curve.read_bytes())
         except (OSError, ValueError) as error:
             return _fail(f"--curve {arguments.curve}: {_reason(error)}; create another one with --save", 2)
+        if settings.front_processes and curve.front_calls is None:
+            return _fail(
+                f"--curve {arguments.curve} was measured without front processes; create another one with "
+                "--front-processes and --save",
+                2,
+            )
     else:
         _progress("loading the model")
         encoder = load_encoder(settings)
@@ -222,6 +224,7 @@ def _replica(curve: Curve, settings: Settings) -> Replica:
         settings.decode_threads or curve.cores,
         settings.max_queue_size,
         settings.max_queue_delay_seconds,
+        settings.front_processes,
     )
 
 

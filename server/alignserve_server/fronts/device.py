@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import stat
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import count
 from mmap import mmap
@@ -25,6 +23,7 @@ from alignserve_server.batching.local_backend import LocalBackend
 from alignserve_server.batching.request import Embedded
 from alignserve_server.errors import ServingError
 from alignserve_server.fronts import memory, messages
+from alignserve_server.fronts.listener import Listener
 from alignserve_server.fronts.wire import Wire
 from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import TokenIds
@@ -35,7 +34,6 @@ _log = get_logger(__name__)
 
 _NUMBER_BITS = 48  # of a reservation: the number that the front chose; the higher bits name the front
 _NUMBER_MASK = (1 << _NUMBER_BITS) - 1
-_BACKLOG = 128
 
 
 class DeviceServer:
@@ -47,38 +45,20 @@ class DeviceServer:
         cached = frozenset(filter(backend.has_cache, MODALITIES))
         self._welcome = messages.encode_welcome(messages.Welcome(backend.info, cached, greeting))
         self._state = "serving"
+        self._listener: Listener | None = None
         self._numbers = count(1)
         self._fronts: dict[int, _Front] = {}
         self._has_no_fronts = asyncio.Event()
         self._has_no_fronts.set()
 
     async def start(self, path: str) -> None:
-        """Listens on a path, which only this user may connect to; replaces a socket left there.
-
-        Raises:
-            OSError: The path is longer than 107 bytes, is not a socket, or cannot be written.
-        """
-        self._path = Path(path)
-        with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(self._path.lstat().st_mode):
-                self._path.unlink()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._listener.setblocking(False)
-            self._listener.bind(path)
-            self._path.chmod(0o600)  # before it listens
-            self._listener.listen(_BACKLOG)
-        except BaseException:
-            self._listener.close()
-            raise
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        """Listens on a path. Raises what `Listener` does."""
+        self._listener = Listener(Path(path), self._accept)
 
     async def stop(self) -> None:
         """Closes all connections and removes the socket; no effect if that is done."""
-        if self._listener.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._listener)
+        if self._listener is not None:
             self._listener.close()
-            self._path.unlink(missing_ok=True)
         for front in list(self._fronts.values()):
             front.close()
 
@@ -101,16 +81,12 @@ class DeviceServer:
             if number in self._fronts:
                 self._fronts[number].wire.send(messages.encode_report(report, waiting_since))
 
-    def _accept(self) -> None:
-        try:
-            connected, _ = self._listener.accept()
-        except OSError:  # the front has left, or there are no descriptors
-            return
+    def _accept(self, connected: socket.socket) -> None:
         connected.setblocking(False)
-        asyncio.get_running_loop().add_reader(connected, self._greet, connected)
+        asyncio.get_running_loop().add_reader(connected, self._read_hello, connected)
 
-    def _greet(self, connected: socket.socket) -> None:
-        """Reads what a front sends first, and its memory."""
+    def _read_hello(self, connected: socket.socket) -> None:
+        """Reads what a front sends first, with its memory, and serves it from then on."""
         asyncio.get_running_loop().remove_reader(connected)
         descriptors: list[int] = []
         try:

@@ -79,6 +79,10 @@ EVENTS: Mapping[str, str] = {
     "device_connected": "A front has reached the next process that runs the model, and serves again.",
     "model_changed": "The process that runs the model restarted with another one; this front restarts too.",
     "front_refused": "The device process cannot serve a front, for a `reason`.",
+    "socket_deleted": "The device process's socket was deleted; it listens again.",
+    "socket_not_made": "The deleted socket cannot be made again, for a `reason`; fronts that restart wait.",
+    "connection_not_accepted": "The device process lacks resources for another front, for a `reason`; it "
+    "tries again after a second.",
     "connection_malformed": "A front or the device process sent an invalid message; they are disconnected.",
     "peer_does_not_read": "A front or the device process no longer reads; they are disconnected.",
     "more_workers_than_cores": "`workers` share fewer `cores` and slow each other down.",

@@ -10,6 +10,19 @@ from alignserve_server.modality import MODALITIES
 
 
 @dataclass(frozen=True, slots=True)
+class FrontCalls:
+    """CPU time in seconds of a call with front processes, by modality.
+
+    Attributes:
+        front: Of the front that takes it.
+        device: Of the device process, on its event loop.
+    """
+
+    front: Mapping[str, float]
+    device: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
     """Measured times in seconds; mappings are by modality.
 
@@ -22,6 +35,8 @@ class Curve:
         call: CPU time of the event loop to receive and answer a call.
         prepare: Decoding or tokenizing an item.
         forward: Running a batch, by its length (tokens of a text; 1 for images) and then by its size.
+        lanes_per_modality: See `Encoder`.
+        front_calls: Replaces `call` with front processes; None if it was not measured.
 
     Raises:
         ValueError: Something is missing.
@@ -35,6 +50,8 @@ class Curve:
     call: Mapping[str, float]
     prepare: Mapping[str, float]
     forward: Mapping[str, Mapping[int, Mapping[int, float]]]
+    lanes_per_modality: int | None = None
+    front_calls: FrontCalls | None = None
 
     def __post_init__(self) -> None:
         for modality in MODALITIES:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from alignserve_server.modality import MODALITIES
 from alignserve_server.model.encoder import TOKEN_BYTES, Encoder, OutOfDeviceMemory, TokenIds, token_ids
 from alignserve_server.model.fake import FakeEncoder
 from alignserve_server.planning.curve import Curve
+from alignserve_server.planning.front_calls import front_call_seconds
 from alignserve_server.serving.loading import batch_limits
 from alignserve_server.serving.server import Server
 from alignserve_server.settings import Settings
@@ -81,6 +83,11 @@ async def measure(
             progress(f"measuring text forwards with {length} tokens")
             texts[length] = busy_lanes.by_size(partial(_encode_texts, encoder, text), limits["text"])
     progress("measuring the overhead of calls")
+    with _saved(photo) as file:
+        call = await _call_seconds(file)
+        front_calls = None
+        if settings.front_processes:
+            front_calls = await front_call_seconds(partial(_call, file))
     info = encoder.info
     return Curve(
         model=f"{info.model_id}, {info.runtime}, {info.dtype}, {info.device}",
@@ -88,9 +95,11 @@ async def measure(
         lanes=lanes,
         has_parallel_lanes=encoder.has_parallel_lanes,
         forward_cores=cores,
-        call=await _call_seconds(photo),
+        call=call,
         prepare=prepare,
         forward={"image": {1: images}, "text": texts},
+        lanes_per_modality=encoder.lanes_per_modality,
+        front_calls=front_calls,
     )
 
 
@@ -182,7 +191,16 @@ def _photo(width: int, height: int) -> bytes:
     return content.getvalue()
 
 
-async def _call_seconds(photo: bytes) -> dict[str, float]:
+@contextmanager
+def _saved(photo: bytes) -> Iterator[str]:
+    """Yields the name of a file with an image."""
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        file.write(photo)
+        file.flush()
+        yield file.name
+
+
+async def _call_seconds(photo: str) -> dict[str, float]:
     """Returns the CPU time of a server for a call, without preprocessing and forward.
 
     It serves the fake model to a client in another process, whose time is not counted.
@@ -195,16 +213,18 @@ async def _call_seconds(photo: bytes) -> dict[str, float]:
     await server.start()
     try:
         await server.load()
-        with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
-            file.write(photo)
-            file.flush()
-            return {name: await _seconds_per_call(server.port, name, file.name) for name in MODALITIES}
+        seconds = {}
+        for modality in MODALITIES:
+            begin = time.process_time()
+            calls = await _call(photo, server.port, modality)
+            seconds[modality] = (time.process_time() - begin) / calls
+        return seconds
     finally:
         await server.stop(0.0)
 
 
-async def _seconds_per_call(port: int, modality: str, photo: str) -> float:
-    begin = time.process_time()
+async def _call(photo: str, port: int, modality: str) -> int:
+    """Makes calls of one item, in another process; returns their number."""
     client = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "alignserve.cli", "bench", "--server", f"127.0.0.1:{port}"),
         *("--work", modality, "--images", photo, "--rate", str(_CALLS_PER_SECOND)),
@@ -216,4 +236,4 @@ async def _seconds_per_call(port: int, modality: str, photo: str) -> float:
     _, errors = await client.communicate()
     if client.returncode != 0:
         raise StartupError(f"the overhead of calls could not be measured: {errors.decode().strip()}")
-    return (time.process_time() - begin) / _CALLS
+    return _CALLS

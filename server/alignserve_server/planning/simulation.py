@@ -1,4 +1,4 @@
-"""Simulates a server process: the real admission and scheduler on virtual time, with measured times."""
+"""Simulates a server: the real admission and scheduler on virtual time, with measured times."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from alignserve_server.batching.admission import AdmissionController, QueueLimit
 from alignserve_server.batching.queue import Entry
 from alignserve_server.batching.scheduler import Batch, BatchPolicy, Scheduler
 from alignserve_server.errors import QueueFull
+from alignserve_server.modality import MODALITIES
 from alignserve_server.planning.curve import Curve
 
 _MAX_BACKLOG_RATIO = 0.03  # of the total time; with thousands of calls, more is significant
@@ -34,13 +35,14 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A server process: its speed and its settings."""
+    """A server: its speed and its settings. It has one process, or a device process and fronts."""
 
     curve: Curve
     policies: Mapping[str, BatchPolicy]
     decode_threads: int
     max_queue_size: int
     max_queue_delay_seconds: float = 0.0
+    front_processes: int = 0  # if there are any, the curve has `front_calls`
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +156,18 @@ class _Simulation:
         curve = replica.curve
         self._curve = curve
         self._cores = cores = _Cores(curve.cores)
-        self._event_loop = _Workers(cores, 1)
+        # One line for the loops of all fronts: connections are spread evenly.
+        self._event_loops = _Workers(cores, max(1, replica.front_processes))
+        self._device_loop = _Workers(cores, 1)
+        self._call, self._device_call = _halves(replica)
         self._decoders = _Workers(cores, replica.decode_threads)
         self._concurrent_batches = curve.lanes if curve.has_parallel_lanes else 1
         self._device = _Workers(cores, self._concurrent_batches, curve.forward_cores)
         self._last_end = 0.0  # of a batch
         self._idle_lanes = curve.lanes
-        self._scheduler = Scheduler(replica.policies, replica.max_queue_delay_seconds)
+        self._scheduler = Scheduler(
+            replica.policies, replica.max_queue_delay_seconds, curve.lanes_per_modality
+        )
         # Bytes are not simulated: an item has 1 byte, and the limit is that of items.
         limit = replica.max_queue_size
         self._admission = {
@@ -208,10 +215,19 @@ class _Simulation:
         return math.inf if time is None else time
 
     def _receive(self, arrival: Arrival) -> None:
-        seconds = self._curve.call[arrival.modality] / 2  # the other half is for the answer
+        seconds = self._call[arrival.modality]
         if arrival.modality == "text":  # short texts are tokenized on the event loop
             seconds += self._curve.prepare["text"]
-        self._event_loop.submit(seconds, lambda: self._admit(arrival))
+        self._event_loops.submit(
+            seconds, lambda: self._on_device(arrival.modality, lambda: self._admit(arrival))
+        )
+
+    def _on_device(self, modality: str, then: Callable[[], None]) -> None:
+        """Does the device process's half of a call, if there is such a process."""
+        if seconds := self._device_call[modality]:
+            self._device_loop.submit(seconds, then)
+        else:
+            then()
 
     def _admit(self, arrival: Arrival) -> None:
         try:
@@ -252,11 +268,28 @@ class _Simulation:
         self._batch_sizes[batch.modality].append(len(batch.entries))
         self._idle_lanes += 1
         for entry in batch.entries:
-            self._event_loop.submit(
-                self._curve.call[batch.modality] / 2, partial(self._answer, entry.payload)
-            )
+            self._on_device(batch.modality, partial(self._return, batch.modality, entry.payload))
         self._start_lanes()
+
+    def _return(self, modality: str, call: _Call) -> None:
+        self._event_loops.submit(self._call[modality], partial(self._answer, call))
 
     def _answer(self, call: _Call) -> None:
         call.reservation.close()
         self._latencies.append(self._cores.now - call.arrival_time)
+
+
+def _halves(replica: Replica) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the time of half a call, by modality, on an event loop and in the device process.
+
+    One half is for the request, the other for the answer.
+    """
+    if not replica.front_processes:
+        return _half(replica.curve.call), dict.fromkeys(MODALITIES, 0.0)
+    calls = replica.curve.front_calls
+    assert calls is not None  # noqa: S101 — see `Replica.front_processes`
+    return _half(calls.front), _half(calls.device)
+
+
+def _half(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {modality: each / 2 for modality, each in seconds.items()}

@@ -43,29 +43,25 @@ class DeviceLink:
         self._on_state = on_state
         self.state = "loading"  # of the device process
         self._connection: FrontBackend | None = None
-        self._first: FrontBackend  # its model is the one that this process serves
+        self._model: tuple[ModelInfo, bytes]  # and the greeting that came with it
         self._admitted_by: dict[int, FrontBackend] = {}  # by reservation that has not been embedded
 
     async def connect(self) -> bytes:
         """Waits until a device process is ready; returns its greeting."""
-        self._first = connection = await self._next_connection()
+        connection = await self._next_connection()
+        self._model = connection.info, connection.greeting
         self._use(connection)
         return connection.greeting
 
     async def keep(self) -> None:
         """Connects again whenever the device process has ended; returns if it then serves another model."""
-        connection = self._first
-        while True:
-            await asyncio.shield(connection.closed)
+        is_same_model = True
+        while is_same_model:
+            await asyncio.shield(self._connected().closed)
             self._take_state("loading")
-            self._connection = None
+            self._connection = None  # and its memory
             _log.warning("device_disconnected")
-            connection = await self._next_connection()
-            if (connection.info, connection.greeting) != (self._first.info, self._first.greeting):
-                await connection.close()
-                return
-            self._use(connection)
-            _log.info("device_connected")
+            is_same_model = await self._reconnect()
 
     async def close(self) -> None:
         """Leaves the device process, which withdraws what is left of this one's calls."""
@@ -75,7 +71,7 @@ class DeviceLink:
     @property
     def info(self) -> ModelInfo:
         """The model being served."""
-        return self._first.info
+        return self._model[0]
 
     async def admit(self, reservation: int, request: AdmissionRequest) -> None:
         """Takes room; see `InferenceBackend`. Raises `DeviceGone` too."""
@@ -111,6 +107,16 @@ class DeviceLink:
         if self._connection is None:
             raise DeviceGone()
         return self._connection
+
+    async def _reconnect(self) -> bool:
+        """Waits until the next device process is ready; returns whether it serves the same model."""
+        connection = await self._next_connection()
+        if (connection.info, connection.greeting) != self._model:
+            await connection.close()
+            return False
+        self._use(connection)
+        _log.info("device_connected")
+        return True
 
     async def _next_connection(self) -> FrontBackend:
         while True:

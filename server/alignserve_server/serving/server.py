@@ -370,8 +370,9 @@ class Server(CallServer):
         load_encoder: LoadEncoder,
         announce: Announce | None = None,
         tell_state: TellState = lambda _: None,
+        usages: Usages | None = None,
     ) -> None:
-        super().__init__(settings, announce, tell_state)
+        super().__init__(settings, announce, tell_state, usages)
         self._load_encoder = load_encoder
 
     async def _open_model(self) -> LoadedModel:
@@ -391,6 +392,7 @@ async def serve(
     announce: Announce | None = None,
     tell_state: TellState = lambda _: None,
     *,
+    usages: Usages | None = None,
     listens_first: bool = True,
 ) -> int:
     """Serves with the model in this process; see `run_server`.
@@ -400,9 +402,10 @@ async def serve(
         load_encoder: Loads the model.
         announce: Takes the events `listening` and `ready`; the default logs them.
         tell_state: Takes the state whenever it changes.
+        usages: What each key has used of its quotas, if that is shared with other processes.
         listens_first: See `run_server`.
     """
-    server = Server(settings, load_encoder, announce, tell_state)
+    server = Server(settings, load_encoder, announce, tell_state, usages)
     return await run_server(server, settings, listens_first=listens_first)
 
 

@@ -21,7 +21,7 @@ class Member:
     name: int | str  # in logs and metrics
     role: Role
     group: int  # the number of the worker that it is, or is a part of
-    front: int = 0  # the number of a front among all of the server
+    caller_number: int = 0  # the number of one that takes calls among all of those
 
     @property
     def takes_calls(self) -> bool:
@@ -32,7 +32,7 @@ class Member:
 def roster(workers: int, front_processes: int) -> list[Member]:
     """Returns the processes in the order of their start."""
     if not front_processes:
-        return [Member(number, Role.WHOLE, number) for number in range(workers)]
+        return [Member(number, Role.WHOLE, number, number) for number in range(workers)]
     return [member for group in range(workers) for member in _group(workers, front_processes, group)]
 
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
 
+from alignserve_server.access.shared_usage import SharedUsages, new_memory
 from alignserve_server.errors import StartupError
 from alignserve_server.host.cores import cpu_count
 from alignserve_server.host.waiting import first_of
@@ -116,8 +117,8 @@ def restart_delay(deaths: int) -> float:
     return float(min(_MIN_DELAY_SECONDS * 2 ** (deaths - 1), _MAX_DELAY_SECONDS))
 
 
-class Worker:
-    """A member of the roster: its process, and after a restart the next one."""
+class MemberProcess:
+    """A member of the roster and its process; after a restart the next one."""
 
     def __init__(self, member: Member) -> None:
         self.member = member
@@ -164,7 +165,7 @@ class Supervisor:
             silence_seconds: A worker that is silent for longer is killed and replaced; 0 never does.
             restart_delay: See the function `restart_delay`.
         """
-        self.workers = [Worker(member) for member in members]
+        self.workers = [MemberProcess(member) for member in members]
         self._launch = launch
         self.addresses: Mapping[str, object] = {}  # logged when the first worker listens
         self._stop_timeout_seconds = stop_timeout_seconds
@@ -232,7 +233,7 @@ class Supervisor:
         for worker in self.workers:
             worker.stop(number)
 
-    async def _keep(self, worker: Worker) -> int:
+    async def _keep(self, worker: MemberProcess) -> int:
         """Runs the worker's processes one after the other; returns the exit code of the last one."""
         first = self.workers[0]
         is_in_first_group = worker.member.group == first.member.group
@@ -258,7 +259,7 @@ class Supervisor:
                 return 0
             self._restarts.labels(worker.name).inc()
 
-    async def _follow(self, worker: Worker, process: Process) -> tuple[int, float]:
+    async def _follow(self, worker: MemberProcess, process: Process) -> tuple[int, float]:
         """Handles the events of a process until it ends; returns its exit code and how long it was ready."""
         worker.process, ready_at = process, math.inf
         told: dict[str, dict[str, Any]] = {}
@@ -282,13 +283,13 @@ class Supervisor:
         worker.is_ready, worker.state = False, "loading"
         return await process.wait(), time.monotonic() - ready_at
 
-    def _note_listening(self, worker: Worker) -> None:
+    def _note_listening(self, worker: MemberProcess) -> None:
         """Logs the addresses when the first of the processes that take calls listens."""
         if worker.member.takes_calls and not self._has_listened:
             self._has_listened = True
             _log.info("listening", **self.addresses)
 
-    async def _watch(self, worker: Worker, process: Process) -> None:
+    async def _watch(self, worker: MemberProcess, process: Process) -> None:
         """Kills a process that is silent for too long; stopping has its own timeout.
 
         Silence is counted in checks, not in seconds: if the machine was suspended or is overloaded, the
@@ -303,7 +304,7 @@ class Supervisor:
             if is_hanging and await self._kill(worker, process, silent_checks * self._check_seconds):
                 return
 
-    async def _kill(self, worker: Worker, process: Process, silent_seconds: float) -> bool:
+    async def _kill(self, worker: MemberProcess, process: Process, silent_seconds: float) -> bool:
         """Kills a hung process, which is then restarted; returns False if it responds after all."""
         stacks = await process.stacks()
         if worker.is_heard or self._stopping.is_set():
@@ -353,10 +354,12 @@ class _WorkerProcess:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         stacks_descriptor: int,
+        on_end: Callable[[], object],
     ) -> None:
         self.pid = process.pid
         self._process = process
         self._stacks_descriptor = stacks_descriptor
+        self._on_end = on_end
         self._reader = reader
         self._writer = writer
 
@@ -367,6 +370,7 @@ class _WorkerProcess:
 
     async def wait(self) -> int:
         code = await self._process.wait()
+        self._on_end()
         self._writer.close()
         os.close(self._stacks_descriptor)
         return code
@@ -403,20 +407,9 @@ def _shared_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _make_again(folder: Path) -> None:
-    """Makes a shared folder again if a cleaner of temporary files has deleted it.
-
-    Raises:
-        StartupError: Another user has made it in the meantime.
-    """
-    with suppress(OSError):  # it exists, or the process that needs it says what is wrong
-        folder.mkdir(0o700)
-    with suppress(FileNotFoundError):
-        if folder.lstat().st_uid != os.geteuid():
-            raise StartupError(f"{folder} belongs to another user; set TMPDIR")
-
-
 def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> Launch:
+    processes = settings.workers * max(1, settings.front_processes)  # that take calls
+    memory = new_memory(processes)
     own = settings.model_copy(
         update={
             "listen": _with_port(settings.listen, port),
@@ -428,8 +421,6 @@ def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> La
     )
 
     async def launch(member: Member, listens_first: bool) -> Process:
-        if settings.front_processes:
-            _make_again(shared)
         stacks_descriptor = os.memfd_create("stacks")
         spec = {
             "worker": member.name,
@@ -437,9 +428,9 @@ def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> La
             "group": member.group,
             "socket": str(shared / f"device-{member.group}"),
             "usages": {
-                "path": str(shared / "usages"),
-                "process": member.front,
-                "processes": settings.workers * settings.front_processes,
+                "descriptor": memory,
+                "process": member.caller_number,
+                "processes": processes,
             },
             "listens_first": listens_first,
             "settings": own.model_dump(mode="json"),
@@ -456,11 +447,13 @@ def _launcher(settings: Settings, port: int, http_port: int, shared: Path) -> La
                     "PYTHONSAFEPATH": "1",
                 },  # or -m would import from the current directory first
                 start_new_session=True,  # Ctrl-C reaches only the supervisor, which passes it on
-                pass_fds=[stacks_descriptor],
+                pass_fds=[stacks_descriptor, memory],
             )
         reader, writer = await asyncio.open_connection(sock=ours)
         writer.write(f"{json.dumps(spec)}\n".encode())
-        return _WorkerProcess(process, reader, writer, stacks_descriptor)
+        usages = SharedUsages(memory, member.caller_number, processes)
+        on_end = usages.drop_calls if member.takes_calls else lambda: None
+        return _WorkerProcess(process, reader, writer, stacks_descriptor, on_end)
 
     return launch
 

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from alignserve_server.host.cores import pin_to_share
@@ -33,6 +32,7 @@ from alignserve_server.serving.process import (
 from alignserve_server.workers.roster import Role
 
 if TYPE_CHECKING:
+    from alignserve_server.access.shared_usage import SharedUsages
     from alignserve_server.settings import Settings
 
 
@@ -151,7 +151,14 @@ def _whole(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Ser
     from alignserve_server.serving.server import serve
 
     load = partial(load_encoder, worker=spec["group"])
-    return serve(settings, load, reports.announce, reports.tell_state, listens_first=spec["listens_first"])
+    return serve(
+        settings,
+        load,
+        reports.announce,
+        reports.tell_state,
+        usages=_usages(spec),
+        listens_first=spec["listens_first"],
+    )
 
 
 def _device(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
@@ -163,7 +170,6 @@ def _device(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Se
 
 
 def _front(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Serving:
-    from alignserve_server.access.shared_usage import SharedUsages
     from alignserve_server.serving.front_server import serve_front
 
     return serve_front(
@@ -171,9 +177,15 @@ def _front(spec: Mapping[str, Any], settings: Settings, reports: Reports) -> Ser
         spec["socket"],
         reports.announce,
         reports.tell_state,
-        usages=SharedUsages(**{**spec["usages"], "path": Path(spec["usages"]["path"])}),
+        usages=_usages(spec),
         listens_first=spec["listens_first"],
     )
+
+
+def _usages(spec: Mapping[str, Any]) -> SharedUsages:
+    from alignserve_server.access.shared_usage import SharedUsages
+
+    return SharedUsages(**spec["usages"])
 
 
 _SERVING = {Role.WHOLE: _whole, Role.DEVICE: _device, Role.FRONT: _front}

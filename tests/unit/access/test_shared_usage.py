@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from alignserve_server.access.shared_usage import SharedUsages
+from alignserve_server.access.shared_usage import SharedUsages, new_memory
 from alignserve_server.access.usage import OwnUsage, Usage
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """The file that two processes share."""
-    return tmp_path / "usages"
+def memory() -> Iterator[int]:
+    """The memory that two processes share."""
+    descriptor = new_memory(2)
+    yield descriptor
+    os.close(descriptor)
 
 
 @pytest.fixture
-def both(path: Path) -> list[Usage]:
+def both(memory: int) -> list[Usage]:
     """A key's usage as each of two processes counts it."""
-    return [SharedUsages(path, process, 2)["search"] for process in range(2)]
+    return [SharedUsages(memory, process, 2)["search"] for process in range(2)]
 
 
 def test_calls_in_progress_are_limited_in_total(both: list[Usage]) -> None:
@@ -60,65 +62,82 @@ def test_a_rate_is_paid_by_all_requests(both: list[Usage]) -> None:
     assert shared_times == times == [10.5, 11.0, 20.5, 20.25]
 
 
-def test_keys_do_not_share(path: Path) -> None:
+def test_keys_do_not_share(memory: int) -> None:
     """Each has a place of its own."""
-    usages = SharedUsages(path, 0, 1)
+    usages = SharedUsages(memory, 0, 2)
 
     for number in range(100):
         assert usages[f"key-{number}"].begin(1)
 
 
-def test_a_full_disk_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a signal, which ends a process that writes to a map for which the disk has no room."""
-
-    def no_room(*_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("os.posix_fallocate", no_room)
-
-    with pytest.raises(OSError, match="No space left"):
-        SharedUsages(path, 0, 2)
-
-
-def test_a_key_beyond_the_last_place_is_counted_by_each_process(path: Path) -> None:
+def test_a_key_beyond_the_last_place_is_counted_by_each_process(memory: int) -> None:
     """There are places for 2,048 keys."""
-    usages = SharedUsages(path, 0, 1)
+    usages = SharedUsages(memory, 0, 2)
 
     kinds = [type(usages[f"key-{number}"]) for number in range(2049)]
 
     assert kinds.count(OwnUsage) == 1
 
 
-def test_calls_of_a_process_that_was_killed_end_with_its_successor(path: Path, both: list[Usage]) -> None:
+def test_calls_of_a_process_that_was_killed_can_be_dropped(memory: int, both: list[Usage]) -> None:
     """The other process's calls stay, and so does what the rate has paid."""
     one, other = both
     one.begin(None)
     other.begin(None)
     one.pay(10.0, 1.0)
 
-    successor = SharedUsages(path, 0, 2)["search"]
+    SharedUsages(memory, 0, 2).drop_calls()
 
-    assert not successor.begin(1)
-    assert successor.begin(2)
+    assert not other.begin(1)
+    assert other.begin(2)
     assert other.pay(10.0, 1.0) == 12.0
 
 
-_PAY = """
-import sys
-from pathlib import Path
+_START = """
+import fcntl, os, signal, sys, time
 from alignserve_server.access.shared_usage import SharedUsages
-usage = SharedUsages(Path(sys.argv[1]), int(sys.argv[2]), 2)["search"]
+usages = SharedUsages(int(sys.argv[1]), int(sys.argv[2]), 2)
+usage = usages["search"]
+"""
+
+_PAY = """
 for _ in range(5000):
     usage.pay(0.0, 1.0)
     assert usage.begin(2)
     usage.end()
 """
 
+_STOP_IN_A_CHARGE = """
+usages._set_paid_until = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
+usage.pay(0.0, 1.0)
+"""
 
-def test_no_charge_is_lost_between_processes(path: Path) -> None:
+
+def _process(memory: int, number: int, code: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _START + code, str(memory), str(number)]
+    return subprocess.Popen(command, pass_fds=[memory])
+
+
+def test_no_charge_is_lost_between_processes(memory: int) -> None:
     """They charge at the same time."""
-    processes = [subprocess.Popen([sys.executable, "-c", _PAY, str(path), str(n)]) for n in range(2)]
+    processes = [_process(memory, number, _PAY) for number in range(2)]
     codes = [process.wait() for process in processes]
 
     assert codes == [0, 0]
-    assert SharedUsages(path, 0, 2)["search"].pay(0.0, 1.0) == 10_001.0
+    assert SharedUsages(memory, 0, 2)["search"].pay(0.0, 1.0) == 10_001.0
+
+
+def test_a_process_that_stops_while_it_charges_stops_no_other(memory: int) -> None:
+    """Whatever it charges, and to whichever key: the others go on without it."""
+    stopped = _process(memory, 1, _STOP_IN_A_CHARGE)
+    try:
+        os.waitid(os.P_PID, stopped.pid, os.WSTOPPED)
+
+        usages = SharedUsages(memory, 0, 2)
+
+        assert usages["search"].pay(10.0, 1.0) == 11.0
+        assert usages["search"].begin(1)
+        assert usages["another"].begin(1)
+    finally:
+        stopped.kill()
+        stopped.wait()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alignserve_server.cli.main import run
 from alignserve_server.cli.plan import busy_machine
-from alignserve_server.planning.curve import Curve
+from alignserve_server.planning.curve import Curve, FrontCalls
 
 FEW = ("--calls", "2000")
 BY_SIZE = {1: 0.010, 2: 0.011, 4: 0.013, 8: 0.017}
@@ -152,10 +152,31 @@ def test_invalid_usage_exits_with_2(
     assert capsys.readouterr().err.endswith(f"{message}\n")
 
 
+def test_fronts_need_a_curve_that_was_measured_with_them(
+    capsys: pytest.CaptureFixture[str], curve: str, tmp_path: Path
+) -> None:
+    """With one they raise the rate, if the event loop was the limit."""
+    call = {"image": 0.008, "text": 0.008}  # fewer than the model computes
+    slow = replace(CURVE, cores=8, call=call, front_calls=FrontCalls(call, {"image": 1e-4, "text": 1e-4}))
+    file = tmp_path / "fronts.json"
+    file.write_text(json.dumps(asdict(slow)))
+    flags = ("--p99", "0.1", "--share-of-images", "0")
+
+    rates = [
+        _planned(capsys, *flags, "--curve", str(file), "--front-processes", fronts)["calls_per_second_of_one"]
+        for fronts in ("0", "2")
+    ]
+    code = run(["plan", *flags, "--curve", curve, "--front-processes", "2"])
+
+    assert 1.8 < rates[1] / rates[0] < 2.5
+    assert code == 2
+    assert "was measured without front processes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--workers", "2"], "workers is 2, but a plan is for one process; omit it"),
+        (["--workers", "2"], "workers is 2, but a plan is for one worker; omit it"),
         (["--lanes", "0"], "--lanes 0: must be 1 or more"),
         (
             ["--save", "/no/such/folder/file"],

@@ -378,6 +378,7 @@ async def test_a_device_keeps_a_file_that_is_no_socket(fronts: Fronts, tmp_path:
 
     with pytest.raises(OSError, match="in use"):
         await device.start(str(tmp_path / "file"))
+    await device.stop()
 
     assert _mode(str(tmp_path / "file"))
 

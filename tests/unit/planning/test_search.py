@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from alignserve_server.batching.scheduler import BatchPolicy
-from alignserve_server.planning.curve import Curve
+from alignserve_server.planning.curve import Curve, FrontCalls
 from alignserve_server.planning.search import Traffic, expected, highest_rate, on_idle, sustains
 from alignserve_server.planning.simulation import Arrival, Outcome, Replica, simulate
 
@@ -43,6 +43,10 @@ def _replica(
 ) -> Replica:
     policies = {"image": BatchPolicy(max_batch_size), "text": BatchPolicy(max_batch_size)}
     return Replica(curve, policies, decode_threads, 1024, max_queue_delay_seconds)
+
+
+def _front_calls(front: float, device: float) -> FrontCalls:
+    return FrontCalls(*({"image": each, "text": each} for each in (front, device)))
 
 
 def _arrivals(times: Iterable[float], modality: str = "text") -> list[Arrival]:
@@ -147,6 +151,33 @@ class TestSimulation:
         outcome = simulate(_replica(curve), _arrivals([0.0, 0.006], "image"))
 
         assert _latencies(outcome) == [0.014, 0.018]
+
+    def test_a_modality_has_no_more_lanes_than_it_may(self) -> None:
+        """The third lane stays free for the other modality."""
+        curve = replace(_curve(lanes=3), lanes_per_modality=2)
+
+        outcome = simulate(_replica(curve), _arrivals([0.0, 0.0, 0.0]))
+
+        assert _latencies(outcome) == [0.010, 0.010, 0.020]
+
+    def test_with_fronts_a_call_passes_through_two_processes(self) -> None:
+        """The front prepares the input, and each process has half of its work before the forward."""
+        curve = replace(_curve(prepare=0.003), front_calls=_front_calls(0.004, 0.002))
+
+        outcome = simulate(replace(_replica(curve), front_processes=1), _arrivals([0.0], "image"))
+
+        assert _latencies(outcome) == [0.019]
+
+    @pytest.mark.parametrize(("fronts", "rate"), [(1, 250.0), (2, 500.0), (4, 1000.0), (8, 1000.0)])
+    def test_more_fronts_take_more_calls_until_the_device_process_is_the_limit(
+        self, fronts: int, rate: float
+    ) -> None:
+        """A front takes 250 calls a second and the device process 1,000; the model is faster."""
+        curve = replace(_curve({1: 1e-5, 64: 1e-5}, cores=16), front_calls=_front_calls(0.004, 0.001))
+        replica = replace(_replica(curve), front_processes=fronts)
+
+        assert sustains(expected(replica, TEXTS, 0.9 * rate), 1.0)
+        assert expected(replica, TEXTS, 1.1 * rate).is_saturated
 
     def test_calls_beyond_the_queue_are_refused(self) -> None:
         """The simulation uses the server's own admission: of ten concurrent calls, some are refused."""

@@ -473,4 +473,4 @@ def test_names_say_which_worker_a_process_belongs_to() -> None:
     assert [member.name for member in roster(2, 0)] == [0, 1]
     assert [member.name for member in roster(1, 2)] == ["device", "front-0", "front-1"]
     assert [member.name for member in roster(2, 1)] == ["0-device", "0-front-0", "1-device", "1-front-0"]
-    assert [member.front for member in roster(2, 2) if member.takes_calls] == [0, 1, 2, 3]
+    assert [member.caller_number for member in roster(2, 2) if member.takes_calls] == [0, 1, 2, 3]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alignserve_server.access.shared_usage import new_memory
 from alignserve_server.settings import Settings
 from alignserve_server.workers.roster import Role
 from alignserve_server.workers.worker import Reports
@@ -79,12 +80,13 @@ def test_a_worker_that_cannot_capture_graphs_starts_again_without_them(
 ) -> None:
     """It stays the same process, with the same connection to its supervisor."""
     worker, supervisor = ends
-    stacks = os.memfd_create("stacks")
+    stacks, usages = os.memfd_create("stacks"), new_memory(1)
     settings = Settings(checkpoint="fake", listen="127.0.0.1:0", metrics_listen=None)
     spec = {
         "worker": 0,
         "role": role.value,
         "group": 0,
+        "usages": {"descriptor": usages, "process": 0, "processes": 1},
         "socket": str(tmp_path / "device"),
         "listens_first": False,
         "settings": settings.model_dump(mode="json"),
@@ -94,7 +96,7 @@ def test_a_worker_that_cannot_capture_graphs_starts_again_without_them(
     supervisor.sendall(f"{json.dumps(spec)}\n".encode())
 
     process = subprocess.Popen(
-        [sys.executable, "-c", _WORKER_THAT_CANNOT_CAPTURE], stdin=worker.fileno(), pass_fds=[stacks]
+        [sys.executable, "-c", _WORKER_THAT_CANNOT_CAPTURE], stdin=worker.fileno(), pass_fds=[stacks, usages]
     )
     with process, supervisor.makefile() as lines:
         worker.close()
@@ -104,3 +106,4 @@ def test_a_worker_that_cannot_capture_graphs_starts_again_without_them(
     assert ready["runtime"] == "fake"
     assert process.returncode == 0
     os.close(stacks)
+    os.close(usages)
