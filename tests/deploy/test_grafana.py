@@ -30,9 +30,11 @@ from tests.processes import ROOT, wait_until
 PANELS = [
     pytest.param(panel, id=f"{name}: {panel['title']}") for name in DASHBOARDS for panel in panels(name)
 ]
-_NEEDS_GPU = "alignserve_gpu_"
+_NEEDS_GPU = ("alignserve_gpu_", "alignserve_cuda_")
 QUESTIONS = [
-    pytest.param(question, id=str(question)) for question in questions() if _NEEDS_GPU not in question.expr
+    pytest.param(question, id=str(question))
+    for question in questions()
+    if not any(name in question.expr for name in _NEEDS_GPU)
 ]
 _NAME = re.compile(r"(?<![\w$:])(?:(?:job|instance):)?(?:alignserve|grpc_server|process)_[\w:]+(?=[{ )\[])")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deploy.grafana.generator.panels import About, Json, Query, Row, board, graph, heat
-from deploy.grafana.generator.promql import buckets, mean, most, quantile, rate, total
+from deploy.grafana.generator.panels import About, Json, Query, Row, board, graph, heat, listing
+from deploy.grafana.generator.promql import buckets, least, mean, most, over, quantile, rate, series, total
 
 
 def dashboard() -> Json:
@@ -162,7 +162,27 @@ def _gpu() -> Row:
         Query(most("alignserve_gpu_memory_used_bytes", "gpu"), "{{gpu}}, taken"),
         Query(most("alignserve_gpu_memory_bytes", "gpu"), "{{gpu}}, all"),
     )
-    return Row("GPU, if there is one", [busy, memory])
+    graphs = graph(
+        About(
+            "CUDA graphs",
+            "Batch sizes that are captured as a graph, on the server that has fewest. At 0, a forward is "
+            "launched kernel by kernel, and the GPU waits for the CPU.",
+            "short",
+        ),
+        Query(least("alignserve_cuda_graphs", "modality"), "{{modality}}s"),
+    )
+    kernels = listing(
+        About(
+            "Kernels",
+            "How many servers embed images with which kernels; see the server's setting cuda_kernels.",
+            "short",
+            width=24,
+        ),
+        over("count", series("alignserve_gpu_info"), "kernels"),
+        "servers",
+        ["kernels"],
+    )
+    return Row("GPU, if there is one", [busy, memory, graphs, kernels])
 
 
 def _caches() -> Row:

@@ -17,7 +17,7 @@ import sysconfig
 from importlib.metadata import distributions, version
 from pathlib import Path
 
-_FOLDER = Path(os.environ.get("ALIGNSERVE_PEERS") or Path(sys.prefix) / "peers")
+_FOLDER = Path(os.environ.get("PEERS_FOLDER") or Path(sys.prefix) / "peers")
 _REQUIREMENTS = {
     "bentoml": "bentoml==1.4.40",
     "infinity": "infinity-emb[server,torch,optimum]==0.0.78",
