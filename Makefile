@@ -9,9 +9,8 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 # PyPI's torch for Linux includes CUDA. An index of CPU builds avoids most of that, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# One worker more than cores, since tests also wait; at most four: each may load torch, and the tests' timeouts
-# assume few workers.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Two workers more than cores, since tests also wait; at most four, since the tests' timeouts assume few workers.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 # Workers load the plugins of all packages; cloudcoil's takes a second, and no test uses it.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0 -p no:cloudcoil
 # Targets that `make test-all` runs after `make test`.

@@ -13,6 +13,7 @@ from alignserve.v1 import align_service_pb2 as pb
 
 from tests.processes import run
 
+pytestmark = pytest.mark.long
 _FETCHED = re.compile(r'<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)="(https?:[^"]*)"')
 
 

@@ -30,12 +30,14 @@ def client(folder: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("distribution", [CLIENT, SERVER], ids=lambda distribution: distribution.name)
 def test_a_distribution_has_its_package_and_licenses_only(distribution: Distribution, folder: Path) -> None:
     """Its archives have no tests or caches, and its metadata is valid, with the right version."""
     assert problems(distribution, folder) == []
 
 
+@pytest.mark.long
 def test_a_source_distribution_builds_the_same_wheel(folder: Path) -> None:
     """The server's metadata includes the version and dependencies that the tree has elsewhere."""
     assert tree_problems(SERVER, folder) == []
@@ -59,6 +61,7 @@ def test_the_extras_of_the_server_are_extras_of_alignserve_too() -> None:
     assert extras["server"] == ["alignserve-server"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tests/test_client.py", "alignserve/model.safetensors"])
 def test_a_file_that_does_not_belong_is_named(client: Path, name: str) -> None:
     """A test or a checkpoint in the client's wheel is a problem."""
@@ -68,6 +71,7 @@ def test_a_file_that_does_not_belong_is_named(client: Path, name: str) -> None:
     assert problems(CLIENT, client) == [f"{CLIENT.wheel(client).name} has {name}"]
 
 
+@pytest.mark.long
 def test_a_missing_license_is_named(client: Path) -> None:
     """A wheel without LICENSE is a problem."""
     name = f"{CLIENT.dist_info}/licenses/LICENSE"
@@ -76,6 +80,7 @@ def test_a_missing_license_is_named(client: Path) -> None:
     assert problems(CLIENT, client) == [f"{CLIENT.wheel(client).name} lacks {name}"]
 
 
+@pytest.mark.long
 def test_metadata_of_another_version_are_named(client: Path) -> None:
     """A wheel whose metadata and file name disagree is a problem."""
     metadata = b"Metadata-Version: 2.4\nName: alignserve\nVersion: 9.9\n"
@@ -84,6 +89,7 @@ def test_metadata_of_another_version_are_named(client: Path) -> None:
     assert f"{CLIENT.wheel(client).name}: its metadata is for alignserve 9.9" in problems(CLIENT, client)
 
 
+@pytest.mark.long
 def test_a_relative_link_is_named(client: Path) -> None:
     """The package index shows the description outside the repository, where such links are broken."""
     metadata = b"Metadata-Version: 2.4\nName: alignserve\nVersion: 0\n\nSee [how](client/README.md#how).\n"
@@ -96,6 +102,7 @@ def test_a_relative_link_is_named(client: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_missing_archive_is_named(client: Path) -> None:
     """A wheel without its source distribution is half a release."""
     CLIENT.sdist(client).unlink()

@@ -20,7 +20,7 @@ TARGETS = ("cpu", "cpu-torch", "cuda")
 OURS = ("alignserve", "alignserve-server")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.long)])
+@pytest.fixture(params=[pytest.param(target, marks=pytest.mark.long) for target in ("cpu", "cuda")])
 def target(request: pytest.FixtureRequest) -> str:
     """A target of the Dockerfile; `cpu-torch` has the packages of `cuda`, built for CPU."""
     name: str = request.param
