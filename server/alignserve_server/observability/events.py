@@ -69,7 +69,8 @@ EVENTS: Mapping[str, str] = {
     "api_keys_reload_failed": "The keys file cannot be read, for a `reason`; the current keys stay in use.",
     "no_api_keys": "The keys file is empty, so every call is refused.",
     # Workers
-    "worker_ready": "A worker, device process or front, with its `pid`, is ready.",
+    "worker_ready": "A worker, device process or front is ready; it has its `pid` and the fields that "
+    "`ready` has with one process.",
     "worker_died": "A worker ended with `exit_code` (negative: the signal that killed it) and restarts after "
     "`restart_seconds`.",
     "worker_hung": "A worker was silent for `silent_seconds` and is killed; `stacks` shows its threads, if "

@@ -226,8 +226,8 @@ class Settings(BaseModel):
     )
     lanes: Positive | None = Field(
         None,
-        description="number of batches that run concurrently; default: chosen for runtime and machine, 3 "
-        "on a GPU",
+        description="number of batches in progress at once, which take turns on a GPU; default: chosen for "
+        "runtime and machine, 3 on a GPU",
     )
     threads_per_lane: Positive | None = Field(
         None, description="CPU threads per running batch; default: chosen for runtime and machine"
@@ -242,7 +242,9 @@ class Settings(BaseModel):
         "fused), or torch.compile's; auto measures all but the last at startup",
     )
     decode_threads: Positive | None = Field(
-        None, description="threads for decoding images; default: one per core"
+        None,
+        description="threads for decoding images, in each process that takes calls; default: one per core, "
+        "divided among the fronts",
     )
     calibration_dir: AnyPath | None = Field(
         None, description="directory of sample images that resemble production traffic; required for int8"
@@ -446,8 +448,12 @@ class Settings(BaseModel):
                 f"worker_timeout_seconds ({self.worker_timeout_seconds}) is less than 1, so workers that "
                 "are only busy would be killed; use 1 or more, or 0 to kill none"
             )
-        if self.front_processes and sys.platform != "linux":
-            yield f"front_processes ({self.front_processes}) needs Linux; use 0, or workers"
+        for name, number, default in (
+            ("front_processes", self.front_processes, 0),
+            ("workers", self.workers, 1),
+        ):
+            if number != default and sys.platform != "linux":
+                yield f"{name} ({number}) needs Linux; use {default}"
 
     def _contradicting_sizes(self) -> Iterator[str]:
         if self.max_client_batch_size > self.max_queue_size:
