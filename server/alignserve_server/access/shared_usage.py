@@ -20,7 +20,7 @@ _TIME = struct.Struct("<d")
 _CALLS = struct.Struct("<i")
 _LOCK = struct.Struct("hhqqi")  # a `struct flock`: type, whence, start, length, process
 _RETRY_SECONDS = 0.0002
-_PATIENCE_SECONDS = 1.0  # with a holder that neither continues nor is stopped; it needs microseconds
+_PATIENCE_SECONDS = 0.02  # with a holder that neither continues nor is stopped; it needs microseconds
 
 
 class SharedUsages:
@@ -53,9 +53,14 @@ class SharedUsages:
             _CALLS.pack_into(self._memory, place + self._own_column, 0)
 
     def _place(self, digest: bytes) -> int | None:
-        """Returns where a key's place begins; takes a free one for a new key. None if there is none."""
+        """Returns where a key's place begins; takes a free one for a new key.
+
+        None if there is none, or if another process is stopped while it takes one.
+        """
         first = int.from_bytes(digest[:4], "little")
-        with self._locked(0, 0):
+        with self._locked(0, 0) as is_locked:
+            if not is_locked:
+                return None
             for number in range(_KEYS):
                 place = (first + number) % _KEYS * self._place_bytes
                 found = self._memory[place : place + _DIGEST_BYTES]
@@ -68,20 +73,21 @@ class SharedUsages:
         return None
 
     @contextmanager
-    def _locked(self, start: int, length: int) -> Iterator[None]:
+    def _locked(self, start: int, length: int) -> Iterator[bool]:
         """Excludes the other processes from some bytes, or from all with a length of 0.
 
         The kernel ends the lock of a process that is killed. One that is stopped keeps it, and the others go
-        on without, since they must not stop too; what one of them charges may be lost then.
+        on without, since they must not stop too; what one of them charges may be lost then. Yields whether it
+        is locked.
         """
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while not self._lock(start, length):
             if self._is_holder_stopped(start, length) or time.monotonic() > give_up:
-                yield
+                yield False
                 return
             time.sleep(_RETRY_SECONDS)
         try:
-            yield
+            yield True
         finally:
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN, length, start)
 
@@ -143,7 +149,7 @@ class _SharedUsage:
         with self._locked():
             self._usages._set_paid_until(self._place, self._usages._paid_until(self._place) - cost)
 
-    def _locked(self) -> AbstractContextManager[None]:
+    def _locked(self) -> AbstractContextManager[bool]:
         return self._usages._locked(self._place, 1)
 
 

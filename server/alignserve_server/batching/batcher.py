@@ -42,6 +42,7 @@ _log = get_logger(__name__)
 # only after some iterations without a new request, which take 0.01 ms each if nothing else happens.
 _QUIET_ITERATIONS = 6
 _MAX_ITERATIONS = 32  # if requests keep coming
+_MAX_WAKING_SECONDS = 0.002  # if iterations take long, because other calls are expensive
 
 
 class Batcher:
@@ -78,6 +79,7 @@ class Batcher:
         self._requests: dict[Request, Sequence[Entry]] = {}  # until they are done, and their items' entries
         self._is_waking = False
         self._iterations = 0  # of the event loop, since entries wait for idle lanes
+        self._waking_since = 0.0  # in the loop's time
         self._quiet_iterations = 0  # since the last request
         self.device_lost = asyncio.Event()  # set once no batch can run anymore
         self.failed_batches = 0  # consecutive batches in which no entry succeeded
@@ -93,9 +95,9 @@ class Batcher:
         return any(lane.is_dead for lane in self._lanes)
 
     @property
-    def idle_lanes(self) -> int:
-        """The number of lanes that wait for entries."""
-        return self._scheduler.idle_lanes
+    def has_idle_lanes(self) -> bool:
+        """Whether lanes wait for entries, rather than for other lanes."""
+        return self._scheduler.has_idle_lanes
 
     def start(self) -> None:
         """Starts the lanes. Call this on the event loop that will submit items."""
@@ -230,13 +232,18 @@ class Batcher:
         if not self._is_waking:
             self._is_waking = True
             self._iterations = 0
+            self._waking_since = self._loop.time()
             self._loop.call_soon(self._wake_lanes)
 
     def _wake_lanes(self) -> None:
         self._iterations += 1
         self._quiet_iterations += 1
-        is_quiet = self._quiet_iterations >= _QUIET_ITERATIONS or self._iterations >= _MAX_ITERATIONS
-        if is_quiet or not self.idle_lanes:  # a lane that becomes idle looks for entries first
+        is_due = (
+            self._quiet_iterations >= _QUIET_ITERATIONS
+            or self._iterations >= _MAX_ITERATIONS
+            or self._loop.time() - self._waking_since >= _MAX_WAKING_SECONDS
+        )
+        if is_due or not self.has_idle_lanes:  # a lane that becomes idle looks for entries first
             self._is_waking = False
             self._scheduler.wake_lanes()
         else:

@@ -31,6 +31,11 @@ class SharedScheduler:
         self.idle_lanes = 0
         self.is_stopping = False
 
+    @property
+    def has_idle_lanes(self) -> bool:
+        """Whether lanes wait for entries, rather than for other lanes. Thread-safe."""
+        return self.idle_lanes > 0 and not self._scheduler.is_holding_back
+
     def waiting(self, modality: str) -> int:
         """Returns how many entries wait. Thread-safe."""
         return self._scheduler.waiting(modality)

@@ -221,7 +221,9 @@ def _replica(curve: Curve, settings: Settings) -> Replica:
     return Replica(
         curve,
         sizes.policies(),
-        settings.decode_threads or curve.cores,
+        settings.decode_threads * max(1, settings.front_processes)
+        if settings.decode_threads
+        else curve.cores,
         settings.max_queue_size,
         settings.max_queue_delay_seconds,
         settings.front_processes,

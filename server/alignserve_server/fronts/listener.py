@@ -48,9 +48,8 @@ class Listener:
 
     def _listen(self) -> None:
         _make_folder(self._path.parent)
-        with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(self._path.lstat().st_mode):
-                self._path.unlink()
+        if _is_socket(self._path):
+            self._path.unlink()
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             made.setblocking(False)
@@ -70,6 +69,8 @@ class Listener:
 
     def _check(self) -> None:
         """Listens again if the socket was deleted, as cleaners of temporary files do."""
+        if not self._is_there() and _is_socket(self._path):
+            return  # the next device has taken the path
         self._checking = self._loop.call_later(_CHECK_SECONDS, self._check)
         if self._is_there():
             return
@@ -100,6 +101,13 @@ class Listener:
     def _resume(self) -> None:
         if self._socket.fileno() >= 0:
             self._loop.add_reader(self._socket, self._accept)
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 import weakref
@@ -110,9 +111,10 @@ async def test_every_image_gets_its_own_embedding(batcher, encoder):
     np.testing.assert_array_equal(embeddings, expected)
 
 
-async def test_a_burst_that_arrives_bit_by_bit_shares_a_batch(batcher, encoder):
+async def test_a_burst_that_arrives_bit_by_bit_shares_a_batch(batcher, encoder, monkeypatch):
     """An idle lane is woken once no more requests come, not by the first of them."""
-    while not batcher.idle_lanes:
+    monkeypatch.setattr("alignserve_server.batching.batcher._MAX_WAKING_SECONDS", _HOUR_SECONDS)
+    while not batcher.has_idle_lanes:
         await asyncio.sleep(0)
     burst = []
     for number in range(5):
@@ -138,6 +140,14 @@ async def test_requests_that_keep_coming_do_not_keep_a_lane_idle(batcher, encode
 
     encoder.resume()
     assert await _outcomes(submitted) == ["ok"] * len(submitted)
+
+
+async def test_expensive_calls_of_others_do_not_keep_a_lane_idle(batcher, encoder, monkeypatch):
+    """However long an iteration of the loop takes, a request waits for a moment only."""
+    monkeypatch.setattr("alignserve_server.batching.batcher._QUIET_ITERATIONS", math.inf)
+    monkeypatch.setattr("alignserve_server.batching.batcher._MAX_ITERATIONS", math.inf)
+
+    assert await _outcomes(submit_each(batcher, encoder, b"a")) == ["ok"]
 
 
 async def test_texts_grouped_by_length_come_back_in_order(batcher, encoder):

@@ -115,6 +115,8 @@ async def test_a_socket_that_has_replaced_another_stays_when_that_is_closed(path
     """The next device may listen before the last one has ended."""
     first = Door(path)
     with door(path) as second:
+        await settle()  # both have checked the path
+        assert await second.serves(path)
         first.listener.close()
 
         assert await second.serves(path)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryFile, mkdtemp
+from tempfile import TemporaryFile
 from typing import TypeAlias
 
 import torch
@@ -16,11 +15,8 @@ import torch
 from alignserve_server.model.runtimes.kernels.unavailable import Unavailable
 from alignserve_server.model.runtimes.runtime import KernelsName
 from alignserve_server.model.runtimes.towers import ImageForward, Towers
-from alignserve_server.observability.logs import get_logger
 
 Makers: TypeAlias = Mapping[KernelsName, Callable[[Towers], ImageForward]]
-
-_log = get_logger(__name__)
 
 _CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 _MIN_CAPABILITY = (8, 0)  # Triton's: for older GPUs it compiles for minutes, if at all
@@ -29,24 +25,21 @@ _MIN_CAPABILITY = (8, 0)  # Triton's: for older GPUs it compiles for minutes, if
 def keep_compiled(cache_dir: Path | None) -> None:
     """Has Triton and Inductor keep what they compile in a directory, unless theirs is set already.
 
-    If it is not writable, they use a temporary one until the process ends, as they need one to run at all.
+    Raises:
+        Unavailable: It is not writable. Every start would compile again, and none would know which kernels
+            have made the device fail.
     """
-    if cache_dir is None or all(variable in os.environ for variable in _CACHES):
+    if cache_dir is None:
         return
-    try:
-        for name in _CACHES.values():
-            (cache_dir / name).mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=cache_dir / name):
-                pass
-    except OSError as error:
-        _log.warning("cache_not_writable", cache_dir=str(cache_dir), reason=str(error))
-        try:
-            cache_dir = Path(mkdtemp(prefix="alignserve-"))
-        except OSError:  # Triton will say so
-            return
-        atexit.register(shutil.rmtree, cache_dir, ignore_errors=True)
     for variable, name in _CACHES.items():
-        os.environ.setdefault(variable, str(cache_dir / name))
+        folder = cache_dir / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise Unavailable(f"they need a writable cache_dir: {error}") from error
+        os.environ.setdefault(variable, str(folder))
 
 
 def _epilogues(towers: Towers) -> ImageForward:

@@ -128,7 +128,6 @@ class _Choice:
     """The candidates that can be used so far, and why others cannot."""
 
     def __init__(self, towers: Towers, setting: KernelsSetting, bench: Bench, expected: torch.Tensor) -> None:
-        candidates.keep_compiled(bench.cache_dir)
         self.usable: dict[KernelsName, _Usable] = {}
         self.unusable: dict[str, str] = {}
         self._towers, self._setting, self._bench, self._expected = towers, setting, bench, expected
@@ -167,6 +166,7 @@ class _Choice:
         return True
 
     def _first_trial(self, name: KernelsName, makers: Makers) -> None:
+        candidates.keep_compiled(self._bench.cache_dir)
         forward = makers[name](self._towers)
         self._check(forward, (1, len(self._bench.pixels)))
         self.usable[name] = self._measured(forward)
