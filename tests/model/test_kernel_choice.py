@@ -226,7 +226,7 @@ def test_kernels_are_given_up_after_two_deaths(towers, tmp_path, deaths, expecte
 
 @pytest.mark.parametrize("setting", ["auto", "fused"])
 def test_without_a_writable_cache_torchs_kernels_stay(towers, tmp_path, setting):
-    """No failed trial could be remembered: kernels that lose the device would do so at every start."""
+    """No failed trial could be remembered: kernels that lose the device would do so at every startup."""
     file = tmp_path / "file"
     file.write_text("")
 
