@@ -58,6 +58,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shape", choices=("whole", "fronts"), default="whole")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Ends the run when a worker crashes: pytest-xdist would give the crashing test to the next worker.
+
+    It reads the option before it makes the scheduler.
+    """
+    config.option.maxworkerrestart = "0"
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Shares the tests as `tests.sharing` says."""

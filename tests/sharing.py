@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -20,9 +21,23 @@ _TORCH_WORKER = pytest.StashKey[str]()
 
 
 def choose_torch_worker(node: Any) -> None:
-    """Tells the first worker that it runs the tests that need torch, and all others that they do not."""
+    """Tells the first worker that it runs the tests that need torch, and all others that they do not.
+
+    All workers collect them where workers would otherwise not agree on the rest.
+    """
     name = node.gateway.id
-    node.workerinput[_TAKES_TORCH] = node.config.stash.setdefault(_TORCH_WORKER, name) == name
+    is_first = node.config.stash.setdefault(_TORCH_WORKER, name) == name
+    node.workerinput[_TAKES_TORCH] = is_first or _selects_torch(node.config)
+
+
+def _selects_torch(config: pytest.Config) -> bool:
+    """Returns whether an argument names tests that need torch, or an option may select only them."""
+    paths = (config.invocation_params.dir / argument.partition("::")[0] for argument in config.args)
+    return (
+        config.getoption("lf", default=False)
+        or config.getoption("stepwise", default=False)
+        or any(f"{os.path.relpath(path, config.rootpath)}/".startswith(_WITH_TORCH) for path in paths)
+    )
 
 
 def is_left_to_another(config: pytest.Config, path: str) -> bool:

@@ -35,8 +35,8 @@ class TickingServer:
     async def lag(self) -> AsyncIterator[Lag]:
         """Measures the lag for the length of the block.
 
-        Time in which the loop's thread, or one that holds the GIL, had no core does not count, so that a busy
-        machine makes little difference.
+        Time in which a thread of the server waited for a core does not count, so that a busy machine makes
+        little difference.
         """
         lag = Lag()
         self.page.watch = watch = self.page.watch + 1

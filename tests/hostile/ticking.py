@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import os
 import struct
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,28 +53,49 @@ class Page:
         _SINCE.pack_into(self._memory, _SEEN.size, number)
 
 
+class RunDelays:
+    """For how long each thread of this process has been ready to run while no core was free."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}  # descriptors by thread, kept open since opening takes longest
+        self._seconds = self._read()
+
+    def longest_growth(self) -> float:
+        """Returns the most seconds that a thread has waited for a core since the last call."""
+        before, self._seconds = self._seconds, self._read()
+        return max(seconds - before.get(thread, 0.0) for thread, seconds in self._seconds.items())
+
+    def _read(self) -> dict[str, float]:
+        seconds = {}
+        threads = os.listdir("/proc/self/task")  # noqa: PTH208 — a path for each takes longer
+        for thread in threads:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if thread not in self._files:
+                    self._files[thread] = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY)
+                seconds[thread] = int(os.pread(self._files[thread], 64, 0).split()[1]) / 1e9
+        for ended in self._files.keys() - threads:
+            os.close(self._files.pop(ended))
+        return seconds
+
+
 async def tick(page: Page) -> None:
     """Records the event loop lag until the loop ends.
 
-    The machine may be busy with other work. So time that this thread spent waiting for a core is subtracted.
-    A lag is at most the process's CPU time meanwhile: another thread may hold the GIL without a core.
+    The machine may be busy with other work. So the longest time that any thread spent waiting for a core is
+    subtracted: this thread needs one, and so does another that holds the GIL.
     """
     longest, watch = 0.0, 0
+    delays = RunDelays()
     while True:
-        due, waited, busy = time.monotonic() + _TICK_SECONDS, _seconds_without_core(), time.process_time()
+        due = time.monotonic() + _TICK_SECONDS
         await asyncio.sleep(_TICK_SECONDS)
         now = time.monotonic()
-        lag = min(now - due - (_seconds_without_core() - waited), time.process_time() - busy)
+        lag = now - due - delays.longest_growth()
         if page.watch != watch:
             longest, watch = 0.0, page.watch
         else:
             longest = max(longest, lag)
         page.seen = longest, now, watch
-
-
-def _seconds_without_core() -> float:
-    """Returns for how long this thread has been ready to run while no core was free."""
-    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
 def main() -> None:

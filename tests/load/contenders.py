@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 from alignserve._bench.load import ClosedLoop, Load
 from alignserve._bench.recorder import Measurement
+from alignserve._bench.routes import RequestFailed
 from alignserve._bench.runner import RunLength
 from alignserve._bench.workload import UnaryRequest
 from alignserve.errors import UnavailableError
@@ -55,7 +56,9 @@ class Running:
 
     process: subprocess.Popen[Any]
     measure: Callable[[str, Load, RunLength], Measurement]  # with calls of one item of a modality
-    embed: Callable[[str, bytes], NDArray[np.float32]]  # an item of a modality: (dimension,)
+    embed: Callable[
+        [str, bytes], NDArray[np.float32]
+    ]  # an item of a modality: (dimension,); raises `NotReady`
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,10 @@ def _text_tower(checkpoint: str) -> Iterator[str]:
     python = environments.program("python", of="infinity")  # it has the package onnx
     with tempfile.TemporaryDirectory(prefix="text-tower-") as folder:
         command = (python, "-m", "tests.load.peers.text_tower", checkpoint, folder)
-        subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            last_line = done.stderr.strip().rpartition("\n")[2]
+            raise NotReady(f"its model cannot be written: {last_line}")
         yield folder
 
 
@@ -236,7 +242,11 @@ def _grpc_running(
         call = dialect.request(modality, body)
         with grpc.insecure_channel(address) as channel:
             method: Any = channel.unary_unary(call.method)  # Any: of bytes, for which the stubs have no type
-            return dialect.embedding(method(call.request))
+            try:
+                response = method(call.request)
+            except grpc.RpcError as error:
+                raise NotReady(f"no answer to one {modality}: {error.details()}") from error
+            return dialect.embedding(response)
 
     return Running(process, measure, embed)
 
@@ -248,7 +258,12 @@ def _http_running(
         return http_round(port, dialect.calls(modality), load, run_length)
 
     def embed(modality: str, body: bytes) -> NDArray[np.float32]:
-        return dialect.embedding(http_answer(port, dialect.request(modality, body), _READY_SECONDS))
+        try:
+            response = http_answer(port, dialect.request(modality, body), _READY_SECONDS)
+        except RequestFailed as error:
+            reason = error.failure.message or error.failure.reason
+            raise NotReady(f"no answer to one {modality}: {reason}") from error
+        return dialect.embedding(response)
 
     server = Running(process, measure, embed)
     _wait_until_ready(server, modalities)

@@ -30,7 +30,7 @@ Calls of one item from {_CALLERS} callers, over the fastest protocol that the se
 the other server both run and take turns; figures are medians of the turns after the first. CPU time is that
 of all processes of the server. Cosine is the lowest similarity of {_SAMPLES} embeddings with those of
 transformers. All compute in float32 and batch; the others do so on torch, or on ONNX Runtime where the name
-says so, and alignserve runs with its defaults. No server is told how many threads to use."""
+says so, and alignserve runs with its defaults. No server is limited in its threads."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run(plan: Plan) -> Section:
         for peer in peers(plan.checkpoint):
             progress(peer.name)
             try:
-                standings += _standings(peer, alignserve, expected, plan)
+                standings += list(_standings(peer, alignserve, expected, plan))  # all of its rows or none
             except NotReady as reason:
                 skipped.append(f"{peer.name} ({reason})")
     rows = [one.row for modality in MODALITIES for one in standings if one.modality == modality]

@@ -29,3 +29,18 @@ def test_a_failed_installation_leaves_its_reason(monkeypatch: pytest.MonkeyPatch
 
     assert "missing-1.0" in (environments.absence("broken") or "")
     assert not (folder / "broken").exists()
+
+
+def test_an_interrupted_installation_leaves_nothing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """An environment without its server does not pass for an installed one."""
+
+    def interrupted(_: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environments, "version", interrupted)  # called when the environment has a Python
+
+    with pytest.raises(KeyboardInterrupt):
+        environments.install("mosec")
+
+    assert environments.absence("mosec") == "`make peers` installs it"
+    assert not (folder / "mosec").exists()

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import ExitStack
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -56,18 +57,19 @@ def install(name: str) -> None:
     folder = _FOLDER / name
     _failure(name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    python = _python_with_library() if name in _EMBEDDED else sys.executable
-    subprocess.run((python, "-m", "venv", "--without-pip", folder), check=True)
-    Path(_site_packages(name), "shared.pth").write_text(sysconfig.get_path("purelib"))
-    constraints = folder / "constraints.txt"
-    constraints.write_text(f"torch=={version('torch')}")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", program("python", of=name))
-    command = (*pip, "install", "--quiet", "--constraint", str(constraints), _REQUIREMENTS[name])
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        shutil.rmtree(folder)
-        last_line = done.stderr.strip().rpartition("\n")[2]
-        _failure(name).write_text(last_line)
+    with ExitStack() as unless_installed:  # even if interrupted: `absence` only looks for a Python
+        unless_installed.callback(shutil.rmtree, folder, ignore_errors=True)
+        python = _python_with_library() if name in _EMBEDDED else sys.executable
+        subprocess.run((python, "-m", "venv", "--without-pip", folder), check=True)
+        Path(_site_packages(name), "shared.pth").write_text(sysconfig.get_path("purelib"))
+        constraints = folder / "constraints.txt"
+        constraints.write_text(f"torch=={version('torch')}")
+        done = _pip_install(name, "--constraint", str(constraints), _REQUIREMENTS[name])
+        if done.returncode:
+            last_line = done.stderr.strip().rpartition("\n")[2]
+            _failure(name).write_text(last_line)
+        else:
+            unless_installed.pop_all()
 
 
 def main(names: list[str]) -> None:
@@ -77,6 +79,12 @@ def main(names: list[str]) -> None:
         install(name)
         if reason := absence(name):
             print(f"{name} cannot be installed: {reason}")
+
+
+def _pip_install(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", program("python", of=name))
+    command = (*pip, "install", "--quiet", *arguments)
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
 
 
 def _failure(name: str) -> Path:

@@ -28,7 +28,11 @@ from tests.load.peers.plain_model import BATCH_WAIT_SECONDS, MAX_BATCH_SIZES, Pl
 _OBJECT_STORE_BYTES = 80 << 20  # about the minimum; the default is a third of the memory
 
 
-@serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
+# Ray tells a replica of one CPU to use one thread; the other servers use all cores.
+_ALL_CORES = {"env_vars": {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}}
+
+
+@serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 1, "runtime_env": _ALL_CORES})
 class Embed:
     """Embeds images or texts, sent as raw bytes."""
 
