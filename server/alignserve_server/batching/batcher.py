@@ -293,9 +293,9 @@ class Batcher:
             entry.is_taken = True
             request = entry.request
             if request in freed:
-                freed[request].append(entry.size_bytes)
+                freed[request].append(request.sizes[entry.position])
             elif request is not None:  # None if all of its callers have left
-                freed[request] = [entry.size_bytes]
+                freed[request] = [request.sizes[entry.position]]  # its own: equal texts may differ in bytes
             for other, position in entry.others or ():
                 freed.setdefault(other, []).append(other.sizes[position])
         for request, sizes in freed.items():

@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 from alignserve_server.batching.admission import AdmissionController, QueueLimits
+from alignserve_server.batching.backend import PreparedItems
 from alignserve_server.batching.batcher import Batcher
 from alignserve_server.batching.fair_queue import Flow, Priority
 from alignserve_server.batching.request import Embedded
@@ -41,6 +42,33 @@ async def batcher(encoder: WatchedEncoder, observer: MetricsObserver):
 
 def _sample(metrics: Metrics, name: str) -> float | None:
     return metrics.registry.get_sample_value(name, {"modality": "image"})
+
+
+class Room:
+    """Notes what is freed."""
+
+    def __init__(self) -> None:
+        self.freed: list[tuple[int, int]] = []  # items and bytes
+
+    def release(self, items: int, size_bytes: int) -> None:
+        self.freed.append((items, size_bytes))
+
+
+async def test_an_item_frees_its_own_room_when_the_first_of_its_equals_has_left(batcher, encoder):
+    """Texts of the same words may differ in bytes."""
+    tokens = encoder.tokenize("same words", truncate=False).token_ids
+    rooms = [Room(), Room()]
+    answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    first, _ = (
+        batcher.submit("text", PreparedItems([tokens], [size], [b"same"]), answer.set_result, room=room)
+        for size, room in zip([30, 10], rooms, strict=True)
+    )
+
+    batcher.withdraw(first)
+    encoder.resume()
+    await answer
+
+    assert [room.freed for room in rooms] == [[], [(1, 10)]]
 
 
 async def test_equal_items_run_once(batcher, encoder, metrics):
