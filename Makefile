@@ -60,7 +60,7 @@ test: announced lint typecheck ## Run everything that a change must pass: five m
 	$(PYTEST) -m "not long"
 
 test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: half an hour
-	@echo "This runs the long tests: six minutes."
+	@echo "This runs the long tests: up to ten minutes."
 	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long --timeout 900
 
 # Files about several processes start them in either case, so they are left out.
