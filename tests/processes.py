@@ -12,10 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -159,3 +161,14 @@ def _events_until(last: str, log: Iterable[str]) -> list[dict[str, Any]]:
             if events[-1]["event"] == last:
                 return events
     raise AssertionError(f"the server ended before {last!r}:\n{''.join(seen)}")
+
+
+def family_cpu_seconds(process: subprocess.Popen[Any]) -> float:
+    """Returns the CPU time so far of a process, its children, and those that have ended."""
+    parent = psutil.Process(process.pid)
+    seconds = 0.0
+    for member in [parent, *parent.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            times = member.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds

@@ -21,10 +21,11 @@ from alignserve._bench.load import ClosedLoop
 from alignserve._bench.recorder import Measurement
 from alignserve._bench.routes import Route, opened_routes
 from alignserve._bench.runner import RunLength, drive
+from alignserve_server.host.processes import cpu_seconds
 
 from tests.load.contenders import python_server
 from tests.load.inputs import grpc_calls
-from tests.load.measuring import LOOP, Plan, cpu_seconds, progress
+from tests.load.measuring import LOOP, Plan, progress
 from tests.load.report import Bar, Section, number, ratio, table
 from tests.processes import ROOT, free_port, server_of, server_process
 

@@ -6,7 +6,6 @@ import asyncio
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -132,22 +131,6 @@ def text_cost(server: ServerProcess, callers: int, seconds: float) -> TextCost:
 def cpu_ratio(without: Sequence[TextCost], with_it: Sequence[TextCost]) -> float:
     """Returns the median of the ratios within a round, whose two costs were measured in succession."""
     return statistics.median(ratio(a.cpu_us, b.cpu_us) for a, b in zip(without, with_it, strict=True))
-
-
-def cpu_seconds(pid: int) -> float:
-    """Returns the CPU time of a process so far, of all its threads."""
-    return time.clock_gettime(~pid << 3 | 2)  # its clock, as clock_getcpuclockid(3) makes it
-
-
-def family_cpu_seconds(process: subprocess.Popen[Any]) -> float:
-    """Returns the CPU time so far of a process, its children, and those that have ended."""
-    parent = psutil.Process(process.pid)
-    seconds = 0.0
-    for member in [parent, *parent.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            times = member.cpu_times()
-            seconds += times.user + times.system + times.children_user + times.children_system
-    return seconds
 
 
 def http_round(port: int, calls: Iterator[UnaryRequest], load: Load, run_length: RunLength) -> Measurement:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from tests.load.contenders import ALIGNSERVE, Contender, NotReady, Running, contenders, peers
 from tests.load.inputs import MODALITIES, bodies
-from tests.load.measuring import Plan, Rates, family_cpu_seconds, in_turn, progress
+from tests.load.measuring import Plan, Rates, in_turn, progress
 from tests.load.peers.plain_model import PlainModel
 from tests.load.report import Section, number, ratio, table
+from tests.processes import family_cpu_seconds
 
 _CALLERS = 64
 _SAMPLES = 8  # items of each modality whose embeddings are compared

@@ -6,12 +6,12 @@ import asyncio
 import json
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from alignserve_server.errors import StartupError
+from alignserve_server.host.processes import cpu_seconds
 from alignserve_server.modality import MODALITIES
 from alignserve_server.planning.curve import FrontCalls
 
@@ -27,9 +27,9 @@ async def front_call_seconds(call: Call) -> FrontCalls:
     front, device = {}, {}
     async with _server() as (port, processes):
         for modality in MODALITIES:
-            before = [_cpu_seconds(processes[name]) for name in ("front-0", "device")]
+            before = [cpu_seconds(processes[name]) for name in ("front-0", "device")]
             calls = await call(port, modality)
-            after = [_cpu_seconds(processes[name]) for name in ("front-0", "device")]
+            after = [cpu_seconds(processes[name]) for name in ("front-0", "device")]
             front[modality], device[modality] = (
                 (end - start) / calls for start, end in zip(before, after, strict=True)
             )
@@ -70,8 +70,3 @@ async def _started(process: asyncio.subprocess.Process) -> tuple[int, dict[str, 
         elif event["event"] == "ready":
             return port, processes
     raise StartupError("the overhead of calls could not be measured: no front process starts")
-
-
-def _cpu_seconds(process: int) -> float:
-    """Returns the CPU time that a process has used, by Linux's clock of it."""
-    return time.clock_gettime(~process << 3 | 2)

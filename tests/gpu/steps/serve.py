@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gpu.check import Check, CheckFailed
 from tests.gpu.earlier import IMAGE_RATE, IMAGES, TEXT_RATE, TEXTS, best_rate
 from tests.gpu.results import Row
 from tests.gpu.steps.decode import PHOTOS
-from tests.processes import ServerProcess, server_process
+from tests.processes import ServerProcess, family_cpu_seconds, server_process
 
 _EXPLAINING = ("ready", "worker_ready", "cuda_kernels_chosen")  # events of the start
 _TEXT_TOKENS = 16  # of the graphs that hold short unique texts
@@ -105,7 +104,7 @@ def _noted(log: Path) -> list[Row]:
 
 
 def _measure(check: Check, server: ServerProcess, load: Load) -> Row:
-    before, cpu, begin = _counters(server), _cpu_seconds(server), time.perf_counter()
+    before, cpu, begin = _counters(server), family_cpu_seconds(server.process), time.perf_counter()
     rounds = _generate(check, server, load)
     took, after = time.perf_counter() - begin, _counters(server)
     rate = sum(float(one["items_per_second"]) for one in rounds)
@@ -120,7 +119,7 @@ def _measure(check: Check, server: ServerProcess, load: Load) -> Row:
         "failed": sum(int(one["failed"]) for one in rounds),
         "entries per batch": gained[_BATCHED] / max(1.0, gained[_BATCHES]),
         "GPU busy": gained[_BUSY] / took,
-        "server's cores": (_cpu_seconds(server) - cpu) / took,
+        "server's cores": (family_cpu_seconds(server.process) - cpu) / took,
     }
 
 
@@ -163,10 +162,3 @@ def _graph_rate(check: Check, load: Load) -> float:
     if load.work == "text":
         return best_rate(check, TEXTS, TEXT_RATE, tokens=_TEXT_TOKENS)
     return best_rate(check, IMAGES, IMAGE_RATE)
-
-
-def _cpu_seconds(server: ServerProcess) -> float:
-    """Returns the CPU time of the server with all its processes."""
-    process = psutil.Process(server.process.pid)
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
