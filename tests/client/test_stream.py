@@ -92,11 +92,12 @@ def test_ids_are_the_callers_and_need_not_be_unique(collect: Collect) -> None:
 def test_the_order_asked_for_is_in_the_first_message(
     server: FakeServer, collect: Collect, ordered: bool
 ) -> None:
-    """Stream options are sent once, before any item."""
+    """Stream options are sent once, before or with the first item."""
     results = collect(texts(100), ordered=ordered)
 
     orders = [message.stream_options.delivery_order for message in stream_messages(server)]
-    assert orders == [2 if ordered else 1] + [0] * 100
+    assert orders[0] == (2 if ordered else 1)
+    assert set(orders[1:]) == {0}
     assert sorted(result.id for result in results) == list(range(100))
 
 
@@ -200,6 +201,18 @@ def test_an_error_of_another_kind_ends_the_stream(
         list(client.stream(texts(1)))
 
     assert time.sleeps == []
+
+
+@pytest.mark.parametrize("attempt", range(20))
+def test_a_stream_that_is_refused_when_it_is_reopened_tells_the_reason(
+    server: FakeServer, collect: Collect, attempt: int
+) -> None:
+    """The refusal arrives, although many items wait to be sent."""
+    server.break_stream(5)
+    server.break_stream(0, grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING", times=9)
+
+    with pytest.raises(alignserve.PermissionDeniedError, match="SCOPE_MISSING"):
+        collect(texts(500), window=200)
 
 
 def test_a_refused_client_does_not_try_to_stream(server: FakeServer, collect: Collect, time: Any) -> None:

@@ -27,6 +27,7 @@ from alignserve.v1 import align_service_pb2 as pb
 StreamMethod = Callable[..., Any]
 
 _MAX_STATUS_WAIT_SECONDS = 5.0  # for a stream whose items are all answered
+_NOTHING_SENT = -1  # below every item's sequence
 
 
 class AsyncStream:
@@ -54,6 +55,9 @@ class AsyncStream:
         self._changed = asyncio.Condition()
         self._is_closed = False
         self._answers = 0
+        # After a break, one item is sent until an answer comes. A stream that is refused ends meanwhile, and
+        # its status is kept: grpc.aio replaces a status that arrives while it sends by INTERNAL.
+        self._is_probing = False
         self._failure: Exception | None = None  # of the stream, which yields no more results
         self._source_failure: BaseException | None = None  # raised by the caller's items
 
@@ -143,6 +147,7 @@ class AsyncStream:
                 self._defaults.retry, error, attempt, self._remaining_seconds(), self._defaults.clock.random
             )
             await self._transport.pause(delay)
+            self._is_probing = True
 
     async def _wait_for_work(self) -> bool:
         async with self._changed:
@@ -176,24 +181,31 @@ class AsyncStream:
             async with self._changed:
                 self._in_flight.answer(response)
                 self._answers += 1
+                self._is_probing = False
                 self._changed.notify_all()
         return None
 
     async def _requests(self) -> AsyncIterator[pb.StreamInferRequest]:
-        yield stream_options(ordered=self._ordered)
-        sequence = -1
-        while True:
-            unsent = await self._wait_for_unsent(sequence)
-            if unsent is None:
-                return
+        sequence = _NOTHING_SENT
+        while (unsent := await self._wait_for_unsent(sequence)) is not None:
+            is_first = sequence == _NOTHING_SENT
             sequence, request = unsent
-            yield request
+            yield self._with_options(request) if is_first else request
+
+    def _with_options(self, request: pb.StreamInferRequest) -> pb.StreamInferRequest:
+        """Returns the first message of a connection. The item itself may be sent again, on another one."""
+        message = stream_options(ordered=self._ordered)
+        message.MergeFrom(request)
+        return message
 
     async def _wait_for_unsent(self, after: int) -> tuple[int, pb.StreamInferRequest] | None:
+        def can_go_on() -> bool:
+            if self._in_flight.next_unsent(after):
+                return not self._is_probing or after == _NOTHING_SENT
+            return self._in_flight.is_complete
+
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._in_flight.next_unsent(after) or self._in_flight.is_complete
-            )
+            await self._changed.wait_for(can_go_on)
             return self._in_flight.next_unsent(after)
 
     def _remaining_seconds(self) -> float:

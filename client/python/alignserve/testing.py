@@ -236,10 +236,11 @@ class FakeServer:
         reason: str = "SHUTTING_DOWN",
         *,
         retry_delay_seconds: float | None = None,
+        times: int = 1,
     ) -> None:
-        """Ends the next stream after `after` answers; a second call applies to the stream after that."""
+        """Ends each of the next `times` streams after `after` answers; a second call is for later ones."""
         failure = ScriptedFailure(code, reason, "stream ended by the test", retry_delay_seconds)
-        self._state.script.break_stream(after, failure)
+        self._state.script.break_streams(after, failure, times)
 
     def reverse_answers(self, count: int) -> None:
         """Answers the next `count` items of a stream last first, once all have arrived.

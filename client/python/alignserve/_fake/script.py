@@ -91,10 +91,10 @@ class Script:
         with self._lock:
             self._inputs[content] = itertools.repeat(failure, *([] if times is None else [times]))
 
-    def break_stream(self, after: int, failure: ScriptedFailure) -> None:
-        """Ends a stream after a number of answers."""
+    def break_streams(self, after: int, failure: ScriptedFailure, times: int) -> None:
+        """Ends the next streams after a number of answers."""
         with self._lock:
-            self._breaks.append((after, failure))
+            self._breaks.extend(itertools.repeat((after, failure), times))
 
     def clear(self) -> None:
         """Forgets everything."""
