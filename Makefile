@@ -44,7 +44,7 @@ $(SERVE): pyproject.toml server/pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEVELOP): $(SERVE)
 	@echo "Installing torch and the tools into $(VENV): $(if $(TORCH_INDEX),2.2 GB from $(TORCH_INDEX),6 GB; 2.2 GB with TORCH_INDEX=https://download.pytorch.org/whl/cpu), some minutes ..."
-	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[bench]' -e './server[torch,http,int8,heif,otel]' --group dev
+	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[bench,datasets,search,curate]' -e './server[torch,http,int8,heif,otel]' --group dev
 	@touch $@
 
 run: $(SERVE) ## Start a server on the embedded checkpoint, classify a photo, keep serving
@@ -123,7 +123,7 @@ peers: $(DEVELOP) ## Install the other servers that `make bench` measures: 1.3 G
 
 test-lowest: $(DEVELOP) ## Run unit, client and integration tests on the lowest supported versions
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	$(UV) pip install --quiet --python $(LOWEST) --resolution lowest-direct -e '.[bench]' -e './server[http,heif,otel]'
+	$(UV) pip install --quiet --python $(LOWEST) --resolution lowest-direct -e '.[bench,datasets,search,curate]' -e './server[http,heif,otel]'
 	$(UV) pip freeze --quiet --python $(LOWEST) --exclude-editable >$(LOWEST)/constraints.txt
 	$(UV) pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/constraints.txt --group test
 	$(LOWEST)/bin/python -m pytest tests/unit tests/client tests/integration --ignore tests/client/test_types.py
