@@ -20,12 +20,12 @@ from pathlib import Path
 
 _FOLDER = Path(os.environ.get("PEERS_FOLDER") or Path(sys.prefix) / "peers")
 _REQUIREMENTS = {
-    "bentoml": "bentoml==1.4.40",
-    "infinity": "infinity-emb[server,torch,optimum]==0.0.78",
-    "litserve": "litserve==0.2.19",
-    "mosec": "mosec==0.9.8",
-    "ray": "ray[serve]==2.60.0",
-    "triton": "nvidia-pytriton==0.7.0",  # includes Triton's server
+    "bentoml": ["bentoml==1.4.40"],
+    "infinity": ["infinity-emb[server,torch,optimum]==0.0.78", "aiohttp>=3.12"],  # which it needs for images
+    "litserve": ["litserve==0.2.19"],
+    "mosec": ["mosec==0.9.8"],
+    "ray": ["ray[serve]==2.60.0"],
+    "triton": ["nvidia-pytriton==0.7.0"],  # includes Triton's server
 }
 _EMBEDDED = {"triton"}  # its processes load libpython
 
@@ -44,7 +44,7 @@ def absence(name: str) -> str | None:
 
 def versions() -> list[str]:
     """Returns the names and versions of the installed servers, as in `bentoml 1.4.40`."""
-    packages = {name: re.split(r"[\[=]", requirement)[0] for name, requirement in _REQUIREMENTS.items()}
+    packages = {name: re.split(r"[\[=]", wanted[0])[0] for name, wanted in _REQUIREMENTS.items()}
     return [
         f"{package} {found.version}"
         for name, package in packages.items()
@@ -64,7 +64,7 @@ def install(name: str) -> None:
         Path(_site_packages(name), "shared.pth").write_text(sysconfig.get_path("purelib"))
         constraints = folder / "constraints.txt"
         constraints.write_text(f"torch=={version('torch')}")
-        done = _pip_install(name, "--constraint", str(constraints), _REQUIREMENTS[name])
+        done = _pip_install(name, "--constraint", str(constraints), *_REQUIREMENTS[name])
         if done.returncode:
             last_line = done.stderr.strip().rpartition("\n")[2]
             _failure(name).write_text(last_line)
