@@ -52,9 +52,9 @@ class Dataset:
     Attributes:
         files: In the order of the rows.
         schema: Of the columns that are kept, the same for all files.
-        skipped: Number of files that were left out, by suffix or kind, such as `.txt` or `named pipe`.
+        skipped: Number of files that are no rows, by suffix or kind, such as `.txt` or `named pipe`.
         problems: What could not be looked into, such as a folder without permission; a run over this dataset
-            does not succeed.
+            is no success.
     """
 
     files: Sequence[SourceFile]
