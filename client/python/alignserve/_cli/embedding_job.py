@@ -30,6 +30,7 @@ from alignserve.datasets.sinks.clip_retrieval import ClipRetrievalSink
 from alignserve.datasets.sinks.parquet import ParquetSink
 from alignserve.datasets.source import BrokenSourceError, Dataset, SourceError, SourceFile
 from alignserve.datasets.sources import SourceOptions, open_dataset
+from alignserve.datasets.sources.unreadable import UNREADABLE
 
 _OK, _SOME_FAILED = 0, 1
 _STOPPED = 128  # plus the number of the signal, as shells report it
@@ -172,8 +173,10 @@ async def _connected(args: argparse.Namespace) -> AsyncIterator[Servers]:
 
 
 def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelInfo | None) -> Dataset:
+    is_of_texts = args.embed == ("text",)
     options = SourceOptions(
-        image_column=args.image_column,
+        kind=args.kind,
+        image_column="" if is_of_texts else args.image_column,
         text_column=args.text_column,
         key_column=args.key_column,
         columns=args.columns,
@@ -239,6 +242,7 @@ def _manifest(
             "truncate": args.truncate,
             "rows_per_shard": args.rows_per_shard,
             "only": selection.digest if selection else None,
+            "kind": args.kind,
             "image_column": args.image_column,
             "text_column": args.text_column,
             "key_column": args.key_column,
@@ -252,9 +256,10 @@ def _manifest(
 
 def _digest(file: SourceFile) -> str | None:
     try:
-        return file.digest()
+        digest = file.digest()
     except (OSError, BrokenSourceError):  # its rows will say so
         return None
+    return None if digest == UNREADABLE else digest
 
 
 def _count(dataset: Dataset) -> int:
