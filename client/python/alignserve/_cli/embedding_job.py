@@ -110,11 +110,12 @@ class _Run:
 
     def _counter(self) -> _Counter:
         """Returns the display, after counting the rows of the source if that is asked for."""
-        before = self._output.account().rows_in
+        account = self._output.account()
+        before = account.rows_in
         if before:
             _complain(f"{before} rows were done before")
         total = _counted(self._dataset).rows_in - before if self._args.count else None
-        return _Counter(JobProgress(sys.stderr, files=len(self._dataset.files), total=total))
+        return _Counter(JobProgress(sys.stderr, files=account.unfinished_files, total=total))
 
     def _end(self, counter: _Counter, *, missing: Selection | None = None) -> Ledger:
         """Writes the account, and prints it as the last line."""
@@ -182,6 +183,7 @@ def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelIn
         columns=args.columns,
         image_root=args.image_root,
         delimiter=args.delimiter,
+        reads_images=False,  # the job reads them, several at a time
     )
     if info is not None:
         options = dataclasses.replace(
