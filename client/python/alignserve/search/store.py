@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+ColumnKind: TypeAlias = Literal["string", "number", "boolean"]
+"""What the values of a column are; any of them may be `None`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,12 @@ class Store(Protocol):
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes rows; keys that are not there do no harm."""
 
+    def get(self, keys: Sequence[str]) -> list[Entry]:
+        """Returns the rows with these keys, in this order; keys that are not there are left out."""
+
+    def columns(self) -> Mapping[str, ColumnKind]:
+        """Returns the columns that `where` can name."""
+
     def search(
         self, query: NDArray[np.float32], top_k: int, where: Mapping[str, Any] | None = None
     ) -> list[Hit]:
@@ -62,7 +72,7 @@ class Store(Protocol):
         Args:
             query: (dim,), of any length but 0.
             top_k: Above the number of rows, all of them are returned.
-            where: Values of columns that rows must have.
+            where: Conditions that rows must meet, by column; see `alignserve.search.filters`.
         """
 
     def close(self) -> None:
