@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -26,6 +27,8 @@ Where: TypeAlias = Mapping[str, Any]
 Operator: TypeAlias = Literal["equals", "min", "max", "contains"]
 
 _NAMES = {"string": "text", "number": "numbers", "boolean": "true or false"}
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -69,7 +72,7 @@ def read_conditions(written: Sequence[WrittenCondition], columns: Mapping[str, C
             raise FilterError(f"column {one.column!r} has two conditions of kind {one.operator}; give one")
         else:
             conditions[one.operator] = value
-    return where
+    return {column: _plain(conditions) for column, conditions in where.items()}
 
 
 def check_filter(where: object, columns: Mapping[str, ColumnKind]) -> dict[str, Any]:
@@ -157,15 +160,16 @@ def _read(text: str, column: str, kind: ColumnKind, operator: Operator) -> Any:
     return _number(text, column)
 
 
+def _plain(conditions: dict[str, Any]) -> Any:
+    """Returns the value itself if it is the only condition."""
+    return conditions["in"][0] if list(conditions) == ["in"] and len(conditions["in"]) == 1 else conditions
+
+
 def _number(text: str, column: str) -> int | float:
-    try:
+    if _INTEGER.fullmatch(text):
         return int(text)  # exact, also above 2^53
-    except ValueError:
-        pass
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    # float() also takes 1_000, nan and inf
+    value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not math.isfinite(value):
         raise FilterError(f"column {column!r} has numbers, and {text!r} is not one")
     return value
