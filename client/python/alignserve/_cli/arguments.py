@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
-from alignserve._cli import protos
+from alignserve._cli import compact_vectors, migrate_vectors, protos, verify_vectors
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._cli.terms import add_terms
 from alignserve._environment import default_target
@@ -77,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _bench.add_arguments(_add_command(commands, "bench", "measure a server under load"))
+    verify_vectors.add_arguments(_add_command(commands, "verify-vectors", verify_vectors.SUMMARY))
+    migrate_vectors.add_arguments(_add_command(commands, "migrate-vectors", migrate_vectors.SUMMARY))
+    compact_vectors.add_arguments(
+        _add_command(commands, "compact-vectors", compact_vectors.SUMMARY, connects=False)
+    )
     return top
 
 
