@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from alignserve._cli.extras import require
+from alignserve._cli.numbers import count, share
 
 SUMMARY = "write smaller vectors, and measure the recall that they leave"
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float16",
         help="data type of the result; binary is the signs, eight in each byte (default: float16)",
     )
-    parser.add_argument("--dimensions", metavar="N", type=int, help="dimensions to keep (default: all)")
+    parser.add_argument("--dimensions", metavar="N", type=count, help="dimensions to keep (default: all)")
     parser.add_argument(
         "--rotation",
         choices=("none", "pca", "itq"),
@@ -37,16 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "text → image with, if FOLDER has no texts",
     )
     parser.add_argument(
-        "--sample", metavar="N", type=int, default=20_000, help="rows to fit the rotation to (default: 20000)"
+        "--sample", metavar="N", type=count, default=20_000, help="rows to fit to (default: 20000)"
     )
     parser.add_argument(
-        "--queries", metavar="N", type=int, default=500, help="rows held out as queries (default: 500)"
+        "--queries", metavar="N", type=count, default=500, help="rows held out as queries (default: 500)"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the choice of rows (default: 0)")
     parser.add_argument(
         "--min-recall",
         metavar="R",
-        type=float,
+        type=share,
         default=0.0,
         help="write nothing if recall@10 without re-ranking is lower in any direction (default: 0)",
     )

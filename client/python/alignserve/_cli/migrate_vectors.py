@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alignserve._cli import row_inputs
 from alignserve._cli.extras import require
+from alignserve._cli.numbers import count, share
 
 SUMMARY = "map vectors of an old model to a new one, fitted on a sample that both have embedded"
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "on the server, which serves the new model)",
     )
     parser.add_argument(
-        "--sample", metavar="N", type=int, default=5000, help="rows to fit and measure with (default: 5000)"
+        "--sample", metavar="N", type=count, default=5000, help="rows to fit and measure with (default: 5000)"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the choice of rows (default: 0)")
     parser.add_argument(
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-recall",
         metavar="R",
-        type=float,
+        type=share,
         default=0.9,
         help="write nothing if recall@10 on the rows held out is lower in any direction (default: 0.9)",
     )

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve.search.inputs import StoredRow, rows_from_folder, rows_from_source
+from alignserve.datasets.row import Row
+from alignserve.search.inputs import rows_from_folder, rows_from_source
 from alignserve.search.vectors import VectorFolder
 
 
 def rows_with_inputs(
     args: argparse.Namespace, folder: VectorFolder, numbers: NDArray[np.int64]
-) -> Iterator[StoredRow]:
+) -> Iterator[Row]:
     """Yields rows with their inputs, from where the options say.
 
     Raises:
@@ -31,4 +32,4 @@ def rows_with_inputs(
         key_column=args.key_column,
         image_root=args.image_root,
     )
-    return rows_from_source(folder, numbers, open_dataset(args.source, options))
+    return rows_from_source(folder.keys(numbers), open_dataset(args.source, options))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alignserve._cli import row_inputs
 from alignserve._cli.extras import require
+from alignserve._cli.numbers import count
 
 SUMMARY = "embed a sample of stored vectors again, and report how far they have drifted"
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="vectors that alignserve embed-dataset wrote, or a Parquet file",
     )
     parser.add_argument(
-        "--sample", metavar="N", type=int, default=1000, help="rows to embed again (default: 1000)"
+        "--sample", metavar="N", type=count, default=1000, help="rows to embed again (default: 1000)"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the choice of rows (default: 0)")
     parser.add_argument(

@@ -11,7 +11,7 @@ from alignserve._cli.render import table
 from alignserve._cli.row_inputs_job import rows_with_inputs
 from alignserve.search.inputs import embed_again
 from alignserve.search.vectors import VectorFolder, sample_rows
-from alignserve.search.verification import Verification, verify
+from alignserve.search.verification import StoredSample, Verification, verify
 
 OK, NOT_VERIFIED = 0, 1
 
@@ -21,15 +21,11 @@ def run(args: argparse.Namespace) -> int:
     folder = VectorFolder.open(args.folder)
     numbers = sample_rows(folder.rows, args.sample, args.seed)
     rows = rows_with_inputs(args, folder, numbers)
+    stored = StoredSample.of(folder, numbers)
     with connected(args) as client:
         info = client.model_info()
-        found = verify(
-            folder,
-            numbers,
-            embed_again(client, rows, folder.modalities),
-            info.fingerprint,
-            bound=args.min_cosine,
-        )
+        embedded = embed_again(client, rows, folder.modalities)
+        found = verify(stored, embedded, info.fingerprint, bound=args.min_cosine)
     print(json.dumps(found.as_data(), indent=1) if args.json else _report(found))
     print(f"alignserve: {_last_line(found)}", file=sys.stderr)
     return OK if found.is_success else NOT_VERIFIED
@@ -48,8 +44,9 @@ def _report(found: Verification) -> str:
         for name, drift in found.drift.items()
     ]
     header = ("vectors", "compared", "min cosine", "p1", "median", f"below {found.bound:g}")
+    mapped = f", mapped from {found.mapped_from}" if found.mapped_from else ""
     lines = [
-        f"stored fingerprint  {found.stored_fingerprint or '-'}",
+        f"stored fingerprint  {found.stored_fingerprint or '-'}{mapped}",
         f"server's            {found.server_fingerprint}",
         "",
         table(header, rows, right=(1, 2, 3, 4, 5)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,64 +23,46 @@ _MISSING = RowFailure("INPUT_MISSING", "the row has a vector, but not what was e
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRow:
-    """A row whose vectors are stored, with its inputs.
-
-    Attributes:
-        number: In the folder.
-        row: With the inputs, or with the failure.
-    """
-
-    number: int
-    row: Row
-
-
-@dataclass(frozen=True, slots=True)
 class Embedded:
     """A vector that was made again.
 
     Attributes:
-        number: Of its row in the folder.
         key: Of its row.
         modality: `image` or `text`.
         vector: (dim,) float32 of length 1, or `None`.
         failure: Why there is none.
     """
 
-    number: int
     key: str
     modality: str
     vector: NDArray[np.float32] | None = None
     failure: RowFailure | None = None
 
 
-def rows_from_source(
-    folder: VectorFolder, numbers: NDArray[np.int64], dataset: Dataset
-) -> Iterator[StoredRow]:
-    """Yields rows with their inputs as the source has them now, found by their keys.
+def rows_from_source(keys: Iterable[str], dataset: Dataset) -> Iterator[Row]:
+    """Yields the rows with these keys, with their inputs as the source has them now.
 
     The source is read until all of them are found. A row that it does not have any more yields a failure.
     """
-    table = folder.take(numbers, ["key"])
-    wanted = dict(zip(table.column("key").to_pylist(), numbers.tolist(), strict=True))
+    wanted = set(keys)
     for row in _rows(dataset):
-        number = wanted.pop(row.key, None)
-        if number is not None:
-            yield StoredRow(number, row)
+        if row.key in wanted:
+            wanted.remove(row.key)
+            yield row
         if not wanted:
             return
-    for key, number in wanted.items():
-        yield StoredRow(number, Row(key, failure=_GONE))
+    for key in sorted(wanted):
+        yield Row(key, failure=_GONE)
 
 
 def rows_from_folder(
     folder: VectorFolder, numbers: NDArray[np.int64], *, image_column: str | None, image_root: Path | None
-) -> Iterator[StoredRow]:
-    """Yields rows with the inputs that the folder itself keeps: texts, and paths or bytes of pictures.
+) -> Iterator[Row]:
+    """Returns rows with the inputs that the folder itself keeps: texts, and paths or bytes of pictures.
 
     Args:
         folder: The rows.
-        numbers: Of the rows to yield.
+        numbers: Of the rows to return.
         image_column: Column of paths, of the bytes of files, or of both as Hugging Face datasets have them.
         image_root: Folder that relative paths start from; by default the current one.
 
@@ -88,14 +70,10 @@ def rows_from_folder(
         VectorsError: The folder keeps no inputs. The message says how to give them.
     """
     columns = _input_columns(folder, image_column)
-    names = list(dict.fromkeys(["key", *columns.values()]))
-    pieces = [numbers[start : start + _PIECE] for start in range(0, len(numbers), _PIECE)]
-    for piece in pieces:
-        for number, values in zip(piece.tolist(), folder.take(piece, names).to_pylist(), strict=True):
-            yield StoredRow(number, _row(values, columns, image_root or Path()))
+    return _kept_rows(folder, numbers, columns, image_root or Path())
 
 
-def embed_again(client: Client, rows: Iterator[StoredRow], modalities: Sequence[str]) -> Iterator[Embedded]:
+def embed_again(client: Client, rows: Iterable[Row], modalities: Sequence[str]) -> Iterator[Embedded]:
     """Yields the vectors of rows by the server's model, as they become ready.
 
     Args:
@@ -108,22 +86,21 @@ def embed_again(client: Client, rows: Iterator[StoredRow], modalities: Sequence[
     """
     failed: list[Embedded] = []
     for result in client.stream(_items(rows, modalities, failed)):
-        number, key, modality = result.id
+        key, modality = result.id
         if result.error is None:
-            yield Embedded(number, key, modality, np.asarray(result.embedding, np.float32))
+            yield Embedded(key, modality, np.asarray(result.embedding, np.float32))
         else:
             reason = result.error.reason or result.error.code.name
-            yield Embedded(number, key, modality, failure=RowFailure(reason, result.error.message))
+            yield Embedded(key, modality, failure=RowFailure(reason, result.error.message))
     yield from failed
 
 
 def _items(
-    rows: Iterator[StoredRow], modalities: Sequence[str], failed: list[Embedded]
+    rows: Iterable[Row], modalities: Sequence[str], failed: list[Embedded]
 ) -> Iterator[ImageItem | TextItem]:
-    for stored in rows:
-        row = stored.row
+    for row in rows:
         for modality in modalities:
-            about = (stored.number, row.key, modality)
+            about = (row.key, modality)
             if row.failure is not None:
                 failed.append(Embedded(*about, failure=row.failure))
             elif modality == "image" and row.image is not None:
@@ -132,6 +109,17 @@ def _items(
                 yield TextItem(row.text, truncate=True, id=about)
             else:
                 failed.append(Embedded(*about, failure=_MISSING))
+
+
+def _kept_rows(
+    folder: VectorFolder, numbers: NDArray[np.int64], columns: Mapping[str, str], root: Path
+) -> Iterator[Row]:
+    names = list(dict.fromkeys(columns.values()))
+    for start in range(0, len(numbers), _PIECE):
+        piece = numbers[start : start + _PIECE]
+        rows = folder.take(piece, names).to_pylist()
+        for key, values in zip(folder.keys(piece), rows, strict=True):
+            yield _row(key, values, columns, root)
 
 
 def _rows(dataset: Dataset) -> Iterator[Row]:
@@ -160,10 +148,10 @@ def _input_columns(folder: VectorFolder, image_column: str | None) -> dict[str, 
     return {modality: column for modality in folder.modalities if (column := found[modality]) is not None}
 
 
-def _row(values: Mapping[str, Any], columns: Mapping[str, str], root: Path) -> Row:
+def _row(key: str, values: Mapping[str, Any], columns: Mapping[str, str], root: Path) -> Row:
     image = values.get(columns["image"]) if "image" in columns else None
     text = values.get(columns["text"]) if "text" in columns else None
-    return Row(values["key"], image=_image(image, root), text=text)
+    return Row(key, image=_image(image, root), text=text)
 
 
 def _image(value: Any, root: Path) -> bytes | Path | None:

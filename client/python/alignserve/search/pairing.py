@@ -31,23 +31,18 @@ def pairs_by_key(old: VectorFolder, new: VectorFolder, count: int, seed: int) ->
         seed: Of the choice.
 
     Raises:
-        VectorsError: They have no keys in common.
+        VectorsError: They have no keys in common, or one lacks vectors that the other has.
     """
-    new_numbers = sample_rows(new.rows, count, seed)
-    keys = new.take(new_numbers, ["key"]).column("key").to_pylist()
-    by_key = dict(zip(keys, new_numbers.tolist(), strict=True))
-    old_of_new = {by_key[key]: number for key, number in _numbers_of(old, list(by_key))}
-    if not old_of_new:
+    chosen = sample_rows(new.rows, count, seed)
+    numbers = _rows_with_keys(old, new.keys(chosen))
+    if not numbers.size:
         raise VectorsError(
             f"{new.path} and {old.path} have no keys in common; embed a sample of the same rows"
         )
+    _check_covers(old, new.modalities, str(new.path))
     return {
-        name: _paired(
-            _by_number(old, list(old_of_new.values()), name),
-            _by_number(new, list(old_of_new), name),
-            old_of_new,
-        )
-        for name in _shared(old, new.modalities, str(new.path))
+        name: _paired(vectors_by_key(old, numbers, name), vectors_by_key(new, chosen, name))
+        for name in old.modalities
     }
 
 
@@ -59,50 +54,45 @@ def pairs_by_embedding(
     Returns:
         The pairs by modality, and what could not be embedded.
     """
-    new: dict[str, dict[int, NDArray[np.float32]]] = {}
+    new: dict[str, dict[str, NDArray[np.float32]]] = {}
     failed = []
     for each in embedded:
         if each.vector is None:
             failed.append(each)
         else:
-            new.setdefault(each.modality, {})[each.number] = normalized(each.vector)
-    same = {int(number): int(number) for number in numbers}
-    pairs = {
-        name: _paired(_by_number(old, numbers.tolist(), name), new[name], same)
-        for name in _shared(old, tuple(new), "the sample that was embedded")
-    }
-    return pairs, failed
+            new.setdefault(each.modality, {})[each.key] = normalized(each.vector)
+    _check_covers(old, tuple(new), "the sample that was embedded")
+    return {name: _paired(vectors_by_key(old, numbers, name), new[name]) for name in old.modalities}, failed
 
 
-def _shared(old: VectorFolder, modalities: tuple[str, ...], where: str) -> tuple[str, ...]:
+def vectors_by_key(
+    folder: VectorFolder, numbers: NDArray[np.int64], modality: str
+) -> dict[str, NDArray[np.float32]]:
+    """Returns the vectors of some rows, of length 1, without rows that have none."""
+    is_there, stored = vectors_of(folder.take(numbers, [COLUMNS[modality]]).column(0))
+    return dict(zip(folder.keys(numbers[is_there]), normalized(stored), strict=True))
+
+
+def _check_covers(old: VectorFolder, modalities: tuple[str, ...], where: str) -> None:
     missing = [name for name in old.modalities if name not in modalities]
     if missing:
         raise VectorsError(
             f"{old.path} has {COLUMNS[missing[0]]}, but {where} does not; both are needed to map it"
         )
-    return old.modalities
 
 
-def _paired(
-    old: dict[int, NDArray[np.float32]], new: dict[int, NDArray[np.float32]], old_of_new: dict[int, int]
-) -> Pairs:
-    both = sorted(number for number, other in old_of_new.items() if number in new and other in old)
+def _paired(old: dict[str, NDArray[np.float32]], new: dict[str, NDArray[np.float32]]) -> Pairs:
+    both = [key for key in old if key in new]
     if not both:
         raise VectorsError("no row has both an old and a new vector; take a larger sample")
-    return Pairs(
-        np.stack([old[old_of_new[number]] for number in both]), np.stack([new[number] for number in both])
-    )
+    return Pairs(np.stack([old[key] for key in both]), np.stack([new[key] for key in both]))
 
 
-def _by_number(folder: VectorFolder, numbers: list[int], modality: str) -> dict[int, NDArray[np.float32]]:
-    ordered = np.sort(np.array(numbers, np.int64))
-    is_there, stored = vectors_of(folder.take(ordered, [COLUMNS[modality]]).column(0))
-    return dict(zip(ordered[is_there].tolist(), normalized(stored), strict=True))
-
-
-def _numbers_of(folder: VectorFolder, keys: list[str]) -> Iterable[tuple[str, int]]:
+def _rows_with_keys(folder: VectorFolder, keys: list[str]) -> NDArray[np.int64]:
+    """Returns the numbers of the rows with these keys, ascending."""
     wanted = pa.array(keys, pa.string())
-    for first, batch in folder.batches(["key"]):
-        found = pc.is_in(batch.column(0), value_set=wanted).to_numpy(zero_copy_only=False)
-        for position in np.flatnonzero(found).tolist():
-            yield batch.column(0)[position].as_py(), first + position
+    found = [
+        first + np.flatnonzero(pc.is_in(batch.column(0), value_set=wanted))
+        for first, batch in folder.batches(["key"])
+    ]
+    return np.concatenate([np.empty(0, np.int64), *found])

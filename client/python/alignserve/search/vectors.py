@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 COLUMNS = {"image": "image_embedding", "text": "text_embedding"}
 """The columns of vectors, by modality."""
 
+_KEY = "key"
 BATCH_ROWS = 4096  # 16 MB for two columns of 512 numbers in float32
 
 
@@ -56,7 +57,7 @@ class VectorFolder:
         footers = [_footer(part) for part in parts]
         schema = footers[0].schema.to_arrow_schema()
         for part, footer in zip(parts, footers, strict=True):
-            if not footer.schema.to_arrow_schema().equals(schema, check_metadata=True):
+            if not _is_alike(footer.schema.to_arrow_schema(), schema):
                 raise VectorsError(
                     f"{part}: columns, fingerprint or data type differ from those of {parts[0]}"
                 )
@@ -89,6 +90,11 @@ class VectorFolder:
     def dtype(self) -> str:
         """Returns the data type of the vectors; empty if it was not written."""
         return self._metadata("dtype")
+
+    @property
+    def mapped_from(self) -> str:
+        """Returns the fingerprint of the model that vectors were mapped from; empty if they were not."""
+        return self._metadata("mapped_from")
 
     @property
     def dimension(self) -> int:
@@ -161,6 +167,12 @@ class VectorFolder:
         schema = pa.schema([self.schema.field(name) for name in columns])
         return pa.Table.from_batches(found).cast(schema) if found else schema.empty_table()
 
+    def keys(self, numbers: NDArray[np.int64]) -> list[str]:
+        """Returns the keys of some rows, as `take` does; in a folder without keys they are the numbers."""
+        if _KEY not in self.schema.names:
+            return [str(number) for number in numbers.tolist()]
+        return [str(key) for key in self.take(numbers, [_KEY]).column(0).to_pylist()]
+
     def _metadata(self, name: str) -> str:
         value: bytes = (self.schema.metadata or {}).get(f"alignserve.{name}".encode(), b"")
         return value.decode()
@@ -220,6 +232,16 @@ def _footer(part: Path) -> pq.FileMetaData:
         return pq.read_metadata(part)
     except (OSError, pa.ArrowException) as error:
         raise VectorsError(f"{part}: {error}") from error
+
+
+def _is_alike(one: pa.Schema, other: pa.Schema) -> bool:
+    """Returns whether two schemas have the same columns, of the same model and data type."""
+    return one.equals(other, check_metadata=False) and _own_metadata(one) == _own_metadata(other)
+
+
+def _own_metadata(schema: pa.Schema) -> dict[bytes, bytes]:
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    return {name: value for name, value in metadata.items() if name.startswith(b"alignserve.")}
 
 
 def _rows_of_part(part: Path, wanted: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -48,6 +48,7 @@ class Verification:
         bound: Cosine that vectors of the same model reach.
         stored_fingerprint: Of the stored vectors.
         server_fingerprint: Of the server's model, with the same rotation if the stored vectors have one.
+        mapped_from: Fingerprint of the model that the stored vectors were mapped from, or empty.
         drift: By modality.
         lost: Inputs that could not be embedded again, by reason.
         examples: Some of them, as keys and messages.
@@ -59,6 +60,7 @@ class Verification:
     bound: float
     stored_fingerprint: str
     server_fingerprint: str
+    mapped_from: str
     drift: Mapping[str, Drift]
     lost: Mapping[str, int]
     examples: tuple[str, ...]
@@ -89,6 +91,7 @@ class Verification:
                 "stored": self.stored_fingerprint,
                 "server": self.server_fingerprint,
                 "equal": self.stored_fingerprint == self.server_fingerprint,
+                "mapped_from": self.mapped_from,
             },
             "bound": self.bound,
             "drift": {
@@ -116,103 +119,118 @@ class Verification:
         return "incomplete" if self.lost else "same"
 
 
-class StoredVectors:
-    """The stored vectors of a sample, and the form that new vectors must take to compare with them.
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredSample:
+    """Stored vectors that were drawn, and the form that new vectors must take to compare with them.
 
-    Args:
-        folder: Which they are of.
-        numbers: Of the rows of the sample.
-
-    Raises:
-        VectorsError: They are rotated, and the rotation is missing.
+    Attributes:
+        rows: Number of rows that are stored.
+        drawn: Number of rows that were drawn.
+        fingerprint: Of the stored vectors.
+        vectors: (dim,) float32 of length 1, by key and modality.
+        bound: Cosine that vectors of the same model reach.
+        compaction: How they were made compact, or `None`.
+        mapped_from: Fingerprint of the model that they were mapped from, or empty.
     """
 
-    def __init__(self, folder: VectorFolder, numbers: NDArray[np.int64]) -> None:
-        has_rotation = "+" in folder.fingerprint or folder.dtype in ("int8", "binary")
-        self._compaction = Compaction.load(folder.path) if has_rotation else None
-        self.fingerprint = folder.fingerprint
-        self.bound = _bound(folder)
+    rows: int
+    drawn: int
+    fingerprint: str
+    vectors: Mapping[tuple[str, str], NDArray[np.float32]]
+    bound: float = _FLOAT_BOUND
+    compaction: Compaction | None = None
+    mapped_from: str = ""
+
+    @classmethod
+    def of(cls, folder: VectorFolder, numbers: NDArray[np.int64]) -> StoredSample:
+        """Reads some rows of a folder.
+
+        Raises:
+            VectorsError: They are rotated or quantized, and what queries need is missing.
+        """
+        is_compact = "+" in folder.fingerprint or folder.dtype in _BOUNDS
+        compaction = Compaction.load(folder.path) if is_compact else None
         table = folder.take(numbers, [COLUMNS[name] for name in folder.modalities])
-        self._vectors: dict[tuple[int, str], NDArray[np.float32]] = {}
+        vectors: dict[tuple[str, str], NDArray[np.float32]] = {}
         for name in folder.modalities:
             is_there, stored = vectors_of(table.column(COLUMNS[name]))
-            exact = self._compaction.decode(stored) if self._compaction else normalized(stored)
-            self._vectors.update(
-                ((number, name), vector)
-                for number, vector in zip(numbers[is_there].tolist(), exact, strict=True)
-            )
+            exact = compaction.decode(stored) if compaction else normalized(stored)
+            keys = folder.keys(numbers[is_there])
+            vectors.update(((key, name), vector) for key, vector in zip(keys, exact, strict=True))
+        return cls(
+            folder.rows,
+            len(numbers),
+            folder.fingerprint,
+            vectors,
+            _bound(folder),
+            compaction,
+            folder.mapped_from,
+        )
 
     def server_fingerprint(self, model_fingerprint: str) -> str:
         """Returns the fingerprint that these vectors would have, had the server's model made them."""
-        if self._compaction is None:
-            return model_fingerprint
         _, plus, rotation = self.fingerprint.partition("+")
         return f"{model_fingerprint}{plus}{rotation}"
 
-    def __contains__(self, embedded: Embedded) -> bool:
-        return (embedded.number, embedded.modality) in self._vectors
-
-    def cosine(self, embedded: Embedded, vector: NDArray[np.float32]) -> float:
-        """Returns the cosine of the stored vector and a new one: (dim,).
+    def cosine(self, key: str, modality: str, vector: NDArray[np.float32]) -> float:
+        """Returns the cosine of a stored vector and the same one made again: (dim,).
 
         Raises:
             VectorsError: The server's model has another dimension.
         """
-        stored = self._vectors[embedded.number, embedded.modality]
-        new = vector[None, :]
-        wanted = len(self._compaction.rotation.matrix) if self._compaction else len(stored)
-        if new.shape[1] != wanted:
+        stored = self.vectors[key, modality]
+        wanted = len(self.compaction.rotation.matrix) if self.compaction else len(stored)
+        if len(vector) != wanted:
             raise VectorsError(
-                f"the stored vectors have {wanted} elements, and the server's {new.shape[1]}: "
+                f"the stored vectors have {wanted} elements, and the server's {len(vector)}: "
                 "it serves another model"
             )
-        if self._compaction is None:
-            return float(normalized(new)[0] @ stored)
-        again = self._compaction.decode(self._compaction.encode(new, embedded.modality))
+        if self.compaction is None:
+            return float(normalized(vector) @ stored)
+        again = self.compaction.decode(self.compaction.encode(vector[None, :], modality))
         return float(again[0] @ stored)
 
 
 def verify(
-    folder: VectorFolder,
-    numbers: NDArray[np.int64],
+    stored: StoredSample,
     embedded: Iterable[Embedded],
     server_fingerprint: str,
     *,
     bound: float | None = None,
 ) -> Verification:
-    """Compares the stored vectors of a sample with new ones.
+    """Compares stored vectors with new ones.
 
     Args:
-        folder: The stored vectors.
-        numbers: Of the rows of the sample.
+        stored: The stored vectors.
         embedded: The new vectors, in any order.
         server_fingerprint: Of the model that makes them.
-        bound: Lowest cosine of equal vectors; by default 0.999 for floats and less for quantized vectors.
+        bound: Lowest cosine of equal vectors; by default that of the stored ones.
 
     Raises:
         VectorsError: The vectors cannot be compared.
         AlignserveError: The server failed.
     """
-    stored = StoredVectors(folder, numbers)
     limit = stored.bound if bound is None else bound
     cosines: dict[str, list[tuple[float, str]]] = {}
     lost: Counter[str] = Counter()
     examples: list[str] = []
     for each in embedded:
-        if each not in stored:
+        if (each.key, each.modality) not in stored.vectors:
             continue  # a row without a vector of this modality
         if each.vector is not None:
-            cosines.setdefault(each.modality, []).append((stored.cosine(each, each.vector), each.key))
+            cosine = stored.cosine(each.key, each.modality, each.vector)
+            cosines.setdefault(each.modality, []).append((cosine, each.key))
         elif each.failure is not None:
             lost[each.failure.reason] += 1
             examples.append(f"{each.key}: {each.failure.message}")
     below = sorted(pair for pairs in cosines.values() for pair in pairs if pair[0] < limit)
     return Verification(
-        folder.rows,
-        len(numbers),
+        stored.rows,
+        stored.drawn,
         limit,
         stored.fingerprint,
         stored.server_fingerprint(server_fingerprint),
+        stored.mapped_from,
         {name: _drift([cosine for cosine, _ in pairs], limit) for name, pairs in cosines.items()},
         lost,
         tuple(examples[:_MAX_EXAMPLES]),

@@ -63,7 +63,12 @@ def test_vectors_of_the_same_model_are_the_same(verify: Any, stored: Path) -> No
     assert report["drift"].keys() == {"image", "text"}
     assert report["drift"]["image"]["compared"] == 12
     assert report["drift"]["text"]["min"] == pytest.approx(1, abs=1e-4)
-    assert report["fingerprints"] == {"stored": "fake-16", "server": "fake-16", "equal": True}
+    assert report["fingerprints"] == {
+        "stored": "fake-16",
+        "server": "fake-16",
+        "equal": True,
+        "mapped_from": "",
+    }
     assert "same: 12 of 12 rows drawn, 24 vectors compared" in err
 
 
@@ -169,6 +174,28 @@ def test_compact_vectors_are_compared_in_their_own_form(
     assert report["drift"]["image"]["min"] == pytest.approx(1)
     assert report["drift"]["text"]["min"] == pytest.approx(-1)
     assert report["fingerprints"]["equal"]
+
+
+def test_mapped_vectors_must_reach_the_cosine_that_was_measured(
+    run: Any, verify: Any, stored: Path, write_folder: Any, server: FakeServer, rng: Any, tmp_path: Path
+) -> None:
+    """They are near the new model's vectors and not equal; the report says what they were mapped from."""
+    turn = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0]
+    texts = [f"text {number}" for number in range(40)]
+    new = np.stack([server.embedding_of(text) for text in texts])
+    near = new @ turn + rng.normal(0, 0.02, new.shape)
+    old = write_folder("old", text=near / np.linalg.norm(near, axis=1)[:, None], columns={"text": texts})
+    run(
+        *("--server", server.target, "migrate-vectors", old, "--to", tmp_path / "mapped"),
+        *("--min-recall", 0),
+    )
+
+    _, report, _ = verify(tmp_path / "mapped")
+
+    assert report["fingerprints"]["mapped_from"] == "old"
+    assert report["fingerprints"]["equal"]
+    assert 0.9 < report["bound"] < 0.999
+    assert report["drift"]["text"]["below_bound"] <= 4
 
 
 def test_no_server_is_not_drift(run: Any, stored: Path) -> None:
