@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
-from alignserve._cli import embed_dataset, protos
+from alignserve._cli import compact_vectors, embed_dataset, migrate_vectors, protos, verify_vectors
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._cli.terms import add_terms
 from alignserve._environment import default_target
@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     _bench.add_arguments(_add_command(commands, "bench", "measure a server under load"))
     embed_dataset.add_arguments(
         _add_command(commands, "embed-dataset", "embed datasets of any size, and lose no row", servers=True)
+    )
+    verify_vectors.add_arguments(_add_command(commands, "verify-vectors", verify_vectors.SUMMARY))
+    migrate_vectors.add_arguments(_add_command(commands, "migrate-vectors", migrate_vectors.SUMMARY))
+    compact_vectors.add_arguments(
+        _add_command(commands, "compact-vectors", compact_vectors.SUMMARY, connects=False)
     )
     return top
 
