@@ -232,6 +232,13 @@ def run_protos(args: argparse.Namespace) -> int:
     return OK
 
 
+def run_search(args: argparse.Namespace) -> int:
+    """Prints what a store has for a query."""
+    from alignserve._cli import search  # imported late: other commands need no extra
+
+    return search.run_search(args)
+
+
 _COMMANDS = {
     "info": run_info,
     "health": run_health,
@@ -242,6 +249,7 @@ _COMMANDS = {
     "stream": run_stream,
     "protos": run_protos,
     "bench": _bench.run,
+    "search": run_search,
 }
 
 
@@ -494,11 +502,11 @@ def _print_json(data: object) -> None:
 
 
 def _json(data: object, out: TextIO) -> str:
-    return json.dumps(data, ensure_ascii=not output.is_unicode(out))
+    return output.json_text(data, out)
 
 
 def _complain(message: str) -> None:
-    print(f"alignserve: {' '.join(message.split())}", file=sys.stderr)
+    output.complain(message)
 
 
 def _advice(error: AlignserveError, args: argparse.Namespace) -> str:

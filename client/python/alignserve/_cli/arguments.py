@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
-from alignserve._cli import protos
+from alignserve._cli import protos, search_arguments
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._cli.terms import add_terms
 from alignserve._environment import default_target
@@ -77,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _bench.add_arguments(_add_command(commands, "bench", "measure a server under load"))
+    search_arguments.add_arguments(
+        _add_command(commands, "search", "search a store of embeddings by text, image, or both"), _positive_int
+    )
     return top
 
 

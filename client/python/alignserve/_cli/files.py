@@ -74,8 +74,13 @@ def image_files(paths: Iterable[Path]) -> Found:
 def is_image_file(path: str | Path) -> bool:
     """Returns whether a file with this name exists, and its suffix is an image format's."""
     # For strings that cannot be file names, os.path returns False where pathlib raises.
+    return has_image_suffix(path) and os.path.isfile(path)  # noqa: PTH113
+
+
+def has_image_suffix(path: str | Path) -> bool:
+    """Returns whether the suffix is an image format's."""
     suffix = Path(path).suffix.lower()
-    return (suffix in SUFFIXES or suffix in _OPTIONAL) and os.path.isfile(path)  # noqa: PTH113
+    return suffix in SUFFIXES or suffix in _OPTIONAL
 
 
 def _search(folder: Path, found: Found) -> None:
