@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
 
 ColumnKind: TypeAlias = Literal["string", "number", "boolean"]
 """What the values of a column are; any of them may be `None`."""
@@ -43,17 +42,26 @@ class Store(Protocol):
 
     Attributes:
         fingerprint: Of the model; the store takes no others, and answers queries of no others.
+        model: Its id, for people.
         embedding_dimension: Of its vectors.
     """
 
     fingerprint: str
+    model: str
     embedding_dimension: int
 
     def count(self) -> int:
         """Returns the number of rows."""
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Adds rows; rows with the same keys are replaced."""
+        """Adds rows; rows with the same keys are replaced.
+
+        Columns that the store lacks are added to it.
+
+        Raises:
+            StoreError: An embedding has the wrong length, NaN or only zeros, or a value does not fit its column;
+                or the store was not opened for writing.
+        """
 
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes rows; keys that are not there do no harm."""
@@ -63,6 +71,25 @@ class Store(Protocol):
 
     def columns(self) -> Mapping[str, ColumnKind]:
         """Returns the columns that `where` can name."""
+
+    def values(
+        self, columns: Sequence[str], keys: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the keys of rows with some of their columns, in no particular order; cheap, without embeddings.
+
+        Args:
+            columns: Those that the store lacks are `None`.
+            keys: Only rows with these keys.
+        """
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields all rows, in no particular order, as they were when it began."""
+
+    def optimize(self) -> None:
+        """Makes searches fast after rows were added: compacts files, and builds or extends the index.
+
+        Rows that are not in the index yet are found all the same.
+        """
 
     def search(
         self, query: NDArray[np.float32], top_k: int, where: Mapping[str, Any] | None = None
