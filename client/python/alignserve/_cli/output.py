@@ -33,7 +33,12 @@ def complain(message: str) -> None:
 
 def json_text(data: object, out: TextIO) -> str:
     """Returns JSON in one line that the stream can write."""
-    return json.dumps(data, ensure_ascii=not is_unicode(out))
+    text = json.dumps(data, ensure_ascii=not is_unicode(out))
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # half a character, as JSON can have it
+        return json.dumps(data)
+    return text
 
 
 def open_bytes(path: Path) -> IO[bytes]:

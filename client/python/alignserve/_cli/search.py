@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from alignserve._cli import hits_table, output
 from alignserve._cli.connection import connected
@@ -163,7 +164,15 @@ def _sheet(args: argparse.Namespace, query: SearchQuery, hits: Sequence[Hit], st
         cards = [
             Card(hit.key, hit.similarity, hit.columns, *pictures.of_row(hit.key, hit.columns)) for hit in hits
         ]
-    return html(Sheet(terms, cards, facts, args.page or ""))
+    return html(Sheet(terms, cards, facts, _page_link(args.page, query)))
+
+
+def _page_link(page: str | None, query: SearchQuery) -> str:
+    """Returns the address of the server's page with the words of the query, or an empty text."""
+    if page is None:
+        return ""
+    words = " ".join(term.text for term in query.terms if term.text is not None and term.weight > 0)
+    return f"{page.rstrip('/')}/#{urlencode({'search': words})}" if words else page
 
 
 def _shown(given: GivenTerm, term: SearchTerm, store: Store, pictures: SheetPictures) -> Term:

@@ -105,7 +105,7 @@ def html(sheet: Sheet) -> str:
 <body>
 <header>
 <h1>{_count(len(sheet.cards))} for this query</h1>
-<ul class="query" aria-label="Query">
+<ul class="query" role="list" aria-label="Query">
 {"".join(map(_term, sheet.terms))}</ul>
 {_facts(sheet.facts)}{_page(sheet.page)}</header>
 <main>
@@ -120,7 +120,7 @@ def _cards(cards: Sequence[Card]) -> str:
     if not cards:
         return "<p>No row was found.</p>\n"
     shown = "".join(_card(rank, card) for rank, card in enumerate(cards, start=1))
-    return f'<ol class="hits">\n{shown}</ol>\n'
+    return f'<ol class="hits" role="list">\n{shown}</ol>\n'
 
 
 def _card(rank: int, card: Card) -> str:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 ColumnKind: TypeAlias = Literal["string", "number", "boolean"]
 """What the values of a column are; any of them may be `None`."""
 
+BOOKKEEPING = "alignserve."
+"""Columns whose names start so are kept for programs: hits do not have them, and filters cannot name them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
