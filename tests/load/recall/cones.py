@@ -125,3 +125,9 @@ def _basis(dimension: int, seed: int) -> NDArray[np.float64]:
 
 def _normalized(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+# Measured by `tests.load.recall.gap` on the embedded checkpoint.
+MINI = Cones(
+    image_image=0.30, text_text=0.30, text_image=0.05, matched=0.25, same_topic=0.6, decay=1.0
+)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from alignserve.search.errors import OtherModelError, StoreError
+from alignserve.search.errors import NoStoreError, OtherModelError, StoreError
 
 FORMAT = "alignserve-store"
 VERSION = 1
@@ -29,47 +29,49 @@ class Identity:
     model: str
     embedding_dimension: int
 
-    def to_json(self) -> str:
+    def as_json(self) -> dict[str, Any]:
         """Returns the content of `store.json`."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2) + "\n"
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @classmethod
-    def from_json(cls, text: str | bytes, where: str) -> Identity:
-        """Reads `store.json`.
+    def of(cls, document: str | bytes | None, place: str) -> Identity:
+        """Reads an identity.
 
         Args:
-            text: Its content.
-            where: Of the store, for messages.
+            document: In JSON; `None` if there is none.
+            place: Of the store, for messages.
 
         Raises:
-            StoreError: It describes no store, or one of a later version.
+            NoStoreError: It is something else.
+            StoreError: It is damaged, or of a later version.
         """
         try:
-            found = json.loads(text)
+            found = json.loads(document or "null")
         except ValueError:
             found = None
         if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise StoreError(f"{where} is not a store of alignserve: its store.json has another format")
+            raise NoStoreError(f"{place} is not a store of alignserve; choose another place")
         if found.get("version") != VERSION:
             raise StoreError(
-                f"the store {where} has version {found.get('version')}, and this alignserve reads version {VERSION}; "
-                "update alignserve"
+                f"the store {place} has version {found.get('version')}, and this alignserve reads version "
+                f"{VERSION}; update alignserve"
             )
-        return cls._of(found, where)
+        return _checked(found, place)
 
-    def check_model(self, fingerprint: str, where: str) -> None:
+    def check_model(self, fingerprint: str, place: str) -> None:
         """Raises `OtherModelError` if the fingerprint is another model's."""
         if fingerprint != self.fingerprint:
             raise OtherModelError(
-                f"the store {where} has embeddings of model {self.model!r} with fingerprint {self.fingerprint}, "
+                f"the store {place} has embeddings of model {self.model!r} with fingerprint {self.fingerprint}, "
                 f"not {fingerprint}; use a server of that model, or index into a new store"
             )
 
-    @classmethod
-    def _of(cls, found: Mapping[str, Any], where: str) -> Identity:
-        texts = [found.get(name) for name in ("engine", "fingerprint", "model")]
-        dimension = found.get("embedding_dimension")
-        if not all(isinstance(text, str) for text in texts) or not isinstance(dimension, int) or dimension < 1:
-            raise StoreError(f"the store.json of {where} is damaged; restore it, or index into a new store")
-        engine, fingerprint, model = map(str, texts)
-        return cls(engine, fingerprint, model, dimension)
+
+def _checked(found: Mapping[str, Any], place: str) -> Identity:
+    engine, fingerprint, model = (found.get(name) for name in ("engine", "fingerprint", "model"))
+    dimension = found.get("embedding_dimension")
+    if not (isinstance(engine, str) and isinstance(fingerprint, str) and isinstance(model, str)):
+        raise StoreError(f"the identity of the store {place} is damaged; restore it, or index into a new store")
+    if not isinstance(dimension, int) or dimension < 1:
+        raise StoreError(f"the identity of the store {place} is damaged; restore it, or index into a new store")
+    return Identity(engine, fingerprint, model, dimension)
