@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,6 +45,7 @@ from alignserve.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from alignserve.search.errors import StoreError
 
 OK, SOME_FAILED, USAGE, NO_SERVER, REFUSED, SERVER_FAILED = range(6)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
@@ -76,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlignserveError as error:
         _complain(_advice(error, args))
         return exit_code(error)
+    except StoreError as error:
+        _complain(str(error))
+        return REFUSED
     except IsADirectoryError as error:
         _complain(f"{error.filename} is a folder; use alignserve stream to process the images in it")
         return REFUSED

@@ -22,7 +22,10 @@ def unit(seed: int) -> NDArray[np.float32]:
 
 def store_of(count: int, **columns: Any) -> ExactStore:
     store = ExactStore(fingerprint="f", embedding_dimension=DIMENSION)
-    store.put(Entry(str(row), unit(row), {name: value(row) for name, value in columns.items()}) for row in range(count))
+    store.put(
+        Entry(str(row), unit(row), {name: value(row) for name, value in columns.items()})
+        for row in range(count)
+    )
     return store
 
 
@@ -97,7 +100,9 @@ def test_an_array_is_searched_where_it_is_and_copied_by_put() -> None:
     assert (rows[7] == unit(7)).all()
 
 
-@pytest.mark.parametrize("vector", [np.zeros(8), np.ones(7), np.full(8, np.nan)], ids=["zeros", "short", "NaN"])
+@pytest.mark.parametrize(
+    "vector", [np.zeros(8), np.ones(7), np.full(8, np.nan)], ids=["zeros", "short", "NaN"]
+)
 def test_a_vector_without_direction_is_refused(vector: NDArray[np.float64]) -> None:
     """Neither stored nor asked for: no answer has NaN in it."""
     store = store_of(2)

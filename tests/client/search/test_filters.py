@@ -16,7 +16,12 @@ from alignserve.search.filters import (
 )
 from alignserve.search.store import ColumnKind
 
-COLUMNS: dict[str, ColumnKind] = {"license": "string", "width": "number", "is_photo": "boolean", "we=ird": "string"}
+COLUMNS: dict[str, ColumnKind] = {
+    "license": "string",
+    "width": "number",
+    "is_photo": "boolean",
+    "we=ird": "string",
+}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,9 @@ def test_a_row_meets_a_filter_or_does_not(where: Any, row: dict[str, Any], expec
     assert matches(row, check_filter(where, COLUMNS)) is expected
 
 
-@pytest.mark.parametrize("value", ["'", '"', "\\", "a\nb", "=", "a=b", "", "007", "null", "%", "_", "ünï 🐈", "' OR 1=1 --"])
+@pytest.mark.parametrize(
+    "value", ["'", '"', "\\", "a\nb", "=", "a=b", "", "007", "null", "%", "_", "ünï 🐈", "' OR 1=1 --"]
+)
 def test_a_text_is_taken_as_it_is_written(value: str) -> None:
     """Everything behind the first = is the value, whatever it means elsewhere."""
     where = read_conditions([WrittenCondition("license", "equals", value)], COLUMNS)
@@ -62,7 +69,15 @@ def test_a_text_is_taken_as_it_is_written(value: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("7", 7), ("007", 7), ("-5", -5), ("9007199254740993", 9007199254740993), ("1.5", 1.5), ("1e3", 1000.0), (".5", 0.5)],
+    [
+        ("7", 7),
+        ("007", 7),
+        ("-5", -5),
+        ("9007199254740993", 9007199254740993),
+        ("1.5", 1.5),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+    ],
 )
 def test_numbers_are_read_for_columns_of_numbers(text: str, value: float) -> None:
     """Whole numbers stay exact, also beyond what a float holds."""
@@ -109,7 +124,9 @@ def test_what_does_not_fit_is_refused(condition: Any, message: str) -> None:
 def test_two_limits_of_one_kind_are_refused() -> None:
     """One of them would be ignored."""
     with pytest.raises(FilterError, match="two conditions of kind min"):
-        read_conditions([WrittenCondition("width", "min", "1"), WrittenCondition("width", "min", "2")], COLUMNS)
+        read_conditions(
+            [WrittenCondition("width", "min", "1"), WrittenCondition("width", "min", "2")], COLUMNS
+        )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def test_rows_have_rank_similarity_key_and_columns() -> None:
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """Long keys lose their beginning, since a file's name is at the end of its path; columns are left out."""
-    hits = [Hit(f"folder/{'x' * 100}/{row}.jpg", 0.5, {"text": "y" * 300, "url": "z" * 300}) for row in range(12)]
+    hits = [
+        Hit(f"folder/{'x' * 100}/{row}.jpg", 0.5, {"text": "y" * 300, "url": "z" * 300}) for row in range(12)
+    ]
 
     lines = table(hits, width).splitlines()
 

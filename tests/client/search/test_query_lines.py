@@ -31,7 +31,9 @@ def only(line: object) -> SearchQuery:
 
 def test_a_line_has_terms_with_weights() -> None:
     """Images are paths, texts texts, and `like` the key of a row."""
-    query = only({"terms": [{"image": "bag.jpg"}, {"text": "red", "weight": 0.5}, {"like": "a", "weight": -2}]})
+    query = only(
+        {"terms": [{"image": "bag.jpg"}, {"text": "red", "weight": 0.5}, {"like": "a", "weight": -2}]}
+    )
 
     assert [(term.image, term.text, term.like, term.weight) for term in query.terms] == [
         (Path("bag.jpg"), None, None, 1.0),

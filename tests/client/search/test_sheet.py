@@ -54,7 +54,9 @@ def page_of(*cards: Card, **sheet: Any) -> Page:
 def test_what_the_store_has_is_text(text: str) -> None:
     """Keys, columns, captions, filters and queries add no element and no attribute."""
     plain = page_of(
-        Card("key", 0.5, {"text": "caption", "name": "value"}, PICTURE), terms=[Term("q")], facts={"Filter": "f"}
+        Card("key", 0.5, {"text": "caption", "name": "value"}, PICTURE),
+        terms=[Term("q")],
+        facts={"Filter": "f"},
     )
     page = page_of(
         Card(text, 0.5, {"text": text, "name": text}, PICTURE), terms=[Term(text)], facts={"Filter": text}
@@ -129,7 +131,8 @@ def test_the_query_is_shown_with_signs_and_weights() -> None:
     """As it was asked."""
     page = page_of(terms=[Term("“a bag”"), Term("“red”", 0.5), Term("“leather”", -1.0), Term("“old”", -0.25)])
 
-    for text in ("+ “a bag”", "+ 0.5 × “red”", "− “leather”", "− 0.25 × “old”"):
+    times, minus = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+    for text in ("+ “a bag”", f"+ 0.5 {times} “red”", f"{minus} “leather”", f"{minus} 0.25 {times} “old”"):
         assert text in page.text
 
 
@@ -156,7 +159,9 @@ def test_addresses_of_pages_are_links_and_nothing_else_is(url: str, is_link: boo
 
 def test_the_servers_page_is_linked() -> None:
     """Where the user says that it is on."""
-    assert [link["href"] for link in page_of(page="http://127.0.0.1:8080/").all("a")] == ["http://127.0.0.1:8080/"]
+    assert [link["href"] for link in page_of(page="http://127.0.0.1:8080/").all("a")] == [
+        "http://127.0.0.1:8080/"
+    ]
 
 
 def test_long_values_are_shortened() -> None:

@@ -78,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
     )
     _bench.add_arguments(_add_command(commands, "bench", "measure a server under load"))
     search_arguments.add_arguments(
-        _add_command(commands, "search", "search a store of embeddings by text, image, or both"), _positive_int
+        _add_command(commands, "search", "search a store of embeddings by text, image, or both"),
+        _positive_int,
     )
     return top
 

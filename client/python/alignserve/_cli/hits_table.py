@@ -43,7 +43,9 @@ def _shown_columns(hits: Sequence[Hit]) -> list[str]:
     """Returns the names of the first columns with a value other than the key."""
     names: dict[str, None] = {}
     for hit in hits:
-        names |= dict.fromkeys(name for name, value in hit.columns.items() if value not in (None, "", hit.key))
+        names |= dict.fromkeys(
+            name for name, value in hit.columns.items() if value not in (None, "", hit.key)
+        )
     return list(names)[:_MAX_COLUMNS]
 
 
@@ -70,7 +72,9 @@ def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int]:
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     cells = [_clipped(cell, width) for cell, width in zip(row, widths, strict=False)]
     padded = [
-        " " * (width - _display_width(cell)) + cell if column < 2 else cell + " " * (width - _display_width(cell))
+        " " * (width - _display_width(cell)) + cell
+        if column < 2
+        else cell + " " * (width - _display_width(cell))
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
     return _GAP.join(padded).rstrip()

@@ -95,7 +95,9 @@ def _run_file(args: argparse.Namespace, store: Store, where: Mapping[str, Any]) 
     defaults = QueryDefaults(where=where, top_k=args.top_k, min_similarity=args.min_similarity)
     failed = 0
     with (
-        nullcontext(sys.stdin) if args.queries_file == "-" else Path(args.queries_file).open(encoding="utf-8") as lines,
+        nullcontext(sys.stdin)
+        if args.queries_file == "-"
+        else Path(args.queries_file).open(encoding="utf-8") as lines,
         connected(args) as client,
     ):
         for answer in Searcher(store, client, truncate=args.truncate).answers(read_queries(lines, defaults)):
@@ -160,7 +162,9 @@ def _sheet(args: argparse.Namespace, query: SearchQuery, hits: Sequence[Hit], st
     if query.min_similarity is not None:
         facts["Minimum similarity"] = f"{query.min_similarity:g}"
     with SheetPictures(args.images) as pictures:
-        terms = [_shown(given, term, store, pictures) for given, term in zip(args.terms, query.terms, strict=True)]
+        terms = [
+            _shown(given, term, store, pictures) for given, term in zip(args.terms, query.terms, strict=True)
+        ]
         cards = [
             Card(hit.key, hit.similarity, hit.columns, *pictures.of_row(hit.key, hit.columns)) for hit in hits
         ]

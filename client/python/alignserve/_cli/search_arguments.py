@@ -43,17 +43,17 @@ def _add_queries(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--queries-file",
         metavar="FILE",
-        help="many queries, an object of JSON per line, or - for stdin; the answers are printed as JSON Lines",
+        help="many queries, a JSON object per line, or - for stdin; the answers are printed as JSON Lines",
     )
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "filter",
-        "Only rows that meet all conditions are compared. A value is all that follows the first =, as it is written.",
+        "Only rows that meet all conditions are compared. A value is all that follows the first =.",
     )
     for option, operator, text in (
-        ("--where", "equals", "rows with this value; give a column again for other values that do as well"),
+        ("--where", "equals", "rows with this value; a column may be given again, for other values"),
         ("--where-min", "min", "rows with at least this value"),
         ("--where-max", "max", "rows with at most this value"),
         ("--where-contains", "contains", "rows whose text has this in it, in the same case"),
@@ -73,7 +73,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--html", metavar="FILE", type=Path, help="also write a contact sheet with thumbnails, one HTML file"
     )
     group.add_argument(
-        "--images", metavar="DIR", type=Path, help="folder of the pictures, if the store does not say where they are"
+        "--images",
+        metavar="DIR",
+        type=Path,
+        help="folder of the pictures, if the store does not say where they are",
     )
     group.add_argument("--page", metavar="URL", help="address of the server's page, for a link in the sheet")
 

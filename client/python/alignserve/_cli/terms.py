@@ -1,4 +1,4 @@
-"""The terms of a composed query on the command line: `--image FILE --text TEXT --weight W --minus WORD`, in any order."""
+"""The terms of a composed query: `--image FILE --text TEXT --weight W --minus TEXT`, in any order."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from alignserve._cli.files import has_image_suffix, is_image_file
 from alignserve._cli.inputs import image_of
 from alignserve._queries import QueryTerm
+
+_Options: TypeAlias = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class _Weigh(argparse.Action):
         namespace.terms = [*earlier, dataclasses.replace(last, weight=weight)]
 
 
-def add_terms(parser: argparse.ArgumentParser) -> None:
+def add_terms(parser: _Options) -> None:
     """Adds the options."""
     parser.set_defaults(terms=[])
     parser.add_argument(
@@ -99,7 +101,7 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_like(parser: argparse.ArgumentParser) -> None:
+def add_like(parser: _Options) -> None:
     """Adds the option for rows of a store, which `terms_of` does not take."""
     parser.add_argument(
         "--like",

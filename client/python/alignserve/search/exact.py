@@ -1,4 +1,4 @@
-"""A store that compares a query with every row: exact, in memory, for small collections and for measurements."""
+"""A store in memory that compares a query with every row, for small collections and as a reference."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class ExactStore:
         """Adds rows; rows with the same keys are replaced.
 
         Raises:
-            StoreError: An embedding has the wrong length, NaN or only zeros, or a value does not fit its column. The
-                rows before it are stored.
+            StoreError: An embedding has the wrong length, NaN or only zeros, or a value does not fit its
+                column. The rows before it are stored.
         """
         if not self._is_own:
             self._embeddings, self._is_own = np.array(self._embeddings), True
@@ -185,7 +185,9 @@ class ExactStore:
         for name, value in entry.columns.items():
             kind = _kind_of(value)
             if kind is not None and self._kinds.setdefault(name, kind) != kind:
-                raise StoreError(f"row {entry.key!r}: column {name!r} has a {self._kinds[name]}, not {value!r}")
+                raise StoreError(
+                    f"row {entry.key!r}: column {name!r} has a {self._kinds[name]}, not {value!r}"
+                )
 
 
 def _for_people(columns: Mapping[str, Any]) -> dict[str, Any]:

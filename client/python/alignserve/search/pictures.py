@@ -1,4 +1,4 @@
-"""The pictures of a contact sheet: thumbnails if Pillow is installed, and otherwise small files as they are."""
+"""The pictures of a contact sheet: thumbnails, or small files as they are without Pillow."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class SheetPictures:
     """Finds and shrinks pictures, within a total size.
 
     Args:
-        folder: With the pictures: a key or a relative path is a path below it. By default only absolute paths are
-            read.
+        folder: With the pictures: a key or a relative path is a path below it. By default only absolute paths
+            are read.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -91,7 +91,9 @@ class SheetPictures:
     def _small(self, image: Path | bytes) -> tuple[Picture | None, str]:
         if self._processes is not None:
             jpeg = self._processes.thumbnail(image, _THUMBNAIL_SIDE)
-            return (None, "it cannot be decoded") if jpeg is None else self._fitting(Picture("image/jpeg", jpeg))
+            return (
+                (None, "it cannot be decoded") if jpeg is None else self._fitting(Picture("image/jpeg", jpeg))
+            )
         content = image if isinstance(image, bytes) else _start_of(image)
         media_type = media_type_of(content)
         if media_type is None:

@@ -65,7 +65,7 @@ class SearchQuery:
     Attributes:
         terms: At least one.
         id: The caller's own, for the answer.
-        where: A filter, as `alignserve.search.filters` describes it; it is checked when the query is answered.
+        where: A filter, as `alignserve.search.filters` describes it; checked when the query is answered.
         top_k: Maximum number of rows.
         min_similarity: Only rows with at least this cosine similarity, or `None`.
     """
@@ -122,7 +122,7 @@ def composed(
 
     Args:
         query: The query.
-        embedded: (dim,), the weighted sum of the terms for the server, not normalized; `None` without such terms.
+        embedded: (dim,), the weighted sum of the terms for the server, not normalized; `None` without any.
         stored: (dim,) by key, L2-normalized.
 
     Raises:

@@ -18,6 +18,7 @@ from alignserve.search.filters import check_filter
 from alignserve.search.queries import BadQuery, QueryError, SearchQuery, composed
 from alignserve.search.store import ColumnKind, Hit, Store
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What was found for a query.
@@ -128,7 +129,7 @@ class Searcher:
 def _check_same_model(store: Store, info: ModelInfo) -> None:
     if store.fingerprint != info.fingerprint:
         raise OtherModelError(
-            f"the store has embeddings of model {store.model!r} with fingerprint {store.fingerprint}, and the server "
-            f"has model {info.model_id!r} with {info.fingerprint}; embeddings of two models cannot be compared: search "
-            "on a server with the store's model, or index again on this one"
+            f"the store has embeddings of model {store.model!r} with fingerprint {store.fingerprint}, and "
+            f"the server has model {info.model_id!r} with {info.fingerprint}; embeddings of two models cannot "
+            "be compared: search on a server with the store's model, or index again on this one"
         )

@@ -1,7 +1,7 @@
-"""A contact sheet: the answer to a query as one HTML file, which needs no other file, no network and no script.
+"""A contact sheet: the answer to a query as one HTML file, which needs no other file and no script.
 
-Whatever the store has is text in it: it is escaped, invisible characters are written out, and the page's own policy
-allows no script, no foreign style and no picture but those inside the file.
+Whatever the store has is text in it: it is escaped, invisible characters are written out, and the page's own
+policy allows no script, no foreign style and no picture but those inside the file.
 """
 
 from __future__ import annotations
@@ -89,8 +89,11 @@ def html(sheet: Sheet) -> str:
     """Returns the sheet as HTML."""
     style = resources.files(__package__).joinpath("sheet.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
     title = f"Search: {' '.join(_signed(term) for term in sheet.terms)}"
+    shown = len(sheet.cards)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -104,13 +107,13 @@ def html(sheet: Sheet) -> str:
 </head>
 <body>
 <header>
-<h1>{_count(len(sheet.cards))} for this query</h1>
+<h1>{_count(shown)} for this query</h1>
 <ul class="query" role="list" aria-label="Query">
 {"".join(map(_term, sheet.terms))}</ul>
 {_facts(sheet.facts)}{_page(sheet.page)}</header>
 <main>
 {_cards(sheet.cards)}</main>
-<footer><p>Similarity is the cosine between the embeddings of the query and the row, from −1 to 1.</p></footer>
+<footer><p>Similarity is the cosine of the embeddings of query and row, from &minus;1 to 1.</p></footer>
 </body>
 </html>
 """
@@ -127,7 +130,8 @@ def _card(rank: int, card: Card) -> str:
     picture = _image(card.picture, _description(card)) if card.picture else _blank(card.missing)
     return (
         f"<li>{picture}"
-        f'<div class="about"><p class="rank"><span>{rank}</span><span>similarity {card.similarity:.4f}</span></p>'
+        f'<div class="about"><p class="rank"><span>{rank}</span>'
+        f"<span>similarity {card.similarity:.4f}</span></p>"
         f'<p class="key">{_isolated(card.key)}</p>{_columns(card, rank)}</div></li>\n'
     )
 
@@ -163,19 +167,22 @@ def _term(term: Term) -> str:
 
 
 def _signed(term: Term) -> str:
-    sign = "−" if term.weight < 0 else "+"
-    size = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} × "
+    sign = "\N{MINUS SIGN}" if term.weight < 0 else "+"
+    size = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} \N{MULTIPLICATION SIGN} "
     return f"{sign} {size}{_shortened(term.text)}"
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    return "".join(f'<p class="facts">{_text(name)}: {_isolated(value)}</p>\n' for name, value in facts.items())
+    return "".join(
+        f'<p class="facts">{_text(name)}: {_isolated(value)}</p>\n' for name, value in facts.items()
+    )
 
 
 def _page(url: str) -> str:
     if not _is_link(url):
         return ""
-    link = f'<a href="{escape(url)}" rel="noopener noreferrer">Search other pictures on the server’s page</a>'
+    text = "Search other pictures on the page of the server"
+    link = f'<a href="{escape(url)}" rel="noopener noreferrer">{text}</a>'
     return f'<p class="note">{link}</p>\n'
 
 
@@ -197,7 +204,9 @@ def _is_link(text: str) -> bool:
         parts = urlsplit(text)
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.netloc) and visible(text) == text and " " not in text
+    return (
+        parts.scheme in ("http", "https") and bool(parts.netloc) and visible(text) == text and " " not in text
+    )
 
 
 def _shortened(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Shows text without letting it act: control characters, and those that change the direction of what follows."""
+"""Writes out invisible characters, which could act: move a cursor, or turn the direction of a line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 def visible(text: str) -> str:
     r"""Returns a text with its invisible characters written out: `a\nb`, `\x1b[31m`, `\u202e`.
 
-    A lone surrogate is a byte of a file name that is not UTF-8 if it is one of those that Python uses for such bytes.
+    The surrogates that Python uses for the bytes of file names that are not UTF-8 are shown as these bytes.
     """
     return "".join(map(_shown, text))
 
