@@ -6,6 +6,7 @@ import shutil
 import unicodedata
 from collections.abc import Sequence
 
+from alignserve.search.pictures import PATH_COLUMN
 from alignserve.search.store import Hit
 from alignserve.search.visible import visible
 
@@ -40,13 +41,11 @@ def table(hits: Sequence[Hit], width: int) -> str:
 
 
 def _shown_columns(hits: Sequence[Hit]) -> list[str]:
-    """Returns the names of the first columns with a value other than the key."""
-    names: dict[str, None] = {}
-    for hit in hits:
-        names |= dict.fromkeys(
-            name for name, value in hit.columns.items() if value not in (None, "", hit.key)
-        )
-    return list(names)[:_MAX_COLUMNS]
+    """Returns the names of the first columns with a value; the key stands for the path."""
+    names = {
+        name: None for hit in hits for name, value in hit.columns.items() if value not in (None, "", hit.key)
+    }
+    return [name for name in names if name != PATH_COLUMN][:_MAX_COLUMNS]
 
 
 def _cell(value: object) -> str:
