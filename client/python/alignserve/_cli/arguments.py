@@ -8,7 +8,15 @@ from typing import Any, get_args
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
-from alignserve._cli import compact_vectors, embed_dataset, migrate_vectors, protos, verify_vectors
+from alignserve._cli import (
+    compact_vectors,
+    embed_dataset,
+    index,
+    migrate_vectors,
+    protos,
+    search_arguments,
+    verify_vectors,
+)
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._cli.terms import add_terms
 from alignserve._environment import default_target
@@ -85,6 +93,13 @@ def parser() -> argparse.ArgumentParser:
     migrate_vectors.add_arguments(_add_command(commands, "migrate-vectors", migrate_vectors.SUMMARY))
     compact_vectors.add_arguments(
         _add_command(commands, "compact-vectors", compact_vectors.SUMMARY, connects=False)
+    )
+    index.add_arguments(
+        _add_command(commands, "index", "make photos or embeddings searchable", servers=True)
+    )
+    search_arguments.add_arguments(
+        _add_command(commands, "search", "search a store of embeddings by text, image, or both"),
+        _positive_int,
     )
     return top
 

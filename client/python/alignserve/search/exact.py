@@ -1,4 +1,4 @@
-"""A store that compares a query with every row: exact, in memory, for small collections and for measurements."""
+"""A store in memory that compares a query with every row, for small collections and as a reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from alignserve.search.errors import StoreError
 from alignserve.search.filters import check_filter, matches
-from alignserve.search.store import ColumnKind, Entry, Hit
+from alignserve.search.store import BOOKKEEPING, ColumnKind, Entry, Hit
 
 _BLOCK_ROWS = 65_536  # compared at once: with 640 numbers, 168 MB
 _FIRST_ROWS = 1024
@@ -67,8 +67,8 @@ class ExactStore:
         """Adds rows; rows with the same keys are replaced.
 
         Raises:
-            StoreError: An embedding has the wrong length, NaN or only zeros, or a value does not fit its column. The
-                rows before it are stored.
+            StoreError: An embedding has the wrong length, NaN or only zeros, or a value does not fit its
+                column. The rows before it are stored.
         """
         if not self._is_own:
             self._embeddings, self._is_own = np.array(self._embeddings), True
@@ -99,7 +99,7 @@ class ExactStore:
 
     def columns(self) -> Mapping[str, ColumnKind]:
         """Returns the columns that `where` can name: those of texts, numbers or booleans."""
-        return self._kinds
+        return {name: kind for name, kind in self._kinds.items() if not name.startswith(BOOKKEEPING)}
 
     def values(
         self, columns: Sequence[str], keys: Sequence[str] | None = None
@@ -129,7 +129,7 @@ class ExactStore:
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; give at least 1")
         unit = self._unit(query)
-        allowed = self._allowed(check_filter(where or {}, self._kinds))
+        allowed = self._allowed(check_filter(where or {}, self.columns()))
         found = [
             _best(self._similarities(rows, unit), rows, top_k)
             for start in range(0, len(allowed), _BLOCK_ROWS)
@@ -140,7 +140,7 @@ class ExactStore:
         similarities, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.lexsort((rows, -similarities))[:top_k]
         return [
-            Hit(str(self._keys[row]), min(1.0, max(-1.0, similarity)), self._columns[row])
+            Hit(str(self._keys[row]), min(1.0, max(-1.0, similarity)), _for_people(self._columns[row]))
             for row, similarity in zip(rows[order].tolist(), similarities[order].tolist(), strict=True)
         ]
 
@@ -185,7 +185,13 @@ class ExactStore:
         for name, value in entry.columns.items():
             kind = _kind_of(value)
             if kind is not None and self._kinds.setdefault(name, kind) != kind:
-                raise StoreError(f"row {entry.key!r}: column {name!r} has a {self._kinds[name]}, not {value!r}")
+                raise StoreError(
+                    f"row {entry.key!r}: column {name!r} has a {self._kinds[name]}, not {value!r}"
+                )
+
+
+def _for_people(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in columns.items() if not name.startswith(BOOKKEEPING)}
 
 
 def _kind_of(value: Any) -> ColumnKind | None:

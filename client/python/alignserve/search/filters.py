@@ -3,11 +3,11 @@
 A filter is a mapping from columns to what their values must be; a row has to meet all of it.
 
 - A value stands for itself: text, a number, `True` or `False`, or `None` for rows without a value.
-- A mapping has conditions: `min` and `max`, both inclusive; `in`, a list of values; `contains`, a part of a text,
-  in the same case.
+- A mapping has conditions: `min` and `max`, both inclusive; `in`, a list of values; `contains`, a part of a
+  text, in the same case.
 
-Texts are ordered by code point. A number equals a number of the same value (1 and 1.0), and never `True`. A row
-without a value meets only `None`.
+Texts are ordered by code point. A number equals a number of the same value (1 and 1.0), and never `True`. A
+row without a value meets only `None`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def check_filter(where: object, columns: Mapping[str, ColumnKind]) -> dict[str, 
             raise FilterError(f"column {column!r} has no condition; give one of {', '.join(_CONDITIONS)}")
         for name, value in wanted.items():
             if name not in _CONDITIONS:
-                raise FilterError(f"unknown condition {name!r} of column {column!r}; there are {', '.join(_CONDITIONS)}")
+                raise FilterError(
+                    f"unknown condition {name!r} of column {column!r}; there are {', '.join(_CONDITIONS)}"
+                )
             _check_condition(name, value, column, kind)
     return dict(where)
 

@@ -65,7 +65,7 @@ class SearchQuery:
     Attributes:
         terms: At least one.
         id: The caller's own, for the answer.
-        where: A filter, as `alignserve.search.filters` describes it; it is checked when the query is answered.
+        where: A filter, as `alignserve.search.filters` describes it; checked when the query is answered.
         top_k: Maximum number of rows.
         min_similarity: Only rows with at least this cosine similarity, or `None`.
     """
@@ -93,6 +93,28 @@ class SearchQuery:
         return weights
 
 
+@dataclass(frozen=True, slots=True)
+class BadQuery:
+    """A line that is not a query.
+
+    Attributes:
+        id: The caller's own, or the number of the line.
+        error: Why it is not one.
+    """
+
+    id: Any
+    error: QueryError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryDefaults:
+    """What queries of a file have if they do not say otherwise; see `SearchQuery`."""
+
+    where: Mapping[str, Any] = field(default_factory=dict)
+    top_k: int = DEFAULT_TOP_K
+    min_similarity: float | None = None
+
+
 def composed(
     query: SearchQuery, embedded: NDArray[np.float32] | None, stored: Mapping[str, NDArray[np.float32]]
 ) -> NDArray[np.float32]:
@@ -100,7 +122,7 @@ def composed(
 
     Args:
         query: The query.
-        embedded: (dim,), the weighted sum of the terms for the server, not normalized; `None` without such terms.
+        embedded: (dim,), the weighted sum of the terms for the server, not normalized; `None` without any.
         stored: (dim,) by key, L2-normalized.
 
     Raises:
@@ -116,20 +138,33 @@ def composed(
     return np.asarray(total / length, np.float32)
 
 
-def read_queries(lines: Iterable[str], defaults: SearchQuery) -> Iterator[tuple[int, SearchQuery | QueryError]]:
-    """Yields the query of each line that is not blank, or why it is not one, with the line's number from 1.
+def read_queries(lines: Iterable[str], defaults: QueryDefaults) -> Iterator[SearchQuery | BadQuery]:
+    """Yields the query of each line that is not blank, or why it is not one.
 
     Args:
-        lines: JSON.
-        defaults: For what a line does not say; its terms are not used. A query without an id gets its number.
+        lines: JSON, one object each.
+        defaults: For what a line does not say. A query without an id gets the number of its line, from 1.
     """
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, _query(_parsed(line), number, defaults)
-        except QueryError as error:
-            yield number, error
+        if line.strip():
+            yield _read(line, number, defaults)
+
+
+def _read(line: str, number: int, defaults: QueryDefaults) -> SearchQuery | BadQuery:
+    id_: Any = number
+    try:
+        given = _parsed(line)
+        id_ = given.get("id", number)
+        _check_fields(given, _QUERY_FIELDS, "a query")
+        return SearchQuery(
+            terms=_terms(given),
+            id=id_,
+            where=_where(given, defaults),
+            top_k=_top_k(given.get("top_k", defaults.top_k)),
+            min_similarity=_min_similarity(given.get("min_similarity", defaults.min_similarity)),
+        )
+    except QueryError as error:
+        return BadQuery(id_, error)
 
 
 def _parsed(line: str) -> dict[str, Any]:
@@ -148,18 +183,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _query(given: dict[str, Any], number: int, defaults: SearchQuery) -> SearchQuery:
-    _check_fields(given, _QUERY_FIELDS, "a query")
-    return SearchQuery(
-        terms=_terms(given),
-        id=given.get("id", number),
-        where=_where(given, defaults),
-        top_k=_top_k(given.get("top_k", defaults.top_k)),
-        min_similarity=_min_similarity(given.get("min_similarity", defaults.min_similarity)),
-    )
-
-
-def _where(given: dict[str, Any], defaults: SearchQuery) -> Mapping[str, Any]:
+def _where(given: dict[str, Any], defaults: QueryDefaults) -> Mapping[str, Any]:
     where = given.get("where")
     if where is None:
         return defaults.where

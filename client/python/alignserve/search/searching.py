@@ -15,8 +15,9 @@ from alignserve._results import ModelInfo
 from alignserve.errors import AlignserveError
 from alignserve.search.errors import OtherModelError
 from alignserve.search.filters import check_filter
-from alignserve.search.queries import QueryError, SearchQuery, composed
+from alignserve.search.queries import BadQuery, QueryError, SearchQuery, composed
 from alignserve.search.store import ColumnKind, Hit, Store
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
@@ -28,7 +29,7 @@ class Answer:
         error: Why the query failed, or `None`.
     """
 
-    query: SearchQuery
+    query: SearchQuery | BadQuery
     hits: Sequence[Hit] = ()
     error: AlignserveError | ValueError | None = None
 
@@ -68,7 +69,7 @@ class Searcher:
             raise answer.error
         return list(answer.hits)
 
-    def answers(self, queries: Iterable[SearchQuery]) -> Iterator[Answer]:
+    def answers(self, queries: Iterable[SearchQuery | BadQuery]) -> Iterator[Answer]:
         """Yields an answer for each query, in order; a query that fails does not affect the others.
 
         Args:
@@ -81,12 +82,12 @@ class Searcher:
             for query in queries:
                 yield self._answer(query, None)
             return
-        waiting: deque[SearchQuery] = deque()
+        waiting: deque[SearchQuery | BadQuery] = deque()
 
         def items() -> Iterator[QueryItem]:
             for query in queries:
                 waiting.append(query)
-                if terms := query.for_server():
+                if isinstance(query, SearchQuery) and (terms := query.for_server()):
                     # Not normalized: stored rows may be added.
                     yield QueryItem(terms, truncate=self._truncate, normalize=False, id=query)
 
@@ -97,7 +98,9 @@ class Searcher:
         while waiting:
             yield self._answer(waiting.popleft(), None)
 
-    def _answer(self, query: SearchQuery, embedded: StreamResult | None) -> Answer:
+    def _answer(self, query: SearchQuery | BadQuery, embedded: StreamResult | None) -> Answer:
+        if isinstance(query, BadQuery):
+            return Answer(query, error=query.error)
         try:
             where = check_filter(query.where, self._columns)
             vector = composed(query, self._embedding(query, embedded), self._stored(query))
@@ -126,7 +129,7 @@ class Searcher:
 def _check_same_model(store: Store, info: ModelInfo) -> None:
     if store.fingerprint != info.fingerprint:
         raise OtherModelError(
-            f"the store has embeddings of model {store.model!r} with fingerprint {store.fingerprint}, and the server "
-            f"has model {info.model_id!r} with {info.fingerprint}; embeddings of two models cannot be compared: search "
-            "on a server with the store's model, or index again on this one"
+            f"the store has embeddings of model {store.model!r} with fingerprint {store.fingerprint}, and "
+            f"the server has model {info.model_id!r} with {info.fingerprint}; embeddings of two models cannot "
+            "be compared: search on a server with the store's model, or index again on this one"
         )
