@@ -36,6 +36,7 @@ examples:
   alignserve protos --out protos
   alignserve bench --concurrency 1,8,64
   alignserve embed-dataset photos/ --to vectors
+  alignserve index photos/ --to photos.store
 
 exit codes:
   0  success
@@ -95,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         _add_command(commands, "compact-vectors", compact_vectors.SUMMARY, connects=False)
     )
     index.add_arguments(
-        _add_command(commands, "index", "make photos or embeddings searchable", servers=True)
+        _add_command(commands, "index", "make photos, texts or their embeddings searchable")
     )
     search_arguments.add_arguments(
         _add_command(commands, "search", "search a store of embeddings by text, image, or both"),

@@ -172,20 +172,7 @@ async def _connected(args: argparse.Namespace) -> AsyncIterator[Servers]:
 
 
 def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelInfo | None) -> Dataset:
-    options = SourceOptions(
-        image_column=args.image_column,
-        text_column=args.text_column,
-        key_column=args.key_column,
-        columns=args.columns,
-        image_root=args.image_root,
-        delimiter=args.delimiter,
-    )
-    if info is not None:
-        options = dataclasses.replace(
-            options,
-            image_suffixes=_readable_suffixes(info),
-            max_image_bytes=info.max_image_bytes,
-        )
+    options = source_options(args, info)
     try:
         dataset = open_dataset(args.source, options)
     except SourceError as error:
@@ -196,6 +183,23 @@ def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelIn
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.skipped.items()))
         _complain(f"skipped, since they are not images or tables that are read: {kinds}")
     return dataset if selection is None else selection.of(dataset)
+
+
+def source_options(args: argparse.Namespace, info: ModelInfo | None) -> SourceOptions:
+    """Returns what the arguments say about columns, and the server about images."""
+    options = SourceOptions(
+        image_column=args.image_column,
+        text_column=args.text_column,
+        key_column=args.key_column,
+        columns=args.columns,
+        image_root=args.image_root,
+        delimiter=args.delimiter,
+    )
+    if info is None:
+        return options
+    return dataclasses.replace(
+        options, image_suffixes=_readable_suffixes(info), max_image_bytes=info.max_image_bytes
+    )
 
 
 def _readable_suffixes(info: ModelInfo) -> frozenset[str]:
