@@ -95,9 +95,7 @@ def parser() -> argparse.ArgumentParser:
     compact_vectors.add_arguments(
         _add_command(commands, "compact-vectors", compact_vectors.SUMMARY, connects=False)
     )
-    index.add_arguments(
-        _add_command(commands, "index", "make photos, texts or their embeddings searchable")
-    )
+    index.add_arguments(_add_command(commands, "index", "make photos, texts or their embeddings searchable"))
     search_arguments.add_arguments(
         _add_command(commands, "search", "search a store of embeddings by text, image, or both"),
         _positive_int,
