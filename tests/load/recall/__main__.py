@@ -28,7 +28,7 @@ from tests.load.recall.engines import ENGINES
 from tests.load.recall.exact import nearest, recall, write_images
 
 _TOP_K = 10
-_QUERIES = 200  # per direction, of which some are used
+_QUERIES = 100  # per direction
 _DIRECTIONS = ("text", "image")
 
 
@@ -58,7 +58,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--engines", default="alignserve", help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/alignserve-recall"))
-    parser.add_argument("--queries", type=int, default=100, help="for each direction, at most 200")
+    parser.add_argument("--queries", type=int, default=_QUERIES, help="for each direction, at most 100")
     parser.add_argument("--keep", action="store_true", help="keep what the engines built")
     parser.add_argument("--step", choices=["build", "search"], help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -62,7 +62,7 @@ class Identity:
         """Raises `OtherModelError` if the fingerprint is another model's."""
         if fingerprint != self.fingerprint:
             raise OtherModelError(
-                f"the store {place} has embeddings of model {self.model!r} with fingerprint "
+                f"the store {place} has embeddings of model {self.model!r}, fingerprint "
                 f"{self.fingerprint}, not {fingerprint}; use a server of that model, or index into a new store"
             )
 
