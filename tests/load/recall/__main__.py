@@ -81,8 +81,9 @@ def _write_truth(vectors: Vectors, args: argparse.Namespace) -> None:
     for name, (_, cosines) in found.items():
         nearest_mean, tenth_mean = cosines[:, 0].mean(), cosines[:, -1].mean()
         print(f"{name}: cosine of the nearest {nearest_mean:.3f}, of the tenth {tenth_mean:.3f}")
-    truths = {f"{name}_truth": rows for name, (rows, _) in found.items()}
-    np.savez(_truth(args), **truths, **{f"{name}_queries": some for name, some in queries.items()})
+    arrays: dict[str, Any] = {f"{name}_truth": rows for name, (rows, _) in found.items()}
+    arrays |= {f"{name}_queries": some for name, some in queries.items()}
+    np.savez(_truth(args), **arrays)
 
 
 def _step(step: str, name: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Identity:
         if fingerprint != self.fingerprint:
             raise OtherModelError(
                 f"the store {place} has embeddings of model {self.model!r}, fingerprint "
-                f"{self.fingerprint}, not {fingerprint}; use a server of that model, or index into a new store"
+                f"{self.fingerprint}, not {fingerprint}; use a server of that model, or index a new store"
             )
 
 

@@ -168,8 +168,8 @@ class LanceStore:
         if not candidates:
             return []
         kept = [name for name in types if not name.startswith(BOOKKEEPING)]
-        query = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
-        table = query.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
+        search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
+        table = search.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
         return _hits(table, kept)
 
     def close(self) -> None:

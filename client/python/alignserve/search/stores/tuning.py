@@ -1,9 +1,9 @@
 """How tables are indexed and searched; client/docs/search.md has the figures behind the constants.
 
-Up to 20,000 rows, every row is compared. Above, an index has each vector in 4 bits per number (RaBitQ). A query
-is compared with all of these codes, and the best candidates are ranked again by the vectors themselves. Only
-reading the partitions of the index nearest to the query would be faster, but queries by text lie outside the
-cone of the images: their nearest rows are spread over many partitions.
+Up to 20,000 rows, every row is compared. Above, an index has each vector in 4 bits per number (RaBitQ). A
+query is compared with all of these codes, and the best candidates are ranked again by the vectors themselves.
+Only reading the partitions of the index nearest to the query would be faster, but queries by text lie outside
+the cone of the images: their nearest rows are spread over many partitions.
 """
 
 from __future__ import annotations
