@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alignserve.search.stores.columns import EMBEDDING, KEY
 
 EXACT_ROWS = 20_000
-"""Up to so many candidates, a search compares all of them."""
+"""Up to this number of candidates, a search compares all of them."""
 
 _VECTOR_INDEX, _KEY_INDEX = "embedding_rq", "key_btree"
 _BITS = 4  # per number
