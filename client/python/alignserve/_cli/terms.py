@@ -109,7 +109,7 @@ def add_like(parser: _Options) -> None:
         action=_AddTerm,
         const="like",
         dest="terms",
-        help="row of the store with this key; needs no server by itself",
+        help="row of the store with this key, which the answer leaves out; needs no server by itself",
     )
 
 
