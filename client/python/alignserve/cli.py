@@ -15,14 +15,20 @@ import numpy as np
 
 from alignserve import _bench
 from alignserve._cli import arguments, output, protos, render
+from alignserve._cli.compact_vectors import run_compact_vectors
 from alignserve._cli.connection import connected
+from alignserve._cli.embed_dataset import run_embed_dataset
+from alignserve._cli.extras import MissingExtraError
 from alignserve._cli.files import Found, image_files, is_image_file
+from alignserve._cli.index import run_index
 from alignserve._cli.inputs import STDIN, check_stdin, image_of, read_labels, read_lines, read_pairs
 from alignserve._cli.label_warnings import fits_badly, warn_of_labels, warn_of_winners
+from alignserve._cli.migrate_vectors import run_migrate_vectors
 from alignserve._cli.progress import Progress
 from alignserve._cli.resume import Earlier, line_key
 from alignserve._cli.terms import terms_of
 from alignserve._cli.unknown_words import warn_of_unknown_texts
+from alignserve._cli.verify_vectors import run_verify_vectors
 from alignserve._client import Client
 from alignserve._items import (
     ClassifyItem,
@@ -73,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         args.usage_error(str(error))
         return USAGE  # not reached: argparse exits
+    except MissingExtraError as error:
+        _complain(str(error))
+        return USAGE
     except AlignserveError as error:
         _complain(_advice(error, args))
         return exit_code(error)
@@ -252,6 +261,11 @@ _COMMANDS = {
     "stream": run_stream,
     "protos": run_protos,
     "bench": _bench.run,
+    "embed-dataset": run_embed_dataset,
+    "verify-vectors": run_verify_vectors,
+    "migrate-vectors": run_migrate_vectors,
+    "compact-vectors": run_compact_vectors,
+    "index": run_index,
     "search": run_search,
 }
 

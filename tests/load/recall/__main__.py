@@ -28,7 +28,7 @@ from tests.load.recall.engines import ENGINES
 from tests.load.recall.exact import nearest, recall, write_images
 
 _TOP_K = 10
-_QUERIES = 200  # per direction
+_QUERIES = 200  # per direction, of which some are used
 _DIRECTIONS = ("text", "image")
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _write_truth(vectors, args)
     print(
         "| engine | build | size | peak memory, build | recall@10, text → image | image → image "
-        "| p50, p99 of a query | memory, search |\n|---|---|---|---|---|---|---|---|",
+        "| p50, p99 of a query | CPU of a query | memory, search |\n|---|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     for name in args.engines.split(","):
@@ -58,6 +58,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--engines", default="alignserve", help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/alignserve-recall"))
+    parser.add_argument("--queries", type=int, default=100, help="for each direction, at most 200")
     parser.add_argument("--keep", action="store_true", help="keep what the engines built")
     parser.add_argument("--step", choices=["build", "search"], help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -85,7 +86,7 @@ def _write_truth(vectors: Vectors, args: argparse.Namespace) -> None:
 
 def _step(step: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.load.recall", "--step", step, "--engines", name]
-    command += ["--rows", str(args.rows), "--folder", str(args.folder)]
+    command += ["--rows", str(args.rows), "--folder", str(args.folder), "--queries", str(args.queries)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -114,13 +115,15 @@ def _search(args: argparse.Namespace) -> dict[str, Any]:
     first = time.perf_counter() - before
     found: dict[str, Any] = {"first_ms": 1e3 * first}
     for direction in _DIRECTIONS:
-        queries: NDArray[np.float32] = truth[f"{direction}_queries"]
+        queries: NDArray[np.float32] = truth[f"{direction}_queries"][: args.queries]
         hits, times = [], []
+        cpu = time.process_time()
         for query in queries:
             before = time.perf_counter()
             hits.append(search(query, _TOP_K))
             times.append(1e3 * (time.perf_counter() - before))
-        found[direction] = recall(hits, truth[f"{direction}_truth"])
+        found[f"{direction}_cpu_ms"] = 1e3 * (time.process_time() - cpu) / len(queries)
+        found[direction] = recall(hits, truth[f"{direction}_truth"][: args.queries])
         found[f"{direction}_ms"] = np.percentile(times, [50, 99]).tolist()
     memory = psutil.Process().memory_full_info()
     return {**found, "rss_mb": memory.rss / 1e6, "private_mb": memory.uss / 1e6}
@@ -135,6 +138,7 @@ def _row(name: str, build: Mapping[str, Any], search: Mapping[str, Any]) -> str:
         f"| {name} | {build['seconds']:.0f} s ({build['cpu_seconds']:.0f} s CPU) | {build['size_mb']:.0f} MB "
         f"| {build['peak_mb']:.0f} MB | {search['text']:.4f} | {search['image']:.4f} "
         f"| {text50:.1f}, {text99:.1f}; {image50:.1f}, {image99:.1f} ms (first {search['first_ms']:.0f}) "
+        f"| {search['text_cpu_ms']:.1f}; {search['image_cpu_ms']:.1f} ms "
         f"| {search['rss_mb']:.0f} MB ({search['private_mb']:.0f} private) |"
     )
 

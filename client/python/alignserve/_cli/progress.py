@@ -32,8 +32,12 @@ class Progress:
 
     def advance(self, *, failed: bool) -> None:
         """Counts one more item."""
-        self.done += 1
         self.failed += failed
+        self.advance_by(1)
+
+    def advance_by(self, count: int) -> None:
+        """Counts more items that have not failed."""
+        self.done += count
         now = self._clock()
         if self._is_shown and (now - self._drawn >= _REDRAW_SECONDS or self.done == self._total):
             self._drawn = now

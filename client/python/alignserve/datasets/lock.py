@@ -11,8 +11,8 @@ from pathlib import Path
 class FolderLock:
     """Lets one process at a time write into a folder.
 
-    The kernel holds the lock (flock), so it ends with the process, even after `kill -9`; the file stays. A child
-    made by `fork` shares the lock for as long as it lives.
+    The kernel holds the lock (flock), so it ends with the process, even after `kill -9`; the file stays. A
+    child made by `fork` shares the lock for as long as it lives.
 
     Raises:
         BlockingIOError: Another process holds the lock; its message says which.

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 
 from alignserve.datasets.row import Row, RowFailure
 from alignserve.datasets.source import BrokenSourceError, Dataset
+from alignserve.search.pictures import PATH_COLUMN
 from alignserve.search.vectors import VectorFolder
-
-PATH = "path"
-"""The column with the file of an image, with which results can show it."""
 
 _KEY, _TEXT = "key", "text"
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -85,7 +83,7 @@ class DatasetSource:
     def _kept(self, row: Row) -> Row:
         columns = kept_columns(row.columns)
         if isinstance(row.image, Path):
-            columns.setdefault(PATH, _path_text(row.image))
+            columns.setdefault(PATH_COLUMN, _path_text(row.image))
         if row.text is not None:
             columns.setdefault(_TEXT, row.text)
         failure = row.failure
@@ -152,7 +150,7 @@ def _kept(value: Any) -> Any:
 
 
 def _path_text(path: Path) -> str:
-    """Returns the absolute path, or a `file:` URL if its name is not UTF-8."""
+    """Returns the absolute path, or a `file:` URL if the path is not UTF-8."""
     absolute = path.absolute()
     try:
         str(absolute).encode()
