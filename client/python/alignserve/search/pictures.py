@@ -35,7 +35,7 @@ class SheetPictures:
     Args:
         folder: With the pictures: a key or a relative path is a path below it. By default only absolute
             paths are read.
-        makes_thumbnails: Whether pictures are decoded, in a child process. By default, if Pillow is installed.
+        makes_thumbnails: Whether pictures are decoded, in a child process; by default if Pillow is installed.
         max_total_bytes: Of all pictures together.
     """
 
