@@ -10,6 +10,7 @@ from alignserve.search import Store, create_store
 
 from tests.client.search.rows import DIMENSION
 
+
 @pytest.fixture
 def new_store(tmp_path: Path) -> Iterator[Callable[..., Store]]:
     """Creates stores, and closes them at the end."""

@@ -52,7 +52,7 @@ def test_a_filter_applies_before_the_best_are_chosen() -> None:
 
 @pytest.mark.parametrize("top_k", [3, 4, 100_000])
 def test_more_than_there_are_gives_all(top_k: int) -> None:
-    """That is no error, however much it is."""
+    """However large the number is."""
     assert len(store_of(3).search(unit(0), top_k)) == 3
 
 

@@ -250,7 +250,7 @@ def assert_matches(pattern: str, text: str) -> None:
         (["--where", "licence=CC0"], "did you mean license?"),
         (["--where", "width=wide"], "'wide' is not one"),
         (["--where-json", "{"], "--where-json is not JSON"),
-        (["--like", "nobody"], "no row with the key 'nobody'"),
+        (["--like", "missing"], "no row with the key 'missing'"),
         (["--text", "x", "--weight", "0"], "weight 0"),
         (["--image", "missing.jpg"], "missing.jpg"),
     ],
@@ -311,5 +311,5 @@ def test_a_sheet_that_exists_stays_if_the_search_fails(run: Any, tmp_path: Path)
     sheet = tmp_path / "found.html"
     sheet.write_text("earlier")
 
-    assert run("--like", "nobody", "--html", sheet)[0] == 4
+    assert run("--like", "missing", "--html", sheet)[0] == 4
     assert sheet.read_text() == "earlier"

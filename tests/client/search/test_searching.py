@@ -56,7 +56,7 @@ def test_a_text_finds_its_row(searcher: Searcher) -> None:
 def test_terms_are_added_with_their_weights(
     server: FakeServer, store: ExactStore, searcher: Searcher
 ) -> None:
-    """Images, texts and rows of the store alike; what is subtracted makes rows less similar."""
+    """Images, texts and rows of the store alike; a term that is subtracted makes rows less similar."""
     terms = [
         SearchTerm(image=b"photo"),
         SearchTerm(text="cup", weight=0.5),

@@ -15,7 +15,7 @@ GIF = b"GIF89a not decoded here"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a photo in a subfolder, and a file beside it that is not for the sheet."""
+    """A folder with a photo in a subfolder, and a file outside it that is not for the sheet."""
     (tmp_path / "photos/cats").mkdir(parents=True)
     shutil.copy(PHOTO, tmp_path / "photos/cats/cat.jpg")
     shutil.copy(PHOTO, tmp_path / "private.jpg")
@@ -46,7 +46,7 @@ def test_a_key_is_a_path_below_the_folder_that_is_given(folder: Path) -> None:
 
 @pytest.mark.parametrize("key", ["../private.jpg", "cats/../../private.jpg", "\0", "cats"])
 def test_a_key_that_leads_elsewhere_has_no_picture(folder: Path, key: str) -> None:
-    """Nor has one that is no file."""
+    """The same holds for a name that cannot be a file's, and for a folder."""
     with SheetPictures(folder, makes_thumbnails=False) as pictures:
         picture, missing = pictures.of_row(key, {})
 

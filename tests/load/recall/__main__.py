@@ -2,8 +2,8 @@
 
 python -m tests.load.recall --rows 100000 --engines alignserve,usearch-f16,… [--folder DIR]
 
-Each engine builds in one process and searches in another, after a first query that is not counted. Engines other than
-`alignserve` need packages of their own; see `engines.py`.
+Each engine builds in one process and searches in another, after a first query that is not counted. Engines
+other than `alignserve` need packages of their own; see `engines.py`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def _write_truth(vectors: Vectors, args: argparse.Namespace) -> None:
     queries = {"text": vectors.text_queries(_QUERIES), "image": vectors.image_queries(_QUERIES)}
     found = {name: nearest(images, some, _TOP_K) for name, some in queries.items()}
     for name, (_, cosines) in found.items():
-        print(f"{name}: cosine of the nearest {cosines[:, 0].mean():.3f}, of the tenth {cosines[:, -1].mean():.3f}")
+        nearest_mean, tenth_mean = cosines[:, 0].mean(), cosines[:, -1].mean()
+        print(f"{name}: cosine of the nearest {nearest_mean:.3f}, of the tenth {tenth_mean:.3f}")
     truths = {f"{name}_truth": rows for name, (rows, _) in found.items()}
     np.savez(_truth(args), **truths, **{f"{name}_queries": some for name, some in queries.items()})
 

@@ -1,12 +1,12 @@
 """Vectors with the modality gap: images and texts lie in two narrow cones that hardly overlap.
 
-An image is the mean direction of images, plus the direction of its topic, plus what is its own. A text is the mean
-direction of texts, plus a weak component along its topic, plus what is its own in other directions. Topics have
-very different sizes (Zipf). The variances follow a power law over the axes, as those of trained models do. The
-figures of a model are in `Cones`; `tests.load.recall.gap` measures them.
+An image is the mean direction of images, plus the direction of its topic, plus what is its own. A text is the
+mean direction of texts, plus a weak component along its topic, plus what is its own in other directions.
+Topics have very different sizes (Zipf). The variances follow a power law over the axes, as those of trained
+models do. The figures of a model are in `Cones`; `tests.load.recall.gap` measures them.
 
-Why a model, and not a million embeddings: there are no million photos here, and crops of a few are no substitute,
-since their neighbourhoods are crops of the same photo.
+Vectors are made, since no million photos are freely at hand, and a million crops of a few photos would be no
+substitute: the neighbours of a crop are other crops of its photo.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Vectors:
         image_topic = np.sqrt(cones.same_topic - cones.image_image)
         signal = (cones.matched - cones.text_image) / image_topic
         own = np.sqrt(max(1 - cones.text_text - signal**2, 0))
-        axes = np.random.default_rng([self.seed, 5]).permutation(self.dimension)  # texts vary along other axes
+        axes = np.random.default_rng([self.seed, 5]).permutation(
+            self.dimension
+        )  # texts vary along other axes
         noise = rng.standard_normal((count, self.dimension)) * _spread(self.dimension, cones.decay)[axes]
         means = self._mean_directions(basis)[1]
         made = means * np.sqrt(cones.text_text) + (signal * topics + own * noise) @ basis
@@ -93,7 +95,7 @@ class Vectors:
         return _normalized(made)
 
     def _topics(self, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
-        """Returns the directions of topics, drawn by their sizes, (count, dimension) in the axes of the basis."""
+        """Returns topics drawn by their sizes: (count, dimension) directions in the axes of the basis."""
         number = max(self.rows // self.cones.rows_per_topic, 10)
         weights = 1 / np.arange(1, number + 1) ** 0.8
         drawn = rng.choice(number, count, p=weights / weights.sum())
@@ -127,8 +129,8 @@ def _normalized(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
-# Of the embedded checkpoint, by `tests.load.recall.gap` on 430 captioned photos, 2026-11-29; `same_topic` is the
-# cosine of a photo and its nearest other.
+# Of the embedded checkpoint, by `tests.load.recall.gap` on 430 captioned photos, 2026-11-29; `same_topic` is
+# the cosine of a photo and its nearest other.
 MINI = Cones(
     image_image=0.108, text_text=0.038, text_image=0.004, matched=0.155, same_topic=0.563, decay=1.25
 )

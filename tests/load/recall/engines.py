@@ -1,6 +1,6 @@
 """Engines to compare: how each builds an index of vectors in a folder, and opens it for searches.
 
-    pip install lancedb usearch faiss-cpu sqlite-vec qdrant-client qdrant-edge-py milvus-lite pymilvus
+pip install lancedb usearch faiss-cpu sqlite-vec qdrant-client qdrant-edge-py milvus-lite pymilvus
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Alignserve:
             folder / "store", fingerprint="cones", model="cones", embedding_dimension=images.shape[1]
         )
         for start, block in _blocks(images):
-            store.put(Entry(str(start + row), vector, {"row": start + row}) for row, vector in enumerate(block))
+            store.put(
+                Entry(str(start + row), vector, {"row": start + row}) for row, vector in enumerate(block)
+            )
         store.optimize()
         store.close()
 
@@ -141,7 +143,11 @@ class Usearch:
         from usearch.index import Index
 
         index = Index(
-            ndim=images.shape[1], metric="ip", dtype=self.dtype, connectivity=16, expansion_add=self.expansion_add
+            ndim=images.shape[1],
+            metric="ip",
+            dtype=self.dtype,
+            connectivity=16,
+            expansion_add=self.expansion_add,
         )
         for start, block in _blocks(images):
             index.add(np.arange(start, start + len(block)), block, threads=2)
@@ -222,7 +228,9 @@ class SqliteVec:
         """Opens the database."""
         connection = self._connected(folder)
         statement = "SELECT rowid FROM v WHERE embedding MATCH ? AND k = ?"
-        return lambda query, top_k: [row for (row,) in connection.execute(statement, (query.tobytes(), top_k))]
+        return lambda query, top_k: [
+            row for (row,) in connection.execute(statement, (query.tobytes(), top_k))
+        ]
 
     def _connected(self, folder: Path) -> sqlite3.Connection:
         import sqlite_vec

@@ -39,7 +39,9 @@ def nearest(
         scores = np.concatenate([best, scores], axis=1)
         numbers = np.arange(start - top_k, start + scores.shape[1] - top_k)
         found = np.argpartition(scores, -top_k, axis=1)[:, -top_k:]
-        rows = np.where(found < top_k, np.take_along_axis(rows, np.minimum(found, top_k - 1), 1), numbers[found])
+        rows = np.where(
+            found < top_k, np.take_along_axis(rows, np.minimum(found, top_k - 1), 1), numbers[found]
+        )
         best = np.take_along_axis(scores, found, 1)
     order = np.argsort(-best, axis=1, kind="stable")
     return np.take_along_axis(rows, order, 1), np.take_along_axis(best, order, 1)
@@ -47,5 +49,7 @@ def nearest(
 
 def recall(found: list[list[int]], truth: NDArray[np.intp]) -> float:
     """Returns the share of the true neighbours that were found."""
-    hits = sum(len(set(one[: truth.shape[1]]) & set(map(int, true))) for one, true in zip(found, truth, strict=True))
+    hits = sum(
+        len(set(one[: truth.shape[1]]) & set(map(int, true))) for one, true in zip(found, truth, strict=True)
+    )
     return hits / truth.size

@@ -54,7 +54,7 @@ def crops(photo: Path, rng: random.Random) -> list[bytes]:
 
 
 def decay_of(vectors: NDArray[np.float32]) -> float:
-    """Returns the exponent of the power law of the variances along the principal axes, without the first two."""
+    """Returns the exponent of the power law of variances along the principal axes, without the first two."""
     variances = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False) ** 2
     kept = variances[2 : len(variances) // 2]  # the last ones are bounded by the number of photos
     slope, _ = np.polyfit(np.log(np.arange(len(kept)) + 12.0), np.log(kept), 1)
@@ -69,7 +69,9 @@ def unrelated(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--server", default="127.0.0.1:50051")
     args = parser.parse_args(argv)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 from alignserve._cli import output
 from alignserve._cli.connection import connected
@@ -40,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
         store = model.store(args.store)
         stack.callback(store.close)
         sources = found.open(
-            source_options(args, model.info),
+            replace(source_options(args, model.info), reads_files=False),  # only those that have changed
             column=args.vector_column,
             dimension=store.embedding_dimension,
             key_prefix=args.key_prefix,
@@ -98,7 +99,9 @@ class _Model:
             )
         if len({(fingerprint, dimension) for fingerprint, _, dimension in infos}) > 1:
             fingerprints = ", ".join(sorted({fingerprint for fingerprint, *_ in infos}))
-            raise ValueError(f"the sources are of different models ({fingerprints}); index them into several stores")
+            raise ValueError(
+                f"the sources are of different models ({fingerprints}); index them into several stores"
+            )
         model = cls(*infos[-1], client)
         model.info = info
         return model
@@ -155,7 +158,9 @@ class _Account:
         self._counts.add(counts)
         self._problems += source.problems
         for problem in source.problems:
-            _complain(f"cannot read {problem}" + ("; nothing was removed from the store" if source.deletes else ""))
+            _complain(
+                f"cannot read {problem}" + ("; nothing was removed from the store" if source.deletes else "")
+            )
         if source.skipped:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(source.skipped.items()))
             _complain(f"skipped, since they are not images or tables that are read: {kinds}")

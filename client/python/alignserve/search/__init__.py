@@ -37,8 +37,8 @@ def open_store(
     """Opens a store; any number of processes can read it, also while one writes.
 
     Args:
-        path_or_url: A folder, or the URL of one on an object store (`s3://`, `gs://`, `az://`) or of a LanceDB server
-            (`db://`).
+        path_or_url: A folder, or the URL of one on an object store (`s3://`, `gs://`, `az://`) or of a
+            LanceDB server (`db://`).
         fingerprint: Of the model of the queries or the new rows; the store must have the same.
         for_writing: Rows will be put or deleted. A folder has one writer at a time.
 

@@ -85,7 +85,10 @@ def find_sources(paths: Sequence[str], column: str | None) -> FoundSources:
     for path in paths:
         if _has_vectors(Path(path), column):
             found.vectors.append(VectorFolder.open(Path(path), column))
-        elif Path(path).suffix.lower() in IMAGE_SUFFIXES | set(OPTIONAL_IMAGE_SUFFIXES) and Path(path).is_file():
+        elif (
+            Path(path).suffix.lower() in IMAGE_SUFFIXES | set(OPTIONAL_IMAGE_SUFFIXES)
+            and Path(path).is_file()
+        ):
             images.append(path)
         else:
             found.to_embed.append(_ToEmbed(os.path.abspath(path), [path], deletes=True))  # noqa: PTH100
@@ -123,10 +126,12 @@ def _dimension(folder: VectorFolder, column: str) -> int:
     type_ = folder.schema.field(column).type
     if pa.types.is_fixed_size_list(type_) and pa.types.is_floating(type_.value_type):
         return int(type_.list_size)
-    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not pa.types.is_floating(type_.value_type):
+    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not pa.types.is_floating(
+        type_.value_type
+    ):
         raise VectorsError(
-            f"{folder.path}: column {column} has {type_}, which are not vectors of float32 or float16; give the "
-            "original vectors"
+            f"{folder.path}: column {column} has {type_}, which are not vectors of float32 or float16; "
+            "give the original vectors"
         )
     for _, batch in folder.batches([column]):
         for value in batch.column(0):

@@ -62,8 +62,8 @@ class Identity:
         """Raises `OtherModelError` if the fingerprint is another model's."""
         if fingerprint != self.fingerprint:
             raise OtherModelError(
-                f"the store {place} has embeddings of model {self.model!r} with fingerprint {self.fingerprint}, "
-                f"not {fingerprint}; use a server of that model, or index into a new store"
+                f"the store {place} has embeddings of model {self.model!r} with fingerprint "
+                f"{self.fingerprint}, not {fingerprint}; use a server of that model, or index into a new store"
             )
 
 
@@ -71,7 +71,11 @@ def _checked(found: Mapping[str, Any], place: str) -> Identity:
     engine, fingerprint, model = (found.get(name) for name in ("engine", "fingerprint", "model"))
     dimension = found.get("embedding_dimension")
     if not (isinstance(engine, str) and isinstance(fingerprint, str) and isinstance(model, str)):
-        raise StoreError(f"the identity of the store {place} is damaged; restore it, or index into a new store")
+        raise StoreError(
+            f"the identity of the store {place} is damaged; restore it, or index into a new store"
+        )
     if not isinstance(dimension, int) or dimension < 1:
-        raise StoreError(f"the identity of the store {place} is damaged; restore it, or index into a new store")
+        raise StoreError(
+            f"the identity of the store {place} is damaged; restore it, or index into a new store"
+        )
     return Identity(engine, fingerprint, model, dimension)

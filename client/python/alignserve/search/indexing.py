@@ -1,7 +1,7 @@
-"""Brings a store up to date with a source: new and changed rows are put, unchanged ones left, missing ones deleted.
+"""Brings a store up to date with a source: puts rows that are new or changed, and deletes those that are gone.
 
-Each row of the store remembers its source and a version: size and modification time of a file, and a digest of its
-content and columns. A row whose version is the same is neither embedded nor put again.
+Each row of the store remembers its source and a version: size and modification time of a file, and a digest
+of its content and columns. A row whose version is the same is neither embedded nor put again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,23 @@ class Counts:
 
     def as_data(self) -> dict[str, Any]:
         """Returns the counts as JSON has them."""
-        return {"rows": self.rows, **asdict(self)}
+        return {
+            "rows": self.rows,
+            "added": self.added,
+            "changed": self.changed,
+            "unchanged": self.unchanged,
+            "failed": dict(self.failed),
+            "removed": self.removed,
+        }
 
     def summary(self) -> str:
         """Returns the account in one line, for people."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
         return (
             f"{self.rows} rows = {self.added} added + {self.changed} changed + {self.unchanged} unchanged + "
-            f"{self.failed.total()} failed" + (f" ({reasons})" if reasons else "") + f"; {self.removed} removed"
+            f"{self.failed.total()} failed"
+            + (f" ({reasons})" if reasons else "")
+            + f"; {self.removed} removed"
         )
 
     def add(self, other: Counts) -> None:
@@ -135,11 +144,10 @@ class Indexer:
             StoreError: The store cannot be written.
         """
         counts = Counts()
-        seen = [np.empty(0, np.uint64)]
-        for chunk in _chunks(source.rows()):
-            seen.append(self._put_chunk(source.name, chunk, counts))
+        seen = [self._put_chunk(source.name, chunk, counts) for chunk in _chunks(source.rows())]
         if source.deletes and not source.problems and not keeps_missing:
-            counts.removed = self._delete_others(source.name, np.sort(np.concatenate(seen)))
+            hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *seen]))
+            counts.removed = self._delete_others(source.name, hashes)
         return counts
 
     def _put_chunk(self, source: str, chunk: Sequence[SourceRow], counts: Counts) -> NDArray[np.uint64]:
@@ -252,8 +260,8 @@ class _Outcome:
 class _Pending:
     """A row whose version is compared with the store's.
 
-    A version is `COLUMNS:FILE:CONTENT`: a digest of the columns, size and time of the file if there is one, and a
-    digest of what is embedded.
+    A version is `COLUMNS:FILE:CONTENT`: a digest of the columns, size and time of the file if there is one,
+    and a digest of what is embedded.
     """
 
     def __init__(self, one: SourceRow, known: str) -> None:
@@ -300,7 +308,8 @@ class _Pending:
             return None
         if status.st_size > max_image_bytes:
             raise _RowError(
-                "IMAGE_TOO_LARGE", f"the image has {status.st_size} bytes, but the server takes {max_image_bytes}"
+                "IMAGE_TOO_LARGE",
+                f"the image has {status.st_size} bytes, but the server takes {max_image_bytes}",
             )
         content = file.read_bytes()
         return content if self.is_new(content, stamp) else None

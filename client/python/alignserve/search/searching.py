@@ -22,7 +22,7 @@ from alignserve.search.store import ColumnKind, Hit, Store
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What was found for a query.
+    """The rows found for a query.
 
     Attributes:
         query: As given.

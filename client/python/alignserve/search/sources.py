@@ -113,11 +113,15 @@ class VectorSource:
     def __post_init__(self) -> None:
         manifest = self.folder.manifest
         if manifest.get("state") == "incomplete":
-            self.problems.append(f"{self.folder.path} is incomplete: some of its rows failed or were not reached")
+            self.problems.append(
+                f"{self.folder.path} is incomplete: some of its rows failed or were not reached"
+            )
 
     def rows(self) -> Iterator[SourceRow]:
         """Yields a row for each vector; without a column `key`, the number of the row is its key."""
-        others = [name for name in self.folder.schema.names if not _is_vector(self.folder.schema.field(name).type)]
+        others = [
+            name for name in self.folder.schema.names if not _is_vector(self.folder.schema.field(name).type)
+        ]
         for first, batch in self.folder.batches([self.column, *others]):
             vectors = _vectors(batch.column(self.column))
             columns = {name: batch.column(name).to_pylist() for name in others}
@@ -131,8 +135,8 @@ class VectorSource:
 def kept_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the columns as a store can keep them.
 
-    Dates and times become ISO texts, exact decimals and whole numbers above 64 bits texts, lists and structs JSON;
-    bytes, which no filter can name, are left out.
+    Dates and times become ISO texts, exact decimals and whole numbers above 64 bits texts, and lists and structs
+    JSON. Bytes, which no filter can name, are left out.
     """
     return {name: _kept(value) for name, value in columns.items() if not isinstance(value, bytes)}
 
@@ -168,7 +172,9 @@ def _vectors(column: pa.Array) -> list[NDArray[np.float32] | None]:
     """Returns the vectors of a column of lists of any length."""
     return [
         None if value is None else np.asarray(value, np.float32)
-        for value in (scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None for scalar in column)
+        for value in (
+            scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None for scalar in column
+        )
     ]
 
 

@@ -67,7 +67,8 @@ def types_of(entries: Sequence[Entry], known: Mapping[str, pa.DataType]) -> dict
                 found[name] = pa.float64()
             elif not _fits(value, type_):
                 raise StoreError(
-                    f"row {entry.key!r}: column {name!r} has {_describe(type_)}, and {value!r} is not of that type"
+                    f"row {entry.key!r}: column {name!r} has {_describe(type_)}, and {value!r} is not of that "
+                    "type"
                 )
     return found
 
@@ -91,7 +92,8 @@ def _type_of(value: Any, name: str, key: str) -> pa.DataType | None:
     if isinstance(value, str):
         return pa.string()
     raise StoreError(
-        f"row {key!r}: column {name!r} has {value!r}; a store keeps texts, true and false, and numbers of 64 bits"
+        f"row {key!r}: column {name!r} has {value!r}; a store keeps texts, true and false, and numbers of "
+        "64 bits"
     )
 
 

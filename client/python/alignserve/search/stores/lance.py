@@ -1,8 +1,8 @@
 """Stores in LanceDB: a folder, a folder on an object store, or a database of a LanceDB server.
 
-Each put and delete is a new version of the table that appears as a whole: readers see the version before or after it,
-and a writer that is killed leaves the one before. On top of that a folder has one writer at a time, since an indexing
-run compares rows before it puts them.
+Each put and delete is a new version of the table that appears as a whole: readers see the version before or
+after it, and a writer that is killed leaves the one before. On top of that a folder has one writer at a time,
+since an indexing run compares rows before it puts them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from alignserve.search.identity import Identity
 from alignserve.search.store import BOOKKEEPING, ColumnKind, Entry, Hit
 from alignserve.search.stores import columns, sql, tuning
 from alignserve.search.stores.columns import EMBEDDING, KEY
+from alignserve.search.stores.quiet_lancedb import connect
 
 ENGINE = "lancedb"
 
@@ -66,11 +66,15 @@ def open_store(place: str, *, fingerprint: str | None = None, for_writing: bool 
     """Opens a store; see `alignserve.search.open_store`."""
     folder = _folder(place)
     if folder is not None and not (folder / _IDENTITY_FILE).is_file():
-        raise NoStoreError(f"there is no store at {place}; make one with alignserve index SOURCE --to {place}")
+        raise NoStoreError(
+            f"there is no store at {place}; make one with alignserve index SOURCE --to {place}"
+        )
     table = _opened(place)
     identity = Identity.of((table.schema.metadata or {}).get(_METADATA), place)
     if folder is not None and Identity.of((folder / _IDENTITY_FILE).read_bytes(), place) != identity:
-        raise StoreError(f"the files of the store {place} are of different stores; restore it, or index again")
+        raise StoreError(
+            f"the files of the store {place} are of different stores; restore it, or index again"
+        )
     if fingerprint is not None:
         identity.check_model(fingerprint, place)
     lock = _locked(folder) if for_writing and folder is not None else None
@@ -125,7 +129,9 @@ class LanceStore:
         self, columns: Sequence[str], keys: Sequence[str] | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields the keys of rows with some of their columns."""
-        conditions = [None] if keys is None else [sql.is_one_of(KEY, some) for some in _batches(keys, _KEYS_AT_A_TIME)]
+        conditions = (
+            [None] if keys is None else [sql.is_one_of(KEY, some) for some in _batches(keys, _KEYS_AT_A_TIME)]
+        )
         types = self._types()
         names = {name: _physical(name) for name in columns if name in types}
         for condition in conditions:
@@ -177,11 +183,15 @@ class LanceStore:
         units = np.stack([self._checked(entry) for entry in entries])
         known = self._types()
         if new := columns.types_of(entries, known):
-            self._table.add_columns(pa.schema([pa.field(_physical(name), type_) for name, type_ in new.items()]))
+            self._table.add_columns(
+                pa.schema([pa.field(_physical(name), type_) for name, type_ in new.items()])
+            )
         types = {**known, **new}
         arrays = {
             KEY: pa.array([entry.key for entry in entries], pa.string()),
-            EMBEDDING: pa.FixedSizeListArray.from_arrays(pa.array(units.reshape(-1)), self.embedding_dimension),
+            EMBEDDING: pa.FixedSizeListArray.from_arrays(
+                pa.array(units.reshape(-1)), self.embedding_dimension
+            ),
             **{
                 _physical(name): columns.array((entry.columns.get(name) for entry in entries), type_)
                 for name, type_ in types.items()
@@ -218,7 +228,9 @@ class LanceStore:
         names = list(self._types())
         for batch in self._batches_of([KEY, EMBEDDING, *map(_physical, names)], condition):
             keys = batch.column(KEY).to_pylist()
-            vectors = batch.column(EMBEDDING).flatten().to_numpy().reshape(len(keys), self.embedding_dimension)
+            vectors = (
+                batch.column(EMBEDDING).flatten().to_numpy().reshape(len(keys), self.embedding_dimension)
+            )
             values = {name: batch.column(_physical(name)).to_pylist() for name in names}
             for number, key in enumerate(keys):
                 row = {name: value for name in names if (value := values[name][number]) is not None}
@@ -240,7 +252,11 @@ def _hits(table: pa.Table, names: Sequence[str]) -> list[Hit]:
     similarities = np.clip(1 - table.column("_distance").to_numpy(), -1, 1).tolist()
     values = {name: table.column(_physical(name)).to_pylist() for name in names}
     return [
-        Hit(key, similarities[row], {name: values[name][row] for name in names if values[name][row] is not None})
+        Hit(
+            key,
+            similarities[row],
+            {name: values[name][row] for name in names if values[name][row] is not None},
+        )
         for row, key in enumerate(keys)
     ]
 
@@ -270,7 +286,7 @@ def _folder(place: str) -> Path | None:
 
 def _connected(place: str) -> Any:
     # Each query looks for a newer version first: long-lived readers follow the writer.
-    return lancedb.connect(place, read_consistency_interval=timedelta(0))
+    return connect(place, read_consistency_interval=timedelta(0))
 
 
 def _opened(place: str) -> Table:
@@ -285,7 +301,7 @@ def _locked(folder: Path) -> FolderLock:
         return FolderLock(folder / _LOCK_FILE)
     except BlockingIOError as error:
         raise StoreBusyError(
-            f"the store {folder} is being written by {error}; wait until it has finished, or search it meanwhile"
+            f"the store {folder} is being written by {error}; wait until it has finished (searches need not)"
         ) from None
 
 
@@ -298,7 +314,9 @@ def _check_free(place: str, folder: Path | None) -> None:
         raise StoreExistsError(f"there is a store at {place} already; open it, or choose another folder")
     others = sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
     if others:
-        raise StoreExistsError(f"the folder {place} has other files, such as {others[0]}; choose a new folder")
+        raise StoreExistsError(
+            f"the folder {place} has other files, such as {others[0]}; choose a new folder"
+        )
 
 
 def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:

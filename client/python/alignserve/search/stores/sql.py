@@ -1,7 +1,7 @@
 """Filters and keys as conditions in DataFusion's SQL, which LanceDB reads; nothing in them is read as SQL.
 
-Names go in backquotes and texts in single quotes, in which only the quote itself is special. Numbers are written by
-Python.
+Names go in backquotes and texts in single quotes, in which only the quote itself is special. Numbers are
+written by Python.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ def condition(where: Mapping[str, Any], names: Mapping[str, str]) -> str:
         where: As `alignserve.search.filters` defines it.
         names: The engine's name of each column.
     """
-    parts = [
-        part
-        for column, wanted in where.items()
-        for part in _parts(_identifier(names[column]), wanted)
-    ]
+    parts = [part for column, wanted in where.items() for part in _parts(_identifier(names[column]), wanted)]
     return " AND ".join(parts) if parts else "true"
 
 
