@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from alignserve.cli import main
 from alignserve.search import Entry, create_store
@@ -188,6 +190,40 @@ def test_an_empty_store_says_so(run: Any, tmp_path: Path) -> None:
 
     assert (code, out) == (0, "")
     assert "the store is empty; alignserve index fills it" in err
+
+
+def test_vectors_without_a_store_are_searched_too(fake: FakeServer, run: Any, tmp_path: Path) -> None:
+    """All of them, exactly: the output of embed-dataset needs no index to be looked at."""
+    texts = ["a", "b", "c", "d"]
+    rows = [fake.embedding_of(text).tolist() for text in texts[:-1]]
+    table = pa.table(
+        {
+            "key": texts,
+            "image_embedding": pa.array([*rows, None], pa.list_(pa.float32(), DIMENSION)),
+            "license": ["CC0", "MIT", "CC0", "CC0"],
+        }
+    ).replace_schema_metadata({"alignserve.fingerprint": "fake-8", "alignserve.model": "fake"})
+    pq.write_table(table, tmp_path / "part-00000-00000.parquet")
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"format": "alignserve-dataset", "version": 1, "job": "embed", "state": "complete"})
+    )
+
+    code, out, err = run("--text", "b", "--where", "license=CC0", "--json", at=tmp_path)
+
+    assert (code, set(keys(out))) == (0, {"a", "c"})
+    assert "without a vector, which are not searched: 1" in err
+    assert keys(run("--text", "b", "--json", at=tmp_path / "part-00000-00000.parquet")[1])[0] == "b"
+
+
+def test_vectors_of_an_unknown_model_are_refused(run: Any, tmp_path: Path) -> None:
+    """They may be of any."""
+    vectors = pa.array([[1.0] * DIMENSION], pa.list_(pa.float32(), DIMENSION))
+    pq.write_table(pa.table({"key": ["a"], "image_embedding": vectors}), tmp_path / "v.parquet")
+
+    code, out, err = run("--text", "b", at=tmp_path / "v.parquet")
+
+    assert (code, out) == (4, "")
+    assert "--fingerprint" in err
 
 
 def test_a_store_of_another_model_is_refused(run: Any, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.set_defaults(conditions=[])
-    parser.add_argument("store", metavar="STORE", help="folder or URL of the store, made by alignserve index")
+    parser.add_argument(
+        "store", metavar="STORE", help="folder or URL of a store, or the output of embed-dataset"
+    )
     _add_queries(parser)
     _add_filter(parser)
     parser.add_argument(

@@ -17,13 +17,14 @@ from alignserve._cli.inputs import STDIN, check_stdin, image_of
 from alignserve._cli.terms import GivenTerm
 from alignserve._client import Client
 from alignserve.errors import AlignserveError
-from alignserve.search import open_store
+from alignserve.search import NoStoreError, open_store
 from alignserve.search.filters import FilterError, WrittenCondition, check_filter, merged, read_conditions
 from alignserve.search.pictures import SheetPictures
 from alignserve.search.queries import QueryDefaults, SearchQuery, SearchTerm, read_queries
 from alignserve.search.searching import Answer, Searcher
 from alignserve.search.sheet import Card, Sheet, Term, html
 from alignserve.search.store import Hit, Store
+from alignserve.search.unindexed import read_vectors
 
 _OK, _SOME_FAILED = 0, 1  # as in alignserve.cli
 
@@ -31,7 +32,7 @@ _OK, _SOME_FAILED = 0, 1  # as in alignserve.cli
 def run(args: argparse.Namespace) -> int:
     """Prints what a store has for one query, or for each query of a file."""
     _check(args)
-    store = open_store(args.store)
+    store = _opened(args.store)
     try:
         where = _where(args, store)
         if args.queries_file is None:
@@ -39,6 +40,20 @@ def run(args: argparse.Namespace) -> int:
         return _run_file(args, store, where)
     finally:
         store.close()
+
+
+def _opened(place: str) -> Store:
+    """Opens a store, or reads vectors that have none into memory."""
+    try:
+        return open_store(place)
+    except NoStoreError:
+        found = read_vectors(place)
+        if found is None:
+            raise
+    store, missing = found
+    if missing:
+        output.complain(f"rows of {place} without a vector, which are not searched: {missing}")
+    return store
 
 
 def _check(args: argparse.Namespace) -> None:
