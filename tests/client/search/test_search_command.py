@@ -255,7 +255,7 @@ def test_what_is_no_store_is_refused(run: Any, tmp_path: Path) -> None:
         (["--text", "x", "--where", "license"], "'license' is not COLUMN=VALUE"),
         (["--text", "x", "--top-k", "0"], "above 0"),
         (["--text", "x", "--min-similarity", "2"], "from -1 to 1"),
-        (["--weight", "2", "--text", "x"], "the term before it"),
+        (["--weight", "2", "--text", "x"], "the --image or --text before it"),
         (["--minus", "x", "--weight", "-2"], "after --minus"),
         (["--minus", "missing.jpg"], "no image file 'missing.jpg'"),
         (["--text", "x", "--queries-file", "q"], "leave out --text"),
