@@ -28,7 +28,7 @@ from tests.load.recall.engines import ENGINES
 from tests.load.recall.exact import nearest, recall, write_images
 
 _TOP_K = 10
-_QUERIES = 200  # per direction, of which some are used
+_QUERIES = 100  # per direction
 _DIRECTIONS = ("text", "image")
 
 
@@ -58,7 +58,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--engines", default="alignserve", help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/alignserve-recall"))
-    parser.add_argument("--queries", type=int, default=100, help="for each direction, at most 200")
+    parser.add_argument("--queries", type=int, default=_QUERIES, help="for each direction, at most 100")
     parser.add_argument("--keep", action="store_true", help="keep what the engines built")
     parser.add_argument("--step", choices=["build", "search"], help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -81,8 +81,9 @@ def _write_truth(vectors: Vectors, args: argparse.Namespace) -> None:
     for name, (_, cosines) in found.items():
         nearest_mean, tenth_mean = cosines[:, 0].mean(), cosines[:, -1].mean()
         print(f"{name}: cosine of the nearest {nearest_mean:.3f}, of the tenth {tenth_mean:.3f}")
-    truths = {f"{name}_truth": rows for name, (rows, _) in found.items()}
-    np.savez(_truth(args), **truths, **{f"{name}_queries": some for name, some in queries.items()})
+    arrays: dict[str, Any] = {f"{name}_truth": rows for name, (rows, _) in found.items()}
+    arrays |= {f"{name}_queries": some for name, some in queries.items()}
+    np.savez(_truth(args), **arrays)
 
 
 def _step(step: str, name: str, args: argparse.Namespace) -> dict[str, Any]:

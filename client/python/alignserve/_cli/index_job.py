@@ -88,7 +88,7 @@ class _Model:
         """
         infos = found.models(args.vector_column)
         if args.fingerprint:
-            infos = [(fingerprint or args.fingerprint, *rest) for fingerprint, *rest in infos]
+            infos = [(stated or args.fingerprint, name, dimension) for stated, name, dimension in infos]
         info = client.model_info() if client is not None else None
         if info is not None:
             infos.append((info.fingerprint, info.model_id, info.embedding_dimension))

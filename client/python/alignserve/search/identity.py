@@ -62,8 +62,8 @@ class Identity:
         """Raises `OtherModelError` if the fingerprint is another model's."""
         if fingerprint != self.fingerprint:
             raise OtherModelError(
-                f"the store {place} has embeddings of model {self.model!r} with fingerprint "
-                f"{self.fingerprint}, not {fingerprint}; use a server of that model, or index into a new store"
+                f"the store {place} has embeddings of model {self.model!r}, fingerprint "
+                f"{self.fingerprint}, not {fingerprint}; use a server of that model, or index a new store"
             )
 
 

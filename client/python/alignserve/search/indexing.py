@@ -1,4 +1,4 @@
-"""Brings a store up to date with a source: puts rows that are new or changed, and deletes those that are gone.
+"""Brings a store up to date with a source: puts rows that are new or changed, and deletes those not in it.
 
 Each row of the store remembers its source and a version: size and modification time of a file, and a digest
 of its content and columns. A row whose version is the same is neither embedded nor put again.

@@ -135,8 +135,8 @@ class VectorSource:
 def kept_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the columns as a store can keep them.
 
-    Dates and times become ISO texts, exact decimals and whole numbers above 64 bits texts, and lists and structs
-    JSON. Bytes, which no filter can name, are left out.
+    Dates and times become ISO texts, exact decimals and whole numbers above 64 bits texts, and lists and
+    structs JSON. Bytes, which no filter can name, are left out.
     """
     return {name: _kept(value) for name, value in columns.items() if not isinstance(value, bytes)}
 

@@ -67,8 +67,8 @@ def types_of(entries: Sequence[Entry], known: Mapping[str, pa.DataType]) -> dict
                 found[name] = pa.float64()
             elif not _fits(value, type_):
                 raise StoreError(
-                    f"row {entry.key!r}: column {name!r} has {_describe(type_)}, and {value!r} is not of that "
-                    "type"
+                    f"row {entry.key!r}: column {name!r} has {_describe(type_)}, and {value!r} is not "
+                    "of that type"
                 )
     return found
 

@@ -167,9 +167,9 @@ class LanceStore:
         candidates = int(self._table.count_rows(condition))
         if not candidates:
             return []
-        found = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
         kept = [name for name in types if not name.startswith(BOOKKEEPING)]
-        table = found.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
+        search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
+        table = search.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
         return _hits(table, kept)
 
     def close(self) -> None:
