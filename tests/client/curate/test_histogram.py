@@ -57,6 +57,11 @@ def test_percentiles_are_accurate(percent: float) -> None:
     assert _of([-value for value in values]).percentile(100) == pytest.approx(-values[0], rel=0.01)
 
 
+def test_percentiles_of_whole_numbers_are_whole() -> None:
+    """A median of 54.1 characters would be odd."""
+    assert _of([3, 4, 54, 55, 90]).percentile(50) == 54
+
+
 def test_values_of_all_sizes_have_bars_of_equal_ratios() -> None:
     """Otherwise most would be in the first bar."""
     bars = _of([2.0**power for power in range(40)]).bars(8)

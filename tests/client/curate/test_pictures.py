@@ -409,6 +409,19 @@ class TestFaults:
 
         assert _children() == before
 
+    def test_an_abandoned_pool_ends_its_processes(self) -> None:
+        """Also if its last reference is that of a thread that measures a picture."""
+        before = _children()
+        pool = PictureProcesses(processes=2)
+        next(pool.measure([_CAT] * 100))
+        children = [psutil.Process(pid) for pid in _children() - before]
+        del pool
+        gc.collect()
+
+        assert children
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert alive == []
+
     def test_processes_end_with_a_caller_that_is_killed(self) -> None:
         """Even with SIGKILL."""
         program = (

@@ -45,7 +45,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row that shows what a rule removes, or what is kept.
+    """A row as an example of a rule's dropped rows, or of the kept ones.
 
     Attributes:
         key: Of the row, cut if it is long.
