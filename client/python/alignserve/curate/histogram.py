@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 _STEPS = 128  # buckets from one power of two to the next, so a bucket is less than 0.8 % wide
 _MIN_EXPONENT, _MAX_EXPONENT = -30, 64  # smaller numbers count as 0, larger ones as 2**64
@@ -95,27 +95,6 @@ class Histogram:
         self._is_whole &= other._is_whole
         self._kept += other._kept
         self._dropped += other._dropped
-
-    def state(self) -> dict[str, Any]:
-        """Returns all of it as JSON has it, for `from_state`."""
-        has_values = self.kept + self.dropped > 0
-        return {
-            "missing": self.missing,
-            "range": [self._min, self._max] if has_values else None,
-            "is_whole": self._is_whole,
-            "kept": sorted(self._kept.items()),
-            "dropped": sorted(self._dropped.items()),
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Histogram:
-        """Returns the histogram that had this state."""
-        made = cls()
-        made.missing = state["missing"]
-        made._min, made._max = state["range"] or (math.inf, -math.inf)
-        made._is_whole = state["is_whole"]
-        made._kept, made._dropped = Counter(dict(state["kept"])), Counter(dict(state["dropped"]))
-        return made
 
     @property
     def is_logarithmic(self) -> bool:
