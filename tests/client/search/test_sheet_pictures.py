@@ -103,7 +103,7 @@ def test_without_pillow_only_small_files_are_embedded(tmp_path: Path) -> None:
         picture, missing = pictures.of_row("k", {"path": str(file)})
 
     assert picture is None
-    assert "pip install 'alignserve[curate]'" in missing
+    assert "pip install pillow" in missing
 
 
 def test_all_pictures_together_have_a_limit(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class SheetPictures:
         if media_type is None:
             return None, "it is not a picture that browsers show"
         if len(content) > _MAX_FILE_BYTES:
-            return None, "no thumbnail: pip install 'alignserve[curate]'"
+            return None, "no thumbnail, since Pillow is not installed: pip install pillow"
         return self._fitting(Picture(media_type, content))
 
     def _fitting(self, picture: Picture) -> tuple[Picture | None, str]:
