@@ -26,6 +26,7 @@ from alignserve._cli.label_warnings import fits_badly, warn_of_labels, warn_of_w
 from alignserve._cli.migrate_vectors import run_migrate_vectors
 from alignserve._cli.progress import Progress
 from alignserve._cli.resume import Earlier, line_key
+from alignserve._cli.search import run_search
 from alignserve._cli.terms import terms_of
 from alignserve._cli.unknown_words import warn_of_unknown_texts
 from alignserve._cli.verify_vectors import run_verify_vectors
@@ -242,13 +243,6 @@ def run_protos(args: argparse.Namespace) -> int:
     for line in protos.write(args):
         print(line)
     return OK
-
-
-def run_search(args: argparse.Namespace) -> int:
-    """Prints what a store has for a query."""
-    from alignserve._cli import search  # imported late: other commands need no extra
-
-    return search.run_search(args)
 
 
 _COMMANDS = {

@@ -22,7 +22,8 @@ from alignserve.datasets.row import RowFailure
 from alignserve.testing import FakeServer
 from PIL import Image
 
-from tests.hostile.crafted import SIZES, SLOW, bmp_of_runs, jpeg_with, picture, segment
+from tests.hostile.crafted import SIZES, SLOW, jpeg_with, picture, segment
+from tests.hostile.mutations import mutants
 
 _PHOTOS = Path(__file__).parents[2] / "data/photos"
 _FAULTY = Path(__file__).with_name("faulty_child.py")
@@ -49,10 +50,9 @@ def pool() -> Iterator[PictureProcesses]:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def faulty() -> Iterator[PictureProcesses]:
-    limits = Limits(max_cpu_seconds=0.5, max_seconds=2, max_memory_bytes=1 << 28)
-    with PictureProcesses(limits, processes=2, _program=_FAULTY) as made:
+    with PictureProcesses(Limits(max_cpu_seconds=0.3), processes=2, _program=_FAULTY) as made:
         yield made
 
 
@@ -241,12 +241,8 @@ class TestFailures:
         odd.write_bytes(_CAT)
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
 
-        found = list(
-            pool.measure(
-                [tmp_path / "missing", tmp_path / "pipe", tmp_path, tmp_path / "loop", Path("/dev/zero")]
-                + [tmp_path / "empty", odd]
-            )
-        )
+        images = [tmp_path / "missing", tmp_path / "pipe", tmp_path, tmp_path / "loop", Path("/dev/zero")]
+        found = list(pool.measure([*images, tmp_path / "empty", odd]))
 
         assert _reasons(iter(found)) == ["IMAGE_FILE_UNREADABLE"] * 5 + ["IMAGE_UNREADABLE", "ok"]
         assert [one.message for one in found[:2] if isinstance(one, RowFailure)] == [
@@ -259,6 +255,17 @@ class TestFailures:
         """Half a picture is not measured as if it were whole."""
         assert _reasons(pool.measure([_CAT[:cut]])) == ["IMAGE_UNREADABLE"]
 
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+    def test_damaged_files_have_a_result_each(self, pool: PictureProcesses, file_format: str) -> None:
+        """Flipped bits, moved parts, wrong lengths, other sizes: a measure or a reason."""
+        damaged = list(mutants(picture(file_format), 40))
+
+        reasons = _reasons(pool.measure([*damaged, _CAT]))
+
+        assert len(reasons) == 41
+        assert set(reasons) <= {"ok", "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE", "DECODER_OUT_OF_MEMORY"}
+        assert reasons[-1] == "ok"
+
     def test_limits_are_checked_before_pixels_are_decoded(self, tmp_path: Path) -> None:
         """On bytes, pixels, sides and formats; each limit itself is allowed."""
         square, wide = picture("PNG", 64), _saved(Image.new("L", (100, 1)))
@@ -267,7 +274,9 @@ class TestFailures:
 
         with PictureProcesses(limits, processes=1) as pool:
             found = _reasons(
-                pool.measure([square, square + b"x", picture("PNG", 65), wide, picture("JPEG"), tmp_path / "large"])
+                pool.measure(
+                    [square, square + b"x", picture("PNG", 65), wide, picture("JPEG"), tmp_path / "large"]
+                )
             )
 
         too_large = "IMAGE_TOO_LARGE"
@@ -295,9 +304,9 @@ class TestFailures:
         assert set(_reasons(iter(found[1::2]))) == {"ok"}
         refused = dict(zip(SIZES, _reasons(iter(found[::2])), strict=True))
         reasons = {"IMAGE_TOO_LARGE", "IMAGE_UNREADABLE", "DECODER_OUT_OF_MEMORY"}
-        assert {name for name, reason in refused.items() if reason not in reasons} <= {
-            "APNG, first frame of 60,000²",  # its own picture is whole
-            "WEBP, canvas 16,384² of a small picture",
+        # Its decoder gets by with the memory that it may have, and returns the size that the file claims.
+        assert {name for name in refused if refused[name] not in reasons} <= {
+            "AVIF, stream of 12,288² for an item of 64²"
         }
 
     def test_a_picture_that_needs_too_much_memory_fails(self) -> None:
@@ -313,7 +322,7 @@ class TestFailures:
         slow = SLOW["BMP, 5000 ends of lines"]()
         limits = Limits(max_cpu_seconds=0.3)
 
-        found = _reasons(measure([_CAT, slow, _CAT, bmp_of_runs(b"\0\1", 64), _CAT], limits, processes=1))
+        found = _reasons(measure([_CAT, slow, _CAT, picture("BMP"), _CAT], limits, processes=1))
 
         assert found == ["ok", "DECODER_TIMED_OUT", "ok", "ok", "ok"]
 
@@ -328,8 +337,6 @@ class TestFaults:
             (b"kill", "DECODER_CRASHED", "image crashes its decoder: SIGKILL"),
             (b"exit", "DECODER_CRASHED", "image crashes its decoder: exit code 7"),
             (b"spin", "DECODER_TIMED_OUT", "image takes longer to decode than the limit allows"),
-            (b"sleep", "DECODER_TIMED_OUT", "image takes longer to decode than the limit allows"),
-            (b"memory", "DECODER_OUT_OF_MEMORY", "needs more than 268435456 bytes"),
             (b"lie", "DECODER_CRASHED", "image makes its decoder answer nonsense"),
             (b"reason", "DECODER_CRASHED", "image makes its decoder answer nonsense"),
             (b"flood", "DECODER_CRASHED", "image"),
@@ -339,19 +346,20 @@ class TestFaults:
         self, faulty: PictureProcesses, fault: bytes, reason: str, message: str
     ) -> None:
         """Whatever it does to its process."""
-        found = list(faulty.measure([_CAT, fault, _CAT, fault, _CAT]))
+        found = list(faulty.measure([_CAT, fault, _CAT]))
 
-        assert _reasons(iter(found)) == ["ok", reason, "ok", reason, "ok"]
+        assert _reasons(iter(found)) == ["ok", reason, "ok"]
         assert isinstance(found[1], RowFailure)
         assert message in found[1].message
 
-    def test_a_process_that_was_stopped_is_replaced(
-        self, faulty: PictureProcesses, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Then its own timer is stopped too, and the caller's counts."""
+    def test_a_process_that_waits_or_was_stopped_is_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stopped process's own timer is stopped too, and the caller's counts."""
         monkeypatch.setattr(pictures, "_MARGIN_SECONDS", 0.0)
 
-        assert _reasons(faulty.measure([b"stop", _CAT])) == ["DECODER_TIMED_OUT", "ok"]
+        with PictureProcesses(Limits(max_seconds=3), processes=2, _program=_FAULTY) as pool:
+            found = _reasons(pool.measure([b"stop", b"sleep", _CAT]))
+
+        assert found == ["DECODER_TIMED_OUT", "DECODER_TIMED_OUT", "ok"]
 
     def test_damage_by_an_earlier_picture_fails_no_other(self) -> None:
         """A picture whose process crashes gets a new one, once."""
@@ -367,7 +375,10 @@ class TestFaults:
         program = tmp_path / "broken_child.py"
         program.write_text("raise SystemExit('no Pillow')")
 
-        with PictureProcesses(processes=1, _program=program) as pool, pytest.raises(OSError, match="at startup"):
+        with (
+            PictureProcesses(processes=1, _program=program) as pool,
+            pytest.raises(OSError, match="at startup"),
+        ):
             list(pool.measure([_CAT]))
 
         assert "no Pillow" in capfd.readouterr().err
@@ -409,6 +420,19 @@ class TestFaults:
         gc.collect()
 
         assert _children() == before
+
+    def test_an_abandoned_pool_ends_its_processes(self) -> None:
+        """Also if its last reference is that of a thread that measures a picture."""
+        before = _children()
+        pool = PictureProcesses(processes=2)
+        next(pool.measure([_CAT] * 100))
+        children = [psutil.Process(pid) for pid in _children() - before]
+        del pool
+        gc.collect()
+
+        assert children
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert alive == []
 
     def test_processes_end_with_a_caller_that_is_killed(self) -> None:
         """Even with SIGKILL."""

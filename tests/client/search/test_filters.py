@@ -1,4 +1,4 @@
-"""Filters: what is written becomes a condition of the column's type, and what rows meet it."""
+"""Filters: conditions as written get the type of their column, and select rows."""
 
 from __future__ import annotations
 

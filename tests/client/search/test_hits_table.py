@@ -1,4 +1,4 @@
-"""The table of what was found: as wide as the terminal, one line a row, whatever the rows have."""
+"""The table of the rows found: as wide as the terminal, one line a row, whatever the rows have."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def test_wide_characters_take_two_places() -> None:
 
 
 def test_visible_text_is_as_it_was() -> None:
-    """Only what cannot be seen is replaced."""
+    """Only invisible characters are replaced."""
     assert visible("plain ünï 猫 \\n") == "plain ünï 猫 \\n"
     assert visible("\U000e0001") == r"\U000e0001"

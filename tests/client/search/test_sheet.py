@@ -104,7 +104,7 @@ def test_the_file_needs_no_other() -> None:
 
 
 def test_pictures_have_alternatives() -> None:
-    """A caption if there is one, and else the key; a picture of the query is named beside it."""
+    """A caption if there is one, and otherwise the key; a picture of the query has its name next to it."""
     page = page_of(
         Card("a.jpg", 0.5, {"caption": "a  red\nbag", "width": 3}, PICTURE),
         Card("b.jpg", 0.5, {"text": " "}, PICTURE),

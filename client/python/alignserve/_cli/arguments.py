@@ -14,7 +14,7 @@ from alignserve._cli import (
     index,
     migrate_vectors,
     protos,
-    search_arguments,
+    search,
     verify_vectors,
 )
 from alignserve._cli.suggest import SuggestingParser
@@ -37,6 +37,7 @@ examples:
   alignserve bench --concurrency 1,8,64
   alignserve embed-dataset photos/ --to vectors
   alignserve index photos/ --to photos.store
+  alignserve search photos.store --text 'a dog on a beach' --html found.html
 
 exit codes:
   0  success
@@ -96,9 +97,8 @@ def parser() -> argparse.ArgumentParser:
         _add_command(commands, "compact-vectors", compact_vectors.SUMMARY, connects=False)
     )
     index.add_arguments(_add_command(commands, "index", "make photos, texts or their embeddings searchable"))
-    search_arguments.add_arguments(
-        _add_command(commands, "search", "search a store of embeddings by text, image, or both"),
-        _positive_int,
+    search.add_arguments(
+        _add_command(commands, "search", "search a store of embeddings by text, image, or both")
     )
     return top
 

@@ -53,7 +53,7 @@ def _cell(value: object) -> str:
 
 
 def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Returns the columns' widths: each as wide as its content, or an equal share of what is left."""
+    """Returns the columns' widths: each as wide as its content, or an equal share of the space left."""
     wanted = [max(map(_display_width, column)) for column in zip(*rows, strict=True)]
     fixed = wanted[:2]
     left = max(width - sum(fixed) - len(_GAP) * 2, _NARROWEST)

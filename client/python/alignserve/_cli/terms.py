@@ -63,7 +63,7 @@ class _Weigh(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: Any = None
     ) -> None:
         if not namespace.terms:
-            parser.error(f"{option} applies to the term before it, such as --text; there is none")
+            parser.error(f"{option} applies to the --image or --text before it; there is none")
         *earlier, last = namespace.terms
         if last.is_minus and value <= 0:
             parser.error(f"{option} {value:g} after --minus: give how much to subtract, a number above 0")
@@ -109,7 +109,7 @@ def add_like(parser: _Options) -> None:
         action=_AddTerm,
         const="like",
         dest="terms",
-        help="row of the store with this key; needs no server by itself",
+        help="row of the store with this key, which the answer leaves out; needs no server by itself",
     )
 
 

@@ -36,28 +36,6 @@ class ExactStore:
         self._columns: list[Mapping[str, Any]] = []  # by row
         self._rows: dict[str, int] = {}  # by key
         self._kinds: dict[str, ColumnKind] = {}
-        self._is_own = True  # whether the array may be written to
-
-    @classmethod
-    def over(
-        cls, embeddings: NDArray[np.float32], *, fingerprint: str, keys: Sequence[str] | None = None
-    ) -> ExactStore:
-        """Returns a store of vectors in an array, which may be memory-mapped; it is copied only by `put`.
-
-        Args:
-            embeddings: (rows, dim) float32, L2-normalized.
-            fingerprint: Of the model that made them.
-            keys: One per row, all different; by default the numbers of the rows.
-        """
-        store = cls(fingerprint=fingerprint, embedding_dimension=embeddings.shape[1])
-        named = [str(row) for row in range(len(embeddings))] if keys is None else keys
-        store._embeddings, store._is_own = embeddings, False
-        store._keys = list(named)
-        store._columns = [{}] * len(embeddings)
-        store._rows = {key: row for row, key in enumerate(named)}
-        if len(store._rows) != len(embeddings) or len(named) != len(embeddings):
-            raise ValueError(f"{len(embeddings)} vectors need as many keys, all different")
-        return store
 
     def count(self) -> int:
         """Returns the number of rows."""
@@ -70,14 +48,11 @@ class ExactStore:
             StoreError: An embedding has the wrong length, NaN or only zeros, or a value does not fit its
                 column. The rows before it are stored.
         """
-        if not self._is_own:
-            self._embeddings, self._is_own = np.array(self._embeddings), True
         for entry in entries:
-            vector = np.asarray(entry.embedding, np.float32)
-            if vector.shape != (self.embedding_dimension,) or not 0 < np.linalg.norm(vector) < np.inf:
-                raise StoreError(
-                    f"row {entry.key!r} needs {self.embedding_dimension} finite numbers that are not all 0"
-                )
+            try:
+                vector = self._unit(entry.embedding)
+            except ValueError as error:
+                raise StoreError(f"row {entry.key!r}: {error}") from None
             self._learn_kinds(entry)
             row = self._rows.get(entry.key)
             if row is None:
@@ -147,11 +122,11 @@ class ExactStore:
     def close(self) -> None:
         """Does nothing: there is nothing to close."""
 
-    def _unit(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        exact = np.asarray(query, np.float64)
+    def _unit(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        exact = np.asarray(vector, np.float64)
         length = float(np.linalg.norm(exact))
         if exact.shape != (self.embedding_dimension,) or not 0 < length < np.inf:
-            raise ValueError(f"a query needs {self.embedding_dimension} finite numbers that are not all 0")
+            raise ValueError(f"a vector has {self.embedding_dimension} finite numbers that are not all 0")
         return np.asarray(exact / length, np.float32)
 
     def _allowed(self, where: Mapping[str, Any]) -> NDArray[np.int64]:

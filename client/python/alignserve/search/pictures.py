@@ -20,7 +20,6 @@ PATH_COLUMN = "path"  # of a store: the file of a row's image, or its `file:` UR
 
 _THUMBNAIL_SIDE = 384  # pixels; cards are about half as wide, and screens have two pixels for one
 _MAX_FILE_BYTES = 256 << 10  # of a file that is embedded as it is
-_MAX_TOTAL_BYTES = 48 << 20  # of all pictures
 _SIGNATURES = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -34,16 +33,26 @@ class SheetPictures:
     """Finds and shrinks pictures, within a total size.
 
     Args:
-        folder: With the pictures: a key or a relative path is a path below it. By default only absolute paths
-            are read.
+        folder: With the pictures: a key or a relative path is a path below it. By default only absolute
+            paths are read.
+        makes_thumbnails: Whether pictures are decoded, in a child process; by default if Pillow is installed.
+        max_total_bytes: Of all pictures together.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        makes_thumbnails: bool | None = None,
+        max_total_bytes: int = 48 << 20,
+    ) -> None:
         self._folder = folder
-        self._left = _MAX_TOTAL_BYTES
+        self._limit = self._left = max_total_bytes
         self._open = ExitStack()
         self._processes: PictureProcesses | None = None
-        if importlib.util.find_spec("PIL") is not None:
+        if makes_thumbnails is None:
+            makes_thumbnails = importlib.util.find_spec("PIL") is not None
+        if makes_thumbnails:
             from alignserve.curate.pictures import PictureProcesses
 
             self._processes = self._open.enter_context(PictureProcesses(processes=1))
@@ -60,15 +69,13 @@ class SheetPictures:
 
     def of_row(self, key: str, columns: Mapping[str, Any]) -> tuple[Picture | None, str]:
         """Returns the picture of a row, or `None` and why there is none."""
-        file = self._file(key, columns)
-        if file is None:
-            return None, "no picture in the store"
         try:
-            if not file.is_file():
-                return None, f"{file} is not there"
-            return self._small(file)
-        except (OSError, ValueError) as error:
-            return None, f"{file} cannot be read: {error}"
+            file = self._file(key, columns)
+            if file is None:
+                return None, "no picture in the store"
+            return self._small(file) if file.is_file() else (None, f"{file} is not there")
+        except (OSError, ValueError) as error:  # ValueError: a key that cannot be a file's name
+            return None, f"it cannot be read: {error}"
 
     def of_image(self, image: ImageInput) -> Picture | None:
         """Returns a picture of the query: a path or the bytes of a file; `None` if it cannot be shown."""
@@ -99,12 +106,12 @@ class SheetPictures:
         if media_type is None:
             return None, "it is not a picture that browsers show"
         if len(content) > _MAX_FILE_BYTES:
-            return None, "no thumbnail: pip install 'alignserve[curate]'"
+            return None, "no thumbnail, since Pillow is not installed: pip install pillow"
         return self._fitting(Picture(media_type, content))
 
     def _fitting(self, picture: Picture) -> tuple[Picture | None, str]:
         if len(picture.content) > self._left:
-            return None, f"left out: the sheet has {_MAX_TOTAL_BYTES >> 20} MB of pictures already"
+            return None, f"left out: the pictures of a sheet have at most {self._limit >> 20} MB"
         self._left -= len(picture.content)
         return picture, ""
 

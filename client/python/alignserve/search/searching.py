@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from alignserve.search.store import ColumnKind, Hit, Store
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What was found for a query.
+    """The rows found for a query.
 
     Attributes:
         query: As given.
@@ -56,7 +57,7 @@ class Searcher:
         self._columns: Mapping[str, ColumnKind] = store.columns()
 
     def search(self, query: SearchQuery) -> list[Hit]:
-        """Returns the rows for a query, best first.
+        """Returns the rows for a query, best first; rows that are its terms are left out.
 
         Raises:
             AlignserveError: The server refused a term, or cannot be reached.
@@ -106,9 +107,13 @@ class Searcher:
             vector = composed(query, self._embedding(query, embedded), self._stored(query))
         except (AlignserveError, ValueError) as error:
             return Answer(query, error=error)
-        hits = self._store.search(vector, query.top_k, where or None)
-        least = query.min_similarity
-        return Answer(query, [hit for hit in hits if least is None or hit.similarity >= least])
+        return Answer(query, self._hits(query, vector, where))
+
+    def _hits(self, query: SearchQuery, vector: NDArray[np.float32], where: Mapping[str, Any]) -> list[Hit]:
+        named, least = query.stored(), query.min_similarity
+        found = self._store.search(vector, query.top_k + len(named), where or None)
+        hits = [hit for hit in found if hit.key not in named][: query.top_k]
+        return [hit for hit in hits if least is None or hit.similarity >= least]
 
     def _embedding(self, query: SearchQuery, embedded: StreamResult | None) -> NDArray[np.float32] | None:
         if embedded is not None:
@@ -130,6 +135,6 @@ def _check_same_model(store: Store, info: ModelInfo) -> None:
     if store.fingerprint != info.fingerprint:
         raise OtherModelError(
             f"the store has embeddings of model {store.model!r} with fingerprint {store.fingerprint}, and "
-            f"the server has model {info.model_id!r} with {info.fingerprint}; embeddings of two models cannot "
-            "be compared: search on a server with the store's model, or index again on this one"
+            f"the server has model {info.model_id!r} with {info.fingerprint}; embeddings of different models "
+            "cannot be compared: search on a server with the store's model, or index again on this one"
         )

@@ -1,7 +1,7 @@
 """A contact sheet: the answer to a query as one HTML file, which needs no other file and no script.
 
 Whatever the store has is text in it: it is escaped, invisible characters are written out, and the page's own
-policy allows no script, no foreign style and no picture but those inside the file.
+policy allows no script, no other style and no picture from outside the file.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _description(card: Card) -> str:
 
 
 def _term(term: Term) -> str:
-    picture = _image(term.picture, "") if term.picture else ""  # its name stands beside it
+    picture = _image(term.picture, "") if term.picture else ""  # its name follows
     return f"<li>{picture}<span>{_isolated(_signed(term))}</span></li>\n"
 
 
