@@ -223,6 +223,13 @@ def run_stream(args: argparse.Namespace) -> int:
     return _write_lines(args, items, ordered=args.ordered, labels=labels, found=found)
 
 
+def run_batch(args: argparse.Namespace) -> int:
+    """Answers a file of requests in OpenAI's batch form."""
+    from alignserve._cli import batch
+
+    return batch.run_batch(args, _complain)
+
+
 def run_protos(args: argparse.Namespace) -> int:
     """Writes the protos or a descriptor set, for stubs in other languages."""
     if args.out is None and args.descriptor_set is None:
@@ -240,6 +247,7 @@ _COMMANDS = {
     "embed-query": run_embed_query,
     "compare": run_compare,
     "stream": run_stream,
+    "batch": run_batch,
     "protos": run_protos,
     "bench": _bench.run,
 }
