@@ -53,8 +53,8 @@ def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = No
     """Opens sources as one dataset.
 
     A source is a folder, a file, or a pattern of either with `*`, `?`, `[…]` or `**`. Files are images,
-    Parquet, CSV or TSV, JSON Lines or tars of samples; `client/docs/datasets.md` says what is read of each,
-    what is skipped, and what fails. The same sources give the same files, rows and keys in the same order.
+    Parquet, CSV or TSV, JSON Lines or tars of samples; `client/docs/datasets.md` describes which of their
+    rows are read, skipped or failed. The same sources give the same files, rows and keys in the same order.
 
     Every table and tar is opened once, to learn its columns; no row is read, unless there is a column of
     keys, which have to be unique.
@@ -238,4 +238,5 @@ def _columns_of(files: Sequence[_Opened]) -> str:
 def _made(file: _Opened, schema: pa.Schema, options: SourceOptions) -> SourceFile:
     limits = Limits(options.max_image_bytes, options.max_text_bytes)
     chosen = replace(file.chosen, kept=tuple(schema.names))
-    return file.make(RowBuilder(chosen.image, chosen.text, chosen.key, chosen.kept, file.image_root, limits))
+    parts = (chosen.image, chosen.text, chosen.key, chosen.kept)
+    return file.make(RowBuilder(*parts, file.image_root, limits, options.reads_images))
