@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -68,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; an invalid command line raises `SystemExit(2)`."""
     output.prepare_standard_streams()
     args = arguments.parser().parse_args(argv)
+    return run_command(_COMMANDS[args.command], args)
+
+
+def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Runs a command and returns its exit code, also for the errors that it raises."""
     try:
-        code = _COMMANDS[args.command](args)
+        code = command(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -236,6 +241,13 @@ def run_stream(args: argparse.Namespace) -> int:
     return _write_lines(args, items, ordered=args.ordered, labels=labels, found=found)
 
 
+def run_batch(args: argparse.Namespace) -> int:
+    """Answers a file of requests in OpenAI's batch form."""
+    from alignserve._cli import batch
+
+    return batch.run_batch(args, _complain)
+
+
 def run_protos(args: argparse.Namespace) -> int:
     """Writes the protos or a descriptor set, for stubs in other languages."""
     if args.out is None and args.descriptor_set is None:
@@ -253,6 +265,7 @@ _COMMANDS = {
     "embed-query": run_embed_query,
     "compare": run_compare,
     "stream": run_stream,
+    "batch": run_batch,
     "protos": run_protos,
     "bench": _bench.run,
     "embed-dataset": run_embed_dataset,

@@ -33,6 +33,7 @@ examples:
   alignserve embed-query --image bag.jpg --text red --weight 0.5 --json
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl --resume
+  alignserve batch requests.jsonl answers.jsonl --error-file errors.jsonl
   alignserve protos --out protos
   alignserve bench --concurrency 1,8,64
   alignserve embed-dataset photos/ --to vectors
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_embed_query(commands)
     _add_stream(commands)
+    _add_batch(commands)
     protos.add_arguments(
         _add_command(
             commands, "protos", "write the API's .proto files, for stubs in any language", connects=False
@@ -320,6 +322,40 @@ def _add_stream(commands: Any) -> None:
         help="save (images, dimension) in file order, and the file names in OUT.txt",
     )
     _add_resume(parser)
+
+
+def _add_batch(commands: Any) -> None:
+    parser = _add_command(commands, "batch", "answer a file of requests in the form of OpenAI's batches")
+    parser.add_argument(
+        "requests",
+        metavar="IN",
+        type=Path,
+        help="JSON Lines with custom_id, method, url and body",
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="file for the answers, in the order of the requests; OUT.state.json is written too",
+    )
+    parser.add_argument(
+        "--error-file",
+        metavar="FILE",
+        type=Path,
+        help="file for the requests that failed (default: they are in OUT)",
+    )
+    parser.add_argument(
+        "--window",
+        metavar="N",
+        type=_positive_int,
+        default=64,
+        help="texts and images in flight, which have priority bulk (default: 64)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an earlier run with the same files; requests that have an answer are not sent again",
+    )
 
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:

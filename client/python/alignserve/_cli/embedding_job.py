@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from alignserve._cli.connection import client_options, server_names
 from alignserve._cli.job_progress import JobProgress
@@ -41,16 +41,31 @@ _SINKS: Mapping[str, type[ParquetSink] | type[ClipRetrievalSink]] = {
 _RESUME = "its finished shards are kept; run the same command with --resume to do the rest"
 
 
-def run(args: argparse.Namespace) -> int:
+class Embed(Protocol):
+    """Embeds rows, as `datasets.embedding.embed` does in this process."""
+
+    async def __call__(
+        self,
+        dataset: Dataset,
+        output: OutputFolder,
+        sink: Sink,
+        servers: Servers,
+        options: EmbedOptions,
+        *,
+        counter: RowCounter | None = None,
+    ) -> None: ...
+
+
+def run(args: argparse.Namespace, embed: Embed = embed) -> int:
     """Embeds the rows, or counts them, and returns the exit code."""
     selection = Selection.read(args.only) if args.only else None
     args.server = ", ".join(server_names(args))  # for messages
     if args.dry_run:
         return _count(_opened(args, selection, None))
-    return asyncio.run(_embed(args, selection))
+    return asyncio.run(_embed(args, selection, embed))
 
 
-async def _embed(args: argparse.Namespace, selection: Selection | None) -> int:
+async def _embed(args: argparse.Namespace, selection: Selection | None, embed: Embed) -> int:
     async with _connected(args) as servers:
         dataset = await asyncio.to_thread(_opened, args, selection, servers.info)
         kinds = _kinds(args, dataset)
@@ -69,7 +84,7 @@ async def _embed(args: argparse.Namespace, selection: Selection | None) -> int:
         )
         manifest = await asyncio.to_thread(_manifest, args, dataset, selection, servers.info, kinds, sink)
         with OutputFolder.create(args.folder, manifest, resume=args.resume, sources=args.source) as output:
-            job = _Run(args, dataset, selection, output)
+            job = _Run(args, dataset, selection, output, embed)
             return await job.run(sink, servers, options)
 
 
@@ -82,8 +97,10 @@ class _Run:
         dataset: Dataset,
         selection: Selection | None,
         output: OutputFolder,
+        embed: Embed,
     ) -> None:
         self._args = args
+        self._embed = embed
         self._dataset = dataset
         self._selection = selection
         self._output = output
@@ -93,7 +110,7 @@ class _Run:
         counter = await asyncio.to_thread(self._counter)
         try:
             with self._stopping_on_signals():
-                await embed(self._dataset, self._output, sink, servers, options, counter=counter)
+                await self._embed(self._dataset, self._output, sink, servers, options, counter=counter)
         except asyncio.CancelledError:
             if self._stopped_by is None:
                 raise
