@@ -1,0 +1,120 @@
+"""Runs `curate`: makes the rules and measures that the options ask for, and says what became of every row."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+
+from alignserve._cli.connection import connected
+from alignserve._cli.job_progress import JobProgress
+from alignserve.curate import language, rules
+from alignserve.curate.columns import similarity_column
+from alignserve.curate.duplicates import PhashSet
+from alignserve.curate.measuring import Measures
+from alignserve.curate.pictures import Limits, PictureProcesses
+from alignserve.curate.presets import PRESETS
+from alignserve.curate.rules import AnyRule, FractionRule, NearDuplicateRule, RuleSet
+from alignserve.curate.run import Curation, Options
+from alignserve.curate.scorers import Scorer
+from alignserve.curate.similarity import Comparing
+from alignserve.datasets.output import FAILURES
+from alignserve.datasets.source import Dataset
+from alignserve.datasets.sources import SourceOptions, open_dataset
+
+_OK, _SOME_FAILED = 0, 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Curates the pairs, and returns the exit code."""
+    dataset = _opened(args)
+    scorers = [Scorer.load(column, target) for column, target in args.scorer]
+    with ExitStack() as stack:
+        pictures = stack.enter_context(PictureProcesses(Limits(), processes=args.processes))
+        comparing = None
+        if not args.no_similarity:
+            comparing = Comparing(stack.enter_context(connected(args)), args.window)
+        chosen = _rules(args, None if comparing is None else similarity_column(comparing.model_id))
+        measures = Measures.for_rules(
+            chosen, dataset.schema, pictures.measure, language, scorers=scorers, comparing=comparing
+        )
+        for name, columns in measures.missing(chosen).items():
+            missing = ", ".join(columns)
+            _complain(f"rule {name} is not applied: the source has no column {missing}; --scorer can fill it")
+        curation = Curation(
+            dataset,
+            chosen,
+            measures,
+            Options(args.kept_only, not args.no_images, args.rows_per_shard),
+            pictures.thumbnail,
+            _Passes(),
+        )
+        outcome = curation.run(args.folder, resume=args.resume, sources=args.source)
+    for name, count in outcome.counts["first_reasons"].items():
+        every = outcome.counts["all_reasons"][name]
+        unjudged = outcome.counts["unjudged"].get(name, 0)
+        more = f", {unjudged} without a value" if unjudged else ""
+        _complain(f"{name}: {count} dropped, {every} with this reason{more}")
+    failed = outcome.ledger.failed
+    print(outcome.summary() + (f"; see {args.folder / FAILURES}" if failed else ""))
+    return _OK if outcome.ledger.is_success else _SOME_FAILED
+
+
+class _Passes:
+    """Shows the progress of each pass."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._progress: JobProgress | None = None
+
+    def __call__(self, stage: str, rows: int) -> None:
+        if self._progress is None or stage != self._stage:
+            self._stage, self._progress = stage, JobProgress(sys.stderr, files=1)
+        for _ in range(rows):
+            self._progress.row(failed=False)
+
+
+def _opened(args: argparse.Namespace) -> Dataset:
+    dataset = open_dataset(
+        args.source,
+        SourceOptions(
+            image_column=args.image_column,
+            text_column=args.text_column,
+            key_column=args.key_column,
+            columns=args.columns,
+            image_root=args.image_root,
+            delimiter=args.delimiter,
+        ),
+    )
+    for problem in dataset.problems:
+        _complain(f"cannot read {problem}")
+    if dataset.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.skipped.items()))
+        _complain(f"skipped, since they are not images or tables that are read: {kinds}")
+    return dataset
+
+
+def _rules(args: argparse.Namespace, similarity: str | None) -> RuleSet:
+    preset = (PRESETS[args.preset]() if args.preset else RuleSet()).without(args.without)
+    more: list[AnyRule] = []
+    if args.language:
+        more.append(rules.languages(args.language))
+        preset = preset.without({"OTHER_LANGUAGE"} & set(preset.names))
+    if args.blocked_words:
+        lines = [line for path in args.blocked_words for line in path.read_text("utf-8-sig").splitlines()]
+        more.append(rules.blocked_words(lines))
+    if args.exclude_phashes:
+        more.append(rules.excluded_phashes(PhashSet.load(*args.exclude_phashes)))
+    more += [rules.min_cut(column, limit) for column, limit in args.min]
+    more += [rules.max_cut(column, limit) for column, limit in args.max]
+    for column, fraction in args.top:
+        if column is None and similarity is None:
+            raise ValueError(f"--top {float(fraction):g} is of similarities; leave out --no-similarity")
+        more.append(FractionRule(column or str(similarity), fraction))
+    if args.near_duplicates:
+        more.append(NearDuplicateRule(args.near_duplicates, args.min_cosine))
+    return preset.plus(more)
+
+
+def _complain(line: str) -> None:
+    print(f"alignserve: {line}", file=sys.stderr)
