@@ -17,6 +17,8 @@ import numpy as np
 from alignserve import _bench
 from alignserve._cli import arguments, output, protos, render
 from alignserve._cli.connection import connected
+from alignserve._cli.embed_dataset import run_embed_dataset
+from alignserve._cli.extras import MissingExtraError
 from alignserve._cli.files import Found, image_files, is_image_file
 from alignserve._cli.inputs import STDIN, check_stdin, image_of, read_labels, read_lines, read_pairs
 from alignserve._cli.label_warnings import fits_badly, warn_of_labels, warn_of_winners
@@ -73,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         args.usage_error(str(error))
         return USAGE  # not reached: argparse exits
+    except MissingExtraError as error:
+        _complain(str(error))
+        return USAGE
     except AlignserveError as error:
         _complain(_advice(error, args))
         return exit_code(error)
@@ -242,6 +247,7 @@ _COMMANDS = {
     "stream": run_stream,
     "protos": run_protos,
     "bench": _bench.run,
+    "embed-dataset": run_embed_dataset,
 }
 
 
