@@ -17,6 +17,7 @@ import numpy as np
 from alignserve import _bench
 from alignserve._cli import arguments, output, protos, render
 from alignserve._cli.connection import connected
+from alignserve._cli.curate import run_curate
 from alignserve._cli.embed_dataset import run_embed_dataset
 from alignserve._cli.extras import MissingExtraError
 from alignserve._cli.files import Found, image_files, is_image_file
@@ -248,6 +249,7 @@ _COMMANDS = {
     "protos": run_protos,
     "bench": _bench.run,
     "embed-dataset": run_embed_dataset,
+    "curate": run_curate,
 }
 
 

@@ -27,8 +27,9 @@ from alignserve.curate import language, rules
 from alignserve.curate.duplicates import PhashSet
 from alignserve.curate.measuring import Measures
 from alignserve.curate.pictures import Limits, Picture, PictureProcesses
+from alignserve.curate.plan import Options, Plan
 from alignserve.curate.presets import coyo
-from alignserve.curate.run import Curation, Options, Outcome
+from alignserve.curate.run import Outcome, curate
 from alignserve.curate.similarity import Comparing
 from alignserve.datasets.sources import SourceOptions, open_dataset
 from alignserve.testing import FakeServer
@@ -243,7 +244,7 @@ def write(planted: Planted, folder: Path, rows_per_file: int = 4000) -> Counter[
     return expected
 
 
-def curate(
+def curate_as_coyo(
     source: Path,
     planted: Planted,
     folder: Path,
@@ -271,7 +272,7 @@ def curate(
             chosen, dataset.schema, pictures.measure, language, comparing=Comparing(client)
         )
         options = Options(rows_per_shard=rows_per_shard)
-        return Curation(dataset, chosen, measures, options, pictures.thumbnail).run(folder, resume=resume)
+        return curate(Plan(dataset, chosen, measures, options, pictures.thumbnail), folder, resume=resume)
 
 
 def counted(outcome: Outcome) -> Counter[str]:
@@ -288,7 +289,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch, FakeServer() as server, Client(server.target) as client:
         expected = write(planted, Path(scratch) / "source")
         start = time.monotonic()
-        outcome = curate(Path(scratch) / "source", planted, Path(scratch) / "curated", client)
+        outcome = curate_as_coyo(Path(scratch) / "source", planted, Path(scratch) / "curated", client)
         seconds = time.monotonic() - start
     found = counted(outcome)
     for name in sorted(expected | found):

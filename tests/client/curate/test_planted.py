@@ -8,7 +8,7 @@ import pytest
 from alignserve import Client
 from alignserve.testing import FakeServer
 
-from tests.client.curate.planted import Planted, counted, curate, write
+from tests.client.curate.planted import Planted, counted, curate_as_coyo, write
 
 
 @pytest.fixture
@@ -21,6 +21,8 @@ def test_each_kind_of_defect_is_counted_exactly(tmp_path: Path, planted: Planted
     expected = write(planted, tmp_path / "source", rows_per_file=90)
 
     with FakeServer() as server, Client(server.target) as client:
-        outcome = curate(tmp_path / "source", planted, tmp_path / "curated", client, rows_per_shard=40)
+        outcome = curate_as_coyo(
+            tmp_path / "source", planted, tmp_path / "curated", client, rows_per_shard=40
+        )
 
     assert counted(outcome) == expected

@@ -18,8 +18,9 @@ from alignserve import Client
 from alignserve.curate import rules
 from alignserve.curate.measuring import Measures
 from alignserve.curate.pictures import Picture
+from alignserve.curate.plan import Options, Plan
 from alignserve.curate.rules import DuplicateRule, FractionRule, FrequencyRule, RuleSet
-from alignserve.curate.run import Curation, Options, Outcome
+from alignserve.curate.run import Here, OnProgress, Outcome, curate
 from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing
 from alignserve.datasets.output import OutputDiffersError, OutputNotEmptyError
@@ -81,20 +82,26 @@ def rows(count: int, first: int = 0) -> list[Row]:
     ]
 
 
-def curation(
+def plan_of(
     files: Sequence[Rows],
     chosen: Sequence[Any] = (),
     *,
     options: Options | None = None,
     **measures: Any,
-) -> Curation:
+) -> Plan:
     schema = pa.schema([("url", pa.string())])
-    return Curation(
+    return Plan(
         Dataset(files, schema),
         RuleSet(tuple(chosen)),
         Measures(pictures, Texts(), **measures),
         options or Options(rows_per_shard=3),
     )
+
+
+def run(
+    folder: Path, plan: Plan, *, resume: bool = False, on_progress: OnProgress = lambda *_: None
+) -> Outcome:
+    return curate(plan, folder, resume=resume, workers=Here(plan, on_progress))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -113,7 +120,7 @@ def test_pairs_come_out_with_columns_verdict_and_reasons(tmp_path: Path) -> None
     """In the order of the source, with COYO's columns first."""
     files = [Rows("a", rows(4)), Rows("b", [Row("void", b"image", "void", {"url": "u"})])]
 
-    outcome = curation(files, [rules.has_noun()], collapses_whitespace=True).run(tmp_path, resume=False)
+    outcome = run(tmp_path, plan_of(files, [rules.has_noun()], collapses_whitespace=True))
 
     found = read(tmp_path)
     assert balanced(outcome) == (4, 1, 0)
@@ -156,7 +163,7 @@ def test_rows_that_cannot_be_read_are_failed_rows(tmp_path: Path) -> None:
         Row("torn", failure=RowFailure("TORN", "torn row")),
     ]
 
-    outcome = curation([Rows("a", content)], [rules.min_side(1000)]).run(tmp_path, resume=False)
+    outcome = run(tmp_path, plan_of([Rows("a", content)], [rules.min_side(1000)]))
 
     assert balanced(outcome) == (0, 2, 2)
     assert outcome.summary() == "4 rows in = 0 kept + 2 dropped + 2 failed (1 IMAGE_UNREADABLE, 1 TORN)"
@@ -172,11 +179,14 @@ def test_only_kept_rows_can_be_written(tmp_path: Path) -> None:
     """The account is the same; a shard without kept rows has no file."""
     content = [*[Row(f"v{n}", b"x", "void") for n in range(3)], *rows(2)]
 
-    outcome = curation(
-        [Rows("a", content)],
-        [rules.has_noun()],
-        options=Options(kept_only=True, has_images=False, rows_per_shard=3),
-    ).run(tmp_path, resume=False)
+    outcome = run(
+        tmp_path,
+        plan_of(
+            [Rows("a", content)],
+            [rules.has_noun()],
+            options=Options(kept_only=True, has_images=False, rows_per_shard=3),
+        ),
+    )
 
     assert balanced(outcome) == (2, 3, 0)
     assert [row["key"] for row in read(tmp_path)] == ["key 0", "key 1"]
@@ -190,7 +200,7 @@ def test_counts_go_over_all_shards_and_files(tmp_path: Path) -> None:
     often = [Row(f"often {n}", f"{n}".encode(), "often") for n in range(11)]
     files = [Rows("a", [*often[:6], *same[:2]]), Rows("b", [*same[2:], *often[6:], *rows(3)])]
 
-    outcome = curation(files, [FrequencyRule(10), DuplicateRule()]).run(tmp_path, resume=False)
+    outcome = run(tmp_path, plan_of(files, [FrequencyRule(10), DuplicateRule()]))
 
     assert balanced(outcome) == (4, 15, 0)
     assert outcome.counts["first_reasons"] == {"TEXT_TOO_FREQUENT": 11, "DUPLICATE": 4}
@@ -204,7 +214,7 @@ def test_counts_go_over_all_shards_and_files(tmp_path: Path) -> None:
 
 def test_a_broken_source_is_named_and_its_rows_count(tmp_path: Path) -> None:
     """Rows before the break are judged; the run is no success."""
-    outcome = curation([Rows("a", rows(4), broken=True), Rows("b", rows(2, 4))]).run(tmp_path, resume=False)
+    outcome = run(tmp_path, plan_of([Rows("a", rows(4), broken=True), Rows("b", rows(2, 4))]))
 
     assert balanced(outcome) == (6, 0, 0)
     assert outcome.ledger.broken == ["a ends at row 4"]
@@ -215,8 +225,8 @@ def test_a_source_without_rows_gives_an_empty_account(tmp_path: Path) -> None:
     """With all rules about all rows."""
     chosen = [FrequencyRule(1), FractionRule("bytes", Fraction(1)), DuplicateRule()]
 
-    assert balanced(curation([Rows("a", [])], chosen).run(tmp_path, resume=False)) == (0, 0, 0)
-    assert balanced(curation([], chosen).run(tmp_path / "b", resume=False)) == (0, 0, 0)
+    assert balanced(run(tmp_path, plan_of([Rows("a", [])], chosen))) == (0, 0, 0)
+    assert balanced(run(tmp_path / "b", plan_of([], chosen))) == (0, 0, 0)
 
 
 class KilledError(Exception):
@@ -228,18 +238,16 @@ def test_a_killed_run_resumes_without_losing_or_repeating_rows(tmp_path: Path, a
     """Killed after any shard of any pass, then resumed: the same as a run that was never killed."""
     files = [Rows("a", rows(8)), Rows("b", [*rows(4, 6), Row("bad", b"bad", "text")]), Rows("c", [])]
     chosen = [FrequencyRule(1), FractionRule("bytes", Fraction("0.5")), DuplicateRule()]
-    whole = curation(files, chosen).run(tmp_path / "whole", resume=False)
+    whole = run(tmp_path / "whole", plan_of(files, chosen))
     steps = iter(range(after))
 
     def die(stage: str, count: int) -> None:
         if next(steps, None) is None:
             raise KilledError
 
-    killed = curation(files, chosen)
-    killed.on_progress = die
     with pytest.raises(KilledError):
-        killed.run(tmp_path / "killed", resume=False)
-    resumed = curation(files, chosen).run(tmp_path / "killed", resume=True)
+        run(tmp_path / "killed", plan_of(files, chosen), on_progress=die)
+    resumed = run(tmp_path / "killed", plan_of(files, chosen), resume=True)
 
     assert resumed.counts == whole.counts
     assert read(tmp_path / "killed") == read(tmp_path / "whole")
@@ -250,7 +258,6 @@ def test_a_killed_run_resumes_without_losing_or_repeating_rows(tmp_path: Path, a
 def test_rows_are_not_measured_again_by_a_resumed_run(tmp_path: Path) -> None:
     """Only those behind the last whole shard; a complete run reads nothing."""
     files = [Rows("a", rows(9))]
-    killed = curation(files)
     measured = []
 
     def die(stage: str, count: int) -> None:
@@ -258,15 +265,12 @@ def test_rows_are_not_measured_again_by_a_resumed_run(tmp_path: Path) -> None:
         if len(measured) == 2:
             raise KilledError
 
-    killed.on_progress = die
     with pytest.raises(KilledError):
-        killed.run(tmp_path, resume=False)
+        run(tmp_path, plan_of(files), on_progress=die)
     stages = []
-    again = curation(files)
-    again.on_progress = lambda stage, count: stages.append(stage)
-    again.run(tmp_path, resume=True)
+    run(tmp_path, plan_of(files), resume=True, on_progress=lambda stage, count: stages.append(stage))
     reads = files[0].reads
-    curation(files).run(tmp_path, resume=True)
+    run(tmp_path, plan_of(files), resume=True)
 
     assert stages == ["measured", *["written"] * 3]
     assert files[0].reads == reads
@@ -275,13 +279,13 @@ def test_rows_are_not_measured_again_by_a_resumed_run(tmp_path: Path) -> None:
 def test_a_missing_part_is_written_again(tmp_path: Path) -> None:
     """And a damaged one."""
     files = [Rows("a", rows(8))]
-    curation(files).run(tmp_path, resume=False)
+    run(tmp_path, plan_of(files))
     before = read(tmp_path)
     parts = sorted(tmp_path.glob("part-*"))
     parts[0].unlink()
     parts[1].write_bytes(parts[1].read_bytes()[:-1] + b"x")
 
-    outcome = curation(files).run(tmp_path, resume=True)
+    outcome = run(tmp_path, plan_of(files), resume=True)
 
     assert balanced(outcome) == (8, 0, 0)
     assert read(tmp_path) == before
@@ -289,28 +293,25 @@ def test_a_missing_part_is_written_again(tmp_path: Path) -> None:
 
 def test_other_rules_and_changed_sources_are_refused(tmp_path: Path) -> None:
     """A resumed run asks for the same; without resume, a folder with content is refused."""
-    curation([Rows("a", rows(2))], [rules.min_side(10)]).run(tmp_path, resume=False)
+    run(tmp_path, plan_of([Rows("a", rows(2))], [rules.min_side(10)]))
 
     with pytest.raises(OutputDiffersError, match="TOO_SMALL"):
-        curation([Rows("a", rows(2))], [rules.min_side(11)]).run(tmp_path, resume=True)
+        run(tmp_path, plan_of([Rows("a", rows(2))], [rules.min_side(11)]), resume=True)
     with pytest.raises(OutputDiffersError, match="source a has changed"):
-        curation([Rows("a", rows(2), version="2")], [rules.min_side(10)]).run(tmp_path, resume=True)
+        run(tmp_path, plan_of([Rows("a", rows(2), version="2")], [rules.min_side(10)]), resume=True)
     with pytest.raises(OutputNotEmptyError):
-        curation([Rows("a", rows(2))], [rules.min_side(10)]).run(tmp_path, resume=False)
+        run(tmp_path, plan_of([Rows("a", rows(2))], [rules.min_side(10)]))
 
 
 def test_a_source_that_changes_between_the_passes_is_refused(tmp_path: Path) -> None:
     """Verdicts would go to other rows."""
     files = [Rows("a", rows(4))]
-    changing = curation(files)
 
     def change(stage: str, count: int) -> None:
         files[0].content = rows(4, 1)
 
-    changing.on_progress = change
-
     with pytest.raises(OutputDiffersError, match="has other rows than when it was measured"):
-        changing.run(tmp_path, resume=False)
+        run(tmp_path, plan_of(files), on_progress=change)
 
 
 @pytest.fixture
@@ -323,9 +324,7 @@ def test_similarities_are_the_servers(tmp_path: Path, server: FakeServer) -> Non
     """In a column that is named for its model; a fraction of them stays."""
     with Client(server.target) as client:
         chosen = [FractionRule("fake_similarity", Fraction("0.3"))]
-        outcome = curation([Rows("a", rows(10))], chosen, comparing=Comparing(client)).run(
-            tmp_path, resume=False
-        )
+        outcome = run(tmp_path, plan_of([Rows("a", rows(10))], chosen, comparing=Comparing(client)))
         expected = [client.compare(row.image, row.text).similarity for row in rows(10)]
 
     found = read(tmp_path)
@@ -345,8 +344,8 @@ def test_a_pair_that_the_server_refuses_fails_unless_it_is_dropped(
     server.fail_input(b"image")
     content = [*rows(3), Row("void", b"image", "void")]
     with Client(server.target) as client:
-        outcome = curation([Rows("a", content)], [rules.has_noun()], comparing=Comparing(client)).run(
-            tmp_path, resume=False
+        outcome = run(
+            tmp_path, plan_of([Rows("a", content)], [rules.has_noun()], comparing=Comparing(client))
         )
 
     assert balanced(outcome) == (2, 1, 1)
@@ -359,9 +358,9 @@ def test_a_server_that_goes_away_ends_the_run_and_fails_no_row(tmp_path: Path, s
         comparing = Comparing(client)
         server.break_stream(1, grpc.StatusCode.PERMISSION_DENIED, "KEY_REVOKED")
         with pytest.raises(AlignserveError):
-            curation([Rows("a", rows(5))], comparing=comparing).run(tmp_path, resume=False)
+            run(tmp_path, plan_of([Rows("a", rows(5))], comparing=comparing))
 
-        outcome = curation([Rows("a", rows(5))], comparing=comparing).run(tmp_path, resume=True)
+        outcome = run(tmp_path, plan_of([Rows("a", rows(5))], comparing=comparing), resume=True)
 
     assert balanced(outcome) == (5, 0, 0)
 
@@ -384,7 +383,7 @@ def test_scores_of_plug_ins_and_of_the_source_are_judged(tmp_path: Path) -> None
         pictures, Texts(), source_columns=("watermark",), scorers=[Scorer("nsfw", "mine:score", score)]
     )
 
-    outcome = Curation(Dataset([Rows("a", content)], schema), chosen, measures).run(tmp_path, resume=False)
+    outcome = run(tmp_path, Plan(Dataset([Rows("a", content)], schema), chosen, measures))
 
     assert balanced(outcome) == (1, 2, 1)
     assert {row["key"]: (row["nsfw"], row["reasons"]) for row in read(tmp_path)} == {

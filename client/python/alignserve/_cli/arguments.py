@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
-from alignserve._cli import embed_dataset, protos
+from alignserve._cli import curate, embed_dataset, protos
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._cli.terms import add_terms
 from alignserve._environment import default_target
@@ -28,6 +28,7 @@ examples:
   alignserve protos --out protos
   alignserve bench --concurrency 1,8,64
   alignserve embed-dataset photos/ --to vectors
+  alignserve curate pairs.parquet --to curated --preset coyo
 
 exit codes:
   0  success
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     embed_dataset.add_arguments(
         _add_command(commands, "embed-dataset", "embed datasets of any size, and lose no row", servers=True)
     )
+    curate.add_arguments(_add_command(commands, "curate", "measure and filter pairs of images and texts"))
     return top
 
 
@@ -117,7 +119,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False, ser
         choices=PRIORITIES,
         default=default(None),
         help="bulk is for work that can wait for interactive work (default: interactive; bulk for "
-        "embed-dataset)",
+        "embed-dataset and curate)",
     )
     group.add_argument(
         "--wait-seconds",

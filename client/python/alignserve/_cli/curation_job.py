@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from alignserve._cli.connection import connected
 from alignserve._cli.job_progress import JobProgress
 from alignserve.curate import language, rules
 from alignserve.curate.columns import similarity_column
-from alignserve.curate.duplicates import PhashSet
+from alignserve.curate.duplicates import HashListError, PhashSet
 from alignserve.curate.measuring import Measures
 from alignserve.curate.pictures import Limits, PictureProcesses
+from alignserve.curate.plan import Options, Plan
 from alignserve.curate.presets import PRESETS
 from alignserve.curate.rules import AnyRule, FractionRule, NearDuplicateRule, RuleSet
-from alignserve.curate.run import Curation, Options
+from alignserve.curate.run import Here, curate
 from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing
 from alignserve.datasets.output import FAILURES
-from alignserve.datasets.source import Dataset
+from alignserve.datasets.source import Dataset, SourceError
 from alignserve.datasets.sources import SourceOptions, open_dataset
 
 _OK, _SOME_FAILED = 0, 1
+_STAGES = {"measured": "measuring", "written": "writing"}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,15 +45,22 @@ def run(args: argparse.Namespace) -> int:
         for name, columns in measures.missing(chosen).items():
             missing = ", ".join(columns)
             _complain(f"rule {name} is not applied: the source has no column {missing}; --scorer can fill it")
-        curation = Curation(
+        passes = _Passes()
+        plan = Plan(
             dataset,
             chosen,
             measures,
             Options(args.kept_only, not args.no_images, args.rows_per_shard),
             pictures.thumbnail,
-            _Passes(),
         )
-        outcome = curation.run(args.folder, resume=args.resume, sources=args.source)
+        outcome = curate(
+            plan,
+            args.folder,
+            resume=args.resume,
+            sources=args.source,
+            workers=Here(plan, passes),
+        )
+        passes.finish()
     for name, count in outcome.counts["first_reasons"].items():
         every = outcome.counts["all_reasons"][name]
         unjudged = outcome.counts["unjudged"].get(name, 0)
@@ -61,31 +72,43 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Passes:
-    """Shows the progress of each pass."""
+    """Shows the progress of each pass, after each shard."""
 
     def __init__(self) -> None:
-        self._stage = ""
-        self._progress: JobProgress | None = None
+        self._passes: dict[str, JobProgress] = {}
 
     def __call__(self, stage: str, rows: int) -> None:
-        if self._progress is None or stage != self._stage:
-            self._stage, self._progress = stage, JobProgress(sys.stderr, files=1)
+        if stage not in self._passes:
+            self.finish()
+            _complain(f"{_STAGES[stage]} rows")
+            self._passes[stage] = JobProgress(sys.stderr, files=1, total=self._total)
         for _ in range(rows):
-            self._progress.row(failed=False)
+            self._passes[stage].row(failed=False)
+
+    def finish(self) -> None:
+        """Ends the line on a terminal."""
+        for progress in self._passes.values():
+            progress.finish()
+
+    @property
+    def _total(self) -> int | None:
+        """Returns the number of rows, which is known in the second pass."""
+        return sum(progress.done for progress in self._passes.values()) or None
 
 
 def _opened(args: argparse.Namespace) -> Dataset:
-    dataset = open_dataset(
-        args.source,
-        SourceOptions(
-            image_column=args.image_column,
-            text_column=args.text_column,
-            key_column=args.key_column,
-            columns=args.columns,
-            image_root=args.image_root,
-            delimiter=args.delimiter,
-        ),
+    options = SourceOptions(
+        image_column=args.image_column,
+        text_column=args.text_column,
+        key_column=args.key_column,
+        columns=args.columns,
+        image_root=args.image_root,
+        delimiter=args.delimiter,
     )
+    try:
+        dataset = open_dataset(args.source, options)
+    except SourceError as error:
+        raise ValueError(str(error)) from error
     for problem in dataset.problems:
         _complain(f"cannot read {problem}")
     if dataset.skipped:
@@ -104,7 +127,7 @@ def _rules(args: argparse.Namespace, similarity: str | None) -> RuleSet:
         lines = [line for path in args.blocked_words for line in path.read_text("utf-8-sig").splitlines()]
         more.append(rules.blocked_words(lines))
     if args.exclude_phashes:
-        more.append(rules.excluded_phashes(PhashSet.load(*args.exclude_phashes)))
+        more.append(rules.excluded_phashes(_phashes(args.exclude_phashes)))
     more += [rules.min_cut(column, limit) for column, limit in args.min]
     more += [rules.max_cut(column, limit) for column, limit in args.max]
     for column, fraction in args.top:
@@ -114,6 +137,13 @@ def _rules(args: argparse.Namespace, similarity: str | None) -> RuleSet:
     if args.near_duplicates:
         more.append(NearDuplicateRule(args.near_duplicates, args.min_cosine))
     return preset.plus(more)
+
+
+def _phashes(paths: Sequence[Path]) -> PhashSet:
+    try:
+        return PhashSet.load(*paths)
+    except HashListError as error:
+        raise ValueError(str(error)) from error
 
 
 def _complain(line: str) -> None:

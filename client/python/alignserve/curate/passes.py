@@ -1,4 +1,4 @@
-"""The passes of a curation over one source file: its rows are measured, and later written with their verdicts.
+"""The passes of a curation over one source file: rows are measured, and later written with verdicts.
 
 Files are independent of each other, so that several processes or machines can do different files.
 """
@@ -39,9 +39,7 @@ def measure_file(plan: Plan, measured: OutputFolder, number: int, on_rows: OnRow
         AlignserveError: The server cannot be reached or fails.
         OSError: The folder cannot be written.
     """
-    events = read_shards(
-        plan.dataset.files[number], measured.progress(number), plan.options.rows_per_shard
-    )
+    events = read_shards(plan.dataset.files[number], measured.progress(number), plan.options.rows_per_shard)
     while (shard := _ShardRows(events)).has_more:
         rows = [_measures_of(row) for row in plan.measures.measured(shard)]
         if (end := shard.end) is None:
@@ -136,8 +134,10 @@ class _Pairs:
             for (row, _), known, bits in zip(islice(rows, len(measures)), measures, verdicts, strict=False):
                 if row.key != known["key"]:
                     break
-                yield self._failed(row, known) if bits == FAILED else self._judged(
-                    row, known, bits, first + done
+                yield (
+                    self._failed(row, known)
+                    if bits == FAILED
+                    else self._judged(row, known, bits, first + done)
                 )
                 done += 1
         except BrokenSourceError as error:
@@ -190,6 +190,8 @@ def _measures_of(row: MeasuredRow) -> dict[str, Any]:
 def _written(output: OutputFolder, number: int) -> dict[int, Any]:
     """Returns the digests of the verdicts in a file's shards that are written and intact."""
     progress = output.progress(number)
+    if not progress.next_shard:
+        return {}
     return {
         record.shard: record.details.get("verdicts")
         for record in output.records(number)
@@ -222,7 +224,7 @@ def _write_shard(
     account = replace(
         record, rows_out=judged, failures=tuple(failures), outputs={}, details={"verdicts": digest}
     )
-    output.commit(account, drafts)
+    output.commit(account, drafts, rows=part.rows)
 
 
 def _differs(file: SourceFile, row: int) -> OutputDiffersError:

@@ -13,7 +13,7 @@ from alignserve.curate.measuring import Measures
 from alignserve.curate.parts import output_schema
 from alignserve.curate.report import Report, Thumbnail
 from alignserve.curate.rules import RuleSet
-from alignserve.datasets.source import Dataset
+from alignserve.datasets.source import BrokenSourceError, Dataset, SourceFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,13 @@ class Plan:
         """Returns a report without rows, with histograms of all numbers."""
         numbers = [field.name for field in self.schema if _is_number(field) and field.name != "id"]
         return Report(rules=self.rules.boundaries(), measures=numbers, thumbnail=self.thumbnail)
+
+
+def _digest(file: SourceFile) -> str | None:
+    try:
+        return file.digest()
+    except (OSError, BrokenSourceError):  # its rows will say so
+        return None
 
 
 def _is_number(field: pa.Field) -> bool:

@@ -5,9 +5,9 @@
     FOLDER/part-….parquet    the pairs with their columns, verdict and reasons
     FOLDER/report.html       what each rule removed; also report.json
 
-The source is read twice, once for the measures and once for the result, so images are not copied in between. Each
-pass holds one shard's measures in memory, and a few images. A run that was killed continues after its last
-whole shard; decisions are made again.
+The source is read twice, once for the measures and once for the result, so images are not copied in between.
+Each pass holds one shard's measures in memory, and a few images. A run that was killed continues after its
+last whole shard; decisions are made again.
 """
 
 from __future__ import annotations
