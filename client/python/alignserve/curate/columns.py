@@ -41,8 +41,8 @@ TEXT_FIELDS = (
 class TextMeasures(Protocol):
     """What is measured of a text."""
 
-    def detect(self, text: str) -> tuple[str, float]:
-        """Returns the language, such as `en`, and a confidence from 0 to 1."""
+    def detect(self, text: str) -> tuple[str | None, float]:
+        """Returns the language, such as `en`, or `None` for none, and a confidence from 0 to 1."""
 
     def has_noun(self, text: str) -> bool:
         """Returns whether a word of the text can be a noun."""
