@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeAlias
 
 from alignserve._cli.connection import connected
 from alignserve._cli.job_progress import JobProgress
@@ -18,57 +19,63 @@ from alignserve.curate.pictures import Limits, PictureProcesses
 from alignserve.curate.plan import Options, Plan
 from alignserve.curate.presets import PRESETS
 from alignserve.curate.rules import AnyRule, FractionRule, NearDuplicateRule, RuleSet
-from alignserve.curate.run import Here, curate
+from alignserve.curate.run import Here, OnProgress, Outcome, Workers, curate
 from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing
 from alignserve.datasets.output import FAILURES
 from alignserve.datasets.source import Dataset, SourceError
 from alignserve.datasets.sources import SourceOptions, open_dataset
 
+WorkersOf: TypeAlias = Callable[[Plan, OnProgress], Workers]
+
 _OK, _SOME_FAILED = 0, 1
 _STAGES = {"measured": "measuring", "written": "writing"}
 
 
-def run(args: argparse.Namespace) -> int:
-    """Curates the pairs, and returns the exit code."""
+def run(args: argparse.Namespace, workers_of: WorkersOf = Here) -> int:
+    """Curates the pairs, and returns the exit code.
+
+    Args:
+        args: Of the command.
+        workers_of: Returns what does the passes of a plan.
+    """
     dataset = _opened(args)
-    scorers = [Scorer.load(column, target) for column, target in args.scorer]
+    progress = _Passes()
     with ExitStack() as stack:
-        pictures = stack.enter_context(PictureProcesses(Limits(), processes=args.processes))
-        comparing = None
-        if not args.no_similarity:
-            comparing = Comparing(stack.enter_context(connected(args)), args.window)
-        chosen = _rules(args, None if comparing is None else similarity_column(comparing.model_id))
-        measures = Measures.for_rules(
-            chosen, dataset.schema, pictures.measure, language, scorers=scorers, comparing=comparing
-        )
-        for name, columns in measures.missing(chosen).items():
+        plan = plan_of(args, dataset, stack)
+        for name, columns in plan.measures.missing(plan.rules).items():
             missing = ", ".join(columns)
             _complain(f"rule {name} is not applied: the source has no column {missing}; --scorer can fill it")
-        passes = _Passes()
-        plan = Plan(
-            dataset,
-            chosen,
-            measures,
-            Options(args.kept_only, not args.no_images, args.rows_per_shard),
-            pictures.thumbnail,
-        )
-        outcome = curate(
-            plan,
-            args.folder,
-            resume=args.resume,
-            sources=args.source,
-            workers=Here(plan, passes),
-        )
-        passes.finish()
-    for name, count in outcome.counts["first_reasons"].items():
-        every = outcome.counts["all_reasons"][name]
-        unjudged = outcome.counts["unjudged"].get(name, 0)
-        more = f", {unjudged} without a value" if unjudged else ""
-        _complain(f"{name}: {count} dropped, {every} with this reason{more}")
+        workers = workers_of(plan, progress)
+        try:
+            outcome = curate(plan, args.folder, resume=args.resume, sources=args.source, workers=workers)
+        finally:
+            progress.finish()
+    _report(outcome)
     failed = outcome.ledger.failed
     print(outcome.summary() + (f"; see {args.folder / FAILURES}" if failed else ""))
     return _OK if outcome.ledger.is_success else _SOME_FAILED
+
+
+def plan_of(args: argparse.Namespace, dataset: Dataset, stack: ExitStack) -> Plan:
+    """Returns what the options ask for.
+
+    Args:
+        args: Of the command.
+        dataset: The pairs.
+        stack: Closes processes and connections at the end.
+    """
+    scorers = [Scorer.load(column, target) for column, target in args.scorer]
+    pictures = stack.enter_context(PictureProcesses(Limits(), processes=args.processes))
+    comparing = None
+    if not args.no_similarity:
+        comparing = Comparing(stack.enter_context(connected(args)), args.window)
+    chosen = _rules(args, None if comparing is None else similarity_column(comparing.model_id))
+    measures = Measures.for_rules(
+        chosen, dataset.schema, pictures.measure, language, scorers=scorers, comparing=comparing
+    )
+    options = Options(args.kept_only, not args.no_images, args.rows_per_shard)
+    return Plan(dataset, chosen, measures, options, pictures.thumbnail)
 
 
 class _Passes:
@@ -94,6 +101,16 @@ class _Passes:
     def _total(self) -> int | None:
         """Returns the number of rows, which is known in the second pass."""
         return sum(progress.done for progress in self._passes.values()) or None
+
+
+def _report(outcome: Outcome) -> None:
+    """Prints what each rule did."""
+    counts = outcome.counts
+    for name, first in counts["first_reasons"].items():
+        unjudged = counts["unjudged"].get(name, 0)
+        more = f", {unjudged} rows without a value" if unjudged else ""
+        every = counts["all_reasons"][name]
+        _complain(f"{name}: the first reason of {first} rows, a reason of {every}{more}")
 
 
 def _opened(args: argparse.Namespace) -> Dataset:

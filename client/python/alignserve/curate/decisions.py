@@ -40,6 +40,9 @@ MeasuredRows: TypeAlias = Sequence[Mapping[str, Any]]
 FAILED = 1 << 63
 """The bit of a failed row, which has no other."""
 
+FLAGS = "flags"
+"""The file of verdicts: 64 bits for each row."""
+
 _FAILED_PARTLY = 1 << 62
 _BLOCK_ROWS = 1 << 16
 
@@ -99,7 +102,7 @@ class Decisions:
             (bit, rule, _Embedded(rule, folder / f"{bit}-vectors"))
             for bit, rule in rules.of(NearDuplicateRule)
         ]
-        self.flags: Flags = np.memmap(folder / "flags", np.uint64, "w+", shape=(max(row_count, 1),))
+        self.flags = np.memmap(folder / FLAGS, np.uint64, "w+", shape=(max(row_count, 1),))
         self._frequencies = [
             (bit, rule, TextFrequency(folder / f"{bit}-texts", row_count))
             for bit, rule in rules.of(FrequencyRule)
@@ -145,6 +148,7 @@ class Decisions:
         for bit, _, embedded in self._near:
             self._set(bit, embedded.similar(self.flags))
         self._count()
+        self.flags.flush()
         return self.counts
 
     def _bits(self, row: Mapping[str, Any]) -> int:

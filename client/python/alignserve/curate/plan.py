@@ -57,12 +57,14 @@ class Plan:
     @property
     def schema(self) -> pa.Schema:
         """Returns the columns of the output, with the model in its metadata."""
-        comparing = self.measures.comparing
-        model: Mapping[str, str] = {}
-        if comparing is not None:
-            model = {"alignserve.model": comparing.model_id, "alignserve.fingerprint": comparing.fingerprint}
+        metadata: Mapping[str, str] = {}
+        if self.model is not None:
+            metadata = {
+                "alignserve.model": self.model["id"],
+                "alignserve.fingerprint": self.model["fingerprint"],
+            }
         return output_schema(
-            self.dataset.schema, self.measures.score_fields, model, has_images=self.options.has_images
+            self.dataset.schema, self.measures.score_fields, metadata, has_images=self.options.has_images
         )
 
     @property
@@ -77,20 +79,25 @@ class Plan:
         }
 
     @property
+    def model(self) -> dict[str, str] | None:
+        """Returns the server's model and the columns that are named for it, or `None` without a server."""
+        comparing = self.measures.comparing
+        if comparing is None:
+            return None
+        return {
+            "id": comparing.model_id,
+            "fingerprint": comparing.fingerprint,
+            "similarity": similarity_column(comparing.model_id),
+            "tokens": tokens_column(comparing.model_id),
+        }
+
+    @property
     def measures_manifest(self) -> dict[str, Any]:
         """Returns what must be the same for measures to be used again."""
-        measures, comparing = self.measures, self.measures.comparing
-        model = None
-        if comparing is not None:
-            model = {
-                "id": comparing.model_id,
-                "fingerprint": comparing.fingerprint,
-                "similarity": similarity_column(comparing.model_id),
-                "tokens": tokens_column(comparing.model_id),
-            }
+        measures = self.measures
         return {
             "job": "curate-measures",
-            "model": model,
+            "model": self.model,
             "sources": [{"name": file.name, "digest": _digest(file)} for file in self.dataset.files],
             "options": {
                 "rows_per_shard": self.options.rows_per_shard,
