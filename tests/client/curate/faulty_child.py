@@ -1,4 +1,4 @@
-"""A picture process with the faults that a decoder can have: a program, named by the first bytes of an image."""
+"""A picture process with the faults that a decoder can have, named by the first bytes of an image."""
 
 from __future__ import annotations
 
@@ -33,8 +33,6 @@ def _faulty(content: bytes, job: Mapping[str, Any], settings: Mapping[str, Any])
         time.sleep(1000)
     if content.startswith(b"stop"):
         os.kill(os.getpid(), signal.SIGSTOP)
-    if content.startswith(b"memory"):
-        bytearray(settings["max_memory_bytes"] + (1 << 20))
     if content.startswith(b"lie"):
         return {"width": "<script>", "height": 1}
     if content.startswith(b"reason"):

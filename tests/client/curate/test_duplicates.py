@@ -162,7 +162,9 @@ class TestEmbeddings:
             )
             pq.write_table(table, tmp_path / f"part-{part}.parquet")
 
-        keys, found = load_embeddings(sorted(tmp_path.glob("*.parquet")), "image_embedding", tmp_path / "vectors")
+        keys, found = load_embeddings(
+            sorted(tmp_path.glob("*.parquet")), "image_embedding", tmp_path / "vectors"
+        )
 
         assert keys == [f"{part}-{row}" for part in range(2) for row in range(20)]
         assert found == pytest.approx(vectors, abs=1e-3)

@@ -48,14 +48,13 @@ def test_odd_values_have_bars(values: list[float]) -> None:
 
 @pytest.mark.parametrize("percent", [1, 25, 50, 75, 99, 100])
 def test_percentiles_are_accurate(percent: float) -> None:
-    """Within 3 % of the exact value, for sizes as well as for similarities."""
-    values = [random.Random(1).lognormvariate(10, 2) for _ in range(1)] + [
-        random.Random(seed).lognormvariate(10, 2) for seed in range(2000)
-    ]
-    exact = sorted(values)[math.ceil(len(values) * percent / 100) - 1]
+    """Within 1 % of the exact value, for sizes as well as for similarities."""
+    rng = random.Random(1)
+    values = sorted(rng.lognormvariate(10, 2) for _ in range(2000))
+    exact = values[math.ceil(len(values) * percent / 100) - 1]
 
-    assert _of(values).percentile(percent) == pytest.approx(exact, rel=0.03)
-    assert _of([-value for value in values]).percentile(100 - percent + 0.01) == pytest.approx(-exact, rel=0.05)
+    assert _of(values).percentile(percent) == pytest.approx(exact, rel=0.01)
+    assert _of([-value for value in values]).percentile(100) == pytest.approx(-values[0], rel=0.01)
 
 
 def test_values_of_all_sizes_have_bars_of_equal_ratios() -> None:
@@ -83,4 +82,4 @@ def test_its_size_is_bounded() -> None:
 
     histogram = _of([rng.choice([-1, 1]) * 2 ** rng.uniform(-100, 100) for _ in range(30_000)])
 
-    assert len(histogram.state()["kept"]) <= 6100
+    assert len(histogram.state()["kept"]) <= 24_400

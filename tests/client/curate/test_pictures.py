@@ -22,7 +22,7 @@ from alignserve.datasets.row import RowFailure
 from alignserve.testing import FakeServer
 from PIL import Image
 
-from tests.hostile.crafted import SIZES, SLOW, bmp_of_runs, jpeg_with, picture, segment
+from tests.hostile.crafted import SIZES, SLOW, jpeg_with, picture, segment
 
 _PHOTOS = Path(__file__).parents[2] / "data/photos"
 _FAULTY = Path(__file__).with_name("faulty_child.py")
@@ -241,12 +241,8 @@ class TestFailures:
         odd.write_bytes(_CAT)
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
 
-        found = list(
-            pool.measure(
-                [tmp_path / "missing", tmp_path / "pipe", tmp_path, tmp_path / "loop", Path("/dev/zero")]
-                + [tmp_path / "empty", odd]
-            )
-        )
+        images = [tmp_path / "missing", tmp_path / "pipe", tmp_path, tmp_path / "loop", Path("/dev/zero")]
+        found = list(pool.measure([*images, tmp_path / "empty", odd]))
 
         assert _reasons(iter(found)) == ["IMAGE_FILE_UNREADABLE"] * 5 + ["IMAGE_UNREADABLE", "ok"]
         assert [one.message for one in found[:2] if isinstance(one, RowFailure)] == [
@@ -267,7 +263,9 @@ class TestFailures:
 
         with PictureProcesses(limits, processes=1) as pool:
             found = _reasons(
-                pool.measure([square, square + b"x", picture("PNG", 65), wide, picture("JPEG"), tmp_path / "large"])
+                pool.measure(
+                    [square, square + b"x", picture("PNG", 65), wide, picture("JPEG"), tmp_path / "large"]
+                )
             )
 
         too_large = "IMAGE_TOO_LARGE"
@@ -295,9 +293,9 @@ class TestFailures:
         assert set(_reasons(iter(found[1::2]))) == {"ok"}
         refused = dict(zip(SIZES, _reasons(iter(found[::2])), strict=True))
         reasons = {"IMAGE_TOO_LARGE", "IMAGE_UNREADABLE", "DECODER_OUT_OF_MEMORY"}
-        assert {name for name, reason in refused.items() if reason not in reasons} <= {
-            "APNG, first frame of 60,000²",  # its own picture is whole
-            "WEBP, canvas 16,384² of a small picture",
+        # Its decoder gets by with the memory that it may have, and returns the size that the file claims.
+        assert {name for name in refused if refused[name] not in reasons} <= {
+            "AVIF, stream of 12,288² for an item of 64²"
         }
 
     def test_a_picture_that_needs_too_much_memory_fails(self) -> None:
@@ -313,7 +311,7 @@ class TestFailures:
         slow = SLOW["BMP, 5000 ends of lines"]()
         limits = Limits(max_cpu_seconds=0.3)
 
-        found = _reasons(measure([_CAT, slow, _CAT, bmp_of_runs(b"\0\1", 64), _CAT], limits, processes=1))
+        found = _reasons(measure([_CAT, slow, _CAT, picture("BMP"), _CAT], limits, processes=1))
 
         assert found == ["ok", "DECODER_TIMED_OUT", "ok", "ok", "ok"]
 
@@ -329,7 +327,6 @@ class TestFaults:
             (b"exit", "DECODER_CRASHED", "image crashes its decoder: exit code 7"),
             (b"spin", "DECODER_TIMED_OUT", "image takes longer to decode than the limit allows"),
             (b"sleep", "DECODER_TIMED_OUT", "image takes longer to decode than the limit allows"),
-            (b"memory", "DECODER_OUT_OF_MEMORY", "needs more than 268435456 bytes"),
             (b"lie", "DECODER_CRASHED", "image makes its decoder answer nonsense"),
             (b"reason", "DECODER_CRASHED", "image makes its decoder answer nonsense"),
             (b"flood", "DECODER_CRASHED", "image"),
@@ -367,7 +364,10 @@ class TestFaults:
         program = tmp_path / "broken_child.py"
         program.write_text("raise SystemExit('no Pillow')")
 
-        with PictureProcesses(processes=1, _program=program) as pool, pytest.raises(OSError, match="at startup"):
+        with (
+            PictureProcesses(processes=1, _program=program) as pool,
+            pytest.raises(OSError, match="at startup"),
+        ):
             list(pool.measure([_CAT]))
 
         assert "no Pillow" in capfd.readouterr().err

@@ -57,7 +57,12 @@ def test_each_row_is_counted_once_by_its_first_reason() -> None:
     report.add(Row("broken", failure=RowFailure("IMAGE_UNREADABLE", "broken")), [])
 
     assert report.removed() == {"TOO_SMALL": Removed(10, 10, 8), "DUPLICATE": Removed(4, 6, 4)}
-    assert (report.rows_in, report.kept, report.dropped, dict(report.failed)) == (31, 16, 14, {"IMAGE_UNREADABLE": 1})
+    assert (report.rows_in, report.kept, report.dropped, dict(report.failed)) == (
+        31,
+        16,
+        14,
+        {"IMAGE_UNREADABLE": 1},
+    )
 
 
 def test_a_rule_that_removes_nothing_is_listed() -> None:
@@ -133,8 +138,36 @@ def test_what_a_text_says_is_shown_not_done(text: str, tmp_path: Path) -> None:
     parsed = _Page(_page(report, tmp_path))
 
     assert text in parsed.text
-    allowed = {"html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "div", "table"}
-    allowed |= {"caption", "tr", "th", "td", "svg", "rect", "details", "summary", "ul", "li", "img", "br", "bdi"}
+    allowed = {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "main",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "div",
+        "table",
+    }
+    allowed |= {
+        "caption",
+        "tr",
+        "th",
+        "td",
+        "svg",
+        "rect",
+        "details",
+        "summary",
+        "ul",
+        "li",
+        "img",
+        "br",
+        "bdi",
+    }
     assert {tag for tag, _ in parsed.tags} <= allowed
     assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on")]
     assert all(
@@ -173,7 +206,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_page_is_accessible(tmp_path: Path) -> None:
-    """It has a language and one main heading; tables have captions and headers, and pictures have descriptions."""
+    """It has a language and one main heading; tables have captions, and pictures have descriptions."""
     page = _page(_filled(list(range(50)), _report(thumbnail=lambda _: b"jpeg")), tmp_path)
 
     tags = _Page(page).tags

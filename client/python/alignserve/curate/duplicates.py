@@ -1,4 +1,4 @@
-"""Pictures that are in a list of perceptual hashes, and rows whose pictures look alike by their embeddings."""
+"""Pictures in a list of perceptual hashes, and rows that look alike by their embeddings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class HashListError(Exception):
 class PhashSet:
     """A set of 64-bit perceptual hashes, in 8 bytes each.
 
-    Hashes are compared as `pictures.Picture.phash` has them. A list that another program made is only of use if that
-    program's hash is the same: `imagehash.phash` is, phash.org's library is not.
+    Hashes are compared as `pictures.Picture.phash` has them. A list that another program made is only of use
+    if that program's hash is the same: `imagehash.phash` is, phash.org's library is not.
     """
 
     def __init__(self, hashes: NDArray[np.uint64]) -> None:
@@ -67,13 +67,16 @@ class PhashSet:
 class NearDuplicates:
     """Rows whose vector is close to that of an earlier row that stays.
 
-    Rows are decided in order: a row goes if its cosine with an earlier row that stayed is at least the bound. So each
-    row that goes resembles one that stays, and no two rows that stay resemble each other. The search is exact: it
-    compares every row with all earlier ones that stay, and its time grows with the square of their number. The result
-    is the same in every run, except that on another processor a cosine may round to the other side of the bound.
+    Rows are decided in order: a row goes if its cosine with an earlier row that stayed is at least the bound.
+    So each row that goes resembles one that stays, and no two rows that stay resemble each other. The search
+    is exact: it compares every row with all earlier ones that stay, and its time grows with the square of
+    their number. The result is the same in every run, except that on another processor a cosine may round to
+    the other side of the bound.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], min_cosine: float, block_rows: int = _BLOCK_ROWS) -> None:
+    def __init__(
+        self, vectors: NDArray[np.float32], min_cosine: float, block_rows: int = _BLOCK_ROWS
+    ) -> None:
         """Looks at no vector yet.
 
         Args:
@@ -93,7 +96,8 @@ class NearDuplicates:
     def blocks(
         self, is_in: NDArray[np.bool_] | None = None, decided: NDArray[np.int64] | None = None
     ) -> Iterator[NDArray[np.int64]]:
-        """Yields, block by block, the earlier row that each row resembles, or -1 for a row that stays: (block,).
+        """Yields, block by block, the earlier row that each row resembles, or -1 for a row that stays:
+        (block,).
 
         Args:
             is_in: (rows,), whether a row counts; other rows resemble no row, and no row resembles them.
@@ -112,9 +116,7 @@ class NearDuplicates:
             yield found[start:end].copy()
             start = end
 
-    def _decide(
-        self, found: NDArray[np.int64], is_in: NDArray[np.bool_], start: int, end: int
-    ) -> None:
+    def _decide(self, found: NDArray[np.int64], is_in: NDArray[np.bool_], start: int, end: int) -> None:
         rows = start + np.flatnonzero(is_in[start:end])
         block = self._vectors[rows]
         open_ = np.arange(len(rows))  # rows of the block that resemble no earlier row so far
@@ -123,6 +125,8 @@ class NearDuplicates:
                 (found[first : first + self._block_rows] < 0) & is_in[first : first + self._block_rows]
             )
             others = others[others < start]
+            if not (len(open_) and len(others)):
+                continue
             is_near = block[open_] @ self._vectors[others].T >= self._min_cosine
             hits = is_near.any(axis=1)
             found[rows[open_[hits]]] = others[is_near[hits].argmax(axis=1)]
@@ -159,7 +163,9 @@ def load_embeddings(
             for batch in pq.ParquetFile(path).iter_batches(_BATCH_ROWS, columns=["key", column]):
                 vectors = _matrix(batch.column(column), path)
                 if vectors.shape[1] != (dimension or vectors.shape[1]):
-                    raise ValueError(f"{path} has vectors of dimension {vectors.shape[1]}, others {dimension}")
+                    raise ValueError(
+                        f"{path} has vectors of dimension {vectors.shape[1]}, others {dimension}"
+                    )
                 dimension = vectors.shape[1]
                 keys += batch.column("key").to_pylist()
                 output.write(vectors.tobytes())
@@ -174,7 +180,7 @@ def _matrix(column: pa.Array, path: Path) -> NDArray[np.float32]:
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     vectors: NDArray[np.float32] = flat.reshape(len(column), -1)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
+    return vectors / np.where(norms > 0, norms, np.float32(1))
 
 
 def _is_parquet(path: Path) -> bool:
@@ -206,9 +212,13 @@ def _parquet(path: Path) -> Iterator[NDArray[np.uint64]]:
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        column = next((name for name in _HASH_COLUMNS if name in names), names[0] if len(names) == 1 else None)
+        column = next(
+            (name for name in _HASH_COLUMNS if name in names), names[0] if len(names) == 1 else None
+        )
         if column is None:
-            raise HashListError(f"{path}: has no column {' or '.join(_HASH_COLUMNS)}, and more than one column")
+            raise HashListError(
+                f"{path}: has no column {' or '.join(_HASH_COLUMNS)}, and more than one column"
+            )
         row = 0
         for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
             texts = batch.column(0).to_pylist()

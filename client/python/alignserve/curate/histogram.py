@@ -1,4 +1,4 @@
-"""A histogram of numbers of any size, for kept and dropped rows: streaming, bounded, the same in any order of rows."""
+"""A histogram of kept and dropped rows by a number: streaming, bounded, the same for any order of rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-_STEPS = 32  # buckets from one power of two to the next, so a bucket is at most 3 % wide
+_STEPS = 128  # buckets from one power of two to the next, so a bucket is less than 0.8 % wide
 _MIN_EXPONENT, _MAX_EXPONENT = -30, 64  # smaller numbers count as 0, larger ones as 2**64
 _ZERO = 0
-_MAX_RATIO = 100.0  # if the 99th percentile is this many times the lowest value, bars have equal ratios
+_MAX_RATIO = 8.0  # of the 99th percentile to the median; above it, most rows would be in the first bars
 
 
 class Bar(NamedTuple):
@@ -24,7 +24,7 @@ class Bar(NamedTuple):
 
 
 class Histogram:
-    """Counts numbers in at most 6,000 buckets. Counts, minimum and maximum are exact.
+    """Counts numbers in at most 24,000 buckets, of which few are used. Counts, minimum and maximum are exact.
 
     Attributes:
         missing: Number of rows without a value: `None`, NaN or infinite.
@@ -56,7 +56,7 @@ class Histogram:
         return self._dropped.total()
 
     def percentile(self, percent: float, *, of_kept: bool = False) -> float | None:
-        """Returns a value, accurate to 3 %, that `percent` of the rows do not exceed; `None` without rows."""
+        """Returns a value, accurate to 1 %, that `percent` of the rows do not exceed; `None` without rows."""
         counts = self._kept if of_kept else self._kept + self._dropped
         rank = max(math.ceil(counts.total() * percent / 100), 1)
         for bucket in sorted(counts):
@@ -67,7 +67,8 @@ class Histogram:
         return None
 
     def bars(self, count: int = 32) -> list[Bar]:
-        """Returns bars of equal width from the lowest value to the highest, or of equal ratios if values vary a lot.
+        """Returns bars from the lowest value to the highest, of equal width, or of equal ratios:
+        `is_logarithmic`.
 
         A bucket counts for the bar that its middle is in.
         """
@@ -110,11 +111,16 @@ class Histogram:
         made._kept, made._dropped = Counter(dict(state["kept"])), Counter(dict(state["dropped"]))
         return made
 
+    @property
+    def is_logarithmic(self) -> bool:
+        """Returns whether bars have equal ratios: no value is negative, and some are far above most."""
+        median, high = self.percentile(50) or 0.0, self.percentile(99) or 0.0
+        return self._min >= 0 and high > _MAX_RATIO * median > 0
+
     def _edges(self, count: int) -> Sequence[float]:
-        first, last = self.percentile(1) or 0.0, self.percentile(99) or 0.0
         low, high = self._min, self._max
-        base = low or first
-        if low >= 0 and base > 0 and last > _MAX_RATIO * base:
+        if self.is_logarithmic:
+            base = low or self.percentile(1) or self.percentile(50) or high
             inner = [base * (high / base) ** (step / count) for step in range(1, count)]
         else:
             inner = [low + (high - low) * step / count for step in range(1, count)]

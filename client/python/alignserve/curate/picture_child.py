@@ -1,8 +1,8 @@
 """One process that decodes pictures for `pictures`: runs by its path, until its socket closes.
 
 It imports Pillow and numpy, and nothing of this package: a replacement starts in a fraction of a second, with
-little memory. Both sides exchange a length and JSON, so that the caller unpickles nothing from a process that an
-untrusted file may have compromised.
+little memory. Both sides exchange a length and JSON, so that the caller unpickles nothing from a process that
+an untrusted file may have compromised.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class _Refused(Exception):
 def perceptual_hash(grey: Image.Image) -> str | None:
     """Returns the 64-bit DCT hash in hexadecimal, or `None` if the picture is too small or too plain for one.
 
-    These are the bits of `imagehash.phash`: the picture is resized to 32 by 32 pixels with Lanczos, and each bit
-    says whether one of the 8 by 8 lowest frequencies of its cosine transform is above their median. In a plain
-    area, or a linear gradient, most frequencies are nothing but rounding noise. Such pictures would have equal
-    or random hashes, so they have none.
+    These are the bits of `imagehash.phash`: the picture is resized to 32 by 32 pixels with Lanczos, and each
+    bit says whether one of the 8 by 8 lowest frequencies of its cosine transform is above their median. In a
+    plain area, or a linear gradient, most frequencies are nothing but rounding noise. Such pictures would
+    have equal or random hashes, so they have none.
 
     Args:
         grey: The upright picture in mode `L`.

@@ -14,19 +14,22 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from alignserve.datasets.row import RowFailure
 
 __all__ = ["Limits", "Picture", "PictureProcesses", "measure"]
 
 Image: TypeAlias = bytes | Path
+
+_Result = TypeVar("_Result")
+_Parse: TypeAlias = Callable[[Mapping[str, Any]], _Result]
 
 # Deliberately few: every decoder is more code that untrusted bytes reach. Pillow's other readers include one
 # that starts Ghostscript.
@@ -37,6 +40,7 @@ _IN_FLIGHT = 4  # pictures per process, so that a slow one does not stop the oth
 _START_SECONDS = 120.0
 _MARGIN_SECONDS = 10.0  # the child's own timer comes first
 _MAX_ANSWER_BYTES = 1 << 20
+_MAX_THUMBNAIL_SIDE = 512
 
 _REFUSALS = frozenset(  # reasons that a child gives; the others are found from its end
     {"DECODER_OUT_OF_MEMORY", "IMAGE_FILE_UNREADABLE", "IMAGE_TOO_LARGE", "IMAGE_UNREADABLE"}
@@ -82,10 +86,10 @@ class Picture:
         height: As for `width`.
         byte_count: Of its file.
         format: Pillow's name; a phone's JPEG with further pictures in it (MPO) is `JPEG`.
-        phash: 64-bit perceptual hash of the upright picture, 16 hexadecimal digits; `None` if the picture is too
-            small or too plain to have one.
-        digest: Of the file's bytes, BLAKE2b with 128 bits in hexadecimal: equal files without a `phash` can be
-            recognized by it.
+        phash: 64-bit perceptual hash of the upright picture, 16 hexadecimal digits; `None` if the picture is
+            too small or too plain to have one.
+        digest: Of the file's bytes, BLAKE2b with 128 bits in hexadecimal: equal files without a `phash` can
+            be recognized by it.
     """
 
     width: int
@@ -139,8 +143,8 @@ class PictureProcesses:
     def measure(self, images: Iterable[Image]) -> Iterator[Picture | RowFailure]:
         """Yields a result for each image, in order.
 
-        Reads ahead by a few images for each process. If `images` raises, the results of the images before come
-        first. A failed image has one of these reasons: `IMAGE_UNREADABLE`, `IMAGE_TOO_LARGE`,
+        Reads ahead by a few images for each process. If `images` raises, the results of the images before
+        come first. A failed image has one of these reasons: `IMAGE_UNREADABLE`, `IMAGE_TOO_LARGE`,
         `IMAGE_FILE_UNREADABLE`, `DECODER_OUT_OF_MEMORY`, `DECODER_TIMED_OUT`, `DECODER_CRASHED`.
 
         Raises:
@@ -175,19 +179,14 @@ class PictureProcesses:
             image: The bytes of an image file, or its path.
             side: Of the longer side of the result, in pixels, at most 512.
         """
-        answer = self._threads.submit(self._ask, image, {"thumbnail": min(side, 512)}).result()
-        if isinstance(answer, RowFailure):
-            return None
-        try:
-            return base64.b64decode(answer["jpeg"], validate=True)
-        except (KeyError, TypeError, ValueError):
-            return None
+        job = {"thumbnail": min(side, _MAX_THUMBNAIL_SIDE)}
+        answer = self._threads.submit(self._ask, image, job, _jpeg).result()
+        return None if isinstance(answer, RowFailure) else answer
 
     def _measure(self, image: Image) -> Picture | RowFailure:
-        answer = self._ask(image, {})
-        return answer if isinstance(answer, RowFailure) else _picture(answer)
+        return self._ask(image, {}, _picture)
 
-    def _ask(self, image: Image, job: Mapping[str, Any]) -> dict[str, Any] | RowFailure:
+    def _ask(self, image: Image, job: Mapping[str, Any], parse: _Parse[_Result]) -> _Result | RowFailure:
         """Asks one of the processes, and a new one if it crashed: an earlier picture may have damaged it."""
         if isinstance(image, Path):
             content, job = b"", {**job, "path": os.fsencode(image.absolute()).hex()}
@@ -201,27 +200,33 @@ class PictureProcesses:
         try:
             is_new = process is None
             process = process or self._start()
-            answer = process.ask(job, content)
+            answer = process.ask(job, content, parse)
             if isinstance(answer, RowFailure) and answer.reason == "DECODER_CRASHED" and not is_new:
-                self._running.discard(process)
+                self._end_one(process)
                 process = self._start()
-                answer = process.ask(job, content)
+                answer = process.ask(job, content, parse)
         finally:
             if process is not None and not process.is_usable:
-                process.end()
-                self._running.discard(process)
+                self._end_one(process)
                 process = None
             self._idle.put(process)
         return answer
 
+    def _end_one(self, process: _Process) -> None:
+        process.end()
+        self._running.discard(process)
+
     def _start(self) -> _Process:
-        if not self._end.alive:
+        if self._is_closed():
             raise OSError("these picture processes are closed")
         process = _Process(self.limits, self._program)
         self._running.add(process)
-        if not self._end.alive:  # closed meanwhile, by another thread
+        if self._is_closed():  # meanwhile, by another thread
             process.end()
         return process
+
+    def _is_closed(self) -> bool:
+        return not self._end.alive
 
 
 def measure(
@@ -243,7 +248,11 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # it has no use for them
+                env={
+                    **os.environ,
+                    "OPENBLAS_NUM_THREADS": "1",
+                    "OMP_NUM_THREADS": "1",
+                },  # it has no use for them
                 start_new_session=True,  # on Ctrl-C the caller decides
             )
         try:
@@ -252,8 +261,8 @@ class _Process:
             self.end()
             raise OSError(f"{program.name} exited at startup; its standard error says why") from None
 
-    def ask(self, job: Mapping[str, Any], content: bytes) -> dict[str, Any] | RowFailure:
-        """Returns the answer, or why there is none; the process may have died."""
+    def ask(self, job: Mapping[str, Any], content: bytes, parse: _Parse[_Result]) -> _Result | RowFailure:
+        """Returns the answer, or why there is none; then the process may no longer be usable."""
         header = json.dumps(job).encode()
         deadline = time.monotonic() + self._max_seconds
         try:
@@ -261,18 +270,22 @@ class _Process:
             self._socket.sendall(len(header).to_bytes(4, "big") + header)
             self._socket.sendall(content)
             answer = self._receive(deadline)
+            return self._failure(answer) if "failure" in answer else parse(answer)
         except TimeoutError:
-            self.end()
+            self.kill()
             return _timed_out()
-        except (OSError, ValueError):
-            self.end()
+        except OSError:
+            self.kill()
             return self._cause_of_end()
-        if "failure" not in answer:
-            return answer
-        failure = RowFailure(str(answer["failure"]), str(answer.get("message")))
+        except (KeyError, TypeError, ValueError):  # the process may be in the hands of a file
+            self.kill()
+            return RowFailure("DECODER_CRASHED", "image makes its decoder answer nonsense")
+
+    def _failure(self, answer: Mapping[str, Any]) -> RowFailure:
+        failure = RowFailure(answer["failure"], str(answer["message"]))
         if failure.reason not in _REFUSALS:
-            return _nonsense()
-        self.is_usable = failure.reason != "DECODER_OUT_OF_MEMORY"  # what is left of the memory is unknown
+            raise ValueError("no such reason")
+        self.is_usable = failure.reason != "DECODER_OUT_OF_MEMORY"  # what is left of its memory is unknown
         return failure
 
     def kill(self) -> None:
@@ -294,7 +307,7 @@ class _Process:
             raise ValueError("the answer is too long")
         answer = json.loads(self._receive_bytes(length, deadline))
         if not isinstance(answer, dict):
-            raise ValueError("the answer is not an object")  # noqa: TRY004 — one error for all that is malformed
+            raise ValueError("the answer is not an object")
         return answer
 
     def _receive_bytes(self, count: int, deadline: float) -> bytes:
@@ -308,29 +321,28 @@ class _Process:
         return bytes(data)
 
     def _cause_of_end(self) -> RowFailure:
-        code = self._process.returncode
+        code = self._process.wait()
         if code in (-signal.SIGPROF, -signal.SIGALRM):
             return _timed_out()
         what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return RowFailure("DECODER_CRASHED", f"image crashes its decoder: {what}")
 
 
-def _picture(answer: Mapping[str, Any]) -> Picture | RowFailure:
-    """Returns the measures if they are well-formed: the process may be in the hands of a file."""
-    phash = answer.get("phash")
-    if any(type(answer.get(name)) is not kind for name, kind in _TYPES.items()):
-        return _nonsense()
-    if phash is not None and not (isinstance(phash, str) and _HASH.fullmatch(phash)):
-        return _nonsense()
-    return Picture(phash=phash, **{name: answer[name] for name in _TYPES})
+def _picture(answer: Mapping[str, Any]) -> Picture:
+    values = {name: answer[name] for name in ("phash", *_TYPES)}
+    if any(type(values[name]) is not kind for name, kind in _TYPES.items()):
+        raise TypeError("a measure has another type")
+    if values["phash"] is not None and not _HASH.fullmatch(values["phash"]):
+        raise ValueError("the hash is not hexadecimal")
+    return Picture(**values)
+
+
+def _jpeg(answer: Mapping[str, Any]) -> bytes:
+    return base64.b64decode(answer["jpeg"], validate=True)
 
 
 def _timed_out() -> RowFailure:
     return RowFailure("DECODER_TIMED_OUT", "image takes longer to decode than the limit allows")
-
-
-def _nonsense() -> RowFailure:
-    return RowFailure("DECODER_CRASHED", "image makes its decoder answer nonsense")
 
 
 def _cpu_count() -> int:

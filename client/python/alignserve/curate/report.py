@@ -65,7 +65,8 @@ class Example:
 class Report:
     """Counts, histograms and examples of rows, in memory that does not grow with their number.
 
-    It is the same for any order of the rows, also if they are added in parts to several reports that are merged.
+    It is the same for any order of the rows, also if they are added in parts to several reports that are
+    merged.
     """
 
     def __init__(
@@ -81,9 +82,10 @@ class Report:
         Args:
             rules: Which rows go by each rule, by the rule's reason, in the order of the rules.
             measures: Columns of rows, or other values, whose distribution is shown.
-            thumbnail: Called for rows with an image that become examples, about `examples` times the logarithm
-                of the number of rows.
-            examples: For each reason. Each row is as likely as any other to be one, and it is the same ones every
+            thumbnail: Called for rows with an image that become examples, about `examples` times the
+                logarithm of the number of rows.
+            examples: For each reason. Each row is as likely as any other to be one, and it is the same ones
+                every
                 time: those whose keys have the lowest hashes.
         """
         self._rules = dict(rules or {})
@@ -118,7 +120,9 @@ class Report:
         numbers = {name: _number(given.get(name)) for name in self.histograms}
         for name, number in numbers.items():
             self.histograms[name].add(number, is_kept=not reasons)
-        self._keep_examples(row, reasons, {name: found for name, found in numbers.items() if found is not None})
+        self._keep_examples(
+            row, reasons, {name: found for name, found in numbers.items() if found is not None}
+        )
 
     @property
     def dropped(self) -> int:
@@ -134,9 +138,11 @@ class Report:
         }
 
     def examples(self) -> dict[str, list[Example]]:
-        """Returns examples by reason, in the order of the rules; those of kept rows are last, under `KEPT`."""
+        """Returns examples by reason, in the order of the rules, and then those of kept rows, as `KEPT`."""
         names = [name for name in (*self.removed(), KEPT) if name in self._examples]
-        return {name: [example for *_, example in sorted(self._examples[name], reverse=True)] for name in names}
+        return {
+            name: [example for *_, example in sorted(self._examples[name], reverse=True)] for name in names
+        }
 
     def merge(self, other: Report) -> None:
         """Adds the rows of another report with the same rules, measures and number of examples.
@@ -203,6 +209,7 @@ class Report:
                     "kept_percentiles": {
                         str(p): histogram.percentile(p, of_kept=True) for p in (1, 25, 50, 75, 99)
                     },
+                    "is_logarithmic": histogram.is_logarithmic,
                     "bars": [bar._asdict() for bar in histogram.bars()],
                 }
                 for name, histogram in self.histograms.items()
@@ -218,7 +225,7 @@ class Report:
         _write(path, json.dumps(self.data(), indent=1) + "\n")
 
     def write_html(self, path: Path, title: str = "Curation report") -> None:
-        """Writes the report as one page that needs no other file, no network and no script, all of it or nothing."""
+        """Writes the report as one page without scripts that needs no other file, all of it or nothing."""
         _write(path, page(title, self.data(thumbnails=True)))
 
     def _keep_examples(self, row: Row, reasons: Sequence[str], values: Mapping[str, float]) -> None:
@@ -226,7 +233,9 @@ class Report:
         for name in dict.fromkeys(reasons or (KEPT,)):
             rank = -_rank(name, row.key)  # heaps have the lowest first
             found = self._examples.get(name, [])
-            if not self._max_examples or (len(found) == self._max_examples and (rank, row.key) < found[0][:2]):
+            if not self._max_examples or (
+                len(found) == self._max_examples and (rank, row.key) < found[0][:2]
+            ):
                 continue
             example = example or self._example(row, reasons, values)
             self._push(name, (rank, row.key, example))

@@ -1,7 +1,8 @@
-"""The HTML page of a curation report: one file, without scripts, for light and dark screens and for screen readers.
+"""The HTML page of a curation report: one file, without scripts, for light and dark screens and for screen
+readers.
 
-Keys, texts and names come from untrusted data. All are escaped; characters that change how the text around them is
-shown, such as bidirectional overrides, are written as their code point.
+Keys, texts and names come from untrusted data. All are escaped; characters that change how the text around
+them is shown, such as bidirectional overrides, are written as their code point.
 """
 
 from __future__ import annotations
@@ -12,28 +13,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _WIDTH, _HEIGHT = 640, 120  # of a histogram
-# Controls, format characters such as bidirectional overrides, surrogates, private use, separators of lines. A zero
-# width joiner and non-joiner are part of ordinary text in several scripts, and of emoji.
+# Controls, format characters such as bidirectional overrides, surrogates, private use, separators of lines. A
+# zero width joiner and non-joiner are part of ordinary text in several scripts, and of emoji.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _SHOWN = frozenset({"\u200c", "\u200d"})
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1a1a1a; --back: #fff; --soft: #5a5a5a; --line: #d0d0d0;
   --kept: #1f6fb2; --dropped: #c2691c; }
-@media (prefers-color-scheme: dark) { :root { --text: #e8e8e8; --back: #16181b; --soft: #a8a8a8; --line: #3c4045;
-  --kept: #6db3ee; --dropped: #f0a25c; } }
+@media (prefers-color-scheme: dark) { :root { --text: #e8e8e8; --back: #16181b; --soft: #a8a8a8;
+  --line: #3c4045; --kept: #6db3ee; --dropped: #f0a25c; } }
 body { margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: var(--text); background: var(--back);
   font: 1rem/1.5 system-ui, sans-serif; }
 table { border-collapse: collapse; }
 caption { text-align: left; color: var(--soft); }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 svg { display: block; width: 100%; max-width: 40rem; height: auto; }
 .kept { fill: var(--kept); } .dropped { fill: var(--dropped); }
 .soft { color: var(--soft); }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .3em; }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem; padding: 0;
-  list-style: none; }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem;
+  padding: 0; list-style: none; }
 .examples li { border: 1px solid var(--line); padding: .6rem; overflow-wrap: anywhere; }
 .examples img { display: block; max-width: 100%; height: auto; margin-bottom: .4rem; }
 .scroll { overflow-x: auto; }
@@ -88,8 +90,8 @@ def _overview(data: Mapping[str, Any]) -> Iterable[str]:
 def _rules(rules: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     yield '<h2>Removed by each rule</h2><div class="scroll"><table>'
     yield (
-        "<caption>By first reason: each dropped row counts once. By all: each of its reasons counts. Only: the rows "
-        "that would be kept without this rule</caption>"
+        "<caption>First: each dropped row counts for its first reason only. All: it counts for each of its "
+        "reasons. Only: rows that would be kept without this rule</caption>"
     )
     yield _header(("rule", False), ("first", True), ("all", True), ("only", True), ("which rows go", False))
     for rule in rules:
@@ -100,7 +102,8 @@ def _rules(rules: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 
 def _failures(failed: Mapping[str, int]) -> Iterable[str]:
     if failed:
-        yield '<h2>Failed rows</h2><div class="scroll"><table><caption>Rows that could not be judged</caption>'
+        yield '<h2>Failed rows</h2><div class="scroll"><table>'
+        yield "<caption>Rows that could not be judged</caption>"
         yield _header(("reason", False), ("rows", True))
         yield from (_row(name, f"{count:,}") for name, count in failed.items())
         yield "</table></div>"
@@ -110,8 +113,9 @@ def _measures(measures: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
     if measures:
         yield "<h2>Measures</h2>"
         yield (
-            '<p><svg class="swatch" viewBox="0 0 1 1" aria-hidden="true"><rect class="kept" width="1" height="1"/></svg>'
-            'kept rows <svg class="swatch" viewBox="0 0 1 1" aria-hidden="true">'
+            '<p><svg class="swatch" viewBox="0 0 1 1" aria-hidden="true">'
+            '<rect class="kept" width="1" height="1"/></svg>kept rows '
+            '<svg class="swatch" viewBox="0 0 1 1" aria-hidden="true">'
             '<rect class="dropped" width="1" height="1"/></svg>dropped rows, on top of them</p>'
         )
     for name, measure in measures.items():
@@ -147,6 +151,7 @@ def _chart(name: str, measure: Mapping[str, Any]) -> str:
         f"{measure['kept']:,} kept rows and {measure['dropped']:,} dropped rows have a value"
     )
     missing = f"; {measure['missing']:,} rows have none" if measure["missing"] else ""
+    missing += "; each bar ends at the same multiple of its start" if measure["is_logarithmic"] else ""
     return (
         f'<svg role="img" aria-label="{shown(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'preserveAspectRatio="none">{"".join(shapes)}</svg><p class="soft">{shown(label + missing)}.</p>'
@@ -180,7 +185,8 @@ def _example(example: Mapping[str, Any]) -> str:
 
 def _header(*columns: tuple[str, bool]) -> str:
     cells = (
-        f'<th scope="col"{" class=number" if is_number else ""}>{shown(name)}</th>' for name, is_number in columns
+        f'<th scope="col"{" class=number" if is_number else ""}>{shown(name)}</th>'
+        for name, is_number in columns
     )
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -192,10 +198,10 @@ def _row(name: str, *numbers: str, note: str | None = None) -> str:
 
 
 def _share(count: int, total: int) -> str:
-    return f"{count / total:.1%}" if total else "–"
+    return f"{count / total:.1%}" if total else "-"
 
 
 def _figure(value: float | None) -> str:
     if value is None:
-        return "–"
+        return "-"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:,.4g}"
