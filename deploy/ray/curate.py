@@ -89,7 +89,9 @@ class OnRay:
         plain = argparse.Namespace(**{**vars(args), "usage_error": None})
         job = ray.put((plain, plan.dataset, plan.model))
         actors = [
-            _Worker.options(num_cpus=1, scheduling_strategy="SPREAD").remote(job)
+            _Worker.options(  # type: ignore[attr-defined]  # Ray's decorator adds it
+                num_cpus=1, scheduling_strategy="SPREAD"
+            ).remote(job)
             for _ in range(min(count, len(plan.dataset.files)))
         ]
         self._pool = ActorPool(actors)

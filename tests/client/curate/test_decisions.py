@@ -127,7 +127,11 @@ def test_a_row_with_a_missing_score_fails_unless_another_rule_drops_it(tmp_path:
 
 def test_verdicts_do_not_depend_on_shards(tmp_path: Path) -> None:
     """The same rows in blocks of other sizes."""
-    chosen = [FractionRule("similarity", Fraction("0.5")), FrequencyRule(2), DuplicateRule()]
+    chosen: list[AnyRule] = [
+        FractionRule("similarity", Fraction("0.5")),
+        FrequencyRule(2),
+        DuplicateRule(),
+    ]
     rows = [row(f"{n}", similarity=(n % 3) / 3, text=f"t{n % 7}", image_phash=f"h{n % 5}") for n in range(40)]
 
     first, _ = decide(tmp_path / "1", chosen, rows, block=1)
@@ -138,5 +142,7 @@ def test_verdicts_do_not_depend_on_shards(tmp_path: Path) -> None:
 
 def test_no_rules_keep_everything(tmp_path: Path) -> None:
     """Also of a source without rows."""
+    chosen: list[AnyRule] = [FrequencyRule(1), DuplicateRule()]
+
     assert decide(tmp_path / "1", [], [row()])[0] == [[]]
-    assert decide(tmp_path / "2", [FrequencyRule(1), DuplicateRule()], [])[0] == []
+    assert decide(tmp_path / "2", chosen, [])[0] == []

