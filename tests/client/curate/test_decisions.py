@@ -8,9 +8,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from alignserve.curate import rules
 from alignserve.curate.decisions import FAILED, Decisions
-from alignserve.curate.rules import AnyRule, DuplicateRule, FractionRule, FrequencyRule, RuleSet
+from alignserve.curate.rules import (
+    AnyRule,
+    DuplicateRule,
+    FractionRule,
+    FrequencyRule,
+    NearDuplicateRule,
+    RuleSet,
+)
 
 
 def row(key: str = "key", **columns: Any) -> dict[str, Any]:
@@ -146,3 +156,37 @@ def test_no_rules_keep_everything(tmp_path: Path) -> None:
 
     assert decide(tmp_path / "1", [], [row()])[0] == [[]]
     assert decide(tmp_path / "2", chosen, [])[0] == []
+
+
+def write_embeddings(folder: Path, vectors: dict[str, list[float]]) -> Path:
+    folder.mkdir()
+    table = pa.table(
+        {
+            "key": list(vectors),
+            "image_embedding": pa.array(list(vectors.values()), pa.list_(pa.float32(), 2)),
+        }
+    )
+    pq.write_table(table, folder / "part-00000-00000.parquet")
+    return folder
+
+
+def test_near_duplicates_are_compared_with_kept_rows_only(tmp_path: Path) -> None:
+    """A row that is dropped, or has no embedding, is not the original of any."""
+    vectors = {"a": [1.0, 0.0], "b": [1.0, 0.01], "d": [1.0, 0.02], "e": [0.0, 1.0]}
+    folder = write_embeddings(tmp_path / "vectors", vectors)
+    rows = [row("a", text_length=1), row("b"), row("c"), row("d"), row("e")]
+
+    found, decisions = decide(
+        tmp_path / "work", [rules.min_text_length(50), NearDuplicateRule(folder, 0.99)], rows
+    )
+
+    assert found == [["TEXT_TOO_SHORT"], [], [], ["NEAR_DUPLICATE"], []]
+    assert decisions.counts.unjudged == {"NEAR_DUPLICATE": 1}
+
+
+def test_embeddings_of_another_source_are_refused(tmp_path: Path) -> None:
+    """Their rows cannot be matched."""
+    folder = write_embeddings(tmp_path / "vectors", {"other": [1.0, 0.0]})
+
+    with pytest.raises(ValueError, match="embedding of 'other', which is not the next row"):
+        decide(tmp_path / "work", [NearDuplicateRule(folder, 0.99)], [row("a")])
