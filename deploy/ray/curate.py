@@ -149,9 +149,10 @@ class _Worker:
             path = folder / DECISIONS / FLAGS
             flags = np.memmap(path, np.uint64, "r", offset=first * flags.itemsize, shape=(count,))
         output, measured = OutputFolder.join(folder), OutputFolder.join(folder / MEASURES)
-        report = write_file(self._plan, output, measured, records, flags, lambda _: None)
+        report = self._plan.new_report()
+        write_file(self._plan, output, measured, records, flags, report, lambda _: None)
         sendable = Report(rules=self._plan.rules.boundaries(), measures=report.histograms)
-        sendable.merge(report)
+        sendable.merge(report)  # without the function that makes thumbnails
         return sendable
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -64,8 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; an invalid command line raises `SystemExit(2)`."""
     output.prepare_standard_streams()
     args = arguments.parser().parse_args(argv)
+    return run_command(_COMMANDS[args.command], args)
+
+
+def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Runs a command and returns its exit code, also for the errors that it raises."""
     try:
-        code = _COMMANDS[args.command](args)
+        code = command(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -22,7 +22,7 @@ from alignserve.curate.rules import AnyRule, FractionRule, NearDuplicateRule, Ru
 from alignserve.curate.run import Here, OnProgress, Outcome, Workers, curate
 from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing
-from alignserve.datasets.output import FAILURES
+from alignserve.datasets.output import FAILURES, OutputError
 from alignserve.datasets.source import Dataset, SourceError
 from alignserve.datasets.sources import SourceOptions, open_dataset
 
@@ -49,8 +49,13 @@ def run(args: argparse.Namespace, workers_of: WorkersOf = Here) -> int:
         workers = workers_of(plan, progress)
         try:
             outcome = curate(plan, args.folder, resume=args.resume, sources=args.source, workers=workers)
-        finally:
+        except OutputError:
+            raise
+        except BaseException:
             progress.finish()
+            _complain("the run has ended early; run the same command with --resume to do the rest")
+            raise
+        progress.finish()
     _report(outcome)
     failed = outcome.ledger.failed
     print(outcome.summary() + (f"; see {args.folder / FAILURES}" if failed else ""))

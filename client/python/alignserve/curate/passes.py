@@ -70,8 +70,9 @@ def write_file(
     measured: OutputFolder,
     records: Sequence[ShardRecord],
     flags: Flags,
+    report: Report,
     on_rows: OnRows,
-) -> Report:
+) -> None:
     """Writes the shards of a source file, except those that are written already with the same verdicts.
 
     Args:
@@ -80,10 +81,8 @@ def write_file(
         measured: The measures.
         records: Of all shards of the file's measures.
         flags: (rows of the file,): verdicts.
+        report: Gets the rows.
         on_rows: Called after each shard.
-
-    Returns:
-        A report of the file's rows.
 
     Raises:
         OutputDiffersError: The source has other rows than when they were measured.
@@ -91,7 +90,6 @@ def write_file(
     """
     number = records[0].file
     written = _written(output, number)
-    report = plan.new_report()
     rows: Iterator[tuple[Row, int]] = iter(())
     position, first = -1, 0
     for record in records:
@@ -109,7 +107,6 @@ def write_file(
         position = record.end
         first += record.rows_in
         on_rows(record.rows_in)
-    return report
 
 
 class _Pairs:

@@ -73,7 +73,7 @@ class Workers(Protocol):
         files: Iterable[tuple[list[ShardRecord], int]],
         flags: Flags,
     ) -> Iterator[Report]:
-        """Writes source files, and yields a report of each.
+        """Writes source files, and yields reports that together have all rows.
 
         Args:
             output: For the result.
@@ -102,17 +102,20 @@ class Here:
         files: Iterable[tuple[list[ShardRecord], int]],
         flags: Flags,
     ) -> Iterator[Report]:
-        """Writes source files, and yields a report of each."""
+        """Writes source files, and yields one report."""
+        report = self._plan.new_report()
         for records, first in files:
             count = sum(record.rows_in for record in records)
-            yield write_file(
+            write_file(
                 self._plan,
                 output,
                 measured,
                 records,
                 flags[first : first + count],
+                report,
                 lambda rows: self._on_progress("written", rows),
             )
+        yield report
 
 
 def curate(
