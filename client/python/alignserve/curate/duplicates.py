@@ -179,8 +179,10 @@ def _matrix(column: pa.Array, path: Path) -> NDArray[np.float32]:
         raise ValueError(f"{path} has rows without a vector")
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     vectors: NDArray[np.float32] = flat.reshape(len(column), -1)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, np.float32(1))
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
+    norms[norms == 0] = 1
+    vectors /= norms
+    return vectors
 
 
 def _is_parquet(path: Path) -> bool:
