@@ -213,7 +213,7 @@ def test_counts_go_over_all_shards_and_files(tmp_path: Path) -> None:
 
 
 def test_a_broken_source_is_named_and_its_rows_count(tmp_path: Path) -> None:
-    """Rows before the break are judged; the run is no success."""
+    """Rows before the break are judged; the run is not a success."""
     outcome = run(tmp_path, plan_of([Rows("a", rows(4), broken=True), Rows("b", rows(2, 4))]))
 
     assert balanced(outcome) == (6, 0, 0)

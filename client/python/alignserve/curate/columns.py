@@ -39,7 +39,7 @@ TEXT_FIELDS = (
 
 
 class TextMeasures(Protocol):
-    """What is measured of a text."""
+    """Measures of texts; the module `alignserve.curate.language` has them."""
 
     def detect(self, text: str) -> tuple[str | None, float]:
         """Returns the language, such as `en`, or `None` for none, and a confidence from 0 to 1."""

@@ -41,7 +41,7 @@ _SCORER_BATCH = 32
 
 @dataclass(slots=True)
 class MeasuredRow:
-    """A row and what is known of it.
+    """A row and its measures.
 
     Attributes:
         row: As the source has it, without its image if the row cannot be judged.

@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         dataset: The pairs.
-        rules: What goes.
+        rules: Which rows go.
         measures: How rows are measured.
         options: How the result is written.
         thumbnail: Makes small pictures for the report.

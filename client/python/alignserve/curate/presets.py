@@ -13,7 +13,7 @@ from alignserve.curate import rules
 from alignserve.curate.rules import DuplicateRule, FrequencyRule, RuleSet
 
 FIVE_KB = 5_000
-"""Bytes. Neither COYO nor LAION says how many bytes a KB has; LAION's crawler compares with 5,000."""
+"""Bytes. Neither COYO nor LAION defines a KB; LAION's crawler compares with 5,000."""
 
 
 def coyo() -> RuleSet:

@@ -61,7 +61,7 @@ class Outcome:
 
 
 class Workers(Protocol):
-    """Who does the passes over source files; `Here` does them in this process, one after the other."""
+    """Does the passes over source files; `Here` does them in this process, one after the other."""
 
     def measure(self, output: OutputFolder, measured: OutputFolder, files: Sequence[int]) -> None:
         """Measures the rows of these source files."""
@@ -129,7 +129,7 @@ def curate(
     """Curates into a folder.
 
     Args:
-        plan: What is curated, and how.
+        plan: The dataset and the rules.
         folder: Empty or new, or that of an earlier run to resume.
         resume: Go on with what an earlier run has left, if there is any.
         sources: Paths of the dataset, none of which may contain the folder.
