@@ -39,7 +39,7 @@ def reasons(found: Iterable[Row]) -> list[str | None]:
 
 def whole_part(file: SourceFile, start: Cursor = 0) -> tuple[list[tuple[Row, Cursor]], str | None]:
     """Returns the rows of a file with their cursors, and how it breaks off."""
-    found = []
+    found: list[tuple[Row, Cursor]] = []
     try:
         found += file.rows(start)
     except BrokenSourceError as error:

@@ -64,7 +64,7 @@ def test_a_delimiter_can_be_given(path: Path) -> None:
 
 
 def test_quoted_cells_keep_every_byte(path: Path) -> None:
-    """Line ends of all kinds, delimiters, quotes and spaces, also across the blocks in which a file is read."""
+    """Line ends of all kinds, delimiters, quotes and spaces, also across the blocks of a file."""
     values = [f'{"x" * size}\r\n"quoted", \r and \n, \n\n' for size in (0, 5, (1 << 20) - 30, 1 << 20, 3)]
     file = io.StringIO(newline="")
     csv.writer(file).writerows([["text", "n"], *([value, "1"] for value in values)])
@@ -147,7 +147,7 @@ def test_bytes_that_are_not_utf_8_fail_their_row(path: Path) -> None:
 
 
 def test_images_are_found_by_path(path: Path, tmp_path: Path) -> None:
-    """A path starts at the file that names it; a missing file, a URL and a folder fail, and nothing is no image."""
+    """A path starts at the file that names it; a missing file, a URL and a folder fail."""
     (tmp_path / "a.jpg").write_bytes(b"image")
     cells = ["a.jpg", "gone.jpg", "https://example.org/a.jpg", ".", "", f"{tmp_path}/a.jpg", "x/../a.jpg"]
     content = "image_path,text\n" + "".join(f"{cell},x\n" for cell in cells)

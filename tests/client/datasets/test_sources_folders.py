@@ -1,4 +1,4 @@
-"""Folders of image files: what is a row, what is skipped and said, and that walking never hangs."""
+"""Folders of image files: rows are in a fixed order, skipped files are counted, and walking never hangs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def keys(folder: Path) -> list[str]:
 
 
 def test_files_come_before_folders_and_sorted(tmp_path: Path) -> None:
-    """The order of rows depends on nothing but names."""
+    """The order of rows depends on names only."""
     write(tmp_path, "b/2.jpg", "z.jpg", "a.jpg", "b/1.jpg", "a/9.jpg", "b/c/0.jpg")
 
     assert keys(tmp_path) == ["a.jpg", "z.jpg", "a/9.jpg", "b/1.jpg", "b/2.jpg", "b/c/0.jpg"]
@@ -141,7 +141,7 @@ def test_links_to_files_are_followed_and_links_to_nothing_fail(tmp_path: Path) -
 
 
 def test_a_link_to_a_folder_can_be_a_source(tmp_path: Path) -> None:
-    """Whoever names it means what it leads to."""
+    """A user who names it means the folder behind it."""
     write(tmp_path, "real/a.jpg")
     (tmp_path / "link").symlink_to(tmp_path / "real")
 
@@ -149,7 +149,7 @@ def test_a_link_to_a_folder_can_be_a_source(tmp_path: Path) -> None:
 
 
 def test_names_stay_whole(tmp_path: Path) -> None:
-    """Dots, newlines and decomposed accents are kept, and names that differ in them only have different keys."""
+    """Dots, newlines and decomposed accents are kept, and make different keys."""
     composed, decomposed = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
     names = [
         "a.b.c.jpg",

@@ -63,7 +63,8 @@ def test_a_last_line_that_is_cut_off_fails(path: Path) -> None:
     found = read_bytes(path, b'{"text": "a"}\n{"text": "b')
 
     assert reasons(found) == [None, "JSON_INVALID"]
-    assert found[1].failure and "cut off" in found[1].failure.message
+    assert found[1].failure is not None
+    assert "cut off" in found[1].failure.message
 
 
 def test_only_line_feeds_end_lines(path: Path) -> None:

@@ -47,7 +47,7 @@ def choose(
 
     Args:
         names: Of the table.
-        options: What was asked for.
+        options: May name columns.
         place: The table, for messages.
         is_image: Whether a column can hold images or paths, by its type.
         is_text: Whether a column can hold texts, by its type.

@@ -47,14 +47,18 @@ def find(paths: Sequence[str | Path], options: SourceOptions) -> Found:
     A source that is given twice, or lies in another one, is read once and counts as skipped.
 
     Raises:
-        SourceError: A source is missing or cannot be data, or it is not clear which of its files are.
+        SourceError: No source is given, or one is missing or cannot be data, or it is not clear which of its
+            files are.
     """
+    if not paths:
+        raise SourceError("no source is given")
     walk = Walk()
     given = [path for source in paths for path in _expanded(Path(source), walk)]
-    distinct = _distinct(given)
-    finder = _Finder(Found(_base(distinct)), options, walk)
+    folders = {path for path in given if os.path.isdir(path)}  # noqa: PTH112 — a `str`
+    distinct = _distinct(given, folders)
+    finder = _Finder(Found(_base(distinct, folders)), options, walk)
     for path in distinct:
-        if os.path.isdir(path):  # noqa: PTH112 — a `str`
+        if path in folders:
             finder.add_folder(path)
         else:
             finder.add_file(path)
@@ -216,12 +220,13 @@ def _expanded(path: Path, walk: Walk) -> list[str]:
     return [os.path.normpath(path.absolute())]  # keeps links, so that names are those that the user knows
 
 
-def _distinct(paths: Sequence[str]) -> list[str]:
+def _distinct(paths: Sequence[str], folders: set[str]) -> list[str]:
     """Returns the paths that are neither given before nor in a folder that is given."""
-    folders = {path for path in paths if os.path.isdir(path)}  # noqa: PTH112 — a `str`
-    return [path for path in dict.fromkeys(paths) if folders.isdisjoint(map(str, Path(path).parents))]
+    first = dict.fromkeys(paths)
+    if not folders:
+        return list(first)
+    return [path for path in first if folders.isdisjoint(map(str, Path(path).parents))]
 
 
-def _base(paths: Sequence[str]) -> str:
-    folders = {path if os.path.isdir(path) else os.path.dirname(path) for path in paths}  # noqa: PTH112, PTH120
-    return os.path.commonpath(folders) if folders else ""
+def _base(paths: Sequence[str], folders: set[str]) -> str:
+    return os.path.commonpath({path if path in folders else os.path.dirname(path) for path in paths})  # noqa: PTH120

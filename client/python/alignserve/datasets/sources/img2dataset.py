@@ -8,7 +8,6 @@ of all rows.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ class Img2dataset:
     """What img2dataset says of a folder.
 
     Attributes:
-        ignored: Names of files that are neither data nor of interest to the user.
-        skipped: Number of statistics, and of rows that were not downloaded and so are not in the data. In
-            Parquet they are, and fail there.
+        ignored: Names of files that are not data.
+        skipped: Number of files of statistics and of metadata, and of rows that were not downloaded and so
+            are not in the data. In Parquet they are, and fail there.
         problems: Shards that it did not finish, and data in TFRecord, which is not read.
     """
 
@@ -39,32 +38,31 @@ class Img2dataset:
 
 def look(folder: Folder) -> Img2dataset:
     """Returns what img2dataset says of a folder; nothing, if it did not write it."""
-    found = Img2dataset()
     statistics = {match[1]: name for name in folder.files if (match := _STATISTICS.fullmatch(name))}
     if not statistics:
-        return found
+        return Img2dataset()
     files = set(folder.files)
-    folders = set(folder.folders)
-    found.ignored.update(statistics.values())
-    found.skipped["statistics of img2dataset"] = len(statistics)
-    for shard, name in statistics.items():
-        if f"{shard}.tar" in files or shard in folders:
-            found.ignored.add(f"{shard}.parquet")
-            found.skipped["not downloaded by img2dataset"] += _missing(os.path.join(folder.path, name))  # noqa: PTH118
-    found.skipped["metadata of img2dataset"] = len(files & found.ignored) - len(statistics)
-    shards = {match[1] for name in folder.files if (match := _SHARD.fullmatch(name))}
-    shards.update(name for name in folders if name.isdecimal())
-    found.problems += [
-        f"{os.path.join(folder.path, shard)}: img2dataset did not finish this shard, or its statistics are lost"  # noqa: PTH118
-        for shard in sorted(shards - set(statistics))
+    described = [shard for shard in statistics if f"{shard}.tar" in files or shard in folder.folders]
+    records = [name.removesuffix(".tfrecord") for name in folder.files if name.endswith(".tfrecord")]
+    metadata = files & {f"{shard}.parquet" for shard in (*described, *records)}
+    missing = sum(_missing(f"{folder.path}/{statistics[shard]}") for shard in described)
+    skipped = {
+        "statistics of img2dataset": len(statistics),
+        "metadata of img2dataset": len(metadata),
+        "not downloaded by img2dataset": missing,
+    }
+    problems = [
+        f"{folder.path}/{shard}: img2dataset did not finish this shard, or its statistics are lost"
+        for shard in sorted(_shards(folder) - statistics.keys())
     ]
-    if records := [name for name in folder.files if name.endswith(".tfrecord")]:
-        found.ignored.update(name.replace(".tfrecord", ".parquet") for name in records)
-        found.problems.append(
-            f"{folder.path}: {len(records)} TFRecord files are not read; let img2dataset write webdataset or parquet"
-        )
-    found.skipped = +found.skipped
-    return found
+    if records:
+        problems.append(f"{folder.path}: TFRecord is not read; let img2dataset write webdataset or Parquet")
+    return Img2dataset({*statistics.values(), *metadata}, +Counter(skipped), problems)
+
+
+def _shards(folder: Folder) -> set[str]:
+    files = {match[1] for name in folder.files if (match := _SHARD.fullmatch(name))}
+    return files.union(name for name in folder.folders if name.isdecimal())
 
 
 def _missing(path: str) -> int:

@@ -53,8 +53,8 @@ def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = No
     """Opens sources as one dataset.
 
     A source is a folder, a file, or a pattern of either with `*`, `?`, `[…]` or `**`. Files are images,
-    Parquet, CSV or TSV, JSON Lines or tars of samples; `client/docs/datasets.md` says what is read of each,
-    what is skipped, and what fails. The same sources give the same files, rows and keys in the same order.
+    Parquet, CSV or TSV, JSON Lines or tars of samples; `client/docs/datasets.md` describes which of their
+    rows are read, skipped or failed. The same sources give the same files, rows and keys in the same order.
 
     Every table and tar is opened once, to learn its columns; no row is read, unless there is a column of
     keys, which have to be unique.

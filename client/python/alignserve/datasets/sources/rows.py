@@ -55,8 +55,8 @@ class RowBuilder:
     """Makes rows of values by column.
 
     An image is bytes, a path, or a mapping with `bytes` and `path` as Hugging Face datasets has it. A
-    relative path starts at `image_root`; a path may lead anywhere, since whoever gives a table chooses its
-    files. Nothing is fetched from a URL.
+    relative path starts at `image_root`; a path may lead anywhere, since the user who gives a table chooses
+    its files. Nothing is fetched from a URL.
 
     Attributes:
         image: The column of images, or `None` if there is none.

@@ -54,11 +54,11 @@ class TarReader:
     Archives that were appended to one another are read to the end of the last.
     """
 
-    def __init__(self, file: BinaryIO, multipart: tuple[str, ...]) -> None:
-        """Takes an open tar, and suffixes with dots in them that are asked for, such as `seg.png`."""
+    def __init__(self, file: BinaryIO, *, splits_at_first_dot: bool) -> None:
+        """Takes an open tar, and whether suffixes begin at the first dot of a name, not at the last."""
         self._file = file
         self._size = file.seek(0, 2)
-        self._multipart = tuple(f".{suffix}" for suffix in multipart if "." in suffix)
+        self._splits_at_first_dot = splits_at_first_dot
         # It would read the first header at once, before it was checked; so it is made on an empty archive.
         self._tar = tarfile.TarFile(fileobj=BytesIO(_ZEROS), encoding="utf-8", errors="surrogateescape")
         self._tar.fileobj = file
@@ -138,14 +138,8 @@ class TarReader:
             return None
         if not parts and last.startswith("__") and last.endswith("__"):  # webdataset's own
             return None
-        lower = name.lower()
-        for suffix in self._multipart:
-            if lower.endswith(suffix):
-                return Member(name[: -len(suffix)], suffix[1:], info)
-        stem, dot, suffix = last.rpartition(".")
-        if not dot:
-            return None
-        return Member(name[: len(name) - len(suffix) - 1], suffix.lower(), info) if stem else None
+        stem, dot, suffix = last.partition(".") if self._splits_at_first_dot else last.rpartition(".")
+        return Member(name[: len(name) - len(suffix) - 1], suffix.lower(), info) if dot and stem else None
 
 
 def _is_left_out(folder: str) -> bool:
@@ -202,7 +196,7 @@ class TarIndex:
 def _by_sample(
     offsets: NDArray[np.uint64], pairs: NDArray[np.uint64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Returns the offsets sorted by sample and where each sample begins, of offsets and hashes of keys by run."""
+    """Returns the offsets of runs sorted by sample, and where each sample begins, by the hashes of keys."""
     if len(offsets) == 0:
         return offsets, np.zeros(1, np.int64)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # stable, so that runs of a key stay in their order

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tarfile import TarInfo
-from typing import Any
+from typing import Any, BinaryIO
 
 from alignserve._suffixes import OPTIONAL_IMAGE_SUFFIXES
 from alignserve.datasets.row import Row
@@ -31,7 +31,7 @@ _Members = dict[str, TarInfo]
 
 @dataclass(frozen=True, slots=True)
 class TarSamples:
-    """What is read of a sample.
+    """The members of a sample that are read.
 
     Attributes:
         image_suffixes: Of members that are images, without the dot; a sample has one of them at most.
@@ -42,20 +42,24 @@ class TarSamples:
     image_suffixes: frozenset[str]
     text: str | None
 
-    def multipart(self) -> tuple[str, ...]:
-        """Returns the suffixes that may have dots in them."""
-        return (*self.image_suffixes, *(() if self.text is None else (self.text,)))
+    def reader(self, file: BinaryIO) -> TarReader:
+        """Returns a reader of an open tar."""
+        suffixes = (*self.image_suffixes, self.text or "")
+        return TarReader(file, splits_at_first_dot=any("." in suffix for suffix in suffixes))
 
 
 @dataclass(frozen=True, slots=True)
 class TarFile:
     """A tar of samples.
 
-    Members whose paths differ in their suffix only, which is all behind the last dot, are a sample, and a
-    sample is a row. Its place is that path, below the tar's own, and a cursor is the number of samples before
-    it, in the order of their first members. Members of a sample that lie apart are joined. A sample fails by
-    itself if it has a member twice, two images, only an image of a kind that is not taken, or a link, a
-    device or the like where the image or text should be. Members of other kinds are ignored.
+    Members whose paths differ in their suffix only are a sample, and a sample is a row. The suffix is all
+    behind the last dot of a name, so that `photo.1.jpg` and `photo.2.jpg` are two samples; if an image or
+    text is asked for by a suffix with a dot in it, such as `seg.png`, it is all behind the first, as for
+    webdataset. A row's place is the path without the suffix, below the tar's own, and a cursor is the number
+    of samples before it, in the order of their first members. Members of a sample that lie apart are joined.
+
+    A sample fails by itself if it has a member twice, two images, only an image of a kind that is not taken,
+    or a link, a device or the like where the image or text should be. Members of other kinds are ignored.
 
     Only headers are read twice, and only members that are needed are read at all, after their size was
     checked.
@@ -63,7 +67,7 @@ class TarFile:
     Attributes:
         name: The tar's path below the source.
         path: Of the tar.
-        samples: What is read of a sample.
+        samples: The members of a sample that are read.
         builder: Makes the rows, of the columns `IMAGE` and `TEXT`.
         max_metadata_bytes: A larger JSON fails the row.
     """
@@ -81,7 +85,7 @@ class TarFile:
         """Yields the rows, see `SourceFile`."""
         try:
             with open_regular(self.path) as file:
-                reader = TarReader(file, self.samples.multipart())
+                reader = self.samples.reader(file)
                 index = TarIndex.of(reader)
                 for sample in range(start, len(index)):
                     yield self._row(reader, index.runs(sample)), sample + 1
@@ -152,7 +156,7 @@ def chosen_in(path: Path, samples: TarSamples, options: SourceOptions) -> Chosen
         FileError: It cannot be read.
         SourceError: They have nothing that is asked for.
     """
-    found = _suffixes_in(path, samples.multipart())
+    found = _suffixes_in(path, samples)
     texts = _text_names(samples)
     image = None if options.image_column == "" or samples.image_suffixes.isdisjoint(found) else IMAGE
     text = None if options.text_column == "" or texts.isdisjoint(found) else TEXT
@@ -166,8 +170,8 @@ def chosen_in(path: Path, samples: TarSamples, options: SourceOptions) -> Chosen
             )
     if found and image is None and text is None:
         raise SourceError(
-            f"{path}: no member was recognized as an image or a text among {listed(found)}; name its suffix with "
-            "image_column or text_column"
+            f"{path}: no member was recognized as an image or a text among {listed(found)}; name its suffix "
+            "with image_column or text_column"
         )
     return Chosen(image, text, None, ())
 
@@ -178,11 +182,11 @@ def _text_names(samples: TarSamples) -> set[str]:
     return {*suffixes, *(f"{_METADATA}:{name}" for name in names)}
 
 
-def _suffixes_in(path: Path, multipart: tuple[str, ...]) -> list[str]:
+def _suffixes_in(path: Path, samples: TarSamples) -> list[str]:
     """Returns the suffixes of the first members of a tar, and `json:NAME` for the names in the first JSON."""
     found: dict[str, None] = {}
     with open_regular(path) as file:
-        reader = TarReader(file, multipart)
+        reader = samples.reader(file)
         try:
             for _, member in islice(reader.members(), _PEEKED_MEMBERS):
                 if member.suffix == _METADATA and _METADATA not in found:

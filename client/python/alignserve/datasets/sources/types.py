@@ -55,7 +55,8 @@ def common_type(name: str, seen: Iterable[tuple[str, pa.DataType]]) -> pa.DataTy
     for place, type_ in seen:
         if (wider := _wider(common, type_)) is None:
             raise SourceError(
-                f"the column '{name}' is {common} in {first} and {type_} in {place}; convert one, or do not keep it"
+                f"the column '{name}' is {common} in {first} and {type_} in {place}; convert one, or "
+                "do not keep it"
             )
         if wider != common:
             common, first = wider, place

@@ -31,7 +31,7 @@ class UnreadableFile:
         except FileError:
             return "unreadable"
 
-    def rows(self, start: Cursor = 0) -> Iterator[tuple[Row, Cursor]]:
-        """Raises `BrokenSourceError`, see `SourceFile`."""
+    def rows(self, start: Cursor = 0) -> Iterator[tuple[Row, Cursor]]:  # noqa: ARG002 — of `SourceFile`
+        """Raises `BrokenSourceError`, wherever reading starts."""
         yield from ()
         raise BrokenSourceError(f"{self.path}: {self.message}")
