@@ -87,7 +87,7 @@ class OnRay:
         self._on_progress = on_progress
         # The parser's own function is not needed, and cannot be sent.
         plain = argparse.Namespace(**{**vars(args), "usage_error": None})
-        job = ray.put((plain, plan.dataset, plan.model))
+        self._job = job = ray.put((plain, plan.dataset, plan.model))  # kept for actors that start again
         actors = [
             _Worker.options(  # type: ignore[attr-defined]  # Ray's decorator adds it
                 num_cpus=1, scheduling_strategy="SPREAD"

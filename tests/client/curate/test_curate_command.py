@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,48 @@ def test_near_duplicates_need_a_cosine(run: Any, tmp_path: Path) -> None:
         run("--near-duplicates", tmp_path)
 
     assert ended.value.code == 2
+
+
+def test_a_tar_keeps_what_img2dataset_writes(tmp_path: Path) -> None:
+    """The size before it was resized, which DataComp's filter is about."""
+    source = tmp_path / "source"
+    source.mkdir()
+    with tarfile.open(source / "00000.tar", "w") as tar:
+        for number, width in enumerate((600, 601)):
+            metadata = {"url": f"http://{number}", "original_width": width, "original_height": 200}
+            for suffix, content in (
+                ("jpg", photo(number, 64, 64)),
+                ("txt", caption(number).encode()),
+                ("json", json.dumps(metadata).encode()),
+            ):
+                member = tarfile.TarInfo(f"{number:05}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+    options = ["--preset", "datacomp-basic", "--no-similarity", "--processes", "1"]
+    code = main(["curate", str(source), "--to", str(tmp_path / "curated"), *options])
+
+    rows = pq.read_table(next((tmp_path / "curated").glob("part-*"))).to_pylist()
+    assert code == 0
+    assert [row["reasons"] for row in rows] == [[], ["ASPECT_RATIO_TOO_HIGH"]]
+    assert [(row["url"], row["width"], row["aspect_ratio"]) for row in rows] == [
+        ("http://0", 64, 3.0),
+        ("http://1", 64, 3.005),
+    ]
+
+
+def test_a_folder_of_images_with_texts_is_a_source(tmp_path: Path) -> None:
+    """It lists no columns, and needs none."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(photo(1, 210, 205))
+    (source / "a.txt").write_text(caption(1))
+
+    code = main(
+        ["curate", str(source), "--to", str(tmp_path / "curated"), "--preset", "coyo", "--no-similarity"]
+    )
+
+    (row,) = pq.read_table(next((tmp_path / "curated").glob("part-*"))).to_pylist()
+    assert code == 0
+    assert (row["verdict"], row["text"]) == ("kept", caption(1))
+    assert row["image"]["bytes"] == photo(1, 210, 205)

@@ -162,8 +162,8 @@ def _add_source(group: argparse._ArgumentGroup) -> None:
         "--columns",
         metavar="NAME,…",
         type=_names,
-        default=("*",),
-        help="other columns to keep (default: all of Parquet and CSV)",
+        help="other columns to keep (default: all of Parquet and CSV; url, original_width and "
+        "original_height of tars and JSON Lines)",
     )
     group.add_argument(
         "--image-root",

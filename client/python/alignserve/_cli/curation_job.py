@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,11 +25,13 @@ from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing
 from alignserve.datasets.output import FAILURES, OutputError
 from alignserve.datasets.source import Dataset, SourceError
-from alignserve.datasets.sources import SourceOptions, open_dataset
+from alignserve.datasets.sources import ALL_COLUMNS, Kind, SourceOptions, open_dataset
+from alignserve.datasets.sources.kinds import kind_of_name
 
 WorkersOf: TypeAlias = Callable[[Plan, OnProgress], Workers]
 
 _OK, _SOME_FAILED = 0, 1
+_DOWNLOADED = ("url", "original_width", "original_height")  # of img2dataset, which rules look at
 _STAGES = {"measured": "measuring", "written": "writing"}
 
 
@@ -119,16 +122,8 @@ def _report(outcome: Outcome) -> None:
 
 
 def _opened(args: argparse.Namespace) -> Dataset:
-    options = SourceOptions(
-        image_column=args.image_column,
-        text_column=args.text_column,
-        key_column=args.key_column,
-        columns=args.columns,
-        image_root=args.image_root,
-        delimiter=args.delimiter,
-    )
     try:
-        dataset = open_dataset(args.source, options)
+        dataset = _with_columns(args)
     except SourceError as error:
         raise ValueError(str(error)) from error
     for problem in dataset.problems:
@@ -136,6 +131,27 @@ def _opened(args: argparse.Namespace) -> Dataset:
     if dataset.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.skipped.items()))
         _complain(f"skipped, since they are not images or tables that are read: {kinds}")
+    return dataset
+
+
+def _with_columns(args: argparse.Namespace) -> Dataset:
+    """Opens the sources with the columns that are asked for, by default with all that can be listed."""
+    options = SourceOptions(
+        image_column=args.image_column,
+        text_column=args.text_column,
+        key_column=args.key_column,
+        image_root=args.image_root,
+        delimiter=args.delimiter,
+    )
+    if args.columns is not None:
+        return open_dataset(args.source, replace(options, columns=args.columns))
+    try:
+        return open_dataset(args.source, replace(options, columns=(ALL_COLUMNS,)))
+    except SourceError:  # some sources list none
+        dataset = open_dataset(args.source, options)
+    kinds = {kind_of_name(file.name, frozenset()) for file in dataset.files}
+    if kinds & {Kind.TAR, Kind.JSON_LINES}:
+        return open_dataset(args.source, replace(options, columns=_DOWNLOADED))
     return dataset
 
 

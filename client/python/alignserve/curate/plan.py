@@ -22,7 +22,7 @@ class Options:
 
     Attributes:
         kept_only: Write only the rows that are kept; otherwise dropped rows too.
-        has_images: Write a column with the images, or with their paths if the source has files.
+        has_images: Write a column with the images, or with paths where the dataset has paths.
         rows_per_shard: Rows in one part; their measures are in memory at once.
     """
 
