@@ -9,6 +9,7 @@ process after each tenth of each pass. Pictures are left out: they are decoded i
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
 import time
@@ -101,6 +102,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         outcome = curate(plan, Path(folder), resume=False, workers=Here(plan, _Printer(args.rows)))
     print(outcome.summary())
+    print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB")
     return 0
 
 

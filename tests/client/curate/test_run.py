@@ -397,3 +397,35 @@ def test_scores_of_plug_ins_and_of_the_source_are_judged(tmp_path: Path) -> None
         "key 1": (0.9, ["NSFW"]),
         "key 3": (0.1, ["MAX_WATERMARK"]),
     }
+
+
+def test_names_of_laions_columns_are_upper_case(tmp_path: Path) -> None:
+    """They are found, and kept as they are."""
+    content = [
+        Row(f"key {n}", None, "text", {"URL": f"http://{n // 2}", "WIDTH": 300, "HEIGHT": 900 + n})
+        for n in range(4)
+    ]
+    schema = pa.schema([("URL", pa.string()), ("WIDTH", pa.int64()), ("HEIGHT", pa.int64())])
+    chosen = RuleSet((rules.max_aspect_ratio(3.0), DuplicateRule(("url", "text"))))
+    measures = Measures.for_rules(chosen, schema, pictures, Texts())
+
+    outcome = run(tmp_path, Plan(Dataset([Rows("a", content)], schema), chosen, measures))
+
+    assert balanced(outcome) == (1, 3, 0)
+    assert outcome.counts["not_applied"] == {}
+    assert read(tmp_path)[1]["URL"] == "http://0"
+
+
+def test_a_rule_without_its_column_is_not_applied(tmp_path: Path) -> None:
+    """It keeps every row, and is listed; a cut without its column is refused."""
+    chosen = RuleSet((DuplicateRule(("url", "text")),))
+    measures = Measures.for_rules(chosen, pa.schema([]), pictures, Texts())
+    content = [Row("a", b"image", "text"), Row("b", b"image", "text")]
+
+    outcome = run(tmp_path / "a", Plan(Dataset([Rows("a", content)], pa.schema([])), chosen, measures))
+
+    assert balanced(outcome) == (2, 0, 0)
+    assert outcome.counts["not_applied"] == {"DUPLICATE": ["url"]}
+    with pytest.raises(ValueError, match="MIN_SCORE needs a column score"):
+        run(tmp_path / "b", plan_of([Rows("a", content)], [rules.min_cut("score", 1)]))
+    assert not (tmp_path / "b").exists()

@@ -79,12 +79,12 @@ def picture_columns(row: Row, picture: Picture | None) -> dict[str, Any]:
     """
     source = row.columns
     found: dict[str, Any] = {
-        "width": whole_number(source.get("width")),
-        "height": whole_number(source.get("height")),
-        "image_phash": _string(source.get("image_phash")),
+        "width": whole_number(value_of(source, "width")),
+        "height": whole_number(value_of(source, "height")),
+        "image_phash": _string(value_of(source, "image_phash")),
         "image_digest": None,
-        "bytes": whole_number(source.get("bytes")),
-        "format": _string(source.get("format")),
+        "bytes": whole_number(value_of(source, "bytes")),
+        "format": _string(value_of(source, "format")),
     }
     if picture is not None:
         found |= {
@@ -95,7 +95,7 @@ def picture_columns(row: Row, picture: Picture | None) -> dict[str, Any]:
             "bytes": picture.byte_count,
             "format": picture.format,
         }
-    sides = [whole_number(source.get(name)) for name in ("original_width", "original_height")]
+    sides = [whole_number(value_of(source, name)) for name in ("original_width", "original_height")]
     if not all(sides):
         sides = [found["width"], found["height"]]
     shorter, longer = sorted(sides) if all(sides) else (None, None)  # type: ignore[type-var]  # no `None` here
@@ -115,6 +115,11 @@ def text_columns(text: str | None, measures: TextMeasures) -> dict[str, Any]:
         "language_confidence": confidence,
         "has_noun": measures.has_noun(text),
     }
+
+
+def value_of(columns: Mapping[str, Any], name: str) -> Any:
+    """Returns a value of a source by its column, in lower or upper case: LAION has `URL` and `WIDTH`."""
+    return columns.get(name, columns.get(name.upper()))
 
 
 def number(value: object) -> float | None:
@@ -139,7 +144,7 @@ def is_missing(value: object) -> bool:
 
 def source_numbers(columns: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float | None]:
     """Returns the values of a source's columns that rules need, as numbers."""
-    return {name: number(columns.get(name)) for name in names}
+    return {name: number(value_of(columns, name)) for name in names}
 
 
 def _string(value: object) -> str | None:

@@ -25,6 +25,7 @@ from alignserve.curate.columns import (
     source_numbers,
     text_columns,
     tokens_column,
+    value_of,
 )
 from alignserve.curate.pictures import Picture
 from alignserve.curate.rules import DuplicateRule, FractionRule, RuleSet
@@ -99,7 +100,8 @@ class Measures:
             scorers=scorers,
             comparing=comparing,
         )
-        wanted = (rules.columns() - set(measures.schema.names)) & set(source.names)
+        known = {name.lower() if name.isupper() else name for name in source.names}
+        wanted = (rules.columns() - set(measures.schema.names)) & known
         compared = {name for _, rule in rules.of(DuplicateRule) for name in rule.columns}
         return replace(
             measures,
@@ -187,7 +189,7 @@ class Measures:
             item.columns |= text_columns(text, self.texts)
         item.columns["text"] = text
         item.columns |= source_numbers(item.row.columns, self.source_columns)
-        item.columns |= {name: _text_of(item.row.columns.get(name)) for name in self.source_texts}
+        item.columns |= {name: _text_of(value_of(item.row.columns, name)) for name in self.source_texts}
         return item
 
     def _with_scores(self, items: Iterator[MeasuredRow]) -> Iterator[MeasuredRow]:
