@@ -267,11 +267,10 @@ def test_only_files_that_can_be_read_decide_the_schema(tmp_path: Path) -> None:
 
 
 def test_one_huge_row_group_is_read_in_parts(path: Path) -> None:
-    """A few batches of 16 MiB are in memory at a time, not the 100 MiB of the row group."""
+    """A few batches of 16 MiB are in memory at a time, not the 100 MiB of the row group; pages here are small."""
     image = bytes(1 << 20)
-    schema = pa.schema([("image", pa.binary())])
-    with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-        writer.write_table(pa.table({"image": pa.array([image] * 100)}), row_group_size=100)
+    columns = {"image": pa.array([image] * 100)}
+    write(path, columns, compression="none", use_dictionary=False, write_batch_size=1)
     before = pa.total_allocated_bytes()
     tracemalloc.start()
 

@@ -29,7 +29,8 @@ class ParquetFile:
     """A Parquet file.
 
     A row's place is its number in the file, from 0, and a cursor is the number of rows before it. However
-    large a row group is, about 16 MiB of it are decoded at a time, and at least one page of each column.
+    large a row group is, about 16 MiB of it are decoded at a time, and at least one page of each column:
+    writers put up to 1,024 values in one.
 
     A file whose end is missing has no readable rows. A page that is damaged ends the file; the rows of the
     batches before it are whole.
