@@ -238,4 +238,5 @@ def _columns_of(files: Sequence[_Opened]) -> str:
 def _made(file: _Opened, schema: pa.Schema, options: SourceOptions) -> SourceFile:
     limits = Limits(options.max_image_bytes, options.max_text_bytes)
     chosen = replace(file.chosen, kept=tuple(schema.names))
-    return file.make(RowBuilder(chosen.image, chosen.text, chosen.key, chosen.kept, file.image_root, limits))
+    parts = (chosen.image, chosen.text, chosen.key, chosen.kept)
+    return file.make(RowBuilder(*parts, file.image_root, limits, options.reads_images))
