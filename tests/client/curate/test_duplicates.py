@@ -129,7 +129,7 @@ class TestNearDuplicates:
         assert found.tolist() == [-1, 0, -1, 2, -1]
 
     def test_it_resumes_where_it_was(self) -> None:
-        """What was decided is not compared again, and the rest is the same."""
+        """Decided rows are not compared again, and the others are decided as before."""
         near = NearDuplicates(_groups(300), 0.95, 64)
         whole = list(near.blocks())
 

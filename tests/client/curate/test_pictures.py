@@ -23,6 +23,7 @@ from alignserve.testing import FakeServer
 from PIL import Image
 
 from tests.hostile.crafted import SIZES, SLOW, jpeg_with, picture, segment
+from tests.hostile.mutations import mutants
 
 _PHOTOS = Path(__file__).parents[2] / "data/photos"
 _FAULTY = Path(__file__).with_name("faulty_child.py")
@@ -254,6 +255,17 @@ class TestFailures:
         """Half a picture is not measured as if it were whole."""
         assert _reasons(pool.measure([_CAT[:cut]])) == ["IMAGE_UNREADABLE"]
 
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+    def test_damaged_files_have_a_result_each(self, pool: PictureProcesses, file_format: str) -> None:
+        """Flipped bits, moved parts, wrong lengths, other sizes: a measure or a reason."""
+        damaged = list(mutants(picture(file_format), 40))
+
+        reasons = _reasons(pool.measure([*damaged, _CAT]))
+
+        assert len(reasons) == 41
+        assert set(reasons) <= {"ok", "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE", "DECODER_OUT_OF_MEMORY"}
+        assert reasons[-1] == "ok"
+
     def test_limits_are_checked_before_pixels_are_decoded(self, tmp_path: Path) -> None:
         """On bytes, pixels, sides and formats; each limit itself is allowed."""
         square, wide = picture("PNG", 64), _saved(Image.new("L", (100, 1)))
@@ -408,6 +420,19 @@ class TestFaults:
         gc.collect()
 
         assert _children() == before
+
+    def test_an_abandoned_pool_ends_its_processes(self) -> None:
+        """Also if its last reference is that of a thread that measures a picture."""
+        before = _children()
+        pool = PictureProcesses(processes=2)
+        next(pool.measure([_CAT] * 100))
+        children = [psutil.Process(pid) for pid in _children() - before]
+        del pool
+        gc.collect()
+
+        assert children
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert alive == []
 
     def test_processes_end_with_a_caller_that_is_killed(self) -> None:
         """Even with SIGKILL."""

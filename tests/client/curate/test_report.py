@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import re
 from html.parser import HTMLParser
@@ -74,16 +75,16 @@ def test_a_rule_that_removes_nothing_is_listed() -> None:
 
 
 def test_parts_in_any_order_make_the_same_report() -> None:
-    """Shards can be counted apart, and a run can resume from the state."""
+    """Shards can be counted apart, in other processes too."""
     numbers = list(range(500))
     whole = _filled(numbers, _report(examples=3))
     random.Random(4).shuffle(numbers)
 
     merged = _filled(numbers[:200], _report(examples=3))
-    merged.restore(json.loads(json.dumps(_filled(numbers[200:], _report(examples=3)).state())))
+    part = pickle.dumps(_filled(numbers[200:], _report(examples=3)))
+    merged.merge(pickle.loads(part))  # noqa: S301 — pickled in the line above
 
     assert merged.data(thumbnails=True) == whole.data(thumbnails=True)
-    assert merged.state() == whole.state()
 
 
 def test_reports_with_other_rules_are_not_merged() -> None:

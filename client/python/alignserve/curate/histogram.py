@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 _STEPS = 128  # buckets from one power of two to the next, so a bucket is less than 0.8 % wide
 _MIN_EXPONENT, _MAX_EXPONENT = -30, 64  # smaller numbers count as 0, larger ones as 2**64
@@ -34,6 +34,7 @@ class Histogram:
         self.missing = 0
         self._min = math.inf
         self._max = -math.inf
+        self._is_whole = True  # all values are whole numbers
         self._kept: Counter[int] = Counter()
         self._dropped: Counter[int] = Counter()
 
@@ -43,6 +44,7 @@ class Histogram:
             self.missing += 1
             return
         self._min, self._max = min(self._min, value), max(self._max, value)
+        self._is_whole &= float(value).is_integer()
         (self._kept if is_kept else self._dropped)[_bucket(value)] += 1
 
     @property
@@ -63,7 +65,8 @@ class Histogram:
             rank -= counts[bucket]
             if rank <= 0:
                 low, high = _range(bucket)
-                return min(max((low + high) / 2, self._min), self._max)
+                value = min(max((low + high) / 2, self._min), self._max)
+                return round(value) if self._is_whole else value
         return None
 
     def bars(self, count: int = 32) -> list[Bar]:
@@ -89,27 +92,9 @@ class Histogram:
         """Adds the rows of another histogram."""
         self.missing += other.missing
         self._min, self._max = min(self._min, other._min), max(self._max, other._max)
+        self._is_whole &= other._is_whole
         self._kept += other._kept
         self._dropped += other._dropped
-
-    def state(self) -> dict[str, Any]:
-        """Returns all of it as JSON has it, for `from_state`."""
-        has_values = self.kept + self.dropped > 0
-        return {
-            "missing": self.missing,
-            "range": [self._min, self._max] if has_values else None,
-            "kept": sorted(self._kept.items()),
-            "dropped": sorted(self._dropped.items()),
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Histogram:
-        """Returns the histogram that had this state."""
-        made = cls()
-        made.missing = state["missing"]
-        made._min, made._max = state["range"] or (math.inf, -math.inf)
-        made._kept, made._dropped = Counter(dict(state["kept"])), Counter(dict(state["dropped"]))
-        return made
 
     @property
     def is_logarithmic(self) -> bool:

@@ -63,9 +63,9 @@ def perceptual_hash(grey: Image.Image) -> str | None:
     """Returns the 64-bit DCT hash in hexadecimal, or `None` if the picture is too small or too plain for one.
 
     These are the bits of `imagehash.phash`: the picture is resized to 32 by 32 pixels with Lanczos, and each
-    bit says whether one of the 8 by 8 lowest frequencies of its cosine transform is above their median. In a
-    plain area, or a linear gradient, most frequencies are nothing but rounding noise. Such pictures would
-    have equal or random hashes, so they have none.
+    bit is whether one of the 8 by 8 lowest frequencies of its cosine transform is above their median. In a
+    plain area, or a linear gradient, most frequencies are only rounding noise. Such pictures would have equal
+    or random hashes, so they have none.
 
     Args:
         grey: The upright picture in mode `L`.

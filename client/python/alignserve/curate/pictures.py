@@ -285,7 +285,7 @@ class _Process:
         failure = RowFailure(answer["failure"], str(answer["message"]))
         if failure.reason not in _REFUSALS:
             raise ValueError("no such reason")
-        self.is_usable = failure.reason != "DECODER_OUT_OF_MEMORY"  # what is left of its memory is unknown
+        self.is_usable = failure.reason != "DECODER_OUT_OF_MEMORY"  # its memory may be fragmented
         return failure
 
     def kill(self) -> None:
@@ -355,6 +355,7 @@ def _cpu_count() -> int:
 def _end_all(running: set[_Process], threads: ThreadPoolExecutor) -> None:
     for process in list(running):
         process.kill()
-    threads.shutdown(cancel_futures=True)  # they may be using the processes
+    with suppress(RuntimeError):  # the last reference to the pool may end in one of its threads
+        threads.shutdown(cancel_futures=True)  # they may be using the processes
     for process in list(running):
         process.end()

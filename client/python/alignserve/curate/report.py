@@ -45,7 +45,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row that shows what a rule removes, or what is kept.
+    """A row as an example of a rule's dropped rows, or of the kept ones.
 
     Attributes:
         key: Of the row, cut if it is long.
@@ -161,31 +161,6 @@ class Report:
         for name, found in other._examples.items():
             for entry in found:
                 self._push(name, entry)
-
-    def state(self) -> dict[str, Any]:
-        """Returns all of it as JSON has it, for `from_state`: a run that resumes goes on with it."""
-        return {
-            "rows_in": self.rows_in,
-            "kept": self.kept,
-            "counts": [dict(sorted(counter.items())) for counter in self._counters()],
-            "histograms": {name: histogram.state() for name, histogram in self.histograms.items()},
-            "examples": {
-                name: [[rank, key, asdict(example)] for rank, key, example in sorted(found)]
-                for name, found in sorted(self._examples.items())
-            },
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Adds the rows of a report that had this state and was made with the same arguments."""
-        other = Report(rules=self._rules, measures=self.histograms, examples=self._max_examples)
-        other.rows_in, other.kept = state["rows_in"], state["kept"]
-        for counter, counts in zip(other._counters(), state["counts"], strict=True):
-            counter.update(counts)
-        other.histograms = {name: Histogram.from_state(one) for name, one in state["histograms"].items()}
-        for name, found in state["examples"].items():
-            for rank, key, example in found:
-                other._push(name, (rank, key, Example(**{**example, "reasons": tuple(example["reasons"])})))
-        self.merge(other)
 
     def data(self, *, thumbnails: bool = False) -> dict[str, Any]:
         """Returns the report as JSON has it, by default without thumbnails."""
