@@ -286,7 +286,7 @@ def test_a_missing_part_is_written_again(tmp_path: Path) -> None:
     """And a damaged one."""
     files = [Rows("a", rows(8))]
     run(tmp_path, plan_of(files))
-    before = read(tmp_path)
+    before, report = read(tmp_path), (tmp_path / "report.json").read_text()
     parts = sorted(tmp_path.glob("part-*"))
     parts[0].unlink()
     parts[1].write_bytes(parts[1].read_bytes()[:-1] + b"x")
@@ -295,6 +295,7 @@ def test_a_missing_part_is_written_again(tmp_path: Path) -> None:
 
     assert balanced(outcome) == (8, 0, 0)
     assert read(tmp_path) == before
+    assert (tmp_path / "report.json").read_text() == report
 
 
 def test_other_rules_and_changed_sources_are_refused(tmp_path: Path) -> None:
