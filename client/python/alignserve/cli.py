@@ -17,6 +17,7 @@ from alignserve import _bench
 from alignserve._cli import arguments, output, protos, render
 from alignserve._cli.compact_vectors import run_compact_vectors
 from alignserve._cli.connection import connected
+from alignserve._cli.curate import run_curate
 from alignserve._cli.embed_dataset import run_embed_dataset
 from alignserve._cli.extras import MissingExtraError
 from alignserve._cli.files import Found, image_files, is_image_file
@@ -274,6 +275,7 @@ _COMMANDS = {
     "compact-vectors": run_compact_vectors,
     "index": run_index,
     "search": run_search,
+    "curate": run_curate,
 }
 
 

@@ -10,6 +10,7 @@ from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
 from alignserve._cli import (
     compact_vectors,
+    curate,
     embed_dataset,
     index,
     migrate_vectors,
@@ -39,6 +40,7 @@ examples:
   alignserve embed-dataset photos/ --to vectors
   alignserve index photos/ --to photos.store
   alignserve search photos.store --text 'a dog on a beach' --html found.html
+  alignserve curate pairs.parquet --to curated --preset coyo
 
 exit codes:
   0  success
@@ -102,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_arguments(
         _add_command(commands, "search", "search a store of embeddings by text, image, or both")
     )
+    curate.add_arguments(_add_command(commands, "curate", "measure and filter pairs of images and texts"))
     return top
 
 
@@ -138,7 +141,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False, ser
         choices=PRIORITIES,
         default=default(None),
         help="bulk is for work that can wait for interactive work (default: interactive; bulk for "
-        "embed-dataset)",
+        "embed-dataset and curate)",
     )
     group.add_argument(
         "--wait-seconds",

@@ -206,13 +206,16 @@ class OutputFolder:
             progress = FileProgress(record.end, shard + 1, record.is_last, record.broken)
         return replace(progress, gaps=tuple(gaps))
 
-    def commit(self, record: ShardRecord, drafts: Mapping[str, Path]) -> ShardRecord:
+    def commit(
+        self, record: ShardRecord, drafts: Mapping[str, Path], *, rows: int | None = None
+    ) -> ShardRecord:
         """Makes a shard exist, in full or not at all, and returns its complete record.
 
         Args:
             record: Of the shard, without its `outputs`.
             drafts: Complete files by their final names in the folder, such as `part-00000-00000.parquet`.
-                Each has the `rows_out` of the record. A shard without rows has no files.
+                A shard without rows has no files.
+            rows: Of each file; the default is the record's `rows_out`.
 
         Raises:
             ValueError: The account of the record is not balanced.
@@ -223,7 +226,8 @@ class OutputFolder:
                 f"shard {self.stem(record.file, record.shard)} has {record.rows_in} rows in, but "
                 f"{record.rows_out} out and {len(record.failures)} failed"
             )
-        outputs = {name: _measured(path, record.rows_out) for name, path in drafts.items()}
+        count = record.rows_out if rows is None else rows
+        outputs = {name: _measured(path, count) for name, path in drafts.items()}
         for name, path in drafts.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
             durable.move(path, self.folder / name)
@@ -261,6 +265,12 @@ class OutputFolder:
         for _ in self._counted(ledger):
             pass
         return ledger
+
+    def records(self, file: int | None = None) -> Iterator[ShardRecord]:
+        """Yields the records of all shards so far, or of one source file's, in the order of the rows."""
+        for number, shards in sorted(self._recorded_shards().items()):
+            if file in (None, number):
+                yield from filter(None, (self._record(number, shard) for shard in shards))
 
     def _prepare(self) -> None:
         shutil.rmtree(self.folder / _DRAFTS, ignore_errors=True)
