@@ -18,6 +18,8 @@ from alignserve import _bench
 from alignserve._cli import arguments, output, protos, render
 from alignserve._cli.compact_vectors import run_compact_vectors
 from alignserve._cli.connection import connected
+from alignserve._cli.embed_dataset import run_embed_dataset
+from alignserve._cli.extras import MissingExtraError
 from alignserve._cli.files import Found, image_files, is_image_file
 from alignserve._cli.inputs import STDIN, check_stdin, image_of, read_labels, read_lines, read_pairs
 from alignserve._cli.label_warnings import fits_badly, warn_of_labels, warn_of_winners
@@ -76,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         args.usage_error(str(error))
         return USAGE  # not reached: argparse exits
+    except MissingExtraError as error:
+        _complain(str(error))
+        return USAGE
     except AlignserveError as error:
         _complain(_advice(error, args))
         return exit_code(error)
@@ -248,6 +253,7 @@ _COMMANDS = {
     "verify-vectors": run_verify_vectors,
     "migrate-vectors": run_migrate_vectors,
     "compact-vectors": run_compact_vectors,
+    "embed-dataset": run_embed_dataset,
 }
 
 

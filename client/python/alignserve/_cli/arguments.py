@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
-from alignserve._cli import compact_vectors, migrate_vectors, protos, verify_vectors
+from alignserve._cli import compact_vectors, embed_dataset, migrate_vectors, protos, verify_vectors
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._cli.terms import add_terms
 from alignserve._environment import default_target
@@ -27,15 +27,16 @@ examples:
   alignserve --server gpu-box:50051 stream photos/ --output vectors.jsonl --resume
   alignserve protos --out protos
   alignserve bench --concurrency 1,8,64
+  alignserve embed-dataset photos/ --to vectors
 
 exit codes:
   0  success
-  1  some inputs failed, or some requests of bench; the others are written
-  2  invalid command line
+  1  some inputs failed, or some requests of bench, or a source cannot be read in full; the others are written
+  2  invalid command line, or an extra is not installed
   3  the server cannot be reached, is busy or not ready, or did not answer in time: try again
-  4  the request was refused, or an input cannot be read: trying again will not help
+  4  the request was refused, an input cannot be read or the output not written: trying again will not help
   5  the server failed
-  130  interrupted
+  130  interrupted; 143 if by SIGTERM
   141  the output pipe was closed
 
 environment (options override it):
@@ -82,23 +83,33 @@ def parser() -> argparse.ArgumentParser:
     compact_vectors.add_arguments(
         _add_command(commands, "compact-vectors", compact_vectors.SUMMARY, connects=False)
     )
+    embed_dataset.add_arguments(
+        _add_command(commands, "embed-dataset", "embed datasets of any size, and lose no row", servers=True)
+    )
     return top
 
 
-def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False, servers: bool = False) -> None:
     # The same options are accepted before and after the command; defaults of the latter must not override
     # values of the former.
     def default(value: object) -> Any:
         return argparse.SUPPRESS if again else value
 
     group = parser.add_argument_group("connection")
-    group.add_argument(
-        "--server",
-        metavar="HOST:PORT",
-        default=default(default_target()),
-        help="address of the server, or a URL such as https://HOST (default: ALIGNSERVE_TARGET, or "
-        "127.0.0.1:50051)",
+    address = (
+        "address of the server, or a URL such as https://HOST (default: ALIGNSERVE_TARGET, or "
+        "127.0.0.1:50051)"
     )
+    if servers:
+        group.add_argument(
+            "--server",
+            metavar="HOST:PORT",
+            action="append",
+            dest="servers",
+            help=f"{address}; for several, repeat it or separate them by commas",
+        )
+    else:
+        group.add_argument("--server", metavar="HOST:PORT", default=default(default_target()), help=address)
     group.add_argument(
         "--timeout-seconds",
         metavar="S",
@@ -109,8 +120,9 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False) -> 
     group.add_argument(
         "--priority",
         choices=PRIORITIES,
-        default=default("interactive"),
-        help="bulk is for work that can wait for interactive work (default: interactive)",
+        default=default(None),
+        help="bulk is for work that can wait for interactive work (default: interactive; bulk for "
+        "embed-dataset)",
     )
     group.add_argument(
         "--wait-seconds",
@@ -322,14 +334,16 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_command(commands: Any, name: str, summary: str, *, connects: bool = True) -> argparse.ArgumentParser:
+def _add_command(
+    commands: Any, name: str, summary: str, *, connects: bool = True, servers: bool = False
+) -> argparse.ArgumentParser:
     # Any: argparse's type of `commands` is private.
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
     )
     if connects:
-        _add_connection(parser, again=True)
-    parser.set_defaults(usage_error=parser.error)
+        _add_connection(parser, again=True, servers=servers)
+    parser.set_defaults(usage_error=parser.error, default_priority="interactive")
     return parser
 
 

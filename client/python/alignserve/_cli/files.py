@@ -8,16 +8,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
-
-# Formats that not every server reads, by suffix; ModelInfo.image_formats says which it does.
-_OPTIONAL = {
-    ".avif": ("AVIF",),
-    ".heic": ("HEIC", "HEIF"),
-    ".heif": ("HEIC", "HEIF"),
-    ".tif": ("TIFF",),
-    ".tiff": ("TIFF",),
-}
+from alignserve._suffixes import IMAGE_SUFFIXES, OPTIONAL_IMAGE_SUFFIXES
 
 
 @dataclass(slots=True)
@@ -41,7 +32,7 @@ class Found:
         kept = []
         for file in self.files:
             suffix = file.suffix.lower()
-            if file in self.optional and not any(name in formats for name in _OPTIONAL[suffix]):
+            if file in self.optional and not any(name in formats for name in OPTIONAL_IMAGE_SUFFIXES[suffix]):
                 self.skipped[suffix] += 1
             else:
                 kept.append(file)
@@ -52,7 +43,11 @@ class Found:
         lines = [f"cannot read {folder}" for folder in self.unreadable]
         if self.skipped:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped.items()))
-            advice = "; convert those that are images to JPEG" if set(self.skipped) & set(_OPTIONAL) else ""
+            advice = (
+                "; convert those that are images to JPEG"
+                if set(self.skipped) & set(OPTIONAL_IMAGE_SUFFIXES)
+                else ""
+            )
             lines.append(f"skipped, since this server does not read them: {kinds}{advice}")
         return lines
 
@@ -75,7 +70,7 @@ def is_image_file(path: str | Path) -> bool:
     """Returns whether a file with this name exists, and its suffix is an image format's."""
     # For strings that cannot be file names, os.path returns False where pathlib raises.
     suffix = Path(path).suffix.lower()
-    return (suffix in SUFFIXES or suffix in _OPTIONAL) and os.path.isfile(path)  # noqa: PTH113
+    return (suffix in IMAGE_SUFFIXES or suffix in OPTIONAL_IMAGE_SUFFIXES) and os.path.isfile(path)  # noqa: PTH113
 
 
 def _search(folder: Path, found: Found) -> None:
@@ -91,4 +86,4 @@ def _search(folder: Path, found: Found) -> None:
             elif not name.startswith("."):
                 found.skipped[file.suffix.lower() or "without suffix"] += 1
     found.files += sorted(files)
-    found.optional.update(file for file in files if file.suffix.lower() in _OPTIONAL)
+    found.optional.update(file for file in files if file.suffix.lower() in OPTIONAL_IMAGE_SUFFIXES)

@@ -13,7 +13,8 @@ class RowFailure:
     """Why a row has no result.
 
     Attributes:
-        reason: For programs, in capitals, such as `ROW_UNREADABLE` or a reason of the server, `IMAGE_UNREADABLE`.
+        reason: For programs, in capitals, such as `ROW_UNREADABLE` or a reason of the server,
+            `IMAGE_UNREADABLE`.
         message: For people: what is wrong, with the value and the limit, and what to do.
     """
 

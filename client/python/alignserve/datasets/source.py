@@ -15,6 +15,10 @@ Cursor = int
 """A position in a source file, behind a row; 0 is its beginning. What it counts is the file's own affair."""
 
 
+class SourceError(Exception):
+    """Sources cannot be used as they were given; it is raised before any row is read."""
+
+
 class BrokenSourceError(Exception):
     """A source file ends early or cannot be read on; the rows that were read are whole.
 
@@ -23,13 +27,11 @@ class BrokenSourceError(Exception):
 
 
 class SourceFile(Protocol):
-    """A file of a dataset, or a block of a folder's files. It can be pickled.
+    """A file of a dataset, or a block of a folder's files. It can be pickled."""
 
-    Attributes:
-        name: Unique in the dataset: the path below the source that was given, for people and for keys.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in the dataset: the path below the source that was given, for people and for keys."""
 
     def digest(self) -> str:
         """Returns a digest that changes if the file does; reading a large file in full is not needed."""
@@ -52,12 +54,16 @@ class Dataset:
     Attributes:
         files: In the order of the rows.
         schema: Of the columns that are kept, the same for all files.
-        skipped: Number of files that are no rows, by suffix or kind, such as `.txt` or `named pipe`.
-        problems: What could not be looked into, such as a folder without permission; a run over this dataset
-            is no success.
+        skipped: Number of files that are not rows, by suffix or kind, such as `.txt` or `named pipe`.
+        problems: Whatever could not be read while the sources were opened, such as a folder without
+            permission; a run over this dataset is not a success.
+        has_images: Whether rows can have images.
+        has_texts: Whether rows can have texts.
     """
 
     files: Sequence[SourceFile]
     schema: pa.Schema
     skipped: Counter[str] = field(default_factory=Counter)
     problems: Sequence[str] = ()
+    has_images: bool = True
+    has_texts: bool = True

@@ -1,0 +1,232 @@
+"""Finds the files of the sources that were given, and chooses those that are data."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alignserve.datasets.source import SourceError
+from alignserve.datasets.sources import img2dataset
+from alignserve.datasets.sources.globs import expand, is_pattern
+from alignserve.datasets.sources.image_files import SEPARATOR
+from alignserve.datasets.sources.kinds import Kind, compressed_suffix, kind_of_file, kind_of_name, suffix_of
+from alignserve.datasets.sources.options import SourceOptions
+from alignserve.datasets.walk import Folder, Walk
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+@dataclass(slots=True)
+class Found:
+    """The files of some sources.
+
+    Attributes:
+        base: The folder that names and keys start from: the source, if it is one folder, and otherwise the
+            lowest folder that holds all sources.
+        files: By kind, in order; a path, or for images the paths of a block of files, joined by `SEPARATOR`.
+            All paths are below the base.
+        has_texts: Whether an image file has a text next to it.
+        skipped: Number of files that are not data, by kind.
+        problems: What could not be read.
+    """
+
+    base: str
+    files: list[tuple[Kind, str]] = field(default_factory=list)
+    has_texts: bool = False
+    skipped: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+def find(paths: Sequence[str | Path], options: SourceOptions) -> Found:
+    """Returns the files of sources: folders, files, and patterns of both.
+
+    A source that is given twice, or lies in another one, is read once and counts as skipped.
+
+    Raises:
+        SourceError: No source is given, or one is missing or cannot be data, or it is not clear which of its
+            files are.
+    """
+    if not paths:
+        raise SourceError("no source is given")
+    walk = Walk()
+    given = [path for source in paths for path in _expanded(Path(source), walk)]
+    folders = {path for path in given if os.path.isdir(path)}  # noqa: PTH112 — a `str`
+    distinct = _distinct(given, folders)
+    finder = _Finder(Found(_base(distinct, folders)), options, walk)
+    for path in distinct:
+        if path in folders:
+            finder.add_folder(path)
+        else:
+            finder.add_file(path)
+    finder.finish_images()
+    found = finder.found
+    found.skipped.update(walk.skipped)
+    found.problems += walk.problems
+    if len(given) > len(distinct):
+        found.skipped["given twice"] += len(given) - len(distinct)
+    return found
+
+
+class _Finder:
+    def __init__(self, found: Found, options: SourceOptions, walk: Walk) -> None:
+        self.found = found
+        self._options = options
+        self._walk = walk
+        self._prefix_length = len(os.path.join(found.base, ""))  # noqa: PTH118
+        self._given_images: list[str] = []
+        self._text_suffix = f".{options.text_column or 'txt'}"
+
+    def add_file(self, path: str) -> None:
+        """Takes a file that was given as a source."""
+        kind = self._options.kind or kind_of_file(Path(path), self._options.image_suffixes)
+        if kind is not Kind.IMAGES:
+            self.finish_images()
+            self.found.files.append((kind, self._below_base(path)))
+            return
+        stem = os.path.splitext(path)[0]  # noqa: PTH122
+        self.found.has_texts = self.found.has_texts or os.path.lexists(stem + self._text_suffix)
+        self._given_images.append(self._below_base(path))
+
+    def add_folder(self, path: str) -> None:
+        """Takes the files of a kind that a folder holds, and counts the others.
+
+        Pictures win over tables next to them, which describe them or are unrelated, and so do tars.
+        """
+        self.finish_images()
+        contents = _Contents(self._options.files_per_block)
+        for folder in self._walk.folders(path):
+            self._sort_in(folder, contents)
+        taken = self._options.kind or contents.winner(path)
+        for kind, counts in contents.suffixes.items():
+            if kind is not taken:
+                self.found.skipped.update(counts)
+        if taken is Kind.IMAGES:
+            self.found.skipped.update(map(suffix_of, contents.compressed))
+        else:
+            self.found.problems += [
+                f"{file} is compressed; decompress it first" for file in contents.compressed
+            ]
+        if taken is not None:
+            self.found.files += [(taken, paths) for paths in contents.files(taken)]
+
+    def finish_images(self) -> None:
+        """Ends the block of image files that were given as sources."""
+        blocks = _Blocks(self._options.files_per_block)
+        blocks.add(self._given_images)
+        self.found.files += [(Kind.IMAGES, block) for block in blocks.finished()]
+        self._given_images.clear()
+
+    def _below_base(self, path: str) -> str:
+        return path[self._prefix_length :]
+
+    def _sort_in(self, folder: Folder, contents: _Contents) -> None:
+        """Sorts the files of a folder by their kinds, and counts those of no kind."""
+        shards = img2dataset.look(folder)
+        self.found.skipped.update(shards.skipped)
+        self.found.problems += shards.problems
+        others = []
+        images = set()
+        for name in folder.files:
+            if name in shards.ignored:
+                continue
+            kind = kind_of_name(name, self._options.image_suffixes)
+            if kind is None:
+                others.append(name)
+                continue
+            if kind is Kind.IMAGES:
+                images.add(os.path.splitext(name)[0])  # noqa: PTH122
+            contents.add(kind, self._below_base(os.path.join(folder.path, name)))  # noqa: PTH118
+        for name in others:
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            if compressed_suffix(name) is not None:
+                contents.compressed.append(os.path.join(folder.path, name))  # noqa: PTH118
+            elif suffix == self._text_suffix and stem in images and self._options.text_column != "":
+                self.found.has_texts = True
+            else:
+                self.found.skipped[suffix.lower() or "without suffix"] += 1
+
+
+class _Contents:
+    """The files of a folder that can be data."""
+
+    def __init__(self, files_per_block: int) -> None:
+        self.suffixes: dict[Kind, Counter[str]] = {}
+        self.compressed: list[str] = []
+        self._images = _Blocks(files_per_block)
+        self._others: dict[Kind, list[str]] = {}
+
+    def add(self, kind: Kind, path: str) -> None:
+        self.suffixes.setdefault(kind, Counter())[suffix_of(path)] += 1
+        if kind is Kind.IMAGES:
+            self._images.add([path])
+        else:
+            self._others.setdefault(kind, []).append(path)
+
+    def files(self, kind: Kind) -> list[str]:
+        """Returns the files of a kind, or the blocks of images."""
+        return self._images.finished() if kind is Kind.IMAGES else self._others.get(kind, [])
+
+    def winner(self, folder: str) -> Kind | None:
+        """Returns the kind that is data.
+
+        Raises:
+            SourceError: It could be one or the other.
+        """
+        kinds = self.suffixes.keys() & {Kind.IMAGES, Kind.TAR} or self.suffixes.keys()
+        if len(kinds) > 1:
+            counts = ", ".join(f"{self.suffixes[kind].total()} of {kind}" for kind in sorted(kinds))
+            raise SourceError(f"{folder} holds files of several kinds ({counts}); choose one by `kind`")
+        return next(iter(kinds), None)
+
+
+class _Blocks:
+    """Paths in blocks, which need far less memory than as objects."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._blocks: list[str] = []
+        self._open: list[str] = []
+
+    def add(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            self._open.append(path)
+            if len(self._open) == self._size:
+                self._close()
+
+    def finished(self) -> list[str]:
+        """Returns the blocks, the last of which may be smaller."""
+        self._close()
+        return self._blocks
+
+    def _close(self) -> None:
+        if self._open:
+            self._blocks.append(SEPARATOR.join(self._open))
+            self._open = []
+
+
+def _expanded(path: Path, walk: Walk) -> list[str]:
+    if _URL.match(str(path)):
+        raise SourceError(f"{path} is a URL; only local files are read")
+    if is_pattern(path):
+        if matches := expand(path, walk):
+            return matches
+        raise SourceError(f"{path} matches no file")
+    if not os.path.lexists(path):
+        raise SourceError(f"{path} does not exist")
+    return [os.path.normpath(path.absolute())]  # keeps links, so that names are those that the user knows
+
+
+def _distinct(paths: Sequence[str], folders: set[str]) -> list[str]:
+    """Returns the paths that are neither given before nor in a folder that is given."""
+    first = dict.fromkeys(paths)
+    if not folders:
+        return list(first)
+    return [path for path in first if folders.isdisjoint(map(str, Path(path).parents))]
+
+
+def _base(paths: Sequence[str], folders: set[str]) -> str:
+    return os.path.commonpath({path if path in folders else os.path.dirname(path) for path in paths})  # noqa: PTH120
