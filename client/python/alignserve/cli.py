@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from alignserve._cli.connection import connected
 from alignserve._cli.embed_dataset import run_embed_dataset
 from alignserve._cli.extras import MissingExtraError
 from alignserve._cli.files import Found, image_files, is_image_file
+from alignserve._cli.index import run_index
 from alignserve._cli.inputs import STDIN, check_stdin, image_of, read_labels, read_lines, read_pairs
 from alignserve._cli.label_warnings import fits_badly, warn_of_labels, warn_of_winners
 from alignserve._cli.migrate_vectors import run_migrate_vectors
@@ -51,6 +51,7 @@ from alignserve.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from alignserve.search.errors import StoreError
 
 OK, SOME_FAILED, USAGE, NO_SERVER, REFUSED, SERVER_FAILED = range(6)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
@@ -84,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlignserveError as error:
         _complain(_advice(error, args))
         return exit_code(error)
+    except StoreError as error:
+        _complain(str(error))
+        return REFUSED
     except IsADirectoryError as error:
         _complain(f"{error.filename} is a folder; use alignserve stream to process the images in it")
         return REFUSED
@@ -240,6 +244,13 @@ def run_protos(args: argparse.Namespace) -> int:
     return OK
 
 
+def run_search(args: argparse.Namespace) -> int:
+    """Prints what a store has for a query."""
+    from alignserve._cli import search  # imported late: other commands need no extra
+
+    return search.run_search(args)
+
+
 _COMMANDS = {
     "info": run_info,
     "health": run_health,
@@ -250,10 +261,12 @@ _COMMANDS = {
     "stream": run_stream,
     "protos": run_protos,
     "bench": _bench.run,
+    "embed-dataset": run_embed_dataset,
     "verify-vectors": run_verify_vectors,
     "migrate-vectors": run_migrate_vectors,
     "compact-vectors": run_compact_vectors,
-    "embed-dataset": run_embed_dataset,
+    "index": run_index,
+    "search": run_search,
 }
 
 
@@ -506,11 +519,11 @@ def _print_json(data: object) -> None:
 
 
 def _json(data: object, out: TextIO) -> str:
-    return json.dumps(data, ensure_ascii=not output.is_unicode(out))
+    return output.json_text(data, out)
 
 
 def _complain(message: str) -> None:
-    print(f"alignserve: {' '.join(message.split())}", file=sys.stderr)
+    output.complain(message)
 
 
 def _advice(error: AlignserveError, args: argparse.Namespace) -> str:

@@ -8,7 +8,15 @@ from typing import Any, get_args
 
 from alignserve import __version__, _bench
 from alignserve._call_defaults import PRIORITIES
-from alignserve._cli import compact_vectors, embed_dataset, migrate_vectors, protos, verify_vectors
+from alignserve._cli import (
+    compact_vectors,
+    embed_dataset,
+    index,
+    migrate_vectors,
+    protos,
+    search_arguments,
+    verify_vectors,
+)
 from alignserve._cli.suggest import SuggestingParser
 from alignserve._cli.terms import add_terms
 from alignserve._environment import default_target
@@ -28,6 +36,7 @@ examples:
   alignserve protos --out protos
   alignserve bench --concurrency 1,8,64
   alignserve embed-dataset photos/ --to vectors
+  alignserve index photos/ --to photos.store
 
 exit codes:
   0  success
@@ -78,13 +87,18 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _bench.add_arguments(_add_command(commands, "bench", "measure a server under load"))
+    embed_dataset.add_arguments(
+        _add_command(commands, "embed-dataset", "embed datasets of any size, and lose no row", servers=True)
+    )
     verify_vectors.add_arguments(_add_command(commands, "verify-vectors", verify_vectors.SUMMARY))
     migrate_vectors.add_arguments(_add_command(commands, "migrate-vectors", migrate_vectors.SUMMARY))
     compact_vectors.add_arguments(
         _add_command(commands, "compact-vectors", compact_vectors.SUMMARY, connects=False)
     )
-    embed_dataset.add_arguments(
-        _add_command(commands, "embed-dataset", "embed datasets of any size, and lose no row", servers=True)
+    index.add_arguments(_add_command(commands, "index", "make photos, texts or their embeddings searchable"))
+    search_arguments.add_arguments(
+        _add_command(commands, "search", "search a store of embeddings by text, image, or both"),
+        _positive_int,
     )
     return top
 

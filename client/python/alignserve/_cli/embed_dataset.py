@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="only read the rows and count them; needs no server, writes nothing",
     )
-    _add_source(parser.add_argument_group("source"))
+    add_source_arguments(parser.add_argument_group("source"))
     _add_output(parser.add_argument_group("output"))
     _add_speed(parser.add_argument_group("speed"))
 
@@ -61,7 +61,8 @@ def run_embed_dataset(args: argparse.Namespace) -> int:
     return embedding_job.run(args)
 
 
-def _add_source(group: argparse._ArgumentGroup) -> None:
+def add_source_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds the arguments about columns of sources."""
     group.add_argument(
         "--kind",
         choices=_SOURCES,

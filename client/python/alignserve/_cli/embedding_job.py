@@ -173,22 +173,7 @@ async def _connected(args: argparse.Namespace) -> AsyncIterator[Servers]:
 
 
 def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelInfo | None) -> Dataset:
-    is_of_texts = args.embed == ("text",)
-    options = SourceOptions(
-        kind=args.kind,
-        image_column="" if is_of_texts else args.image_column,
-        text_column=args.text_column,
-        key_column=args.key_column,
-        columns=args.columns,
-        image_root=args.image_root,
-        delimiter=args.delimiter,
-    )
-    if info is not None:
-        options = dataclasses.replace(
-            options,
-            image_suffixes=_readable_suffixes(info),
-            max_image_bytes=info.max_image_bytes,
-        )
+    options = source_options(args, info)
     try:
         dataset = open_dataset(args.source, options)
     except SourceError as error:
@@ -199,6 +184,25 @@ def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelIn
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.skipped.items()))
         _complain(f"skipped, since they are not images or tables that are read: {kinds}")
     return dataset if selection is None else selection.of(dataset)
+
+
+def source_options(args: argparse.Namespace, info: ModelInfo | None) -> SourceOptions:
+    """Returns what the arguments say about columns, and the server about images."""
+    is_of_texts = getattr(args, "embed", None) == ("text",)
+    options = SourceOptions(
+        kind=args.kind,
+        image_column="" if is_of_texts else args.image_column,
+        text_column=args.text_column,
+        key_column=args.key_column,
+        columns=args.columns,
+        image_root=args.image_root,
+        delimiter=args.delimiter,
+    )
+    if info is None:
+        return options
+    return dataclasses.replace(
+        options, image_suffixes=_readable_suffixes(info), max_image_bytes=info.max_image_bytes
+    )
 
 
 def _readable_suffixes(info: ModelInfo) -> frozenset[str]:

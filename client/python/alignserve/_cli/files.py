@@ -69,8 +69,13 @@ def image_files(paths: Iterable[Path]) -> Found:
 def is_image_file(path: str | Path) -> bool:
     """Returns whether a file with this name exists, and its suffix is an image format's."""
     # For strings that cannot be file names, os.path returns False where pathlib raises.
+    return has_image_suffix(path) and os.path.isfile(path)  # noqa: PTH113
+
+
+def has_image_suffix(path: str | Path) -> bool:
+    """Returns whether the suffix is an image format's."""
     suffix = Path(path).suffix.lower()
-    return (suffix in IMAGE_SUFFIXES or suffix in OPTIONAL_IMAGE_SUFFIXES) and os.path.isfile(path)  # noqa: PTH113
+    return suffix in IMAGE_SUFFIXES or suffix in OPTIONAL_IMAGE_SUFFIXES
 
 
 def _search(folder: Path, found: Found) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import os
 import stat
 import sys
@@ -23,6 +24,21 @@ def prepare_standard_streams() -> None:
 def is_unicode(out: TextIO) -> bool:
     """Returns whether the stream can write any text."""
     return codecs.lookup(out.encoding).name == "utf-8"
+
+
+def complain(message: str) -> None:
+    """Writes a line for people to stderr."""
+    sys.stderr.write(f"alignserve: {' '.join(message.split())}\n")
+
+
+def json_text(data: object, out: TextIO) -> str:
+    """Returns JSON in one line that the stream can write."""
+    text = json.dumps(data, ensure_ascii=not is_unicode(out))
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # half a character, as JSON can have it
+        return json.dumps(data)
+    return text
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -44,8 +44,12 @@ class VectorFolder:
     manifest: Mapping[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> VectorFolder:
+    def open(cls, path: Path, column: str | None = None) -> VectorFolder:
         """Opens a folder, or a single Parquet file.
+
+        Args:
+            path: Of either.
+            column: Of the vectors, if it is not one of `COLUMNS`.
 
         Raises:
             VectorsError: There are no vectors, parts differ, or a job has not finished writing the folder.
@@ -62,7 +66,9 @@ class VectorFolder:
                     f"{part}: columns, fingerprint or data type differ from those of {parts[0]}"
                 )
         folder = cls(path, parts, tuple(footer.num_rows for footer in footers), schema, manifest)
-        if not folder.modalities:
+        if column is not None and column not in schema.names:
+            raise VectorsError(f"{path}: no column {column!r}; there are {', '.join(schema.names)}")
+        if column is None and not folder.modalities:
             raise VectorsError(f"{path}: no column of vectors; expected {' or '.join(COLUMNS.values())}")
         return folder
 

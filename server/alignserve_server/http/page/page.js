@@ -41,6 +41,16 @@ for (const [position, tab] of tabs.entries()) {
   });
 }
 
+/** Opens the search with the words of a link such as `/#search=a+red+bag`; a fragment is not sent to the server. */
+function followLink() {
+  const words = new URLSearchParams(location.hash.slice(1)).get("search");
+  if (words === null) return;
+  byId("query").value = words;
+  open(1);
+}
+window.addEventListener("hashchange", followLink);
+followLink();
+
 document.addEventListener("paste", (event) => {
   const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
   if (!files.length) return; // a text, for the field that has the focus

@@ -305,6 +305,12 @@ for (const colorScheme of ["light", "dark"]) {
   });
 }
 
+await check("a link opens the search with its words", {}, async (page) => {
+  await page.goto(`${ALIGNSERVE_HTTP}/#search=${encodeURIComponent("<b>a cup</b> & more")}`);
+  await page.getByRole("tabpanel", { name: "Search" }).waitFor();
+  assert.equal(await page.getByLabel("Describe what you look for").inputValue(), "<b>a cup</b> & more");
+});
+
 await check("nothing moves for those who ask for that", {}, async (page) => {
   await classify(page, "cat.jpg");
   const animation = await page.locator(".fill").first().evaluate((bar) => getComputedStyle(bar).animationName);

@@ -238,4 +238,14 @@ def _columns_of(files: Sequence[_Opened]) -> str:
 def _made(file: _Opened, schema: pa.Schema, options: SourceOptions) -> SourceFile:
     limits = Limits(options.max_image_bytes, options.max_text_bytes)
     chosen = replace(file.chosen, kept=tuple(schema.names))
-    return file.make(RowBuilder(chosen.image, chosen.text, chosen.key, chosen.kept, file.image_root, limits))
+    return file.make(
+        RowBuilder(
+            chosen.image,
+            chosen.text,
+            chosen.key,
+            chosen.kept,
+            file.image_root,
+            limits,
+            reads_files=options.reads_files,
+        )
+    )

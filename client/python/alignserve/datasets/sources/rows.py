@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from alignserve.datasets.row import Row, RowFailure
@@ -65,6 +66,7 @@ class RowBuilder:
         kept: Other columns to keep.
         image_root: The folder below which relative paths are found.
         limits: Of images and texts.
+        reads_files: Whether images at paths are read; otherwise a row has the path.
     """
 
     image: str | None
@@ -73,6 +75,7 @@ class RowBuilder:
     kept: tuple[str, ...]
     image_root: str
     limits: Limits
+    reads_files: bool = True
     needed: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +105,7 @@ class RowBuilder:
             return Row(key, failure=error.failure)
         return Row(key, image, text, columns)
 
-    def _image(self, value: object) -> bytes | None:
+    def _image(self, value: object) -> bytes | Path | None:
         if isinstance(value, Mapping):
             content = value.get("bytes")
             value = value.get("path") if content is None else content
@@ -116,12 +119,13 @@ class RowBuilder:
             return self._image_at(value)
         raise RowError("IMAGE_INVALID", f"{shown(value)} is neither bytes nor a path")
 
-    def _image_at(self, path: str) -> bytes:
+    def _image_at(self, path: str) -> bytes | Path:
         if _URL.match(path):
             raise RowError(
                 "IMAGE_IS_URL", f"{shown(path)} is a URL; download it first, such as with img2dataset"
             )
-        return image_in(os.path.join(self.image_root, path), self.limits.image_bytes)  # noqa: PTH118 — a `str`
+        whole = os.path.join(self.image_root, path)  # noqa: PTH118 — a `str`
+        return image_in(whole, self.limits.image_bytes) if self.reads_files else Path(whole)
 
 
 def image_in(path: str, max_bytes: int) -> bytes:

@@ -1,0 +1,117 @@
+"""Columns of a store as columns of a Lance table: their names, their types and their values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from alignserve.search.errors import StoreError
+from alignserve.search.store import ColumnKind, Entry
+
+KEY = "key"
+EMBEDDING = "embedding"
+
+_KINDS: Mapping[pa.DataType, ColumnKind] = {
+    pa.string(): "string",
+    pa.int64(): "number",
+    pa.float64(): "number",
+    pa.bool_(): "boolean",
+}
+_INT64 = range(-(1 << 63), 1 << 63)
+_EXACT_IN_FLOATS = range(-(1 << 53), (1 << 53) + 1)
+
+# Lance reads a dot in a name as a path, and its own columns start with an underscore.
+_SPECIAL = re.compile(r"^_|[^\w -]", re.ASCII)
+
+
+def physical(name: str) -> str:
+    """Returns a column's name in the table: special characters in percent-encoding, as in URLs."""
+    if name in (KEY, EMBEDDING):
+        return f"%{ord(name[0]):02X}{name[1:]}"
+    return _SPECIAL.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
+
+
+def logical(name: str) -> str:
+    """Returns the column whose name in the table this is."""
+    return unquote(name)
+
+
+def kind_of(type_: pa.DataType) -> ColumnKind | None:
+    """Returns what the values of a column are, or `None` if no filter can name it."""
+    return _KINDS.get(type_)
+
+
+def types_of(entries: Sequence[Entry], known: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """Returns the types of the columns that the entries have and the store lacks.
+
+    Args:
+        entries: To be put.
+        known: The types of the store's columns.
+
+    Raises:
+        StoreError: A value does not fit its column.
+    """
+    found: dict[str, pa.DataType] = {}
+    for entry in entries:
+        for name, value in entry.columns.items():
+            type_ = known.get(name) or found.get(name)
+            if type_ is None:
+                if (new := _type_of(value, name, entry.key)) is not None:
+                    found[name] = new
+            elif type_ == pa.int64() and isinstance(value, float) and name in found:
+                found[name] = pa.float64()
+            elif not _fits(value, type_):
+                raise StoreError(
+                    f"row {entry.key!r}: column {name!r} has {_describe(type_)}, and {value!r} is not of that "
+                    "type"
+                )
+    return found
+
+
+def array(values: Iterable[Any], type_: pa.DataType) -> pa.Array:
+    """Returns the values as a column; NaN, which equals nothing, is no value."""
+    return pa.array(
+        (None if isinstance(value, float) and math.isnan(value) else value for value in values), type=type_
+    )
+
+
+def _type_of(value: Any, name: str, key: str) -> pa.DataType | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int) and value in _INT64:
+        return pa.int64()
+    if isinstance(value, float):
+        return pa.float64()
+    if isinstance(value, str):
+        return pa.string()
+    raise StoreError(
+        f"row {key!r}: column {name!r} has {value!r}; a store keeps texts, true and false, and numbers of "
+        "64 bits"
+    )
+
+
+def _fits(value: Any, type_: pa.DataType) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, bool):
+        return bool(type_ == pa.bool_())
+    if isinstance(value, int):
+        return bool(type_ == pa.int64() and value in _INT64) or bool(
+            type_ == pa.float64() and value in _EXACT_IN_FLOATS
+        )
+    if isinstance(value, float):
+        return bool(type_ == pa.float64())
+    return isinstance(value, str) and bool(type_ == pa.string())
+
+
+def _describe(type_: pa.DataType) -> str:
+    return {"string": "texts", "int64": "whole numbers", "double": "numbers", "bool": "true and false"}.get(
+        str(type_), str(type_)
+    )

@@ -1,0 +1,324 @@
+"""Stores in LanceDB: a folder, a folder on an object store, or a database of a LanceDB server.
+
+Each put and delete is a new version of the table that appears as a whole: readers see the version before or
+after it, and a writer that is killed leaves the one before. On top of that a folder has one writer at a time,
+since an indexing run compares rows before it puts them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from alignserve.datasets import durable
+from alignserve.datasets.lock import FolderLock
+from alignserve.search.errors import NoStoreError, StoreBusyError, StoreError, StoreExistsError
+from alignserve.search.filters import check_filter
+from alignserve.search.identity import Identity
+from alignserve.search.store import BOOKKEEPING, ColumnKind, Entry, Hit
+from alignserve.search.stores import columns, sql, tuning
+from alignserve.search.stores.columns import EMBEDDING, KEY
+from alignserve.search.stores.quiet_lancedb import connect
+
+ENGINE = "lancedb"
+
+_TABLE = "vectors"
+_METADATA = b"alignserve.store"
+_IDENTITY_FILE, _LOCK_FILE = "store.json", ".lock"
+_OWN = frozenset({_LOCK_FILE, f"{_TABLE}.lance"})  # what an unfinished creation leaves
+
+_ROWS_AT_A_TIME = 8192  # in one version of the table, and in one batch of a scan
+_KEYS_AT_A_TIME = 2048  # in one condition
+_KEPT_VERSIONS = timedelta(hours=1)  # for readers that are still in an old one
+
+Table: TypeAlias = Any  # lancedb's classes of local and remote tables have a private common base
+
+
+def create_store(place: str, *, fingerprint: str, model: str, embedding_dimension: int) -> LanceStore:
+    """Creates an empty store; see `alignserve.search.create_store`."""
+    identity = Identity(ENGINE, fingerprint, model, embedding_dimension)
+    folder = _folder(place)
+    lock = None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder)
+    try:
+        _check_free(place, folder)
+        table = _connected(place).create_table(_TABLE, schema=_schema(identity), mode="overwrite")
+        if folder is not None:  # last: a folder without it is no store
+            durable.write_json(folder / _IDENTITY_FILE, identity.as_json())
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    return LanceStore(place, identity, table, lock, is_writable=True)
+
+
+def open_store(place: str, *, fingerprint: str | None = None, for_writing: bool = False) -> LanceStore:
+    """Opens a store; see `alignserve.search.open_store`."""
+    folder = _folder(place)
+    if folder is not None and not (folder / _IDENTITY_FILE).is_file():
+        raise NoStoreError(
+            f"there is no store at {place}; make one with alignserve index SOURCE --to {place}"
+        )
+    table = _opened(place)
+    identity = Identity.of((table.schema.metadata or {}).get(_METADATA), place)
+    if folder is not None and Identity.of((folder / _IDENTITY_FILE).read_bytes(), place) != identity:
+        raise StoreError(
+            f"the files of the store {place} are of different stores; restore it, or index again"
+        )
+    if fingerprint is not None:
+        identity.check_model(fingerprint, place)
+    lock = _locked(folder) if for_writing and folder is not None else None
+    return LanceStore(place, identity, table, lock, is_writable=for_writing)
+
+
+class LanceStore:
+    """A store in LanceDB; see `alignserve.search.store.Store`."""
+
+    def __init__(
+        self, place: str, identity: Identity, table: Table, lock: FolderLock | None, *, is_writable: bool
+    ) -> None:
+        self.fingerprint = identity.fingerprint
+        self.model = identity.model
+        self.embedding_dimension = identity.embedding_dimension
+        self._place = place
+        self._table = table
+        self._lock = lock
+        self._is_writable = is_writable
+
+    def count(self) -> int:
+        """Returns the number of rows."""
+        return int(self._table.count_rows())
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """Adds rows; rows with the same keys are replaced. Every few thousand rows appear at once."""
+        self._check_writable()
+        rows = iter(entries)
+        while chunk := list(islice(rows, _ROWS_AT_A_TIME)):
+            self._put_chunk(list({entry.key: entry for entry in chunk}.values()))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes rows; keys that are not there do no harm."""
+        self._check_writable()
+        for some in _batches(keys, _KEYS_AT_A_TIME):
+            self._table.delete(sql.is_one_of(KEY, some))
+
+    def get(self, keys: Sequence[str]) -> list[Entry]:
+        """Returns the rows with these keys, in this order; keys that are not there are left out."""
+        found: dict[str, Entry] = {}
+        for some in _batches(keys, _KEYS_AT_A_TIME):
+            for entry in self._scan(sql.is_one_of(KEY, some)):
+                found[entry.key] = Entry(entry.key, entry.embedding, _visible(entry.columns))
+        return [found[key] for key in keys if key in found]
+
+    def columns(self) -> Mapping[str, ColumnKind]:
+        """Returns the columns that `where` can name."""
+        kinds = {name: columns.kind_of(type_) for name, type_ in self._types().items()}
+        return {name: kind for name, kind in kinds.items() if kind and not name.startswith(BOOKKEEPING)}
+
+    def values(
+        self, columns: Sequence[str], keys: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the keys of rows with some of their columns."""
+        conditions = (
+            [None] if keys is None else [sql.is_one_of(KEY, some) for some in _batches(keys, _KEYS_AT_A_TIME)]
+        )
+        types = self._types()
+        names = {name: _physical(name) for name in columns if name in types}
+        for condition in conditions:
+            for batch in self._batches_of([KEY, *names.values()], condition):
+                found = {name: batch.column(physical).to_pylist() for name, physical in names.items()}
+                for number, key in enumerate(batch.column(KEY).to_pylist()):
+                    yield key, {name: found[name][number] if name in found else None for name in columns}
+
+    def entries(self) -> Iterator[Entry]:
+        """Yields all rows, as they were when it began."""
+        return self._scan(None)
+
+    def optimize(self) -> None:
+        """Compacts files, removes old versions, and builds or extends the indexes if the table is large."""
+        self._check_writable()
+        tuning.optimize(self._table, self.count(), _KEPT_VERSIONS)
+
+    def search(
+        self, query: NDArray[np.float32], top_k: int, where: Mapping[str, Any] | None = None
+    ) -> list[Hit]:
+        """Returns the rows with the highest cosine similarity, best first; `where` selects rows before that.
+
+        Raises:
+            FilterError: The filter does not fit the columns.
+            ValueError: The query has the wrong length, no direction or NaN, or `top_k` is below 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; give at least 1")
+        unit = self._unit(query)
+        types = self._types()
+        checked = check_filter(where or {}, self.columns())
+        condition = sql.condition(checked, {name: _physical(name) for name in types}) if checked else None
+        candidates = int(self._table.count_rows(condition))
+        if not candidates:
+            return []
+        found = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
+        kept = [name for name in types if not name.startswith(BOOKKEEPING)]
+        table = found.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
+        return _hits(table, kept)
+
+    def close(self) -> None:
+        """Closes the store, and lets others write."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self._is_writable = False
+
+    def _put_chunk(self, entries: Sequence[Entry]) -> None:
+        units = np.stack([self._checked(entry) for entry in entries])
+        known = self._types()
+        if new := columns.types_of(entries, known):
+            self._table.add_columns(
+                pa.schema([pa.field(_physical(name), type_) for name, type_ in new.items()])
+            )
+        types = {**known, **new}
+        arrays = {
+            KEY: pa.array([entry.key for entry in entries], pa.string()),
+            EMBEDDING: pa.FixedSizeListArray.from_arrays(
+                pa.array(units.reshape(-1)), self.embedding_dimension
+            ),
+            **{
+                _physical(name): columns.array((entry.columns.get(name) for entry in entries), type_)
+                for name, type_ in types.items()
+            },
+        }
+        rows = pa.table(arrays, schema=pa.schema([self._table.schema.field(name) for name in arrays]))
+        merge = self._table.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
+        merge.execute(rows)
+
+    def _checked(self, entry: Entry) -> NDArray[np.float32]:
+        try:
+            return self._unit(entry.embedding)
+        except ValueError as error:
+            raise StoreError(f"row {entry.key!r}: {error}") from None
+
+    def _unit(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        exact = np.asarray(vector, np.float64)
+        if exact.shape != (self.embedding_dimension,):
+            raise ValueError(f"the vector has shape {exact.shape}, not ({self.embedding_dimension},)")
+        length = float(np.linalg.norm(exact))
+        if not np.isfinite(length) or length == 0:
+            raise ValueError("the vector has NaN or infinity in it, or only zeros")
+        return np.asarray(exact / length, np.float32)
+
+    def _types(self) -> dict[str, pa.DataType]:
+        """Returns the types of the columns of metadata."""
+        return {
+            columns.logical(field.name): field.type
+            for field in self._table.schema
+            if field.name not in (KEY, EMBEDDING)
+        }
+
+    def _scan(self, condition: str | None) -> Iterator[Entry]:
+        names = list(self._types())
+        for batch in self._batches_of([KEY, EMBEDDING, *map(_physical, names)], condition):
+            keys = batch.column(KEY).to_pylist()
+            vectors = (
+                batch.column(EMBEDDING).flatten().to_numpy().reshape(len(keys), self.embedding_dimension)
+            )
+            values = {name: batch.column(_physical(name)).to_pylist() for name in names}
+            for number, key in enumerate(keys):
+                row = {name: value for name in names if (value := values[name][number]) is not None}
+                yield Entry(key, vectors[number], row)
+
+    def _batches_of(self, names: Sequence[str], condition: str | None) -> Iterator[pa.RecordBatch]:
+        query = self._table.search().select(list(names)).limit(None)
+        if condition is not None:
+            query = query.where(condition)
+        yield from query.to_batches(_ROWS_AT_A_TIME)
+
+    def _check_writable(self) -> None:
+        if not self._is_writable:
+            raise StoreError(f"the store {self._place} was opened for reading; open it with for_writing=True")
+
+
+def _hits(table: pa.Table, names: Sequence[str]) -> list[Hit]:
+    keys = table.column(KEY).to_pylist()
+    similarities = np.clip(1 - table.column("_distance").to_numpy(), -1, 1).tolist()
+    values = {name: table.column(_physical(name)).to_pylist() for name in names}
+    return [
+        Hit(
+            key,
+            similarities[row],
+            {name: values[name][row] for name in names if values[name][row] is not None},
+        )
+        for row, key in enumerate(keys)
+    ]
+
+
+def _visible(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not name.startswith(BOOKKEEPING)}
+
+
+def _physical(name: str) -> str:
+    return columns.physical(name)
+
+
+def _schema(identity: Identity) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field(KEY, pa.string(), nullable=False),
+            pa.field(EMBEDDING, pa.list_(pa.float32(), identity.embedding_dimension), nullable=False),
+        ],
+        metadata={_METADATA: json.dumps(identity.as_json())},
+    )
+
+
+def _folder(place: str) -> Path | None:
+    """Returns the folder of a store on this machine; `None` for a URL."""
+    return None if "://" in place else Path(place)
+
+
+def _connected(place: str) -> Any:
+    # Each query looks for a newer version first: long-lived readers follow the writer.
+    return connect(place, read_consistency_interval=timedelta(0))
+
+
+def _opened(place: str) -> Table:
+    try:
+        return _connected(place).open_table(_TABLE)
+    except (ValueError, FileNotFoundError) as error:
+        raise NoStoreError(f"there is no store at {place}: {error}") from error
+
+
+def _locked(folder: Path) -> FolderLock:
+    try:
+        return FolderLock(folder / _LOCK_FILE)
+    except BlockingIOError as error:
+        raise StoreBusyError(
+            f"the store {folder} is being written by {error}; wait until it has finished (searches need not)"
+        ) from None
+
+
+def _check_free(place: str, folder: Path | None) -> None:
+    if folder is None:
+        if _TABLE in _connected(place).table_names():
+            raise StoreExistsError(f"there is a store at {place} already; open it, or choose another place")
+        return
+    if (folder / _IDENTITY_FILE).exists():
+        raise StoreExistsError(f"there is a store at {place} already; open it, or choose another folder")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
+    if others:
+        raise StoreExistsError(
+            f"the folder {place} has other files, such as {others[0]}; choose a new folder"
+        )
+
+
+def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
