@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from alignserve.search.compacting import HeldOut, Sample, draw
 from alignserve.search.recall import Recall, RecallMeter
-from alignserve.search.rotation import Rotation, fit_itq, fit_pca
+from alignserve.search.rotation import fit_itq, fit_pca
 from alignserve.search.vectors import COLUMNS, VectorFolder, normalized, vectors_of
 from numpy.typing import NDArray
 
@@ -38,42 +38,37 @@ def main() -> None:
             print(f"{name:42} {'signs' if is_bits else 'floats':8} {figures}", flush=True)
 
 
-def _fitted(sample: Sample) -> Iterator[tuple[str, dict[str, Rotation]]]:
+Rotated = tuple[NDArray[np.float32], NDArray[np.float32]]  # what is subtracted, and what is multiplied by
+
+
+def _fitted(sample: Sample) -> Iterator[tuple[str, dict[str, Rotated]]]:
     """Yields rotations by modality, by name."""
     both = sample.fitted
     for dimensions in (256, 128):
         for centring in ("none", "shared", "by modality"):
-            fitted = fit_pca(_shifted(both, centring), dimensions)
-            yield f"pca {dimensions}, together, centred {centring}", _about(both, fitted, centring)
+            means = {kind: _centre(both, kind, centring) for kind in _MODALITIES}
+            centred = {kind: both[kind] - means[kind] for kind in _MODALITIES}
+            for fit in (fit_pca, fit_itq):
+                matrix = fit(centred, dimensions).matrix
+                name = f"{fit.__name__[4:]} {dimensions}, together, centred {centring}"
+                yield name, {kind: (means[kind], matrix) for kind in _MODALITIES}
+        alone = {
+            kind: (_nothing(both), fit_pca({kind: both[kind]}, dimensions).matrix) for kind in _MODALITIES
+        }
         for kind in _MODALITIES:
-            one = fit_pca({kind: both[kind]}, dimensions)
-            yield f"pca {dimensions}, fitted to {kind}s only", dict.fromkeys(_MODALITIES, one)
-        apart = {kind: fit_pca({kind: both[kind]}, dimensions) for kind in _MODALITIES}
-        yield f"pca {dimensions}, apart", apart
-        yield (
-            f"itq {dimensions}, together, centred by modality",
-            dict.fromkeys(_MODALITIES, fit_itq(both, dimensions)),
-        )
-        turned = {kind: fit_itq({kind: both[kind]}, dimensions) for kind in _MODALITIES}
-        yield f"itq {dimensions}, apart", turned
-
-
-def _shifted(vectors: Mapping[str, NDArray[np.float32]], centring: str) -> dict[str, NDArray[np.float32]]:
-    return {kind: rows - _centre(vectors, kind, centring) for kind, rows in vectors.items()}
-
-
-def _about(
-    vectors: Mapping[str, NDArray[np.float32]], fitted: Rotation, centring: str
-) -> dict[str, Rotation]:
-    means = {kind: _centre(vectors, kind, centring) for kind in vectors}
-    return dict.fromkeys(_MODALITIES, Rotation(fitted.kind, fitted.matrix, means))
+            yield f"pca {dimensions}, fitted to {kind}s only", dict.fromkeys(_MODALITIES, alone[kind])
+        yield f"pca {dimensions}, apart", alone
 
 
 def _centre(vectors: Mapping[str, NDArray[np.float32]], kind: str, centring: str) -> NDArray[np.float32]:
     means = {name: rows.mean(axis=0) for name, rows in vectors.items()}
     if centring == "none":
-        return np.zeros_like(means[kind])
+        return _nothing(vectors)
     return means[kind] if centring == "by modality" else (means["image"] + means["text"]) / 2
+
+
+def _nothing(vectors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.zeros(vectors["image"].shape[1], np.float32)
 
 
 def _gap(sample: Sample) -> float:
@@ -81,10 +76,11 @@ def _gap(sample: Sample) -> float:
 
 
 def _recalls(
-    folder: VectorFolder, sample: Sample, rotations: dict[str, Rotation], *, is_bits: bool
+    folder: VectorFolder, sample: Sample, rotations: dict[str, Rotated], *, is_bits: bool
 ) -> list[Recall]:
     def mapped(vectors: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
-        rows = rotations[kind].apply(vectors, kind)
+        mean, matrix = rotations[kind]
+        rows = (vectors - mean) @ matrix
         return normalized(np.sign(rows) if is_bits else rows)
 
     def own_rows(kind: str, held: HeldOut) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from alignserve._cli.connection import connected
 from alignserve._cli.progress import Progress
 from alignserve._cli.render import table
 from alignserve._cli.row_inputs_job import rows_with_inputs
+from alignserve.datasets.row import Row
 from alignserve.search import migration
-from alignserve.search.inputs import embed_again
+from alignserve.search.inputs import embed_again, rows_from_folder
 from alignserve.search.migration import Fitted, OrthogonalMap, Pairs, choose
 from alignserve.search.pairing import pairs_by_embedding, pairs_by_key
 from alignserve.search.rewriting import begun, rewrite
@@ -110,7 +111,11 @@ def _from_folder(args: argparse.Namespace, old: VectorFolder) -> tuple[Mapping[s
 
 def _from_server(args: argparse.Namespace, old: VectorFolder) -> tuple[Mapping[str, Pairs], str, str]:
     numbers = sample_rows(old.rows, args.sample, args.seed)
-    rows = rows_with_inputs(args, old, numbers)
+
+    def kept() -> Iterator[Row]:
+        return rows_from_folder(old, numbers, image_column=args.image_column, image_root=args.image_root)
+
+    rows = rows_with_inputs(args, old.keys(numbers), kept)
     with connected(args) as client:
         info = client.model_info()
         pairs, failed = pairs_by_embedding(old, numbers, embed_again(client, rows, old.modalities))

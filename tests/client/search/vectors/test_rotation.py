@@ -22,7 +22,7 @@ def test_pca_keeps_the_directions_of_the_largest_variance(clouds: Any) -> None:
     rotation = fit_pca(clouds, 8)
 
     assert np.allclose(rotation.matrix.T @ rotation.matrix, np.eye(8), atol=1e-5)
-    assert np.sum(rotation.apply(clouds["text"]) ** 2) > 0.97 * np.sum(clouds["text"] ** 2)
+    assert np.sum(rotation.apply(clouds["text"]) ** 2) > 0.94 * np.sum(clouds["text"] ** 2)
 
 
 def test_itq_loses_less_to_signs_than_pca(clouds: Any) -> None:
