@@ -32,6 +32,8 @@ from alignserve.search.vectors import (
 
 OK, REFUSED = 0, 4
 
+_RECALL_HEADER = ("direction", "recall@10", "half mapped", "unmapped", "queries", "rows")
+
 
 def run(args: argparse.Namespace) -> int:
     """Fits, measures and writes, and returns the exit code: 4 if the map is not good enough."""
@@ -100,6 +102,7 @@ def _measured(found: Fitted) -> dict[str, Any]:
         "fitted_to": dict(found.pairs),
         "held_out": dict(found.held_out),
         **found.evaluation.as_data(),
+        "recall_unmapped": found.unmapped.as_data()["recall"] if found.unmapped else None,
     }
 
 
@@ -151,12 +154,13 @@ def _manifest(old: VectorFolder, section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _report(section: Mapping[str, Any]) -> str:
-    half = section["recall_half_mapped"]
+    half, unmapped = section["recall_half_mapped"], section["recall_unmapped"]
     recalls = [
         (
             direction.replace("_to_", " → "),
             f"{figures['recall_at_10']:.3f}",
             f"{half[direction]['recall_at_10']:.3f}",
+            f"{unmapped[direction]['recall_at_10']:.3f}" if unmapped else "-",
             str(figures["queries"]),
             str(figures["rows"]),
         )
@@ -170,7 +174,7 @@ def _report(section: Mapping[str, Any]) -> str:
         f"{section['old']['fingerprint']} → {section['new']['fingerprint']}, map {section['digest'][:12]}, "
         f"{section['form']}",
         "",
-        table(("direction", "recall@10", "half mapped", "queries", "rows"), recalls, right=(1, 2, 3, 4)),
+        table(_RECALL_HEADER, recalls, right=(1, 2, 3, 4, 5)),
         "",
         table(("mapped and new", "min cosine", "p1", "median"), cosines, right=(1, 2, 3)),
     ]

@@ -2,8 +2,8 @@
 
 Images and texts of one model share a space but lie in different regions of it (the modality gap), so a
 rotation is fitted to both, and is the same for both: otherwise a text would no longer lie near its images.
-Vectors are not centred: subtracting means changes cosines, and costs text → image up to a quarter of its recall
-(`python -m tests.load.rotations`).
+Vectors are not centred: subtracting means changes cosines, and costs text → image up to a quarter of its
+recall (`python -m tests.load.rotations`).
 """
 
 from __future__ import annotations
