@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     ledger = rewrite(
         folder,
         args.to,
-        compaction.encode,
+        lambda vectors, _: compaction.encode(vectors),
         manifest=_manifest(folder, compaction, section),
         metadata={"fingerprint": compaction.fingerprint, "dtype": compaction.dtype},
         beside={compact.FILE: compaction.to_bytes()},

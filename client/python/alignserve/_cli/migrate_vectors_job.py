@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from alignserve._cli.connection import connected
 from alignserve._cli.progress import Progress
 from alignserve._cli.render import table
 from alignserve._cli.row_inputs_job import rows_with_inputs
+from alignserve.datasets.row import Row
 from alignserve.search import migration
-from alignserve.search.inputs import embed_again
+from alignserve.search.inputs import embed_again, rows_from_folder
 from alignserve.search.migration import Fitted, OrthogonalMap, Pairs, choose
 from alignserve.search.pairing import pairs_by_embedding, pairs_by_key
 from alignserve.search.rewriting import begun, rewrite
@@ -30,6 +31,8 @@ from alignserve.search.vectors import (
 )
 
 OK, REFUSED = 0, 4
+
+_RECALL_HEADER = ("direction", "recall@10", "half mapped", "unmapped", "queries", "rows")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,6 +102,7 @@ def _measured(found: Fitted) -> dict[str, Any]:
         "fitted_to": dict(found.pairs),
         "held_out": dict(found.held_out),
         **found.evaluation.as_data(),
+        "recall_unmapped": found.unmapped.as_data()["recall"] if found.unmapped else None,
     }
 
 
@@ -110,7 +114,11 @@ def _from_folder(args: argparse.Namespace, old: VectorFolder) -> tuple[Mapping[s
 
 def _from_server(args: argparse.Namespace, old: VectorFolder) -> tuple[Mapping[str, Pairs], str, str]:
     numbers = sample_rows(old.rows, args.sample, args.seed)
-    rows = rows_with_inputs(args, old, numbers)
+
+    def kept() -> Iterator[Row]:
+        return rows_from_folder(old, numbers, image_column=args.image_column, image_root=args.image_root)
+
+    rows = rows_with_inputs(args, old.keys(numbers), kept)
     with connected(args) as client:
         info = client.model_info()
         pairs, failed = pairs_by_embedding(old, numbers, embed_again(client, rows, old.modalities))
@@ -146,12 +154,13 @@ def _manifest(old: VectorFolder, section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _report(section: Mapping[str, Any]) -> str:
-    half = section["recall_half_mapped"]
+    half, unmapped = section["recall_half_mapped"], section["recall_unmapped"]
     recalls = [
         (
             direction.replace("_to_", " → "),
             f"{figures['recall_at_10']:.3f}",
             f"{half[direction]['recall_at_10']:.3f}",
+            f"{unmapped[direction]['recall_at_10']:.3f}" if unmapped else "-",
             str(figures["queries"]),
             str(figures["rows"]),
         )
@@ -165,7 +174,7 @@ def _report(section: Mapping[str, Any]) -> str:
         f"{section['old']['fingerprint']} → {section['new']['fingerprint']}, map {section['digest'][:12]}, "
         f"{section['form']}",
         "",
-        table(("direction", "recall@10", "half mapped", "queries", "rows"), recalls, right=(1, 2, 3, 4)),
+        table(_RECALL_HEADER, recalls, right=(1, 2, 3, 4, 5)),
         "",
         table(("mapped and new", "min cosine", "p1", "median"), cosines, right=(1, 2, 3)),
     ]

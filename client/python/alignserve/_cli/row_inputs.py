@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from alignserve._cli.embed_dataset import add_source_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,14 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="what alignserve embed-dataset read; rows are found by their keys (default: the text and the "
-        "image paths that FOLDER keeps)",
+        help="what was embedded; rows are found by their keys (default: the texts, and the files or bytes of "
+        "images, that are kept beside the vectors)",
     )
-    group.add_argument(
-        "--image-column", metavar="NAME", help="column of image files, in the source or else in FOLDER"
-    )
-    group.add_argument("--text-column", metavar="NAME", help="column of texts in the source")
-    group.add_argument("--key-column", metavar="NAME", help="column of keys in the source")
-    group.add_argument(
-        "--image-root", metavar="DIR", type=Path, help="folder that relative image paths start from"
-    )
+    add_source_arguments(group)

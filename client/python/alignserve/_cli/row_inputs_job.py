@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
+from alignserve._cli.embedding_job import source_options
+from alignserve._suffixes import IMAGE_SUFFIXES, OPTIONAL_IMAGE_SUFFIXES
 from alignserve.datasets.row import Row
-from alignserve.search.inputs import rows_from_folder, rows_from_source
-from alignserve.search.vectors import VectorFolder
+from alignserve.datasets.source import SourceError
+from alignserve.datasets.sources import open_dataset
+from alignserve.search.inputs import rows_from_source
 
 
 def rows_with_inputs(
-    args: argparse.Namespace, folder: VectorFolder, numbers: NDArray[np.int64]
+    args: argparse.Namespace, keys: Iterable[str], kept: Callable[[], Iterator[Row]]
 ) -> Iterator[Row]:
-    """Yields rows with their inputs, from where the options say.
+    """Returns rows with their inputs, from where the options say.
+
+    Args:
+        args: Of the command.
+        keys: Of the rows.
+        kept: Returns the rows with the inputs that are kept beside the vectors.
 
     Raises:
         VectorsError: The inputs are not there; the message says how to give them.
         ValueError: A source cannot be opened.
     """
     if not args.source:
-        return rows_from_folder(folder, numbers, image_column=args.image_column, image_root=args.image_root)
-    from alignserve.datasets.sources import SourceOptions, open_dataset
-
-    options = SourceOptions(
-        image_column=args.image_column,
-        text_column=args.text_column,
-        key_column=args.key_column,
-        image_root=args.image_root,
+        return kept()
+    # Whatever the server at the time could read; this one refuses what it cannot.
+    options = replace(
+        source_options(args, None),
+        image_suffixes=IMAGE_SUFFIXES | OPTIONAL_IMAGE_SUFFIXES.keys(),
+        reads_files=False,
     )
-    return rows_from_source(folder.keys(numbers), open_dataset(args.source, options))
+    try:
+        return rows_from_source(keys, open_dataset(args.source, options))
+    except SourceError as error:
+        raise ValueError(str(error)) from error

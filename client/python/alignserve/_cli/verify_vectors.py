@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from alignserve._cli import row_inputs
 from alignserve._cli.extras import require
@@ -16,10 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.set_defaults(default_priority="bulk")
     parser.add_argument(
-        "folder",
-        metavar="FOLDER",
-        type=Path,
-        help="vectors that alignserve embed-dataset wrote, or a Parquet file",
+        "vectors",
+        metavar="VECTORS",
+        help="folder that alignserve embed-dataset wrote, Parquet file, or store of alignserve index",
     )
     parser.add_argument(
         "--sample", metavar="N", type=count, default=1000, help="rows to embed again (default: 1000)"

@@ -2,7 +2,7 @@
 
 compaction = Compaction.load(Path("compact"))
 with Client() as client:
-    query = compaction.encode(client.embed_text(["a red bag"]), "text")[0]
+    query = compaction.encode(client.embed_text(["a red bag"]))[0]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Compaction:
     @property
     def bytes_per_vector(self) -> int:
         """Returns the size of a compact vector."""
-        return int(self.encode(np.zeros((1, len(self.rotation.matrix)), np.float32), _any(self)).nbytes)
+        return int(self.encode(np.zeros((1, len(self.rotation.matrix)), np.float32)).nbytes)
 
     @property
     def fingerprint(self) -> str:
@@ -61,24 +61,30 @@ class Compaction:
             return self.model_fingerprint
         return f"{self.model_fingerprint}+{self.rotation.kind}{self.dimensions}-{self.digest()[:12]}"
 
-    def encode(self, vectors: NDArray[Any], modality: str) -> NDArray[Any]:
-        """Returns compact vectors.
+    def encode(self, vectors: NDArray[Any]) -> NDArray[Any]:
+        """Returns compact vectors, of images, texts or composed queries.
 
         Args:
             vectors: (n, dim) of the model, of any length but 0.
-            modality: `image` or `text`; of a query of both, that of the larger weight.
 
         Returns:
             (n, dimensions) of length 1 in float32 or float16, or in int8 with a largest element of 127
             or -127; for binary (n, dimensions / 8) uint8, eight signs in each, as the server packs them.
         """
-        rotated = self.rotation.apply(normalized(vectors), modality)
+        rotated = self.rotate(vectors)
         if self.dtype == "binary":
             return np.packbits(rotated > 0, axis=1)
         if self.dtype == "int8":
             largest = np.abs(rotated).max(axis=1, keepdims=True)
             return np.rint(rotated * (127 / np.where(largest > 0, largest, 1))).astype(np.int8)
         return normalized(rotated).astype(self.dtype)
+
+    def rotate(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+        """Returns (n, dimensions) rotated vectors, not quantized.
+
+        A query in this form finds more among decoded bits than its own bits do by Hamming distance.
+        """
+        return self.rotation.apply(normalized(vectors))
 
     def decode(self, codes: NDArray[Any]) -> NDArray[np.float32]:
         """Returns (n, dimensions) vectors of length 1 whose dot products rank as the compact vectors do."""
@@ -112,9 +118,8 @@ class Compaction:
         """
         file = path / FILE if path.is_dir() else path
         about, arrays = unpack(file, _FORMAT, _VERSION)
-        means = {name.removeprefix("mean_"): array for name, array in arrays.items() if name != "matrix"}
         try:
-            rotation = Rotation(about["rotation"], arrays["matrix"], means)
+            rotation = Rotation(about["rotation"], arrays["matrix"])
             found = cls(about["dtype"], rotation, about["model_fingerprint"])
             is_intact = about["digest"] == found.digest()
         except (KeyError, TypeError) as error:
@@ -124,9 +129,4 @@ class Compaction:
         return found
 
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
-        means = {f"mean_{name}": mean for name, mean in self.rotation.means.items()}
-        return {"matrix": self.rotation.matrix, **means}
-
-
-def _any(compaction: Compaction) -> str:
-    return next(iter(compaction.rotation.means), "image")
+        return {"matrix": self.rotation.matrix}

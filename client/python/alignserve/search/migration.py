@@ -165,6 +165,7 @@ class Fitted:
     Attributes:
         map: The form of the highest recall on the pairs for validation, fitted again with them.
         evaluation: On the pairs held out.
+        unmapped: The same of the old vectors as they are; `None` if the dimensions differ.
         candidates: Mean recall@10 by form, on the pairs for validation.
         pairs: Number of pairs fitted to, by modality.
         held_out: Number of pairs held out, by modality.
@@ -172,6 +173,7 @@ class Fitted:
 
     map: OrthogonalMap
     evaluation: Evaluation
+    unmapped: Evaluation | None
     candidates: Mapping[str, float]
     pairs: Mapping[str, int]
     held_out: Mapping[str, int]
@@ -254,10 +256,25 @@ def choose(
     return Fitted(
         found,
         evaluate(found, held_out, texts),
+        _unmapped(found, held_out, texts),
         {form.name: round(score, 4) for form, score in scores.items()},
         {name: len(one) for name, one in all_fitted.items()},
         {name: len(one) for name, one in held_out.items()},
     )
+
+
+def _unmapped(
+    fitted: OrthogonalMap, held_out: Mapping[str, Pairs], texts: NDArray[np.float32] | None
+) -> Evaluation | None:
+    """Measures the old vectors as they are: checkpoints of one family may be near enough without a map."""
+    rows, columns = next(iter(fitted.matrices.values())).shape
+    if rows != columns:
+        return None
+    same = dict.fromkeys(held_out, np.eye(rows, dtype=np.float32))
+    zero = dict.fromkeys(held_out, np.zeros(rows, np.float32))
+    form = Form(is_shared=True, is_centred=False)
+    as_is = OrthogonalMap(form, same, zero, zero, fitted.old_fingerprint, fitted.new_fingerprint)
+    return evaluate(as_is, held_out, texts)
 
 
 def _forms(pairs: Mapping[str, Pairs]) -> Iterator[Form]:

@@ -187,7 +187,7 @@ class StoredSample:
             )
         if self.compaction is None:
             return float(normalized(vector) @ stored)
-        again = self.compaction.decode(self.compaction.encode(vector[None, :], modality))
+        again = self.compaction.decode(self.compaction.encode(vector[None, :]))
         return float(again[0] @ stored)
 
 

@@ -17,8 +17,7 @@ def test_each_data_type_has_its_form(rng: np.random.Generator) -> None:
     vectors = rng.standard_normal((5, 16)).astype(np.float32)
 
     halves, integers, bits = (
-        Compaction(dtype, identity(16), "m").encode(vectors, "image")
-        for dtype in ("float16", "int8", "binary")
+        Compaction(dtype, identity(16), "m").encode(vectors) for dtype in ("float16", "int8", "binary")
     )
 
     assert (halves.dtype.name, halves.shape) == ("float16", (5, 16))
@@ -34,7 +33,7 @@ def test_cosines_remain(rng: np.random.Generator, dtype) -> None:
     vectors = rng.standard_normal((50, 64)).astype(np.float32)
     compaction = Compaction(dtype, identity(64), "m")
 
-    compact = compaction.decode(compaction.encode(vectors, "image"))
+    compact = compaction.decode(compaction.encode(vectors))
 
     exact = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     assert np.allclose(compact @ compact.T, exact @ exact.T, atol=0.01)
@@ -43,7 +42,7 @@ def test_cosines_remain(rng: np.random.Generator, dtype) -> None:
 def test_bits_compare_by_hamming_distance(rng: np.random.Generator) -> None:
     """The product of decoded vectors falls evenly with the number of bits that differ."""
     compaction = Compaction("binary", identity(64), "m")
-    codes = compaction.encode(rng.standard_normal((20, 64)).astype(np.float32), "image")
+    codes = compaction.encode(rng.standard_normal((20, 64)).astype(np.float32))
 
     products = compaction.decode(codes) @ compaction.decode(codes).T
 
@@ -59,7 +58,7 @@ def test_the_file_brings_the_same_codes_for_queries(tmp_path: Path, clouds: Any)
     read = Compaction.load(tmp_path)
 
     assert read.fingerprint == written.fingerprint
-    assert np.array_equal(read.encode(clouds["text"], "text"), written.encode(clouds["text"], "text"))
+    assert np.array_equal(read.encode(clouds["text"]), written.encode(clouds["text"]))
 
 
 def test_rotated_vectors_have_a_fingerprint_of_their_own(clouds: Any) -> None:

@@ -73,9 +73,7 @@ def test_stored_vectors_are_what_queries_become(run: Any, pairs: Path, tmp_path:
     run("compact-vectors", pairs, "--to", tmp_path / "out", "--dtype", "binary", "--dimensions", 16)
 
     codes = vectors_of(read(tmp_path / "out").column("image_embedding"))[1]
-    again = Compaction.load(tmp_path / "out").encode(
-        vectors_of(read(pairs).column("image_embedding"))[1], "image"
-    )
+    again = Compaction.load(tmp_path / "out").encode(vectors_of(read(pairs).column("image_embedding"))[1])
     assert codes.shape == (300, 2)
     assert np.array_equal(codes, again)
 

@@ -43,6 +43,8 @@ def test_a_rotation_is_found_in_full(rotated: Any) -> None:
     }
     assert found.held_out == {"image": 60, "text": 60}
     assert len(found.candidates) == 4
+    assert found.unmapped is not None
+    assert found.unmapped.worst_recall < 0.5
 
 
 def test_a_gap_that_has_moved_needs_centring(clouds: Any, turn: Any) -> None:
@@ -67,6 +69,7 @@ def test_dimensions_may_differ(clouds: Any, rng: Any, new_dim: int) -> None:
 
     found = fit_map(pairs, "old", "new", Form(is_shared=True, is_centred=False))
 
+    assert choose(pairs, "old", "new", seed=0).unmapped is None
     matrix = found.matrices["image"]
     product = matrix @ matrix.T if new_dim > 32 else matrix.T @ matrix
     assert matrix.shape == (32, new_dim)

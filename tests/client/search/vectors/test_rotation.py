@@ -13,36 +13,26 @@ def test_pca_of_all_dimensions_keeps_every_product(clouds: Any) -> None:
     """A rotation without centring changes no cosine, of images with texts neither."""
     rotation = fit_pca(clouds, 32)
 
-    images, texts = (rotation.apply(clouds[name], name) for name in ("image", "text"))
+    images, texts = (rotation.apply(clouds[name]) for name in ("image", "text"))
     assert np.allclose(images @ texts.T, clouds["image"] @ clouds["text"].T, atol=1e-4)
 
 
 def test_pca_keeps_the_directions_of_the_largest_variance(clouds: Any) -> None:
     """Most of the length remains in a quarter of the dimensions."""
-    rotation = fit_pca(clouds, 8, is_centred=True)
+    rotation = fit_pca(clouds, 8)
 
-    centred = clouds["text"] - clouds["text"].mean(axis=0)
     assert np.allclose(rotation.matrix.T @ rotation.matrix, np.eye(8), atol=1e-5)
-    assert np.sum(rotation.apply(clouds["text"], "text") ** 2) > 0.97 * np.sum(centred**2)
+    assert np.sum(rotation.apply(clouds["text"]) ** 2) > 0.94 * np.sum(clouds["text"] ** 2)
 
 
 def test_itq_loses_less_to_signs_than_pca(clouds: Any) -> None:
     """The cosine of a vector and its signs grows."""
 
     def loss(rotation) -> float:
-        rows = rotation.apply(clouds["image"], "image")
+        rows = rotation.apply(clouds["image"])
         return float(np.mean(np.sum(np.abs(rows), axis=1) / np.linalg.norm(rows, axis=1)))
 
-    assert loss(fit_itq(clouds, 16)) > loss(fit_pca(clouds, 16, is_centred=True)) + 0.1
-
-
-def test_itq_centres_each_modality(clouds: Any) -> None:
-    """Every bit is set in about half of the images, and of the texts."""
-    rotation = fit_itq(clouds, 8)
-
-    for name, rows in clouds.items():
-        shares = np.mean(rotation.apply(rows, name) > 0, axis=0)
-        assert np.all(np.abs(shares - 0.5) < 0.15)
+    assert loss(fit_itq(clouds, 16)) > loss(fit_pca(clouds, 16)) + 0.1
 
 
 @pytest.mark.parametrize("new_dim", [12, 16, 24])

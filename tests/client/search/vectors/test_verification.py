@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from alignserve.search.entries import draw_entries
+from alignserve.search.store import Entry
 from alignserve.testing import FakeServer
 
 DIM = 16
@@ -174,6 +176,53 @@ def test_compact_vectors_are_compared_in_their_own_form(
     assert report["drift"]["image"]["min"] == pytest.approx(1)
     assert report["drift"]["text"]["min"] == pytest.approx(-1)
     assert report["fingerprints"]["equal"]
+
+
+def test_a_dataset_is_verified_with_its_source(
+    run: Any, verify: Any, server: FakeServer, photos: list[Path], tmp_path: Path
+) -> None:
+    """Rows are found in the source by their keys; those that are gone or have changed are reported."""
+    vectors = tmp_path / "vectors"
+    run("embed-dataset", "--server", server.target, photos[0].parent, "--to", vectors)
+    before = verify(vectors, "--source", photos[0].parent)
+    photos[2].unlink()
+    photos[3].write_bytes(b"another photo")
+
+    code, report, _ = verify(vectors, "--source", photos[0].parent)
+
+    assert before[0] == 0
+    assert before[1]["drift"]["image"]["compared"] == 12
+    assert code == 1
+    assert report["not_embedded_again"]["reasons"] == {"ROW_GONE": 1}
+    assert report["drifted_keys"] == ["03.jpg"]
+
+
+def test_a_store_is_verified(
+    run: Any, verify: Any, server: FakeServer, photos: list[Path], tmp_path: Path
+) -> None:
+    """The files that its rows name are embedded again."""
+    store = tmp_path / "store"
+    run("--server", server.target, "index", photos[0].parent, "--to", store)
+    photos[5].write_bytes(b"another photo")
+
+    code, report, _ = verify(store, "--sample", 1000)
+
+    assert code == 1
+    assert (report["rows"], report["sampled"]) == (12, 12)
+    assert report["drift"]["image"]["compared"] == 12
+    assert report["drift"]["image"]["below_bound"] == 1
+
+
+def test_a_sample_of_a_store_has_no_row_twice(new_store: Any) -> None:
+    """Rows are drawn without repetition, the same ones for the same seed."""
+    store = new_store()
+    vector = np.eye(store.embedding_dimension, dtype=np.float32)[0]
+    store.put([Entry(str(number), vector, {"text": "a"}) for number in range(50)])
+
+    drawn = [sorted(row.key for row in draw_entries(store, 20, seed).entries) for seed in (1, 1, 2)]
+
+    assert len(set(drawn[0])) == 20
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_mapped_vectors_must_reach_the_cosine_that_was_measured(
