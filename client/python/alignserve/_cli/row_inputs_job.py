@@ -34,7 +34,7 @@ def rows_with_inputs(
     options = replace(
         source_options(args, None),
         image_suffixes=IMAGE_SUFFIXES | OPTIONAL_IMAGE_SUFFIXES.keys(),
-        reads_files=False,
+        reads_images=False,
     )
     try:
         return rows_from_source(keys, open_dataset(args.source, options))
