@@ -1,4 +1,4 @@
-"""The command `alignserve index`: what is in the sources is in the store, and stays so when they change."""
+"""The command `alignserve index`: a store has the rows of its sources, and follows their changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Run = Callable[..., tuple[int, dict[str, Any], str]]
 
 @pytest.fixture
 def run(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Indexes into one store; returns the exit code, the account and what was complained of."""
+    """Indexes into one store; returns the exit code, the account and the complaints."""
 
     def index(*arguments: object) -> tuple[int, dict[str, Any], str]:
         capsys.readouterr()
@@ -47,7 +47,7 @@ def run(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def photos(tmp_path: Path, photo: Path) -> Path:
-    """A folder of five photos that the fake server tells apart."""
+    """A folder of five photos, all different."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for number in range(4):
@@ -297,7 +297,7 @@ def test_vectors_without_a_direction_fail_alone(run: Run, tmp_path: Path, bad: l
 
 
 def test_vectors_without_a_fingerprint_are_refused(run: Run, tmp_path: Path) -> None:
-    """Whoever knows it can state it."""
+    """The fingerprint can be stated."""
     write_vectors(tmp_path / "v.parquet", ["a"], fingerprint=None)
 
     code, _, complaints = run(tmp_path / "v.parquet")

@@ -1,4 +1,4 @@
-"""Stores: what is put is found, filters select first, and nothing is lost by crashes or several processes."""
+"""Stores: rows that were put are found, filters select first, and crashes do no harm."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ def test_a_store_is_not_created_over_other_files(new_store: Callable[..., Store]
 def test_an_unfinished_creation_is_done_again(
     store: Store, new_store: Callable[..., Store], tmp_path: Path
 ) -> None:
-    """A process that was killed before it wrote store.json blocks nobody."""
+    """A process that was killed before it wrote store.json does not block the next one."""
     store.put([entry("a")])
     store.close()
     (tmp_path / "store/store.json").unlink()

@@ -5,8 +5,8 @@ mean direction of texts, plus a weak component along its topic, plus what is its
 Topics have very different sizes (Zipf). The variances follow a power law over the axes, as those of trained
 models do. The figures of a model are in `Cones`; `tests.load.recall.gap` measures them.
 
-Vectors are made, since no million photos are freely at hand, and a million crops of a few photos would be no
-substitute: the neighbours of a crop are other crops of its photo.
+Vectors are generated, since a million crops of a few photos would not resemble a million photos: the
+neighbours of a crop are other crops of its photo.
 """
 
 from __future__ import annotations

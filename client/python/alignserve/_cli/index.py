@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     vectors.add_argument(
         "--vector-column",
         metavar="NAME",
-        help="column of vectors in Parquet (default: image_embedding, or else text_embedding)",
+        help="column of vectors in Parquet (default: image_embedding, otherwise text_embedding)",
     )
     vectors.add_argument(
         "--fingerprint",

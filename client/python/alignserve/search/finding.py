@@ -35,7 +35,7 @@ class _ToEmbed:
 
 @dataclass(slots=True)
 class FoundSources:
-    """Sources by what is done with them.
+    """Sources with vectors, and sources to embed.
 
     Attributes:
         vectors: Folders and files with vectors.

@@ -139,7 +139,7 @@ class Indexer:
             keeps_missing: Delete nothing.
 
         Raises:
-            AlignserveError: The server failed. What was put before stays, and the next run does the rest.
+            AlignserveError: The server failed. Rows that were put stay, and the next run does the rest.
             OtherModelError: The server has another model now.
             StoreError: The store cannot be written.
         """
@@ -261,7 +261,7 @@ class _Pending:
     """A row whose version is compared with the store's.
 
     A version is `COLUMNS:FILE:CONTENT`: a digest of the columns, size and time of the file if there is one,
-    and a digest of what is embedded.
+    and a digest of the image or text.
     """
 
     def __init__(self, one: SourceRow, known: str) -> None:

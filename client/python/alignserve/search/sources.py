@@ -44,7 +44,7 @@ class Source(Protocol):
         name: The same in every run; rows of a store are known by it.
         deletes: Whether a row that the source lacks was deleted from it.
         problems: What could not be read, so far.
-        skipped: Number of files that are no rows, by suffix or kind.
+        skipped: Number of files that are not rows, by suffix or kind.
     """
 
     name: str

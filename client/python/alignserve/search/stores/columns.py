@@ -74,7 +74,7 @@ def types_of(entries: Sequence[Entry], known: Mapping[str, pa.DataType]) -> dict
 
 
 def array(values: Iterable[Any], type_: pa.DataType) -> pa.Array:
-    """Returns the values as a column; NaN, which equals nothing, is no value."""
+    """Returns the values as a column; NaN, which equals nothing, becomes a missing value."""
     return pa.array(
         (None if isinstance(value, float) and math.isnan(value) else value for value in values), type=type_
     )

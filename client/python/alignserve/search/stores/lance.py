@@ -53,7 +53,7 @@ def create_store(place: str, *, fingerprint: str, model: str, embedding_dimensio
     try:
         _check_free(place, folder)
         table = _connected(place).create_table(_TABLE, schema=_schema(identity), mode="overwrite")
-        if folder is not None:  # last: a folder without it is no store
+        if folder is not None:  # last: a folder without it is not a store
             durable.write_json(folder / _IDENTITY_FILE, identity.as_json())
     except BaseException:
         if lock is not None:

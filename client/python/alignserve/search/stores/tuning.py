@@ -13,13 +13,13 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from lancedb.index import BTree, IvfRq
 from numpy.typing import NDArray
 
 from alignserve.search.stores.columns import EMBEDDING, KEY
+from alignserve.search.stores.quiet_lancedb import BTree, IvfRq
 
 EXACT_ROWS = 20_000
-"""Up to so many candidates, a search compares all of them."""
+"""Up to this number of candidates, a search compares all of them."""
 
 _VECTOR_INDEX, _KEY_INDEX = "embedding_rq", "key_btree"
 _BITS = 4  # per number
