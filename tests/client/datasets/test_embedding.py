@@ -54,7 +54,7 @@ async def test_every_row_is_embedded_in_order(server: FakeServer, folder: Path) 
 
 
 async def test_calls_have_the_priority_of_the_client(server: FakeServer, folder: Path) -> None:
-    """Nothing but streams is used for the rows."""
+    """Only streams are used for the rows."""
     await embed_dataset(text_dataset(5), folder, server.target)
 
     assert {call.method for call in server.received} == {"GetModelInfo", "StreamInfer"}
@@ -112,7 +112,7 @@ async def test_images_are_read_from_their_files(server: FakeServer, folder: Path
 
     ledger = await embed_dataset(_dataset(rows, has_images=True, has_texts=False), folder, server.target)
 
-    assert ledger.failed == {"FILE_UNREADABLE": 2, "IMAGE_TOO_LARGE": 1}
+    assert ledger.failed == {"IMAGE_UNREADABLE": 1, "IMAGE_NOT_A_FILE": 1, "IMAGE_TOO_LARGE": 1}
     vectors = np.array(rows_of(folder)["image_embedding"].to_pylist(), np.float32)
     np.testing.assert_allclose(vectors, [server.embedding_of(b"a")], atol=1e-6)
 
@@ -220,6 +220,21 @@ async def test_servers_of_different_models_are_refused(server: FakeServer, folde
         await embed_dataset(text_dataset(1), folder, server.target, other.target)
 
     assert not _names(folder, "*")
+
+
+async def test_credentials_that_end_in_mid_run_end_it(server: FakeServer, folder: Path) -> None:
+    """No row fails for it, and a resumed run does the rest."""
+
+    def revoke() -> None:
+        server.fail_next(grpc.StatusCode.UNAUTHENTICATED, "KEY_INVALID", times=5, method="GetModelInfo")
+        server.restart()
+
+    with pytest.raises(RunError, match="KEY_INVALID"):
+        await embed_dataset(text_dataset(200), folder, server.target, counter=At(revoke, row_number=10))
+    server.reset()
+    ledger = await embed_dataset(text_dataset(200), folder, server.target)
+
+    assert (ledger.rows_in, ledger.rows_out) == (200, 200)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from alignserve._cli.extras import require
 
 _KINDS = ("image", "text")
+_SOURCES = ("images", "parquet", "csv", "json-lines", "tar")
 _EPILOG = """\
 sources: folders and files of images, Parquet, CSV and TSV, JSON Lines, and tars of webdataset and
 img2dataset; several at once, and patterns in quotes.
@@ -62,6 +63,11 @@ def run_embed_dataset(args: argparse.Namespace) -> int:
 
 def add_source_arguments(group: argparse._ArgumentGroup) -> None:
     """Adds the arguments about columns of sources."""
+    group.add_argument(
+        "--kind",
+        choices=_SOURCES,
+        help="of all sources (default: found by their names and contents)",
+    )
     group.add_argument("--image-column", metavar="NAME", help="column of images or of their paths")
     group.add_argument("--text-column", metavar="NAME", help="column of texts")
     group.add_argument(

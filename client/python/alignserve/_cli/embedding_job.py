@@ -30,6 +30,7 @@ from alignserve.datasets.sinks.clip_retrieval import ClipRetrievalSink
 from alignserve.datasets.sinks.parquet import ParquetSink
 from alignserve.datasets.source import BrokenSourceError, Dataset, SourceError, SourceFile
 from alignserve.datasets.sources import SourceOptions, open_dataset
+from alignserve.datasets.sources.unreadable import UNREADABLE
 
 _OK, _SOME_FAILED = 0, 1
 _STOPPED = 128  # plus the number of the signal, as shells report it
@@ -109,11 +110,12 @@ class _Run:
 
     def _counter(self) -> _Counter:
         """Returns the display, after counting the rows of the source if that is asked for."""
-        before = self._output.account().rows_in
+        account = self._output.account()
+        before = account.rows_in
         if before:
             _complain(f"{before} rows were done before")
         total = _counted(self._dataset).rows_in - before if self._args.count else None
-        return _Counter(JobProgress(sys.stderr, files=len(self._dataset.files), total=total))
+        return _Counter(JobProgress(sys.stderr, files=account.unfinished_files, total=total))
 
     def _end(self, counter: _Counter, *, missing: Selection | None = None) -> Ledger:
         """Writes the account, and prints it as the last line."""
@@ -187,13 +189,16 @@ def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelIn
 
 def source_options(args: argparse.Namespace, info: ModelInfo | None) -> SourceOptions:
     """Returns what the arguments say about columns, and the server about images."""
+    is_of_texts = getattr(args, "embed", None) == ("text",)
     options = SourceOptions(
-        image_column=args.image_column,
+        kind=args.kind,
+        image_column="" if is_of_texts else args.image_column,
         text_column=args.text_column,
         key_column=args.key_column,
         columns=args.columns,
         image_root=args.image_root,
         delimiter=args.delimiter,
+        reads_images=False,  # the jobs read them, when they are needed
     )
     if info is None:
         return options
@@ -243,6 +248,7 @@ def _manifest(
             "truncate": args.truncate,
             "rows_per_shard": args.rows_per_shard,
             "only": selection.digest if selection else None,
+            "kind": args.kind,
             "image_column": args.image_column,
             "text_column": args.text_column,
             "key_column": args.key_column,
@@ -256,9 +262,10 @@ def _manifest(
 
 def _digest(file: SourceFile) -> str | None:
     try:
-        return file.digest()
+        digest = file.digest()
     except (OSError, BrokenSourceError):  # its rows will say so
         return None
+    return None if digest == UNREADABLE else digest
 
 
 def _count(dataset: Dataset) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from alignserve.datasets.row import Row, RowFailure
+from alignserve.datasets.row import Row
 from alignserve.datasets.shards import ShardEnd
+from alignserve.datasets.sources.rows import RowError, image_in
 
 _CHUNK_ROWS = 32  # few enough to bound their images, enough to make the hand-over between threads cheap
 _CHUNK_BYTES = 16 << 20  # of images that come with their rows
@@ -56,17 +56,9 @@ class Loader:
         if isinstance(event, ShardEnd) or not isinstance(event.image, Path):
             return event
         try:
-            status = event.image.stat()
-            if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
-                failure = RowFailure("FILE_UNREADABLE", f"{event.image} is not a regular file")
-            elif status.st_size > self._max_image_bytes:
-                size = f"{status.st_size} bytes, but the server takes {self._max_image_bytes}"
-                failure = RowFailure("IMAGE_TOO_LARGE", f"the image has {size}")
-            else:
-                return replace(event, image=event.image.read_bytes())
-        except OSError as error:
-            failure = RowFailure("FILE_UNREADABLE", str(error))
-        return replace(event, image=None, failure=event.failure or failure)
+            return replace(event, image=image_in(str(event.image), self._max_image_bytes))
+        except RowError as error:
+            return replace(event, image=None, failure=event.failure or error.failure)
 
 
 def _path_of(event: Row | ShardEnd) -> str | None:

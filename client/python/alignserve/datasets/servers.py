@@ -30,6 +30,7 @@ _MAX_ATTEMPTS = 3  # of an item that the server fails by its own fault
 _MAX_BREAKS = 10  # of streams while an item was in flight
 _MAX_FAULTS = 20  # rows that the server failed by its own fault, without any success between them
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 5.0  # before a stream is opened again
+_CHECK_SECONDS = 5.0  # for a server to name its model
 _MAX_END_SECONDS = 5.0  # for the streams to end in good order
 
 
@@ -93,7 +94,7 @@ class Servers:
         """
         for client in self._clients:
             try:
-                self._check(client, await client.model_info())
+                self._check(client, await client.model_info(timeout_seconds=_CHECK_SECONDS))
             except AlignserveError as error:
                 if verdict_on_stream(error) is Verdict.RUN_ENDS:
                     raise RunError(error) from error

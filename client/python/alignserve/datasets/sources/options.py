@@ -31,8 +31,8 @@ class SourceOptions:
         max_image_bytes: Larger images fail, without being read.
         max_text_bytes: Larger texts fail.
         max_row_bytes: A larger row of CSV, line of JSON Lines or metadata member of a tar fails.
-        reads_files: Whether images at paths are read; otherwise a row has the path, and a file that cannot be
-            read is found out later.
+        reads_images: Read the image files that rows name; otherwise rows have their paths, so that several
+            can be read at a time.
         files_per_block: Number of image files in each source file of a dataset.
     """
 
@@ -47,7 +47,7 @@ class SourceOptions:
     max_image_bytes: int = 64 << 20
     max_text_bytes: int = 1 << 20
     max_row_bytes: int = 16 << 20
-    reads_files: bool = True
+    reads_images: bool = True
     files_per_block: int = 10_000
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from alignserve.datasets.source import BrokenSourceError, Cursor
 from alignserve.datasets.sources.files import FileError, digest_of, open_regular
 from alignserve.datasets.sources.rows import RowBuilder, RowError
 
-_BATCH_BYTES = 32 << 20
+_BATCH_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 512
 _BUFFER_BYTES = (
     1 << 20
@@ -29,7 +29,8 @@ class ParquetFile:
     """A Parquet file.
 
     A row's place is its number in the file, from 0, and a cursor is the number of rows before it. However
-    large a row group is, about 32 MiB of it are decoded at a time, and at least one page of each column.
+    large a row group is, about 16 MiB of it are decoded at a time, and at least one page of each column:
+    writers put up to 1,024 values in one.
 
     A file whose end is missing has no readable rows. A page that is damaged ends the file; the rows of the
     batches before it are whole.
@@ -82,7 +83,12 @@ def schema_of(path: Path) -> pa.Schema:
 @contextmanager
 def _opened(path: Path) -> Iterator[parquet.ParquetFile]:
     with open_regular(path) as file:
-        yield parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+        yield parquet.ParquetFile(
+            file,
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,  # it would load all columns of a row group
+            page_checksum_verification=True,
+        )
 
 
 def _batches(file: parquet.ParquetFile, names: list[str], start: int) -> Iterator[pa.RecordBatch]:

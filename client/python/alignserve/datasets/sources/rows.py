@@ -66,7 +66,7 @@ class RowBuilder:
         kept: Other columns to keep.
         image_root: The folder below which relative paths are found.
         limits: Of images and texts.
-        reads_files: Whether images at paths are read; otherwise a row has the path.
+        reads_images: Read image files; otherwise rows have their paths.
     """
 
     image: str | None
@@ -75,7 +75,7 @@ class RowBuilder:
     kept: tuple[str, ...]
     image_root: str
     limits: Limits
-    reads_files: bool = True
+    reads_images: bool = True
     needed: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,8 +124,8 @@ class RowBuilder:
             raise RowError(
                 "IMAGE_IS_URL", f"{shown(path)} is a URL; download it first, such as with img2dataset"
             )
-        whole = os.path.join(self.image_root, path)  # noqa: PTH118 — a `str`
-        return image_in(whole, self.limits.image_bytes) if self.reads_files else Path(whole)
+        where = os.path.join(self.image_root, path)  # noqa: PTH118 — a `str`
+        return image_in(where, self.limits.image_bytes) if self.reads_images else Path(where)
 
 
 def image_in(path: str, max_bytes: int) -> bytes:

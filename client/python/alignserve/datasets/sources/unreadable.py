@@ -10,6 +10,9 @@ from alignserve.datasets.row import Row
 from alignserve.datasets.source import BrokenSourceError, Cursor
 from alignserve.datasets.sources.files import FileError, digest_of
 
+UNREADABLE = "unreadable"
+"""The digest of a file of which nothing can be read."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnreadableFile:
@@ -29,7 +32,7 @@ class UnreadableFile:
         try:
             return digest_of(self.path)
         except FileError:
-            return "unreadable"
+            return UNREADABLE
 
     def rows(self, start: Cursor = 0) -> Iterator[tuple[Row, Cursor]]:  # noqa: ARG002 — of `SourceFile`
         """Raises `BrokenSourceError`, wherever reading starts."""
