@@ -93,7 +93,8 @@ class Lance:
         table = lancedb.connect(folder).open_table("vectors")
 
         def search(query: NDArray[np.float32], top_k: int) -> list[int]:
-            found = table.search(query).distance_type("dot").limit(top_k).select(["row", "_distance"])
+            found: Any = table.search(query)  # its type lacks what only searches by vectors have
+            found = found.distance_type("dot").limit(top_k).select(["row", "_distance"])
             if self.nprobes is not None:
                 found = found.nprobes(self.nprobes)
             if self.refine is not None:
