@@ -111,10 +111,8 @@ async def embed_on_ray(
         OSError: The output cannot be written.
     """
     job = ray.put((dataset, output.folder, sink, clients, servers.info.fingerprint, options))
-    actors = [
-        _Worker.options(num_cpus=1, scheduling_strategy="SPREAD").remote(job)
-        for _ in range(min(workers, len(dataset.files)))
-    ]
+    kind: Any = ray.remote(max_restarts=-1, num_cpus=1, scheduling_strategy="SPREAD")(_Worker)
+    actors = [kind.remote(job) for _ in range(min(workers, len(dataset.files)))]
     files = _Files(len(dataset.files), counter or RowCounter())
     tasks = [asyncio.create_task(files.give_to(actor)) for actor in actors]
     try:
@@ -201,7 +199,6 @@ class _Counts(RowCounter):
         return taken
 
 
-@ray.remote(max_restarts=-1)
 class _Worker:
     """Embeds source files of a dataset, one at a time, and can be asked for counts meanwhile."""
 
