@@ -54,7 +54,7 @@ async def test_every_row_is_embedded_in_order(server: FakeServer, folder: Path) 
 
 
 async def test_calls_have_the_priority_of_the_client(server: FakeServer, folder: Path) -> None:
-    """Nothing but streams is used for the rows."""
+    """Only streams are used for the rows."""
     await embed_dataset(text_dataset(5), folder, server.target)
 
     assert {call.method for call in server.received} == {"GetModelInfo", "StreamInfer"}

@@ -1,4 +1,4 @@
-"""The folder that a job writes: what it accepts, what survives, and what is done again."""
+"""The folder that a job writes: runs that it refuses, and shards that survive or are done again."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_lock_ends_with_its_run(folder: Path) -> None:
 
 
 def test_an_output_with_content_is_refused_without_resume(folder: Path) -> None:
-    """Nobody's vectors are overwritten."""
+    """Its vectors are not overwritten."""
     opened(folder).close()
 
     with pytest.raises(OutputNotEmptyError, match="--resume"):

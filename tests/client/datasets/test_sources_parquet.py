@@ -267,7 +267,7 @@ def test_only_files_that_can_be_read_decide_the_schema(tmp_path: Path) -> None:
 
 
 def test_one_huge_row_group_is_read_in_parts(path: Path) -> None:
-    """A few batches of 16 MiB are in memory at a time, not the 100 MiB of the row group; pages here are small."""
+    """A few batches of 16 MiB are in memory at a time, not the 100 MiB of the row group."""
     image = bytes(1 << 20)
     columns = {"image": pa.array([image] * 100)}
     write(path, columns, compression="none", use_dictionary=False, write_batch_size=1)

@@ -1,4 +1,4 @@
-"""The progress of a long job: a line that is redrawn on a terminal, and otherwise a line now and then."""
+"""The progress of a long job: a line that is redrawn on a terminal, and otherwise a line every 30 seconds."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class EmbedOptions:
 
 
 class RowCounter:
-    """What a job tells of its rows while it runs; a display overrides what it needs."""
+    """Is told about each row and shard of a running job; a display overrides these methods."""
 
     def row(self, *, failed: bool) -> None:
         """Counts a row that has its result or failure."""

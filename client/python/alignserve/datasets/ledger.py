@@ -22,7 +22,7 @@ class Ledger:
         rows_in: Rows read.
         rows_out: Rows with a result.
         failed: Rows without one, by reason.
-        skipped: Files of the source that are no rows, by suffix or kind.
+        skipped: Files of the source that are not rows, by suffix or kind.
         broken: Source files that break off, each with the reason and position; their rows before it count.
         problems: What could not be looked into.
         unfinished_files: Source files that were not read to their end, for whatever reason.

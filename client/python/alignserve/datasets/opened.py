@@ -1,4 +1,4 @@
-"""Shards that are being embedded: their rows, in order, with what has been answered so far."""
+"""Shards that are being embedded: their rows, in order, with the answers so far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignserve.datasets.row import RowFailure
 from alignserve.datasets.shards import ShardEnd
 
 Kind: TypeAlias = Literal["image", "text"]
-"""What of a row is embedded."""
+"""A part of a row that can be embedded."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

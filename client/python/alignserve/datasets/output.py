@@ -1,6 +1,6 @@
 """The folder that a job writes: a manifest, shards that are committed whole, and a record of each.
 
-    FOLDER/manifest.json               what was asked for, and the account
+    FOLDER/manifest.json               the model, sources and options, and the account
     FOLDER/part-00003-00012.parquet    shard 12 of source file 3; other layouts have other names
     FOLDER/records/00003-00012.json    its record, written after its data
     FOLDER/failures.jsonl              a line for each row that failed, written at the end
@@ -80,14 +80,14 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class FileProgress:
-    """What is left to do of a source file.
+    """The rest of a source file that is to be done.
 
     Attributes:
         cursor: Where to go on behind the last good shard.
         next_shard: Number of the shard that begins there.
         is_complete: Whether nothing is left behind the last good shard.
         broken: Why an earlier run could not read beyond `cursor`, or `None`.
-        gaps: What is left before it.
+        gaps: Rows before it that are done again.
     """
 
     cursor: Cursor = 0
@@ -237,7 +237,7 @@ class OutputFolder:
         It is called when a run ends, whether or not everything is done: the manifest's `state` says which.
 
         Args:
-            skipped: Files of the source that are no rows, by suffix or kind.
+            skipped: Files of the source that are not rows, by suffix or kind.
             problems: What could not be looked into.
 
         Raises:

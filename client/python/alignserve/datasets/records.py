@@ -43,7 +43,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """What is known of a shard; a shard without a record does not exist.
+    """The account of a shard; a shard without a record does not exist.
 
     Attributes:
         file: Number of the source file, from 0.

@@ -1,4 +1,4 @@
-"""Parquet: a file per shard, with the embeddings as fixed-size lists beside the key and the kept columns."""
+"""Parquet: a file per shard, with the embeddings as fixed-size lists next to the key and the kept columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ParquetSink:
 
     Args:
         kept: Columns of the source.
-        kinds: What is embedded.
+        kinds: The parts of rows that are embedded.
         has_text: Write a column with the text.
         info: Of the model.
         dtype: `float32` or `float16`.

@@ -25,7 +25,8 @@ _KINDS = {
 # writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _DIGEST_EDGE_BYTES = 64 << 10
-_BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 20
+"""Of a file that is read from its beginning to its end."""
 
 
 class FileError(Exception):
@@ -48,8 +49,12 @@ def kind_of_mode(mode: int) -> str:
 
 
 @contextmanager
-def open_regular(path: str | Path) -> Iterator[BinaryIO]:
+def open_regular(path: str | Path, buffer_bytes: int = BUFFER_BYTES) -> Iterator[BinaryIO]:
     """Opens a regular file, or a link to one.
+
+    Args:
+        path: Of the file.
+        buffer_bytes: As many are read at a time, also after a jump to another position.
 
     Raises:
         FileError: It is something else, or cannot be opened.
@@ -59,7 +64,7 @@ def open_regular(path: str | Path) -> Iterator[BinaryIO]:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         raise FileError("UNREADABLE", _explained(error)) from error
-    with open(descriptor, "rb", buffering=_BUFFER_BYTES) as file:  # noqa: PTH123 — of a descriptor
+    with open(descriptor, "rb", buffering=buffer_bytes) as file:  # noqa: PTH123 — of a descriptor
         _check_regular(os.fstat(descriptor))
         yield file
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from alignserve.datasets.source import SourceError
 from alignserve.datasets.sources import img2dataset
 from alignserve.datasets.sources.globs import expand, is_pattern
-from alignserve.datasets.sources.image_files import SEPARATOR
+from alignserve.datasets.sources.image_files import METADATA_SUFFIX, SEPARATOR
 from alignserve.datasets.sources.kinds import Kind, compressed_suffix, kind_of_file, kind_of_name, suffix_of
 from alignserve.datasets.sources.options import SourceOptions
 from alignserve.datasets.walk import Folder, Walk
@@ -146,7 +146,7 @@ class _Finder:
                 contents.compressed.append(os.path.join(folder.path, name))  # noqa: PTH118
             elif suffix == self._text_suffix and stem in images and self._options.text_column != "":
                 self.found.has_texts = True
-            else:
+            elif not (suffix == METADATA_SUFFIX and stem in images and self._options.columns):
                 self.found.skipped[suffix.lower() or "without suffix"] += 1
 
 

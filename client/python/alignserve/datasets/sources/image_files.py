@@ -16,6 +16,9 @@ from alignserve.datasets.sources.keys import key_of_name
 from alignserve.datasets.sources.lines import BOM
 from alignserve.datasets.sources.rows import IMAGE, TEXT, RowBuilder, RowError
 
+METADATA_SUFFIX = ".json"
+"""Of the file next to an image that has its columns, as img2dataset writes it."""
+
 SEPARATOR = "\0"
 """Between paths; the one character that no path has."""
 
@@ -71,7 +74,7 @@ class ImageBlock:
             if builder.text is not None:
                 values[TEXT] = _next_to(stem + self.text_suffix, builder.limits.text_bytes, "TEXT")
             if builder.kept:
-                metadata = parsed(_next_to(f"{stem}.json", self.max_metadata_bytes, "COLUMN") or b"{}\n")
+                metadata = parsed(_next_to(stem + METADATA_SUFFIX, self.max_metadata_bytes, "COLUMN") or b"{}\n")
         except RowError as error:
             return Row(key, failure=error.failure)
         return builder.build(key, values, kept_from(metadata, builder.kept))

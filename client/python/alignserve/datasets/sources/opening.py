@@ -74,7 +74,7 @@ def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = No
     if not found.files:
         left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(found.skipped.items()))
         raise SourceError("; ".join(("nothing to read was found", *found.problems, left_out)).rstrip("; "))
-    opened = list(_opened(found, options))
+    opened = _with_parts_of_all_tars(list(_opened(found, options)))
     readable = [file for file in opened if isinstance(file, _Opened)]
     _check_alike(readable)
     schema = _schema(readable, options)
@@ -107,6 +107,19 @@ def _opened(found: Found, options: SourceOptions) -> Iterator[_Opened | Unreadab
             yield openers[kind](path, key_of_name(name), options)
         except FileError as error:
             yield UnreadableFile(key_of_name(name), path, error.message)
+
+
+def _with_parts_of_all_tars(files: Sequence[_Opened | UnreadableFile]) -> list[_Opened | UnreadableFile]:
+    """Has images and texts read of all tars if one of them has some: only their first samples were looked at."""
+    tars_ = [file.chosen for file in files if isinstance(file, _Opened) and file.kind is Kind.TAR]
+    image = next((chosen.image for chosen in tars_ if chosen.image is not None), None)
+    text = next((chosen.text for chosen in tars_ if chosen.text is not None), None)
+    return [
+        replace(file, chosen=replace(file.chosen, image=image, text=text))
+        if isinstance(file, _Opened) and file.kind is Kind.TAR
+        else file
+        for file in files
+    ]
 
 
 def _open_images(found: Found, paths: str, options: SourceOptions) -> _Opened:

@@ -31,8 +31,8 @@ class SourceOptions:
         max_image_bytes: Larger images fail, without being read.
         max_text_bytes: Larger texts fail.
         max_row_bytes: A larger row of CSV, line of JSON Lines or metadata member of a tar fails.
-        reads_images: Read the image files that rows name; otherwise rows have their paths, so that whoever
-            takes them can read several at a time.
+        reads_images: Read the image files that rows name; otherwise rows have their paths, so that several
+            can be read at a time.
         files_per_block: Number of image files in each source file of a dataset.
     """
 

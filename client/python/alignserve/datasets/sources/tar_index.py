@@ -17,6 +17,7 @@ from alignserve.datasets.walk import SYSTEM_FOLDERS
 
 _BLOCK_BYTES = tarfile.BLOCKSIZE
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X")
+_TYPE = slice(156, 157)  # of a header
 _MAX_EXTENSIONS = 8  # headers that describe the next one; writers need three at most
 _MAX_EXTENSION_BYTES = 1 << 20
 _ZEROS = bytes(_BLOCK_BYTES)
@@ -80,7 +81,7 @@ class TarReader:
                 offset += len(block)
                 continue
             is_ended = False
-            info, end = self._next(offset)
+            info, end = self._next(offset, block)
             if (member := self._member(info)) is not None:
                 yield offset, member
             offset = end
@@ -97,9 +98,10 @@ class TarReader:
         file = self._tar.extractfile(info)
         return b"" if file is None else file.read()
 
-    def _next(self, offset: int) -> tuple[tarfile.TarInfo, int]:
-        """Returns the member whose header is at a position, and where it ends."""
-        self._check_extensions(offset)
+    def _next(self, offset: int, block: bytes) -> tuple[tarfile.TarInfo, int]:
+        """Returns the member whose header begins with a block at a position, and where it ends."""
+        if block[_TYPE] in _EXTENSIONS:
+            self._check_extensions(offset)
         self._file.seek(offset)
         try:
             info = tarfile.TarInfo.fromtarfile(self._tar)
@@ -117,7 +119,7 @@ class TarReader:
         for _ in range(_MAX_EXTENSIONS):
             self._file.seek(offset)
             block = self._file.read(_BLOCK_BYTES)
-            if block[156:157] not in _EXTENSIONS:
+            if block[_TYPE] not in _EXTENSIONS:
                 return
             try:
                 size = tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape").size

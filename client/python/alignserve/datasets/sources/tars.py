@@ -25,6 +25,7 @@ from alignserve.datasets.sources.tar_index import TarBroken, TarIndex, TarReader
 TEXT_SUFFIXES = ("txt", "text", "caption")
 _TEXT_NAMES = ("text", "caption")  # in the JSON of a sample
 _METADATA = "json"
+_BUFFER_BYTES = 4 << 10  # headers are read, and the members between them passed over
 _PEEKED_MEMBERS = 300
 _Members = dict[str, TarInfo]
 
@@ -84,7 +85,7 @@ class TarFile:
     def rows(self, start: Cursor = 0) -> Iterator[tuple[Row, Cursor]]:
         """Yields the rows, see `SourceFile`."""
         try:
-            with open_regular(self.path) as file:
+            with open_regular(self.path, _BUFFER_BYTES) as file:
                 reader = self.samples.reader(file)
                 index = TarIndex.of(reader)
                 for sample in range(start, len(index)):
@@ -185,7 +186,7 @@ def _text_names(samples: TarSamples) -> set[str]:
 def _suffixes_in(path: Path, samples: TarSamples) -> list[str]:
     """Returns the suffixes of the first members of a tar, and `json:NAME` for the names in the first JSON."""
     found: dict[str, None] = {}
-    with open_regular(path) as file:
+    with open_regular(path, _BUFFER_BYTES) as file:
         reader = samples.reader(file)
         try:
             for _, member in islice(reader.members(), _PEEKED_MEMBERS):
