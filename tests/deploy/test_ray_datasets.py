@@ -1,4 +1,4 @@
-"""`deploy/ray/embed_dataset.py` on a real cluster of two nodes: every row once, whoever dies."""
+"""`deploy/ray/embed_dataset.py` on a real cluster of two nodes: every row once, also if processes die."""
 
 from __future__ import annotations
 
