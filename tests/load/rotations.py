@@ -38,7 +38,7 @@ def main() -> None:
             print(f"{name:42} {'signs' if is_bits else 'floats':8} {figures}", flush=True)
 
 
-Rotated = tuple[NDArray[np.float32], NDArray[np.float32]]  # the mean to subtract, and the matrix to multiply by
+Rotated = tuple[NDArray[np.float32], NDArray[np.float32]]  # a mean to subtract, and a matrix
 
 
 def _fitted(sample: Sample) -> Iterator[tuple[str, dict[str, Rotated]]]:

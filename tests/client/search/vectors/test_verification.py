@@ -1,4 +1,4 @@
-"""The command verify-vectors, against the fake server: vectors that have drifted, and inputs that can no longer be read."""
+"""The command verify-vectors: vectors that have drifted, and inputs that can no longer be read."""
 
 from __future__ import annotations
 
