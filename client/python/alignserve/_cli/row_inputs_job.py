@@ -22,7 +22,7 @@ def rows_with_inputs(
     Args:
         args: Of the command.
         keys: Of the rows.
-        kept: Returns the rows with the inputs that are kept beside the vectors.
+        kept: Returns the rows with the inputs that are kept with the vectors.
 
     Raises:
         VectorsError: The inputs are not there; the message says how to give them.
