@@ -144,6 +144,7 @@ def test_a_server_that_goes_away_fails_no_request(server: FakeServer, requests: 
     assert sum(each["response"]["status_code"] == 200 for each in answers(out)) == 36
 
 
+@pytest.mark.long
 def test_killed_runs_lose_nothing(server: FakeServer, tmp_path: Path, out: Path) -> None:
     """After `kill -9` at any time, each request has one answer, the same as in a run that was not killed."""
     requests = tmp_path / "in.jsonl"

@@ -43,6 +43,7 @@ def test_inline_code_is_not_prose() -> None:
     assert list(find("`for ever` and for_ever and load/beside.py", "a.md")) == []
 
 
+@pytest.mark.long
 def test_finished_paths_follow_the_rules() -> None:
     """The paths that wording.toml lists break no rule."""
     assert check(*CONFIG["paths"]) == []

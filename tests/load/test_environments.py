@@ -23,7 +23,7 @@ def test_a_server_that_was_never_installed_names_the_command() -> None:
 
 def test_a_failed_installation_leaves_its_reason(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """The reason is the last line of pip's output, and nothing else remains."""
-    monkeypatch.setitem(environments._REQUIREMENTS, "broken", str(folder / "missing-1.0-py3-none-any.whl"))
+    monkeypatch.setitem(environments._REQUIREMENTS, "broken", [str(folder / "missing-1.0-py3-none-any.whl")])
 
     environments.install("broken")
 

@@ -289,6 +289,7 @@ async def test_a_full_server_gets_the_row_again(server: FakeServer, folder: Path
     assert ledger.is_success
 
 
+@pytest.mark.long
 async def test_a_row_that_breaks_the_connection_each_time_is_named(server: FakeServer, folder: Path) -> None:
     """The run ends, instead of going round forever."""
     server.break_stream(after=0, reason="", times=50)
