@@ -258,6 +258,21 @@ def test_a_block_s_digest_follows_its_files(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
+def test_a_block_s_digest_follows_the_files_next_to_its_images(tmp_path: Path) -> None:
+    """Another text or column would go with the embedding of the one before."""
+    write(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "a.txt").write_text("one")
+    digests = {opened(tmp_path, columns=("url",)).files[0].digest() for _ in range(2)}
+    (tmp_path / "a.txt").write_text("another")
+    digests.add(opened(tmp_path, columns=("url",)).files[0].digest())
+    (tmp_path / "b.txt").write_text("new")
+    digests.add(opened(tmp_path, columns=("url",)).files[0].digest())
+    (tmp_path / "b.json").write_text("{}")
+    digests.add(opened(tmp_path, columns=("url",)).files[0].digest())
+
+    assert len(digests) == 4
+
+
 def test_a_file_that_vanishes_fails_alone(tmp_path: Path) -> None:
     """It was in the folder when the dataset was opened, so it counts."""
     write(tmp_path, "a.jpg", "b.jpg")

@@ -30,11 +30,11 @@ def source_around(folder: Path, sources: Sequence[str | Path]) -> str | None:
 
 def _folders(source: str) -> Iterator[Path]:
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):  # noqa: PTH112 — `Path.is_dir` raises where permission is missing
         yield path
     elif glob.has_magic(source):
         for match in glob.iglob(source, recursive=True):  # noqa: PTH207 — the source may be absolute
-            if Path(match).is_dir():
+            if os.path.isdir(match):  # noqa: PTH112
                 yield Path(match)
 
 
