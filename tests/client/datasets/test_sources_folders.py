@@ -292,6 +292,26 @@ def test_patterns_find_files_and_folders(tmp_path: Path) -> None:
     assert [row.key for row in read(tmp_path / "1/.*")] == [".h.jpg"]
 
 
+def test_a_pattern_leaves_out_what_its_folder_would(tmp_path: Path) -> None:
+    """`photos/*` reads the same as `photos`: texts and metadata next to images, and kinds not taken."""
+    write(tmp_path, "in/a.jpg", "in/B.JPG", "in/c.heic", "in/notes", "in/deep/d.jpg")
+    (tmp_path / "in/a.txt").write_text("text")
+    (tmp_path / "in/a.json").write_text("{}")
+    (tmp_path / "in/page.html").write_text("<html>")
+    os.mkfifo(tmp_path / "in/pipe")
+    os.mkfifo(tmp_path / "in/pipe.jpg")
+    (tmp_path / "in/b.csv.gz").write_bytes(b"")
+
+    dataset = opened(tmp_path / "in/*")
+
+    assert keys(tmp_path / "in/*") == ["B.JPG", "a.jpg", "deep/d.jpg"]
+    assert [row.text for row in rows(dataset)] == [None, "text", None]
+    assert dataset.skipped == {".heic": 1, "without suffix": 1, ".html": 1, "named pipe": 2}
+    assert [problem.rpartition("/")[2] for problem in dataset.problems] == [
+        "b.csv.gz is compressed; decompress it first"
+    ]
+
+
 def test_a_name_with_magic_characters_is_not_a_pattern_if_it_exists(tmp_path: Path) -> None:
     """A folder may be called `photos [2020]`."""
     write(tmp_path, "photos [2020]/a.jpg", "photos 2/b.jpg")
