@@ -20,7 +20,7 @@ def source_around(folder: Path, sources: Sequence[str | Path]) -> str | None:
     """
     where = folder.resolve()
     around = {_identity(path) for path in (where, *where.parents)} - {None}
-    for source in map(os.fspath, sources):
+    for source in (os.fspath(source) for source in sources):
         if not is_pattern(Path(source)):
             if _identity(source) in around:
                 return source

@@ -81,7 +81,7 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _wider_struct(one: pa.StructType, other: pa.StructType) -> pa.StructType | None:
-    """Returns a struct with the fields of both, in the order of the first; such as `{bytes, path}` of nulls."""
+    """Returns a struct with the fields of both, such as of `{a: null}` and `{a: string}`."""
     fields = {field.name: field.type for field in one}
     for field in other:
         wider = _wider(fields.get(field.name, pa.null()), field.type)
