@@ -57,10 +57,13 @@ def find(paths: Sequence[str | Path], options: SourceOptions) -> Found:
     walk = Walk()
     given, matches = [], set()
     for source in map(Path, paths):
-        found_paths = _expanded(source, walk)
-        given += found_paths
+        expanded = _expanded(source, walk)
         if is_pattern(source):
-            matches.update(found_paths)
+            links = {path for path in expanded if os.path.islink(path) and os.path.isdir(path)}  # noqa: PTH112, PTH114
+            walk.skipped["link to a folder"] += len(links)  # as in folders: it may lead back
+            expanded = [path for path in expanded if path not in links]
+            matches.update(expanded)
+        given += expanded
     folders = {path for path in given if os.path.isdir(path)}  # noqa: PTH112 — a `str`
     distinct = _distinct(given, folders)
     finder = _Finder(Found(_base(distinct, folders)), options, walk)
@@ -71,7 +74,7 @@ def find(paths: Sequence[str | Path], options: SourceOptions) -> Found:
             finder.add_file(path)
     finder.finish_images()
     found = finder.found
-    found.skipped.update(walk.skipped)
+    found.skipped.update(+walk.skipped)
     found.problems += dict.fromkeys(walk.problems)  # a pattern may come to a folder twice
     if len(given) > len(distinct):
         found.skipped["given twice"] += len(given) - len(distinct)
