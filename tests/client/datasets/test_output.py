@@ -240,7 +240,7 @@ def test_an_output_beside_its_source_is_accepted(tmp_path: Path) -> None:
 
 
 def test_a_pattern_does_not_follow_loops_of_links(tmp_path: Path) -> None:
-    """Two links to their own folder are 2^40 paths to whoever follows them."""
+    """Two links to their own folder make 2^40 paths, if links are followed."""
     (tmp_path / "in").mkdir()
     for name in "abc":
         (tmp_path / "in" / name).symlink_to(".")
