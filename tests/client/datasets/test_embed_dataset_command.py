@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -53,6 +54,21 @@ def test_the_last_line_is_the_account(run: Run, texts: Path, tmp_path: Path, cap
     table = rows_of(tmp_path / "out")
     assert table.column_names == ["key", "text_embedding", "text", "url"]
     assert manifest_in(tmp_path / "out")["state"] == "complete"
+
+
+@pytest.mark.parametrize("layout", ["parquet", "clip-retrieval"])
+def test_the_output_may_have_any_name(
+    run: Run, texts: Path, tmp_path: Path, capsys: Any, server: FakeServer, layout: str
+) -> None:
+    """One that is not UTF-8 too, of which the last line shows the bytes."""
+    server.fail_input("text 3")
+    name = os.fsdecode(b"out-\xff")
+
+    code = run(texts, "--layout", layout, to=name)
+
+    assert code == 1
+    assert capsys.readouterr().out.rstrip().endswith(r"out-\xff/failures.jsonl")
+    assert manifest_in(tmp_path / name)["ledger"]["rows_out"] == 29
 
 
 def test_the_rows_are_bulk_work(run: Run, texts: Path, server: FakeServer) -> None:

@@ -239,6 +239,15 @@ def test_an_output_beside_its_source_is_accepted(tmp_path: Path) -> None:
         opened(tmp_path / "out", sources=[source]).close()
 
 
+def test_a_pattern_does_not_follow_loops_of_links(tmp_path: Path) -> None:
+    """Two links to their own folder make 2^40 paths, if links are followed."""
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / "in" / name).symlink_to(".")
+
+    opened(tmp_path / "out", sources=[tmp_path / "in/**/*.jpg"]).close()
+
+
 def test_the_account_of_all_shards_is_written(folder: Path) -> None:
     """The failures too, as lines that name their source."""
     with opened(folder) as output:

@@ -258,6 +258,21 @@ def test_a_block_s_digest_follows_its_files(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
+def test_a_block_s_digest_follows_the_files_next_to_its_images(tmp_path: Path) -> None:
+    """Another text or column would go with the embedding of the one before."""
+    write(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "a.txt").write_text("one")
+    digests = {opened(tmp_path, columns=("url",)).files[0].digest() for _ in range(2)}
+    (tmp_path / "a.txt").write_text("another")
+    digests.add(opened(tmp_path, columns=("url",)).files[0].digest())
+    (tmp_path / "b.txt").write_text("new")
+    digests.add(opened(tmp_path, columns=("url",)).files[0].digest())
+    (tmp_path / "b.json").write_text("{}")
+    digests.add(opened(tmp_path, columns=("url",)).files[0].digest())
+
+    assert len(digests) == 4
+
+
 def test_a_file_that_vanishes_fails_alone(tmp_path: Path) -> None:
     """It was in the folder when the dataset was opened, so it counts."""
     write(tmp_path, "a.jpg", "b.jpg")
@@ -275,6 +290,34 @@ def test_patterns_find_files_and_folders(tmp_path: Path) -> None:
     assert [row.key for row in read(tmp_path / "**/*.jpg")] == ["1/a.jpg", "1/deep/d.jpg", "2/b.jpg"]
     assert [row.key for row in read(tmp_path / "[1]")] == ["a.jpg", "c.png", "deep/d.jpg"]
     assert [row.key for row in read(tmp_path / "1/.*")] == [".h.jpg"]
+
+
+def test_a_pattern_leaves_out_what_its_folder_would(tmp_path: Path) -> None:
+    """`photos/*` reads the same as `photos`: texts and metadata next to images, and kinds not taken."""
+    write(tmp_path, "in/a.jpg", "in/B.JPG", "in/c.heic", "in/notes", "in/deep/d.jpg", "in/__MACOSX/a.jpg")
+    (tmp_path / "in/a.txt").write_text("text")
+    (tmp_path / "in/a.json").write_text("{}")
+    (tmp_path / "in/page.html").write_text("<html>")
+    os.mkfifo(tmp_path / "in/pipe")
+    os.mkfifo(tmp_path / "in/pipe.jpg")
+    (tmp_path / "in/loop").symlink_to("../in")
+    (tmp_path / "in/b.csv.gz").write_bytes(b"")
+
+    dataset = opened(tmp_path / "in/*")
+
+    assert keys(tmp_path / "in/*") == ["B.JPG", "a.jpg", "deep/d.jpg"]
+    assert [row.text for row in rows(dataset)] == [None, "text", None]
+    assert dataset.skipped == {
+        ".heic": 1,
+        "without suffix": 1,
+        ".html": 1,
+        "named pipe": 2,
+        "link to a folder": 1,
+        "__MACOSX": 1,
+    }
+    assert [problem.rpartition("/")[2] for problem in dataset.problems] == [
+        "b.csv.gz is compressed; decompress it first"
+    ]
 
 
 def test_a_name_with_magic_characters_is_not_a_pattern_if_it_exists(tmp_path: Path) -> None:

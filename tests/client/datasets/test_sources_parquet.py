@@ -62,6 +62,28 @@ def test_texts_are_strings_of_any_type(path: Path, type_: pa.DataType) -> None:
     assert texts(read(path)) == values
 
 
+def test_structs_of_nulls_take_the_type_of_another_file(tmp_path: Path) -> None:
+    """Writers that infer types write `struct<a: null>` where a file happens to have only nulls."""
+    parts = {
+        "1": [{"a": None, "n": [1]}],
+        "2": [{"n": None, "a": "x"}],
+        "3": [{"more": 2.5}],
+        "4": [None],
+    }
+    for name, values in parts.items():
+        parquet.write_table(pa.table({"text": ["t"], "s": values}), tmp_path / f"{name}.parquet")
+
+    dataset = opened(tmp_path, columns=("s",))
+
+    kept = pa.array([row.columns["s"] for row in rows(dataset)], dataset.schema.field("s").type)
+    assert kept.to_pylist() == [
+        {"a": None, "n": [1], "more": None},
+        {"a": "x", "n": None, "more": None},
+        {"a": None, "n": None, "more": 2.5},
+        None,
+    ]
+
+
 def test_images_as_hugging_face_datasets_writes_them(path: Path, tmp_path: Path) -> None:
     """Bytes, or a path next to the file, or nothing."""
     (tmp_path / "a.jpg").write_bytes(b"from a file")

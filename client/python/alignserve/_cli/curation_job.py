@@ -127,7 +127,7 @@ def _opened(args: argparse.Namespace) -> Dataset:
     except SourceError as error:
         raise ValueError(str(error)) from error
     for problem in dataset.problems:
-        _complain(f"cannot read {problem}")
+        _complain(f"problem: {problem}")
     if dataset.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.skipped.items()))
         _complain(f"skipped, since they are not images or tables that are read: {kinds}")

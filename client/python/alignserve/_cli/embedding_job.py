@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -144,8 +145,8 @@ class _Run:
             )
         ledger = self._output.finish(skipped=self._dataset.skipped, problems=problems)
         _report(ledger)
-        where = f"; see {self._output.folder / FAILURES}" if ledger.failed else ""
-        print(f"{ledger.summary()}{where}")
+        failures = os.fsencode(self._output.folder / FAILURES).decode(errors="backslashreplace")
+        print(f"{ledger.summary()}{f'; see {failures}' if ledger.failed else ''}")
         return ledger
 
     @contextlib.contextmanager
@@ -197,7 +198,7 @@ def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelIn
     except SourceError as error:
         raise ValueError(str(error)) from error
     for problem in dataset.problems:
-        _complain(f"cannot read {problem}")
+        _complain(f"problem: {problem}")
     if dataset.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.skipped.items()))
         _complain(f"skipped, since they are not images or tables that are read: {kinds}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from alignserve.datasets.sources.globs import expand, is_pattern
+from alignserve.datasets.walk import Walk
 
 
 def source_around(folder: Path, sources: Sequence[str | Path]) -> str | None:
@@ -19,28 +21,22 @@ def source_around(folder: Path, sources: Sequence[str | Path]) -> str | None:
     where = folder.resolve()
     around = {_identity(path) for path in (where, *where.parents)} - {None}
     for source in (os.fspath(source) for source in sources):
-        for path in _folders(source):
-            if _identity(path) in around:
+        if not is_pattern(Path(source)):
+            if _identity(source) in around:
                 return source
+            continue
+        # Not by `glob`, which follows links to folders, and so their loops.
+        if any(_identity(path) in around for path in expand(Path(source), Walk())):
+            return source
         pattern = os.path.abspath(source)  # noqa: PTH100 — a pattern, whose links must not be resolved
-        if glob.has_magic(source) and fnmatch.fnmatch(os.path.abspath(folder), pattern):  # noqa: PTH100
+        if fnmatch.fnmatch(os.path.abspath(folder), pattern):  # noqa: PTH100
             return source
     return None
 
 
-def _folders(source: str) -> Iterator[Path]:
-    path = Path(source)
-    if path.is_dir():
-        yield path
-    elif glob.has_magic(source):
-        for match in glob.iglob(source, recursive=True):  # noqa: PTH207 — the source may be absolute
-            if Path(match).is_dir():
-                yield Path(match)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str | Path) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 — of many files
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,10 +50,17 @@ class ClipRetrievalSink:
             return Drafts({}, 0)
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         files = {f"metadata/metadata_{stem}.parquet": draft()}
-        pq.write_table(table, files[f"metadata/metadata_{stem}.parquet"], compression="zstd")
+        with files[f"metadata/metadata_{stem}.parquet"].open("wb") as metadata:  # see `ParquetSink`
+            pq.write_table(table, metadata, compression="zstd")
         for kind in self._kinds:
             folder = _FOLDERS[kind]
             path = files[f"{folder}/{folder}_{stem}.npy"] = draft()
-            with path.open("wb") as file:  # np.save adds a suffix to a path
-                np.save(file, matrix(good, kind))
+            _write_npy(path, matrix(good, kind))
         return Drafts(files, table.num_rows)
+
+
+def _write_npy(path: Path, vectors: np.ndarray[Any, Any]) -> None:
+    """Does what `np.save` does, which adds a suffix to paths and does not say that a disk is full."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+        file.write(np.ascontiguousarray(vectors).data)

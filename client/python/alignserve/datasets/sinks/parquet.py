@@ -51,7 +51,8 @@ class ParquetSink:
         path = draft()
         # Vectors neither compress nor repeat.
         names = [name for name in self.columns if name not in _OWN[1:3]]
-        pq.write_table(table, path, use_dictionary=names, compression="zstd", write_statistics=names)
+        with path.open("wb") as file:  # pyarrow takes no path that is not UTF-8
+            pq.write_table(table, file, use_dictionary=names, compression="zstd", write_statistics=names)
         return Drafts({f"part-{stem}.parquet": path}, table.num_rows)
 
     def _vectors(self, rows: Sequence[OpenRow], kind: Kind) -> pa.Array:

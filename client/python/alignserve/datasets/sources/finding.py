@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from alignserve.datasets.source import SourceError
 from alignserve.datasets.sources import img2dataset
+from alignserve.datasets.sources.files import FileError, kind_of_mode
 from alignserve.datasets.sources.globs import expand, is_pattern
 from alignserve.datasets.sources.image_files import METADATA_SUFFIX, SEPARATOR
 from alignserve.datasets.sources.kinds import Kind, compressed_suffix, kind_of_file, kind_of_name, suffix_of
@@ -53,19 +55,27 @@ def find(paths: Sequence[str | Path], options: SourceOptions) -> Found:
     if not paths:
         raise SourceError("no source is given")
     walk = Walk()
-    given = [path for source in paths for path in _expanded(Path(source), walk)]
+    given, matches = [], set()
+    for source in map(Path, paths):
+        expanded = _expanded(source, walk)
+        if is_pattern(source):
+            links = {path for path in expanded if os.path.islink(path) and os.path.isdir(path)}  # noqa: PTH112, PTH114
+            walk.skipped["link to a folder"] += len(links)  # as in folders: it may lead back
+            expanded = [path for path in expanded if path not in links]
+            matches.update(expanded)
+        given += expanded
     folders = {path for path in given if os.path.isdir(path)}  # noqa: PTH112 — a `str`
     distinct = _distinct(given, folders)
     finder = _Finder(Found(_base(distinct, folders)), options, walk)
     for path in distinct:
         if path in folders:
             finder.add_folder(path)
-        else:
+        elif path not in matches or finder.takes(path):
             finder.add_file(path)
     finder.finish_images()
     found = finder.found
-    found.skipped.update(walk.skipped)
-    found.problems += walk.problems
+    found.skipped.update(+walk.skipped)
+    found.problems += dict.fromkeys(walk.problems)  # a pattern may come to a folder twice
     if len(given) > len(distinct):
         found.skipped["given twice"] += len(given) - len(distinct)
     return found
@@ -90,6 +100,41 @@ class _Finder:
         stem = os.path.splitext(path)[0]  # noqa: PTH122
         self.found.has_texts = self.found.has_texts or os.path.lexists(stem + self._text_suffix)
         self._given_images.append(self._below_base(path))
+
+    def takes(self, path: str) -> bool:
+        """Returns whether a file that a pattern matches is data; counts or names it otherwise.
+
+        So `photos/*` reads what `photos` does, and a file that is named by itself is refused instead.
+        """
+        try:
+            mode = os.stat(path).st_mode  # noqa: PTH116
+        except OSError:
+            mode = stat.S_IFREG  # a link to nothing, which is missed when it is read
+        suffix = suffix_of(path) or "without suffix"
+        if not stat.S_ISREG(mode):
+            self.found.skipped[kind_of_mode(mode)] += 1
+            return False
+        if compressed_suffix(path) is not None:
+            self.found.problems.append(f"{path} is compressed; decompress it first")
+            return False
+        if self._options.kind or kind_of_name(path, self._options.image_suffixes):
+            return True
+        if suffix in (self._text_suffix, METADATA_SUFFIX) and self._is_next_to_image(path):
+            return False
+        try:
+            kind_of_file(Path(path), self._options.image_suffixes)
+        except SourceError as error:
+            if isinstance(error.__cause__, FileError):
+                self.found.problems.append(str(error))
+            else:
+                self.found.skipped[suffix] += 1
+            return False
+        return True
+
+    def _is_next_to_image(self, path: str) -> bool:
+        stem = os.path.splitext(path)[0]  # noqa: PTH122
+        suffixes = self._options.image_suffixes
+        return any(os.path.lexists(stem + form) for suffix in suffixes for form in (suffix, suffix.upper()))
 
     def add_folder(self, path: str) -> None:
         """Takes the files of a kind that a folder holds, and counts the others.

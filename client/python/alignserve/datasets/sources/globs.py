@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from alignserve.datasets.walk import Walk
+from alignserve.datasets.walk import SYSTEM_FOLDERS, Walk
 
 _MAGIC = frozenset("*?[")
 
@@ -52,6 +52,9 @@ def _names(folder: str, part: str, walk: Walk) -> list[str]:
     except OSError as error:
         walk.problems.append(f"{folder}: {error.strerror}")
         return []
-    return [
+    matches = [
         name for name in names if fnmatchcase(name, part) and name.startswith(".") <= part.startswith(".")
     ]
+    left_out = SYSTEM_FOLDERS.intersection(matches)
+    walk.skipped.update(left_out)
+    return [name for name in matches if name not in left_out]

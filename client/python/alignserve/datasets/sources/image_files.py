@@ -53,11 +53,8 @@ class ImageBlock:
         digest = blake2b(digest_size=16)
         for name, path in self._files():
             digest.update(os.fsencode(name + SEPARATOR))
-            try:
-                status = os.stat(path)  # noqa: PTH116 — a `str` costs less than a Path, once per image
-                digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-            except OSError:
-                digest.update(b"missing")
+            for file in (path, *self._next_to(path)):
+                digest.update(_state_of(file))
         return digest.hexdigest()
 
     def rows(self, start: Cursor = 0) -> Iterator[tuple[Row, Cursor]]:
@@ -80,9 +77,23 @@ class ImageBlock:
             return Row(key, failure=error.failure)
         return builder.build(key, values, kept_from(metadata, builder.kept))
 
+    def _next_to(self, path: str) -> list[str]:
+        """Returns the files of text and columns that are read with an image; they need not exist."""
+        stem = os.path.splitext(path)[0]  # noqa: PTH122
+        text = [stem + self.text_suffix] if self.builder.text is not None else []
+        return [*text, stem + METADATA_SUFFIX] if self.builder.kept else text
+
     def _files(self) -> list[tuple[str, str]]:
         names = self.paths.split(SEPARATOR)
         return [(name, os.path.join(self.base, name)) for name in names]  # noqa: PTH118 — a `str`, once per image
+
+
+def _state_of(path: str) -> bytes:
+    try:
+        status = os.stat(path)  # noqa: PTH116 — a `str` costs less than a Path, once per image
+    except OSError:
+        return b"missing"
+    return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
 def block_name(paths: str) -> str:

@@ -68,11 +68,27 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return one
     if types.is_null(one):
         return other
+    if types.is_struct(one) and types.is_struct(other):
+        return _wider_struct(one, other)
+    if types.is_list(one) and types.is_list(other):
+        value = _wider(one.value_type, other.value_type)
+        return None if value is None else pa.list_(value)
     is_alike = any(
         test(one) and test(other)
         for test in (types.is_signed_integer, types.is_unsigned_integer, types.is_floating)
     )
     return max(one, other, key=lambda type_: type_.bit_width) if is_alike else None
+
+
+def _wider_struct(one: pa.StructType, other: pa.StructType) -> pa.StructType | None:
+    """Returns a struct with the fields of both, such as of `{a: null}` and `{a: string}`."""
+    fields = {field.name: field.type for field in one}
+    for field in other:
+        wider = _wider(fields.get(field.name, pa.null()), field.type)
+        if wider is None:
+            return None
+        fields[field.name] = wider
+    return pa.struct(list(fields.items()))
 
 
 def _plain(type_: pa.DataType) -> pa.DataType:
