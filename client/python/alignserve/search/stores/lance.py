@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from alignserve.datasets import durable
 from alignserve.datasets.lock import FolderLock
+from alignserve.datasets.sources.keys import is_unicode
 from alignserve.search.errors import NoStoreError, StoreBusyError, StoreError, StoreExistsError
 from alignserve.search.filters import check_filter
 from alignserve.search.identity import Identity
@@ -202,6 +203,7 @@ class LanceStore:
         merge.execute(rows)
 
     def _checked(self, entry: Entry) -> NDArray[np.float32]:
+        columns.check_key(entry.key)
         try:
             return self._unit(entry.embedding)
         except ValueError as error:
@@ -320,5 +322,6 @@ def _check_free(place: str, folder: Path | None) -> None:
 
 
 def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]
+    possible = list(filter(is_unicode, keys))  # no row has another
+    for start in range(0, len(possible), size):
+        yield possible[start : start + size]
