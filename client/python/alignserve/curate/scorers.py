@@ -9,10 +9,10 @@ texts, and returns a number for each pair, or `None` or NaN for a pair without a
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from alignserve.curate.columns import number
@@ -40,8 +40,8 @@ class Scorer:
         module, colon, name = target.partition(":")
         if not (module and colon and name):
             raise ValueError(f"'{target}' is not module:callable, such as mymodels.nsfw:score")
-        if "" not in sys.path and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # an installed script has its own folder there instead
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # an installed script has its own folder there instead
         try:
             found: Any = importlib.import_module(module)
             for part in name.split("."):
