@@ -369,6 +369,7 @@ def test_a_store_is_not_created_over_other_files(new_store: Callable[..., Store]
         new_store("store")
     with pytest.raises(StoreExistsError, match=r"cat\.jpg"):
         new_store("photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
     with pytest.raises(NoStoreError, match="alignserve index"):
         open_store(tmp_path / "absent")
 

@@ -50,6 +50,7 @@ def create_store(place: str, *, fingerprint: str, model: str, embedding_dimensio
     lock = None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        _check_free(place, folder)  # leaves no lock in a folder of photos
         lock = _locked(folder)
     try:
         _check_free(place, folder)
