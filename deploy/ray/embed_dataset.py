@@ -13,9 +13,10 @@ import asyncio
 import functools
 import logging
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from alignserve.datasets.source import Dataset
 from alignserve.errors import AlignserveError
 from ray.exceptions import RayActorError, RayTaskError
 
-_MAX_DEATHS = 5  # of workers at the same source file
+_MAX_DEATHS = 5  # of a worker at the same source file
 _POLL_SECONDS = 1.0  # between questions to a worker about its rows
 _PATHS = ("folder", "image_root", "ca_file", "certificate_file", "certificate_key_file")
 
@@ -111,10 +112,8 @@ async def embed_on_ray(
         OSError: The output cannot be written.
     """
     job = ray.put((dataset, output.folder, sink, clients, servers.info.fingerprint, options))
-    actors = [
-        _Worker.options(num_cpus=1, scheduling_strategy="SPREAD").remote(job)
-        for _ in range(min(workers, len(dataset.files)))
-    ]
+    kind: Any = ray.remote(max_restarts=-1, num_cpus=1, scheduling_strategy="SPREAD")(_Worker)
+    actors = [kind.remote([job]) for _ in range(min(workers, len(dataset.files)))]
     files = _Files(len(dataset.files), counter or RowCounter())
     tasks = [asyncio.create_task(files.give_to(actor)) for actor in actors]
     try:
@@ -131,26 +130,40 @@ async def embed_on_ray(
 class _Files:
     """The source files that are left, handed out one by one."""
 
-    def __init__(self, count: int, counter: RowCounter) -> None:
-        self._left = deque(range(count))
-        self._deaths: Counter[int] = Counter()
+    def __init__(self, total: int, counter: RowCounter) -> None:
+        self._left = deque(range(total))
         self._counter = counter
 
     async def give_to(self, actor: Any) -> None:  # Any: Ray's handle has no types
-        """Lets a worker do files until none is left.
+        """Lets a worker do files until none is left, and ends it.
 
         Raises:
             RayTaskError: The worker has failed, but lives.
-            AlignserveError: Several workers died at the same file.
+            AlignserveError: It died again and again at the same file.
         """
         while self._left:
-            number = self._left.popleft()
+            await self._do(actor, self._left.popleft())
+        ray.kill(actor)  # another one, whose machine is lost, may wait for its place
+
+    async def _do(self, actor: Any, number: int) -> None:
+        """Lets a worker do a file, also if it dies meanwhile.
+
+        The file stays with it: after a break of the network it may still be doing it.
+        """
+        for deaths in count(1):
             done = asyncio.ensure_future(_answer(actor.embed_file.remote(number)))
             try:
                 await self._follow(actor, done)
             except RayActorError as error:
-                self._note_death(number, error)
-                self._left.appendleft(number)
+                _log.warning("a worker died at source file %d: %s", number, error)
+                if deaths == _MAX_DEATHS:
+                    raise AlignserveError(
+                        f"a worker died {deaths} times at source file {number}; see its logs, or leave the "
+                        f"file out: {error}"
+                    ) from error
+                await _answer(actor.ready.options(max_task_retries=-1).remote())
+            else:
+                return
             finally:
                 done.cancel()
 
@@ -165,15 +178,6 @@ class _Files:
                 self._counter.row(failed=position < failed)
             for record in records:
                 self._counter.committed(record)
-
-    def _note_death(self, number: int, error: RayActorError) -> None:
-        self._deaths[number] += 1
-        _log.warning("a worker died at source file %d: %s", number, error)
-        if self._deaths[number] == _MAX_DEATHS:
-            raise AlignserveError(
-                f"{_MAX_DEATHS} workers died at source file {number}; see their logs, or leave the file out: "
-                f"{error}"
-            ) from error
 
 
 async def _answer(reference: Any) -> Any:
@@ -201,12 +205,13 @@ class _Counts(RowCounter):
         return taken
 
 
-@ray.remote(max_restarts=-1)
 class _Worker:
     """Embeds source files of a dataset, one at a time, and can be asked for counts meanwhile."""
 
-    def __init__(self, job: tuple[Any, ...]) -> None:
-        self._dataset, self._folder, self._sink, self._clients, self._fingerprint, self._options = job
+    def __init__(self, job: list[Any]) -> None:
+        """Takes a list with a reference: Ray may drop the object of an argument before a restart."""
+        given = ray.get(job[0])
+        self._dataset, self._folder, self._sink, self._clients, self._fingerprint, self._options = given
         self._counts = _Counts()
         self._turn = asyncio.Lock()
 
@@ -220,6 +225,9 @@ class _Worker:
         """
         async with self._turn:  # after a break of the network, the driver asks for a file that is being done
             await self._embed_file(number)
+
+    async def ready(self) -> None:
+        """Returns once the worker runs."""
 
     async def take_counts(self) -> tuple[int, int, list[ShardRecord]]:
         """Returns what was done since the last call: rows, failed rows, and shards."""

@@ -61,7 +61,7 @@ def test_answers_have_the_documented_form(server: FakeServer, requests: Path, ou
 def test_bodies_are_read_by_the_types_of_the_openai_package(
     server: FakeServer, requests: Path, out: Path
 ) -> None:
-    """Code that reads its files into these types goes on working."""
+    """Code that reads its files into these types continues to work."""
     types = pytest.importorskip("openai.types")
     write(requests, line("one", input=["a cat", "a dog"]))
 
@@ -220,7 +220,7 @@ def test_a_failure_of_the_model_is_that_of_its_request(server: FakeServer, reque
 
 
 def test_lines_end_at_line_breaks_only(server: FakeServer, requests: Path, out: Path) -> None:
-    """Byte order mark, CRLF, blank lines, U+2028 and a missing last line break are no obstacles."""
+    """A byte order mark, CRLF, blank lines, U+2028 and a missing last line break change nothing."""
     text = "a\u2028b\u0085c\x0cd"
     raw = json.dumps(
         {"custom_id": text, "method": "POST", "url": "/v1/embeddings", "body": {"input": text}},
@@ -414,7 +414,7 @@ def test_a_server_that_cannot_be_reached_fails_no_request(requests: Path, out: P
 def test_work_that_the_server_does_not_take_fails_no_request(
     server: FakeServer, requests: Path, out: Path, status: str, exit_code: int
 ) -> None:
-    """A key without the scope, for one, is an affair of the run; what was answered before is kept."""
+    """A key without the scope, for one, is an affair of the run; earlier answers are kept."""
     server.fail_input("b", grpc.StatusCode[status], "SCOPE_MISSING")
     write(requests, *(line(each, input=each) for each in "abc"))
 

@@ -168,6 +168,6 @@ def test_killed_runs_lose_nothing(server: FakeServer, tmp_path: Path, out: Path)
     assert out.read_bytes() == whole.read_bytes()
     assert errors.read_bytes() == (tmp_path / "whole-errors.jsonl").read_bytes()
     assert len(answers(out)) + len(answers(errors)) == 2000
-    # What was in flight is sent again: at most the window, and the first texts of a request.
+    # Inputs in flight are sent again: at most the window, and the first texts of a request.
     assert needed <= len(sent(server)) <= needed + 5 * (WINDOW + 3)
     assert json.loads(out.with_name("out.jsonl.state.json").read_text())["state"] == "complete"

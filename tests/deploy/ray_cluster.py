@@ -56,9 +56,7 @@ def running_cluster(nodes: int) -> Iterator[RayCluster]:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),  # otherwise Ray writes one to the home folder
             "RAY_TMPDIR": folder,
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Nodes of a machine that is busy start slowly.
-            "RAY_raylet_start_wait_time_s": "150",
-            "RAY_worker_register_timeout_seconds": "150",
+            "RAY_worker_register_timeout_seconds": "150",  # a busy machine starts them slowly
         }
         (Path(folder) / "ray").mkdir()  # Ray expects it
         command = [sys.executable, "-m", "tests.deploy.ray_cluster", str(nodes)]
@@ -80,13 +78,18 @@ def running_cluster(nodes: int) -> Iterator[RayCluster]:
 
 def main(nodes: str) -> None:
     """Starts the nodes, prints the address, and waits."""
+    from ray._private import utils
     from ray.cluster_utils import Cluster
 
+    # A raylet waits for its agent for 15 s. On a busy machine only a small one starts in that time.
+    utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
     cluster = Cluster()
     for _ in range(int(nodes)):
         cluster.add_node(
             num_cpus=1,
             include_dashboard=False,
+            include_log_monitor=False,
+            no_monitor=True,
             object_store_memory=_OBJECT_STORE_BYTES,
         )
     print(f"address {cluster.address}", flush=True)

@@ -26,38 +26,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--dimensions", type=int, default=256)
     args = parser.parse_args()
     folder = VectorFolder.open(args.folder)
     sample = draw(folder, None, count=folder.rows, queries=args.queries, seed=0)
     print(f"{folder.rows} rows, {args.queries} queries, gap {_gap(sample):.3f}")
     print(f"{'':58} text → image    image → image")
-    for name, rotations in _fitted(sample):
+    for name, rotations in _fitted(sample, args.dimensions):
         for is_bits in (False, True):
             recalls = _recalls(folder, sample, rotations, is_bits=is_bits)
             figures = "   ".join(f"{one.at_10:.3f} ({one.reranked_at_10:.3f})" for one in recalls)
             print(f"{name:42} {'signs' if is_bits else 'floats':8} {figures}", flush=True)
 
 
-Rotated = tuple[NDArray[np.float32], NDArray[np.float32]]  # what is subtracted, and what is multiplied by
+Rotated = tuple[NDArray[np.float32], NDArray[np.float32]]  # a mean to subtract, and a matrix
 
 
-def _fitted(sample: Sample) -> Iterator[tuple[str, dict[str, Rotated]]]:
+def _fitted(sample: Sample, dimensions: int) -> Iterator[tuple[str, dict[str, Rotated]]]:
     """Yields rotations by modality, by name."""
     both = sample.fitted
-    for dimensions in (256, 128):
-        for centring in ("none", "shared", "by modality"):
-            means = {kind: _centre(both, kind, centring) for kind in _MODALITIES}
-            centred = {kind: both[kind] - means[kind] for kind in _MODALITIES}
-            for fit in (fit_pca, fit_itq):
-                matrix = fit(centred, dimensions).matrix
-                name = f"{fit.__name__[4:]} {dimensions}, together, centred {centring}"
-                yield name, {kind: (means[kind], matrix) for kind in _MODALITIES}
-        alone = {
-            kind: (_nothing(both), fit_pca({kind: both[kind]}, dimensions).matrix) for kind in _MODALITIES
-        }
-        for kind in _MODALITIES:
-            yield f"pca {dimensions}, fitted to {kind}s only", dict.fromkeys(_MODALITIES, alone[kind])
-        yield f"pca {dimensions}, apart", alone
+    for centring in ("none", "shared", "by modality"):
+        means = {kind: _centre(both, kind, centring) for kind in _MODALITIES}
+        centred = {kind: both[kind] - means[kind] for kind in _MODALITIES}
+        for fit in (fit_pca, fit_itq):
+            matrix = fit(centred, dimensions).matrix
+            name = f"{fit.__name__[4:]} {dimensions}, together, centred {centring}"
+            yield name, {kind: (means[kind], matrix) for kind in _MODALITIES}
+    alone = {kind: (_nothing(both), fit_pca({kind: both[kind]}, dimensions).matrix) for kind in _MODALITIES}
+    for kind in _MODALITIES:
+        yield f"pca {dimensions}, fitted to {kind}s only", dict.fromkeys(_MODALITIES, alone[kind])
+    yield f"pca {dimensions}, apart", alone
 
 
 def _centre(vectors: Mapping[str, NDArray[np.float32]], kind: str, centring: str) -> NDArray[np.float32]:

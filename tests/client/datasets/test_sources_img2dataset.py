@@ -93,7 +93,7 @@ def test_files_and_tars_have_their_rows_once(tmp_path: Path, write: Any) -> None
 
 
 def test_in_parquet_rows_that_were_not_downloaded_fail(tmp_path: Path) -> None:
-    """They are rows there, so they are not counted twice, and the statistics are no data."""
+    """They are rows there, so they are not counted twice, and the statistics are not data."""
     write_parquet(tmp_path, "00000")
     write_statistics(tmp_path, "00000", 3, 2)
 

@@ -297,7 +297,8 @@ def test_the_same_keys_in_several_tars_are_different_rows(tmp_path: Path) -> Non
 
 def test_texts_are_read_of_all_tars_if_one_has_some(tmp_path: Path) -> None:
     """Only the first members of each are looked at, and its first text may come later."""
-    (tmp_path / "0.tar").write_bytes(tar_of([*(member(f"{number}.jpg") for number in range(400)), *pairs("late")]))
+    many = [member(f"{number}.jpg") for number in range(400)]
+    (tmp_path / "0.tar").write_bytes(tar_of([*many, *pairs("late")]))
     (tmp_path / "1.tar").write_bytes(tar_of(pairs("early")))
 
     assert texts(read(tmp_path))[-2:] == ["late", "early"]

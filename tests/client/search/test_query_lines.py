@@ -96,6 +96,7 @@ def test_blank_lines_are_no_queries_and_count_as_lines() -> None:
         ('{"text": "a", "top_k": true}', "top_k True"),
         ('{"text": "a", "where": []}', "where is not an object"),
         ('{"text": "a", "min_similarity": "0.5"}', "not a number"),
+        ('{"text": "a", "min_similarity": 1e999}', "from -1 to 1"),
         ("[" * 100_000, "nested too deeply|not JSON"),
     ],
 )

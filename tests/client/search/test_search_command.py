@@ -310,17 +310,23 @@ def test_queries_of_a_file_are_answered_in_order(run: Any, tmp_path: Path) -> No
         "not JSON\n"
         '{"like": "cat.jpg", "where": {"license": "007"}}\n'
         '{"id": "\\ud800", "text": "x", "where": {"colour": 1}}\n'
+        '{"text": "x", "where": {"license": "\\ud800"}}\n'
+        '{"like": "\\ud800"}\n'
+        '{"text": "\\ud800"}\n'
+        '{"text": "cup.png"}\n'
     )
 
     code, out, err = run("--queries-file", file)
 
-    first, second, third, fourth = map(json.loads, out.splitlines())
+    first, second, third, fourth, *halves, last = map(json.loads, out.splitlines())
     assert code == 1
-    assert "2 queries failed" in err
+    assert "5 queries failed" in err
     assert (first["id"], [hit["key"] for hit in first["hits"]]) == ("first", ["cup.png"])
     assert (second["id"], second["error"]["reason"]) == (2, "QUERY_INVALID")
     assert (third["id"], [hit["key"] for hit in third["hits"]]) == (3, ["cup.png"])
     assert (fourth["id"], fourth["error"]["reason"]) == ("\ud800", "FILTER_INVALID")
+    assert [half["error"]["code"] for half in halves] == ["INVALID_ARGUMENT"] * 3
+    assert last["hits"][0]["key"] == "cup.png"
 
 
 def test_a_contact_sheet_is_written(run: Any, tmp_path: Path) -> None:

@@ -438,3 +438,23 @@ def test_a_store_of_another_process_is_not_created_twice(tmp_path: Path) -> None
     created.close()
 
     assert open_store(tmp_path / "store").fingerprint == "f"
+
+
+def test_a_store_has_a_url_too(tmp_path: Path) -> None:
+    """Object stores have no lock and no store.json: the table says whose embeddings it has."""
+    url = (tmp_path / "store").as_uri()
+    with pytest.raises(NoStoreError):
+        open_store(url)
+    created = create_store(url, fingerprint="f", model="m", embedding_dimension=DIMENSION)
+    created.put([entry("a", 1, {"n": 1})])
+    created.close()
+
+    reopened = open_store(url, fingerprint="f", for_writing=True)
+    reopened.put([entry("b", 2)])
+
+    assert keys(reopened) == {"a", "b"}
+    assert (reopened.model, reopened.embedding_dimension) == ("m", DIMENSION)
+    with pytest.raises(OtherModelError):
+        open_store(url, fingerprint="other")
+    with pytest.raises(StoreExistsError):
+        create_store(url, fingerprint="f", model="m", embedding_dimension=DIMENSION)

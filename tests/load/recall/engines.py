@@ -6,7 +6,7 @@ pip install lancedb usearch faiss-cpu sqlite-vec qdrant-client qdrant-edge-py mi
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -65,15 +65,15 @@ class Alignserve:
 class Lance:
     """LanceDB by itself, with one kind of index."""
 
-    index: dict[str, Any] | None  # Any: options of `create_index`
+    index: str | None = None  # a class of `lancedb.index`; `None` compares all rows
+    options: Mapping[str, Any] = field(default_factory=dict)  # Any: of that class
     nprobes: int | None = None
     refine: int | None = None
     ef: int | None = None
-    metric: str = "dot"
 
     def build(self, folder: Path, images: NDArray[np.float32]) -> None:
         """Appends the rows, and builds the index."""
-        import lancedb
+        import lancedb.index
         import pyarrow as pa
 
         schema = pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float32(), images.shape[1]))])
@@ -83,7 +83,8 @@ class Lance:
             table.add(pa.table([pa.array(range(start, start + len(block))), vectors], schema=schema))
         table.optimize()
         if self.index is not None:
-            table.create_index(metric=self.metric, vector_column_name="vector", **self.index)
+            config = getattr(lancedb.index, self.index)(distance_type="dot", **self.options)
+            table.create_index("vector", config=config)
 
     def open(self, folder: Path, images: Path) -> Search:
         """Opens the table."""
@@ -92,7 +93,8 @@ class Lance:
         table = lancedb.connect(folder).open_table("vectors")
 
         def search(query: NDArray[np.float32], top_k: int) -> list[int]:
-            found = table.search(query).distance_type(self.metric).limit(top_k).select(["row", "_distance"])
+            found: Any = table.search(query)  # its type lacks what only searches by vectors have
+            found = found.distance_type("dot").limit(top_k).select(["row", "_distance"])
             if self.nprobes is not None:
                 found = found.nprobes(self.nprobes)
             if self.refine is not None:
@@ -351,14 +353,21 @@ class MilvusLite:
         return search
 
 
+_PARTITIONS = {"num_partitions": 100, "sample_rate": 128, "max_iterations": 20}
+
 ENGINES: dict[str, Callable[[], Engine]] = {
     "alignserve": Alignserve,
     "numpy": Exact,
     "numpy-float16": lambda: Exact("float16"),
-    "lancedb-flat": lambda: Lance(None),
-    "lancedb-pq-refine": lambda: Lance({"index_type": "IVF_PQ"}, nprobes=64, refine=20),
-    "lancedb-rq-refine": lambda: Lance({"index_type": "IVF_RQ"}, nprobes=64, refine=20),
-    "lancedb-hnsw-sq": lambda: Lance({"index_type": "IVF_HNSW_SQ"}, refine=5, ef=300),
+    "lancedb-flat": Lance,
+    "lancedb-sq-5%": lambda: Lance("IvfSq", _PARTITIONS, nprobes=5, refine=5),
+    "lancedb-sq-20%": lambda: Lance("IvfSq", _PARTITIONS, nprobes=20, refine=5),
+    "lancedb-sq-40%": lambda: Lance("IvfSq", _PARTITIONS, nprobes=40, refine=5),
+    "lancedb-sq-100%": lambda: Lance("IvfSq", _PARTITIONS, nprobes=100, refine=5),
+    "lancedb-rq1": lambda: Lance("IvfRq", {"num_partitions": 16, "num_bits": 1}, nprobes=16, refine=50),
+    "lancedb-rq4": lambda: Lance("IvfRq", {"num_partitions": 16, "num_bits": 4}, nprobes=16, refine=5),
+    "lancedb-pq": lambda: Lance("IvfPq", _PARTITIONS, nprobes=40, refine=20),
+    "lancedb-hnsw-sq": lambda: Lance("HnswSq", {"num_partitions": 1}, refine=5, ef=300),
     "usearch-f16": Usearch,
     "usearch-i8": lambda: Usearch("i8"),
     "faiss-hnsw-sq8": lambda: Faiss("HNSW16_SQ8", "efSearch=256"),

@@ -37,7 +37,7 @@ def answer_of(request: Request, results: Sequence[StreamResult], batch: str, mod
         request: The request.
         results: Of its inputs, in order; of a request that was not sent, anything.
         batch: Name of the batch, in the ids.
-        model: What is served.
+        model: Of the server.
     """
     wanted = request.wanted
     if isinstance(wanted, Embeddings):

@@ -43,7 +43,7 @@ def read_request(
         content: The line, or the beginning of one that is too long.
         number: Of the request.
         line: Its number in the file, for messages.
-        model: What is served, and its limits.
+        model: Of the server, with its limits.
         is_too_long: Whether the line is too long to be parsed.
         is_ended: Whether it ends in a line break.
     """

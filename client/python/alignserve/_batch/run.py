@@ -86,7 +86,7 @@ def run(batch: Batch, client: Client, *, window: int, on_answer: Callable[[Answe
     outputs.begin(job)
     items = _items(batch.source, outputs.account.done, model)
     results: list[StreamResult] = []
-    with closing(client.stream(items, ordered=True, window=window, priority="bulk")) as stream:
+    with closing(client.stream(items, ordered=True, window=window)) as stream:
         for result in stream:
             if result.error is not None and not isinstance(result.error, _ANSWERS):
                 raise result.error

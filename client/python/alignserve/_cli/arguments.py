@@ -141,7 +141,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False, ser
         choices=PRIORITIES,
         default=default(None),
         help="bulk is for work that can wait for interactive work (default: interactive; bulk for "
-        "embed-dataset and curate)",
+        "batch, curate and embed-dataset)",
     )
     group.add_argument(
         "--wait-seconds",
@@ -329,6 +329,7 @@ def _add_stream(commands: Any) -> None:
 
 def _add_batch(commands: Any) -> None:
     parser = _add_command(commands, "batch", "answer a file of requests in the form of OpenAI's batches")
+    parser.set_defaults(default_priority="bulk")
     parser.add_argument(
         "requests",
         metavar="IN",
@@ -352,7 +353,7 @@ def _add_batch(commands: Any) -> None:
         metavar="N",
         type=_positive_int,
         default=64,
-        help="texts and images in flight, which have priority bulk (default: 64)",
+        help="texts and images in flight (default: 64)",
     )
     parser.add_argument(
         "--resume",

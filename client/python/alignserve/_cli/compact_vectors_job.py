@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         lambda vectors, _: compaction.encode(vectors),
         manifest=_manifest(folder, compaction, section),
         metadata={"fingerprint": compaction.fingerprint, "dtype": compaction.dtype},
-        beside={compact.FILE: compaction.to_bytes()},
+        files={compact.FILE: compaction.to_bytes()},
         resume=args.resume,
         on_rows=progress.advance_by,
     )

@@ -191,10 +191,7 @@ async def _connected(args: argparse.Namespace) -> AsyncIterator[Servers]:
 
 
 def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelInfo | None) -> Dataset:
-    # the job reads the images itself, several at a time
-    options = dataclasses.replace(source_options(args, info), reads_images=False)
-    if args.embed == ("text",):
-        options = dataclasses.replace(options, image_column="")
+    options = source_options(args, info)
     try:
         dataset = open_dataset(args.source, options)
     except SourceError as error:
@@ -209,14 +206,16 @@ def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelIn
 
 def source_options(args: argparse.Namespace, info: ModelInfo | None) -> SourceOptions:
     """Returns what the arguments say about columns, and the server about images."""
+    is_of_texts = getattr(args, "embed", None) == ("text",)
     options = SourceOptions(
         kind=args.kind,
-        image_column=args.image_column,
+        image_column="" if is_of_texts else args.image_column,
         text_column=args.text_column,
         key_column=args.key_column,
         columns=args.columns,
         image_root=args.image_root,
         delimiter=args.delimiter,
+        reads_images=False,  # the jobs read them, when they are needed
     )
     if info is None:
         return options

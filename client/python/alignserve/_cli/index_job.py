@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 
 from alignserve._cli import output
 from alignserve._cli.connection import connected
@@ -41,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
         store = model.store(args.store)
         stack.callback(store.close)
         sources = found.open(
-            replace(source_options(args, model.info), reads_images=False),  # only those that have changed
+            source_options(args, model.info),
             column=args.vector_column,
             dimension=store.embedding_dimension,
             key_prefix=args.key_prefix,

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             "mapped_from": fitted.old_fingerprint,
             "map": section["digest"],
         },
-        beside={migration.FILE: fitted.to_bytes()},
+        files={migration.FILE: fitted.to_bytes()},
         resume=args.resume,
         on_rows=progress.advance_by,
     )

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="what was embedded; rows are found by their keys (default: the texts, and the files or bytes of "
-        "images, that are kept beside the vectors)",
+        help="the source that was embedded; rows are found by their keys (default: the texts, and the files "
+        "or bytes of images, that are kept with the vectors)",
     )
     add_source_arguments(group)

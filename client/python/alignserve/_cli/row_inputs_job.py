@@ -22,7 +22,7 @@ def rows_with_inputs(
     Args:
         args: Of the command.
         keys: Of the rows.
-        kept: Returns the rows with the inputs that are kept beside the vectors.
+        kept: Returns the rows with the inputs that are kept with the vectors.
 
     Raises:
         VectorsError: The inputs are not there; the message says how to give them.
@@ -31,11 +31,8 @@ def rows_with_inputs(
     if not args.source:
         return kept()
     # Whatever the server at the time could read; this one refuses what it cannot.
-    options = replace(
-        source_options(args, None),
-        image_suffixes=IMAGE_SUFFIXES | OPTIONAL_IMAGE_SUFFIXES.keys(),
-        reads_images=False,
-    )
+    suffixes = IMAGE_SUFFIXES | OPTIONAL_IMAGE_SUFFIXES.keys()
+    options = replace(source_options(args, None), image_suffixes=suffixes)
     try:
         return rows_from_source(keys, open_dataset(args.source, options))
     except SourceError as error:

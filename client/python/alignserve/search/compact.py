@@ -21,7 +21,7 @@ from alignserve.search.vectors import VectorsError, normalized
 CompactDtype: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 
 FILE = "compaction.npz"
-"""Beside the vectors: what their queries need."""
+"""In the folder of the vectors: what their queries need."""
 
 _FORMAT, _VERSION = "alignserve-compaction", 1
 

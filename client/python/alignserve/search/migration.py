@@ -16,7 +16,7 @@ from alignserve.search.rotation import nearest_orthogonal
 from alignserve.search.vectors import VectorsError, normalized
 
 FILE = "map.npz"
-"""Beside the mapped vectors: the map that made them."""
+"""In the folder of the mapped vectors: the map that made them."""
 
 _FORMAT, _VERSION = "alignserve-map", 1
 _BATCH = 4096

@@ -239,9 +239,9 @@ def _top_k(value: object) -> int:
 def _min_similarity(value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise QueryError(f"min_similarity {value!r} is not a number")
-    return _as_float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1 <= value <= 1:
+        raise QueryError(f"min_similarity {value!r} is not a number from -1 to 1")
+    return float(value)
 
 
 def _check_fields(given: Mapping[str, Any], known: Sequence[str], what: str) -> None:

@@ -28,7 +28,7 @@ def rewrite(
     *,
     manifest: Mapping[str, Any],
     metadata: Mapping[str, str],
-    beside: Mapping[str, bytes],
+    files: Mapping[str, bytes],
     resume: bool,
     on_rows: Callable[[int], object] = lambda _: None,
 ) -> Ledger:
@@ -40,7 +40,7 @@ def rewrite(
         convert: Changes the vectors.
         manifest: What the output's manifest says besides its sources; the same when it is resumed.
         metadata: Replaces entries of the schema's metadata, by their names behind `alignserve.`.
-        beside: Content of files to put into the output, by name.
+        files: Content of more files of the output, by name.
         resume: Go on with what an earlier run has left.
         on_rows: Called with the number of rows that were written, batch by batch.
 
@@ -52,7 +52,7 @@ def rewrite(
     asked = {**manifest, "sources": sources_of(folder)}
     schema = _schema(folder, convert, metadata)
     with OutputFolder.create(to, asked, resume=resume, sources=[folder.path]) as output:
-        for name, content in beside.items():
+        for name, content in files.items():
             draft = output.draft()
             draft.write_bytes(content)
             durable.move(draft, to / name)

@@ -105,9 +105,9 @@ class Searcher:
         try:
             where = check_filter(query.where, self._columns)
             vector = composed(query, self._embedding(query, embedded), self._stored(query))
+            return Answer(query, self._hits(query, vector, where))
         except (AlignserveError, ValueError) as error:
             return Answer(query, error=error)
-        return Answer(query, self._hits(query, vector, where))
 
     def _hits(self, query: SearchQuery, vector: NDArray[np.float32], where: Mapping[str, Any]) -> list[Hit]:
         named, least = query.stored(), query.min_similarity

@@ -62,8 +62,8 @@ class Store(Protocol):
         Columns that the store lacks are added to it.
 
         Raises:
-            StoreError: An embedding has the wrong length, NaN or only zeros, or a value does not fit its column;
-                or the store was not opened for writing.
+            StoreError: An embedding has the wrong length, NaN or only zeros, or a value does not fit its
+                column; or the store was not opened for writing.
         """
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ class Store(Protocol):
     def values(
         self, columns: Sequence[str], keys: Sequence[str] | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the keys of rows with some of their columns, in no particular order; cheap, without embeddings.
+        """Yields the keys of rows with some of their columns, in no particular order, without embeddings.
 
         Args:
             columns: Those that the store lacks are `None`.

@@ -79,7 +79,7 @@ def test_stored_vectors_are_what_queries_become(run: Any, pairs: Path, tmp_path:
 
 
 def test_rows_without_a_vector_stay_without(run: Any, write_folder: Any, rng: Any, tmp_path: Path) -> None:
-    """A null is no vector of zeros, and does not count in the recall."""
+    """A null is not a vector of zeros, and does not count in the recall."""
     rows = [None if number % 3 == 0 else vector for number, vector in enumerate(rng.standard_normal((60, 8)))]
     folder = write_folder(image=rows)
 

@@ -78,7 +78,7 @@ def test_dimensions_may_differ(clouds: Any, rng: Any, new_dim: int) -> None:
 
 
 def test_an_unrelated_model_is_not_good_enough(clouds: Any, rng: Any) -> None:
-    """What is fitted to noise finds nothing in rows that were held out."""
+    """A map that is fitted to noise finds nothing in rows that were held out."""
     pairs = {name: Pairs(unit(rows), unit(rng.standard_normal((300, 32)))) for name, rows in clouds.items()}
 
     assert choose(pairs, "old", "new", seed=0).evaluation.worst_recall < 0.4

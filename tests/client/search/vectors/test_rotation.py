@@ -49,6 +49,6 @@ def test_the_nearest_orthogonal_map_is_found_again(rng: np.random.Generator, new
 
 
 def test_fewer_vectors_than_dimensions_are_refused(rng: np.random.Generator) -> None:
-    """The message says how many there are."""
+    """The message has their number."""
     with pytest.raises(ValueError, match="10 vectors are too few to fit 32 dimensions"):
         fit_pca({"image": rng.standard_normal((10, 32)).astype(np.float32)}, 32)

@@ -1,4 +1,4 @@
-"""Folders of vectors: what is accepted, and which rows a sample has."""
+"""Folders of vectors: which are accepted, and the rows of a sample."""
 
 from __future__ import annotations
 

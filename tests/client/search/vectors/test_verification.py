@@ -1,4 +1,4 @@
-"""The command verify-vectors, against the fake server: what has drifted, and what can no longer be read."""
+"""The command verify-vectors: vectors that have drifted, and inputs that can no longer be read."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_sample_is_what_was_asked_for(verify: Any, stored: Path, server: FakeS
 def test_without_inputs_the_message_says_how_to_give_them(
     verify: Any, write_folder: Any, server: FakeServer
 ) -> None:
-    """A folder of vectors alone cannot be verified."""
+    """A folder with only vectors cannot be verified."""
     folder = write_folder(image=np.eye(DIM), fingerprint="fake-16")
 
     code, report, err = verify(folder)
@@ -151,7 +151,7 @@ def test_another_model_is_told_from_drift(run: Any, stored: Path) -> None:
 
 
 def test_fingerprints_that_differ_are_said(run: Any, write_folder: Any, server: FakeServer) -> None:
-    """If the vectors are still equal, that is no failure."""
+    """If the vectors are still equal, that is not a failure."""
     folder = write_folder(
         text=[server.embedding_of("a"), server.embedding_of("b")], columns={"text": ["a", "b"]}
     )

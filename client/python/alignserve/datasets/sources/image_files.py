@@ -74,9 +74,8 @@ class ImageBlock:
             if builder.text is not None:
                 values[TEXT] = _next_to(stem + self.text_suffix, builder.limits.text_bytes, "TEXT")
             if builder.kept:
-                metadata = parsed(
-                    _next_to(stem + METADATA_SUFFIX, self.max_metadata_bytes, "COLUMN") or b"{}\n"
-                )
+                content = _next_to(stem + METADATA_SUFFIX, self.max_metadata_bytes, "COLUMN")
+                metadata = parsed(content or b"{}\n")
         except RowError as error:
             return Row(key, failure=error.failure)
         return builder.build(key, values, kept_from(metadata, builder.kept))

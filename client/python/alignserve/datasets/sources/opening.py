@@ -110,7 +110,7 @@ def _opened(found: Found, options: SourceOptions) -> Iterator[_Opened | Unreadab
 
 
 def _with_parts_of_all_tars(files: Sequence[_Opened | UnreadableFile]) -> list[_Opened | UnreadableFile]:
-    """Has images and texts read of all tars if one of them has some: only their first samples were looked at."""
+    """Has images and texts read of all tars if one has some: only their first samples were looked at."""
     tars_ = [file.chosen for file in files if isinstance(file, _Opened) and file.kind is Kind.TAR]
     image = next((chosen.image for chosen in tars_ if chosen.image is not None), None)
     text = next((chosen.text for chosen in tars_ if chosen.text is not None), None)

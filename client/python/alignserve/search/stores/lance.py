@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -310,7 +311,8 @@ def _locked(folder: Path) -> FolderLock:
 
 def _check_free(place: str, folder: Path | None) -> None:
     if folder is None:
-        if _TABLE in _connected(place).table_names():
+        with suppress(NoStoreError):
+            _opened(place)
             raise StoreExistsError(f"there is a store at {place} already; open it, or choose another place")
         return
     if (folder / _IDENTITY_FILE).exists():

@@ -1,4 +1,7 @@
-"""LanceDB, without what its engine logs on stderr: "no existing dataset", whenever a store is created."""
+"""LanceDB without its engine's warnings on stderr, such as "no existing dataset" whenever a store is created.
+
+Other modules import LanceDB from here only.
+"""
 
 from __future__ import annotations
 
@@ -7,5 +10,6 @@ import os
 os.environ.setdefault("LANCEDB_LOG", "error")  # read once, when the engine is loaded
 
 from lancedb import connect
+from lancedb.index import BTree, IvfRq
 
-__all__ = ["connect"]
+__all__ = ["BTree", "IvfRq", "connect"]

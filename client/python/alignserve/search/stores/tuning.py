@@ -13,10 +13,10 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from lancedb.index import BTree, IvfRq
 from numpy.typing import NDArray
 
 from alignserve.search.stores.columns import EMBEDDING, KEY
+from alignserve.search.stores.quiet_lancedb import BTree, IvfRq
 
 EXACT_ROWS = 20_000
 """Up to this number of candidates, a search compares all of them."""
