@@ -117,9 +117,9 @@ def _is_output(folder: Path) -> bool:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
-    return (
-        isinstance(manifest, dict) and manifest.get("format") == FORMAT and manifest.get("job") in _VECTOR_JOBS
-    )
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return False
+    return manifest.get("job") in _VECTOR_JOBS
 
 
 def _column(folder: VectorFolder, column: str | None) -> str:
