@@ -58,7 +58,7 @@ def test_a_wrong_number_of_scores_ends_the_run(module: str) -> None:
 
 def test_a_score_that_is_no_number_ends_the_run(module: str) -> None:
     """Such as an array of one column: taken for missing, it would drop every row."""
-    with pytest.raises(ValueError, match=r"returned \[0\.5\], which is no number"):
+    with pytest.raises(ValueError, match=r"returned \[0\.5\], which is not a number"):
         Scorer.load("score", f"{module}:nested").scores([b"1"], ["a"])
 
 

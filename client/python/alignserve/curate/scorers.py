@@ -56,7 +56,7 @@ class Scorer:
         """Returns a score for each pair; if the callable raises, each pair is tried by itself.
 
         Raises:
-            ValueError: The callable returned another number of scores, or something that is no number.
+            ValueError: The callable returned another number of scores, or something that is not a number.
         """
         try:
             return self._checked(images, texts)
@@ -80,7 +80,7 @@ class Scorer:
         try:
             return number(float(value))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"scorer {self.target} returned {value!r}, which is no number") from error
+            raise ValueError(f"scorer {self.target} returned {value!r}, which is not a number") from error
 
 
 class _ScorerError(Exception):
