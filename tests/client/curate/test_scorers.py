@@ -23,6 +23,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "        return [len(image) / 10 if text else math.nan for image, text in zip(images, texts)]\n"
         "model = Model()\n"
         "def short(images, texts): return []\n"
+        "def nested(images, texts): return [[0.5] for _ in images]\n"
         "number = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -53,6 +54,21 @@ def test_a_wrong_number_of_scores_ends_the_run(module: str) -> None:
     """They could belong to any pair."""
     with pytest.raises(ValueError, match="returned 0 scores for 1 pairs"):
         Scorer.load("score", f"{module}:short").scores([b"1"], ["a"])
+
+
+def test_a_score_that_is_no_number_ends_the_run(module: str) -> None:
+    """Such as an array of one column: taken for missing, it would drop every row."""
+    with pytest.raises(ValueError, match=r"returned \[0\.5\], which is not a number"):
+        Scorer.load("score", f"{module}:nested").scores([b"1"], ["a"])
+
+
+def test_a_scorer_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by an installed command, which Python does not give the current folder."""
+    (tmp_path / "here_scorers.py").write_text("def score(images, texts): return [1.0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+
+    assert Scorer.load("score", "here_scorers:score").scores([b"1"], ["a"]) == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,21 @@ def test_values_and_keys_may_be_any_text(store: Store, value: str) -> None:
 
 @pytest.mark.parametrize(
     "column",
-    ["a.b", "it's", "`x`", "key", "embedding", "_distance", "ümläut", "with space", "%41", "Upper", "a\nb"],
+    [
+        "a.b",
+        "it's",
+        "`x`",
+        "key",
+        "embedding",
+        "_distance",
+        "ümläut",
+        "with space",
+        "%41",
+        "Upper",
+        "a\nb",
+        "",
+        "%",
+    ],
 )
 def test_columns_may_have_any_name(store: Store, column: str) -> None:
     """Names of the engine's own columns are free, and case counts."""
@@ -238,6 +252,24 @@ def test_a_value_of_another_type_is_refused(store: Store) -> None:
 
     with pytest.raises(StoreError, match=r"row 'b': column 'width' has whole numbers, and 'wide'"):
         store.put([entry("b", 2, {"width": "wide"})])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [entry("\ud800"), entry("a", 1, {"note": "\ud800"}), entry("a", 1, {"\ud800": "note"})],
+    ids=["key", "value", "column"],
+)
+def test_lone_surrogates_are_refused(store: Store, bad: Entry) -> None:
+    """Neither a key nor a column can have what UTF-8 cannot express; the store still takes rows."""
+    with pytest.raises(StoreError, match="surrogate"):
+        store.put([bad])
+    store.put([entry("good", 1, {"note": "n"})])
+
+    with pytest.raises(FilterError, match="note"):
+        store.search(vector(1), 1, {"note": "\ud800"})
+    store.delete(["\ud800"])
+    assert store.get(["\ud800"]) == []
+    assert keys(store) == {"good"}
 
 
 def test_columns_that_come_later_are_added(store: Store) -> None:
@@ -337,6 +369,7 @@ def test_a_store_is_not_created_over_other_files(new_store: Callable[..., Store]
         new_store("store")
     with pytest.raises(StoreExistsError, match=r"cat\.jpg"):
         new_store("photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
     with pytest.raises(NoStoreError, match="alignserve index"):
         open_store(tmp_path / "absent")
 

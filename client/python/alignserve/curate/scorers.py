@@ -9,8 +9,10 @@ texts, and returns a number for each pair, or `None` or NaN for a pair without a
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from alignserve.curate.columns import number
@@ -30,7 +32,7 @@ class Scorer:
 
     @classmethod
     def load(cls, column: str, target: str) -> Scorer:
-        """Imports a scorer that is given as `module:callable`.
+        """Imports a scorer that is given as `module:callable`, from the current folder too.
 
         Raises:
             ValueError: It is not of that form, or there is no such callable.
@@ -38,6 +40,8 @@ class Scorer:
         module, colon, name = target.partition(":")
         if not (module and colon and name):
             raise ValueError(f"'{target}' is not module:callable, such as mymodels.nsfw:score")
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # an installed script has its own folder there instead
         try:
             found: Any = importlib.import_module(module)
             for part in name.split("."):
@@ -52,7 +56,7 @@ class Scorer:
         """Returns a score for each pair; if the callable raises, each pair is tried by itself.
 
         Raises:
-            ValueError: The callable returned another number of scores.
+            ValueError: The callable returned another number of scores, or something that is not a number.
         """
         try:
             return self._checked(images, texts)
@@ -68,7 +72,15 @@ class Scorer:
             raise _ScorerError from error
         if len(found) != len(images):
             raise ValueError(f"scorer {self.target} returned {len(found)} scores for {len(images)} pairs")
-        return [number(value) for value in found]
+        return [self._number(value) for value in found]
+
+    def _number(self, value: Any) -> float | None:
+        if value is None:
+            return None
+        try:
+            return number(float(value))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"scorer {self.target} returned {value!r}, which is not a number") from error
 
 
 class _ScorerError(Exception):

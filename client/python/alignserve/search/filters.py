@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from alignserve.datasets.sources.keys import is_unicode
 from alignserve.search.store import ColumnKind
 
 Where: TypeAlias = Mapping[str, Any]
@@ -201,7 +202,7 @@ def _check_value(value: Any, column: str, kind: ColumnKind) -> None:
     if value is None:
         return
     fits = {
-        "string": isinstance(value, str),
+        "string": isinstance(value, str) and is_unicode(value),
         "boolean": isinstance(value, bool),
         "number": isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
     }

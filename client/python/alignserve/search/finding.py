@@ -17,6 +17,8 @@ from alignserve.datasets.sources import SourceOptions, open_dataset
 from alignserve.search.sources import DatasetSource, Source, VectorSource
 from alignserve.search.vectors import COLUMNS, VectorFolder, VectorsError
 
+_VECTOR_JOBS = ("embed", "compact", "migrate")
+
 
 @dataclass(frozen=True, slots=True)
 class _ToEmbed:
@@ -115,7 +117,9 @@ def _is_output(folder: Path) -> bool:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT and manifest.get("job") == "embed"
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return False
+    return manifest.get("job") in _VECTOR_JOBS
 
 
 def _column(folder: VectorFolder, column: str | None) -> str:

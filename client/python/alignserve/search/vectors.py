@@ -193,13 +193,25 @@ def sample_rows(rows: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def vectors_of(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Returns which rows of a column have a vector, (rows,), and these vectors, (rows with one, dim)."""
+    """Returns which rows of a column have a vector, (rows,), and these vectors, (rows with one, dim).
+
+    Raises:
+        VectorsError: A vector has NaN or infinity in it.
+    """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):  # of a column without rows
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     is_there = np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
     values = array.flatten().to_numpy(zero_copy_only=False)  # without those of rows that are null
-    return is_there, values.reshape(-1, array.type.list_size)
+    vectors = values.reshape(-1, array.type.list_size)
+    is_finite = np.isfinite(vectors).all(axis=1)
+    if not is_finite.all():
+        row = np.flatnonzero(is_there)[np.flatnonzero(~is_finite)[0]]
+        raise VectorsError(
+            f"vectors have NaN or infinity in them, such as {array[int(row)].as_py()[:3]}…; leave these rows "
+            "out, or embed them again"
+        )
+    return is_there, vectors
 
 
 def column_of(is_there: NDArray[np.bool_], vectors: NDArray[Any]) -> pa.Array:

@@ -190,3 +190,31 @@ def test_compact_vectors_are_not_compacted_again(run: Any, pairs: Path, tmp_path
 
     assert code == 4
     assert "give the folder with the original vectors" in err
+
+
+def test_vectors_with_nan_are_refused(run: Any, write_folder: Any, tmp_path: Path) -> None:
+    """In int8 and in bits, NaN would become a number."""
+    broken = np.eye(30, 16, dtype=np.float32)
+    broken[20, 3] = np.nan
+    folder = write_folder("broken", image=broken)
+
+    code, _, err = run("compact-vectors", folder, "--to", tmp_path / "out", "--dtype", "int8")
+
+    assert code == 4
+    assert "vectors have NaN or infinity in them" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_compact_vectors_can_be_indexed(run: Any, pairs: Path, tmp_path: Path) -> None:
+    """In floats, under a fingerprint of their own; others are refused by their type."""
+    pytest.importorskip("lancedb")
+    run("compact-vectors", pairs, "--to", tmp_path / "small", "--dtype", "float16", "--dimensions", 8)
+    run("compact-vectors", pairs, "--to", tmp_path / "codes", "--dtype", "int8")
+
+    code, out, _ = run("index", tmp_path / "small", "--to", tmp_path / "store")
+    refused, _, err = run("index", tmp_path / "codes", "--to", tmp_path / "other")
+
+    assert code == 0
+    assert "300 rows = 300 added" in out
+    assert refused == 4
+    assert "give the original vectors" in err

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from alignserve.datasets.sources.keys import is_unicode
 from alignserve.search.errors import StoreError
 from alignserve.search.store import ColumnKind, Entry
 
@@ -25,12 +26,19 @@ _KINDS: Mapping[pa.DataType, ColumnKind] = {
 _INT64 = range(-(1 << 63), 1 << 63)
 _EXACT_IN_FLOATS = range(-(1 << 53), (1 << 53) + 1)
 
+_UNNAMED = "%"  # Lance cannot read a table with an empty name
+
 # Lance reads a dot in a name as a path, and its own columns start with an underscore.
 _SPECIAL = re.compile(r"^_|[^\w -]", re.ASCII)
 
 
 def physical(name: str) -> str:
-    """Returns a column's name in the table: special characters in percent-encoding, as in URLs."""
+    """Returns a column's name in the table: special characters in percent-encoding, as in URLs.
+
+    A column without a name, such as the index that pandas writes to CSV, is `%` there.
+    """
+    if not name:
+        return _UNNAMED
     if name in (KEY, EMBEDDING):
         return f"%{ord(name[0]):02X}{name[1:]}"
     return _SPECIAL.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
@@ -38,7 +46,7 @@ def physical(name: str) -> str:
 
 def logical(name: str) -> str:
     """Returns the column whose name in the table this is."""
-    return unquote(name)
+    return "" if name == _UNNAMED else unquote(name)
 
 
 def kind_of(type_: pa.DataType) -> ColumnKind | None:
@@ -59,6 +67,8 @@ def types_of(entries: Sequence[Entry], known: Mapping[str, pa.DataType]) -> dict
     found: dict[str, pa.DataType] = {}
     for entry in entries:
         for name, value in entry.columns.items():
+            _check_unicode(name, "a column's name", entry.key)
+            _check_unicode(value, f"column {name!r}", entry.key)
             type_ = known.get(name) or found.get(name)
             if type_ is None:
                 if (new := _type_of(value, name, entry.key)) is not None:
@@ -78,6 +88,16 @@ def array(values: Iterable[Any], type_: pa.DataType) -> pa.Array:
     return pa.array(
         (None if isinstance(value, float) and math.isnan(value) else value for value in values), type=type_
     )
+
+
+def check_key(key: str) -> None:
+    """Raises `StoreError` if a key is not Unicode."""
+    _check_unicode(key, "the key", key)
+
+
+def _check_unicode(value: Any, what: str, key: str) -> None:
+    if isinstance(value, str) and not is_unicode(value):
+        raise StoreError(f"row {key!r}: {what} is not Unicode text; it has lone surrogates")
 
 
 def _type_of(value: Any, name: str, key: str) -> pa.DataType | None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from alignserve.datasets import durable
 from alignserve.datasets.lock import FolderLock
+from alignserve.datasets.sources.keys import is_unicode
 from alignserve.search.errors import NoStoreError, StoreBusyError, StoreError, StoreExistsError
 from alignserve.search.filters import check_filter
 from alignserve.search.identity import Identity
@@ -50,6 +51,7 @@ def create_store(place: str, *, fingerprint: str, model: str, embedding_dimensio
     lock = None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        _check_free(place, folder)  # leaves no lock in a folder of photos
         lock = _locked(folder)
     try:
         _check_free(place, folder)
@@ -203,6 +205,7 @@ class LanceStore:
         merge.execute(rows)
 
     def _checked(self, entry: Entry) -> NDArray[np.float32]:
+        columns.check_key(entry.key)
         try:
             return self._unit(entry.embedding)
         except ValueError as error:
@@ -322,5 +325,6 @@ def _check_free(place: str, folder: Path | None) -> None:
 
 
 def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]
+    possible = list(filter(is_unicode, keys))  # no row has another
+    for start in range(0, len(possible), size):
+        yield possible[start : start + size]
