@@ -58,6 +58,20 @@ def test_a_bad_line_fails_alone(path: Path, line: bytes, reason: str) -> None:
     assert reasons(found) == [None, reason, None]
 
 
+def test_an_image_that_comes_late_is_not_left_out(path: Path, tmp_path: Path) -> None:
+    """The columns are chosen by the first lines; a row with another one fails, and can be asked for."""
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    lines = ['{"text": "a"}'] * 150 + ['{"text": "b", "image": "a.jpg"}', '{"text": "c", "image": null}']
+    path.write_text("\n".join(lines))
+
+    by_default, asked_for = read(path), read(path, image_column="image")
+    only_texts = read(path, image_column="")
+
+    assert reasons(by_default) == [*[None] * 150, "COLUMN_LATE", None]
+    assert asked_for[150].image == b"image"
+    assert not any(reasons(only_texts))
+
+
 def test_a_last_line_that_is_cut_off_fails(path: Path) -> None:
     """The message says that the file may be cut off."""
     found = read_bytes(path, b'{"text": "a"}\n{"text": "b')

@@ -71,6 +71,13 @@ def choose(
     return Chosen(image, text, key, kept)
 
 
+def late_names(chosen: Chosen, options: SourceOptions) -> frozenset[str]:
+    """Returns the names that would have been chosen, in lower case, if the table had been seen to have them."""
+    images = IMAGE_NAMES if chosen.image is None and options.image_column is None else ()
+    texts = TEXT_NAMES if chosen.text is None and options.text_column is None else ()
+    return frozenset((*images, *texts))
+
+
 def listed(names: Sequence[str]) -> str:
     """Returns the columns of a table for a message."""
     shown = ", ".join(repr(name) for name in names[:50])

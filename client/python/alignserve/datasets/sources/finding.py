@@ -224,7 +224,9 @@ class _Contents:
         kinds = self.suffixes.keys() & {Kind.IMAGES, Kind.TAR} or self.suffixes.keys()
         if len(kinds) > 1:
             counts = ", ".join(f"{self.suffixes[kind].total()} of {kind}" for kind in sorted(kinds))
-            raise SourceError(f"{folder} holds files of several kinds ({counts}); choose one by `kind`")
+            raise SourceError(
+                f"{folder} holds files of several kinds ({counts}); choose one with `kind` (--kind)"
+            )
         return next(iter(kinds), None)
 
 

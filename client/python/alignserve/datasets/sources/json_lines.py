@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,15 @@ class JsonLinesFile:
         path: Of the file.
         builder: Makes the rows; kept columns are texts, see `as_text`.
         max_line_bytes: Longer lines fail.
+        late_names: Well-known names of columns that the first lines lack; a line with one of them fails, since
+            its image or text would be left out.
     """
 
     name: str
     path: Path
     builder: RowBuilder
     max_line_bytes: int
+    late_names: frozenset[str] = frozenset()
 
     def digest(self) -> str:
         return digest_of(self.path)
@@ -73,26 +77,43 @@ class JsonLinesFile:
             return None
         try:
             values = parsed(content)
+            self._check_names(values)
         except RowError as error:
             return Row(place, failure=error.failure)
         return self.builder.build(place, values, kept_from(values, self.builder.kept))
 
+    def _check_names(self, values: Mapping[str, Any]) -> None:
+        late = next((name for name in values if name.lower() in self.late_names and values[name]), None)
+        if late is not None:
+            raise RowError(
+                "COLUMN_LATE",
+                f"the first {PEEKED_LINES} lines have no column {shown(late)}; name it with image_column or "
+                "text_column",
+            )
 
-def names_in(path: Path, max_line_bytes: int) -> list[str]:
+
+def names_in(path: Path, max_line_bytes: int, wanted: Collection[str] = ()) -> list[str]:
     """Returns the names in the objects of the first lines of a file, in their order.
 
+    Args:
+        path: Of the file.
+        max_line_bytes: Longer lines are not looked at.
+        wanted: Names that are looked for in all lines if the first ones lack them.
+
     Raises:
-        FileError: It cannot be read.
+        FileError: The file cannot be read.
     """
     names: dict[str, None] = {}
     with open_regular(path) as file:
         lines = Lines(file, 0)
-        for _ in range(PEEKED_LINES):
-            line = lines.next(max_line_bytes)
-            try:
-                names.update(dict.fromkeys(parsed(line.removeprefix(BOM))))
-            except RowError:
-                continue
+        count = 0
+        while count < PEEKED_LINES or not names.keys() >= set(wanted):
+            if not (line := lines.next(max_line_bytes)):
+                break
+            count += 1
+            with suppress(RowError):
+                found = parsed(line.removeprefix(BOM))
+                names.update(dict.fromkeys(found if count <= PEEKED_LINES else found.keys() & set(wanted)))
     return list(names)
 
 

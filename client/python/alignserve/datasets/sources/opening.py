@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from alignserve.datasets.source import Dataset, SourceError, SourceFile
 from alignserve.datasets.sources import delimited, json_lines, parquet, tars
-from alignserve.datasets.sources.columns import Chosen, choose, listed
+from alignserve.datasets.sources.columns import Chosen, choose, late_names, listed
 from alignserve.datasets.sources.files import FileError
 from alignserve.datasets.sources.finding import Found, find
 from alignserve.datasets.sources.image_files import ImageBlock, block_name
@@ -180,9 +180,16 @@ def _open_csv(path: Path, name: str, options: SourceOptions) -> _Opened:
 
 
 def _open_json_lines(path: Path, name: str, options: SourceOptions) -> _Opened:
-    names = json_lines.names_in(path, options.max_row_bytes)
+    asked = (options.image_column, options.text_column, options.key_column)
+    names = json_lines.names_in(path, options.max_row_bytes, [name for name in asked if name])
     chosen = choose(names, options, place=str(path)) if path.stat().st_size else Chosen(None, None, None, ())
-    make = partial(json_lines.JsonLinesFile, name, path, max_line_bytes=options.max_row_bytes)
+    make = partial(
+        json_lines.JsonLinesFile,
+        name,
+        path,
+        max_line_bytes=options.max_row_bytes,
+        late_names=late_names(chosen, options),
+    )
     return _Opened(
         name,
         Kind.JSON_LINES,
