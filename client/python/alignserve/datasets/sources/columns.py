@@ -72,7 +72,7 @@ def choose(
 
 
 def late_names(chosen: Chosen, options: SourceOptions) -> frozenset[str]:
-    """Returns the names that would have been chosen, in lower case, if the table had been seen to have them."""
+    """Returns the names that would have been chosen, in lower case, had the table been seen to have them."""
     images = IMAGE_NAMES if chosen.image is None and options.image_column is None else ()
     texts = TEXT_NAMES if chosen.text is None and options.text_column is None else ()
     return frozenset((*images, *texts))
