@@ -40,8 +40,8 @@ class JsonLinesFile:
         path: Of the file.
         builder: Makes the rows; kept columns are texts, see `as_text`.
         max_line_bytes: Longer lines fail.
-        late_names: Well-known names of columns that the first lines lack; a line with one of them fails, since
-            its image or text would be left out.
+        late_names: Well-known names of columns that the first lines lack; a line with one of them fails,
+            since its image or text would be left out.
     """
 
     name: str
