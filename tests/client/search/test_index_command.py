@@ -308,6 +308,16 @@ def test_vectors_without_a_fingerprint_are_refused(run: Run, tmp_path: Path) -> 
     assert stated == 0
 
 
+def test_a_refused_source_leaves_no_store(run: Run, photos: Path, tmp_path: Path) -> None:
+    """Another model could not be indexed into it."""
+    (tmp_path / "empty").mkdir()
+
+    code, _, err = run(photos, tmp_path / "empty")
+
+    assert code == 4, err
+    assert not (tmp_path / "s").exists()
+
+
 def test_another_model_is_refused(run: Run, photos: Path, tmp_path: Path) -> None:
     """A store has the vectors of one fingerprint."""
     write_vectors(tmp_path / "v.parquet", ["a"], fingerprint="other")

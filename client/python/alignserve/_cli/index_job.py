@@ -37,14 +37,17 @@ def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         client = stack.enter_context(connected(args)) if found.to_embed else None
         model = _Model.of(args, found, client)
+        # all of them first: a source that is refused leaves no store
+        sources = list(
+            found.open(
+                source_options(args, model.info),
+                column=args.vector_column,
+                dimension=model.dimension,
+                key_prefix=args.key_prefix,
+            )
+        )
         store = model.store(args.store)
         stack.callback(store.close)
-        sources = found.open(
-            source_options(args, model.info),
-            column=args.vector_column,
-            dimension=store.embedding_dimension,
-            key_prefix=args.key_prefix,
-        )
         account = _Account(args, stack)
         indexer = Indexer(
             store,
@@ -69,13 +72,14 @@ class _Model:
 
     Attributes:
         info: Of the server; `None` if all vectors exist.
+        dimension: Of its embeddings.
     """
 
     def __init__(self, fingerprint: str, name: str, dimension: int, client: Client | None) -> None:
         self.info: ModelInfo | None = None
         self._fingerprint = fingerprint
         self._name = name
-        self._dimension = dimension
+        self.dimension = dimension
         self._client = client
 
     @classmethod
@@ -114,7 +118,7 @@ class _Model:
                 place,
                 fingerprint=self._fingerprint,
                 model=self._name,
-                embedding_dimension=self._dimension,
+                embedding_dimension=self.dimension,
             )
 
     def current_fingerprint(self) -> str:

@@ -57,7 +57,7 @@ class FoundSources:
     def open(
         self, options: SourceOptions, *, column: str | None, dimension: int, key_prefix: str
     ) -> Iterator[Source]:
-        """Yields the sources, each opened when its turn comes.
+        """Yields the sources.
 
         Raises:
             SourceError: A source is missing, or it is not clear what it is.
