@@ -95,6 +95,15 @@ def test_blank_lines_are_not_rows_and_quoted_nothing_is(path: Path) -> None:
     assert texts(read_bytes(path, b'text\n\na\n\r\n""\n\n')) == ["a", ""]
 
 
+def test_an_empty_file_has_no_rows(path: Path, tmp_path: Path) -> None:
+    """It is a file of the dataset all the same, and others are read."""
+    path.write_bytes(b"")
+    (tmp_path / "full.csv").write_bytes(b"text\na\n")
+
+    assert texts(read(tmp_path)) == ["a"]
+    assert read(path) == []
+
+
 def test_a_quote_in_a_cell_without_quotes_is_a_character(path: Path) -> None:
     """Inches and seconds are common, and must not join lines."""
     assert texts(read_bytes(path, b'text,n\n5" disk,1\nb,2\n19" rack,3\n')) == ['5" disk', "b", '19" rack']
@@ -182,7 +191,6 @@ def test_a_row_with_nothing_in_it_fails(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "does not begin with a header"),
         (b"\n\n", "does not begin with a header"),
         (b"id,title\n1,a\n", "'id', 'title'; name it with image_column"),
         (b"text,text\na,b\n", "there are 2 columns 'text'"),

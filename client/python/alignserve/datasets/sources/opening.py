@@ -164,8 +164,11 @@ def _open_parquet(path: Path, name: str, options: SourceOptions) -> _Opened:
 
 
 def _open_csv(path: Path, name: str, options: SourceOptions) -> _Opened:
-    layout = delimited.layout_of(path, options.delimiter, options.max_row_bytes)
-    chosen = choose(layout.names, options, place=str(path))
+    if path.stat().st_size:
+        layout = delimited.layout_of(path, options.delimiter, options.max_row_bytes)
+        chosen = choose(layout.names, options, place=str(path))
+    else:
+        layout, chosen = delimited.Layout((), b","), Chosen(None, None, None, ())
     make = partial(delimited.DelimitedFile, name, path, layout=layout, max_row_bytes=options.max_row_bytes)
     types = dict.fromkeys(chosen.kept, pa.string())
     return _Opened(
