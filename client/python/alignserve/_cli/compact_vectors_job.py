@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
         section = {**section, **_asked(args)}  # other options than before are refused by name
     else:
         compaction, section = _fitted(args, folder)
-    lowest = min(figures["recall_at_10"] for figures in section["recall"].values())
-    if lowest < args.min_recall:
+    measured = [figures["recall_at_10"] or 0.0 for figures in section["recall"].values()]
+    if (lowest := min(measured)) < args.min_recall:
         print(_report(section))
         return _refused(
             f"recall@10 {lowest:.3f} is below --min-recall {args.min_recall:g}; nothing was written"
@@ -121,8 +121,8 @@ def _report(section: Mapping[str, Any]) -> str:
     rows = [
         (
             direction.replace("_to_", " → "),
-            f"{figures['recall_at_10']:.3f}",
-            f"{figures['recall_at_10_reranked']:.3f}",
+            _share(figures["recall_at_10"]),
+            _share(figures["recall_at_10_reranked"]),
             str(figures["queries"]),
             str(figures["rows"]),
         )
@@ -141,6 +141,10 @@ def _report(section: Mapping[str, Any]) -> str:
         for direction in section["not_measured"]
     ]
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
 
 
 def _refused(message: str) -> int:

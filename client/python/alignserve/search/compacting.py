@@ -115,7 +115,7 @@ class Loss:
     recall: Recall
     float_query: Recall | None
 
-    def as_data(self) -> dict[str, float | int]:
+    def as_data(self) -> dict[str, float | int | None]:
         """Returns the figures as a manifest has them."""
         if self.float_query is None:
             return self.recall.as_data()

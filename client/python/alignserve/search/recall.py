@@ -32,11 +32,11 @@ class Recall:
     queries: int
     rows: int
 
-    def as_data(self) -> dict[str, float | int]:
-        """Returns the figures as a manifest has them."""
+    def as_data(self) -> dict[str, float | int | None]:
+        """Returns the figures as a manifest has them; recall over no query is `None`."""
         return {
-            "recall_at_10": round(self.at_10, 4),
-            "recall_at_10_reranked": round(self.reranked_at_10, 4),
+            "recall_at_10": round(self.at_10, 4) if self.queries else None,
+            "recall_at_10_reranked": round(self.reranked_at_10, 4) if self.queries else None,
             "queries": self.queries,
             "rows": self.rows,
         }

@@ -192,6 +192,22 @@ def test_compact_vectors_are_not_compacted_again(run: Any, pairs: Path, tmp_path
     assert "give the folder with the original vectors" in err
 
 
+def test_recall_over_no_query_is_not_a_figure(
+    run: Any, write_folder: Any, clouds: Any, tmp_path: Path
+) -> None:
+    """Three rows leave none to ask with, and a bound on the recall cannot be shown to hold."""
+    folder = write_folder(image=clouds["image"][:3])
+
+    code, out, err = run("compact-vectors", folder, "--to", tmp_path / "out", "--dtype", "int8")
+    refused, *_ = run(
+        "compact-vectors", folder, "--to", tmp_path / "two", "--dtype", "int8", "--min-recall", "0.5"
+    )
+
+    assert code == 0, err
+    assert "not measured" in out
+    assert refused == 4
+
+
 def test_vectors_with_nan_are_refused(run: Any, write_folder: Any, tmp_path: Path) -> None:
     """In int8 and in bits, NaN would become a number."""
     broken = np.eye(30, 16, dtype=np.float32)
