@@ -86,6 +86,7 @@ async def asynchronous(client: AsyncClient, photo: Photo) -> list[Classification
 """
 
 
+@pytest.mark.long
 def test_a_users_program_passes_a_strict_type_checker(tmp_path: Path) -> None:
     """Every form of an image, including Pillow's, is accepted, and results have exact types."""
     program = tmp_path / "program.py"

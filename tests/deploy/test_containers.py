@@ -134,6 +134,7 @@ def test_the_build_context_has_all_copied_files() -> None:
     assert copied == kept
 
 
+@pytest.mark.long
 def test_the_package_has_all_that_it_needs(packages: Path) -> None:
     """It has both commands, the embedded checkpoint, the stubs, and the licenses."""
     names = {str(path.relative_to(packages)) for path in packages.rglob("*")}

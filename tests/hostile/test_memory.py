@@ -168,6 +168,7 @@ async def _code(call: Any) -> str:
     return "OK"
 
 
+@pytest.mark.long
 async def test_labels_of_streams_stay_within_the_byte_budget() -> None:
     """Two streams that send as much as they may are not read beyond the budget."""
     flags = ("--max-queue-bytes", str(32 * _MB), "--text-cache-bytes", "0")

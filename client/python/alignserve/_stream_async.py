@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
@@ -27,7 +27,7 @@ from alignserve.v1 import align_service_pb2 as pb
 StreamMethod = Callable[..., Any]
 
 _MAX_STATUS_WAIT_SECONDS = 5.0  # for a stream whose items are all answered
-_NOTHING_SENT = -1  # below every item's sequence
+_REFUSAL_SECONDS = 0.5
 
 
 class AsyncStream:
@@ -55,9 +55,10 @@ class AsyncStream:
         self._changed = asyncio.Condition()
         self._is_closed = False
         self._answers = 0
-        # After a break, one item is sent until an answer comes. A stream that is refused ends meanwhile, and
-        # its status is kept: grpc.aio replaces a status that arrives while it sends by INTERNAL.
-        self._is_probing = False
+        # grpc.aio replaces a status that arrives while it sends by INTERNAL. The next connection is then
+        # given time to be refused before it sends, so that the reason is not lost again.
+        self._has_lost_status = False
+        self._call: Any = None
         self._failure: Exception | None = None  # of the stream, which yields no more results
         self._source_failure: BaseException | None = None  # raised by the caller's items
 
@@ -147,7 +148,6 @@ class AsyncStream:
                 self._defaults.retry, error, attempt, self._remaining_seconds(), self._defaults.clock.random
             )
             await self._transport.pause(delay)
-            self._is_probing = True
 
     async def _wait_for_work(self) -> bool:
         async with self._changed:
@@ -161,11 +161,15 @@ class AsyncStream:
             return self._in_flight.has_unanswered
 
     async def _run_connection(self) -> AlignserveError | None:
-        call = self._transport.open_stream(self._method, self._requests(), self._deadline)
+        self._call = call = self._transport.open_stream(self._method, self._requests(), self._deadline)
         try:
             error = await self._take_answers(call)
+            self._has_lost_status = False
         except grpc.aio.AioRpcError as cause:
-            return end_of_stream(cause)
+            error = end_of_stream(cause)
+            is_broken = isinstance(error, UnavailableError)
+            self._has_lost_status = is_broken and cause.code() is grpc.StatusCode.INTERNAL
+            return error
         finally:
             call.cancel()  # has no effect on a call that has ended; otherwise also ends its sender
         if error is None and self._in_flight.has_unanswered:
@@ -181,31 +185,32 @@ class AsyncStream:
             async with self._changed:
                 self._in_flight.answer(response)
                 self._answers += 1
-                self._is_probing = False
                 self._changed.notify_all()
         return None
 
     async def _requests(self) -> AsyncIterator[pb.StreamInferRequest]:
-        sequence = _NOTHING_SENT
-        while (unsent := await self._wait_for_unsent(sequence)) is not None:
-            is_first = sequence == _NOTHING_SENT
+        if self._has_lost_status and await self._is_refused():
+            return
+        yield stream_options(ordered=self._ordered)
+        sequence = -1
+        while True:
+            unsent = await self._wait_for_unsent(sequence)
+            if unsent is None:
+                return
             sequence, request = unsent
-            yield self._with_options(request) if is_first else request
+            yield request
 
-    def _with_options(self, request: pb.StreamInferRequest) -> pb.StreamInferRequest:
-        """Returns the first message of a connection. The item itself may be sent again, on another one."""
-        message = stream_options(ordered=self._ordered)
-        message.MergeFrom(request)
-        return message
+    async def _is_refused(self) -> bool:
+        """Waits for the server's metadata, which some servers send only with an answer, or for a refusal."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._call.initial_metadata(), _REFUSAL_SECONDS)
+        return bool(self._call.done())
 
     async def _wait_for_unsent(self, after: int) -> tuple[int, pb.StreamInferRequest] | None:
-        def can_go_on() -> bool:
-            if self._in_flight.next_unsent(after):
-                return not self._is_probing or after == _NOTHING_SENT
-            return self._in_flight.is_complete
-
         async with self._changed:
-            await self._changed.wait_for(can_go_on)
+            await self._changed.wait_for(
+                lambda: self._in_flight.next_unsent(after) or self._in_flight.is_complete
+            )
             return self._in_flight.next_unsent(after)
 
     def _remaining_seconds(self) -> float:

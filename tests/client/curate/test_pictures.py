@@ -327,6 +327,7 @@ class TestFailures:
         assert found == ["ok", "DECODER_TIMED_OUT", "ok", "ok", "ok"]
 
 
+@pytest.mark.long
 class TestFaults:
     """A process that dies is replaced; neighbours succeed; nothing hangs and nothing is left over."""
 

@@ -16,6 +16,7 @@ def planted(tmp_path: Path) -> Planted:
     return Planted(200)
 
 
+@pytest.mark.long
 def test_each_kind_of_defect_is_counted_exactly(tmp_path: Path, planted: Planted) -> None:
     """Real pictures and texts, decoders and language identifier, over several files and shards."""
     expected = write(planted, tmp_path / "source", rows_per_file=90)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from alignserve.cli import main
 
 from tests.integration.http.dialects import IMAGE_URI
@@ -48,6 +49,7 @@ MORE: list[dict[str, Any]] = [
 
 
 @in_module_loop
+@pytest.mark.long
 async def test_a_batch_and_http_agree_on_every_form(shared: Shared, tmp_path: Path) -> None:
     """Status, error and usage are the same, and so are the embeddings but for rounding."""
     served, client = shared
