@@ -27,7 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in list(files):
         if file.abs_src_path and Path(file.abs_src_path).is_relative_to(config.docs_dir):
             files.remove(file)
-    for path in [*pages(), *ROOT.glob("deploy/grafana/*.png"), *ROOT.glob("server/docs/*.webp")]:
+    for path in [*pages(), *ROOT.glob("deploy/grafana/*.png"), *ROOT.glob("*/docs/*.webp")]:
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     files.append(File.generated(config, "protos/reference.md", content=proto_reference.reference()))
     return files

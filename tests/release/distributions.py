@@ -64,7 +64,7 @@ CLIENT = Distribution(
     ROOT,
     ROOT / "client/python/alignserve",
     licenses=("LICENSE",),
-    max_bytes=1_000_000,
+    max_bytes=2_000_000,
     sdist_extras=("CHANGELOG.md", *PROTOS),
     moved=PROTOS,
 )
