@@ -14,6 +14,7 @@ from alignserve._cli import (
     embed_dataset,
     index,
     migrate_vectors,
+    numbers,
     protos,
     search,
     verify_vectors,
@@ -132,7 +133,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False, ser
     group.add_argument(
         "--timeout-seconds",
         metavar="S",
-        type=_positive_float,
+        type=numbers.positive,
         default=default(30.0),
         help="maximum wait for an answer (default: 30); embed and stream have no overall limit",
     )
@@ -146,7 +147,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False, ser
     group.add_argument(
         "--wait-seconds",
         metavar="S",
-        type=_positive_float,
+        type=numbers.positive,
         default=default(0.0),
         help="wait up to this long for the server to become ready (default: do not wait)",
     )
@@ -202,7 +203,7 @@ def _add_health(commands: Any) -> None:
     parser.add_argument(
         "--wait",
         metavar="S",
-        type=_positive_float,
+        type=numbers.positive,
         default=argparse.SUPPRESS,
         dest="wait_seconds",
         help="the same as --wait-seconds",
@@ -309,7 +310,7 @@ def _add_stream(commands: Any) -> None:
     _add_dtype(parser)
     parser.add_argument("--ordered", action="store_true", help="write results in the order of the files")
     parser.add_argument(
-        "--window", metavar="N", type=_positive_int, default=32, help="images in flight (default: 32)"
+        "--window", metavar="N", type=numbers.count, default=32, help="images in flight (default: 32)"
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument(
@@ -351,7 +352,7 @@ def _add_batch(commands: Any) -> None:
     parser.add_argument(
         "--window",
         metavar="N",
-        type=_positive_int,
+        type=numbers.count,
         default=64,
         help="texts and images in flight (default: 64)",
     )
@@ -399,22 +400,6 @@ def _add_command(
         _add_connection(parser, again=True, servers=servers)
     parser.set_defaults(usage_error=parser.error, default_priority="interactive")
     return parser
-
-
-def _positive_int(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return value
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -7,6 +7,8 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
+from alignserve._cli import numbers
+from alignserve._cli.embed_dataset import add_source_arguments
 from alignserve._cli.extras import require
 
 PRESETS = ("coyo", "datacomp-basic", "laion")
@@ -41,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_rules(parser.add_argument_group("rules"))
     _add_measures(parser.add_argument_group("measures"))
-    _add_source(parser.add_argument_group("source"))
+    add_source_arguments(
+        parser.add_argument_group("source"),
+        columns=None,
+        kept="other columns to keep (default: all of Parquet and CSV; url, original_width and "
+        "original_height of tars and JSON Lines)",
+    )
     _add_output(parser.add_argument_group("output"))
 
 
@@ -140,39 +147,15 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--window",
         metavar="N",
-        type=_positive,
+        type=numbers.count,
         default=64,
         help="pairs in flight to the server (default: 64)",
     )
     group.add_argument(
         "--processes",
         metavar="N",
-        type=_positive,
+        type=numbers.count,
         help="processes that decode pictures (default: one per CPU, up to 8)",
-    )
-
-
-def _add_source(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--image-column", metavar="NAME", help="column of images or of their paths")
-    group.add_argument("--text-column", metavar="NAME", help="column of texts")
-    group.add_argument(
-        "--key-column", metavar="NAME", help="column of unique keys (default: made of file and row)"
-    )
-    group.add_argument(
-        "--columns",
-        metavar="NAME,…",
-        type=_names,
-        help="other columns to keep (default: all of Parquet and CSV; url, original_width and "
-        "original_height of tars and JSON Lines)",
-    )
-    group.add_argument(
-        "--image-root",
-        metavar="FOLDER",
-        type=Path,
-        help="where relative paths begin (default: the table's folder)",
-    )
-    group.add_argument(
-        "--delimiter", metavar="C", help="between the cells of CSV (default: found in the header)"
     )
 
 
@@ -182,7 +165,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rows-per-shard",
         metavar="N",
-        type=_positive,
+        type=numbers.count,
         default=4096,
         help="maximum number of rows in a file of the output (default: 4096)",
     )
@@ -212,13 +195,3 @@ def _fraction(text: str) -> tuple[str | None, Fraction]:
     if not 0 < fraction <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a fraction above 0 and at most 1, such as 0.3")
     return column, fraction
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)

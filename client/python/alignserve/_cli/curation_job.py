@@ -137,6 +137,7 @@ def _opened(args: argparse.Namespace) -> Dataset:
 def _with_columns(args: argparse.Namespace) -> Dataset:
     """Opens the sources with the columns that are asked for, by default with all that can be listed."""
     options = SourceOptions(
+        kind=args.kind,
         image_column=args.image_column,
         text_column=args.text_column,
         key_column=args.key_column,

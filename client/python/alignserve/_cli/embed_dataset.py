@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alignserve._cli import numbers
 from alignserve._cli.extras import require
 
 _KINDS = ("image", "text")
@@ -61,8 +62,19 @@ def run_embed_dataset(args: argparse.Namespace) -> int:
     return embedding_job.run(args)
 
 
-def add_source_arguments(group: argparse._ArgumentGroup) -> None:
-    """Adds the arguments about sources and their columns."""
+def add_source_arguments(
+    group: argparse._ArgumentGroup,
+    *,
+    columns: tuple[str, ...] | None = (),
+    kept: str = "other columns to keep, or * for all of Parquet and CSV (default: none)",
+) -> None:
+    """Adds the arguments about sources and their columns.
+
+    Args:
+        group: Where to.
+        columns: Those that are kept by default.
+        kept: Help on the columns that are kept.
+    """
     group.add_argument(
         "--kind",
         choices=_SOURCES,
@@ -77,8 +89,8 @@ def add_source_arguments(group: argparse._ArgumentGroup) -> None:
         "--columns",
         metavar="NAMES",
         type=_names,
-        default=(),
-        help="other columns to keep, or * for all of Parquet and CSV (default: none)",
+        default=columns,
+        help=kept,
     )
     group.add_argument(
         "--image-root",
@@ -114,7 +126,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rows-per-shard",
         metavar="N",
-        type=_positive,
+        type=numbers.count,
         default=10_000,
         help="maximum number of rows in a file of the output (default: 10000)",
     )
@@ -122,25 +134,25 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def _add_speed(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--streams", metavar="N", type=_positive, default=2, help="streams to each server (default: 2)"
+        "--streams", metavar="N", type=numbers.count, default=2, help="streams to each server (default: 2)"
     )
     group.add_argument(
         "--window",
         metavar="N",
-        type=_positive,
+        type=numbers.count,
         help="items in flight per stream (default: the server's limit)",
     )
     group.add_argument(
         "--read-threads",
         metavar="N",
-        type=_positive,
+        type=numbers.count,
         default=8,
         help="threads that read image files (default: 8)",
     )
     group.add_argument(
         "--max-outage-seconds",
         metavar="S",
-        type=_positive_seconds,
+        type=numbers.positive,
         default=300.0,
         help="end the run if no server answers for this long (default: 300)",
     )
@@ -158,19 +170,3 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
-
-
-def _positive_seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return value
