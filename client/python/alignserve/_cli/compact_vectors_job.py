@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from alignserve._cli.output import complain
 from alignserve._cli.progress import Progress
 from alignserve._cli.render import table
 from alignserve.search import compact
@@ -148,5 +149,5 @@ def _share(value: float | None) -> str:
 
 
 def _refused(message: str) -> int:
-    print(f"alignserve: {message}", file=sys.stderr)
+    complain(message)
     return REFUSED

@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 from alignserve._cli.connection import connected
 from alignserve._cli.job_progress import JobProgress
+from alignserve._cli.job_sources import opened, source_options
+from alignserve._cli.output import complain
 from alignserve.curate import language, rules
 from alignserve.curate.columns import similarity_column
 from alignserve.curate.duplicates import HashListError, PhashSet
@@ -25,7 +27,7 @@ from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing
 from alignserve.datasets.output import FAILURES, OutputError
 from alignserve.datasets.source import Dataset, SourceError
-from alignserve.datasets.sources import ALL_COLUMNS, Kind, SourceOptions, open_dataset
+from alignserve.datasets.sources import ALL_COLUMNS, Kind, open_dataset
 from alignserve.datasets.sources.kinds import kind_of_name
 
 WorkersOf: TypeAlias = Callable[[Plan, OnProgress], Workers]
@@ -42,13 +44,13 @@ def run(args: argparse.Namespace, workers_of: WorkersOf = Here) -> int:
         args: Of the command.
         workers_of: Returns what does the passes of a plan.
     """
-    dataset = _opened(args)
+    dataset = opened(lambda: _with_columns(args))
     progress = _Passes()
     with ExitStack() as stack:
         plan = plan_of(args, dataset, stack)
         for name, columns in plan.measures.missing(plan.rules).items():
             missing = ", ".join(columns)
-            _complain(f"rule {name} is not applied: the source has no column {missing}; --scorer can fill it")
+            complain(f"rule {name} is not applied: the source has no column {missing}; --scorer can fill it")
         workers = workers_of(plan, progress)
         try:
             outcome = curate(plan, args.folder, resume=args.resume, sources=args.source, workers=workers)
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace, workers_of: WorkersOf = Here) -> int:
             raise
         except BaseException:
             progress.finish()
-            _complain("the run has ended early; run the same command with --resume to do the rest")
+            complain("the run has ended early; run the same command with --resume to do the rest")
             raise
         progress.finish()
     _report(outcome)
@@ -95,7 +97,7 @@ class _Passes:
     def __call__(self, stage: str, rows: int) -> None:
         if stage not in self._passes:
             self.finish()
-            _complain(f"{_STAGES[stage]} rows")
+            complain(f"{_STAGES[stage]} rows")
             self._passes[stage] = JobProgress(sys.stderr, files=1, total=self._total)
         for _ in range(rows):
             self._passes[stage].row(failed=False)
@@ -118,32 +120,12 @@ def _report(outcome: Outcome) -> None:
         unjudged = counts["unjudged"].get(name, 0)
         more = f", {unjudged} rows without a value" if unjudged else ""
         every = counts["all_reasons"][name]
-        _complain(f"{name}: the first reason of {first} rows, a reason of {every}{more}")
-
-
-def _opened(args: argparse.Namespace) -> Dataset:
-    try:
-        dataset = _with_columns(args)
-    except SourceError as error:
-        raise ValueError(str(error)) from error
-    for problem in dataset.problems:
-        _complain(f"problem: {problem}")
-    if dataset.skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.skipped.items()))
-        _complain(f"skipped, since they are not images or tables that are read: {kinds}")
-    return dataset
+        complain(f"{name}: the first reason of {first} rows, a reason of {every}{more}")
 
 
 def _with_columns(args: argparse.Namespace) -> Dataset:
     """Opens the sources with the columns that are asked for, by default with all that can be listed."""
-    options = SourceOptions(
-        kind=args.kind,
-        image_column=args.image_column,
-        text_column=args.text_column,
-        key_column=args.key_column,
-        image_root=args.image_root,
-        delimiter=args.delimiter,
-    )
+    options = replace(source_options(args, None), columns=(), reads_images=True)
     if args.columns is not None:
         return open_dataset(args.source, replace(options, columns=args.columns))
     try:
@@ -183,7 +165,3 @@ def _phashes(paths: Sequence[Path]) -> PhashSet:
         return PhashSet.load(*paths)
     except HashListError as error:
         raise ValueError(str(error)) from error
-
-
-def _complain(line: str) -> None:
-    print(f"alignserve: {line}", file=sys.stderr)

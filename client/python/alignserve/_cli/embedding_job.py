@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -15,9 +14,10 @@ from typing import Any, Protocol
 
 from alignserve._cli.connection import client_options, server_names
 from alignserve._cli.job_progress import JobProgress
+from alignserve._cli.job_sources import opened, source_options
+from alignserve._cli.output import complain
 from alignserve._client_async import AsyncClient
 from alignserve._results import ModelInfo
-from alignserve._suffixes import IMAGE_SUFFIXES, OPTIONAL_IMAGE_SUFFIXES
 from alignserve.datasets.embedding import EmbedOptions, RowCounter, embed
 from alignserve.datasets.faults import RunError
 from alignserve.datasets.ledger import Ledger
@@ -29,8 +29,8 @@ from alignserve.datasets.servers import DIRECT, Servers
 from alignserve.datasets.sinks import Sink
 from alignserve.datasets.sinks.clip_retrieval import ClipRetrievalSink
 from alignserve.datasets.sinks.parquet import ParquetSink
-from alignserve.datasets.source import BrokenSourceError, Dataset, SourceError, SourceFile
-from alignserve.datasets.sources import SourceOptions, open_dataset
+from alignserve.datasets.source import BrokenSourceError, Dataset, SourceFile
+from alignserve.datasets.sources import open_dataset
 from alignserve.datasets.sources.unreadable import UNREADABLE
 
 _OK, _SOME_FAILED = 0, 1
@@ -116,12 +116,12 @@ class _Run:
             if self._stopped_by is None:
                 raise
             self._end(counter)
-            _complain(f"stopped by {self._stopped_by.name}; {_RESUME}")
+            complain(f"stopped by {self._stopped_by.name}; {_RESUME}")
             return _STOPPED + self._stopped_by
         except BaseException as error:
             with contextlib.suppress(OSError):  # a disk that is full has no room for the account
                 self._end(counter)
-            _complain(f"the run has ended early; {_RESUME}")
+            complain(f"the run has ended early; {_RESUME}")
             raise _explained(error) from error
         ledger = self._end(counter, missing=self._selection)
         return _OK if ledger.is_success else _SOME_FAILED
@@ -131,7 +131,7 @@ class _Run:
         account = self._output.account()
         before = account.rows_in
         if before:
-            _complain(f"{before} rows were done before")
+            complain(f"{before} rows were done before")
         total = _counted(self._dataset).rows_in - before if self._args.count else None
         return _Counter(JobProgress(sys.stderr, files=account.unfinished_files, total=total))
 
@@ -192,46 +192,8 @@ async def _connected(args: argparse.Namespace) -> AsyncIterator[Servers]:
 
 
 def _opened(args: argparse.Namespace, selection: Selection | None, info: ModelInfo | None) -> Dataset:
-    options = source_options(args, info)
-    try:
-        dataset = open_dataset(args.source, options)
-    except SourceError as error:
-        raise ValueError(str(error)) from error
-    for problem in dataset.problems:
-        _complain(f"problem: {problem}")
-    if dataset.skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(dataset.skipped.items()))
-        _complain(f"skipped, since they are not images or tables that are read: {kinds}")
+    dataset = opened(lambda: open_dataset(args.source, source_options(args, info)))
     return dataset if selection is None else selection.of(dataset)
-
-
-def source_options(args: argparse.Namespace, info: ModelInfo | None) -> SourceOptions:
-    """Returns what the arguments say about columns, and the server about images."""
-    is_of_texts = getattr(args, "embed", None) == ("text",)
-    options = SourceOptions(
-        kind=args.kind,
-        image_column="" if is_of_texts else args.image_column,
-        text_column=args.text_column,
-        key_column=args.key_column,
-        columns=args.columns,
-        image_root=args.image_root,
-        delimiter=args.delimiter,
-        reads_images=False,  # the jobs read them, when they are needed
-    )
-    if info is None:
-        return options
-    return dataclasses.replace(
-        options, image_suffixes=_readable_suffixes(info), max_image_bytes=info.max_image_bytes
-    )
-
-
-def _readable_suffixes(info: ModelInfo) -> frozenset[str]:
-    optional = {
-        suffix
-        for suffix, names in OPTIONAL_IMAGE_SUFFIXES.items()
-        if any(name in info.image_formats for name in names)
-    }
-    return IMAGE_SUFFIXES | optional
 
 
 def _kinds(args: argparse.Namespace, dataset: Dataset) -> tuple[Kind, ...]:
@@ -312,12 +274,8 @@ def _counted(dataset: Dataset) -> Ledger:
 
 def _report(ledger: Ledger) -> None:
     for line in ledger.broken:
-        _complain(line)
+        complain(line)
 
 
 def _explained(error: BaseException) -> BaseException:
     return error.error if isinstance(error, RunError) else error
-
-
-def _complain(message: str) -> None:
-    print(f"alignserve: {' '.join(message.split())}", file=sys.stderr)

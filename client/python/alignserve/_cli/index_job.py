@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 from alignserve._cli import output
 from alignserve._cli.connection import connected
-from alignserve._cli.embedding_job import source_options
 from alignserve._cli.job_progress import JobProgress
+from alignserve._cli.job_sources import complain_of_skipped, source_options
 from alignserve._client import Client
 from alignserve._results import ModelInfo
 from alignserve.datasets.source import SourceError
@@ -151,9 +151,9 @@ class _Account:
             line = {"key": failure.key, "reason": failure.failure.reason, "message": failure.failure.message}
             self._failures.write(json.dumps(line) + "\n")
         elif self._named < _MAX_NAMED:
-            _complain(f"{failure.key}: {failure.failure.reason}: {failure.failure.message}")
+            output.complain(f"{failure.key}: {failure.failure.reason}: {failure.failure.message}")
         elif self._named == _MAX_NAMED:
-            _complain("more rows failed; --failures FILE names all")
+            output.complain("more rows failed; --failures FILE names all")
         self._named += 1
 
     def add(self, source: Source, counts: Counts) -> None:
@@ -161,12 +161,10 @@ class _Account:
         self._counts.add(counts)
         self._problems += source.problems
         for problem in source.problems:
-            _complain(
+            output.complain(
                 f"cannot read {problem}" + ("; nothing was removed from the store" if source.deletes else "")
             )
-        if source.skipped:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(source.skipped.items()))
-            _complain(f"skipped, since they are not images or tables that are read: {kinds}")
+        complain_of_skipped(source.skipped)
 
     def report(self, rows: int) -> int:
         """Prints the account, and returns the exit code."""
@@ -176,7 +174,3 @@ class _Account:
         else:
             print(f"{counts.summary()}; {self._place} has {rows} rows")
         return _SOME_FAILED if counts.failed or self._problems else _OK
-
-
-def _complain(message: str) -> None:
-    print(f"alignserve: {' '.join(message.split())}", file=sys.stderr)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve._cli.connection import connected
+from alignserve._cli.output import complain
 from alignserve._cli.progress import Progress
 from alignserve._cli.render import table
 from alignserve._cli.row_inputs_job import rows_with_inputs
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         )
         if not args.force:
             return _refused(f"{message}, or write the mapped vectors all the same with --force")
-        _complain(message)
+        complain(message)
     progress = Progress(old.rows, sys.stderr)
     dtype = old.numpy_dtype
     ledger = rewrite(
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     progress.finish()
     if section["is_good_enough"]:
         print(json.dumps(section, indent=1) if args.json else _report(section))
-    _complain(ledger.summary())
+    complain(ledger.summary())
     return OK
 
 
@@ -123,7 +124,7 @@ def _from_server(args: argparse.Namespace, old: VectorFolder) -> tuple[Mapping[s
         info = client.model_info()
         pairs, failed = pairs_by_embedding(old, numbers, embed_again(client, rows, old.modalities))
     if failed:
-        _complain(f"{len(failed)} of the sample could not be embedded; the first: {failed[0].key}")
+        complain(f"{len(failed)} of the sample could not be embedded; the first: {failed[0].key}")
     return pairs, info.model_id, info.fingerprint
 
 
@@ -184,9 +185,5 @@ def _report(section: Mapping[str, Any]) -> str:
 
 
 def _refused(message: str) -> int:
-    _complain(f"{message}; nothing was written")
+    complain(f"{message}; nothing was written")
     return REFUSED
-
-
-def _complain(message: str) -> None:
-    print(f"alignserve: {message}", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from alignserve._cli.embedding_job import source_options
+from alignserve._cli.job_sources import source_options
 from alignserve._suffixes import IMAGE_SUFFIXES, OPTIONAL_IMAGE_SUFFIXES
 from alignserve.datasets.row import Row
 from alignserve.datasets.source import SourceError
