@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,6 +16,16 @@ from numpy.typing import NDArray
 from alignserve.search.vectors import VectorsError
 
 _ABOUT = "about"
+
+
+class Stored(Protocol):
+    """What a file stores; its digest is in the file too."""
+
+    def digest(self) -> str:
+        """Returns the digest of facts and arrays."""
+
+
+_Stored = TypeVar("_Stored", bound=Stored)
 
 
 def digest_of(facts: str, arrays: Mapping[str, NDArray[np.float32]]) -> str:
@@ -59,3 +69,19 @@ def unpack(file: Path, form: str, version: int) -> tuple[dict[str, Any], dict[st
     if found != (form, version):
         raise VectorsError(f"{file} has format {found[0]} {found[1]}; this version reads {form} {version}")
     return about, arrays
+
+
+def restored(file: Path, about: Mapping[str, Any], make: Callable[[], _Stored]) -> _Stored:
+    """Makes what a file stores, and compares its digest with that in `about`.
+
+    Raises:
+        VectorsError: The file lacks a part or has been changed.
+    """
+    try:
+        found = make()
+        is_intact = about["digest"] == found.digest()
+    except (KeyError, TypeError) as error:
+        raise VectorsError(f"{file} is damaged: {error!r}") from error
+    if not is_intact:
+        raise VectorsError(f"{file} is damaged: its digest does not match its content")
+    return found

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve.search.array_file import digest_of, pack, unpack
+from alignserve.search.array_file import digest_of, pack, restored, unpack
 from alignserve.search.rotation import Rotation
-from alignserve.search.vectors import VectorsError, normalized
+from alignserve.search.vectors import normalized
 
 CompactDtype: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 
@@ -118,15 +118,13 @@ class Compaction:
         """
         file = path / FILE if path.is_dir() else path
         about, arrays = unpack(file, _FORMAT, _VERSION)
-        try:
-            rotation = Rotation(about["rotation"], arrays["matrix"])
-            found = cls(about["dtype"], rotation, about["model_fingerprint"])
-            is_intact = about["digest"] == found.digest()
-        except (KeyError, TypeError) as error:
-            raise VectorsError(f"{file} is damaged: {error!r}") from error
-        if not is_intact:
-            raise VectorsError(f"{file} is damaged: its digest does not match its content")
-        return found
+        return restored(
+            file,
+            about,
+            lambda: cls(
+                about["dtype"], Rotation(about["rotation"], arrays["matrix"]), about["model_fingerprint"]
+            ),
+        )
 
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
         return {"matrix": self.rotation.matrix}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve.search.array_file import digest_of, pack, unpack
+from alignserve.search.array_file import digest_of, pack, restored, unpack
 from alignserve.search.recall import Recall, RecallMeter
 from alignserve.search.rotation import nearest_orthogonal
 from alignserve.search.vectors import VectorsError, normalized
@@ -113,16 +113,15 @@ class OrthogonalMap:
         """
         about, arrays = unpack(file, _FORMAT, _VERSION)
         matrices, old_means, new_means = (_named(arrays, kind) for kind in ("matrix", "old_mean", "new_mean"))
-        try:
-            form = Form(about["is_shared"], about["is_centred"])
-            prints = (about["old_fingerprint"], about["new_fingerprint"])
-            found = cls(form, matrices, old_means, new_means, *prints)
-            is_intact = about["digest"] == found.digest()
-        except (KeyError, TypeError) as error:
-            raise VectorsError(f"{file} is damaged: {error!r}") from error
-        if not is_intact:
-            raise VectorsError(f"{file} is damaged: its digest does not match its content")
-        return found
+        return restored(
+            file,
+            about,
+            lambda: cls(
+                Form(about["is_shared"], about["is_centred"]),
+                *(matrices, old_means, new_means),
+                *(about["old_fingerprint"], about["new_fingerprint"]),
+            ),
+        )
 
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
         kinds = {"matrix": self.matrices, "old_mean": self.old_means, "new_mean": self.new_means}
