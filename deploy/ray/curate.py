@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import ray
 from alignserve import cli
-from alignserve._cli import arguments, curation_job
+from alignserve._cli import curation_job
 from alignserve.curate.decisions import FLAGS, Flags
 from alignserve.curate.passes import measure_file, write_file
 from alignserve.curate.plan import Plan
@@ -30,49 +30,22 @@ from alignserve.datasets.records import ShardRecord
 from ray.exceptions import RayTaskError
 from ray.util import ActorPool
 
+from deploy.ray import job_command
+
 _MAX_RETRIES = 5  # of a source file whose worker dies
-_PATHS = (
-    *("folder", "image_root", "ca_file", "certificate_file", "certificate_key_file"),
-    *("near_duplicates", "blocked_words", "exclude_phashes"),
-)
+_PATHS = ("near_duplicates", "blocked_words", "exclude_phashes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; an invalid command line raises `SystemExit(2)`."""
-    own = argparse.ArgumentParser(
-        prog="python -m deploy.ray.curate",
-        usage="%(prog)s [--workers N] [--cluster ADDRESS] SOURCE... --to FOLDER [OPTION...]",
-        description="Curate pairs on the machines of a Ray cluster.",
-        epilog="All other arguments are those of `alignserve curate`. The paths of the source and the "
-        "output, and the address of the server, must be valid on every node.",
-        allow_abbrev=False,
+    ours, args = job_command.parsed(
+        "curate", "deploy.ray.curate", "Curate pairs on the machines of a Ray cluster.", argv, paths=_PATHS
     )
-    own.add_argument(
-        "--workers", metavar="N", type=int, help="actors, of one CPU each (default: one per node)"
-    )
-    own.add_argument(
-        "--cluster", metavar="ADDRESS", default="auto", help="address of the Ray cluster (default: auto)"
-    )
-    ours, rest = own.parse_known_args(argv)
-    args = arguments.parser().parse_args(["curate", *rest])
-    _make_absolute(args)
     return cli.run_command(functools.partial(_run, ours=ours), args)
 
 
-def _make_absolute(args: argparse.Namespace) -> None:
-    """Makes paths valid in workers, which run in other folders."""
-    args.source = [str(Path(each).absolute()) for each in args.source]
-    for name in _PATHS:
-        value = getattr(args, name)
-        if isinstance(value, list):
-            setattr(args, name, [path.absolute() for path in value])
-        elif value is not None:
-            setattr(args, name, value.absolute())
-
-
 def _run(args: argparse.Namespace, ours: argparse.Namespace) -> int:
-    ray.init(address=ours.cluster, log_to_driver=False)
-    count = ours.workers or sum(node["Alive"] for node in ray.nodes())
+    count = job_command.join_cluster(ours)
     return curation_job.run(args, functools.partial(OnRay, args, count))
 
 

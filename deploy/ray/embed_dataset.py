@@ -17,12 +17,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import ray
 from alignserve import AsyncClient, cli
-from alignserve._cli import arguments, embedding_job
+from alignserve._cli import embedding_job
 from alignserve._cli.connection import client_options, server_names
 from alignserve.datasets.embedding import EmbedOptions, RowCounter, embed
 from alignserve.datasets.faults import ModelChangedError, RunError
@@ -34,48 +33,26 @@ from alignserve.datasets.source import Dataset
 from alignserve.errors import AlignserveError
 from ray.exceptions import RayActorError, RayTaskError
 
+from deploy.ray import job_command
+
 _MAX_DEATHS = 5  # of a worker at the same source file
 _POLL_SECONDS = 1.0  # between questions to a worker about its rows
-_PATHS = ("folder", "image_root", "ca_file", "certificate_file", "certificate_key_file")
 
 _log = logging.getLogger("alignserve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; an invalid command line raises `SystemExit(2)`."""
-    own = argparse.ArgumentParser(
-        prog="python -m deploy.ray.embed_dataset",
-        usage="%(prog)s [--workers N] [--cluster ADDRESS] SOURCE... --to FOLDER [OPTION...]",
-        description="Embed a dataset on the machines of a Ray cluster.",
-        epilog="All other arguments are those of `alignserve embed-dataset`. The paths of the source and the "
-        "output, and the addresses of the servers, must be valid on every node.",
-        allow_abbrev=False,
+    ours, args = job_command.parsed(
+        "embed-dataset", "deploy.ray.embed_dataset", "Embed a dataset on the machines of a Ray cluster.", argv
     )
-    own.add_argument(
-        "--workers", metavar="N", type=int, help="actors, of one CPU each (default: one per node)"
-    )
-    own.add_argument(
-        "--cluster", metavar="ADDRESS", default="auto", help="address of the Ray cluster (default: auto)"
-    )
-    ours, rest = own.parse_known_args(argv)
-    args = arguments.parser().parse_args(["embed-dataset", *rest])
     if args.folder is None:
         args.usage_error("the job needs --to FOLDER")
-    _make_absolute(args)
     return cli.run_command(functools.partial(_run, ours=ours), args)
 
 
-def _make_absolute(args: argparse.Namespace) -> None:
-    """Makes paths valid in workers, which run in other folders."""
-    args.source = [str(Path(each).absolute()) for each in args.source]
-    for name in _PATHS:
-        if (path := getattr(args, name)) is not None:
-            setattr(args, name, path.absolute())
-
-
 def _run(args: argparse.Namespace, ours: argparse.Namespace) -> int:
-    ray.init(address=ours.cluster, log_to_driver=False)
-    workers = ours.workers or sum(node["Alive"] for node in ray.nodes())
+    workers = job_command.join_cluster(ours)
     clients = [client_options(args, name) for name in server_names(args)]
     return embedding_job.run(args, functools.partial(embed_on_ray, workers, clients))
 
