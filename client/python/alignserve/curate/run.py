@@ -1,9 +1,9 @@
-"""A curation, in three passes: measure every row, decide about all of them, write the result.
+"""A curation, in three passes: measure every row, decide about all of them, write the result. The output has:
 
-    FOLDER/work/measures/    the measures of every row, in shards; kept until the run is complete
-    FOLDER/work/decisions/   the verdict of every row, made again by each run
-    FOLDER/part-….parquet    the pairs with their columns, verdict and reasons
-    FOLDER/report.html       what each rule removed; also report.json
+    work/measures/    the measures of every row, in shards; kept until the run is complete
+    work/decisions/   the verdict of every row, made again by each run
+    part-….parquet    the pairs with their columns, verdict and reasons
+    report.html       what each rule removed; also report.json
 
 The source is read twice, once for the measures and once for the result, so images are not copied in between.
 Each pass holds one shard's measures in memory, and a few images. A run that was killed continues after its
