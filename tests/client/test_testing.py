@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import alignserve
 import grpc
@@ -76,6 +77,32 @@ def test_calls_do_not_wait_behind_open_streams(client: Client) -> None:
     for stream in streams:
         stream.close()
     assert vector.shape == (8,)
+
+
+def test_no_two_servers_of_a_process_have_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of a stopped server, never closed, would make the clients of the next one wait, or fail."""
+    with FakeServer() as first:
+        port = first.target.rpartition(":")[2]
+    make = grpc.server
+    offered: list[str] = []
+
+    def offer_that_port_first(*args: Any, **options: Any) -> grpc.Server:
+        server = make(*args, **options)
+        bind = server.add_insecure_port
+
+        def add_insecure_port(address: str) -> int:
+            offered.append(address)
+            return bind(f"127.0.0.1:{port}" if len(offered) == 1 else address)
+
+        monkeypatch.setattr(server, "add_insecure_port", add_insecure_port)
+        return server
+
+    monkeypatch.setattr(grpc, "server", offer_that_port_first)
+
+    with FakeServer() as second:
+        assert second.target != first.target
+        assert Client(second.target).embed_text("a").shape == (64,)
+    assert offered == ["127.0.0.1:0"] * 2
 
 
 def test_failures_are_used_up_in_order(server: FakeServer, client: Client) -> None:

@@ -38,6 +38,11 @@ Content: TypeAlias = str | bytes | NDArray[np.uint8]
 _WORKERS = 1000  # every stream and every held call occupies one; threads are created on demand
 
 
+# Ports of this process's fake servers. gRPC's channels to one address share its connection, and its pauses
+# after failures, so a client that was never closed could make the clients of a later server there fail.
+_bound_ports: set[int] = set()
+
+
 class FakeServer:
     """A server on a free local port, for the duration of a `with` statement.
 
@@ -48,7 +53,7 @@ class FakeServer:
         max_text_tokens: Maximum length of a text, which has two tokens more than words. The word `[UNK]` is
             unknown.
         max_request_bytes: Maximum size of a request, as reported to clients.
-        port: 0 chooses a free port.
+        port: 0 chooses a free port that no other fake server of the process had.
         api_keys: If not empty, calls need one of these keys.
         image_formats: Formats reported to clients.
         checks_images: Refuse images that do not start like one of these formats, as a real server does. By
@@ -266,13 +271,19 @@ class FakeServer:
         return self._state.vector_of(_key(content))
 
     def _bound_server(self, port: int) -> tuple[grpc.Server, int]:
-        server = grpc.server(self._pool, options=self._options)
-        pb_grpc.add_AlignServiceServicer_to_server(FakeServicer(self._state), server)
-        server.add_generic_rpc_handlers([health_handler(self._state)])
-        address = f"127.0.0.1:{port}"
-        if self._credentials is None:
-            return server, server.add_insecure_port(address)
-        return server, server.add_secure_port(address, self._credentials)
+        while True:
+            server = grpc.server(self._pool, options=self._options)
+            pb_grpc.add_AlignServiceServicer_to_server(FakeServicer(self._state), server)
+            server.add_generic_rpc_handlers([health_handler(self._state)])
+            address = f"127.0.0.1:{port}"
+            if self._credentials is None:
+                bound = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, self._credentials)
+            if port or bound not in _bound_ports:
+                _bound_ports.add(bound)
+                return server, bound
+            server.stop(None)
 
 
 def _key(content: Content) -> str | bytes:
