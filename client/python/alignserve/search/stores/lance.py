@@ -28,6 +28,7 @@ from alignserve.search.identity import Identity
 from alignserve.search.store import BOOKKEEPING, ColumnKind, Entry, Hit
 from alignserve.search.stores import columns, sql, tuning
 from alignserve.search.stores.columns import EMBEDDING, KEY
+from alignserve.search.stores.engine_errors import engine_errors
 from alignserve.search.stores.quiet_lancedb import connect
 
 ENGINE = "lancedb"
@@ -55,7 +56,10 @@ def create_store(place: str, *, fingerprint: str, model: str, embedding_dimensio
         lock = _locked(folder)
     try:
         _check_free(place, folder)
-        table = _connected(place).create_table(_TABLE, schema=_schema(identity), mode="overwrite")
+        # In a folder, an unfinished creation is done again; on an object store, another run may be faster.
+        mode = "create" if folder is None else "overwrite"
+        with engine_errors(place):
+            table = _connected(place).create_table(_TABLE, schema=_schema(identity), mode=mode)
         if folder is not None:  # last: a folder without it is not a store
             durable.write_json(folder / _IDENTITY_FILE, identity.as_json())
     except BaseException:
@@ -69,11 +73,11 @@ def open_store(place: str, *, fingerprint: str | None = None, for_writing: bool 
     """Opens a store; see `alignserve.search.open_store`."""
     folder = _folder(place)
     if folder is not None and not (folder / _IDENTITY_FILE).is_file():
-        raise NoStoreError(
-            f"there is no store at {place}; make one with alignserve index SOURCE --to {place}"
-        )
+        raise _no_store(place)
     table = _opened(place)
-    identity = Identity.of((table.schema.metadata or {}).get(_METADATA), place)
+    with engine_errors(place):
+        metadata = table.schema.metadata or {}
+    identity = Identity.of(metadata.get(_METADATA), place)
     if folder is not None and Identity.of((folder / _IDENTITY_FILE).read_bytes(), place) != identity:
         raise StoreError(
             f"the files of the store {place} are of different stores; restore it, or index again"
@@ -100,7 +104,8 @@ class LanceStore:
 
     def count(self) -> int:
         """Returns the number of rows."""
-        return int(self._table.count_rows())
+        with engine_errors(self._place):
+            return int(self._table.count_rows())
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Adds rows; rows with the same keys are replaced. Every few thousand rows appear at once."""
@@ -113,7 +118,8 @@ class LanceStore:
         """Deletes rows; keys that are not there do no harm."""
         self._check_writable()
         for some in _batches(keys, _KEYS_AT_A_TIME):
-            self._table.delete(sql.is_one_of(KEY, some))
+            with engine_errors(self._place):
+                self._table.delete(sql.is_one_of(KEY, some))
 
     def get(self, keys: Sequence[str]) -> list[Entry]:
         """Returns the rows with these keys, in this order; keys that are not there are left out."""
@@ -150,7 +156,9 @@ class LanceStore:
     def optimize(self) -> None:
         """Compacts files, removes old versions, and builds or extends the indexes if the table is large."""
         self._check_writable()
-        tuning.optimize(self._table, self.count(), _KEPT_VERSIONS)
+        rows = self.count()
+        with engine_errors(self._place):
+            tuning.optimize(self._table, rows, _KEPT_VERSIONS)
 
     def search(
         self, query: NDArray[np.float32], top_k: int, where: Mapping[str, Any] | None = None
@@ -167,12 +175,13 @@ class LanceStore:
         types = self._types()
         checked = check_filter(where or {}, self.columns())
         condition = sql.condition(checked, {name: _physical(name) for name in types}) if checked else None
-        candidates = int(self._table.count_rows(condition))
-        if not candidates:
-            return []
         kept = [name for name in types if not name.startswith(BOOKKEEPING)]
-        search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
-        table = search.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
+        with engine_errors(self._place):
+            candidates = int(self._table.count_rows(condition))
+            if not candidates:
+                return []
+            search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
+            table = search.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
         return _hits(table, kept)
 
     def close(self) -> None:
@@ -186,9 +195,10 @@ class LanceStore:
         units = np.stack([self._checked(entry) for entry in entries])
         known = self._types()
         if new := columns.types_of(entries, known):
-            self._table.add_columns(
-                pa.schema([pa.field(_physical(name), type_) for name, type_ in new.items()])
-            )
+            with engine_errors(self._place):
+                self._table.add_columns(
+                    pa.schema([pa.field(_physical(name), type_) for name, type_ in new.items()])
+                )
         types = {**known, **new}
         arrays = {
             KEY: pa.array([entry.key for entry in entries], pa.string()),
@@ -200,9 +210,10 @@ class LanceStore:
                 for name, type_ in types.items()
             },
         }
-        rows = pa.table(arrays, schema=pa.schema([self._table.schema.field(name) for name in arrays]))
-        merge = self._table.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
-        merge.execute(rows)
+        with engine_errors(self._place):
+            rows = pa.table(arrays, schema=pa.schema([self._table.schema.field(name) for name in arrays]))
+            merge = self._table.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(rows)
 
     def _checked(self, entry: Entry) -> NDArray[np.float32]:
         columns.check_key(entry.key)
@@ -222,10 +233,10 @@ class LanceStore:
 
     def _types(self) -> dict[str, pa.DataType]:
         """Returns the types of the columns of metadata."""
+        with engine_errors(self._place):
+            schema = self._table.schema
         return {
-            columns.logical(field.name): field.type
-            for field in self._table.schema
-            if field.name not in (KEY, EMBEDDING)
+            columns.logical(field.name): field.type for field in schema if field.name not in (KEY, EMBEDDING)
         }
 
     def _scan(self, condition: str | None) -> Iterator[Entry]:
@@ -241,10 +252,11 @@ class LanceStore:
                 yield Entry(key, vectors[number], row)
 
     def _batches_of(self, names: Sequence[str], condition: str | None) -> Iterator[pa.RecordBatch]:
-        query = self._table.search().select(list(names)).limit(None)
-        if condition is not None:
-            query = query.where(condition)
-        yield from query.to_batches(_ROWS_AT_A_TIME)
+        with engine_errors(self._place):
+            query = self._table.search().select(list(names)).limit(None)
+            if condition is not None:
+                query = query.where(condition)
+            yield from query.to_batches(_ROWS_AT_A_TIME)
 
     def _check_writable(self) -> None:
         if not self._is_writable:
@@ -294,10 +306,35 @@ def _connected(place: str) -> Any:
 
 
 def _opened(place: str) -> Table:
-    try:
-        return _connected(place).open_table(_TABLE)
-    except (ValueError, FileNotFoundError) as error:
-        raise NoStoreError(f"there is no store at {place}: {error}") from error
+    """Returns the table of a store.
+
+    Raises:
+        NoStoreError: The engine answers that there is none. A place that does not answer may well have one.
+        StoreError: It cannot be opened.
+    """
+    with engine_errors(place):
+        database = _connected(place)
+        try:
+            return database.open_table(_TABLE)
+        except (ValueError, FileNotFoundError):
+            if _has_table(database):
+                raise
+    raise _no_store(place)
+
+
+def _has_table(database: Any) -> bool:
+    token = None
+    while True:
+        page = database.list_tables(page_token=token)
+        if _TABLE in page.tables:
+            return True
+        token = page.page_token
+        if not token:
+            return False
+
+
+def _no_store(place: str) -> NoStoreError:
+    return NoStoreError(f"there is no store at {place}; make one with alignserve index SOURCE --to {place}")
 
 
 def _locked(folder: Path) -> FolderLock:
