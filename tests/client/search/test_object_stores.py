@@ -1,4 +1,4 @@
-"""Stores on an object store: set `ALIGNSERVE_TEST_STORE` to the URL of a folder; tests/README.md says how."""
+"""Stores on an object store: set `TEST_STORE` to the URL of a folder; tests/README.md says how."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from alignserve.testing import FakeServer
 from tests.client.search.rows import DIMENSION, entry, vector
 
 pytestmark = pytest.mark.skipif(
-    "ALIGNSERVE_TEST_STORE" not in os.environ, reason="ALIGNSERVE_TEST_STORE, the URL of a folder, is not set"
+    "TEST_STORE" not in os.environ, reason="TEST_STORE, the URL of a folder, is not set"
 )
 
 
 @pytest.fixture
 def url() -> str:
-    return f"{os.environ['ALIGNSERVE_TEST_STORE']}/{uuid4()}.store"
+    return f"{os.environ['TEST_STORE']}/{uuid4()}.store"
 
 
 @pytest.fixture
