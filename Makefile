@@ -92,7 +92,7 @@ format: $(DEVELOP) ## Rewrite Python and protos in the project's format
 	$(BIN)/buf format -w protos
 
 typecheck: $(DEVELOP) ## Check types
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 protos: $(DEVELOP) ## Generate the Python stubs from the protos
 	$(BIN)/python protos/generate.py
