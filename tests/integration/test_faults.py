@@ -126,6 +126,7 @@ async def test_a_permanently_failed_device_ends_the_process() -> None:
         assert await process.wait() == EXIT_UNRECOVERABLE
 
 
+@pytest.mark.long
 async def test_a_server_that_cannot_capture_graphs_starts_again_without_them() -> None:
     """The failed capture may have left the device unusable for the process, so a new one takes over."""
     encoder = """

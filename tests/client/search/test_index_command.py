@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
-pytest.importorskip("lancedb")
-
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from alignserve.cli import main
 from alignserve.search import Store, open_store
 from alignserve.testing import FakeServer
 
-from tests.client.search.rows import vector
+from tests.client.search.rows import NEEDS_LANCEDB, vector
+
+pytestmark = NEEDS_LANCEDB
 
 Run = Callable[..., tuple[int, dict[str, Any], str]]
 

@@ -16,9 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("lancedb")
-
 from alignserve.search import (
     Entry,
     NoStoreError,
@@ -33,7 +30,9 @@ from alignserve.search import (
 from alignserve.search.exact import ExactStore
 from alignserve.search.filters import FilterError
 
-from tests.client.search.rows import DIMENSION, entry, vector
+from tests.client.search.rows import DIMENSION, NEEDS_LANCEDB, entry, vector
+
+pytestmark = NEEDS_LANCEDB
 
 STRANGE = [
     "it's",
