@@ -92,9 +92,9 @@ async def test_an_unrecoverable_server_exits_with_its_own_code(how: str) -> None
             errors = [await refused(call) for call in calls]
         code = await process.wait()
 
-        assert {(error.code, error.reason) for error in errors} == {
-            (grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")
-        }
+        assert {error.code for error in errors} == {grpc.StatusCode.UNAVAILABLE}
+        late = {"SHUTTING_DOWN"}  # the reason of a call that arrives after the stop has begun
+        assert {error.reason for error in errors} - late == {"MODEL_STALLED"}
         assert code == EXIT_UNRECOVERABLE
 
 
