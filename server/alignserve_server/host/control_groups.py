@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 
 def group_folders(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, bool]]:
-    """Yields the folders of the process's own group and of its parent groups, each with whether it is version 1.
+    """Yields the folders of the process's own group and of its parents, with whether each is of version 1.
 
     Containers see their group as the root; a systemd unit is a group further down. Versions 1 and 2 of
     control groups may be mounted at the same time.

@@ -71,8 +71,8 @@ def check_sizes(checkpoint: Checkpoint) -> None:
         if name in weights and weights[name].shape[:1] != (expected,):
             path = field if section is None else f"{section}.{field}"
             raise CheckpointError(
-                f"config.json: {path} is {expected!r}, but the weight {name} has {_first(weights[name])} rows; "
-                "the file belongs to other weights"
+                f"config.json: {path} is {expected!r}, but the weight {name} has {_first(weights[name])} "
+                "rows; the file belongs to other weights"
             )
 
 

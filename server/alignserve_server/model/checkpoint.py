@@ -172,7 +172,7 @@ def open_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
 
 
 def checkpoint_faults(folder: Path) -> list[str]:
-    """Returns an error message for each kind of file that is wrong; `open_checkpoint` raises the first one."""
+    """Returns what is wrong with each kind of file; `open_checkpoint` raises the first of these errors."""
     checks: tuple[Callable[[Path], object], ...] = (
         _read_config,
         _check_weights,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from alignserve_server.cli.check.access import access_checks, check_clock
@@ -97,18 +98,23 @@ def _examine(deployment: Deployment, report: Report) -> None:
     """Runs the checks that need no model."""
     _run(report, deployment, network_checks(deployment))
     _run(report, deployment, access_checks(deployment))
-    report.run("packages", lambda: check_packages(deployment))
+    report.run("packages", check_packages)
     if deployment.settings.checkpoint != "fake":
-        report.run("checkpoint", lambda: find_checkpoint(deployment))
-        _run(report, deployment, checks_of_files(deployment))
-        report.run("device", lambda: check_device(deployment))
-        report.run("runtime", lambda: check_runtime(deployment))
+        examine_checkpoint(deployment, report)
     _run(report, deployment, host_checks(deployment))
+
+
+def examine_checkpoint(deployment: Deployment, report: Report) -> None:
+    """Runs the checks of the checkpoint, and of what would run it, without loading it."""
+    report.run("checkpoint", lambda: find_checkpoint(deployment))
+    _run(report, deployment, checks_of_files(deployment))
+    report.run("device", lambda: check_device(deployment))
+    report.run("runtime", lambda: check_runtime(deployment))
 
 
 def _run(report: Report, deployment: Deployment, checks: Iterator[tuple[str, Check]]) -> None:
     for subject, one in checks:
-        report.run(subject, lambda one=one: one(deployment))
+        report.run(subject, partial(one, deployment))
 
 
 def _load(deployment: Deployment, report: Report, logged: Sequence[str], picture: Path | None) -> None:

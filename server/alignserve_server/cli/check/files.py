@@ -80,13 +80,12 @@ def configuration(checkpoint: Checkpoint) -> str:
 def tokenizer(checkpoint: Checkpoint) -> str:
     """Compares the tokenizer with the word embeddings and the positions."""
     fit = tokenizer_fit(checkpoint)
-    text = (
-        f"{fit.tokens} tokens for {fit.rows} rows of word embeddings; texts of up to {fit.max_tokens} tokens"
-    )
+    rows = "an unknown number of" if fit.rows is None else fit.rows
+    text = f"{fit.tokens} tokens, {rows} rows of word embeddings; texts of up to {fit.max_tokens} tokens"
     if fit.unembedded:
         raise CheckWarning(
-            f"{text}; {len(fit.unembedded)} tokens have no embedding, such as {fit.unembedded[0]!r}, and texts "
-            "with them are refused (TEXT_UNSUPPORTED); use the tokenizer that belongs to the weights"
+            f"{text}; {len(fit.unembedded)} tokens have no embedding, such as {fit.unembedded[0]!r}, and "
+            "texts with them are refused (TEXT_UNSUPPORTED); use the tokenizer that belongs to the weights"
         )
     if fit.max_tokens < _PROCESSOR_TOKENS:
         raise CheckWarning(
@@ -101,18 +100,19 @@ def image_processor(deployment: Deployment, checkpoint: Checkpoint) -> str:
     images = input_limits(deployment.settings).image_preprocessor(checkpoint.image_processor)
     height, width = images.output_size
     low, high = images.offset, images.offset + 255 * images.scale  # of black and of white
-    text = f"images of {height} x {width} ({images.resampling or 'not resized'}), pixels from {low.min():.3g} to {high.max():.3g}"
+    resized = images.resampling or "not resized"
+    text = f"{height} x {width}, {resized}, pixels from {low.min():.3g} to {high.max():.3g}"
     trained = (checkpoint.config.get("vision_config") or {}).get("image_size", _DEFAULT_IMAGE_SIZE)
     if (height, width) != (trained, trained):
         raise CheckWarning(
-            f"{text}, but vision_config.image_size in config.json is {trained}; embeddings of another size are "
-            "those of transformers, but worse than the model's best: compare crop_size and size in "
+            f"{text}, but vision_config.image_size in config.json is {trained}; embeddings are "
+            "those of transformers, but worse than of that size: compare crop_size and size in "
             "preprocessor_config.json with the original's"
         )
     if low.min() > 0 or high.max() <= 0 or high.max() - low.min() > _WIDEST_PIXELS:
         raise CheckWarning(
-            f"{text}: networks are trained on about -1 to 1; compare rescale_factor, image_mean, image_std and "
-            "include_top in preprocessor_config.json with the original's"
+            f"{text}: networks are trained on about -1 to 1; compare rescale_factor, image_mean, image_std "
+            "and include_top in preprocessor_config.json with the original's"
         )
     return f"{text}; the model's image_size is {trained}"
 
@@ -129,8 +129,9 @@ def temperature(checkpoint: Checkpoint) -> str:
     if value is None:
         return "the weights do not tell"
     if not _LOW_TEMPERATURE <= value <= _HIGH_TEMPERATURE:
+        effect = "all or nothing" if value < _LOW_TEMPERATURE else "almost equal"
         raise CheckWarning(
-            f"{value:.4g}: scores would be {'all or nothing' if value < _LOW_TEMPERATURE else 'almost equal'}; "
+            f"{value:.4g}: scores would be {effect}; "
             "trained models have about 0.01 to 0.1, so compare the weight temperature with the original's"
         )
     return f"{value:.4g}: a cosine that is 0.1 higher multiplies a score by {math.exp(0.1 / value):.3g}"

@@ -69,8 +69,8 @@ def count_open_files(deployment: Deployment) -> str:
         )
     if limit < max(_FEW_FILES, _OTHER_FILES + settings.max_streams + settings.max_uploads):
         raise CheckWarning(
-            f"{text}: few for many callers, each of which has a connection; raise the hard limit (ulimit -Hn, "
-            "LimitNOFILE)"
+            f"{text}: few for many callers, each of which has a connection; raise the hard limit (ulimit "
+            "-Hn, LimitNOFILE)"
         )
     return text
 
@@ -107,8 +107,8 @@ def compare_memory(deployment: Deployment, limit: MemoryLimit | None = None) -> 
     text = f"{_summary(demand)}; {gibibytes(limit.size)} GiB by {limit.source}"
     if sum(demand.always.values()) > limit.size:
         raise CheckWarning(
-            f"{text}: the process would be killed; give it more memory, or lower workers, text_cache_bytes or "
-            "image_cache_bytes"
+            f"{text}: the process would be killed; give it more memory, or lower workers, text_cache_bytes "
+            "or image_cache_bytes"
         )
     if demand.total > limit.size:
         raise CheckWarning(
@@ -135,8 +135,8 @@ def write_cache(deployment: Deployment) -> str:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise CheckWarning(
-            f"{folder} is not writable ({error.strerror}), so each start converts, compiles and measures again; "
-            "set cache_dir to a writable folder"
+            f"{folder} is not writable ({error.strerror}), so each start converts, compiles and measures "
+            "again; set cache_dir to a writable folder"
         ) from error
     needed = _FEW_BYTES + _conversion_bytes(deployment)
     text = f"{folder} is writable and has {gibibytes(free)} GiB free"

@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-from alignserve_server.cli.check.deployment import Deployment
 from alignserve_server.cli.check.report import CheckWarning
 
 _DISTRIBUTIONS = ("alignserve-server", "alignserve")
@@ -24,7 +23,7 @@ _SHOWN = (
 )
 
 
-def check_packages(_deployment: Deployment) -> str:
+def check_packages() -> str:
     """Compares every installed package with what the distributions require, extras included."""
     wrong = list(dict.fromkeys(unsupported(requirements())))
     if wrong:

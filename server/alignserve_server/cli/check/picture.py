@@ -49,7 +49,7 @@ class PublishedLogits:
     source: str
 
     def fits(self, model_id: str, embedding_dimension: int, size: tuple[int, int]) -> bool:
-        """Returns whether they may be those of a checkpoint, by its id or its folder's name, and a picture."""
+        """Returns whether they may be those of a checkpoint, by its id or folder, and of a picture."""
         name = self.model_id.rpartition("/")[2]
         return (
             model_id in (self.model_id, name)

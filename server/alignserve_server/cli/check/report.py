@@ -44,30 +44,31 @@ class Report:
         self._is_json = is_json
         self._clock = clock
         self._start = clock()
-        self._findings: list[Finding] = []
+        self.findings: list[Finding] = []
 
     @property
     def has_failed(self) -> bool:
         """Whether something prevents a start."""
-        return any(finding.verdict == "FAIL" for finding in self._findings)
+        return any(finding.verdict == "FAIL" for finding in self.findings)
 
     def has_failed_in(self, subjects: Collection[str]) -> bool:
         """Whether one of these subjects prevents a start."""
-        return any(one.verdict == "FAIL" and one.subject in subjects for one in self._findings)
+        return any(one.verdict == "FAIL" and one.subject in subjects for one in self.findings)
 
     def add(self, verdict: Verdict, subject: str, text: str, seconds: float = 0.0) -> None:
         """Adds a finding."""
         finding = Finding(verdict, subject, " ".join(text.split()), round(seconds, 3))
-        self._findings.append(finding)
+        self.findings.append(finding)
         if not self._is_json:
             print(f"{finding.verdict:4}  {finding.subject:18}  {finding.text}", flush=True)
 
     def run(self, subject: str, check: Callable[[], str]) -> bool:
         """Runs a check, which returns what it found or raises; returns whether a start is still possible."""
-        start, verdict = self._clock(), "ok"
+        start = self._clock()
+        verdict: Verdict = "ok"
         texts: Sequence[object]
         try:
-            texts, verdict = [check()], "ok"
+            texts = [check()]
         except CheckWarning as warning:
             texts, verdict = [warning], "warn"
         except CheckFailed as failure:
@@ -81,13 +82,13 @@ class Report:
 
     def end(self) -> int:
         """Prints the summary, or the JSON; returns the exit code."""
-        counts = Counter(finding.verdict for finding in self._findings)
+        counts = Counter(finding.verdict for finding in self.findings)
         seconds = self._clock() - self._start
         if self._is_json:
             result = {
                 "starts": not self.has_failed,
                 "seconds": round(seconds, 3),
-                "findings": [asdict(finding) for finding in self._findings],
+                "findings": [asdict(finding) for finding in self.findings],
             }
             print(json.dumps(result, indent=2, ensure_ascii=False))
         else:

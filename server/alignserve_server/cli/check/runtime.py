@@ -11,6 +11,7 @@ from alignserve_server.cli.check.packages import installed
 from alignserve_server.cli.check.report import CheckWarning
 from alignserve_server.model.checkpoint import Checkpoint
 from alignserve_server.model.prepared import PreparedCheckpoint
+from alignserve_server.model.runtimes.runtime import DtypeName, RuntimeName
 from alignserve_server.settings import Settings
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -38,8 +39,8 @@ def _gpu(deployment: Deployment, names: list[str]) -> str:
 
     free, size = map(min, zip(*map(torch.cuda.mem_get_info, names), strict=True))
     text = (
-        f"{', '.join(names)} ({torch.cuda.get_device_name(names[0])}), {gibibytes(free)} of {gibibytes(size)} "
-        f"GiB free, torch for CUDA {torch.version.cuda}{_driver()}"
+        f"{', '.join(names)} ({torch.cuda.get_device_name(names[0])}), {gibibytes(free)} of "
+        f"{gibibytes(size)} GiB free, torch for CUDA {torch.version.cuda}{_driver()}"
     )
     # One copy in float32 while it loads, then a smaller one with the graphs and activations.
     needed = memory_demand(deployment.settings, deployment.checkpoint).model_bytes
@@ -76,13 +77,15 @@ def check_runtime(deployment: Deployment) -> str:
     return f"{text}{_why_not(settings, runtime)}"
 
 
-def _choices(settings: Settings, checkpoint: Checkpoint | PreparedCheckpoint | None) -> list[tuple[str, str]]:
+def _choices(
+    settings: Settings, checkpoint: Checkpoint | PreparedCheckpoint | None
+) -> list[tuple[RuntimeName, DtypeName]]:
     from alignserve_server.model.align import device_choice, prepared_choices, runtime_choices
 
     if isinstance(checkpoint, PreparedCheckpoint):
-        return list(prepared_choices(checkpoint, settings.runtime, settings.device, settings.dtype))
+        return prepared_choices(checkpoint, settings.runtime, settings.device, settings.dtype)
     device = device_choice(settings.device, settings.runtime, is_tried=False).name
-    return list(runtime_choices(settings.runtime, device, settings.dtype))
+    return runtime_choices(settings.runtime, device, settings.dtype)
 
 
 def _why_not(settings: Settings, chosen: str) -> str:
