@@ -1,16 +1,19 @@
-"""`alignserve-server check` names each fault of a checkpoint's files, and a start refuses in the same words."""
+"""`alignserve-server check` names each fault of a checkpoint, and a start refuses in the same words."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,11 +22,19 @@ from alignserve_server.cli.check.deployment import Deployment
 from alignserve_server.cli.check.report import Finding, Report
 from alignserve_server.errors import StartupError
 from alignserve_server.model.checkpoint import CheckpointError, resolve_checkpoint
+from alignserve_server.observability.logs import configure_logs
 from alignserve_server.serving.loading import load_encoder
+from alignserve_server.serving.process import exit_code
 from alignserve_server.settings import Settings
 
 MINI = resolve_checkpoint().folder
-SMALL_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+SMALL_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 25036052\n"
 WORDS = "text_model.embeddings.word_embeddings.weight"
 LAST = "vision_model.encoder.blocks.1.projection.project_conv.weight"
@@ -38,7 +49,9 @@ SHAPES: dict[str, list[int]] = {
 Damage = Callable[[Path], object]
 
 
-def write_weights(folder: Path, temperature: float = 0.035, **shapes: list[int]) -> None:
+def write_weights(
+    folder: Path, shapes: Mapping[str, list[int]] = MappingProxyType({}), temperature: float = 0.035
+) -> None:
     """Writes weights of zeros that have the sizes of the embedded checkpoint, except for those given."""
     tensors: dict[str, Any] = {}
     end = 0
@@ -138,7 +151,7 @@ def _changed_in_the_cache(folder: Path) -> None:
 def _special_token_beyond(folder: Path) -> None:
     """Swaps the ids of [CLS] and of the last token, in the vocabulary and where it is added."""
     _edit("config.json", text_config__vocab_size=6999)(folder)
-    write_weights(folder, **{WORDS: [6999, 1]})
+    write_weights(folder, {WORDS: [6999, 1]})
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
@@ -152,14 +165,18 @@ def _special_token_beyond(folder: Path) -> None:
 
 def _fewer_rows(folder: Path) -> None:
     _edit("config.json", text_config__vocab_size=6990)(folder)
-    write_weights(folder, **{WORDS: [6990, 1]})
+    write_weights(folder, {WORDS: [6990, 1]})
 
 
 # What is broken, the subject of the line, and what it says.
 FAULTS: dict[str, tuple[Damage, str, str]] = {
     "config missing": (_missing("config.json"), "checkpoint", "config.json is missing; save_pretrained"),
     "config cut": (_cut("config.json"), "checkpoint", "config.json is corrupt.*download it again"),
-    "config is a pointer": (_filled("config.json", POINTER), "checkpoint", "config.json is a Git LFS.*git lfs"),
+    "config is a pointer": (
+        _filled("config.json", POINTER),
+        "checkpoint",
+        "config.json is a Git LFS.*git lfs",
+    ),
     "another model": (_edit("config.json", model_type="clip"), "checkpoint", "type 'clip', not 'align'"),
     "weights missing": (_missing("model.safetensors"), "checkpoint", "lacks weights: model.safetensors"),
     "weights cut": (_cut("model.safetensors"), "checkpoint", "is truncated: it has .*download it again"),
@@ -253,13 +270,13 @@ FAULTS: dict[str, tuple[Damage, str, str]] = {
         "99 is not a valid Resampling; save it again",
     ),
     "modalities of other dimensions": (
-        lambda folder: write_weights(folder, **{LAST: [640, 1, 1, 1]}),
+        lambda folder: write_weights(folder, {LAST: [640, 1, 1, 1]}),
         "dimensions",
         "images have 640 dimensions, but texts 512; projection_dim must equal",
     ),
     **{
         f"temperature {value}": (
-            lambda folder, value=value: write_weights(folder, temperature=value),
+            partial(write_weights, temperature=value),
             "temperature",
             "the weight temperature is .*must be above 0",
         )
@@ -339,6 +356,28 @@ def test_a_fault_is_named_and_a_start_refuses_in_the_same_words(folder: Path, fa
     (found,) = [finding for finding in failed if finding.subject == subject]
     assert _matches(message, found.text)
     assert refusal(folder) in [finding.text for finding in failed]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_refused_start_logs_one_line(folder: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+    """It exits with 1, and its reason is a line of the check; there is no traceback."""
+    FAULTS[fault][0](folder)
+    texts = [finding.text for finding in examined(folder) if finding.verdict == "FAIL"]
+    configure_logs("info", "json")
+
+    async def serving() -> int:
+        load_encoder(_settings(folder))
+        return 0
+
+    code = exit_code(serving)
+
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert code == 1
+    assert set(line) == {"event", "level", "timestamp", "reason"}
+    assert line["event"] == "startup_failed"
+    assert " ".join(line["reason"].split()) in texts
 
 
 @pytest.mark.parametrize("doubt", DOUBTS)
