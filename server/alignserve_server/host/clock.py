@@ -1,4 +1,4 @@
-"""What tells whether the system clock is right."""
+"""Evidence that the system clock is right: NTP's state, and a second clock that nothing sets."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def _in_parts(folder: Path) -> None:
 
 
 def _changed_in_the_cache(folder: Path) -> None:
-    blob = folder.parent / hashlib.sha256(b"what was downloaded").hexdigest()
+    blob = folder.parent / hashlib.sha256(b"the original").hexdigest()
     (folder / "model.safetensors").rename(blob)
     (folder / "model.safetensors").symlink_to(blob)
 
@@ -168,7 +168,7 @@ def _fewer_rows(folder: Path) -> None:
     write_weights(folder, {WORDS: [6990, 1]})
 
 
-# What is broken, the subject of the line, and what it says.
+# By the broken part: how to break it, and the subject and the text of the line.
 FAULTS: dict[str, tuple[Damage, str, str]] = {
     "config missing": (_missing("config.json"), "checkpoint", "config.json is missing; save_pretrained"),
     "config cut": (_cut("config.json"), "checkpoint", "config.json is corrupt.*download it again"),

@@ -41,7 +41,7 @@ def published(deployment: Deployment, picture: Path, shift: float = 0.0) -> Publ
     assert encoder is not None
     ours = served_logits(encoder, picture.read_bytes())
     return PublishedLogits(
-        f"somebody/{encoder.info.model_id}",
+        f"example/{encoder.info.model_id}",
         640,
         (64, 48),
         "a teal picture",
@@ -65,7 +65,7 @@ def test_equal_scores_pass(deployment: Deployment, picture: Path) -> None:
     """The line shows them and their source."""
     text = compare_picture(deployment, picture, [published(deployment, picture, shift=5e-4)])
 
-    assert re.search(r"'a photo of a cat' \S+, 'a photo of a dog' \S+: as published for somebody/", text)
+    assert re.search(r"'a photo of a cat' \S+, 'a photo of a dog' \S+: as published for example/", text)
 
 
 def test_other_scores_fail(deployment: Deployment, picture: Path) -> None:

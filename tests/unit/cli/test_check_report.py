@@ -54,7 +54,7 @@ def test_a_warning_does_not_prevent_a_start(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_what_the_loader_logs_as_a_warning_is_collected() -> None:
-    """Except for what libraries log, and what has a line of its own."""
+    """Except for lines of libraries, and events that other checks report."""
     configure_logs("warning", "json")
 
     with collected_warnings() as warnings:

@@ -44,12 +44,13 @@ def parser() -> argparse.ArgumentParser:
         "check",
         "Tests everything that a start with these settings needs, and reports everything that fails.",
         _EXAMPLES,
-        usage="%(prog)s [--quick] [--picture FILE] [--json] [--config FILE] [settings]",
+        usage="%(prog)s [--quick | --picture FILE] [--json] [--config FILE] [settings]",
     )
-    result.add_argument(
+    extent = result.add_mutually_exclusive_group()  # a picture needs the model
+    extent.add_argument(
         "--quick", action="store_true", help="do not load the model; a second instead of several"
     )
-    result.add_argument(
+    extent.add_argument(
         "--picture",
         type=Path,
         metavar="FILE",

@@ -1,4 +1,4 @@
-"""What the checks examine: the settings, the checkpoint once it is found, and what is held open meanwhile."""
+"""A deployment while it is examined: its settings, its checkpoint once found, and the ports held open."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def memory_demand(settings: Settings, checkpoint: Checkpoint | PreparedCheckpoin
     return Demand(
         model,
         {
-            "model": workers * model,
+            **({"model": workers * model} if model else {}),
             "processes": workers * (_PROCESS_BYTES + fronts * _FRONT_BYTES),
             "caches": workers * (settings.text_cache_bytes + settings.image_cache_bytes),
         },

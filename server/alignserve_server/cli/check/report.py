@@ -27,7 +27,7 @@ class Finding:
     Attributes:
         verdict: Only FAIL prevents a start.
         subject: The setting or the part of the deployment that was examined.
-        text: What was found and, unless it is fine, what to do.
+        text: The facts and, unless they are fine, the remedy.
         seconds: How long the check took.
     """
 
