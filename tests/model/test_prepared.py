@@ -375,6 +375,6 @@ def test_a_form_that_does_not_fit_is_not_served(which, random_folder, prepared_c
     checkpoint = resolve(str(source))
 
     assert isinstance(checkpoint, Checkpoint)
-    with pytest.raises(CheckpointError, match="prepared from other files|is damaged: "):
+    with pytest.raises(CheckpointError, match=r"prepared from other files|is damaged: "):
         shipped_form(checkpoint)
     assert undamaged(lambda: shipped_form(checkpoint)) is None

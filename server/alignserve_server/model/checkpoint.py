@@ -94,8 +94,7 @@ class Checkpoint:
             _add(digest, json.dumps(_without_provenance(part), sort_keys=True).encode())
         files = _tokenizer_files(self.folder) + _tokenizer_additions(self.folder) + _weight_files(self.folder)
         for path in files:
-            status = path.stat()
-            _add(digest, _file_digest(path, status.st_size, status.st_mtime_ns))
+            _add(digest, _known_digest(path))
         _add(digest, runtime.encode())
         _add(digest, dtype.encode())
         return digest.hexdigest()[:32]
@@ -113,6 +112,10 @@ class Checkpoint:
             for path in _weight_files(self.folder)
             for name, weight in stored_weights(path).items()
         }
+
+    def weight_digests(self) -> dict[str, str]:
+        """Returns the SHA-256 of each file of weights, in hexadecimal, by its name."""
+        return {path.name: _known_digest(path).hex() for path in _weight_files(self.folder)}
 
     def tokenizer_file(self) -> Path:
         """Returns the file with the vocabulary: tokenizer.json, or vocab.txt if there is no such file."""
@@ -311,8 +314,7 @@ def _check_blob(path: Path) -> None:
     blob = path.resolve()
     if not _HUB_BLOB.fullmatch(blob.name):
         return
-    status = path.stat()
-    digest = _file_digest(path, status.st_size, status.st_mtime_ns).hex()
+    digest = _known_digest(path).hex()
     if digest != blob.name:
         raise CheckpointError(
             f"{path} has changed since it was downloaded: its SHA-256 is {digest}, not {blob.name}; delete "
@@ -368,6 +370,11 @@ def _without_provenance(config: Json) -> dict[str, Any]:  # Any: see Json
 def _add(digest: hashlib._Hash, part: bytes) -> None:
     digest.update(len(part).to_bytes(8, "little"))  # lengths separate adjacent parts
     digest.update(part)
+
+
+def _known_digest(path: Path) -> bytes:
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)  # weights are large, and several runtimes need fingerprints

@@ -27,6 +27,7 @@ from alignserve_server.cli.check.runtime import check_device, check_runtime
 from alignserve_server.errors import StartupError
 from alignserve_server.host.clock import ClockSteps
 from alignserve_server.host.memory_limit import MemoryLimit, memory_limit
+from alignserve_server.host.task_limit import task_limit
 from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.serving.loading import load_encoder
 from alignserve_server.settings import Settings
@@ -147,6 +148,28 @@ def test_few_open_files_are_a_warning(
     monkeypatch.setattr(host, "max_open_files", lambda: limit)
 
     assert re.search(message, warning(host.count_open_files, **settings))
+
+
+def test_few_threads_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may limit them to fewer than libraries start."""
+    monkeypatch.setattr(host, "task_limit", lambda: 64)
+
+    assert re.match(
+        r"about \d+ are needed, 64 allowed: .*pids.max", warning(host.count_threads, front_processes=2)
+    )
+
+
+def test_the_lowest_limit_on_threads_counts(tmp_path: Path) -> None:
+    """That of the user, or that of a control group."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "proc/self/mountinfo").write_text(
+        "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+    )
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/pids.max").write_text("3\n")
+
+    assert task_limit(tmp_path) == 3
 
 
 def test_fronts_need_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from pathlib import Path
 
 import pytest
 from alignserve_server.cli.check.model import collected_warnings
 from alignserve_server.cli.check.report import CheckFailed, CheckWarning, Report
+from alignserve_server.cli.main import run
+from alignserve_server.model.checkpoint import resolve_checkpoint
 from alignserve_server.observability.logs import configure_logs, get_logger
+
+PAGE = Path(__file__).parents[3] / "server" / "docs" / "check.md"
 
 
 def _raising(error: Exception) -> str:
@@ -64,3 +70,23 @@ def test_what_the_loader_logs_as_a_warning_is_collected() -> None:
         logging.getLogger("some.library").warning("deprecated")
 
     assert warnings == ["runtime_unavailable: runtime openvino, reason no CPU plugin"]
+
+
+def test_every_subject_is_documented(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The page lists what each check finds, including those that only some settings call for."""
+    (tmp_path / "keys.json").write_text("{}")
+    settings = [
+        *("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"),
+        *("--tls-certificate", "none.pem", "--tls-key", "none.pem", "--tracing", "--front-processes", "1"),
+        *("--api-keys-file", str(tmp_path / "keys.json"), "--calibration-dir", str(tmp_path)),
+    ]
+    prepared = resolve_checkpoint().folder / "prepared"
+    seen = {"model", "picture"}  # which need a load
+
+    for checkpoint in ("mini", str(prepared)):
+        run(["check", "--quick", "--json", "--checkpoint", checkpoint, *settings])
+        seen |= {finding["subject"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+
+    table = PAGE.read_text().partition("## What it examines")[2].partition("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(first_cells))) == seen

@@ -17,7 +17,6 @@ from alignserve_server.model.checkpoint import (
     Checkpoint,
     CheckpointError,
     checkpoint_faults,
-    file_digest,
     locate_checkpoint,
     open_checkpoint,
 )
@@ -31,7 +30,6 @@ _PROCESSOR_TOKENS = 64  # up to which transformers' AlignProcessor reads a text
 _DEFAULT_IMAGE_SIZE = 600  # of transformers' AlignVisionConfig
 _LOW_TEMPERATURE, _HIGH_TEMPERATURE = 0.001, 1.0  # trained ones are about 0.01 to 0.1
 _WIDEST_PIXELS = 20.0  # from black to white; usual are 1 to 8, since include_top divides twice
-_DIGEST_DIGITS = 16
 
 
 def find_checkpoint(deployment: Deployment) -> str:
@@ -48,10 +46,10 @@ def find_checkpoint(deployment: Deployment) -> str:
     deployment.checkpoint = checkpoint
     files = checkpoint.files()
     size = sum(path.stat().st_size for path in files)
-    digest = file_digest(files[-1]).hex()[:_DIGEST_DIGITS]
+    digests = ", ".join(f"{name} {digest}" for name, digest in checkpoint.weight_digests().items())
     return (
         f"{checkpoint.folder}: {checkpoint.model_id}, {len(files)} files, {size / 1e6:.1f} MB; "
-        f"{files[-1].name} has the SHA-256 {digest}..."
+        f"SHA-256 of {digests}"
     )
 
 

@@ -16,9 +16,11 @@ from alignserve_server.host.cores import cpu_count
 from alignserve_server.host.cpu_quota import cpu_quotas
 from alignserve_server.host.memory_limit import MemoryLimit, memory_limit
 from alignserve_server.host.open_files import allow_open_files, max_open_files
+from alignserve_server.host.task_limit import task_limit
 
 _OTHER_FILES = 256  # libraries, lanes, decoders and gRPC connections
 _FEW_FILES = 2048
+_TASKS_PER_PROCESS = 48  # threads of gRPC, the runtime and decoding, and processes that decode
 _FEW_BYTES = 16 << 20  # for measured batch sizes and compiled kernels
 
 
@@ -26,6 +28,7 @@ def host_checks(deployment: Deployment) -> Iterator[tuple[str, Check]]:
     """Yields the checks that the settings call for."""
     yield "workers", count_cores
     yield "open_files", count_open_files
+    yield "threads", count_threads
     if deployment.settings.front_processes:
         yield "front_processes", share_memory
     yield "memory", compare_memory
@@ -71,6 +74,21 @@ def count_open_files(deployment: Deployment) -> str:
         raise CheckWarning(
             f"{text}: few for many callers, each of which has a connection; raise the hard limit (ulimit "
             "-Hn, LimitNOFILE)"
+        )
+    return text
+
+
+def count_threads(deployment: Deployment) -> str:
+    """Compares the limit on processes and threads with the number of processes and cores."""
+    settings, limit = deployment.settings, task_limit()
+    processes = settings.workers * (1 + settings.front_processes) + 1
+    needed = processes * (_TASKS_PER_PROCESS + 2 * cpu_count())
+    if limit is None:
+        return f"about {needed} are needed; no limit"
+    text = f"about {needed} are needed, {limit} allowed"
+    if limit < needed:
+        raise CheckWarning(
+            f"{text}: threads could not be started; raise the limit (ulimit -u, pids.max, TasksMax)"
         )
     return text
 
