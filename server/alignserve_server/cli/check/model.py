@@ -10,6 +10,7 @@ from alignserve_server.cli.check.deployment import Deployment
 from alignserve_server.serving.loading import load_encoder, run_once
 
 _REPORTED = frozenset({"gpu_unused", "tokens_without_embedding"})  # by checks of their own
+_ENVELOPE = frozenset({"event", "level", "timestamp"})  # the other fields say what happened
 
 
 def load_model(deployment: Deployment) -> str:
@@ -46,6 +47,3 @@ class _Collector(logging.Handler):
             fields = {name: value for name, value in event.items() if name not in _ENVELOPE}
             told = ", ".join(f"{name} {value}" for name, value in fields.items())
             self.warnings.append(f"{event.get('event')}: {told}")
-
-
-_ENVELOPE = frozenset({"event", "level", "timestamp"})
