@@ -17,7 +17,7 @@ from alignserve_server.cli import prepare as prepare_cli
 from alignserve_server.model import probe
 from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
-from alignserve_server.model.preparation import shipped_form
+from alignserve_server.model.preparation import shipped_form, undamaged
 from alignserve_server.model.prepared import SHIPPED, PreparedCheckpoint, open_prepared, resolve
 from alignserve_server.model.probe import Reference
 
@@ -384,4 +384,6 @@ def test_a_form_that_does_not_fit_is_not_served(which, random_folder, prepared_c
     checkpoint = resolve(str(source))
 
     assert isinstance(checkpoint, Checkpoint)
-    assert shipped_form(checkpoint) is None
+    with pytest.raises(CheckpointError, match=r"prepared from other files|is damaged: "):
+        shipped_form(checkpoint)
+    assert undamaged(lambda: shipped_form(checkpoint)) is None
