@@ -43,11 +43,11 @@ def test_sidecar_files_are_not_rows(tmp_path: Path) -> None:
 
 def test_kinds_that_are_not_taken_are_counted(tmp_path: Path) -> None:
     """Formats that not every server reads are skipped by suffix, unless they are asked for."""
-    write(tmp_path, "a.jpg", "b.heic", "c.TIFF", "d.tiff", "README", "notes.txt", "list.csv")
+    write(tmp_path, "a.jpg", "b.heic", "c.TIFF", "d.tiff", "README", "notes.txt", "c.pdf")
 
     dataset = opened(tmp_path)
 
-    assert dataset.skipped == {".heic": 1, ".tiff": 2, "without suffix": 1, ".txt": 1, ".csv": 1}
+    assert dataset.skipped == {".heic": 1, ".tiff": 2, "without suffix": 1, ".txt": 1, ".pdf": 1}
     assert len(read(tmp_path, image_suffixes=frozenset({".jpg", ".heic"}))) == 2
 
 
@@ -350,6 +350,44 @@ def test_images_next_to_tars_need_a_choice(tmp_path: Path) -> None:
     """One of them would be lost; the error names both, and `kind` chooses."""
     write(tmp_path, "a.jpg", "b.tar")
 
-    with pytest.raises(SourceError, match="1 of images, 1 of tar"):
+    with pytest.raises(SourceError, match=r"1 of images \(such as a.jpg\), 1 of tar \(such as b.tar\)"):
         opened(tmp_path)
     assert len(read(tmp_path, kind="images")) == 1
+
+
+@pytest.mark.parametrize("table", ["data/0.parquet", "list.csv", "metadata.jsonl", "shards/0.tar"])
+def test_a_folder_with_images_and_other_data_needs_a_choice(tmp_path: Path, table: str) -> None:
+    """One preview next to a dataset would be its only row; the error names both kinds and the options."""
+    write(tmp_path, "preview.png", table)
+    kind = opened(tmp_path, kind="images")
+
+    with pytest.raises(
+        SourceError, match=r"1 of images \(such as preview\.png\).*choose --kind .* or --kind"
+    ):
+        opened(tmp_path)
+    assert kind.skipped == {Path(table).suffix: 1}
+
+
+def test_a_pattern_of_several_kinds_needs_a_choice(tmp_path: Path) -> None:
+    """As its folder does; patterns of one kind each may be given together."""
+    write(tmp_path, "a.jpg")
+    (tmp_path / "b.csv").write_text("text\nb\n")
+
+    with pytest.raises(SourceError, match=r"\* holds files of several kinds: 1 of csv .*, 1 of images"):
+        opened(tmp_path / "*")
+    assert [row.key for row in read(tmp_path / "*.jpg", tmp_path / "*.csv")] == ["a.jpg", "b.csv:2"]
+
+
+@pytest.mark.parametrize("name", ["images.zip", "a.7z", "b.RAR", "c.arrow", "d.xlsx", "e.csv.gz", "f.tgz"])
+def test_archives_and_formats_that_are_not_read_are_problems(tmp_path: Path, name: str) -> None:
+    """They may hold the rows; who chooses images knows what is left out."""
+    write(tmp_path, "preview.png", name)
+
+    problems = opened(tmp_path).problems
+    pattern = opened(tmp_path / "*").problems
+    chosen = opened(tmp_path, kind="images")
+
+    assert len(problems) == len(pattern) == 1
+    assert problems[0].startswith(f"{tmp_path / name} is ")
+    assert problems[0].endswith("leave it out with --kind images")
+    assert (chosen.problems, chosen.skipped.total()) == ([], 1)

@@ -12,7 +12,7 @@ from alignserve.datasets.source import SourceError
 
 def is_text_type(type_: pa.DataType) -> bool:
     """Returns whether a column can hold texts: strings of any kind, or bytes, which have to be UTF-8."""
-    return _is_string(_plain(type_)) or _is_bytes(_plain(type_)) or types.is_null(type_)
+    return _is_string(_plain(type_)) or is_bytes_type(_plain(type_)) or types.is_null(type_)
 
 
 def is_image_type(type_: pa.DataType) -> bool:
@@ -20,7 +20,7 @@ def is_image_type(type_: pa.DataType) -> bool:
     plain = _plain(type_)
     if types.is_struct(plain):
         return any(plain.get_field_index(name) >= 0 for name in ("bytes", "path"))
-    return _is_bytes(plain) or _is_string(plain) or types.is_null(plain)
+    return is_bytes_type(plain) or _is_string(plain) or types.is_null(plain)
 
 
 def kept_type(type_: pa.DataType) -> pa.DataType:
@@ -36,7 +36,7 @@ def kept_type(type_: pa.DataType) -> pa.DataType:
         return pa.list_(kept_type(plain.value_type))
     if _is_string(plain):
         return pa.string()
-    return pa.binary() if _is_bytes(plain) and not types.is_fixed_size_binary(plain) else plain
+    return pa.binary() if is_bytes_type(plain) and not types.is_fixed_size_binary(plain) else plain
 
 
 def common_type(name: str, seen: Iterable[tuple[str, pa.DataType]]) -> pa.DataType:
@@ -105,6 +105,7 @@ def _is_string(type_: pa.DataType) -> bool:
     return any(test(type_) for test in (types.is_string, types.is_large_string, types.is_string_view))
 
 
-def _is_bytes(type_: pa.DataType) -> bool:
+def is_bytes_type(type_: pa.DataType) -> bool:
+    """Returns whether a column has bytes."""
     tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
     return any(test(type_) for test in tests)
