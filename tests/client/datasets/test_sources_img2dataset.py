@@ -174,5 +174,12 @@ def test_parquet_with_images_is_not_metadata(tmp_path: Path) -> None:
     (tmp_path / "2023").mkdir()
     (tmp_path / "2023/preview.jpg").write_bytes(b"image")
 
-    with pytest.raises(SourceError, match="1 of images .*, 1 of parquet"):
+    with pytest.raises(SourceError, match=r"1 of images .*, 1 of parquet"):
         opened(tmp_path)
+
+
+def test_metadata_can_be_asked_for(tmp_path: Path) -> None:
+    """By their kind; they have the texts of all rows."""
+    write_webdataset(tmp_path, "00000")
+
+    assert texts(rows(opened(tmp_path, kind="parquet"))) == [f"caption {key}" for key in KEYS]

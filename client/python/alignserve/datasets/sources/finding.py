@@ -123,10 +123,8 @@ class _Finder:
             folder = parents.setdefault(parent, Folder(parent, [], []))
             (folder.folders if path in folders else folder.files).append(name)
         for folder in parents.values():
-            shards = img2dataset.look(folder, self._options.image_suffixes)
-            self.found.skipped.update(shards.skipped)
-            self.found.problems += shards.problems
-            self._ignored.update(os.path.join(folder.path, name) for name in shards.ignored)  # noqa: PTH118
+            ignored = self._look(folder).ignored
+            self._ignored.update(os.path.join(folder.path, name) for name in ignored)  # noqa: PTH118
 
     def takes(self, path: str) -> bool:
         """Returns whether a file that a pattern matches is data; counts or names it otherwise.
@@ -195,18 +193,23 @@ class _Finder:
         or_leave = "" if taken in (None, what.kind) else f", or leave it out with --kind {taken}"
         self.found.problems.append(f"{path} {what.advice}{or_leave}")
 
+    def _look(self, folder: Folder) -> img2dataset.Img2dataset:
+        is_asked_for = self._options.kind is Kind.PARQUET
+        shards = img2dataset.look(folder, self._options.image_suffixes, reads_metadata=is_asked_for)
+        self.found.skipped.update(shards.skipped)
+        self.found.problems += shards.problems
+        return shards
+
     def _below_base(self, path: str) -> str:
         return path[self._prefix_length :]
 
     def _sort_in(self, folder: Folder, contents: _Contents) -> None:
         """Sorts the files of a folder by their kinds, and counts those of no kind."""
-        shards = img2dataset.look(folder, self._options.image_suffixes)
-        self.found.skipped.update(shards.skipped)
-        self.found.problems += shards.problems
+        ignored = self._look(folder).ignored
         others = []
         images = set()
         for name in folder.files:
-            if name in shards.ignored:
+            if name in ignored:
                 continue
             kind = kind_of_name(name, self._options.image_suffixes)
             if kind is None:

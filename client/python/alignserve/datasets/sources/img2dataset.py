@@ -2,7 +2,8 @@
 
 Next to shard `00012`, which is a folder of files, a tar or a Parquet file, img2dataset writes
 `00012_stats.json` when the shard is done and, unless the shard is Parquet, `00012.parquet` with the metadata
-of all rows. The statistics are often not passed on with the data, so the metadata are recognized without them.
+of all rows. The statistics are often not passed on with the data, so the metadata are recognized without
+them.
 """
 
 from __future__ import annotations
@@ -43,24 +44,25 @@ class Img2dataset:
     problems: list[str] = field(default_factory=list)
 
 
-def look(folder: Folder, image_suffixes: frozenset[str]) -> Img2dataset:
+def look(folder: Folder, image_suffixes: frozenset[str], *, reads_metadata: bool = False) -> Img2dataset:
     """Returns what img2dataset says of a folder; nothing, if it did not write it.
 
     Args:
         folder: Of the shards.
         image_suffixes: Of image files.
+        reads_metadata: Whether the metadata are the data that is asked for.
     """
     statistics = {match[1]: name for name in folder.files if (match := _STATISTICS.fullmatch(name))}
     files = set(folder.files)
-    described = [
-        shard for shard in sorted(_shards(folder)) if f"{shard}.tar" in files or shard in folder.folders
-    ]
-    metadata = files & {f"{shard}.parquet" for shard in described}
+    shards = sorted(_shards(folder))
+    described = [shard for shard in shards if f"{shard}.tar" in files or shard in folder.folders]
+    metadata = set() if reads_metadata else files & {f"{shard}.parquet" for shard in described}
     if not statistics:
         metadata = {name for name in metadata if _is_metadata(folder.path, name, files, image_suffixes)}
         return Img2dataset(metadata, +Counter({_METADATA: len(metadata)}))
     records = [name for name in folder.files if name.endswith(".tfrecord")]
-    metadata |= files & {f"{name.removesuffix('.tfrecord')}.parquet" for name in records}
+    if not reads_metadata:
+        metadata |= files & {f"{name.removesuffix('.tfrecord')}.parquet" for name in records}
     done = [shard for shard in described if shard in statistics]
     missing = sum(_missing(f"{folder.path}/{statistics[shard]}") for shard in done)
     skipped = {
@@ -70,7 +72,8 @@ def look(folder: Folder, image_suffixes: frozenset[str]) -> Img2dataset:
     }
     problems = [
         f"{folder.path}/{shard}: img2dataset did not finish this shard, or its statistics are lost"
-        for shard in sorted(_shards(folder) - statistics.keys())
+        for shard in shards
+        if shard not in statistics
     ]
     if records:
         problems.append(f"{folder.path}: TFRecord is not read; let img2dataset write webdataset or Parquet")

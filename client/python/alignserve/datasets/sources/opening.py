@@ -74,7 +74,7 @@ def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = No
     if not found.files:
         left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(found.skipped.items()))
         raise SourceError("; ".join(("nothing to read was found", *found.problems, left_out)).rstrip("; "))
-    opened = _with_parts_of_all_tars(list(_opened(found, options)))
+    opened = _with_parts_of_all_tars(list(_opened(found, options)), options)
     readable = [file for file in opened if isinstance(file, _Opened)]
     _check_alike(readable)
     schema = _schema(readable, options)
@@ -109,11 +109,23 @@ def _opened(found: Found, options: SourceOptions) -> Iterator[_Opened | Unreadab
             yield UnreadableFile(key_of_name(name), path, error.message)
 
 
-def _with_parts_of_all_tars(files: Sequence[_Opened | UnreadableFile]) -> list[_Opened | UnreadableFile]:
-    """Has images and texts read of all tars if one has some: only their first samples were looked at."""
-    tars_ = [file.chosen for file in files if isinstance(file, _Opened) and file.kind is Kind.TAR]
-    image = next((chosen.image for chosen in tars_ if chosen.image is not None), None)
-    text = next((chosen.text for chosen in tars_ if chosen.text is not None), None)
+def _with_parts_of_all_tars(
+    files: Sequence[_Opened | UnreadableFile], options: SourceOptions
+) -> list[_Opened | UnreadableFile]:
+    """Has images and texts read of all tars if one has some: only their first samples were looked at.
+
+    Raises:
+        SourceError: None has what was asked for.
+    """
+    tars_ = [file for file in files if isinstance(file, _Opened) and file.kind is Kind.TAR]
+    image = next((file.chosen.image for file in tars_ if file.chosen.image is not None), None)
+    text = next((file.chosen.text for file in tars_ if file.chosen.text is not None), None)
+    names = list(dict.fromkeys(name for file in tars_ for name in file.names))
+    for part, asked, found in (("image", options.image_column, image), ("text", options.text_column, text)):
+        if asked and names and found is None:
+            raise SourceError(
+                f"{tars_[0].name}: {part}s should be in the members '{asked}'; there are {listed(names)}"
+            )
     return [
         replace(file, chosen=replace(file.chosen, image=image, text=text))
         if isinstance(file, _Opened) and file.kind is Kind.TAR
@@ -206,9 +218,14 @@ def _open_json_lines(path: Path, name: str, options: SourceOptions) -> _Opened:
 
 def _open_tar(path: Path, name: str, options: SourceOptions) -> _Opened:
     samples = tars.samples_of(options)
-    chosen = tars.chosen_in(path, samples, options)
-    make = partial(tars.TarFile, name, path, samples, max_metadata_bytes=options.max_row_bytes)
-    return _Opened(name, Kind.TAR, (), chosen, None, lambda builder: make(builder=builder))
+    names, chosen = tars.chosen_in(path, samples, options)
+
+    def make(builder: RowBuilder) -> SourceFile:
+        parts = replace(chosen, image=builder.image, text=builder.text)  # of all tars
+        late = tars.late_suffixes(parts, samples, options)
+        return tars.TarFile(name, path, samples, builder, options.max_row_bytes, late)
+
+    return _Opened(name, Kind.TAR, names, chosen, None, make)
 
 
 def _root(path: Path, options: SourceOptions) -> str:
