@@ -542,7 +542,7 @@ def _advice(error: AlignserveError, args: argparse.Namespace) -> str:
         return f"{error}; give it with --api-key-file FILE or ALIGNSERVE_API_KEY"
     if isinstance(error, UnavailableError) and error.reason:
         return f"{error}; add --wait-seconds 60 to wait for it"
-    if isinstance(error, UnavailableError) and isinstance(error.__cause__, AlignserveError):
+    if isinstance(error, UnavailableError) and isinstance(error.__cause__, (AlignserveError, TimeoutError)):
         return error.message  # it has the cause and advice
     if isinstance(error, UnavailableError):
         return (

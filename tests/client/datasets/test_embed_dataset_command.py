@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -342,3 +343,47 @@ def test_progress_on_a_terminal_is_one_line() -> None:
     progress.finish()
 
     assert out.text == "\r\x1b[K1 rows, 0.5/s, 0 failed, 1/4 files, ETA 0:00:06\r\x1b[K"
+
+
+def test_paths_of_image_files_are_kept(run: Run, tmp_path: Path) -> None:
+    """Absolute, so that a contact sheet finds the pictures; a name that is not UTF-8 is a URL."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in (b"a.jpg", b"b\xff.jpg"):
+        (photos / os.fsdecode(name)).write_bytes(name)
+
+    code = run(photos)
+
+    assert code == 0
+    table = rows_of(tmp_path / "out")
+    assert table.column_names == ["key", "image_embedding", "path"]
+    assert table["path"].to_pylist() == [f"{photos}/a.jpg", f"file://{photos}/b%FF.jpg"]
+
+
+def test_a_column_that_is_called_path_is_kept_beside_it(run: Run, tmp_path: Path) -> None:
+    """It is renamed as others whose name is taken."""
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    (tmp_path / "t.csv").write_text("image,path\na.jpg,kept\n")
+
+    run(tmp_path / "t.csv", "--columns", "path")
+
+    table = rows_of(tmp_path / "out")
+    assert table["path"].to_pylist() == [str(tmp_path / "a.jpg")]
+    assert table["source_path"].to_pylist() == ["kept"]
+
+
+def test_a_server_that_stays_away_is_named_once(
+    run: Run, texts: Path, server: FakeServer, tmp_path: Path, capsys: Any
+) -> None:
+    """With what the connection said, and advice, in one sentence each."""
+    server.hold()
+    stopper = threading.Thread(target=lambda: (server.wait_for_received(2), server.stop()))
+    stopper.start()
+
+    code = run(texts, "--max-outage-seconds", "0.5")
+
+    stopper.join()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code == 3
+    assert "no server has answered for 0.5 s; the last error is: " in last
+    assert last.count("start alignserve-server there") <= 1

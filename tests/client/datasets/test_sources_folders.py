@@ -59,6 +59,20 @@ def test_suffixes_in_upper_case_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_permission_is_told_from_absence(tmp_path: Path) -> None:
+    """Nobody knows whether a file is in a folder that may not be entered."""
+    write(tmp_path, "open/a.jpg", "closed/a.jpg")
+    (tmp_path / "closed").chmod(0)
+
+    with pytest.raises(SourceError, match=r"closed/a\.jpg: Permission denied"):
+        opened(tmp_path / "closed/a.jpg")
+    with pytest.raises(SourceError, match=r"matches no file; .*closed: Permission denied"):
+        opened(tmp_path / "closed/*.jpg")
+    assert opened(tmp_path / "*/a.jpg").problems == [f"{tmp_path / 'closed/a.jpg'}: Permission denied"]
+    (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
 def test_a_folder_without_permission_is_a_problem(tmp_path: Path) -> None:
     """It is named, and the other folders are read."""
     write(tmp_path, "a.jpg", "closed/b.jpg")
@@ -335,12 +349,16 @@ def test_a_name_with_magic_characters_is_not_a_pattern_if_it_exists(tmp_path: Pa
         ("https://example.org/a.jpg", "is a URL"),
         ("empty", "nothing to read was found"),
         ("pipe", "named pipe, not a file"),
+        ("x" * 300, "File name too long"),
+        ("*/" + "x" * 300, "matches no file; .*File name too long"),
+        ("loop/a.jpg", "Too many levels of symbolic links"),
     ],
 )
 def test_sources_that_cannot_be_read_are_refused(tmp_path: Path, source: str, message: str) -> None:
     """The error says what is wrong, before any row is read, and a named pipe does not hang."""
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
 
     with pytest.raises(SourceError, match=message):
         opened(source if "://" in source else tmp_path / source)
@@ -391,3 +409,23 @@ def test_archives_and_formats_that_are_not_read_are_problems(tmp_path: Path, nam
     assert problems[0].startswith(f"{tmp_path / name} is ")
     assert problems[0].endswith("leave it out with --kind images")
     assert (chosen.problems, chosen.skipped.total()) == ([], 1)
+
+
+def test_a_pattern_names_what_it_cannot_look_at(tmp_path: Path) -> None:
+    """A file that may be there is not one that is not; links in a loop match nothing."""
+    write(tmp_path, "a/b.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    name = "x" * 300
+
+    assert opened(tmp_path / "*/b.jpg").problems == []
+    with pytest.raises(SourceError, match=f"a/{name}: File name too long"):
+        opened(tmp_path / "*" / name)
+
+
+def test_a_text_that_cannot_be_looked_at_fails_its_row(tmp_path: Path) -> None:
+    """Its row is not one without a text."""
+    name = "x" * 250
+    write(tmp_path, f"{name}.jpg", "b.jpg")
+    (tmp_path / "b.long-suffix").write_text("text")
+
+    assert reasons(read(tmp_path, text_column="long-suffix")) == [None, "TEXT_UNREADABLE"]

@@ -81,7 +81,12 @@ async def _embed(args: argparse.Namespace, selection: Selection | None, embed: E
             read_threads=args.read_threads,
         )
         sink: Sink = _SINKS[args.layout](
-            dataset.schema, kinds, servers.info, args.dtype, has_text=dataset.has_texts
+            dataset.schema,
+            kinds,
+            servers.info,
+            args.dtype,
+            has_text=dataset.has_texts,
+            has_path="image" in kinds and dataset.has_image_files,
         )
         manifest = await asyncio.to_thread(_manifest, args, dataset, selection, servers.info, kinds, sink)
         with OutputFolder.create(args.folder, manifest, resume=args.resume, sources=args.source) as output:
@@ -122,7 +127,9 @@ class _Run:
             with contextlib.suppress(OSError):  # a disk that is full has no room for the account
                 self._end(counter)
             complain(f"the run has ended early; {_RESUME}")
-            raise _explained(error) from error
+            if isinstance(error, RunError):
+                raise error.error from error.error.__cause__
+            raise
         ledger = self._end(counter, missing=self._selection)
         return _OK if ledger.is_success else _SOME_FAILED
 
@@ -275,7 +282,3 @@ def _counted(dataset: Dataset) -> Ledger:
 def _report(ledger: Ledger) -> None:
     for line in ledger.broken:
         complain(line)
-
-
-def _explained(error: BaseException) -> BaseException:
-    return error.error if isinstance(error, RunError) else error

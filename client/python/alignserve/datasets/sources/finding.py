@@ -12,7 +12,7 @@ from pathlib import Path
 
 from alignserve.datasets.source import SourceError
 from alignserve.datasets.sources import img2dataset
-from alignserve.datasets.sources.files import FileError, kind_of_mode
+from alignserve.datasets.sources.files import FileError, is_there, kind_of_mode
 from alignserve.datasets.sources.globs import expand, is_pattern
 from alignserve.datasets.sources.image_files import METADATA_SUFFIX, SEPARATOR
 from alignserve.datasets.sources.keys import key_of_name
@@ -311,9 +311,12 @@ def _expanded(path: Path, walk: Walk) -> list[str]:
     if is_pattern(path):
         if matches := expand(path, walk):
             return matches
-        raise SourceError(f"{path} matches no file")
-    if not os.path.lexists(path):
-        raise SourceError(f"{path} does not exist")
+        raise SourceError("; ".join((f"{path} matches no file", *walk.problems)))
+    try:
+        if not is_there(path):
+            raise SourceError(f"{path} does not exist")
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from error
     return [os.path.normpath(path.absolute())]  # keeps links, so that names are those that the user knows
 
 

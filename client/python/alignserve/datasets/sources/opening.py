@@ -20,7 +20,7 @@ from alignserve.datasets.sources.keys import key_of_name
 from alignserve.datasets.sources.kinds import Kind
 from alignserve.datasets.sources.options import ALL_COLUMNS, SourceOptions
 from alignserve.datasets.sources.rows import IMAGE, TEXT, Limits, RowBuilder
-from alignserve.datasets.sources.types import common_type, is_image_type, is_text_type, kept_type
+from alignserve.datasets.sources.types import common_type, has_paths, is_image_type, is_text_type, kept_type
 from alignserve.datasets.sources.unreadable import UnreadableFile
 
 _Make = Callable[[RowBuilder], SourceFile]
@@ -38,6 +38,7 @@ class _Opened:
         types: Of the columns that can be kept; `None` for files that keep any name, as text.
         make: Makes the source file.
         image_root: The folder from which relative paths start.
+        has_image_files: Whether images are files of their own.
     """
 
     name: str
@@ -47,6 +48,7 @@ class _Opened:
     types: dict[str, pa.DataType] | None
     make: _Make
     image_root: str = ""
+    has_image_files: bool = False
 
 
 def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = None) -> Dataset:
@@ -80,6 +82,11 @@ def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = No
     schema = _schema(readable, options)
     files = [_made(file, schema, options) if isinstance(file, _Opened) else file for file in opened]
     if options.key_column is not None:
+        if all(file.chosen.key is None for file in readable):
+            raise SourceError(
+                f"keys should be in the column '{options.key_column}', but no source is a table; leave out "
+                "key_column"
+            )
         check_keys(files)
     return Dataset(
         files,
@@ -88,6 +95,7 @@ def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = No
         found.problems,
         any(file.chosen.image is not None for file in readable),
         any(file.chosen.text is not None for file in readable),
+        any(file.has_image_files for file in readable),
     )
 
 
@@ -150,7 +158,15 @@ def _open_images(found: Found, paths: str, options: SourceOptions) -> _Opened:
         text_suffix=f".{options.text_column or 'txt'}",
         max_metadata_bytes=options.max_row_bytes,
     )
-    return _Opened(name, Kind.IMAGES, (), chosen, None, lambda builder: make(builder=builder))
+    return _Opened(
+        name,
+        Kind.IMAGES,
+        (),
+        chosen,
+        None,
+        lambda builder: make(builder=builder),
+        has_image_files=chosen.image is not None,
+    )
 
 
 def _open_parquet(path: Path, name: str, options: SourceOptions) -> _Opened:
@@ -172,6 +188,7 @@ def _open_parquet(path: Path, name: str, options: SourceOptions) -> _Opened:
         kept,
         partial(parquet.ParquetFile, name, path),
         _root(path, options),
+        chosen.image is not None and has_paths(types[chosen.image]),
     )
 
 
@@ -191,6 +208,7 @@ def _open_csv(path: Path, name: str, options: SourceOptions) -> _Opened:
         types,
         lambda builder: make(builder=builder),
         _root(path, options),
+        chosen.image is not None,
     )
 
 
@@ -213,6 +231,7 @@ def _open_json_lines(path: Path, name: str, options: SourceOptions) -> _Opened:
         None,
         lambda builder: make(builder=builder),
         _root(path, options),
+        chosen.image is not None,
     )
 
 

@@ -23,6 +23,12 @@ def is_image_type(type_: pa.DataType) -> bool:
     return is_bytes_type(plain) or _is_string(plain) or types.is_null(plain)
 
 
+def has_paths(type_: pa.DataType) -> bool:
+    """Returns whether images of a column are paths; in a struct of `bytes` and `path`, they are the bytes."""
+    plain = _plain(type_)
+    return _is_string(plain) or (types.is_struct(plain) and plain.get_field_index("bytes") < 0)
+
+
 def kept_type(type_: pa.DataType) -> pa.DataType:
     """Returns the type in which a column is kept: without dictionaries, views and large offsets."""
     plain = _plain(type_)
