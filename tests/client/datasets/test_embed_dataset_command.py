@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from alignserve import cli
+from alignserve._cli import arguments, embedding_job
 from alignserve._cli.job_progress import JobProgress
+from alignserve.datasets.embedding import embed
 from alignserve.testing import FakeServer
 
 from tests.client.datasets.jobs import rows_of
@@ -381,6 +383,25 @@ def test_a_server_that_stays_away_is_named_once(
 
     last = capsys.readouterr().err.splitlines()[-1]
     assert code == 3
-    assert last == (
-        "alignserve: no server has answered for 0.3 s; the last error is: stream ended by the test"
+    assert last.startswith("alignserve: no server has answered for 0.3 s; the last error is: ")
+    assert "start alignserve-server" not in last
+
+
+def test_a_source_that_changes_during_the_run_is_a_problem(
+    texts: Path, server: FakeServer, tmp_path: Path, capsys: Any
+) -> None:
+    """Its rows may be of both versions, and no run is a success that nobody can repeat."""
+    args = arguments.parser().parse_args(
+        ["embed-dataset", str(texts), "--to", str(tmp_path / "out"), "--server", server.target]
     )
+
+    async def embed_and_change(*given: Any, **options: Any) -> None:
+        await embed(*given, **options)
+        with texts.open("a") as file:
+            file.write("late,u30\n")
+
+    code = embedding_job.run(args, embed_and_change)
+
+    assert code == 1
+    assert "source texts.csv has changed during the run" in capsys.readouterr().err
+    assert len(manifest_in(tmp_path / "out")["ledger"]["problems"]) == 1

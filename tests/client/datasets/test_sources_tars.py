@@ -370,3 +370,11 @@ def test_one_tar_need_not_have_what_another_has(tmp_path: Path) -> None:
     assert texts(read(tmp_path, text_column="txt")) == [None, "b"]
     with pytest.raises(SourceError, match=r"texts should be in the members 'cls'; there are 'jpg', 'txt'"):
         read(tmp_path, text_column="cls")
+
+
+def test_a_tar_whose_files_are_no_samples_is_refused(path: Path) -> None:
+    """It would be an empty dataset; its members have no suffix."""
+    path.write_bytes(tar_of([member("a"), member("b")]))
+
+    with pytest.raises(SourceError, match=r"no member has a name .* there is 'a'"):
+        opened(path)

@@ -130,7 +130,7 @@ class _Run:
             if isinstance(error, RunError):
                 raise error.error from error.error.__cause__
             raise
-        ledger = self._end(counter, missing=self._selection)
+        ledger = self._end(counter, is_done=True)
         return _OK if ledger.is_success else _SOME_FAILED
 
     def _counter(self) -> _Counter:
@@ -142,19 +142,28 @@ class _Run:
         total = _counted(self._dataset).rows_in - before if self._args.count else None
         return _Counter(JobProgress(sys.stderr, files=account.unfinished_files, total=total))
 
-    def _end(self, counter: _Counter, *, missing: Selection | None = None) -> Ledger:
+    def _end(self, counter: _Counter, *, is_done: bool = False) -> Ledger:
         """Writes the account, and prints it as the last line."""
         counter.progress.finish()
-        problems = list(self._dataset.problems)
-        if missing is not None and (rows := self._output.account().rows_in) < len(missing.keys):
-            problems.append(
-                f"{len(missing.keys) - rows} of the rows in {self._args.only} are not in the source"
-            )
+        problems = [*self._dataset.problems, *(self._late_problems() if is_done else ())]
         ledger = self._output.finish(skipped=self._dataset.skipped, problems=problems)
         _report(ledger)
         failures = os.fsencode(self._output.folder / FAILURES).decode(errors="backslashreplace")
         print(f"{ledger.summary()}{f'; see {failures}' if ledger.failed else ''}")
         return ledger
+
+    def _late_problems(self) -> Iterator[str]:
+        """Yields what has shown since the sources were opened."""
+        keys = self._selection.keys if self._selection else ()
+        if (rows := self._output.account().rows_in) < len(keys):
+            yield f"{len(keys) - rows} of the rows in {self._args.only} are not in the source"
+        for source, file in zip(self._output.manifest["sources"], self._dataset.files, strict=True):
+            if source["digest"] not in (None, _digest(file)):
+                problem = (
+                    f"source {source['name']} has changed during the run; its rows may be of both versions"
+                )
+                complain(f"problem: {problem}")
+                yield problem
 
     @contextlib.contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:

@@ -215,7 +215,12 @@ def _open_csv(path: Path, name: str, options: SourceOptions) -> _Opened:
 def _open_json_lines(path: Path, name: str, options: SourceOptions) -> _Opened:
     asked = (options.image_column, options.text_column, options.key_column)
     names = json_lines.names_in(path, options.max_row_bytes, [name for name in asked if name])
-    chosen = choose(names, options, place=str(path)) if path.stat().st_size else Chosen(None, None, None, ())
+    is_empty = not path.stat().st_size
+    if not names and not is_empty:
+        raise SourceError(
+            f"{path}: none of its first {json_lines.PEEKED_LINES} lines is a JSON object with names"
+        )
+    chosen = Chosen(None, None, None, ()) if is_empty else choose(names, options, place=str(path))
     make = partial(
         json_lines.JsonLinesFile,
         name,

@@ -173,7 +173,7 @@ def chosen_in(path: Path, samples: TarSamples, options: SourceOptions) -> tuple[
 
     Raises:
         FileError: It cannot be read.
-        SourceError: It has neither images nor texts.
+        SourceError: It has files, but neither images nor texts.
     """
     texts = _text_names(samples)
     wanted = (samples.image_suffixes if options.image_column else (), texts if options.text_column else ())
@@ -216,6 +216,10 @@ def _suffixes_in(path: Path, samples: TarSamples, wanted: Collection[Set[str]]) 
         path: Of the tar.
         samples: How its members are read.
         wanted: Sets of which one each is looked for in all members if the first ones lack it.
+
+    Raises:
+        FileError: It cannot be read.
+        SourceError: It has files, and no sample.
     """
     found: dict[str, None] = {}
     with open_regular(path, _BUFFER_BYTES) as file:
@@ -229,7 +233,12 @@ def _suffixes_in(path: Path, samples: TarSamples, wanted: Collection[Set[str]]) 
                     found.update(dict.fromkeys(_names_in(reader, member.info)))
                 found[member.suffix] = None
         except TarBroken:
-            pass
+            return list(found)
+    if not found and reader.left_out is not None:
+        raise SourceError(
+            f"{path}: no member has a name that makes it part of a sample, such as 000017.jpg; there is "
+            f"{reader.left_out!r}"
+        )
     return list(found)
 
 

@@ -45,6 +45,22 @@ def kept_type(type_: pa.DataType) -> pa.DataType:
     return pa.binary() if is_bytes_type(plain) and not types.is_fixed_size_binary(plain) else plain
 
 
+def with_integers(type_: pa.DataType) -> pa.DataType:
+    """Returns a type with integers in place of times in nanoseconds."""
+    if types.is_struct(type_):
+        return pa.struct([field.with_type(with_integers(field.type)) for field in type_])
+    if types.is_map(type_):
+        return pa.map_(with_integers(type_.key_type), with_integers(type_.item_type))
+    if types.is_fixed_size_list(type_):
+        return pa.list_(_integers_in(type_.value_field), type_.list_size)
+    if types.is_list(type_):
+        return pa.list_(_integers_in(type_.value_field))
+    if types.is_large_list(type_):
+        return pa.large_list(_integers_in(type_.value_field))
+    is_time = types.is_timestamp(type_) or types.is_duration(type_) or types.is_time64(type_)
+    return pa.int64() if is_time and type_.unit == "ns" else type_
+
+
 def common_type(name: str, seen: Iterable[tuple[str, pa.DataType]]) -> pa.DataType:
     """Returns the one type that holds the values of a column in all files without loss.
 
@@ -105,6 +121,10 @@ def _plain(type_: pa.DataType) -> pa.DataType:
 
 def _kept_field(field: pa.Field) -> pa.Field:
     return pa.field(field.name, kept_type(field.type), field.nullable)
+
+
+def _integers_in(field: pa.Field) -> pa.Field:
+    return field.with_type(with_integers(field.type))
 
 
 def _is_string(type_: pa.DataType) -> bool:
