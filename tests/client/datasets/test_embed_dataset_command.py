@@ -390,7 +390,7 @@ def test_a_server_that_stays_away_is_named_once(
 def test_a_source_that_changes_during_the_run_is_a_problem(
     texts: Path, server: FakeServer, tmp_path: Path, capsys: Any
 ) -> None:
-    """Its rows may be of both versions, and no run is a success that nobody can repeat."""
+    """Its rows may be of both versions, so the run is not a success."""
     args = arguments.parser().parse_args(
         ["embed-dataset", str(texts), "--to", str(tmp_path / "out"), "--server", server.target]
     )
@@ -405,3 +405,14 @@ def test_a_source_that_changes_during_the_run_is_a_problem(
     assert code == 1
     assert "source texts.csv has changed during the run" in capsys.readouterr().err
     assert len(manifest_in(tmp_path / "out")["ledger"]["problems"]) == 1
+
+
+@pytest.mark.parametrize("source", ["out", "out/*"])
+def test_an_output_can_be_a_source(run: Run, texts: Path, tmp_path: Path, source: str) -> None:
+    """Of this command, or of `curate`: its account is not taken for rows of another kind."""
+    run(texts)
+
+    code = run(tmp_path / source, to="again")
+
+    assert code == 0
+    assert rows_of(tmp_path / "again")["text"].to_pylist() == rows_of(tmp_path / "out")["text"].to_pylist()

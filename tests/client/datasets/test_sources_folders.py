@@ -60,7 +60,7 @@ def test_suffixes_in_upper_case_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
 def test_permission_is_told_from_absence(tmp_path: Path) -> None:
-    """Nobody knows whether a file is in a folder that may not be entered."""
+    """Whether a file is in a folder that may not be entered is not known."""
     write(tmp_path, "open/a.jpg", "closed/a.jpg")
     (tmp_path / "closed").chmod(0)
 
@@ -398,7 +398,7 @@ def test_a_pattern_of_several_kinds_needs_a_choice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["images.zip", "a.7z", "b.RAR", "c.arrow", "d.xlsx", "e.csv.gz", "f.tgz"])
 def test_archives_and_formats_that_are_not_read_are_problems(tmp_path: Path, name: str) -> None:
-    """They may hold the rows; who chooses images knows what is left out."""
+    """They may hold the rows; once images are chosen, they are counted as skipped."""
     write(tmp_path, "preview.png", name)
 
     problems = opened(tmp_path).problems

@@ -158,7 +158,7 @@ def test_metadata_are_recognized_without_statistics(tmp_path: Path, write: Any, 
 
 @pytest.mark.parametrize("write", [write_files, write_webdataset])
 def test_a_pattern_leaves_out_what_is_next_to_the_shards(tmp_path: Path, write: Any) -> None:
-    """Metadata and statistics are no rows of their own."""
+    """Metadata and statistics are not rows."""
     write(tmp_path, "00000")
     write_statistics(tmp_path, "00000", 3, 2)
 

@@ -96,7 +96,7 @@ def _search(folder: Path, found: Found) -> None:
 
 
 def _may_be_read(path: Path) -> bool:
-    """Returns whether it is no named pipe, device or the like; if it cannot be told, reading it says why."""
+    """Returns whether a file is regular, and true if that cannot be told: then reading it says why."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:

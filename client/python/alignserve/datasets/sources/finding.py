@@ -20,6 +20,7 @@ from alignserve.datasets.sources.kinds import Kind, Unread, kind_of_file, kind_o
 from alignserve.datasets.sources.options import SourceOptions
 from alignserve.datasets.walk import Folder, Walk
 
+_OUTPUT_FILES, _OUTPUT_FOLDER = frozenset({"manifest.json", "failures.jsonl"}), "records"  # of our jobs
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -116,15 +117,15 @@ class _Finder:
         kinds.only(pattern)
 
     def look_at_matches(self, paths: Iterable[str], folders: Container[str]) -> None:
-        """Has `takes` leave out what img2dataset has written next to its shards."""
+        """Has `takes` leave out what is next to the data; see `_not_data`."""
         parents: dict[str, Folder] = {}
         for path in paths:
             parent, name = os.path.split(path)
             folder = parents.setdefault(parent, Folder(parent, [], []))
             (folder.folders if path in folders else folder.files).append(name)
         for folder in parents.values():
-            ignored = self._look(folder).ignored
-            self._ignored.update(os.path.join(folder.path, name) for name in ignored)  # noqa: PTH118
+            names = self._not_data(folder)
+            self._ignored.update(os.path.join(folder.path, name) for name in names)  # noqa: PTH118
 
     def takes(self, path: str) -> bool:
         """Returns whether a file that a pattern matches is data; counts or names it otherwise.
@@ -193,19 +194,23 @@ class _Finder:
         or_leave = "" if taken in (None, what.kind) else f", or leave it out with --kind {taken}"
         self.found.problems.append(f"{path} {what.advice}{or_leave}")
 
-    def _look(self, folder: Folder) -> img2dataset.Img2dataset:
+    def _not_data(self, folder: Folder) -> set[str]:
+        """Returns the names of files that img2dataset or a job of ours has written next to the data."""
         is_asked_for = self._options.kind is Kind.PARQUET
         shards = img2dataset.look(folder, self._options.image_suffixes, reads_metadata=is_asked_for)
         self.found.skipped.update(shards.skipped)
         self.found.problems += shards.problems
-        return shards
+        if not _OUTPUT_FILES.issubset(folder.files) or _OUTPUT_FOLDER not in folder.folders:
+            return shards.ignored
+        self.found.skipped["account of alignserve"] += len(_OUTPUT_FILES)
+        return shards.ignored | _OUTPUT_FILES
 
     def _below_base(self, path: str) -> str:
         return path[self._prefix_length :]
 
     def _sort_in(self, folder: Folder, contents: _Contents) -> None:
         """Sorts the files of a folder by their kinds, and counts those of no kind."""
-        ignored = self._look(folder).ignored
+        ignored = self._not_data(folder)
         others = []
         images = set()
         for name in folder.files:

@@ -54,7 +54,7 @@ class Unread(NamedTuple):
 
     Attributes:
         suffix: Such as `.tar.gz`.
-        kind: Of what is in a compressed table or tar; `None` if its name does not say.
+        kind: Of the compressed table or tar; `None` if the name does not say.
         advice: For people: what it is, and what to do.
     """
 
