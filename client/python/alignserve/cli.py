@@ -96,7 +96,9 @@ def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Nam
         _complain(str(error))
         return REFUSED
     except IsADirectoryError as error:
-        _complain(f"{error.filename} is a folder; use alignserve stream to process the images in it")
+        takes_image = args.command in ("classify", "compare")
+        advice = "use alignserve stream to process the images in it" if takes_image else "give a file"
+        _complain(f"{error.filename} is a folder; {advice}")
         return REFUSED
     except (OSError, TypeError, ValueError) as error:
         _complain(str(error))

@@ -394,6 +394,9 @@ def test_a_pattern_of_several_kinds_needs_a_choice(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"\* holds files of several kinds: 1 of csv .*, 1 of images"):
         opened(tmp_path / "*")
     assert [row.key for row in read(tmp_path / "*.jpg", tmp_path / "*.csv")] == ["a.jpg", "b.csv:2"]
+    chosen = opened(tmp_path / "*", kind="images")
+    assert [row.key for row in rows(chosen)] == ["a.jpg"]
+    assert chosen.skipped == {".csv": 1}
 
 
 @pytest.mark.parametrize("name", ["images.zip", "a.7z", "b.RAR", "c.arrow", "d.xlsx", "e.csv.gz", "f.tgz"])

@@ -80,7 +80,7 @@ def find(paths: Sequence[str | Path], options: SourceOptions) -> Found:
             finder.add_match(path, patterns[path])
     finder.finish_images()
     found = finder.found
-    found.skipped.update(+walk.skipped)
+    found.skipped = +(found.skipped + walk.skipped)
     found.problems += dict.fromkeys(walk.problems)  # a pattern may come to a folder twice
     if len(given) > len(distinct):
         found.skipped["given twice"] += len(given) - len(distinct)
@@ -145,10 +145,15 @@ class _Finder:
         if (other := unread(path)) is not None:
             self._leave_out(path, other, None)
             return False
-        if self._options.kind or kind_of_name(path, self._options.image_suffixes):
-            return True
+        by_name = kind_of_name(path, self._options.image_suffixes)
+        if by_name is not None:
+            is_taken = self._options.kind in (None, by_name)
+            self.found.skipped[suffix] += not is_taken
+            return is_taken
         if suffix in (self._text_suffix, METADATA_SUFFIX) and self._is_next_to_image(path):
             return False
+        if self._options.kind is not None:
+            return True
         try:
             kind_of_file(Path(path), self._options.image_suffixes)
         except SourceError as error:
