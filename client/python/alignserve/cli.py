@@ -96,7 +96,9 @@ def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Nam
         _complain(str(error))
         return REFUSED
     except IsADirectoryError as error:
-        _complain(f"{error.filename} is a folder; use alignserve stream to process the images in it")
+        takes_image = args.command in ("classify", "compare")
+        advice = "use alignserve stream to process the images in it" if takes_image else "give a file"
+        _complain(f"{error.filename} is a folder; {advice}")
         return REFUSED
     except (OSError, TypeError, ValueError) as error:
         _complain(str(error))
@@ -542,7 +544,7 @@ def _advice(error: AlignserveError, args: argparse.Namespace) -> str:
         return f"{error}; give it with --api-key-file FILE or ALIGNSERVE_API_KEY"
     if isinstance(error, UnavailableError) and error.reason:
         return f"{error}; add --wait-seconds 60 to wait for it"
-    if isinstance(error, UnavailableError) and isinstance(error.__cause__, AlignserveError):
+    if isinstance(error, UnavailableError) and isinstance(error.__cause__, (AlignserveError, TimeoutError)):
         return error.message  # it has the cause and advice
     if isinstance(error, UnavailableError):
         return (

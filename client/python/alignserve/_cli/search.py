@@ -89,7 +89,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--images",
         metavar="DIR",
         type=Path,
-        help="folder of the pictures, if the store does not say where they are",
+        help="folder of the pictures, if the store does not say where they are, or they have moved",
     )
     group.add_argument("--page", metavar="URL", help="address of the server's page, for a link in the sheet")
 

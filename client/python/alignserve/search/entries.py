@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 
+from alignserve.datasets.paths import path_of
 from alignserve.datasets.row import Row
 from alignserve.search.pictures import PATH_COLUMN
 from alignserve.search.store import Entry, Store
@@ -87,9 +86,5 @@ def _has_input(entry: Entry) -> bool:
 def _row(entry: Entry) -> Row:
     path: Any = entry.columns.get(PATH_COLUMN)
     if path:
-        return Row(entry.key, image=_file(str(path)))
+        return Row(entry.key, image=path_of(str(path)))
     return Row(entry.key, text=entry.columns.get(_TEXT_COLUMN))
-
-
-def _file(path: str) -> Path:
-    return Path(url2pathname(urlsplit(path).path)) if path.startswith("file:") else Path(path)

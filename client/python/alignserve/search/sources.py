@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from alignserve.datasets.paths import path_text
 from alignserve.datasets.row import Row, RowFailure
 from alignserve.datasets.source import BrokenSourceError, Dataset
 from alignserve.search.pictures import PATH_COLUMN
 from alignserve.search.vectors import VectorFolder
 
 _KEY, _TEXT = "key", "text"
+_TEXT_VECTORS = "text_embedding"
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -83,7 +85,7 @@ class DatasetSource:
     def _kept(self, row: Row) -> Row:
         columns = kept_columns(row.columns)
         if isinstance(row.image, Path):
-            columns.setdefault(PATH_COLUMN, _path_text(row.image))
+            columns.setdefault(PATH_COLUMN, path_text(row.image))
         if row.text is not None:
             columns.setdefault(_TEXT, row.text)
         failure = row.failure
@@ -119,9 +121,10 @@ class VectorSource:
 
     def rows(self) -> Iterator[SourceRow]:
         """Yields a row for each vector; without a column `key`, the number of the row is its key."""
-        others = [
-            name for name in self.folder.schema.names if not _is_vector(self.folder.schema.field(name).type)
-        ]
+        schema = self.folder.schema
+        others = [name for name in schema.names if not _is_vector(schema.field(name).type)]
+        if self.column == _TEXT_VECTORS:  # a row with a path is taken for one of an image
+            others = [name for name in others if name != PATH_COLUMN]
         for first, batch in self.folder.batches([self.column, *others]):
             vectors = _vectors(batch.column(self.column))
             columns = {name: batch.column(name).to_pylist() for name in others}
@@ -151,16 +154,6 @@ def _kept(value: Any) -> Any:
     if isinstance(value, (list, tuple, dict)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value) if isinstance(value, (decimal.Decimal, datetime.timedelta)) else repr(value)
-
-
-def _path_text(path: Path) -> str:
-    """Returns the absolute path, or a `file:` URL if the path is not UTF-8."""
-    absolute = path.absolute()
-    try:
-        str(absolute).encode()
-    except UnicodeEncodeError:
-        return absolute.as_uri()
-    return str(absolute)
 
 
 def _is_vector(type_: pa.DataType) -> bool:
