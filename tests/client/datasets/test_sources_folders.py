@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from alignserve.datasets.source import SourceError
 
 from tests.client.datasets.reading import opened, read, reasons, rows, texts
+
+_NOBODY = 65534
 
 
 def write(folder: Path, *names: str, content: bytes = b"image") -> None:
@@ -21,6 +25,19 @@ def write(folder: Path, *names: str, content: bytes = b"image") -> None:
 
 def keys(folder: Path) -> list[str]:
     return [row.key for row in read(folder)]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of a user who may not enter every folder, and is that user if the tests run as root."""
+    with TemporaryDirectory() as name:
+        if os.getuid() == 0:
+            os.chown(name, _NOBODY, _NOBODY)
+            os.seteuid(_NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(os.getuid())
 
 
 def test_files_come_before_folders_and_sorted(tmp_path: Path) -> None:
@@ -58,31 +75,29 @@ def test_suffixes_in_upper_case_are_found(tmp_path: Path) -> None:
     assert len(keys(tmp_path)) == 3
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
-def test_permission_is_told_from_absence(tmp_path: Path) -> None:
+def test_permission_is_told_from_absence(folder: Path) -> None:
     """Whether a file is in a folder that may not be entered is not known."""
-    write(tmp_path, "open/a.jpg", "closed/a.jpg")
-    (tmp_path / "closed").chmod(0)
+    write(folder, "open/a.jpg", "closed/a.jpg")
+    (folder / "closed").chmod(0)
 
     with pytest.raises(SourceError, match=r"closed/a\.jpg: Permission denied"):
-        opened(tmp_path / "closed/a.jpg")
+        opened(folder / "closed/a.jpg")
     with pytest.raises(SourceError, match=r"matches no file; .*closed: Permission denied"):
-        opened(tmp_path / "closed/*.jpg")
-    assert opened(tmp_path / "*/a.jpg").problems == [f"{tmp_path / 'closed/a.jpg'}: Permission denied"]
-    (tmp_path / "closed").chmod(0o700)
+        opened(folder / "closed/*.jpg")
+    assert opened(folder / "*/a.jpg").problems == [f"{folder / 'closed/a.jpg'}: Permission denied"]
+    (folder / "closed").chmod(0o700)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
-def test_a_folder_without_permission_is_a_problem(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_a_problem(folder: Path) -> None:
     """It is named, and the other folders are read."""
-    write(tmp_path, "a.jpg", "closed/b.jpg")
-    (tmp_path / "closed").chmod(0)
+    write(folder, "a.jpg", "closed/b.jpg")
+    (folder / "closed").chmod(0)
 
-    dataset = opened(tmp_path)
+    dataset = opened(folder)
 
-    (tmp_path / "closed").chmod(0o700)
+    (folder / "closed").chmod(0o700)
     assert [row.key for row in rows(dataset)] == ["a.jpg"]
-    assert dataset.problems == [f"{tmp_path / 'closed'}: Permission denied"]
+    assert dataset.problems == [f"{folder / 'closed'}: Permission denied"]
 
 
 def test_a_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
