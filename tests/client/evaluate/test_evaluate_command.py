@@ -213,8 +213,8 @@ def test_sets_of_clip_benchmark(run: Run, tmp_path: Path, words: None, picture: 
     put(root / "classnames.txt", "cat\ndog\nox\n")
     put(root / "zeroshot_classification_templates.txt", "a photo of a {c}.\n")
     put(root / "test/nshards.txt", "2\n")
-    first = {"s0.jpg": picture(CAT), "s0.cls": "0", "s1.jpg": picture(DOG), "s1.cls": "1"}
-    tar(root / "test/0.tar", first)
+    members: dict[str, bytes | str] = {"s0.jpg": picture(CAT), "s0.cls": "0"}
+    tar(root / "test/0.tar", {**members, "s1.jpg": picture(DOG), "s1.cls": "1"})
     tar(root / "test/1.tar", {"s2.jpg": picture(OX), "s2.cls": "2", "s3.jpg": picture(OX), "s3.cls": "3"})
 
     code, report, complaint = run(root)
@@ -231,8 +231,8 @@ def test_retrieval_sets_of_clip_benchmark(
 ) -> None:
     """A caption per line of the text."""
     put(tmp_path / "wds/dataset_type.txt", "retrieval\n")
-    members = {"s0.jpg": picture(CAT), "s0.txt": "cat\ncat again", "s1.jpg": picture(DOG), "s1.txt": "dog"}
-    tar(tmp_path / "wds/test/0.tar", members)
+    members: dict[str, bytes | str] = {"s0.jpg": picture(CAT), "s0.txt": "cat\ncat again"}
+    tar(tmp_path / "wds/test/0.tar", {**members, "s1.jpg": picture(DOG), "s1.txt": "dog"})
 
     code, report, _ = run(tmp_path / "wds")
 

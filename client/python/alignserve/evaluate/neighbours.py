@@ -43,7 +43,8 @@ def neighbour_labels(
 def ranks_of_labels(neighbours: NDArray[np.int64], labels: IntArray) -> NDArray[np.int64]:
     """Returns (queries,) the rank of the first neighbour with the query's label; `top` if there is none."""
     is_right = np.equal(neighbours, labels[:, None])
-    return np.where(is_right.any(axis=1), is_right.argmax(axis=1), neighbours.shape[1]).astype(np.int64)
+    ranks: NDArray[np.int64] = np.where(is_right.any(axis=1), is_right.argmax(axis=1), neighbours.shape[1])
+    return ranks
 
 
 def _merged(
