@@ -31,7 +31,7 @@ _DEFAULT_MODEL = ("--model", "align")  # only a part of the name of the output
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What stands for tokens: the server has the tokenizer."""
+    """Texts in place of tokens, since the server has the tokenizer."""
 
     texts: Sequence[str]
 

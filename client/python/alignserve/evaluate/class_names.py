@@ -53,10 +53,10 @@ class ClassNames:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What is written around the names of classes.
+    """The texts around the names of classes.
 
     Attributes:
-        templates: With `{label}` in each; none for the names alone.
+        templates: With `{label}` in each; none for just the names.
         by_class: Whole texts by the name of a class, instead of templates.
     """
 

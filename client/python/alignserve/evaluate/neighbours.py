@@ -1,4 +1,4 @@
-"""The labels of each image's nearest images: how well the embeddings of images alone tell classes apart."""
+"""The labels of each image's nearest images: how well classes differ without any text."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _merged(
     similarities: NDArray[np.float32],
     others: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Returns the best of what was found and of a block, in no order."""
+    """Returns the best of those so far and of a block, in no order."""
     top = best.shape[1]
     both = np.concatenate([best, similarities], axis=1)
     chosen = np.argpartition(both, both.shape[1] - top, axis=1)[:, -top:]

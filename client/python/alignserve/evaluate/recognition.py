@@ -1,4 +1,4 @@
-"""Finds out what a source asks of the model, if nobody says."""
+"""Finds out what a source asks of the model, if no option names it."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ import html
 from alignserve.evaluate.calibration import Bin, Calibration
 
 _SIDE = 320  # of the square from score 0 to 1, in pixels
-_LEFT, _TOP = 56, 56
+_LEFT, _TOP = 64, 56
 _STRIP = 60  # height of the bars that count answers
 _GAP = 28  # between square and bars
-_RIGHT, _BOTTOM = 24, 44
+_RIGHT, _BOTTOM = 48, 44
 _WIDTH = _LEFT + _SIDE + _RIGHT
 _HEIGHT = _TOP + _SIDE + _GAP + _STRIP + _BOTTOM
 _TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -85,12 +85,16 @@ def _axes() -> list[str]:
             f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{tick:.1f}</text>',
             f'<text x="{x}" y="{_HEIGHT - 24}" text-anchor="middle">{tick:.1f}</text>',
         ]
-    middle = _TOP + _SIDE / 2
     return [
         *shapes,
         f'<text x="{_x(0.5)}" y="{_HEIGHT - 6}" text-anchor="middle">score</text>',
-        f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">accuracy</text>',
+        _upright("accuracy", _TOP + _SIDE / 2),
+        _upright("answers", _TOP + _SIDE + _GAP + _STRIP / 2),
     ]
+
+
+def _upright(text: str, y: float) -> str:
+    return f'<text x="14" y="{y}" text-anchor="middle" transform="rotate(-90 14 {y})">{text}</text>'
 
 
 def _bars(each: Bin) -> list[str]:
@@ -108,7 +112,7 @@ def _counts(calibration: Calibration) -> list[str]:
     base = _TOP + _SIDE + _GAP + _STRIP
     shapes = [
         f'<text x="{_LEFT - 8}" y="{base - _STRIP + 10}" text-anchor="end">{most}</text>',
-        f'<text x="{_LEFT - 8}" y="{base}" text-anchor="end">answers</text>',
+        f'<text x="{_LEFT - 8}" y="{base}" text-anchor="end">0</text>',
         f'<path class="grid" d="M{_x(0)} {base}H{_x(1)}"/>',
     ]
     for each in calibration.bins:
