@@ -207,6 +207,17 @@ def test_tables_with_a_column_of_classes(
     assert report["classification"]["top_1"] == 1.0
 
 
+def test_numbers_need_names(run: Run, tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    """A class 3 means nothing to a model. Without anything to measure, the command says why."""
+    source = tar(tmp_path / "0.tar", {"s0.jpg": picture(CAT), "s0.cls": "3"})
+
+    code, _, complaint = run(source)
+
+    assert code == 4
+    assert "CLASS_UNNAMED: its class is the number 3; name the classes with --classes" in complaint
+    assert "no image could be embedded" in complaint
+
+
 def test_sets_of_clip_benchmark(run: Run, tmp_path: Path, words: None, picture: Callable[..., bytes]) -> None:
     """Names and templates come with the tars; a number without a name fails."""
     root = tmp_path / "wds"

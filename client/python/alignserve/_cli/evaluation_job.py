@@ -77,8 +77,12 @@ def _run(args: argparse.Namespace) -> int:
         task = Task(args.task) if args.task else task_of(args.source, options)
         opened = _opened(args.source, task, options)
         gallery = _gallery(args, task, options)
-        with _showing(account, opened):
-            result = _evaluated(args, opened, gallery, embedder)
+        try:
+            with _showing(account, opened):
+                result = _evaluated(args, opened, gallery, embedder)
+        except ValueError:  # nothing could be measured, and the failures say why
+            _complain_of(account, [], None)
+            raise
         embedder.check_model()
     readings = [each.reading for each in (opened, gallery) if each is not None]
     problems = [problem for reading in readings for problem in reading.problems]

@@ -37,6 +37,7 @@ class ClassSet:
         order: Keys in the order that `names` has, if it has no keys itself.
         reading: What could not be read.
         total: Number of rows, if it is known.
+        are_folders: Whether classes are folders: numbers may be their names.
         classes: All that are known; those of the data are added while they are read.
     """
 
@@ -47,6 +48,7 @@ class ClassSet:
     order: dict[str, int] = field(default_factory=dict)
     reading: Reading = field(default_factory=Reading)
     total: int | None = None
+    are_folders: bool = False
     classes: list[ClassName] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict)
 
@@ -61,7 +63,7 @@ class ClassSet:
             failure = row.failure or (_MISSING if name is None else None)
             number = None if failure is not None or name is None else self._number(name)
             if failure is None and number is None:
-                failure = RowFailure("CLASS_UNKNOWN", f"its class {name!r} is not among those given")
+                failure = self._unknown(name)
             if failure is not None or row.image is None:
                 missing = RowFailure("IMAGE_MISSING", "the row has no image")
                 yield Input(row.key, failure=failure or missing)
@@ -76,8 +78,15 @@ class ClassSet:
         """
         return [self.prompts.of(each) for each in self.classes]
 
+    def _unknown(self, name: str | None) -> RowFailure:
+        if self.names is not None:
+            return RowFailure("CLASS_UNKNOWN", f"its class {name!r} is not among those given")
+        return RowFailure("CLASS_UNNAMED", f"its class is the number {name}; name the classes with --classes")
+
     def _number(self, name: str) -> int | None:
         if self.names is None:
+            if name.isdecimal() and not self.are_folders:
+                return None
             if name not in self._numbers:
                 self._numbers[name] = len(self.classes)
                 self.classes.append(ClassName((name.replace("_", " "),)))
@@ -123,8 +132,6 @@ def open_classes(source: str, options: SetOptions) -> ClassSet:
     ignored = {} if clip_benchmark is None else clip_benchmark.other_files(dataset)
     made = _made(dataset, lambda row: _text(row.text), options)
     made.reading = Reading.of(dataset, ignored)
-    if made.names is None and clip_benchmark is not None:
-        raise ValueError(f"{source} numbers its classes, and has no classnames.txt; name them with --classes")
     return made
 
 
@@ -137,6 +144,7 @@ def _by_column(source: str, column: str, options: SourceOptions) -> Dataset | No
 
 def _of_folders(source: str, dataset: Dataset, options: SetOptions) -> ClassSet:
     made = _made(dataset, _folder_of, options)
+    made.are_folders = True
     reading = Reading()  # the real one notes the same when the images are read
     rows, folders = 0, set()
     for row in reading.rows(dataset):

@@ -31,8 +31,12 @@ def neighbour_labels(
             similarities = block @ other.T
             if leaves_one_out and other_start == start:
                 np.fill_diagonal(similarities, -np.inf)
-            others = np.broadcast_to(np.arange(other_start, other_start + len(other)), similarities.shape)
-            best, numbers = _merged(best, numbers, similarities, others)
+            # Ever fewer blocks have something better, and looking is cheaper than merging.
+            rows = np.flatnonzero(similarities.max(axis=1) > best.min(axis=1))
+            others = np.broadcast_to(
+                np.arange(other_start, other_start + len(other)), (len(rows), len(other))
+            )
+            best[rows], numbers[rows] = _merged(best[rows], numbers[rows], similarities[rows], others)
         order = np.lexsort((numbers, -best), axis=1)
         best = np.take_along_axis(best, order, axis=1)
         numbers = np.take_along_axis(numbers, order, axis=1)
