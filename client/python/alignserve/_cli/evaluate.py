@@ -8,11 +8,11 @@ from pathlib import Path
 from alignserve._cli import numbers
 from alignserve._cli.embed_dataset import add_source_arguments
 from alignserve._cli.extras import require
+from alignserve.evaluate.calibration import DEFAULT_BINS
 
 SUMMARY = "measure a model on labelled images, captions or questions"
 
 _TASKS = ("classification", "retrieval", "questions")
-_DEFAULT_BINS = 15
 _EPILOG = """\
 sources:
   classification  a folder with a folder of images for each class, a table with a column of classes, or tars
@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bins",
         metavar="N",
         type=numbers.count,
-        default=_DEFAULT_BINS,
-        help=f"of the calibration error (default: {_DEFAULT_BINS})",
+        default=DEFAULT_BINS,
+        help=f"of the calibration error (default: {DEFAULT_BINS})",
     )
     parser.add_argument("--split", default="test", help="of sets that have several (default: test)")
     _add_labels(parser.add_argument_group("labels"))

@@ -160,9 +160,7 @@ def _evaluated(
 
 @contextmanager
 def _showing(account: Account, opened: _Set) -> Iterator[None]:
-    # Texts are counted as well, and their number is not known.
-    total = opened.total if isinstance(opened, ClassSet) else None
-    progress = JobProgress(sys.stderr, files=0, total=total)
+    progress = JobProgress(sys.stderr, files=0, total=opened.total)
     account.on_input = lambda failed: progress.row(failed=failed)
     try:
         yield

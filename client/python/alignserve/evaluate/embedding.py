@@ -147,7 +147,7 @@ class Embedder:
             self.account.truncated += result.tokenization is not None and result.tokenization.truncated
         else:
             self.account.images += 1
-        self.account.on_input(False)
+            self.account.on_input(False)
 
     def _count_all(self, failed: deque[tuple[str, RowFailure]]) -> None:
         while failed:

@@ -12,7 +12,7 @@ from alignserve.datasets.records import FailedRow
 from alignserve.datasets.row import RowFailure
 
 OnInput: TypeAlias = Callable[[bool], None]
-"""Is told about each input that is done, and whether it failed."""
+"""Is told about each image that is done, and about everything that failed, which `True` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Account:
     """Counts inputs and names those that failed.
 
     Attributes:
-        on_input: Called for each input.
+        on_input: Called while it runs, to show how far it is.
         images: Number of images that were embedded.
         texts: Number of texts that were embedded.
         truncated: Number of texts that were truncated.
