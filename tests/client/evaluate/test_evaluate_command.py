@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -161,6 +162,19 @@ def test_files_are_written(run: Run, folders: Path, tmp_path: Path, server: Fake
     assert svg.findtext("s:title", namespaces=names) == "Reliability: fake on animals"
     assert "4 answers, 75.0% right" in str(svg.findtext("s:desc", namespaces=names))
     assert "prefers-color-scheme: dark" in str(svg.findtext("s:style", namespaces=names))
+
+
+def test_reports_have_the_command_without_secrets(
+    run: Run, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of headers may be keys."""
+    monkeypatch.setattr(
+        sys, "argv", ["alignserve", "--header", "x-key=secret", "evaluate", "--header=a=b", "p q"]
+    )
+
+    _, report, _ = run(folders)
+
+    assert report["command"] == "alignserve --header 'x-key=…' evaluate '--header=…' 'p q'"
 
 
 def test_digest_is_of_the_data(run: Run, folders: Path, tmp_path: Path) -> None:
