@@ -383,7 +383,7 @@ def test_questions_by_kind(
         ({"labels": ["cat", "cat"]}, "QUESTION_INVALID", "'cat' comes twice"),
         ({"labels": "cat"}, "QUESTION_INVALID", "is not a list of texts"),
         ({"templates": ["photo"]}, "QUESTION_INVALID", "'photo' has no {label}"),
-        ({"image": "gone.jpg"}, "IMAGE_UNREADABLE", "gone.jpg"),
+        ({"image": "gone.jpg"}, "IMAGE_UNREADABLE", "No such file or directory"),
     ],
 )
 def test_lines_that_are_not_questions_fail(
