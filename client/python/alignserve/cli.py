@@ -19,6 +19,7 @@ from alignserve._cli.compact_vectors import run_compact_vectors
 from alignserve._cli.connection import connected
 from alignserve._cli.curate import run_curate
 from alignserve._cli.embed_dataset import run_embed_dataset
+from alignserve._cli.evaluate import run_evaluate
 from alignserve._cli.extras import MissingExtraError
 from alignserve._cli.files import Found, image_files, is_image_file
 from alignserve._cli.index import run_index
@@ -278,6 +279,7 @@ _COMMANDS = {
     "index": run_index,
     "search": run_search,
     "curate": run_curate,
+    "evaluate": run_evaluate,
 }
 
 
