@@ -102,7 +102,7 @@ class NearDuplicateRule:
 
     Attributes:
         embeddings: Output of `alignserve embed-dataset` from the same source.
-        min_cosine: From which cosine similarity on two images resemble each other.
+        min_cosine: From which cosine similarity on two images resemble each other; above 0, at most 1.
     """
 
     embeddings: Path
