@@ -120,7 +120,7 @@ def test_pairs_come_out_with_columns_verdict_and_reasons(tmp_path: Path) -> None
     """In the order of the source, with COYO's columns first."""
     files = [Rows("a", rows(4)), Rows("b", [Row("void", b"image", "void", {"url": "u"})])]
 
-    outcome = run(tmp_path, plan_of(files, [rules.has_noun()], collapses_whitespace=True))
+    outcome = run(tmp_path, plan_of(files, [rules.has_noun()], whitespace="collapsed"))
 
     found = read(tmp_path)
     assert balanced(outcome) == (4, 1, 0)

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import pyarrow as pa
 
 from alignserve.curate.pictures import Picture
 from alignserve.datasets.row import Row
+
+Whitespace: TypeAlias = Literal["kept", "trimmed", "collapsed"]
 
 PICTURE_FIELDS = (
     pa.field("width", pa.int64()),
@@ -48,7 +50,7 @@ class TextMeasures(Protocol):
         """Returns whether a word of the text can be a noun."""
 
     def word_count(self, text: str) -> int:
-        """Returns the number of words separated by spaces."""
+        """Returns the number of words separated by white space."""
 
 
 def similarity_column(model_id: str) -> str:
@@ -62,12 +64,19 @@ def tokens_column(model_id: str) -> str:
     return f"num_tokens_{_slug(model_id)}"
 
 
-def collapsed(text: str) -> str:
-    """Returns a text with one space for each run of white space and none at its ends, as COYO has it.
+def with_whitespace(text: str, whitespace: Whitespace) -> str:
+    """Returns a text with its white space, which is that of Unicode, as a published dataset has it.
 
-    White space is that of Unicode. HTML entities such as `&amp;` stay.
+    HTML entities such as `&amp;` stay.
+
+    Args:
+        text: Of a source.
+        whitespace: `kept` as it is; `trimmed`: spaces for newlines, and none at the ends, as LAION has it;
+            `collapsed`: one space for each run, and none at the ends, as COYO has it.
     """
-    return " ".join(text.split())
+    if whitespace == "trimmed":
+        return text.replace("\n", " ").strip()
+    return " ".join(text.split()) if whitespace == "collapsed" else text
 
 
 def picture_columns(row: Row, picture: Picture | None) -> dict[str, Any]:

@@ -88,7 +88,11 @@ class Counts:
             "first_reasons": {name: self.first_reasons[name] for name in rules.names},
             "all_reasons": {name: self.all_reasons[name] for name in rules.names},
             "unjudged": {name: count for name in rules.names if (count := self.unjudged[name])},
-            **({"searches": {name: asdict(one) for name, one in self.searches.items()}} if self.searches else {}),
+            **(
+                {"searches": {name: asdict(one) for name, one in self.searches.items()}}
+                if self.searches
+                else {}
+            ),
         }
 
 
@@ -107,8 +111,7 @@ class Decisions:
         self._next = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._near = [
-            (bit, rule, _Embedded(rule, folder / f"{bit}-near"))
-            for bit, rule in rules.of(NearDuplicateRule)
+            (bit, rule, _Embedded(rule, folder / f"{bit}-near")) for bit, rule in rules.of(NearDuplicateRule)
         ]
         self.flags = np.memmap(folder / FLAGS, np.uint64, "w+", shape=(max(row_count, 1),))
         self._frequencies = [

@@ -69,8 +69,8 @@ class RowEmbeddings:
         """
         if (key := self._next_key()) is not None:
             raise ValueError(
-                f"{self._folder} has an embedding of {key!r}, which is not the next row of this source; embed "
-                "the same source, with its files in the same order"
+                f"{self._folder} has an embedding of {key!r}, which is not the next row of this source; "
+                "embed the same source, with its files in the same order"
             )
         if not self._count:
             return np.empty(0, np.uint64), np.empty((0, 1), np.float32)
@@ -145,7 +145,9 @@ def _matrix(column: pa.Array, path: Path) -> tuple[NDArray[np.float32], NDArray[
     """
     is_known = column.is_valid().to_numpy(zero_copy_only=False)
     found = column.drop_null()
-    lengths = set(found.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(column.type) else set()
+    lengths = (
+        set(found.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(column.type) else set()
+    )
     if len(lengths) > 1:
         raise ValueError(f"{path} has vectors of different dimensions")
     numbers = found.flatten().to_numpy(zero_copy_only=False).astype(np.float64)

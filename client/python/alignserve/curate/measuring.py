@@ -19,13 +19,14 @@ from alignserve.curate.columns import (
     PICTURE_FIELDS,
     TEXT_FIELDS,
     TextMeasures,
-    collapsed,
+    Whitespace,
     picture_columns,
     similarity_column,
     source_numbers,
     text_columns,
     tokens_column,
     value_of,
+    with_whitespace,
 )
 from alignserve.curate.pictures import Picture
 from alignserve.curate.rules import DuplicateRule, FractionRule, RuleSet
@@ -66,7 +67,7 @@ class Measures:
     Attributes:
         pictures: Measures images, in order.
         texts: Measures texts.
-        collapses_whitespace: Whether each run of white space in a text becomes one space first.
+        whitespace: What becomes of white space in a text first; see `with_whitespace`.
         source_columns: Columns of the source that rules need, as numbers.
         source_texts: Columns of the source that rules need, as texts.
         scorers: Plug-ins.
@@ -75,7 +76,7 @@ class Measures:
 
     pictures: MeasurePictures
     texts: TextMeasures
-    collapses_whitespace: bool = False
+    whitespace: Whitespace = "kept"
     source_columns: tuple[str, ...] = ()
     source_texts: tuple[str, ...] = ()
     scorers: Sequence[Scorer] = ()
@@ -96,7 +97,7 @@ class Measures:
         measures = cls(
             pictures,
             texts,
-            collapses_whitespace=rules.collapses_whitespace,
+            whitespace=rules.whitespace,
             scorers=scorers,
             comparing=comparing,
         )
@@ -183,8 +184,8 @@ class Measures:
 
     def _with_text(self, item: MeasuredRow) -> MeasuredRow:
         text = item.row.text
-        if text is not None and self.collapses_whitespace:
-            text = collapsed(text)
+        if text is not None:
+            text = with_whitespace(text, self.whitespace)
         if item.failure is None:
             item.columns |= text_columns(text, self.texts)
         item.columns["text"] = text

@@ -221,7 +221,10 @@ class _Stayed:
         firsts = np.flatnonzero(is_first)
         counts = np.diff(np.append(firsts, len(ordered)))
         places = (
-            self._starts[ordered] + self._filled[ordered] + np.arange(len(ordered)) - np.repeat(firsts, counts)
+            self._starts[ordered]
+            + self._filled[ordered]
+            + np.arange(len(ordered))
+            - np.repeat(firsts, counts)
         )
         self._rows[places] = rows[order]
         self._sketches[places] = sketches[order]

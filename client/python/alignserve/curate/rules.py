@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from alignserve.curate.columns import is_missing
+from alignserve.curate.columns import Whitespace, is_missing
 from alignserve.curate.duplicates import PhashSet
 
 
@@ -127,14 +127,14 @@ class RuleSet:
 
     Attributes:
         rules: Their names differ.
-        collapses_whitespace: Whether each run of white space in a text becomes one space first.
+        whitespace: What becomes of white space in a text before it is judged; see `with_whitespace`.
 
     Raises:
         ValueError: Two rules have one name, or there are more than 60.
     """
 
     rules: tuple[AnyRule, ...] = ()
-    collapses_whitespace: bool = False
+    whitespace: Whitespace = "kept"
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
