@@ -36,8 +36,8 @@ def test_parts_are_read_in_their_order(kind: pa.DataType, tmp_path: Path) -> Non
     """As normalized float32, whatever they were stored as."""
     folder = tmp_path / "vectors"
     for part in range(2):
-        vectors = np.array([[3, 4], [0, 2]], kind.value_type.to_pandas_dtype())
-        _write(folder, [f"{part}-a", f"{part}-b"], list(vectors), kind, part)
+        numbers: Any = kind.value_type.to_pandas_dtype()
+        _write(folder, [f"{part}-a", f"{part}-b"], list(numbers([[3, 4], [0, 2]])), kind, part)
     embeddings = RowEmbeddings(folder, tmp_path / "scratch")
 
     missing = embeddings.add(_rows("0-a", "0-b", "x", "1-a")) + embeddings.add([(20, _rows("1-b")[0][1])])

@@ -106,7 +106,7 @@ class TestDataComp:
     def test_a_shorter_side_of_200_stays_and_199_goes(self, width: int, height: int, stays: bool) -> None:
         """`min_image_dim >= 200`, of the lesser of `original_width` and `original_height`."""
         assert (_reasons(datacomp_basic(), width=width, height=height) == []) is stays
-        original = {"original_width": width, "original_height": height}
+        original: Any = {"original_width": width, "original_height": height}
         assert (_reasons(datacomp_basic(), width=64, height=64, **original) == []) is stays
 
     @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ class TestDataComp:
     def test_an_aspect_ratio_of_3_stays_and_more_goes(self, width: int, height: int, stays: bool) -> None:
         """`aspect_ratio <= 3.0`, of the greater side by the lesser one: wide and tall alike."""
         assert (_reasons(datacomp_basic(), width=width, height=height) == []) is stays
-        original = {"original_width": width, "original_height": height}
+        original: Any = {"original_width": width, "original_height": height}
         assert (_reasons(datacomp_basic(), width=64, height=64, **original) == []) is stays
 
 

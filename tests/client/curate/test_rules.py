@@ -193,3 +193,12 @@ def test_lists_are_part_of_a_rules_identity() -> None:
     first, second = RuleSet((rules.blocked_words(["a"]),)), RuleSet((rules.blocked_words(["b"]),))
 
     assert first.boundaries() != second.boundaries()
+
+
+def test_cuts_that_leave_no_row_are_refused() -> None:
+    """One value can be asked for; of other columns any."""
+    low, high = rules.min_cut("width", 200), rules.max_cut("width", 200)
+
+    assert RuleSet((low, high, rules.max_cut("height", 100))).names
+    with pytest.raises(ValueError, match="no width is at least 201 and at most 200; all rows would go"):
+        RuleSet((rules.min_cut("width", 201), high))

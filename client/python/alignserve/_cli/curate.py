@@ -101,6 +101,7 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--language",
         metavar="CODE",
+        type=_language,
         action="append",
         default=[],
         help="keep texts in this language; may be repeated",
@@ -184,6 +185,14 @@ def _limit(text: str) -> tuple[str, float]:
         return column, float(Fraction(value))
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"'{text}' is not COLUMN=NUMBER") from None
+
+
+def _language(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z]{2,3}", text):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a code of ISO 639 in two or three letters, such as en"
+        )
+    return text.lower()
 
 
 def _cosine(text: str) -> float:

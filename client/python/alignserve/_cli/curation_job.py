@@ -158,8 +158,7 @@ def _rules(args: argparse.Namespace, similarity: str | None) -> RuleSet:
         more.append(rules.languages(args.language))
         preset = preset.without({"OTHER_LANGUAGE"} & set(preset.names))
     if args.blocked_words:
-        lines = [line for path in args.blocked_words for line in path.read_text("utf-8-sig").splitlines()]
-        more.append(rules.blocked_words(lines))
+        more.append(rules.blocked_words(line for path in args.blocked_words for line in _lines(path)))
     if args.exclude_phashes:
         more.append(rules.excluded_phashes(_phashes(args.exclude_phashes)))
     more += [rules.min_cut(column, limit) for column, limit in args.min]
@@ -172,6 +171,15 @@ def _rules(args: argparse.Namespace, similarity: str | None) -> RuleSet:
         check_embeddings(args.near_duplicates)
         more.append(NearDuplicateRule(args.near_duplicates, args.min_cosine))
     return preset.plus(more)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text in UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _phashes(paths: Sequence[Path]) -> PhashSet:

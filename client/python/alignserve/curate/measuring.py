@@ -29,7 +29,7 @@ from alignserve.curate.columns import (
     with_whitespace,
 )
 from alignserve.curate.pictures import Picture
-from alignserve.curate.rules import DuplicateRule, FractionRule, RuleSet
+from alignserve.curate.rules import AnyRule, DuplicateRule, FractionRule, Rule, RuleSet
 from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing, Similarity
 from alignserve.datasets.row import Row, RowFailure
@@ -93,7 +93,11 @@ class Measures:
         scorers: Sequence[Scorer] = (),
         comparing: Comparing | None = None,
     ) -> Measures:
-        """Returns measures with the columns of a source that some rules need."""
+        """Returns measures with the columns of a source that some rules need.
+
+        Raises:
+            ValueError: A scorer would fill a column that is measured, or that another one fills.
+        """
         measures = cls(
             pictures,
             texts,
@@ -101,6 +105,7 @@ class Measures:
             scorers=scorers,
             comparing=comparing,
         )
+        _check_scorers(measures)
         known = {name.lower() if name.isupper() else name for name in source.names}
         wanted = (rules.columns() - set(measures.schema.names)) & known
         compared = {name for _, rule in rules.of(DuplicateRule) for name in rule.columns}
@@ -114,10 +119,11 @@ class Measures:
         """Returns the columns that neither the measures nor the source have, for each rule that needs them.
 
         Raises:
-            ValueError: A cut needs one, and would drop every row.
+            ValueError: A cut needs one, and would drop every row; or it needs one that has no numbers.
         """
         found = {}
         for rule in rules.rules:
+            self._check_numbers(rule)
             needs = sorted(RuleSet((rule,)).columns() - set(self.schema.names))
             if needs and (isinstance(rule, FractionRule) or getattr(rule, "drops_unjudged", False)):
                 raise ValueError(
@@ -126,6 +132,14 @@ class Measures:
             if needs:
                 found[rule.name] = needs
         return found
+
+    def _check_numbers(self, rule: AnyRule) -> None:
+        if not (isinstance(rule, FractionRule) or (isinstance(rule, Rule) and rule.is_cut)):
+            return
+        for name in RuleSet((rule,)).columns() & set(self.schema.names):
+            kind = self.schema.field(name).type
+            if pa.types.is_string(kind):
+                raise ValueError(f"rule {rule.name} compares numbers, but the column {name} has texts")
 
     @property
     def schema(self) -> pa.Schema:
@@ -215,6 +229,14 @@ class Measures:
                 item.columns[similarity_column(comparing.model_id)] = result.value
                 item.columns[tokens_column(comparing.model_id)] = result.token_count
             yield item
+
+
+def _check_scorers(measures: Measures) -> None:
+    taken = ["id", "image", "verdict", "reasons", *replace(measures, scorers=()).schema.names]
+    for scorer in measures.scorers:
+        if scorer.column in taken:
+            raise ValueError(f"scorer {scorer.target} cannot fill {scorer.column}, which is filled already")
+        taken.append(scorer.column)
 
 
 def passing(

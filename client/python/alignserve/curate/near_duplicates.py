@@ -64,7 +64,7 @@ class NearDuplicates:
         Args:
             vectors: (rows, dim), L2-normalized, in the order of the rows; may be a memory map.
             min_cosine: Above 0, at most 1.
-            folder: For files of up to 268 bytes a row, which are mapped into memory.
+            folder: For files of up to 272 bytes a row, which are mapped into memory.
             block_rows: How many rows are decided at a time.
 
         Raises:
@@ -108,9 +108,9 @@ class NearDuplicates:
         count = cell_count(len(counted))
         return Cells(sketches.of(self._vectors[evenly(counted, training_rows(count))]), count)
 
-    def _assigned(self, sketches: Sketches, cells: Cells, counted: Rows) -> NDArray[np.int32]:
+    def _assigned(self, sketches: Sketches, cells: Cells, counted: Rows) -> NDArray[np.int64]:
         """Returns the cell of each row that counts, in a file."""
-        found = np.memmap(self._folder / "cells", np.int32, "w+", shape=(len(counted),))
+        found = np.memmap(self._folder / "cells", np.int64, "w+", shape=(len(counted),))
         for start in range(0, len(counted), self._block_rows):
             rows = counted[start : start + self._block_rows]
             found[start : start + len(rows)] = cells.nearest(sketches.of(self._vectors[rows]))
@@ -119,13 +119,13 @@ class NearDuplicates:
     def _decide(self, block: _Block, cells: Cells, stayed: _Stayed) -> NDArray[np.bool_]:
         goes = np.zeros(len(block.rows), bool)
         # Most near-duplicates are in the same cell, and need no look at others.
-        for cell in np.unique(block.cells):
+        for cell in np.unique(block.cells).tolist():
             self._compare(block, np.flatnonzero(block.cells == cell), stayed.of(cell), goes)
         open_ = np.flatnonzero(~goes)
         if len(cells) > 1:
             reach = math.sqrt(max(2 - 2 * self._min_cosine, 0) + 2 * _ROUNDING)
             can_be_near = cells.reachable(block.sketches[open_], block.cells[open_], reach)
-            for cell in np.flatnonzero(can_be_near.any(axis=0)):
+            for cell in np.flatnonzero(can_be_near.any(axis=0)).tolist():
                 self._compare(block, open_[can_be_near[:, cell]], stayed.of(cell), goes)
         self._decide_among_themselves(block, goes)
         stays = np.flatnonzero(~goes)
@@ -192,13 +192,13 @@ class _Block:
 
     rows: Rows
     sketches: Floats
-    cells: NDArray[np.int32]
+    cells: NDArray[np.int64]
 
 
 class _Stayed:
     """The rows that have stayed so far and their sketches, those of a cell together, in files."""
 
-    def __init__(self, folder: Path, cell_of: NDArray[np.int32], dimension: int) -> None:
+    def __init__(self, folder: Path, cell_of: NDArray[np.int64], dimension: int) -> None:
         self.cell_of = cell_of
         sizes = np.bincount(cell_of)
         self._starts = np.cumsum(sizes) - sizes
@@ -213,7 +213,7 @@ class _Stayed:
         part = slice(self._starts[cell], self._starts[cell] + self._filled[cell])
         return self._rows[part], self._sketches[part]
 
-    def add(self, rows: Rows, sketches: Floats, cells: NDArray[np.int32]) -> None:
+    def add(self, rows: Rows, sketches: Floats, cells: NDArray[np.int64]) -> None:
         """Adds rows."""
         order = np.argsort(cells, kind="stable")
         ordered = cells[order]

@@ -34,7 +34,7 @@ class Sketches:
     @property
     def dimension(self) -> int:
         """Returns the length of a sketch."""
-        return self._axes.shape[1] + 1
+        return int(self._axes.shape[1]) + 1
 
     def of(self, vectors: Floats) -> Floats:
         """Returns the sketches of some rows: (rows, dimension)."""
