@@ -74,7 +74,8 @@ def main() -> None:
         print(
             f"{args.rows:,} rows, cosine {args.min_cosine:g}: {gone:,} go; "
             f"{time.process_time() - cpu:,.1f} s CPU, {time.monotonic() - start:,.0f} s; "
-            f"{most} MiB; {found.cells} cells; bounds of {found.bounds / pairs:.1%} of the pairs, {found.cosines:,} cosines"
+            f"{most} MiB; {found.cells} cells; bounds of {found.bounds / pairs:.1%} of the pairs, "
+            f"{found.cosines:,} cosines"
         )
 
 

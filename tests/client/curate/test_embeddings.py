@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from alignserve.curate.embeddings import RowEmbeddings, check_embeddings
+from alignserve.curate.embeddings import RowEmbeddings, check_embeddings, digest
 
 _FLOATS = pa.list_(pa.float32(), 2)
 
@@ -123,6 +123,17 @@ def test_another_folder_is_refused(table: dict[str, Any] | None, message: str, t
 
     with pytest.raises(ValueError, match=message):
         check_embeddings(tmp_path)
+
+
+def test_the_digest_follows_the_vectors(tmp_path: Path) -> None:
+    """So that a run is not resumed with others; where the folder is does not matter."""
+    folders = [_write(tmp_path / name, ["a"], [[1, 0]]) for name in "ab"] + [
+        _write(tmp_path / "c", ["a"], [[1, 1]])
+    ]
+
+    first, same, other = map(digest, folders)
+
+    assert first == same != other
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from alignserve._cli.output import complain
 from alignserve.curate import language, rules
 from alignserve.curate.columns import similarity_column
 from alignserve.curate.duplicates import HashListError, PhashSet
-from alignserve.curate.embeddings import check_embeddings
+from alignserve.curate.embeddings import check_embeddings, digest
 from alignserve.curate.measuring import Measures
 from alignserve.curate.pictures import Limits, PictureProcesses
 from alignserve.curate.plan import Options, Plan
@@ -169,7 +169,8 @@ def _rules(args: argparse.Namespace, similarity: str | None) -> RuleSet:
         more.append(FractionRule(column or str(similarity), fraction))
     if args.near_duplicates:
         check_embeddings(args.near_duplicates)
-        more.append(NearDuplicateRule(args.near_duplicates, args.min_cosine))
+        vectors = digest(args.near_duplicates)
+        more.append(NearDuplicateRule(args.near_duplicates, args.min_cosine, vectors))
     return preset.plus(more)
 
 

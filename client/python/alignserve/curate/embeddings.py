@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 COLUMN = "image_embedding"
 
 _BATCH_ROWS = 4096
+_TAIL_BYTES = 1 << 16  # of a Parquet file: where its columns are, and some of the last vectors
 
 _Batch: TypeAlias = tuple[list[str], NDArray[np.float32], NDArray[np.bool_]]
 
@@ -116,6 +119,17 @@ def check_embeddings(folder: Path) -> None:
     is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
     if not (is_list and pa.types.is_floating(kind.value_type)):
         raise ValueError(f"{paths[0]} has {kind} in column {COLUMN}, not lists of floats; {what}")
+
+
+def digest(folder: Path) -> str:
+    """Returns a digest of the names, sizes and last bytes of the files, which changes with their content."""
+    found = blake2b(digest_size=8)
+    for path in _paths(folder):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _TAIL_BYTES, 0))
+            found.update(f"{path.name}\n{size}\n".encode() + file.read())
+    return found.hexdigest()
 
 
 def _paths(folder: Path) -> list[Path]:

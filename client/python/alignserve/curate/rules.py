@@ -112,10 +112,12 @@ class NearDuplicateRule:
     Attributes:
         embeddings: Output of `alignserve embed-dataset` from the same source.
         min_cosine: From which cosine similarity on two images resemble each other; above 0, at most 1.
+        digest: Of the embeddings.
     """
 
     embeddings: Path
     min_cosine: float
+    digest: str = ""
     name: str = "NEAR_DUPLICATE"
 
     @property
@@ -199,7 +201,11 @@ class RuleSet:
 
     def boundaries(self) -> dict[str, str]:
         """Returns which rows go by each rule, for people and for manifests, with the digests of lists."""
-        digests = {rule.name: rule.digest for rule in self.rules if isinstance(rule, Rule) and rule.digest}
+        digests = {
+            rule.name: rule.digest
+            for rule in self.rules
+            if isinstance(rule, (Rule, NearDuplicateRule)) and rule.digest
+        }
         return {
             rule.name: f"{rule.boundary} [{digests[rule.name]}]" if rule.name in digests else rule.boundary
             for rule in self.rules
