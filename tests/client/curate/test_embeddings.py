@@ -36,8 +36,8 @@ def test_parts_are_read_in_their_order(kind: pa.DataType, tmp_path: Path) -> Non
     """As normalized float32, whatever they were stored as."""
     folder = tmp_path / "vectors"
     for part in range(2):
-        numbers: Any = kind.value_type.to_pandas_dtype()
-        _write(folder, [f"{part}-a", f"{part}-b"], list(numbers([[3, 4], [0, 2]])), kind, part)
+        dtype = kind.value_type.to_pandas_dtype()
+        _write(folder, [f"{part}-a", f"{part}-b"], list(np.array([[3, 4], [0, 2]], dtype)), kind, part)
     embeddings = RowEmbeddings(folder, tmp_path / "scratch")
 
     missing = embeddings.add(_rows("0-a", "0-b", "x", "1-a")) + embeddings.add([(20, _rows("1-b")[0][1])])
@@ -45,7 +45,7 @@ def test_parts_are_read_in_their_order(kind: pa.DataType, tmp_path: Path) -> Non
 
     assert missing == 1
     assert rows.tolist() == [10, 11, 13, 20]
-    assert found.tolist() == pytest.approx(np.float32([[0.6, 0.8], [0, 1], [0.6, 0.8], [0, 1]]))
+    assert found == pytest.approx(np.array([[0.6, 0.8], [0, 1], [0.6, 0.8], [0, 1]]))
     assert found.dtype == np.float32
 
 
