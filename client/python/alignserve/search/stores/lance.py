@@ -22,20 +22,25 @@ from numpy.typing import NDArray
 from alignserve.datasets import durable
 from alignserve.datasets.lock import FolderLock
 from alignserve.datasets.sources.keys import is_unicode
+from alignserve.search.compact import Compaction
 from alignserve.search.errors import NoStoreError, StoreBusyError, StoreError, StoreExistsError
 from alignserve.search.filters import check_filter
 from alignserve.search.identity import Identity
 from alignserve.search.store import BOOKKEEPING, ColumnKind, Entry, Hit
 from alignserve.search.stores import columns, sql, tuning
 from alignserve.search.stores.columns import EMBEDDING, KEY
+from alignserve.search.stores.elements import Elements
 from alignserve.search.stores.quiet_lancedb import connect
 
 ENGINE = "lancedb"
 
 _TABLE = "vectors"
+_COMPACTION_TABLE, _CONTENT = "compaction", "content"  # a table, so that stores at URLs have it too
 _METADATA = b"alignserve.store"
 _IDENTITY_FILE, _LOCK_FILE = "store.json", ".lock"
-_OWN = frozenset({_LOCK_FILE, f"{_TABLE}.lance"})  # what an unfinished creation leaves
+_OWN = frozenset(
+    {_LOCK_FILE, f"{_TABLE}.lance", f"{_COMPACTION_TABLE}.lance"}
+)  # what an unfinished creation leaves
 
 _ROWS_AT_A_TIME = 8192  # in one version of the table, and in one batch of a scan
 _KEYS_AT_A_TIME = 2048  # in one condition
@@ -44,9 +49,17 @@ _KEPT_VERSIONS = timedelta(hours=1)  # for readers that are still in an old one
 Table: TypeAlias = Any  # lancedb's classes of local and remote tables have a private common base
 
 
-def create_store(place: str, *, fingerprint: str, model: str, embedding_dimension: int) -> LanceStore:
+def create_store(
+    place: str,
+    *,
+    fingerprint: str,
+    model: str,
+    embedding_dimension: int,
+    compaction: Compaction | None = None,
+) -> LanceStore:
     """Creates an empty store; see `alignserve.search.create_store`."""
-    identity = Identity(ENGINE, fingerprint, model, embedding_dimension)
+    digest = compaction.digest() if compaction else ""
+    identity = Identity(ENGINE, fingerprint, model, embedding_dimension, digest)
     folder = _folder(place)
     lock = None
     if folder is not None:
@@ -55,14 +68,19 @@ def create_store(place: str, *, fingerprint: str, model: str, embedding_dimensio
         lock = _locked(folder)
     try:
         _check_free(place, folder)
-        table = _connected(place).create_table(_TABLE, schema=_schema(identity), mode="overwrite")
+        database = _connected(place)
+        if compaction is not None:
+            content = pa.table({_CONTENT: pa.array([compaction.to_bytes()], pa.binary())})
+            database.create_table(_COMPACTION_TABLE, content, mode="overwrite")
+        schema = _schema(identity, Elements.of(embedding_dimension, compaction))
+        table = database.create_table(_TABLE, schema=schema, mode="overwrite")
         if folder is not None:  # last: a folder without it is not a store
             durable.write_json(folder / _IDENTITY_FILE, identity.as_json())
     except BaseException:
         if lock is not None:
             lock.release()
         raise
-    return LanceStore(place, identity, table, lock, is_writable=True)
+    return LanceStore(place, identity, table, lock, compaction, is_writable=True)
 
 
 def open_store(place: str, *, fingerprint: str | None = None, for_writing: bool = False) -> LanceStore:
@@ -80,19 +98,29 @@ def open_store(place: str, *, fingerprint: str | None = None, for_writing: bool 
         )
     if fingerprint is not None:
         identity.check_model(fingerprint, place)
+    compaction = _compaction(place, identity) if identity.compaction else None
     lock = _locked(folder) if for_writing and folder is not None else None
-    return LanceStore(place, identity, table, lock, is_writable=for_writing)
+    return LanceStore(place, identity, table, lock, compaction, is_writable=for_writing)
 
 
 class LanceStore:
     """A store in LanceDB; see `alignserve.search.store.Store`."""
 
     def __init__(
-        self, place: str, identity: Identity, table: Table, lock: FolderLock | None, *, is_writable: bool
+        self,
+        place: str,
+        identity: Identity,
+        table: Table,
+        lock: FolderLock | None,
+        compaction: Compaction | None,
+        *,
+        is_writable: bool,
     ) -> None:
         self.fingerprint = identity.fingerprint
         self.model = identity.model
         self.embedding_dimension = identity.embedding_dimension
+        self.compaction = compaction
+        self._elements = Elements.of(identity.embedding_dimension, compaction)
         self._place = place
         self._table = table
         self._lock = lock
@@ -150,7 +178,7 @@ class LanceStore:
     def optimize(self) -> None:
         """Compacts files, removes old versions, and builds or extends the indexes if the table is large."""
         self._check_writable()
-        tuning.optimize(self._table, self.count(), _KEPT_VERSIONS)
+        tuning.optimize(self._table, self.count(), _KEPT_VERSIONS, is_bits=self._elements.is_bits)
 
     def search(
         self, query: NDArray[np.float32], top_k: int, where: Mapping[str, Any] | None = None
@@ -171,9 +199,12 @@ class LanceStore:
         if not candidates:
             return []
         kept = [name for name in types if not name.startswith(BOOKKEEPING)]
+        names = [KEY, *map(_physical, kept), "_distance"]
+        if self._elements.is_bits:
+            return self._search_bits(unit, min(top_k, candidates), condition, names, kept)
         search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
-        table = search.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
-        return _hits(table, kept)
+        table = search.select(names).to_arrow()
+        return _hits(table, kept, 1 - table.column("_distance").to_numpy())
 
     def close(self) -> None:
         """Closes the store, and lets others write."""
@@ -181,6 +212,21 @@ class LanceStore:
             self._lock.release()
             self._lock = None
         self._is_writable = False
+
+    def _search_bits(
+        self,
+        unit: NDArray[np.float32],
+        top_k: int,
+        condition: str | None,
+        names: Sequence[str],
+        kept: Sequence[str],
+    ) -> list[Hit]:
+        """Finds candidates by Hamming distance, and ranks them by the query's own numbers."""
+        search = tuning.searched_bits(self._table, self._elements.kept(unit[None, :])[0], top_k, condition)
+        table = search.select([*names, EMBEDDING]).to_arrow()
+        similarities = self._elements.units(table.column(EMBEDDING)) @ unit
+        best = np.argsort(-similarities, kind="stable")[:top_k]
+        return _hits(table.take(pa.array(best)), kept, similarities[best])
 
     def _put_chunk(self, entries: Sequence[Entry]) -> None:
         units = np.stack([self._checked(entry) for entry in entries])
@@ -192,9 +238,7 @@ class LanceStore:
         types = {**known, **new}
         arrays = {
             KEY: pa.array([entry.key for entry in entries], pa.string()),
-            EMBEDDING: pa.FixedSizeListArray.from_arrays(
-                pa.array(units.reshape(-1)), self.embedding_dimension
-            ),
+            EMBEDDING: self._elements.column(units),
             **{
                 _physical(name): columns.array((entry.columns.get(name) for entry in entries), type_)
                 for name, type_ in types.items()
@@ -232,9 +276,7 @@ class LanceStore:
         names = list(self._types())
         for batch in self._batches_of([KEY, EMBEDDING, *map(_physical, names)], condition):
             keys = batch.column(KEY).to_pylist()
-            vectors = (
-                batch.column(EMBEDDING).flatten().to_numpy().reshape(len(keys), self.embedding_dimension)
-            )
+            vectors = self._elements.units(batch.column(EMBEDDING))
             values = {name: batch.column(_physical(name)).to_pylist() for name in names}
             for number, key in enumerate(keys):
                 row = {name: value for name in names if (value := values[name][number]) is not None}
@@ -251,9 +293,9 @@ class LanceStore:
             raise StoreError(f"the store {self._place} was opened for reading; open it with for_writing=True")
 
 
-def _hits(table: pa.Table, names: Sequence[str]) -> list[Hit]:
+def _hits(table: pa.Table, names: Sequence[str], cosines: NDArray[np.float32]) -> list[Hit]:
     keys = table.column(KEY).to_pylist()
-    similarities = np.clip(1 - table.column("_distance").to_numpy(), -1, 1).tolist()
+    similarities = np.clip(cosines, -1, 1).tolist()
     values = {name: table.column(_physical(name)).to_pylist() for name in names}
     return [
         Hit(
@@ -273,11 +315,11 @@ def _physical(name: str) -> str:
     return columns.physical(name)
 
 
-def _schema(identity: Identity) -> pa.Schema:
+def _schema(identity: Identity, elements: Elements) -> pa.Schema:
     return pa.schema(
         [
             pa.field(KEY, pa.string(), nullable=False),
-            pa.field(EMBEDDING, pa.list_(pa.float32(), identity.embedding_dimension), nullable=False),
+            pa.field(EMBEDDING, elements.type, nullable=False),
         ],
         metadata={_METADATA: json.dumps(identity.as_json())},
     )
@@ -298,6 +340,22 @@ def _opened(place: str) -> Table:
         return _connected(place).open_table(_TABLE)
     except (ValueError, FileNotFoundError) as error:
         raise NoStoreError(f"there is no store at {place}: {error}") from error
+
+
+def _compaction(place: str, identity: Identity) -> Compaction:
+    """Reads how the vectors of a store were made compact."""
+    advice = "restore it, or index the folder of the compact vectors again"
+    try:
+        table = _connected(place).open_table(_COMPACTION_TABLE)
+        (content,) = table.search().limit(1).to_arrow().column(_CONTENT).to_pylist()
+        found = Compaction.from_bytes(content, "its compaction")
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"the store {place} has compact vectors, and no query can be made compact: {error}; {advice}"
+        ) from error
+    if found.digest() != identity.compaction or found.fingerprint != identity.fingerprint:
+        raise StoreError(f"the store {place} has the compaction of other vectors; {advice}")
+    return found
 
 
 def _locked(folder: Path) -> FolderLock:
