@@ -375,3 +375,52 @@ def test_a_killed_run_is_completed_by_the_next(
     code, account, _ = run(photos)
 
     assert (code, account["rows"], account["store_rows"]) == (0, 25, 25)
+
+
+def test_a_value_of_another_type_fails_its_row(run: Run, tmp_path: Path) -> None:
+    """Other rows of the source are indexed; the column keeps the type that it had."""
+    write_typed(tmp_path / "a.parquet", ["a"], [1])
+    write_typed(tmp_path / "b.parquet", ["b", "c", "d"], ["wide", None, "x"])
+    run(tmp_path / "a.parquet")
+
+    code, account, complaints = run(tmp_path / "b.parquet")
+
+    assert code == 1
+    assert (account["added"], account["failed"], account["store_rows"]) == (1, {"VALUE_INVALID": 2}, 2)
+    assert "b: VALUE_INVALID: column 'v' has whole numbers, and 'wide' is not of that type" in complaints
+    assert rows(tmp_path) == {"a": {"v": 1}, "c": {}}
+
+
+def test_a_vector_without_a_key_fails(run: Run, tmp_path: Path) -> None:
+    """It is not indexed as `None`, under which the next one would be its duplicate."""
+    write_typed(tmp_path / "a.parquet", [None, "a", None], [1, 2, 3])
+
+    code, account, complaints = run(tmp_path / "a.parquet")
+
+    assert (code, account["failed"], account["store_rows"]) == (1, {"KEY_MISSING": 2}, 1)
+    assert "row 2: KEY_MISSING" in complaints
+
+
+def test_columns_named_like_the_stores_own_are_left_out(run: Run, tmp_path: Path) -> None:
+    """They would hide what the store remembers of a row; others may have the engine's names."""
+    write_typed(
+        tmp_path / "a.parquet", ["a"], ["mine"], names=["alignserve.source", "_distance", "embedding"]
+    )
+
+    assert run(tmp_path / "a.parquet")[0] == 0
+    assert rows(tmp_path) == {"a": {"_distance": "mine", "embedding": "mine"}}
+    assert run(tmp_path / "a.parquet")[1]["unchanged"] == 1
+
+
+def write_typed(
+    file: Path, keys: list[str | None], values: list[Any], names: tuple[str, ...] | list[str] = ("v",)
+) -> None:
+    """Writes vectors with columns of these values."""
+    table = pa.table(
+        {
+            "key": pa.array(keys, pa.string()),
+            **{name: pa.array(values) for name in names},
+            "image_embedding": pa.array([vector(row) for row in range(len(keys))], pa.list_(pa.float32(), 8)),
+        }
+    )
+    pq.write_table(table.replace_schema_metadata({"alignserve.fingerprint": "fake-8"}), file)

@@ -458,3 +458,23 @@ def test_a_store_has_a_url_too(tmp_path: Path) -> None:
         open_store(url, fingerprint="other")
     with pytest.raises(StoreExistsError):
         create_store(url, fingerprint="f", model="m", embedding_dimension=DIMENSION)
+
+
+def test_numbers_compare_exactly_whatever_their_size(store: Store) -> None:
+    """As exact search compares them: no rounding to floats, and no error at the ends of 64 bits."""
+    whole = [0, -1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), None]
+    floats = [0.0, 0.1, float(2**53), 1e308, -1e308, math.inf, None]
+    rows = [
+        entry(str(number), number, {"whole": one, "float": other})
+        for number, (one, other) in enumerate(zip(whole, floats, strict=True))
+    ]
+    exact = ExactStore(fingerprint="fake-8", embedding_dimension=DIMENSION)
+    store.put(rows)
+    exact.put(rows)
+    limits = [*whole[:-1], *floats[:-2], 0.5, 2**63, -(2**63) - 1, 2.0**63, 1e19, 10**400, -(10**400)]
+
+    for column in ("whole", "float"):
+        for limit in limits:
+            for wanted in (limit, {"min": limit}, {"max": limit}, {"in": [limit, None]}):
+                found = keys(store, **{column: wanted})
+                assert found == {hit.key for hit in exact.search(vector(0), 100, {column: wanted})}, wanted

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from alignserve._items import ImageItem, Item, StreamResult, TextItem
 from alignserve.datasets.faults import Verdict, failure_of, verdict_on_item
 from alignserve.datasets.row import Row, RowFailure
-from alignserve.search.errors import OtherModelError
+from alignserve.search.errors import OtherModelError, RowsRefusedError
 from alignserve.search.sources import Source, SourceRow
 from alignserve.search.space import space_of_store
 from alignserve.search.store import BOOKKEEPING, Entry, Store
@@ -168,10 +168,22 @@ class Indexer:
         entries = list(self._entries(source, pending, done))
         if entries:
             self._check_model()
-            self._store.put(entries)
+            entries = self._put(entries, done)
         self._count(done, [entry.key for entry in entries], states, counts)
         self._on_rows(len(chunk), len(done.failures))
         return _hashes([*done.unchanged, *(entry.key for entry in entries)])
+
+    def _put(self, entries: list[Entry], done: _Outcome) -> list[Entry]:
+        """Returns the rows that were put; rows that the store refuses fail."""
+        try:
+            self._store.put(entries)
+        except RowsRefusedError as error:
+            done.failures += [
+                Failure(key, RowFailure("VALUE_INVALID", reason)) for key, reason in error.reasons.items()
+            ]
+            entries = [entry for entry in entries if entry.key not in error.reasons]
+            self._store.put(entries)
+        return entries
 
     def _pending(self, source: str, one: SourceRow, state: Mapping[str, Any] | None) -> _Pending:
         row = one.row

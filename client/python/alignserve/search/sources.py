@@ -19,6 +19,7 @@ from alignserve.datasets.row import Row, RowFailure
 from alignserve.datasets.source import BrokenSourceError, Dataset
 from alignserve.search.pictures import PATH_COLUMN
 from alignserve.search.space import Space
+from alignserve.search.store import BOOKKEEPING
 from alignserve.search.vectors import COLUMNS, VectorFolder, vectors_of
 
 _KEY, _TEXT = "key", "text"
@@ -129,6 +130,10 @@ class VectorSource:
             keys = columns.pop(_KEY, None) or [str(first + number) for number in range(len(batch))]
             for number, (key, vector) in enumerate(zip(keys, vectors, strict=True)):
                 values = {name: column[number] for name, column in columns.items()}
+                if key is None:
+                    row = Row(f"row {first + number}", columns=kept_columns(values))
+                    yield _failed(row, "KEY_MISSING", "the row has no key")
+                    continue
                 row = Row(f"{self.key_prefix}{key}", columns=kept_columns(values))
                 yield self._checked(row, vector)
 
@@ -158,9 +163,13 @@ def kept_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the columns as a store can keep them.
 
     Dates and times become ISO texts, exact decimals and whole numbers above 64 bits texts, and lists and
-    structs JSON. Bytes, which no filter can name, are left out.
+    structs JSON. Bytes, which no filter can name, are left out, as are columns named like a store's own.
     """
-    return {name: _kept(value) for name, value in columns.items() if not isinstance(value, bytes)}
+    return {
+        name: _kept(value)
+        for name, value in columns.items()
+        if not isinstance(value, bytes) and not name.startswith(BOOKKEEPING)
+    }
 
 
 def _kept(value: Any) -> Any:

@@ -23,13 +23,20 @@ from alignserve.datasets import durable
 from alignserve.datasets.lock import FolderLock
 from alignserve.datasets.sources.keys import is_unicode
 from alignserve.search.compact import Compaction
-from alignserve.search.errors import NoStoreError, StoreBusyError, StoreError, StoreExistsError
+from alignserve.search.errors import (
+    NoStoreError,
+    RowsRefusedError,
+    StoreBusyError,
+    StoreError,
+    StoreExistsError,
+)
 from alignserve.search.filters import check_filter
 from alignserve.search.identity import Identity
 from alignserve.search.store import BOOKKEEPING, ColumnKind, Entry, Hit
 from alignserve.search.stores import columns, sql, tuning
 from alignserve.search.stores.columns import EMBEDDING, KEY
 from alignserve.search.stores.elements import Elements
+from alignserve.search.stores.engine_errors import told_of
 from alignserve.search.stores.quiet_lancedb import connect
 
 ENGINE = "lancedb"
@@ -63,6 +70,8 @@ def create_store(
     folder = _folder(place)
     lock = None
     if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise StoreExistsError(f"{place} is a file; choose a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         _check_free(place, folder)  # leaves no lock in a folder of photos
         lock = _locked(folder)
@@ -90,7 +99,15 @@ def open_store(place: str, *, fingerprint: str | None = None, for_writing: bool 
         raise NoStoreError(
             f"there is no store at {place}; make one with alignserve index SOURCE --to {place}"
         )
-    table = _opened(place)
+    try:
+        table = _opened(place)
+    except NoStoreError as error:
+        if folder is None:
+            raise
+        raise StoreError(
+            f"the store {place} is damaged, its rows are gone: {error.__cause__}; restore it, or remove the "
+            "folder and index again"
+        ) from error
     identity = Identity.of((table.schema.metadata or {}).get(_METADATA), place)
     if folder is not None and Identity.of((folder / _IDENTITY_FILE).read_bytes(), place) != identity:
         raise StoreError(
@@ -128,20 +145,22 @@ class LanceStore:
 
     def count(self) -> int:
         """Returns the number of rows."""
-        return int(self._table.count_rows())
+        return self._count(None)
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Adds rows; rows with the same keys are replaced. Every few thousand rows appear at once."""
         self._check_writable()
         rows = iter(entries)
         while chunk := list(islice(rows, _ROWS_AT_A_TIME)):
-            self._put_chunk(list({entry.key: entry for entry in chunk}.values()))
+            with told_of(self._place):
+                self._put_chunk(list({entry.key: entry for entry in chunk}.values()))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes rows; keys that are not there do no harm."""
         self._check_writable()
         for some in _batches(keys, _KEYS_AT_A_TIME):
-            self._table.delete(sql.is_one_of(KEY, some))
+            with told_of(self._place):
+                self._table.delete(sql.is_one_of(KEY, some))
 
     def get(self, keys: Sequence[str]) -> list[Entry]:
         """Returns the rows with these keys, in this order; keys that are not there are left out."""
@@ -178,7 +197,8 @@ class LanceStore:
     def optimize(self) -> None:
         """Compacts files, removes old versions, and builds or extends the indexes if the table is large."""
         self._check_writable()
-        tuning.optimize(self._table, self.count(), _KEPT_VERSIONS, is_bits=self._elements.is_bits)
+        with told_of(self._place):
+            tuning.optimize(self._table, self.count(), _KEPT_VERSIONS, is_bits=self._elements.is_bits)
 
     def search(
         self, query: NDArray[np.float32], top_k: int, where: Mapping[str, Any] | None = None
@@ -194,16 +214,17 @@ class LanceStore:
         unit = self._unit(query)
         types = self._types()
         checked = check_filter(where or {}, self.columns())
-        condition = sql.condition(checked, {name: _physical(name) for name in types}) if checked else None
-        candidates = int(self._table.count_rows(condition))
+        condition = self._condition(checked, types) if checked else None
+        candidates = self._count(condition)
         if not candidates:
             return []
         kept = [name for name in types if not name.startswith(BOOKKEEPING)]
         names = [KEY, *map(_physical, kept), "_distance"]
         if self._elements.is_bits:
             return self._search_bits(unit, min(top_k, candidates), condition, names, kept)
-        search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
-        table = search.select(names).to_arrow()
+        with told_of(self._place):
+            search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
+            table = search.select(names).to_arrow()
         return _hits(table, kept, 1 - table.column("_distance").to_numpy())
 
     def close(self) -> None:
@@ -222,16 +243,18 @@ class LanceStore:
         kept: Sequence[str],
     ) -> list[Hit]:
         """Finds candidates by Hamming distance, and ranks them by the query's own numbers."""
-        search = tuning.searched_bits(self._table, self._elements.kept(unit[None, :])[0], top_k, condition)
-        table = search.select([*names, EMBEDDING]).to_arrow()
+        bits = self._elements.kept(unit[None, :])[0]
+        with told_of(self._place):
+            search = tuning.searched_bits(self._table, bits, top_k, condition)
+            table = search.select([*names, EMBEDDING]).to_arrow()
         similarities = self._elements.units(table.column(EMBEDDING)) @ unit
         best = np.argsort(-similarities, kind="stable")[:top_k]
         return _hits(table.take(pa.array(best)), kept, similarities[best])
 
     def _put_chunk(self, entries: Sequence[Entry]) -> None:
-        units = np.stack([self._checked(entry) for entry in entries])
         known = self._types()
-        if new := columns.types_of(entries, known):
+        units, new = self._checked(entries, known)
+        if new:
             self._table.add_columns(
                 pa.schema([pa.field(_physical(name), type_) for name, type_ in new.items()])
             )
@@ -248,12 +271,21 @@ class LanceStore:
         merge = self._table.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
         merge.execute(rows)
 
-    def _checked(self, entry: Entry) -> NDArray[np.float32]:
-        columns.check_key(entry.key)
-        try:
-            return self._unit(entry.embedding)
-        except ValueError as error:
-            raise StoreError(f"row {entry.key!r}: {error}") from None
+    def _checked(
+        self, entries: Sequence[Entry], known: Mapping[str, pa.DataType]
+    ) -> tuple[NDArray[np.float32], dict[str, pa.DataType]]:
+        """Returns vectors of length 1, (n, dim), and the types of new columns."""
+        units, new, refused = [], dict[str, pa.DataType](), dict[str, str]()
+        for entry in entries:
+            try:
+                columns.check_key(entry.key)
+                units.append(self._unit(entry.embedding))
+                columns.learn_types(entry, known, new)
+            except ValueError as error:
+                refused[entry.key] = str(error)
+        if refused:
+            raise RowsRefusedError(refused)
+        return np.stack(units), new
 
     def _unit(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         exact = np.asarray(vector, np.float64)
@@ -272,6 +304,14 @@ class LanceStore:
             if field.name not in (KEY, EMBEDDING)
         }
 
+    def _count(self, condition: str | None) -> int:
+        with told_of(self._place):
+            return int(self._table.count_rows(condition))
+
+    def _condition(self, where: Mapping[str, Any], types: Mapping[str, pa.DataType]) -> str:
+        whole = {name for name, type_ in types.items() if type_ == pa.int64()}
+        return sql.condition(where, {name: _physical(name) for name in types}, whole)
+
     def _scan(self, condition: str | None) -> Iterator[Entry]:
         names = list(self._types())
         for batch in self._batches_of([KEY, EMBEDDING, *map(_physical, names)], condition):
@@ -286,7 +326,8 @@ class LanceStore:
         query = self._table.search().select(list(names)).limit(None)
         if condition is not None:
             query = query.where(condition)
-        yield from query.to_batches(_ROWS_AT_A_TIME)
+        with told_of(self._place):
+            yield from query.to_batches(_ROWS_AT_A_TIME)
 
     def _check_writable(self) -> None:
         if not self._is_writable:
@@ -337,7 +378,8 @@ def _connected(place: str) -> Any:
 
 def _opened(place: str) -> Table:
     try:
-        return _connected(place).open_table(_TABLE)
+        with told_of(place):
+            return _connected(place).open_table(_TABLE)
     except (ValueError, FileNotFoundError) as error:
         raise NoStoreError(f"there is no store at {place}: {error}") from error
 
@@ -346,8 +388,9 @@ def _compaction(place: str, identity: Identity) -> Compaction:
     """Reads how the vectors of a store were made compact."""
     advice = "restore it, or index the folder of the compact vectors again"
     try:
-        table = _connected(place).open_table(_COMPACTION_TABLE)
-        (content,) = table.search().limit(1).to_arrow().column(_CONTENT).to_pylist()
+        with told_of(place):
+            table = _connected(place).open_table(_COMPACTION_TABLE)
+            (content,) = table.search().limit(1).to_arrow().column(_CONTENT).to_pylist()
         found = Compaction.from_bytes(content, "its compaction")
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(
