@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def test_texts_are_indexed_with_the_columns_that_are_kept(run: Run, tmp_path: Pa
 
 def write_vectors(
     path: Path,
-    keys: list[str],
+    keys: Sequence[str | None],
     fingerprint: str | None = "fake-8",
     embeddings: pa.Array | None = None,
     **columns: list[Any],
@@ -379,8 +379,8 @@ def test_a_killed_run_is_completed_by_the_next(
 
 def test_a_value_of_another_type_fails_its_row(run: Run, tmp_path: Path) -> None:
     """Other rows of the source are indexed; the column keeps the type that it had."""
-    write_typed(tmp_path / "a.parquet", ["a"], [1])
-    write_typed(tmp_path / "b.parquet", ["b", "c", "d"], ["wide", None, "x"])
+    write_vectors(tmp_path / "a.parquet", ["a"], v=[1])
+    write_vectors(tmp_path / "b.parquet", ["b", "c", "d"], v=["wide", None, "x"])
     run(tmp_path / "a.parquet")
 
     code, account, complaints = run(tmp_path / "b.parquet")
@@ -393,7 +393,7 @@ def test_a_value_of_another_type_fails_its_row(run: Run, tmp_path: Path) -> None
 
 def test_a_vector_without_a_key_fails(run: Run, tmp_path: Path) -> None:
     """It is not indexed as `None`, under which the next one would be its duplicate."""
-    write_typed(tmp_path / "a.parquet", [None, "a", None], [1, 2, 3])
+    write_vectors(tmp_path / "a.parquet", [None, "a", None])
 
     code, account, complaints = run(tmp_path / "a.parquet")
 
@@ -403,24 +403,9 @@ def test_a_vector_without_a_key_fails(run: Run, tmp_path: Path) -> None:
 
 def test_columns_named_like_the_stores_own_are_left_out(run: Run, tmp_path: Path) -> None:
     """They would hide what the store remembers of a row; others may have the engine's names."""
-    write_typed(
-        tmp_path / "a.parquet", ["a"], ["mine"], names=["alignserve.source", "_distance", "embedding"]
-    )
+    names = ("alignserve.source", "_distance", "embedding")
+    write_vectors(tmp_path / "a.parquet", ["a"], **dict.fromkeys(names, ["mine"]))
 
     assert run(tmp_path / "a.parquet")[0] == 0
     assert rows(tmp_path) == {"a": {"_distance": "mine", "embedding": "mine"}}
     assert run(tmp_path / "a.parquet")[1]["unchanged"] == 1
-
-
-def write_typed(
-    file: Path, keys: list[str | None], values: list[Any], names: tuple[str, ...] | list[str] = ("v",)
-) -> None:
-    """Writes vectors with columns of these values."""
-    table = pa.table(
-        {
-            "key": pa.array(keys, pa.string()),
-            **{name: pa.array(values) for name in names},
-            "image_embedding": pa.array([vector(row) for row in range(len(keys))], pa.list_(pa.float32(), 8)),
-        }
-    )
-    pq.write_table(table.replace_schema_metadata({"alignserve.fingerprint": "fake-8"}), file)
