@@ -403,8 +403,8 @@ def test_a_vector_without_a_key_fails(run: Run, tmp_path: Path) -> None:
 
 def test_columns_named_like_the_stores_own_are_left_out(run: Run, tmp_path: Path) -> None:
     """They would hide what the store remembers of a row; others may have the engine's names."""
-    names = ("alignserve.source", "_distance", "embedding")
-    write_vectors(tmp_path / "a.parquet", ["a"], **dict.fromkeys(names, ["mine"]))
+    columns: dict[str, Any] = {name: ["mine"] for name in ("alignserve.source", "_distance", "embedding")}
+    write_vectors(tmp_path / "a.parquet", ["a"], **columns)
 
     assert run(tmp_path / "a.parquet")[0] == 0
     assert rows(tmp_path) == {"a": {"_distance": "mine", "embedding": "mine"}}
