@@ -169,7 +169,7 @@ def _hit_data(hit: Hit) -> dict[str, Any]:
 
 
 def _json_value(value: Any) -> Any:
-    """Returns a value as JSON can have it: NaN is no value, and infinity a text."""
+    """Returns a value as JSON can have it: `null` for NaN, and a text for infinity."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
