@@ -27,7 +27,7 @@ _ROWS_PER_PARTITION = 16_384
 _TRAINING_ROWS, _TRAINING_ROUNDS = 128, 10  # of k-means, the former for each partition
 _ALL_PARTITIONS = 1 << 20
 _CANDIDATES = 10  # times the rows wanted, to be ranked again
-_LEAST_CANDIDATES_OF_BITS = 100
+_LEAST_CANDIDATES_OF_BITS = 1000  # of 100, texts find a fifth less; client/docs/vectors.md
 _MAX_INDEXED_TOP_K = 1000  # above, ranking the candidates again costs as much as comparing all rows
 
 
