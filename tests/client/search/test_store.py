@@ -405,7 +405,7 @@ def test_a_store_with_damaged_files_says_so_in_one_line(
         _USES[use](store)
 
     if caught is not None:
-        assert str(caught.value).startswith(f"LanceDB cannot read or write the store {tmp_path}/store: ")
+        assert str(caught.value).startswith(f"the store {tmp_path}/store cannot be read or written: ")
         assert not re.search(r"\.rs\b|\n", str(caught.value))
 
 
@@ -418,7 +418,7 @@ def test_a_place_that_cannot_be_read_is_not_told_as_empty(tmp_path: Path, use: s
     for file in (tmp_path / "store/vectors.lance/_versions").iterdir():
         os.truncate(file, 5)
 
-    with pytest.raises(StoreError, match="cannot read or write") as caught:
+    with pytest.raises(StoreError, match="cannot be read or written") as caught:
         open_store(url) if use == "open" else create_store(url, **options)
 
     assert not isinstance(caught.value, (NoStoreError, StoreExistsError))
@@ -510,3 +510,26 @@ def test_a_store_has_a_url_too(tmp_path: Path) -> None:
         open_store(url, fingerprint="other")
     with pytest.raises(StoreExistsError):
         create_store(url, fingerprint="f", model="m", embedding_dimension=DIMENSION)
+
+
+def test_numbers_compare_exactly_whatever_their_size(store: Store) -> None:
+    """As exact search compares them: no rounding to floats, and no error at the ends of 64 bits."""
+    whole = [0, -1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), None]
+    floats = [0.0, 0.1, float(2**53), 1e308, -1e308, math.inf, None]
+    rows = [
+        entry(str(number), number, {"whole": one, "float": other})
+        for number, (one, other) in enumerate(zip(whole, floats, strict=True))
+    ]
+    exact = ExactStore(fingerprint="fake-8", embedding_dimension=DIMENSION)
+    store.put(rows)
+    exact.put(rows)
+    limits = [*whole[:-1], *floats[:-2], 0.5, 2**63, -(2**63) - 1, 2.0**63, 1e19, 10**400, -(10**400)]
+
+    for column in ("whole", "float"):
+        for limit in limits:
+            for wanted in (limit, {"min": limit}, {"max": limit}, {"in": [limit, None]}):
+                found, right = (
+                    {hit.key for hit in one.search(vector(0), 100, {column: wanted})}
+                    for one in (store, exact)
+                )
+                assert found == right, wanted

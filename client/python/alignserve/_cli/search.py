@@ -101,7 +101,7 @@ class _AddCondition(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: Any = None
     ) -> None:
         column, equals, text = value.partition("=")
-        if not column or not equals:
+        if not equals:
             parser.error(f"{option}: {value!r} is not COLUMN=VALUE")
         namespace.conditions = [*namespace.conditions, (column, self.const, text)]
 

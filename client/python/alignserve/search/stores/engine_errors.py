@@ -21,7 +21,10 @@ def engine_errors(place: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, ValueError) as error:
-        raise StoreError(f"LanceDB cannot read or write the store {place}: {reason(error)}") from error
+        raise StoreError(
+            f"the store {place} cannot be read or written: {reason(error)}; "
+            "if its files are damaged, restore them, or index again"
+        ) from error
 
 
 def reason(error: Exception) -> str:
