@@ -182,6 +182,7 @@ def test_the_image_listens_on_ipv4_and_ipv6(containers: Path, host: str) -> None
     assert scraped.stdout == "200\n", scraped.stderr
 
 
+@pytest.mark.long
 def test_the_health_check_fails_without_a_server(containers: Path) -> None:
     """Its exit code means unhealthy to an engine."""
     image = Image("cpu")

@@ -52,6 +52,7 @@ def prometheus(prometheus_folder: Path, tmp_path_factory: pytest.TempPathFactory
         yield running
 
 
+@pytest.mark.long
 @pytest.mark.contract
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_query_finds_data(prometheus: Prometheus, question: Question) -> None:
@@ -64,6 +65,7 @@ def test_every_query_finds_data(prometheus: Prometheus, question: Question) -> N
     assert all("worker" not in series["metric"] for series in found)
 
 
+@pytest.mark.long
 @pytest.mark.contract
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_starts_are_marked_and_servers_can_be_chosen(prometheus: Prometheus, name: str) -> None:
@@ -86,6 +88,7 @@ def test_starts_are_marked_and_servers_can_be_chosen(prometheus: Prometheus, nam
     assert prometheus.query(filled_in(alerts["target"]["expr"])) is not None
 
 
+@pytest.mark.long
 @pytest.mark.contract
 def test_metrics_on_panels_are_those_of_the_server(prometheus: Prometheus, metric_names: set[str]) -> None:
     """Panels query only metrics that exist, and each metric of the server, also on a GPU, is on a panel."""

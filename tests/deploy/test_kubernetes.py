@@ -84,6 +84,7 @@ def mounts(overlay: str) -> Iterator[tuple[str, Object]]:
         yield mount["mountPath"], volumes[mount["name"]]
 
 
+@pytest.mark.long
 @pytest.mark.contract
 @each_overlay
 def test_every_object_fits_its_schema(overlay: str) -> None:

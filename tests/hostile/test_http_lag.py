@@ -10,7 +10,7 @@ import pytest
 from tests.hostile.http_bodies import WORST, request_of
 from tests.hostile.lag import TickingServer, ticking_server
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.hostile, pytest.mark.long]
 
 _MAX_LAG_SECONDS = 0.2  # twice what `server/docs/http.md` says, for slower machines
 

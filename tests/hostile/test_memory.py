@@ -21,7 +21,7 @@ from tests.hostile.live import LiveServer, MemoryWatch
 from tests.integration.serving import connect, image_request, text_request
 from tests.processes import ServerProcess, server_process
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.hostile, pytest.mark.long]
 
 _MB = 1 << 20
 _UNCOLLECTED = (sys.executable, "-m", "tests.hostile.uncollected")
@@ -89,7 +89,6 @@ REFUSED = {
 _FIELDS = {"EmbedImage": "embed_image", "EmbedText": "embed_text", "Classify": "classify"}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("by_stream", [False, True], ids=["call", "stream"])
 @pytest.mark.parametrize("name", REFUSED)
 async def test_refused_calls_leave_nothing_behind(live: LiveServer, name: str, by_stream: bool) -> None:
@@ -168,7 +167,6 @@ async def _code(call: Any) -> str:
     return "OK"
 
 
-@pytest.mark.long
 async def test_labels_of_streams_stay_within_the_byte_budget() -> None:
     """Two streams that send as much as they may are not read beyond the budget."""
     flags = ("--max-queue-bytes", str(32 * _MB), "--text-cache-bytes", "0")

@@ -21,7 +21,7 @@ from tests.hostile.live import LiveServer
 from tests.integration.serving import connect, image_request, text_request, until
 from tests.processes import ServerProcess, server_process
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.hostile, pytest.mark.long]
 
 # Slow enough for a busy machine, which delays everything except a model that sleeps.
 _SLOW_MODEL = (

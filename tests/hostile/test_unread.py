@@ -100,6 +100,7 @@ async def test_an_unread_log_costs_lines_and_no_calls() -> None:
     assert code == 0
 
 
+@pytest.mark.long
 async def test_a_reader_that_resumes_learns_how_many_lines_it_missed() -> None:
     """Lines are whole and in order; in place of dropped lines there is one with their number."""
     with unread_server("--access-log-sample-ratio", "1") as server:
@@ -164,6 +165,7 @@ def tls(tmp_path: Path) -> tuple[bytes, list[str]]:
     return authority.cert_pem.bytes(), ["--tls-certificate", str(certificate), "--tls-key", str(key)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verbosity", [None, "info"])
 async def test_failed_handshakes_do_not_fill_the_log(
     tls: tuple[bytes, list[str]], monkeypatch: pytest.MonkeyPatch, verbosity: str | None
@@ -191,6 +193,7 @@ def _fail_handshakes(port: int, count: int) -> None:
                 pass
 
 
+@pytest.mark.long
 async def test_stuck_scrapers_do_not_block_others() -> None:
     """Hundreds of them take few threads; other scrapes and calls are answered, and SIGTERM works."""
     with unread_server() as server, ExitStack() as stack:

@@ -186,6 +186,7 @@ def test_a_copy_has_only_the_checkpoints_files(folder):
     assert names == {path.relative_to(READY) for path in READY.rglob("*")}
 
 
+@pytest.mark.long
 def test_many_prepare_the_same_folder_at_once(tmp_path):
     """Concurrent preparations all succeed: later ones find the same result."""
     codes: list[int] = []

@@ -124,6 +124,7 @@ def test_rows_are_taken_by_number() -> None:
     assert len(made) == BLOCK_ROWS + 2
 
 
+@pytest.mark.long
 def test_memory_is_that_of_the_vectors_and_some_blocks() -> None:
     """A full matrix of these similarities would have 256 MB in single precision."""
     chance = np.random.default_rng(0)

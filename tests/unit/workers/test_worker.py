@@ -74,7 +74,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("role", [Role.WHOLE, Role.DEVICE])
+@pytest.mark.parametrize("role", [pytest.param(Role.WHOLE, marks=pytest.mark.long), Role.DEVICE])
 def test_a_worker_that_cannot_capture_graphs_starts_again_without_them(
     ends: tuple[socket.socket, socket.socket], role: Role, tmp_path: Path
 ) -> None:

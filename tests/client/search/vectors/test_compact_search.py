@@ -334,6 +334,7 @@ def test_a_store_at_a_url_has_its_compaction(tmp_path: Path, clouds: Any) -> Non
     assert store.search(compaction.rotate(clouds["image"][:1])[0], 1)[0].key == "a"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["pca", "bytes", "few bits"])
 def test_compact_stores_and_folders_are_verified(
     form: str, places: Any, run: Any, server: FakeServer
