@@ -27,7 +27,7 @@ def tallies(request: pytest.FixtureRequest) -> dict[str, Counter[str]]:
     return request.config.stash.setdefault(_TALLIES, {})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not longer: looking at the event loop keeps a core busy
 def ticking() -> Iterator[TickingServer]:
     """A server on the embedded checkpoint, shared by all tests, whose event loop lag is measured."""
     flags = ("--decode-threads", str(DECODE_THREADS), "--extra-image-formats", IMAGE_FORMATS)
