@@ -50,6 +50,7 @@ def test_programs_run(server: FakeServer, photo: Path, tmp_path: Path, example: 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_run(server: FakeServer, photo: Path, tmp_path: Path, line: str) -> None:
     """Each command runs in a folder with photos and queries; measurements are shortened."""
