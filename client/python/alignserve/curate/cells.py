@@ -82,5 +82,5 @@ class Cells:
     def _measure(self) -> None:
         squares = np.einsum("ij,ij->i", self._centres, self._centres)
         self._halves = squares / 2
-        gaps = squares[:, None] + squares - 2 * (self._centres @ self._centres.T)
-        self._gaps = np.maximum(np.sqrt(np.maximum(gaps + np.float32(_GAP_ROUNDING), 0)), np.float32(_MIN_GAP))  # (cells, cells)
+        gaps = squares[:, None] + squares - 2 * (self._centres @ self._centres.T) + np.float32(_GAP_ROUNDING)
+        self._gaps = np.sqrt(np.maximum(gaps, np.float32(_MIN_GAP**2)))  # (cells, cells)
