@@ -70,6 +70,10 @@ def run(args: argparse.Namespace, workers_of: WorkersOf = Here) -> int:
             raise
         progress.finish()
     _report(outcome)
+    for line in outcome.ledger.broken:
+        complain(line)
+    for problem in outcome.ledger.problems[len(dataset.problems) :]:  # those before the run are named
+        complain(f"problem: {problem}")
     failed = outcome.ledger.failed
     print(outcome.summary() + (f"; see {args.folder / FAILURES}" if failed else ""))
     return _OK if outcome.ledger.is_success else _SOME_FAILED

@@ -53,7 +53,7 @@ def complain_of_skipped(skipped: Mapping[str, int]) -> None:
     """Names the kinds of files that are not read, if there are any, with their numbers."""
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-        complain(f"skipped, since they are not images or tables that are read: {kinds}")
+        complain(f"skipped, since they are not of a kind that is read: {kinds}")
 
 
 def _readable_suffixes(info: ModelInfo) -> frozenset[str]:

@@ -13,7 +13,8 @@ from alignserve.curate.measuring import Measures
 from alignserve.curate.parts import output_schema
 from alignserve.curate.report import Report, Thumbnail
 from alignserve.curate.rules import RuleSet
-from alignserve.datasets.source import BrokenSourceError, Dataset, SourceFile
+from alignserve.datasets.changes import stated
+from alignserve.datasets.source import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Plan:
         return {
             "job": "curate-measures",
             "model": self.model,
-            "sources": [{"name": file.name, "digest": _digest(file)} for file in self.dataset.files],
+            "sources": stated(self.dataset.files),
             "options": {
                 "rows_per_shard": self.options.rows_per_shard,
                 "whitespace": measures.whitespace,
@@ -111,13 +112,6 @@ class Plan:
         """Returns a report without rows, with histograms of all numbers."""
         numbers = [field.name for field in self.schema if _is_number(field) and field.name != "id"]
         return Report(rules=self.rules.boundaries(), measures=numbers, thumbnail=self.thumbnail)
-
-
-def _digest(file: SourceFile) -> str | None:
-    try:
-        return file.digest()
-    except (OSError, BrokenSourceError):  # its rows will say so
-        return None
 
 
 def _is_number(field: pa.Field) -> bool:
