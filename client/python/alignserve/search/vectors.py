@@ -90,6 +90,19 @@ class VectorFolder:
         return tuple(name for name, column in COLUMNS.items() if column in self.schema.names)
 
     @property
+    def problems(self) -> list[str]:
+        """Returns why the folder lacks rows of its source, as far as its manifest says; empty if it does not.
+
+        Rows that failed are no such problem: the job has named each.
+        """
+        ledger = self.manifest.get("ledger", {})
+        if self.manifest.get("state") == "incomplete":
+            return [f"{self.path} is incomplete: some rows of its source were not reached"]
+        if isinstance(ledger, dict) and ledger.get("problems"):
+            return [f"{self.path} may lack rows: {ledger['problems'][0]}"]
+        return []
+
+    @property
     def fingerprint(self) -> str:
         """Returns the fingerprint of the model that made the vectors; empty if it was not written."""
         return self._metadata("fingerprint")
