@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from alignserve._cli.connection import connected
 from alignserve._cli.job_progress import JobProgress
-from alignserve._cli.job_sources import opened, source_options
+from alignserve._cli.job_sources import opened, source_options, stated_options
 from alignserve._cli.output import complain
 from alignserve.curate import language, rules
 from alignserve.curate.columns import similarity_column
@@ -97,7 +97,7 @@ def plan_of(args: argparse.Namespace, dataset: Dataset, stack: ExitStack) -> Pla
         chosen, dataset.schema, pictures.measure, language, scorers=scorers, comparing=comparing
     )
     options = Options(args.kept_only, not args.no_images, args.rows_per_shard)
-    return Plan(dataset, chosen, measures, options, pictures.thumbnail)
+    return Plan(dataset, chosen, measures, options, pictures.thumbnail, stated_options(args))
 
 
 class _Passes:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from alignserve._cli.connection import client_options, server_names
 from alignserve._cli.job_progress import JobProgress
-from alignserve._cli.job_sources import opened, source_options
+from alignserve._cli.job_sources import opened, source_options, stated_options
 from alignserve._cli.output import complain
 from alignserve._client_async import AsyncClient
 from alignserve._results import ModelInfo
@@ -240,13 +240,7 @@ def _manifest(
             "truncate": args.truncate,
             "rows_per_shard": args.rows_per_shard,
             "only": selection.digest if selection else None,
-            "kind": args.kind,
-            "image_column": args.image_column,
-            "text_column": args.text_column,
-            "key_column": args.key_column,
-            "columns": args.columns,
-            "image_root": str(args.image_root) if args.image_root else None,
-            "delimiter": args.delimiter,
+            **stated_options(args),
         },
         "columns": sink.columns,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from alignserve._cli.output import complain
 from alignserve._results import ModelInfo
@@ -31,6 +32,19 @@ def source_options(args: argparse.Namespace, info: ModelInfo | None) -> SourceOp
     return dataclasses.replace(
         options, image_suffixes=_readable_suffixes(info), max_image_bytes=info.max_image_bytes
     )
+
+
+def stated_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the arguments say about columns, for a manifest: a resumed run must say the same."""
+    return {
+        "kind": args.kind,
+        "image_column": args.image_column,
+        "text_column": args.text_column,
+        "key_column": args.key_column,
+        "columns": args.columns,
+        "image_root": str(args.image_root.absolute()) if args.image_root else None,
+        "delimiter": args.delimiter,
+    }
 
 
 def opened(open_sources: Callable[[], Dataset]) -> Dataset:

@@ -42,6 +42,7 @@ class Plan:
         measures: How rows are measured.
         options: How the result is written.
         thumbnail: Makes small pictures for the report.
+        reading: How the dataset was opened, as manifests state it.
     """
 
     dataset: Dataset
@@ -49,6 +50,7 @@ class Plan:
     measures: Measures
     options: Options = field(default_factory=Options)
     thumbnail: Thumbnail | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def measured_names(self) -> list[str]:
@@ -101,6 +103,7 @@ class Plan:
             "model": self.model,
             "sources": stated(self.dataset.files),
             "options": {
+                **self.reading,
                 "rows_per_shard": self.options.rows_per_shard,
                 "whitespace": measures.whitespace,
                 "source_columns": [*measures.source_columns, *measures.source_texts],
