@@ -352,7 +352,7 @@ def test_a_source_that_changes_between_the_passes_is_refused(tmp_path: Path) -> 
 
 
 def test_a_source_that_changes_under_the_same_keys_is_a_problem(tmp_path: Path) -> None:
-    """The verdict of a row may be that of its earlier content; the run is no success."""
+    """The verdict of a row may be that of its earlier content; the run fails."""
     source = Rows("a", rows(5))
 
     def change(stage: str, _: int) -> None:

@@ -93,7 +93,7 @@ class VectorFolder:
     def problems(self) -> list[str]:
         """Returns why the folder lacks rows of its source, as far as its manifest says; empty if it does not.
 
-        Rows that failed are no such problem: the job has named each.
+        Rows that failed do not count: the job has named each.
         """
         ledger = self.manifest.get("ledger", {})
         if self.manifest.get("state") == "incomplete":

@@ -239,7 +239,8 @@ def test_a_row_is_as_similar_to_itself_as_can_be(form: str, places: Any) -> None
     for entry in store.get([f"text {number}" for number in range(0, COUNT, 10)]):
         (hit,) = store.search(entry.embedding, 1)
 
-        assert (hit.key, hit.similarity) == (entry.key, pytest.approx(1, abs=1e-6))
+        assert hit.key == entry.key
+        assert hit.similarity == pytest.approx(1, abs=1e-6)
     store.close()
 
 

@@ -45,7 +45,7 @@ def test_rows_in_are_rows_out(run: Any, pairs: Path, tmp_path: Path) -> None:
 def test_what_a_folder_lacks_its_output_lacks_too(
     manifest: Any, run: Any, write_folder: Any, clouds: Any, tmp_path: Path
 ) -> None:
-    """The vectors that are there are written; it is no success, and a store of them loses no other row."""
+    """Those that are there are written; the exit code is 1, and a store of them loses no other row."""
     folder = write_folder(**clouds, manifest=manifest)
 
     code, _, err = run("compact-vectors", folder, "--to", tmp_path / "out", "--dtype", "int8")
