@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def stated_options(args: argparse.Namespace) -> dict[str, Any]:
         "text_column": args.text_column,
         "key_column": args.key_column,
         "columns": args.columns,
-        "image_root": str(args.image_root.absolute()) if args.image_root else None,
+        "image_root": os.path.abspath(args.image_root) if args.image_root else None,  # noqa: PTH100
         "delimiter": args.delimiter,
     }
 
@@ -64,10 +65,10 @@ def opened(open_sources: Callable[[], Dataset]) -> Dataset:
 
 
 def complain_of_skipped(skipped: Mapping[str, int]) -> None:
-    """Names the kinds of files that are not read, if there are any, with their numbers."""
+    """Names the kinds of files that are not rows, if there are any, with their numbers."""
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-        complain(f"skipped, since they are not of a kind that is read: {kinds}")
+        complain(f"skipped files, which are not rows: {kinds}")
 
 
 def _readable_suffixes(info: ModelInfo) -> frozenset[str]:
