@@ -111,6 +111,19 @@ def test_a_scorer_fills_a_column(run: Any, tmp_path: Path, monkeypatch: pytest.M
     assert all(row["text_score"] == len(row["text"]) for row in rows)
 
 
+@pytest.mark.parametrize(
+    "option", [("--text-column", "punsafe"), ("--image-root", "/"), ("--delimiter", ",")]
+)
+def test_other_columns_are_refused_by_a_resumed_run(option: tuple[str, str], run: Any) -> None:
+    """Some rows would be judged by one column, and the others by another."""
+    run()
+
+    code, _, err, _ = run(*option, "--resume")
+
+    assert code == 4
+    assert f"options.{option[0][2:].replace('-', '_')} was None and is now {option[1]}" in err
+
+
 def test_a_folder_is_resumed_only_if_asked(run: Any) -> None:
     """And with other rules never."""
     run("--preset", "coyo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,17 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="part-00001"):
         RowEmbeddings(folder, tmp_path / "scratch").add(_rows("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("state", "rows", "message"),
+    [("running", 2, "has not finished"), ("complete", 3, "parts are missing")],
+)
+def test_embeddings_that_lack_rows_are_refused(state: str, rows: int, message: str, tmp_path: Path) -> None:
+    """Those of a job that is not at its end, or of which parts are gone, would keep duplicates."""
+    folder = _write(tmp_path / "v", ["a", "b"], [[1, 0], [0, 1]])
+    manifest = {"format": "alignserve-dataset", "version": 1, "job": "embed", "state": state}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "ledger": {"rows_out": rows}}))
+
+    with pytest.raises(ValueError, match=message):
+        check_embeddings(folder)

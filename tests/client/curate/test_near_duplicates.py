@@ -95,6 +95,33 @@ def test_cosines_at_the_bound_are_decided_exactly(seed: int, tmp_path: Path) -> 
     assert 50 < sum(found) < 130
 
 
+def test_a_sketch_bounds_the_cosine_of_rows_almost_in_its_subspace() -> None:
+    """The length of their rests, about a thousandth, is lost in the squares of float32."""
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(640, 640)))[0].T
+    inside, outside = axes[:60], axes[60:260]
+    most = rng.normal(size=(2000, 60)) @ inside
+    left = rng.normal(size=(200, 60)) @ inside
+    left /= np.linalg.norm(left, axis=1, keepdims=True)
+    rest = np.geomspace(3e-4, 2e-3, 200)[:, None]
+    along = (0.500003 - 0.85 * rest) / np.sqrt((1 - 0.85**2) * (1 - rest**2))
+    other = rng.normal(size=left.shape)
+    other -= (other * left).sum(axis=1, keepdims=True) * left
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+    right = along * left + np.sqrt(1 - along**2) * other
+    pairs = [
+        np.sqrt(1 - rest**2) * left + rest * outside,
+        np.sqrt(1 - 0.85**2) * right + 0.85 * outside,
+    ]
+    vectors = _unit(np.concatenate([most, *pairs]))
+
+    found = Sketches(vectors, np.arange(2000)).of(vectors[2000:])
+
+    products = (found[:200].astype(np.float64) * found[200:]).sum(axis=1)
+    cosines = (vectors[2000:2200].astype(np.float64) * vectors[2200:]).sum(axis=1)
+    assert (products >= cosines - 1e-6).all()
+
+
 @pytest.mark.usefixtures("many_cells")
 def test_equal_rows_are_compared_with_the_one_that_stays(tmp_path: Path) -> None:
     """So a dataset of one picture does not take the square of its rows."""

@@ -351,6 +351,22 @@ def test_a_source_that_changes_between_the_passes_is_refused(tmp_path: Path) -> 
         run(tmp_path, plan_of(files), on_progress=change)
 
 
+def test_a_source_that_changes_under_the_same_keys_is_a_problem(tmp_path: Path) -> None:
+    """The verdict of a row may be that of its earlier content; the run fails."""
+    source = Rows("a", rows(5))
+
+    def change(stage: str, _: int) -> None:
+        if stage == "written":
+            source.version = "2"
+
+    outcome = run(tmp_path / "out", plan_of([source]), on_progress=change)
+
+    assert outcome.ledger.problems == [
+        "source a has changed during the run; its rows may be of both versions"
+    ]
+    assert not outcome.ledger.is_success
+
+
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
     with FakeServer(embedding_dimension=8) as fake:

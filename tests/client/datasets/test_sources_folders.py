@@ -414,6 +414,21 @@ def test_a_pattern_of_several_kinds_needs_a_choice(tmp_path: Path) -> None:
     assert chosen.skipped == {".csv": 1}
 
 
+def test_an_image_folder_of_hugging_face_is_read_by_its_metadata(tmp_path: Path) -> None:
+    """The refusal says that they lead to the images; each is below the folder of its split."""
+    for split in ("test", "train"):
+        write(tmp_path, f"{split}/a.png", "README.md", ".gitattributes", "dataset_infos.json")
+        (tmp_path / split / "metadata.jsonl").write_text(f'{{"file_name": "a.png", "text": "{split}"}}\n')
+
+    with pytest.raises(SourceError, match=r"a table that names images, such as metadata\.jsonl, reads these"):
+        opened(tmp_path)
+    found = read(tmp_path, kind="json-lines", reads_images=False)
+    assert [(row.image, row.text) for row in found] == [
+        (tmp_path / "test/a.png", "test"),
+        (tmp_path / "train/a.png", "train"),
+    ]
+
+
 @pytest.mark.parametrize("name", ["images.zip", "a.7z", "b.RAR", "c.arrow", "d.xlsx", "e.csv.gz", "f.tgz"])
 def test_archives_and_formats_that_are_not_read_are_problems(tmp_path: Path, name: str) -> None:
     """They may hold the rows; once images are chosen, they are counted as skipped."""

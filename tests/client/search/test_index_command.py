@@ -283,6 +283,24 @@ def test_vectors_of_an_embedded_dataset_are_indexed(
     assert set(rows(tmp_path)) == {"0.jpg", "1.jpg", "2.jpg", "3.jpg", "sub/0.JPG"}
 
 
+def test_vectors_of_a_job_with_problems_remove_nothing(
+    run: Run, server: FakeServer, photos: Path, tmp_path: Path
+) -> None:
+    """The rows that they lack may be in what the job could not look into."""
+    embed = ["--server", server.target, "embed-dataset", str(photos), "--to", str(tmp_path / "vectors")]
+    assert main(embed) == 0
+    assert run(tmp_path / "vectors")[0] == 0
+    shutil.rmtree(photos / "sub")
+    (photos / "sub.zip").write_bytes(b"PK")
+    shutil.rmtree(tmp_path / "vectors")
+    assert main(embed) == 1
+
+    code, account, _ = run(tmp_path / "vectors")
+
+    assert (code, account["removed"], account["store_rows"]) == (1, 0, 5)
+    assert "sub.zip is an archive" in account["problems"][0]
+
+
 @pytest.mark.parametrize("bad", [[0.0] * 8, [float("nan")] * 8, [float("inf")] + [1.0] * 7, [1.0] * 7, None])
 def test_vectors_without_a_direction_fail_alone(run: Run, tmp_path: Path, bad: list[float] | None) -> None:
     """NaN, zeros, a wrong length or none at all; the others are indexed."""

@@ -17,7 +17,7 @@ from alignserve.search.compacting import Sample, draw, fit, measure
 from alignserve.search.rewriting import begun, rewrite
 from alignserve.search.vectors import VectorFolder
 
-OK, REFUSED = 0, 4
+OK, LACKS_ROWS, REFUSED = 0, 1, 4
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
     )
     progress.finish()
     print(json.dumps(section, indent=1) if args.json else _report(section))
-    print(f"alignserve: {ledger.summary()}", file=sys.stderr)
-    return OK
+    for problem in ledger.problems:
+        complain(f"problem: {problem}")
+    complain(ledger.summary())
+    return OK if ledger.is_success else LACKS_ROWS
 
 
 def _fitted(args: argparse.Namespace, folder: VectorFolder) -> tuple[Compaction, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from alignserve._cli.connection import connected
 from alignserve._cli.job_progress import JobProgress
-from alignserve._cli.job_sources import opened, source_options
+from alignserve._cli.job_sources import opened, source_options, stated_options
 from alignserve._cli.output import complain
 from alignserve.curate import language, rules
 from alignserve.curate.columns import similarity_column
@@ -70,6 +70,10 @@ def run(args: argparse.Namespace, workers_of: WorkersOf = Here) -> int:
             raise
         progress.finish()
     _report(outcome)
+    for line in outcome.ledger.broken:
+        complain(line)
+    for problem in outcome.ledger.problems[len(dataset.problems) :]:  # those before the run are named
+        complain(f"problem: {problem}")
     failed = outcome.ledger.failed
     print(outcome.summary() + (f"; see {args.folder / FAILURES}" if failed else ""))
     return _OK if outcome.ledger.is_success else _SOME_FAILED
@@ -93,7 +97,7 @@ def plan_of(args: argparse.Namespace, dataset: Dataset, stack: ExitStack) -> Pla
         chosen, dataset.schema, pictures.measure, language, scorers=scorers, comparing=comparing
     )
     options = Options(args.kept_only, not args.no_images, args.rows_per_shard)
-    return Plan(dataset, chosen, measures, options, pictures.thumbnail)
+    return Plan(dataset, chosen, measures, options, pictures.thumbnail, stated_options(args))
 
 
 class _Passes:

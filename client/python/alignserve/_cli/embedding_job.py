@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 from alignserve._cli.connection import client_options, server_names
 from alignserve._cli.job_progress import JobProgress
-from alignserve._cli.job_sources import opened, source_options
+from alignserve._cli.job_sources import opened, source_options, stated_options
 from alignserve._cli.output import complain
 from alignserve._client_async import AsyncClient
 from alignserve._results import ModelInfo
+from alignserve.datasets.changes import changed, stated
 from alignserve.datasets.embedding import EmbedOptions, RowCounter, embed
 from alignserve.datasets.faults import RunError
 from alignserve.datasets.ledger import Ledger
@@ -29,9 +30,8 @@ from alignserve.datasets.servers import DIRECT, Servers
 from alignserve.datasets.sinks import Sink
 from alignserve.datasets.sinks.clip_retrieval import ClipRetrievalSink
 from alignserve.datasets.sinks.parquet import ParquetSink
-from alignserve.datasets.source import BrokenSourceError, Dataset, SourceFile
+from alignserve.datasets.source import BrokenSourceError, Dataset
 from alignserve.datasets.sources import open_dataset
-from alignserve.datasets.sources.unreadable import UNREADABLE
 
 _OK, _SOME_FAILED = 0, 1
 _STOPPED = 128  # plus the number of the signal, as shells report it
@@ -157,13 +157,9 @@ class _Run:
         keys = self._selection.keys if self._selection else ()
         if (rows := self._output.account().rows_in) < len(keys):
             yield f"{len(keys) - rows} of the rows in {self._args.only} are not in the source"
-        for source, file in zip(self._output.manifest["sources"], self._dataset.files, strict=True):
-            if source["digest"] not in (None, _digest(file)):
-                problem = (
-                    f"source {source['name']} has changed during the run; its rows may be of both versions"
-                )
-                complain(f"problem: {problem}")
-                yield problem
+        for problem in changed(self._output.manifest["sources"], self._dataset.files):
+            complain(f"problem: {problem}")
+            yield problem
 
     @contextlib.contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
@@ -237,31 +233,17 @@ def _manifest(
             "embedding_dimension": info.embedding_dimension,
         },
         "dtype": args.dtype,
-        "sources": [{"name": file.name, "digest": _digest(file)} for file in dataset.files],
+        "sources": stated(dataset.files),
         "options": {
             "embed": kinds,
             "layout": args.layout,
             "truncate": args.truncate,
             "rows_per_shard": args.rows_per_shard,
             "only": selection.digest if selection else None,
-            "kind": args.kind,
-            "image_column": args.image_column,
-            "text_column": args.text_column,
-            "key_column": args.key_column,
-            "columns": args.columns,
-            "image_root": str(args.image_root) if args.image_root else None,
-            "delimiter": args.delimiter,
+            **stated_options(args),
         },
         "columns": sink.columns,
     }
-
-
-def _digest(file: SourceFile) -> str | None:
-    try:
-        digest = file.digest()
-    except (OSError, BrokenSourceError):  # its rows will say so
-        return None
-    return None if digest == UNREADABLE else digest
 
 
 def _count(dataset: Dataset) -> int:

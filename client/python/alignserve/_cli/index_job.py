@@ -163,7 +163,7 @@ class _Account:
         self._problems += source.problems
         for problem in source.problems:
             output.complain(
-                f"cannot read {problem}" + ("; nothing was removed from the store" if source.deletes else "")
+                f"problem: {problem}" + ("; nothing was removed from the store" if source.deletes else "")
             )
         complain_of_skipped(source.skipped)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from alignserve._cli.output import complain
 from alignserve._results import ModelInfo
@@ -33,6 +35,19 @@ def source_options(args: argparse.Namespace, info: ModelInfo | None) -> SourceOp
     )
 
 
+def stated_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the arguments say about columns, for a manifest: a resumed run must say the same."""
+    return {
+        "kind": args.kind,
+        "image_column": args.image_column,
+        "text_column": args.text_column,
+        "key_column": args.key_column,
+        "columns": args.columns,
+        "image_root": os.path.abspath(args.image_root) if args.image_root else None,  # noqa: PTH100
+        "delimiter": args.delimiter,
+    }
+
+
 def opened(open_sources: Callable[[], Dataset]) -> Dataset:
     """Opens the dataset of a command, and names what of it is not read.
 
@@ -50,10 +65,10 @@ def opened(open_sources: Callable[[], Dataset]) -> Dataset:
 
 
 def complain_of_skipped(skipped: Mapping[str, int]) -> None:
-    """Names the kinds of files that are not read, if there are any, with their numbers."""
+    """Names the kinds of files that are not rows, if there are any, with their numbers."""
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-        complain(f"skipped, since they are not images or tables that are read: {kinds}")
+        complain(f"skipped files, which are not rows: {kinds}")
 
 
 def _readable_suffixes(info: ModelInfo) -> frozenset[str]:

@@ -31,7 +31,7 @@ from alignserve.search.vectors import (
     vectors_of,
 )
 
-OK, REFUSED = 0, 4
+OK, LACKS_ROWS, REFUSED = 0, 1, 4
 
 _RECALL_HEADER = ("direction", "recall@10", "half mapped", "unmapped", "queries", "rows")
 
@@ -73,8 +73,10 @@ def run(args: argparse.Namespace) -> int:
     progress.finish()
     if section["is_good_enough"]:
         print(json.dumps(section, indent=1) if args.json else _report(section))
+    for problem in ledger.problems:
+        complain(f"problem: {problem}")
     complain(ledger.summary())
-    return OK
+    return OK if ledger.is_success else LACKS_ROWS
 
 
 def _fitted(args: argparse.Namespace, old: VectorFolder) -> tuple[OrthogonalMap, dict[str, Any]]:

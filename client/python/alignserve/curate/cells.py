@@ -17,6 +17,7 @@ _MAX_CELLS = 4096
 _TRAINING_ROWS, _TRAINING_ROUNDS = 32, 6  # of k-means, the former for each cell
 _BLOCK_ROWS = 4096
 _MIN_GAP = 0.01  # of two centres; a plane between nearer ones is too uncertain in float32
+_GAP_ROUNDING = 2e-6  # of the square of a gap, generously; with a wider one, more cells are reachable
 _ROUNDING = 1e-3  # of a distance to a plane, generously
 
 
@@ -81,5 +82,5 @@ class Cells:
     def _measure(self) -> None:
         squares = np.einsum("ij,ij->i", self._centres, self._centres)
         self._halves = squares / 2
-        gaps = squares[:, None] + squares - 2 * (self._centres @ self._centres.T)
-        self._gaps = np.maximum(np.sqrt(np.maximum(gaps, 0)), np.float32(_MIN_GAP))  # (cells, cells)
+        gaps = squares[:, None] + squares - 2 * (self._centres @ self._centres.T) + np.float32(_GAP_ROUNDING)
+        self._gaps = np.sqrt(np.maximum(gaps, np.float32(_MIN_GAP**2)))  # (cells, cells)

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from alignserve.datasets.output import MANIFEST, check_whole, read_manifest
+
 COLUMN = "image_embedding"
 
 _BATCH_ROWS = 4096
@@ -106,7 +108,7 @@ def check_embeddings(folder: Path) -> None:
     """Looks whether a folder has embeddings of images.
 
     Raises:
-        ValueError: It does not.
+        ValueError: It does not, or parts of it are missing.
     """
     what = "give the output of alignserve embed-dataset, in Parquet"
     if not (paths := _paths(folder)):
@@ -119,6 +121,9 @@ def check_embeddings(folder: Path) -> None:
     is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
     if not (is_list and pa.types.is_floating(kind.value_type)):
         raise ValueError(f"{paths[0]} has {kind} in column {COLUMN}, not lists of floats; {what}")
+    if (folder / MANIFEST).is_file():
+        rows = sum(_opened(path).metadata.num_rows for path in paths)
+        check_whole(read_manifest(folder), rows, folder)
 
 
 def digest(folder: Path) -> str:

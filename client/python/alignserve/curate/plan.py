@@ -13,7 +13,8 @@ from alignserve.curate.measuring import Measures
 from alignserve.curate.parts import output_schema
 from alignserve.curate.report import Report, Thumbnail
 from alignserve.curate.rules import RuleSet
-from alignserve.datasets.source import BrokenSourceError, Dataset, SourceFile
+from alignserve.datasets.changes import stated
+from alignserve.datasets.source import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Plan:
         measures: How rows are measured.
         options: How the result is written.
         thumbnail: Makes small pictures for the report.
+        reading: How the dataset was opened, as manifests state it.
     """
 
     dataset: Dataset
@@ -48,6 +50,7 @@ class Plan:
     measures: Measures
     options: Options = field(default_factory=Options)
     thumbnail: Thumbnail | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def measured_names(self) -> list[str]:
@@ -98,8 +101,9 @@ class Plan:
         return {
             "job": "curate-measures",
             "model": self.model,
-            "sources": [{"name": file.name, "digest": _digest(file)} for file in self.dataset.files],
+            "sources": stated(self.dataset.files),
             "options": {
+                **self.reading,
                 "rows_per_shard": self.options.rows_per_shard,
                 "whitespace": measures.whitespace,
                 "source_columns": [*measures.source_columns, *measures.source_texts],
@@ -111,13 +115,6 @@ class Plan:
         """Returns a report without rows, with histograms of all numbers."""
         numbers = [field.name for field in self.schema if _is_number(field) and field.name != "id"]
         return Report(rules=self.rules.boundaries(), measures=numbers, thumbnail=self.thumbnail)
-
-
-def _digest(file: SourceFile) -> str | None:
-    try:
-        return file.digest()
-    except (OSError, BrokenSourceError):  # its rows will say so
-        return None
 
 
 def _is_number(field: pa.Field) -> bool:

@@ -23,6 +23,7 @@ from alignserve.curate.decisions import Decisions, Flags
 from alignserve.curate.passes import measure_file, measures_of, write_file
 from alignserve.curate.plan import Plan
 from alignserve.curate.report import Report
+from alignserve.datasets.changes import changed
 from alignserve.datasets.ledger import Ledger, UnbalancedError
 from alignserve.datasets.output import OutputFolder
 from alignserve.datasets.records import ShardRecord
@@ -145,13 +146,15 @@ def curate(
     """
     not_applied = plan.measures.missing(plan.rules)  # refuses before anything is written
     with OutputFolder.create(folder, plan.manifest, resume=resume, sources=sources) as output:
+        problems = list(plan.dataset.problems)
         try:
             if not _is_complete(output):
                 counts = _run(plan, output, workers or Here(plan, on_progress), on_progress)
                 counts = {**counts, "not_applied": not_applied}
                 output.manifest = {**output.manifest, "curation": counts}
+                problems += changed(output.manifest["sources"], plan.dataset.files)
         finally:
-            ledger = output.finish(skipped=plan.dataset.skipped, problems=plan.dataset.problems)
+            ledger = output.finish(skipped=plan.dataset.skipped, problems=problems)
         outcome = Outcome(ledger, output.manifest["curation"])
         _check(outcome)
         if ledger.is_complete:

@@ -343,6 +343,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_whole(manifest: Mapping[str, Any], rows: int, folder: Path) -> None:
+    """Checks that an output has been written to its end, and that its parts have all rows of its account.
+
+    Args:
+        manifest: Of the output; an empty one, or that of a curation, which may leave rows out, counts none.
+        rows: Number of rows in the parts.
+        folder: For the message.
+
+    Raises:
+        OutputError: The job has not finished, or parts are missing.
+    """
+    if manifest.get("state") == "running":
+        raise OutputError(f"{folder}: its job has not finished; complete it with --resume first")
+    ledger = manifest.get("ledger")
+    if manifest.get("format") != FORMAT or manifest.get("job") == "curate" or not isinstance(ledger, dict):
+        return
+    counted = ledger.get("rows_out")
+    if isinstance(counted, int) and rows < counted:
+        raise OutputError(
+            f"{folder} has {rows} rows in its parts, but its {MANIFEST} counts {counted}: parts are missing; "
+            "restore them, or run the job again with --resume"
+        )
+
+
 def _checked(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
     """Returns the manifest of the run to go on with, or `None` if there was none."""
     names = {path.name for path in folder.iterdir()} - _OWN

@@ -34,6 +34,8 @@ def rewrite(
 ) -> Ledger:
     """Writes every row of a folder with other vectors, in constant memory; other columns stay as they are.
 
+    What the folder lacks of its source is a problem of the output too.
+
     Args:
         folder: The rows.
         to: The output; each part of the folder becomes one part.
@@ -64,7 +66,7 @@ def rewrite(
             _write_part(folder, part, draft, schema, convert, on_rows)
             drafts = {f"part-{output.stem(part, 0)}.parquet": draft} if rows else {}
             output.commit(ShardRecord(part, 0, 0, rows, True, rows, rows), drafts)
-        return output.finish()
+        return output.finish(problems=folder.problems)
 
 
 def begun(to: Path, section: str) -> Mapping[str, Any] | None:

@@ -117,11 +117,7 @@ class VectorSource:
     skipped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        manifest = self.folder.manifest
-        if manifest.get("state") == "incomplete":
-            self.problems.append(
-                f"{self.folder.path} is incomplete: some of its rows failed or were not reached"
-            )
+        self.problems += self.folder.problems
 
     def rows(self) -> Iterator[SourceRow]:
         """Yields a row for each vector; without a column `key`, the number of the row is its key."""

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from alignserve.datasets.output import OutputError, check_whole
+
 COLUMNS = {"image": "image_embedding", "text": "text_embedding"}
 """The columns of vectors, by modality."""
 
@@ -52,7 +54,8 @@ class VectorFolder:
             column: Of the vectors, if it is not one of `COLUMNS`.
 
         Raises:
-            VectorsError: There are no vectors, parts differ, or a job has not finished writing the folder.
+            VectorsError: There are no vectors, parts differ or are missing, or a job has not finished writing
+                the folder.
         """
         parts = tuple(sorted(path.glob("*.parquet"))) if path.is_dir() else (path,)
         if not path.exists() or not parts:
@@ -66,6 +69,10 @@ class VectorFolder:
                     f"{part}: columns, fingerprint or data type differ from those of {parts[0]}"
                 )
         folder = cls(path, parts, tuple(footer.num_rows for footer in footers), schema, manifest)
+        try:
+            check_whole(manifest, folder.rows, path)
+        except OutputError as error:
+            raise VectorsError(str(error)) from None
         if column is not None and column not in schema.names:
             raise VectorsError(f"{path}: no column {column!r}; there are {', '.join(schema.names)}")
         if column is None and not folder.modalities:
@@ -81,6 +88,19 @@ class VectorFolder:
     def modalities(self) -> tuple[str, ...]:
         """Returns the modalities that there are vectors of."""
         return tuple(name for name, column in COLUMNS.items() if column in self.schema.names)
+
+    @property
+    def problems(self) -> list[str]:
+        """Returns why the folder lacks rows of its source, as far as its manifest says; empty if it does not.
+
+        Rows that failed do not count: the job has named each.
+        """
+        ledger = self.manifest.get("ledger", {})
+        if self.manifest.get("state") == "incomplete":
+            return [f"{self.path} is incomplete: some rows of its source were not reached"]
+        if isinstance(ledger, dict) and ledger.get("problems"):
+            return [f"{self.path} may lack rows: {ledger['problems'][0]}"]
+        return []
 
     @property
     def fingerprint(self) -> str:
@@ -258,8 +278,6 @@ def _manifest(path: Path) -> Mapping[str, Any]:
         raise VectorsError(f"{file}: {error}") from error
     if not isinstance(manifest, dict):
         raise VectorsError(f"{file}: not a manifest")
-    if manifest.get("state") == "running":
-        raise VectorsError(f"{path}: its job has not finished; complete it with --resume first")
     return manifest
 
 

@@ -38,6 +38,24 @@ def test_rows_in_are_rows_out(run: Any, pairs: Path, tmp_path: Path) -> None:
     assert VectorFolder.open(tmp_path / "out").part_rows == (100, 100, 100)
 
 
+@pytest.mark.parametrize(
+    "manifest",
+    [{"state": "incomplete"}, {"state": "complete", "ledger": {"problems": ["closed: Permission denied"]}}],
+)
+def test_what_a_folder_lacks_its_output_lacks_too(
+    manifest: Any, run: Any, write_folder: Any, clouds: Any, tmp_path: Path
+) -> None:
+    """Those that are there are written; the exit code is 1, and a store of them loses no other row."""
+    folder = write_folder(**clouds, manifest=manifest)
+
+    code, _, err = run("compact-vectors", folder, "--to", tmp_path / "out", "--dtype", "int8")
+
+    assert code == 1
+    assert "300 rows in = 300 out + 0 failed; 1 problems" in err
+    assert "Permission denied" in err or "is incomplete" in err
+    assert VectorFolder.open(tmp_path / "out").problems
+
+
 def test_the_manifest_says_what_is_left(run: Any, pairs: Path, tmp_path: Path) -> None:
     """Recall by direction, sizes, the rotation's digest, and a fingerprint of their own."""
     run(

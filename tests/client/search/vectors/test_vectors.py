@@ -70,6 +70,18 @@ def test_parts_of_two_models_are_refused(write_folder: Any) -> None:
         VectorFolder.open(folder)
 
 
+def test_a_folder_that_lacks_a_part_is_refused(run: Any, clouds: dict[str, Any], write_folder: Any) -> None:
+    """Such as one that was copied in part: its other rows are not all rows of the job."""
+    source = write_folder(**clouds)
+    small = source.parent / "small"
+    assert run("compact-vectors", source, "--to", small, "--dtype", "int8")[0] == 0
+    VectorFolder.open(small)
+    min(small.glob("*.parquet")).unlink()
+
+    with pytest.raises(VectorsError, match=r"150 rows in its parts, but .* counts 300: parts are missing"):
+        VectorFolder.open(small)
+
+
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [({"state": "running"}, "has not finished"), ([], "not a manifest")],

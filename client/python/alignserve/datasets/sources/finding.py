@@ -21,6 +21,7 @@ from alignserve.datasets.sources.options import SourceOptions
 from alignserve.datasets.walk import Folder, Walk
 
 _OUTPUT_FILES, _OUTPUT_FOLDER = frozenset({"manifest.json", "failures.jsonl"}), "records"  # of our jobs
+_TABLES = frozenset({Kind.PARQUET, Kind.CSV, Kind.JSON_LINES})
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -284,8 +285,10 @@ class _Kinds:
                 f"{self._counts[kind]} of {kind} (such as {key_of_name(self._first[kind])})" for kind in kinds
             )
             choices = " or ".join(f"--kind {kind}" for kind in kinds)
+            has_tables_of_images = Kind.IMAGES in kinds and not _TABLES.isdisjoint(kinds)
             raise SourceError(
                 f"{place} holds files of several kinds: {counts}; choose {choices}, or give the files of one"
+                + ("; a table that names images, such as metadata.jsonl, reads these" * has_tables_of_images)
             )
         return next(iter(kinds), None)
 

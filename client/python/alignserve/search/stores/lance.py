@@ -223,12 +223,21 @@ class LanceStore:
             return []
         kept = [name for name in types if not name.startswith(BOOKKEEPING)]
         names = [KEY, *map(_physical, kept), "_distance"]
-        if self._elements.is_bits:
-            return self._search_bits(unit, min(top_k, candidates), condition, names, kept)
+        wanted = min(top_k, candidates)
         with engine_errors(self._place):
-            search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
-            table = search.select(names).to_arrow()
-        return _hits(table, kept, 1 - table.column("_distance").to_numpy())
+            if self._elements.is_bits:
+                bits = self._elements.kept(unit[None, :])[0]
+                search = tuning.searched_bits(self._table, bits, wanted, condition)
+            else:
+                search = tuning.searched(self._table, unit, wanted, condition, candidates)
+            if self._elements.dtype == "float32":
+                table = search.select(names).to_arrow()
+                return _hits(table, kept, 1 - table.column("_distance").to_numpy())
+            table = search.select([*names, EMBEDDING]).to_arrow()
+        # The engine rounds the query as its vectors are, and their lengths are 1 only up to that.
+        similarities = self._elements.units(table.column(EMBEDDING)) @ unit
+        best = np.argsort(-similarities, kind="stable")[:wanted]
+        return _hits(table.take(pa.array(best)), kept, similarities[best])
 
     def close(self) -> None:
         """Closes the store, and lets others write."""
@@ -236,23 +245,6 @@ class LanceStore:
             self._lock.release()
             self._lock = None
         self._is_writable = False
-
-    def _search_bits(
-        self,
-        unit: NDArray[np.float32],
-        top_k: int,
-        condition: str | None,
-        names: Sequence[str],
-        kept: Sequence[str],
-    ) -> list[Hit]:
-        """Finds candidates by Hamming distance, and ranks them by the query's own numbers."""
-        bits = self._elements.kept(unit[None, :])[0]
-        with engine_errors(self._place):
-            search = tuning.searched_bits(self._table, bits, top_k, condition)
-            table = search.select([*names, EMBEDDING]).to_arrow()
-        similarities = self._elements.units(table.column(EMBEDDING)) @ unit
-        best = np.argsort(-similarities, kind="stable")[:top_k]
-        return _hits(table.take(pa.array(best)), kept, similarities[best])
 
     def _put_chunk(self, entries: Sequence[Entry]) -> None:
         known = self._types()
