@@ -571,8 +571,9 @@ def test_a_wrong_command_line_is_explained_with_the_commands_usage(
         main([argument.replace("PHOTO", str(photo)) for argument in arguments])
 
     err = capsys.readouterr().err
-    assert err.startswith(f"usage: alignserve {arguments[0]} ")
+    assert err.startswith(f"usage: alignserve {arguments[0]} [options]")
     assert message.replace("PHOTO", str(photo)) in err
+    assert err.count("\n") == 2
 
 
 def test_a_text_that_looks_like_a_file_is_a_text(run: Any) -> None:

@@ -16,6 +16,8 @@ from alignserve_server.settings.sources import flag
 _METAVARS = {
     "listen": "HOST:PORT",
     "metrics_listen": "HOST:PORT",
+    "http_listen": "HOST:PORT",
+    "http_cors_origins": "ORIGIN[,ORIGIN…]",
     "checkpoint": "ID|DIR",
     "revision": "REVISION",
     "device": "DEVICE",

@@ -65,6 +65,8 @@ def test_a_preset_with_cuts_and_the_servers_similarity(run: Any, tmp_path: Path)
     assert out.endswith("failures.jsonl")
     assert "rule NSFW_GANTMAN is not applied: the source has no column nsfw_score_gantman" in err
     assert counts["not_applied"]["NSFW_GANTMAN"] == ["nsfw_score_gantman"]
+    removed = [line.split()[0] for line in err.partition("first reason")[2].splitlines()[2:] if line]
+    assert removed == [name for name, count in counts["all_reasons"].items() if count]
     assert counts["all_reasons"]["NOT_IN_TOP_FAKE_SIMILARITY"] == 5
     assert counts["all_reasons"]["MAX_PUNSAFE"] == 1
     assert counts["first_reasons"]["TEXT_TOO_SHORT"] == 1

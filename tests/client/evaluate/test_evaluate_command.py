@@ -379,7 +379,7 @@ def test_questions_by_kind(
     ("fields", "reason", "message"),
     [
         ({"answer": "ox"}, "QUESTION_INVALID", "the answer 'ox' is not one of the labels"),
-        ({"labels": ["cat"]}, "QUESTION_INVALID", "1 labels; a question needs two or more"),
+        ({"labels": ["cat"]}, "QUESTION_INVALID", "a question needs two or more labels, not 1"),
         ({"labels": ["cat", "cat"]}, "QUESTION_INVALID", "'cat' comes twice"),
         ({"labels": "cat"}, "QUESTION_INVALID", "is not a list of texts"),
         ({"templates": ["photo"]}, "QUESTION_INVALID", "'photo' has no {label}"),
@@ -406,6 +406,56 @@ def test_lines_that_are_not_questions_fail(
     assert report["counts"]["failed"] == {reason: 1}
     assert "questions.jsonl:2" in complaint
     assert message in complaint
+
+
+@pytest.mark.parametrize("fault", [{"labels": ["cat"]}, {"image": "gone.jpg"}])
+def test_failures_have_the_id_of_the_question(
+    run: Run, tmp_path: Path, words: None, picture: Callable[..., bytes], fault: dict[str, Any]
+) -> None:
+    """The name that the file gives a question is that of its failure too."""
+    put(tmp_path / "1.jpg", picture(CAT))
+    source = put(tmp_path / "questions.jsonl", question() + question(id="q2", **fault))
+
+    run(source, "--to", tmp_path / "out")
+
+    (line,) = (tmp_path / "out/failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "q2"
+
+
+def test_options_of_other_tasks_are_refused(
+    run: Run, tmp_path: Path, picture: Callable[..., bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that would change nothing is a mistake of the caller."""
+    put(tmp_path / "1.jpg", picture(CAT))
+    source = put(tmp_path / "captions.csv", "image,text\n1.jpg,a cat\n")
+
+    with pytest.raises(SystemExit) as exited:
+        run(source, "--template", "a photo of a {label}.")
+
+    assert exited.value.code == 2
+    assert "--template is for classification and questions, not for retrieval" in capsys.readouterr().err
+
+
+def test_an_output_that_is_not_a_folder_is_refused_first(
+    run: Run, folders: Path, tmp_path: Path, server: FakeServer
+) -> None:
+    """Nothing is embedded for a report that could not be written."""
+    code, _, complaint = run(folders, "--to", put(tmp_path / "file", ""))
+
+    assert code == 4
+    assert "file is not a folder" in complaint
+    assert {call.method for call in server.received} <= {"GetModelInfo"}
+
+
+def test_a_folder_has_the_files_of_one_run(run: Run, folders: Path, tmp_path: Path) -> None:
+    """A report of retrieval does not lie next to the answers of a classification."""
+    run(folders, "--to", tmp_path / "out")
+    put(folders / "cat/0.txt", "a cat")
+
+    run(folders, "--task", "retrieval", "--to", tmp_path / "out")
+
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"report.json", "failures.jsonl"}
 
 
 def test_people_read_tables(server: FakeServer, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

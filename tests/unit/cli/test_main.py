@@ -245,6 +245,7 @@ def test_help_has_clear_metavars_and_defaults(capsys: pytest.CaptureFixture[str]
     metavars = re.findall(r"^  --[a-z-]+ (\S+)", text, re.MULTILINE)
     assert not {"int", "str", "float", "Path", "bool"} & set(metavars)
     assert {"HOST:PORT", "FILE", "DIR", "N", "SECONDS", "BYTES"} <= set(metavars)
+    assert "--http-listen HOST:PORT" in text
     assert "default: None" not in text
     assert not re.search(r"default: [^()\n]*\(default:", text)
 

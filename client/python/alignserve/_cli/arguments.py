@@ -144,8 +144,8 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False, ser
         "--priority",
         choices=PRIORITIES,
         default=default(None),
-        help="bulk is for work that can wait for interactive work (default: interactive; bulk for "
-        "batch, curate, embed-dataset and evaluate)",
+        help="bulk is for work that can wait for interactive work (default: bulk for batch, curate, "
+        "embed-dataset, evaluate, index, migrate-vectors and verify-vectors, otherwise interactive)",
     )
     group.add_argument(
         "--wait-seconds",

@@ -14,6 +14,7 @@ from alignserve._cli.connection import connected
 from alignserve._cli.job_progress import JobProgress
 from alignserve._cli.job_sources import opened, source_options, stated_options
 from alignserve._cli.output import complain
+from alignserve._cli.render import table
 from alignserve.curate import language, rules
 from alignserve.curate.columns import similarity_column
 from alignserve.curate.duplicates import HashListError, PhashSet
@@ -126,13 +127,17 @@ class _Passes:
 
 
 def _report(outcome: Outcome) -> None:
-    """Prints what each rule did."""
+    """Prints the rules that dropped rows or could not judge some, and how rows were compared."""
     counts = outcome.counts
-    for name, first in counts["first_reasons"].items():
-        unjudged = counts["unjudged"].get(name, 0)
-        more = f", {unjudged} rows without a value" if unjudged else ""
-        every = counts["all_reasons"][name]
-        complain(f"{name}: the first reason of {first} rows, a reason of {every}{more}")
+    every, unjudged = counts["all_reasons"], counts["unjudged"]
+    rows = [
+        (name, str(first), str(every[name]), str(unjudged.get(name, 0)))
+        for name, first in counts["first_reasons"].items()
+        if name not in counts["not_applied"] and (every[name] or unjudged.get(name))
+    ]
+    if rows:
+        header = ("rule", "first reason", "a reason", "unjudged")
+        print(f"\n{table(header, rows, right=(1, 2, 3))}\n", file=sys.stderr)
     for name, search in counts.get("searches", {}).items():
         complain(
             f"{name}: exact search among {search['rows']:,} rows in {search['cells']:,} cells; a bound of "

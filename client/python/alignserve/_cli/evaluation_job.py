@@ -28,17 +28,12 @@ from alignserve.evaluate.caption_set import CaptionSet, open_captions
 from alignserve.evaluate.class_names import Prompts, read_class_names, read_prompts, templates_of
 from alignserve.evaluate.class_set import ClassSet, open_classes
 from alignserve.evaluate.embedding import Embedder
-from alignserve.evaluate.evaluation import (
-    Result,
-    Retrieval,
-    evaluate_captions,
-    evaluate_classes,
-    evaluate_questions,
-)
+from alignserve.evaluate.evaluation import evaluate_captions, evaluate_classes, evaluate_questions
 from alignserve.evaluate.inputs import Account
 from alignserve.evaluate.question_set import QuestionSet, open_questions
 from alignserve.evaluate.recognition import task_of
 from alignserve.evaluate.reliability_plot import plot
+from alignserve.evaluate.results import Result, Retrieval
 from alignserve.evaluate.sets import SetOptions, Task
 
 SCHEMA_VERSION = 1
@@ -54,6 +49,11 @@ _OPTIONS = (
     *("kind", "image_column", "text_column", "key_column", "image_root", "delimiter", "dataset_name"),
     *("class_column", "captions_column", "captions_per_image", "split", "gallery", "bins"),
 )
+_TASKS_OF = {
+    **dict.fromkeys(("classes", "class_column", "gallery"), (Task.CLASSIFICATION,)),
+    **dict.fromkeys(("template", "templates"), (Task.CLASSIFICATION, Task.QUESTIONS)),
+    **dict.fromkeys(("captions_column", "captions_per_image"), (Task.RETRIEVAL,)),
+}
 
 _Set: TypeAlias = ClassSet | CaptionSet | QuestionSet
 
@@ -75,8 +75,11 @@ def _run(args: argparse.Namespace) -> int:
         embedder = Embedder(client, account, window=args.window)
         options = replace(options, source=source_options(args, embedder.info))
         task = Task(args.task) if args.task else task_of(args.source, options)
+        _refuse_options_of_other_tasks(args, task)
         opened = _opened(args.source, task, options)
-        gallery = _gallery(args, task, options)
+        gallery = None if args.gallery is None else open_classes(args.gallery, options)
+        if args.folder is not None:
+            _make_folder(args.folder)
         try:
             with _showing(account, opened):
                 result = _evaluated(args, opened, gallery, embedder)
@@ -132,12 +135,18 @@ def _opened(source: str, task: Task, options: SetOptions) -> _Set:
     return open_captions(source, options) if task is Task.RETRIEVAL else open_questions(source, options)
 
 
-def _gallery(args: argparse.Namespace, task: Task, options: SetOptions) -> ClassSet | None:
-    if args.gallery is None:
-        return None
-    if task is not Task.CLASSIFICATION:
-        args.usage_error(f"--gallery is for classification, not for {task}")
-    return open_classes(args.gallery, options)
+def _refuse_options_of_other_tasks(args: argparse.Namespace, task: Task) -> None:
+    for name, tasks in _TASKS_OF.items():
+        if getattr(args, name) not in (None, []) and task not in tasks:
+            args.usage_error(f"--{name.replace('_', '-')} is for {' and '.join(tasks)}, not for {task}")
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes the folder of the output before hours are spent on what goes into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ValueError(f"{folder} is not a folder; choose another with --to") from error
 
 
 def _evaluated(
@@ -207,14 +216,17 @@ def _complain_of(account: Account, problems: list[str], folder: Path | None) -> 
 
 
 def _write(folder: Path, report: dict[str, Any], result: Result, account: Account) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
     failures = (json.dumps(asdict(failure)) for failure in account.failures)
     write_lines(folder / "failures.jsonl", failures)
-    if not isinstance(result, Retrieval):
-        write_lines(folder / "answers.jsonl", (json.dumps(line.as_data()) for line in result.lines))
-        title = f"{report['model']['model_id']} on {Path(report['dataset']['source']).name}"
-        (folder / "reliability.svg").write_text(plot(result.calibration, title), encoding="utf-8")
+    answers, diagram = folder / "answers.jsonl", folder / "reliability.svg"
+    if isinstance(result, Retrieval):  # has neither: those of an earlier run would belong to nothing
+        answers.unlink(missing_ok=True)
+        diagram.unlink(missing_ok=True)
+        return
+    write_lines(answers, (json.dumps(line.as_data()) for line in result.lines))
+    title = f"{report['model']['model_id']} on {Path(report['dataset']['source']).name}"
+    diagram.write_text(plot(result.calibration, title), encoding="utf-8")
 
 
 def _print(args: argparse.Namespace, report: dict[str, Any], result: Result) -> None:

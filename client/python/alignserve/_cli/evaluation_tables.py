@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from alignserve._cli.render import table
 from alignserve.evaluate.calibration import SURE, Calibration
-from alignserve.evaluate.evaluation import Answered, Classification, Group, Result, Retrieval
+from alignserve.evaluate.results import Answered, Classification, Group, Result, Retrieval
 from alignserve.evaluate.retrieval import Recall
 from alignserve.search.visible import visible
 

@@ -19,4 +19,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the source that was embedded; rows are found by their keys (default: the texts, and the files "
         "or bytes of images, that are kept with the vectors)",
     )
-    add_source_arguments(group)
+    parser.set_defaults(columns=())
+    add_source_arguments(group, kept=None)

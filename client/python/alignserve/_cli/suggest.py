@@ -40,6 +40,13 @@ class SuggestingParser(argparse.ArgumentParser):
             message += _suggestion(found[1], re.findall(r"[\w-]+", found[2]))
         super().error(message)
 
+    def format_usage(self) -> str:
+        """Returns what has to be given, in a line that does not hide the error below it."""
+        formatter = self.formatter_class(prog=f"{self.prog} [options]")
+        needed = [action for action in self._actions if action.required or not action.option_strings]
+        formatter.add_usage(None, needed, [])
+        return formatter.format_help()
+
     def _commands(self) -> dict[str, SuggestingParser]:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         return {name: parser for group in groups for name, parser in group.choices.items()}

@@ -100,7 +100,10 @@ def open_captions(source: str, options: SetOptions) -> CaptionSet:
     if not dataset.has_images:
         raise SourceError(f"{source} has no images; name their column with --image-column")
     if not dataset.has_texts and column is None:
-        raise SourceError(f"{source} has no captions; name their column with --text-column")
+        raise SourceError(
+            f"{source} has no captions; name their column with --text-column, or that of classes with "
+            "--class-column"
+        )
     is_tar = any(kind_of_name(file.name, frozenset()) is Kind.TAR for file in dataset.files)
     reading = Reading.of(dataset, None if clip_benchmark is None else clip_benchmark.other_files(dataset))
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,158 +15,12 @@ from alignserve.evaluate.class_set import ClassSet
 from alignserve.evaluate.embedding import Embedder, Vector
 from alignserve.evaluate.neighbours import neighbour_labels, ranks_of_labels
 from alignserve.evaluate.question_set import Question, QuestionSet
+from alignserve.evaluate.results import Answered, AnswerLine, Classification, Group, Retrieval
 from alignserve.evaluate.retrieval import TOP, Recall, ranks
 from alignserve.evaluate.scoring import Answers, answer
 from alignserve.evaluate.vectors import Vectors
 
 _TOP_5 = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """How well the questions of one class or kind are answered.
-
-    Attributes:
-        name: Of the class or kind.
-        count: Number of questions.
-        right: Number of right answers.
-        mean_score: Of the best labels.
-        mistaken_for: The most frequent wrong answer; empty if there is none.
-        sure_and_wrong: Number of wrong answers with a high score, see `calibration.SURE`.
-        neighbour_right: Number of images whose nearest neighbour has their class; `None` if not measured.
-    """
-
-    name: str
-    count: int
-    right: int
-    mean_score: float
-    mistaken_for: str = ""
-    sure_and_wrong: int = 0
-    neighbour_right: int | None = None
-
-    @property
-    def accuracy(self) -> float:
-        """Returns the share of right answers."""
-        return self.right / self.count
-
-    def as_data(self) -> dict[str, Any]:
-        """Returns the measures as JSON has them."""
-        data = {**asdict(self), "accuracy": self.accuracy}
-        if self.neighbour_right is None:
-            del data["neighbour_right"]
-        return data
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerLine:
-    """An answer, for a file of all of them."""
-
-    key: str
-    answer: str
-    predicted: str
-    score: float
-    is_right: bool
-    kind: str = ""
-
-    def as_data(self) -> dict[str, Any]:
-        """Returns the answer as JSON has it."""
-        data = {
-            "key": self.key,
-            "answer": self.answer,
-            "predicted": self.predicted,
-            "score": round(self.score, 6),
-            "right": self.is_right,
-        }
-        return {**data, "kind": self.kind} if self.kind else data
-
-
-@dataclass(slots=True)
-class Classification:
-    """Zero-shot classification, and the neighbours of each image.
-
-    Attributes:
-        classes: Number of labels for each image to choose from.
-        top_1: Share of images whose best label is right.
-        top_5: Share of images with the right label among the best five; `None` with five classes or fewer.
-        mean_per_class: Mean over the classes of the share of their images that is right.
-        calibration: Of the scores.
-        groups: By class, in the order of the classes; those without an image are left out.
-        neighbours: Recall of the right class among the nearest images; `None` if no class has two images. An
-            image that is the only one of its class is a query that finds nothing.
-        neighbours_of: `rest of the set`, or the source of the images searched.
-        lines: The answers, if they were asked for.
-    """
-
-    classes: int
-    top_1: float
-    top_5: float | None
-    mean_per_class: float
-    calibration: Calibration
-    groups: list[Group]
-    neighbours: Recall | None
-    neighbours_of: str = "rest of the set"
-    lines: list[AnswerLine] = field(default_factory=list)
-
-    def as_data(self) -> dict[str, Any]:
-        """Returns the measures as JSON has them."""
-        data: dict[str, Any] = {
-            "classification": {
-                "classes": self.classes,
-                "top_1": self.top_1,
-                "top_5": self.top_5,
-                "mean_per_class": self.mean_per_class,
-                "by_class": [group.as_data() for group in self.groups],
-            },
-            "calibration": self.calibration.as_data(),
-        }
-        if self.neighbours is not None:
-            data["neighbours"] = {"searched": self.neighbours_of, **self.neighbours.as_data()}
-        return data
-
-
-@dataclass(slots=True)
-class Retrieval:
-    """Search across images and captions.
-
-    Attributes:
-        image_to_text: An image finds one of its captions.
-        text_to_image: A caption finds its image.
-    """
-
-    image_to_text: Recall
-    text_to_image: Recall
-
-    def as_data(self) -> dict[str, Any]:
-        """Returns the measures as JSON has them."""
-        sides = {"image_to_text": self.image_to_text.as_data(), "text_to_image": self.text_to_image.as_data()}
-        return {"retrieval": sides}
-
-
-@dataclass(slots=True)
-class Answered:
-    """Questions with labels of their own.
-
-    Attributes:
-        accuracy: Share of questions whose best label is right.
-        calibration: Of the scores.
-        groups: By kind, in the order in which the kinds first come; empty if no question has a kind.
-        lines: The answers, if they were asked for.
-    """
-
-    accuracy: float
-    calibration: Calibration
-    groups: list[Group]
-    lines: list[AnswerLine] = field(default_factory=list)
-
-    def as_data(self) -> dict[str, Any]:
-        """Returns the measures as JSON has them."""
-        return {
-            "questions": {"accuracy": self.accuracy, "by_kind": [group.as_data() for group in self.groups]},
-            "calibration": self.calibration.as_data(),
-        }
-
-
-Result: TypeAlias = Classification | Retrieval | Answered
 
 
 def evaluate_classes(
@@ -193,7 +46,7 @@ def evaluate_classes(
         ValueError: No image could be embedded, or a class has no vector.
     """
     images = _Labelled.of(set_, embedder, keeps_keys=keeps_lines)
-    others = None if gallery is None else _Labelled.of(gallery, embedder)
+    others = None if gallery is None else _Labelled.of(gallery, embedder).renumbered(gallery, set_)
     labels = _class_vectors(set_, embedder)
     temperature = embedder.info.temperature
     answers = Answers.joined(
@@ -202,14 +55,7 @@ def evaluate_classes(
             for start, block in images.vectors.blocks()
         ]
     )
-    neighbour_ranks = None
-    if others is not None:
-        by_number = _renumbered(others.labels, gallery, set_)
-        found = neighbour_labels(images.vectors, by_number, TOP[-1], others.vectors)
-        neighbour_ranks = ranks_of_labels(found, images.labels)
-    elif np.bincount(images.labels).max() > 1:
-        found = neighbour_labels(images.vectors, images.labels, TOP[-1])
-        neighbour_ranks = ranks_of_labels(found, images.labels)
+    neighbour_ranks = _neighbour_ranks(images, others)
     names = [each.name for each in set_.classes]
     groups = _by_class(answers, images.labels, names, neighbour_ranks)
     candidates = len(images.vectors) - 1 if others is None else len(others.vectors)
@@ -306,6 +152,12 @@ class _Labelled:
             raise ValueError("no image could be embedded; the failures say why")
         return cls(vectors, np.array(labels, np.int64), keys)
 
+    def renumbered(self, own: ClassSet, other: ClassSet) -> _Labelled:
+        """Returns the same with labels by the numbers of another set; -1 for classes that it lacks."""
+        numbers = {each.names: number for number, each in enumerate(other.classes)}
+        table = np.array([numbers.get(each.names, -1) for each in own.classes], np.int64)
+        return replace(self, labels=table[self.labels])
+
 
 def _class_vectors(set_: ClassSet, embedder: Embedder) -> NDArray[np.float32]:
     vectors = embedder.embed_labels(set_.labels())
@@ -316,12 +168,15 @@ def _class_vectors(set_: ClassSet, embedder: Embedder) -> NDArray[np.float32]:
     return np.stack([vector for vector in vectors if vector is not None])
 
 
-def _renumbered(labels: NDArray[np.int64], gallery: ClassSet | None, set_: ClassSet) -> NDArray[np.int64]:
-    """Returns the labels of a gallery by the numbers of the set; -1 for classes that the set lacks."""
-    numbers = {each.names: number for number, each in enumerate(set_.classes)}
-    assert gallery is not None  # noqa: S101 — it has labels
-    table = np.array([numbers.get(each.names, -1) for each in gallery.classes], np.int64)
-    return table[labels]
+def _neighbour_ranks(images: _Labelled, others: _Labelled | None) -> NDArray[np.int64] | None:
+    """Returns (images,) ranks of the nearest image of the same class; `None` if no class has two images."""
+    if others is not None:
+        found = neighbour_labels(images.vectors, others.labels, TOP[-1], others.vectors)
+    elif np.bincount(images.labels).max() > 1:
+        found = neighbour_labels(images.vectors, images.labels, TOP[-1])
+    else:
+        return None
+    return ranks_of_labels(found, images.labels)
 
 
 def _by_class(
@@ -337,7 +192,7 @@ def _by_class(
         group = _group(names[number], answers.pick(chosen), found)
         if neighbour_ranks is not None:
             right = int((neighbour_ranks[chosen] == 0).sum())
-            group = Group(**{**asdict(group), "neighbour_right": right})
+            group = replace(group, neighbour_right=right)
         groups.append(group)
     return groups
 

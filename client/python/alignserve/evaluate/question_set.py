@@ -62,7 +62,7 @@ class QuestionSet:
 
     Attributes:
         questions: That can be asked.
-        images: That they are about, with a key each.
+        images: That they are about, each with the key of its first question.
         failures: Lines that are not questions.
         reading: What could not be read.
     """
@@ -123,32 +123,32 @@ def open_questions(source: str, options: SetOptions) -> QuestionSet:
 
 
 def _add(found: QuestionSet, row: Row, prompts: Prompts, numbers: dict[str, int]) -> None:
-    key = row.columns.get("id") or row.key
+    key = str(row.columns.get("id") or row.key)
     if row.failure is not None:
-        found.failures.append(FailedRow.of(row.key, row.failure))
+        found.failures.append(FailedRow.of(key, row.failure))
         return
     try:
         labels, right = _labels(row.columns)
         templates = _templates(row.columns.get("templates"), prompts)
     except ValueError as error:
-        found.failures.append(FailedRow(row.key, "QUESTION_INVALID", str(error)))
+        found.failures.append(FailedRow(key, "QUESTION_INVALID", str(error)))
         return
     if not isinstance(row.image, Path):
-        found.failures.append(FailedRow(row.key, "IMAGE_MISSING", "the question has no path of an image"))
+        found.failures.append(FailedRow(key, "IMAGE_MISSING", "the question has no path of an image"))
         return
     path = str(row.image)
     if path not in numbers:
         numbers[path] = len(numbers)
-        found.images.append((row.key, row.image))
+        found.images.append((key, row.image))
     kind = row.columns.get("kind") or ""
-    found.questions.append(Question(str(key), numbers[path], labels, right, str(kind), templates))
+    found.questions.append(Question(key, numbers[path], labels, right, str(kind), templates))
 
 
 def _labels(columns: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     labels = texts_of(columns.get("labels"))
     answer = columns.get("answer")
     if len(labels) < 2:
-        raise ValueError(f"{len(labels)} labels; a question needs two or more")
+        raise ValueError(f"a question needs two or more labels, not {len(labels)}")
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"the label {twice!r} comes twice")
