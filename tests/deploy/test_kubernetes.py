@@ -93,6 +93,7 @@ def test_every_object_fits_its_schema(overlay: str) -> None:
         _validate(found)
 
 
+@pytest.mark.long
 @pytest.mark.contract
 @pytest.mark.parametrize("kind", ["Deployment", "PodMonitor", "ScaledObject"])
 def test_unknown_fields_are_found(kind: str) -> None:

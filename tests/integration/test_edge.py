@@ -257,6 +257,7 @@ async def test_a_message_over_the_limit_is_refused_before_it_is_read(served: Run
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.long
 async def test_a_burst_on_several_connections_is_served_or_refused() -> None:
     """gRPC's own limit on pending calls would drop some of the 3000 with a bare CANCELLED."""
     async with running(max_queue_size=1500) as served, AsyncExitStack() as stack:

@@ -79,6 +79,7 @@ async def test_a_server_killed_at_work_costs_no_answer(work: Callable[[str], Awa
         np.testing.assert_allclose(embedding, expected, atol=1e-6)
 
 
+@pytest.mark.long
 async def test_a_replica_killed_at_work_costs_no_call() -> None:
     """The other replica answers the calls it had accepted, and later calls go there at once."""
     never = "def encode_texts(self, batch): get_stuck()"

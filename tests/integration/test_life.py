@@ -177,6 +177,7 @@ async def test_health_is_not_serving_while_every_forward_fails() -> None:
         assert seen == [SERVING, NOT_SERVING, SERVING]
 
 
+@pytest.mark.long
 @pytest.mark.shapes
 async def test_failing_inputs_on_a_working_device_are_not_a_stall() -> None:
     """However many of them one caller sends, the model works for all others."""

@@ -118,6 +118,7 @@ def test_vision_fields_are_obeyed(field: str, value: Any) -> None:
     assert_served_equals(tiny_model(vision={field: value, **MATCHING.get(field, {})}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ACT2FN)
 def test_every_activation_is_obeyed(activation):
     """Activations with and without oneDNN support work in both towers."""
@@ -251,6 +252,7 @@ def test_an_unknown_activation_is_refused_by_name(folder, section):
         load(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -357,6 +357,7 @@ def test_a_prepared_checkpoint_is_copied(prepared_folder, tmp_path):
     assert open_prepared(tmp_path / "to").fingerprints == open_prepared(prepared_folder).fingerprints
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("pillow", "levels", "is_served"), [("1.0", 2, True), ("1.0", 20, False), (None, 2, False)]
 )

@@ -258,7 +258,6 @@ def _without_collector() -> Iterator[None]:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
-        gc.unfreeze()
 
 
 def _garbage_frames() -> list[str]:

@@ -254,6 +254,7 @@ def test_indexing_again_changes_nothing(places: Any, run: Any) -> None:
     assert f"0 added + 0 changed + {COUNT} unchanged" in out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ROTATED)
 def test_more_rows_come_in_as_the_model_makes_them(
     form: str, places: Any, run: Any, search: Any, server: FakeServer, write_folder: Any, tmp_path: Path
