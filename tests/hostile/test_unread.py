@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import grpc
 import pytest
 import trustme
+from alignserve import AsyncClient
 from alignserve.v1 import align_service_pb2_grpc as pb_grpc
 
 from tests.integration.serving import connect, text_request
@@ -141,14 +142,14 @@ async def test_a_server_whose_standard_error_is_closed_serves_and_stops() -> Non
         ["sh", "-c", f"exec {BIN}/alignserve-server {flags} 2>&- >&- <&-"]
     )
     try:
-        async with connect(port) as channel:
-            stub = pb_grpc.AlignServiceStub(channel)
-            request = text_request("a")
-            await stub.EmbedText(request, timeout=_EXIT_SECONDS, wait_for_ready=True)
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
+            await client.wait_until_ready(_EXIT_SECONDS)
+            await client.embed_text("a")
         process.terminate()
         code = await asyncio.to_thread(process.wait, _EXIT_SECONDS)
     finally:
         process.kill()
+        process.wait()
 
     assert code == 0
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -45,8 +46,12 @@ def children() -> Callable[[], list[psutil.Process]]:
     """Returns the decoder processes started since the test began that are still running."""
 
     def running() -> list[psutil.Process]:
-        processes = psutil.Process().children()
-        return [each for each in processes if any("preprocessing.child" in word for word in each.cmdline())]
+        found = []
+        for each in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):  # it has ended
+                if any("preprocessing.child" in word for word in each.cmdline()):
+                    found.append(each)
+        return found
 
     others = running()
     return lambda: [each for each in running() if each not in others]
