@@ -1,0 +1,53 @@
+"""The space that images and texts share at first: the directions of Lite0's classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.recipes.mini.vision import DIMENSION
+
+
+@dataclass(frozen=True)
+class ImageSpace:
+    """An affine map of Lite0's features, and the direction of each class in its image."""
+
+    weight: Tensor  # (DIMENSION, 1280)
+    bias: Tensor  # (DIMENSION,)
+    classes: Tensor  # (1000, DIMENSION), normalized
+    spread: Tensor  # (DIMENSION,) standard deviation of each component over images
+
+
+def image_space(lite0: Mapping[str, Tensor]) -> ImageSpace:
+    """Projects onto the classifier's main directions, around the mean feature that the batch norm implies."""
+    centred = lite0["_fc.weight"] - lite0["_fc.weight"].mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred.double(), full_matrices=False)
+    weight = _signed(directions[:DIMENSION]).float()
+    mean, deviation = clipped_normal(lite0["_bn1.bias"], lite0["_bn1.weight"].abs())
+    classes = centred @ weight.T
+    spread = ((weight**2) @ deviation**2).sqrt()
+    return ImageSpace(weight, -(weight @ mean), classes / classes.norm(dim=1, keepdim=True), spread)
+
+
+def clipped_normal(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a normal variable clipped to 0..6, by quadrature.
+
+    The batch norm says how a head feature is distributed before ReLU6; the deviation after pooling is smaller, so it
+    serves as a bound.
+    """
+    steps = torch.linspace(-6, 6, 2001, dtype=torch.float64)
+    density = torch.exp(-(steps**2) / 2)
+    density = density / density.sum()
+    values = (mean.double()[:, None] + deviation.double()[:, None] * steps).clamp(0, 6)
+    first = values @ density
+    second = (values**2) @ density
+    return first.float(), (second - first**2).clamp_min(1e-12).sqrt().float()
+
+
+def _signed(directions: Tensor) -> Tensor:
+    """Fixes the sign that a decomposition leaves open: the largest element of each row is positive."""
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    return directions * largest.sign()

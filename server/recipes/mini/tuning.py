@@ -1,0 +1,212 @@
+"""Trains the head and the text tower together, on sets of labels of which one is right.
+
+A step shows photographs and imagined features, and asks of each which of some texts is right. Texts about which
+nothing is known for a picture are left out of its set. The loss is what `Classify` is judged by: the logarithm of the
+right label's score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from server.recipes.mini.imagined import Imagined
+from server.recipes.mini.meaning import agreement, content_words
+from server.recipes.mini.phrases import TEMPLATES, filled, written
+from server.recipes.mini.teacher import Noun
+from server.recipes.mini.text import TextTower
+from server.recipes.mini.training import Schedule, noun_loss, optimizer, rate_factor
+from server.recipes.mini.vision import Head
+
+_SURE, _MAYBE = 0.5, 0.02  # Lite0's probability from which a name is right, and up to which it is wrong
+_START_SCALE = 20.0
+_PHOTOS, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 64, 32, 32
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photographs: features (photos, views, 1280), phrases that are right, and all words that hold for each."""
+
+    features: Tensor
+    phrases: Sequence[Sequence[str]]
+    words: Sequence[frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Nouns with classes: which classes each covers (1000, nouns), and the target of each (nouns, DIMENSION)."""
+
+    nouns: Sequence[Noun]
+    covers: Tensor
+    targets: Tensor
+    class_words: Sequence[frozenset[str]]  # of each of the 1,000 classes, widened
+
+
+@dataclass(frozen=True)
+class Sets:
+    """One step's pictures and texts, and what is right: 1 right, 0 wrong, -1 unknown, (pictures, texts)."""
+
+    features: Tensor
+    texts: list[str]
+    right: Tensor
+    noun_rows: Tensor  # which texts are names
+    noun_targets: Tensor
+
+
+class SetSampler:
+    """Draws steps."""
+
+    def __init__(self, photos: Photos, names: Names, imagined: Imagined, lite0: nn.Linear, seed: int) -> None:
+        self._photos, self._names, self._imagined = photos, names, imagined
+        self._rng = np.random.default_rng([seed, 2])
+        with torch.no_grad():
+            probabilities = lite0(photos.features[:, 0]).softmax(dim=1)
+            self._photo_masses = probabilities @ names.covers
+        self._sure_photo = probabilities.max(dim=1).values > _SURE
+        self._noun_words = [content_words(noun.names[0]) for noun in names.nouns]
+
+    def draw(self) -> Sets:
+        """One step."""
+        rng, photos = self._rng, self._photos
+        count = len(photos.phrases)
+        shown = rng.choice(count, size=min(_PHOTOS, count), replace=False)
+        views = rng.integers(photos.features.shape[1], size=len(shown))
+        imagined, probabilities = self._imagined.draw(_IMAGINED)
+        masses = probabilities @ self._names.covers
+
+        said = [(row, int(rng.integers(len(photos.phrases[row])))) for row in shown]
+        said += [(row, int(rng.integers(len(photos.phrases[row])))) for row in rng.integers(count, size=_MORE_PHRASES)]
+        phrases = [photos.phrases[row][at] for row, at in said]
+        nouns = [self._noun_of(mass) for mass in masses]
+        nouns += [int(at) for at in rng.integers(len(self._names.nouns), size=_MORE_NOUNS)]
+
+        phrase_words = [content_words(phrase) for phrase in phrases]
+        photo_words = [photos.words[row] for row in shown]
+        class_words = [self._names.class_words[at] for at in probabilities.argmax(dim=1)]
+        by_words = torch.from_numpy(agreement(phrase_words, [*photo_words, *class_words]))
+        noun_words = torch.from_numpy(agreement([self._noun_words[at] for at in nouns], photo_words))
+        by_mass = known_by_mass(masses[:, nouns])
+        photo_mass = known_by_mass(self._photo_masses[shown][:, nouns])
+        photo_mass[~self._sure_photo[shown]] = photo_mass[~self._sure_photo[shown]].clamp(max=0)
+        photo_nouns = torch.where(noun_words == 1, torch.ones_like(photo_mass), photo_mass)
+        photo_nouns[(noun_words > 0) & (noun_words < 1)] = -1
+        right = torch.cat([known_by_words(by_words), torch.cat([photo_nouns, by_mass])], dim=1)
+
+        texts = [self._phrase_as_written(phrase) for phrase in phrases]
+        texts += [written(self._name(at), rng) for at in nouns]
+        features = torch.cat([photos.features[shown, views], imagined])
+        rows = torch.arange(len(phrases), len(texts))
+        return Sets(features, texts, right, rows, self._names.targets[nouns])
+
+    def _noun_of(self, mass: Tensor) -> int:
+        """A name that is right for an imagined feature, general ones as often as particular ones."""
+        right = torch.nonzero(mass > _SURE).flatten().numpy()
+        return int(self._rng.choice(right)) if len(right) else int(mass.argmax())
+
+    def _name(self, at: int) -> str:
+        names = self._names.nouns[at].names
+        return names[0] if self._rng.random() < 0.6 else names[self._rng.integers(len(names))]
+
+    def _phrase_as_written(self, phrase: str) -> str:
+        chance = self._rng.random()
+        if chance < 0.5:
+            return phrase
+        if chance < 0.7:
+            return filled("a photo of a {}", phrase)
+        if chance < 0.8:
+            return filled("This is a photo of {}.", phrase)
+        return filled(TEMPLATES[self._rng.integers(len(TEMPLATES))], phrase)
+
+
+def known_by_mass(masses: Tensor) -> Tensor:
+    """What Lite0's probabilities say: 1 right, 0 wrong, -1 unknown."""
+    known = torch.full_like(masses, -1)
+    known[masses > _SURE] = 1
+    known[masses < _MAYBE] = 0
+    return known
+
+
+def known_by_words(shares: Tensor) -> Tensor:
+    """What shared words say: all shared is right, none shared is wrong, some is unknown."""
+    known = torch.full_like(shares, -1)
+    known[shares == 1] = 1
+    known[shares == 0] = 0
+    return known
+
+
+def set_loss(logits: Tensor, right: Tensor, generator: torch.Generator, smoothing: float = 0.02) -> Tensor:
+    """The mean of -log score of one right text of each row among a random share of its wrong ones.
+
+    `logits` and `right` are (rows, texts). Rows without a right text, or without a wrong one, do not count.
+    """
+    noise = torch.rand(logits.shape, generator=generator).to(logits.device)
+    positive = (torch.where(right == 1, noise, torch.full_like(noise, -1.0))).argmax(dim=1)
+    # from two or three labels up to all
+    keep = torch.exp(torch.log(torch.tensor(0.02)) * torch.rand(len(logits), 1, generator=generator)).to(logits.device)
+    wrong = (right == 0) & (torch.rand(logits.shape, generator=generator).to(logits.device) < keep)
+    counted = (right == 1).any(dim=1) & wrong.any(dim=1)
+    if not counted.any():
+        return logits.sum() * 0.0
+    shown = wrong.clone()
+    shown[torch.arange(len(logits)), positive] = True
+    scores = logits.masked_fill(~shown, -1e4).log_softmax(dim=1)
+    chosen = scores[torch.arange(len(logits)), positive]
+    others = (scores * wrong).sum(dim=1) / wrong.sum(dim=1).clamp(min=1)
+    return -((1 - smoothing) * chosen + smoothing * others)[counted].mean()
+
+
+def train_sets(
+    tower: TextTower,
+    head: Head,
+    sampler: SetSampler,
+    classes: Tensor,
+    schedule: Schedule,
+    seed: int,
+    report: Callable[[int, float], None],
+) -> None:
+    """Trains the tower and the head in place, on the device of `classes`."""
+    device = classes.device
+    generator = torch.Generator().manual_seed(seed)
+    started = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
+    anchor = Head().to(device)
+    anchor.load_state_dict(started)
+    log_scale = nn.Parameter(torch.log(torch.tensor(_START_SCALE, device=device)))
+    adam = optimizer(tower, schedule, [*head.parameters(), log_scale])
+    rates = [group["lr"] for group in adam.param_groups]
+    tower.train()
+    for step in range(schedule.steps):
+        for group, rate in zip(adam.param_groups, rates, strict=True):
+            group["lr"] = rate * rate_factor(step, schedule.steps)
+        sets = sampler.draw()
+        features, right = sets.features.to(device), sets.right.to(device)
+        predicted = tower(sets.texts)
+        texts = nn.functional.normalize(predicted)
+        images = nn.functional.normalize(head(features))
+        with torch.no_grad():
+            before = nn.functional.normalize(anchor(features))
+        logits = log_scale.exp() * images @ texts.T
+        loss = set_loss(logits, right, generator) + 0.5 * set_loss(logits.T, right.T, generator)
+        targets = nn.functional.normalize(sets.noun_targets).to(device)
+        loss = loss + 0.5 * noun_loss(predicted[sets.noun_rows], targets, classes)
+        loss = loss + 0.5 * (1 - (images * before).sum(dim=1)).mean()
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([*tower.parameters(), *head.parameters(), log_scale], 1.0)
+        adam.step()
+        report(step, loss.item())
+    tower.eval()
+
+
+def names_with_classes(
+    nouns: Sequence[Noun], targets: Tensor, below: Mapping[int, Sequence[int]], class_words: Sequence[frozenset[str]]
+) -> Names:
+    """The nouns that have classes."""
+    kept = [at for at, noun in enumerate(nouns) if noun.offset in below]
+    covers = torch.zeros(len(class_words), len(kept))
+    for column, at in enumerate(kept):
+        covers[list(below[nouns[at].offset]), column] = 1.0
+    return Names([nouns[at] for at in kept], covers, targets[kept], class_words)

@@ -1,0 +1,235 @@
+"""EfficientNet-Lite0 hosted in Hugging Face's `AlignVisionModel`, with a head of two layers on its pooled features.
+
+ALIGN has no place for a head, so two more stages hold it:
+
+* Stage 8 expands 320 channels to Lite0's 1,280 head features. Its depthwise kernel of 13 x 13 ones covers the whole
+  7 x 7 map from every position, so each position then holds the mean: pooling inside the network. Its projection is
+  the first affine map of the head.
+* Stage 9 expands that to the hidden units, clipped by ReLU6, and its projection is the second affine map.
+
+Squeeze-and-excitation, which Lite0 lacks, is neutral: weight 0, bias 20, and sigmoid(20) is 1 in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import AlignVisionConfig
+
+IMAGE_SIZE = 224
+FEATURES = 1280
+DIMENSION = 512
+HIDDEN_RATIO = 3
+
+_EPS = 1e-3
+_POOL = 13  # 2 * 7 - 1: from any position of a 7 x 7 map, the kernel reaches all others
+_MAP = IMAGE_SIZE // 32
+_OPEN_GATE = 20.0
+_LITE0_BLOCKS = 16
+
+
+def vision_config() -> AlignVisionConfig:
+    """The configuration: Lite0's stages, then the two of the head."""
+    return AlignVisionConfig(
+        image_size=IMAGE_SIZE,
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        depth_divisor=8,
+        kernel_sizes=[3, 3, 5, 3, 5, 5, 3, _POOL, 1],
+        in_channels=[32, 16, 24, 40, 80, 112, 192, 320, DIMENSION],
+        out_channels=[16, 24, 40, 80, 112, 192, 320, DIMENSION, DIMENSION],
+        depthwise_padding=[],
+        strides=[1, 2, 2, 2, 1, 2, 1, 1, 1],
+        num_block_repeats=[1, 2, 2, 3, 3, 4, 1, 1, 1],
+        expand_ratios=[1, 6, 6, 6, 6, 6, 6, FEATURES // 320, HIDDEN_RATIO],
+        squeeze_expansion_ratio=0.001,
+        hidden_act="relu6",
+        hidden_dim=DIMENSION,
+        pooling_type="mean",
+        batch_norm_eps=_EPS,
+        drop_connect_rate=0.0,
+    )
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 itself, from its state as packaged: pixels -> pooled features -> logits.
+
+    Pixels are (batch, 3, 224, 224), scaled to (value - 127) / 128; features are (batch, 1280), each in 0..6.
+    """
+
+    _KERNELS = (3, 3, 3, 5, 5, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 3)
+    _STRIDED = frozenset({1, 3, 5, 11})
+    _SKIPPED = frozenset({2, 4, 6, 7, 9, 10, 12, 13, 14})
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.state = dict(state)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The pooled features."""
+        x = self._convolved(pixels, "_conv_stem", "_bn0", stride=2)
+        for at in range(_LITE0_BLOCKS):
+            x = self._block(x, f"_blocks.{at}", at)
+        return self._convolved(x, "_conv_head", "_bn1").mean(dim=(2, 3))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The scores of the 1,000 classes, (batch, 1000)."""
+        return features @ self.state["_fc.weight"].T + self.state["_fc.bias"]
+
+    def _block(self, x: Tensor, name: str, at: int) -> Tensor:
+        inputs = x
+        if at > 0:
+            x = self._convolved(x, f"{name}._expand_conv", f"{name}._bn0")
+        stride = 2 if at in self._STRIDED else 1
+        x = self._convolved(x, f"{name}._depthwise_conv", f"{name}._bn1", stride=stride, depthwise=True)
+        x = self._convolved(x, f"{name}._project_conv", f"{name}._bn2", clipped=False)
+        return x + inputs if at in self._SKIPPED else x
+
+    def _convolved(
+        self, x: Tensor, conv: str, norm: str, stride: int = 1, depthwise: bool = False, clipped: bool = True
+    ) -> Tensor:
+        weight = self.state[f"{conv}.weight"]
+        kernel = weight.shape[-1]
+        # TensorFlow's "same": an even input with stride 2 gets one pixel more at the right and the bottom
+        before, after = (kernel - stride) // 2, kernel - stride - (kernel - stride) // 2
+        x = nn.functional.pad(x, (before, after, before, after))
+        x = nn.functional.conv2d(x, weight, stride=stride, groups=len(weight) if depthwise else 1)
+        scale, shift = folded_norm(self.state, norm)
+        x = x * scale[:, None, None] + shift[:, None, None]
+        return x.clamp(0, 6) if clipped else x
+
+
+class Head(nn.Module):
+    """The head: hidden = relu6(inner(mid(features))), embedding = outer(hidden).
+
+    (batch, FEATURES) -> (batch, DIMENSION), not normalized.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        hidden = DIMENSION * HIDDEN_RATIO
+        self.mid = nn.Linear(FEATURES, DIMENSION)
+        self.inner = nn.Linear(DIMENSION, hidden)
+        self.outer = nn.Linear(hidden, DIMENSION)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.inner(self.mid(features)).clamp(0, 6)
+        result: Tensor = self.outer(hidden)
+        return result
+
+
+def linear_head(weight: Tensor, bias: Tensor, spread: Tensor, seed: int) -> Head:
+    """A head that computes `weight @ features + bias` while the result stays within 3 spreads.
+
+    Unit i carries component i through the middle of ReLU6, where it is linear. The other units start from random
+    directions and have no say until training gives them one. `spread` (DIMENSION,) is a standard deviation.
+    """
+    more = DIMENSION * (HIDDEN_RATIO - 1)
+    directions = torch.randn(more, DIMENSION, generator=torch.Generator().manual_seed(seed))
+    directions = directions / directions.norm(dim=1, keepdim=True) / spread.mean()
+    head = Head()
+    head.load_state_dict(
+        {
+            "mid.weight": weight,
+            "mid.bias": bias,
+            "inner.weight": torch.cat([torch.diag(1 / spread), directions]),
+            "inner.bias": torch.cat([torch.full((DIMENSION,), 3.0), torch.zeros(more)]),
+            "outer.weight": torch.cat([torch.diag(spread), torch.zeros(DIMENSION, more)], dim=1),
+            "outer.bias": -3.0 * spread,
+        }
+    )
+    return head
+
+
+def vision_state(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
+    """The state of `AlignVisionModel`, names without the prefix `vision_model.`."""
+    state = {"embeddings.convolution.weight": lite0["_conv_stem.weight"]}
+    state |= _norm(lite0, "_bn0", "embeddings.batchnorm")
+    for at in range(_LITE0_BLOCKS):
+        state |= _lite0_block(lite0, at)
+    return state | _pooling_block(lite0, head) | _hidden_block(head)
+
+
+def folded_norm(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """A batch norm as (scale, shift)."""
+    scale = state[f"{name}.weight"] * (state[f"{name}.running_var"] + _EPS).rsqrt()
+    return scale, state[f"{name}.bias"] - state[f"{name}.running_mean"] * scale
+
+
+def _lite0_block(lite0: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
+    source, block = f"_blocks.{at}", f"encoder.blocks.{at}"
+    state = {
+        f"{block}.depthwise_conv.depthwise_conv.weight": lite0[f"{source}._depthwise_conv.weight"],
+        f"{block}.projection.project_conv.weight": lite0[f"{source}._project_conv.weight"],
+    }
+    state |= _norm(lite0, f"{source}._bn1", f"{block}.depthwise_conv.depthwise_norm")
+    state |= _norm(lite0, f"{source}._bn2", f"{block}.projection.project_bn")
+    if at > 0:
+        expand = lite0[f"{source}._expand_conv.weight"]
+        state |= {f"{block}.expansion.expand_conv.weight": expand}
+        state |= _norm(lite0, f"{source}._bn0", f"{block}.expansion.expand_bn")
+        inputs = expand.shape[1]
+    else:
+        inputs = lite0["_conv_stem.weight"].shape[0]
+    channels = lite0[f"{source}._depthwise_conv.weight"].shape[0]
+    return state | _open_gate(block, channels, inputs)
+
+
+def _pooling_block(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
+    block = f"encoder.blocks.{_LITE0_BLOCKS}"
+    state = {
+        f"{block}.expansion.expand_conv.weight": lite0["_conv_head.weight"],
+        f"{block}.depthwise_conv.depthwise_conv.weight": torch.ones(FEATURES, 1, _POOL, _POOL),
+    }
+    state |= _norm(lite0, "_bn1", f"{block}.expansion.expand_bn")
+    state |= _affine_norm(
+        f"{block}.depthwise_conv.depthwise_norm", torch.full((FEATURES,), 1 / _MAP**2), torch.zeros(FEATURES)
+    )
+    return state | _projection(block, head.mid.weight.detach(), head.mid.bias.detach()) | _open_gate(block, FEATURES, 320)
+
+
+def _hidden_block(head: Head) -> dict[str, Tensor]:
+    block = f"encoder.blocks.{_LITE0_BLOCKS + 1}"
+    hidden = len(head.inner.bias)
+    state = {
+        f"{block}.expansion.expand_conv.weight": head.inner.weight.detach()[:, :, None, None],
+        f"{block}.depthwise_conv.depthwise_conv.weight": torch.ones(hidden, 1, 1, 1),
+    }
+    state |= _affine_norm(f"{block}.expansion.expand_bn", torch.ones(hidden), head.inner.bias.detach())
+    state |= _affine_norm(f"{block}.depthwise_conv.depthwise_norm", torch.ones(hidden), torch.zeros(hidden))
+    return state | _projection(block, head.outer.weight.detach(), head.outer.bias.detach()) | _open_gate(block, hidden, DIMENSION)
+
+
+def _projection(block: str, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    return {f"{block}.projection.project_conv.weight": weight[:, :, None, None]} | _affine_norm(
+        f"{block}.projection.project_bn", torch.ones(len(bias)), bias
+    )
+
+
+def _affine_norm(name: str, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
+    """A batch norm that computes `scale * x + shift`: its variance is 1 - epsilon."""
+    return {
+        f"{name}.weight": scale,
+        f"{name}.bias": shift,
+        f"{name}.running_mean": torch.zeros_like(shift),
+        f"{name}.running_var": torch.full_like(shift, 1 - _EPS),
+        f"{name}.num_batches_tracked": torch.tensor(0),
+    }
+
+
+def _norm(lite0: Mapping[str, Tensor], source: str, name: str) -> dict[str, Tensor]:
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return {f"{name}.{part}": lite0[f"{source}.{part}"] for part in parts}
+
+
+def _open_gate(block: str, channels: int, inputs: int) -> dict[str, Tensor]:
+    squeezed = max(1, int(inputs * 0.001))
+    gate = f"{block}.squeeze_excite"
+    return {
+        f"{gate}.reduce.weight": torch.zeros(squeezed, channels, 1, 1),
+        f"{gate}.reduce.bias": torch.zeros(squeezed),
+        f"{gate}.expand.weight": torch.zeros(channels, squeezed, 1, 1),
+        f"{gate}.expand.bias": torch.full((channels,), _OPEN_GATE),
+    }
