@@ -52,7 +52,9 @@ def reliability(questions: Sequence[Question], temperature: float) -> Reliabilit
     """Measures all questions at a temperature."""
     every = [scores(each, temperature) for each in questions]
     best = np.array([each.max() for each in every])
-    right = np.array([int(each.argmax()) == question.answer for each, question in zip(every, questions, strict=True)])
+    right = np.array(
+        [int(each.argmax()) == question.answer for each, question in zip(every, questions, strict=True)]
+    )
     return Reliability(
         questions=len(questions),
         right=float(right.mean()),

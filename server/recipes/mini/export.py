@@ -32,7 +32,12 @@ _PREPROCESSOR = {
 
 
 def export(
-    lite0: Mapping[str, Tensor], head: Head, tower: TextTower, pieces: Sequence[str], temperature: float, folder: Path
+    lite0: Mapping[str, Tensor],
+    head: Head,
+    tower: TextTower,
+    pieces: Sequence[str],
+    temperature: float,
+    folder: Path,
 ) -> None:
     """Writes weights in float16, configuration, tokenizer and preprocessor."""
     config = AlignConfig(
@@ -49,6 +54,8 @@ def export(
     model.load_state_dict(state)
     model.half().save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), "utf-8")
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True, model_max_length=MAX_TOKENS)
+    tokenizer = BertTokenizerFast(
+        vocab=str(folder / "vocab.txt"), do_lower_case=True, model_max_length=MAX_TOKENS
+    )
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=1), "utf-8")

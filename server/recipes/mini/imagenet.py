@@ -28,7 +28,9 @@ def read(folder: Path, wordnet: WordNet) -> list[ImageClass]:
     wnids: dict[str, str] = json.loads((package / "imagenet1k_to_21k.json").read_text("utf-8"))
     offsets = [int(wnids[str(at)][1:]) for at in range(len(clean))]
     return [
-        ImageClass(offset, names_of(name, described.get(str(at), {}).get("name", []), wordnet.synsets[offset].names))
+        ImageClass(
+            offset, names_of(name, described.get(str(at), {}).get("name", []), wordnet.synsets[offset].names)
+        )
         for at, (name, offset) in enumerate(zip(clean, offsets, strict=True))
     ]
 

@@ -57,7 +57,7 @@ def fetch(package: Package, folder: Path) -> Path:
     path = folder / package.file
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(_command(package), cwd=folder, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - fixed
+        subprocess.run(_command(package), cwd=folder, check=True, stdout=subprocess.DEVNULL)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != package.sha256:
         raise ValueError(f"{path} has SHA-256 {digest}, expected {package.sha256}; delete it and try again")
@@ -67,7 +67,7 @@ def fetch(package: Package, folder: Path) -> Path:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpacks a wheel, or a Debian package with `dpkg-deb`."""
     if archive.suffix == ".deb":
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)  # noqa: S603, S607 - fixed
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)  # noqa: S607 - Debian
     else:
         with zipfile.ZipFile(archive) as wheel:
             wheel.extractall(folder)

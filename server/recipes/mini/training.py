@@ -21,12 +21,16 @@ _LONGEST_DEFINITION = 90
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: learning rates for MiniLM's parts and for the new ones."""
+    """How long and how fast: learning rates for MiniLM's parts and for the new ones.
+
+    `bfloat16` computes the text tower in it, in half the time on a CPU that has its instructions.
+    """
 
     steps: int
     batch: int
     old_rate: float
     new_rate: float
+    bfloat16: bool = False
 
 
 def optimizer(tower: TextTower, schedule: Schedule, others: Sequence[nn.Parameter] = ()) -> torch.optim.AdamW:
@@ -61,7 +65,9 @@ class NounSampler:
     def draw(self, count: int) -> tuple[list[str], Tensor]:
         """`count` texts, and their targets (count, DIMENSION), normalized."""
         drawn = [self._one() for _ in range(count)]
-        return [text for text, _ in drawn], nn.functional.normalize(torch.stack([target for _, target in drawn]))
+        return [text for text, _ in drawn], nn.functional.normalize(
+            torch.stack([target for _, target in drawn])
+        )
 
     def _one(self) -> tuple[str, Tensor]:
         at = self._noun()
@@ -108,7 +114,9 @@ def train_nouns(
         for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = rate * rate_factor(step, schedule.steps)
         texts, targets = sampler.draw(schedule.batch)
-        loss = noun_loss(tower(texts), targets.to(classes.device), classes)
+        with torch.autocast(classes.device.type, torch.bfloat16, enabled=schedule.bfloat16):
+            predicted = tower(texts)
+        loss = noun_loss(predicted.float(), targets.to(classes.device), classes)
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from server.recipes.mini.captions import Known
 from server.recipes.mini.imagined import Imagined
 from server.recipes.mini.meaning import agreement, content_words
 from server.recipes.mini.phrases import TEMPLATES, filled, written
@@ -29,11 +30,10 @@ _PHOTOS, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 64, 32, 32
 
 @dataclass(frozen=True)
 class Photos:
-    """Photographs: features (photos, views, 1280), phrases that are right, and all words that hold for each."""
+    """Photographs: features (photos, views, 1280), and what is known about each."""
 
     features: Tensor
-    phrases: Sequence[Sequence[str]]
-    words: Sequence[frozenset[str]]
+    known: Known
 
 
 @dataclass(frozen=True)
@@ -68,39 +68,46 @@ class SetSampler:
             self._photo_masses = probabilities @ names.covers
         self._sure_photo = probabilities.max(dim=1).values > _SURE
         self._noun_words = [content_words(noun.names[0]) for noun in names.nouns]
+        self._words = [content_words(phrase.text) for phrase in photos.known.phrases]
+        self._right_phrases = [torch.nonzero(row == 1).flatten().numpy() for row in photos.known.right]
 
     def draw(self) -> Sets:
         """One step."""
-        rng, photos = self._rng, self._photos
-        count = len(photos.phrases)
+        rng, features, known = self._rng, self._photos.features, self._photos.known
+        count = len(features)
         shown = rng.choice(count, size=min(_PHOTOS, count), replace=False)
-        views = rng.integers(photos.features.shape[1], size=len(shown))
+        views = rng.integers(features.shape[1], size=len(shown))
         imagined, probabilities = self._imagined.draw(_IMAGINED)
         masses = probabilities @ self._names.covers
 
-        said = [(row, int(rng.integers(len(photos.phrases[row])))) for row in shown]
-        said += [(row, int(rng.integers(len(photos.phrases[row])))) for row in rng.integers(count, size=_MORE_PHRASES)]
-        phrases = [photos.phrases[row][at] for row, at in said]
+        said = [int(rng.choice(self._right_phrases[row])) for row in shown]
+        said += [int(at) for at in rng.integers(len(known.phrases), size=_MORE_PHRASES)]
         nouns = [self._noun_of(mass) for mass in masses]
         nouns += [int(at) for at in rng.integers(len(self._names.nouns), size=_MORE_NOUNS)]
 
-        phrase_words = [content_words(phrase) for phrase in phrases]
-        photo_words = [photos.words[row] for row in shown]
         class_words = [self._names.class_words[at] for at in probabilities.argmax(dim=1)]
-        by_words = torch.from_numpy(agreement(phrase_words, [*photo_words, *class_words]))
-        noun_words = torch.from_numpy(agreement([self._noun_words[at] for at in nouns], photo_words))
-        by_mass = known_by_mass(masses[:, nouns])
-        photo_mass = known_by_mass(self._photo_masses[shown][:, nouns])
-        photo_mass[~self._sure_photo[shown]] = photo_mass[~self._sure_photo[shown]].clamp(max=0)
-        photo_nouns = torch.where(noun_words == 1, torch.ones_like(photo_mass), photo_mass)
-        photo_nouns[(noun_words > 0) & (noun_words < 1)] = -1
-        right = torch.cat([known_by_words(by_words), torch.cat([photo_nouns, by_mass])], dim=1)
+        imagined_phrases = known_by_words(
+            torch.from_numpy(agreement([self._words[at] for at in said], class_words))
+        )
+        noun_words = torch.from_numpy(
+            agreement([self._noun_words[at] for at in nouns], [known.words[at] for at in shown])
+        )
+        photo_nouns = known_by_mass(self._photo_masses[shown][:, nouns])
+        photo_nouns[~self._sure_photo[shown]] = photo_nouns[~self._sure_photo[shown]].clamp(max=0)
+        photo_nouns[noun_words > 0] = -1
+        photo_nouns[noun_words == 1] = 1
+        right = torch.cat(
+            [
+                torch.cat([known.right[shown][:, said].float(), photo_nouns], dim=1),
+                torch.cat([imagined_phrases, known_by_mass(masses[:, nouns])], dim=1),
+            ]
+        )
 
-        texts = [self._phrase_as_written(phrase) for phrase in phrases]
+        texts = [self._phrase_as_written(known.phrases[at].text) for at in said]
         texts += [written(self._name(at), rng) for at in nouns]
-        features = torch.cat([photos.features[shown, views], imagined])
-        rows = torch.arange(len(phrases), len(texts))
-        return Sets(features, texts, right, rows, self._names.targets[nouns])
+        pictures = torch.cat([features[shown, views], imagined])
+        rows = torch.arange(len(said), len(texts))
+        return Sets(pictures, texts, right, rows, self._names.targets[nouns])
 
     def _noun_of(self, mass: Tensor) -> int:
         """A name that is right for an imagined feature, general ones as often as particular ones."""
@@ -146,7 +153,9 @@ def set_loss(logits: Tensor, right: Tensor, generator: torch.Generator, smoothin
     noise = torch.rand(logits.shape, generator=generator).to(logits.device)
     positive = (torch.where(right == 1, noise, torch.full_like(noise, -1.0))).argmax(dim=1)
     # from two or three labels up to all
-    keep = torch.exp(torch.log(torch.tensor(0.02)) * torch.rand(len(logits), 1, generator=generator)).to(logits.device)
+    keep = torch.exp(torch.log(torch.tensor(0.02)) * torch.rand(len(logits), 1, generator=generator)).to(
+        logits.device
+    )
     wrong = (right == 0) & (torch.rand(logits.shape, generator=generator).to(logits.device) < keep)
     counted = (right == 1).any(dim=1) & wrong.any(dim=1)
     if not counted.any():
@@ -183,7 +192,9 @@ def train_sets(
             group["lr"] = rate * rate_factor(step, schedule.steps)
         sets = sampler.draw()
         features, right = sets.features.to(device), sets.right.to(device)
-        predicted = tower(sets.texts)
+        with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
+            predicted = tower(sets.texts)
+        predicted = predicted.float()
         texts = nn.functional.normalize(predicted)
         images = nn.functional.normalize(head(features))
         with torch.no_grad():
@@ -202,7 +213,10 @@ def train_sets(
 
 
 def names_with_classes(
-    nouns: Sequence[Noun], targets: Tensor, below: Mapping[int, Sequence[int]], class_words: Sequence[frozenset[str]]
+    nouns: Sequence[Noun],
+    targets: Tensor,
+    below: Mapping[int, Sequence[int]],
+    class_words: Sequence[frozenset[str]],
 ) -> Names:
     """The nouns that have classes."""
     kept = [at for at, noun in enumerate(nouns) if noun.offset in below]

@@ -54,50 +54,57 @@ def vision_config() -> AlignVisionConfig:
 
 
 class Lite0(nn.Module):
-    """EfficientNet-Lite0 itself, from its state as packaged: pixels -> pooled features -> logits.
+    """EfficientNet-Lite0 itself, from its state as packaged: pixels -> pooled features.
 
     Pixels are (batch, 3, 224, 224), scaled to (value - 127) / 128; features are (batch, 1280), each in 0..6.
     """
 
-    _KERNELS = (3, 3, 3, 5, 5, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 3)
     _STRIDED = frozenset({1, 3, 5, 11})
     _SKIPPED = frozenset({2, 4, 6, 7, 9, 10, 12, 13, 14})
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.state = dict(state)
+        convolutions = [("_conv_stem", "_bn0"), ("_conv_head", "_bn1")]
+        for at in range(_LITE0_BLOCKS):
+            block = f"_blocks.{at}"
+            convolutions += [(f"{block}._expand_conv", f"{block}._bn0")] if at else []
+            convolutions += [
+                (f"{block}._depthwise_conv", f"{block}._bn1"),
+                (f"{block}._project_conv", f"{block}._bn2"),
+            ]
+        self._folded = {conv: folded(state, conv, norm) for conv, norm in convolutions}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._folded["_conv_stem"][0].device
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The pooled features."""
-        x = self._convolved(pixels, "_conv_stem", "_bn0", stride=2)
+        x = self._convolved(pixels.contiguous(memory_format=torch.channels_last), "_conv_stem", stride=2)
         for at in range(_LITE0_BLOCKS):
             x = self._block(x, f"_blocks.{at}", at)
-        return self._convolved(x, "_conv_head", "_bn1").mean(dim=(2, 3))
-
-    def logits(self, features: Tensor) -> Tensor:
-        """The scores of the 1,000 classes, (batch, 1000)."""
-        return features @ self.state["_fc.weight"].T + self.state["_fc.bias"]
+        return self._convolved(x, "_conv_head").mean(dim=(2, 3))
 
     def _block(self, x: Tensor, name: str, at: int) -> Tensor:
         inputs = x
         if at > 0:
-            x = self._convolved(x, f"{name}._expand_conv", f"{name}._bn0")
-        stride = 2 if at in self._STRIDED else 1
-        x = self._convolved(x, f"{name}._depthwise_conv", f"{name}._bn1", stride=stride, depthwise=True)
-        x = self._convolved(x, f"{name}._project_conv", f"{name}._bn2", clipped=False)
+            x = self._convolved(x, f"{name}._expand_conv")
+        x = self._convolved(x, f"{name}._depthwise_conv", stride=2 if at in self._STRIDED else 1)
+        x = self._convolved(x, f"{name}._project_conv", clipped=False)
         return x + inputs if at in self._SKIPPED else x
 
-    def _convolved(
-        self, x: Tensor, conv: str, norm: str, stride: int = 1, depthwise: bool = False, clipped: bool = True
-    ) -> Tensor:
-        weight = self.state[f"{conv}.weight"]
+    def _convolved(self, x: Tensor, name: str, stride: int = 1, clipped: bool = True) -> Tensor:
+        weight, bias = self._folded[name]
         kernel = weight.shape[-1]
-        # TensorFlow's "same": an even input with stride 2 gets one pixel more at the right and the bottom
-        before, after = (kernel - stride) // 2, kernel - stride - (kernel - stride) // 2
-        x = nn.functional.pad(x, (before, after, before, after))
-        x = nn.functional.conv2d(x, weight, stride=stride, groups=len(weight) if depthwise else 1)
-        scale, shift = folded_norm(self.state, norm)
-        x = x * scale[:, None, None] + shift[:, None, None]
+        if stride == 2:
+            # TensorFlow's "same": an even input gets one pixel more at the right and the bottom
+            before = (kernel - stride) // 2
+            after = kernel - stride - before
+            x = nn.functional.pad(x, (before, after, before, after))
+        groups = x.shape[1] // weight.shape[1]
+        padding = kernel // 2 if stride == 1 else 0
+        x = nn.functional.conv2d(x, weight, bias, stride=stride, padding=padding, groups=groups)
         return x.clamp(0, 6) if clipped else x
 
 
@@ -152,10 +159,13 @@ def vision_state(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
     return state | _pooling_block(lite0, head) | _hidden_block(head)
 
 
-def folded_norm(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """A batch norm as (scale, shift)."""
-    scale = state[f"{name}.weight"] * (state[f"{name}.running_var"] + _EPS).rsqrt()
-    return scale, state[f"{name}.bias"] - state[f"{name}.running_mean"] * scale
+def folded(state: Mapping[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
+    """A convolution and the batch norm after it as (weight, bias) of one convolution."""
+    scale = state[f"{norm}.weight"] * (state[f"{norm}.running_var"] + _EPS).rsqrt()
+    weight = (state[f"{conv}.weight"] * scale[:, None, None, None]).contiguous(
+        memory_format=torch.channels_last
+    )
+    return weight, state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
 
 
 def _lite0_block(lite0: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
@@ -187,7 +197,11 @@ def _pooling_block(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]
     state |= _affine_norm(
         f"{block}.depthwise_conv.depthwise_norm", torch.full((FEATURES,), 1 / _MAP**2), torch.zeros(FEATURES)
     )
-    return state | _projection(block, head.mid.weight.detach(), head.mid.bias.detach()) | _open_gate(block, FEATURES, 320)
+    return (
+        state
+        | _projection(block, head.mid.weight.detach(), head.mid.bias.detach())
+        | _open_gate(block, FEATURES, 320)
+    )
 
 
 def _hidden_block(head: Head) -> dict[str, Tensor]:
@@ -199,7 +213,11 @@ def _hidden_block(head: Head) -> dict[str, Tensor]:
     }
     state |= _affine_norm(f"{block}.expansion.expand_bn", torch.ones(hidden), head.inner.bias.detach())
     state |= _affine_norm(f"{block}.depthwise_conv.depthwise_norm", torch.ones(hidden), torch.zeros(hidden))
-    return state | _projection(block, head.outer.weight.detach(), head.outer.bias.detach()) | _open_gate(block, hidden, DIMENSION)
+    return (
+        state
+        | _projection(block, head.outer.weight.detach(), head.outer.bias.detach())
+        | _open_gate(block, hidden, DIMENSION)
+    )
 
 
 def _projection(block: str, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
