@@ -17,6 +17,9 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path(".recipe"), help="folder of results (default: .recipe)"
     )
+    parser.add_argument(
+        "--photographs", type=Path, default=Path(".recipe/photographs"), help="folder of the photographs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU (default: cpu)")
     parser.add_argument(
@@ -29,11 +32,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
     progress = Progress()
-    recipe = Recipe(
-        Options(seed=arguments.seed, device=arguments.device, bfloat16=arguments.bfloat16),
-        arguments.work / "downloads",
-        progress,
-    )
+    options = Options(seed=arguments.seed, device=arguments.device, bfloat16=arguments.bfloat16)
+    recipe = Recipe(options, arguments.work / "downloads", arguments.photographs, progress)
     run_all(recipe.stages(), arguments.work, progress)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,15 @@ def read(sources: Path = SOURCES) -> list[Listed]:
         for picture in source["pictures"]
         if picture["split"] == "train"
     ]
+
+
+def verify(listed: Listed, folder: Path) -> None:
+    """Raises `ValueError` if the photograph's file is not the one that was listed."""
+    digest = hashlib.sha256((folder / listed.photo.file).read_bytes()).hexdigest()
+    if digest != listed.sha256:
+        raise ValueError(
+            f"{listed.photo.file} has SHA-256 {digest}, expected {listed.sha256}; fetch it again"
+        )
 
 
 def _listed(source: dict[str, Any], picture: dict[str, Any]) -> Listed:  # Any: JSON

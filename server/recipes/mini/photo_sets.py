@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,32 +45,43 @@ def read_photos(folder: Path) -> tuple[list[Photo], Tensor]:
     return photos, load_file(folder / "features.safetensors")["features"]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The folders of earlier stages."""
+
+    sources: Path
+    space: Path
+    nouns: Path
+    text: Path
+    training: Path
+    features: Path
+
+
 def train(
-    sources: Path, space: Path, listed: Path, text: Path, trained: Path, extracted: Path, out: Path,
-    schedule: Schedule, seed: int, device: torch.device, report: Callable[[int, float], None],
-) -> None:  # fmt: skip
+    inputs: Inputs,
+    out: Path,
+    schedule: Schedule,
+    seed: int,
+    device: torch.device,
+    report: Callable[[int, float], None],
+) -> None:
     """Writes `tower.safetensors` and `head.safetensors`."""
-    photos, found = read_photos(extracted)
-    train_rows = [at for at, photo in enumerate(photos) if not photo.is_held_out]
-    lite0 = lite0_state(sources)
-    directions = load_file(space / "space.safetensors")
-    tower = text_start.read(text / "vocab.txt", trained / "tower.safetensors").to(device)
-    head = linear_head(directions["weight"], directions["bias"], directions["spread"], seed).to(device)
+    photos, found = read_photos(inputs.features)
+    rows = [at for at, photo in enumerate(photos) if not photo.is_held_out]
+    lite0 = lite0_state(inputs.sources)
+    space = load_file(inputs.space / "space.safetensors")
+    tower = text_start.read(inputs.text / "vocab.txt", inputs.training / "tower.safetensors").to(device)
+    head = linear_head(space["weight"], space["bias"], space["spread"], seed).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    implications = Implications(nouns.read_wordnet(inputs.sources))
     sampler = tuning.SetSampler(
-        photo_data(
-            [photos[at] for at in train_rows], found[train_rows], Implications(nouns.read_wordnet(sources))
-        ),
-        read_names(sources, listed),
-        Imagined(
-            found[train_rows].flatten(0, 1),
-            lite0["_fc.weight"],
-            lite0["_fc.bias"],
-            torch.Generator().manual_seed(seed),
-        ),
+        photo_data([photos[at] for at in rows], found[rows], implications),
+        read_names(inputs.sources, inputs.nouns),
+        Imagined(found[rows].flatten(0, 1), lite0["_fc.weight"], lite0["_fc.bias"], generator),
         classifier(lite0),
         seed,
     )
-    tuning.train_sets(tower, head, sampler, directions["classes"].to(device), schedule, seed, report)
+    tuning.train_sets(tower, head, sampler, space["classes"].to(device), schedule, seed, report)
     save_file(tower.cpu().state_dict(), out / "tower.safetensors")
     save_file(head.cpu().state_dict(), out / "head.safetensors")
 
