@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from server.recipes.mini.wordnet import WordNet
 
 _WORD = re.compile(r"[a-z]+")
-_EMPTY = frozenset(
-    "a an the of in on at with and or to from by for is are be being his her their its this that these those "
-    "there some one photo picture image close up view front top next near over under into out off it as while".split()
-)
+_EMPTY = frozenset({
+    "a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "to", "from", "by", "for", "is", "are",
+    "be", "being", "his", "her", "their", "its", "this", "that", "these", "those", "there", "some", "one",
+    "photo", "picture", "image", "close", "up", "view", "front", "top", "next", "near", "over", "under",
+    "into", "out", "off", "it", "as", "while",
+})  # fmt: skip
 _IRREGULAR = {
-    "men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose",
-    "feet": "foot", "teeth": "tooth", "knives": "knife", "leaves": "leaf", "wolves": "wolf", "sheep": "sheep",
+    "men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse",
+    "geese": "goose", "feet": "foot", "teeth": "tooth", "knives": "knife", "leaves": "leaf", "wolves": "wolf", "sheep": "sheep",
     "gray": "grey", "skies": "sky", "bus": "bus", "grass": "grass", "glass": "glass", "dress": "dress",
     "kids": "child", "kid": "child", "photograph": "photo",
 }  # fmt: skip
@@ -26,8 +28,9 @@ _ALSO = {
     "man": ("person", "adult"), "woman": ("person", "adult"), "boy": ("person", "child"),
     "girl": ("person", "child"), "child": ("person",), "baby": ("person", "child"), "car": ("vehicle",),
     "bus": ("vehicle",), "house": ("building",), "tower": ("building",), "church": ("building",),
-    "pizza": ("food",), "cake": ("food",), "fruit": ("food", "plant"), "flower": ("plant",), "tree": ("plant",),
-    "beach": ("landscape", "outdoor"), "mountain": ("landscape", "outdoor"),
+    "pizza": ("food",), "cake": ("food",), "fruit": ("food", "plant"),
+    "flower": ("plant",), "tree": ("plant",), "beach": ("landscape", "outdoor"),
+    "mountain": ("landscape", "outdoor"),
 }  # fmt: skip
 _TOO_GENERAL = 4  # fewest steps below WordNet's root
 

@@ -28,9 +28,15 @@ _FEWEST_LABELS, _MOST_LABELS = 3, 6
 
 
 def extract(
-    sources: Path, photos: Sequence[Photo], folder: Path, out: Path, views: int, seed: int, device: torch.device,
+    sources: Path,
+    photos: Sequence[Photo],
+    folder: Path,
+    out: Path,
+    views: int,
+    seed: int,
+    device: torch.device,
     report: Callable[[int, int], None],
-) -> None:  # fmt: skip
+) -> None:
     """Writes `features.safetensors`, (photos, views, 1280), and `photos.json`."""
     model = Lite0({name: tensor.to(device) for name, tensor in lite0_state(sources).items()})
     found = features.extract(model, [folder / photo.file for photo in photos], views, seed, report)

@@ -24,8 +24,8 @@ TEMPLATES = (
     "a photo of a large {}",
 )
 _ADJECTIVES = (
-    "big", "little", "old", "new", "young", "beautiful", "black", "white", "brown", "grey", "red", "blue", "green",
-    "yellow", "orange", "cute", "dark", "bright", "single", "two", "some",
+    "big", "little", "old", "new", "young", "beautiful", "black", "white", "brown", "grey", "red", "blue",
+    "green", "yellow", "orange", "cute", "dark", "bright", "single", "two", "some",
 )  # fmt: skip
 
 

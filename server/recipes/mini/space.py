@@ -43,8 +43,8 @@ def lite0_state(sources: Path) -> dict[str, Tensor]:
 def clipped_normal(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a normal variable clipped to 0..6, by quadrature.
 
-    The batch norm says how a head feature is distributed before ReLU6; the deviation after pooling is smaller,
-    so it serves as a bound.
+    The batch norm says how a head feature is distributed before ReLU6; the deviation is smaller after
+    pooling, so it serves as a bound.
     """
     steps = torch.linspace(-6, 6, 2001, dtype=torch.float64)
     density = torch.exp(-(steps**2) / 2)

@@ -42,8 +42,8 @@ class Progress:
 class Stage:
     """One step of the recipe.
 
-    `run` gets the folders of earlier results by name, and an empty folder for its own. Its result is a function
-    of the results named in `needs`, of the source files in `code` and of `parameters`.
+    `run` gets the folders of earlier results by name, and an empty folder for its own. Its result is a
+    function of the results named in `needs`, of the source files in `code` and of `parameters`.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Where each noun should point: the mean of its ImageNet classes, or of the classes that are most like it.
 
 A noun with classes below it in WordNet (`dog`, `vehicle`) points to their mean. Any other noun points to the
-classes whose names and definitions MiniLM finds similar, mixed with the nearest noun above it that has classes.
+classes that MiniLM finds similar by name and definition, mixed with the nearest noun above that has classes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def mixed_with_kind(direction: Floats, kind: Floats, steps: int, leaf_count: int
 def nearest_covered(
     wordnet: WordNet, offset: int, below: Mapping[int, Sequence[int]]
 ) -> tuple[int, int] | None:
-    """The nearest synset above that has classes, and the steps to it; of several, that with fewest classes."""
+    """The nearest synset above with classes, and the steps to it; of several, the one with fewest classes."""
     found = [
         (steps, len(below[higher]), higher)
         for higher, steps in wordnet.above(offset).items()

@@ -1,4 +1,4 @@
-"""Teaches the text tower where nouns point: near the teacher's target, and with its ranking of all classes."""
+"""Teaches the text tower where nouns point: near the teacher's target, with its ranking of the classes."""
 
 from __future__ import annotations
 

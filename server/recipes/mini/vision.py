@@ -131,7 +131,7 @@ def linear_head(weight: Tensor, bias: Tensor, spread: Tensor, seed: int) -> Head
     """A head that computes `weight @ features + bias` while the result stays within 3 spreads.
 
     Unit i carries component i through the middle of ReLU6, where it is linear. The other units start from
-    random directions and have no say until training gives them one. `spread` (DIMENSION,) is a standard deviation.
+    random directions and have no say until training gives them one. `spread` (DIMENSION,) holds deviations.
     """
     more = DIMENSION * (HIDDEN_RATIO - 1)
     directions = torch.randn(more, DIMENSION, generator=torch.Generator().manual_seed(seed))
