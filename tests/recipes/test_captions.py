@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.recipes.mini.captions import Known, Phrase, Photo, known, phrases_of, recoloured
+from server.recipes.mini.captions import Known, Photo, Phrase, known, phrases_of, recoloured
 from server.recipes.mini.meaning import Implications
 from server.recipes.mini.wordnet import WordNet
 

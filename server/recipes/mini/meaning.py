@@ -19,7 +19,8 @@ _EMPTY = frozenset({
 })  # fmt: skip
 _IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse",
-    "geese": "goose", "feet": "foot", "teeth": "tooth", "knives": "knife", "leaves": "leaf", "wolves": "wolf", "sheep": "sheep",
+    "geese": "goose", "feet": "foot", "teeth": "tooth", "knives": "knife", "leaves": "leaf",
+    "wolves": "wolf", "sheep": "sheep",
     "gray": "grey", "skies": "sky", "bus": "bus", "grass": "grass", "glass": "glass", "dress": "dress",
     "kids": "child", "kid": "child", "photograph": "photo",
 }  # fmt: skip
