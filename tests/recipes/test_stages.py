@@ -15,7 +15,7 @@ class _Runs:
 
     def __init__(self, folder: Path) -> None:
         self.code = folder / "code.py"
-        self.code.write_text("one", "utf-8")
+        self.code.write_text("one = 1\n", "utf-8")
         self.work = folder / "work"
         self.names: list[str] = []
         self.text = "a"
@@ -63,15 +63,24 @@ def test_a_parameter_reruns_its_stage_alone(runs: _Runs) -> None:
 def test_changed_code_reruns_its_stage_and_those_after_it_only_if_the_result_differs(runs: _Runs) -> None:
     """Later stages depend on the result, not on how it came about."""
     runs.run()
-    runs.code.write_text("two", "utf-8")
+    runs.code.write_text("two = 2\n", "utf-8")
     runs.run()
     assert runs.names == ["first", "second", "first"]
 
-    runs.code.write_text("three", "utf-8")
+    runs.code.write_text("three = 3\n", "utf-8")
     runs.text = "b"
     folders = runs.run()
     assert runs.names[3:] == ["first", "second"]
     assert (folders["second"] / "text").read_text("utf-8") == "bb"
+
+
+def test_a_comment_reruns_nothing(runs: _Runs) -> None:
+    """Nor does a docstring."""
+    runs.run()
+    runs.code.write_text('"""Says one."""\n\none = 1  # not two\n', "utf-8")
+    runs.run()
+
+    assert runs.names == ["first", "second"]
 
 
 def test_a_stage_that_failed_leaves_no_result(runs: _Runs) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from server.recipes.mini.install import install
 from server.recipes.mini.recipe import Options, Recipe
 from server.recipes.mini.stages import Progress, run_all
 
@@ -28,13 +29,18 @@ def main() -> None:
     parser.add_argument(
         "--bfloat16", action="store_true", help="train in half the time on a CPU with AVX512-BF16"
     )
+    parser.add_argument(
+        "--install", action="store_true", help="replace the embedded checkpoint and all that is made from it"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
     progress = Progress()
     options = Options(seed=arguments.seed, device=arguments.device, bfloat16=arguments.bfloat16)
     recipe = Recipe(options, arguments.work / "downloads", arguments.photographs, progress)
-    run_all(recipe.stages(), arguments.work, progress)
+    folders = run_all(recipe.stages(), arguments.work, progress)
+    if arguments.install:
+        install(folders["checkpoint"])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.recipes.mini.digests import code_digest, file_digest, folder_digest
+
 _DONE = "stage.json"
 
 
@@ -74,23 +76,14 @@ def inputs_digest(stage: Stage, folders: Mapping[str, Path]) -> str:
     """SHA-256 of all that decides a stage's result."""
     document = {
         "parameters": dict(stage.parameters),
-        "needs": {name: output_digest(folders[name]) for name in stage.needs},
-        "code": {path.name: file_digest(path) for path in stage.code},
+        "needs": {name: folder_digest(folders[name], frozenset({_DONE})) for name in stage.needs},
+        "code": {path.name: _content_digest(path) for path in stage.code},
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def output_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a result's files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _DONE)
-    lines = [f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n" for path in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _content_digest(path: Path) -> str:
+    return code_digest(path) if path.suffix == ".py" else file_digest(path)
 
 
 def _recorded(folder: Path) -> str | None:
