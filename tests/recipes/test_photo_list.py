@@ -59,16 +59,17 @@ def test_another_file_than_the_listed_one_is_refused(listed: list[photo_list.Lis
 
 def test_the_notice_lists_photographs_by_licence(listed: list[photo_list.Listed]) -> None:
     """Each with its author and where it is from."""
-    credits_of_photos = [listed[0].credit, Credit("x.jpg", "Bo", "CC-BY-2.0", "elsewhere")]
+    others = [Credit(title, "Bo", "CC-BY-2.0", "elsewhere") for title in ("x.jpg", "y.jpg")]
+    credits_of_photos = [listed[0].credit, *others]
 
     text = notice.written("Photographs\n{photographs}\n", credits_of_photos)
 
     assert text == (
         "Photographs\n"
         "  CC-BY-2.0\n"
-        "    x.jpg, by Bo, from elsewhere\n"
+        "    Bo: 2 photographs from elsewhere\n"
         "  CC0-1.0\n"
-        "    dog.jpg, by Ann, from museum/photos at 0123456789ab\n"
+        "    Ann: dog.jpg from museum/photos at 0123456789ab\n"
     )
 
 

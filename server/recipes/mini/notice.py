@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_WIDTH = 106
-
 
 @dataclass(frozen=True)
 class Credit:
-    """A photograph, or a collection of them."""
+    """Whom to credit for a photograph. `title` is its file, `source` where it is from."""
 
     title: str
     author: str
@@ -20,16 +18,21 @@ class Credit:
 
 
 def written(template: str, credits_of_photos: Iterable[Credit]) -> str:
-    """The template, with the photographs by licence in place of `{photographs}`."""
-    by_licence: dict[str, list[Credit]] = {}
+    """The template, with the photographs by licence in place of `{photographs}`.
+
+    Photographs of one author from one place share a line.
+    """
+    titles: dict[tuple[str, str, str], list[str]] = {}
     for credit in credits_of_photos:
-        by_licence.setdefault(credit.licence, []).append(credit)
-    lines = []
-    for licence in sorted(by_licence):
-        lines.append(f"  {licence}")
-        each = sorted({f"    {one.title}, by {one.author}, from {one.source}" for one in by_licence[licence]})
-        lines += each
-    return template.replace("{photographs}", "\n".join(lines) if lines else "  None.")
+        titles.setdefault((credit.licence, credit.author, credit.source), []).append(credit.title)
+    lines: list[str] = []
+    for licence, author, source in sorted(titles):
+        if f"  {licence}" not in lines:
+            lines.append(f"  {licence}")
+        own = titles[licence, author, source]
+        what = own[0] if len(own) == 1 else f"{len(own)} photographs"
+        lines.append(f"    {author}: {what} from {source}")
+    return template.replace("{photographs}", "\n".join(lines) or "  None.")
 
 
 def template() -> str:

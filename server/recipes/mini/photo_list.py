@@ -56,6 +56,6 @@ def _listed(source: dict[str, Any], picture: dict[str, Any]) -> Listed:  # Any: 
         title=path.rpartition("/")[2],
         author=picture.get("credit", source["title"]),
         licence=picture.get("licence", source["licence"]),
-        source=f"{name} at {source['commit'][:12]}" if "commit" in source else name,
+        source=f"{name} at {source['commit'][:12]}" if "commit" in source else f"{name} {source['version']}",
     )
     return Listed(photo, picture["sha256"], credit)

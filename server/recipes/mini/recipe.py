@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +72,7 @@ class Recipe:
                 name,
                 getattr(self, f"_{name}"),
                 tuple(needs.split()),
-                tuple(_HERE / f"{module}.py" for module in modules.split()),
+                tuple(_HERE / (each if "." in each else f"{each}.py") for each in modules.split()),
                 {key: options[key] for key in parameters.split()},
             )
 
@@ -103,7 +105,12 @@ class Recipe:
                 "photo_sets calibration captions meaning",
                 "seed",
             ),
-            stage("checkpoint", "sources text tuning calibration", "export vision text notice"),
+            stage(
+                "checkpoint",
+                "sources text tuning calibration",
+                "export vision text notice NOTICE.in",
+                "photographs",
+            ),
         ]
 
     def _sources(self, _: Mapping[str, Path], out: Path) -> None:
@@ -143,6 +150,8 @@ class Recipe:
         save_file(tower.cpu().state_dict(), out / "tower.safetensors")
 
     def _features(self, folders: Mapping[str, Path], out: Path) -> None:
+        bring = [sys.executable, "-m", "server.recipes.mini.photos", str(self._photographs)]
+        subprocess.run(bring, check=True)
         for each in self._listed:
             photo_list.verify(each, self._photographs)
         photo_sets.extract(
