@@ -13,7 +13,9 @@ from server.recipes.mini.space import clipped_normal
 def _lite0() -> dict[str, torch.Tensor]:
     """Random weights by Lite0's names, with batch norms that keep values in range."""
     generator = torch.Generator().manual_seed(0)
-    model = AlignVisionModel(vision.vision_config())
+    shapes = {
+        name: tensor.shape for name, tensor in AlignVisionModel(vision.vision_config()).state_dict().items()
+    }
     state: dict[str, torch.Tensor] = {}
 
     def conv(name: str, shape: torch.Size) -> None:
@@ -27,17 +29,17 @@ def _lite0() -> dict[str, torch.Tensor]:
         state[f"{name}.running_var"] = 0.5 + torch.rand(channels, generator=generator)
         state[f"{name}.num_batches_tracked"] = torch.tensor(0)
 
-    conv("_conv_stem", model.embeddings.convolution.weight.shape)
+    conv("_conv_stem", shapes["embeddings.convolution.weight"])
     norm("_bn0", 32)
-    for at, block in enumerate(model.encoder.blocks[:16]):
-        name = f"_blocks.{at}"
-        if at:
-            conv(f"{name}._expand_conv", block.expansion.expand_conv.weight.shape)
-            norm(f"{name}._bn0", block.expansion.expand_conv.weight.shape[0])
-        conv(f"{name}._depthwise_conv", block.depthwise_conv.depthwise_conv.weight.shape)
-        norm(f"{name}._bn1", block.depthwise_conv.depthwise_conv.weight.shape[0])
-        conv(f"{name}._project_conv", block.projection.project_conv.weight.shape)
-        norm(f"{name}._bn2", block.projection.project_conv.weight.shape[0])
+    for at in range(16):
+        name, block = f"_blocks.{at}", f"encoder.blocks.{at}"
+        layers = [("depthwise_conv.depthwise_conv", "_depthwise_conv", "_bn1")]
+        layers += [("projection.project_conv", "_project_conv", "_bn2")]
+        layers += [("expansion.expand_conv", "_expand_conv", "_bn0")] if at else []
+        for hosted, convolution, normalization in layers:
+            shape = shapes[f"{block}.{hosted}.weight"]
+            conv(f"{name}.{convolution}", shape)
+            norm(f"{name}.{normalization}", shape[0])
     conv("_conv_head", torch.Size((vision.FEATURES, 320, 1, 1)))
     norm("_bn1", vision.FEATURES)
     return state
