@@ -86,7 +86,8 @@ def _trained_on_sets(seed: int) -> str:
         torch.Generator().manual_seed(seed),
     )
     sampler = tuning.SetSampler(data, names, imagined, classifier, seed)
-    tuning.train_sets(tower, head, sampler, targets[:2], _SCHEDULE, seed, lambda step, loss: None)
+    kept = training.NounSampler(_NOUNS, targets, np.random.default_rng(seed))
+    tuning.train_sets(tower, head, sampler, kept, targets[:2], _SCHEDULE, seed, lambda step, loss: None)
     return _weights_of(tower, head)
 
 

@@ -20,7 +20,7 @@ from server.recipes.mini.meaning import Implications, content_words
 from server.recipes.mini.phrases import filled
 from server.recipes.mini.space import lite0_state
 from server.recipes.mini.text import TextTower
-from server.recipes.mini.training import Schedule
+from server.recipes.mini.training import NounSampler, Schedule
 from server.recipes.mini.vision import Head, Lite0, linear_head
 
 _QUESTIONS_PER_PHOTO = 8
@@ -87,7 +87,8 @@ def train(
         classifier(lite0),
         seed,
     )
-    tuning.train_sets(tower, head, sampler, space["classes"].to(device), schedule, seed, report)
+    kept = NounSampler(*nouns.read(inputs.nouns), np.random.default_rng([seed, 4]))
+    tuning.train_sets(tower, head, sampler, kept, space["classes"].to(device), schedule, seed, report)
     save_file(tower.cpu().state_dict(), out / "tower.safetensors")
     save_file(head.cpu().state_dict(), out / "head.safetensors")
 

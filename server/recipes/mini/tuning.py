@@ -20,12 +20,14 @@ from server.recipes.mini.meaning import agreement, content_words
 from server.recipes.mini.phrases import TEMPLATES, filled, written
 from server.recipes.mini.teacher import Noun
 from server.recipes.mini.text import TextTower
-from server.recipes.mini.training import Schedule, noun_loss, optimizer, rate_factor
+from server.recipes.mini.training import NounSampler, Schedule, noun_loss, optimizer, rate_factor
 from server.recipes.mini.vision import Head
 
 _SURE, _MAYBE = 0.5, 0.02  # Lite0's probability from which a name is right, and up to which it is wrong
 _START_SCALE = 20.0
-_PHOTOS, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 64, 32, 32
+_CLASS_SCALE = 28.0
+_KEPT_NOUNS = 64
+_PHOTOS, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 64, 16, 16
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Sets:
     features: Tensor
     texts: list[str]
     right: Tensor
+    classes: Tensor  # Lite0's probabilities of all classes for each imagined feature, which come last
     noun_rows: Tensor  # which texts are names
     noun_targets: Tensor
 
@@ -107,7 +110,7 @@ class SetSampler:
         texts += [written(self._name(at), rng) for at in nouns]
         pictures = torch.cat([features[shown, views], imagined])
         rows = torch.arange(len(said), len(texts))
-        return Sets(pictures, texts, right, rows, self._names.targets[nouns])
+        return Sets(pictures, texts, right, probabilities, rows, self._names.targets[nouns])
 
     def _noun_of(self, mass: Tensor) -> int:
         """A name that is right for an imagined feature, general ones as often as particular ones."""
@@ -168,16 +171,26 @@ def set_loss(logits: Tensor, right: Tensor, generator: torch.Generator, smoothin
     return -((1 - smoothing) * chosen + smoothing * others)[counted].mean()
 
 
+def ranking_loss(images: Tensor, probabilities: Tensor, classes: Tensor) -> Tensor:
+    """The divergence of an image's ranking of all class directions from Lite0's own: what it knew stays."""
+    ranked = (_CLASS_SCALE * images @ classes.T).log_softmax(dim=1)
+    return nn.functional.kl_div(ranked, probabilities, reduction="batchmean")
+
+
 def train_sets(
     tower: TextTower,
     head: Head,
     sampler: SetSampler,
+    nouns: NounSampler,
     classes: Tensor,
     schedule: Schedule,
     seed: int,
     report: Callable[[int, float], None],
 ) -> None:
-    """Trains the tower and the head in place, on the device of `classes`."""
+    """Trains the tower and the head in place, on the device of `classes`.
+
+    `nouns` and Lite0's ranking of classes hold on to what both knew before.
+    """
     device = classes.device
     generator = torch.Generator().manual_seed(seed)
     started = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
@@ -204,6 +217,11 @@ def train_sets(
         targets = nn.functional.normalize(sets.noun_targets).to(device)
         loss = loss + 0.5 * noun_loss(predicted[sets.noun_rows], targets, classes)
         loss = loss + 0.5 * (1 - (images * before).sum(dim=1)).mean()
+        loss = loss + ranking_loss(images[-len(sets.classes) :], sets.classes.to(device), classes)
+        kept, wanted = nouns.draw(_KEPT_NOUNS)
+        with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
+            remembered = tower(kept)
+        loss = loss + noun_loss(remembered.float(), wanted.to(device), classes)
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([*tower.parameters(), *head.parameters(), log_scale], 1.0)
