@@ -27,7 +27,7 @@ def _right(every: Known, text: str) -> list[int]:
 
 
 def test_people_actions_and_places_are_combined() -> None:
-    """`running` alone, and who runs."""
+    """`running` by itself, and with the runner."""
     texts = {phrase.text for phrase in phrases_of(_RUNNER)}
 
     assert {"running", "a man running", "a person running", "a man in the beach"} <= texts
@@ -41,7 +41,7 @@ def test_a_place_without_people_is_empty() -> None:
     assert "an empty living room" in texts
 
 
-def test_a_colour_also_stands_alone() -> None:
+def test_a_colour_also_stands_by_itself() -> None:
     """`orange` for an orange sofa."""
     assert Phrase("orange", "hue") in phrases_of(_SOFA)
 
@@ -68,7 +68,7 @@ def test_words_that_a_photograph_implies_are_right(all_known: Known) -> None:
 
 
 def test_the_same_photographs_are_held_out_whatever_others_there_are() -> None:
-    """Membership follows from the name alone, for about one in six."""
+    """Only the name decides, for about one in six."""
     held = [Photo(f"{at}.jpg", ("x",)).is_held_out for at in range(600)]
 
     assert 70 < sum(held) < 130

@@ -14,7 +14,7 @@ _AGAIN = "run `python -m server.recipes.mini --install`"
 @pytest.mark.skipif(not install.MADE.exists(), reason="the embedded checkpoint is older than the recipe")
 @pytest.mark.parametrize("name", ["recipe", "checkpoint", "prepared", "golden"])
 def test_nothing_is_stale(name: str) -> None:
-    """What was recorded at the last rebuild is what is here."""
+    """The digests are those that the last rebuild recorded."""
     made = json.loads(install.MADE.read_text("utf-8"))
 
     assert install.digests()[name] == made[name], f"{name} changed after the rebuild; {_AGAIN}"

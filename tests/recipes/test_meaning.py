@@ -1,4 +1,4 @@
-"""Which phrases agree with what is known about a photograph."""
+"""Which phrases agree with a photograph."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What is known about each photograph: phrases that are right for it, and which of the others are wrong.
+"""Which phrases are right and which are wrong for each photograph.
 
-A photograph has captions, and lists of what is in it, who, what they do, what has which colour, and the
-place. From these follow more phrases: `a man running`, `an empty beach`, `yellow`.
+A photograph has captions, and lists of nouns, people, actions, coloured things and places. From these follow
+more phrases: `a man running`, `an empty beach`, `yellow`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.recipes.mini.phrases import with_article
 COLOURS = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
 )  # fmt: skip
-_HELD_OUT = 6  # one photo in so many is kept for calibration
+_HELD_OUT = 6  # one photo in six is kept for calibration
 _PEOPLE = frozenset({"person", "crowd", "group", "family", "couple"})
 
 
@@ -34,7 +34,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Known:
-    """All phrases of some photographs, and what is right: 1 right, 0 wrong, -1 unknown, (photos, phrases)."""
+    """All phrases of some photographs. `right` is 1 right, 0 wrong, -1 unknown, (photos, phrases)."""
 
     phrases: list[Phrase]
     right: Tensor
@@ -86,7 +86,7 @@ def phrases_of(photo: Photo) -> list[Phrase]:
 
 
 def known(photos: Sequence[Sequence[Phrase]], implications: Implications) -> Known:
-    """What is known of every photograph and every phrase, with colours exchanged as further wrong phrases."""
+    """Compares phrases with photographs. Phrases with their colour exchanged are added as wrong ones."""
     every = [phrase for photo in photos for phrase in photo]
     exchanged = [other for phrase in every if phrase.kind == "colour" for other in recoloured(phrase)]
     phrases = list(dict.fromkeys([*every, *exchanged]))

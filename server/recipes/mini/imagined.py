@@ -1,4 +1,4 @@
-"""Features of photographs that nobody took: a class's mean feature with the spread of real photographs.
+"""Features of photographs that do not exist: a class's mean feature with the spread of real photographs.
 
 Lite0's classifier separates classes as a linear discriminant does, so a class's mean feature lies about where
 the covariance of features takes the classifier's row. Lite0 itself then says what each imagined one shows.

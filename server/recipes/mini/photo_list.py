@@ -1,4 +1,4 @@
-"""The photographs of `sources.json`: what is known of each, where it lies, whom to credit."""
+"""The photographs of `sources.json`, with their captions, digests and authors."""
 
 from __future__ import annotations
 

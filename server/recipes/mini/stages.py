@@ -87,7 +87,7 @@ def _content_digest(path: Path) -> str:
 
 
 def _recorded(folder: Path) -> str | None:
-    """The digest beside a result. A result is moved into place in one step, so it is complete or absent."""
+    """The recorded digest. A result is moved into place in one step, so it is complete or absent."""
     try:
         return str(json.loads((folder / _DONE).read_text("utf-8"))["inputs"])
     except FileNotFoundError:

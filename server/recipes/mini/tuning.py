@@ -32,7 +32,7 @@ _PHOTOS, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 64, 16, 16
 
 @dataclass(frozen=True)
 class Photos:
-    """Photographs: features (photos, views, 1280), and what is known about each."""
+    """Photographs: features (photos, views, 1280), and the phrases that are right or wrong for each."""
 
     features: Tensor
     known: Known
@@ -50,7 +50,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Sets:
-    """One step's pictures and texts, and what is right: 1 right, 0 wrong, -1 unknown, (pictures, texts)."""
+    """One step's pictures and texts. `right` is 1 right, 0 wrong, -1 unknown, (pictures, texts)."""
 
     features: Tensor
     texts: list[str]
